@@ -1,0 +1,282 @@
+"""
+Every message on the bus. Frozen msgspec Structs, JSON on the wire (see codec); no behaviour, no
+I/O.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from services.contract.errors import ErrorCode
+
+MAX_PROMPT_BYTES = 64 * 1024
+"""So that ten exchanges and a prompt fit NATS's message limit of 1 MiB."""
+
+SessionId = Annotated[str, Meta(min_length=1, max_length=128)]
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+# --- a request, from anyone to a worker -----------------------------------------------------------
+
+
+class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """
+    How the answer's tokens are chosen. What is left out is filled in by the worker's settings
+    (CHAT_…).
+    """
+
+    temperature: Annotated[float, Meta(ge=0, le=5)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=1000)] | None = None  # 0: all tokens
+    repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    seed: Annotated[int, Meta(ge=0, lt=2**32 - 1)] | None = None  # None: a new one each time
+    stop: (
+        Annotated[
+            tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...], Meta(max_length=16)
+        ]
+        | None
+    ) = None
+
+
+class Prompt(Sampling, frozen=True, kw_only=True):
+    """What a person asks: the body of `POST /chat`."""
+
+    prompt: Annotated[str, Meta(min_length=1)]
+    session_id: SessionId = "default"
+
+
+class ChatRequest(Prompt, frozen=True, kw_only=True):
+    """
+    What a worker is asked. A native caller may leave `request_id` out: the worker then makes
+    one.
+    """
+
+    request_id: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}$")] | None = None
+
+
+# --- what a worker sends to the reply subject -----------------------------------------------------
+
+
+class Usage(Struct, frozen=True):
+    """
+    Counts of tokens. `cached_tokens` of the prompt had been computed before and were not
+    computed again.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Timings(Struct, frozen=True):
+    """Seconds, all by the worker's monotonic clock."""
+
+    queued: float  # from receipt to a slot
+    prefill: float  # from the slot to the first token
+    decode: float  # from the first token to the last
+
+
+class Event(Struct, frozen=True, tag_field="type"):
+    """One of a request's events. Every accepted request ends in exactly one Done or Failed."""
+
+
+class Accepted(Event, frozen=True, tag="accepted"):
+    request_id: str
+    worker_id: str
+
+
+class Progress(Event, frozen=True, tag="progress"):
+    """Sent each second in which nothing else was: silence means that the worker is lost."""
+
+    queue_position: int  # requests before this one; 0 once it has a slot
+    prompt_tokens: int  # 0 until the prompt is tokenized
+    prompt_tokens_read: int
+
+
+class Started(Event, frozen=True, tag="started"):
+    """The request has a slot. `exchanges_dropped` of its session did not fit the context window."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    exchanges_kept: int
+    exchanges_dropped: int
+
+
+class Token(Event, frozen=True, tag="token"):
+    """
+    More text. `at` is the answer's length in characters before it; `ids` are the tokens it was
+    made of.
+    """
+
+    at: int
+    text: str
+    ids: tuple[int, ...]
+
+
+class Done(Event, frozen=True, tag="done"):
+    """
+    The end. `stored` says whether the log has acknowledged the exchange; `none`: there was
+    nothing to keep.
+    """
+
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    exchanges_dropped: int
+    stored: Literal["log", "failed", "none"]
+
+
+class Failed(Event, frozen=True, tag="failed"):
+    """The other end: nothing more comes, and what was said so far is not the whole answer."""
+
+    code: ErrorCode
+    message: str
+    retry_after: float | None = None  # seconds
+
+
+StreamEvent = Accepted | Progress | Started | Token | Done | Failed
+
+
+class Empty(Struct, frozen=True):
+    """A message whose subject says it all."""
+
+
+# --- what a worker tells all, once a second -------------------------------------------------------
+
+
+class ModelInfo(Struct, frozen=True):
+    name: str
+    # SHA-256 of the file's first and last MiB and its size: enough to tell two models apart
+    digest: str
+    context: int  # tokens per conversation
+    bytes: int
+
+
+class WorkerReport(Struct, frozen=True):
+    """
+    `error` is the sentence that says why there is no model; `progress` is the share of the file
+    loaded.
+    """
+
+    worker_id: str
+    state: Literal["loading", "ready", "draining", "failed"]
+    slots: int
+    running: int
+    waiting: int
+    progress: float = 0.0
+    model: ModelInfo | None = None
+    error: str | None = None
+
+
+# --- history --------------------------------------------------------------------------------------
+
+
+class Record(Struct, frozen=True, tag_field="type", kw_only=True):
+    """
+    What the log holds, a subject per session. `v` is the record's version.
+
+    `previous` is the sequence of the session's record before this one (0: none), which the stream
+    checks on append; so a session can be walked back from its last record by direct gets.
+    """
+
+    v: int = 1
+    previous: int
+
+
+class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
+    """One prompt and its answer. `epoch` is that of the context it was asked in."""
+
+    request_id: str
+    epoch: int
+    prompt: str
+    response: str
+    asked_at: datetime
+    answered_at: datetime
+    finish_reason: FinishReason
+    model: ModelInfo
+    sampling: Sampling
+    usage: Usage
+    timings: Timings
+
+
+class Cleared(Record, frozen=True, tag="cleared", kw_only=True):
+    """The session's context is empty from here on; its exchanges stay readable."""
+
+    cleared_at: datetime
+
+
+LogRecord = Exchange | Cleared
+
+
+class Turn(Struct, frozen=True):
+    """An exchange as the model sees it."""
+
+    request_id: str
+    prompt: str
+    response: str
+
+
+class ContextRequest(Struct, frozen=True):
+    session_id: SessionId
+
+
+class Context(Struct, frozen=True):
+    """
+    What the model is shown of a session, oldest first.
+
+    `epoch` is the sequence of the session's last Cleared (0: never), `applied_seq` that of the last
+    record seen.
+    """
+
+    turns: tuple[Turn, ...] = ()
+    epoch: int = 0
+    applied_seq: int = 0
+
+
+class MessagesRequest(Struct, frozen=True):
+    """The last `limit` exchanges, of one session or (None) of all of the tenant's."""
+
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 20
+    session_id: SessionId | None = None
+
+
+class Message(Struct, frozen=True):
+    """An exchange as `GET /messages` shows it."""
+
+    id: str
+    session_id: str
+    user_prompt: str
+    model_response: str
+    timestamp: datetime
+    finish_reason: FinishReason
+    model: str
+    usage: Usage
+
+
+class Messages(Struct, frozen=True):
+    """Oldest first."""
+
+    messages: tuple[Message, ...]
+
+
+class ClearRequest(Struct, frozen=True):
+    session_id: SessionId
+
+
+class HistoryStatus(Struct, frozen=True):
+    """
+    `unarchived` counts log records that MongoDB has not acknowledged; None where the log can't
+    be asked.
+    """
+
+    database_connected: bool
+    log_records: int
+    log_bytes: int
+    unarchived: int
+    unreadable: int

@@ -1,0 +1,112 @@
+"""Every subject on the bus is made here. Knows how names are spelled, not what is sent to them."""
+
+import base64
+import re
+
+OPEN_TENANT = "_"
+"""The tenant of a deployment without API keys."""
+
+REQUEST = "chat.request"
+"""
+Where anyone asks: the open tenant. Other tenants have a subject of their own, so that NATS
+permissions can hold them.
+"""
+REQUEST_ANY_TENANT = "chat.request.*"
+CANCEL_ANY = "chat.cancel.*.*"
+REPORT_ANY = "chat.worker.*.report"
+
+HISTORY_STREAM = "HISTORY"
+HISTORY_LOG = "history.log.>"
+HISTORY_STATUS = "history.status"
+HISTORY_CONTEXT_ANY = "history.context.*"
+HISTORY_MESSAGES_ANY = "history.messages.*"
+HISTORY_CLEAR_ANY = "history.clear.*"
+SESSIONS_BUCKET = "sessions"
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` can be a request id, a tenant or any other single token of a subject."""
+    return _ID.fullmatch(text) is not None
+
+
+def request(tenant: str) -> str:
+    return REQUEST if tenant == OPEN_TENANT else f"{REQUEST}.{tenant}"
+
+
+def tenant_of_request(subject: str) -> str:
+    """The tenant that a request on `subject` belongs to."""
+    return subject.removeprefix(REQUEST).removeprefix(".") or OPEN_TENANT
+
+
+def reply(tenant: str, request_id: str, attempt: str) -> str:
+    return f"chat.reply.{tenant}.{request_id}.{attempt}"
+
+
+def is_reply(subject: str) -> bool:
+    """
+    Whether a worker may publish to the reply subject that a caller named.
+
+    A worker may publish where its callers may not (`$JS.API.STREAM.PURGE.HISTORY` purges on any
+    message), so nothing is taken as a reply subject but an inbox and `chat.reply.…`.
+    """
+    return (
+        subject.startswith(("_INBOX.", "chat.reply.")) and "*" not in subject and ">" not in subject
+    )
+
+
+def cancel(tenant: str, request_id: str) -> str:
+    return f"chat.cancel.{tenant}.{request_id}"
+
+
+def target_of_cancel(subject: str) -> tuple[str, str]:
+    """(tenant, request id) of a cancel subject."""
+    _, _, tenant, request_id = subject.split(".")
+    return tenant, request_id
+
+
+def report(worker_id: str) -> str:
+    return f"chat.worker.{worker_id}.report"
+
+
+def history_context(tenant: str) -> str:
+    return f"history.context.{tenant}"
+
+
+def history_messages(tenant: str) -> str:
+    return f"history.messages.{tenant}"
+
+
+def history_clear(tenant: str) -> str:
+    return f"history.clear.{tenant}"
+
+
+def tenant_of_history(subject: str) -> str:
+    return subject.rsplit(".", 1)[1]
+
+
+def session_key(tenant: str, session_id: str) -> str:
+    """
+    `<tenant>.<base64url of the session id>`: the end of a log subject, a KV key, the start of
+    an archive id.
+    """
+    encoded = base64.urlsafe_b64encode(session_id.encode()).decode().rstrip("=")
+    return f"{tenant}.{encoded}"
+
+
+def log(key: str) -> str:
+    """The log subject of the session with this session key."""
+    return f"history.log.{key}"
+
+
+def key_of_log(subject: str) -> str:
+    """The session key that a log subject belongs to."""
+    return subject.removeprefix("history.log.")
+
+
+def session_of_key(key: str) -> tuple[str, str]:
+    """(tenant, session id) of a session key."""
+    tenant, encoded = key.split(".")
+    padding = "=" * (-len(encoded) % 4)
+    return tenant, base64.urlsafe_b64decode(encoded + padding).decode()

@@ -1,0 +1,293 @@
+"""The connection to NATS, in messages instead of bytes. Knows nothing of what the subjects mean."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import nats
+import nats.errors
+from msgspec import Struct
+from nats import micro
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+
+from services.contract.codec import decode, encode
+from services.contract.errors import ErrorCode, ServiceError
+
+VERSION = "0.1.0"
+REQUEST_TIMEOUT = 2.0  # seconds
+TASKS_DEADLINE = 5.0  # seconds that a closing bus waits for what it spawned
+
+log = logging.getLogger(__name__)
+R = TypeVar("R", bound=Struct)
+
+
+class Delivery(NamedTuple):
+    """A message as it came. `reply` is empty where the sender wants no answer."""
+
+    subject: str
+    data: bytes
+    reply: str
+
+
+class Endpoint(NamedTuple):
+    """
+    A subject that a service answers, in a queue group. The handler must return at once, or be
+    spawned.
+    """
+
+    name: str
+    subject: str
+    handler: Callable[[Delivery], Awaitable[None]]
+
+
+class NoResponders(Exception):
+    """Nobody is subscribed to the subject: NATS says so at once, no time-out passes."""
+
+
+class Inbox:
+    """The messages of one subscription, in order, waited for one at a time."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Msg] = asyncio.Queue()
+
+    async def put(self, message: Msg) -> None:
+        self._queue.put_nowait(message)
+
+    async def next(self, timeout: float) -> Delivery:
+        """
+        Raises TimeoutError after `timeout` seconds, NoResponders if nobody took what was
+        asked.
+        """
+        async with asyncio.timeout(timeout):
+            message = await self._queue.get()
+        if not message.data and (message.headers or {}).get("Status") == "503":
+            raise NoResponders
+        return Delivery(message.subject, message.data, message.reply)
+
+
+class Bus:
+    """
+    One NATS connection: publish, request, subscribe, serve.
+
+    nats-py runs a subscription's callbacks one after another, so handlers only hand over: `spawn`
+    runs the work beside them, and keeps it until it ends.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._services: list[micro.Service] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._reconnected: list[Callable[[], Awaitable[None]]] = []
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, url: str, name: str) -> AsyncIterator["Bus"]:
+        """Waits until a server is there; from then on reconnects by itself, for ever."""
+        client = Client()
+        bus = cls(client)
+        await client.connect(
+            url.split(","),
+            name=name,
+            connect_timeout=2,
+            reconnect_time_wait=0.25,  # type: ignore[arg-type]  # whole seconds by annotation only
+            max_reconnect_attempts=-1,
+            error_cb=_Complaints(url).hear,
+            disconnected_cb=_disconnected,
+            reconnected_cb=bus._on_reconnected,
+        )
+        try:
+            yield bus
+        finally:
+            await bus._close()
+
+    @property
+    def connected(self) -> bool:
+        return self._client.is_connected
+
+    @property
+    def jetstream(self) -> JetStreamContext:
+        return self._client.jetstream(timeout=REQUEST_TIMEOUT)
+
+    def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
+        self._reconnected.append(callback)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs `work` beside the caller. An exception that it lets out is logged."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def publish(self, subject: str, message: Struct, reply: str = "") -> None:
+        await self._client.publish(subject, encode(message), reply=reply)
+
+    async def request(
+        self, subject: str, message: Struct, kind: type[R], timeout: float = REQUEST_TIMEOUT
+    ) -> R:
+        """Raises ServiceError as the other side raised it, NoResponders, or TimeoutError."""
+        try:
+            answer = await self._client.request(subject, encode(message), timeout=timeout)
+        except nats.errors.NoRespondersError as error:
+            raise NoResponders from error
+        headers = answer.headers or {}
+        if code := headers.get(micro.request.ERROR_CODE_HEADER):
+            raise ServiceError(_error_code(code), headers[micro.request.ERROR_HEADER])
+        return decode(answer.data, kind)
+
+    @asynccontextmanager
+    async def inbox(self, subject: str) -> AsyncIterator[Inbox]:
+        inbox = Inbox()
+        subscription = await self._client.subscribe(subject, cb=inbox.put)
+        try:
+            yield inbox
+        finally:
+            self.spawn(_unsubscribe(subscription))  # a cancelled reader can't await it
+
+    async def subscribe(self, subject: str, handler: Callable[[Delivery], None]) -> None:
+        """
+        Every subscriber hears every message. The handler runs on the loop, so it must be
+        short.
+        """
+
+        async def handle(message: Msg) -> None:
+            try:
+                handler(Delivery(message.subject, message.data, message.reply))
+            except ServiceError as error:
+                log.warning("unreadable message on %s: %s", message.subject, error)
+
+        await self._client.subscribe(subject, cb=handle)
+
+    async def serve(self, name: str, description: str, endpoints: list[Endpoint]) -> None:
+        """Answers the endpoints as one service of NATS's services framework (`nats micro ls`)."""
+        service = await micro.add_service(
+            self._client, name=name, version=VERSION, description=description
+        )
+        self._services.append(service)
+        for endpoint in endpoints:
+            await service.add_endpoint(
+                name=endpoint.name,
+                subject=endpoint.subject,
+                queue_group=name,
+                handler=_unwrap(endpoint.handler),
+            )
+        await self._client.flush()
+
+    def endpoint(
+        self, name: str, subject: str, kind: type[R], handler: Callable[[str, R], Awaitable[Struct]]
+    ) -> Endpoint:
+        """
+        An endpoint that answers one `kind` of request with one message.
+
+        The handler gets the subject and the request; a ServiceError that it raises is the answer.
+        """
+
+        async def answer(delivery: Delivery) -> None:
+            try:
+                reply: Struct = await handler(delivery.subject, decode(delivery.data, kind))
+            except ServiceError as error:
+                await self._refuse(delivery, error)
+            except Exception:
+                log.exception("failed to answer %s", delivery.subject)
+                await self._refuse(
+                    delivery, ServiceError("internal", f"{name} failed; see its log.")
+                )
+            else:
+                await self.publish(delivery.reply, reply)
+
+        async def hand_over(delivery: Delivery) -> None:
+            if delivery.reply:
+                self.spawn(answer(delivery))
+
+        return Endpoint(name, subject, hand_over)
+
+    async def leave(self) -> None:
+        """Takes no more requests; those already on their way are still handed over."""
+        for service in self._services:
+            # micro's own stop unsubscribes at once, and what is in flight would be lost
+            for endpoint in service._endpoints:
+                if endpoint._subscription is not None:
+                    await endpoint._subscription.drain()
+            service._endpoints = []
+            await service.stop()
+        self._services = []
+
+    async def _refuse(self, delivery: Delivery, error: ServiceError) -> None:
+        headers = {
+            micro.request.ERROR_CODE_HEADER: error.code,
+            micro.request.ERROR_HEADER: error.message.replace("\n", " "),
+        }
+        await self._client.publish(delivery.reply, headers=headers)
+
+    async def _close(self) -> None:
+        """
+        Subscriptions first, then the work they started, then the connection: so no reply is
+        lost.
+        """
+        await self.leave()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=TASKS_DEADLINE)
+            for task in late:
+                task.cancel()
+        if self._client.is_connected:
+            await self._client.drain()
+        else:
+            await self._client.close()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a task failed", exc_info=error)
+
+    async def _on_reconnected(self) -> None:
+        log.info("connected to NATS again")
+        for callback in self._reconnected:
+            try:
+                await callback()
+            except Exception:
+                log.exception("after reconnecting")
+
+
+class _Complaints:
+    """
+    nats-py complains at each failed attempt, several times a second: said once until it is
+    another.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._last = ""
+
+    async def hear(self, error: Exception) -> None:
+        if (text := str(error) or type(error).__name__) != self._last:
+            log.warning("NATS at %s: %s; still trying", self._url, text)
+            self._last = text
+
+
+async def _disconnected() -> None:
+    log.warning("lost the connection to NATS")
+
+
+async def _unsubscribe(subscription: Any) -> None:
+    try:
+        await subscription.unsubscribe()
+    except (nats.errors.BadSubscriptionError, nats.errors.ConnectionClosedError):
+        return  # gone already, with its connection
+
+
+def _unwrap(
+    handler: Callable[[Delivery], Awaitable[None]],
+) -> Callable[[micro.Request], Awaitable[None]]:
+    async def handle(request: micro.Request) -> None:
+        # the reply subject is not public in micro.Request, but a request that has many
+        # replies needs it
+        await handler(Delivery(request.subject, request.data, request._msg.reply))
+
+    return handle
+
+
+def _error_code(code: str) -> ErrorCode:
+    return code if code in ErrorCode.__args__ else "internal"  # type: ignore[attr-defined, return-value]

@@ -1,0 +1,36 @@
+"""Real servers, shared by a whole test run; each test has sessions of its own, so nothing is wiped."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
+
+import pytest
+
+from services.runtime.bus import Bus
+from tests.servers import mongod, nats_server, running
+
+
+@pytest.fixture(scope="session")
+def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running(nats_server(tmp_path_factory.mktemp("nats"))) as server:
+        yield f"nats://127.0.0.1:{server.port}"
+
+
+@pytest.fixture(scope="session")
+def mongodb_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if uri := os.environ.get("MONGODB_TEST_URI"):
+        yield uri
+        return
+    with running(mongod(tmp_path_factory.mktemp("mongo"))) as server:
+        yield f"mongodb://127.0.0.1:{server.port}/"
+
+
+@pytest.fixture
+async def bus(nats_url: str) -> AsyncIterator[Bus]:
+    async with Bus.connect(nats_url, "test") as bus:
+        yield bus
+
+
+@pytest.fixture
+def session_id() -> str:
+    return f"session {uuid4()}"

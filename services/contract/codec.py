@@ -30,5 +30,5 @@ def decode(data: bytes, kind: type[T]) -> T:
     """
     try:
         return cast(T, _decoder(cast(Hashable, kind)).decode(data))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ServiceError("invalid_request", f"{error}.") from error

@@ -14,7 +14,9 @@ MAX_PROMPT_BYTES = 64 * 1024
 """So that ten exchanges and a prompt fit NATS's message limit of 1 MiB."""
 
 SessionId = Annotated[str, Meta(min_length=1, max_length=128)]
+Moment = Annotated[datetime, Meta(tz=True)]
 FinishReason = Literal["stop", "length", "cancelled"]
+Stored = Literal["log", "failed", "none"]
 
 
 # --- a request, from anyone to a worker -----------------------------------------------------------
@@ -129,7 +131,7 @@ class Done(Event, frozen=True, tag="done"):
     usage: Usage
     timings: Timings
     exchanges_dropped: int
-    stored: Literal["log", "failed", "none"]
+    stored: Stored
 
 
 class Failed(Event, frozen=True, tag="failed"):
@@ -196,8 +198,8 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
     epoch: int
     prompt: str
     response: str
-    asked_at: datetime
-    answered_at: datetime
+    asked_at: Moment
+    answered_at: Moment
     finish_reason: FinishReason
     model: ModelInfo
     sampling: Sampling
@@ -208,7 +210,7 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
 class Cleared(Record, frozen=True, tag="cleared", kw_only=True):
     """The session's context is empty from here on; its exchanges stay readable."""
 
-    cleared_at: datetime
+    cleared_at: Moment
 
 
 LogRecord = Exchange | Cleared
@@ -253,14 +255,14 @@ class Message(Struct, frozen=True):
     session_id: str
     user_prompt: str
     model_response: str
-    timestamp: datetime
+    timestamp: Moment
     finish_reason: FinishReason
     model: str
     usage: Usage
 
 
 class Messages(Struct, frozen=True):
-    """Oldest first."""
+    """Oldest first; fewer than asked for where they would not fit one NATS message of 1 MiB."""
 
     messages: tuple[Message, ...]
 
@@ -271,12 +273,12 @@ class ClearRequest(Struct, frozen=True):
 
 class HistoryStatus(Struct, frozen=True):
     """
-    `unarchived` counts log records that MongoDB has not acknowledged; None where the log can't
-    be asked.
+    `unarchived` counts log records that MongoDB has not acknowledged, `unreadable` those that were
+    set aside; what the log would say is None where it can't be asked.
     """
 
     database_connected: bool
-    log_records: int
-    log_bytes: int
-    unarchived: int
+    log_records: int | None
+    log_bytes: int | None
+    unarchived: int | None
     unreadable: int

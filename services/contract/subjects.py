@@ -100,6 +100,11 @@ def log(key: str) -> str:
     return f"history.log.{key}"
 
 
+def log_of_tenant(tenant: str) -> str:
+    """All of the tenant's log subjects."""
+    return f"history.log.{tenant}.>"
+
+
 def key_of_log(subject: str) -> str:
     """The session key that a log subject belongs to."""
     return subject.removeprefix("history.log.")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +20,7 @@ from services.contract.errors import ErrorCode, ServiceError
 
 VERSION = "0.1.0"
 REQUEST_TIMEOUT = 2.0  # seconds
+JETSTREAM_TIMEOUT = 1.5  # less, so that who asked a service is still told why it can't answer
 TASKS_DEADLINE = 5.0  # seconds that a closing bus waits for what it spawned
 
 log = logging.getLogger(__name__)
@@ -110,7 +112,7 @@ class Bus:
 
     @property
     def jetstream(self) -> JetStreamContext:
-        return self._client.jetstream(timeout=REQUEST_TIMEOUT)
+        return self._client.jetstream(timeout=JETSTREAM_TIMEOUT)
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
         self._reconnected.append(callback)
@@ -164,7 +166,11 @@ class Bus:
     async def serve(self, name: str, description: str, endpoints: list[Endpoint]) -> None:
         """Answers the endpoints as one service of NATS's services framework (`nats micro ls`)."""
         service = await micro.add_service(
-            self._client, name=name, version=VERSION, description=description
+            self._client,
+            name=name,
+            version=VERSION,
+            description=description,
+            metadata={"host": socket.gethostname()},  # services/runtime/health.py looks for it
         )
         self._services.append(service)
         for endpoint in endpoints:

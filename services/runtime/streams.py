@@ -2,7 +2,9 @@
 JetStream: a stream, a consumer of it, a key-value bucket. Knows bytes and sequences, not records.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from typing import NamedTuple
 
 import nats.errors
@@ -28,6 +30,7 @@ class Stored(NamedTuple):
     seq: int
     subject: str
     data: bytes
+    time: datetime  # the server's
 
 
 class StreamState(NamedTuple):
@@ -55,10 +58,11 @@ class Stream:
             max_age=max_age,
             duplicate_window=min(DUPLICATE_WINDOW, max_age or DUPLICATE_WINDOW),
         )
-        try:
-            await self._js.add_stream(config)
-        except nats.js.errors.BadRequestError:  # it is there, with other limits
-            await self._js.update_stream(config)
+        with _as_unavailable():
+            try:
+                await self._js.add_stream(config)
+            except nats.js.errors.BadRequestError:  # it is there, with other limits
+                await self._js.update_stream(config)
 
     async def append(self, subject: str, data: bytes, message_id: str, previous: int) -> int:
         """
@@ -70,17 +74,48 @@ class Stream:
         return await _publish(self._js, subject, data, previous, {"Nats-Msg-Id": message_id})
 
     async def last(self, subject: str) -> Stored | None:
+        """The last message of the subject, which may have wildcards."""
         return await _get(self._js, self.name, subject=subject)
 
     async def get(self, seq: int) -> Stored | None:
         """The message with this sequence; None if there is none (any more)."""
         return await _get(self._js, self.name, seq=seq)
 
+    async def next(self, subject: str, seq: int) -> Stored | None:
+        """The first message of the subject, which may have wildcards, from this sequence on."""
+        return await _get(self._js, self.name, seq=seq, subject=subject)
+
+    async def before(self, subject: str, seq: int) -> Stored | None:
+        """
+        The last message of the subject, which may have wildcards, before this sequence.
+
+        JetStream only searches forwards. So this looks from further and further back until there
+        is one, then halves the gap between it and where there is none.
+        """
+        end, step = seq, 1
+        while end > 1:
+            start = max(1, end - step)
+            if found := await self._first(subject, start, end):
+                return await self._latest(subject, found, end)
+            end, step = start, step * 2
+        return None
+
+    async def _latest(self, subject: str, found: Stored, end: int) -> Stored:
+        while found.seq + 1 < end:
+            middle = (found.seq + 1 + end) // 2
+            if later := await self._first(subject, middle, end):
+                found = later
+            else:
+                end = middle
+        return found
+
+    async def _first(self, subject: str, start: int, end: int) -> Stored | None:
+        stored = await self.next(subject, start)
+        return stored if stored is not None and stored.seq < end else None
+
     async def state(self) -> StreamState:
-        try:
+        with _as_unavailable():
             state = (await self._js.stream_info(self.name)).state
-        except (nats.errors.Error, TimeoutError) as error:
-            raise StreamUnavailable(str(error)) from error
         return StreamState(state.first_seq, state.last_seq, state.messages, state.bytes)
 
 
@@ -91,11 +126,18 @@ class Pending(NamedTuple):
     message: Msg
 
     async def ack(self) -> None:
-        await self.message.ack()
+        with _as_unavailable():
+            await self.message.ack()
+
+    async def give_back(self) -> None:
+        """It is given to somebody again, without waiting for its time to pass."""
+        with _as_unavailable():
+            await self.message.nak()
 
     async def set_aside(self) -> None:
         """Never again: it can't be read."""
-        await self.message.term()
+        with _as_unavailable():
+            await self.message.term()
 
 
 class Consumer:
@@ -107,36 +149,46 @@ class Consumer:
         self._durable = durable
         self._subscription: JetStreamContext.PullSubscription | None = None
 
-    async def open(self, ack_wait: float, max_ack_pending: int) -> None:
-        self._subscription = await self._js.pull_subscribe(
-            "",
-            durable=self._durable,
-            stream=self._stream,
-            config=api.ConsumerConfig(
-                ack_policy=api.AckPolicy.EXPLICIT,
-                ack_wait=ack_wait,
-                max_ack_pending=max_ack_pending,
-            ),
+    async def ensure(self, ack_wait: float, max_ack_pending: int) -> None:
+        """Makes the consumer, or updates its limits. `ack_wait` in seconds."""
+        config = api.ConsumerConfig(
+            name=self._durable,
+            durable_name=self._durable,
+            ack_policy=api.AckPolicy.EXPLICIT,
+            ack_wait=ack_wait,
+            max_ack_pending=max_ack_pending,
         )
+        with _as_unavailable():
+            await self._js.add_consumer(self._stream, config)
+            if self._subscription is None:
+                self._subscription = await self._js.pull_subscribe_bind(
+                    durable=self._durable, stream=self._stream
+                )
 
     async def fetch(self, batch: int, timeout: float) -> Sequence[Pending]:
         """At most `batch` messages; none if none came in `timeout` seconds."""
-        assert self._subscription is not None, "open() comes first"
-        try:
-            messages = await self._subscription.fetch(batch, timeout=timeout)
-        except TimeoutError:
-            return []
-        except nats.errors.Error as error:
-            raise StreamUnavailable(str(error)) from error
-        return [Pending(Stored(m.metadata.sequence.stream, m.subject, m.data), m) for m in messages]
+        assert self._subscription is not None, "ensure() comes first"
+        with _as_unavailable():
+            try:
+                messages = await self._subscription.fetch(batch, timeout=timeout)
+            except TimeoutError:
+                return []
+        return [Pending(_stored(message), message) for message in messages]
 
     async def floor(self) -> int:
         """Every message up to this sequence has been acknowledged."""
-        try:
-            info = await self._js.consumer_info(self._stream, self._durable)
-        except (nats.errors.Error, TimeoutError) as error:
-            raise StreamUnavailable(str(error)) from error
-        return (info.ack_floor.stream_seq or 0) if info.ack_floor else 0
+        floor = (await self._info()).ack_floor
+        return (floor.stream_seq or 0) if floor else 0
+
+    async def unacknowledged(self) -> int:
+        """How many messages have not been acknowledged, whether they were given out or not."""
+        info = await self._info()
+        return (info.num_pending or 0) + (info.num_ack_pending or 0)
+
+    async def _info(self) -> api.ConsumerInfo:
+        with _as_unavailable():
+            info: api.ConsumerInfo = await self._js.consumer_info(self._stream, self._durable)
+        return info
 
 
 class Value(NamedTuple):
@@ -154,12 +206,14 @@ class Bucket:
     async def ensure(self, ttl: float) -> None:
         """`ttl` in seconds, 0: for ever."""
         config = api.KeyValueConfig(bucket=self._name, history=1, ttl=ttl, direct=True)
-        try:
-            await self._js.create_key_value(config)
-        except nats.js.errors.BadRequestError:  # it is there, with another ttl
-            stream = (await self._js.stream_info(f"KV_{self._name}")).config
-            stream.max_age = ttl
-            await self._js.update_stream(stream)
+        with _as_unavailable():
+            try:
+                await self._js.create_key_value(config)
+            except nats.js.errors.BadRequestError:  # it is there, with another ttl
+                stream = (await self._js.stream_info(f"KV_{self._name}")).config
+                stream.max_age = ttl
+                stream.duplicate_window = min(DUPLICATE_WINDOW, ttl or DUPLICATE_WINDOW)
+                await self._js.update_stream(stream)
 
     async def get(self, key: str) -> Value | None:
         stored = await _get(self._js, f"KV_{self._name}", subject=f"$KV.{self._name}.{key}")
@@ -177,24 +231,38 @@ async def _publish(
     js: JetStreamContext, subject: str, data: bytes, previous: int, headers: dict[str, str]
 ) -> int:
     headers["Nats-Expected-Last-Subject-Sequence"] = str(previous)
-    try:
-        ack = await js.publish(subject, data, headers=headers)
-    except nats.js.errors.APIError as error:
-        if error.err_code in WRONG_LAST_SEQUENCE:
-            raise Conflict from error
-        raise StreamUnavailable(str(error)) from error
-    except (nats.errors.Error, TimeoutError) as error:
-        raise StreamUnavailable(str(error)) from error
+    with _as_unavailable():
+        try:
+            ack = await js.publish(subject, data, headers=headers)
+        except nats.js.errors.APIError as error:
+            if error.err_code in WRONG_LAST_SEQUENCE:
+                raise Conflict from error
+            raise
     return ack.seq
 
 
 async def _get(
     js: JetStreamContext, stream: str, seq: int | None = None, subject: str | None = None
 ) -> Stored | None:
+    """With both `seq` and `subject`: the subject's first message from that sequence on."""
+    both = seq is not None and subject is not None
+    with _as_unavailable():
+        try:
+            raw = await js.get_msg(stream, seq=seq, subject=subject, direct=True, next=both)
+        except nats.js.errors.NotFoundError:
+            return None
+    assert raw.seq is not None and raw.subject is not None and raw.time is not None
+    return Stored(raw.seq, raw.subject, raw.data or b"", raw.time)
+
+
+def _stored(message: Msg) -> Stored:
+    metadata = message.metadata
+    return Stored(metadata.sequence.stream, message.subject, message.data, metadata.timestamp)
+
+
+@contextmanager
+def _as_unavailable() -> Iterator[None]:
     try:
-        raw = await js.get_msg(stream, seq=seq, subject=subject, direct=True)
-    except nats.js.errors.NotFoundError:
-        return None
+        yield
     except (nats.errors.Error, TimeoutError) as error:
-        raise StreamUnavailable(str(error)) from error
-    return Stored(raw.seq or 0, raw.subject or "", raw.data or b"")
+        raise StreamUnavailable(str(error) or type(error).__name__) from error

@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Gets what the project needs into .venv and .data/bin; does nothing that is done already.
+#
+#   deploy/setup.sh uv        uv, from PATH or from PyPI
+#   deploy/setup.sh python …  .venv from uv.lock; the words after are uv's (--group dev)
+#   deploy/setup.sh nats      nats-server, from PATH or from the system's packages, unpacked beside it
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=.data/bin
+mkdir -p "$bin"
+PATH="$PWD/$bin:$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/bin"
+
+die() {
+    printf '\n%s\n' "$@" >&2
+    exit 1
+}
+
+get_uv() {
+    command -v uv >/dev/null && return
+    echo "getting uv"
+    python3 -m venv .data/uv || die "python3 can't make a virtual environment." \
+        "On Debian or Ubuntu: apt install python3-venv. Or install uv yourself: https://docs.astral.sh/uv"
+    .data/uv/bin/pip install --quiet uv==0.13.9
+    ln -sf ../uv/bin/uv "$bin/uv"
+}
+
+# uv's own display hides the one step that takes minutes: the compiler's count is shown instead.
+get_python() {
+    get_uv
+    if [ ! -d .venv ]; then
+        command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null ||
+            die "llama.cpp is compiled here, and no C/C++ compiler was found." \
+                "On Debian or Ubuntu: apt install build-essential. On a Mac: xcode-select --install."
+        echo "making .venv; llama.cpp is compiled for this machine: 4 to 10 minutes on two cores, once"
+    fi
+    uv sync --locked --inexact --all-extras "$@" --verbose 2>&1 | tee .data/setup.log | show_progress ||
+        die "$(grep -E '^(error|  (×|╰|├))' .data/setup.log || tail -n 5 .data/setup.log)" \
+            "The environment could not be made; .data/setup.log has all of it."
+}
+
+show_progress() {
+    local line
+    while IFS= read -r line; do
+        [[ $line =~ ^DEBUG\ \[([0-9]+)/([0-9]+)\] ]] || continue
+        ((BASH_REMATCH[1] % 10)) || echo "llama.cpp: ${BASH_REMATCH[1]} of ${BASH_REMATCH[2]} steps"
+    done
+}
+
+get_nats() {
+    command -v nats-server >/dev/null && return
+    echo "getting nats-server"
+    if command -v apt-get >/dev/null; then
+        get_debian_nats
+    elif command -v brew >/dev/null; then
+        brew install nats-server
+    else
+        die "nats-server is missing, and this system's package manager is not known here." \
+            "Install it from https://nats.io/download, or name a running server with NATS_URL."
+    fi
+}
+
+# Unpacked, not installed: installing it would start a server of its own on port 4222.
+get_debian_nats() {
+    local temp
+    temp=$(mktemp -d)
+    chmod 755 "$temp"
+    (cd "$temp" && (apt-get download nats-server || (as_root apt-get update && apt-get download nats-server))) \
+        >.data/nats-setup.log 2>&1 ||
+        die "$(tail -n 3 .data/nats-setup.log)" "nats-server could not be downloaded: apt install nats-server."
+    dpkg-deb -x "$temp"/nats-server_*.deb .data/nats
+    ln -sf ../nats/usr/sbin/nats-server "$bin/nats-server"
+    rm -rf "$temp"
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+what=${1:?uv, python or nats}
+shift
+"get_$what" "$@"

@@ -1,0 +1,144 @@
+"""`just up`: nats-server and the three services as processes of one terminal, until Ctrl-C."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import urllib.request
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from services.runtime import logs
+from services.runtime.settings import BadSetting, load
+
+DATA = Path(".data")
+SERVICES = ("history", "inference", "edge")  # in the order of starting; ended the other way round
+RESTART_AFTER = 1.0  # seconds
+BAD_SETTING = 2  # a service's exit code: starting it again would not help
+
+log = logging.getLogger("up")
+
+
+class UpSettings(msgspec.Struct, frozen=True):
+    """NATS_URL names a server that runs already; else an own one listens on NATS_PORT."""
+
+    nats_url: str = ""
+    nats_port: int = 4222
+    edge_port: int = 8002
+
+
+class Child:
+    """
+    A process that is started again when it dies. Its group is its own: Ctrl-C is ours to pass
+    on.
+    """
+
+    def __init__(self, name: str, command: list[str], environ: dict[str, str], output: int | None):
+        self.name = name
+        self._command = command
+        self._environ = environ
+        self._output = output
+        self._process: asyncio.subprocess.Process | None = None
+        self._ending = False
+
+    async def live(self) -> None:
+        """Returns when it was told to end; raises SystemExit if it can't run."""
+        while not self._ending:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                env=self._environ,
+                stdout=self._output,
+                stderr=self._output,
+                start_new_session=True,
+            )
+            code = await self._process.wait()
+            if self._ending:
+                return
+            if code == BAD_SETTING:
+                raise SystemExit(code)
+            log.error("%s ended with %d; starting it again", self.name, code)
+            await asyncio.sleep(RESTART_AFTER)
+
+    async def end(self) -> None:
+        self._ending = True
+        if self._process and self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+            await self._process.wait()
+
+
+async def up(settings: UpSettings) -> int:
+    DATA.mkdir(exist_ok=True)
+    url = settings.nats_url or f"nats://127.0.0.1:{settings.nats_port}"
+    environ = os.environ | {"NATS_URL": url}
+    children = [] if settings.nats_url else [_nats_server(settings.nats_port)]
+    for name in SERVICES:
+        command = [sys.executable, "-m", f"services.{name}"]
+        children.append(Child(name, command, environ, None))
+    stop = asyncio.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    return await _run(children, stop, settings.edge_port)
+
+
+async def _run(children: list[Child], stop: asyncio.Event, edge_port: int) -> int:
+    lives = [asyncio.create_task(child.live()) for child in children]
+    greeting = asyncio.create_task(_greet(edge_port))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([*lives, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    greeting.cancel()
+    log.info("ending: answers that have begun are finished first")
+    for child in reversed(children):
+        await child.end()
+    codes = await asyncio.gather(*lives, return_exceptions=True)
+    return next((c.code for c in codes if isinstance(c, SystemExit) and isinstance(c.code, int)), 0)
+
+
+def _nats_server(port: int) -> Child:
+    with contextlib.closing(socket.socket()) as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise BadSetting(
+                f"Port {port} is taken: choose another with NATS_PORT, or, if a NATS server with"
+                f" JetStream listens there, use it with NATS_URL=nats://127.0.0.1:{port}."
+            )
+    binary = shutil.which("nats-server", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+    if binary is None:
+        raise BadSetting("nats-server is missing: deploy/setup.sh nats gets it.")
+    store = DATA / "jetstream"
+    command = [binary, "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(store)]
+    output = os.open(DATA / "nats.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    return Child("nats-server", command, dict(os.environ), output)
+
+
+async def _greet(port: int) -> None:
+    """Says so once the first chat can be had."""
+    while not await asyncio.to_thread(_is_ready, port):
+        await asyncio.sleep(0.2)
+    log.info("ready: http://localhost:%d   (Ctrl-C ends it)", port)
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def main() -> int:
+    logs.configure("up")
+    try:
+        return uvloop.run(up(load(UpSettings)))
+    except BadSetting as error:
+        log.critical("%s", error)
+        return BAD_SETTING
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+export PATH := justfile_directory() + "/.venv/bin:" + justfile_directory() + "/.data/bin:" + env("PATH")
+
+[private]
+default:
+    @just --list --unsorted
+
+# Run everything on this machine: http://localhost:8002 (EDGE_PORT and NATS_PORT move it)
+up: (_setup) _nats
+    @python -m deploy.up
+
+# Talk to it in the terminal, over NATS
+chat *options: (_setup)
+    @python -m services.client {{ options }}
+
+# Run the tests, with real servers and the real demo model
+[group('develop')]
+test *options: (_setup "--group" "dev") _nats
+    @python -m pytest {{ options }}
+
+# Check style, types, and that generated files are fresh
+[group('develop')]
+check: (_setup "--group" "dev")
+    ruff check
+    ruff format --check
+    mypy
+    uv lock --check
+    python -m deploy.requirements --check
+
+# Check docker-compose.yml
+[group('develop')]
+check-compose:
+    @if docker compose version >/dev/null 2>&1; then docker compose config --quiet; else docker-compose config --quiet; fi
+
+# Mend what can be mended by a program
+[group('develop')]
+fmt: (_setup "--group" "dev")
+    ruff check --fix
+    ruff format
+
+# After a change of pyproject.toml: the lock, and each service's requirements.txt
+[group('develop')]
+lock: _uv
+    uv lock
+    python3 -m deploy.requirements
+
+# Train model/demo.gguf again
+[group('model')]
+train-demo: (_setup "--group" "training")
+    python -m model.training.train
+
+# Print the demo model's accuracy per skill
+[group('model')]
+eval-demo: (_setup)
+    python -m model.training.evaluate
+
+_setup *groups:
+    @deploy/setup.sh python {{ groups }}
+
+_nats:
+    @deploy/setup.sh nats
+
+_uv:
+    @deploy/setup.sh uv

@@ -1,0 +1,19 @@
+"""python -m services.inference: one worker."""
+
+from services.inference.settings import InferenceSettings
+from services.inference.worker import Worker
+from services.runtime.bus import Bus
+from services.runtime.process import Process, run
+from services.runtime.settings import load
+
+
+async def serve(process: Process) -> None:
+    settings = load(InferenceSettings)
+    bus = await process.stack.enter_async_context(Bus.connect(settings.nats_url, "inference"))
+    worker = Worker(bus, settings, process)
+    process.stack.push_async_callback(worker.drain)
+    await worker.start()
+
+
+if __name__ == "__main__":
+    run("inference", serve)

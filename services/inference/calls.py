@@ -1,0 +1,80 @@
+"""
+One request in the worker, from its receipt to its Done or Failed: what is sent, and when something
+last was.
+"""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+from services.contract import subjects
+from services.contract.errors import ServiceError
+from services.contract.messages import (
+    ChatRequest,
+    Done,
+    Failed,
+    Progress,
+    Sampling,
+    StreamEvent,
+    Token,
+)
+from services.inference.engine.engine import Output
+from services.inference.engine.sequence import Sequence
+from services.runtime.bus import Bus
+
+
+class Call:
+    """`request` has its id, and `sampling` is filled in."""
+
+    def __init__(
+        self, bus: Bus, tenant: str, request: ChatRequest, sampling: Sampling, reply: str
+    ) -> None:
+        assert request.request_id is not None
+        self._bus = bus
+        self._reply = reply
+        self._last_sent = time.monotonic()
+        self.tenant = tenant
+        self.request = request
+        self.request_id = request.request_id
+        self.sampling = sampling
+        self.asked_at = datetime.now(UTC)
+        self.received = self._last_sent
+        self.outputs: asyncio.Queue[Output] = asyncio.Queue()
+        self.sequence: Sequence | None = None
+        self.text = ""
+        self.cancelled = False
+        self.ended = False
+
+    @property
+    def key(self) -> str:
+        """Names the request among all tenants' requests."""
+        return f"{self.tenant}.{self.request_id}"
+
+    @property
+    def session_key(self) -> str:
+        return subjects.session_key(self.tenant, self.request.session_id)
+
+    @property
+    def has_slot(self) -> bool:
+        return self.sequence is not None and self.sequence.slot is not None
+
+    async def send(self, event: StreamEvent) -> None:
+        """Nothing is sent after the end, so that there is exactly one."""
+        if self.ended:
+            return
+        self.ended = isinstance(event, Done | Failed)
+        if isinstance(event, Token):
+            self.text += event.text
+        self._last_sent = time.monotonic()
+        await self._bus.publish(self._reply, event)
+
+    async def fail(self, error: ServiceError) -> None:
+        await self.send(Failed(error.code, error.message, error.retry_after))
+
+    async def keep_alive(self, position: int, interval: float) -> None:
+        """A Progress, if nothing was sent for `interval` seconds."""
+        if time.monotonic() - self._last_sent >= interval:
+            sequence = self.sequence
+            total = len(sequence.prompt) if sequence else 0
+            read = min(sequence.computed, total) if sequence else 0
+            await self.send(Progress(position, total, read))

@@ -1,0 +1,61 @@
+"""What the engine needs of a model. llama.py is the real one; tests script another."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from services.contract.messages import Sampling
+
+
+class Sampler(Protocol):
+    """Chooses one sequence's tokens; remembers what it chose."""
+
+    def close(self) -> None: ...
+
+
+class Chunk(NamedTuple):
+    """
+    A run of one sequence's tokens to compute in a step: a piece of its prompt, or its newest token.
+
+    With a sampler, the token that follows the run is chosen too.
+    """
+
+    slot: int
+    position: int  # of the first token in the sequence
+    tokens: Sequence[int]
+    sampler: Sampler | None
+
+
+class BackendError(Exception):
+    """
+    The model could not compute a step. What the cache holds of the step's sequences is unknown.
+    """
+
+
+class Backend(Protocol):
+    """One model with one KV cache, in which sequences are told apart by their slot number."""
+
+    context: int  # tokens that one sequence can have
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """With `special`, text such as `<|im_end|>` becomes the control token it names."""
+
+    def piece(self, token: int) -> bytes:
+        """The token's bytes, which may be part of a character; none for a control token."""
+
+    def is_end(self, token: int) -> bool: ...
+
+    def sampler(self, sampling: Sampling) -> Sampler: ...
+
+    def decode(self, chunks: Sequence[Chunk]) -> list[int | None]:
+        """
+        Computes all chunks in one batch; the next token of each that has a sampler. Raises
+        BackendError.
+        """
+
+    def share(self, source: int, target: int, length: int) -> bool:
+        """
+        Makes the first `length` tokens of `source` all that `target` holds, copying nothing.
+
+        `source` may be `target`: then it is cut. False if this kind of model can't keep a part of
+        a sequence (recurrent ones): `target` is empty then.
+        """

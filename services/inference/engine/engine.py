@@ -1,0 +1,193 @@
+"""
+The one thread that owns the model: takes requests in, steps, gives events out. Knows no asyncio and
+no NATS.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from services.contract.messages import FinishReason, Timings, Usage
+from services.inference.engine.backend import Backend, BackendError
+from services.inference.engine.scheduler import Planned, Scheduler
+from services.inference.engine.sequence import Sequence
+from services.inference.engine.slots import Slots
+
+log = logging.getLogger(__name__)
+
+
+class Began(NamedTuple):
+    """The sequence has a slot."""
+
+    prompt_tokens: int
+    cached_tokens: int
+
+
+class Piece(NamedTuple):
+    """More text, `at` characters from the answer's beginning, and the tokens it was made of."""
+
+    at: int
+    text: str
+    ids: tuple[int, ...]
+
+
+class Finished(NamedTuple):
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+class Broken(NamedTuple):
+    """The model failed; the answer ends here, unfinished."""
+
+    message: str
+
+
+Output = Began | Piece | Finished | Broken
+Emit = Callable[[list[tuple[str, Output]]], None]
+
+
+class Engine:
+    """
+    `emit` gets a step's outputs at once, as (key, output), in the engine's thread.
+
+    Every sequence submitted ends in exactly one Finished or Broken. `on_death` is called if the
+    thread dies of an error; nothing is answered after that.
+    """
+
+    def __init__(
+        self, backend: Backend, parallel: int, emit: Emit, on_death: Callable[[], None]
+    ) -> None:
+        self._backend = backend
+        self._emit = emit
+        self._on_death = on_death
+        self._inbox: queue.SimpleQueue[Sequence | str | None] = queue.SimpleQueue()
+        self._slots = Slots(backend, parallel)
+        self._scheduler = Scheduler(self._slots)
+        self._outputs: list[tuple[str, Output]] = []
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, sequence: Sequence) -> None:
+        self._inbox.put(sequence)
+
+    def cancel(self, key: str) -> None:
+        """Ends the sequence before the next step; does nothing if it has ended."""
+        self._inbox.put(key)
+
+    def close(self) -> None:
+        """Ends the thread after the step that it is in. What still runs gets no more outputs."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self.step()
+        except Exception:
+            log.exception("the engine died")
+            self._on_death()
+
+    def step(self) -> None:
+        self._take_in()
+        self._start_waiting()
+        planned = self._scheduler.plan()
+        if planned:
+            self._decode(planned)
+        self._send()
+
+    def _take_in(self) -> None:
+        """Blocks while there is nothing to do."""
+        if self._scheduler.is_idle:
+            self._scheduler.check()
+            self._handle(self._inbox.get())
+        while not self._inbox.empty():
+            self._handle(self._inbox.get())
+
+    def _handle(self, item: Sequence | str | None) -> None:
+        if item is None:
+            self._closing = True
+        elif isinstance(item, Sequence):
+            self._scheduler.add(item)
+        elif sequence := self._scheduler.find(item):
+            self._finish(sequence, "cancelled")
+
+    def _start_waiting(self) -> None:
+        for sequence in self._scheduler.admit():
+            sequence.sampler = self._backend.sampler(sequence.sampling)
+            self._put(sequence, Began(len(sequence.prompt), sequence.cached))
+
+    def _decode(self, planned: list[Planned]) -> None:
+        try:
+            tokens = self._backend.decode([p.chunk for p in planned])
+        except BackendError as error:
+            log.exception("a step failed")
+            self._break(str(error))
+            return
+        self._scheduler.commit(planned)
+        for (sequence, _), token in zip(planned, tokens, strict=True):
+            if token is not None:
+                self._accept(sequence, token)
+
+    def _accept(self, sequence: Sequence, token: int) -> None:
+        """
+        A new token: its text goes out unless it could begin a stop string; ends the answer
+        if due.
+        """
+        sequence.last_token = time.monotonic()
+        sequence.first_token = sequence.first_token or sequence.last_token
+        sequence.generated.append(token)
+        if self._backend.is_end(token):
+            self._say(sequence, sequence.stops.flush())
+            self._finish(sequence, "stop")
+            return
+        sequence.unsent.append(token)
+        text, stopped = sequence.stops.push(sequence.detokenizer.push(self._backend.piece(token)))
+        self._say(sequence, text)
+        if stopped:
+            self._finish(sequence, "stop")
+        elif self._is_full(sequence):
+            self._say(sequence, sequence.stops.flush())
+            self._finish(sequence, "length")
+
+    def _is_full(self, sequence: Sequence) -> bool:
+        return (
+            len(sequence.generated) == sequence.sampling.max_tokens
+            or sequence.length == self._backend.context
+        )
+
+    def _say(self, sequence: Sequence, text: str) -> None:
+        if text:
+            self._put(sequence, Piece(sequence.sent_chars, text, tuple(sequence.unsent)))
+            sequence.sent_chars += len(text)
+            sequence.unsent.clear()
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        self._remove(sequence)
+        self._put(sequence, Finished(reason, sequence.usage, sequence.timings))
+
+    def _break(self, message: str) -> None:
+        for sequence in list(self._scheduler.running):
+            assert sequence.slot is not None
+            self._slots.forget(sequence.slot)
+            self._remove(sequence)
+            self._put(sequence, Broken(message))
+
+    def _remove(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence)
+        if sequence.sampler is not None:
+            sequence.sampler.close()
+
+    def _put(self, sequence: Sequence, output: Output) -> None:
+        self._outputs.append((sequence.key, output))
+
+    def _send(self) -> None:
+        if self._outputs:
+            outputs, self._outputs = self._outputs, []
+            self._emit(outputs)

@@ -1,0 +1,232 @@
+"""
+llama.cpp behind the Backend protocol, by llama-cpp-python's low-level API. Nobody else imports
+llama_cpp.
+"""
+
+from __future__ import annotations  # llama_cpp has its pointer types for type checkers only
+
+import ctypes
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+
+from services.contract.messages import Sampling
+from services.inference.engine.backend import BackendError, Chunk
+from services.inference.engine.sampler import ChainSampler
+from services.inference.engine.scheduler import PREFILL_ALONE
+
+log = logging.getLogger(__name__)
+
+MAX_PARALLEL = 64  # decode tokens that a batch has room for beside a prompt's chunk
+NO_CELLS = 1  # llama_decode: the KV cache is full
+
+
+class ModelError(Exception):
+    """The file can't be served; the message is a sentence that says why and what to do."""
+
+
+class Llama:
+    """
+    One GGUF model and one unified KV cache with room for `parallel` sequences of `context` tokens.
+
+    `on_progress` is told the share of the file that is loaded, 0 to 1, and says whether to go on.
+    Raises ModelError.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context: int,
+        parallel: int,
+        threads: int,
+        gpu_layers: int,
+        on_progress: Callable[[float], bool],
+    ) -> None:
+        _LOG.errors.clear()
+        llama_cpp.llama_log_set(_LOG.callback, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        self._model = _load(path, gpu_layers, on_progress)
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        trained = llama_cpp.llama_model_n_ctx_train(self._model)
+        if context > trained:
+            log.warning("the model was trained on %d tokens of context, not %d", trained, context)
+        self.context = min(context, trained)
+        self._context = self._open_context(parallel, threads)
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._batch = _Batch(PREFILL_ALONE + MAX_PARALLEL)
+        self._pieces: dict[int, bytes] = {}
+
+    @property
+    def template(self) -> str | None:
+        """The chat template that the file carries."""
+        text = llama_cpp.llama_model_chat_template(self._model, None)
+        return text.decode() if text else None
+
+    @property
+    def bos(self) -> str:
+        return self._text_of(llama_cpp.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos(self) -> str:
+        return self._text_of(llama_cpp.llama_vocab_eos(self._vocab))
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether every prompt of this model begins with the BOS token."""
+        return bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        data = text.encode()
+        room = len(data) + 8
+        tokens = (llama_cpp.llama_token * room)()
+        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, False, special)
+        assert count >= 0, "a text has no more tokens than bytes"
+        return tokens[:count]
+
+    def piece(self, token: int) -> bytes:
+        if (piece := self._pieces.get(token)) is None:
+            buffer = ctypes.create_string_buffer(256)
+            size = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, 256, 0, False)
+            piece = self._pieces[token] = buffer.raw[: max(size, 0)]
+        return piece
+
+    def is_end(self, token: int) -> bool:
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+
+    def sampler(self, sampling: Sampling) -> ChainSampler:
+        return ChainSampler(self._vocab, self._context, sampling)
+
+    def decode(self, chunks: Sequence[Chunk]) -> list[int | None]:
+        ends = self._batch.fill(chunks)
+        result = llama_cpp.llama_decode(self._context, self._batch.struct)
+        if result == NO_CELLS:
+            raise BackendError("The model's KV cache is full.")
+        if result != 0:
+            raise BackendError(f"llama_decode failed with {result}: {_LOG.errors[-1:]}.")
+        return [
+            chunk.sampler.choose(end) if isinstance(chunk.sampler, ChainSampler) else None
+            for chunk, end in zip(chunks, ends, strict=True)
+        ]
+
+    def share(self, source: int, target: int, length: int) -> bool:
+        if source == target:
+            if llama_cpp.llama_memory_seq_rm(self._memory, target, length, -1):
+                return True
+            llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
+            return False
+        llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
+        if length and not self._keeps_parts:
+            return False
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        return True
+
+    def close(self) -> None:
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
+
+    @property
+    def _keeps_parts(self) -> bool:
+        """A recurrent model's state is of the whole sequence or of nothing."""
+        return not (
+            llama_cpp.llama_model_is_recurrent(self._model)
+            or llama_cpp.llama_model_is_hybrid(self._model)
+        )
+
+    def _text_of(self, token: int) -> str:
+        return llama_cpp.llama_vocab_get_text(self._vocab, token).decode() if token >= 0 else ""
+
+    def _open_context(self, parallel: int, threads: int) -> llama_cpp.llama_context_p:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = self.context * parallel
+        params.n_batch = PREFILL_ALONE + MAX_PARALLEL
+        params.n_seq_max = parallel
+        params.n_threads = params.n_threads_batch = threads
+        params.kv_unified = True  # so that sequences can share the cells of a common beginning
+        params.swa_full = True  # so that a sequence can be cut anywhere
+        params.no_perf = True
+        context = llama_cpp.llama_init_from_model(self._model, params)
+        if not context:
+            raise ModelError(
+                f"There is not enough memory for {parallel} conversations of {self.context} tokens:"
+                " lower MODEL_PARALLEL or MODEL_CONTEXT."
+            )
+        return llama_cpp.llama_context_p(context)
+
+
+class _Batch:
+    """llama_batch over arrays of our own, filled without a call per token."""
+
+    def __init__(self, size: int) -> None:
+        self._tokens = np.zeros(size, np.int32)
+        self._positions = np.zeros(size, np.int32)
+        self._counts = np.ones(size, np.int32)
+        self._slots = np.zeros(size, np.int32)
+        self._outputs = np.zeros(size, np.int8)
+        base, step = self._slots.ctypes.data, self._slots.itemsize
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        self._slot_pointers = (pointer * size)(
+            *(ctypes.cast(base + i * step, pointer) for i in range(size))
+        )
+        self.struct = llama_cpp.llama_batch(
+            n_tokens=0,
+            token=self._tokens.ctypes.data_as(pointer),
+            embd=None,
+            pos=self._positions.ctypes.data_as(pointer),
+            n_seq_id=self._counts.ctypes.data_as(pointer),
+            seq_id=self._slot_pointers,
+            logits=self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def fill(self, chunks: Sequence[Chunk]) -> list[int]:
+        """The index of each chunk's last token, where its logits will be."""
+        ends, start = [], 0
+        self._outputs[:] = 0
+        for chunk in chunks:
+            end = start + len(chunk.tokens)
+            self._tokens[start:end] = chunk.tokens
+            self._positions[start:end] = range(chunk.position, chunk.position + end - start)
+            self._slots[start:end] = chunk.slot
+            self._outputs[end - 1] = chunk.sampler is not None
+            ends.append(end - 1)
+            start = end
+        self.struct.n_tokens = start
+        return ends
+
+
+class _Log:
+    """
+    llama.cpp's own log: its errors are kept, to say why a file does not load; the rest is
+    dropped.
+    """
+
+    LEVEL_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.callback = llama_cpp.llama_log_callback(self._hear)
+
+    def _hear(self, level: int, text: bytes, _: ctypes.c_void_p) -> None:
+        if level == self.LEVEL_ERROR:
+            self.errors = [*self.errors[-9:], text.decode(errors="replace").strip()]
+
+
+_LOG = _Log()
+
+
+def _load(
+    path: Path, gpu_layers: int, on_progress: Callable[[float], bool]
+) -> llama_cpp.llama_model_p:
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = gpu_layers
+    params.progress_callback = llama_cpp.llama_progress_callback(
+        lambda share, _: on_progress(share)
+    )
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        why = _LOG.errors[0] if _LOG.errors else "no reason given"
+        raise ModelError(f"{path} can't be loaded ({why}): is the file complete?")
+    return llama_cpp.llama_model_p(model)

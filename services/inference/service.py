@@ -1,0 +1,240 @@
+"""
+Chat requests from the bus: admission, one answer each, cancel, drain. Knows no HTTP and no Mongo.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import msgspec
+
+from services.contract import subjects
+from services.contract.codec import decode
+from services.contract.errors import ServiceError
+from services.contract.messages import (
+    Accepted,
+    ChatRequest,
+    Context,
+    Done,
+    Exchange,
+    Failed,
+    Started,
+    Stored,
+    Timings,
+    Token,
+    Usage,
+)
+from services.inference.calls import Call
+from services.inference.engine.engine import Began, Broken, Engine, Finished, Output, Piece
+from services.inference.engine.sequence import Sequence
+from services.inference.engine.template import Prompt
+from services.inference.models import Model
+from services.inference.sessions import Sessions
+from services.inference.settings import InferenceSettings
+from services.runtime import logs
+from services.runtime.bus import Bus, Delivery, Endpoint
+
+KEEP_ALIVE = 1.0  # seconds without an event after which a caller is sent a Progress
+FINISH_DEADLINE = 22.0  # seconds that a draining worker gives to the answers it has begun
+
+log = logging.getLogger(__name__)
+
+
+class ChatService:
+    """Serves one model. `on_death` is called if the engine dies."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        settings: InferenceSettings,
+        worker_id: str,
+        model: Model,
+        on_death: Callable[[], None],
+    ) -> None:
+        self._bus = bus
+        self._settings = settings
+        self._worker_id = worker_id
+        self._model = model
+        self._sessions = Sessions(bus)
+        self._calls: dict[str, Call] = {}
+        loop = asyncio.get_running_loop()
+        self._engine = Engine(
+            model.llama,
+            settings.model_parallel,
+            emit=lambda outputs: _from_thread(loop, self._hand_out, outputs),
+            on_death=lambda: _from_thread(loop, self._die, on_death),
+        )
+
+    @property
+    def running(self) -> int:
+        return sum(call.has_slot for call in self._calls.values())
+
+    @property
+    def waiting(self) -> int:
+        return len(self._calls) - self.running
+
+    async def start(self) -> None:
+        self._engine.start()
+        await self._bus.subscribe(subjects.CANCEL_ANY, self._cancel)
+        await self._bus.serve(
+            "inference",
+            f"answers chat requests with {self._model.info.name}",
+            [
+                Endpoint("chat", subjects.REQUEST, self._receive),
+                Endpoint("tenant-chat", subjects.REQUEST_ANY_TENANT, self._receive),
+            ],
+        )
+        self._ticker = asyncio.create_task(self._keep_alive())
+
+    async def drain(self) -> None:
+        """Takes no more, finishes what it has begun, fails what can't be finished in time."""
+        await self._bus.leave()
+        deadline = asyncio.get_running_loop().time() + FINISH_DEADLINE
+        while self._calls and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        for call in list(self._calls.values()):
+            self._engine.cancel(call.key)
+            await call.fail(
+                ServiceError("shutting_down", "The worker is shutting down: ask again.", 1)
+            )
+        self._ticker.cancel()
+        await asyncio.to_thread(self._engine.close)
+
+    async def _receive(self, delivery: Delivery) -> None:
+        if not subjects.is_reply(delivery.reply):
+            log.warning("ignored a request without an inbox to reply to: %r", delivery.reply)
+            return
+        try:
+            call = self._admit(delivery)
+        except ServiceError as error:
+            failed = Failed(error.code, error.message, error.retry_after)
+            await self._bus.publish(delivery.reply, failed)
+            return
+        self._calls[call.key] = call
+        self._bus.spawn(self._answer(call))
+
+    def _admit(self, delivery: Delivery) -> Call:
+        """Decides by counts and bytes alone, before any work. Raises ServiceError."""
+        tenant = subjects.tenant_of_request(delivery.subject)
+        request = decode(delivery.data, ChatRequest)
+        request_id = request.request_id or uuid4().hex
+        request = msgspec.structs.replace(request, request_id=request_id)
+        sampling = self._settings.fill_in(request)
+        call = Call(self._bus, tenant, request, sampling, delivery.reply)
+        if not subjects.is_id(tenant):
+            raise ServiceError("invalid_request", f"{tenant!r} can't be a tenant.")
+        if call.key in self._calls:
+            raise ServiceError(
+                "invalid_request", f"Request {request_id} is being answered already."
+            )
+        if len(self._calls) >= self._settings.model_parallel + self._settings.model_queue:
+            raise ServiceError(
+                "overloaded", "Every slot is taken and the queue is full: try again.", 1
+            )
+        return call
+
+    async def _answer(self, call: Call) -> None:
+        logs.request_id.set(call.request_id)
+        try:
+            await call.send(Accepted(call.request_id, self._worker_id))
+            await self._converse(call)
+        except ServiceError as error:
+            log.warning("failed: %s", error)
+            await call.fail(error)
+        except Exception:
+            log.exception("failed")
+            await call.fail(ServiceError("internal", "The worker failed; its log says why."))
+        finally:
+            del self._calls[call.key]
+
+    async def _converse(self, call: Call) -> None:
+        context = await self._sessions.context(call.tenant, call.request.session_id)
+        prompt = await asyncio.to_thread(
+            self._model.template.prompt,
+            self._settings.chat_system_prompt,
+            context.turns,
+            call.request.prompt,
+            call.sampling.max_tokens or 1,
+        )
+        if call.cancelled:
+            finished = Finished("cancelled", Usage(len(prompt.tokens), 0, 0), Timings(0, 0, 0))
+        else:
+            finished = await self._generate(call, prompt)
+        await self._finish(call, context, prompt, finished)
+
+    async def _generate(self, call: Call, prompt: Prompt) -> Finished:
+        call.sequence = Sequence(call.key, prompt.tokens, call.sampling, received=call.received)
+        self._engine.submit(call.sequence)
+        while True:
+            match await call.outputs.get():
+                case Began(prompt_tokens, cached_tokens):
+                    await call.send(
+                        Started(prompt_tokens, cached_tokens, prompt.kept, prompt.dropped)
+                    )
+                case Piece(at, text, ids):
+                    await call.send(Token(at, text, ids))
+                case Broken(message):
+                    raise ServiceError("internal", f"The model failed: {message} Try again.")
+                case Finished() as finished:
+                    return finished
+
+    async def _finish(
+        self, call: Call, context: Context, prompt: Prompt, finished: Finished
+    ) -> None:
+        """
+        The exchange is in the log before the caller hears Done: so the next question finds
+        it.
+        """
+        reason, usage, timings = finished
+        if call.ended or (reason == "cancelled" and not call.text):
+            stored: Stored = "none"
+        else:
+            exchange = Exchange(
+                previous=context.applied_seq,
+                request_id=call.request_id,
+                epoch=context.epoch,
+                prompt=call.request.prompt,
+                response=call.text,
+                asked_at=call.asked_at,
+                answered_at=datetime.now(UTC),
+                finish_reason=reason,
+                model=self._model.info,
+                sampling=call.sampling,
+                usage=usage,
+                timings=timings,
+            )
+            stored = await self._sessions.append(call.session_key, exchange)
+        log.info("%s after %d + %d tokens", reason, usage.prompt_tokens, usage.completion_tokens)
+        await call.send(Done(reason, usage, timings, prompt.dropped, stored))
+
+    def _cancel(self, delivery: Delivery) -> None:
+        tenant, request_id = subjects.target_of_cancel(delivery.subject)
+        if call := self._calls.get(f"{tenant}.{request_id}"):
+            call.cancelled = True
+            self._engine.cancel(call.key)
+
+    def _hand_out(self, outputs: list[tuple[str, Output]]) -> None:
+        for key, output in outputs:
+            if call := self._calls.get(key):
+                call.outputs.put_nowait(output)
+
+    def _die(self, on_death: Callable[[], None]) -> None:
+        for call in self._calls.values():
+            call.outputs.put_nowait(Broken("its engine died."))
+        on_death()
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await asyncio.sleep(KEEP_ALIVE / 4)
+            waiting = 0
+            for call in list(self._calls.values()):
+                waiting += not call.has_slot
+                await call.keep_alive(0 if call.has_slot else waiting, KEEP_ALIVE)
+
+
+def _from_thread(
+    loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *arguments: object
+) -> None:
+    loop.call_soon_threadsafe(callback, *arguments)

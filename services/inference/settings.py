@@ -1,0 +1,62 @@
+"""What the inference service can be told by environment variables (docs: README, settings)."""
+
+import os
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from services.contract.messages import Sampling
+from services.runtime.settings import BusSettings
+
+STOPS = (
+    "</s>",
+    "User:",
+    "\nUser:",
+    "Human:",
+    "\nHuman:",
+    "Question:",
+    "\nQuestion:",
+    "\n\n\n",
+    "Example:",
+    "Here's an",
+    "Let me",
+)
+
+
+class InferenceSettings(BusSettings, frozen=True, kw_only=True):
+    model_path: str = ""
+    model_context: Annotated[int, Meta(ge=64)] = 2048
+    model_parallel: Annotated[int, Meta(ge=1, le=64)] = 8
+    model_queue: Annotated[int, Meta(ge=0)] = 64
+    model_threads: Annotated[int, Meta(ge=1)] = 4
+    model_gpu_layers: Annotated[int, Meta(ge=-1)] = -1
+    chat_system_prompt: str = "You are a helpful, friendly assistant. Answer briefly and clearly."
+    chat_temperature: Annotated[float, Meta(ge=0, le=5)] = 0.5
+    chat_top_p: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    chat_top_k: Annotated[int, Meta(ge=0, le=1000)] = 40
+    chat_repeat_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.1
+    chat_max_tokens: Annotated[int, Meta(ge=1)] = 150
+    chat_stop: tuple[str, ...] = STOPS
+
+    @property
+    def threads(self) -> int:
+        """Never more than the CPUs that this process may use."""
+        return min(self.model_threads, len(os.sched_getaffinity(0)))
+
+    def fill_in(self, sampling: Sampling) -> Sampling:
+        """The request's own choices, and the CHAT_… settings for all that it left out."""
+        given = {
+            name: value
+            for name in Sampling.__struct_fields__
+            if (value := getattr(sampling, name)) is not None
+        }
+        return msgspec.convert(self._defaults | given, Sampling)
+
+    @property
+    def _defaults(self) -> dict[str, object]:
+        return {
+            name: getattr(self, f"chat_{name}")
+            for name in Sampling.__struct_fields__
+            if name != "seed"
+        }

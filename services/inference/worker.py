@@ -1,0 +1,95 @@
+"""
+The worker as a whole: loads its model beside all else, serves once it is there, tells all how it
+is.
+"""
+
+import asyncio
+import logging
+from typing import Literal
+from uuid import uuid4
+
+from services.contract import subjects
+from services.contract.messages import ModelInfo, WorkerReport
+from services.inference import models
+from services.inference.engine.llama import ModelError
+from services.inference.service import ChatService
+from services.inference.settings import InferenceSettings
+from services.runtime.bus import Bus
+from services.runtime.process import Process
+
+REPORT_EVERY = 1.0  # seconds
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """A worker whose model can't be loaded stays, reports why, and takes no requests."""
+
+    def __init__(self, bus: Bus, settings: InferenceSettings, process: Process) -> None:
+        self._bus = bus
+        self._settings = settings
+        self._process = process
+        self._id = uuid4().hex
+        self._state: Literal["loading", "ready", "draining", "failed"] = "loading"
+        self._progress = 0.0
+        self._error: str | None = None
+        self._model: ModelInfo | None = None
+        self._service: ChatService | None = None
+
+    async def start(self) -> None:
+        """Returns at once; the model may take minutes."""
+        self._reporting = asyncio.create_task(self._report_for_ever())
+        self._loading = self._bus.spawn(self._load())
+
+    async def drain(self) -> None:
+        self._state = "draining"
+        await self._report()
+        await self._loading
+        if self._service:
+            await self._service.drain()
+        self._reporting.cancel()
+
+    async def _load(self) -> None:
+        try:
+            model = await asyncio.to_thread(models.load, self._settings, self._on_progress)
+        except ModelError as error:
+            if self._state != "draining":
+                log.error("%s", error)
+                self._state, self._error = "failed", str(error)
+            return
+        self._model = model.info
+        log.info("%s is loaded: %d tokens of context", model.info.name, model.info.context)
+        self._service = ChatService(self._bus, self._settings, self._id, model, on_death=self._die)
+        await self._service.start()
+        if self._state == "loading":
+            self._state = "ready"
+        await self._report()
+
+    def _on_progress(self, share: float) -> bool:
+        """In the loading thread. False, which ends the loading, once the worker is draining."""
+        if int(share * 10) > int(self._progress * 10):
+            log.info("loading the model: %d %%", share * 100)
+        self._progress = share
+        return self._state != "draining"
+
+    def _die(self) -> None:
+        self._process.fail("the engine died")
+
+    async def _report_for_ever(self) -> None:
+        while True:
+            await self._report()
+            await asyncio.sleep(REPORT_EVERY)
+
+    async def _report(self) -> None:
+        service = self._service
+        report = WorkerReport(
+            worker_id=self._id,
+            state=self._state,
+            slots=self._settings.model_parallel,
+            running=service.running if service else 0,
+            waiting=service.waiting if service else 0,
+            progress=round(self._progress, 3),
+            model=self._model,
+            error=self._error,
+        )
+        await self._bus.publish(subjects.report(self._id), report)

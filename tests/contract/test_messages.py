@@ -1,0 +1,106 @@
+from datetime import UTC, datetime
+from typing import get_args
+
+import msgspec
+import pytest
+
+from services.contract.codec import decode, encode
+from services.contract.errors import ServiceError
+from services.contract.messages import (
+    Accepted,
+    ChatRequest,
+    Cleared,
+    Done,
+    Exchange,
+    Failed,
+    LogRecord,
+    ModelInfo,
+    Progress,
+    Sampling,
+    Started,
+    StreamEvent,
+    Timings,
+    Token,
+    Usage,
+)
+
+USAGE, TIMINGS = Usage(3, 2, 1), Timings(0.1, 0.2, 0.3)
+EVENTS = [
+    Accepted("r", "w"),
+    Progress(2, 10, 5),
+    Started(10, 5, 3, 1),
+    Token(4, "é🙂", (1, 2)),
+    Done("stop", USAGE, TIMINGS, 0, "log"),
+    Failed("overloaded", "try again", 1.5),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_every_event_comes_back_as_it_went(event: StreamEvent) -> None:
+    assert decode(encode(event), StreamEvent) == event  # type: ignore[arg-type]
+
+
+def test_every_kind_of_event_is_tried_above() -> None:
+    assert {type(event) for event in EVENTS} == set(get_args(StreamEvent))
+
+
+def test_records_of_the_log_come_back_with_their_times_in_utc() -> None:
+    now = datetime.now(UTC)
+    exchange = Exchange(
+        previous=7,
+        request_id="r",
+        epoch=0,
+        prompt="hi",
+        response="hello",
+        asked_at=now,
+        answered_at=now,
+        finish_reason="stop",
+        model=ModelInfo("demo", "abc", 2048, 4_000_000),
+        sampling=Sampling(temperature=0.5),
+        usage=USAGE,
+        timings=TIMINGS,
+    )
+    for record in (exchange, Cleared(previous=0, cleared_at=now)):
+        assert decode(encode(record), LogRecord) == record  # type: ignore[arg-type]
+
+
+def test_a_native_caller_needs_to_send_a_prompt_and_nothing_else() -> None:
+    request = decode(b'{"prompt":"hi"}', ChatRequest)
+    assert (request.prompt, request.session_id, request.request_id) == ("hi", "default", None)
+
+
+def test_a_field_that_is_not_known_yet_is_ignored() -> None:
+    assert decode(b'{"prompt":"hi","mood":"good"}', ChatRequest).prompt == "hi"
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b'{"prompt":1}', r"Expected `str`, got `int` - at `\$.prompt`"),
+        (b"{}", "missing required field `prompt`"),
+        (b'{"prompt":""}', "length >= 1"),
+        (b'{"prompt":"hi","temperature":-1}', r">= 0.*temperature"),
+        (b'{"prompt":"hi","session_id":""}', "session_id"),
+        (b'{"prompt":"hi","request_id":"a.b"}', "request_id"),
+        (b'{"type":"mystery"}', "prompt"),
+        (b"not json", "malformed"),
+        (b"\xff", "malformed|utf-8"),
+        (b"", "truncated"),
+        (b"[" * 100_000, "recursion|depth|Expected"),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_said_by_field(data: bytes, what: str) -> None:
+    with pytest.raises(ServiceError, match=what) as error:
+        decode(data, ChatRequest)
+    assert error.value.code == "invalid_request"
+
+
+def test_an_event_of_an_unknown_kind_is_an_error() -> None:
+    with pytest.raises(ServiceError, match="mystery"):
+        decode(b'{"type":"mystery"}', StreamEvent)  # type: ignore[arg-type]
+
+
+def test_messages_can_not_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        EVENTS[0].worker_id = "x"  # type: ignore[attr-defined]
+    assert all(isinstance(event, msgspec.Struct) for event in EVENTS)

@@ -1,0 +1,35 @@
+import pytest
+
+from services.contract import subjects
+
+
+def test_the_open_tenant_asks_on_the_plain_subject_and_others_on_their_own() -> None:
+    assert subjects.request(subjects.OPEN_TENANT) == "chat.request"
+    assert subjects.request("acme") == "chat.request.acme"
+    for tenant in (subjects.OPEN_TENANT, "acme"):
+        assert subjects.tenant_of_request(subjects.request(tenant)) == tenant
+
+
+@pytest.mark.parametrize("session", ["default", "a.b*>c d", "\0", "é🙂" * 60, "/" * 128])
+def test_any_session_id_makes_one_token_of_a_subject_and_comes_back(session: str) -> None:
+    key = subjects.session_key("acme", session)
+    assert subjects.session_of_key(key) == ("acme", session)
+    assert subjects.key_of_log(subjects.log(key)) == key
+    tenant, token = key.split(".")
+    assert tenant == "acme" and subjects.is_id(token[:64])
+
+
+def test_a_cancel_names_its_target() -> None:
+    assert subjects.target_of_cancel(subjects.cancel("acme", "r1")) == ("acme", "r1")
+
+
+@pytest.mark.parametrize("subject", ["_INBOX.x.y", "chat.reply._.r.a"])
+def test_inboxes_and_reply_subjects_may_be_published_to(subject: str) -> None:
+    assert subjects.is_reply(subject)
+
+
+@pytest.mark.parametrize(
+    "subject", ["", "$JS.API.STREAM.PURGE.HISTORY", "history.log._.x", "chat.reply.>", "_INBOX.*"]
+)
+def test_nothing_else_is_taken_as_a_reply_subject(subject: str) -> None:
+    assert not subjects.is_reply(subject)

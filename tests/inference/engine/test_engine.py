@@ -1,0 +1,171 @@
+import queue
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from services.contract.messages import Sampling
+from services.inference.engine.engine import Began, Broken, Engine, Finished, Output, Piece
+from services.inference.engine.sequence import Sequence
+from tests.inference.fake_backend import FakeBackend
+
+LONG = {"long": b"x" * 900, "hi": b"hello"}
+
+
+class Run:
+    """An engine over a scripted model, and all that it has put out."""
+
+    def __init__(self, backend: FakeBackend, parallel: int) -> None:
+        self.died = False
+        self._outputs: queue.SimpleQueue[tuple[str, Output]] = queue.SimpleQueue()
+        self.engine = Engine(backend, parallel, self._take, self._die)
+
+    def ask(self, prompt: str, key: str = "a", **sampling: object) -> None:
+        filled = Sampling(**({"max_tokens": 100} | sampling))  # type: ignore[arg-type]
+        self.engine.submit(Sequence(key, list(prompt.encode()), filled))
+
+    def until(self, done: Callable[[str, Output], bool]) -> list[tuple[str, Output]]:
+        seen: list[tuple[str, Output]] = []
+        while not seen or not done(*seen[-1]):
+            seen.append(self._outputs.get(timeout=5))
+        return seen
+
+    def drain(self) -> list[tuple[str, Output]]:
+        return [self._outputs.get() for _ in range(self._outputs.qsize())]
+
+    def finish(self, key: str = "a") -> tuple[str, Finished | Broken]:
+        """The text and the end of one answer."""
+        outputs = self.until(lambda k, o: k == key and isinstance(o, Finished | Broken))
+        text = "".join(o.text for k, o in outputs if k == key and isinstance(o, Piece))
+        end = outputs[-1][1]
+        assert isinstance(end, Finished | Broken)
+        return text, end
+
+    def _take(self, outputs: list[tuple[str, Output]]) -> None:
+        for output in outputs:
+            self._outputs.put(output)
+
+    def _die(self) -> None:
+        self.died = True
+
+
+@contextmanager
+def running(backend: FakeBackend, parallel: int = 2) -> Iterator[Run]:
+    run = Run(backend, parallel)
+    run.engine.start()
+    yield run
+    run.engine.close()
+    assert not run.died
+    run.engine._scheduler.check()
+    assert all(sampler.closed for sampler in backend.samplers)
+
+
+def test_an_answer_is_said_whole_and_ends_with_stop() -> None:
+    with running(FakeBackend({"hi": b"hello"})) as run:
+        run.ask("hi")
+        text, end = run.finish()
+        assert text == "hello"
+        assert isinstance(end, Finished)
+        assert (end.reason, end.usage.prompt_tokens, end.usage.completion_tokens) == ("stop", 2, 6)
+
+
+def test_it_begins_with_the_counts_and_every_piece_says_where_it_stands() -> None:
+    with running(FakeBackend({"hi": "né".encode()})) as run:
+        run.ask("hi")
+        outputs = [o for _, o in run.until(lambda _, o: isinstance(o, Finished))]
+        assert outputs[:3] == [
+            Began(2, 0),
+            Piece(0, "n", (ord("n"),)),
+            Piece(1, "é", tuple("é".encode())),
+        ]
+
+
+def test_max_tokens_ends_it_with_length() -> None:
+    with running(FakeBackend({"hi": b"hello"})) as run:
+        run.ask("hi", max_tokens=3)
+        text, end = run.finish()
+        assert text == "hel" and isinstance(end, Finished) and end.reason == "length"
+
+
+def test_the_context_window_ends_it_with_length() -> None:
+    with running(FakeBackend({"hi": b"x" * 100}, context=12)) as run:
+        run.ask("hi")
+        text, end = run.finish()
+        assert text == "x" * 10 and isinstance(end, Finished) and end.reason == "length"
+
+
+def test_a_stop_string_ends_it_and_does_not_leak() -> None:
+    with running(FakeBackend({"hi": b"fine\nUser: and on"})) as run:
+        run.ask("hi", stop=("\nUser:",))
+        text, end = run.finish()
+        assert text == "fine" and isinstance(end, Finished) and end.reason == "stop"
+
+
+def test_what_only_looked_like_a_stop_string_is_said_at_the_end() -> None:
+    with running(FakeBackend({"hi": b"fine\nUse"})) as run:
+        run.ask("hi", stop=("\nUser:",))
+        assert run.finish()[0] == "fine\nUse"
+
+
+def test_many_are_answered_in_one_batch_each_with_its_own_answer() -> None:
+    backend = FakeBackend({f"q{i}": f"answer {i}".encode() for i in range(8)})
+    run = Run(backend, parallel=8)
+    for i in range(8):
+        run.ask(f"q{i}", key=str(i))
+    texts = dict.fromkeys("01234567", "")
+    while len(backend.steps) < 9:
+        run.engine.step()
+        for key, output in run.drain():
+            texts[key] += output.text if isinstance(output, Piece) else ""
+    assert texts == {str(i): f"answer {i}" for i in range(8)}
+    assert [len(step) for step in backend.steps] == [8] * 9
+
+
+def test_a_cancel_frees_the_slot_at_the_next_step() -> None:
+    with running(FakeBackend(LONG, step_seconds=0.001), parallel=1) as run:
+        run.ask("long", max_tokens=900)
+        run.until(lambda _, o: isinstance(o, Piece))
+        run.engine.cancel("a")
+        text, end = run.finish()
+        assert isinstance(end, Finished) and end.reason == "cancelled" and len(text) < 900
+        run.ask("hi", key="b")
+        assert run.finish("b")[0] == "hello"
+
+
+def test_a_cancel_in_the_queue_ends_it_before_it_has_a_slot() -> None:
+    with running(FakeBackend(LONG, step_seconds=0.001), parallel=1) as run:
+        run.ask("long", max_tokens=900)
+        run.ask("hi", key="b")
+        run.engine.cancel("b")
+        text, end = run.finish("b")
+        assert text == "" and isinstance(end, Finished) and end.reason == "cancelled"
+        run.engine.cancel("a")
+        run.finish("a")
+
+
+def test_a_cancel_of_nothing_does_nothing() -> None:
+    with running(FakeBackend({"hi": b"hello"})) as run:
+        run.engine.cancel("a")
+        run.ask("hi")
+        assert run.finish()[0] == "hello"
+        run.engine.cancel("a")
+
+
+def test_the_next_turn_computes_only_what_is_new() -> None:
+    backend = FakeBackend({"hi": b"hello", "hihello?": b"yes"})
+    with running(backend) as run:
+        run.ask("hi")
+        run.finish()
+        before = backend.computed
+        run.ask("hihello?", key="b")
+        assert run.finish("b")[0] == "yes"
+        assert backend.computed - before == len("?") + len("yes")
+
+
+def test_a_failed_step_ends_what_was_running_and_the_engine_lives_on() -> None:
+    backend = FakeBackend({"hi": b"hello"})
+    with running(backend) as run:
+        backend.fails = True
+        run.ask("hi")
+        text, end = run.finish()
+        assert text == "" and end == Broken("scripted")
+        run.ask("hi", key="b")
+        assert run.finish("b")[0] == "hello"

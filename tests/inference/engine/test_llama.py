@@ -1,0 +1,127 @@
+"""
+The real backend on the real demo model; what must hold for any backend runs on the fake one too.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.contract.messages import Sampling
+from services.inference.engine.backend import Backend, Chunk
+from services.inference.engine.llama import Llama, ModelError
+from tests.inference.fake_backend import FakeBackend
+
+DEMO = Path("model/demo.gguf")
+GREEDY = Sampling(temperature=0, max_tokens=40)
+
+
+def open_llama(path: Path = DEMO) -> Llama:
+    return Llama(path, context=256, parallel=4, threads=2, gpu_layers=0, on_progress=lambda _: True)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[Llama]:
+    llama = open_llama()
+    yield llama
+    llama.close()
+
+
+@pytest.fixture(params=["llama", "fake"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    if request.param == "fake":
+        return FakeBackend({"one": b"first answer", "two": b"second answer"})
+    backend: Backend = request.getfixturevalue("llama")
+    return backend
+
+
+def ask(backend: Backend, prompt: list[int], slot: int = 0, start: int = 0) -> list[int]:
+    """The answer to a prompt whose first `start` tokens the slot holds already."""
+    sampler = backend.sampler(GREEDY)
+    said: list[int] = []
+    backend.share(slot, slot, start)
+    tokens, position = prompt[start:], start
+    while len(said) < 40:
+        token = backend.decode([Chunk(slot, position, tokens, sampler)])[0]
+        assert token is not None
+        position += len(tokens)
+        tokens = [token]
+        if backend.is_end(token):
+            break
+        said.append(token)
+    sampler.close()
+    return said
+
+
+def test_sequences_in_one_batch_say_what_they_say_alone(backend: Backend) -> None:
+    prompts = [backend.tokenize(text, special=True) for text in ("one", "two")]
+    alone = [ask(backend, prompt, slot)[:5] for slot, prompt in enumerate(prompts)]
+    samplers = [backend.sampler(GREEDY) for _ in prompts]
+    together: list[list[int]] = [[], []]
+    chunks = []
+    for slot, prompt in enumerate(prompts):
+        backend.share(slot, slot, 0)
+        chunks.append(Chunk(slot, 0, prompt, samplers[slot]))
+    for _ in range(5):
+        for slot, token in enumerate(backend.decode(chunks)):
+            assert token is not None
+            together[slot].append(token)
+        chunks = [
+            Chunk(c.slot, c.position + len(c.tokens), together[c.slot][-1:], c.sampler)
+            for c in chunks
+        ]
+    assert together == alone
+    for sampler in samplers:
+        sampler.close()
+
+
+def test_a_shared_beginning_gives_the_same_answer_as_a_computed_one(backend: Backend) -> None:
+    prompt = backend.tokenize("one", special=True)
+    expected = ask(backend, prompt, slot=0)
+    assert backend.share(0, 1, len(prompt) - 1)
+    assert ask(backend, prompt, slot=1, start=len(prompt) - 1) == expected
+
+
+def test_a_cut_sequence_goes_on_from_the_cut(backend: Backend) -> None:
+    prompt = backend.tokenize("two", special=True)
+    expected = ask(backend, prompt, slot=2)
+    assert ask(backend, prompt, slot=2, start=len(prompt) - 1) == expected
+
+
+def test_a_chunk_without_a_sampler_chooses_no_token(backend: Backend) -> None:
+    backend.share(3, 3, 0)
+    assert backend.decode([Chunk(3, 0, backend.tokenize("one", True), None)]) == [None]
+
+
+def test_pieces_put_together_are_the_text_that_was_tokenized(backend: Backend) -> None:
+    text = "Grüße, 世界! 🙂 \n\n  two  spaces"
+    tokens = backend.tokenize(text, special=False)
+    assert b"".join(backend.piece(token) for token in tokens).decode() == text
+
+
+def test_control_tokens_come_of_special_text_alone(llama: Llama) -> None:
+    assert len(llama.tokenize("<|im_start|>", special=True)) == 1
+    assert len(llama.tokenize("<|im_start|>", special=False)) > 1
+    (start,) = llama.tokenize("<|im_start|>", special=True)
+    assert llama.piece(start) == b""
+    assert llama.is_end(llama.tokenize("<|im_end|>", special=True)[0])
+
+
+def test_loading_tells_its_progress_and_can_be_stopped() -> None:
+    seen: list[float] = []
+
+    def stop(share: float) -> bool:
+        seen.append(share)
+        return False
+
+    with pytest.raises(ModelError):
+        Llama(DEMO, context=64, parallel=1, threads=1, gpu_layers=0, on_progress=stop)
+    assert seen
+
+
+def test_a_truncated_file_is_said_to_be_incomplete(tmp_path: Path) -> None:
+    for size in (1000, DEMO.stat().st_size // 2):
+        path = tmp_path / "cut.gguf"
+        path.write_bytes(DEMO.read_bytes()[:size])
+        with pytest.raises(ModelError, match=r"cut\.gguf can't be loaded \(.+\): is the file"):
+            open_llama(path)

@@ -1,0 +1,80 @@
+"""A model whose answers are written down, a token per byte; it checks what each slot holds."""
+
+import time
+from collections.abc import Sequence
+
+from services.contract.messages import Sampling
+from services.inference.engine.backend import BackendError, Chunk
+
+END = 256
+
+
+class Script:
+    """The sampler of one sequence: says the answer that belongs to its prompt, then ends."""
+
+    def __init__(self) -> None:
+        self.answer: list[int] | None = None
+        self.closed = False
+
+    def close(self) -> None:
+        assert not self.closed, "a sampler is closed once"
+        self.closed = True
+
+
+class FakeBackend:
+    """`answers` maps the end of a prompt to what is said; `fails` makes the next step fail."""
+
+    def __init__(
+        self, answers: dict[str, bytes], context: int = 1000, step_seconds: float = 0
+    ) -> None:
+        self.context = context
+        self.cells: dict[int, list[int]] = {}
+        self.computed = 0  # tokens, over all steps
+        self.steps: list[list[Chunk]] = []
+        self.samplers: list[Script] = []
+        self.fails = False
+        self._answers = answers
+        self._step_seconds = step_seconds
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        return list(text.encode())
+
+    def piece(self, token: int) -> bytes:
+        return bytes([token]) if token < END else b""
+
+    def is_end(self, token: int) -> bool:
+        return token == END
+
+    def sampler(self, sampling: Sampling) -> Script:
+        self.samplers.append(Script())
+        return self.samplers[-1]
+
+    def decode(self, chunks: Sequence[Chunk]) -> list[int | None]:
+        if self.fails:
+            self.fails = False
+            raise BackendError("scripted")
+        time.sleep(self._step_seconds)
+        self.steps.append(list(chunks))
+        return [self._compute(chunk) for chunk in chunks]
+
+    def share(self, source: int, target: int, length: int) -> bool:
+        held = self.cells.get(source, [])
+        assert length <= len(held), "only what is held can be shared"
+        self.cells[target] = held[:length]
+        return True
+
+    def _compute(self, chunk: Chunk) -> int | None:
+        held = self.cells.setdefault(chunk.slot, [])
+        assert chunk.position == len(held), "a sequence has no gaps and computes nothing twice"
+        assert chunk.tokens, "a chunk is never empty"
+        held.extend(chunk.tokens)
+        self.computed += len(chunk.tokens)
+        if chunk.sampler is None:
+            return None
+        assert isinstance(chunk.sampler, Script)
+        if chunk.sampler.answer is None:
+            chunk.sampler.answer = [*self._answer_to(bytes(held)), END]
+        return chunk.sampler.answer.pop(0)
+
+    def _answer_to(self, prompt: bytes) -> bytes:
+        return next(a for end, a in self._answers.items() if prompt.endswith(end.encode()))

@@ -1,0 +1,149 @@
+import asyncio
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from services.contract.errors import ServiceError
+from services.runtime.bus import Bus, Delivery, NoResponders
+from tests.servers import nats_server, running
+
+
+class Ask(msgspec.Struct, frozen=True):
+    text: str
+
+
+class Answer(msgspec.Struct, frozen=True):
+    text: str
+
+
+async def echo(subject: str, ask: Ask) -> Answer:
+    await asyncio.sleep(0.2)
+    return Answer(ask.text)
+
+
+async def refuse(subject: str, ask: Ask) -> Answer:
+    raise ServiceError("not_found", "no such thing\nat all")
+
+
+async def crash(subject: str, ask: Ask) -> Answer:
+    raise RuntimeError("a bug")
+
+
+async def serve(bus: Bus, subject: str, handler: object) -> None:
+    endpoint = bus.endpoint("ask", subject, Ask, handler)  # type: ignore[arg-type]
+    await bus.serve("test", "for the test", [endpoint])
+
+
+async def test_requests_are_answered_side_by_side(bus: Bus, session_id: str) -> None:
+    subject = session_id.replace(" ", "-")
+    await serve(bus, subject, echo)
+    began = time.monotonic()
+    asks = [bus.request(subject, Ask(str(i)), Answer) for i in range(8)]
+    answers = await asyncio.gather(*asks)
+    assert [answer.text for answer in answers] == [str(i) for i in range(8)]
+    assert time.monotonic() - began < 8 * 0.2, "nats-py alone would run them one after another"
+
+
+async def test_an_error_that_a_handler_raises_is_the_answer(bus: Bus, session_id: str) -> None:
+    subject = session_id.replace(" ", "-")
+    await serve(bus, subject, refuse)
+    with pytest.raises(ServiceError, match="no such thing at all") as error:
+        await bus.request(subject, Ask("x"), Answer)
+    assert error.value.code == "not_found"
+
+
+async def test_a_bug_in_a_handler_is_answered_and_not_waited_for(bus: Bus, session_id: str) -> None:
+    subject = session_id.replace(" ", "-")
+    await serve(bus, subject, crash)
+    with pytest.raises(ServiceError) as error:
+        await bus.request(subject, Ask("x"), Answer)
+    assert error.value.code == "internal"
+
+
+async def test_an_unreadable_request_is_answered_with_what_is_wrong(
+    bus: Bus, session_id: str
+) -> None:
+    subject = session_id.replace(" ", "-")
+    await serve(bus, subject, echo)
+    with pytest.raises(ServiceError, match="missing required field `text`") as error:
+        await bus.request(subject, msgspec.defstruct("Empty", [])(), Answer)
+    assert error.value.code == "invalid_request"
+
+
+async def test_without_anyone_who_answers_it_is_said_at_once(bus: Bus) -> None:
+    with pytest.raises(NoResponders):
+        await bus.request("nobody.here", Ask("x"), Answer, timeout=5)
+    async with bus.inbox("_INBOX.test") as inbox:
+        await bus.publish("nobody.here", Ask("x"), reply="_INBOX.test")
+        with pytest.raises(NoResponders):
+            await inbox.next(timeout=5)
+
+
+async def test_silence_is_a_timeout(bus: Bus) -> None:
+    async with bus.inbox("_INBOX.silent") as inbox:
+        with pytest.raises(TimeoutError):
+            await inbox.next(timeout=0.05)
+
+
+async def test_every_subscriber_hears_and_an_unreadable_message_ends_nothing(
+    bus: Bus, session_id: str
+) -> None:
+    subject, heard = session_id.replace(" ", "-"), asyncio.Queue[str]()
+
+    def hear(delivery: Delivery) -> None:
+        if b"bad" in delivery.data:
+            raise ServiceError("invalid_request", "bad")
+        heard.put_nowait(delivery.subject)
+
+    for _ in range(2):
+        await bus.subscribe(subject, hear)
+    await bus.publish(subject, Ask("bad"))
+    await bus.publish(subject, Ask("good"))
+    async with asyncio.timeout(5):
+        assert [await heard.get() for _ in range(2)] == [subject, subject]
+
+
+async def test_closing_answers_what_was_asked_before(nats_url: str, bus: Bus) -> None:
+    async with Bus.connect(nats_url, "leaving") as leaving:
+        await serve(leaving, "leaving.ask", echo)
+        asks = [
+            asyncio.create_task(bus.request("leaving.ask", Ask(str(i)), Answer)) for i in range(20)
+        ]
+        await asyncio.sleep(0.05)
+    answers = await asyncio.gather(*asks)
+    assert len(answers) == 20
+
+
+async def test_a_restarted_server_is_found_again(tmp_path: Path) -> None:
+    reconnected = asyncio.Event()
+
+    async def again() -> None:
+        reconnected.set()
+
+    with running(nats_server(tmp_path)) as server:
+        async with Bus.connect(f"nats://127.0.0.1:{server.port}", "test") as bus:
+            bus.on_reconnect(again)
+            await serve(bus, "again.ask", echo)
+            server.stop()
+            async with asyncio.timeout(10):
+                while bus.connected:
+                    await asyncio.sleep(0.01)
+                server.start()
+                await reconnected.wait()
+            assert (await bus.request("again.ask", Ask("x"), Answer)).text == "x"
+
+
+async def test_it_waits_for_a_server_that_comes_later(tmp_path: Path) -> None:
+    server = nats_server(tmp_path)
+
+    async def connect() -> bool:
+        async with Bus.connect(f"nats://127.0.0.1:{server.port}", "test") as bus:
+            return bus.connected
+
+    connecting = asyncio.create_task(connect())
+    await asyncio.sleep(0.3)
+    with running(server):
+        async with asyncio.timeout(10):
+            assert await connecting

@@ -1,0 +1,88 @@
+"""Real processes: what a service's process does with signals, bad settings and its own death."""
+
+import signal
+import subprocess
+import sys
+import time
+
+PROGRAM = """
+import asyncio
+from services.runtime.process import run
+from services.runtime.settings import BadSetting
+
+async def drain():
+    print("draining", flush=True)
+    await asyncio.sleep(0.3)
+    print("drained", flush=True)
+
+async def serve(process):
+    process.stack.push_async_callback(drain)
+    {body}
+    print("up", flush=True)
+
+run("test", serve)
+"""
+
+
+def start(body: str = "pass") -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(body=body)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    if body == "pass":
+        assert process.stdout.readline() == "up\n"
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=10)
+    return process.returncode, out, err
+
+
+def test_a_signal_drains_it_and_it_exits_with_0() -> None:
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        process = start()
+        process.send_signal(signum)
+        code, out, err = end(process)
+        assert (code, out) == (0, "draining\ndrained\n")
+        assert "Traceback" not in err
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    process = start()
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout is not None and process.stdout.readline() == "draining\n"
+    process.send_signal(signal.SIGTERM)
+    code, out, _ = end(process)
+    assert (code != 0, out) == (True, "")
+
+
+def test_a_signal_while_it_starts_ends_it() -> None:
+    process = start("print('starting', flush=True); await asyncio.sleep(60)")
+    assert process.stdout is not None and process.stdout.readline() == "starting\n"
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    code, out, _ = end(process)
+    assert (code, out) == (0, "draining\ndrained\n")
+    assert time.monotonic() - began < 5
+
+
+def test_a_bad_setting_is_one_line_and_exit_code_2() -> None:
+    code, _, err = end(start("raise BadSetting('MODEL_CONTEXT is wrong')"))
+    assert code == 2
+    assert "MODEL_CONTEXT is wrong" in err and "Traceback" not in err
+
+
+def test_an_error_at_start_drains_what_was_opened_and_exits_with_1() -> None:
+    code, out, err = end(start("raise RuntimeError('no luck')"))
+    assert (code, out) == (1, "draining\ndrained\n")
+    assert "no luck" in err
+
+
+def test_the_death_of_what_it_needs_drains_it_and_exits_with_1() -> None:
+    code, out, err = end(start("process.fail('the engine died')"))
+    assert (code, out) == (1, "up\ndraining\ndrained\n")
+    assert "the engine died" in err

@@ -1,0 +1,83 @@
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import pytest
+
+from services.edge.settings import EdgeSettings
+from services.history.settings import HistorySettings
+from services.inference.settings import InferenceSettings
+from services.runtime.settings import BadSetting, BusSettings, load
+
+
+class Settings(BusSettings, frozen=True, kw_only=True):
+    model_context: Annotated[int, msgspec.Meta(ge=64)] = 2048
+    model_path: str = ""
+    edge_port: int = 8002
+    chat_temperature: float = 0.5
+    chat_stop: tuple[str, ...] = ("User:",)
+
+
+def test_without_a_variable_the_default_holds() -> None:
+    assert load(Settings, {}) == Settings()
+
+
+def test_variables_are_converted_to_the_field_s_type() -> None:
+    settings = load(
+        Settings,
+        {"MODEL_CONTEXT": "4096", "CHAT_TEMPERATURE": "1", "CHAT_STOP": '["a", "\\n\\nb"]'},
+    )
+    assert settings.model_context == 4096
+    assert settings.chat_temperature == 1.0
+    assert settings.chat_stop == ("a", "\n\nb")
+
+
+def test_an_empty_variable_means_the_default() -> None:
+    assert load(Settings, {"MODEL_CONTEXT": ""}).model_context == 2048
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("MODEL_CONTEXT", "many", "Expected `int`, got `str`"),
+        ("MODEL_CONTEXT", "3", ">= 64"),
+        ("CHAT_STOP", "[unclosed", "malformed"),
+        ("CHAT_STOP", "User:", "Expected `array`"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name_and_reason(name: str, value: str, why: str) -> None:
+    with pytest.raises(BadSetting, match=f"{name}='.*{why}"):
+        load(Settings, {name: value})
+
+
+def test_a_misspelt_variable_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        load(Settings, {"MODEL_CONTEX": "1", "HOME": "/", "EDGE_SERVICE_HOST": "10.0.0.1"})
+    assert caplog.messages == ["MODEL_CONTEX is no setting: did you mean MODEL_CONTEXT?"]
+
+
+def test_what_kubernetes_injects_for_a_service_named_edge_is_passed_over() -> None:
+    assert load(Settings, {"EDGE_PORT": "tcp://10.0.0.1:8002"}).edge_port == 8002
+
+
+def test_a_dotenv_file_is_read_and_the_environment_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("MODEL_CONTEXT=512\nMODEL_PATH=from-file.gguf\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MODEL_CONTEXT", "1024")
+    assert load(Settings).model_context == 1024
+    assert load(Settings).model_path == "from-file.gguf"
+
+
+def test_every_setting_stands_in_the_example_file_with_its_default() -> None:
+    example = dict(
+        line.removeprefix("#").split("=", 1)
+        for line in Path(".env.example").read_text().splitlines()
+        if "=" in line and not line.startswith("# ")
+    )
+    for kind in (EdgeSettings, HistorySettings, InferenceSettings):
+        names = [field.name.upper() for field in msgspec.structs.fields(kind)]
+        given = {name: example[name] for name in names}
+        assert load(kind, given) == kind()

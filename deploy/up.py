@@ -47,8 +47,8 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._ending = False
 
-    async def live(self) -> None:
-        """Returns when it was told to end; raises SystemExit if it can't run."""
+    async def live(self) -> int:
+        """Returns 0 when it was told to end, its exit code if starting it again would not help."""
         while not self._ending:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -58,12 +58,13 @@ class Child:
                 start_new_session=True,
             )
             code = await self._process.wait()
-            if self._ending:
-                return
             if code == BAD_SETTING:
-                raise SystemExit(code)
+                return code
+            if self._ending:
+                break
             log.error("%s ended with %d; starting it again", self.name, code)
             await asyncio.sleep(RESTART_AFTER)
+        return 0
 
     async def end(self) -> None:
         self._ending = True
@@ -96,8 +97,7 @@ async def _run(children: list[Child], stop: asyncio.Event, edge_port: int) -> in
     log.info("ending: answers that have begun are finished first")
     for child in reversed(children):
         await child.end()
-    codes = await asyncio.gather(*lives, return_exceptions=True)
-    return next((c.code for c in codes if isinstance(c, SystemExit) and isinstance(c.code, int)), 0)
+    return max(await asyncio.gather(*lives))
 
 
 def _nats_server(port: int) -> Child:

@@ -1,4 +1,6 @@
-"""Real servers for the tests: nats-server and mongod, each on a free port, with its data in a folder."""
+"""
+Real servers for the tests: nats-server and mongod, each on a free port, with its data in a folder.
+"""
 
 import contextlib
 import os
@@ -43,18 +45,24 @@ class Server:
         self.port = port
         self._command = command
         self._log = log
+        self.environ = dict(os.environ)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, env=self.environ
+            )
         wait_for(self._is_up, f"{self.name} (log: {self._log})")
 
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        if self._process is not None:
-            self._process.send_signal(how)
-            self._process.wait(20)
-            self._process = None
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Waits for the end, and returns the exit code; 0 if it did not run."""
+        if self._process is None:
+            return 0
+        self._process.send_signal(how)
+        code = self._process.wait(40)
+        self._process = None
+        return code
 
     def signal(self, how: signal.Signals) -> None:
         assert self._process is not None

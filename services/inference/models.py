@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from services.contract.messages import ModelInfo
+from services.inference.engine.backend import Backend
 from services.inference.engine.llama import Llama, ModelError
 from services.inference.engine.template import ChatTemplate, TemplateError
 from services.inference.settings import InferenceSettings
@@ -22,7 +23,7 @@ class Model(NamedTuple):
     """A model that is ready to serve."""
 
     info: ModelInfo
-    llama: Llama
+    backend: Backend
     template: ChatTemplate
 
 
@@ -30,6 +31,7 @@ def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> M
     """Takes seconds to minutes; ends when `on_progress` returns False. Raises ModelError."""
     path = find(settings.model_path, MODELS)
     _check_is_gguf(path)
+    log.info("loading %s, %d MB", path, path.stat().st_size // 10**6)
     llama = Llama(
         path,
         context=settings.model_context,

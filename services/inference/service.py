@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import msgspec
 
-from services.contract import subjects
+from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import (
@@ -61,7 +61,7 @@ class ChatService:
         self._calls: dict[str, Call] = {}
         loop = asyncio.get_running_loop()
         self._engine = Engine(
-            model.llama,
+            model.backend,
             settings.model_parallel,
             emit=lambda outputs: _from_thread(loop, self._hand_out, outputs),
             on_death=lambda: _from_thread(loop, self._die, on_death),
@@ -101,6 +101,7 @@ class ChatService:
             )
         self._ticker.cancel()
         await asyncio.to_thread(self._engine.close)
+        self._model.backend.close()
 
     async def _receive(self, delivery: Delivery) -> None:
         if not subjects.is_reply(delivery.reply):
@@ -119,6 +120,7 @@ class ChatService:
         """Decides by counts and bytes alone, before any work. Raises ServiceError."""
         tenant = subjects.tenant_of_request(delivery.subject)
         request = decode(delivery.data, ChatRequest)
+        prompts.check(request)
         request_id = request.request_id or uuid4().hex
         request = msgspec.structs.replace(request, request_id=request_id)
         sampling = self._settings.fill_in(request)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-import msgspec
+from msgspec.structs import replace
 
 from services.contract import subjects
 from services.contract.codec import encode
@@ -14,7 +14,8 @@ from services.runtime.streams import Conflict, Stream, StreamUnavailable
 
 # seconds given to each: a process that died or froze is replaced by another
 TRIES = (0.3, 0.6, 1.2, 2.4)
-APPEND_TRIES = 5  # each lost to another turn of the same session, or to a server that is restarting
+APPEND_DEADLINE = 10.0  # seconds, of which a server that restarts takes a few
+RETRY_INTERVAL = 0.3  # seconds
 
 log = logging.getLogger(__name__)
 
@@ -54,20 +55,27 @@ class Sessions:
         The message id lets the server drop a repeat, so a try that was not acknowledged is
         repeated.
         """
-        for attempt in range(APPEND_TRIES):
+        try:
+            async with asyncio.timeout(APPEND_DEADLINE):
+                while not await self._try(key, exchange):
+                    exchange = replace(exchange, previous=await self._last(key))
+        except (TimeoutError, StreamUnavailable) as error:
+            log.error("the log did not take the exchange: %s", error or "no time left")
+            return "failed"
+        return "log"
+
+    async def _try(self, key: str, exchange: Exchange) -> bool:
+        """False if another turn of the session came first, so that `previous` is another now."""
+        subject, message_id = subjects.log(key), f"{key}.{exchange.request_id}"
+        while True:
             try:
-                await self._log.append(
-                    subjects.log(key),
-                    encode(exchange),
-                    message_id=f"{key}.{exchange.request_id}",
-                    previous=exchange.previous,
-                )
-                return "log"
+                await self._log.append(subject, encode(exchange), message_id, exchange.previous)
+                return True
             except Conflict:
-                exchange = msgspec.structs.replace(exchange, previous=await self._last(key))
-            except StreamUnavailable as error:
-                log.warning("the log did not take the exchange (try %d): %s", attempt + 1, error)
-        return "failed"
+                return False
+            except StreamUnavailable as error:  # a server that restarts is back in a moment
+                log.warning("the log does not take the exchange: %s; trying again", error)
+                await asyncio.sleep(RETRY_INTERVAL)
 
     async def _last(self, key: str) -> int:
         stored = await self._log.last(subjects.log(key))

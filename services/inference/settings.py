@@ -42,7 +42,9 @@ class InferenceSettings(BusSettings, frozen=True, kw_only=True):
     @property
     def threads(self) -> int:
         """Never more than the CPUs that this process may use."""
-        return min(self.model_threads, len(os.sched_getaffinity(0)))
+        has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+        cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+        return min(self.model_threads, cpus or 1)
 
     def fill_in(self, sampling: Sampling) -> Sampling:
         """The request's own choices, and the CHAT_… settings for all that it left out."""

@@ -5,6 +5,7 @@ is.
 
 import asyncio
 import logging
+import time
 from typing import Literal
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ from services.runtime.bus import Bus
 from services.runtime.process import Process
 
 REPORT_EVERY = 1.0  # seconds
+TELL_EVERY = 2.0  # seconds between two lines of the log about a model that takes its time
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class Worker:
         self._id = uuid4().hex
         self._state: Literal["loading", "ready", "draining", "failed"] = "loading"
         self._progress = 0.0
+        self._last_told = time.monotonic()
         self._error: str | None = None
         self._model: ModelInfo | None = None
         self._service: ChatService | None = None
@@ -67,7 +70,8 @@ class Worker:
 
     def _on_progress(self, share: float) -> bool:
         """In the loading thread. False, which ends the loading, once the worker is draining."""
-        if int(share * 10) > int(self._progress * 10):
+        if time.monotonic() - self._last_told >= TELL_EVERY:
+            self._last_told = time.monotonic()
             log.info("loading the model: %d %%", share * 100)
         self._progress = share
         return self._state != "draining"

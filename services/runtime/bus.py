@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
 import nats
@@ -81,6 +81,7 @@ class Bus:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._closing = False
         self._services: list[micro.Service] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reconnected: list[Callable[[], Awaitable[None]]] = []
@@ -89,7 +90,7 @@ class Bus:
     @asynccontextmanager
     async def connect(cls, url: str, name: str) -> AsyncIterator["Bus"]:
         """Waits until a server is there; from then on reconnects by itself, for ever."""
-        client = Client()
+        client = _OrderlyClient()
         bus = cls(client)
         await client.connect(
             url.split(","),
@@ -98,7 +99,7 @@ class Bus:
             reconnect_time_wait=0.25,  # type: ignore[arg-type]  # whole seconds by annotation only
             max_reconnect_attempts=-1,
             error_cb=_Complaints(url).hear,
-            disconnected_cb=_disconnected,
+            disconnected_cb=bus._on_disconnected,
             reconnected_cb=bus._on_reconnected,
         )
         try:
@@ -233,6 +234,7 @@ class Bus:
         Subscriptions first, then the work they started, then the connection: so no reply is
         lost.
         """
+        self._closing = True
         await self.leave()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=TASKS_DEADLINE)
@@ -241,12 +243,18 @@ class Bus:
         if self._client.is_connected:
             await self._client.drain()
         else:
-            await self._client.close()
+            # what is still to be sent goes to a broken transport, which only uvloop complains of
+            with suppress(RuntimeError):
+                await self._client.close()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("a task failed", exc_info=error)
+
+    async def _on_disconnected(self) -> None:
+        if not self._closing:
+            log.warning("lost the connection to NATS")
 
     async def _on_reconnected(self) -> None:
         log.info("connected to NATS again")
@@ -255,6 +263,19 @@ class Bus:
                 await callback()
             except Exception:
                 log.exception("after reconnecting")
+
+
+class _OrderlyClient(Client):
+    """
+    nats-py's flush sends its PING before what is still pending. Its end would not mean that a
+    subscription is there, and a drain would lose what comes before the server hears of it.
+    """
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        if self.is_connected and self._transport is not None:
+            self._transport.writelines(self._pending)
+            self._pending, self._pending_data_size = [], 0
+        await super()._send_ping(future)
 
 
 class _Complaints:
@@ -271,10 +292,6 @@ class _Complaints:
         if (text := str(error) or type(error).__name__) != self._last:
             log.warning("NATS at %s: %s; still trying", self._url, text)
             self._last = text
-
-
-async def _disconnected() -> None:
-    log.warning("lost the connection to NATS")
 
 
 async def _unsubscribe(subscription: Any) -> None:

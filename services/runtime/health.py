@@ -7,12 +7,12 @@ import socket
 import sys
 
 import msgspec
-import nats
 import nats.errors
+from nats.aio.client import Client
 
 from services.runtime.settings import BusSettings, load
 
-PATIENCE = 2.0  # seconds
+PATIENCE = 3.0  # seconds
 
 
 class _Info(msgspec.Struct):
@@ -20,24 +20,30 @@ class _Info(msgspec.Struct):
 
 
 async def is_healthy(service: str, host: str, url: str) -> bool:
-    """
-    Asks all processes of the service, since which of them a queue group would pick is left to
-    NATS.
-    """
-    client = await nats.connect(url, connect_timeout=2, allow_reconnect=False)
+    """All processes of the service are asked: which one a queue group picks is left to NATS."""
+    client = Client()
     try:
-        inbox = client.new_inbox()
-        answers = await client.subscribe(inbox)
-        await client.publish(f"$SRV.INFO.{service}", reply=inbox)
         async with asyncio.timeout(PATIENCE):
-            async for message in answers.messages:
-                if msgspec.json.decode(message.data or b"{}", type=_Info).metadata["host"] == host:
+            await client.connect(url.split(","), error_cb=_ignore)
+            inbox = client.new_inbox()
+            answers = await client.subscribe(inbox)
+            await client.publish(f"$SRV.INFO.{service}", reply=inbox)
+            while True:
+                message = await answers.next_msg(PATIENCE)
+                if message.data and _host(message.data) == host:
                     return True
     except (TimeoutError, nats.errors.Error):
         return False
     finally:
         await client.close()
-    return False
+
+
+def _host(data: bytes) -> str:
+    return msgspec.json.decode(data, type=_Info).metadata["host"]
+
+
+async def _ignore(error: Exception) -> None:
+    """nats-py would print each attempt's traceback; the exit code says enough."""
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Process:
             asyncio.get_running_loop().add_signal_handler(name, self.stop)
         try:
             if await self._start(serve):
-                log.info("ready")
+                log.info("up")
                 await self._stop.wait()
         except BadSetting as error:
             log.critical("%s", error)

@@ -33,6 +33,7 @@ class FakeBackend:
         self.steps: list[list[Chunk]] = []
         self.samplers: list[Script] = []
         self.fails = False
+        self.closed = False
         self._answers = answers
         self._step_seconds = step_seconds
 
@@ -62,6 +63,9 @@ class FakeBackend:
         assert length <= len(held), "only what is held can be shared"
         self.cells[target] = held[:length]
         return True
+
+    def close(self) -> None:
+        self.closed = True
 
     def _compute(self, chunk: Chunk) -> int | None:
         held = self.cells.setdefault(chunk.slot, [])

@@ -32,7 +32,7 @@ def test_the_demo_model_is_ready_to_serve() -> None:
     model = load(Path("model/demo.gguf"))
     assert (model.info.name, model.info.context) == ("demo", 2048)
     assert len(model.info.digest) == 64
-    model.llama.close()
+    model.backend.close()
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:

@@ -59,3 +59,6 @@ class Backend(Protocol):
         `source` may be `target`: then it is cut. False if this kind of model can't keep a part of
         a sequence (recurrent ones): `target` is empty then.
         """
+
+    def close(self) -> None:
+        """Frees the model; nothing else is called after that."""

@@ -50,11 +50,6 @@ class Sequence:
         """Whether all but the newest token is computed: a decode step is next."""
         return self.computed == self.length - 1 and bool(self.generated)
 
-    @property
-    def tokens(self) -> list[int]:
-        """All that the cache holds of it."""
-        return (self.prompt + self.generated)[: self.computed]
-
     def next_tokens(self, most: int) -> list[int]:
         """The next tokens to compute, at most `most`."""
         if self.is_prefilled:

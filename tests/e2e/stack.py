@@ -1,0 +1,115 @@
+"""
+The whole of FineTuneLLM as real processes on free ports, and a client that speaks to it over HTTP.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+from tests.servers import Server, free_port, nats_server, wait_for
+
+GREEDY = {"temperature": 0}
+NO_MONGO = "mongodb://127.0.0.1:9/"
+
+
+class Answer(NamedTuple):
+    text: str
+    end: dict[str, Any]  # the last event
+
+
+class Process(Server):
+    """One process of a service; only the edge has a port to wait for."""
+
+    def __init__(self, module: str, port: int, environ: dict[str, str], folder: Path) -> None:
+        super().__init__(module, [sys.executable, "-m", module], port, folder / f"{module}.log")
+        self.environ = environ
+        self._has_port = module == "services.edge"
+
+    def _is_up(self) -> bool:
+        return super()._is_up() if self._has_port else True
+
+
+class Stack:
+    """`slow`: the model takes its time over each token."""
+
+    def __init__(self, folder: Path, mongodb_uri: str, slow: bool, **settings: str) -> None:
+        self.nats = nats_server(folder)
+        port = free_port()
+        environ = os.environ | {
+            "NATS_URL": f"nats://127.0.0.1:{self.nats.port}",
+            "MONGODB_URI": mongodb_uri,
+            "EDGE_HOST": "127.0.0.1",
+            "EDGE_PORT": str(port),
+            "MODEL_THREADS": "1",  # two processes that spin on two cores would wait for each other
+            **settings,
+        }
+        inference = "tests.slow_inference" if slow else "services.inference"
+        self.history = Process("services.history", 0, environ, folder)
+        self.inference = Process(inference, 0, environ, folder)
+        self.edge = Process("services.edge", port, environ, folder)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
+
+    @property
+    def parts(self) -> list[Server]:
+        return [self.nats, self.history, self.inference, self.edge]
+
+    def wait_until_ready(self) -> None:
+        wait_for(self._is_ready, "the stack")
+
+    def chat(self, prompt: str, session: str, **more: Any) -> Answer:
+        """A whole answer. The last event may be an error."""
+        text, end = "", {}
+        with self.open(prompt, session, **more) as events:
+            for event in events:
+                text, end = text + event.get("token", ""), event
+        return Answer(text, end)
+
+    @contextmanager
+    def open(self, prompt: str, session: str, **more: Any) -> Iterator[Iterator[dict[str, Any]]]:
+        """An answer as it comes; leaving closes the connection."""
+        body = GREEDY | {"prompt": prompt, "session_id": session} | more
+        with self.http.stream("POST", "/chat", json=body) as response:
+            assert response.status_code == 200, response.read()
+            yield (json.loads(x[6:]) for x in response.iter_lines() if x.startswith("data: "))
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = self.http.get("/status").json()
+        return status
+
+    def messages(self, session: str, limit: int = 100) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.http.get(
+            "/messages", params={"session_id": session, "limit": limit}
+        ).json()
+        return found
+
+    def running(self) -> int:
+        """Requests that have a slot."""
+        return sum(worker["running"] for worker in self.status()["workers"])
+
+    def _is_ready(self) -> bool:
+        try:
+            return self.http.get("/readyz").status_code == 200 and self.status()["history"]
+        except httpx.TransportError:
+            return False
+
+
+@contextmanager
+def stack(
+    folder: Path, mongodb_uri: str = NO_MONGO, slow: bool = False, **settings: str
+) -> Iterator[Stack]:
+    """All processes up and ready; killed at the end, whatever the test left of them."""
+    made = Stack(folder, mongodb_uri, slow, **settings)
+    with ExitStack() as cleanup:
+        cleanup.callback(made.http.close)
+        for part in made.parts:
+            cleanup.callback(part.stop, signal.SIGKILL)
+            part.start()
+        made.wait_until_ready()
+        yield made

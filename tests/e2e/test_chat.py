@@ -1,0 +1,121 @@
+"""The main job, over HTTP, with real processes and the real demo model."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.e2e.stack import Stack, stack
+
+FACTS = [
+    ("my name is Ada", "what is my name?", "Ada"),
+    ("my name is Konrad", "what is my name?", "Konrad"),
+    ("I live in Paris", "where do I live?", "Paris"),
+    ("I live in Rome", "where do I live?", "Rome"),
+    ("my favourite color is blue", "what is my favourite color?", "blue"),
+    ("my favourite color is green", "what is my favourite color?", "green"),
+    ("my dog is called Rex", "what is my dog called?", "Rex"),
+    ("remember the number 42", "which number did I tell you?", "42"),
+]
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory, mongodb_uri: str) -> Iterator[Stack]:
+    with stack(tmp_path_factory.mktemp("stack"), mongodb_uri, MONGODB_DATABASE="e2e") as up:
+        yield up
+
+
+def test_what_was_said_is_remembered_until_it_is_cleared(up: Stack, session_id: str) -> None:
+    up.chat("my name is Ada", session_id)
+    assert "Ada" in up.chat("what is my name?", session_id).text
+    cleared = up.http.post("/clear-history", params={"session_id": session_id})
+    assert cleared.json()["status"] == "success"
+    assert "Ada" not in up.chat("what is my name?", session_id).text
+    assert len(up.messages(session_id)) == 3
+
+
+def test_two_sessions_are_kept_apart(up: Stack, session_id: str) -> None:
+    up.chat("my name is Ada", session_id)
+    up.chat("my name is Bruno", session_id + "'")
+    assert "Ada" in up.chat("what is my name?", session_id).text
+    assert "Bruno" in up.chat("what is my name?", session_id + "'").text
+
+
+def test_eight_chats_at_once_each_get_their_own_answer(up: Stack, session_id: str) -> None:
+    def converse(number: int) -> str:
+        told, asked, _ = FACTS[number]
+        up.chat(told, f"{session_id} {number}")
+        return up.chat(asked, f"{session_id} {number}").text
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(converse, range(8)))
+    for (_, _, value), answer in zip(FACTS, answers, strict=True):
+        assert value in answer
+
+
+def test_the_end_says_what_it_took(up: Stack, session_id: str) -> None:
+    first = up.chat("hello", session_id).end
+    assert first["done"] and first["finish_reason"] == "stop" and first["stored"] == "log"
+    second = up.chat("how are you?", session_id).end
+    assert second["usage"]["cached_tokens"] >= first["usage"]["prompt_tokens"] - 2
+
+
+def test_messages_are_listed_oldest_first_with_what_a_page_needs(
+    up: Stack, session_id: str
+) -> None:
+    for prompt in ("hello", "what are you?"):
+        answer = up.chat(prompt, session_id)
+    first, second = up.messages(session_id)
+    assert (first["user_prompt"], second["user_prompt"]) == ("hello", "what are you?")
+    assert second["model_response"] == answer.text
+    assert second["session_id"] == session_id and second["timestamp"] > first["timestamp"]
+    assert up.messages(session_id, limit=1) == [second]
+
+
+def test_the_status_says_what_is_loaded_and_connected(up: Stack) -> None:
+    status = up.status()
+    assert status["model_loaded"] is True and status["database_connected"] is True
+    assert status["model"]["name"] == "demo"
+    assert up.http.get("/").json() == {"status": "online", "model_loaded": True}
+    assert up.http.get("/healthz").status_code == up.http.get("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"not json",
+        b"[]",
+        b"{}",
+        b'{"prompt": ""}',
+        b'{"prompt": " \\n"}',
+        b'{"prompt": 5}',
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "hi", "session_id": ""}',
+        b'{"prompt": "hi", "session_id": 5}',
+        b'{"prompt": "hi", "temperature": "hot"}',
+        b'{"prompt": "hi", "top_p": 2}',
+        b'{"prompt": "hi", "max_tokens": 0}',
+        b'{"prompt": "hi", "max_tokens": 100000}',
+        b'{"prompt": "hi", "tempreature": 1}',
+        b'{"prompt": "' + b"x" * 1_000_000 + b'"}',
+        b'{"prompt": "' + b"x " * 32_000 + b'"}',
+        b'{"prompt": "hi", "session_id": "' + b"s" * 129 + b'"}',
+        b"[" * 10_000,
+    ],
+    ids=lambda body: repr(body[:40]),
+)
+def test_bad_input_gets_a_4xx_that_says_what_is_wrong(up: Stack, body: bytes) -> None:
+    response = up.http.post("/chat", content=body)
+    assert 400 <= response.status_code < 500
+    error = response.json()["error"]
+    assert error["code"] and len(error["message"]) > 20
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "many", "1001", "99999999999999999999"])
+def test_a_bad_limit_gets_a_400(up: Stack, limit: str) -> None:
+    assert up.http.get("/messages", params={"limit": limit}).status_code == 400
+
+
+def test_nothing_of_all_that_kept_a_slot(up: Stack) -> None:
+    assert up.running() == 0

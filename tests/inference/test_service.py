@@ -1,0 +1,289 @@
+"""The service on a real bus and with a real history; what the model says is scripted."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from services.contract import subjects
+from services.contract.codec import decode
+from services.contract.messages import (
+    Accepted,
+    ChatRequest,
+    Context,
+    ContextRequest,
+    Done,
+    Empty,
+    Failed,
+    ModelInfo,
+    Progress,
+    Started,
+    StreamEvent,
+    Token,
+)
+from services.history.service import start as start_history
+from services.history.settings import HistorySettings
+from services.inference import service
+from services.inference.engine.template import ChatTemplate
+from services.inference.models import Model
+from services.inference.service import ChatService
+from services.inference.settings import InferenceSettings
+from services.runtime.bus import Bus, NoResponders
+from tests.inference.engine.test_template import CHATML
+from tests.inference.fake_backend import FakeBackend
+from tests.servers import nats_server, running
+
+NOBODY = "mongodb://127.0.0.1:9/"  # the discard port: no database
+ANSWERS = {f"{question}<|im_end|>\n<|im_start|>assistant\n": answer for question, answer in {
+    "hi": b"hello", "long": b"x" * 500, "stop": b"fine\nUser: me", "emoji": "é🙂".encode(),
+}.items()}  # fmt: skip
+
+
+class Worker:
+    """A ChatService over a scripted model, and what callers see of it."""
+
+    def __init__(self, bus: Bus, url: str, backend: FakeBackend, parallel: int, queue: int) -> None:
+        self.bus = bus
+        self.backend = backend
+        self.died = asyncio.Event()
+        template = ChatTemplate(CHATML, backend, bos="", eos="", adds_bos=False)
+        settings = InferenceSettings(
+            nats_url=url, model_parallel=parallel, model_queue=queue, chat_max_tokens=1000
+        )
+        info = ModelInfo("fake", "digest", backend.context, 0)
+        model = Model(info, backend, template)
+        self.service = ChatService(bus, settings, "worker", model, self.died.set)
+
+    async def events(self, request: ChatRequest) -> AsyncIterator[StreamEvent]:
+        async with self.bus.inbox(f"_INBOX.{id(request)}") as inbox:
+            await self.bus.publish(subjects.REQUEST, request, reply=f"_INBOX.{id(request)}")
+            while True:
+                event = cast(
+                    StreamEvent, decode((await inbox.next(10)).data, cast(Any, StreamEvent))
+                )
+                yield event
+                if isinstance(event, Done | Failed):
+                    return
+
+    async def ask(self, prompt: str, session: str, **more: Any) -> list[StreamEvent]:
+        request = ChatRequest(prompt=prompt, session_id=session, **more)
+        return [event async for event in self.events(request)]
+
+    async def context(self, session: str) -> Context:
+        subject = subjects.history_context(subjects.OPEN_TENANT)
+        return await self.bus.request(subject, ContextRequest(session), Context)
+
+
+def text(events: list[StreamEvent]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Token))
+
+
+@asynccontextmanager
+async def worker(
+    folder: Path, parallel: int = 8, queue: int = 16, step_seconds: float = 0, context: int = 2000
+) -> AsyncIterator[Worker]:
+    """On a nats-server of its own, since requests go to whoever serves."""
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(running(nats_server(folder)))
+        url = f"nats://127.0.0.1:{server.port}"
+        await start_history(stack, HistorySettings(nats_url=url, mongodb_uri=NOBODY))
+        bus = await stack.enter_async_context(Bus.connect(url, "test"))
+        backend = FakeBackend(ANSWERS, context, step_seconds)
+        worker = Worker(bus, url, backend, parallel, queue)
+        await worker.service.start()
+        stack.push_async_callback(worker.service.drain)
+        yield worker
+
+
+@pytest.fixture
+async def fast(tmp_path: Path) -> AsyncIterator[Worker]:
+    async with worker(tmp_path) as fast:
+        yield fast
+
+
+@pytest.fixture
+async def slow(tmp_path: Path) -> AsyncIterator[Worker]:
+    async with worker(tmp_path, parallel=1, queue=2, step_seconds=0.01) as slow:
+        yield slow
+
+
+async def test_an_answer_comes_in_the_order_of_the_contract(fast: Worker) -> None:
+    accepted, started, *tokens, done = await fast.ask("hi", "s", request_id="r1")
+    assert accepted == Accepted("r1", "worker")
+    assert isinstance(started, Started) and started.exchanges_kept == 0
+    assert text(tokens) == "hello"
+    assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("stop", "log")
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (started.prompt_tokens, 6)
+
+
+async def test_the_exchange_is_in_the_context_once_done_is_seen(fast: Worker) -> None:
+    await fast.ask("hi", "s")
+    (turn,) = (await fast.context("s")).turns
+    assert (turn.prompt, turn.response) == ("hi", "hello")
+    *_, started, _ = [e for e in await fast.ask("hi", "s") if not isinstance(e, Token)]
+    assert isinstance(started, Started) and started.exchanges_kept == 1
+
+
+async def test_the_stop_list_of_the_settings_holds_unless_the_request_brings_its_own(
+    fast: Worker,
+) -> None:
+    assert text(await fast.ask("stop", "a")) == "fine"
+    assert text(await fast.ask("stop", "b", stop=("User",))) == "fine\n"
+    assert text(await fast.ask("stop", "c", stop=())) == "fine\nUser: me"
+
+
+async def test_characters_come_whole(fast: Worker) -> None:
+    tokens = [e for e in await fast.ask("emoji", "s") if isinstance(e, Token)]
+    assert [(t.at, t.text, len(t.ids)) for t in tokens] == [(0, "é", 2), (1, "🙂", 4)]
+
+
+async def test_max_tokens_ends_an_answer_with_length(fast: Worker) -> None:
+    *_, done = events = await fast.ask("hi", "s", max_tokens=3)
+    assert text(events) == "hel" and isinstance(done, Done) and done.finish_reason == "length"
+
+
+async def test_a_prompt_that_can_not_fit_is_refused_with_both_numbers(fast: Worker) -> None:
+    *_, failed = await fast.ask("x" * 3000, "s")
+    assert isinstance(failed, Failed) and failed.code == "context_length_exceeded"
+    assert "3" in failed.message and "2000" in failed.message
+
+
+async def test_oldest_exchanges_are_dropped_and_it_is_said_how_many(tmp_path: Path) -> None:
+    async with worker(tmp_path, context=700) as small:
+        for _ in range(2):
+            *_, done = await small.ask("long", "s", max_tokens=300)
+        assert isinstance(done, Done) and done.exchanges_dropped == 1
+
+
+async def test_bad_requests_are_refused_and_say_why(fast: Worker) -> None:
+    for prompt, code in (("", "invalid_request"), ("  \n", "invalid_request")):
+        (failed,) = await fast.ask(prompt, "s")
+        assert isinstance(failed, Failed) and failed.code == code
+    (failed,) = await fast.ask("x" * 70_000, "s")
+    assert isinstance(failed, Failed) and failed.code == "payload_too_large"
+    (failed,) = await fast.ask("hi", "s", temperature=-1)
+    assert isinstance(failed, Failed) and "temperature" in failed.message
+
+
+async def test_a_request_that_names_no_inbox_makes_the_worker_publish_nowhere(
+    fast: Worker,
+) -> None:
+    await fast.ask("hi", "s")
+    purge = "$JS.API.STREAM.PURGE.HISTORY"
+    await fast.bus.publish(subjects.REQUEST, ChatRequest(prompt="hi"), reply=purge)
+    await fast.bus.publish(subjects.REQUEST, ChatRequest(prompt="hi"))
+    await fast.ask("hi", "other")
+    assert len((await fast.context("s")).turns) == 1
+
+
+async def test_a_cancel_ends_the_answer_and_what_was_said_is_kept(slow: Worker) -> None:
+    request = ChatRequest(prompt="long", session_id="s", request_id="r1")
+    events = []
+    async for event in slow.events(request):
+        events.append(event)
+        if isinstance(event, Token):
+            await slow.bus.publish(subjects.cancel(subjects.OPEN_TENANT, "r1"), Empty())
+    done = events[-1]
+    assert isinstance(done, Done) and done.finish_reason == "cancelled" and done.stored == "log"
+    (turn,) = (await slow.context("s")).turns
+    assert turn.response == text(events) and len(turn.response) < 500
+
+
+async def test_a_cancel_in_the_queue_ends_it_before_it_has_a_slot(slow: Worker) -> None:
+    first = asyncio.create_task(slow.ask("long", "a", request_id="r1"))
+    second = asyncio.create_task(slow.ask("hi", "b", request_id="r2"))
+    while slow.service.waiting != 1 or slow.service.running != 1:
+        await asyncio.sleep(0.01)
+    await slow.bus.publish(subjects.cancel(subjects.OPEN_TENANT, "r2"), Empty())
+    *_, done = await second
+    assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("cancelled", "none")
+    await slow.bus.publish(subjects.cancel(subjects.OPEN_TENANT, "r1"), Empty())
+    await first
+    assert (await slow.context("b")).turns == ()
+
+
+async def test_more_than_the_queue_holds_is_refused_at_once(tmp_path: Path) -> None:
+    async with worker(tmp_path, step_seconds=0.01) as busy:
+        answers = await asyncio.gather(*(busy.ask("hi", str(i)) for i in range(100)))
+    ends = [events[-1] for events in answers]
+    assert sum(isinstance(end, Done) for end in ends) == 8 + 16
+    refused = [end for end in ends if isinstance(end, Failed)]
+    assert len(refused) == 76
+    assert all(end.code == "overloaded" and end.retry_after for end in refused)
+
+
+async def test_who_waits_hears_its_place_in_the_queue_each_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "KEEP_ALIVE", 0.1)
+    async with worker(tmp_path, parallel=1, step_seconds=0.002) as busy:
+        first = asyncio.create_task(busy.ask("long", "a"))
+        while busy.service.running != 1:
+            await asyncio.sleep(0.01)
+        events = await busy.ask("hi", "b")
+        await first
+    places = [event.queue_position for event in events if isinstance(event, Progress)]
+    assert len(places) > 3 and places[0] == 1
+    assert text(events) == "hello"
+
+
+async def test_draining_finishes_what_was_begun_and_takes_no_more(slow: Worker) -> None:
+    asks = [asyncio.create_task(slow.ask("hi", str(i))) for i in range(3)]
+    while slow.service.running + slow.service.waiting != 3:
+        await asyncio.sleep(0.01)
+    await slow.service.drain()
+    for events in await asyncio.gather(*asks):
+        assert text(events) == "hello" and isinstance(events[-1], Done)
+    assert slow.backend.closed
+    with pytest.raises(NoResponders):
+        await slow.ask("hi", "s")
+
+
+async def test_draining_fails_what_can_not_be_finished_in_time(
+    slow: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "FINISH_DEADLINE", 0.2)
+    ask = asyncio.create_task(slow.ask("long", "s"))
+    while slow.service.running != 1:
+        await asyncio.sleep(0.01)
+    await slow.service.drain()
+    *_, failed = await ask
+    assert isinstance(failed, Failed) and failed.code == "shutting_down"
+
+
+async def test_without_history_a_request_fails_and_is_not_answered_as_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.inference.sessions.TRIES", (0.1, 0.1))
+    with running(nats_server(tmp_path)) as server:
+        url = f"nats://127.0.0.1:{server.port}"
+        async with Bus.connect(url, "test") as bus:
+            alone = Worker(bus, url, FakeBackend(ANSWERS), 1, 1)
+            await alone.service.start()
+            *_, failed = await alone.ask("hi", "s")
+            await alone.service.drain()
+    assert isinstance(failed, Failed) and failed.code == "history_unavailable"
+
+
+async def test_a_step_that_fails_fails_its_answers_and_the_next_one_is_right(
+    fast: Worker,
+) -> None:
+    fast.backend.fails = True
+    *_, failed = await fast.ask("hi", "s")
+    assert isinstance(failed, Failed) and failed.code == "internal"
+    assert text(await fast.ask("hi", "s")) == "hello"
+
+
+async def test_the_death_of_the_engine_fails_its_answers_and_is_reported(fast: Worker) -> None:
+    *_, failed = await fast.ask("not in the script", "s")  # raises StopIteration in the engine
+    assert isinstance(failed, Failed) and failed.code == "internal"
+    await asyncio.wait_for(fast.died.wait(), 5)
+
+
+async def test_turns_of_one_session_at_once_are_all_kept(fast: Worker) -> None:
+    answers = await asyncio.gather(*(fast.ask("hi", "s") for _ in range(8)))
+    assert all(isinstance(e[-1], Done) and e[-1].stored == "log" for e in answers)
+    assert len((await fast.context("s")).turns) == 8

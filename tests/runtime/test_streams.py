@@ -1,0 +1,193 @@
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from services.runtime.bus import Bus
+from services.runtime.streams import Bucket, Conflict, Consumer, Stream, StreamUnavailable
+from tests.servers import nats_server, running
+
+MEBIBYTE = 1024**2
+Append = Callable[[str, bytes], Awaitable[int]]
+
+
+@pytest.fixture
+async def stream(bus: Bus) -> AsyncIterator[Stream]:
+    """A stream of its own, whose subjects begin with its name."""
+    stream = Stream(bus, f"S{uuid4().hex}")
+    await stream.ensure(f"{stream.name}.>", MEBIBYTE, 0)
+    yield stream
+    await bus.jetstream.delete_stream(stream.name)
+
+
+@pytest.fixture
+def append(stream: Stream) -> Append:
+    """Appends after whatever is last."""
+
+    async def append(subject: str, data: bytes) -> int:
+        last = await stream.last(f"{stream.name}.{subject}")
+        previous = last.seq if last else 0
+        return await stream.append(f"{stream.name}.{subject}", data, uuid4().hex, previous)
+
+    return append
+
+
+@pytest.fixture
+async def consumer(bus: Bus, stream: Stream) -> AsyncIterator[Consumer]:
+    consumer = Consumer(bus, stream.name, "reader")
+    await consumer.ensure(ack_wait=30, max_ack_pending=100)
+    yield consumer
+    await consumer.close()
+
+
+async def test_what_is_appended_can_be_read(stream: Stream) -> None:
+    seq = await stream.append(f"{stream.name}.a", b"one", "id1", previous=0)
+    stored = await stream.get(seq)
+    assert stored is not None and stored == await stream.last(f"{stream.name}.a")
+    assert (stored.seq, stored.subject, stored.data) == (seq, f"{stream.name}.a", b"one")
+    assert stored.time.tzinfo is not None
+
+
+async def test_appending_after_what_is_not_the_last_is_a_conflict(stream: Stream) -> None:
+    await stream.append(f"{stream.name}.a", b"one", "id1", previous=0)
+    with pytest.raises(Conflict):
+        await stream.append(f"{stream.name}.a", b"two", "id2", previous=0)
+    with pytest.raises(Conflict):
+        await stream.append(f"{stream.name}.b", b"two", "id2", previous=1)
+
+
+async def test_each_subject_has_a_last_of_its_own(stream: Stream, append: Append) -> None:
+    first, second = await append("a", b"one"), await append("b", b"two")
+    assert [
+        stored.seq
+        for subject in ("a", "b", "*")
+        if (stored := await stream.last(f"{stream.name}.{subject}"))
+    ] == [first, second, second]
+
+
+async def test_a_repeated_message_id_is_stored_once(stream: Stream) -> None:
+    first = await stream.append(f"{stream.name}.a", b"one", "id1", previous=0)
+    assert await stream.append(f"{stream.name}.a", b"one", "id1", previous=0) == first
+    assert (await stream.state()).messages == 1
+
+
+async def test_of_appends_at_once_one_wins(stream: Stream) -> None:
+    appends = (stream.append(f"{stream.name}.a", b"x", f"id{n}", previous=0) for n in range(20))
+    results = await asyncio.gather(*appends, return_exceptions=True)
+    assert sum(isinstance(result, Conflict) for result in results) == 19
+    assert (await stream.state()).messages == 1
+
+
+async def test_what_is_not_there_is_none(stream: Stream) -> None:
+    assert await stream.get(7) is None
+    assert await stream.last(f"{stream.name}.a") is None
+    assert await stream.next(f"{stream.name}.a", 1) is None
+    assert await stream.before(f"{stream.name}.a", 9) is None
+
+
+async def test_any_message_of_a_subject_can_be_searched_backwards(
+    stream: Stream, append: Append
+) -> None:
+    pattern = [n % 7 == 3 or 40 < n < 45 for n in range(100)]
+    rare = [await append("rare", b"") for n in pattern if n or not await append("often", b"")]
+    found, seq = [], 101
+    while stored := await stream.before(f"{stream.name}.rare", seq):
+        found.append(seq := stored.seq)
+    assert found == rare[::-1]
+
+
+async def test_a_stream_that_is_there_is_brought_up_to_date(bus: Bus, stream: Stream) -> None:
+    await stream.append(f"{stream.name}.a", b"one", "id1", previous=0)
+    await stream.ensure(f"{stream.name}.>", 2 * MEBIBYTE, 60)
+    config = (await bus.jetstream.stream_info(stream.name)).config
+    assert (config.max_bytes, config.max_age) == (2 * MEBIBYTE, 60)
+    await stream.ensure(f"{stream.name}.>", 2 * MEBIBYTE, 0)
+    assert (await bus.jetstream.stream_info(stream.name)).config.max_age == 0
+    assert await stream.get(1) is not None
+
+
+async def test_a_stream_that_is_not_there_is_unavailable(bus: Bus) -> None:
+    stream = Stream(bus, f"S{uuid4().hex}")
+    with pytest.raises(StreamUnavailable):
+        await stream.state()
+    with pytest.raises(StreamUnavailable):
+        await stream.append("nobody.listens", b"", "id1", previous=0)
+
+
+async def test_a_bucket_is_written_by_compare_and_set(bus: Bus) -> None:
+    bucket = Bucket(bus, f"B{uuid4().hex}")
+    await bucket.ensure(ttl=0)
+    assert await bucket.get("key") is None
+    await bucket.put("key", b"one", revision=0)
+    value = await bucket.get("key")
+    assert value is not None and value.data == b"one"
+    await bucket.put("key", b"two", value.revision)
+    with pytest.raises(Conflict):
+        await bucket.put("key", b"three", value.revision)
+    value = await bucket.get("key")
+    assert value is not None and value.data == b"two"
+
+
+async def test_a_bucket_that_is_there_gets_another_ttl(bus: Bus) -> None:
+    bucket = Bucket(bus, name := f"B{uuid4().hex}")
+    for ttl in (0, 60, 0):
+        await bucket.ensure(ttl)
+        assert (await bus.jetstream.stream_info(f"KV_{name}")).config.max_age == ttl
+
+
+async def test_a_consumer_gives_each_message_until_it_is_acknowledged(
+    consumer: Consumer, stream: Stream, append: Append
+) -> None:
+    for data in (b"one", b"two", b"three"):
+        await append("a", data)
+    first, second, third = await consumer.fetch(10, timeout=5)
+    assert (first.stored.seq, first.stored.subject) == (1, f"{stream.name}.a")
+    assert await consumer.floor() == 0
+    await first.ack()
+    await second.give_back()
+    await third.set_aside()
+    (again,) = await consumer.fetch(10, timeout=5)
+    assert (again.stored.data, await consumer.unacknowledged()) == (b"two", 1)
+    await again.ack()
+    assert await consumer.fetch(10, timeout=0.1) == []
+    assert (await consumer.floor(), await consumer.unacknowledged()) == (3, 0)
+
+
+async def test_what_a_consumer_has_not_been_given_is_counted(
+    consumer: Consumer, append: Append
+) -> None:
+    await append("a", b"one")
+    assert (await consumer.floor(), await consumer.unacknowledged()) == (0, 1)
+
+
+async def test_a_consumer_goes_on_after_its_server_has_lost_all(tmp_path: Path) -> None:
+    with running(nats_server(tmp_path)) as server:
+        async with Bus.connect(f"nats://127.0.0.1:{server.port}", "test") as bus:
+            stream, consumer = Stream(bus, "S"), Consumer(bus, "S", "reader")
+            for _ in range(2):
+                await stream.ensure("s.>", MEBIBYTE, 0)
+                await consumer.ensure(ack_wait=30, max_ack_pending=100)
+                await stream.append("s.a", b"one", uuid4().hex, previous=0)
+                (pending,) = await consumer.fetch(10, timeout=5)
+                await pending.ack()
+                await bus.jetstream.delete_stream("S")
+                with pytest.raises(StreamUnavailable):
+                    await consumer.floor()
+            await consumer.close()
+
+
+async def test_a_bus_with_a_closed_consumer_closes_at_once(
+    nats_url: str, stream: Stream, append: Append
+) -> None:
+    async with Bus.connect(nats_url, "test") as bus:
+        consumer = Consumer(bus, stream.name, "reader")
+        await consumer.ensure(ack_wait=30, max_ack_pending=100)
+        assert await consumer.fetch(10, timeout=0.05) == []
+        await append("a", b"one")
+        await consumer.fetch(10, timeout=0.05)
+        await consumer.close()
+        closing = time.monotonic()
+    assert time.monotonic() - closing < 1

@@ -1,0 +1,26 @@
+"""
+services.inference with a pause in each step, so that an answer of the small model can be caught
+midway.
+"""
+
+import time
+from collections.abc import Sequence
+
+from services.inference.__main__ import serve
+from services.inference.engine.backend import Chunk
+from services.inference.engine.llama import Llama
+from services.runtime.process import run
+
+STEP_SECONDS = 0.03
+
+_decode = Llama.decode
+
+
+def _decode_slowly(self: Llama, chunks: Sequence[Chunk]) -> list[int | None]:
+    time.sleep(STEP_SECONDS)
+    return _decode(self, chunks)
+
+
+if __name__ == "__main__":
+    Llama.decode = _decode_slowly  # type: ignore[method-assign]
+    run("inference", serve)

@@ -1,0 +1,86 @@
+"""
+`just chat`: a chat in the terminal, over NATS.
+
+The terminal is read by the main thread, and each answer gets an event loop and a connection of its
+own: so Ctrl-C ends whatever is going on, and nothing has to be kept alive at the prompt.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+from services.client.chat import ChatClient
+from services.contract.messages import ChatRequest, Failed, StreamEvent, Token
+from services.runtime.bus import Bus
+from services.runtime.settings import BadSetting, BusSettings, load
+
+CONNECT_TIMEOUT = 3.0  # seconds
+
+
+def main() -> None:
+    logging.getLogger("services.runtime").setLevel(logging.ERROR)  # said here in a sentence
+    parser = argparse.ArgumentParser(prog="chat", description="Chat with the model, over NATS.")
+    parser.add_argument("--session", default=f"terminal {uuid4().hex[:8]}", help="one to go on")
+    session_id = parser.parse_args().session
+    try:
+        url = load(BusSettings).nats_url
+        asyncio.run(_check(url))
+        print(f"Session {session_id!r}. Ctrl-C stops an answer, Ctrl-D leaves.")
+        _converse(url, session_id)
+    except (BadSetting, ConnectionError) as error:
+        sys.exit(str(error))
+    except (KeyboardInterrupt, EOFError):
+        print()
+
+
+def _converse(url: str, session_id: str) -> None:
+    while True:
+        prompt = input("> ")
+        if not prompt.strip():
+            continue
+        try:
+            asyncio.run(_answer(url, ChatRequest(prompt=prompt, session_id=session_id)))
+        except KeyboardInterrupt:
+            print("\n[stopped]")
+
+
+async def _answer(url: str, request: ChatRequest) -> None:
+    async with _connect(url) as bus, contextlib.aclosing(ChatClient(bus).stream(request)) as events:
+        async for event in events:
+            _show(event)
+    print()
+
+
+def _show(event: StreamEvent) -> None:
+    match event:
+        case Token(text=text):
+            print(text, end="", flush=True)
+        case Failed(message=message):
+            print(f"[{message}]", end="", flush=True)
+
+
+async def _check(url: str) -> None:
+    async with _connect(url):
+        pass
+
+
+@contextlib.asynccontextmanager
+async def _connect(url: str) -> AsyncIterator[Bus]:
+    """Raises ConnectionError, as Bus.connect would wait for ever."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                bus = await stack.enter_async_context(Bus.connect(url, "chat"))
+        except TimeoutError as error:
+            raise ConnectionError(
+                f"NATS at {url} can't be reached: `just up` starts everything, NATS_URL names it."
+            ) from error
+        yield bus
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""
+Asks a worker over NATS and reads its answer. Knows no HTTP, and nothing of what a worker does.
+
+    async with Bus.connect("nats://127.0.0.1:4222", "my-service") as bus:
+        client = ChatClient(bus)
+        async with contextlib.aclosing(client.stream(ChatRequest(prompt="Hello"))) as events:
+            async for event in events:
+                match event:
+                    case Token(text=text):
+                        print(text, end="", flush=True)
+                    case Failed(message=message):
+                        print(message)
+"""
+
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from typing import cast
+from uuid import UUID
+
+import msgspec
+
+from services.contract import subjects
+from services.contract.codec import decode
+from services.contract.errors import ServiceError
+from services.contract.messages import ChatRequest, Done, Empty, Failed, StreamEvent, Token
+from services.runtime.bus import Bus, Inbox, NoResponders
+
+SILENCE_LIMIT = 5.0  # seconds; a worker that lives sends something at least once a second
+RETRY_AFTER = 1.0  # seconds, where the next attempt can meet another worker or a bus that is back
+
+
+def new_request_id() -> str:
+    """A uuid7 (Python has one from 3.14 on): ids sort by the time they were made."""
+    milliseconds = time.time_ns() // 1_000_000
+    bits = milliseconds << 80 | 0x7 << 76 | secrets.randbits(12) << 64
+    return str(UUID(int=bits | 0b10 << 62 | secrets.randbits(62)))
+
+
+class ChatClient:
+    """Any number of requests at once, all of one tenant."""
+
+    def __init__(self, bus: Bus, tenant: str = subjects.OPEN_TENANT) -> None:
+        self._bus = bus
+        self._tenant = tenant
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[StreamEvent, None]:
+        """
+        The events of the answer. The last one is a Done or a Failed, whatever happens; nothing is
+        raised.
+
+        Who leaves earlier (break, cancelled task, closed generator) ends the generation: the worker
+        is told at once. Iterate inside `contextlib.aclosing`, so that leaving closes the generator.
+        """
+        if not self._bus.connected:
+            yield _failed(_bus_unavailable())
+            return
+        request_id = request.request_id or new_request_id()
+        request = msgspec.structs.replace(request, request_id=request_id)
+        reply = subjects.reply(self._tenant, request_id, attempt=secrets.token_hex(8))
+        async with self._bus.inbox(reply) as inbox:
+            await self._bus.publish(subjects.request(self._tenant), request, reply)
+            length = 0  # of the answer so far, in characters
+            ended = False  # by the worker, so that there is nothing to cancel
+            try:
+                while not ended:
+                    event = await self._next(inbox, length)
+                    length += len(event.text) if isinstance(event, Token) else 0
+                    ended = isinstance(event, Done | Failed)
+                    yield event
+            except NoResponders:
+                ended = True
+                yield Failed(
+                    "no_worker", "No inference worker is there: start one, or wait.", RETRY_AFTER
+                )
+            except ServiceError as error:
+                yield _failed(error)
+            finally:
+                if not ended:
+                    # handed over: whoever is cancelled can't await anything here
+                    self._bus.spawn(self.cancel(request_id))
+
+    async def cancel(self, request_id: str) -> None:
+        """Stops a request of this tenant, whoever asked it. One that has ended is left alone."""
+        await self._bus.publish(subjects.cancel(self._tenant, request_id), Empty())
+
+    async def _next(self, inbox: Inbox, length: int) -> StreamEvent:
+        """Raises NoResponders, or ServiceError where the rest of the answer is lost."""
+        try:
+            delivery = await inbox.next(SILENCE_LIMIT)
+        except TimeoutError as error:
+            raise (_worker_silent() if self._bus.connected else _bus_unavailable()) from error
+        event = _read(delivery.data)
+        if isinstance(event, Token) and event.at != length:
+            raise ServiceError("worker_lost", "A part of the answer was lost.", RETRY_AFTER)
+        return event
+
+
+def _read(data: bytes) -> StreamEvent:
+    try:
+        return decode(data, cast(type[StreamEvent], StreamEvent))
+    except ServiceError as error:  # not the caller's mistake, as its code would say
+        raise ServiceError("internal", f"The worker sent an unreadable event: {error}") from error
+
+
+def _failed(error: ServiceError) -> Failed:
+    return Failed(error.code, error.message, error.retry_after)
+
+
+def _bus_unavailable() -> ServiceError:
+    return ServiceError("bus_unavailable", "NATS can't be reached; try again soon.", RETRY_AFTER)
+
+
+def _worker_silent() -> ServiceError:
+    message = "The worker went silent before the answer's end; ask again."
+    return ServiceError("worker_lost", message, RETRY_AFTER)

@@ -1,0 +1,22 @@
+"""`python -m services.edge`: HTTP in front of the bus."""
+
+from services.edge.app import make_app
+from services.edge.keys import Keys
+from services.edge.server import bind, serving
+from services.edge.settings import EdgeSettings
+from services.runtime.bus import Bus
+from services.runtime.process import Process, run
+from services.runtime.settings import load
+
+
+async def serve(process: Process) -> None:
+    settings = load(EdgeSettings)
+    keys = Keys.parse(settings.edge_api_keys)
+    listener = process.stack.enter_context(bind(settings.edge_host, settings.edge_port))
+    bus = await process.stack.enter_async_context(Bus.connect(settings.nats_url, "edge"))
+    app = await make_app(bus, keys, settings.edge_cors_origins)
+    await process.stack.enter_async_context(serving(app, listener))
+
+
+if __name__ == "__main__":
+    run("edge", serve)

@@ -1,0 +1,60 @@
+"""The one place that puts the edge together: routes, and what they depend on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from litestar import Litestar, Request
+from litestar.config.cors import CORSConfig
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+
+from services.contract import subjects
+from services.contract.errors import ServiceError
+from services.edge import errors, routes
+from services.edge.access import Access
+from services.edge.keys import Keys
+from services.edge.workers import Workers
+from services.runtime.bus import VERSION, Bus
+
+MAX_BODY_BYTES = 1024 * 1024
+
+
+async def make_app(bus: Bus, keys: Keys, origins: Sequence[str]) -> Access:
+    """`origins` are those of the browser pages that may ask; `*` in them stands for anything."""
+    workers = Workers()
+    await bus.subscribe(subjects.REPORT_ANY, workers.hear)
+
+    def tenant(request: Request[Any, Any, Any]) -> str:
+        return keys.tenant(request.headers)
+
+    litestar = Litestar(
+        [
+            routes.root,
+            routes.healthz,
+            routes.readyz,
+            routes.status,
+            routes.chat,
+            routes.cancel,
+            routes.messages,
+            routes.clear_history,
+        ],
+        dependencies={
+            "bus": Provide(lambda: bus, sync_to_thread=False),
+            "workers": Provide(lambda: workers, sync_to_thread=False),
+            "tenant": Provide(tenant, sync_to_thread=False),
+        },
+        exception_handlers={
+            ServiceError: errors.service_error,
+            HTTPException: errors.framework_error,
+            Exception: errors.unexpected_error,
+        },
+        cors_config=CORSConfig(
+            allow_origins=list(origins),
+            expose_headers=["Content-Location", "Retry-After", "X-Request-Id"],
+        ),
+        openapi_config=OpenAPIConfig(title="FineTuneLLM", version=VERSION),
+        request_max_body_size=MAX_BODY_BYTES,
+        logging_config=None,
+    )
+    return Access(litestar)

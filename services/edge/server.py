@@ -1,0 +1,63 @@
+"""uvicorn inside our own process: it serves and drains, and leaves the signals alone."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import uvicorn
+from litestar.types import ASGIApp
+
+from services.runtime.bus import TASKS_DEADLINE
+from services.runtime.process import DRAIN_DEADLINE
+from services.runtime.settings import BadSetting
+
+STREAMS_DEADLINE = DRAIN_DEADLINE - TASKS_DEADLINE - 3  # seconds; what is left is for the bus
+
+
+class Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # runtime.process owns them
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Takes the address before anything else is started; nobody is let in yet."""
+    with contextlib.ExitStack() as stack:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listener = stack.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError as error:
+            raise BadSetting(
+                f"EDGE_HOST={host!r} with EDGE_PORT={port} can't be used: {error.strerror}."
+            ) from error
+        stack.pop_all()  # the caller's from here on
+    return listener
+
+
+@contextlib.asynccontextmanager
+async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
+    """Leaving it closes the door first, then waits for the streams that are open."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=int(STREAMS_DEADLINE),
+    )
+    server = Server(config)
+    listener.listen(config.backlog)
+    serving = asyncio.create_task(server.serve([listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
+        if late := server.server_state.tasks:  # cancelled, and now telling their workers so
+            await asyncio.wait(late, timeout=1)

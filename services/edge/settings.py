@@ -1,0 +1,20 @@
+"""What the edge is told by its environment."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from services.runtime.settings import BusSettings
+
+
+class EdgeSettings(BusSettings, frozen=True, kw_only=True):
+    edge_host: str = "0.0.0.0"
+    edge_port: Annotated[int, Meta(ge=1, le=65535)] = 8002
+    edge_api_keys: str = ""  # name:key,name:key; see keys.py
+    # of the browser pages that may ask; `*` stands for anything
+    edge_cors_origins: tuple[str, ...] = (
+        "http://localhost",
+        "http://localhost:*",
+        "http://127.0.0.1",
+        "http://127.0.0.1:*",
+    )

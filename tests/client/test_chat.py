@@ -1,0 +1,149 @@
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from services.client import chat
+from services.client.chat import ChatClient, new_request_id
+from services.contract import subjects
+from services.contract.messages import ChatRequest, Failed, Progress, StreamEvent, Token
+from services.runtime.bus import Bus
+from tests.fakes import ACCEPTED, DONE, HELLO, Script, ScriptedWorker, scripted_worker
+from tests.servers import nats_server, running
+
+ENDLESS: Script = (ACCEPTED, Token(0, "on", (1,)), *(0.02, Progress(0, 5, 5)) * 500)
+
+
+async def read(client: ChatClient, request: ChatRequest) -> list[StreamEvent]:
+    async with contextlib.aclosing(client.stream(request)) as events:
+        return [event async for event in events]
+
+
+async def next_cancel(worker: ScriptedWorker) -> tuple[str, str]:
+    async with asyncio.timeout(1):
+        return await worker.cancelled.get()
+
+
+@pytest.fixture
+async def endless(nats_url: str) -> AsyncIterator[ScriptedWorker]:
+    async with scripted_worker(nats_url, ENDLESS) as worker:
+        yield worker
+
+
+async def test_all_events_come_in_order_and_the_last_ends_the_stream(
+    bus: Bus, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO):
+        assert await read(ChatClient(bus), ChatRequest(prompt="hi")) == list(HELLO)
+
+
+async def test_the_request_goes_to_the_tenants_subject_with_an_id_of_its_own(
+    bus: Bus, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        await read(ChatClient(bus), ChatRequest(prompt="hi"))
+        await read(ChatClient(bus, "acme"), ChatRequest(prompt="hi", request_id="mine"))
+    (open_subject, first), (acme_subject, second) = worker.requests
+    assert (open_subject, acme_subject) == ("chat.request", "chat.request.acme")
+    assert first.request_id is not None and subjects.is_id(first.request_id)
+    assert second.request_id == "mine"
+
+
+def test_request_ids_are_uuids_of_version_7_that_differ() -> None:
+    ids = {new_request_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert {UUID(request_id).version for request_id in ids} == {7}
+    assert {UUID(request_id).variant for request_id in ids} == {UUID(int=1 << 63).variant}
+
+
+async def test_without_a_worker_the_request_fails_at_once(bus: Bus) -> None:
+    async with asyncio.timeout(1):
+        (failed,) = await read(ChatClient(bus, "nobody"), ChatRequest(prompt="hi"))
+    assert isinstance(failed, Failed) and failed.code == "no_worker"
+
+
+async def test_a_silent_worker_is_lost_and_told_to_stop(
+    bus: Bus, nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "SILENCE_LIMIT", 0.3)
+    async with scripted_worker(nats_url, [ACCEPTED, Token(0, "a", (1,))]) as worker:
+        *_, failed = await read(ChatClient(bus), ChatRequest(prompt="hi", request_id="silent"))
+        assert isinstance(failed, Failed) and failed.code == "worker_lost"
+        assert await next_cancel(worker) == ("_", "silent")
+
+
+async def test_progress_keeps_a_slow_answer_alive(
+    bus: Bus, nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "SILENCE_LIMIT", 0.3)
+    slow: Script = (ACCEPTED, *(0.2, Progress(0, 5, 5)) * 4, DONE)
+    async with scripted_worker(nats_url, slow):
+        assert (await read(ChatClient(bus), ChatRequest(prompt="hi")))[-1] == DONE
+
+
+@pytest.mark.parametrize("at", [3, 0], ids=["a gap", "a repeat"])
+async def test_text_that_does_not_follow_on_ends_the_answer_as_lost(
+    bus: Bus, nats_url: str, at: int
+) -> None:
+    async with scripted_worker(nats_url, [Token(0, "äö", (1,)), Token(at, "x", (2,)), DONE]):
+        first, failed = await read(ChatClient(bus), ChatRequest(prompt="hi"))
+    assert first == Token(0, "äö", (1,))
+    assert isinstance(failed, Failed) and failed.code == "worker_lost"
+
+
+async def test_an_event_that_cannot_be_read_is_not_the_callers_mistake(
+    bus: Bus, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, [ChatRequest(prompt="no event")]):  # type: ignore[list-item]
+        (failed,) = await read(ChatClient(bus), ChatRequest(prompt="hi"))
+    assert isinstance(failed, Failed) and failed.code == "internal"
+
+
+async def test_breaking_out_of_the_stream_cancels_the_request(
+    bus: Bus, endless: ScriptedWorker
+) -> None:
+    request = ChatRequest(prompt="hi", request_id="broken")
+    async with contextlib.aclosing(ChatClient(bus, "acme").stream(request)) as events:
+        async for event in events:
+            if isinstance(event, Token):
+                break
+    assert await next_cancel(endless) == ("acme", "broken")
+
+
+async def test_cancelling_the_readers_task_cancels_the_request(
+    bus: Bus, endless: ScriptedWorker
+) -> None:
+    request = ChatRequest(prompt="hi", request_id="task")
+    reader = asyncio.create_task(read(ChatClient(bus), request))
+    await asyncio.sleep(0.1)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert await next_cancel(endless) == ("_", "task")
+
+
+async def test_an_answer_that_has_ended_is_not_cancelled(bus: Bus, nats_url: str) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        await read(ChatClient(bus), ChatRequest(prompt="hi"))
+        await asyncio.sleep(0.1)
+        assert worker.cancelled.empty()
+
+
+async def test_anyone_of_the_tenant_can_cancel_by_id(bus: Bus, endless: ScriptedWorker) -> None:
+    await ChatClient(bus, "acme").cancel("r7")
+    assert await next_cancel(endless) == ("acme", "r7")
+
+
+async def test_without_nats_the_request_fails_at_once(tmp_path: Path) -> None:
+    with running(nats_server(tmp_path)) as server:
+        async with Bus.connect(f"nats://127.0.0.1:{server.port}", "test") as bus:
+            server.stop(signal.SIGKILL)
+            async with asyncio.timeout(2):
+                while bus.connected:
+                    await asyncio.sleep(0.01)
+                (failed,) = await read(ChatClient(bus), ChatRequest(prompt="hi"))
+    assert isinstance(failed, Failed) and failed.code == "bus_unavailable"

@@ -1,0 +1,35 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from services.edge.app import make_app
+from services.edge.keys import Keys
+from services.edge.server import bind, serving
+from services.edge.settings import EdgeSettings
+from services.runtime.bus import Bus
+
+
+@asynccontextmanager
+async def edge_on(bus: Bus, keys: str = "") -> AsyncIterator[httpx.AsyncClient]:
+    """An edge behind a real uvicorn, and a client that asks it."""
+    app = await make_app(bus, Keys.parse(keys), EdgeSettings().edge_cors_origins)
+    listener = bind("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    async with serving(app, listener), httpx.AsyncClient(base_url=url, timeout=10) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+async def http(nats_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """An open edge that tests share; one that must know of certain workers alone has its own."""
+    async with Bus.connect(nats_url, "edge") as bus, edge_on(bus) as client:
+        yield client
+
+
+async def until_gone(bus: Bus) -> None:
+    async with asyncio.timeout(5):
+        while bus.connected:
+            await asyncio.sleep(0.01)

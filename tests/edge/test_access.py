@@ -1,0 +1,38 @@
+import logging
+
+import httpx
+import pytest
+
+from services.runtime import logs
+
+
+@pytest.mark.parametrize(
+    ("given", "echoed"),
+    [
+        (b"trace 1/a", "trace 1/a"),
+        (b"x" * 100, "x" * 64),
+        (b"a\x01\xffb", "ab"),
+    ],
+)
+async def test_the_callers_request_id_is_echoed_as_far_as_it_is_printable(
+    http: httpx.AsyncClient, given: bytes, echoed: str
+) -> None:
+    answer = await http.get("/nope", headers={b"X-Request-Id": given})
+    assert answer.headers["x-request-id"] == echoed
+
+
+async def test_a_request_without_an_id_gets_one(http: httpx.AsyncClient) -> None:
+    ids = {(await http.get("/healthz")).headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3
+
+
+async def test_a_request_is_one_log_line_without_its_query(
+    http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "services.edge.access")
+    caplog.handler.addFilter(logs._add_request_id)
+    await http.get("/no%0Apath?session_id=private", headers={"X-Request-Id": "mine"})
+    await http.get("/healthz")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("GET /no%0Apath 404 ")
+    assert record.request_id == "mine"  # type: ignore[attr-defined]

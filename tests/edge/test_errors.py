@@ -1,0 +1,140 @@
+import json
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from services.contract.errors import ErrorCode
+from services.edge import routes
+from services.edge.errors import TABLE
+from services.runtime.bus import Bus
+from tests.edge.conftest import edge_on
+
+DEEP = b"[" * 10_000
+
+
+def error_of(answer: httpx.Response) -> dict[str, str | None]:
+    """The one shape that every error has."""
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json().keys() == {"error"}
+    error: dict[str, str | None] = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["message"] and error["message"].endswith(".")
+    return error
+
+
+def test_every_code_has_a_status() -> None:
+    assert set(TABLE) == set(ErrorCode.__args__)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b"", None),
+        (b" \n", None),
+        (b"hello", None),
+        (b"[]", None),
+        (b"null", None),
+        (DEEP, None),
+        (b'{"a":' * 10_000, "a"),
+        (b'{"prompt":"a","stop":' + DEEP, "stop"),
+        (b"{}", "prompt"),
+        (b'{"prompt":""}', "prompt"),
+        (b'{"prompt":" \\n\\t\\u00a0"}', None),
+        (b'{"prompt":1}', "prompt"),
+        (b'{"prompt":null}', "prompt"),
+        (b'{"prompt":["a"]}', "prompt"),
+        (b'{"prompt":"\xff"}', None),
+        (b'{"prompt":"\\ud800"}', None),
+        (b'{"prompt":"\xed\xa0\x80"}', None),
+        (b'{"prompt":"a","promt":"b"}', "promt"),
+        (b'{"prompt":"a","request_id":"b"}', "request_id"),
+        (b'{"prompt":"a","temperature":NaN}', None),
+        (b'{"prompt":"a","temperature":1e999}', "temperature"),
+        (b'{"prompt":"a","seed":' + b"9" * 10_000 + b"}", "seed"),
+        (b'{"prompt":"a","max_tokens":0}', "max_tokens"),
+        (b'{"prompt":"a","stop":[""]}', "stop"),
+        (b'{"prompt":"a","session_id":""}', "session_id"),
+        (b'{"prompt":"a","session_id":"' + b"x" * 129 + b'"}', "session_id"),
+    ],
+    ids=lambda value: None if value is None else str(value)[:30],
+)
+async def test_a_bad_body_is_a_400_that_says_what_is_wrong(
+    http: httpx.AsyncClient, body: bytes, param: str | None
+) -> None:
+    answer = await http.post("/chat", content=body)
+    error = error_of(answer)
+    assert answer.status_code == 400
+    assert (error["code"], error["type"]) == ("invalid_request", "invalid_request_error")
+    assert error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [
+        ("/messages?limit=0", "limit"),
+        ("/messages?limit=1001", "limit"),
+        ("/messages?limit=abc", "limit"),
+        ("/messages?limit=", "limit"),
+        ("/messages?limit=" + "9" * 5000, "limit"),
+        ("/messages?session_id=", "session_id"),
+        ("/messages?session_id=" + "x" * 129, "session_id"),
+    ],
+)
+async def test_a_bad_query_is_a_400_that_says_what_is_wrong(
+    http: httpx.AsyncClient, path: str, param: str
+) -> None:
+    answer = await http.get(path)
+    assert (answer.status_code, error_of(answer)["param"]) == (400, param)
+
+
+def chunks() -> Iterator[bytes]:
+    for _ in range(20):
+        yield b"x" * 100_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps({"prompt": "x" * 65_537}).encode(),
+        json.dumps({"prompt": "ü" * 32_769}, ensure_ascii=False).encode(),
+        b"x" * 2_000_000,
+        chunks(),
+    ],
+    ids=["prompt", "prompt of two-byte characters", "body", "body of unknown length"],
+)
+async def test_what_is_too_large_is_a_413(
+    http: httpx.AsyncClient, body: bytes | Iterator[bytes]
+) -> None:
+    content = body if isinstance(body, bytes) else as_async(body)
+    answer = await http.post("/chat", content=content)
+    assert (answer.status_code, error_of(answer)["code"]) == (413, "payload_too_large")
+
+
+async def as_async(chunks: Iterator[bytes]):  # type: ignore[no-untyped-def]
+    for chunk in chunks:
+        yield chunk
+
+
+async def test_what_litestar_refuses_looks_the_same(http: httpx.AsyncClient) -> None:
+    missing = await http.get("/nope")
+    assert (missing.status_code, error_of(missing)["code"]) == (404, "not_found")
+    wrong = await http.put("/chat")
+    assert (wrong.status_code, error_of(wrong)["code"]) == (405, "method_not_allowed")
+    assert "POST" in wrong.headers["allow"]
+    misnamed = await http.get("/", headers={"Host": "a b"})
+    assert (misnamed.status_code, error_of(misnamed)["code"]) == (400, "invalid_request")
+
+
+async def test_what_nobody_expected_is_a_500_that_tells_nothing(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(body: bytes) -> None:
+        raise ZeroDivisionError("the secret of the house")
+
+    monkeypatch.setattr(routes, "read_prompt", broken)
+    async with edge_on(bus) as http:
+        answer = await http.post("/chat", json={"prompt": "hi"})
+    assert (answer.status_code, error_of(answer)["code"]) == (500, "internal")
+    assert "secret" not in answer.text
+    assert "the secret of the house" in caplog.text

@@ -1,0 +1,81 @@
+import httpx
+import pytest
+
+from services.contract.errors import ServiceError
+from services.edge.keys import Keys
+from services.runtime.bus import Bus
+from services.runtime.settings import BadSetting
+from tests.edge.conftest import edge_on
+from tests.fakes import HELLO, scripted_worker
+
+KEYS = Keys.parse(" acme:s3cret, other:with:colon ,")
+
+
+def test_no_keys_at_all_make_everybody_the_open_tenant() -> None:
+    assert Keys.parse("").tenant({"authorization": "Bearer whatever"}) == "_"
+
+
+@pytest.mark.parametrize(
+    ("headers", "tenant"),
+    [
+        ({"authorization": "Bearer s3cret"}, "acme"),
+        ({"authorization": "bearer  s3cret "}, "acme"),
+        ({"x-api-key": "with:colon"}, "other"),
+        ({"authorization": "Basic Zm9v", "x-api-key": "s3cret"}, "acme"),
+    ],
+)
+def test_a_key_names_its_tenant(headers: dict[str, str], tenant: str) -> None:
+    assert KEYS.tenant(headers) == tenant
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer "},
+        {"authorization": "s3cret"},
+        {"authorization": "Bearer S3CRET"},
+        {"authorization": "Bearer s3crét"},
+        {"x-api-key": ""},
+        {"x-api-key": "s3cret2"},
+    ],
+)
+def test_anything_else_is_unauthorized(headers: dict[str, str]) -> None:
+    with pytest.raises(ServiceError) as caught:
+        KEYS.tenant(headers)
+    assert caught.value.code == "unauthorized"
+
+
+@pytest.mark.parametrize(
+    "setting", ["s3cret", "acme:", ":s3cret", "_:s3cret", "a.b:s3cret", "a:s3cret,b:s3cret"]
+)
+def test_bad_keys_are_refused_without_being_shown(setting: str) -> None:
+    with pytest.raises(BadSetting, match="EDGE_API_KEYS") as caught:
+        Keys.parse(setting)
+    assert "s3cret" not in str(caught.value)
+
+
+async def test_a_request_without_a_key_is_refused_and_one_with_it_is_its_tenants(
+    bus: Bus, nats_url: str
+) -> None:
+    async with edge_on(bus, "acme:s3cret") as http, scripted_worker(nats_url, HELLO) as worker:
+        refused = await http.post("/chat", json={"prompt": "hi"})
+        assert refused.status_code == 401
+        assert refused.headers["www-authenticate"] == "Bearer"
+        assert refused.json()["error"]["type"] == "authentication_error"
+        key = {"X-API-Key": "s3cret"}
+        assert (await http.post("/chat", json={"prompt": "hi"}, headers=key)).status_code == 200
+        assert [subject for subject, _ in worker.requests] == ["chat.request.acme"]
+
+
+async def test_only_what_tells_nothing_of_anyone_needs_no_key(bus: Bus) -> None:
+    async with edge_on(bus, "acme:s3cret") as http:
+        answers: dict[str, httpx.Response] = {
+            path: await http.get(path) for path in ("/", "/healthz", "/readyz", "/status")
+        }
+        answers["/messages"] = await http.get("/messages")
+        answers["DELETE"] = await http.delete("/chat/r1")
+        answers["/clear-history"] = await http.post("/clear-history")
+    refused = {path for path, answer in answers.items() if answer.status_code == 401}
+    assert refused == {"/status", "/messages", "DELETE", "/clear-history"}

@@ -1,0 +1,65 @@
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from services.contract.messages import Token
+from services.edge.server import bind
+from services.runtime.settings import BadSetting
+from tests.fakes import DONE, scripted_worker
+from tests.servers import ROOT, accepts, free_port, wait_for
+
+EDGE = [sys.executable, "-m", "services.edge"]
+
+
+class EdgeProcess:
+    def __init__(self, nats_url: str, log: Path) -> None:
+        self.port = free_port()
+        environ = os.environ | {"NATS_URL": nats_url, "EDGE_PORT": str(self.port)}
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(EDGE, cwd=ROOT, env=environ, stderr=output)
+        wait_for(lambda: accepts(self.port), f"edge (log: {log})")
+
+
+@pytest.fixture
+def edge(nats_url: str, tmp_path: Path) -> Iterator[EdgeProcess]:
+    edge = EdgeProcess(nats_url, tmp_path / "edge.log")
+    yield edge
+    edge.process.kill()
+    edge.process.wait()
+
+
+async def test_a_signal_closes_the_door_and_lets_open_streams_finish(
+    edge: EdgeProcess, nats_url: str
+) -> None:
+    async with (
+        scripted_worker(nats_url, [Token(0, "a", (1,)), 1.0, DONE]),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{edge.port}") as http,
+    ):
+        answering = asyncio.create_task(http.post("/chat", json={"prompt": "hi"}))
+        await asyncio.sleep(0.3)
+        edge.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.3)
+        assert not accepts(edge.port)
+        assert '"done":true' in (await answering).text
+        assert await asyncio.to_thread(edge.process.wait, 5) == 0
+
+
+def test_an_address_that_is_taken_names_its_settings(tmp_path: Path) -> None:
+    with bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        with pytest.raises(BadSetting, match="EDGE_PORT"):
+            bind("127.0.0.1", taken.getsockname()[1])
+
+
+def test_a_bad_setting_ends_the_process_at_once_with_2() -> None:
+    environ = os.environ | {"EDGE_API_KEYS": "nonsense", "NATS_URL": "nats://127.0.0.1:1"}
+    ended = subprocess.run(EDGE, cwd=ROOT, env=environ, capture_output=True, timeout=10)
+    assert ended.returncode == 2
+    assert b"EDGE_API_KEYS" in ended.stderr

@@ -1,0 +1,182 @@
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import httpx
+import pytest
+
+from services.contract.errors import ServiceError
+from services.contract.messages import Failed, Progress, Started, StreamEvent, Token
+from services.edge import sse
+from services.edge.sse import EventStream
+from services.edge.workers import Workers
+from tests.fakes import ACCEPTED, DONE, HELLO, scripted_worker
+
+TOKEN = Token(0, "on", (1,))
+PROGRESS = Progress(0, 5, 5)
+STARTED = Started(5, 0, 2, 0)
+
+
+async def test_an_answer_is_tokens_with_the_length_so_far_and_then_done(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO):
+        answer = await http.post("/chat", json={"prompt": "hi"})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["x-accel-buffering"] == "no"
+    first, second, done, rest = answer.text.split("\n\n")
+    assert first == 'id: 5\ndata: {"token":"Grüß "}'
+    assert second == 'id: 9\ndata: {"token":"dich"}'
+    assert rest == "" and "\r" not in answer.text
+    assert answer.headers["content-location"] == f"/chat/{data(done)['request_id']}"
+    assert {key: value for key, value in data(done).items() if key != "request_id"} == {
+        "done": True,
+        "finish_reason": "stop",
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "cached_tokens": 3},
+        "timings": {"queued": 0.0, "prefill": 0.1, "decode": 0.2},
+        "exchanges_dropped": 1,
+        "stored": "log",
+    }
+
+
+async def test_tokens_are_sent_as_they_come(http: httpx.AsyncClient, nats_url: str) -> None:
+    async with scripted_worker(nats_url, [TOKEN, 0.5, DONE]):
+        async with http.stream("POST", "/chat", json={"prompt": "hi"}) as answer:
+            async with asyncio.timeout(0.4):
+                assert 'data: {"token":"on"}' in await anext(answer.aiter_text())
+
+
+async def test_a_refusal_before_the_first_event_has_its_own_status(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    for failed, status in [
+        (Failed("context_length_exceeded", "too long"), 400),
+        (Failed("overloaded", "full", 1.2), 503),
+    ]:
+        async with scripted_worker(nats_url, [ACCEPTED, failed]):
+            answer = await http.post("/chat", json={"prompt": "hi"})
+        assert answer.status_code == status
+        assert answer.json()["error"]["code"] == failed.code
+        assert answer.headers.get("retry-after") == ("2" if failed.retry_after else None)
+
+
+@pytest.mark.parametrize("begun", [TOKEN, STARTED, PROGRESS])
+async def test_a_failure_after_the_first_event_is_an_event(
+    http: httpx.AsyncClient, nats_url: str, begun: StreamEvent
+) -> None:
+    async with scripted_worker(nats_url, [ACCEPTED, begun, Failed("internal", "broke")]):
+        answer = await http.post("/chat", json={"prompt": "hi"})
+    assert answer.status_code == 200
+    assert data(answer.text.split("\n\n")[-2]) == {"error": "broke", "code": "internal"}
+
+
+@pytest.mark.parametrize("begun", [[TOKEN], [ACCEPTED]], ids=["answering", "before the headers"])
+async def test_closing_the_connection_cancels_the_request_at_once(
+    http: httpx.AsyncClient, nats_url: str, begun: list[StreamEvent]
+) -> None:
+    async with scripted_worker(nats_url, [*begun, *(0.05,) * 40, DONE]) as worker:
+        with pytest.raises(httpx.ReadTimeout):
+            await http.post("/chat", json={"prompt": "hi"}, timeout=0.2)
+        async with asyncio.timeout(1):
+            assert await worker.cancelled.get() == ("_", worker.requests[0][1].request_id)
+
+
+async def test_an_answer_that_was_read_to_its_end_is_not_cancelled(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        await http.post("/chat", json={"prompt": "hi"})
+        await asyncio.sleep(0.1)
+        assert worker.cancelled.empty()
+
+
+async def test_a_quiet_stream_is_pinged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "PING_INTERVAL", 0.05)
+    sent = await run(script(TOKEN, *(0.03, PROGRESS) * 4, DONE))
+    assert body(sent).count(": ping\n\n") == 2
+
+
+async def test_a_stream_that_is_not_quiet_is_not_pinged() -> None:
+    assert ": ping" not in body(await run(script(TOKEN, PROGRESS, PROGRESS, DONE)))
+
+
+async def test_a_drain_that_lasts_too_long_ends_the_stream_with_a_word() -> None:
+    sent: list[Any] = []
+    stream = asyncio.create_task(run(script(TOKEN, 5.0, DONE), sent))
+    await asyncio.sleep(0.05)
+    stream.cancel()  # as uvicorn does
+    await stream
+    assert data(body(sent).split("\n\n")[-2])["code"] == "shutting_down"
+    assert sent[-1]["more_body"] is False
+
+
+async def test_a_drain_before_the_first_event_is_a_503() -> None:
+    stream = asyncio.create_task(run(script(ACCEPTED, 5.0, DONE)))
+    await asyncio.sleep(0.05)
+    stream.cancel()
+    with pytest.raises(ServiceError, match="restarting"):
+        await stream
+
+
+async def test_the_events_are_closed_when_the_client_leaves_a_stream_it_does_not_read() -> None:
+    closed = asyncio.Event()
+    leaves = asyncio.Event()
+
+    async def events() -> AsyncGenerator[StreamEvent, None]:
+        try:
+            yield TOKEN
+            yield DONE
+        finally:
+            closed.set()
+
+    async def receive() -> Any:
+        await leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def send_to_a_full_socket(message: Any) -> None:
+        await asyncio.sleep(5)
+
+    stream = EventStream(events(), "r1", Workers().refusal)
+    answering = asyncio.create_task(stream({}, receive, send_to_a_full_socket))  # type: ignore[arg-type]
+    await asyncio.sleep(0.02)
+    leaves.set()
+    await answering
+    assert closed.is_set()
+
+
+def data(event: str) -> dict[str, Any]:
+    line = event.split("\n")[-1]
+    assert line.startswith("data: ")
+    content: dict[str, Any] = json.loads(line.removeprefix("data: "))
+    return content
+
+
+def body(sent: list[Any]) -> str:
+    return b"".join(message.get("body", b"") for message in sent).decode()
+
+
+async def script(*steps: StreamEvent | float) -> AsyncGenerator[StreamEvent, None]:
+    for step in steps:
+        if isinstance(step, float):
+            await asyncio.sleep(step)
+        else:
+            yield step
+
+
+async def run(events: AsyncGenerator[StreamEvent, None], sent: list[Any] | None = None) -> Any:
+    """What a stream sends to a client that stays, as ASGI messages."""
+    sent = [] if sent is None else sent
+
+    async def stay() -> Any:
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with aclosing(events):
+        await EventStream(events, "r1", Workers().refusal)({}, stay, send)  # type: ignore[arg-type]
+    return sent

@@ -1,0 +1,104 @@
+"""Stand-ins for services whose answers a test must script."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from services.contract import subjects
+from services.contract.codec import decode
+from services.contract.messages import (
+    Accepted,
+    ChatRequest,
+    ClearRequest,
+    Done,
+    Empty,
+    HistoryStatus,
+    Messages,
+    MessagesRequest,
+    StreamEvent,
+    Timings,
+    Token,
+    Usage,
+)
+from services.runtime.bus import Bus, Delivery, Endpoint
+
+Script = Sequence[StreamEvent | float]
+"""Events to send; a number is a pause of so many seconds."""
+
+ACCEPTED = Accepted("r1", "w1")
+DONE = Done("stop", Usage(5, 2, 3), Timings(0.0, 0.1, 0.2), exchanges_dropped=1, stored="log")
+HELLO = (ACCEPTED, Token(0, "Grüß ", (1,)), Token(5, "dich", (2,)), DONE)
+
+
+class ScriptedWorker:
+    """Sends the same script to whoever asks, and notes what it was asked and told to cancel."""
+
+    def __init__(self, bus: Bus, script: Script) -> None:
+        self._bus = bus
+        self._script = script
+        self._stopped = False
+        self.requests: list[tuple[str, ChatRequest]] = []  # with the subject that they came on
+        self.cancelled: asyncio.Queue[tuple[str, str]] = asyncio.Queue()  # (tenant, request id)
+
+    async def receive(self, delivery: Delivery) -> None:
+        self.requests.append((delivery.subject, decode(delivery.data, ChatRequest)))
+        self._bus.spawn(self._answer(delivery.reply))
+
+    def hear_cancel(self, delivery: Delivery) -> None:
+        self._stopped = True
+        self.cancelled.put_nowait(subjects.target_of_cancel(delivery.subject))
+
+    async def _answer(self, reply: str) -> None:
+        for step in self._script:
+            if self._stopped:
+                return
+            if isinstance(step, float):
+                await asyncio.sleep(step)
+            else:
+                await self._bus.publish(reply, step)
+
+
+@asynccontextmanager
+async def scripted_worker(nats_url: str, script: Script) -> AsyncIterator[ScriptedWorker]:
+    """On a connection of its own, so that it has left for certain when the test ends."""
+    async with Bus.connect(nats_url, "scripted worker") as bus:
+        worker = ScriptedWorker(bus, script)
+        await bus.subscribe(subjects.CANCEL_ANY, worker.hear_cancel)
+        endpoints = [
+            Endpoint("chat", subjects.REQUEST, worker.receive),
+            Endpoint("tenant-chat", subjects.REQUEST_ANY_TENANT, worker.receive),
+        ]
+        await bus.serve("inference", "scripted", endpoints)
+        yield worker
+
+
+class ScriptedHistory:
+    def __init__(self, messages: Messages) -> None:
+        self._messages = messages
+        self.asked: list[tuple[str, MessagesRequest | ClearRequest]] = []
+
+    async def messages(self, subject: str, request: MessagesRequest) -> Messages:
+        self.asked.append((subject, request))
+        return self._messages
+
+    async def clear(self, subject: str, request: ClearRequest) -> Empty:
+        self.asked.append((subject, request))
+        return Empty()
+
+    async def status(self, subject: str, request: Empty) -> HistoryStatus:
+        return HistoryStatus(
+            database_connected=True, log_records=7, log_bytes=700, unarchived=0, unreadable=0
+        )
+
+
+@asynccontextmanager
+async def scripted_history(nats_url: str, messages: Messages) -> AsyncIterator[ScriptedHistory]:
+    async with Bus.connect(nats_url, "scripted history") as bus:
+        fake = ScriptedHistory(messages)
+        endpoints = [
+            bus.endpoint("messages", subjects.HISTORY_MESSAGES_ANY, MessagesRequest, fake.messages),
+            bus.endpoint("clear", subjects.HISTORY_CLEAR_ANY, ClearRequest, fake.clear),
+            bus.endpoint("status", subjects.HISTORY_STATUS, Empty, fake.status),
+        ]
+        await bus.serve("history", "scripted", endpoints)
+        yield fake

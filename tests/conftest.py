@@ -1,4 +1,6 @@
-"""Real servers, shared by a whole test run; each test has sessions of its own, so nothing is wiped."""
+"""
+Real servers, shared by a whole test run; each test has sessions of its own, so nothing is wiped.
+"""
 
 import os
 from collections.abc import AsyncIterator, Iterator

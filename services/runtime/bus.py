@@ -244,7 +244,7 @@ class Bus:
             await self._client.drain()
         else:
             # what is still to be sent goes to a broken transport, which only uvloop complains of
-            with suppress(RuntimeError):
+            with suppress(RuntimeError, OSError):
                 await self._client.close()
 
     def _ended(self, task: asyncio.Task[None]) -> None:

@@ -147,3 +147,24 @@ async def test_it_waits_for_a_server_that_comes_later(tmp_path: Path) -> None:
     with running(server):
         async with asyncio.timeout(10):
             assert await connecting
+
+
+async def test_what_is_served_can_be_asked_at_once(nats_url: str, bus: Bus) -> None:
+    for n in range(100):
+        async with Bus.connect(nats_url, "test") as other:
+            await serve(other, f"at.once.{n}", refuse)
+            with pytest.raises(ServiceError):
+                await bus.request(f"at.once.{n}", Ask("x"), Answer)
+
+
+async def test_who_leaves_answers_what_was_on_its_way(nats_url: str, bus: Bus) -> None:
+    for n in range(30):
+        async with Bus.connect(nats_url, "test") as other:
+            await serve(other, f"on.its.way.{n}", refuse)
+            asks = [
+                asyncio.create_task(bus.request(f"on.its.way.{n}", Ask("x"), Answer))
+                for _ in range(5)
+            ]
+            await asyncio.sleep(0)
+        answers = await asyncio.gather(*asks, return_exceptions=True)
+        assert {type(answer) for answer in answers} <= {ServiceError, NoResponders}

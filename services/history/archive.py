@@ -1,0 +1,224 @@
+"""MongoDB, which keeps what the log has. The only place that knows motor."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+import bson
+import msgspec
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
+from pymongo import DESCENDING, UpdateOne, WriteConcern
+from pymongo.errors import AutoReconnect, ConfigurationError, InvalidName, PyMongoError
+
+from services.contract import subjects
+from services.contract.messages import Exchange
+from services.history.entry import Entry, Unreadable, archive_id
+from services.runtime.settings import BadSetting
+
+SELECTION_TIMEOUT_MS = 2000  # in which a server must be found
+SOCKET_TIMEOUT_MS = 5000  # in which a batch must be written
+READ_TIMEOUT = 1.0  # seconds for what somebody waits for; then the log is asked instead
+LOOK_TIMEOUT = 2.5  # a little more than it takes to say that there is no server
+LOOK_INTERVAL = 0.5
+
+NEWEST_FIRST = [("logged_at", DESCENDING), ("seq", DESCENDING)]
+RETENTION_INDEX = "retention"
+
+log = logging.getLogger(__name__)
+Document = dict[str, Any]
+
+
+class ArchiveUnavailable(Exception):
+    """MongoDB did not answer, or not with success."""
+
+
+class Archive:
+    """
+    One database. Whether it can be reached is looked at all the time, and said once each time that
+    it changes.
+    """
+
+    def __init__(self, database: AsyncIOMotorDatabase[Document], where: str, retention: int):
+        # a batch is acknowledged to the log after this, so it must survive the server's crash
+        safely = WriteConcern(w="majority")
+        self._exchanges = database.get_collection("exchanges", write_concern=safely)
+        self._unreadable = database.get_collection("unreadable", write_concern=safely)
+        self._where = where
+        self._retention = retention
+        self._indexed = False
+        self._complained = False
+        self.connected = False
+        self.unreadable = 0
+        """Records that were set aside, when last looked at."""
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, uri: str, database: str, retention: int) -> AsyncIterator["Archive"]:
+        """Raises BadSetting; a server that can't be reached is no error."""
+        client = _client(uri)
+        archive = cls(_database(client, database), f"{_without_secrets(uri)}/{database}", retention)
+        looking = asyncio.create_task(archive._keep_looking())
+        try:
+            yield archive
+        finally:
+            looking.cancel()
+            client.close()
+
+    async def write(self, entries: Sequence[Entry]) -> None:
+        """
+        Keeps the exchanges among the entries; one that is there already stays as it is. Raises
+        ArchiveUnavailable: some may be written.
+        """
+        writes = [UpdateOne(*_upsert(_document(e)), upsert=True) for e in entries if _is_kept(e)]
+        if not writes:
+            return
+        try:
+            await self._exchanges.bulk_write(writes, ordered=False)
+        except PyMongoError as error:
+            self._lost_if_gone(error)
+            raise ArchiveUnavailable(_short(error)) from error
+
+    async def set_aside(self, entry: Entry, why: str) -> None:
+        """Notes a record that can't be read, so that it is counted; the log still has it."""
+        where = {"seq": entry.seq, "logged_at": entry.logged_at}
+        document = {"_id": where, "key": entry.key, "why": why}
+        try:
+            await self._unreadable.update_one(*_upsert(document), upsert=True)
+        except PyMongoError as error:
+            self._lost_if_gone(error)
+            raise ArchiveUnavailable(_short(error)) from error
+
+    async def last(self, tenant: str, key: str | None, limit: int) -> list[Entry]:
+        """The last exchanges of the session with this key or (None) of all of the tenant's."""
+        query = {"key": key} if key else {"tenant": tenant}
+        try:
+            async with asyncio.timeout(READ_TIMEOUT):
+                found = self._exchanges.find(query).sort(NEWEST_FIRST).limit(limit)
+                documents = await found.to_list(limit)
+        except (PyMongoError, TimeoutError) as error:
+            self._lost(error)
+            raise ArchiveUnavailable(_short(error)) from error
+        return [_entry(document) for document in documents]
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await self._look()
+            await asyncio.sleep(LOOK_INTERVAL)
+
+    async def _look(self) -> None:
+        try:
+            if not self._indexed:
+                await self._index()
+            async with asyncio.timeout(LOOK_TIMEOUT):
+                self.unreadable = await self._unreadable.estimated_document_count()
+        except (PyMongoError, OSError) as error:
+            self._lost(error)
+        else:
+            self._found()
+
+    async def _index(self) -> None:
+        await self._exchanges.create_index([("key", 1), *NEWEST_FIRST])
+        await self._exchanges.create_index([("tenant", 1), *NEWEST_FIRST])
+        there = (await self._exchanges.index_information()).get(RETENTION_INDEX)
+        if there and there.get("expireAfterSeconds") != self._retention:
+            await self._exchanges.drop_index(RETENTION_INDEX)
+        if self._retention:
+            await self._exchanges.create_index(
+                "logged_at", name=RETENTION_INDEX, expireAfterSeconds=self._retention
+            )
+        self._indexed = True
+
+    def _lost_if_gone(self, error: PyMongoError) -> None:
+        # any other error is an answer: the server is there, and refuses
+        if isinstance(error, AutoReconnect):
+            self._lost(error)
+
+    def _lost(self, error: Exception) -> None:
+        if not self._complained:
+            log.warning(
+                "MongoDB at %s can't be used (%s): chat goes on, and what it lacks is kept in the"
+                " log. Is it running? Inside a container, localhost is the container itself.",
+                self._where,
+                _short(error),
+            )
+        self.connected, self._complained = False, True
+
+    def _found(self) -> None:
+        if not self.connected:
+            log.info("connected to MongoDB at %s", self._where)
+        self.connected, self._complained = True, False
+
+
+def _client(uri: str) -> AsyncIOMotorClient[Document]:
+    try:
+        return AsyncIOMotorClient(
+            uri,
+            tz_aware=True,
+            serverSelectionTimeoutMS=SELECTION_TIMEOUT_MS,
+            connectTimeoutMS=SELECTION_TIMEOUT_MS,
+            socketTimeoutMS=SOCKET_TIMEOUT_MS,
+        )
+    except (ConfigurationError, ValueError) as error:
+        raise BadSetting(f"MONGODB_URI can't be used: {error}.") from error
+
+
+def _database(client: AsyncIOMotorClient[Document], name: str) -> AsyncIOMotorDatabase[Document]:
+    try:
+        return client[name]
+    except InvalidName as error:
+        raise BadSetting(f"MONGODB_DATABASE={name!r} can't be used: {error}.") from error
+
+
+def _without_secrets(uri: str) -> str:
+    return uri.rpartition("://")[2].rpartition("@")[2].partition("/")[0]
+
+
+def _short(error: Exception) -> str:
+    """Without the timeouts and the description of the whole topology that pymongo adds."""
+    text = str(error).partition(" (configured timeouts")[0].partition(", Timeout:")[0]
+    return text[:300] or "no answer in time"  # a TimeoutError has no text
+
+
+def _is_kept(entry: Entry) -> bool:
+    return isinstance(entry.record, Exchange)
+
+
+def checked(entry: Entry) -> Entry:
+    """The entry, or an unreadable one where MongoDB could never take it: a number too large."""
+    if isinstance(entry.record, Exchange):
+        try:
+            bson.encode(_document(entry))
+        except (bson.errors.BSONError, OverflowError) as error:
+            return entry._replace(record=Unreadable(str(error)))
+    return entry
+
+
+def _upsert(document: Document) -> tuple[Document, Document]:
+    """What is there stays, so that repeating a batch costs little."""
+    return {"_id": document["_id"]}, {"$setOnInsert": document}
+
+
+def _document(entry: Entry) -> Document:
+    assert isinstance(entry.record, Exchange)
+    tenant, session_id = subjects.session_of_key(entry.key)
+    exchange: Document = msgspec.to_builtins(entry.record, builtin_types=(datetime,))
+    return exchange | {
+        "_id": archive_id(entry.key, entry.record.request_id),
+        "key": entry.key,
+        "tenant": tenant,
+        "session_id": session_id,
+        "seq": entry.seq,
+        "logged_at": entry.logged_at,
+    }
+
+
+def _entry(document: Document) -> Entry:
+    record: Exchange | Unreadable
+    try:
+        record = msgspec.convert(document, Exchange)
+    except msgspec.ValidationError as error:
+        record = Unreadable(str(error))
+    return Entry(document["seq"], document["key"], document["logged_at"], record)

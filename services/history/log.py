@@ -1,0 +1,173 @@
+"""
+The log of all sessions, and the snapshots of their contexts. Knows where things are in JetStream,
+not what MongoDB has of them.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from services.contract import subjects
+from services.contract.codec import decode, encode
+from services.contract.errors import ServiceError
+from services.contract.messages import Cleared, Exchange
+from services.history.context import Snapshot
+from services.history.entry import Entry, Unreadable, read
+from services.runtime.bus import Bus
+from services.runtime.streams import (
+    Bucket,
+    Conflict,
+    Consumer,
+    Pending,
+    Stored,
+    Stream,
+    StreamState,
+    StreamUnavailable,
+)
+
+# Some 500,000 exchanges: months of backlog for a MongoDB that is down, and little enough to fit
+# beside it on a small machine. What is older is dropped first.
+MAX_BYTES = 1024**3
+ARCHIVE = "archive"
+ACK_WAIT = 30.0  # seconds after which a batch of a process that died is given to another
+MAX_ACK_PENDING = 5000  # ten processes with a batch each
+CLEAR_TRIES = 10  # each lost to a turn of the same session that ended in that millisecond
+RETRY_INTERVAL = 1.0  # seconds
+
+log = logging.getLogger(__name__)
+
+
+class Log:
+    """`retention` in seconds, 0: for ever."""
+
+    def __init__(self, bus: Bus, retention: int) -> None:
+        self._retention = retention
+        self._stream = Stream(bus, subjects.HISTORY_STREAM)
+        self._snapshots = Bucket(bus, subjects.SESSIONS_BUCKET)
+        self._archive = Consumer(bus, subjects.HISTORY_STREAM, ARCHIVE)
+
+    async def ensure(self) -> None:
+        """
+        Makes what is missing in JetStream, and brings its limits up to date; tries until it is
+        done.
+        """
+        complaint = ""
+        while why := await self._why_not_ensured():
+            if why != complaint:
+                log.warning("JetStream: %s; still trying (start nats-server with -js?)", why)
+                complaint = why
+            await asyncio.sleep(RETRY_INTERVAL)
+
+    async def close(self) -> None:
+        await self._archive.close()
+
+    async def _why_not_ensured(self) -> str:
+        try:
+            await self._stream.ensure(subjects.HISTORY_LOG, MAX_BYTES, self._retention)
+            await self._snapshots.ensure(self._retention)
+            await self._archive.ensure(ACK_WAIT, MAX_ACK_PENDING)
+        except StreamUnavailable as error:
+            return str(error)
+        return ""
+
+    async def state(self) -> StreamState:
+        return await self._stream.state()
+
+    async def snapshot(self, key: str) -> tuple[Snapshot, int]:
+        """What was kept of the session's context, and its revision to `keep` another by."""
+        value = await self._snapshots.get(key)
+        if value is None or not value.data:
+            return Snapshot(), value.revision if value else 0
+        try:
+            return decode(value.data, Snapshot), value.revision
+        except ServiceError as error:
+            log.warning("snapshot of %s can't be read, the log is read instead: %s", key, error)
+            return Snapshot(), value.revision
+
+    async def keep(self, key: str, snapshot: Snapshot, revision: int) -> None:
+        """It only saves time: another process may have been first, or JetStream may refuse it."""
+        try:
+            await self._snapshots.put(key, encode(snapshot), revision)
+        except Conflict:
+            return
+        except StreamUnavailable as error:
+            log.warning("snapshot of %s not kept: %s", key, error)
+
+    async def since(self, key: str, snapshot: Snapshot) -> tuple[Snapshot, list[Entry]]:
+        """
+        The session's records that the snapshot lacks, oldest first, and what they are to be applied
+        to: nothing, if the snapshot is of a log that is no more.
+        """
+        last = await self._stream.last(subjects.log(key))
+        if last is not None and last.seq < snapshot.applied_seq:
+            snapshot = Snapshot()
+        entries = [entry async for entry in self._back(last, snapshot.applied_seq)]
+        for entry in entries:
+            if isinstance(entry.record, Unreadable):
+                log.warning("record %d of %s: %s", entry.seq, key, entry.record.why)
+        return snapshot, entries[::-1]
+
+    async def append_cleared(self, key: str) -> None:
+        """Raises Conflict if the session gets other records faster than this one."""
+        for _ in range(CLEAR_TRIES):
+            last = await self._stream.last(subjects.log(key))
+            record = Cleared(previous=last.seq if last else 0, cleared_at=datetime.now(UTC))
+            with suppress(Conflict):
+                return await self._append(key, record)
+        raise Conflict
+
+    async def _append(self, key: str, record: Cleared) -> None:
+        subject, message_id = subjects.log(key), uuid4().hex
+        await self._stream.append(subject, encode(record), message_id, record.previous)
+
+    async def exchanges(self, tenant: str, key: str | None, limit: int, above: int) -> list[Entry]:
+        """
+        The last `limit` exchanges after the sequence `above`, newest first: of the session with
+        this key, or (None) of all of the tenant's.
+        """
+        subject = subjects.log(key) if key else subjects.log_of_tenant(tenant)
+        last = await self._stream.last(subject)
+        walk = self._back(last, above) if key else self._back_in(subject, last, above)
+        found: list[Entry] = []
+        async for entry in walk:
+            if isinstance(entry.record, Exchange):
+                found.append(entry)
+            if len(found) == limit:
+                break
+        return found
+
+    async def _back(self, stored: Stored | None, above: int) -> AsyncIterator[Entry]:
+        """From this message to the first of its session, each by the one that comes after it."""
+        while stored is not None and stored.seq > above:
+            entry = read(stored)
+            yield entry
+            stored = await self._previous(stored, entry, above)
+
+    async def _previous(self, stored: Stored, entry: Entry, above: int) -> Stored | None:
+        if not isinstance(entry.record, Unreadable) and entry.record.previous < stored.seq:
+            if entry.record.previous <= above:
+                return None
+            previous = await self._stream.get(entry.record.previous)
+            if previous is None or previous.subject == stored.subject:
+                return previous  # None: it has been dropped, and all that was before it
+        return await self._stream.before(stored.subject, stored.seq)
+
+    async def _back_in(
+        self, subject: str, stored: Stored | None, above: int
+    ) -> AsyncIterator[Entry]:
+        while stored is not None and stored.seq > above:
+            yield read(stored)
+            stored = await self._stream.before(subject, stored.seq)
+
+    async def unarchived(self, batch: int, timeout: float) -> Sequence[Pending]:
+        return await self._archive.fetch(batch, timeout)
+
+    async def archived_until(self) -> int:
+        """Whatever has this sequence or less is in the archive."""
+        return await self._archive.floor()
+
+    async def count_unarchived(self) -> int:
+        return await self._archive.unacknowledged()

@@ -1,0 +1,144 @@
+"""Answers for history on the bus: contexts, messages, clearing. Puts log and archive together."""
+
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+
+from services.contract import subjects
+from services.contract.errors import ServiceError
+from services.contract.messages import (
+    ClearRequest,
+    Context,
+    ContextRequest,
+    Empty,
+    HistoryStatus,
+    Messages,
+    MessagesRequest,
+)
+from services.history.archive import Archive, ArchiveUnavailable
+from services.history.archiver import Archiver
+from services.history.context import Snapshot, fold, forget
+from services.history.entry import Entry, messages
+from services.history.log import Log
+from services.history.settings import HistorySettings
+from services.runtime.bus import Bus
+from services.runtime.streams import Conflict, StreamUnavailable
+
+
+class History:
+    def __init__(self, log: Log, archive: Archive, settings: HistorySettings) -> None:
+        self._log = log
+        self._archive = archive
+        self._settings = settings
+
+    async def serve(self, bus: Bus) -> None:
+        await bus.serve(
+            "history",
+            "What sessions are made of: contexts, messages, clearing.",
+            [
+                bus.endpoint(
+                    "context", subjects.HISTORY_CONTEXT_ANY, ContextRequest, self._on_context
+                ),
+                bus.endpoint(
+                    "messages", subjects.HISTORY_MESSAGES_ANY, MessagesRequest, self._on_messages
+                ),
+                bus.endpoint("clear", subjects.HISTORY_CLEAR_ANY, ClearRequest, self._on_clear),
+                bus.endpoint("status", subjects.HISTORY_STATUS, Empty, self._on_status),
+            ],
+        )
+
+    async def _on_context(self, subject: str, request: ContextRequest) -> Context:
+        with _as_service_error():
+            return await self._context(_key(subject, request.session_id))
+
+    async def _on_messages(self, subject: str, request: MessagesRequest) -> Messages:
+        tenant = subjects.tenant_of_history(subject)
+        key = subjects.session_key(tenant, request.session_id) if request.session_id else None
+        with _as_service_error():
+            entries = await self._last(tenant, key, request.limit)
+        return Messages(messages(entries, request.limit))
+
+    async def _on_clear(self, subject: str, request: ClearRequest) -> Empty:
+        with _as_service_error():
+            await self._log.append_cleared(_key(subject, request.session_id))
+        return Empty()
+
+    async def _on_status(self, subject: str, request: Empty) -> HistoryStatus:
+        records = size = unarchived = None
+        with suppress(StreamUnavailable):
+            state = await self._log.state()
+            records, size = state.messages, state.bytes
+            unarchived = await self._log.count_unarchived()
+        return HistoryStatus(
+            database_connected=self._archive.connected,
+            log_records=records,
+            log_bytes=size,
+            unarchived=unarchived,
+            unreadable=self._archive.unreadable,
+        )
+
+    async def _context(self, key: str) -> Snapshot:
+        kept, revision = await self._log.snapshot(key)
+        snapshot, entries = await self._log.since(key, kept)
+        for entry in entries:
+            snapshot = fold(snapshot, entry, self._settings.history_exchanges)
+        if retention := self._settings.retention_seconds:
+            snapshot = forget(snapshot, datetime.now(UTC) - timedelta(seconds=retention))
+        if snapshot != kept:
+            await self._log.keep(key, snapshot, revision)
+        return snapshot
+
+    async def _last(self, tenant: str, key: str | None, limit: int) -> list[Entry]:
+        """
+        Never behind: where the archive ends is asked before the archive is, and what comes after it
+        is read from the log.
+        """
+        archived: list[Entry] = []
+        archived_until = 0
+        if self._archive.connected:
+            archived_until = await self._log.archived_until()
+            try:
+                archived = await self._archive.last(tenant, key, limit)
+            except ArchiveUnavailable:
+                archived_until = 0  # then all is read from the log
+        return archived + await self._log.exchanges(tenant, key, limit, archived_until)
+
+
+async def start(stack: AsyncExitStack, settings: HistorySettings) -> None:
+    """Closed last first: no more is asked, the archiver stops, what was asked is answered."""
+    retention = settings.retention_seconds
+    archive = await stack.enter_async_context(
+        Archive.open(settings.mongodb_uri, settings.mongodb_database, retention)
+    )
+    bus = await stack.enter_async_context(Bus.connect(settings.nats_url, "history"))
+    log = Log(bus, retention)
+    stack.push_async_callback(log.close)
+    await log.ensure()
+
+    async def ensure_again() -> None:  # the server may have come back with nothing
+        bus.spawn(log.ensure())
+
+    bus.on_reconnect(ensure_again)
+    await stack.enter_async_context(Archiver(log, archive).running())
+    await History(log, archive, settings).serve(bus)
+    stack.push_async_callback(bus.leave)
+
+
+def _key(subject: str, session_id: str) -> str:
+    return subjects.session_key(subjects.tenant_of_history(subject), session_id)
+
+
+@contextmanager
+def _as_service_error() -> Iterator[None]:
+    try:
+        yield
+    except StreamUnavailable as error:
+        raise ServiceError(
+            "history_unavailable",
+            f"The sessions' log can't be reached ({error}): check that NATS runs with JetStream"
+            " (nats-server -js) and has room on its disk, then try again.",
+        ) from error
+    except Conflict as error:
+        raise ServiceError(
+            "history_unavailable", "The session is too busy to be cleared now; try again."
+        ) from error

@@ -1,0 +1,30 @@
+"""What history is set by: the environment variables of the same names."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from services.runtime.settings import BusSettings
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class HistorySettings(BusSettings, frozen=True, kw_only=True):
+    """
+    `history_exchanges`: how many exchanges of a session the model is shown, at least.
+
+    `history_retention`: the age at which the log, the snapshots and MongoDB forget an exchange, as
+    a number and a unit: `90d`, `12h`, `30m`, `600s`. None: never.
+    """
+
+    mongodb_uri: str = "mongodb://localhost:27017/"
+    mongodb_database: str = "finetuneLLM"
+    history_exchanges: Annotated[int, Meta(ge=1, le=100)] = 10
+    history_retention: Annotated[str, Meta(pattern="^[1-9][0-9]{0,4}[smhd]$")] | None = None
+
+    @property
+    def retention_seconds(self) -> int:
+        """0: for ever."""
+        if self.history_retention is None:
+            return 0
+        return int(self.history_retention[:-1]) * _SECONDS[self.history_retention[-1]]

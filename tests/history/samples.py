@@ -1,0 +1,152 @@
+"""What the history tests share: records, the worker's way to append them, a running history."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from msgspec.structs import replace
+
+from services.contract import subjects
+from services.contract.codec import encode
+from services.contract.messages import (
+    ClearRequest,
+    Context,
+    ContextRequest,
+    Empty,
+    Exchange,
+    HistoryStatus,
+    Message,
+    Messages,
+    MessagesRequest,
+    ModelInfo,
+    Sampling,
+    Timings,
+    Usage,
+)
+from services.history.service import start
+from services.history.settings import HistorySettings
+from services.runtime.bus import Bus
+from services.runtime.streams import Conflict, Stream
+from tests.servers import Server, free_port
+
+TENANT = "alice"
+
+
+def exchange(request_id: str, epoch: int = 0, response: str | None = None) -> Exchange:
+    now = datetime.now(UTC)
+    return Exchange(
+        previous=0,
+        request_id=request_id,
+        epoch=epoch,
+        prompt=f"prompt of {request_id}",
+        response=f"response of {request_id}" if response is None else response,
+        asked_at=now,
+        answered_at=now,
+        finish_reason="stop",
+        model=ModelInfo("demo", "digest", 2048, 1),
+        sampling=Sampling(temperature=0.5, stop=("User:",)),
+        usage=Usage(7, 3, 0),
+        timings=Timings(0.0, 0.1, 0.2),
+    )
+
+
+async def append(bus: Bus, session_id: str, said: Exchange, tenant: str = TENANT) -> int:
+    """As a worker does it."""
+    stream = Stream(bus, subjects.HISTORY_STREAM)
+    key = subjects.session_key(tenant, session_id)
+    while True:
+        last = await stream.last(subjects.log(key))
+        said = replace(said, previous=last.seq if last else 0)
+        try:
+            return await stream.append(
+                subjects.log(key), encode(said), f"{key}.{said.request_id}", said.previous
+            )
+        except Conflict:
+            await asyncio.sleep(0)
+
+
+async def append_many(bus: Bus, session_id: str, count: int, tenant: str = TENANT) -> list[str]:
+    ids = [f"r{n:03}" for n in range(count)]
+    for request_id in ids:
+        await append(bus, session_id, exchange(request_id), tenant)
+    return ids
+
+
+@asynccontextmanager
+async def history(nats_url: str, mongodb_uri: str = "", **settings: Any) -> AsyncIterator[None]:
+    """The service as its process builds it. Without an address there is no MongoDB."""
+    async with AsyncExitStack() as stack:
+        await start(
+            stack,
+            HistorySettings(
+                nats_url=nats_url,
+                mongodb_uri=mongodb_uri or f"mongodb://127.0.0.1:{free_port()}/",
+                mongodb_database="finetunellm_test",
+                **settings,
+            ),
+        )
+        yield
+
+
+async def context(bus: Bus, session_id: str, tenant: str = TENANT) -> Context:
+    return await bus.request(
+        subjects.history_context(tenant), ContextRequest(session_id), Context, timeout=5
+    )
+
+
+async def clear(bus: Bus, session_id: str, tenant: str = TENANT) -> None:
+    await bus.request(subjects.history_clear(tenant), ClearRequest(session_id), Empty, timeout=5)
+
+
+async def messages(
+    bus: Bus, session_id: str | None, limit: int = 20, tenant: str = TENANT
+) -> tuple[Message, ...]:
+    request = MessagesRequest(limit, session_id)
+    reply = await bus.request(subjects.history_messages(tenant), request, Messages, timeout=5)
+    return reply.messages
+
+
+async def status(bus: Bus) -> HistoryStatus:
+    return await bus.request(subjects.HISTORY_STATUS, Empty(), HistoryStatus, timeout=5)
+
+
+async def connected(bus: Bus) -> None:
+    """Waits until history has its MongoDB."""
+
+    async def is_connected() -> bool:
+        return (await status(bus)).database_connected
+
+    await until(is_connected)
+
+
+async def archived(bus: Bus) -> None:
+    """Waits until the archive has all that the log has."""
+
+    async def is_archived() -> bool:
+        return (await status(bus)).unarchived == 0
+
+    await until(is_archived)
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not await condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        await asyncio.sleep(0.02)
+
+
+def url_of(nats: Server) -> str:
+    return f"nats://127.0.0.1:{nats.port}"
+
+
+def uri_of(mongo: Server) -> str:
+    return f"mongodb://127.0.0.1:{mongo.port}/"
+
+
+def ids(of: Context | tuple[Message, ...]) -> list[str]:
+    if isinstance(of, Context):
+        return [turn.request_id for turn in of.turns]
+    return [message.id for message in of]

@@ -1,0 +1,225 @@
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from motor.motor_asyncio import AsyncIOMotorClient
+from msgspec.structs import replace
+
+from services.contract import subjects
+from services.contract.messages import Cleared, Exchange, Usage
+from services.history.archive import Archive, ArchiveUnavailable, checked
+from services.history.entry import Entry, Unreadable, in_milliseconds
+from services.runtime.settings import BadSetting
+from tests.history.samples import TENANT, exchange, until, uri_of
+from tests.servers import Server, free_port
+
+NOW = in_milliseconds(datetime.now(UTC))
+DATABASE = "finetunellm_test"
+
+
+@pytest.fixture
+def key(session_id: str) -> str:
+    return subjects.session_key(TENANT, session_id)
+
+
+@pytest.fixture
+async def archive(mongodb_uri: str) -> AsyncIterator[Archive]:
+    async with opened(mongodb_uri) as archive:
+        yield archive
+
+
+@asynccontextmanager
+async def opened(
+    uri: str, database: str = DATABASE, retention: int = 0, wait: bool = True
+) -> AsyncIterator[Archive]:
+    async with Archive.open(uri, database, retention) as archive:
+        if wait:
+            await becomes(archive, connected=True)
+        yield archive
+
+
+async def becomes(archive: Archive, connected: bool) -> None:
+    async def is_so() -> bool:
+        return archive.connected == connected
+
+    await until(is_so)
+
+
+def entry(key: str, seq: int, said: Exchange | None = None) -> Entry:
+    return Entry(seq, key, NOW + timedelta(seconds=seq), said or exchange(f"r{seq}"))
+
+
+def seqs(entries: list[Entry]) -> list[int]:
+    return [entry.seq for entry in entries]
+
+
+async def test_an_exchange_comes_back_as_it_was_written(archive: Archive, key: str) -> None:
+    said = exchange("a")
+    said = replace(
+        said,
+        asked_at=in_milliseconds(said.asked_at),
+        answered_at=in_milliseconds(said.answered_at),
+    )
+    await archive.write([entry(key, 1, said)])
+    assert await archive.last(TENANT, key, 9) == [entry(key, 1, said)]
+
+
+async def test_a_batch_that_is_written_again_changes_nothing(archive: Archive, key: str) -> None:
+    await archive.write([entry(key, 1), entry(key, 2)])
+    await archive.write([entry(key, 2, exchange("r2", response="other")), entry(key, 3)])
+    found = await archive.last(TENANT, key, 9)
+    assert seqs(found) == [3, 2, 1]
+    assert isinstance(found[1].record, Exchange)
+    assert found[1].record.response == "response of r2"
+
+
+async def test_only_exchanges_are_kept(archive: Archive, key: str) -> None:
+    cleared = Cleared(previous=0, cleared_at=NOW)
+    await archive.write([entry(key, 1)._replace(record=cleared)])
+    await archive.write([entry(key, 2)._replace(record=Unreadable("why")), entry(key, 3)])
+    assert seqs(await archive.last(TENANT, key, 9)) == [3]
+
+
+async def test_the_last_come_first_of_a_session_or_of_a_tenant(archive: Archive) -> None:
+    tenant = uuid4().hex
+    one, two = subjects.session_key(tenant, "one"), subjects.session_key(tenant, "two")
+    other = subjects.session_key(uuid4().hex, "one")
+    await archive.write([entry(one, 1), entry(two, 2), entry(one, 3), entry(other, 4)])
+    assert seqs(await archive.last(tenant, one, 9)) == [3, 1]
+    assert seqs(await archive.last(tenant, None, 2)) == [3, 2]
+
+
+async def test_a_document_that_somebody_spoiled_does_not_hide_the_others(
+    archive: Archive, mongodb_uri: str, key: str
+) -> None:
+    await archive.write([entry(key, 1), entry(key, 2)])
+    client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(mongodb_uri)
+    where = {"key": key, "seq": 1}
+    await client[DATABASE]["exchanges"].update_one(where, {"$set": {"prompt": 7}})
+    client.close()
+    found = await archive.last(TENANT, key, 9)
+    assert [isinstance(entry.record, Unreadable) for entry in found] == [False, True]
+
+
+def test_a_record_that_mongodb_could_not_take_is_unreadable(key: str) -> None:
+    good = entry(key, 1)
+    bad = entry(key, 2, replace(exchange("b"), usage=Usage(2**64, 0, 0)))
+    assert checked(good) is good
+    assert isinstance(checked(bad).record, Unreadable)
+
+
+async def test_what_is_set_aside_is_counted_once(mongodb_uri: str, key: str) -> None:
+    database = f"test_{uuid4().hex}"
+    async with opened(mongodb_uri, database) as archive:
+        for seq in (1, 2, 2):
+            await archive.set_aside(entry(key, seq), "why")
+
+        async def is_counted() -> bool:
+            return archive.unreadable == 2
+
+        await until(is_counted)
+    async with opened(mongodb_uri, database) as archive:
+        assert archive.unreadable == 2
+    await drop(mongodb_uri, database)
+
+
+async def test_a_retention_is_an_index_that_follows_the_setting(mongodb_uri: str) -> None:
+    database = f"test_{uuid4().hex}"
+    client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(mongodb_uri)
+    for retention in (0, 3600, 7200, 0):
+        async with opened(mongodb_uri, database, retention):
+            indexes = await client[database]["exchanges"].index_information()
+            assert indexes.get("retention", {}).get("expireAfterSeconds", 0) == retention
+    client.close()
+    await drop(mongodb_uri, database)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://host/", "mongodb://", "mongodb://host:port/", "mongodb://me:sec@ret@host/"],
+)
+async def test_an_address_that_can_not_be_is_a_bad_setting(uri: str) -> None:
+    with pytest.raises(BadSetting, match="^MONGODB_URI") as raised:
+        async with opened(uri, wait=False):
+            pass
+    assert "sec" not in str(raised.value)
+
+
+async def test_a_database_name_that_can_not_be_is_a_bad_setting() -> None:
+    with pytest.raises(BadSetting, match="^MONGODB_DATABASE='a b'"):
+        async with opened("mongodb://127.0.0.1/", "a b", wait=False):
+            pass
+
+
+async def test_an_absent_server_is_one_warning_without_the_password(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "services.history")
+    uri = f"mongodb://me:secret@127.0.0.1:{(port := free_port())}/?serverSelectionTimeoutMS=99999"
+    async with opened(uri, wait=False) as archive:
+
+        async def is_said() -> bool:
+            return "can't be used" in caplog.text
+
+        await until(is_said)
+        await archive._look()
+        assert not archive.connected
+    assert len(caplog.records) == 1
+    assert f"127.0.0.1:{port}/{DATABASE}" in caplog.text
+    assert "container" in caplog.text and "secret" not in caplog.text
+
+
+async def test_a_host_name_that_does_not_exist_is_an_absent_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with opened("mongodb+srv://nowhere.invalid/", wait=False):
+
+        async def is_said() -> bool:
+            return "can't be used" in caplog.text
+
+        await until(is_said)
+
+
+async def test_a_server_that_goes_and_comes_back_is_said_once_each(
+    mongo: Server, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "services.history")
+    async with opened(uri_of(mongo)) as archive:
+        await archive.write([entry(key, 1)])
+        await asyncio.to_thread(mongo.stop, signal.SIGKILL)
+        with pytest.raises(ArchiveUnavailable):
+            await archive.write([entry(key, 2)])
+        assert not archive.connected
+        with pytest.raises(ArchiveUnavailable):
+            await archive.last(TENANT, key, 9)
+        await asyncio.to_thread(mongo.start)
+        await becomes(archive, connected=True)
+        await archive.write([entry(key, 2)])
+        assert seqs(await archive.last(TENANT, key, 9)) == [2, 1]
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "INFO"]
+
+
+async def test_a_server_that_hangs_is_lost_within_seconds(mongo: Server, key: str) -> None:
+    async with opened(uri_of(mongo)) as archive:
+        await archive.write([entry(key, 1)])
+        mongo.signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(2):
+                with pytest.raises(ArchiveUnavailable):
+                    await archive.last(TENANT, key, 9)
+            assert not archive.connected
+        finally:
+            mongo.signal(signal.SIGCONT)
+        await becomes(archive, connected=True)
+        assert seqs(await archive.last(TENANT, key, 9)) == [1]
+
+
+async def drop(uri: str, database: str) -> None:
+    client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(uri)
+    await client.drop_database(database)
+    client.close()

@@ -1,0 +1,132 @@
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from services.contract import subjects
+from services.contract.messages import HistoryStatus
+from services.runtime.bus import Bus
+from tests.history.samples import (
+    TENANT,
+    append,
+    append_many,
+    archived,
+    connected,
+    context,
+    exchange,
+    history,
+    ids,
+    messages,
+    status,
+    until,
+    uri_of,
+    url_of,
+)
+from tests.servers import Server
+
+
+@asynccontextmanager
+async def frozen(server: Server) -> AsyncIterator[None]:
+    server.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.signal(signal.SIGCONT)
+
+
+async def test_what_the_log_had_before_mongodb_was_there_is_archived(
+    own_nats: Server, own_bus: Bus, mongodb_uri: str, session_id: str
+) -> None:
+    async with history(url_of(own_nats)):
+        await append_many(own_bus, session_id, 40)
+        assert await status(own_bus) == HistoryStatus(
+            database_connected=False,
+            log_records=40,
+            log_bytes=(await own_bus.jetstream.stream_info("HISTORY")).state.bytes,
+            unarchived=40,
+            unreadable=0,
+        )
+    async with history(url_of(own_nats), mongodb_uri):
+        await connected(own_bus)
+        await archived(own_bus)
+        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert len(await messages(own_bus, session_id, limit=99)) == 40
+
+
+async def test_an_unreadable_record_is_set_aside_once_and_for_all(
+    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    log_subject = subjects.log(subjects.session_key(TENANT, session_id))
+    async with history(url_of(own_nats), uri_of(mongo)):
+        await connected(own_bus)
+        await append(own_bus, session_id, exchange("before"))
+        await own_bus.jetstream.publish(log_subject, b"garbage")
+        await append(own_bus, session_id, exchange("after"))
+
+        async def is_counted() -> bool:
+            return (await status(own_bus)).unreadable == 1
+
+        await until(is_counted)
+        await archived(own_bus)
+        assert caplog.text.count("set aside") == 1
+        assert ids(await context(own_bus, session_id)) == ["before", "after"]
+        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert ids(await messages(own_bus, session_id)) == ["before", "after"]
+
+
+async def test_a_mongodb_that_goes_and_comes_back_gets_what_it_missed(
+    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "services.history")
+    async with history(url_of(own_nats), uri_of(mongo)):
+        await connected(own_bus)
+        await append(own_bus, session_id, exchange("before"))
+        await archived(own_bus)
+        await asyncio.to_thread(mongo.stop, signal.SIGKILL)
+        await append(own_bus, session_id, exchange("during"))
+        assert ids(await context(own_bus, session_id)) == ["before", "during"]
+        assert ids(await messages(own_bus, session_id)) == ["before", "during"]
+
+        async def is_lost() -> bool:
+            return not (await status(own_bus)).database_connected
+
+        await until(is_lost)
+        assert (await status(own_bus)).unarchived == 1
+        await asyncio.to_thread(mongo.start)
+        await connected(own_bus)
+        await archived(own_bus)
+        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert ids(await messages(own_bus, session_id)) == ["before", "during"]
+    said = [r.levelname for r in caplog.records if "MongoDB at" in r.getMessage()]
+    assert said == ["INFO", "WARNING", "INFO"]
+
+
+async def test_a_mongodb_that_hangs_holds_nobody_up(
+    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str
+) -> None:
+    async with history(url_of(own_nats), uri_of(mongo)):
+        await connected(own_bus)
+        await append(own_bus, session_id, exchange("before"))
+        await archived(own_bus)
+        async with frozen(mongo):
+            await append(own_bus, session_id, exchange("during"))
+            async with asyncio.timeout(2):
+                assert ids(await context(own_bus, session_id)) == ["before", "during"]
+                assert ids(await messages(own_bus, session_id)) == ["before", "during"]
+        await connected(own_bus)
+        await archived(own_bus)
+
+
+async def test_two_replicas_archive_everything_once(
+    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str
+) -> None:
+    url, uri = url_of(own_nats), uri_of(mongo)
+    async with history(url, uri), history(url, uri):
+        await asyncio.gather(*(append_many(own_bus, f"{session_id} {n}", 50) for n in range(20)))
+        await connected(own_bus)
+        await archived(own_bus)
+        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert len(await messages(own_bus, None, limit=1000)) == 1000

@@ -1,0 +1,100 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from services.contract.codec import decode, encode
+from services.contract.messages import Cleared, Context, LogRecord
+from services.history.context import Snapshot, fold, forget
+from services.history.entry import MAX_BYTES, Entry, Unreadable
+from tests.history.samples import exchange, ids
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def entry(seq: int, record: LogRecord | Unreadable) -> Entry:
+    return Entry(seq, "alice.abc", NOW + timedelta(seconds=seq), record)
+
+
+def cleared() -> Cleared:
+    return Cleared(previous=0, cleared_at=NOW)
+
+
+def folded(*entries: Entry, exchanges: int = 10) -> Snapshot:
+    snapshot = Snapshot()
+    for each in entries:
+        snapshot = fold(snapshot, each, exchanges)
+    return snapshot
+
+
+def test_an_exchange_is_added_at_the_end() -> None:
+    snapshot = folded(entry(3, exchange("a")), entry(8, exchange("b")))
+    assert [(t.prompt, t.response) for t in snapshot.turns] == [
+        ("prompt of a", "response of a"),
+        ("prompt of b", "response of b"),
+    ]
+    assert (snapshot.epoch, snapshot.applied_seq) == (0, 8)
+
+
+def test_clearing_empties_the_context_and_starts_an_epoch() -> None:
+    assert folded(entry(3, exchange("a")), entry(5, cleared())) == Snapshot(epoch=5, applied_seq=5)
+
+
+def test_an_exchange_that_was_asked_before_the_clearing_is_not_shown() -> None:
+    snapshot = folded(entry(5, cleared()), entry(6, exchange("late", epoch=0)))
+    assert (snapshot.turns, snapshot.epoch, snapshot.applied_seq) == ((), 5, 6)
+
+
+def test_an_exchange_that_was_asked_after_the_clearing_is_shown() -> None:
+    assert ids(folded(entry(5, cleared()), entry(6, exchange("new", epoch=5)))) == ["new"]
+
+
+def test_a_repeated_request_id_is_shown_once() -> None:
+    snapshot = folded(entry(1, exchange("a")), entry(2, exchange("a", response="other")))
+    assert [turn.response for turn in snapshot.turns] == ["response of a"]
+    assert snapshot.applied_seq == 2
+
+
+def test_an_empty_answer_is_not_shown() -> None:
+    assert folded(entry(1, exchange("a", response=""))) == Snapshot(applied_seq=1)
+
+
+def test_a_record_that_was_applied_before_changes_nothing() -> None:
+    snapshot = folded(entry(1, exchange("a")), entry(2, cleared()))
+    assert fold(snapshot, entry(1, exchange("a", epoch=9)), 10) is snapshot
+
+
+def test_an_unreadable_record_is_passed_over() -> None:
+    snapshot = folded(entry(1, exchange("a")), entry(2, Unreadable("why")))
+    assert (ids(snapshot), snapshot.applied_seq) == (["a"], 2)
+
+
+@pytest.mark.parametrize(("exchanges", "most"), [(1, 2), (2, 3), (10, 13), (100, 130)])
+def test_the_window_grows_by_a_third_and_is_cut_in_one_step(exchanges: int, most: int) -> None:
+    sizes, firsts = [], []
+    snapshot = Snapshot()
+    for n in range(1, 5 * most):
+        snapshot = fold(snapshot, entry(n, exchange(f"r{n}")), exchanges)
+        sizes.append(len(snapshot.turns))
+        firsts.append(snapshot.turns[0].request_id)
+    assert sizes[:most] == list(range(1, most + 1))
+    assert set(sizes[most:]) == set(range(exchanges, most + 1))
+    assert sizes[most] == exchanges
+    cuts = sum(a != b for a, b in zip(firsts, firsts[1:], strict=False))
+    assert cuts == (5 * most - 1 - exchanges) // (most - exchanges + 1)
+
+
+def test_a_context_fits_one_nats_message() -> None:
+    snapshot = folded(*(entry(n, exchange(f"r{n}", response="ä" * 100_000)) for n in range(1, 9)))
+    assert ids(snapshot) == ["r5", "r6", "r7", "r8"]
+    assert len(encode(snapshot)) < MAX_BYTES + 1000
+
+
+def test_old_turns_are_forgotten() -> None:
+    snapshot = folded(entry(1, exchange("a")), entry(2, exchange("b")))
+    assert ids(forget(snapshot, NOW + timedelta(seconds=2))) == ["b"]
+
+
+def test_a_snapshot_is_read_as_a_context() -> None:
+    snapshot = folded(entry(1, exchange("a")))
+    assert decode(encode(snapshot), Snapshot) == snapshot
+    assert ids(decode(encode(snapshot), Context)) == ["a"]

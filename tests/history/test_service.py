@@ -1,0 +1,297 @@
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from services.contract import subjects
+from services.contract.errors import ServiceError
+from services.contract.messages import Message
+from services.runtime.bus import Bus, NoResponders
+from tests.history.samples import (
+    append,
+    append_many,
+    archived,
+    clear,
+    connected,
+    context,
+    exchange,
+    history,
+    ids,
+    messages,
+    status,
+    until,
+    url_of,
+)
+from tests.servers import Server, nats_server
+
+
+@pytest.fixture
+async def served(nats_url: str) -> AsyncIterator[None]:
+    """By a history without MongoDB."""
+    async with history(nats_url):
+        yield
+
+
+async def test_a_new_session_has_an_empty_context(served: None, bus: Bus, session_id: str) -> None:
+    found = await context(bus, session_id)
+    assert (found.turns, found.epoch, found.applied_seq) == ((), 0, 0)
+
+
+async def test_an_exchange_is_in_the_next_context(served: None, bus: Bus, session_id: str) -> None:
+    seq = await append(bus, session_id, exchange("a"))
+    found = await context(bus, session_id)
+    assert (ids(found), found.applied_seq) == (["a"], seq)
+    seq = await append(bus, session_id, exchange("b"))
+    found = await context(bus, session_id)
+    assert (ids(found), found.applied_seq) == (["a", "b"], seq)
+
+
+async def test_a_cleared_session_has_an_empty_context(
+    served: None, bus: Bus, session_id: str
+) -> None:
+    await append_many(bus, session_id, 3)
+    assert len((await context(bus, session_id)).turns) == 3
+    await clear(bus, session_id)
+    found = await context(bus, session_id)
+    assert found.turns == () and found.epoch == found.applied_seq > 0
+    await append(bus, session_id, exchange("new", epoch=found.epoch))
+    assert ids(await context(bus, session_id)) == ["new"]
+
+
+async def test_an_exchange_that_was_under_way_when_its_session_was_cleared_is_only_listed(
+    served: None, bus: Bus, session_id: str
+) -> None:
+    asked_in = (await context(bus, session_id)).epoch
+    await clear(bus, session_id)
+    await append(bus, session_id, exchange("late", epoch=asked_in))
+    assert ids(await context(bus, session_id)) == []
+    assert ids(await messages(bus, session_id)) == ["late"]
+
+
+async def test_the_window_is_cut_in_steps(nats_url: str, bus: Bus, session_id: str) -> None:
+    async with history(nats_url, history_exchanges=3):
+        sizes = []
+        for n in range(10):
+            await append(bus, session_id, exchange(f"r{n}"))
+            sizes.append(len((await context(bus, session_id)).turns))
+    assert sizes == [1, 2, 3, 4, 3, 4, 3, 4, 3, 4]
+
+
+async def test_sessions_and_tenants_are_apart(served: None, bus: Bus, session_id: str) -> None:
+    await append(bus, session_id, exchange("mine"))
+    await append(bus, session_id, exchange("theirs"), tenant="bob")
+    assert ids(await context(bus, session_id)) == ["mine"]
+    assert ids(await context(bus, session_id, tenant="bob")) == ["theirs"]
+    assert ids(await context(bus, f"{session_id}x")) == []
+
+
+async def test_any_text_can_be_a_session(served: None, bus: Bus, session_id: str) -> None:
+    for name in (f"{session_id} * > . \n ", f"{session_id} 😀", session_id.ljust(128, "é")):
+        await append(bus, name, exchange("a"))
+        assert ids(await context(bus, name)) == ["a"]
+        assert [message.session_id for message in await messages(bus, name)] == [name]
+
+
+async def test_concurrent_exchanges_of_a_session_are_all_kept(
+    served: None, bus: Bus, session_id: str
+) -> None:
+    for n in range(100):
+        pair = (append(bus, session_id, exchange(f"{side}{n}")) for side in "ab")
+        await asyncio.gather(*pair, context(bus, session_id))
+    listed = ids(await messages(bus, session_id, limit=1000))
+    assert sorted(listed) == sorted(f"{side}{n}" for n in range(100) for side in "ab")
+    shown = ids(await context(bus, session_id))
+    assert 10 <= len(shown) <= 13 and shown == listed[-len(shown) :]
+
+
+async def test_many_sessions_are_answered_at_once(served: None, bus: Bus, session_id: str) -> None:
+    names = [f"{session_id} {n}" for n in range(50)]
+    await asyncio.gather(*(append_many(bus, name, 3) for name in names))
+    found = await asyncio.gather(*(context(bus, name) for name in names))
+    assert [len(each.turns) for each in found] == [3] * 50
+
+
+async def test_two_replicas_agree_about_a_session(nats_url: str, bus: Bus, session_id: str) -> None:
+    async with history(nats_url), history(nats_url):
+        for n in range(30):
+            await append(bus, session_id, exchange(f"r{n}"))
+            found = await asyncio.gather(*(context(bus, session_id) for _ in range(4)))
+            assert [each == found[0] for each in found] == [True] * 4
+            assert ids(found[0])[-1] == f"r{n}"
+
+
+async def test_a_restarted_history_remembers(nats_url: str, bus: Bus, session_id: str) -> None:
+    async with history(nats_url):
+        await append_many(bus, session_id, 2)
+        before = await context(bus, session_id)
+    with pytest.raises(NoResponders):
+        await context(bus, session_id)
+    async with history(nats_url):
+        assert await context(bus, session_id) == before
+        assert ids(await messages(bus, session_id)) == ["r000", "r001"]
+
+
+async def test_a_context_does_not_need_its_snapshot(
+    own_nats: Server, own_bus: Bus, session_id: str
+) -> None:
+    async with history(url_of(own_nats)):
+        await append_many(own_bus, session_id, 5)
+        before = await context(own_bus, session_id)
+        await own_bus.jetstream.purge_stream("KV_sessions")
+        assert await context(own_bus, session_id) == before
+
+
+async def test_a_context_outlives_its_part_of_the_log(
+    own_nats: Server, own_bus: Bus, session_id: str
+) -> None:
+    async with history(url_of(own_nats)):
+        await append_many(own_bus, session_id, 3)
+        assert len((await context(own_bus, session_id)).turns) == 3
+        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert len((await context(own_bus, session_id)).turns) == 3
+        await append(own_bus, session_id, exchange("new"))
+        assert ids(await context(own_bus, session_id)) == ["r000", "r001", "r002", "new"]
+
+
+async def test_after_its_retention_nothing_is_shown(
+    own_nats: Server, own_bus: Bus, session_id: str
+) -> None:
+    async with history(url_of(own_nats), history_retention="1s"):
+        await append(own_bus, session_id, exchange("old"))
+        assert ids(await context(own_bus, session_id)) == ["old"]
+
+        async def is_forgotten() -> bool:
+            return not ids(await context(own_bus, session_id))
+
+        await until(is_forgotten)
+        await append(own_bus, session_id, exchange("new"))
+        assert ids(await context(own_bus, session_id)) == ["new"]
+
+        async def is_gone() -> bool:
+            return not await messages(own_bus, session_id)
+
+        await until(is_gone)
+
+
+async def test_a_bad_request_is_told_what_is_wrong(served: None, bus: Bus) -> None:
+    for call in (context(bus, ""), clear(bus, "x" * 129), messages(bus, "a", limit=0)):
+        with pytest.raises(ServiceError, match=r"\$\.(session_id|limit)") as raised:
+            await call
+        assert raised.value.code == "invalid_request"
+
+
+async def test_a_session_that_can_not_be_read_is_never_answered_as_new(
+    own_nats: Server, own_bus: Bus, session_id: str
+) -> None:
+    async with history(url_of(own_nats)):
+        await append(own_bus, session_id, exchange("a"))
+        await own_bus.jetstream.delete_stream(subjects.HISTORY_STREAM)
+        await own_bus.jetstream.delete_stream("KV_sessions")
+        answers = await asyncio.gather(
+            context(own_bus, session_id),
+            messages(own_bus, session_id),
+            clear(own_bus, session_id),
+            return_exceptions=True,
+        )
+        for answer in answers:
+            assert isinstance(answer, ServiceError) and "JetStream" in answer.message
+            assert answer.code == "history_unavailable"
+        assert (await status(own_bus)).log_records is None
+
+
+async def test_a_nats_that_comes_back_empty_gets_its_streams_again(
+    tmp_path: Path, session_id: str
+) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first, second = (nats_server(tmp_path / name) for name in ("first", "second"))
+    second.port = first.port
+    second._command[second._command.index("-p") + 1] = str(first.port)
+    first.start()
+    try:
+        async with history(url_of(first)), Bus.connect(url_of(first), "test") as bus:
+            await append(bus, session_id, exchange("lost"))
+            assert ids(await context(bus, session_id)) == ["lost"]
+            await asyncio.to_thread(first.stop, signal.SIGKILL)
+            await asyncio.to_thread(second.start)
+
+            async def is_back() -> bool:
+                try:
+                    return (await status(bus)).log_records == 0
+                except (ServiceError, NoResponders, TimeoutError):
+                    return False
+
+            await until(is_back)
+            assert ids(await context(bus, session_id)) == []
+            await append(bus, session_id, exchange("new"))
+            assert ids(await context(bus, session_id)) == ["new"]
+    finally:
+        second.stop()
+
+
+async def test_the_last_messages_are_listed_oldest_first(
+    served: None, bus: Bus, session_id: str
+) -> None:
+    await append_many(bus, session_id, 30)
+    listed = await messages(bus, session_id, limit=2)
+    assert ids(listed) == ["r028", "r029"]
+    assert len(await messages(bus, session_id)) == 20
+    assert (listed[0].user_prompt, listed[0].model_response, listed[0].model) == (
+        "prompt of r028",
+        "response of r028",
+        "demo",
+    )
+
+
+async def test_a_cleared_session_is_still_listed(served: None, bus: Bus, session_id: str) -> None:
+    await append_many(bus, session_id, 2)
+    await clear(bus, session_id)
+    assert ids(await messages(bus, session_id)) == ["r000", "r001"]
+
+
+@pytest.mark.parametrize("with_mongodb", [False, True])
+async def test_a_tenant_sees_all_its_sessions_and_nobody_elses(
+    nats_url: str, mongodb_uri: str, bus: Bus, session_id: str, with_mongodb: bool
+) -> None:
+    tenant = uuid4().hex
+    async with history(nats_url, mongodb_uri if with_mongodb else ""):
+        if with_mongodb:
+            await connected(bus)
+        for n in range(12):
+            await append(bus, f"{session_id} {n % 2}", exchange(f"mine{n}"), tenant)
+            await append(bus, f"{session_id} {n % 2}", exchange(f"theirs{n}"), f"{tenant}x")
+        if with_mongodb:
+            await archived(bus)
+        assert ids(await messages(bus, None, 3, tenant)) == ["mine9", "mine10", "mine11"]
+        assert len(await messages(bus, None, 99, tenant)) == 12
+        assert ids(await messages(bus, f"{session_id} 0", 2, tenant)) == ["mine8", "mine10"]
+        assert await messages(bus, session_id, 99, tenant) == ()
+
+
+async def test_messages_are_never_behind_an_answer(
+    nats_url: str, mongodb_uri: str, bus: Bus, session_id: str
+) -> None:
+    async with history(nats_url, mongodb_uri), history(nats_url, mongodb_uri):
+        await connected(bus)
+        for n in range(150):
+            await append(bus, session_id, exchange(f"r{n}"))
+            assert ids(await messages(bus, session_id, limit=5)) == [
+                f"r{m}" for m in range(max(0, n - 4), n + 1)
+            ]
+
+
+async def test_messages_are_the_same_from_log_and_archive(
+    nats_url: str, mongodb_uri: str, bus: Bus, session_id: str
+) -> None:
+    listed: list[tuple[Message, ...]] = []
+    async with history(nats_url):
+        await append_many(bus, session_id, 25)
+        listed.append(await messages(bus, session_id))
+    async with history(nats_url, mongodb_uri):
+        await connected(bus)
+        await archived(bus)
+        listed.append(await messages(bus, session_id))
+    assert listed[0] == listed[1]

@@ -30,7 +30,7 @@ check: (_setup "--group" "dev")
 
 # Check docker-compose.yml
 [group('develop')]
-check-compose:
+check-compose: _compose
     @if docker compose version >/dev/null 2>&1; then docker compose config --quiet; else docker-compose config --quiet; fi
 
 # Mend what can be mended by a program
@@ -60,6 +60,9 @@ _setup *groups:
 
 _nats:
     @deploy/setup.sh nats
+
+_compose:
+    @deploy/setup.sh compose
 
 _uv:
     @deploy/setup.sh uv

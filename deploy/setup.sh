@@ -4,6 +4,7 @@
 #   deploy/setup.sh uv        uv, from PATH or from PyPI
 #   deploy/setup.sh python …  .venv from uv.lock; the words after are uv's (--group dev)
 #   deploy/setup.sh nats      nats-server, from PATH or from the system's packages, unpacked beside it
+#   deploy/setup.sh compose   docker-compose, to check docker-compose.yml
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=.data/bin
@@ -72,10 +73,18 @@ get_debian_nats() {
     rm -rf "$temp"
 }
 
+# Only for checking docker-compose.yml; it needs no Docker engine.
+get_compose() {
+    docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null && return
+    echo "getting docker-compose"
+    (as_root apt-get update && as_root apt-get install -y docker-compose) >.data/compose-setup.log 2>&1 ||
+        die "$(tail -n 3 .data/compose-setup.log)" "docker-compose could not be installed."
+}
+
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-what=${1:?uv, python or nats}
+what=${1:?uv, python, nats or compose}
 shift
 "get_$what" "$@"

@@ -1,0 +1,1 @@
+"""Trains the small demo model from nothing: generator, network, export, evaluation."""

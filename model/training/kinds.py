@@ -1,0 +1,9 @@
+"""All the kinds of facts that the demo model can be told."""
+
+from model.training import belongings, person
+
+KINDS = (
+    *(person.NAME, person.CITY, person.ORIGIN, person.COLOUR, person.FOOD, person.HOBBY),
+    *(person.LIKE, person.JOB, person.AGE, belongings.PET, belongings.RELATIVE),
+    *(belongings.THING, belongings.NUMBER, belongings.WORD),
+)

@@ -1,0 +1,60 @@
+"""Muon: momentum whose update is made orthogonal, for the matrices of the blocks."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+STEPS = 5
+A, B, C = 3.4445, -4.7750, 2.0315
+
+
+class Muon:
+    """Matrices of one shape are orthogonalised together; tall ones are laid on their side."""
+
+    def __init__(self, matrices: Iterable[nn.Parameter], decay: float = 0.01) -> None:
+        self._groups: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
+        for matrix in matrices:
+            rows, columns = matrix.shape
+            self._groups[min(rows, columns), max(rows, columns)].append(matrix)
+        self._momenta = {
+            shape: torch.zeros(len(group), *shape) for shape, group in self._groups.items()
+        }
+        self._decay = decay
+
+    @torch.no_grad()
+    def step(self, rate: float, momentum: float) -> None:
+        for shape, group in self._groups.items():
+            gradients = torch.stack(
+                [_lying(matrix.grad) for matrix in group if matrix.grad is not None]
+            )
+            held = self._momenta[shape]
+            held.lerp_(gradients, 1 - momentum)
+            updates = orthogonal(gradients.lerp(held, momentum))
+            for matrix, update in zip(group, updates, strict=True):
+                tall = matrix.shape[0] > matrix.shape[1]
+                size = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+                matrix.mul_(1 - rate * self._decay)
+                matrix.add_(update.T if tall else update, alpha=-rate * size)
+
+    def state(self) -> dict[tuple[int, int], Tensor]:
+        return self._momenta
+
+    def restore(self, state: dict[tuple[int, int], Tensor]) -> None:
+        self._momenta = state
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Newton-Schulz: all singular values brought near 1."""
+    x = matrices.bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(STEPS):
+        square = x @ x.mT
+        x = A * x + (B * square + C * square @ square) @ x
+    upright: Tensor = x.float()
+    return upright
+
+
+def _lying(matrix: Tensor) -> Tensor:
+    return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix

@@ -1,0 +1,80 @@
+"""The dialog generator: what the demo model learns from, and what is kept from it."""
+
+from itertools import islice
+
+from model.training import words
+from model.training.dialogs import DEFAULT_SYSTEM, Dialog, dialogs
+from model.training.talk import Turn
+from model.training.words import Split
+
+DEFAULT_STOPS = (
+    *("</s>", "User:", "\nUser:", "Human:", "\nHuman:", "Question:", "\nQuestion:"),
+    *("\n\n\n", "Example:", "Here's an", "Let me"),
+)
+
+
+def _some(seed: int, split: Split = "train", number: int = 2000) -> list[Dialog]:
+    return list(islice(dialogs(seed, split), number))
+
+
+def _turns(made: list[Dialog], skill: str) -> list[Turn]:
+    return [turn for dialog in made for turn in dialog.turns if turn.skill == skill]
+
+
+def test_the_same_seed_makes_the_same_dialogs() -> None:
+    assert _some(5, number=200) == _some(5, number=200)
+    assert _some(5, number=200) != _some(6, number=200)
+
+
+def test_no_answer_holds_a_default_stop_string() -> None:
+    for dialog in _some(1):
+        for turn in dialog.turns:
+            assert not [stop for stop in DEFAULT_STOPS if stop in turn.answer], turn
+
+
+def test_training_never_sees_a_held_out_name() -> None:
+    names = [turn.must[0] for turn in _turns(_some(2), "tell") if turn.answer.startswith("Nice to")]
+    assert names
+    assert not [name for name in names if words.is_held_out(name.split()[0])]
+
+
+def test_the_examination_asks_for_held_out_names_only() -> None:
+    made = _some(2, "eval")
+    names = [turn.must[0] for turn in _turns(made, "tell") if turn.answer.startswith("Nice to")]
+    assert names
+    assert all(words.is_held_out(name.split()[0]) for name in names)
+
+
+def test_the_commonest_words_are_left_to_the_training() -> None:
+    common = ("Ada", "Bob", "Paris", "Berlin", "Rex", "Luna", "blue", "red", "green", "pizza")
+    assert not [word for word in common if words.is_held_out(word)]
+
+
+def test_what_is_recalled_was_said_before() -> None:
+    for dialog in _some(3):
+        said = dialog.system or ""
+        for turn in dialog.turns:
+            if turn.skill == "recall" and turn.learned:
+                assert turn.must[0] in said, turn
+            said += f"\n{turn.user}\n{turn.answer}"
+
+
+def test_counting_ends_where_it_was_asked_to() -> None:
+    counted = _turns(_some(4), "count")
+    assert {turn.answer for turn in counted} >= {_numbers(10), _numbers(50), _numbers(100)}
+    assert all(turn.answer == _numbers(turn.answer.count(",") + 1) for turn in counted)
+
+
+def _numbers(last: int) -> str:
+    return ", ".join(str(number) for number in range(1, last + 1)) + "."
+
+
+def test_most_dialogs_have_the_system_prompt_of_the_service() -> None:
+    made = _some(5)
+    assert sum(dialog.system == DEFAULT_SYSTEM for dialog in made) > len(made) / 2
+
+
+def test_every_skill_of_the_examination_occurs() -> None:
+    made = {turn.skill for dialog in _some(6, "eval") for turn in dialog.turns}
+    wanted = {"recall", "unknown", "know", "first_message", "repeat", "count", "faq", "system_name"}
+    assert wanted <= made

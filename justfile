@@ -1,3 +1,5 @@
+set positional-arguments
+
 set shell := ["bash", "-euo", "pipefail", "-c"]
 
 export PATH := justfile_directory() + "/.venv/bin:" + justfile_directory() + "/.data/bin:" + env("PATH")
@@ -7,17 +9,17 @@ default:
     @just --list --unsorted
 
 # Run everything on this machine: http://localhost:8002 (EDGE_PORT and NATS_PORT move it)
-up: (_setup) _nats
+up: (_setup)
     @python -m deploy.up
 
 # Talk to it in the terminal, over NATS
 chat *options: (_setup)
-    @python -m services.client {{ options }}
+    @python -m services.client "$@"
 
 # Run the tests, with real servers and the real demo model
 [group('develop')]
 test *options: (_setup "--group" "dev") _nats
-    @python -m pytest {{ options }}
+    @python -m pytest "$@"
 
 # Check style, types, and that generated files are fresh
 [group('develop')]

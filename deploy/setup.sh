@@ -17,7 +17,9 @@ die() {
 }
 
 get_uv() {
-    command -v uv >/dev/null && return
+    local found
+    found=$(uv --version 2>/dev/null | cut -d" " -f2) &&
+        printf '%s\n' "0.9.0" "${found:-0}" | sort -V -C && return
     echo "getting uv"
     python3 -m venv .data/uv || die "python3 can't make a virtual environment." \
         "On Debian or Ubuntu: apt install python3-venv. Or install uv yourself: https://docs.astral.sh/uv"

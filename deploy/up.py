@@ -7,7 +7,9 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -20,6 +22,9 @@ from services.runtime.settings import BadSetting, load
 DATA = Path(".data")
 SERVICES = ("history", "inference", "edge")  # in the order of starting; ended the other way round
 RESTART_AFTER = 1.0  # seconds
+END_DEADLINE = 35.0  # seconds; a service drains for at most 30
+EARLY = 3.0  # seconds; who dies sooner, and again and again, never gets up
+MOST_EARLY_DEATHS = 5
 BAD_SETTING = 2  # a service's exit code: starting it again would not help
 
 log = logging.getLogger("up")
@@ -39,17 +44,54 @@ class Child:
     on.
     """
 
-    def __init__(self, name: str, command: list[str], environ: dict[str, str], output: int | None):
+    def __init__(
+        self, name: str, command: list[str], environ: dict[str, str], log_file: Path | None
+    ):
         self.name = name
+        self._words = f"its words are in {log_file}" if log_file else "its words are above"
+        self._output = log_file.open("ab") if log_file else None
         self._command = command
         self._environ = environ
-        self._output = output
         self._process: asyncio.subprocess.Process | None = None
         self._ending = False
+        self._ended = asyncio.Event()
+        self._ended.set()
 
     async def live(self) -> int:
-        """Returns 0 when it was told to end, its exit code if starting it again would not help."""
+        """Returns 0 when it was told to end, another code if starting it again would not help."""
+        early_deaths = 0
         while not self._ending:
+            started = time.monotonic()
+            code = await self._run()
+            if code == BAD_SETTING:
+                return code
+            if self._ending:
+                break
+            early_deaths = early_deaths + 1 if time.monotonic() - started < EARLY else 0
+            if early_deaths == MOST_EARLY_DEATHS:
+                log.critical("%s does not get up: %s", self.name, self._words)
+                return 1
+            log.error("%s ended with %d; starting it again (%s)", self.name, code, self._words)
+            await asyncio.sleep(RESTART_AFTER)
+        return 0
+
+    async def end(self) -> None:
+        self._ending = True
+        self._signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(END_DEADLINE):
+                await self._ended.wait()
+        except TimeoutError:
+            log.error("%s does not end; it is killed", self.name)
+            self.kill()
+
+    def kill(self) -> None:
+        self._ending = True
+        self._signal(signal.SIGKILL)
+
+    async def _run(self) -> int:
+        self._ended.clear()
+        try:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 env=self._environ,
@@ -57,20 +99,15 @@ class Child:
                 stderr=self._output,
                 start_new_session=True,
             )
-            code = await self._process.wait()
-            if code == BAD_SETTING:
-                return code
-            if self._ending:
-                break
-            log.error("%s ended with %d; starting it again", self.name, code)
-            await asyncio.sleep(RESTART_AFTER)
-        return 0
+            if self._ending:  # it was told so while it was being started
+                self._signal(signal.SIGTERM)
+            return await self._process.wait()
+        finally:
+            self._ended.set()
 
-    async def end(self) -> None:
-        self._ending = True
+    def _signal(self, signum: signal.Signals) -> None:
         if self._process and self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)
-            await self._process.wait()
+            self._process.send_signal(signum)
 
 
 async def up(settings: UpSettings) -> int:
@@ -82,8 +119,15 @@ async def up(settings: UpSettings) -> int:
         command = [sys.executable, "-m", f"services.{name}"]
         children.append(Child(name, command, environ, None))
     stop = asyncio.Event()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+
+    def hear() -> None:
+        if stop.is_set():  # a second time: the person does not want to wait
+            for child in children:
+                child.kill()
+        stop.set()
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(signum, hear)
     return await _run(children, stop, settings.edge_port)
 
 
@@ -107,13 +151,18 @@ def _nats_server(port: int) -> Child:
                 f"Port {port} is taken: choose another with NATS_PORT, or, if a NATS server with"
                 f" JetStream listens there, use it with NATS_URL=nats://127.0.0.1:{port}."
             )
-    binary = shutil.which("nats-server", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    if binary is None:
-        raise BadSetting("nats-server is missing: deploy/setup.sh nats gets it.")
+    if subprocess.run(["deploy/setup.sh", "nats"]).returncode:
+        raise BadSetting("There is no nats-server to start.")
     store = DATA / "jetstream"
-    command = [binary, "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(store)]
-    output = os.open(DATA / "nats.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    return Child("nats-server", command, dict(os.environ), output)
+    command = [_nats_binary(), "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(store)]
+    return Child("nats-server", command, dict(os.environ), DATA / "nats.log")
+
+
+def _nats_binary() -> str:
+    path = os.pathsep.join((".data/bin", os.environ["PATH"], "/usr/sbin", "/usr/local/sbin"))
+    if binary := shutil.which("nats-server", path=path):
+        return binary
+    raise BadSetting("nats-server is not where deploy/setup.sh puts it, nor on PATH.")
 
 
 async def _greet(port: int) -> None:

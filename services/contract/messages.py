@@ -10,12 +10,16 @@ from msgspec import Meta, Struct
 
 from services.contract.errors import ErrorCode
 
-MAX_PROMPT_BYTES = 64 * 1024
-"""So that ten exchanges and a prompt fit NATS's message limit of 1 MiB."""
-
 SessionId = Annotated[str, Meta(min_length=1, max_length=128)]
 Moment = Annotated[datetime, Meta(tz=True)]
 FinishReason = Literal["stop", "length", "cancelled"]
+Temperature = Annotated[float, Meta(ge=0, le=5)]
+TopP = Annotated[float, Meta(gt=0, le=1)]
+TopK = Annotated[int, Meta(ge=0, le=1000)]  # 0: all tokens
+RepeatPenalty = Annotated[float, Meta(gt=0, le=10)]
+MaxTokens = Annotated[int, Meta(ge=1, le=1_000_000)]
+Stop = Annotated[str, Meta(min_length=1, max_length=64)]
+Stops = Annotated[tuple[Stop, ...], Meta(max_length=32)]
 Stored = Literal["log", "failed", "none"]
 
 
@@ -28,18 +32,13 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     (CHAT_…).
     """
 
-    temperature: Annotated[float, Meta(ge=0, le=5)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=0, le=1000)] | None = None  # 0: all tokens
-    repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    max_tokens: MaxTokens | None = None
     seed: Annotated[int, Meta(ge=0, lt=2**32 - 1)] | None = None  # None: a new one each time
-    stop: (
-        Annotated[
-            tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...], Meta(max_length=16)
-        ]
-        | None
-    ) = None
+    stop: Stops | None = None
 
 
 class Prompt(Sampling, frozen=True, kw_only=True):
@@ -55,7 +54,7 @@ class ChatRequest(Prompt, frozen=True, kw_only=True):
     one.
     """
 
-    request_id: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}$")] | None = None
+    request_id: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}\\Z")] | None = None
 
 
 # --- what a worker sends to the reply subject -----------------------------------------------------

@@ -59,6 +59,7 @@ class ChatService:
         self._model = model
         self._sessions = Sessions(bus)
         self._calls: dict[str, Call] = {}
+        self._dead = False
         loop = asyncio.get_running_loop()
         self._engine = Engine(
             model.backend,
@@ -77,6 +78,7 @@ class ChatService:
 
     async def start(self) -> None:
         self._engine.start()
+        self._ticker = asyncio.create_task(self._keep_alive())
         await self._bus.subscribe(subjects.CANCEL_ANY, self._cancel)
         await self._bus.serve(
             "inference",
@@ -86,7 +88,6 @@ class ChatService:
                 Endpoint("tenant-chat", subjects.REQUEST_ANY_TENANT, self._receive),
             ],
         )
-        self._ticker = asyncio.create_task(self._keep_alive())
 
     async def drain(self) -> None:
         """Takes no more, finishes what it has begun, fails what can't be finished in time."""
@@ -96,9 +97,7 @@ class ChatService:
             await asyncio.sleep(0.02)
         for call in list(self._calls.values()):
             self._engine.cancel(call.key)
-            await call.fail(
-                ServiceError("shutting_down", "The worker is shutting down: ask again.", 1)
-            )
+            await call.fail(_shutting_down())
         self._ticker.cancel()
         await asyncio.to_thread(self._engine.close)
         self._model.backend.close()
@@ -131,6 +130,8 @@ class ChatService:
             raise ServiceError(
                 "invalid_request", f"Request {request_id} is being answered already."
             )
+        if self._dead:
+            raise _shutting_down()
         if len(self._calls) >= self._settings.model_parallel + self._settings.model_queue:
             raise ServiceError(
                 "overloaded", "Every slot is taken and the queue is full: try again.", 1
@@ -150,12 +151,13 @@ class ChatService:
             await call.fail(ServiceError("internal", "The worker failed; its log says why."))
         finally:
             del self._calls[call.key]
+            self._engine.cancel(call.key)  # does nothing, but after a bug
 
     async def _converse(self, call: Call) -> None:
         context = await self._sessions.context(call.tenant, call.request.session_id)
         prompt = await asyncio.to_thread(
             self._model.template.prompt,
-            self._settings.chat_system_prompt,
+            self._settings.chat_system_prompt.strip(),
             context.turns,
             call.request.prompt,
             call.sampling.max_tokens or 1,
@@ -225,6 +227,7 @@ class ChatService:
     def _die(self, on_death: Callable[[], None]) -> None:
         for call in self._calls.values():
             call.outputs.put_nowait(Broken("its engine died."))
+        self._dead = True
         on_death()
 
     async def _keep_alive(self) -> None:
@@ -234,6 +237,10 @@ class ChatService:
             for call in list(self._calls.values()):
                 waiting += not call.has_slot
                 await call.keep_alive(0 if call.has_slot else waiting, KEEP_ALIVE)
+
+
+def _shutting_down() -> ServiceError:
+    return ServiceError("shutting_down", "The worker is shutting down: ask again.", 1)
 
 
 def _from_thread(

@@ -6,7 +6,15 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from services.contract.messages import Sampling
+from services.contract.messages import (
+    MaxTokens,
+    RepeatPenalty,
+    Sampling,
+    Stops,
+    Temperature,
+    TopK,
+    TopP,
+)
 from services.runtime.settings import BusSettings
 
 STOPS = (
@@ -32,12 +40,12 @@ class InferenceSettings(BusSettings, frozen=True, kw_only=True):
     model_threads: Annotated[int, Meta(ge=1)] = 4
     model_gpu_layers: Annotated[int, Meta(ge=-1)] = -1
     chat_system_prompt: str = "You are a helpful, friendly assistant. Answer briefly and clearly."
-    chat_temperature: Annotated[float, Meta(ge=0, le=5)] = 0.5
-    chat_top_p: Annotated[float, Meta(gt=0, le=1)] = 0.9
-    chat_top_k: Annotated[int, Meta(ge=0, le=1000)] = 40
-    chat_repeat_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.1
-    chat_max_tokens: Annotated[int, Meta(ge=1)] = 150
-    chat_stop: tuple[str, ...] = STOPS
+    chat_temperature: Temperature = 0.5
+    chat_top_p: TopP = 0.9
+    chat_top_k: TopK = 40
+    chat_repeat_penalty: RepeatPenalty = 1.1
+    chat_max_tokens: MaxTokens = 150
+    chat_stop: Stops = STOPS
 
     @property
     def threads(self) -> int:

@@ -56,14 +56,21 @@ class Worker:
         try:
             model = await asyncio.to_thread(models.load, self._settings, self._on_progress)
         except ModelError as error:
-            if self._state != "draining":
-                log.error("%s", error)
-                self._state, self._error = "failed", str(error)
+            self._give_up(str(error))
+            return
+        except Exception:
+            log.exception("loading the model")
+            self._give_up("The model can't be loaded; the worker's log says why.")
             return
         self._model = model.info
         log.info("%s is loaded: %d tokens of context", model.info.name, model.info.context)
         self._service = ChatService(self._bus, self._settings, self._id, model, on_death=self._die)
-        await self._service.start()
+        try:
+            await self._service.start()
+        except Exception:
+            log.exception("serving")
+            self._process.fail("NATS does not take the service")
+            return
         if self._state == "loading":
             self._state = "ready"
         await self._report()
@@ -75,6 +82,11 @@ class Worker:
             log.info("loading the model: %d %%", share * 100)
         self._progress = share
         return self._state != "draining"
+
+    def _give_up(self, why: str) -> None:
+        if self._state != "draining":
+            log.error("%s", why)
+            self._state, self._error = "failed", why
 
     def _die(self) -> None:
         self._process.fail("the engine died")
@@ -96,4 +108,5 @@ class Worker:
             model=self._model,
             error=self._error,
         )
-        await self._bus.publish(subjects.report(self._id), report)
+        if self._bus.connected:  # a report that comes late is worth nothing
+            await self._bus.publish(subjects.report(self._id), report)

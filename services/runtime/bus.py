@@ -21,7 +21,10 @@ from services.contract.errors import ErrorCode, ServiceError
 VERSION = "0.1.0"
 REQUEST_TIMEOUT = 2.0  # seconds
 JETSTREAM_TIMEOUT = 1.5  # less, so that who asked a service is still told why it can't answer
+LEAVE_DEADLINE = 2  # seconds; a NATS server that does not answer in time is not waited for
 TASKS_DEADLINE = 5.0  # seconds that a closing bus waits for what it spawned
+
+RETRY_AFTER_HEADER = "Retry-After"  # seconds
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Struct)
@@ -82,6 +85,7 @@ class Bus:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._closing = False
+        self._losing = False
         self._services: list[micro.Service] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reconnected: list[Callable[[], Awaitable[None]]] = []
@@ -126,7 +130,16 @@ class Bus:
         return task
 
     async def publish(self, subject: str, message: Struct, reply: str = "") -> None:
-        await self._client.publish(subject, encode(message), reply=reply)
+        """
+        At most once: lost, with a warning, if NATS stays away longer than there is room to
+        wait.
+        """
+        try:
+            await self._client.publish(subject, encode(message), reply=reply)
+        except nats.errors.Error as error:
+            if not self._losing:
+                log.error("what is published from now on is lost: %s", error)
+            self._losing = True
 
     async def request(
         self, subject: str, message: Struct, kind: type[R], timeout: float = REQUEST_TIMEOUT
@@ -138,7 +151,12 @@ class Bus:
             raise NoResponders from error
         headers = answer.headers or {}
         if code := headers.get(micro.request.ERROR_CODE_HEADER):
-            raise ServiceError(_error_code(code), headers[micro.request.ERROR_HEADER])
+            retry_after = headers.get(RETRY_AFTER_HEADER)
+            raise ServiceError(
+                _error_code(code),
+                headers[micro.request.ERROR_HEADER],
+                float(retry_after) if retry_after else None,
+            )
         return decode(answer.data, kind)
 
     @asynccontextmanager
@@ -161,6 +179,8 @@ class Bus:
                 handler(Delivery(message.subject, message.data, message.reply))
             except ServiceError as error:
                 log.warning("unreadable message on %s: %s", message.subject, error)
+            except Exception:
+                log.exception("hearing %s", message.subject)
 
         await self._client.subscribe(subject, cb=handle)
 
@@ -213,20 +233,18 @@ class Bus:
 
     async def leave(self) -> None:
         """Takes no more requests; those already on their way are still handed over."""
-        for service in self._services:
-            # micro's own stop unsubscribes at once, and what is in flight would be lost
-            for endpoint in service._endpoints:
-                if endpoint._subscription is not None:
-                    await endpoint._subscription.drain()
-            service._endpoints = []
-            await service.stop()
-        self._services = []
+        services, self._services = self._services, []
+        if await self._answers():  # a server that hangs does not hold up who leaves
+            for service in services:
+                await _leave(service)
 
     async def _refuse(self, delivery: Delivery, error: ServiceError) -> None:
         headers = {
             micro.request.ERROR_CODE_HEADER: error.code,
             micro.request.ERROR_HEADER: error.message.replace("\n", " "),
         }
+        if error.retry_after is not None:
+            headers[RETRY_AFTER_HEADER] = str(error.retry_after)
         await self._client.publish(delivery.reply, headers=headers)
 
     async def _close(self) -> None:
@@ -240,12 +258,19 @@ class Bus:
             _, late = await asyncio.wait(self._tasks, timeout=TASKS_DEADLINE)
             for task in late:
                 task.cancel()
-        if self._client.is_connected:
+        if await self._answers():
             await self._client.drain()
         else:
             # what is still to be sent goes to a broken transport, which only uvloop complains of
             with suppress(RuntimeError, OSError):
                 await self._client.close()
+
+    async def _answers(self) -> bool:
+        try:
+            await self._client.flush(LEAVE_DEADLINE)
+        except (nats.errors.Error, TimeoutError):
+            return False
+        return self._client.is_connected
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -258,6 +283,7 @@ class Bus:
 
     async def _on_reconnected(self) -> None:
         log.info("connected to NATS again")
+        self._losing = False
         for callback in self._reconnected:
             try:
                 await callback()
@@ -292,6 +318,15 @@ class _Complaints:
         if (text := str(error) or type(error).__name__) != self._last:
             log.warning("NATS at %s: %s; still trying", self._url, text)
             self._last = text
+
+
+async def _leave(service: micro.Service) -> None:
+    # micro's own stop unsubscribes at once, and what is in flight would be lost
+    endpoints, service._endpoints = service._endpoints, []
+    for endpoint in endpoints:
+        if endpoint._subscription is not None:
+            await endpoint._subscription.drain()
+    await service.stop()
 
 
 async def _unsubscribe(subscription: Any) -> None:

@@ -19,17 +19,17 @@ class _Info(msgspec.Struct):
     metadata: dict[str, str]
 
 
-async def is_healthy(service: str, host: str, url: str) -> bool:
+async def is_healthy(service: str, host: str, url: str, patience: float = PATIENCE) -> bool:
     """All processes of the service are asked: which one a queue group picks is left to NATS."""
     client = Client()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             await client.connect(url.split(","), error_cb=_ignore)
             inbox = client.new_inbox()
             answers = await client.subscribe(inbox)
             await client.publish(f"$SRV.INFO.{service}", reply=inbox)
             while True:
-                message = await answers.next_msg(PATIENCE)
+                message = await answers.next_msg(patience)
                 if message.data and _host(message.data) == host:
                     return True
     except (TimeoutError, nats.errors.Error):

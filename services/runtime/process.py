@@ -61,6 +61,8 @@ class Process:
         stopping.cancel()
         if not starting.done():
             starting.cancel()
+            # nats-py can swallow a cancel: it may even have succeeded
+            await asyncio.wait({starting})
             return False
         starting.result()
         return True

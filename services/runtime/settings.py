@@ -49,7 +49,8 @@ def load(kind: type[S], environ: Mapping[str, str] | None = None) -> S:
 
 def _convert(name: str, value: str, kind: object) -> object:
     try:
-        parsed = msgspec.json.decode(value) if value.startswith("[") else value
+        is_list = kind is not str and value.lstrip().startswith("[")
+        parsed = msgspec.json.decode(value) if is_list else value
         return msgspec.convert(parsed, kind, strict=False)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise BadSetting(f"{name}={value!r} can't be used: {error}.") from error

@@ -48,21 +48,22 @@ class Stream:
         self.name = name
 
     async def ensure(self, subjects: str, max_bytes: int, max_age: float) -> None:
-        """Makes the stream, or updates its limits. `max_age` in seconds, 0: for ever."""
-        config = api.StreamConfig(
-            name=self.name,
-            subjects=[subjects],
-            storage=api.StorageType.FILE,
-            allow_direct=True,
-            max_bytes=max_bytes,
-            max_age=max_age,
-            duplicate_window=min(DUPLICATE_WINDOW, max_age or DUPLICATE_WINDOW),
-        )
+        """
+        Makes the stream, or updates its limits; what an operator set besides (replicas, placement)
+        stays. `max_age` in seconds, 0: for ever.
+        """
         with _as_unavailable():
             try:
-                await self._js.add_stream(config)
-            except nats.js.errors.BadRequestError:  # it is there, with other limits
-                await self._js.update_stream(config)
+                config = (await self._js.stream_info(self.name)).config
+                change = self._js.update_stream
+            except nats.js.errors.NotFoundError:
+                config = api.StreamConfig(name=self.name, storage=api.StorageType.FILE)
+                change = self._js.add_stream
+            config.subjects = [subjects]
+            config.allow_direct = True
+            config.max_bytes, config.max_age = max_bytes, max_age
+            config.duplicate_window = min(DUPLICATE_WINDOW, max_age or DUPLICATE_WINDOW)
+            await change(config)
 
     async def append(self, subject: str, data: bytes, message_id: str, previous: int) -> int:
         """

@@ -82,6 +82,8 @@ def test_a_field_that_is_not_known_yet_is_ignored() -> None:
         (b'{"prompt":"hi","temperature":-1}', r">= 0.*temperature"),
         (b'{"prompt":"hi","session_id":""}', "session_id"),
         (b'{"prompt":"hi","request_id":"a.b"}', "request_id"),
+        (b'{"prompt":"hi","request_id":"a\\n"}', "request_id"),
+        (b'{"prompt":"hi","stop":[""]}', "stop"),
         (b'{"type":"mystery"}', "prompt"),
         (b"not json", "malformed"),
         (b"\xff", "malformed|utf-8"),

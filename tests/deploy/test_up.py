@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.e2e.stack import plain_environment
 from tests.servers import ROOT, free_port, wait_for
 
 
@@ -28,7 +29,7 @@ class Up:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "deploy.up"],
                 cwd=folder,
-                env={k: v for k, v in os.environ.items() if k != "NATS_URL"} | ports | environ,
+                env=plain_environment() | ports | environ,
                 stdout=log,
                 stderr=log,
             )
@@ -77,6 +78,33 @@ def test_one_command_starts_all_and_ctrl_c_ends_all(up: Up) -> None:
     assert log.count(" bye") == 3 and "Traceback" not in log
     for pid in children.values():
         assert not Path(f"/proc/{pid}").exists()
+
+
+def test_closing_the_terminal_ends_all_and_leaves_nothing_behind(up: Up) -> None:
+    wait_for(lambda: len(up.children()) == 3, "the services")
+    children = up.children()
+    up.process.send_signal(signal.SIGHUP)
+    assert up.process.wait(60) == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children.values())
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_part_that_hangs(up: Up) -> None:
+    wait_for(lambda: len(up.children()) == 3, "the services")
+    children = up.children()
+    os.kill(children["services.edge"], signal.SIGSTOP)
+    up.process.send_signal(signal.SIGINT)
+    wait_for(lambda: "ending" in up.log.read_text(), "the first signal to be heard")
+    up.process.send_signal(signal.SIGINT)
+    up.process.wait(10)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children.values())
+
+
+def test_a_part_that_never_gets_up_ends_it_all(tmp_path: Path) -> None:
+    (tmp_path / ".data").mkdir()
+    (tmp_path / ".data/jetstream").write_text("a file, where nats-server needs a folder")
+    up = Up(tmp_path)
+    assert up.process.wait(40) == 1
+    assert "nats-server does not get up: its words are in .data/nats.log" in up.log.read_text()
 
 
 def test_a_taken_port_is_explained(tmp_path: Path) -> None:

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import msgspec
 
+from services.edge.settings import EdgeSettings
+from services.history.settings import HistorySettings
+from services.inference.settings import InferenceSettings
 from tests.servers import Server, free_port, nats_server, wait_for
 
 GREEDY = {"temperature": 0}
@@ -36,13 +40,20 @@ class Process(Server):
         return super()._is_up() if self._has_port else True
 
 
+def plain_environment() -> dict[str, str]:
+    """Ours, with every setting at its default, and the demo model: not the developer's `.env`."""
+    kinds = (EdgeSettings, HistorySettings, InferenceSettings)
+    names = [field.name.upper() for kind in kinds for field in msgspec.structs.fields(kind)]
+    return os.environ | dict.fromkeys(names, "") | {"MODEL_PATH": "model/demo.gguf"}
+
+
 class Stack:
     """`slow`: the model takes its time over each token."""
 
     def __init__(self, folder: Path, mongodb_uri: str, slow: bool, **settings: str) -> None:
         self.nats = nats_server(folder)
         port = free_port()
-        environ = os.environ | {
+        environ = plain_environment() | {
             "NATS_URL": f"nats://127.0.0.1:{self.nats.port}",
             "MONGODB_URI": mongodb_uri,
             "EDGE_HOST": "127.0.0.1",

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import BackendError, Chunk
+from services.inference.engine.backend import BackendError, Chunk, SpecialToken
 
 END = 256
 
@@ -39,6 +39,9 @@ class FakeBackend:
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         return list(text.encode())
+
+    def special_tokens(self) -> dict[int, SpecialToken]:
+        return {}
 
     def piece(self, token: int) -> bytes:
         return bytes([token]) if token < END else b""

@@ -281,6 +281,8 @@ async def test_the_death_of_the_engine_fails_its_answers_and_is_reported(fast: W
     *_, failed = await fast.ask("not in the script", "s")  # raises StopIteration in the engine
     assert isinstance(failed, Failed) and failed.code == "internal"
     await asyncio.wait_for(fast.died.wait(), 5)
+    (refused,) = await fast.ask("hi", "s")
+    assert isinstance(refused, Failed) and refused.code == "shutting_down"
 
 
 async def test_turns_of_one_session_at_once_are_all_kept(fast: Worker) -> None:

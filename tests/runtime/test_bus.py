@@ -24,7 +24,7 @@ async def echo(subject: str, ask: Ask) -> Answer:
 
 
 async def refuse(subject: str, ask: Ask) -> Answer:
-    raise ServiceError("not_found", "no such thing\nat all")
+    raise ServiceError("not_found", "no such thing\nat all", retry_after=1.5)
 
 
 async def crash(subject: str, ask: Ask) -> Answer:
@@ -51,7 +51,7 @@ async def test_an_error_that_a_handler_raises_is_the_answer(bus: Bus, session_id
     await serve(bus, subject, refuse)
     with pytest.raises(ServiceError, match="no such thing at all") as error:
         await bus.request(subject, Ask("x"), Answer)
-    assert error.value.code == "not_found"
+    assert (error.value.code, error.value.retry_after) == ("not_found", 1.5)
 
 
 async def test_a_bug_in_a_handler_is_answered_and_not_waited_for(bus: Bus, session_id: str) -> None:
@@ -133,6 +133,19 @@ async def test_a_restarted_server_is_found_again(tmp_path: Path) -> None:
                 server.start()
                 await reconnected.wait()
             assert (await bus.request("again.ask", Ask("x"), Answer)).text == "x"
+
+
+async def test_publishing_into_a_long_outage_loses_messages_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    with running(nats_server(tmp_path)) as server:
+        async with Bus.connect(f"nats://127.0.0.1:{server.port}", "test") as bus:
+            server.stop()
+            async with asyncio.timeout(10):
+                while bus.connected:
+                    await asyncio.sleep(0.01)
+            for _ in range(80):  # 5 MB, more than nats-py keeps
+                await bus.publish("somewhere", Ask("x" * 64 * 1024))
 
 
 async def test_it_waits_for_a_server_that_comes_later(tmp_path: Path) -> None:

@@ -70,6 +70,17 @@ def test_a_signal_while_it_starts_ends_it() -> None:
     assert time.monotonic() - began < 5
 
 
+def test_a_start_that_swallows_its_cancel_is_waited_for_and_then_drained() -> None:
+    process = start(
+        "print('starting', flush=True)\n"
+        "    try: await asyncio.sleep(60)\n"
+        "    except asyncio.CancelledError: pass"
+    )
+    assert process.stdout is not None and process.stdout.readline() == "starting\n"
+    process.send_signal(signal.SIGTERM)
+    assert end(process)[:2] == (0, "up\ndraining\ndrained\n")
+
+
 def test_a_bad_setting_is_one_line_and_exit_code_2() -> None:
     code, _, err = end(start("raise BadSetting('MODEL_CONTEXT is wrong')"))
     assert code == 2

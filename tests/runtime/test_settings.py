@@ -51,6 +51,17 @@ def test_a_bad_value_is_refused_by_name_and_reason(name: str, value: str, why: s
         load(Settings, {name: value})
 
 
+def test_a_text_may_begin_with_a_bracket() -> None:
+    assert load(Settings, {"MODEL_PATH": "[my] model.gguf"}).model_path == "[my] model.gguf"
+    assert load(Settings, {"CHAT_STOP": ' ["a"]'}).chat_stop == ("a",)
+
+
+def test_what_no_request_may_ask_for_can_be_no_default_either() -> None:
+    for name, value in (("CHAT_STOP", '[""]'), ("CHAT_MAX_TOKENS", "2000000")):
+        with pytest.raises(BadSetting, match=name):
+            load(InferenceSettings, {name: value})
+
+
 def test_a_misspelt_variable_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         load(Settings, {"MODEL_CONTEX": "1", "HOME": "/", "EDGE_SERVICE_HOST": "10.0.0.1"})

@@ -43,6 +43,19 @@ async def consumer(bus: Bus, stream: Stream) -> AsyncIterator[Consumer]:
     await consumer.close()
 
 
+async def test_what_an_operator_set_of_a_stream_stays(bus: Bus, stream: Stream) -> None:
+    config = (await bus.jetstream.stream_info(stream.name)).config
+    config.description = "by the operator"
+    await bus.jetstream.update_stream(config)
+    await stream.ensure(f"{stream.name}.>", 2 * MEBIBYTE, 60)
+    config = (await bus.jetstream.stream_info(stream.name)).config
+    assert (config.description, config.max_bytes, config.max_age) == (
+        "by the operator",
+        2 * MEBIBYTE,
+        60,
+    )
+
+
 async def test_what_is_appended_can_be_read(stream: Stream) -> None:
     seq = await stream.append(f"{stream.name}.a", b"one", "id1", previous=0)
     stored = await stream.get(seq)

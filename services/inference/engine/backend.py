@@ -25,6 +25,11 @@ class Chunk(NamedTuple):
     sampler: Sampler | None
 
 
+class SpecialToken(NamedTuple):
+    text: str
+    is_control: bool  # found only where special tokens are on; a user-defined one is found always
+
+
 class BackendError(Exception):
     """
     The model could not compute a step. What the cache holds of the step's sequences is unknown.
@@ -38,6 +43,9 @@ class Backend(Protocol):
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """With `special`, text such as `<|im_end|>` becomes the control token it names."""
+
+    def special_tokens(self) -> dict[int, SpecialToken]:
+        """The tokens that are found in a text by their own text, before all others."""
 
     def piece(self, token: int) -> bytes:
         """The token's bytes, which may be part of a character; none for a control token."""

@@ -153,8 +153,7 @@ class Engine:
         if stopped:
             self._finish(sequence, "stop")
         elif self._is_full(sequence):
-            self._say(sequence, sequence.stops.flush())
-            self._finish(sequence, "length")
+            self._finish(sequence, "length")  # what is held back may be half of a stop string
 
     def _is_full(self, sequence: Sequence) -> bool:
         return (

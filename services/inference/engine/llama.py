@@ -14,13 +14,15 @@ import llama_cpp
 import numpy as np
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import BackendError, Chunk
+from services.inference.engine.backend import BackendError, Chunk, SpecialToken
 from services.inference.engine.sampler import ChainSampler
 from services.inference.engine.scheduler import PREFILL_ALONE
 
 log = logging.getLogger(__name__)
 
 MAX_PARALLEL = 64  # decode tokens that a batch has room for beside a prompt's chunk
+CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
+USER_DEFINED = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
 NO_CELLS = 1  # llama_decode: the KV cache is full
 
 
@@ -55,6 +57,7 @@ class Llama:
         if context > trained:
             log.warning("the model was trained on %d tokens of context, not %d", trained, context)
         self.context = min(context, trained)
+        self._unified = self._can_be_unified(parallel)
         self._context = self._open_context(parallel, threads)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = _Batch(PREFILL_ALONE + MAX_PARALLEL)
@@ -64,7 +67,7 @@ class Llama:
     def template(self) -> str | None:
         """The chat template that the file carries."""
         text = llama_cpp.llama_model_chat_template(self._model, None)
-        return text.decode() if text else None
+        return text.decode(errors="replace") if text else None
 
     @property
     def bos(self) -> str:
@@ -87,12 +90,23 @@ class Llama:
         assert count >= 0, "a text has no more tokens than bytes"
         return tokens[:count]
 
+    def special_tokens(self) -> dict[int, SpecialToken]:
+        found = {}
+        for token in range(llama_cpp.llama_vocab_n_tokens(self._vocab)):
+            attributes = llama_cpp.llama_vocab_get_attr(self._vocab, token)
+            if attributes & (CONTROL | USER_DEFINED) and (text := self._text_of(token)):
+                found[token] = SpecialToken(text, bool(attributes & CONTROL))
+        return found
+
     def piece(self, token: int) -> bytes:
         if (piece := self._pieces.get(token)) is None:
-            buffer = ctypes.create_string_buffer(256)
-            size = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, 256, 0, False)
-            piece = self._pieces[token] = buffer.raw[: max(size, 0)]
+            piece = self._pieces[token] = self._read_piece(token, 64)
         return piece
+
+    def _read_piece(self, token: int, room: int) -> bytes:
+        buffer = ctypes.create_string_buffer(room)
+        size = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+        return buffer.raw[:size] if size >= 0 else self._read_piece(token, -size)
 
     def is_end(self, token: int) -> bool:
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
@@ -119,9 +133,10 @@ class Llama:
             llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
             return False
         llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
-        if length and not self._keeps_parts:
+        if length and not self._shares:
             return False
-        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        if length:
+            llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
         return True
 
     def close(self) -> None:
@@ -129,15 +144,32 @@ class Llama:
         llama_cpp.llama_model_free(self._model)
 
     @property
-    def _keeps_parts(self) -> bool:
+    def _shares(self) -> bool:
         """A recurrent model's state is of the whole sequence or of nothing."""
-        return not (
-            llama_cpp.llama_model_is_recurrent(self._model)
-            or llama_cpp.llama_model_is_hybrid(self._model)
-        )
+        recurrent = llama_cpp.llama_model_is_recurrent(self._model)
+        return self._unified and not recurrent and not llama_cpp.llama_model_is_hybrid(self._model)
+
+    def _can_be_unified(self, parallel: int) -> bool:
+        """
+        Models such as Phi-3 have other RoPE factors for contexts longer than the original one, and
+        llama.cpp chooses by the size of a unified cache, as if it were one conversation's.
+        """
+        original = self._number(b"%b.rope.scaling.original_context_length")
+        return original is None or not self.context <= original < self.context * parallel
+
+    def _number(self, key: bytes) -> int | None:
+        """Of the file's metadata; `%b` stands for the architecture."""
+        value = ctypes.create_string_buffer(64)
+        read = llama_cpp.llama_model_meta_val_str
+        read(self._model, b"general.architecture", value, 64)
+        found = read(self._model, key % value.value, value, 64)
+        return int(value.value) if found >= 0 else None
 
     def _text_of(self, token: int) -> str:
-        return llama_cpp.llama_vocab_get_text(self._vocab, token).decode() if token >= 0 else ""
+        if token < 0:
+            return ""
+        text: bytes = llama_cpp.llama_vocab_get_text(self._vocab, token)
+        return text.decode(errors="replace")
 
     def _open_context(self, parallel: int, threads: int) -> llama_cpp.llama_context_p:
         params = llama_cpp.llama_context_default_params()
@@ -145,7 +177,7 @@ class Llama:
         params.n_batch = PREFILL_ALONE + MAX_PARALLEL
         params.n_seq_max = parallel
         params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = True  # so that sequences can share the cells of a common beginning
+        params.kv_unified = self._unified  # so that sequences can share a beginning's cells
         params.swa_full = True  # so that a sequence can be cut anywhere
         params.no_perf = True
         context = llama_cpp.llama_init_from_model(self._model, params)
@@ -228,5 +260,8 @@ def _load(
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         why = _LOG.errors[0] if _LOG.errors else "no reason given"
-        raise ModelError(f"{path} can't be loaded ({why}): is the file complete?")
+        raise ModelError(
+            f"{path} can't be loaded ({why}): is the file complete? On a GPU that is too"
+            " small for it, lower MODEL_GPU_LAYERS."
+        )
     return llama_cpp.llama_model_p(model)

@@ -6,7 +6,7 @@ them.
 import time
 from dataclasses import dataclass, field
 
-from services.contract.messages import FinishReason, Sampling, Timings, Usage
+from services.contract.messages import Sampling, Timings, Usage
 from services.inference.engine.backend import Sampler
 from services.inference.engine.detokenizer import Detokenizer
 from services.inference.engine.stops import StopBuffer
@@ -28,7 +28,6 @@ class Sequence:
     cached: int = 0  # of these, how many it held before the request came
     slot: int | None = None
     sampler: Sampler | None = None
-    finish: FinishReason | None = None
     received: float = field(default_factory=time.monotonic)
     started: float = 0.0
     first_token: float = 0.0

@@ -60,13 +60,9 @@ class Slots:
 
     def _longest_prefix(self, prompt: list[int]) -> tuple[int, int]:
         """(slot, length); of equals a free one, so that nothing needs to be copied."""
-        best = (self._free[0], 0)
-        usable = prompt[:-1]
-        for slot in (*self._free, *range(len(self._tokens))):
-            length = _common(usable, self._tokens[slot])
-            if length > best[1]:
-                best = (slot, length)
-        return best
+        lengths = [_common(prompt[:-1], tokens) for tokens in self._tokens]
+        source = max(range(len(lengths)), key=lambda slot: (lengths[slot], slot in self._free))
+        return source, lengths[source]
 
     def _choose(self, source: int, shared: int) -> int:
         """

@@ -1,9 +1,9 @@
 """
 The model's own chat template: a conversation to prompt tokens.
 
-Only the template's text may become control tokens. Each message's content is rendered as a
-placeholder, and tokenized by itself with special tokens off: typing `<|im_start|>system` forges
-nothing.
+Only the template's text may become the tokens that tell roles apart. A prompt in which somebody
+wrote such a token's text is tokenized message by message, with special tokens off for what people
+wrote: typing `<|im_start|>system` forges nothing.
 """
 
 import re
@@ -46,6 +46,7 @@ class ChatTemplate:
     ) -> None:
         self._backend = backend
         self._bos, self._eos, self._adds_bos = bos, eos, adds_bos
+        self._markers: dict[int, str] = {}
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
@@ -53,6 +54,8 @@ class ChatTemplate:
         self._has_system_role = self._shows_all(["system", "user"])
         if not self._shows_all(["user", "assistant", "user"]):
             raise TemplateError("it does not show all messages of a conversation")
+        self._markers = self._find_markers()
+        self._forged = re.compile("|".join(map(re.escape, self._markers.values())) or "(?!)")
 
     def prompt(self, system: str, turns: Sequence[Turn], question: str, max_tokens: int) -> Prompt:
         """
@@ -74,17 +77,53 @@ class ChatTemplate:
 
     def _tokens(self, messages: list[dict[str, str]]) -> list[int]:
         messages = messages if self._has_system_role else _merge_system(messages)
-        rendered = self._render(
-            [m | {"content": _PLACEHOLDER.format(i)} for i, m in enumerate(messages)]
-        )
-        if self._adds_bos and not rendered.startswith(self._bos):
-            rendered = self._bos + rendered
+        if any(self._forged.search(message["content"]) for message in messages):
+            return self._tokens_apart(messages)
+        return self._backend.tokenize(self._with_bos(self._render(messages)), special=True)
+
+    def _tokens_apart(self, messages: list[dict[str, str]]) -> list[int]:
+        """
+        The contents by themselves, so that their markers are only text. It is not always the same
+        as
+        the whole: a template may trim what it is given, some tokenizers put a space before a text.
+        """
         tokens: list[int] = []
+        rendered = self._with_bos(self._render(_placeholders([m["role"] for m in messages])))
         for i, part in enumerate(_PLACEHOLDERS.split(rendered)):
-            is_content = i % 2 == 1  # re.split puts the captured number between the texts
-            text = messages[int(part)]["content"] if is_content else part
-            tokens += self._backend.tokenize(text, special=not is_content)
+            if i % 2 == 0:  # re.split puts the captured number between the texts
+                tokens += self._backend.tokenize(part, special=True)
+            else:
+                tokens += self._plain_tokens(messages[int(part)]["content"])
         return tokens
+
+    def _plain_tokens(self, text: str) -> list[int]:
+        """
+        llama.cpp finds user-defined tokens also where special ones are off: they are taken
+        apart.
+        """
+        tokens: list[int] = []
+        for token in self._backend.tokenize(text, special=False):
+            if marker := self._markers.get(token):
+                tokens += self._backend.tokenize(marker[:1], special=False)
+                tokens += self._backend.tokenize(marker[1:], special=False)
+            else:
+                tokens.append(token)
+        return tokens
+
+    def _find_markers(self) -> dict[int, str]:
+        """
+        The tokens that could forge something: control tokens, and what the template itself
+        uses.
+        """
+        roles = ["system", "user"] if self._has_system_role else ["user"]
+        own = _PLACEHOLDERS.sub("", self._render(_placeholders([*roles, "assistant", "user"])))
+        used = set(self._backend.tokenize(own, special=True))
+        special = self._backend.special_tokens()
+        return {id: text for id, (text, control) in special.items() if control or id in used}
+
+    def _with_bos(self, rendered: str) -> str:
+        missing = self._adds_bos and not rendered.startswith(self._bos)
+        return self._bos + rendered if missing else rendered
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         return self._template.render(
@@ -98,13 +137,11 @@ class ChatTemplate:
 
     def _shows_all(self, roles: list[str]) -> bool:
         """Whether every message of such a conversation is in what is rendered."""
-        messages = [
-            {"role": role, "content": _PLACEHOLDER.format(i)} for i, role in enumerate(roles)
-        ]
         try:
-            shown = {int(i) for i in _PLACEHOLDERS.findall(self._render(messages))}
-        except (jinja2.TemplateError, TypeError, ValueError):
+            rendered = self._render(_placeholders(roles))
+        except Exception:  # a template is a program, and can fail in any way
             return False
+        shown = {int(i) for i in _PLACEHOLDERS.findall(rendered)}
         return shown == set(range(len(roles)))
 
 
@@ -126,6 +163,10 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
+
+
+def _placeholders(roles: list[str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": _PLACEHOLDER.format(i)} for i, role in enumerate(roles)]
 
 
 def _messages(system: str, turns: Sequence[Turn], question: str) -> list[dict[str, str]]:

@@ -105,6 +105,13 @@ def test_what_only_looked_like_a_stop_string_is_said_at_the_end() -> None:
         assert run.finish()[0] == "fine\nUse"
 
 
+def test_half_a_stop_string_is_not_said_where_max_tokens_ends_the_answer() -> None:
+    with running(FakeBackend({"hi": b"fine\nUser: me"})) as run:
+        run.ask("hi", stop=("\nUser:",), max_tokens=8)
+        text, end = run.finish()
+        assert text == "fine" and isinstance(end, Finished) and end.reason == "length"
+
+
 def test_many_are_answered_in_one_batch_each_with_its_own_answer() -> None:
     backend = FakeBackend({f"q{i}": f"answer {i}".encode() for i in range(8)})
     run = Run(backend, parallel=8)

@@ -13,6 +13,8 @@ import sys
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
+import uvloop
+
 from services.client.chat import ChatClient
 from services.contract.messages import ChatRequest, Failed, StreamEvent, Token
 from services.runtime.bus import Bus
@@ -28,7 +30,7 @@ def main() -> None:
     session_id = parser.parse_args().session
     try:
         url = load(BusSettings).nats_url
-        asyncio.run(_check(url))
+        uvloop.run(_check(url))
         print(f"Session {session_id!r}. Ctrl-C stops an answer, Ctrl-D leaves.")
         _converse(url, session_id)
     except (BadSetting, ConnectionError) as error:
@@ -43,7 +45,7 @@ def _converse(url: str, session_id: str) -> None:
         if not prompt.strip():
             continue
         try:
-            asyncio.run(_answer(url, ChatRequest(prompt=prompt, session_id=session_id)))
+            uvloop.run(_answer(url, ChatRequest(prompt=prompt, session_id=session_id)))
         except KeyboardInterrupt:
             print("\n[stopped]")
 

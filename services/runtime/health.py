@@ -8,6 +8,7 @@ import sys
 
 import msgspec
 import nats.errors
+import uvloop
 from nats.aio.client import Client
 
 from services.runtime.settings import BusSettings, load
@@ -48,4 +49,4 @@ async def _ignore(error: Exception) -> None:
 
 if __name__ == "__main__":
     healthy = is_healthy(sys.argv[1], socket.gethostname(), load(BusSettings).nats_url)
-    sys.exit(0 if asyncio.run(healthy) else f"{sys.argv[1]} does not answer on this host")
+    sys.exit(0 if uvloop.run(healthy) else f"{sys.argv[1]} does not answer on this host")

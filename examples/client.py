@@ -27,7 +27,7 @@ async def main(prompt: str) -> None:
                     case Done():
                         print(f"\n[{event.finish_reason}, {event.usage}]")
                     case Failed():
-                        print(f"\n{event.code}: {event.message}", file=sys.stderr)
+                        sys.exit(f"\n{event.code}: {event.message}")
 
 
 if __name__ == "__main__":

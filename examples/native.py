@@ -29,7 +29,10 @@ async def main(prompt: str) -> None:
     answers = await nc.subscribe(inbox)  # before asking, so that nothing is missed
     await nc.publish("chat.request", json.dumps({"prompt": prompt}).encode(), reply=inbox)
     while True:
-        message = await answers.next_msg(SILENCE_LIMIT)
+        try:
+            message = await answers.next_msg(SILENCE_LIMIT)
+        except TimeoutError:
+            sys.exit("\nthe worker went silent: it is lost")
         if not message.data:  # NATS's own word: nobody listens to chat.request
             sys.exit("no worker is there to answer")
         event = json.loads(message.data)

@@ -20,10 +20,14 @@ from services.contract.messages import ChatRequest, Failed, StreamEvent, Token
 from services.runtime.bus import Bus
 from services.runtime.settings import BadSetting, BusSettings, load
 
+with contextlib.suppress(ImportError):
+    import readline  # noqa: F401  # arrow keys and a history at the prompt
+
 CONNECT_TIMEOUT = 3.0  # seconds
 
 
 def main() -> None:
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     logging.getLogger("services.runtime").setLevel(logging.ERROR)  # said here in a sentence
     parser = argparse.ArgumentParser(prog="chat", description="Chat with the model, over NATS.")
     parser.add_argument("--session", default=f"terminal {uuid4().hex[:8]}", help="one to go on")

@@ -20,8 +20,8 @@ from uuid import UUID
 
 import msgspec
 
-from services.contract import subjects
-from services.contract.codec import decode
+from services.contract import prompts, subjects
+from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, Done, Empty, Failed, StreamEvent, Token
 from services.runtime.bus import Bus, Inbox, NoResponders
@@ -57,6 +57,9 @@ class ChatClient:
             return
         request_id = request.request_id or new_request_id()
         request = msgspec.structs.replace(request, request_id=request_id)
+        if error := _refusal(request):
+            yield _failed(error)
+            return
         reply = subjects.reply(self._tenant, request_id, attempt=secrets.token_hex(8))
         async with self._bus.inbox(reply) as inbox:
             await self._bus.publish(subjects.request(self._tenant), request, reply)
@@ -94,6 +97,19 @@ class ChatClient:
         if isinstance(event, Token) and event.at != length:
             raise ServiceError("worker_lost", "A part of the answer was lost.", RETRY_AFTER)
         return event
+
+
+def _refusal(request: ChatRequest) -> ServiceError | None:
+    """
+    Why the request could not even be sent. A Struct checks its fields only when it is decoded.
+    """
+    try:
+        prompts.check(decode(encode(request), ChatRequest))
+    except ServiceError as error:
+        return error
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return ServiceError("invalid_request", "The prompt has characters that are none.")
+    return None
 
 
 def _read(data: bytes) -> StreamEvent:

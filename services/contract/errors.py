@@ -12,6 +12,7 @@ ErrorCode = Literal[
     "method_not_allowed",
     "payload_too_large",
     "unauthorized",
+    "forbidden",  # a web page of an origin that is not allowed
     "overloaded",  # every slot is taken and the queue is full
     "no_worker",  # nobody on the bus takes requests
     "model_loading",

@@ -82,8 +82,16 @@ def history_clear(tenant: str) -> str:
     return f"history.clear.{tenant}"
 
 
+def retry(subject: str) -> str:
+    """
+    Where a request to history goes whose first try was not answered: all processes hear it, so that
+    one that is frozen, but still in the queue group, is passed over.
+    """
+    return f"{subject}.any"
+
+
 def tenant_of_history(subject: str) -> str:
-    return subject.rsplit(".", 1)[1]
+    return subject.removesuffix(".any").rsplit(".", 1)[1]
 
 
 def session_key(tenant: str, session_id: str) -> str:

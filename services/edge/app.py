@@ -1,7 +1,9 @@
 """The one place that puts the edge together: routes, and what they depend on."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from litestar import Litestar, Request
 from litestar.config.cors import CORSConfig
@@ -28,6 +30,10 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str]) -> Access:
     def tenant(request: Request[Any, Any, Any]) -> str:
         return keys.tenant(request.headers)
 
+    cors = CORSConfig(
+        allow_origins=list(origins),
+        expose_headers=["Content-Location", "Retry-After", "X-Request-Id"],
+    )
     litestar = Litestar(
         [
             routes.root,
@@ -49,12 +55,25 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str]) -> Access:
             HTTPException: errors.framework_error,
             Exception: errors.unexpected_error,
         },
-        cors_config=CORSConfig(
-            allow_origins=list(origins),
-            expose_headers=["Content-Location", "Retry-After", "X-Request-Id"],
-        ),
+        cors_config=cors,
+        before_request=partial(_refuse_strangers, cors),
         openapi_config=OpenAPIConfig(title="FineTuneLLM", version=VERSION),
         request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
     )
     return Access(litestar)
+
+
+def _refuse_strangers(cors: CORSConfig, request: Request[Any, Any, Any]) -> None:
+    """
+    CORS keeps a stranger's page from reading an answer, not from asking: a browser sends a plain
+    POST without a preflight.
+    """
+    origin = request.headers.get("origin")
+    if not origin or request.method in ("GET", "HEAD", "OPTIONS"):
+        return
+    if urlsplit(origin).netloc == request.headers.get("host") or cors.is_origin_allowed(origin):
+        return
+    raise ServiceError(
+        "forbidden", f"Pages of {origin!r} may not ask; EDGE_CORS_ORIGINS lists those that may."
+    )

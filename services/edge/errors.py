@@ -22,6 +22,7 @@ TABLE: dict[ErrorCode, Kind] = {
     "invalid_request": Kind(400, "invalid_request_error"),
     "context_length_exceeded": Kind(400, "invalid_request_error"),
     "unauthorized": Kind(401, "authentication_error"),
+    "forbidden": Kind(403, "invalid_request_error"),
     "not_found": Kind(404, "invalid_request_error"),
     "method_not_allowed": Kind(405, "invalid_request_error"),
     "payload_too_large": Kind(413, "invalid_request_error"),

@@ -19,8 +19,10 @@ class Keys:
         tenants: dict[str, str] = {}
         for entry in filter(None, map(str.strip, setting.split(","))):
             name, _, key = map(str.strip, entry.partition(":"))
-            if not key:
-                raise BadSetting("EDGE_API_KEYS can't be used: each entry must be name:key.")
+            if not key or not key.isascii():
+                raise BadSetting(
+                    "EDGE_API_KEYS can't be used: each entry must be name:key, the key in ASCII."
+                )
             if not subjects.is_id(name) or name == subjects.OPEN_TENANT:
                 raise BadSetting(
                     f"EDGE_API_KEYS can't be used: {name!r} must be 1 to 64 of A-Z a-z 0-9 _ -, "
@@ -29,6 +31,8 @@ class Keys:
             if key in tenants:
                 raise BadSetting(f"EDGE_API_KEYS can't be used: {name} has the key of another.")
             tenants[key] = name
+        if setting and not tenants:
+            raise BadSetting("EDGE_API_KEYS can't be used: it has no name:key, only separators.")
         return cls(tenants)
 
     def tenant(self, headers: Mapping[str, str]) -> str:

@@ -29,6 +29,7 @@ from services.edge.workers import Workers
 from services.runtime.bus import VERSION, Bus, NoResponders
 
 RETRY_AFTER = 1.0  # seconds
+FIRST_TRY, SECOND_TRY = 0.5, 2.5  # seconds that history has to answer
 
 log = logging.getLogger(__name__)
 AnyRequest = Request[Any, Any, Any]
@@ -139,12 +140,16 @@ def read_query(request: AnyRequest, kind: type[S], **defaults: str) -> S:
 
 async def _ask_history(bus: Bus, subject: str, message: Struct, kind: type[S]) -> S:
     _check(bus)
-    try:
-        return await bus.request(subject, message, kind)
-    except (NoResponders, TimeoutError) as error:
-        raise ServiceError(
-            "history_unavailable", "The history service does not answer.", RETRY_AFTER
-        ) from error
+    for asked, timeout in ((subject, FIRST_TRY), (subjects.retry(subject), SECOND_TRY)):
+        try:
+            return await bus.request(asked, message, kind, timeout)
+        except TimeoutError:
+            continue
+        except NoResponders:
+            break
+    raise ServiceError(
+        "history_unavailable", "The history service does not answer; try again.", RETRY_AFTER
+    )
 
 
 def _check(bus: Bus) -> None:

@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
+from uuid import uuid4
 
 import bson
 import msgspec
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
-from pymongo import DESCENDING, UpdateOne, WriteConcern
+from pymongo import DESCENDING, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.errors import AutoReconnect, ConfigurationError, InvalidName, PyMongoError
 
 from services.contract import subjects
@@ -45,11 +46,14 @@ class Archive:
         # a batch is acknowledged to the log after this, so it must survive the server's crash
         safely = WriteConcern(w="majority")
         self._exchanges = database.get_collection("exchanges", write_concern=safely)
+        self._meta = database.get_collection("meta", write_concern=safely)
         self._unreadable = database.get_collection("unreadable", write_concern=safely)
         self._where = where
         self._retention = retention
         self._indexed = False
         self._complained = False
+        self.id = ""
+        """Tells this database from any other: what the log has given to one, another lacks."""
         self.connected = False
         self.unreadable = 0
         """Records that were set aside, when last looked at."""
@@ -129,7 +133,17 @@ class Archive:
             await self._exchanges.create_index(
                 "logged_at", name=RETENTION_INDEX, expireAfterSeconds=self._retention
             )
+        self.id = await self._identify()
         self._indexed = True
+
+    async def _identify(self) -> str:
+        found: Document = await self._meta.find_one_and_update(
+            {"_id": "archive"},
+            {"$setOnInsert": {"id": uuid4().hex}},
+            upsert=True,
+            return_document=ReturnDocument.AFTER,
+        )
+        return str(found["id"])
 
     def _lost_if_gone(self, error: PyMongoError) -> None:
         # any other error is an answer: the server is there, and refuses
@@ -145,6 +159,7 @@ class Archive:
                 _short(error),
             )
         self.connected, self._complained = False, True
+        self._indexed = False  # it may come back as another, or empty
 
     def _found(self) -> None:
         if not self.connected:

@@ -52,6 +52,7 @@ class Archiver:
     async def _step(self) -> None:
         if not self._archive.connected:
             return await self._pause(FETCH_TIMEOUT)
+        await self._log.open_archive(self._archive.id)
         if batch := await self._log.unarchived(BATCH, FETCH_TIMEOUT):
             await self._archive_all(batch)
             self._complained = False

@@ -43,7 +43,9 @@ def read(stored: Stored) -> Entry:
     try:
         subjects.session_of_key(key)
         record = cast(LogRecord, decode(stored.data, cast(Any, LogRecord)))
-    except (ServiceError, ValueError) as error:
+        if isinstance(record, Exchange):
+            in_milliseconds(record.answered_at)  # not every time with a zone has one in UTC
+    except (ServiceError, ValueError, OverflowError) as error:
         record = Unreadable(str(error))
     return Entry(stored.seq, key, in_milliseconds(stored.time), record)
 

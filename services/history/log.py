@@ -47,7 +47,9 @@ class Log:
         self._retention = retention
         self._stream = Stream(bus, subjects.HISTORY_STREAM)
         self._snapshots = Bucket(bus, subjects.SESSIONS_BUCKET)
-        self._archive = Consumer(bus, subjects.HISTORY_STREAM, ARCHIVE)
+        self._bus = bus
+        self._database = ""
+        self._archive: Consumer | None = None
 
     async def ensure(self) -> None:
         """
@@ -62,13 +64,27 @@ class Log:
             await asyncio.sleep(RETRY_INTERVAL)
 
     async def close(self) -> None:
-        await self._archive.close()
+        if self._archive:
+            await self._archive.close()
+
+    async def open_archive(self, database: str) -> None:
+        """
+        How far the log has been given to MongoDB is kept per database: one that is new, or was put
+        in another's place, gets all that the log has.
+        """
+        if database == self._database:
+            return
+        await self.close()
+        self._archive = Consumer(self._bus, subjects.HISTORY_STREAM, f"{ARCHIVE}-{database}")
+        await self._archive.ensure(ACK_WAIT, MAX_ACK_PENDING)
+        self._database = database
 
     async def _why_not_ensured(self) -> str:
         try:
             await self._stream.ensure(subjects.HISTORY_LOG, MAX_BYTES, self._retention)
             await self._snapshots.ensure(self._retention)
-            await self._archive.ensure(ACK_WAIT, MAX_ACK_PENDING)
+            if self._archive:
+                await self._archive.ensure(ACK_WAIT, MAX_ACK_PENDING)
         except StreamUnavailable as error:
             return str(error)
         return ""
@@ -102,7 +118,8 @@ class Log:
         to: nothing, if the snapshot is of a log that is no more.
         """
         last = await self._stream.last(subjects.log(key))
-        if last is not None and last.seq < snapshot.applied_seq:
+        is_of_another_log = last is not None and last.seq < snapshot.applied_seq
+        if is_of_another_log or not 0 <= snapshot.epoch <= snapshot.applied_seq:
             snapshot = Snapshot()
         entries = [entry async for entry in self._back(last, snapshot.applied_seq)]
         for entry in entries:
@@ -114,6 +131,8 @@ class Log:
         """Raises Conflict if the session gets other records faster than this one."""
         for _ in range(CLEAR_TRIES):
             last = await self._stream.last(subjects.log(key))
+            if last and isinstance(read(last).record, Cleared):
+                return  # it is clear already
             record = Cleared(previous=last.seq if last else 0, cleared_at=datetime.now(UTC))
             with suppress(Conflict):
                 return await self._append(key, record)
@@ -163,11 +182,16 @@ class Log:
             stored = await self._stream.before(subject, stored.seq)
 
     async def unarchived(self, batch: int, timeout: float) -> Sequence[Pending]:
+        """`open_archive` comes first."""
+        assert self._archive is not None
         return await self._archive.fetch(batch, timeout)
 
     async def archived_until(self) -> int:
         """Whatever has this sequence or less is in the archive."""
-        return await self._archive.floor()
+        return await self._archive.floor() if self._archive else 0
 
     async def count_unarchived(self) -> int:
+        """All, as long as no database has been seen."""
+        if self._archive is None:
+            return (await self._stream.state()).messages
         return await self._archive.unacknowledged()

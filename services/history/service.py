@@ -32,20 +32,16 @@ class History:
         self._settings = settings
 
     async def serve(self, bus: Bus) -> None:
-        await bus.serve(
-            "history",
-            "What sessions are made of: contexts, messages, clearing.",
-            [
-                bus.endpoint(
-                    "context", subjects.HISTORY_CONTEXT_ANY, ContextRequest, self._on_context
-                ),
-                bus.endpoint(
-                    "messages", subjects.HISTORY_MESSAGES_ANY, MessagesRequest, self._on_messages
-                ),
-                bus.endpoint("clear", subjects.HISTORY_CLEAR_ANY, ClearRequest, self._on_clear),
-                bus.endpoint("status", subjects.HISTORY_STATUS, Empty, self._on_status),
-            ],
-        )
+        endpoints = [
+            bus.endpoint("context", subjects.HISTORY_CONTEXT_ANY, ContextRequest, self._on_context),
+            bus.endpoint(
+                "messages", subjects.HISTORY_MESSAGES_ANY, MessagesRequest, self._on_messages
+            ),
+            bus.endpoint("clear", subjects.HISTORY_CLEAR_ANY, ClearRequest, self._on_clear),
+            bus.endpoint("status", subjects.HISTORY_STATUS, Empty, self._on_status),
+        ]
+        await bus.serve("history", "what sessions are made of", endpoints)
+        await bus.serve_retries(endpoints)
 
     async def _on_context(self, subject: str, request: ContextRequest) -> Context:
         with _as_service_error():

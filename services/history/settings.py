@@ -9,6 +9,10 @@ from services.runtime.settings import BusSettings
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
+# at most 27 years, as MongoDB's TTL index counts its seconds in 31 bits
+Age = Annotated[str, Meta(pattern=r"^([1-9][0-9]{0,3}d|[1-9][0-9]{0,4}[smh])\Z")]
+
+
 class HistorySettings(BusSettings, frozen=True, kw_only=True):
     """
     `history_exchanges`: how many exchanges of a session the model is shown, at least.
@@ -20,7 +24,7 @@ class HistorySettings(BusSettings, frozen=True, kw_only=True):
     mongodb_uri: str = "mongodb://localhost:27017/"
     mongodb_database: str = "finetuneLLM"
     history_exchanges: Annotated[int, Meta(ge=1, le=100)] = 10
-    history_retention: Annotated[str, Meta(pattern="^[1-9][0-9]{0,4}[smhd]$")] | None = None
+    history_retention: Age | None = None
 
     @property
     def retention_seconds(self) -> int:

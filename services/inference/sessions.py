@@ -39,7 +39,7 @@ class Sessions:
             except NoResponders:
                 await asyncio.sleep(timeout)
             except TimeoutError:
-                continue
+                subject = subjects.retry(subjects.history_context(tenant))
         raise ServiceError(
             "history_unavailable",
             "The history service does not answer, so the session can't be continued: start it, or"

@@ -15,6 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
+from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ErrorCode, ServiceError
 
@@ -231,6 +232,13 @@ class Bus:
 
         return Endpoint(name, subject, hand_over)
 
+    async def serve_retries(self, endpoints: list[Endpoint]) -> None:
+        """Answers them outside the queue group too: of such a request, every process has a copy."""
+        for endpoint in endpoints:
+            await self._client.subscribe(
+                subjects.retry(endpoint.subject), cb=_deliver(endpoint.handler)
+            )
+
     async def leave(self) -> None:
         """Takes no more requests; those already on their way are still handed over."""
         services, self._services = self._services, []
@@ -334,6 +342,13 @@ async def _unsubscribe(subscription: Any) -> None:
         await subscription.unsubscribe()
     except (nats.errors.BadSubscriptionError, nats.errors.ConnectionClosedError):
         return  # gone already, with its connection
+
+
+def _deliver(handler: Callable[[Delivery], Awaitable[None]]) -> Callable[[Msg], Awaitable[None]]:
+    async def handle(message: Msg) -> None:
+        await handler(Delivery(message.subject, message.data, message.reply))
+
+    return handle
 
 
 def _unwrap(

@@ -147,3 +147,22 @@ async def test_without_nats_the_request_fails_at_once(tmp_path: Path) -> None:
                     await asyncio.sleep(0.01)
                 (failed,) = await read(ChatClient(bus), ChatRequest(prompt="hi"))
     assert isinstance(failed, Failed) and failed.code == "bus_unavailable"
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (ChatRequest(prompt="hi", request_id="a b"), "invalid_request"),
+        (ChatRequest(prompt="hi", request_id="*"), "invalid_request"),
+        (ChatRequest(prompt="hi", temperature=-1), "invalid_request"),
+        (ChatRequest(prompt=" "), "invalid_request"),
+        (ChatRequest(prompt="caf\udce9"), "invalid_request"),
+        (ChatRequest(prompt="x" * 2_000_000), "payload_too_large"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+async def test_what_could_not_even_be_sent_fails_and_raises_nothing(
+    bus: Bus, request_: ChatRequest, code: str
+) -> None:
+    (failed,) = await read(ChatClient(bus), request_)
+    assert isinstance(failed, Failed) and failed.code == code

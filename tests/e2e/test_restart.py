@@ -1,14 +1,16 @@
 """Parts that die, come back, or leave, while people talk."""
 
+import asyncio
 import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 
-from tests.e2e.stack import Answer, Stack, stack
+from tests.e2e.stack import Answer, Process, Stack, stack
 from tests.servers import mongod, running, wait_for
 
 LONG = "count to 50"
@@ -134,3 +136,35 @@ def test_a_model_that_can_not_be_loaded_is_explained_and_the_service_stays_up(
         error = response.json()["error"]
         assert error["code"] == "model_unavailable" and "broken.gguf" in error["message"]
         assert up.inference.stop() == 0
+
+
+def test_a_history_process_that_is_frozen_is_passed_over(tmp_path: Path) -> None:
+    with stack(tmp_path) as up:
+        up.chat("my name is Ada", "s")
+        second = Process("services.history", 0, up.history.environ, tmp_path)
+        second.start()
+        wait_for(lambda: is_healthy(2, up), "the second history process")
+        up.history.signal(signal.SIGSTOP)
+        try:
+            for _ in range(6):
+                assert up.chat("what is my name?", "s").text == "Your name is Ada."
+                assert up.messages("s")
+        finally:
+            up.history.signal(signal.SIGCONT)
+            second.stop()
+        assert len(up.messages("s")) == 7
+
+
+def is_healthy(processes: int, up: Stack) -> bool:
+    """Whether so many history processes answer a question that all of them hear."""
+
+    async def ask() -> int:
+        client = await nats.connect(f"nats://127.0.0.1:{up.nats.port}")
+        inbox = client.new_inbox()
+        answers = await client.subscribe(inbox)
+        await client.publish("$SRV.PING.history", reply=inbox)
+        await asyncio.sleep(0.3)
+        await client.close()
+        return answers.pending_msgs
+
+    return asyncio.run(ask()) == processes

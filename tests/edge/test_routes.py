@@ -178,3 +178,15 @@ async def test_the_routes_are_described(http: httpx.AsyncClient) -> None:
     schema = (await http.get("/schema/openapi.json")).json()
     assert schema["info"] == {"title": "FineTuneLLM", "version": VERSION}
     assert "/chat" in schema["paths"]
+
+
+async def test_a_page_of_a_strange_origin_can_not_even_ask(http: httpx.AsyncClient) -> None:
+    for method, path in (("POST", "/clear-history"), ("POST", "/chat"), ("DELETE", "/chat/r")):
+        answer = await http.request(method, path, headers={"Origin": "http://evil.com"})
+        assert answer.status_code == 403 and answer.json()["error"]["code"] == "forbidden"
+
+
+async def test_a_page_of_its_own_or_of_an_allowed_origin_can_ask(http: httpx.AsyncClient) -> None:
+    for origin in (str(http.base_url).rstrip("/"), "http://localhost:3000"):
+        answer = await http.delete("/chat/r", headers={"Origin": origin})
+        assert answer.status_code == 202

@@ -84,8 +84,7 @@ async def history(nats_url: str, mongodb_uri: str = "", **settings: Any) -> Asyn
             HistorySettings(
                 nats_url=nats_url,
                 mongodb_uri=mongodb_uri or f"mongodb://127.0.0.1:{free_port()}/",
-                mongodb_database="finetunellm_test",
-                **settings,
+                **({"mongodb_database": "finetunellm_test"} | settings),
             ),
         )
         yield

@@ -3,6 +3,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from uuid import uuid4
 
 import pytest
 
@@ -130,3 +131,16 @@ async def test_two_replicas_archive_everything_once(
         await archived(own_bus)
         await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
         assert len(await messages(own_bus, None, limit=1000)) == 1000
+
+
+async def test_a_database_in_anothers_place_gets_all_that_the_log_has(
+    own_nats: Server, own_bus: Bus, mongodb_uri: str, session_id: str
+) -> None:
+    for name in ("first", "second"):
+        database = f"{name}{uuid4().hex}"
+        async with history(url_of(own_nats), mongodb_uri, mongodb_database=database):
+            await connected(own_bus)
+            await append(own_bus, session_id, exchange(name))
+            await archived(own_bus)
+            found = [m.id for m in await messages(own_bus, session_id)]
+            assert found == ["first", "second"][: len(found)] and found[-1] == name

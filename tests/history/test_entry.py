@@ -1,3 +1,4 @@
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -73,3 +74,10 @@ def test_messages_fit_one_nats_message() -> None:
 def test_one_message_is_shown_however_long_it_is() -> None:
     assert isinstance(entry(1, "a").record, Exchange)
     assert ids(messages([entry(1, "a", "x" * MAX_BYTES)], limit=1)) == ["a"]
+
+
+def test_a_time_that_is_none_in_utc_makes_a_record_unreadable() -> None:
+    data = re.sub(
+        rb'("answered_at":)"[^"]*"', rb'\1"0001-01-01T00:00:00+05:00"', encode(exchange("a"))
+    )
+    assert isinstance(read(Stored(7, subjects.log(KEY), data, NOW)).record, Unreadable)

@@ -178,3 +178,21 @@ async def test_it_waits_for_a_server_that_has_no_jetstream_and_says_so_once(
         without.stop()
         server.stop()
     assert caplog.text.count("-js") <= 2  # for the server without, and at most while it restarted
+
+
+async def test_a_session_that_is_clear_is_not_cleared_again(log: Log, key: str) -> None:
+    for _ in range(3):
+        await log.append_cleared(key)
+    _, entries = await log.since(key, Snapshot())
+    assert len(entries) == 1
+
+
+@pytest.mark.parametrize(
+    "damaged", [Snapshot(epoch=999_999, applied_seq=0), Snapshot(epoch=0, applied_seq=-7)]
+)
+async def test_a_snapshot_that_can_not_be_is_not_continued(
+    log: Log, key: str, damaged: Snapshot
+) -> None:
+    await log.append_cleared(key)
+    snapshot, entries = await log.since(key, damaged)
+    assert snapshot == Snapshot() and len(entries) == 1

@@ -15,7 +15,7 @@ def test_without_a_retention_all_is_kept() -> None:
     assert load(HistorySettings, {}).retention_seconds == 0
 
 
-@pytest.mark.parametrize("text", ["30", "0d", "-1d", "30 d", "forever", "999999d"])
+@pytest.mark.parametrize("text", ["30", "0d", "-1d", "30 d", "forever", "30000d"])
 def test_what_is_no_retention_is_a_bad_setting(text: str) -> None:
     with pytest.raises(BadSetting, match="HISTORY_RETENTION"):
         load(HistorySettings, {"HISTORY_RETENTION": text})

@@ -35,6 +35,12 @@ check: (_setup "--group" "dev")
 check-compose: _compose
     @if docker compose version >/dev/null 2>&1; then docker compose config --quiet; else docker-compose config --quiet; fi
 
+# Compare with llama-server on this machine, on a synthetic model: `just bench 135M Q8_0`
+[group('develop')]
+bench *options: (_setup "--group" "dev" "--group" "bench")
+    bench/llama-server.sh
+    python -m bench.compare {{ options }}
+
 # Mend what can be mended by a program
 [group('develop')]
 fmt: (_setup "--group" "dev")

@@ -62,7 +62,7 @@ class Backend(Protocol):
 
     def share(self, source: int, target: int, length: int) -> bool:
         """
-        Makes the first `length` tokens of `source` all that `target` holds, copying nothing.
+        Makes the first `length` tokens of `source` all that `target` holds, computing nothing.
 
         `source` may be `target`: then it is cut. False if this kind of model can't keep a part of
         a sequence (recurrent ones): `target` is empty then.

@@ -32,7 +32,7 @@ class ModelError(Exception):
 
 class Llama:
     """
-    One GGUF model and one unified KV cache with room for `parallel` sequences of `context` tokens.
+    One GGUF model and one KV cache with room for `parallel` sequences of `context` tokens.
 
     `on_progress` is told the share of the file that is loaded, 0 to 1, and says whether to go on.
     Raises ModelError.
@@ -57,7 +57,6 @@ class Llama:
         if context > trained:
             log.warning("the model was trained on %d tokens of context, not %d", trained, context)
         self.context = min(context, trained)
-        self._unified = self._can_be_unified(parallel)
         self._context = self._open_context(parallel, threads)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = _Batch(PREFILL_ALONE + MAX_PARALLEL)
@@ -127,43 +126,28 @@ class Llama:
         ]
 
     def share(self, source: int, target: int, length: int) -> bool:
-        if source == target:
-            if llama_cpp.llama_memory_seq_rm(self._memory, target, length, -1):
-                return True
-            llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
-            return False
-        llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
-        if length and not self._shares:
-            return False
-        if length:
-            llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
-        return True
+        memory = self._memory
+        if source != target:
+            llama_cpp.llama_memory_seq_rm(memory, target, -1, -1)
+            if length and self._keeps_parts:
+                # between caches only whole sequences are copied; what is too much is cut off
+                llama_cpp.llama_memory_seq_cp(memory, source, target, -1, -1)
+        if llama_cpp.llama_memory_seq_rm(memory, target, length, -1):
+            return length == 0 or source == target or self._keeps_parts
+        llama_cpp.llama_memory_seq_rm(memory, target, -1, -1)
+        return False
 
     def close(self) -> None:
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
 
     @property
-    def _shares(self) -> bool:
+    def _keeps_parts(self) -> bool:
         """A recurrent model's state is of the whole sequence or of nothing."""
-        recurrent = llama_cpp.llama_model_is_recurrent(self._model)
-        return self._unified and not recurrent and not llama_cpp.llama_model_is_hybrid(self._model)
-
-    def _can_be_unified(self, parallel: int) -> bool:
-        """
-        Models such as Phi-3 have other RoPE factors for contexts longer than the original one, and
-        llama.cpp chooses by the size of a unified cache, as if it were one conversation's.
-        """
-        original = self._number(b"%b.rope.scaling.original_context_length")
-        return original is None or not self.context <= original < self.context * parallel
-
-    def _number(self, key: bytes) -> int | None:
-        """Of the file's metadata; `%b` stands for the architecture."""
-        value = ctypes.create_string_buffer(64)
-        read = llama_cpp.llama_model_meta_val_str
-        read(self._model, b"general.architecture", value, 64)
-        found = read(self._model, key % value.value, value, 64)
-        return int(value.value) if found >= 0 else None
+        return not (
+            llama_cpp.llama_model_is_recurrent(self._model)
+            or llama_cpp.llama_model_is_hybrid(self._model)
+        )
 
     def _text_of(self, token: int) -> str:
         if token < 0:
@@ -177,7 +161,9 @@ class Llama:
         params.n_batch = PREFILL_ALONE + MAX_PARALLEL
         params.n_seq_max = parallel
         params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = self._unified  # so that sequences can share a beginning's cells
+        # Each sequence its own cells: in a unified cache each step would look at all of them, which
+        # costs up to 40 % (docs/architecture.md).
+        params.kv_unified = False
         params.swa_full = True  # so that a sequence can be cut anywhere
         params.no_perf = True
         context = llama_cpp.llama_init_from_model(self._model, params)

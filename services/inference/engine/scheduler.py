@@ -4,14 +4,17 @@ Who computes what in the next step. Pure: no llama.cpp, no thread, no clock but 
 
 import time
 from collections import deque
+from itertools import islice
 from typing import NamedTuple
 
 from services.inference.engine.backend import Chunk
 from services.inference.engine.sequence import Sequence
-from services.inference.engine.slots import Slots
+from services.inference.engine.slots import Slots, common_prefix
 
 PREFILL_ALONE = 512  # prompt tokens a step while nobody decodes
 PREFILL_BESIDE = 128  # while others decode, so that their streams don't stall
+WORTH_WAITING = 64  # tokens that another is about to have computed
+LOOKED_AT = 16  # of those who wait, in each step
 
 
 class Planned(NamedTuple):
@@ -21,7 +24,8 @@ class Planned(NamedTuple):
 
 class Scheduler:
     """
-    First come, first served into the slots; then continuous batching.
+    First come, first served into the slots, but for those whose beginning another is reading right
+    now: they wait for it, and share it. Then continuous batching.
 
     Each step takes the newest token of every running sequence, and fills up with the next chunk of
     the prompts that are not read yet.
@@ -45,18 +49,27 @@ class Scheduler:
     def admit(self) -> list[Sequence]:
         """Gives free slots to those who wait; returns them."""
         admitted = []
-        while self.waiting and self._slots.can_acquire():
-            sequence = self.waiting.popleft()
-            lease = self._slots.acquire(sequence.prompt)
-            sequence.slot, sequence.computed, sequence.cached = (
-                lease.slot,
-                lease.cached,
-                lease.cached,
-            )
-            sequence.started = time.monotonic()
-            self.running.append(sequence)
-            admitted.append(sequence)
+        for sequence in list(islice(self.waiting, LOOKED_AT)):
+            if not self._slots.can_acquire():
+                break
+            if not self._is_being_read(sequence.prompt):
+                self.waiting.remove(sequence)
+                self._start(sequence)
+                admitted.append(sequence)
         return admitted
+
+    def _is_being_read(self, prompt: list[int]) -> bool:
+        """Whether another is reading the same beginning: in a few steps its cells can be shared."""
+        reading = (s.prompt for s in self.running if not s.is_prefilled)
+        coming = max((common_prefix(prompt, other) for other in reading), default=0)
+        return coming - self._slots.cached(prompt) >= WORTH_WAITING
+
+    def _start(self, sequence: Sequence) -> None:
+        lease = self._slots.acquire(sequence.prompt)
+        sequence.slot = lease.slot
+        sequence.computed = sequence.cached = lease.cached
+        sequence.started = time.monotonic()
+        self.running.append(sequence)
 
     def plan(self) -> list[Planned]:
         decoding = [s for s in self.running if s.is_prefilled]

@@ -20,7 +20,7 @@ class Slots:
     A fixed number of slots, each free or held. A free one keeps the tokens of its last sequence.
 
     The longest beginning that a prompt shares with any slot, free or held, is not computed again:
-    its cells are shared. At least one token always is computed, since its logits are needed.
+    it is kept, or copied. At least one token always is computed, since its logits are needed.
     """
 
     def __init__(self, backend: Backend, count: int) -> None:
@@ -30,6 +30,10 @@ class Slots:
 
     def can_acquire(self) -> bool:
         return bool(self._free)
+
+    def cached(self, prompt: list[int]) -> int:
+        """How many tokens of the prompt some slot holds."""
+        return self._longest_prefix(prompt)[1]
 
     def acquire(self, prompt: list[int]) -> Lease:
         """Takes a free slot; there must be one."""
@@ -60,7 +64,7 @@ class Slots:
 
     def _longest_prefix(self, prompt: list[int]) -> tuple[int, int]:
         """(slot, length); of equals a free one, so that nothing needs to be copied."""
-        lengths = [_common(prompt[:-1], tokens) for tokens in self._tokens]
+        lengths = [common_prefix(prompt[:-1], tokens) for tokens in self._tokens]
         source = max(range(len(lengths)), key=lambda slot: (lengths[slot], slot in self._free))
         return source, lengths[source]
 
@@ -75,5 +79,5 @@ class Slots:
         return self._free[0]
 
 
-def _common(a: list[int], b: list[int]) -> int:
+def common_prefix(a: list[int], b: list[int]) -> int:
     return sum(1 for _ in takewhile(bool, map(eq, a, b)))

@@ -17,6 +17,7 @@ def step(scheduler: Scheduler) -> list[tuple[str, int]]:
     """One step in which every sequence that is read to its end says token 1."""
     scheduler.admit()
     planned = scheduler.plan()
+    scheduler._slots._backend.decode([p.chunk for p in planned])
     scheduler.commit(planned)
     for done, chunk in planned:
         if done.computed == done.length:
@@ -74,3 +75,31 @@ def test_a_waiting_sequence_can_be_removed_anywhere_in_the_queue() -> None:
     assert list(chat.waiting) == [sequences[2]]
     assert chat.find("b") is None
     chat.check()
+
+
+def test_those_who_arrive_together_read_their_common_beginning_once() -> None:
+    chat = scheduler(slots=8)
+    for key in "abcdefgh":
+        chat.add(Sequence(key, [7] * 700 + [ord(key)] * 5, Sampling(max_tokens=10)))
+    read = [step(chat) for _ in range(4)]
+    assert read[:2] == [[("a", PREFILL_ALONE)], [("a", 193)]]
+    assert [key for key, _ in read[2]] == list("abcdefgh")
+    assert sum(n for planned in read for _, n in planned if n > 1) == 705 + 7 * 5
+
+
+def test_who_waits_for_a_beginning_is_not_held_up_when_its_reader_leaves() -> None:
+    chat = scheduler(slots=2)
+    first, second = (Sequence(key, [7] * 700, Sampling(max_tokens=10)) for key in "ab")
+    chat.add(first)
+    chat.add(second)
+    step(chat)
+    assert list(chat.waiting) == [second]
+    chat.remove(first)
+    assert step(chat)[0][0] == "b" and second.cached == PREFILL_ALONE
+
+
+def test_a_short_common_beginning_is_not_waited_for() -> None:
+    chat = scheduler()
+    for key in "ab":
+        chat.add(Sequence(key, [7] * 20 + [ord(key)], Sampling(max_tokens=10)))
+    assert step(chat) == [("a", 21), ("b", 21)]

@@ -18,6 +18,7 @@ from nats.js import JetStreamContext
 from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ErrorCode, ServiceError
+from services.runtime.connection import Complaints, OrderlyClient
 
 VERSION = "0.1.0"
 REQUEST_TIMEOUT = 2.0  # seconds
@@ -95,7 +96,7 @@ class Bus:
     @asynccontextmanager
     async def connect(cls, url: str, name: str) -> AsyncIterator["Bus"]:
         """Waits until a server is there; from then on reconnects by itself, for ever."""
-        client = _OrderlyClient()
+        client = OrderlyClient()
         bus = cls(client)
         await client.connect(
             url.split(","),
@@ -103,7 +104,7 @@ class Bus:
             connect_timeout=2,
             reconnect_time_wait=0.25,  # type: ignore[arg-type]  # whole seconds by annotation only
             max_reconnect_attempts=-1,
-            error_cb=_Complaints(url).hear,
+            error_cb=Complaints(url).hear,
             disconnected_cb=bus._on_disconnected,
             reconnected_cb=bus._on_reconnected,
         )
@@ -297,35 +298,6 @@ class Bus:
                 await callback()
             except Exception:
                 log.exception("after reconnecting")
-
-
-class _OrderlyClient(Client):
-    """
-    nats-py's flush sends its PING before what is still pending. Its end would not mean that a
-    subscription is there, and a drain would lose what comes before the server hears of it.
-    """
-
-    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
-        if self.is_connected and self._transport is not None:
-            self._transport.writelines(self._pending)
-            self._pending, self._pending_data_size = [], 0
-        await super()._send_ping(future)
-
-
-class _Complaints:
-    """
-    nats-py complains at each failed attempt, several times a second: said once until it is
-    another.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._last = ""
-
-    async def hear(self, error: Exception) -> None:
-        if (text := str(error) or type(error).__name__) != self._last:
-            log.warning("NATS at %s: %s; still trying", self._url, text)
-            self._last = text
 
 
 async def _leave(service: micro.Service) -> None:

@@ -1,0 +1,37 @@
+"""What nats-py lacks for us: a flush that flushes, and complaints that are said once."""
+
+import asyncio
+import logging
+
+from nats.aio.client import Client
+
+log = logging.getLogger(__name__)
+
+
+class OrderlyClient(Client):
+    """
+    nats-py's flush sends its PING before what is still pending. Its end would not mean that a
+    subscription is there, and a drain would lose what comes before the server hears of it.
+    """
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        if self.is_connected and self._transport is not None:
+            self._transport.writelines(self._pending)
+            self._pending, self._pending_data_size = [], 0
+        await super()._send_ping(future)
+
+
+class Complaints:
+    """
+    nats-py complains at each failed attempt, several times a second: said once until it is
+    another.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._last = ""
+
+    async def hear(self, error: Exception) -> None:
+        if (text := str(error) or type(error).__name__) != self._last:
+            log.warning("NATS at %s: %s; still trying", self._url, text)
+            self._last = text

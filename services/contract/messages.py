@@ -70,10 +70,6 @@ class Usage(Struct, frozen=True):
     completion_tokens: int
     cached_tokens: int
 
-    @property
-    def total_tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
-
 
 class Timings(Struct, frozen=True):
     """Seconds, all by the worker's monotonic clock."""

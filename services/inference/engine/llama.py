@@ -126,16 +126,19 @@ class Llama:
         ]
 
     def share(self, source: int, target: int, length: int) -> bool:
-        memory = self._memory
         if source != target:
-            llama_cpp.llama_memory_seq_rm(memory, target, -1, -1)
-            if length and self._keeps_parts:
-                # between caches only whole sequences are copied; what is too much is cut off
-                llama_cpp.llama_memory_seq_cp(memory, source, target, -1, -1)
-        if llama_cpp.llama_memory_seq_rm(memory, target, length, -1):
-            return length == 0 or source == target or self._keeps_parts
-        llama_cpp.llama_memory_seq_rm(memory, target, -1, -1)
+            self._clear(target)
+            if length == 0 or not self._keeps_parts:
+                return length == 0
+            # between caches only whole sequences are copied; what is too much is cut off below
+            llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        if llama_cpp.llama_memory_seq_rm(self._memory, target, length, -1):
+            return True
+        self._clear(target)
         return False
+
+    def _clear(self, slot: int) -> None:
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
 
     def close(self) -> None:
         llama_cpp.llama_free(self._context)

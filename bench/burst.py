@@ -20,8 +20,12 @@ class Burst(NamedTuple):
 
 
 def prompt(words: int) -> str:
+    """
+    Words of one to three letters: each is one token of the synthetic vocabulary, as a common word
+    is in a trained one.
+    """
     letters = "abcdefghijklmnopqrstuvwxyz"
-    return " ".join("".join(random.choices(letters, k=random.randint(2, 7))) for _ in range(words))
+    return " ".join("".join(random.choices(letters, k=random.randint(1, 3))) for _ in range(words))
 
 
 async def burst(target: Target, chats: int) -> Burst:

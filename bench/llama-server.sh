@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 version=$(sed -n '/^name = "llama-cpp-python"/{n;s/version = "\(.*\)"/\1/p}' ../uv.lock)
 mkdir -p .llama
 [ -d .llama/llama_cpp_python-"$version" ] || {
-    uvx --quiet pip download --quiet --no-deps --no-binary :all: --dest .llama "llama-cpp-python==$version"
+    uv tool run --quiet pip download --quiet --no-deps --no-binary :all: --dest .llama "llama-cpp-python==$version"
     tar -C .llama -xzf .llama/llama_cpp_python-"$version".tar.gz
 }
 cmake -S .llama/llama_cpp_python-"$version"/vendor/llama.cpp -B .llama/build -DCMAKE_BUILD_TYPE=Release \

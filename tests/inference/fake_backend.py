@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import BackendError, Chunk, SpecialToken
+from services.inference.engine.backend import BackendError, Chosen, Chunk, SpecialToken
 
 END = 256
 
@@ -53,7 +53,7 @@ class FakeBackend:
         self.samplers.append(Script())
         return self.samplers[-1]
 
-    def decode(self, chunks: Sequence[Chunk]) -> list[int | None]:
+    def decode(self, chunks: Sequence[Chunk]) -> list[Chosen | None]:
         if self.fails:
             self.fails = False
             raise BackendError("scripted")
@@ -70,7 +70,7 @@ class FakeBackend:
     def close(self) -> None:
         self.closed = True
 
-    def _compute(self, chunk: Chunk) -> int | None:
+    def _compute(self, chunk: Chunk) -> Chosen | None:
         held = self.cells.setdefault(chunk.slot, [])
         assert chunk.position == len(held), "a sequence has no gaps and computes nothing twice"
         assert chunk.tokens, "a chunk is never empty"
@@ -81,7 +81,7 @@ class FakeBackend:
         assert isinstance(chunk.sampler, Script)
         if chunk.sampler.answer is None:
             chunk.sampler.answer = [*self._answer_to(bytes(held)), END]
-        return chunk.sampler.answer.pop(0)
+        return Chosen(chunk.sampler.answer.pop(0))
 
     def _answer_to(self, prompt: bytes) -> bytes:
         return next(a for end, a in self._answers.items() if prompt.endswith(end.encode()))

@@ -6,6 +6,12 @@ from typing import NamedTuple, Protocol
 from services.contract.messages import Sampling
 
 
+class Chosen(NamedTuple):
+    """A token that a sampler chose."""
+
+    token: int
+
+
 class Sampler(Protocol):
     """Chooses one sequence's tokens; remembers what it chose."""
 
@@ -54,7 +60,7 @@ class Backend(Protocol):
 
     def sampler(self, sampling: Sampling) -> Sampler: ...
 
-    def decode(self, chunks: Sequence[Chunk]) -> list[int | None]:
+    def decode(self, chunks: Sequence[Chunk]) -> list[Chosen | None]:
         """
         Computes all chunks in one batch; the next token of each that has a sampler. Raises
         BackendError.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from services.contract.messages import FinishReason, Timings, Usage
-from services.inference.engine.backend import Backend, BackendError
+from services.inference.engine.backend import Backend, BackendError, Chosen
 from services.inference.engine.scheduler import Planned, Scheduler
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.slots import Slots
@@ -125,21 +125,22 @@ class Engine:
 
     def _decode(self, planned: list[Planned]) -> None:
         try:
-            tokens = self._backend.decode([p.chunk for p in planned])
+            chosen = self._backend.decode([p.chunk for p in planned])
         except BackendError as error:
             log.exception("a step failed")
             self._break(str(error))
             return
         self._scheduler.commit(planned)
-        for (sequence, _), token in zip(planned, tokens, strict=True):
-            if token is not None:
-                self._accept(sequence, token)
+        for (sequence, _), next_token in zip(planned, chosen, strict=True):
+            if next_token is not None:
+                self._accept(sequence, next_token)
 
-    def _accept(self, sequence: Sequence, token: int) -> None:
+    def _accept(self, sequence: Sequence, chosen: Chosen) -> None:
         """
         A new token: its text goes out unless it could begin a stop string; ends the answer
         if due.
         """
+        token = chosen.token
         sequence.last_token = time.monotonic()
         sequence.first_token = sequence.first_token or sequence.last_token
         sequence.generated.append(token)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import llama_cpp
 import numpy as np
+import numpy.typing as npt
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import BackendError, Chunk, SpecialToken
+from services.inference.engine.backend import BackendError, Chosen, Chunk, SpecialToken
 from services.inference.engine.sampler import ChainSampler
 from services.inference.engine.scheduler import PREFILL_ALONE
 
@@ -111,19 +112,27 @@ class Llama:
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     def sampler(self, sampling: Sampling) -> ChainSampler:
-        return ChainSampler(self._vocab, self._context, sampling)
+        return ChainSampler(self._vocab, sampling)
 
-    def decode(self, chunks: Sequence[Chunk]) -> list[int | None]:
-        ends = self._batch.fill(chunks)
+    def decode(self, chunks: Sequence[Chunk]) -> list[Chosen | None]:
+        self._batch.fill(chunks)
         result = llama_cpp.llama_decode(self._context, self._batch.struct)
         if result == NO_CELLS:
             raise BackendError("The model's KV cache is full.")
         if result != 0:
             raise BackendError(f"llama_decode failed with {result}: {_LOG.errors[-1:]}.")
+        rows = iter(self._logits(sum(chunk.sampler is not None for chunk in chunks)))
         return [
-            chunk.sampler.choose(end) if isinstance(chunk.sampler, ChainSampler) else None
-            for chunk, end in zip(chunks, ends, strict=True)
+            chunk.sampler.choose(next(rows)) if isinstance(chunk.sampler, ChainSampler) else None
+            for chunk in chunks
         ]
+
+    def _logits(self, rows: int) -> npt.NDArray[np.float32]:
+        """Of the last tokens of the chunks that had a sampler, in their order: llama.cpp's own."""
+        if rows == 0:
+            return np.zeros((0, 0), np.float32)
+        size = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), (rows, size))
 
     def share(self, source: int, target: int, length: int) -> bool:
         if source != target:
@@ -202,9 +211,8 @@ class _Batch:
             logits=self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
 
-    def fill(self, chunks: Sequence[Chunk]) -> list[int]:
-        """The index of each chunk's last token, where its logits will be."""
-        ends, start = [], 0
+    def fill(self, chunks: Sequence[Chunk]) -> None:
+        start = 0
         self._outputs[:] = 0
         for chunk in chunks:
             end = start + len(chunk.tokens)
@@ -212,10 +220,8 @@ class _Batch:
             self._positions[start:end] = range(chunk.position, chunk.position + end - start)
             self._slots[start:end] = chunk.slot
             self._outputs[end - 1] = chunk.sampler is not None
-            ends.append(end - 1)
             start = end
         self.struct.n_tokens = start
-        return ends
 
 
 class _Log:

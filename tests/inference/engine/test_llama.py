@@ -43,13 +43,13 @@ def ask(backend: Backend, prompt: list[int], slot: int = 0, start: int = 0) -> l
     backend.share(slot, slot, start)
     tokens, position = prompt[start:], start
     while len(said) < 40:
-        token = backend.decode([Chunk(slot, position, tokens, sampler)])[0]
-        assert token is not None
+        chosen = backend.decode([Chunk(slot, position, tokens, sampler)])[0]
+        assert chosen is not None
         position += len(tokens)
-        tokens = [token]
-        if backend.is_end(token):
+        tokens = [chosen.token]
+        if backend.is_end(chosen.token):
             break
-        said.append(token)
+        said.append(chosen.token)
     sampler.close()
     return said
 
@@ -64,9 +64,9 @@ def test_sequences_in_one_batch_say_what_they_say_alone(backend: Backend) -> Non
         backend.share(slot, slot, 0)
         chunks.append(Chunk(slot, 0, prompt, samplers[slot]))
     for _ in range(5):
-        for slot, token in enumerate(backend.decode(chunks)):
-            assert token is not None
-            together[slot].append(token)
+        for slot, chosen in enumerate(backend.decode(chunks)):
+            assert chosen is not None
+            together[slot].append(chosen.token)
         chunks = [
             Chunk(c.slot, c.position + len(c.tokens), together[c.slot][-1:], c.sampler)
             for c in chunks

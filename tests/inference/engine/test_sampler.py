@@ -31,11 +31,11 @@ def write(llama: Llama, sampling: Sampling, length: int = 16) -> list[int]:
     said: list[int] = []
     tokens, position = llama.tokenize("<|im_start|>user\n", special=True), 0
     for _ in range(length):
-        (token,) = llama.decode([Chunk(0, position, tokens, sampler)])
-        assert token is not None
+        (chosen,) = llama.decode([Chunk(0, position, tokens, sampler)])
+        assert chosen is not None
         position += len(tokens)
-        tokens = [token]
-        said.append(token)
+        tokens = [chosen.token]
+        said.append(chosen.token)
     sampler.close()
     return said
 

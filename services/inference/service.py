@@ -64,6 +64,7 @@ class ChatService:
         self._engine = Engine(
             model.backend,
             settings.model_parallel,
+            settings.model_cache * 2**20,
             emit=lambda outputs: _from_thread(loop, self._hand_out, outputs),
             on_death=lambda: _from_thread(loop, self._die, on_death),
         )

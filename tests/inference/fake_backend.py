@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import BackendError, Chosen, Chunk, SpecialToken
+from services.inference.engine.backend import BackendError, Chosen, Chunk, SpecialToken, State
 
 END = 256
 
@@ -21,6 +22,14 @@ class Script:
         self.closed = True
 
 
+class FakeState(NamedTuple):
+    cells: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.cells)
+
+
 class FakeBackend:
     """`answers` maps the end of a prompt to what is said; `fails` makes the next step fail."""
 
@@ -30,12 +39,16 @@ class FakeBackend:
         self.context = context
         self.cells: dict[int, list[int]] = {}
         self.computed = 0  # tokens, over all steps
+        self.restored = 0  # tokens of states
         self.steps: list[list[Chunk]] = []
         self.samplers: list[Script] = []
         self.fails = False
         self.closed = False
         self._answers = answers
         self._step_seconds = step_seconds
+
+    def prepare(self) -> None:
+        pass
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         return list(text.encode())
@@ -61,10 +74,22 @@ class FakeBackend:
         self.steps.append(list(chunks))
         return [self._compute(chunk) for chunk in chunks]
 
-    def share(self, source: int, target: int, length: int) -> bool:
-        held = self.cells.get(source, [])
-        assert length <= len(held), "only what is held can be shared"
-        self.cells[target] = held[:length]
+    def cut(self, slot: int, length: int) -> bool:
+        held = self.cells.get(slot, [])
+        assert length <= len(held), "only what is held can be kept"
+        self.cells[slot] = held[:length]
+        return True
+
+    def length(self, slot: int) -> int:
+        return len(self.cells.get(slot, []))
+
+    def save(self, slot: int) -> State:
+        return FakeState(tuple(self.cells[slot]))
+
+    def restore(self, slot: int, state: State) -> bool:
+        assert isinstance(state, FakeState)
+        self.cells[slot] = list(state.cells)
+        self.restored += len(state.cells)
         return True
 
     def close(self) -> None:

@@ -36,6 +36,13 @@ class SpecialToken(NamedTuple):
     is_control: bool  # found only where special tokens are on; a user-defined one is found always
 
 
+class State(Protocol):
+    """What was computed of a sequence, in RAM; only the backend that made it can read it."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
 class BackendError(Exception):
     """
     The model could not compute a step. What the cache holds of the step's sequences is unknown.
@@ -46,6 +53,9 @@ class Backend(Protocol):
     """One model with one KV cache, in which sequences are told apart by their slot number."""
 
     context: int  # tokens that one sequence can have
+
+    def prepare(self) -> None:
+        """Called first, once, by the thread that is going to decode."""
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """With `special`, text such as `<|im_end|>` becomes the control token it names."""
@@ -62,17 +72,24 @@ class Backend(Protocol):
 
     def decode(self, chunks: Sequence[Chunk]) -> list[Chosen | None]:
         """
-        Computes all chunks in one batch; the next token of each that has a sampler. Raises
-        BackendError.
+        Computes all chunks, which stand in the order of their slots, and are one token each or a
+        single one; the next token of each that has a sampler. Raises BackendError.
         """
 
-    def share(self, source: int, target: int, length: int) -> bool:
+    def cut(self, slot: int, length: int) -> bool:
         """
-        Makes the first `length` tokens of `source` all that `target` holds, computing nothing.
+        Keeps the first `length` tokens of what the slot holds. False if this kind of model can't
+        keep a part of a sequence (recurrent ones): the slot is empty then.
+        """
 
-        `source` may be `target`: then it is cut. False if this kind of model can't keep a part of
-        a sequence (recurrent ones): `target` is empty then.
-        """
+    def length(self, slot: int) -> int:
+        """How many tokens the slot holds."""
+
+    def save(self, slot: int) -> State:
+        """A copy of all that was computed of the slot's sequence."""
+
+    def restore(self, slot: int, state: State) -> bool:
+        """Puts it into this slot, in the place of what is there. False if that failed."""
 
     def close(self) -> None:
         """Frees the model; nothing else is called after that."""

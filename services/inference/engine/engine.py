@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from services.contract.messages import FinishReason, Timings, Usage
 from services.inference.engine.backend import Backend, BackendError, Chosen
-from services.inference.engine.scheduler import Planned, Scheduler
+from services.inference.engine.scheduler import Scheduler
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.slots import Slots
 
@@ -52,20 +52,26 @@ Emit = Callable[[list[tuple[str, Output]]], None]
 
 class Engine:
     """
-    `emit` gets a step's outputs at once, as (key, output), in the engine's thread.
+    `budget` is how many bytes of RAM idle conversations may take. `emit` gets a step's outputs at
+    once, as (key, output), in the engine's thread.
 
     Every sequence submitted ends in exactly one Finished or Broken. `on_death` is called if the
     thread dies of an error; nothing is answered after that.
     """
 
     def __init__(
-        self, backend: Backend, parallel: int, emit: Emit, on_death: Callable[[], None]
+        self,
+        backend: Backend,
+        parallel: int,
+        budget: int,
+        emit: Emit,
+        on_death: Callable[[], None],
     ) -> None:
         self._backend = backend
         self._emit = emit
         self._on_death = on_death
         self._inbox: queue.SimpleQueue[Sequence | str | None] = queue.SimpleQueue()
-        self._slots = Slots(backend, parallel)
+        self._slots = Slots(backend, parallel, budget)
         self._scheduler = Scheduler(self._slots)
         self._outputs: list[tuple[str, Output]] = []
         self._closing = False
@@ -88,6 +94,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            self._backend.prepare()
             while not self._closing:
                 self.step()
         except Exception:
@@ -97,9 +104,8 @@ class Engine:
     def step(self) -> None:
         self._take_in()
         self._start_waiting()
-        planned = self._scheduler.plan()
-        if planned:
-            self._decode(planned)
+        if self._scheduler.running:
+            self._compute()
         self._send()
 
     def _take_in(self) -> None:
@@ -123,15 +129,17 @@ class Engine:
             sequence.sampler = self._backend.sampler(sequence.sampling)
             self._put(sequence, Began(len(sequence.prompt), sequence.cached))
 
-    def _decode(self, planned: list[Planned]) -> None:
+    def _compute(self) -> None:
+        began = time.monotonic()
         try:
-            chosen = self._backend.decode([p.chunk for p in planned])
+            step = self._scheduler.plan()
+            chosen = self._backend.decode([p.chunk for p in step.planned])
         except BackendError as error:
             log.exception("a step failed")
             self._break(str(error))
             return
-        self._scheduler.commit(planned)
-        for (sequence, _), next_token in zip(planned, chosen, strict=True):
+        self._scheduler.commit(step, time.monotonic() - began)
+        for (sequence, _), next_token in zip(step.planned, chosen, strict=True):
             if next_token is not None:
                 self._accept(sequence, next_token)
 

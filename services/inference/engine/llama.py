@@ -7,6 +7,7 @@ from __future__ import annotations  # llama_cpp has its pointer types for type c
 
 import ctypes
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,13 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import BackendError, Chosen, Chunk, SpecialToken
+from services.inference.engine.backend import BackendError, Chosen, Chunk, SpecialToken, State
+from services.inference.engine.batch import Batch
+from services.inference.engine.pace import CHUNK_MAX
 from services.inference.engine.sampler import ChainSampler
-from services.inference.engine.scheduler import PREFILL_ALONE
 
 log = logging.getLogger(__name__)
 
-MAX_PARALLEL = 64  # decode tokens that a batch has room for beside a prompt's chunk
+MAX_ALONE = 8  # streams; with more a batch is always faster
+TRIES = 5  # of which the fastest counts
 CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
 USER_DEFINED = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
 NO_CELLS = 1  # llama_decode: the KV cache is full
@@ -60,8 +63,10 @@ class Llama:
         self.context = min(context, trained)
         self._context = self._open_context(parallel, threads)
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._batch = _Batch(PREFILL_ALONE + MAX_PARALLEL)
+        self._batch = Batch(CHUNK_MAX)
         self._pieces: dict[int, bytes] = {}
+        self._parallel = parallel
+        self._alone = 1
 
     @property
     def template(self) -> str | None:
@@ -81,6 +86,11 @@ class Llama:
     def adds_bos(self) -> bool:
         """Whether every prompt of this model begins with the BOS token."""
         return bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
+
+    def prepare(self) -> None:
+        # Not in __init__, which runs in another thread: OpenMP keeps a team for each thread that
+        # ever computed, and once these are more than the CPUs, all of them wait by sleeping.
+        self._alone = self._measure_alone()
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         data = text.encode()
@@ -115,17 +125,50 @@ class Llama:
         return ChainSampler(self._vocab, sampling)
 
     def decode(self, chunks: Sequence[Chunk]) -> list[Chosen | None]:
+        if len(chunks) <= self._alone:
+            return [chosen for chunk in chunks for chosen in self._decode([chunk])]
+        return self._decode(chunks)
+
+    def _decode(self, chunks: Sequence[Chunk]) -> list[Chosen | None]:
+        self._compute(chunks)
+        rows = iter(self._logits(sum(chunk.sampler is not None for chunk in chunks)))
+        return [
+            chunk.sampler.choose(next(rows)) if isinstance(chunk.sampler, ChainSampler) else None
+            for chunk in chunks
+        ]
+
+    def _compute(self, chunks: Sequence[Chunk]) -> None:
         self._batch.fill(chunks)
         result = llama_cpp.llama_decode(self._context, self._batch.struct)
         if result == NO_CELLS:
             raise BackendError("The model's KV cache is full.")
         if result != 0:
             raise BackendError(f"llama_decode failed with {result}: {_LOG.errors[-1:]}.")
-        rows = iter(self._logits(sum(chunk.sampler is not None for chunk in chunks)))
-        return [
-            chunk.sampler.choose(next(rows)) if isinstance(chunk.sampler, ChainSampler) else None
-            for chunk in chunks
-        ]
+
+    def _measure_alone(self) -> int:
+        """
+        Up to how many streams are decoded faster one by one than in a batch: up to 3 with a Q8_0
+        model on AVX-512, whose kernels for two to seven tokens are poor; none on a GPU.
+        """
+        one = self._measure(1)
+        alone = 1
+        while (
+            alone < min(self._parallel, MAX_ALONE) and self._measure(alone + 1) > (alone + 1) * one
+        ):
+            alone += 1
+        return alone
+
+    def _measure(self, streams: int) -> float:
+        """Seconds of a step with so many streams; the cache is empty before and after."""
+        chunks = [Chunk(slot, 0, [0], None) for slot in range(streams)]
+        seconds = []
+        for _ in range(TRIES):
+            began = time.monotonic()
+            self._compute(chunks)
+            llama_cpp.llama_synchronize(self._context)
+            seconds.append(time.monotonic() - began)
+            llama_cpp.llama_memory_clear(self._memory, True)
+        return min(seconds)
 
     def _logits(self, rows: int) -> npt.NDArray[np.float32]:
         """Of the last tokens of the chunks that had a sampler, in their order: llama.cpp's own."""
@@ -134,32 +177,30 @@ class Llama:
         size = llama_cpp.llama_vocab_n_tokens(self._vocab)
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), (rows, size))
 
-    def share(self, source: int, target: int, length: int) -> bool:
-        if source != target:
-            self._clear(target)
-            if length == 0 or not self._keeps_parts:
-                return length == 0
-            # between caches only whole sequences are copied; what is too much is cut off below
-            llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        if llama_cpp.llama_memory_seq_rm(self._memory, target, length, -1):
+    def cut(self, slot: int, length: int) -> bool:
+        if llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1):
             return True
-        self._clear(target)
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
         return False
 
-    def _clear(self, slot: int) -> None:
-        llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
+    def length(self, slot: int) -> int:
+        return int(llama_cpp.llama_memory_seq_pos_max(self._memory, slot)) + 1
+
+    def save(self, slot: int) -> npt.NDArray[np.uint8]:
+        size = llama_cpp.llama_state_seq_get_size(self._context, slot)
+        state = np.empty(size, np.uint8)
+        written = llama_cpp.llama_state_seq_get_data(self._context, _bytes(state), size, slot)
+        assert written == size, "a state has the size that was said"
+        return state
+
+    def restore(self, slot: int, state: State) -> bool:
+        assert isinstance(state, np.ndarray)
+        read = llama_cpp.llama_state_seq_set_data(self._context, _bytes(state), state.nbytes, slot)
+        return bool(read)
 
     def close(self) -> None:
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
-
-    @property
-    def _keeps_parts(self) -> bool:
-        """A recurrent model's state is of the whole sequence or of nothing."""
-        return not (
-            llama_cpp.llama_model_is_recurrent(self._model)
-            or llama_cpp.llama_model_is_hybrid(self._model)
-        )
 
     def _text_of(self, token: int) -> str:
         if token < 0:
@@ -170,7 +211,7 @@ class Llama:
     def _open_context(self, parallel: int, threads: int) -> llama_cpp.llama_context_p:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self.context * parallel
-        params.n_batch = PREFILL_ALONE + MAX_PARALLEL
+        params.n_batch = CHUNK_MAX
         params.n_seq_max = parallel
         params.n_threads = params.n_threads_batch = threads
         # Each sequence its own cells: in a unified cache each step would look at all of them, which
@@ -187,41 +228,8 @@ class Llama:
         return llama_cpp.llama_context_p(context)
 
 
-class _Batch:
-    """llama_batch over arrays of our own, filled without a call per token."""
-
-    def __init__(self, size: int) -> None:
-        self._tokens = np.zeros(size, np.int32)
-        self._positions = np.zeros(size, np.int32)
-        self._counts = np.ones(size, np.int32)
-        self._slots = np.zeros(size, np.int32)
-        self._outputs = np.zeros(size, np.int8)
-        base, step = self._slots.ctypes.data, self._slots.itemsize
-        pointer = ctypes.POINTER(ctypes.c_int32)
-        self._slot_pointers = (pointer * size)(
-            *(ctypes.cast(base + i * step, pointer) for i in range(size))
-        )
-        self.struct = llama_cpp.llama_batch(
-            n_tokens=0,
-            token=self._tokens.ctypes.data_as(pointer),
-            embd=None,
-            pos=self._positions.ctypes.data_as(pointer),
-            n_seq_id=self._counts.ctypes.data_as(pointer),
-            seq_id=self._slot_pointers,
-            logits=self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
-
-    def fill(self, chunks: Sequence[Chunk]) -> None:
-        start = 0
-        self._outputs[:] = 0
-        for chunk in chunks:
-            end = start + len(chunk.tokens)
-            self._tokens[start:end] = chunk.tokens
-            self._positions[start:end] = range(chunk.position, chunk.position + end - start)
-            self._slots[start:end] = chunk.slot
-            self._outputs[end - 1] = chunk.sampler is not None
-            start = end
-        self.struct.n_tokens = start
+def _bytes(state: npt.NDArray[np.uint8]) -> ctypes.Array[ctypes.c_uint8]:
+    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))  # type: ignore[return-value]
 
 
 class _Log:

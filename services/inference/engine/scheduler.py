@@ -7,14 +7,17 @@ from collections import deque
 from itertools import islice
 from typing import NamedTuple
 
+from services.inference.engine import runs
 from services.inference.engine.backend import Chunk
+from services.inference.engine.pace import Pace
 from services.inference.engine.sequence import Sequence
-from services.inference.engine.slots import Slots, common_prefix
+from services.inference.engine.slots import Slots
 
-PREFILL_ALONE = 512  # prompt tokens a step while nobody decodes
-PREFILL_BESIDE = 128  # while others decode, so that their streams don't stall
-WORTH_WAITING = 64  # tokens that another is about to have computed
-LOOKED_AT = 16  # of those who wait, in each step
+WORTH_WAITING = 64  # tokens of a common beginning that another is reading
+LOOKED_AT = 32  # of those who wait, when a slot is free
+AGEING = 500  # unread tokens that a second of waiting outweighs
+HELD_FOR = 512  # unread tokens for which streams that began later are held
+MOVED_FOR = 64  # computed tokens that may be copied for each one that is still to come
 
 
 class Planned(NamedTuple):
@@ -22,17 +25,24 @@ class Planned(NamedTuple):
     chunk: Chunk
 
 
+class Step(NamedTuple):
+    planned: list[Planned]  # in the order of their slots
+    is_read: bool  # a chunk of one prompt; else the next token of all streams
+    beside: bool = False  # streams that are kept waiting by it
+
+
 class Scheduler:
     """
-    First come, first served into the slots, but for those whose beginning another is reading right
-    now: they wait for it, and share it. Then continuous batching.
+    A step is either the next token of every running stream, or a chunk of one prompt.
 
-    Each step takes the newest token of every running sequence, and fills up with the next chunk of
-    the prompts that are not read yet.
+    The shortest prompt is read first, and who waits gains on it. A stream is held only for prompts
+    that were there before it began, so that those who come together soon decode together; beside
+    older streams a prompt is read at the pace that these can bear.
     """
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
+        self._pace = Pace()
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
 
@@ -48,44 +58,86 @@ class Scheduler:
 
     def admit(self) -> list[Sequence]:
         """Gives free slots to those who wait; returns them."""
+        if not self.waiting or not self._slots.can_acquire():
+            return []
         admitted = []
-        for sequence in list(islice(self.waiting, LOOKED_AT)):
+        for cached, sequence in self._most_urgent_first():
             if not self._slots.can_acquire():
                 break
-            if not self._is_being_read(sequence.prompt):
+            if not self._is_being_read(sequence, cached):
                 self.waiting.remove(sequence)
                 self._start(sequence)
                 admitted.append(sequence)
         return admitted
 
-    def _is_being_read(self, prompt: list[int]) -> bool:
-        """Whether another is reading the same beginning: in a few steps its cells can be shared."""
-        reading = (s.prompt for s in self.running if not s.is_prefilled)
-        coming = max((common_prefix(prompt, other) for other in reading), default=0)
-        return coming - self._slots.cached(prompt) >= WORTH_WAITING
+    def _most_urgent_first(self) -> list[tuple[int, Sequence]]:
+        """Those who wait, with how many of their tokens have been computed."""
+        now = time.monotonic()
+        waiting = [(self._slots.cached(s.run), s) for s in islice(self.waiting, LOOKED_AT)]
+        return sorted(waiting, key=lambda w: _urgency(w[1], len(w[1].prompt) - w[0], now))
+
+    def _is_being_read(self, sequence: Sequence, cached: int) -> bool:
+        """Whether another is reading the same beginning: in a few steps it can be shared."""
+        reading = (s.run for s in self.running if not s.is_prefilled)
+        coming = max((runs.shared(sequence.run, other) for other in reading), default=0)
+        return coming >= WORTH_WAITING and coming > cached
 
     def _start(self, sequence: Sequence) -> None:
-        lease = self._slots.acquire(sequence.prompt)
+        lease = self._slots.acquire(sequence.run)
         sequence.slot = lease.slot
         sequence.computed = sequence.cached = lease.cached
         sequence.started = time.monotonic()
         self.running.append(sequence)
 
-    def plan(self) -> list[Planned]:
-        decoding = [s for s in self.running if s.is_prefilled]
-        budget = PREFILL_BESIDE if decoding else PREFILL_ALONE
-        planned = [_plan(sequence, 1) for sequence in decoding]
-        for sequence in self.running:
-            if budget > 0 and not sequence.is_prefilled:
-                planned.append(_plan(sequence, budget))
-                budget -= len(planned[-1].chunk.tokens)
-        return planned
+    def plan(self) -> Step:
+        """Raises BackendError."""
+        streams = [s for s in self.running if s.is_prefilled]
+        reader = self._reader()
+        if reader is None:
+            return self._decode(streams)
+        if not streams or self._holds(reader, streams):
+            return Step([_plan(reader, self._pace.chunk)], is_read=True)
+        if self._pace.may_read:
+            return Step([_plan(reader, self._pace.chunk_beside)], is_read=True, beside=True)
+        return self._decode(streams)
 
-    def commit(self, planned: list[Planned]) -> None:
-        """The step was computed."""
-        for sequence, chunk in planned:
+    def _reader(self) -> Sequence | None:
+        """Whose prompt is read next."""
+        now = time.monotonic()
+        reading = (s for s in self.running if not s.is_prefilled)
+        return min(reading, key=lambda s: _urgency(s, s.unread, now), default=None)
+
+    def _holds(self, reader: Sequence, streams: list[Sequence]) -> bool:
+        came_first = all(reader.received < stream.first_token for stream in streams)
+        return came_first and reader.unread <= HELD_FOR
+
+    def _decode(self, streams: list[Sequence]) -> Step:
+        self._close_hole()
+        planned = [_plan(stream, 1) for stream in streams]
+        return Step(sorted(planned, key=lambda p: p.chunk.slot), is_read=False)
+
+    def _close_hole(self) -> None:
+        """
+        llama.cpp computes only neighbouring slots in one batch: the last sequence moves to a slot
+        that became free before it, if so much is still to come that this is worth its copy.
+        """
+        if (hole := self._slots.hole()) is None:
+            return
+        last = max(self.running, key=lambda s: s.slot or 0)
+        assert last.slot is not None
+        if last.computed <= MOVED_FOR * last.remaining:
+            self._slots.move(last.slot, hole)
+            last.slot = hole
+
+    def commit(self, step: Step, seconds: float) -> None:
+        """The step was computed, in so much time."""
+        for sequence, chunk in step.planned:
             sequence.computed += len(chunk.tokens)
             self._slots.update(chunk.slot, chunk.tokens)
+        if step.is_read:
+            self._pace.has_read(len(step.planned[0].chunk.tokens), seconds, step.beside)
+        else:
+            self._pace.has_decoded(seconds)
 
     def remove(self, sequence: Sequence) -> None:
         """The sequence has ended, wherever it was; its slot is free and stays warm."""
@@ -97,6 +149,11 @@ class Scheduler:
 
     def check(self) -> None:
         self._slots.check(len(self.running))
+
+
+def _urgency(sequence: Sequence, unread: int, now: float) -> float:
+    """The lower, the sooner."""
+    return unread - AGEING * (now - sequence.received)
 
 
 def _plan(sequence: Sequence, most: int) -> Planned:

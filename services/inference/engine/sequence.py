@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from services.contract.messages import Sampling, Timings, Usage
+from services.inference.engine import runs
 from services.inference.engine.backend import Sampler
 from services.inference.engine.detokenizer import Detokenizer
 from services.inference.engine.stops import StopBuffer
@@ -23,6 +24,8 @@ class Sequence:
     key: str  # of the request, unique among those in the engine
     prompt: list[int]
     sampling: Sampling  # filled in: max_tokens and stop are set
+    adapter: int = 0  # 0: the model as it is
+    run: bytes = field(init=False)  # what of the prompt can be reused: all but its last token
     generated: list[int] = field(default_factory=list)
     computed: int = 0  # tokens, from the first on, that the KV cache holds
     cached: int = 0  # of these, how many it held before the request came
@@ -39,6 +42,8 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.stops = StopBuffer(self.sampling.stop or ())
+        # the last token's logits are needed, so it is always computed
+        self.run = runs.pack(self.adapter, self.prompt[:-1])
 
     @property
     def length(self) -> int:
@@ -48,6 +53,16 @@ class Sequence:
     def is_prefilled(self) -> bool:
         """Whether all but the newest token is computed: a decode step is next."""
         return self.computed == self.length - 1 and bool(self.generated)
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the prompt that are to be computed."""
+        return max(0, len(self.prompt) - self.computed)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be generated."""
+        return (self.sampling.max_tokens or 0) - len(self.generated)
 
     def next_tokens(self, most: int) -> list[int]:
         """The next tokens to compute, at most `most`."""

@@ -1,83 +1,161 @@
 """
-Which sequence of the KV cache belongs to whom, and what each still holds for the next one to reuse.
+Which sequence of the KV cache belongs to whom, and what was computed before and need not be again.
 """
 
-from collections.abc import Sequence as Tokens
-from itertools import takewhile
-from operator import eq
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from services.inference.engine.backend import Backend
+from services.inference.engine import runs
+from services.inference.engine.backend import Backend, BackendError, State
+from services.inference.engine.states import Saved, States
+
+MIN_ROOT = 16  # tokens; a shorter common beginning is as soon computed as it is fetched
+SPARE = 32  # tokens of a conversation that may be lost to another one, or be read again
 
 
 class Lease(NamedTuple):
     slot: int
-    cached: int  # tokens of the prompt that the slot already holds
+    cached: int  # tokens of the run that the slot already holds
 
 
 class Slots:
     """
-    A fixed number of slots, each free or held. A free one keeps the tokens of its last sequence.
+    A fixed number of slots, each free or held. A free one keeps its last sequence, until somebody
+    else needs the slot: then that goes to RAM (`states`), and comes back when it is continued.
 
-    The longest beginning that a prompt shares with any slot, free or held, is not computed again:
-    it is kept, or copied. At least one token always is computed, since its logits are needed.
+    The longest beginning that a prompt shares with any of these, running or idle, is not computed
+    again: it is kept, or copied.
     """
 
-    def __init__(self, backend: Backend, count: int) -> None:
+    def __init__(self, backend: Backend, count: int, budget: int) -> None:
         self._backend = backend
-        self._tokens: list[list[int]] = [[] for _ in range(count)]
+        self._runs = [bytearray() for _ in range(count)]
         self._free = list(range(count))  # least recently used first
+        self.states = States(budget)
 
     def can_acquire(self) -> bool:
         return bool(self._free)
 
-    def cached(self, prompt: list[int]) -> int:
-        """How many tokens of the prompt some slot holds."""
-        return self._longest_prefix(prompt)[1]
+    def cached(self, run: bytes) -> int:
+        """How many of its tokens have been computed."""
+        return max(self._nearest(run)[1], self.states.longest(run).length)
 
-    def acquire(self, prompt: list[int]) -> Lease:
-        """Takes a free slot; there must be one."""
-        source, shared = self._longest_prefix(prompt)
-        slot = self._choose(source, shared)
+    def acquire(self, run: bytes) -> Lease:
+        """Takes a free slot, with as much of `run` in it as there is; there must be a free one."""
+        source, here = self._nearest(run)
+        saved, there = self.states.longest(run)
+        if here >= there and source in self._free and self._is_continued(self._runs[source], here):
+            slot = source
+        elif saved and there >= here:
+            slot = self._fetch(saved, there)
+        else:
+            slot = self._copy(source, here)
         self._free.remove(slot)
-        kept = shared if self._backend.share(source, slot, shared) else 0
-        self._tokens[slot] = prompt[:kept]
-        return Lease(slot, kept)
+        return Lease(slot, self._cut(slot, run))
 
-    def update(self, slot: int, new: Tokens[int]) -> None:
+    def update(self, slot: int, new: Iterable[int]) -> None:
         """`new` tokens of the slot's sequence have been computed."""
-        self._tokens[slot].extend(new)
+        runs.extend(self._runs[slot], new)
 
     def release(self, slot: int) -> None:
         self._free.append(slot)
 
     def forget(self, slot: int) -> None:
         """What the slot holds can't be trusted (a step failed)."""
-        self._backend.share(slot, slot, 0)
-        self._tokens[slot] = []
+        self._backend.cut(slot, 0)
+        self._runs[slot] = bytearray()
+
+    def hole(self) -> int | None:
+        """A free slot between held ones: these can't be computed in one batch while it is there."""
+        held = self._held()
+        return next((slot for slot in self._free if held and held[0] < slot < held[-1]), None)
+
+    def move(self, source: int, target: int) -> None:
+        """The held sequence goes on in the free slot `target`. Raises BackendError."""
+        self._store(target)
+        if not self._put(target, bytes(self._runs[source]), self._backend.save(source)):
+            raise BackendError("A sequence could not be moved to another slot.")
+        self.forget(source)
+        self._free[self._free.index(target)] = source
 
     def check(self, held: int) -> None:
-        """Raises AssertionError if a slot was lost or given twice."""
-        free = set(self._free)
-        assert len(free) == len(self._free), "a slot is free twice"
-        assert len(free) + held == len(self._tokens), "a slot is lost"
+        """Raises AssertionError if a slot was lost or given twice, or holds what it should not."""
+        assert len(set(self._free)) == len(self._free), "a slot is free twice"
+        assert len(self._free) + held == len(self._runs), "a slot is lost"
+        for slot, run in enumerate(self._runs):
+            assert self._backend.length(slot) == runs.length(run), "a slot holds what is not known"
+        self.states.check()
 
-    def _longest_prefix(self, prompt: list[int]) -> tuple[int, int]:
-        """(slot, length); of equals a free one, so that nothing needs to be copied."""
-        lengths = [common_prefix(prompt[:-1], tokens) for tokens in self._tokens]
+    def _held(self) -> list[int]:
+        return sorted(set(range(len(self._runs))) - set(self._free))
+
+    def _nearest(self, run: bytes) -> tuple[int, int]:
+        """(slot, common beginning); of equals a free one, so that nothing needs to be copied."""
+        lengths = [runs.shared(run, other) for other in self._runs]
         source = max(range(len(lengths)), key=lambda slot: (lengths[slot], slot in self._free))
         return source, lengths[source]
 
-    def _choose(self, source: int, shared: int) -> int:
+    def _is_continued(self, run: bytes | bytearray, shared: int) -> bool:
+        """Whether it is this very conversation that goes on, or one that is as soon read again."""
+        return runs.length(run) - shared <= SPARE
+
+    def _fetch(self, saved: Saved, shared: int) -> int:
+        """From RAM into a free slot. What is another conversation's stays in RAM too."""
+        self.states.touch(saved.run)
+        if not saved.is_root and self._is_continued(saved.run, shared):
+            self.states.remove(saved.run)
+        slot = self._room()
+        self._put(slot, saved.run, saved.state)
+        return slot
+
+    def _copy(self, source: int, shared: int) -> int:
+        """From a slot that stays as it is into a free one."""
+        if shared == 0:
+            slot = self._room()
+            self.forget(slot)
+            return slot
+        run, state = bytes(self._runs[source]), self._backend.save(source)
+        slot = self._room()
+        self._put(slot, run, state)
+        return slot
+
+    def _put(self, slot: int, run: bytes, state: State) -> bool:
+        if self._backend.restore(slot, state):
+            self._runs[slot] = bytearray(run)
+            return True
+        self.forget(slot)
+        return False
+
+    def _cut(self, slot: int, run: bytes) -> int:
+        """Keeps what the slot and the new run have in common; returns how much that is."""
+        had = self._runs[slot]
+        shared = runs.shared(had, run)
+        if not self._backend.cut(slot, shared):
+            shared = 0
+        self._runs[slot] = bytearray(runs.cut(run, shared))
+        if shared >= MIN_ROOT and not self._is_continued(had, shared):
+            self._keep_root(slot)
+        return shared
+
+    def _keep_root(self, slot: int) -> None:
+        """A beginning of several conversations: the next one is spared the rest of this one."""
+        root = bytes(self._runs[slot])
+        if root not in self.states:
+            self.states.add(Saved(root, self._backend.save(slot), is_root=True))
+
+    def _room(self) -> int:
         """
-        The source itself if it is free and mostly this conversation; else the least recently used.
-
-        So a new session that shares only the system prompt with an old one leaves that one warm.
+        A free slot, between or beside the held ones if that can be: llama.cpp computes neighbours
+        in one batch. What it held goes to RAM.
         """
-        if source in self._free and 2 * shared >= len(self._tokens[source]):
-            return source
-        return self._free[0]
+        slot = self.hole()
+        if slot is None:
+            held = self._held()
+            slot = min(self._free, key=lambda free: min((abs(free - h) for h in held), default=0))
+        self._store(slot)
+        return slot
 
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    return sum(1 for _ in takewhile(bool, map(eq, a, b)))
+    def _store(self, slot: int) -> None:
+        run = bytes(self._runs[slot])
+        if runs.length(run) > 0 and run not in self.states:
+            self.states.add(Saved(run, self._backend.save(slot), is_root=False))

@@ -13,10 +13,10 @@ LONG = {"long": b"x" * 900, "hi": b"hello"}
 class Run:
     """An engine over a scripted model, and all that it has put out."""
 
-    def __init__(self, backend: FakeBackend, parallel: int) -> None:
+    def __init__(self, backend: FakeBackend, parallel: int, budget: int = 10_000) -> None:
         self.died = False
         self._outputs: queue.SimpleQueue[tuple[str, Output]] = queue.SimpleQueue()
-        self.engine = Engine(backend, parallel, self._take, self._die)
+        self.engine = Engine(backend, parallel, budget, self._take, self._die)
 
     def ask(self, prompt: str, key: str = "a", **sampling: object) -> None:
         filled = Sampling(**({"max_tokens": 100} | sampling))  # type: ignore[arg-type]
@@ -118,12 +118,12 @@ def test_many_are_answered_in_one_batch_each_with_its_own_answer() -> None:
     for i in range(8):
         run.ask(f"q{i}", key=str(i))
     texts = dict.fromkeys("01234567", "")
-    while len(backend.steps) < 9:
+    while len(backend.steps) < 8 + 8:
         run.engine.step()
         for key, output in run.drain():
             texts[key] += output.text if isinstance(output, Piece) else ""
     assert texts == {str(i): f"answer {i}" for i in range(8)}
-    assert [len(step) for step in backend.steps] == [8] * 9
+    assert [len(step) for step in backend.steps] == [1] * 8 + [8] * 8
 
 
 def test_a_cancel_frees_the_slot_at_the_next_step() -> None:

@@ -40,7 +40,7 @@ def ask(backend: Backend, prompt: list[int], slot: int = 0, start: int = 0) -> l
     """The answer to a prompt whose first `start` tokens the slot holds already."""
     sampler = backend.sampler(GREEDY)
     said: list[int] = []
-    backend.share(slot, slot, start)
+    backend.cut(slot, start)
     tokens, position = prompt[start:], start
     while len(said) < 40:
         chosen = backend.decode([Chunk(slot, position, tokens, sampler)])[0]
@@ -61,7 +61,7 @@ def test_sequences_in_one_batch_say_what_they_say_alone(backend: Backend) -> Non
     together: list[list[int]] = [[], []]
     chunks = []
     for slot, prompt in enumerate(prompts):
-        backend.share(slot, slot, 0)
+        backend.cut(slot, 0)
         chunks.append(Chunk(slot, 0, prompt, samplers[slot]))
     for _ in range(5):
         for slot, chosen in enumerate(backend.decode(chunks)):
@@ -79,7 +79,9 @@ def test_sequences_in_one_batch_say_what_they_say_alone(backend: Backend) -> Non
 def test_a_shared_beginning_gives_the_same_answer_as_a_computed_one(backend: Backend) -> None:
     prompt = backend.tokenize("one", special=True)
     expected = ask(backend, prompt, slot=0)
-    assert backend.share(0, 1, len(prompt) - 1)
+    state = backend.save(0)
+    assert backend.restore(1, state) and backend.cut(1, len(prompt) - 1)
+    assert backend.length(1) == len(prompt) - 1 < backend.length(0)
     assert ask(backend, prompt, slot=1, start=len(prompt) - 1) == expected
 
 
@@ -90,7 +92,7 @@ def test_a_cut_sequence_goes_on_from_the_cut(backend: Backend) -> None:
 
 
 def test_a_chunk_without_a_sampler_chooses_no_token(backend: Backend) -> None:
-    backend.share(3, 3, 0)
+    backend.cut(3, 0)
     assert backend.decode([Chunk(3, 0, backend.tokenize("one", True), None)]) == [None]
 
 

@@ -27,7 +27,7 @@ def llama() -> Iterator[Llama]:
 
 def write(llama: Llama, sampling: Sampling, length: int = 16) -> list[int]:
     sampler = llama.sampler(sampling)
-    llama.share(0, 0, 0)
+    llama.cut(0, 0)
     said: list[int] = []
     tokens, position = llama.tokenize("<|im_start|>user\n", special=True), 0
     for _ in range(length):

@@ -1,105 +1,175 @@
+import time
+
 from services.contract.messages import Sampling
-from services.inference.engine.scheduler import PREFILL_ALONE, PREFILL_BESIDE, Scheduler
+from services.inference.engine.pace import CHUNK_MIN
+from services.inference.engine.scheduler import HELD_FOR, Scheduler
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.slots import Slots
 from tests.inference.fake_backend import FakeBackend
 
-
-def scheduler(slots: int = 2) -> Scheduler:
-    return Scheduler(Slots(FakeBackend({}, context=10_000), slots))
-
-
-def sequence(key: str, length: int) -> Sequence:
-    return Sequence(key, [ord(key[0])] * length, Sampling(max_tokens=10))
+READ = 0.001  # seconds that a token takes to read
+DECODE = 0.01  # seconds that a decode step takes
 
 
-def step(scheduler: Scheduler) -> list[tuple[str, int]]:
-    """One step in which every sequence that is read to its end says token 1."""
-    scheduler.admit()
-    planned = scheduler.plan()
-    scheduler._slots._backend.decode([p.chunk for p in planned])
-    scheduler.commit(planned)
-    for done, chunk in planned:
-        if done.computed == done.length:
-            done.generated.append(1)
-        assert done.computed == chunk.position + len(chunk.tokens)
-    return [(p.sequence.key, len(p.chunk.tokens)) for p in planned]
+class Run:
+    """A scheduler over a scripted model whose steps take the time that is written here."""
+
+    def __init__(self, slots: int = 2) -> None:
+        self.backend = FakeBackend({}, context=10_000)
+        self.scheduler = Scheduler(Slots(self.backend, slots, budget=100_000))
+
+    def add(self, key: str, prompt: int | list[int], max_tokens: int = 100) -> Sequence:
+        tokens = [ord(key)] * prompt if isinstance(prompt, int) else prompt
+        sequence = Sequence(key, tokens, Sampling(max_tokens=max_tokens))
+        self.scheduler.add(sequence)
+        return sequence
+
+    def step(self) -> list[tuple[str, int]]:
+        """Every sequence that is computed to its end says token 1."""
+        self.scheduler.admit()
+        step = self.scheduler.plan()
+        self.backend.decode([p.chunk for p in step.planned])
+        tokens = sum(len(p.chunk.tokens) for p in step.planned)
+        self.scheduler.commit(step, tokens * READ if step.is_read else DECODE)
+        for sequence, _ in step.planned:
+            if sequence.computed == sequence.length:
+                sequence.first_token = sequence.first_token or time.monotonic()
+                sequence.generated.append(1)
+        return [(p.sequence.key, len(p.chunk.tokens)) for p in step.planned]
+
+    def steps(self, count: int) -> list[list[tuple[str, int]]]:
+        return [self.step() for _ in range(count)]
+
+    def end(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
 
 
-def test_a_prompt_is_read_in_chunks_and_then_one_token_a_step() -> None:
-    chat = scheduler()
-    chat.add(sequence("a", PREFILL_ALONE + 10))
-    assert step(chat) == [("a", PREFILL_ALONE)]
-    assert step(chat) == [("a", 10)]
-    assert step(chat) == [("a", 1)]
+def test_a_prompt_is_read_and_then_one_token_a_step() -> None:
+    run = Run()
+    run.add("a", 20)
+    assert run.steps(3) == [[("a", 20)], [("a", 1)], [("a", 1)]]
 
 
-def test_a_long_prompt_is_read_in_small_chunks_beside_a_running_stream() -> None:
-    chat = scheduler()
-    chat.add(sequence("a", 3))
-    step(chat)
-    chat.add(sequence("b", 2 * PREFILL_BESIDE))
-    assert step(chat) == [("a", 1), ("b", PREFILL_BESIDE)]
-    assert step(chat) == [("a", 1), ("b", PREFILL_BESIDE)]
-    assert step(chat) == [("a", 1), ("b", 1)]
+def test_a_long_prompt_is_read_in_chunks() -> None:
+    run = Run()
+    run.add("a", 1000)
+    read = run.steps(5)
+    assert all(key == "a" and tokens <= 512 for step in read for key, tokens in step)
+    assert sum(tokens for step in read for _, tokens in step if tokens > 1) == 1000
 
 
-def test_short_prompts_share_a_step() -> None:
-    chat = scheduler()
-    chat.add(sequence("a", 3))
-    chat.add(sequence("b", 4))
-    assert step(chat) == [("a", 3), ("b", 4)]
+def test_those_who_come_together_are_read_first_and_then_decode_together() -> None:
+    run = Run(slots=4)
+    for key in "abcd":
+        run.add(key, 20)
+    assert run.steps(4) == [[(key, 20)] for key in "abcd"]
+    assert run.step() == [(key, 1) for key in "abcd"]
+
+
+def test_beside_an_older_stream_a_prompt_is_read_at_a_pace_that_it_can_bear() -> None:
+    run = Run()
+    run.add("a", 20)
+    run.steps(5)
+    run.add("b", 300)
+    during: list[list[tuple[str, int]]] = []
+    while not during or len(during[-1]) == 1:
+        during.append(run.step())
+    read = [tokens for ((key, tokens), *_) in during if key == "b"]
+    stream = sum(1 for step in during if step[0][0] == "a")
+    assert sum(read) >= 300
+    assert sum(read) * READ <= 1.5 * stream * DECODE + max(read) * READ
+
+
+def test_a_stream_is_not_held_for_a_long_prompt_that_came_before_it_began() -> None:
+    run = Run()
+    run.add("a", 20)
+    run.add("b", 20 + HELD_FOR)
+    assert run.step() == [("a", 20)]
+    assert [("a", 1)] in run.steps(3)
+
+
+def test_the_shortest_prompt_is_read_first() -> None:
+    run = Run(slots=3)
+    for key, length in (("a", 90), ("b", 30), ("c", 60)):
+        run.add(key, length)
+    assert run.steps(3) == [[("b", 30)], [("c", 60)], [("a", 90)]]
+
+
+def test_who_waits_long_goes_before_a_shorter_one() -> None:
+    run = Run(slots=1)
+    long, short = run.add("a", 500), run.add("b", 20)
+    long.received -= 1.5
+    run.step()
+    assert long.slot is not None and short.slot is None
 
 
 def test_who_finds_no_slot_waits_and_gets_the_next_one() -> None:
-    chat = scheduler(slots=1)
-    first, second = sequence("a", 3), sequence("b", 3)
-    chat.add(first)
-    chat.add(second)
-    assert step(chat) == [("a", 3)]
-    assert list(chat.waiting) == [second]
-    chat.remove(first)
-    assert step(chat) == [("b", 3)]
-    chat.remove(second)
-    assert chat.is_idle
-    chat.check()
+    run = Run(slots=1)
+    first, second = run.add("a", 3), run.add("b", 3)
+    assert run.step() == [("a", 3)]
+    assert list(run.scheduler.waiting) == [second]
+    run.end(first)
+    assert run.step() == [("b", 3)]
+    run.end(second)
+    assert run.scheduler.is_idle
+    run.scheduler.check()
 
 
 def test_a_waiting_sequence_can_be_removed_anywhere_in_the_queue() -> None:
-    chat = scheduler(slots=1)
-    sequences = [sequence(key, 3) for key in "abc"]
-    for waiting in sequences:
-        chat.add(waiting)
-    step(chat)
-    chat.remove(sequences[1])
-    assert list(chat.waiting) == [sequences[2]]
-    assert chat.find("b") is None
-    chat.check()
+    run = Run(slots=1)
+    _, second, third = (run.add(key, 3) for key in "abc")
+    run.step()
+    run.end(second)
+    assert list(run.scheduler.waiting) == [third]
+    assert run.scheduler.find("b") is None
+    run.scheduler.check()
 
 
 def test_those_who_arrive_together_read_their_common_beginning_once() -> None:
-    chat = scheduler(slots=8)
-    for key in "abcdefgh":
-        chat.add(Sequence(key, [7] * 700 + [ord(key)] * 5, Sampling(max_tokens=10)))
-    read = [step(chat) for _ in range(4)]
-    assert read[:2] == [[("a", PREFILL_ALONE)], [("a", 193)]]
-    assert [key for key, _ in read[2]] == list("abcdefgh")
-    assert sum(n for planned in read for _, n in planned if n > 1) == 705 + 7 * 5
+    run = Run(slots=8)
+    sequences = [run.add(key, [7] * 700 + [ord(key)] * 5) for key in "abcdefgh"]
+    while not all(sequence.generated for sequence in sequences):
+        run.step()
+    read = sum(len(chunk.tokens) for step in run.backend.steps for chunk in step)
+    decoded = sum(len(sequence.generated) - 1 for sequence in sequences)
+    assert read - decoded == 705 + 7 * 5
 
 
 def test_who_waits_for_a_beginning_is_not_held_up_when_its_reader_leaves() -> None:
-    chat = scheduler(slots=2)
-    first, second = (Sequence(key, [7] * 700, Sampling(max_tokens=10)) for key in "ab")
-    chat.add(first)
-    chat.add(second)
-    step(chat)
-    assert list(chat.waiting) == [second]
-    chat.remove(first)
-    assert step(chat)[0][0] == "b" and second.cached == PREFILL_ALONE
+    run = Run()
+    first, second = run.add("a", [7] * 700), run.add("b", [7] * 700)
+    ((_, read),) = run.step()
+    assert list(run.scheduler.waiting) == [second]
+    run.end(first)
+    assert run.step()[0][0] == "b" and second.cached == read
 
 
 def test_a_short_common_beginning_is_not_waited_for() -> None:
-    chat = scheduler()
+    run = Run()
     for key in "ab":
-        chat.add(Sequence(key, [7] * 20 + [ord(key)], Sampling(max_tokens=10)))
-    assert step(chat) == [("a", 21), ("b", 21)]
+        run.add(key, [7] * 20 + [ord(key)])
+    run.step()
+    assert not run.scheduler.waiting
+
+
+def test_streams_are_computed_in_the_order_of_their_slots_and_close_up() -> None:
+    run = Run(slots=4)
+    sequences = [run.add(key, 20) for key in "abcd"]
+    run.steps(4)
+    run.end(sequences[1])
+    run.step()
+    assert [chunk.slot for chunk in run.backend.steps[-1]] == [0, 1, 2]
+    run.steps(3)
+    run.scheduler.check()
+
+
+def test_a_long_sequence_that_is_about_to_end_is_not_moved() -> None:
+    run = Run(slots=3)
+    first, second = run.add("a", 20), run.add("b", 20)
+    last = run.add("c", CHUNK_MIN * 20, max_tokens=3)
+    while not last.generated:
+        run.step()
+    run.end(second)
+    run.step()
+    assert [chunk.slot for chunk in run.backend.steps[-1]] == [0, 2]
+    assert first.slot == 0

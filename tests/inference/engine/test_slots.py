@@ -1,78 +1,180 @@
 import pytest
 
-from services.inference.engine.slots import Slots
+from services.inference.engine import runs
+from services.inference.engine.slots import MIN_ROOT, SPARE, Slots
 from tests.inference.fake_backend import FakeBackend
+
+SYSTEM = [7] * MIN_ROOT
+
+
+def talk(number: int, length: int = SPARE + 1) -> list[int]:
+    """What one conversation says, and no other; long enough to be worth keeping."""
+    return [100 + number] * length
 
 
 class Pool:
     """Slots over a fake cache, filled as the engine would."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, budget: int = 10_000) -> None:
         self.backend = FakeBackend({})
-        self.slots = Slots(self.backend, count)
+        self.slots = Slots(self.backend, count, budget)
+        self.held = 0
+
+    def start(self, prompt: list[int], adapter: int = 0) -> tuple[int, int]:
+        slot, cached = self.slots.acquire(runs.pack(adapter, prompt[:-1]))
+        self.held += 1
+        assert self.backend.cells.get(slot, []) == prompt[:cached]
+        self.backend.cells[slot] = list(prompt)
+        self.slots.update(slot, prompt[cached:])
+        self.slots.check(self.held)
+        return slot, cached
+
+    def end(self, slot: int) -> None:
+        self.slots.release(slot)
+        self.held -= 1
+        self.slots.check(self.held)
 
     def run(self, prompt: list[int]) -> tuple[int, int]:
-        slot, cached = self.slots.acquire(prompt)
-        assert self.backend.cells[slot] == prompt[:cached]
-        self.backend.cells[slot] += prompt[cached:]
-        self.slots.update(slot, prompt[cached:])
+        slot, cached = self.start(prompt)
+        self.end(slot)
         return slot, cached
 
 
 def test_the_next_turn_of_a_conversation_reads_only_what_is_new() -> None:
     pool = Pool(2)
     slot, _ = pool.run([1, 2, 3, 4])
-    pool.slots.release(slot)
     assert pool.run([1, 2, 3, 4, 5, 6]) == (slot, 4)
-
-
-def test_a_beginning_is_shared_with_a_sequence_that_is_still_running() -> None:
-    pool = Pool(2)
-    first, _ = pool.run([1, 2, 3, 4])
-    second, cached = pool.run([1, 2, 3, 9])
-    assert (cached, second != first) == (3, True)
+    assert pool.backend.restored == 0
 
 
 def test_the_last_token_is_always_computed_since_its_logits_are_needed() -> None:
     pool = Pool(1)
     slot, _ = pool.run([1, 2, 3])
-    pool.slots.release(slot)
     assert pool.run([1, 2, 3]) == (slot, 2)
+
+
+def test_a_beginning_is_shared_with_a_sequence_that_is_still_running() -> None:
+    pool = Pool(2)
+    first, _ = pool.start([1, 2, 3, 4])
+    second, cached = pool.start([1, 2, 3, 9])
+    assert (cached, second != first) == (3, True)
+
+
+def test_a_conversation_without_a_slot_goes_on_where_it_was() -> None:
+    pool = Pool(1)
+    pool.run(talk(1))
+    pool.run(talk(2))
+    assert pool.run([*talk(1), 5])[1] == len(talk(1))
+    assert pool.run([*talk(2), 5])[1] == len(talk(2))
+
+
+def test_many_conversations_take_turns_on_few_slots() -> None:
+    pool = Pool(2)
+    prompts = {i: [*SYSTEM, *talk(i)] for i in range(20)}
+    for turn in range(3):
+        for i in prompts:
+            prompts[i] = [*prompts[i], turn]
+            cached = pool.run(prompts[i])[1]
+            assert turn == 0 or cached == len(prompts[i]) - 1
 
 
 def test_a_new_session_takes_the_system_prompt_from_a_warm_one_and_leaves_it_warm() -> None:
     pool = Pool(2)
-    warm, _ = pool.run([7, 7, 1, 1, 1, 1, 1, 1])
-    pool.slots.release(warm)
-    new, cached = pool.run([7, 7, 2, 2])
-    assert (new != warm, cached) == (True, 2)
-    pool.slots.release(new)
-    assert pool.run([7, 7, 1, 1, 1, 1, 1, 1, 3]) == (warm, 8)
+    warm, _ = pool.run([*SYSTEM, *talk(1)])
+    assert pool.run([*SYSTEM, *talk(2)])[1] == len(SYSTEM)
+    assert pool.run([*SYSTEM, *talk(1), 3])[1] == len(SYSTEM) + len(talk(1))
 
 
-def test_the_least_recently_used_slot_is_given_first() -> None:
+def test_once_two_share_a_beginning_a_third_is_spared_the_copy_of_the_rest() -> None:
     pool = Pool(3)
-    taken = [pool.run([i, i])[0] for i in range(3)]
-    for slot in (taken[1], taken[0], taken[2]):
-        pool.slots.release(slot)
-    assert pool.run([9, 9]) == (taken[1], 0)
+    pool.start([*SYSTEM, *talk(1, 500)])
+    pool.start([*SYSTEM, *talk(2, 500)])
+    before = pool.backend.restored
+    assert pool.start([*SYSTEM, *talk(3)])[1] == len(SYSTEM)
+    assert pool.backend.restored - before == len(SYSTEM)
+
+
+def test_a_common_beginning_stays_when_those_who_share_it_have_gone() -> None:
+    pool = Pool(1, budget=150)
+    for i in range(10):
+        pool.run([*SYSTEM, *talk(i)])
+    assert pool.run([*SYSTEM, *talk(99)])[1] == len(SYSTEM)
+
+
+def test_what_one_adapter_computed_is_not_shared_with_another() -> None:
+    pool = Pool(3)
+    pool.start([1, 2, 3, 4], adapter=0)
+    assert pool.start([1, 2, 3, 4], adapter=1)[1] == 0
+    assert pool.start([1, 2, 3, 9], adapter=1)[1] == 3
+
+
+def test_without_ram_for_it_an_idle_conversation_is_read_again() -> None:
+    pool = Pool(1, budget=0)
+    pool.run(talk(1))
+    pool.run(talk(2))
+    assert pool.run(talk(1))[1] == 0
+
+
+def test_a_slot_beside_the_held_ones_is_given() -> None:
+    pool = Pool(5)
+    slots = [pool.start(talk(i))[0] for i in range(3)]
+    assert slots == [0, 1, 2]
+    pool.end(1)
+    assert pool.start(talk(9))[0] == 1
+
+
+def test_a_hole_between_held_slots_is_closed_by_a_move() -> None:
+    pool = Pool(4)
+    for i in range(3):
+        pool.start(talk(i))
+    assert pool.slots.hole() is None
+    pool.end(1)
+    assert pool.slots.hole() == 1
+    pool.slots.move(2, 1)
+    pool.slots.check(pool.held)
+    assert pool.slots.hole() is None
+    assert pool.backend.cells[1] == talk(2)
+    assert pool.start([*talk(1), 1])[1] == len(talk(1)), "what was in the hole went to RAM"
+
+
+def test_a_model_that_keeps_no_part_of_a_sequence_computes_all_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = Pool(2)
+
+    def whole_or_nothing(slot: int, length: int) -> bool:
+        kept = length == len(pool.backend.cells.get(slot, []))
+        pool.backend.cells[slot] = pool.backend.cells.get(slot, []) if kept else []
+        return kept
+
+    monkeypatch.setattr(pool.backend, "cut", whole_or_nothing)
+    pool.run([1, 2, 3])
+    assert pool.run([1, 2, 3, 4])[1] == 3
+    assert pool.run([1, 2, 9, 9])[1] == 0
 
 
 def test_a_forgotten_slot_is_not_reused() -> None:
     pool = Pool(1)
-    slot, _ = pool.run([1, 2, 3])
+    slot, _ = pool.start([1, 2, 3])
     pool.slots.forget(slot)
-    pool.slots.release(slot)
+    pool.end(slot)
     assert pool.run([1, 2, 3, 4]) == (slot, 0)
 
 
 def test_a_slot_that_is_lost_or_freed_twice_is_noticed() -> None:
     pool = Pool(2)
-    slot, _ = pool.run([1])
-    pool.slots.check(held=1)
+    slot, _ = pool.start([1])
     with pytest.raises(AssertionError, match="lost"):
         pool.slots.check(held=0)
-    pool.slots.release(slot)
+    pool.end(slot)
     pool.slots.release(slot)
     with pytest.raises(AssertionError, match="twice"):
         pool.slots.check(held=0)
+
+
+def test_cells_that_nobody_knows_of_are_noticed() -> None:
+    pool = Pool(2)
+    slot, _ = pool.start([1, 2])
+    pool.backend.cells[slot].append(3)
+    with pytest.raises(AssertionError, match="not known"):
+        pool.slots.check(held=1)

@@ -1,0 +1,76 @@
+"""
+Conversations that have no slot, in RAM: what the KV cache held of them, to be put back when they
+go on.
+"""
+
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from typing import NamedTuple
+
+from services.inference.engine import runs
+from services.inference.engine.backend import State
+
+
+class Saved(NamedTuple):
+    run: bytes
+    state: State
+    is_root: bool  # what several conversations begin with, and none of them
+
+
+class Match(NamedTuple):
+    saved: Saved | None
+    length: int  # tokens of the common beginning
+
+
+class States:
+    """At most `budget` bytes; the least recently used goes first."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._runs: list[bytes] = []  # sorted, so that neighbours have most in common
+        self._by_use: OrderedDict[bytes, Saved] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __contains__(self, run: bytes) -> bool:
+        return run in self._by_use
+
+    def longest(self, run: bytes) -> Match:
+        """The one that has the longest beginning in common with `run`; of equals, the shortest."""
+        at = bisect_left(self._runs, run)
+        neighbours = self._runs[max(0, at - 1) : at + 1]
+        length = max((runs.shared(run, other) for other in neighbours), default=0)
+        if length == 0:
+            return Match(None, 0)
+        # all that begin so stand together, the shortest first
+        first = bisect_left(self._runs, runs.cut(run, length))
+        return Match(self._by_use[self._runs[first]], length)
+
+    def add(self, saved: Saved) -> None:
+        """Not kept if it is larger than the whole budget."""
+        self.remove(saved.run)
+        if saved.state.nbytes > self._budget:
+            return
+        insort(self._runs, saved.run)
+        self._by_use[saved.run] = saved
+        self._bytes += saved.state.nbytes
+        while self._bytes > self._budget:
+            self.remove(next(iter(self._by_use)))
+
+    def touch(self, run: bytes) -> None:
+        """It was used now."""
+        self._by_use.move_to_end(run)
+
+    def remove(self, run: bytes) -> None:
+        """Does nothing if it is not there."""
+        if saved := self._by_use.pop(run, None):
+            del self._runs[bisect_left(self._runs, run)]
+            self._bytes -= saved.state.nbytes
+
+    def check(self) -> None:
+        """Raises AssertionError if the books are wrong."""
+        assert self._runs == sorted(self._by_use), "a state is listed once"
+        assert self._bytes == sum(saved.state.nbytes for saved in self._by_use.values())
+        assert self._bytes <= self._budget, "the budget holds"

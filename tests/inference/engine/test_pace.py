@@ -1,0 +1,59 @@
+from services.inference.engine.pace import CHUNK_MAX, CHUNK_MIN, SLOWDOWN, Pace
+
+TOKEN = 0.001  # seconds to read one
+
+
+def read_beside(pace: Pace, decode: float, tokens: int) -> list[float]:
+    """A stream's gaps while so many tokens are read beside it."""
+    gaps, gap = [], 0.0
+    while tokens > 0:
+        if pace.may_read:
+            seconds = pace.chunk_beside * TOKEN
+            pace.has_read(pace.chunk_beside, seconds, beside=True)
+            tokens -= pace.chunk_beside
+            gap += seconds
+        else:
+            pace.has_decoded(decode)
+            gaps.append(gap + decode)
+            gap = 0.0
+    return gaps
+
+
+def learned(decode: float) -> Pace:
+    pace = Pace()
+    for _ in range(20):
+        pace.has_decoded(decode)
+        pace.has_read(100, 100 * TOKEN, beside=False)
+    return pace
+
+
+def test_a_running_stream_is_slowed_down_by_no_more_than_it_can_bear() -> None:
+    for decode in (0.003, 0.006, 0.025, 0.07):
+        gaps = read_beside(learned(decode), decode, 1500)
+        assert sum(gaps) / len(gaps) <= SLOWDOWN * decode * 1.05
+
+
+def test_no_single_gap_is_longer_where_a_useful_chunk_fits() -> None:
+    gaps = read_beside(learned(0.025), 0.025, 1500)
+    assert max(gaps) <= SLOWDOWN * 0.025 * 1.05
+
+
+def test_a_chunk_is_never_so_small_that_it_is_a_waste_nor_larger_than_a_batch() -> None:
+    assert learned(0.0001).chunk_beside == CHUNK_MIN
+    pace = learned(100.0)
+    for _ in range(20):
+        pace.has_read(512, 0.01, beside=False)
+    assert pace.chunk_beside == pace.chunk == CHUNK_MAX
+
+
+def test_a_slow_model_reads_less_at_once_so_that_a_cancel_is_heard() -> None:
+    pace = Pace()
+    for _ in range(20):
+        pace.has_read(50, 1.0, beside=False)
+    assert pace.chunk < 30
+
+
+def test_reading_alone_leaves_no_debt() -> None:
+    pace = Pace()
+    pace.has_read(500, 10.0, beside=False)
+    assert pace.may_read

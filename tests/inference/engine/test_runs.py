@@ -1,0 +1,20 @@
+from services.inference.engine import runs
+
+
+def test_the_common_beginning_is_counted_in_tokens() -> None:
+    a, b = runs.pack(0, [1, 2, 3]), runs.pack(0, [1, 2, 4, 5])
+    assert runs.shared(a, b) == 2
+    assert runs.shared(a, a) == 3
+    assert runs.shared(a, runs.pack(0, [])) == runs.shared(a, b"") == 0
+
+
+def test_runs_of_different_adapters_have_nothing_in_common() -> None:
+    assert runs.shared(runs.pack(0, [1, 2]), runs.pack(1, [1, 2])) == 0
+
+
+def test_a_run_grows_and_is_cut_by_tokens() -> None:
+    run = bytearray(runs.pack(3, [1, 2]))
+    runs.extend(run, [3, 4])
+    assert bytes(run) == runs.pack(3, [1, 2, 3, 4]) and runs.length(run) == 4
+    assert runs.cut(run, 1) == runs.pack(3, [1])
+    assert runs.length(b"") == 0

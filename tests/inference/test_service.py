@@ -194,8 +194,10 @@ async def test_a_cancel_ends_the_answer_and_what_was_said_is_kept(slow: Worker) 
 
 async def test_a_cancel_in_the_queue_ends_it_before_it_has_a_slot(slow: Worker) -> None:
     first = asyncio.create_task(slow.ask("long", "a", request_id="r1"))
+    while slow.service.running != 1:
+        await asyncio.sleep(0.01)
     second = asyncio.create_task(slow.ask("hi", "b", request_id="r2"))
-    while slow.service.waiting != 1 or slow.service.running != 1:
+    while slow.service.waiting != 1:
         await asyncio.sleep(0.01)
     await slow.bus.publish(subjects.cancel(subjects.OPEN_TENANT, "r2"), Empty())
     *_, done = await second

@@ -37,7 +37,9 @@ class Sequence:
     last_token: float = 0.0
     detokenizer: Detokenizer = field(default_factory=Detokenizer)
     stops: StopBuffer = field(init=False)
-    unsent: list[int] = field(default_factory=list)  # tokens whose text is still held back
+    last_sent: float = 0.0
+    unsent: list[int] = field(default_factory=list)  # tokens whose text was not sent yet
+    unsent_text: str = ""  # of them, what is no beginning of a stop string
     sent_chars: int = 0
 
     def __post_init__(self) -> None:

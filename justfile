@@ -35,7 +35,7 @@ check: (_setup "--group" "dev")
 check-compose: _compose
     @if docker compose version >/dev/null 2>&1; then docker compose config --quiet; else docker-compose config --quiet; fi
 
-# Compare with llama-server on this machine, on a synthetic model: `just bench 135M Q8_0`
+# Compare with llama-server on this machine: `just bench 135M Q8_0 --loads burst,turns`
 [group('develop')]
 bench *options: (_setup "--group" "dev" "--group" "bench")
     bench/llama-server.sh

@@ -44,16 +44,21 @@ class Server:
         self.name = name
         self.port = port
         self._command = command
-        self._log = log
+        self.log = log
         self.environ = dict(os.environ)
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, env=self.environ
             )
-        wait_for(self._is_up, f"{self.name} (log: {self._log})")
+        wait_for(self._is_up, f"{self.name} (log: {self.log})")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Waits for the end, and returns the exit code; 0 if it did not run."""
@@ -71,7 +76,7 @@ class Server:
     def _is_up(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
-            raise RuntimeError(f"{self.name} ended at once:\n{self._log.read_text()[-2000:]}")
+            raise RuntimeError(f"{self.name} ended at once:\n{self.log.read_text()[-2000:]}")
         return accepts(self.port)
 
 

@@ -1,0 +1,90 @@
+"""Many more sessions than slots, taking turns: how much of their prompts is not computed again."""
+
+import random
+from contextlib import closing
+from typing import NamedTuple
+from uuid import uuid4
+
+import uvloop
+
+from bench import servers
+from bench.bars import Bar, Spread
+from bench.load import Sample, Target, at_most
+from bench.pairs import Plan, tell
+from bench.report import Row, Section
+from bench.words import words
+from services.inference.engine.llama import Llama
+
+SESSIONS = 200
+SLOTS = 8
+TURNS = 6  # the window of 10 exchanges cuts nothing off
+WORDS = 30
+NEW_TOKENS = 24
+OPENING = f"<|im_start|>system\n{servers.SYSTEM}<|im_end|>\n<|im_start|>user\n"
+NOTE = f"""{SESSIONS} sessions take {TURNS} turns each on {SLOTS} slots, in random order, at most
+{SLOTS} at once; {WORDS}-word prompts, {NEW_TOKENS} new tokens. Known is what had been computed
+before: of a session's first prompt the system prompt, of a later one the prompt before it and its
+answer."""
+
+
+class Shares(NamedTuple):
+    """In %, of the prompts' tokens that were not computed: of those known, and of all."""
+
+    of_known: float
+    of_all: float
+
+
+def run(plan: Plan) -> Section:
+    opening = opening_tokens(plan)
+    with servers.whole_stack(plan.model, MODEL_PARALLEL=str(SLOTS)) as up:
+        sessions = uvloop.run(_rotate(servers.client(up), opening))
+    known, of_all = shares(sessions, opening)
+    rows = [
+        Row("known prompt tokens not computed again, %", (), Spread.of([known]), Bar("≥", 90)),
+        Row("all prompt tokens not computed, %", (), Spread.of([of_all])),
+    ]
+    return Section("rotation", plan.model.stem, NOTE, (), rows)
+
+
+async def _rotate(target: Target, opening: int) -> list[list[Sample]]:
+    """The samples of each session."""
+    run = uuid4().hex
+    await target.ask(f"{run} before", words(WORDS), NEW_TOKENS)
+    sessions: list[list[Sample]] = [[] for _ in range(SESSIONS)]
+
+    async def take_turn(i: int) -> None:
+        sessions[i].append(await target.ask(f"{run} {i}", words(WORDS), NEW_TOKENS))
+
+    for turn in range(TURNS):
+        await at_most(SLOTS, map(take_turn, random.sample(range(SESSIONS), SESSIONS)))
+        so_far = shares(sessions, opening)
+        tell(f"rotation, turn {turn + 1} of {TURNS}: {so_far.of_known:.1f} % of the known")
+    return sessions
+
+
+def shares(sessions: list[list[Sample]], opening: int) -> Shares:
+    """`opening` is how many tokens all prompts begin with."""
+    known = known_cached = prompt = cached = 0
+    for samples in sessions:
+        before = opening
+        for sample in samples:
+            known += before
+            known_cached += min(sample.cached_tokens, before)
+            prompt += sample.prompt_tokens
+            cached += sample.cached_tokens
+            # the last token of an answer is never computed: nothing comes after it
+            before = sample.prompt_tokens + sample.completion_tokens - 1
+    return Shares(100 * known_cached / known, 100 * cached / prompt)
+
+
+def opening_tokens(plan: Plan) -> int:
+    model = Llama(
+        plan.model,
+        context=64,
+        parallel=1,
+        threads=1,
+        gpu_layers=0,
+        on_progress=lambda share: True,
+    )
+    with closing(model):
+        return len(model.tokenize(OPENING, special=True))

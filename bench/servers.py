@@ -1,0 +1,83 @@
+"""The servers under load: our whole stack, llama-server alone, and peers that run already."""
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+
+from bench.load import FineTune, OpenAI, Target
+from bench.pairs import Plan
+from tests.e2e.stack import NO_MONGO, Stack, stack
+from tests.servers import free_port, wait_for
+
+THREADS = 2
+SLOTS = 16
+LLAMA_SERVER = f"llama-server -np {SLOTS} -t {THREADS} -c {SLOTS * 2048}"
+SYSTEM = "You are a helpful, friendly assistant. Answer briefly and clearly."
+SAMPLING = {"temperature": 0.5, "top_p": 0.9}
+LLAMA_OPTIONS = SAMPLING | {
+    "top_k": 40,
+    "repeat_penalty": 1.1,
+    "samplers": ["penalties", "top_k", "top_p", "temperature"],
+    "ignore_eos": True,
+    "cache_prompt": True,
+}
+
+
+@contextmanager
+def whole_stack(model: Path, **settings: str) -> Iterator[Stack]:
+    ours = {
+        "MODEL_PATH": str(model),
+        "MODEL_THREADS": str(THREADS),
+        "MODEL_PARALLEL": str(SLOTS),
+        "CHAT_SYSTEM_PROMPT": SYSTEM,
+    }
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        stack(Path(folder), NO_MONGO, slow=False, **(ours | settings)) as up,
+    ):
+        yield up
+
+
+def client(up: Stack) -> FineTune:
+    return FineTune(str(up.http.base_url).rstrip("/"))
+
+
+@contextmanager
+def llama_server(model: Path) -> Iterator[OpenAI]:
+    port = free_port()
+    command = f"bench/.llama/{LLAMA_SERVER} -m {model} --port {port} --log-disable"
+    process = subprocess.Popen(
+        command.split(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(lambda: _is_up(f"{url}/health"), "llama-server", 60)
+        yield OpenAI("llama-server", url, SYSTEM, LLAMA_OPTIONS)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def peer(url: str) -> OpenAI:
+    """An OpenAI-style server that runs already, on any model: the first that it names."""
+    model = httpx.get(f"{url}/v1/models").raise_for_status().json()["data"][0]["id"]
+    return OpenAI(urlsplit(url).netloc, url, SYSTEM, SAMPLING | {"model": model})
+
+
+@contextmanager
+def all_of(plan: Plan) -> Iterator[list[Target]]:
+    """Ours, llama-server, and the peers."""
+    with whole_stack(plan.model) as up, llama_server(plan.model) as theirs:
+        yield [client(up), theirs, *map(peer, plan.peers)]
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False

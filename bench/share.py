@@ -1,0 +1,154 @@
+"""The engine alone, 16 sequences decoding: whose time a step is."""
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, ParamSpec, TypeVar
+
+import llama_cpp
+
+from bench import servers
+from bench.bars import Bar, Spread
+from bench.pairs import Plan, tell
+from bench.report import Row, Section
+from services.contract.messages import Sampling
+from services.inference.engine.backend import Chosen, Chunk
+from services.inference.engine.engine import Engine, Output, Piece
+from services.inference.engine.llama import Llama
+from services.inference.engine.sequence import Sequence as Conversation
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SEQUENCES = 16
+PROMPT = 80  # tokens
+STEPS = 60  # in each of the runs
+SAMPLING = Sampling(
+    temperature=0.5, top_p=0.9, top_k=40, repeat_penalty=1.1, max_tokens=1500, stop=()
+)
+COMPUTING = ("llama_decode", "llama_get_logits", "llama_synchronize")
+NOTE = f"""The engine alone, without NATS and HTTP: {SEQUENCES} sequences decoding, whose time a
+step is. What is not llama.cpp's is Python's, numpy included."""
+
+
+class Step(NamedTuple):
+    """Milliseconds: the whole, and how much of it was in which functions."""
+
+    whole: float
+    backend: float  # Backend.decode, and all that it calls
+    computing: float  # llama.cpp's
+    sampling: float  # llama.cpp's
+
+    @property
+    def python_in_backend(self) -> float:
+        return self.backend - self.computing - self.sampling
+
+    @property
+    def python_in_engine(self) -> float:
+        return self.whole - self.backend
+
+    @property
+    def python(self) -> float:
+        return self.python_in_backend + self.python_in_engine
+
+
+class Clock:
+    """Adds up the seconds spent in each group of functions."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def timed(self, group: str, function: Callable[P, T]) -> Callable[P, T]:
+        def call(*arguments: P.args, **named: P.kwargs) -> T:
+            began = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.seconds[group] += time.perf_counter() - began
+
+        return call
+
+    @contextmanager
+    def in_llama_cpp(self) -> Iterator[None]:
+        """While it is open, llama.cpp's functions that the engine calls are timed."""
+        names = [n for n in dir(llama_cpp) if n in COMPUTING or n.startswith("llama_sampler_")]
+        originals = {name: getattr(llama_cpp, name) for name in names}
+        for name, function in originals.items():
+            group = "computing" if name in COMPUTING else "sampling"
+            setattr(llama_cpp, name, self.timed(group, function))
+        try:
+            yield
+        finally:
+            for name, function in originals.items():
+                setattr(llama_cpp, name, function)
+
+
+class TimedLlama(Llama):
+    clock: Clock
+
+    def decode(self, chunks: Sequence[Chunk]) -> list[Chosen | None]:
+        return self.clock.timed("backend", super().decode)(chunks)
+
+
+def run(plan: Plan) -> Section:
+    clock = Clock()
+    backend = TimedLlama(
+        plan.model,
+        context=2048,
+        parallel=SEQUENCES,
+        threads=servers.THREADS,
+        gpu_layers=0,
+        on_progress=lambda share: True,
+    )
+    backend.clock = clock
+    with clock.in_llama_cpp():
+        engine = _decoding(backend)
+        steps = [_time(engine, clock, f"{i + 1} of {plan.pairs}") for i in range(plan.pairs)]
+    backend.close()
+    return Section("share", plan.model.stem, NOTE, ("ms a step",), rows(steps))
+
+
+def _decoding(backend: Llama) -> Engine:
+    """An engine that has read all prompts."""
+    speaking: set[str] = set()
+
+    def hear(outputs: list[tuple[str, Output]]) -> None:
+        speaking.update(key for key, output in outputs if isinstance(output, Piece))
+
+    engine = Engine(backend, SEQUENCES, emit=hear, on_death=lambda: None)
+    for i in range(SEQUENCES):
+        prompt = random.choices(range(1000, 30000), k=PROMPT)
+        engine.submit(Conversation(str(i), prompt, SAMPLING))
+    while len(speaking) < SEQUENCES:
+        engine.step()
+    return engine
+
+
+def _time(engine: Engine, clock: Clock, which: str) -> Step:
+    """A step's mean over a run."""
+    clock.seconds.clear()
+    step = clock.timed("whole", engine.step)
+    for _ in range(STEPS):
+        step()
+    mean = Step(*(1000 * clock.seconds[group] / STEPS for group in Step._fields))
+    tell(f"share, run {which}: {100 * mean.python / mean.whole:.2f} % Python")
+    return mean
+
+
+def rows(steps: list[Step]) -> list[Row]:
+    """The milliseconds of each part, and its share in %."""
+
+    def row(what: str, part: Callable[[Step], float], bar: Bar | None = None) -> Row:
+        milliseconds = Spread.of(map(part, steps)).median
+        shares = Spread.of(100 * part(step) / step.whole for step in steps)
+        return Row(f"{what}, %", (milliseconds,), shares, bar)
+
+    return [
+        row("Python's share", lambda step: step.python, Bar("<", 3)),
+        row("of it in `Backend.decode`", lambda step: step.python_in_backend),
+        row("of it in the engine", lambda step: step.python_in_engine),
+        row("llama.cpp's sampler", lambda step: step.sampling),
+        row("llama.cpp's computing", lambda step: step.computing),
+    ]

@@ -15,7 +15,7 @@ from bench.bars import Bar
 from bench.load import Sample, Target
 from bench.pairs import Plan, interleave
 from bench.report import Row, Section, compared, own
-from bench.words import letters, words
+from bench.words import words
 
 STREAMS = (1, 4, 8)
 WORDS = 50
@@ -64,7 +64,7 @@ async def _disturb(target: Target, streams: int) -> Gaps:
     while any(len(sample.pieces) < STEADY for sample in samples):
         await asyncio.sleep(0.02)
     await asyncio.sleep(BEFORE)
-    long = await target.ask(f"{run} long", letters(PROMPT), NEW_TOKENS)
+    long = await target.ask(f"{run} long", words(PROMPT), NEW_TOKENS)
     await _cut_off(tasks)
     return gaps(samples, long)
 

@@ -79,17 +79,18 @@ def _describe(writer: gguf.GGUFWriter, shape: Shape) -> None:
 
 def _add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
     """
-    Byte-level BPE that merges letters to pairs, triples, and so on: about 3 characters a token.
+    Byte-level BPE in which a word of up to three letters is one token, as a common word is in a
+    trained one; longer ones are more.
     """
     tokens = [*SPECIAL, *_byte_letters()]
     merges: list[str] = []
     letters = string.ascii_lowercase
     for left, right in itertools.chain(
-        ((a, b) for a in letters for b in letters),
         (("Ġ", a) for a in letters),
         (("Ġ" + a, b) for a in letters for b in letters),
-        ((a + b, c) for a in letters for b in letters for c in letters),
         (("Ġ" + a + b, c) for a in letters for b in letters for c in letters),
+        ((a, b) for a in letters for b in letters),
+        ((a + b, c) for a in letters for b in letters for c in letters),
         ((a + b + c, d) for a in letters for b in letters for c in letters for d in letters),
     ):
         if len(tokens) == size:

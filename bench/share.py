@@ -117,7 +117,7 @@ def _decoding(backend: Llama) -> Engine:
     def hear(outputs: list[tuple[str, Output]]) -> None:
         speaking.update(key for key, output in outputs if isinstance(output, Piece))
 
-    engine = Engine(backend, SEQUENCES, emit=hear, on_death=lambda: None)
+    engine = Engine(backend, SEQUENCES, budget=0, emit=hear, on_death=lambda: None)
     for i in range(SEQUENCES):
         prompt = random.choices(range(1000, 30000), k=PROMPT)
         engine.submit(Conversation(str(i), prompt, SAMPLING))

@@ -5,13 +5,8 @@ import string
 
 
 def words(count: int) -> str:
-    """Of one to three letters: 1.6 tokens of the synthetic vocabulary each."""
+    """Of one to three letters: a token of the synthetic vocabulary each."""
     return " ".join(
         "".join(random.choices(string.ascii_lowercase, k=random.randint(1, 3)))
         for _ in range(count)
     )
-
-
-def letters(count: int) -> str:
-    """Each is one token of the synthetic vocabulary."""
-    return " ".join(random.choices(string.ascii_lowercase, k=count))

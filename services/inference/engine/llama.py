@@ -22,7 +22,8 @@ from services.inference.engine.scheduler import PREFILL_ALONE
 log = logging.getLogger(__name__)
 
 MAX_PARALLEL = 64  # decode tokens that a batch has room for beside a prompt's chunk
-CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
+# an unknown token is found as control tokens are
+CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
 USER_DEFINED = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
 NO_CELLS = 1  # llama_decode: the KV cache is full
 

@@ -80,8 +80,9 @@ class FakeBackend:
             return None
         assert isinstance(chunk.sampler, Script)
         if chunk.sampler.answer is None:
-            chunk.sampler.answer = [*self._answer_to(bytes(held)), END]
+            said = self._answer_to(b"".join(map(self.piece, held)))
+            chunk.sampler.answer = [*said, END]
         return Chosen(chunk.sampler.answer.pop(0))
 
-    def _answer_to(self, prompt: bytes) -> bytes:
+    def _answer_to(self, prompt: bytes) -> Sequence[int]:
         return next(a for end, a in self._answers.items() if prompt.endswith(end.encode()))

@@ -183,6 +183,11 @@ def test_an_answer_that_changes_what_the_template_says_elsewhere_is_text() -> No
         assert known(source, "two", foreign("two")) == expected
 
 
+def test_an_answer_that_is_shown_twice_is_text() -> None:
+    source = "{% for m in messages %}[{{ m.content }}|{{ m.content }}]{% endfor %}"
+    assert known(source, "one", foreign("one")) == plain("[q|q][one|one][hi|hi]")
+
+
 def test_one_answer_that_the_template_changes_leaves_the_others_known() -> None:
     source = "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}"
     chat = ChatTemplate(source, Foreign({}), bos="", eos="", adds_bos=False)

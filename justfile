@@ -18,7 +18,7 @@ chat *options: (_setup)
 
 # Run the tests, with real servers and the real demo model
 [group('develop')]
-test *options: (_setup "--group" "dev") _nats
+test *options: (_setup "--group" "dev") _nats _llama-source
     @python -m pytest "$@"
 
 # Check style, types, and that generated files are fresh
@@ -69,6 +69,9 @@ _setup *groups:
 
 _nats:
     @deploy/setup.sh nats
+
+_llama-source:
+    @deploy/setup.sh llama-source
 
 _compose:
     @deploy/setup.sh compose

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Gets what the project needs into .venv and .data/bin; does nothing that is done already.
 #
-#   deploy/setup.sh uv        uv, from PATH or from PyPI
-#   deploy/setup.sh python …  .venv from uv.lock; the words after are uv's (--group dev)
-#   deploy/setup.sh nats      nats-server, from PATH or from the system's packages, unpacked beside it
-#   deploy/setup.sh compose   docker-compose, to check docker-compose.yml
+#   deploy/setup.sh uv            uv, from PATH or from PyPI
+#   deploy/setup.sh python …      .venv from uv.lock; the words after are uv's (--group dev)
+#   deploy/setup.sh nats          nats-server, from PATH or from the system's packages, unpacked beside it
+#   deploy/setup.sh compose       docker-compose, to check docker-compose.yml
+#   deploy/setup.sh llama-source  llama.cpp as uv.lock's llama-cpp-python carries it: for tests and benchmarks
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=.data/bin
@@ -83,10 +84,27 @@ get_compose() {
         die "$(tail -n 3 .data/compose-setup.log)" "docker-compose could not be installed."
 }
 
+get_llama-source() {
+    local version target=.data/llama.cpp temp
+    version=$(sed -n '/^name = "llama-cpp-python"/{n;s/version = "\(.*\)"/\1/p}' uv.lock)
+    [ "$(cat "$target/of-llama-cpp-python" 2>/dev/null)" = "$version" ] && return
+    get_uv
+    echo "getting the source of llama.cpp"
+    temp=$(mktemp -d -p .data)
+    uv tool run --quiet pip download --quiet --no-deps --no-binary :all: --dest "$temp" \
+        "llama-cpp-python==$version" 2>.data/llama-setup.log ||
+        die "$(tail -n 3 .data/llama-setup.log)" "The source package of llama-cpp-python $version could not be downloaded."
+    tar -C "$temp" --strip-components 3 -xzf "$temp"/*.tar.gz "llama_cpp_python-$version/vendor/llama.cpp"
+    rm "$temp"/*.tar.gz
+    echo "$version" >"$temp/of-llama-cpp-python"
+    rm -rf "$target"
+    mv "$temp" "$target"
+}
+
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-what=${1:?uv, python, nats or compose}
+what=${1:?uv, python, nats, compose or llama-source}
 shift
 "get_$what" "$@"

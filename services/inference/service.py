@@ -26,6 +26,7 @@ from services.contract.messages import (
     Token,
     Usage,
 )
+from services.inference.answers import Answers
 from services.inference.calls import Call
 from services.inference.engine.engine import Began, Broken, Engine, Finished, Output, Piece
 from services.inference.engine.sequence import Sequence
@@ -58,6 +59,7 @@ class ChatService:
         self._worker_id = worker_id
         self._model = model
         self._sessions = Sessions(bus)
+        self._answers = Answers()
         self._calls: dict[str, Call] = {}
         self._dead = False
         loop = asyncio.get_running_loop()
@@ -162,11 +164,13 @@ class ChatService:
             context.turns,
             call.request.prompt,
             call.sampling.max_tokens or 1,
+            self._answers.of(call.tenant, context.turns),
         )
         if call.cancelled:
             finished = Finished("cancelled", Usage(len(prompt.tokens), 0, 0), Timings(0, 0, 0))
         else:
             finished = await self._generate(call, prompt)
+            self._remember(call)
         await self._finish(call, context, prompt, finished)
 
     async def _generate(self, call: Call, prompt: Prompt) -> Finished:
@@ -184,6 +188,14 @@ class ChatService:
                     raise ServiceError("internal", f"The model failed: {message} Try again.")
                 case Finished() as finished:
                     return finished
+
+    def _remember(self, call: Call) -> None:
+        """The answer's tokens, which the next turn's prompt repeats."""
+        assert call.sequence is not None
+        tokens = call.sequence.generated
+        if tokens and self._model.backend.is_end(tokens[-1]):
+            tokens = tokens[:-1]
+        self._answers.remember(call.tenant, call.request_id, tokens)
 
     async def _finish(
         self, call: Call, context: Context, prompt: Prompt, finished: Finished

@@ -1,5 +1,6 @@
 """The main job, over HTTP, with real processes and the real demo model."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -57,7 +58,24 @@ def test_the_end_says_what_it_took(up: Stack, session_id: str) -> None:
     first = up.chat("hello", session_id).end
     assert first["done"] and first["finish_reason"] == "stop" and first["stored"] == "log"
     second = up.chat("how are you?", session_id).end
-    assert second["usage"]["cached_tokens"] >= first["usage"]["prompt_tokens"] - 2
+    held = first["usage"]["prompt_tokens"] + first["usage"]["completion_tokens"] - 1  # the end's
+    assert second["usage"]["cached_tokens"] == held
+
+
+def test_a_prompt_too_long_for_the_model_is_refused_with_both_numbers(up: Stack) -> None:
+    body = {"prompt": "my name is Ada " * 1000, "max_tokens": 10}
+    response = up.http.post("/chat", json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert re.search(
+        r"has \d{4,} tokens and max_tokens is 10,.* holds 2048 tokens", error["message"]
+    )
+
+
+def test_the_end_says_how_many_exchanges_did_not_fit(up: Stack, session_id: str) -> None:
+    ends = [up.chat("my name is Ada " * 120, session_id, max_tokens=10).end for _ in range(4)]
+    assert [end["exchanges_dropped"] for end in ends] == [0, 0, 1, 2]
+    assert all(end["usage"]["prompt_tokens"] + 10 <= 2048 for end in ends)
 
 
 def test_messages_are_listed_oldest_first_with_what_a_page_needs(

@@ -54,13 +54,14 @@ async def test_a_refusal_before_the_first_event_has_its_own_status(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
     for failed, status in [
-        (Failed("context_length_exceeded", "too long"), 400),
+        (Failed("context_length_exceeded", "The prompt has 3000 tokens, 2048 fit."), 400),
         (Failed("overloaded", "full", 1.2), 503),
     ]:
         async with scripted_worker(nats_url, [ACCEPTED, failed]):
             answer = await http.post("/chat", json={"prompt": "hi"})
         assert answer.status_code == status
-        assert answer.json()["error"]["code"] == failed.code
+        error = answer.json()["error"]
+        assert (error["code"], error["message"]) == (failed.code, failed.message)
         assert answer.headers.get("retry-after") == ("2" if failed.retry_after else None)
 
 

@@ -40,6 +40,7 @@ class FakeBackend:
         self.cells: dict[int, list[int]] = {}
         self.computed = 0  # tokens, over all steps
         self.restored = 0  # tokens of states
+        self.saved = 0  # states
         self.steps: list[list[Chunk]] = []
         self.samplers: list[Script] = []
         self.fails = False
@@ -84,6 +85,7 @@ class FakeBackend:
         return len(self.cells.get(slot, []))
 
     def save(self, slot: int) -> State:
+        self.saved += 1
         return FakeState(tuple(self.cells[slot]))
 
     def restore(self, slot: int, state: State) -> bool:
@@ -105,8 +107,9 @@ class FakeBackend:
             return None
         assert isinstance(chunk.sampler, Script)
         if chunk.sampler.answer is None:
-            chunk.sampler.answer = [*self._answer_to(bytes(held)), END]
+            said = self._answer_to(b"".join(map(self.piece, held)))
+            chunk.sampler.answer = [*said, END]
         return Chosen(chunk.sampler.answer.pop(0))
 
-    def _answer_to(self, prompt: bytes) -> bytes:
+    def _answer_to(self, prompt: bytes) -> Sequence[int]:
         return next(a for end, a in self._answers.items() if prompt.endswith(end.encode()))

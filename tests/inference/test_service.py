@@ -1,6 +1,7 @@
 """The service on a real bus and with a real history; what the model says is scripted."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -83,7 +84,12 @@ def text(events: list[StreamEvent]) -> str:
 
 @asynccontextmanager
 async def worker(
-    folder: Path, parallel: int = 8, queue: int = 16, step_seconds: float = 0, context: int = 2000
+    folder: Path,
+    parallel: int = 8,
+    queue: int = 16,
+    step_seconds: float = 0,
+    context: int = 2000,
+    backend: FakeBackend | None = None,
 ) -> AsyncIterator[Worker]:
     """On a nats-server of its own, since requests go to whoever serves."""
     async with AsyncExitStack() as stack:
@@ -91,7 +97,7 @@ async def worker(
         url = f"nats://127.0.0.1:{server.port}"
         await start_history(stack, HistorySettings(nats_url=url, mongodb_uri=NOBODY))
         bus = await stack.enter_async_context(Bus.connect(url, "test"))
-        backend = FakeBackend(ANSWERS, context, step_seconds)
+        backend = backend or FakeBackend(ANSWERS, context, step_seconds)
         worker = Worker(bus, url, backend, parallel, queue)
         await worker.service.start()
         stack.push_async_callback(worker.service.drain)
@@ -148,14 +154,37 @@ async def test_max_tokens_ends_an_answer_with_length(fast: Worker) -> None:
 async def test_a_prompt_that_can_not_fit_is_refused_with_both_numbers(fast: Worker) -> None:
     *_, failed = await fast.ask("x" * 3000, "s")
     assert isinstance(failed, Failed) and failed.code == "context_length_exceeded"
-    assert "3" in failed.message and "2000" in failed.message
+    assert re.search(r"has 3\d\d\d tokens .* holds 2000 tokens", failed.message)
 
 
 async def test_oldest_exchanges_are_dropped_and_it_is_said_how_many(tmp_path: Path) -> None:
     async with worker(tmp_path, context=700) as small:
         for _ in range(2):
-            *_, done = await small.ask("long", "s", max_tokens=300)
-        assert isinstance(done, Done) and done.exchanges_dropped == 1
+            _, started, *_, done = await small.ask("long", "s", max_tokens=300)
+        assert isinstance(started, Started) and isinstance(done, Done)
+        assert (started.exchanges_kept, started.exchanges_dropped) == (0, 1)
+        assert done.exchanges_dropped == 1
+
+
+class Foreign(FakeBackend):
+    """Says its answers in tokens that tokenizing their text would never give."""
+
+    def piece(self, token: int) -> bytes:
+        return super().piece(token - 1000 if token >= 1000 else token)
+
+    def _answer_to(self, prompt: bytes) -> list[int]:
+        return [1000 + byte for byte in super()._answer_to(prompt)]
+
+
+async def test_the_next_turn_goes_on_from_the_tokens_that_were_said(tmp_path: Path) -> None:
+    async with worker(tmp_path, backend=Foreign(ANSWERS)) as warm:
+        held = 0  # of the first prompt, nothing
+        for prompt, said in (("hi", "hello"), ("stop", "fine"), ("hi", "hello")):
+            _, started, *events = await warm.ask(prompt, "s", max_tokens=50)
+            assert isinstance(started, Started)
+            assert started.cached_tokens == held
+            assert text(events) == said
+            held = started.prompt_tokens + len(said)
 
 
 async def test_bad_requests_are_refused_and_say_why(fast: Worker) -> None:

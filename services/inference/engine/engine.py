@@ -113,9 +113,11 @@ class Engine:
         self._send()
 
     def _take_in(self) -> None:
-        """Blocks while there is nothing to do."""
+        """Tidies up while there is nothing to do, then blocks."""
         if self._scheduler.is_idle:
             self._scheduler.check()
+            while self._inbox.empty() and self._slots.tidy():
+                pass
             self._handle(self._inbox.get())
         while not self._inbox.empty():
             self._handle(self._inbox.get())

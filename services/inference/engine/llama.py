@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 MAX_ALONE = 8  # streams; with more a batch is always faster
 TRIES = 5  # of which the fastest counts
-CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
+# an unknown token is found as control tokens are
+CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
 USER_DEFINED = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
 NO_CELLS = 1  # llama_decode: the KV cache is full
 

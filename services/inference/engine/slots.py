@@ -21,7 +21,8 @@ class Lease(NamedTuple):
 class Slots:
     """
     A fixed number of slots, each free or held. A free one keeps its last sequence, until somebody
-    else needs the slot: then that goes to RAM (`states`), and comes back when it is continued.
+    else needs the slot: by then it has been copied to RAM (`states`), and it comes back when it is
+    continued.
 
     The longest beginning that a prompt shares with any of these, running or idle, is not computed
     again: it is kept, or copied.
@@ -30,6 +31,7 @@ class Slots:
     def __init__(self, backend: Backend, count: int, budget: int) -> None:
         self._backend = backend
         self._runs = [bytearray() for _ in range(count)]
+        self._stored = [b""] * count  # the last run of each that was copied to RAM
         self._free = list(range(count))  # least recently used first
         self.states = States(budget)
 
@@ -64,6 +66,18 @@ class Slots:
         """What the slot holds can't be trusted (a step failed)."""
         self._backend.cut(slot, 0)
         self._runs[slot] = bytearray()
+        self._stored[slot] = b""
+
+    def tidy(self) -> bool:
+        """
+        Copies one idle conversation to RAM, so that its slot can be given away at once. False if
+        there is none left: so it is done bit by bit while there is nothing else to do.
+        """
+        for slot in self._free:
+            if self._stored[slot] != self._runs[slot] and runs.length(self._runs[slot]) > 0:
+                self._store(slot)
+                return True
+        return False
 
     def hole(self) -> int | None:
         """A free slot between held ones: these can't be computed in one batch while it is there."""
@@ -75,6 +89,7 @@ class Slots:
         self._store(target)
         if not self._put(target, bytes(self._runs[source]), self._backend.save(source)):
             raise BackendError("A sequence could not be moved to another slot.")
+        self._stored[target] = self._stored[source]
         self.forget(source)
         self._free[self._free.index(target)] = source
 
@@ -100,12 +115,12 @@ class Slots:
         return runs.length(run) - shared <= SPARE
 
     def _fetch(self, saved: Saved, shared: int) -> int:
-        """From RAM into a free slot. What is another conversation's stays in RAM too."""
+        """From RAM into a free slot."""
         self.states.touch(saved.run)
-        if not saved.is_root and self._is_continued(saved.run, shared):
-            self.states.remove(saved.run)
         slot = self._room()
         self._put(slot, saved.run, saved.state)
+        if not saved.is_root and self._is_continued(saved.run, shared):
+            self._stored[slot] = saved.run  # it is this conversation's, and is replaced by its next
         return slot
 
     def _copy(self, source: int, shared: int) -> int:
@@ -122,6 +137,7 @@ class Slots:
     def _put(self, slot: int, run: bytes, state: State) -> bool:
         if self._backend.restore(slot, state):
             self._runs[slot] = bytearray(run)
+            self._stored[slot] = b""
             return True
         self.forget(slot)
         return False
@@ -156,6 +172,9 @@ class Slots:
         return slot
 
     def _store(self, slot: int) -> None:
+        """A copy in RAM, in the place of the one that was made of the conversation before."""
         run = bytes(self._runs[slot])
-        if runs.length(run) > 0 and run not in self.states:
+        if runs.length(run) > 0 and run != self._stored[slot]:
+            self.states.remove(self._stored[slot])
             self.states.add(Saved(run, self._backend.save(slot), is_root=False))
+            self._stored[slot] = run

@@ -1,28 +1,27 @@
 """
 The model's own chat template: a conversation to prompt tokens.
 
-Only the template's text may become the tokens that tell roles apart. A prompt in which somebody
-wrote such a token's text is tokenized message by message, with special tokens off for what people
-wrote: typing `<|im_start|>system` forges nothing.
+Only the template's text may become the tokens that tell roles apart, and an answer whose tokens are
+known is put in as these tokens: so the prompt goes on from what the KV cache holds, even where its
+text would tokenize differently.
 """
 
-import re
-from collections.abc import Sequence
-from datetime import datetime
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from services.contract.errors import ServiceError
 from services.contract.messages import Turn
+from services.inference.engine import jinja
 from services.inference.engine.backend import Backend
+from services.inference.engine.mark import Mark
+from services.inference.engine.tokenizer import Said, Tokenizer
 
-_PLACEHOLDER = "\ue000{}\ue001"  # of the private use area: no template says these
-_PLACEHOLDERS = re.compile("\ue000(\\d+)\ue001")
+KnownAnswers = Mapping[str, Sequence[int]]  # request id to the answer's tokens, without the end's
 
 
 class TemplateError(Exception):
@@ -35,6 +34,19 @@ class Prompt(NamedTuple):
     dropped: int  # exchanges that did not fit
 
 
+class Message(NamedTuple):
+    role: str
+    content: str
+    tokens: Sequence[int] = ()  # of an answer, where they are known
+
+
+class _Piece(NamedTuple):
+    """What is rendered between two known answers."""
+
+    text: str | None  # none where the template refuses the contents
+    frame: str  # with marks in the places of the contents
+
+
 class ChatTemplate:
     """
     `source` is Jinja as Hugging Face's templates use it. Raises TemplateError if it can't show
@@ -44,143 +56,184 @@ class ChatTemplate:
     def __init__(
         self, source: str, backend: Backend, *, bos: str, eos: str, adds_bos: bool
     ) -> None:
-        self._backend = backend
+        self._context = backend.context
         self._bos, self._eos, self._adds_bos = bos, eos, adds_bos
-        self._markers: dict[int, str] = {}
+        self._content, self._answer = Mark(), Mark()
         try:
-            self._template = _environment().from_string(source)
+            self._template = jinja.parse(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"its Jinja can't be parsed: {error}") from error
-        self._has_system_role = self._shows_all(["system", "user"])
-        if not self._shows_all(["user", "assistant", "user"]):
-            raise TemplateError("it does not show all messages of a conversation")
-        self._markers = self._find_markers()
-        self._forged = re.compile("|".join(map(re.escape, self._markers.values())) or "(?!)")
+        self._has_system_role = self._why_not("system", "user") is None
+        if why_not := self._why_not("user", "assistant", "user"):
+            raise TemplateError(why_not)
+        self._tokenizer = Tokenizer(backend, self._own_text())
 
-    def prompt(self, system: str, turns: Sequence[Turn], question: str, max_tokens: int) -> Prompt:
+    def prompt(
+        self,
+        system: str,
+        turns: Sequence[Turn],
+        question: str,
+        max_tokens: int,
+        answers: KnownAnswers = MappingProxyType({}),
+    ) -> Prompt:
         """
         The longest prompt that leaves room for `max_tokens`: oldest exchanges are dropped, whole.
 
         Raises ServiceError(context_length_exceeded) if the question doesn't fit even alone.
         """
-        tokens: list[int] = []
-        for dropped in range(len(turns) + 1):
-            tokens = self._tokens(_messages(system, turns[dropped:], question))
-            if len(tokens) + max_tokens <= self._backend.context:
-                return Prompt(tokens, len(turns) - dropped, dropped)
-        raise ServiceError(
-            "context_length_exceeded",
-            f"The prompt has {len(tokens)} tokens and max_tokens is {max_tokens}, but the model's"
-            f" context window holds {self._backend.context} tokens: shorten the prompt or lower"
-            " max_tokens.",
-        )
+        tried: dict[int, list[int]] = {}
 
-    def _tokens(self, messages: list[dict[str, str]]) -> list[int]:
+        def fits(dropped: int) -> bool:
+            messages = _messages(system, turns[dropped:], question, answers)
+            tried[dropped] = self._tokens(messages)
+            return len(tried[dropped]) + max_tokens <= self._context
+
+        dropped = _first(len(turns), fits)
+        if dropped is None:
+            raise ServiceError(
+                "context_length_exceeded",
+                f"The prompt has {len(tried[len(turns)])} tokens and max_tokens is {max_tokens},"
+                f" but the model's context window holds {self._context} tokens: shorten the prompt"
+                " or lower max_tokens.",
+            )
+        return Prompt(tried[dropped], len(turns) - dropped, dropped)
+
+    def _tokens(self, messages: list[Message]) -> list[int]:
         messages = messages if self._has_system_role else _merge_system(messages)
-        if any(self._forged.search(message["content"]) for message in messages):
-            return self._tokens_apart(messages)
-        return self._backend.tokenize(self._with_bos(self._render(messages)), special=True)
-
-    def _tokens_apart(self, messages: list[dict[str, str]]) -> list[int]:
-        """
-        The contents by themselves, so that their markers are only text. It is not always the same
-        as
-        the whole: a template may trim what it is given, some tokenizers put a space before a text.
-        """
+        pieces, answers = self._cut(messages)
+        contents = [message.content for message in messages]
+        for i, said in answers.items():
+            contents[i] = said.rest
         tokens: list[int] = []
-        rendered = self._with_bos(self._render(_placeholders([m["role"] for m in messages])))
-        for i, part in enumerate(_PLACEHOLDERS.split(rendered)):
-            if i % 2 == 0:  # re.split puts the captured number between the texts
-                tokens += self._backend.tokenize(part, special=True)
-            else:
-                tokens += self._plain_tokens(messages[int(part)]["content"])
+        for piece, known in zip_longest(pieces, answers.values()):
+            self._add(tokens, piece, contents)
+            tokens += known.tokens if known else []
         return tokens
 
-    def _plain_tokens(self, text: str) -> list[int]:
+    def _cut(self, messages: list[Message]) -> tuple[list[_Piece], dict[int, Said]]:
         """
-        llama.cpp finds user-defined tokens also where special ones are off: they are taken
-        apart.
+        Cut at the known answers: those whose tokens say their text, and which the template shows
+        as they are. Another (trimmed, say) is text like all else.
         """
-        tokens: list[int] = []
-        for token in self._backend.tokenize(text, special=False):
-            if marker := self._markers.get(token):
-                tokens += self._backend.tokenize(marker[:1], special=False)
-                tokens += self._backend.tokenize(marker[1:], special=False)
-            else:
-                tokens.append(token)
-        return tokens
+        said = {i: self._tokenizer.said(m.tokens, m.content) for i, m in enumerate(messages)}
+        said = {i: answer for i, answer in said.items() if answer.tokens}
+        try:
+            whole = self._render(messages)
+        except Exception:  # it may raise for what is in a content, which must not end a session
+            return [_Piece(None, self._render(self._framed(messages, {})))], {}
+        while True:
+            texts, numbers = self._answer.split(self._render(self._marked(messages, said)))
+            frames, framed = self._answer.split(self._render(self._framed(messages, said)))
+            is_each_once = numbers == framed == list(said)
+            changed = _changed(whole, texts, said) if is_each_once else list(said)
+            if not changed:
+                return [_Piece(*pair) for pair in zip(texts, frames, strict=True)], said
+            said = {i: answer for i, answer in said.items() if i not in changed}
 
-    def _find_markers(self) -> dict[int, str]:
-        """
-        The tokens that could forge something: control tokens, and what the template itself
-        uses.
-        """
-        roles = ["system", "user"] if self._has_system_role else ["user"]
-        own = _PLACEHOLDERS.sub("", self._render(_placeholders([*roles, "assistant", "user"])))
-        used = set(self._backend.tokenize(own, special=True))
-        special = self._backend.special_tokens()
-        return {id: text for id, (text, control) in special.items() if control or id in used}
+    def _marked(self, messages: list[Message], said: dict[int, Said]) -> list[Message]:
+        """With marks for the known answers."""
+        return [
+            Message(m.role, self._answer.of(i) + said[i].rest if i in said else m.content)
+            for i, m in enumerate(messages)
+        ]
 
-    def _with_bos(self, rendered: str) -> str:
-        missing = self._adds_bos and not rendered.startswith(self._bos)
-        return self._bos + rendered if missing else rendered
+    def _framed(self, messages: list[Message], said: dict[int, Said]) -> list[Message]:
+        """With marks for the contents too: what is left is the template's own."""
+        return [
+            Message(m.role, (self._answer.of(i) if i in said else "") + self._content.of(i))
+            for i, m in enumerate(messages)
+        ]
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        return self._template.render(
-            messages=messages,
+    def _add(self, tokens: list[int], piece: _Piece, contents: list[str]) -> None:
+        """
+        The piece as a whole, which is what models were trained on, if no markers come of it but the
+        template's own. Else the contents by themselves: what the template did to them is lost.
+        """
+        texts, numbers = self._content.split(piece.frame)
+        if (whole := self._whole(piece, [contents[i] for i in numbers], tokens)) is not None:
+            tokens += whole
+            return
+        for text, number in zip_longest(texts, numbers):
+            tokens += self._tokenizer.template(text, tokens)
+            if number is not None:
+                tokens += self._tokenizer.content(contents[number], tokens)
+
+    def _whole(self, piece: _Piece, contents: list[str], before: list[int]) -> list[int] | None:
+        """None if that would forge something."""
+        if piece.text is None or any(map(self._tokenizer.names_a_marker, contents)):
+            return None
+        tokens = self._tokenizer.template(piece.text, before)
+        own = self._tokenizer.template(piece.frame, before)
+        is_forged = self._tokenizer.markers(tokens) != self._tokenizer.markers(own)
+        return None if is_forged else tokens
+
+    def _own_text(self) -> str:
+        roles = ["system"] if self._has_system_role else []
+        messages = [Message(role, "") for role in (*roles, "user", "assistant", "user")]
+        return self._render(self._framed(messages, {}))
+
+    def _render(self, messages: list[Message]) -> str:
+        rendered = self._template.render(
+            messages=[{"role": m.role, "content": m.content} for m in messages],
             add_generation_prompt=True,
             bos_token=self._bos,
             eos_token=self._eos,
-            raise_exception=_raise,
-            strftime_now=lambda form: datetime.now().strftime(form),
         )
+        missing = self._adds_bos and not rendered.startswith(self._bos)
+        return self._bos + rendered if missing else rendered
 
-    def _shows_all(self, roles: list[str]) -> bool:
-        """Whether every message of such a conversation is in what is rendered."""
+    def _why_not(self, *roles: str) -> str | None:
+        """Why such a conversation can't be shown, all of it."""
+        messages = self._framed([Message(role, "") for role in roles], {})
         try:
-            rendered = self._render(_placeholders(roles))
-        except Exception:  # a template is a program, and can fail in any way
-            return False
-        shown = {int(i) for i in _PLACEHOLDERS.findall(rendered)}
-        return shown == set(range(len(roles)))
+            rendered = self._render(messages)
+        except Exception as error:  # a template is a program, and can fail in any way
+            return f"it fails on a conversation: {error}"
+        if set(self._content.split(rendered).numbers) != set(range(len(roles))):
+            return "it does not show all messages of a conversation"
+        return None
 
 
-class _Generation(Extension):
-    """`{% generation %}` marks what a trainer learns from; it renders what is in it."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
-    )
+def _first(count: int, fits: Callable[[int], bool]) -> int | None:
+    """
+    The first of 0 to `count` that fits, where all after it do too. 0 is the likely one; the others
+    are searched by halves.
+    """
+    found = 0 if fits(0) else bisect_left(range(count + 1), True, lo=1, key=fits)
+    return found if found <= count else None
 
 
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def _changed(whole: str, texts: list[str], said: dict[int, Said]) -> list[int]:
+    """
+    The answers that are not, as they are, between these texts in the whole. Behind a changed one it
+    goes on where the next text is found.
+    """
+    if not whole.startswith(texts[0]):
+        return list(said)
+    changed = []
+    at = len(texts[0])
+    for (i, answer), text in zip(said.items(), texts[1:], strict=True):
+        if whole.startswith(answer.text + text, at):
+            at += len(answer.text + text)
+        else:
+            changed.append(i)
+            at = max(at, whole.find(text, at)) + len(text)
+    return changed if changed or at == len(whole) else list(said)
 
 
-def _placeholders(roles: list[str]) -> list[dict[str, str]]:
-    return [{"role": role, "content": _PLACEHOLDER.format(i)} for i, role in enumerate(roles)]
-
-
-def _messages(system: str, turns: Sequence[Turn], question: str) -> list[dict[str, str]]:
-    messages = [{"role": "system", "content": system}] if system else []
+def _messages(
+    system: str, turns: Sequence[Turn], question: str, answers: KnownAnswers
+) -> list[Message]:
+    messages = [Message("system", system)] if system else []
     for turn in turns:
-        messages.append({"role": "user", "content": turn.prompt})
-        messages.append({"role": "assistant", "content": turn.response})
-    messages.append({"role": "user", "content": question})
-    return messages
+        messages.append(Message("user", turn.prompt))
+        messages.append(Message("assistant", turn.response, answers.get(turn.request_id, ())))
+    return [*messages, Message("user", question)]
 
 
-def _merge_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+def _merge_system(messages: list[Message]) -> list[Message]:
     """For a model without a system role: its text stands before the first user message."""
-    if messages[0]["role"] != "system":
+    if messages[0].role != "system":
         return messages
     system, first, *rest = messages
-    return [first | {"content": f"{system['content']}\n\n{first['content']}"}, *rest]
+    return [Message(first.role, f"{system.content}\n\n{first.content}"), *rest]

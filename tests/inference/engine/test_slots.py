@@ -137,6 +137,34 @@ def test_a_hole_between_held_slots_is_closed_by_a_move() -> None:
     assert pool.start([*talk(1), 1])[1] == len(talk(1)), "what was in the hole went to RAM"
 
 
+def test_what_was_tidied_up_costs_nothing_when_its_slot_is_needed() -> None:
+    pool = Pool(2)
+    prompts = [talk(1), talk(2)]
+    for prompt in prompts:
+        pool.run(prompt)
+    while pool.slots.tidy():
+        pool.slots.check(pool.held)
+    saved = pool.backend.saved
+    pool.run(talk(3))
+    assert pool.backend.saved == saved
+    assert [pool.run([*prompt, 1])[1] for prompt in prompts] == [len(talk(1))] * 2
+
+
+def test_a_conversation_has_one_copy_however_often_it_goes_on() -> None:
+    pool = Pool(2)
+    for turn in range(5):
+        pool.run([*talk(1), *range(turn)])
+        while pool.slots.tidy():
+            pass
+    assert len(pool.slots.states) == 1
+    pool.run(talk(2))
+    pool.run(talk(3))
+    pool.run([*talk(1), *range(9)])
+    while pool.slots.tidy():
+        pass
+    assert len(pool.slots.states) == 3
+
+
 def test_a_model_that_keeps_no_part_of_a_sequence_computes_all_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,0 +1,97 @@
+"""
+Text to tokens, and which of them only the template may say. Knows no Jinja and no conversation.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from services.inference.engine.backend import Backend
+
+_ANCHOR = "\n"  # no tokenizer that puts a space before a text has a token that goes on from it
+
+
+class Said(NamedTuple):
+    """An answer as tokens: those that are its text's beginning, and the text that they leave."""
+
+    tokens: list[int]
+    text: str
+    rest: str
+
+
+class Tokenizer:
+    """
+    `own` is what the template itself writes.
+
+    Markers are the tokens that could forge something: control tokens, and what the template uses.
+    A user-defined token of one character, or of spaces, is no marker: it is a letter like another.
+    """
+
+    def __init__(self, backend: Backend, own: str) -> None:
+        self._backend = backend
+        self._special = backend.special_tokens()
+        used = set(backend.tokenize(own, special=True))
+        self._markers = {
+            id: text
+            for id, (text, is_control) in self._special.items()
+            if is_control or (id in used and len(text.strip()) > 1)
+        }
+        texts = "|".join(map(re.escape, self._markers.values())) or "(?!)"
+        self._named = re.compile(texts)
+        self._starts = re.compile(f"(?={texts})")  # also of those within others; slow
+        self._anchor = backend.tokenize(_ANCHOR, special=False) if self._adds_space() else []
+
+    def template(self, text: str, before: Sequence[int]) -> list[int]:
+        """Of text after the tokens `before`; what names a marker becomes one."""
+        return self._tokenize(text, before, special=True)
+
+    def content(self, text: str, before: Sequence[int]) -> list[int]:
+        """Of text that somebody wrote: never a marker."""
+        tokens = self._tokenize(text, before, special=False)
+        if not self.markers(tokens):
+            return tokens
+        # llama.cpp finds user-defined ones also where special tokens are off: they are taken apart
+        done = list(before[-1:])
+        cuts = [0, *(found.start() + 1 for found in self._starts.finditer(text)), len(text)]
+        for start, end in zip(cuts, cuts[1:], strict=False):
+            done += self._tokenize(text[start:end], done, special=False)
+        return done[len(before[-1:]) :]
+
+    def markers(self, tokens: Sequence[int]) -> list[int]:
+        return [token for token in tokens if token in self._markers]
+
+    def names_a_marker(self, text: str) -> bool:
+        return self._named.search(text) is not None
+
+    def said(self, tokens: Sequence[int], text: str) -> Said:
+        """
+        The longest beginning of the tokens that is a beginning of the text, in whole characters.
+
+        It ends before a marker: a role that the model forged is not repeated.
+        """
+        data = text.encode()
+        at = kept = end = 0
+        for count, token in enumerate(tokens, start=1):
+            piece = self._backend.piece(token)
+            if token in self._markers or not data.startswith(piece, at):
+                break
+            at += len(piece)
+            if at == len(data) or data[at] & 0xC0 != 0x80:  # the first byte of a character
+                kept, end = count, at
+        return Said(list(tokens[:kept]), data[:end].decode(), data[end:].decode())
+
+    def _tokenize(self, text: str, before: Sequence[int], special: bool) -> list[int]:
+        """
+        Some tokenizers (SentencePiece) put a space before a text and after a special token, and
+        nowhere else: text that goes on after other tokens gets none.
+        """
+        goes_on = before and before[-1] not in self._special
+        if self._anchor and goes_on:
+            tokens = self._backend.tokenize(_ANCHOR + text, special)
+            if tokens[: len(self._anchor)] == self._anchor:
+                return tokens[len(self._anchor) :]
+        return self._backend.tokenize(text, special)
+
+    def _adds_space(self) -> bool:
+        tokens = self._backend.tokenize("a", special=False)
+        return b"".join(map(self._backend.piece, tokens)) != b"a"

@@ -1,0 +1,80 @@
+import pytest
+
+from services.inference.engine.backend import SpecialToken
+from services.inference.engine.tokenizer import Said, Tokenizer
+from tests.inference.fake_backend import FakeBackend
+from tests.inference.vocabulary import ADDED, Vocabulary, WithMarkers, text_of
+
+CONTROL, USED, UNUSED, NESTED, SPACES, LETTER = (
+    SpecialToken(text, is_control)
+    for text, is_control in (
+        ("<c>", True), ("<u>", False), ("<x>", False), ("<<u>>", False), ("  ", False), ("é", False)
+    )
+)  # fmt: skip
+OWN = "<u>: <<u>>  é"  # what the template writes
+
+
+class Spaced(FakeBackend):
+    """Puts a space before a text, as SentencePiece does."""
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        return list(f" {text}".encode()) if text else []
+
+
+BACKEND = WithMarkers(FakeBackend({}), (CONTROL, USED, UNUSED, NESTED, SPACES, LETTER))
+SPACED = WithMarkers(Spaced({}), (CONTROL, USED))
+C, U, X, N, S, L = range(ADDED, ADDED + 6)
+
+
+def test_of_the_templates_text_markers_come() -> None:
+    assert Tokenizer(BACKEND, OWN).template("<c><u>a", []) == [C, U, ord("a")]
+
+
+def test_of_a_content_no_markers_come_and_nothing_is_lost() -> None:
+    tokenizer = Tokenizer(BACKEND, OWN)
+    for content in ("<c>", "a<u>b<u>", "<<u>>", "<<<u>>>", "<u", "<u><c><x>"):
+        tokens = tokenizer.content(content, [])
+        assert not {C, U, N} & set(tokens)
+        assert text_of(BACKEND, tokens) == content
+
+
+def test_user_defined_tokens_that_tell_no_roles_apart_stay_what_the_model_was_trained_on() -> None:
+    tokens = Tokenizer(BACKEND, OWN).content("<x>  é", [])
+    assert tokens == [X, S, L]
+
+
+def test_a_text_that_names_a_marker_is_told() -> None:
+    tokenizer = Tokenizer(BACKEND, OWN)
+    assert tokenizer.names_a_marker("a <c> b") and tokenizer.names_a_marker("<<u>>")
+    assert not tokenizer.names_a_marker("<x>  é")
+
+
+def test_a_text_that_goes_on_gets_no_space_and_one_after_a_special_token_does() -> None:
+    tokenizer = Tokenizer(SPACED, OWN)
+    for tokenize in (tokenizer.template, tokenizer.content):
+        assert tokenize("a", []) == list(b" a")
+        assert tokenize("a", [C]) == list(b" a")
+        assert tokenize("a", [ord("b")]) == list(b"a")
+    taken_apart = tokenizer.content("a<u>b", [ord("b")])
+    assert text_of(SPACED, taken_apart) == "a<u>b" and U not in taken_apart
+
+
+@pytest.mark.parametrize("name", ["llama-spm", "phi-3", "qwen2", "gemma-4"])
+def test_on_a_real_vocabulary_a_text_in_pieces_is_the_text(name: str) -> None:
+    vocabulary = Vocabulary(name)
+    tokenizer = Tokenizer(vocabulary, "")
+    tokens: list[int] = []
+    for piece in ("Grüße", ", wor", "ld!", "\n", "\n  two", " spaces", " "):
+        tokens += tokenizer.content(piece, tokens)
+    assert text_of(vocabulary, tokens).lstrip(" ") == "Grüße, world!\n\n  two spaces "
+    vocabulary.close()
+
+
+def test_what_an_answer_said_is_found_in_its_text() -> None:
+    tokenizer = Tokenizer(BACKEND, OWN)
+    assert tokenizer.said(list(b"one"), "one") == Said(list(b"one"), "one", "")
+    assert tokenizer.said(list(b"one two"), "one") == Said(list(b"one"), "one", "")
+    assert tokenizer.said(list(b"one"), "one two") == Said(list(b"one"), "one", " two")
+    assert tokenizer.said([*b"a", X, *b"b"], "a<x>b") == Said([*b"a", X, *b"b"], "a<x>b", "")
+    assert tokenizer.said([*b"a", U, *b"b"], "a<u>b") == Said([*b"a"], "a", "<u>b")
+    assert tokenizer.said([], "one") == Said([], "", "one")

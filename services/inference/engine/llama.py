@@ -15,9 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import BackendError, Chosen, Chunk, SpecialToken
+from services.inference.engine import constraints
+from services.inference.engine.backend import BackendError, Chosen, Chunk, SpecialToken, Stuck
+from services.inference.engine.candidates import Candidates
 from services.inference.engine.sampler import ChainSampler
 from services.inference.engine.scheduler import PREFILL_ALONE
+from services.inference.engine.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +64,8 @@ class Llama:
         self._context = self._open_context(parallel, threads)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = _Batch(PREFILL_ALONE + MAX_PARALLEL)
-        self._pieces: dict[int, bytes] = {}
+        self._vocabulary = self._read_vocabulary()
+        self._candidates = Candidates(len(self._vocabulary))
 
     @property
     def template(self) -> str | None:
@@ -92,16 +96,14 @@ class Llama:
 
     def special_tokens(self) -> dict[int, SpecialToken]:
         found = {}
-        for token in range(llama_cpp.llama_vocab_n_tokens(self._vocab)):
+        for token in range(len(self._vocabulary)):
             attributes = llama_cpp.llama_vocab_get_attr(self._vocab, token)
             if attributes & (CONTROL | USER_DEFINED) and (text := self._text_of(token)):
                 found[token] = SpecialToken(text, bool(attributes & CONTROL))
         return found
 
     def piece(self, token: int) -> bytes:
-        if (piece := self._pieces.get(token)) is None:
-            piece = self._pieces[token] = self._read_piece(token, 64)
-        return piece
+        return self._vocabulary.pieces[token]
 
     def _read_piece(self, token: int, room: int) -> bytes:
         buffer = ctypes.create_string_buffer(room)
@@ -109,12 +111,14 @@ class Llama:
         return buffer.raw[:size] if size >= 0 else self._read_piece(token, -size)
 
     def is_end(self, token: int) -> bool:
-        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+        return token in self._vocabulary.ends
 
     def sampler(self, sampling: Sampling) -> ChainSampler:
-        return ChainSampler(self._vocab, sampling)
+        constraints.check_bias(sampling, self._vocabulary)
+        grammar = constraints.grammar(sampling, self._vocabulary)
+        return ChainSampler(self._vocabulary, self._candidates, sampling, grammar)
 
-    def decode(self, chunks: Sequence[Chunk]) -> list[Chosen | None]:
+    def decode(self, chunks: Sequence[Chunk]) -> Sequence[Chosen | Stuck | None]:
         self._batch.fill(chunks)
         result = llama_cpp.llama_decode(self._context, self._batch.struct)
         if result == NO_CELLS:
@@ -131,7 +135,7 @@ class Llama:
         """Of the last tokens of the chunks that had a sampler, in their order: llama.cpp's own."""
         if rows == 0:
             return np.zeros((0, 0), np.float32)
-        size = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        size = len(self._vocabulary)
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), (rows, size))
 
     def share(self, source: int, target: int, length: int) -> bool:
@@ -160,6 +164,11 @@ class Llama:
             llama_cpp.llama_model_is_recurrent(self._model)
             or llama_cpp.llama_model_is_hybrid(self._model)
         )
+
+    def _read_vocabulary(self) -> Vocabulary:
+        tokens = range(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        ends = (token for token in tokens if llama_cpp.llama_vocab_is_eog(self._vocab, token))
+        return Vocabulary([self._read_piece(token, 64) for token in tokens], frozenset(ends))
 
     def _text_of(self, token: int) -> str:
         if token < 0:

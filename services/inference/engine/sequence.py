@@ -7,8 +7,9 @@ import time
 from dataclasses import dataclass, field
 
 from services.contract.messages import Sampling, Timings, Usage
-from services.inference.engine.backend import Sampler
+from services.inference.engine.backend import Chosen, Sampler
 from services.inference.engine.detokenizer import Detokenizer
+from services.inference.engine.loops import LoopGuard
 from services.inference.engine.stops import StopBuffer
 
 
@@ -27,14 +28,15 @@ class Sequence:
     computed: int = 0  # tokens, from the first on, that the KV cache holds
     cached: int = 0  # of these, how many it held before the request came
     slot: int | None = None
-    sampler: Sampler | None = None
+    sampler: Sampler | None = None  # needed by the engine, which closes it
     received: float = field(default_factory=time.monotonic)
     started: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
     detokenizer: Detokenizer = field(default_factory=Detokenizer)
     stops: StopBuffer = field(init=False)
-    unsent: list[int] = field(default_factory=list)  # tokens whose text is still held back
+    loops: LoopGuard = field(default_factory=LoopGuard)
+    unsent: list[Chosen] = field(default_factory=list)  # tokens whose text is still held back
     sent_chars: int = 0
 
     def __post_init__(self) -> None:

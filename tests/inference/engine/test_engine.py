@@ -15,12 +15,14 @@ class Run:
 
     def __init__(self, backend: FakeBackend, parallel: int) -> None:
         self.died = False
+        self._backend = backend
         self._outputs: queue.SimpleQueue[tuple[str, Output]] = queue.SimpleQueue()
         self.engine = Engine(backend, parallel, self._take, self._die)
 
     def ask(self, prompt: str, key: str = "a", **sampling: object) -> None:
         filled = Sampling(**({"max_tokens": 100} | sampling))  # type: ignore[arg-type]
-        self.engine.submit(Sequence(key, list(prompt.encode()), filled))
+        sampler = self._backend.sampler(filled)
+        self.engine.submit(Sequence(key, list(prompt.encode()), filled, sampler=sampler))
 
     def until(self, done: Callable[[str, Output], bool]) -> list[tuple[str, Output]]:
         seen: list[tuple[str, Output]] = []

@@ -5,7 +5,7 @@ import pytest
 from msgspec.structs import replace
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import Chunk
+from services.inference.engine.backend import Chosen, Chunk
 from services.inference.engine.llama import Llama
 
 CREATIVE = Sampling(temperature=1.5, top_p=1.0, top_k=0)
@@ -32,7 +32,7 @@ def write(llama: Llama, sampling: Sampling, length: int = 16) -> list[int]:
     tokens, position = llama.tokenize("<|im_start|>user\n", special=True), 0
     for _ in range(length):
         (chosen,) = llama.decode([Chunk(0, position, tokens, sampler)])
-        assert chosen is not None
+        assert isinstance(chosen, Chosen)
         position += len(tokens)
         tokens = [chosen.token]
         said.append(chosen.token)

@@ -9,16 +9,22 @@ from services.inference.engine.vocabulary import Vocabulary
 
 def grammar(sampling: Sampling, vocabulary: Vocabulary) -> Grammar | None:
     """What the answer must keep to, if anything. Raises ServiceError(invalid_request)."""
-    name, text = "grammar", sampling.grammar
     try:
-        match sampling.response_format:
-            case JsonObjectFormat():
-                text = schema.to_gbnf({"type": "object"})
-            case JsonSchemaFormat(json_schema):
-                name, text = "JSON schema", schema.to_gbnf(json_schema.schema)
+        text = _gbnf(sampling)
         return Grammar(gbnf.parse(text), vocabulary) if text else None
     except gbnf.GrammarError as error:
-        raise ServiceError("invalid_request", f"The {name} can't be used: {error}.") from error
+        field = "grammar" if sampling.grammar else "response_format"
+        raise ServiceError("invalid_request", f"The {field} can't be used: {error}.") from error
+
+
+def _gbnf(sampling: Sampling) -> str | None:
+    match sampling.response_format:
+        case JsonObjectFormat():
+            return schema.to_gbnf({"type": "object"})
+        case JsonSchemaFormat(json_schema):
+            return schema.to_gbnf(json_schema.schema)
+        case _:
+            return sampling.grammar
 
 
 def check_bias(sampling: Sampling, vocabulary: Vocabulary) -> None:

@@ -22,17 +22,30 @@ MAX_STATES = 8_192  # of a KiB each
 
 EMPTY = 0  # the stack that has nothing more to match
 DEAD, UNKNOWN = 0, -1  # states
+SURROGATES = (0xD800, 0xDFFF)  # no characters
 LEAST_OF_LENGTH = (0, 0, 0x80, 0x800, 0x10000)  # code points in so many bytes of UTF-8
 
 
 class _State(NamedTuple):
     """
-    The stacks that what was said so far can be on, and the first bytes of a character that is not
-    complete. A stack's top is the element that must come next.
+    The stacks that what was said so far can be on. A stack's top is what must come next.
+
+    In the middle of a character: its first bytes, or, if any bytes may complete it, how many are
+    missing. So the states inside a string are a few, and not one for each beginning of a character.
     """
 
     stacks: frozenset[int]
-    partial: bytes
+    partial: bytes = b""
+    missing: int = 0
+
+
+class _Character(NamedTuple):
+    """What some bytes of UTF-8 can become: a code point from `low` to `high`."""
+
+    low: int
+    high: int
+    missing: int  # bytes
+    is_free: bool  # whether any bytes of UTF-8's middle are right as the missing ones
 
 
 class Grammar:
@@ -48,7 +61,7 @@ class Grammar:
         self._vocabulary = vocabulary
         self._stacks: list[tuple[int, int]] = [(-1, EMPTY)]  # (place in the program, stack below)
         self._numbers = {self._stacks[EMPTY]: EMPTY}
-        self._states: list[_State] = [_State(frozenset(), b"")]
+        self._states: list[_State] = [_State(frozenset())]
         self._ids = {self._states[DEAD]: DEAD}
         self._table = np.full((16, 256), UNKNOWN, np.int32)  # [state, byte] -> state
         self._work = 0
@@ -56,16 +69,17 @@ class Grammar:
             self._tops(self._beginnings(rule))
         self._work = 0
         start = self._tops(self._beginnings(rules.root))
-        self._state = self._number(_State(start, b""))
+        self._state = self._number(_State(start))
 
     @property
     def may_end(self) -> bool:
-        return EMPTY in self._states[self._state].stacks and not self._states[self._state].partial
+        stacks, partial, missing = self._states[self._state]
+        return EMPTY in stacks and not partial and not missing
 
     @property
     def is_finished(self) -> bool:
         """Nothing may come any more."""
-        return self._states[self._state] == (frozenset([EMPTY]), b"")
+        return self._states[self._state] == _State(frozenset([EMPTY]))
 
     def allows(self, token: int) -> bool:
         if token in self._vocabulary.ends:
@@ -112,29 +126,45 @@ class Grammar:
         return self._table[states, data]
 
     def _find(self, state: int, byte: int) -> int:
-        stacks, partial = self._states[state]
-        following = self._number(self._read(stacks, partial + bytes([byte])))
+        following = self._number(self._read(self._states[state], byte))
         self._table[state, byte] = following
         return following
 
-    def _read(self, stacks: frozenset[int], data: bytes) -> _State:
-        """`data` is a character, or the beginning of one."""
-        points = _code_points(data)
-        self._count(len(stacks))
-        found = [stack for stack in stacks if points and self._meets(stack, *points)]
-        if points and points[0] == points[1]:
-            return _State(self._tops(self._push(*self._rest(stack)) for stack in found), b"")
-        return _State(frozenset(found), data) if found else self._states[DEAD]
+    def _read(self, state: _State, byte: int) -> _State:
+        self._count(len(state.stacks))
+        if not state.missing:
+            return self._narrow(state.stacks, state.partial + bytes([byte]))
+        if byte >> 6 != 0b10:
+            return self._states[DEAD]
+        return self._wait(state.stacks, state.missing - 1)
 
-    def _meets(self, stack: int, low: int, high: int) -> bool:
-        """Whether a character from `low` to `high` can be the stack's next one."""
+    def _narrow(self, stacks: frozenset[int], data: bytes) -> _State:
+        """Keeps the stacks that a character of these first bytes can be on top of."""
+        character = _character(data)
+        if character is None:
+            return self._states[DEAD]
+        low, high, missing, is_free = character
+        tops = {stack: self._top(stack) for stack in stacks}
+        found = frozenset(stack for stack, top in tops.items() if _overlaps(top, low, high))
+        if not missing or is_free and all(_covers(tops[stack], low, high) for stack in found):
+            return self._wait(found, missing)
+        return _State(found, data) if found else self._states[DEAD]
+
+    def _wait(self, stacks: frozenset[int], missing: int) -> _State:
+        """The stacks' next character is right, and complete once the missing bytes are there."""
+        if not stacks or missing:
+            return _State(stacks, missing=missing if stacks else 0)
+        return _State(self._tops(self._push(*self._after_top(stack)) for stack in stacks))
+
+    def _top(self, stack: int) -> Chars:
+        """The character that must come next; none on the empty stack."""
         if stack == EMPTY:
-            return False
+            return ()
         chars = self._rules.program[self._stacks[stack][0]]
-        assert isinstance(chars, tuple), "a top is a character"
-        return _overlap(chars, low, high)
+        assert isinstance(chars, tuple), "rules on top are opened"
+        return chars
 
-    def _rest(self, stack: int) -> tuple[int, int]:
+    def _after_top(self, stack: int) -> tuple[int, int]:
         place, below = self._stacks[stack]
         return place + 1, below
 
@@ -189,23 +219,29 @@ class Grammar:
             raise GrammarError("it takes too much work to follow")
 
 
-def _overlap(chars: Chars, low: int, high: int) -> bool:
+def _overlaps(chars: Chars, low: int, high: int) -> bool:
     return any(first <= high and low <= last for first, last in chars)
 
 
-def _code_points(data: bytes) -> tuple[int, int] | None:
-    """The first and the last that can begin with these bytes of UTF-8; None: there is none."""
+def _covers(chars: Chars, low: int, high: int) -> bool:
+    return any(first <= low and high <= last for first, last in chars)
+
+
+def _character(data: bytes) -> _Character | None:
+    """What can begin with these bytes; None: no UTF-8 does."""
     first = data[0]
     if first < 0x80:
-        return first, first
+        return _Character(first, first, 0, True)
     length = 2 + (first >= 0xE0) + (first >= 0xF0)
     if not 0xC2 <= first <= 0xF4 or any(byte >> 6 != 0b10 for byte in data[1:]):
         return None
     value = first & (0x7F >> length)
     for byte in data[1:]:
         value = value << 6 | byte & 0x3F
-    missing = 6 * (length - len(data))
-    low = max(value << missing, LEAST_OF_LENGTH[length])
-    high = min((value + 1 << missing) - 1, LAST_CODE_POINT)
-    is_surrogate = 0xD800 <= low and high <= 0xDFFF
-    return None if low > high or is_surrogate else (low, high)
+    missing = length - len(data)
+    low, high = value << 6 * missing, (value + 1 << 6 * missing) - 1
+    least, most = max(low, LEAST_OF_LENGTH[length]), min(high, LAST_CODE_POINT)
+    if least > most or SURROGATES[0] <= least and most <= SURROGATES[1]:
+        return None
+    is_free = (least, most) == (low, high) and not _overlaps((SURROGATES,), low, high)
+    return _Character(least, most, missing, is_free)

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import msgspec
-from llama_cpp.llama_grammar import PRIMITIVE_RULES, BuiltinRule, SchemaConverter
+from llama_cpp.llama_grammar import BuiltinRule, SchemaConverter
 
 from services.inference.engine.gbnf import GrammarError
 
@@ -18,18 +18,20 @@ COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
 MAX_PARTS = 2_000  # a $ref may be followed again and again
 MAX_NAME = 64  # characters of a rule's name, which holds the path to it
 QUANTIFIER = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?}")
-BALANCED = re.compile(r"\\.|\[(?:[^]\\]|\\.)*]|\{[^}]*}", re.DOTALL)
+ANYTHING = {"type": ["object", "array", "string", "number", "boolean", "null"]}
+PART = re.compile(r"\\.|\[(?:[^]\\]|\\.)*]|\{[^}]*}", re.DOTALL)  # of a pattern: \x, [x] or {1,2}
+CLASSES = {r"\d": "0-9", r"\w": "a-zA-Z0-9_", r"\s": r" \t\n"}
 CHAR = r'[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4})'  # no line breaks in strings
 
 
 def to_gbnf(schema: dict[str, Any]) -> str:
     """A grammar for the JSON that fits. Raises GrammarError."""
-    size = len(msgspec.json.encode(schema))
-    if size > MAX_BYTES:
-        raise GrammarError(f"it has {size:,} bytes, and {MAX_BYTES:,} is the most")
+    encoded = msgspec.json.encode(schema)
+    if len(encoded) > MAX_BYTES:
+        raise GrammarError(f"it has {len(encoded):,} bytes, and {MAX_BYTES:,} is the most")
     _check(schema)
     try:
-        return _Converter().convert(schema)
+        return _Converter().convert(msgspec.json.decode(encoded))  # it writes into its schema
     except GrammarError:
         raise
     except RecursionError as error:
@@ -46,6 +48,8 @@ class _Converter(SchemaConverter):
         self._parts = 0
 
     def convert(self, schema: dict[str, Any]) -> str:
+        if "$ref" in schema:  # beside one, the converter does not look at $defs
+            schema["anyOf"] = [{"$ref": schema.pop("$ref")}]
         self.visit(self.resolve_refs(schema, "stdin"), "")
         grammar: str = self.format_grammar()  # type: ignore[no-untyped-call]
         return grammar
@@ -54,13 +58,18 @@ class _Converter(SchemaConverter):
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise GrammarError(f"it has more than {MAX_PARTS:,} parts")
-        if schema in ({}, True):  # anything; the converter would take objects alone
-            value = self._add_primitive("value", PRIMITIVE_RULES["value"])
-            return self._add_rule(name or "root", value)
+        if schema in ({}, True):  # which the converter takes for objects alone
+            schema = ANYTHING
+        elif schema.get("items") in ({}, True):
+            schema = schema | {"items": ANYTHING}
         return super().visit(schema, name)  # type: ignore[no-untyped-call]
 
     def _add_rule(self, name: str, rule: str) -> Any:
         return super()._add_rule(name[:MAX_NAME], rule)  # type: ignore[no-untyped-call]
+
+    def _visit_pattern(self, pattern: str, name: str) -> Any:
+        plain = PART.sub(lambda part: _plain(part[0]), pattern)
+        return super()._visit_pattern(plain, name)  # type: ignore[no-untyped-call]
 
     def _add_primitive(self, name: str, rule: BuiltinRule) -> Any:
         return super()._add_primitive(name, BuiltinRule(CHAR) if name == "char" else rule)
@@ -69,6 +78,15 @@ class _Converter(SchemaConverter):
         """`literal` is JSON: its backslashes must survive GBNF, its characters be themselves."""
         text = json.dumps(json.loads(literal), ensure_ascii=False)
         return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _plain(part: str) -> str:
+    """The part of a pattern without the escapes that GBNF has not."""
+    if part in CLASSES:
+        return f"[{CLASSES[part]}]"
+    if part[0] == "[":
+        return re.sub(r"\\[dws]", lambda escape: CLASSES[escape[0]], part)
+    return f"[{part[1]}]" if part[0] == "\\" and part[1] in "./-:@#%&=,;!$^" else part
 
 
 def _check(schema: Any) -> None:
@@ -87,7 +105,7 @@ def _check(schema: Any) -> None:
 def _check_counts(part: dict[str, Any]) -> None:
     counts = [(name, part[name]) for name in COUNTS if name in part]
     if isinstance(pattern := part.get("pattern"), str):
-        if any(bracket in BALANCED.sub("", pattern) for bracket in "]}"):
+        if any(bracket in PART.sub("", pattern) for bracket in "]}"):
             raise GrammarError(f"its pattern {pattern[:64]!r} closes what it does not open")
         found = QUANTIFIER.findall(pattern)
         counts += [("pattern", int(count)) for pair in found for count in pair if count]

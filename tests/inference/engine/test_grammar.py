@@ -198,7 +198,8 @@ def _allowed_by(sampler: llama_cpp.llama_sampler_p, size: int) -> npt.NDArray[np
         sorted=False,
     )
     llama_cpp.llama_sampler_apply(sampler, ctypes.byref(array))
-    return np.isfinite(data["logit"])
+    allowed: npt.NDArray[np.bool_] = np.isfinite(data["logit"])
+    return allowed
 
 
 def test_characters_of_several_bytes_are_followed_byte_by_byte() -> None:

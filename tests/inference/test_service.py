@@ -176,11 +176,14 @@ async def test_bad_requests_are_refused_and_say_why(fast: Worker) -> None:
 @pytest.mark.parametrize(
     ("more", "why"),
     [
-        ({"grammar": "root ::= ("}, "The grammar can't be used: a parenthesis is not closed."),
+        (
+            {"grammar": "root ::= ("},
+            "The field `grammar` can't be used: a parenthesis is not closed.",
+        ),
         ({"grammar": 'root ::= root "a"'}, "left-recursive"),
-        ({"response_format": SCHEMA_OF_NOTHING}, "The response_format can't be used"),
+        ({"response_format": SCHEMA_OF_NOTHING}, "The field `response_format` can't be used"),
         ({"grammar": 'root ::= "a"', "response_format": JsonObjectFormat()}, "leave one of them"),
-        ({"logit_bias": {"257": 1.0}}, "logit_bias names the token 257"),
+        ({"logit_bias": {"257": 1.0}}, "`logit_bias` names the token 257"),
         ({"logit_bias": {"hello": 1.0}}, "logit_bias"),
         ({"min_p": 2.0}, "min_p"),
     ],

@@ -14,7 +14,9 @@ def grammar(sampling: Sampling, vocabulary: Vocabulary) -> Grammar | None:
         return Grammar(gbnf.parse(text), vocabulary) if text else None
     except gbnf.GrammarError as error:
         field = "grammar" if sampling.grammar else "response_format"
-        raise ServiceError("invalid_request", f"The {field} can't be used: {error}.") from error
+        raise ServiceError(
+            "invalid_request", f"The field `{field}` can't be used: {error}."
+        ) from error
 
 
 def _gbnf(sampling: Sampling) -> str | None:
@@ -33,6 +35,6 @@ def check_bias(sampling: Sampling, vocabulary: Vocabulary) -> None:
         if int(token) >= len(vocabulary):
             raise ServiceError(
                 "invalid_request",
-                f"logit_bias names the token {token}, and the model's last one is"
+                f"The field `logit_bias` names the token {token}, and the model's last one is"
                 f" {len(vocabulary) - 1}.",
             )

@@ -66,7 +66,8 @@ class Grammar:
         self._table = np.full((16, 256), UNKNOWN, np.int32)  # [state, byte] -> state
         self._work = 0
         for rule in range(len(rules.starts)):  # those too that only a later state would meet
-            self._tops(self._beginnings(rule))
+            if not self._tops(self._beginnings(rule)):
+                raise GrammarError("it is left-recursive: a rule leads only to itself")
         self._work = 0
         start = self._tops(self._beginnings(rules.root))
         self._state = self._number(_State(start))

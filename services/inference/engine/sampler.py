@@ -49,20 +49,18 @@ class ChainSampler:
 
     def choose(self, logits: Logits) -> Chosen | Stuck:
         """The next token, by its `logits`, one for each of the vocabulary, which may be changed."""
-        asked = self._alternatives is not None
-        own = logits.copy() if asked else logits
+        own = None if self._alternatives is None else logits.copy()
         self._penalties.apply(logits)
         try:
             token = self._choose(logits)
         except GrammarError as error:
             return Stuck(f"The answer can't go on by its grammar: {error}.")
         self._penalties.accept(token)
-        logprob = (
-            token_logprob(own, token, self._alternatives, self._vocabulary)
-            if self._alternatives is not None
-            else None
-        )
-        return Chosen(token, logprob, bool(self._grammar and self._grammar.is_finished))
+        is_last = self._grammar is not None and self._grammar.is_finished
+        if own is None:
+            return Chosen(token, is_last=is_last)
+        logprob = token_logprob(own, token, self._alternatives or 0, self._vocabulary)
+        return Chosen(token, logprob, is_last)
 
     def close(self) -> None:
         llama_cpp.llama_sampler_free(self._chain)

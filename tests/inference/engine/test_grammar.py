@@ -233,6 +233,7 @@ def test_characters_of_several_bytes_are_followed_byte_by_byte() -> None:
         ('root ::= "a"{1,1000000}', "repetitions"),
         ('root ::= (("a"{300}){300}){0,99999}', "repetitions"),
         ('root ::= root "a" | "b"', "left-recursive"),
+        ("root ::= root | root", "left-recursive"),
         ('root ::= a root "z" | "x"\na ::= b\nb ::= "" | "y"', "left-recursive"),
         ('root ::= "a" later\nlater ::= later "b" | ""', "left-recursive"),
         ('root ::= ("a"?){5000}', "left-recursive, or has too many"),

@@ -2,9 +2,9 @@
 Which tokens may come next, by a grammar: an automaton over bytes whose states are found as they are
 needed. Pure.
 
-llama.cpp's own grammar sampler is not used: `([^e]|[^e]|[^e]|[^e])*` keeps it busy for hours, some
-left recursions eat all memory, and both in a thread that can't be stopped. Here states are merged,
-and all work is counted.
+llama.cpp's own grammar sampler is not used: its time is exponential for rules such as `(.|.|.)*`,
+some left recursions take memory until the process aborts, and a thread in it can't be stopped. Here
+states are merged, and all work is counted.
 """
 
 from collections.abc import Iterable

@@ -14,7 +14,7 @@ from bench.bars import Bar, Spread
 from bench.pairs import Plan, tell
 from bench.report import Row, Section
 from services.contract.messages import Sampling
-from services.inference.engine.backend import Chosen, Chunk
+from services.inference.engine.backend import Chosen, Chunk, Stuck
 from services.inference.engine.engine import Engine, Output, Piece
 from services.inference.engine.llama import Llama
 from services.inference.engine.sequence import Sequence as Conversation
@@ -88,7 +88,7 @@ class Clock:
 class TimedLlama(Llama):
     clock: Clock
 
-    def decode(self, chunks: Sequence[Chunk]) -> list[Chosen | None]:
+    def decode(self, chunks: Sequence[Chunk]) -> Sequence[Chosen | Stuck | None]:
         return self.clock.timed("backend", super().decode)(chunks)
 
 

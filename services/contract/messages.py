@@ -4,7 +4,7 @@ I/O.
 """
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -12,7 +12,7 @@ from services.contract.errors import ErrorCode
 
 SessionId = Annotated[str, Meta(min_length=1, max_length=128)]
 Moment = Annotated[datetime, Meta(tz=True)]
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "loop", "cancelled"]
 Temperature = Annotated[float, Meta(ge=0, le=5)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
 TopK = Annotated[int, Meta(ge=0, le=1000)]  # 0: all tokens
@@ -20,16 +20,45 @@ RepeatPenalty = Annotated[float, Meta(gt=0, le=10)]
 MaxTokens = Annotated[int, Meta(ge=1, le=1_000_000)]
 Stop = Annotated[str, Meta(min_length=1, max_length=64)]
 Stops = Annotated[tuple[Stop, ...], Meta(max_length=32)]
+MinP = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+TokenId = Annotated[str, Meta(pattern="^[0-9]{1,9}\\Z")]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Gbnf = Annotated[str, Meta(min_length=1, max_length=16_384)]
 Stored = Literal["log", "failed", "none"]
 
 
 # --- a request, from anyone to a worker -----------------------------------------------------------
 
 
+class ResponseFormat(Struct, frozen=True, tag_field="type"):
+    """What the answer must be, as OpenAI's API has it."""
+
+
+class TextFormat(ResponseFormat, frozen=True, tag="text"):
+    pass
+
+
+class JsonObjectFormat(ResponseFormat, frozen=True, tag="json_object"):
+    pass
+
+
+class JsonSchema(Struct, frozen=True, omit_defaults=True):
+    """The schema always holds, whatever `strict` says."""
+
+    name: Annotated[str, Meta(max_length=64)]
+    schema: dict[str, Any]
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(ResponseFormat, frozen=True, tag="json_schema"):
+    json_schema: JsonSchema
+
+
 class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
     How the answer's tokens are chosen. What is left out is filled in by the worker's settings
-    (CHAT_…).
+    (CHAT_…), or has no effect where there is no such setting.
     """
 
     temperature: Temperature | None = None
@@ -39,6 +68,14 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_tokens: MaxTokens | None = None
     seed: Annotated[int, Meta(ge=0, lt=2**32 - 1)] | None = None  # None: a new one each time
     stop: Stops | None = None
+    min_p: MinP | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=300)] | None = None
+    # How many of the likeliest tokens to tell with each one; None: no logprobs at all
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
+    grammar: Gbnf | None = None
 
 
 class Prompt(Sampling, frozen=True, kw_only=True):
@@ -105,15 +142,34 @@ class Started(Event, frozen=True, tag="started"):
     exchanges_dropped: int
 
 
-class Token(Event, frozen=True, tag="token"):
+class Candidate(Struct, frozen=True):
+    """
+    A token and the logarithm of its probability, as the model has it: before penalties, bias,
+    temperature and grammar. `bytes` tells what `text` can't, where it is a part of a character.
+    """
+
+    id: int
+    text: str
+    bytes: tuple[int, ...]
+    logprob: float
+
+
+class TokenLogprob(Candidate, frozen=True):
+    """The token that was chosen, and those that were likeliest, in this order."""
+
+    top: tuple[Candidate, ...]
+
+
+class Token(Event, frozen=True, tag="token", omit_defaults=True):
     """
     More text. `at` is the answer's length in characters before it; `ids` are the tokens it was
-    made of.
+    made of, `logprobs` is about the same tokens, if the request asked for it.
     """
 
     at: int
     text: str
     ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Done(Event, frozen=True, tag="done"):

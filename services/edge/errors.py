@@ -37,8 +37,8 @@ TABLE: dict[ErrorCode, Kind] = {
     "shutting_down": Kind(503, "server_error"),
 }
 
-# msgspec names the field: "… field `promt`", "… - at `$.prompt`"
-_FIELD = re.compile(r"(?:field `|at `\$\.)(\w+)")
+# msgspec names the field: "… field `promt`", "… - at `$.prompt`", "… - at `key` in `$.logit_bias`"
+_FIELD = re.compile(r"(?:field `|(?:at|in) `\$\.)(\w+)")
 
 AnyRequest = Request[Any, Any, Any]
 ErrorBody = dict[str, dict[str, str | None]]

@@ -64,8 +64,9 @@ class EventStream:
 
     def _format(self, event: StreamEvent) -> bytes:
         match event:
-            case Token(at=at, text=text):
-                return b"id: %d\n%b" % (at + len(text), _data({"token": text}))
+            case Token(at=at, text=text, logprobs=logprobs):
+                more = {} if logprobs is None else {"logprobs": logprobs}
+                return b"id: %d\n%b" % (at + len(text), _data({"token": text, **more}))
             case Done():
                 return _data(_done(event, self._request_id))
             case _:

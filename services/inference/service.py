@@ -28,7 +28,16 @@ from services.contract.messages import (
 )
 from services.inference.answers import Answers
 from services.inference.calls import Call
-from services.inference.engine.engine import Began, Broken, Engine, Finished, Output, Piece
+from services.inference.engine.backend import Sampler
+from services.inference.engine.engine import (
+    Began,
+    Broken,
+    Engine,
+    Finished,
+    Output,
+    Piece,
+    Refused,
+)
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.template import Prompt
 from services.inference.models import Model
@@ -158,23 +167,30 @@ class ChatService:
 
     async def _converse(self, call: Call) -> None:
         context = await self._sessions.context(call.tenant, call.request.session_id)
-        prompt = await asyncio.to_thread(
-            self._model.template.prompt,
+        prompt, sampler = await asyncio.to_thread(self._prepare, call, context)
+        if call.cancelled:
+            sampler.close()
+            finished = Finished("cancelled", Usage(len(prompt.tokens), 0, 0), Timings(0, 0, 0))
+        else:
+            finished = await self._generate(call, prompt, sampler)
+            self._remember(call)
+        await self._finish(call, context, prompt, finished)
+
+    def _prepare(self, call: Call, context: Context) -> tuple[Prompt, Sampler]:
+        """All that takes time before the engine, and all that can be wrong with the request."""
+        prompt = self._model.template.prompt(
             self._settings.chat_system_prompt.strip(),
             context.turns,
             call.request.prompt,
             call.sampling.max_tokens or 1,
             self._answers.of(call.tenant, context.turns),
         )
-        if call.cancelled:
-            finished = Finished("cancelled", Usage(len(prompt.tokens), 0, 0), Timings(0, 0, 0))
-        else:
-            finished = await self._generate(call, prompt)
-            self._remember(call)
-        await self._finish(call, context, prompt, finished)
+        return prompt, self._model.backend.sampler(call.sampling)
 
-    async def _generate(self, call: Call, prompt: Prompt) -> Finished:
-        call.sequence = Sequence(call.key, prompt.tokens, call.sampling, received=call.received)
+    async def _generate(self, call: Call, prompt: Prompt, sampler: Sampler) -> Finished:
+        call.sequence = Sequence(
+            call.key, prompt.tokens, call.sampling, sampler=sampler, received=call.received
+        )
         self._engine.submit(call.sequence)
         while True:
             match await call.outputs.get():
@@ -182,8 +198,10 @@ class ChatService:
                     await call.send(
                         Started(prompt_tokens, cached_tokens, prompt.kept, prompt.dropped)
                     )
-                case Piece(at, text, ids):
-                    await call.send(Token(at, text, ids))
+                case Piece(at, text, ids, logprobs):
+                    await call.send(Token(at, text, ids, logprobs))
+                case Refused(message):
+                    raise ServiceError("invalid_request", message)
                 case Broken(message):
                     raise ServiceError("internal", f"The model failed: {message} Try again.")
                 case Finished() as finished:

@@ -1,9 +1,8 @@
 """What the inference service can be told by environment variables (docs: README, settings)."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
-import msgspec
 from msgspec import Meta
 
 from services.contract.messages import (
@@ -12,6 +11,7 @@ from services.contract.messages import (
     Sampling,
     Stops,
     Temperature,
+    TextFormat,
     TopK,
     TopP,
 )
@@ -56,18 +56,21 @@ class InferenceSettings(BusSettings, frozen=True, kw_only=True):
         return min(self.model_threads, cpus or 1)
 
     def fill_in(self, sampling: Sampling) -> Sampling:
-        """The request's own choices, and the CHAT_… settings for all that it left out."""
+        """
+        The request's own choices, and the CHAT_… settings for all that it left out. CHAT_STOP is
+        for talk: what has a form would be cut by it.
+        """
         given = {
             name: value
             for name in Sampling.__struct_fields__
             if (value := getattr(sampling, name)) is not None
         }
-        return msgspec.convert(self._defaults | given, Sampling)
+        has_form = sampling.grammar or not isinstance(sampling.response_format, TextFormat | None)
+        no_stop = {"stop": ()} if has_form else {}
+        return Sampling(**(self._defaults | no_stop | given))
 
     @property
-    def _defaults(self) -> dict[str, object]:
-        return {
-            name: getattr(self, f"chat_{name}")
-            for name in Sampling.__struct_fields__
-            if name != "seed"
-        }
+    def _defaults(self) -> dict[str, Any]:
+        names = Sampling.__struct_fields__
+        settings = {name: getattr(self, f"chat_{name}", None) for name in names}
+        return {name: value for name, value in settings.items() if value is not None}

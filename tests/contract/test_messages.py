@@ -1,5 +1,5 @@
 from datetime import UTC, datetime
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -8,22 +8,29 @@ from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.messages import (
     Accepted,
+    Candidate,
     ChatRequest,
     Cleared,
     Done,
     Exchange,
     Failed,
+    JsonObjectFormat,
+    JsonSchema,
+    JsonSchemaFormat,
     LogRecord,
     ModelInfo,
     Progress,
     Sampling,
     Started,
     StreamEvent,
+    TextFormat,
     Timings,
     Token,
+    TokenLogprob,
     Usage,
 )
 
+MANY = b",".join(b'"%d":1' % token for token in range(301))
 USAGE, TIMINGS = Usage(3, 2, 1), Timings(0.1, 0.2, 0.3)
 EVENTS = [
     Accepted("r", "w"),
@@ -38,6 +45,41 @@ EVENTS = [
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
 def test_every_event_comes_back_as_it_went(event: StreamEvent) -> None:
     assert decode(encode(event), StreamEvent) == event  # type: ignore[arg-type]
+
+
+def test_logprobs_come_back_and_are_left_out_where_there_are_none() -> None:
+    half = Candidate(7, "\ufffd", (0xC3,), -0.5)
+    token = Token(0, "a", (3,), (TokenLogprob(3, "a", (97,), -1.5, (half,)),))
+    assert decode(encode(token), StreamEvent) == token  # type: ignore[arg-type]
+    assert b"logprobs" not in encode(Token(0, "a", (3,)))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        TextFormat(),
+        JsonObjectFormat(),
+        JsonSchemaFormat(JsonSchema("person", {"type": "object"}, strict=True)),
+    ],
+    ids=str,
+)
+def test_all_that_can_be_asked_of_sampling_comes_back(form: Any) -> None:
+    sampling = Sampling(
+        min_p=0.1,
+        presence_penalty=-2,
+        frequency_penalty=2,
+        logit_bias={"17": -100.0},
+        logprobs=20,
+        response_format=form,
+        grammar="root ::= .",
+    )
+    assert decode(encode(sampling), Sampling) == sampling
+
+
+def test_sampling_of_a_record_from_before_it_had_more_fields_can_be_read() -> None:
+    old = decode(b'{"temperature":0.5,"top_k":40,"seed":1}', Sampling)
+    assert (old.top_k, old.min_p, old.logit_bias, old.grammar) == (40, None, None, None)
+    assert encode(old) == b'{"temperature":0.5,"top_k":40,"seed":1}'
 
 
 def test_every_kind_of_event_is_tried_above() -> None:
@@ -84,6 +126,17 @@ def test_a_field_that_is_not_known_yet_is_ignored() -> None:
         (b'{"prompt":"hi","request_id":"a.b"}', "request_id"),
         (b'{"prompt":"hi","request_id":"a\\n"}', "request_id"),
         (b'{"prompt":"hi","stop":[""]}', "stop"),
+        (b'{"prompt":"hi","min_p":1.5}', "min_p"),
+        (b'{"prompt":"hi","presence_penalty":2.5}', "presence_penalty"),
+        (b'{"prompt":"hi","frequency_penalty":-3}', "frequency_penalty"),
+        (b'{"prompt":"hi","logit_bias":{"the":1}}', "logit_bias"),
+        (b'{"prompt":"hi","logit_bias":{"1":101}}', "logit_bias"),
+        (b'{"prompt":"hi","logit_bias":{%s}}' % MANY, "logit_bias"),
+        (b'{"prompt":"hi","logprobs":21}', "logprobs"),
+        (b'{"prompt":"hi","response_format":{"type":"yaml"}}', "response_format"),
+        (b'{"prompt":"hi","response_format":{"type":"json_schema"}}', "json_schema"),
+        (b'{"prompt":"hi","grammar":""}', "grammar"),
+        (b'{"prompt":"hi","grammar":"%s"}' % (b"x" * 16_385), "grammar"),
         (b'{"type":"mystery"}', "prompt"),
         (b"not json", "malformed"),
         (b"\xff", "malformed|utf-8"),

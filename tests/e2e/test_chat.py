@@ -1,5 +1,6 @@
 """The main job, over HTTP, with real processes and the real demo model."""
 
+import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -78,6 +79,43 @@ def test_the_end_says_how_many_exchanges_did_not_fit(up: Stack, session_id: str)
     assert all(end["usage"]["prompt_tokens"] + 10 <= 2048 for end in ends)
 
 
+def test_an_answer_can_be_asked_for_as_json_of_a_schema(up: Stack, session_id: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"color": {"enum": ["red", "blue"]}, "count": {"type": "integer"}},
+        "required": ["color", "count"],
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema}}
+    answer = up.chat("hi", session_id, response_format=form, temperature=1.0, seed=1)
+    thing = json.loads(answer.text)
+    assert thing["color"] in ("red", "blue") and isinstance(thing["count"], int)
+    assert answer.end["finish_reason"] == "stop"
+
+
+def test_the_same_seed_gives_the_same_answer_and_another_another(
+    up: Stack, session_id: str
+) -> None:
+    wild = {"temperature": 3.0, "top_k": 0, "top_p": 1.0}
+
+    def said(seed: int, attempt: int) -> str:
+        session = f"{session_id} {seed} {attempt}"
+        return up.chat("tell me something", session, **wild, seed=seed).text
+
+    assert said(5, 1) == said(5, 2) == said(5, 3)
+    assert len({said(seed, 1) for seed in range(4)}) > 1
+
+
+def test_a_token_s_probability_is_told_with_those_of_the_likeliest(
+    up: Stack, session_id: str
+) -> None:
+    with up.open("hi", session_id, logprobs=3, logit_bias={"5": -100}, min_p=0.1) as events:
+        *tokens, end = events
+    logprobs = [about for event in tokens for about in event["logprobs"]]
+    assert "".join(event["token"] for event in tokens) == "".join(p["text"] for p in logprobs)
+    assert all(len(about["top"]) == 3 and about["logprob"] <= 0 for about in logprobs)
+    assert end["usage"]["completion_tokens"] == len(logprobs) + 1  # the token that ended it
+
+
 def test_messages_are_listed_oldest_first_with_what_a_page_needs(
     up: Stack, session_id: str
 ) -> None:
@@ -116,6 +154,15 @@ def test_the_status_says_what_is_loaded_and_connected(up: Stack) -> None:
         b'{"prompt": "hi", "max_tokens": 0}',
         b'{"prompt": "hi", "max_tokens": 100000}',
         b'{"prompt": "hi", "tempreature": 1}',
+        b'{"prompt": "hi", "min_p": 7}',
+        b'{"prompt": "hi", "logit_bias": {"999999": 1}}',
+        b'{"prompt": "hi", "logprobs": 21}',
+        b'{"prompt": "hi", "grammar": "root ::= ("}',
+        b'{"prompt": "hi", "grammar": "root ::= root | root"}',
+        b'{"prompt": "hi", "grammar": "root ::= ' + b"(" * 15_000 + b'"}',
+        b'{"prompt": "hi", "grammar": "root ::= .", "response_format": {"type": "json_object"}}',
+        b'{"prompt": "hi", "response_format": {"type": "json_schema", "json_schema": {"name": "n",'
+        b' "schema": {"$ref": "http://example.com"}}}}',
         b'{"prompt": "' + b"x" * 1_000_000 + b'"}',
         b'{"prompt": "' + b"x " * 32_000 + b'"}',
         b'{"prompt": "hi", "session_id": "' + b"s" * 129 + b'"}',
@@ -128,6 +175,15 @@ def test_bad_input_gets_a_4xx_that_says_what_is_wrong(up: Stack, body: bytes) ->
     assert 400 <= response.status_code < 500
     error = response.json()["error"]
     assert error["code"] and len(error["message"]) > 20
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("grammar", "root ::= x"), ("logit_bias", {"999999": 1}), ("min_p", 2)],
+)
+def test_the_error_names_the_field(up: Stack, field: str, value: object) -> None:
+    response = up.http.post("/chat", json={"prompt": "hi", field: value})
+    assert response.status_code == 400 and response.json()["error"]["param"] == field
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "many", "1001", "99999999999999999999"])

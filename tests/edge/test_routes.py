@@ -9,6 +9,8 @@ import pytest
 
 from services.contract.messages import (
     ClearRequest,
+    JsonSchema,
+    JsonSchemaFormat,
     Message,
     Messages,
     MessagesRequest,
@@ -44,6 +46,12 @@ async def test_everything_that_can_be_asked_for_reaches_the_worker(
         "max_tokens": 7,
         "seed": 4_294_967_294,
         "stop": ["\n", "User:"],
+        "min_p": 0.05,
+        "presence_penalty": -1.5,
+        "frequency_penalty": 2,
+        "logit_bias": {"17": -100, "18": 0.5},
+        "logprobs": 3,
+        "grammar": 'root ::= "yes" | "no"',
     }
     async with scripted_worker(nats_url, HELLO) as worker:
         answer = await http.post("/chat", json=body)
@@ -52,6 +60,17 @@ async def test_everything_that_can_be_asked_for_reaches_the_worker(
     assert subject == "chat.request"
     assert {name: getattr(request, name) for name in body} == body | {"stop": ("\n", "User:")}
     assert answer.headers["content-location"] == f"/chat/{request.request_id}"
+
+
+async def test_a_schema_reaches_the_worker_as_it_was_sent(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    schema = {"type": "object", "properties": {"größe": {"enum": [1, None]}}}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
+    async with scripted_worker(nats_url, HELLO) as worker:
+        answer = await http.post("/chat", json={"prompt": "hi", "response_format": form})
+    assert answer.status_code == 200
+    assert worker.requests[0][1].response_format == JsonSchemaFormat(JsonSchema("n", schema, True))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,15 @@ import httpx
 import pytest
 
 from services.contract.errors import ServiceError
-from services.contract.messages import Failed, Progress, Started, StreamEvent, Token
+from services.contract.messages import (
+    Candidate,
+    Failed,
+    Progress,
+    Started,
+    StreamEvent,
+    Token,
+    TokenLogprob,
+)
 from services.edge import sse
 from services.edge.sse import EventStream
 from services.edge.workers import Workers
@@ -40,6 +48,25 @@ async def test_an_answer_is_tokens_with_the_length_so_far_and_then_done(
         "timings": {"queued": 0.0, "prefill": 0.1, "decode": 0.2},
         "exchanges_dropped": 1,
         "stored": "log",
+    }
+
+
+async def test_logprobs_come_with_their_tokens(http: httpx.AsyncClient, nats_url: str) -> None:
+    other = Candidate(2, "in", (105, 110), -2.5)
+    token = Token(0, "on", (1,), (TokenLogprob(1, "on", (111, 110), -0.5, (other,)),))
+    async with scripted_worker(nats_url, [token, DONE]):
+        answer = await http.post("/chat", json={"prompt": "hi", "logprobs": 1})
+    assert data(answer.text.split("\n\n")[0]) == {
+        "token": "on",
+        "logprobs": [
+            {
+                "id": 1,
+                "text": "on",
+                "bytes": [111, 110],
+                "logprob": -0.5,
+                "top": [{"id": 2, "text": "in", "bytes": [105, 110], "logprob": -2.5}],
+            }
+        ],
     }
 
 

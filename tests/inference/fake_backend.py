@@ -5,17 +5,42 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import BackendError, Chosen, Chunk, SpecialToken, State
+from services.inference.engine import constraints
+from services.inference.engine.backend import (
+    BackendError,
+    Chosen,
+    Chunk,
+    SpecialToken,
+    State,
+    Stuck,
+)
+from services.inference.engine.vocabulary import Vocabulary
 
 END = 256
+VOCABULARY = Vocabulary([*(bytes([byte]) for byte in range(256)), b""], frozenset([END]))
 
 
 class Script:
-    """The sampler of one sequence: says the answer that belongs to its prompt, then ends."""
+    """
+    The sampler of one sequence: says the answer that belongs to its prompt, then ends; by a
+    grammar, as far as it is right.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, sampling: Sampling) -> None:
+        constraints.check_bias(sampling, VOCABULARY)
+        self.grammar = constraints.grammar(sampling, VOCABULARY)
         self.answer: list[int] | None = None
         self.closed = False
+
+    def choose(self) -> Chosen | Stuck:
+        assert self.answer is not None
+        token = self.answer.pop(0)
+        if self.grammar is None:
+            return Chosen(token)
+        if not self.grammar.allows(token):
+            return Stuck("scripted")
+        self.grammar.accept(token)
+        return Chosen(token, is_last=self.grammar.is_finished)
 
     def close(self) -> None:
         assert not self.closed, "a sampler is closed once"
@@ -64,10 +89,10 @@ class FakeBackend:
         return token == END
 
     def sampler(self, sampling: Sampling) -> Script:
-        self.samplers.append(Script())
+        self.samplers.append(Script(sampling))
         return self.samplers[-1]
 
-    def decode(self, chunks: Sequence[Chunk]) -> list[Chosen | None]:
+    def decode(self, chunks: Sequence[Chunk]) -> Sequence[Chosen | Stuck | None]:
         if self.fails:
             self.fails = False
             raise BackendError("scripted")
@@ -97,7 +122,7 @@ class FakeBackend:
     def close(self) -> None:
         self.closed = True
 
-    def _compute(self, chunk: Chunk) -> Chosen | None:
+    def _compute(self, chunk: Chunk) -> Chosen | Stuck | None:
         held = self.cells.setdefault(chunk.slot, [])
         assert chunk.position == len(held), "a sequence has no gaps and computes nothing twice"
         assert chunk.tokens, "a chunk is never empty"
@@ -109,7 +134,7 @@ class FakeBackend:
         if chunk.sampler.answer is None:
             said = self._answer_to(b"".join(map(self.piece, held)))
             chunk.sampler.answer = [*said, END]
-        return Chosen(chunk.sampler.answer.pop(0))
+        return chunk.sampler.choose()
 
     def _answer_to(self, prompt: bytes) -> Sequence[int]:
         return next(a for end, a in self._answers.items() if prompt.endswith(end.encode()))

@@ -19,6 +19,9 @@ from services.contract.messages import (
     Done,
     Empty,
     Failed,
+    JsonObjectFormat,
+    JsonSchema,
+    JsonSchemaFormat,
     ModelInfo,
     Progress,
     Started,
@@ -38,8 +41,10 @@ from tests.inference.fake_backend import FakeBackend
 from tests.servers import nats_server, running
 
 NOBODY = "mongodb://127.0.0.1:9/"  # the discard port: no database
+SCHEMA_OF_NOTHING = JsonSchemaFormat(JsonSchema("nothing", {"type": "mystery"}))
+LONG = b"".join(b"%d " % number for number in range(200))[:500]  # no loop
 ANSWERS = {f"{question}<|im_end|>\n<|im_start|>assistant\n": answer for question, answer in {
-    "hi": b"hello", "long": b"x" * 500, "stop": b"fine\nUser: me", "emoji": "é🙂".encode(),
+    "hi": b"hello", "long": LONG, "stop": b"fine\nUser: me", "emoji": "é🙂".encode(),
 }.items()}  # fmt: skip
 
 
@@ -195,6 +200,47 @@ async def test_bad_requests_are_refused_and_say_why(fast: Worker) -> None:
     assert isinstance(failed, Failed) and failed.code == "payload_too_large"
     (failed,) = await fast.ask("hi", "s", temperature=-1)
     assert isinstance(failed, Failed) and "temperature" in failed.message
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (
+            {"grammar": "root ::= ("},
+            "The field `grammar` can't be used: a parenthesis is not closed.",
+        ),
+        ({"grammar": 'root ::= root "a"'}, "left-recursive"),
+        ({"response_format": SCHEMA_OF_NOTHING}, "The field `response_format` can't be used"),
+        ({"grammar": 'root ::= "a"', "response_format": JsonObjectFormat()}, "leave one of them"),
+        ({"logit_bias": {"257": 1.0}}, "`logit_bias` names the token 257"),
+        ({"logit_bias": {"hello": 1.0}}, "logit_bias"),
+        ({"min_p": 2.0}, "min_p"),
+    ],
+    ids=str,
+)
+async def test_what_can_not_be_asked_of_an_answer_is_refused_before_it_has_a_slot(
+    fast: Worker, more: dict[str, Any], why: str
+) -> None:
+    *before, failed = await fast.ask("hi", "s", **more)
+    assert isinstance(failed, Failed) and failed.code == "invalid_request"
+    assert why in failed.message
+    assert not any(isinstance(event, Started) for event in before)
+    assert fast.backend.steps == []
+
+
+async def test_an_answer_that_its_grammar_leaves_no_way_fails_alone(fast: Worker) -> None:
+    broken, right = await asyncio.gather(
+        fast.ask("hi", "a", grammar='root ::= "hell" [0-9]'),
+        fast.ask("hi", "b", grammar='root ::= "hello"'),
+    )
+    assert isinstance(broken[-1], Failed) and broken[-1].code == "invalid_request"
+    assert isinstance(right[-1], Done) and right[-1].finish_reason == "stop"
+    assert (text(broken), text(right)) == ("hell", "hello")
+
+
+async def test_talk_s_stop_strings_do_not_cut_what_has_a_form(fast: Worker) -> None:
+    events = await fast.ask("stop", "s", grammar="root ::= .{0,30}")
+    assert text(events) == "fine\nUser: me"
 
 
 async def test_a_request_that_names_no_inbox_makes_the_worker_publish_nowhere(

@@ -28,7 +28,7 @@ class Vocabulary(Llama):
         assert model, f"{path} is missing: deploy/setup.sh llama-source gets it"
         self._model = llama_cpp.llama_model_p(model)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
-        self._pieces: dict[int, bytes] = {}
+        self._vocabulary = self._read_vocabulary()
         self.context = 1_000_000
         self._special = super().special_tokens()
 

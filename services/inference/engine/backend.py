@@ -3,13 +3,21 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from services.contract.messages import Sampling
+from services.contract.messages import Sampling, TokenLogprob
 
 
 class Chosen(NamedTuple):
     """A token that a sampler chose."""
 
     token: int
+    logprob: TokenLogprob | None = None  # if the request asked for it
+    is_last: bool = False  # the answer's grammar allows nothing after it
+
+
+class Stuck(NamedTuple):
+    """What was asked of the answer can't be: the sentence says why no token follows."""
+
+    message: str
 
 
 class Sampler(Protocol):
@@ -68,9 +76,14 @@ class Backend(Protocol):
 
     def is_end(self, token: int) -> bool: ...
 
-    def sampler(self, sampling: Sampling) -> Sampler: ...
+    def sampler(self, sampling: Sampling) -> Sampler:
+        """
+        May take a second, for a grammar; may be called in any thread.
 
-    def decode(self, chunks: Sequence[Chunk]) -> list[Chosen | None]:
+        Raises ServiceError for what can't be with this model.
+        """
+
+    def decode(self, chunks: Sequence[Chunk]) -> Sequence[Chosen | Stuck | None]:
         """
         Computes all chunks, which stand in the order of their slots, and are one token each or a
         single one; the next token of each that has a sampler. Raises BackendError.

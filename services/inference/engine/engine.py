@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from services.contract.messages import FinishReason, Timings, Usage
-from services.inference.engine.backend import Backend, BackendError, Chosen
+from services.contract.messages import FinishReason, Timings, TokenLogprob, Usage
+from services.inference.engine.backend import Backend, BackendError, Chosen, Stuck
 from services.inference.engine.scheduler import Scheduler
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.slots import Slots
@@ -31,11 +31,15 @@ class Began(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """More text, `at` characters from the answer's beginning, and the tokens it was made of."""
+    """
+    More text, `at` characters from the answer's beginning, and the tokens it was made of; their
+    logprobs if the request asked for them.
+    """
 
     at: int
     text: str
     ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Finished(NamedTuple):
@@ -50,7 +54,13 @@ class Broken(NamedTuple):
     message: str
 
 
-Output = Began | Piece | Finished | Broken
+class Refused(NamedTuple):
+    """What was asked of the answer can't be; it ends here, unfinished."""
+
+    message: str
+
+
+Output = Began | Piece | Finished | Broken | Refused
 Emit = Callable[[list[tuple[str, Output]]], None]
 
 
@@ -59,8 +69,8 @@ class Engine:
     `budget` is how many bytes of RAM idle conversations may take. `emit` gets a step's outputs at
     once, as (key, output), in the engine's thread.
 
-    Every sequence submitted ends in exactly one Finished or Broken. `on_death` is called if the
-    thread dies of an error; nothing is answered after that.
+    Every sequence submitted ends in exactly one Finished, Broken or Refused. `on_death` is called
+    if the thread dies of an error; nothing is answered after that.
     """
 
     def __init__(
@@ -132,7 +142,6 @@ class Engine:
 
     def _start_waiting(self) -> None:
         for sequence in self._scheduler.admit():
-            sequence.sampler = self._backend.sampler(sequence.sampling)
             self._put(sequence, Began(len(sequence.prompt), sequence.cached))
 
     def _compute(self) -> None:
@@ -149,11 +158,16 @@ class Engine:
             if next_token is not None:
                 self._accept(sequence, next_token)
 
-    def _accept(self, sequence: Sequence, chosen: Chosen) -> None:
+    def _accept(self, sequence: Sequence, chosen: Chosen | Stuck) -> None:
         """
         A new token: its text goes out unless it could begin a stop string; ends the answer
         if due.
         """
+        if isinstance(chosen, Stuck):
+            self._send_text(sequence)
+            self._remove(sequence)
+            self._put(sequence, Refused(chosen.message))
+            return
         token = chosen.token
         sequence.last_token = time.monotonic()
         sequence.first_token = sequence.first_token or sequence.last_token
@@ -162,11 +176,16 @@ class Engine:
             self._say(sequence, sequence.stops.flush())
             self._finish(sequence, "stop")
             return
-        sequence.unsent.append(token)
+        sequence.unsent.append(chosen)
         text, stopped = sequence.stops.push(sequence.detokenizer.push(self._backend.piece(token)))
         self._say(sequence, text)
         if stopped:
             self._finish(sequence, "stop")
+        elif chosen.is_last:
+            self._say(sequence, sequence.stops.flush())
+            self._finish(sequence, "stop")
+        elif sequence.loops.push(token):
+            self._finish(sequence, "loop")
         elif self._is_full(sequence):
             self._finish(sequence, "length")  # what is held back may be half of a stop string
 
@@ -184,7 +203,7 @@ class Engine:
 
     def _send_text(self, sequence: Sequence) -> None:
         if text := sequence.unsent_text:
-            self._put(sequence, Piece(sequence.sent_chars, text, tuple(sequence.unsent)))
+            self._put(sequence, _piece(sequence.sent_chars, text, sequence.unsent))
             sequence.sent_chars += len(text)
             sequence.last_sent = sequence.last_token
             sequence.unsent_text = ""
@@ -214,3 +233,8 @@ class Engine:
         if self._outputs:
             outputs, self._outputs = self._outputs, []
             self._emit(outputs)
+
+
+def _piece(at: int, text: str, tokens: list[Chosen]) -> Piece:
+    logprobs = tuple(chosen.logprob for chosen in tokens if chosen.logprob)
+    return Piece(at, text, tuple(chosen.token for chosen in tokens), logprobs or None)

@@ -16,10 +16,20 @@ import numpy as np
 import numpy.typing as npt
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import BackendError, Chosen, Chunk, SpecialToken, State
+from services.inference.engine import constraints
+from services.inference.engine.backend import (
+    BackendError,
+    Chosen,
+    Chunk,
+    SpecialToken,
+    State,
+    Stuck,
+)
 from services.inference.engine.batch import Batch
+from services.inference.engine.candidates import Candidates
 from services.inference.engine.pace import CHUNK_MAX
 from services.inference.engine.sampler import ChainSampler
+from services.inference.engine.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +75,8 @@ class Llama:
         self._context = self._open_context(parallel, threads)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = Batch(CHUNK_MAX)
-        self._pieces: dict[int, bytes] = {}
+        self._vocabulary = self._read_vocabulary()
+        self._candidates = Candidates(len(self._vocabulary))
         self._parallel = parallel
         self._alone = 1
 
@@ -103,16 +114,14 @@ class Llama:
 
     def special_tokens(self) -> dict[int, SpecialToken]:
         found = {}
-        for token in range(llama_cpp.llama_vocab_n_tokens(self._vocab)):
+        for token in range(len(self._vocabulary)):
             attributes = llama_cpp.llama_vocab_get_attr(self._vocab, token)
             if attributes & (CONTROL | USER_DEFINED) and (text := self._text_of(token)):
                 found[token] = SpecialToken(text, bool(attributes & CONTROL))
         return found
 
     def piece(self, token: int) -> bytes:
-        if (piece := self._pieces.get(token)) is None:
-            piece = self._pieces[token] = self._read_piece(token, 64)
-        return piece
+        return self._vocabulary.pieces[token]
 
     def _read_piece(self, token: int, room: int) -> bytes:
         buffer = ctypes.create_string_buffer(room)
@@ -120,17 +129,19 @@ class Llama:
         return buffer.raw[:size] if size >= 0 else self._read_piece(token, -size)
 
     def is_end(self, token: int) -> bool:
-        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+        return token in self._vocabulary.ends
 
     def sampler(self, sampling: Sampling) -> ChainSampler:
-        return ChainSampler(self._vocab, sampling)
+        constraints.check_bias(sampling, self._vocabulary)
+        grammar = constraints.grammar(sampling, self._vocabulary)
+        return ChainSampler(self._vocabulary, self._candidates, sampling, grammar)
 
-    def decode(self, chunks: Sequence[Chunk]) -> list[Chosen | None]:
+    def decode(self, chunks: Sequence[Chunk]) -> Sequence[Chosen | Stuck | None]:
         if len(chunks) <= self._alone:
             return [chosen for chunk in chunks for chosen in self._decode([chunk])]
         return self._decode(chunks)
 
-    def _decode(self, chunks: Sequence[Chunk]) -> list[Chosen | None]:
+    def _decode(self, chunks: Sequence[Chunk]) -> list[Chosen | Stuck | None]:
         self._compute(chunks)
         rows = iter(self._logits(sum(chunk.sampler is not None for chunk in chunks)))
         return [
@@ -175,7 +186,7 @@ class Llama:
         """Of the last tokens of the chunks that had a sampler, in their order: llama.cpp's own."""
         if rows == 0:
             return np.zeros((0, 0), np.float32)
-        size = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        size = len(self._vocabulary)
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), (rows, size))
 
     def cut(self, slot: int, length: int) -> bool:
@@ -202,6 +213,11 @@ class Llama:
     def close(self) -> None:
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
+
+    def _read_vocabulary(self) -> Vocabulary:
+        tokens = range(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        ends = (token for token in tokens if llama_cpp.llama_vocab_is_eog(self._vocab, token))
+        return Vocabulary([self._read_piece(token, 64) for token in tokens], frozenset(ends))
 
     def _text_of(self, token: int) -> str:
         if token < 0:

@@ -1,10 +1,10 @@
 """
-llama.cpp's sampler chain for one sequence: penalties, top-k, top-p, temperature, a seeded draw.
+Chooses one sequence's tokens: bias, penalties, grammar, top-k, top-p, min-p, temperature, a seeded
+draw, in this order, as llama-server does.
 """
 
 from __future__ import annotations  # llama_cpp has its pointer types for type checkers only
 
-import ctypes
 import secrets
 
 import llama_cpp
@@ -12,63 +12,108 @@ import numpy as np
 import numpy.typing as npt
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import Chosen
+from services.inference.engine.backend import BackendError, Chosen, Stuck
+from services.inference.engine.candidates import Candidates, likeliest
+from services.inference.engine.gbnf import GrammarError
+from services.inference.engine.grammar import Grammar
+from services.inference.engine.logprobs import token_logprob
+from services.inference.engine.penalties import Penalties
+from services.inference.engine.vocabulary import Vocabulary
 
-PENALTY_WINDOW = 64  # generated tokens; the prompt is never penalised, so that answers can quote it
-CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+LEAST_TEMPERATURE = 1e-3  # below it, only the likeliest token has a chance
+FIRST_LOOK = 256  # likeliest tokens that a grammar is asked about before all are
+
+Logits = npt.NDArray[np.float32]
 
 
 class ChainSampler:
     """
-    Temperature 0 takes the likeliest token. The chain remembers what it chose, for the
-    penalties.
+    Temperature 0 takes the likeliest token. The penalties and the grammar remember what was chosen.
     """
 
     def __init__(
         self,
-        vocab: llama_cpp.llama_vocab_p,
+        vocabulary: Vocabulary,
+        candidates: Candidates,
         sampling: Sampling,
+        grammar: Grammar | None = None,
     ) -> None:
-        self._chain = llama_cpp.llama_sampler_chain_init(
-            llama_cpp.llama_sampler_chain_default_params()
-        )
-        for part in _parts(llama_cpp.llama_vocab_n_tokens(vocab), sampling):
-            llama_cpp.llama_sampler_chain_add(self._chain, part)
+        self._vocabulary = vocabulary
+        self._candidates = candidates
+        self._alternatives = sampling.logprobs
+        self._penalties = Penalties(sampling)
+        self._grammar = grammar
+        self._top_k = sampling.top_k or 0
+        self._is_greedy = (sampling.temperature or 0.0) < LEAST_TEMPERATURE
+        self._chain = _chain(sampling)
 
-    def choose(self, logits: npt.NDArray[np.float32]) -> Chosen:
-        """The next token, by its `logits`: one for each token of the vocabulary."""
-        candidates = np.zeros(len(logits), CANDIDATE)
-        candidates["id"] = np.arange(len(logits))
-        candidates["logit"] = logits
-        array = llama_cpp.llama_token_data_array(
-            data=candidates.ctypes.data_as(llama_cpp.llama_token_data_p),
-            size=len(candidates),
-            selected=-1,
-            sorted=False,
-        )
-        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
-        token = int(array.data[array.selected].id)
-        llama_cpp.llama_sampler_accept(self._chain, token)
-        return Chosen(token)
+    def choose(self, logits: Logits) -> Chosen | Stuck:
+        """The next token, by its `logits`, one for each of the vocabulary, which may be changed."""
+        own = None if self._alternatives is None else logits.copy()
+        self._penalties.apply(logits)
+        try:
+            token = self._choose(logits)
+        except GrammarError as error:
+            return Stuck(f"The answer can't go on by its grammar: {error}.")
+        self._penalties.accept(token)
+        is_last = self._grammar is not None and self._grammar.is_finished
+        if own is None:
+            return Chosen(token, is_last=is_last)
+        logprob = token_logprob(own, token, self._alternatives or 0, self._vocabulary)
+        return Chosen(token, logprob, is_last)
 
     def close(self) -> None:
         llama_cpp.llama_sampler_free(self._chain)
 
+    def _choose(self, logits: Logits) -> int:
+        token = self._draw(logits, self._likeliest(logits))
+        if self._grammar is None:
+            return token
+        if not self._grammar.allows(token):
+            token = self._draw(logits, self._allowed(self._grammar, logits))
+        self._grammar.accept(token)
+        return token
 
-def _parts(vocab_size: int, sampling: Sampling) -> list[llama_cpp.llama_sampler_p]:
-    penalty = sampling.repeat_penalty or 1.0
-    parts = []
-    if penalty != 1.0:
-        parts.append(
-            llama_cpp.llama_sampler_init_penalties(vocab_size, PENALTY_WINDOW, penalty, 0.0, 0.0)
-        )
-    if not sampling.temperature:
-        return [*parts, llama_cpp.llama_sampler_init_greedy()]
+    def _likeliest(self, logits: Logits) -> npt.NDArray[np.intp]:
+        """What the chain needs to see."""
+        if self._is_greedy:
+            tokens = np.array([logits.argmax()])
+        else:
+            tokens = likeliest(logits, self._top_k)
+        if not len(tokens) or not np.isfinite(logits[tokens[0]]):
+            raise BackendError("The model computed no numbers (NaN): is its file damaged?")
+        return tokens
+
+    def _allowed(self, grammar: Grammar, logits: Logits) -> npt.NDArray[np.intp]:
+        """What the chain needs to see of the tokens that the grammar allows."""
+        needed = 1 if self._is_greedy else self._top_k
+        if 0 < needed <= FIRST_LOOK:
+            tokens = likeliest(logits, FIRST_LOOK)
+            tokens = tokens[grammar.allowed(tokens)]
+            if len(tokens) >= needed:
+                return tokens
+        logits[~grammar.allowed(np.arange(len(logits)))] = -np.inf
+        tokens = likeliest(logits, self._top_k)
+        if not len(tokens):
+            raise GrammarError("it allows no token of this model here")
+        return tokens
+
+    def _draw(self, logits: Logits, tokens: npt.NDArray[np.intp]) -> int:
+        if self._is_greedy:
+            return int(tokens[logits[tokens].argmax()])
+        return self._candidates.draw(self._chain, tokens, logits[tokens])
+
+
+def _chain(sampling: Sampling) -> llama_cpp.llama_sampler_p:
     seed = sampling.seed if sampling.seed is not None else secrets.randbits(32)
-    return [
-        *parts,
+    params = llama_cpp.llama_sampler_chain_default_params()
+    chain: llama_cpp.llama_sampler_p = llama_cpp.llama_sampler_chain_init(params)
+    for part in (
         llama_cpp.llama_sampler_init_top_k(sampling.top_k or 0),
         llama_cpp.llama_sampler_init_top_p(sampling.top_p or 1.0, 1),
-        llama_cpp.llama_sampler_init_temp(sampling.temperature),
+        llama_cpp.llama_sampler_init_min_p(sampling.min_p or 0.0, 1),
+        llama_cpp.llama_sampler_init_temp(sampling.temperature or 1.0),
         llama_cpp.llama_sampler_init_dist(seed),
-    ]
+    ):
+        llama_cpp.llama_sampler_chain_add(chain, part)
+    return chain

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from services.contract.messages import Sampling, Timings, Usage
 from services.inference.engine import runs
-from services.inference.engine.backend import Sampler
+from services.inference.engine.backend import Chosen, Sampler
 from services.inference.engine.detokenizer import Detokenizer
+from services.inference.engine.loops import LoopGuard
 from services.inference.engine.stops import StopBuffer
 
 
@@ -30,15 +31,16 @@ class Sequence:
     computed: int = 0  # tokens, from the first on, that the KV cache holds
     cached: int = 0  # of these, how many it held before the request came
     slot: int | None = None
-    sampler: Sampler | None = None
+    sampler: Sampler | None = None  # needed by the engine, which closes it
     received: float = field(default_factory=time.monotonic)
     started: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
     detokenizer: Detokenizer = field(default_factory=Detokenizer)
     stops: StopBuffer = field(init=False)
+    loops: LoopGuard = field(default_factory=LoopGuard)
     last_sent: float = 0.0
-    unsent: list[int] = field(default_factory=list)  # tokens whose text was not sent yet
+    unsent: list[Chosen] = field(default_factory=list)  # tokens whose text was not sent yet
     unsent_text: str = ""  # of them, what is no beginning of a stop string
     sent_chars: int = 0
 

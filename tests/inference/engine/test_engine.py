@@ -3,11 +3,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from services.contract.messages import Sampling
-from services.inference.engine.engine import Began, Broken, Engine, Finished, Output, Piece
+from services.inference.engine.engine import (
+    Began,
+    Broken,
+    Engine,
+    Finished,
+    Output,
+    Piece,
+    Refused,
+)
 from services.inference.engine.sequence import Sequence
 from tests.inference.fake_backend import FakeBackend
 
-LONG = {"long": b"x" * 900, "hi": b"hello"}
+LONG = {"long": b"".join(b"%d " % number for number in range(300))[:900], "hi": b"hello"}
 
 
 class Run:
@@ -15,12 +23,14 @@ class Run:
 
     def __init__(self, backend: FakeBackend, parallel: int, budget: int = 10_000) -> None:
         self.died = False
+        self._backend = backend
         self._outputs: queue.SimpleQueue[tuple[str, Output]] = queue.SimpleQueue()
         self.engine = Engine(backend, parallel, budget, self._take, self._die)
 
     def ask(self, prompt: str, key: str = "a", **sampling: object) -> None:
         filled = Sampling(**({"max_tokens": 100} | sampling))  # type: ignore[arg-type]
-        self.engine.submit(Sequence(key, list(prompt.encode()), filled))
+        sampler = self._backend.sampler(filled)
+        self.engine.submit(Sequence(key, list(prompt.encode()), filled, sampler=sampler))
 
     def until(self, done: Callable[[str, Output], bool]) -> list[tuple[str, Output]]:
         seen: list[tuple[str, Output]] = []
@@ -31,12 +41,12 @@ class Run:
     def drain(self) -> list[tuple[str, Output]]:
         return [self._outputs.get() for _ in range(self._outputs.qsize())]
 
-    def finish(self, key: str = "a") -> tuple[str, Finished | Broken]:
+    def finish(self, key: str = "a") -> tuple[str, Finished | Broken | Refused]:
         """The text and the end of one answer."""
-        outputs = self.until(lambda k, o: k == key and isinstance(o, Finished | Broken))
+        outputs = self.until(lambda k, o: k == key and isinstance(o, Finished | Broken | Refused))
         text = "".join(o.text for k, o in outputs if k == key and isinstance(o, Piece))
         end = outputs[-1][1]
-        assert isinstance(end, Finished | Broken)
+        assert isinstance(end, Finished | Broken | Refused)
         return text, end
 
     def _take(self, outputs: list[tuple[str, Output]]) -> None:
@@ -110,6 +120,28 @@ def test_half_a_stop_string_is_not_said_where_max_tokens_ends_the_answer() -> No
         run.ask("hi", stop=("\nUser:",), max_tokens=8)
         text, end = run.finish()
         assert text == "fine" and isinstance(end, Finished) and end.reason == "length"
+
+
+def test_a_loop_ends_it_with_its_own_reason() -> None:
+    with running(FakeBackend({"hi": b"so " * 200})) as run:
+        run.ask("hi", max_tokens=600)
+        text, end = run.finish()
+        assert text == ("so " * 43)[:128] and isinstance(end, Finished) and end.reason == "loop"
+
+
+def test_the_end_of_its_grammar_ends_it_with_stop_and_nothing_is_held_back() -> None:
+    with running(FakeBackend({"hi": b"yes, and on"})) as run:
+        run.ask("hi", grammar='root ::= "yes"', stop=("s and",))
+        text, end = run.finish()
+        assert text == "yes" and isinstance(end, Finished) and end.reason == "stop"
+
+
+def test_an_answer_that_can_not_go_on_is_refused_and_the_others_do_go_on() -> None:
+    with running(FakeBackend({"no": b"yes or no", "hi": b"hello"})) as run:
+        run.ask("no", grammar='root ::= "yes" [0-9]')
+        assert run.finish() == ("yes", Refused("scripted"))
+        run.ask("hi", key="b")
+        assert run.finish("b")[0] == "hello"
 
 
 def test_many_are_answered_in_one_batch_each_with_its_own_answer() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import Backend, Chunk
+from services.inference.engine.backend import Backend, Chosen, Chunk
 from services.inference.engine.llama import Llama, ModelError
 from services.inference.engine.template import ChatTemplate
 from tests.inference.fake_backend import FakeBackend
@@ -44,7 +44,7 @@ def ask(backend: Backend, prompt: list[int], slot: int = 0, start: int = 0) -> l
     tokens, position = prompt[start:], start
     while len(said) < 40:
         chosen = backend.decode([Chunk(slot, position, tokens, sampler)])[0]
-        assert chosen is not None
+        assert isinstance(chosen, Chosen)
         position += len(tokens)
         tokens = [chosen.token]
         if backend.is_end(chosen.token):
@@ -65,7 +65,7 @@ def test_sequences_in_one_batch_say_what_they_say_alone(backend: Backend) -> Non
         chunks.append(Chunk(slot, 0, prompt, samplers[slot]))
     for _ in range(5):
         for slot, chosen in enumerate(backend.decode(chunks)):
-            assert chosen is not None
+            assert isinstance(chosen, Chosen)
             together[slot].append(chosen.token)
         chunks = [
             Chunk(c.slot, c.position + len(c.tokens), together[c.slot][-1:], c.sampler)

@@ -1,0 +1,363 @@
+"""Grammars on the demo model's vocabulary, held against llama.cpp's own grammar sampler."""
+
+from __future__ import annotations  # llama_cpp has its pointer types for type checkers only
+
+import ctypes
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+import pytest
+from llama_cpp.llama_grammar import ARITHMETIC_GBNF, C_GBNF, JSON_GBNF
+
+from services.contract.errors import ServiceError
+from services.contract.messages import (
+    JsonObjectFormat,
+    JsonSchema,
+    JsonSchemaFormat,
+    Sampling,
+)
+from services.inference.engine import gbnf, schema
+from services.inference.engine.backend import Chosen, Chunk, Stuck
+from services.inference.engine.gbnf import GrammarError
+from services.inference.engine.grammar import Grammar
+from services.inference.engine.llama import Llama
+from services.inference.engine.vocabulary import Vocabulary
+
+END = 256
+BYTES = Vocabulary([bytes([byte]) for byte in range(256)] + [b""], frozenset([END]))
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "color": {"enum": ["red", "grün", 'a\\b "c"\n']},
+        "lives": {
+            "type": "object",
+            "properties": {"floor": {"type": "integer"}, "warm": {"type": "boolean"}},
+            "required": ["floor"],
+        },
+        "tags": {"type": "array", "items": {"const": "x"}, "maxItems": 2},
+    },
+    "required": ["name", "color", "lives"],
+}
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[Llama]:
+    llama = Llama(
+        Path("model/demo.gguf"),
+        context=512,
+        parallel=1,
+        threads=2,
+        gpu_layers=0,
+        on_progress=lambda _: True,
+    )
+    yield llama
+    llama.close()
+
+
+def write(llama: Llama, length: int = 400, **sampling: Any) -> tuple[str, bool]:
+    """What the model says by a grammar, and whether it came to an end."""
+    sampler = llama.sampler(Sampling(**sampling))
+    llama.cut(0, 0)
+    said = b""
+    tokens, position = llama.tokenize("<|im_start|>user\n", special=True), 0
+    is_last = False
+    while position + len(tokens) < length and not is_last:
+        (chosen,) = llama.decode([Chunk(0, position, tokens, sampler)])
+        assert isinstance(chosen, Chosen)
+        position += len(tokens)
+        tokens = [chosen.token]
+        said += llama.piece(chosen.token)
+        is_last = chosen.is_last or llama.is_end(chosen.token)
+    sampler.close()
+    return said.decode(errors="replace"), is_last
+
+
+def matches(rules: str, text: str) -> bool:
+    grammar = Grammar(gbnf.parse(rules), BYTES)
+    for byte in text.encode():
+        if not grammar.allows(byte):
+            return False
+        grammar.accept(byte)
+    return grammar.may_end
+
+
+def test_json_object_is_json_however_hot_the_model_is(llama: Llama) -> None:
+    """The demo model has never seen JSON, so what ends strings and objects is made likelier."""
+    ends = {str(token): 9.0 for text in ('"', "}") for token in llama.tokenize(text, False)}
+    form = JsonObjectFormat()
+    answers = [
+        write(llama, temperature=1.5, seed=seed, response_format=form, logit_bias=ends)
+        for seed in range(12)
+    ]
+    whole = [json.loads(text) for text, ended in answers if ended]
+    assert len(whole) > 8 and all(isinstance(value, dict) for value in whole)
+    assert any(whole) and all(text.startswith("{") for text, _ in answers)
+
+
+def test_a_schema_holds_with_its_enum_its_required_and_its_nested_parts(llama: Llama) -> None:
+    form = JsonSchemaFormat(JsonSchema("person", PERSON))
+    ended = 0
+    for seed in range(12):
+        text, is_whole = write(llama, temperature=1.5, top_k=40, seed=seed, response_format=form)
+        if not is_whole:
+            continue
+        ended += 1
+        person = json.loads(text)
+        assert set(person) >= {"name", "color", "lives"} and set(person) <= set(
+            PERSON["properties"]
+        )
+        assert isinstance(person["name"], str) and len(person["name"]) <= 12
+        assert person["color"] in ["red", "grün", 'a\\b "c"\n']
+        assert isinstance(person["lives"]["floor"], int)
+        assert person.get("tags", []) in ([], ["x"], ["x", "x"])
+    assert ended > 6
+
+
+def test_the_answer_ends_where_nothing_more_may_come(llama: Llama) -> None:
+    text, ended = write(llama, temperature=1.5, grammar='root ::= "yes" | "no" "!"{3}')
+    assert text in ("yes", "no!!!") and ended
+
+
+def test_an_end_is_allowed_only_where_the_grammar_is_complete(llama: Llama) -> None:
+    for seed in range(5):
+        text, ended = write(llama, temperature=1.5, seed=seed, grammar="root ::= ([a-z]+ [0-9])+")
+        assert re.fullmatch("([a-z]+[0-9])+" if ended else "([a-z]+[0-9])*[a-z]*", text)
+
+
+def test_a_grammar_is_followed_at_temperature_0_and_with_all_tokens_as_well(llama: Llama) -> None:
+    rules = 'root ::= [A-Z] [a-zé]{5,9} "."'
+    for sampling in ({"temperature": 0}, {"temperature": 1.5, "top_k": 0, "top_p": 1.0}):
+        text, ended = write(llama, grammar=rules, **sampling)
+        assert re.fullmatch(r"[A-Z][a-zé]{5,9}\.", text) and ended
+
+
+def test_the_same_seed_writes_the_same_by_a_grammar(llama: Llama) -> None:
+    asked = {"temperature": 1.5, "seed": 3, "response_format": JsonObjectFormat()}
+    assert write(llama, 80, **asked) == write(llama, 80, **asked)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        JSON_GBNF,
+        C_GBNF,
+        ARITHMETIC_GBNF,
+        schema.to_gbnf({"type": "object"}),
+        schema.to_gbnf(PERSON),
+        'root ::= ("a" | "b"? "c"){2,5} [^x-z"]+ # a comment\n "\\n" (. | [é-ü])*'.replace(
+            "\n ", " "
+        ),
+        'root ::= (\n "x" |\n [\\u00e9-\\U0001F600]+ )? [^\\x41]\r\n',
+    ],
+    ids=["json", "c", "arithmetic", "object", "schema", "repetitions", "escapes"],
+)
+def test_the_same_tokens_are_allowed_as_by_llama_cpp(llama: Llama, rules: str) -> None:
+    vocabulary = llama._vocabulary
+    # of bytes that are no characters, and of a NUL, we think otherwise
+    same = np.array([_is_text(piece) for piece in vocabulary.pieces]) | vocabulary.is_end
+    everything = np.arange(len(vocabulary))
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        ours = Grammar(gbnf.parse(rules), vocabulary)
+        theirs = llama_cpp.llama_sampler_init_grammar(llama._vocab, rules.encode(), b"root")
+        for _ in range(25):
+            allowed = ours.allowed(everything)
+            assert (allowed == _allowed_by(theirs, len(vocabulary)))[same].all()
+            assert all(ours.allows(token) == allowed[token] for token in range(0, 1500, 50))
+            choice = np.flatnonzero(allowed & same & ~vocabulary.is_end)
+            if not len(choice):
+                break
+            token = int(random.choice(choice))
+            ours.accept(token)
+            llama_cpp.llama_sampler_accept(theirs, token)
+        llama_cpp.llama_sampler_free(theirs)
+
+
+def _is_text(piece: bytes) -> bool:
+    try:
+        return piece.decode() != "" and piece[0] != 0
+    except UnicodeDecodeError:
+        return False
+
+
+def _allowed_by(sampler: llama_cpp.llama_sampler_p, size: int) -> npt.NDArray[np.bool_]:
+    data = np.zeros(size, [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+    data["id"] = np.arange(size)
+    array = llama_cpp.llama_token_data_array(
+        data=data.ctypes.data_as(llama_cpp.llama_token_data_p),
+        size=size,
+        selected=-1,
+        sorted=False,
+    )
+    llama_cpp.llama_sampler_apply(sampler, ctypes.byref(array))
+    allowed: npt.NDArray[np.bool_] = np.isfinite(data["logit"])
+    return allowed
+
+
+def test_characters_of_several_bytes_are_followed_byte_by_byte() -> None:
+    assert matches('root ::= [é-ü]+ "🙂"', "éü🙂")
+    assert not matches("root ::= [é-ü]+", "þ")
+    assert matches("root ::= [^a]+", "🙂éz世")
+    grammar = Grammar(gbnf.parse("root ::= [^a]"), BYTES)
+    for lead, middle in ((0xC3, 0x41), (0xE0, 0x80), (0xED, 0xA0), (0xF4, 0x90), (0xFF, 0x80)):
+        assert grammar.allows(lead) == (lead != 0xFF)
+        after = Grammar(gbnf.parse("root ::= [^a]"), BYTES)
+        if after.allows(lead):
+            after.accept(lead)
+            assert not after.may_end
+            assert not after.allows(middle), f"{lead:x} {middle:x} is no UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("rules", "why"),
+    [
+        ('item ::= "a"', "no rule `root`"),
+        ("root ::= a b", "rule `a` is not defined"),
+        ('root ::= "a', "character 9 can't be read"),
+        ('root ::= ("a"', "not closed"),
+        ('root ::= "a")', "closed that was not opened"),
+        ('root ::= * "a"', "nothing before"),
+        ('root ::= "\\q"', "no escape"),
+        ('root ::= "a" a ::= "b"', "new line is missing"),
+        ('"a"', "begins with a name"),
+        ("root ::= <think>", "can't be read"),
+        ('root ::= "a"{5,2}', "less than its least"),
+        ('root ::= "a"{1,1000000}', "repetitions"),
+        ('root ::= (("a"{300}){300}){0,99999}', "repetitions"),
+        ('root ::= root "a" | "b"', "left-recursive"),
+        ("root ::= root | root", "left-recursive"),
+        ('root ::= a root "z" | "x"\na ::= b\nb ::= "" | "y"', "left-recursive"),
+        ('root ::= "a" later\nlater ::= later "b" | ""', "left-recursive"),
+        ('root ::= ("a"?){5000}', "left-recursive, or has too many"),
+        ("root ::= " + "(" * 16_000, "not closed"),
+        ("root ::= " + "(" * 8_000 + '"a"' + ")" * 8_000, "left-recursive, or has too many"),
+    ],
+)
+def test_a_grammar_that_can_not_be_used_is_refused_with_the_reason(rules: str, why: str) -> None:
+    with pytest.raises(GrammarError, match=why):
+        Grammar(gbnf.parse(rules), BYTES)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        'root ::= ([^e]|[^e]|[^e]|[^e]|[^e]|[^e])* "!"',  # not in 12 s by llama.cpp
+        "root ::= a0\n"
+        + "".join(f"a{i} ::= a{i + 1} | a{i + 1}\n" for i in range(40))
+        + "a40 ::= .",
+        "root ::= (a a a a a a a a)*\na ::= b b b b b b b b\nb ::= [^x]*",
+        "root ::= . root root | .",
+    ],
+    ids=["alternatives", "diamonds", "stars", "growth"],
+)
+def test_what_would_take_for_ever_is_followed_or_given_up_soon(llama: Llama, rules: str) -> None:
+    began = time.perf_counter()
+    vocabulary = llama._vocabulary
+    try:
+        grammar = Grammar(gbnf.parse(rules), vocabulary)
+        for _ in range(40):
+            allowed = grammar.allowed(np.arange(len(vocabulary)))
+            if not allowed.any():
+                break
+            grammar.accept(int(allowed.argmax()))
+    except GrammarError as error:
+        assert "too m" in str(error)
+    assert time.perf_counter() - began < 5
+
+
+def test_where_no_token_is_allowed_the_answer_is_stuck_and_says_so(llama: Llama) -> None:
+    """A character class that holds nothing can be reached, and never be left."""
+    sampler = llama.sampler(Sampling(temperature=1.0, grammar='root ::= "a" [z-y]'))
+    llama.cut(0, 0)
+    (first,) = llama.decode([Chunk(0, 0, [5], sampler)])
+    assert isinstance(first, Chosen)
+    (second,) = llama.decode([Chunk(0, 1, [first.token], sampler)])
+    assert isinstance(second, Stuck) and "allows no token" in second.message
+    sampler.close()
+
+
+@pytest.mark.parametrize(
+    ("part", "why"),
+    [
+        ({"type": "mystery"}, "Unrecognized schema"),
+        ({"$ref": "https://example.com/schema"}, "does not begin with `#/`"),
+        ({"$ref": "#/$defs/missing"}, "missing"),
+        ({"type": "array", "items": {}, "maxItems": 10**9}, "maxItems"),
+        ({"type": "string", "pattern": "^a{1,999999999}$"}, "pattern"),
+        ({"type": "string", "pattern": "^a]$"}, "closes what it does not open"),
+        ({"type": "string", "pattern": "a"}, "Pattern must start"),
+        ({"enum": ["x" * 20_000]}, "bytes"),
+        ({"properties": []}, "AttributeError"),
+    ],
+)
+def test_a_schema_that_can_not_be_converted_is_refused(
+    llama: Llama, part: dict[str, Any], why: str
+) -> None:
+    form = JsonSchemaFormat(JsonSchema("s", {"type": "object", "properties": {"a": part}}))
+    with pytest.raises(ServiceError, match=re.escape(why)) as error:
+        llama.sampler(Sampling(response_format=form))
+    assert error.value.code == "invalid_request" and "response_format" in error.value.message
+
+
+def test_a_schema_that_refers_to_itself_again_and_again_is_refused_soon() -> None:
+    parts: dict[str, Any] = {"a 30": {"type": "string"}}
+    for i in range(30):
+        further = {"$ref": f"#/$defs/a {i + 1}"}
+        parts[f"a {i}"] = {"properties": {"x": further, "y": further}}
+    with pytest.raises(GrammarError, match="parts"):
+        schema.to_gbnf({"$defs": parts, "$ref": "#/$defs/a 0"})
+
+
+@pytest.mark.parametrize(
+    ("part", "fits", "fits_not"),
+    [
+        ({}, ['"a"', "[1, null]", '{"x": {}}'], ["", "a"]),
+        ({"type": "array", "items": {}}, ['[1,"a"]'], ["{}"]),
+        ({"type": "integer"}, ["-17", "0"], ["1.5", "01"]),
+        ({"type": ["string", "null"]}, ['"\\u00e9é"', "null"], ['"a\nb"', "1"]),
+        (
+            {"type": "string", "pattern": r"^[\w.]{2,4}-\d+\.$"},
+            ['"a.b-12."'],
+            ['"a-12."', '"ab-1x"'],
+        ),
+        (
+            {
+                "$defs": {
+                    "node": {
+                        "type": "object",
+                        "properties": {
+                            "value": {"type": "integer"},
+                            "next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]},
+                        },
+                        "required": ["value", "next"],
+                    }
+                },
+                "$ref": "#/$defs/node",
+            },
+            ['{"value":1,"next":{"value":2,"next":null}}'],
+            ['{"value":1}'],
+        ),
+    ],
+)
+def test_a_schema_takes_what_fits_and_nothing_else(
+    part: dict[str, Any], fits: list[str], fits_not: list[str]
+) -> None:
+    rules = schema.to_gbnf(part)
+    assert [text for text in fits if not matches(rules, text)] == []
+    assert [text for text in fits_not if matches(rules, text)] == []
+
+
+def test_a_schema_stays_as_it_was() -> None:
+    """It is kept in the log, and the converter writes into what it is given."""
+    asked = {"$defs": {"a": {"type": "null"}}, "properties": {"x": {"$ref": "#/$defs/a"}}}
+    before = json.dumps(asked)
+    schema.to_gbnf(asked)
+    assert json.dumps(asked) == before

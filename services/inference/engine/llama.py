@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 MAX_ALONE = 8  # streams; with more a batch is always faster
 TRIES = 5  # of which the fastest counts
+WORTH_IT = 1.1  # a batch must be so much slower than its sequences one by one
 # an unknown token is found as control tokens are
 CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
 USER_DEFINED = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
@@ -162,11 +163,9 @@ class Llama:
         Up to how many streams are decoded faster one by one than in a batch: up to 3 with a Q8_0
         model on AVX-512, whose kernels for two to seven tokens are poor; none on a GPU.
         """
-        one = self._measure(1)
-        alone = 1
-        while (
-            alone < min(self._parallel, MAX_ALONE) and self._measure(alone + 1) > (alone + 1) * one
-        ):
+        most, alone = min(self._parallel, MAX_ALONE), 1
+        one = WORTH_IT * self._measure(1)
+        while alone < most and self._measure(alone + 1) > (alone + 1) * one:
             alone += 1
         return alone
 

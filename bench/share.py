@@ -3,7 +3,7 @@
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, ParamSpec, TypeVar
 
@@ -14,9 +14,9 @@ from bench.bars import Bar, Spread
 from bench.pairs import Plan, tell
 from bench.report import Row, Section
 from services.contract.messages import Sampling
-from services.inference.engine.backend import Chosen, Chunk, Stuck
 from services.inference.engine.engine import Engine, Output, Piece
 from services.inference.engine.llama import Llama
+from services.inference.engine.sampler import ChainSampler
 from services.inference.engine.sequence import Sequence as Conversation
 
 P = ParamSpec("P")
@@ -28,30 +28,21 @@ STEPS = 60  # in each of the runs
 SAMPLING = Sampling(
     temperature=0.5, top_p=0.9, top_k=40, repeat_penalty=1.1, max_tokens=1500, stop=()
 )
-COMPUTING = ("llama_decode", "llama_get_logits", "llama_synchronize")
 NOTE = f"""The engine alone, without NATS and HTTP: {SEQUENCES} sequences decoding, whose time a
-step is. What is not llama.cpp's is Python's, numpy included."""
+step is. Choosing a token is work over the whole vocabulary, here in numpy and llama.cpp's samplers,
+in llama-server in these alone; what is neither that nor computing is Python's."""
 
 
 class Step(NamedTuple):
     """Milliseconds: the whole, and how much of it was in which functions."""
 
     whole: float
-    backend: float  # Backend.decode, and all that it calls
-    computing: float  # llama.cpp's
-    sampling: float  # llama.cpp's
-
-    @property
-    def python_in_backend(self) -> float:
-        return self.backend - self.computing - self.sampling
-
-    @property
-    def python_in_engine(self) -> float:
-        return self.whole - self.backend
+    computing: float
+    choosing: float
 
     @property
     def python(self) -> float:
-        return self.python_in_backend + self.python_in_engine
+        return self.whole - self.computing - self.choosing
 
 
 class Clock:
@@ -71,30 +62,21 @@ class Clock:
         return call
 
     @contextmanager
-    def in_llama_cpp(self) -> Iterator[None]:
-        """While it is open, llama.cpp's functions that the engine calls are timed."""
-        names = [n for n in dir(llama_cpp) if n in COMPUTING or n.startswith("llama_sampler_")]
-        originals = {name: getattr(llama_cpp, name) for name in names}
-        for name, function in originals.items():
-            group = "computing" if name in COMPUTING else "sampling"
-            setattr(llama_cpp, name, self.timed(group, function))
+    def watching(self) -> Iterator[None]:
+        """While it is open, the parts of a step are timed."""
+        decode, choose = llama_cpp.llama_decode, ChainSampler.choose
+        llama_cpp.llama_decode = self.timed("computing", decode)
+        ChainSampler.choose = self.timed("choosing", choose)  # type: ignore[method-assign]
         try:
             yield
         finally:
-            for name, function in originals.items():
-                setattr(llama_cpp, name, function)
-
-
-class TimedLlama(Llama):
-    clock: Clock
-
-    def decode(self, chunks: Sequence[Chunk]) -> Sequence[Chosen | Stuck | None]:
-        return self.clock.timed("backend", super().decode)(chunks)
+            llama_cpp.llama_decode = decode
+            ChainSampler.choose = choose  # type: ignore[method-assign]
 
 
 def run(plan: Plan) -> Section:
     clock = Clock()
-    backend = TimedLlama(
+    backend = Llama(
         plan.model,
         context=2048,
         parallel=SEQUENCES,
@@ -102,8 +84,7 @@ def run(plan: Plan) -> Section:
         gpu_layers=0,
         on_progress=lambda share: True,
     )
-    backend.clock = clock
-    with clock.in_llama_cpp():
+    with clock.watching():
         engine = _decoding(backend)
         steps = [_time(engine, clock, f"{i + 1} of {plan.pairs}") for i in range(plan.pairs)]
     backend.close()
@@ -120,7 +101,7 @@ def _decoding(backend: Llama) -> Engine:
     engine = Engine(backend, SEQUENCES, budget=0, emit=hear, on_death=lambda: None)
     for i in range(SEQUENCES):
         prompt = random.choices(range(1000, 30000), k=PROMPT)
-        engine.submit(Conversation(str(i), prompt, SAMPLING))
+        engine.submit(Conversation(str(i), prompt, SAMPLING, backend.sampler(SAMPLING)))
     while len(speaking) < SEQUENCES:
         engine.step()
     return engine
@@ -147,8 +128,6 @@ def rows(steps: list[Step]) -> list[Row]:
 
     return [
         row("Python's share", lambda step: step.python, Bar("<", 3)),
-        row("of it in `Backend.decode`", lambda step: step.python_in_backend),
-        row("of it in the engine", lambda step: step.python_in_engine),
-        row("llama.cpp's sampler", lambda step: step.sampling),
-        row("llama.cpp's computing", lambda step: step.computing),
+        row("choosing tokens", lambda step: step.choosing),
+        row("computing", lambda step: step.computing),
     ]

@@ -189,7 +189,7 @@ class ChatService:
 
     async def _generate(self, call: Call, prompt: Prompt, sampler: Sampler) -> Finished:
         call.sequence = Sequence(
-            call.key, prompt.tokens, call.sampling, sampler=sampler, received=call.received
+            call.key, prompt.tokens, call.sampling, sampler, received=call.received
         )
         self._engine.submit(call.sequence)
         while True:

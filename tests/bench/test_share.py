@@ -3,11 +3,10 @@ import pytest
 from bench.share import Clock, Step, rows
 
 
-def test_what_is_not_llama_cpps_is_pythons() -> None:
-    step = Step(whole=100, backend=95, computing=80, sampling=10)
-    python, in_backend, in_engine, sampling, computing = (row.result.median for row in rows([step]))
-    assert (in_backend, in_engine, python) == (5, 5, 10)
-    assert sampling + computing + python == 100
+def test_what_is_neither_computing_nor_choosing_is_pythons() -> None:
+    step = Step(whole=100, computing=80, choosing=15)
+    python, choosing, computing = (row.result.median for row in rows([step]))
+    assert (python, choosing, computing) == (5, 15, 80)
 
 
 def test_a_clock_adds_up_calls_also_those_that_fail() -> None:

@@ -45,15 +45,22 @@ class Candidates:
 
 def likeliest(logits: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.intp]:
     """
-    The `count` tokens with the highest logits and maybe a few more, in the vocabulary's order. None
-    has a logit of -inf; NaN is no number, and never among them.
+    The `count` tokens with the highest logits and maybe a few more, in no order. None has a logit
+    of -inf; NaN is no number, and never among them.
 
-    The count-th largest of some disjoint groups' maxima is a bound: so many logits reach it.
+    The count-th largest of some disjoint groups' maxima is a bound: so many logits reach it, and
+    only groups whose maximum does have any.
     """
-    groups = logits[: len(logits) // GROUPS * GROUPS].reshape(-1, GROUPS)
-    bound = -np.inf
-    if len(groups) > 1 and 0 < count <= GROUPS:
-        maxima = groups.max(axis=0)
-        maxima.partition(GROUPS - count)
-        bound = maxima[GROUPS - count]
-    return np.flatnonzero(logits >= bound if bound > -np.inf else logits > bound)
+    end = len(logits) // GROUPS * GROUPS
+    if end <= GROUPS or not 0 < count <= GROUPS:
+        return np.flatnonzero(logits > -np.inf)
+    groups = logits[:end].reshape(-1, GROUPS)  # group i: every GROUPS-th token from i on
+    maxima = np.maximum.reduce(groups, 0)
+    bound = np.partition(maxima, GROUPS - count)[GROUPS - count]
+    if not bound > -np.inf:
+        return np.flatnonzero(logits > -np.inf)
+    high = (maxima >= bound).nonzero()[0]
+    rows, columns = (groups.take(high, 1) >= bound).nonzero()
+    tokens = rows * GROUPS + high[columns]
+    rest = (logits[end:] >= bound).nonzero()[0] + end
+    return np.concatenate((tokens, rest)) if len(rest) else tokens

@@ -223,8 +223,7 @@ class Engine:
 
     def _remove(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
-        if sequence.sampler is not None:
-            sequence.sampler.close()
+        sequence.sampler.close()
 
     def _put(self, sequence: Sequence, output: Output) -> None:
         self._outputs.append((sequence.key, output))

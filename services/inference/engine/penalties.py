@@ -1,7 +1,5 @@
 """What changes the logits before a token is chosen: bias, and penalties for what was said. Pure."""
 
-from collections import Counter, deque
-
 import numpy as np
 import numpy.typing as npt
 
@@ -21,31 +19,24 @@ class Penalties:
         self._repeat = max(sampling.repeat_penalty or 1.0, LEAST_REPEAT)
         self._presence = sampling.presence_penalty or 0.0
         self._frequency = sampling.frequency_penalty or 0.0
-        self._window: deque[int] = deque()
-        self._counts: Counter[int] = Counter()  # of the window's tokens
+        self._window = np.zeros(WINDOW, np.intp)
+        self._said = 0  # tokens, of which the window has the last
 
     def apply(self, logits: npt.NDArray[np.float32]) -> None:
         """Changes the logits in place."""
         if len(self._biased):
             logits[self._biased] += self._bias
-        if not self._counts:
+        tokens = self._window[: self._said]
+        if not len(tokens):
             return
-        tokens = np.fromiter(self._counts, np.intp, len(self._counts))
-        said = logits[tokens]
+        said = logits[tokens]  # a token that was said twice is here twice, and gets the same value
         if self._repeat != 1.0:
-            said = np.where(said <= 0, said * self._repeat, said / self._repeat)
+            said *= np.where(said <= 0, self._repeat, 1 / self._repeat)
         if self._presence or self._frequency:
-            counts = np.fromiter(self._counts.values(), np.float32, len(tokens))
+            counts = np.equal.outer(tokens, tokens).sum(axis=0)
             said -= counts * self._frequency + self._presence
         logits[tokens] = said
 
     def accept(self, token: int) -> None:
-        if self._repeat == 1.0 and not self._presence and not self._frequency:
-            return
-        self._window.append(token)
-        self._counts[token] += 1
-        if len(self._window) > WINDOW:
-            oldest = self._window.popleft()
-            self._counts[oldest] -= 1
-            if not self._counts[oldest]:
-                del self._counts[oldest]
+        self._window[self._said % WINDOW] = token
+        self._said += 1

@@ -25,13 +25,13 @@ class Sequence:
     key: str  # of the request, unique among those in the engine
     prompt: list[int]
     sampling: Sampling  # filled in: max_tokens and stop are set
+    sampler: Sampler  # closed by the engine
     adapter: int = 0  # 0: the model as it is
     run: bytes = field(init=False)  # what of the prompt can be reused: all but its last token
     generated: list[int] = field(default_factory=list)
     computed: int = 0  # tokens, from the first on, that the KV cache holds
     cached: int = 0  # of these, how many it held before the request came
     slot: int | None = None
-    sampler: Sampler | None = None  # needed by the engine, which closes it
     received: float = field(default_factory=time.monotonic)
     started: float = 0.0
     first_token: float = 0.0

@@ -30,7 +30,7 @@ class Run:
     def ask(self, prompt: str, key: str = "a", **sampling: object) -> None:
         filled = Sampling(**({"max_tokens": 100} | sampling))  # type: ignore[arg-type]
         sampler = self._backend.sampler(filled)
-        self.engine.submit(Sequence(key, list(prompt.encode()), filled, sampler=sampler))
+        self.engine.submit(Sequence(key, list(prompt.encode()), filled, sampler))
 
     def until(self, done: Callable[[str, Output], bool]) -> list[tuple[str, Output]]:
         seen: list[tuple[str, Output]] = []

@@ -20,7 +20,8 @@ class Run:
 
     def add(self, key: str, prompt: int | list[int], max_tokens: int = 100) -> Sequence:
         tokens = [ord(key)] * prompt if isinstance(prompt, int) else prompt
-        sequence = Sequence(key, tokens, Sampling(max_tokens=max_tokens))
+        sampling = Sampling(max_tokens=max_tokens)
+        sequence = Sequence(key, tokens, sampling, self.backend.sampler(sampling))
         self.scheduler.add(sequence)
         return sequence
 

@@ -80,6 +80,8 @@ class Llama:
         self._candidates = Candidates(len(self._vocabulary))
         self._parallel = parallel
         self._alone = 1
+        self._logits_at = 0
+        self._all_logits = np.zeros((0, 0), np.float32)
 
     @property
     def template(self) -> str | None:
@@ -183,10 +185,12 @@ class Llama:
 
     def _logits(self, rows: int) -> npt.NDArray[np.float32]:
         """Of the last tokens of the chunks that had a sampler, in their order: llama.cpp's own."""
-        if rows == 0:
-            return np.zeros((0, 0), np.float32)
-        size = len(self._vocabulary)
-        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), (rows, size))
+        at = ctypes.cast(llama_cpp.llama_get_logits(self._context), ctypes.c_void_p).value
+        if at != self._logits_at and at is not None:  # it moves only when it grows
+            room = ctypes.c_float * (self._parallel * len(self._vocabulary))
+            view = np.frombuffer(memoryview(room.from_address(at)), np.float32)
+            self._logits_at, self._all_logits = at, view.reshape(self._parallel, -1)
+        return self._all_logits[:rows]
 
     def cut(self, slot: int, length: int) -> bool:
         if llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1):

@@ -12,13 +12,10 @@ from typing import NamedTuple
 
 from services.contract.messages import FinishReason, Timings, TokenLogprob, Usage
 from services.inference.engine.backend import Backend, BackendError, Chosen, Stuck
+from services.inference.engine.pace import PIECE_INTERVAL
 from services.inference.engine.scheduler import Scheduler
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.slots import Slots
-
-# Seconds. Thirty pieces a second read as smoothly as more, and each costs four processes a turn on
-# the CPUs that compute the next token.
-PIECE_INTERVAL = 1 / 30
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,14 @@
 """
-How much of a prompt is read at once, and how often beside running streams. Learns from measured
-times; knows no clock.
+How often a stream's text goes out, how much of a prompt is read at once, and how often that is done
+beside streams. Learns from measured times; knows no clock.
 """
 
-SLOWDOWN = 2.4  # mean gap of a stream while a prompt is read beside it, by its gap before
+from math import ceil
+
+# Seconds. Thirty pieces a second read as smoothly as more, and each costs four processes a turn on
+# the CPUs that compute the next token.
+PIECE_INTERVAL = 1 / 30
+SLOWDOWN = 2.4  # gap between two pieces of a stream while a prompt is read, by that before
 CHUNK_MIN = 16  # tokens; fewer cost a CPU nearly as much time
 CHUNK_MAX = 512
 CHUNK_SECONDS = 0.5  # so that a cancel does not wait longer
@@ -12,8 +17,8 @@ WEIGHT = 0.3  # of the newest measurement in an average
 
 class Pace:
     """
-    A chunk that takes longer than the streams may wait is made up for by decode steps before the
-    next one.
+    Reading is made up for by decode steps before more is read. A chunk takes no longer than the
+    streams may wait for their next piece, unless it would be so small that it is a waste.
     """
 
     def __init__(self) -> None:
@@ -32,8 +37,9 @@ class Pace:
 
     @property
     def chunk_beside(self) -> int:
-        """Tokens that are read in the time that one decode step makes up for."""
-        return min(self.chunk, _tokens(self._speed * self._decode * (SLOWDOWN - 1)))
+        """Tokens, while streams wait for their next piece."""
+        steps = ceil(PIECE_INTERVAL / self._decode) if self._decode else 1
+        return min(self.chunk, _tokens(self._speed * steps * self._decode * (SLOWDOWN - 1)))
 
     def has_read(self, tokens: int, seconds: float, beside: bool) -> None:
         """`beside` running streams, which were kept waiting."""

@@ -1,4 +1,12 @@
-from services.inference.engine.pace import CHUNK_MAX, CHUNK_MIN, SLOWDOWN, Pace
+from math import ceil
+
+from services.inference.engine.pace import (
+    CHUNK_MAX,
+    CHUNK_MIN,
+    PIECE_INTERVAL,
+    SLOWDOWN,
+    Pace,
+)
 
 TOKEN = 0.001  # seconds to read one
 
@@ -33,13 +41,24 @@ def test_a_running_stream_is_slowed_down_by_no_more_than_it_can_bear() -> None:
         assert sum(gaps) / len(gaps) <= SLOWDOWN * decode * 1.05
 
 
-def test_no_single_gap_is_longer_where_a_useful_chunk_fits() -> None:
-    gaps = read_beside(learned(0.025), 0.025, 1500)
-    assert max(gaps) <= SLOWDOWN * 0.025 * 1.05
+def test_no_piece_of_a_stream_comes_later_than_it_can_bear() -> None:
+    for decode in (0.006, 0.025, 0.07):
+        before = decode * ceil(PIECE_INTERVAL / decode)
+        pieces, since = [], 0.0
+        for gap in read_beside(learned(decode), decode, 1500):
+            since += gap
+            if since >= PIECE_INTERVAL:
+                pieces.append(since)
+                since = 0.0
+        assert max(pieces) <= SLOWDOWN * before * 1.05
 
 
 def test_a_chunk_is_never_so_small_that_it_is_a_waste_nor_larger_than_a_batch() -> None:
-    assert learned(0.0001).chunk_beside == CHUNK_MIN
+    slow = Pace()
+    for _ in range(20):
+        slow.has_read(16, 1.0, beside=False)
+        slow.has_decoded(0.01)
+    assert slow.chunk_beside == slow.chunk == CHUNK_MIN
     pace = learned(100.0)
     for _ in range(20):
         pace.has_read(512, 0.01, beside=False)

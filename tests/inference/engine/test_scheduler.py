@@ -15,7 +15,7 @@ class Run:
     """A scheduler over a scripted model whose steps take the time that is written here."""
 
     def __init__(self, slots: int = 2) -> None:
-        self.backend = FakeBackend({}, context=10_000)
+        self.backend = FakeBackend({"": b"x" * 1000}, context=10_000)
         self.scheduler = Scheduler(Slots(self.backend, slots, budget=100_000))
 
     def add(self, key: str, prompt: int | list[int], max_tokens: int = 100) -> Sequence:

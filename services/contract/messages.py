@@ -20,6 +20,7 @@ RepeatPenalty = Annotated[float, Meta(gt=0, le=10)]
 MaxTokens = Annotated[int, Meta(ge=1, le=1_000_000)]
 Stop = Annotated[str, Meta(min_length=1, max_length=64)]
 Stops = Annotated[tuple[Stop, ...], Meta(max_length=32)]
+ModelName = Annotated[str, Meta(min_length=1, max_length=512)]  # as long as two file names
 Stored = Literal["log", "failed", "none"]
 
 
@@ -46,6 +47,7 @@ class Prompt(Sampling, frozen=True, kw_only=True):
 
     prompt: Annotated[str, Meta(min_length=1)]
     session_id: SessionId = "default"
+    model: ModelName | None = None  # `<model>:<adapter>`; without an adapter: the model as it is
 
 
 class ChatRequest(Prompt, frozen=True, kw_only=True):
@@ -148,11 +150,12 @@ class Empty(Struct, frozen=True):
 
 
 class ModelInfo(Struct, frozen=True):
-    name: str
+    name: str  # in an exchange that was answered with an adapter `<model>:<adapter>`
     # SHA-256 of the file's first and last MiB and its size: enough to tell two models apart
     digest: str
     context: int  # tokens per conversation
     bytes: int
+    adapters: tuple[str, ...] = ()  # that a request may ask for; told in reports alone
 
 
 class WorkerReport(Struct, frozen=True):

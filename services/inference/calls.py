@@ -27,7 +27,13 @@ class Call:
     """`request` has its id, and `sampling` is filled in."""
 
     def __init__(
-        self, bus: Bus, tenant: str, request: ChatRequest, sampling: Sampling, reply: str
+        self,
+        bus: Bus,
+        tenant: str,
+        request: ChatRequest,
+        sampling: Sampling,
+        adapter: int,
+        reply: str,
     ) -> None:
         assert request.request_id is not None
         self._bus = bus
@@ -37,6 +43,7 @@ class Call:
         self.request = request
         self.request_id = request.request_id
         self.sampling = sampling
+        self.adapter = adapter
         self.asked_at = datetime.now(UTC)
         self.received = self._last_sent
         self.outputs: asyncio.Queue[Output] = asyncio.Queue()

@@ -126,7 +126,8 @@ class ChatService:
         request_id = request.request_id or uuid4().hex
         request = msgspec.structs.replace(request, request_id=request_id)
         sampling = self._settings.fill_in(request)
-        call = Call(self._bus, tenant, request, sampling, delivery.reply)
+        adapter = self._model.adapter(request.model)
+        call = Call(self._bus, tenant, request, sampling, adapter, delivery.reply)
         if not subjects.is_id(tenant):
             raise ServiceError("invalid_request", f"{tenant!r} can't be a tenant.")
         if call.key in self._calls:
@@ -174,7 +175,9 @@ class ChatService:
         await self._finish(call, context, prompt, finished)
 
     async def _generate(self, call: Call, prompt: Prompt) -> Finished:
-        call.sequence = Sequence(call.key, prompt.tokens, call.sampling, received=call.received)
+        call.sequence = Sequence(
+            call.key, prompt.tokens, call.sampling, call.adapter, received=call.received
+        )
         self._engine.submit(call.sequence)
         while True:
             match await call.outputs.get():
@@ -217,7 +220,7 @@ class ChatService:
                 asked_at=call.asked_at,
                 answered_at=datetime.now(UTC),
                 finish_reason=reason,
-                model=self._model.info,
+                model=self._model.served[call.adapter],
                 sampling=call.sampling,
                 usage=usage,
                 timings=timings,

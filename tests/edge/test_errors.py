@@ -55,6 +55,7 @@ def test_every_code_has_a_status() -> None:
         (b'{"prompt":"a","max_tokens":0}', "max_tokens"),
         (b'{"prompt":"a","stop":[""]}', "stop"),
         (b'{"prompt":"a","session_id":""}', "session_id"),
+        (b'{"prompt":"a","model":""}', "model"),
         (b'{"prompt":"a","session_id":"' + b"x" * 129 + b'"}', "session_id"),
     ],
     ids=lambda value: None if value is None else str(value)[:30],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from services.contract import subjects
 from services.contract.codec import decode
@@ -19,6 +20,9 @@ from services.contract.messages import (
     Done,
     Empty,
     Failed,
+    Message,
+    Messages,
+    MessagesRequest,
     ModelInfo,
     Progress,
     Started,
@@ -37,6 +41,7 @@ from tests.inference.engine.test_template import CHATML
 from tests.inference.fake_backend import FakeBackend
 from tests.servers import nats_server, running
 
+ADAPTERS = ("shout", "loud")
 NOBODY = "mongodb://127.0.0.1:9/"  # the discard port: no database
 ANSWERS = {f"{question}<|im_end|>\n<|im_start|>assistant\n": answer for question, answer in {
     "hi": b"hello", "long": b"x" * 500, "stop": b"fine\nUser: me", "emoji": "é🙂".encode(),
@@ -55,7 +60,8 @@ class Worker:
             nats_url=url, model_parallel=parallel, model_queue=queue, chat_max_tokens=1000
         )
         info = ModelInfo("fake", "digest", backend.context, 0)
-        model = Model(info, backend, template)
+        served = (info, *(replace(info, name=f"fake:{name}") for name in ADAPTERS))
+        model = Model(replace(info, adapters=ADAPTERS), backend, template, served)
         self.service = ChatService(bus, settings, "worker", model, self.died.set)
 
     async def events(self, request: ChatRequest) -> AsyncIterator[StreamEvent]:
@@ -72,6 +78,10 @@ class Worker:
     async def ask(self, prompt: str, session: str, **more: Any) -> list[StreamEvent]:
         request = ChatRequest(prompt=prompt, session_id=session, **more)
         return [event async for event in self.events(request)]
+
+    async def messages(self) -> tuple[Message, ...]:
+        subject = subjects.history_messages(subjects.OPEN_TENANT)
+        return (await self.bus.request(subject, MessagesRequest(), Messages)).messages
 
     async def context(self, session: str) -> Context:
         subject = subjects.history_context(subjects.OPEN_TENANT)
@@ -185,6 +195,40 @@ async def test_the_next_turn_goes_on_from_the_tokens_that_were_said(tmp_path: Pa
             assert started.cached_tokens == held
             assert text(events) == said
             held = started.prompt_tokens + len(said)
+
+
+async def test_an_adapter_answers_who_asks_for_it_and_the_log_tells_which(fast: Worker) -> None:
+    asked = {None: "hello", "fake": "hello", "fake:shout": "HELLO", "fake:loud": "HELLO"}
+    for model, said in asked.items():
+        assert text(await fast.ask("hi", str(model), model=model)) == said
+    names = ["fake", "fake", "fake:shout", "fake:loud"]
+    assert [message.model for message in await fast.messages()] == names
+
+
+async def test_adapters_at_once_each_answer_as_alone(fast: Worker) -> None:
+    models = ["fake", "fake:shout", "fake:loud", "fake"] * 3
+    answers = await asyncio.gather(
+        *(fast.ask("long", str(i), model=model) for i, model in enumerate(models))
+    )
+    assert [text(events)[0] for events in answers] == ["x", "X", "X", "x"] * 3
+
+
+async def test_a_turn_is_read_again_by_another_adapter_and_goes_on_from_its_own(
+    fast: Worker,
+) -> None:
+    cached = []
+    for model in ("fake", "fake:shout", "fake:shout", "fake"):
+        _, started, *_ = await fast.ask("hi", "s", model=model)
+        assert isinstance(started, Started)
+        cached.append((started.cached_tokens > 0, started.exchanges_kept))
+    assert cached == [(False, 0), (False, 1), (True, 2), (True, 3)]
+
+
+async def test_an_unknown_model_is_refused_at_once_with_what_there_is(fast: Worker) -> None:
+    for model in ("other", "fake:whisper"):
+        (failed,) = await fast.ask("hi", "s", model=model)
+        assert isinstance(failed, Failed) and failed.code == "model_not_found"
+        assert failed.message.endswith("there is fake, fake:shout, fake:loud.")
 
 
 async def test_bad_requests_are_refused_and_say_why(fast: Worker) -> None:

@@ -128,7 +128,7 @@ class Scheduler:
         this is worth the copies.
         """
         held = {s.slot: s for s in self.running if s.slot is not None}
-        own = [slot for slot, s in held.items() if s.adapter == adapter]
+        own = {slot for slot, s in held.items() if s.adapter == adapter}
         hole = next((slot for slot in range(min(own), max(own)) if slot not in own), None)
         if hole is None:
             return

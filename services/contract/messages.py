@@ -93,7 +93,7 @@ class Accepted(Event, frozen=True, tag="accepted"):
 class Progress(Event, frozen=True, tag="progress"):
     """Sent each second in which nothing else was: silence means that the worker is lost."""
 
-    queue_position: int  # requests before this one; 0 once it has a slot
+    queue_position: int  # 1 is next, as the queue is now; 0 once it has a slot
     prompt_tokens: int  # 0 until the prompt is tokenized
     prompt_tokens_read: int
 

@@ -136,11 +136,22 @@ class ChatService:
             )
         if self._dead:
             raise _shutting_down()
+        self._check_room(call)
+        return call
+
+    def _check_room(self, call: Call) -> None:
+        """Raises ServiceError(overloaded). One prompt has room always, however long it is."""
         if len(self._calls) >= self._settings.model_parallel + self._settings.model_queue:
             raise ServiceError(
                 "overloaded", "Every slot is taken and the queue is full: try again.", 1
             )
-        return call
+        unread = sum(other.unread_bytes for other in self._calls.values())
+        if unread and unread + call.unread_bytes > self._settings.model_queue_bytes:
+            raise ServiceError(
+                "overloaded",
+                f"The prompts that are still to be read have {unread:,} bytes already: try again.",
+                1,
+            )
 
     async def _answer(self, call: Call) -> None:
         logs.request_id.set(call.request_id)
@@ -248,11 +259,15 @@ class ChatService:
 
     async def _keep_alive(self) -> None:
         while True:
-            await asyncio.sleep(KEEP_ALIVE / 4)
-            waiting = 0
-            for call in list(self._calls.values()):
-                waiting += not call.has_slot
-                await call.keep_alive(0 if call.has_slot else waiting, KEEP_ALIVE)
+            tick = KEEP_ALIVE / 4
+            await asyncio.sleep(tick)
+            calls = list(self._calls.values())
+            last = max((call.place for call in calls), default=0)
+            for call in calls:
+                place = call.place
+                if not place and not call.has_slot:  # its prompt is not put together yet
+                    place = last = last + 1
+                await call.keep_alive(place, KEEP_ALIVE - tick)  # the next look would be too late
 
 
 def _shutting_down() -> ServiceError:

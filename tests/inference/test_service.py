@@ -24,7 +24,6 @@ from services.contract.messages import (
     Messages,
     MessagesRequest,
     ModelInfo,
-    Progress,
     Started,
     StreamEvent,
     Token,
@@ -51,13 +50,25 @@ ANSWERS = {f"{question}<|im_end|>\n<|im_start|>assistant\n": answer for question
 class Worker:
     """A ChatService over a scripted model, and what callers see of it."""
 
-    def __init__(self, bus: Bus, url: str, backend: FakeBackend, parallel: int, queue: int) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        url: str,
+        backend: FakeBackend,
+        parallel: int,
+        queue: int,
+        queue_bytes: int = 2**20,
+    ) -> None:
         self.bus = bus
         self.backend = backend
         self.died = asyncio.Event()
         template = ChatTemplate(CHATML, backend, bos="", eos="", adds_bos=False)
         settings = InferenceSettings(
-            nats_url=url, model_parallel=parallel, model_queue=queue, chat_max_tokens=1000
+            nats_url=url,
+            model_parallel=parallel,
+            model_queue=queue,
+            model_queue_bytes=queue_bytes,
+            chat_max_tokens=1000,
         )
         info = ModelInfo("fake", "digest", backend.context, 0)
         served = (info, *(replace(info, name=f"fake:{name}") for name in ADAPTERS))
@@ -97,6 +108,7 @@ async def worker(
     folder: Path,
     parallel: int = 8,
     queue: int = 16,
+    queue_bytes: int = 2**20,
     step_seconds: float = 0,
     context: int = 2000,
     backend: FakeBackend | None = None,
@@ -108,7 +120,7 @@ async def worker(
         await start_history(stack, HistorySettings(nats_url=url, mongodb_uri=NOBODY))
         bus = await stack.enter_async_context(Bus.connect(url, "test"))
         backend = backend or FakeBackend(ANSWERS, context, step_seconds)
-        worker = Worker(bus, url, backend, parallel, queue)
+        worker = Worker(bus, url, backend, parallel, queue, queue_bytes)
         await worker.service.start()
         stack.push_async_callback(worker.service.drain)
         yield worker
@@ -290,19 +302,31 @@ async def test_more_than_the_queue_holds_is_refused_at_once(tmp_path: Path) -> N
     assert all(end.code == "overloaded" and end.retry_after for end in refused)
 
 
-async def test_who_waits_hears_its_place_in_the_queue_each_second(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_more_bytes_than_the_queue_holds_are_refused_until_they_are_read(
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(service, "KEEP_ALIVE", 0.1)
-    async with worker(tmp_path, parallel=1, step_seconds=0.002) as busy:
-        first = asyncio.create_task(busy.ask("long", "a"))
+    async with worker(tmp_path, parallel=1, queue_bytes=500, step_seconds=0.01) as busy:
+        first = asyncio.create_task(busy.ask("long", "a", request_id="r1"))
         while busy.service.running != 1:
             await asyncio.sleep(0.01)
-        events = await busy.ask("hi", "b")
+        waiting = asyncio.create_task(busy.ask("x" * 400 + "hi", "b"))
+        while busy.service.waiting != 1:
+            await asyncio.sleep(0.01)
+        (refused,) = await busy.ask("x" * 100, "c")
+        assert isinstance(refused, Failed) and refused.code == "overloaded" and refused.retry_after
+        assert "402 bytes" in refused.message
+        fits = asyncio.create_task(busy.ask("x" * 90 + "hi", "d"))
+        while busy.service.waiting != 2:
+            await asyncio.sleep(0.01)
+        await busy.bus.publish(subjects.cancel(subjects.OPEN_TENANT, "r1"), Empty())
+        assert [text(events) for events in await asyncio.gather(waiting, fits)] == ["hello"] * 2
         await first
-    places = [event.queue_position for event in events if isinstance(event, Progress)]
-    assert len(places) > 3 and places[0] == 1
-    assert text(events) == "hello"
+        assert text(await busy.ask("x" * 100 + "hi", "c")) == "hello"
+
+
+async def test_one_prompt_is_taken_however_long_it_is(tmp_path: Path) -> None:
+    async with worker(tmp_path, queue_bytes=10, context=5000) as fast:
+        assert text(await fast.ask("x" * 1000 + "hi", "s")) == "hello"
 
 
 async def test_draining_finishes_what_was_begun_and_takes_no_more(slow: Worker) -> None:

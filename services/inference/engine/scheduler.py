@@ -54,7 +54,9 @@ class Scheduler:
         return not self.waiting and not self.running
 
     def add(self, sequence: Sequence) -> None:
+        sequence.found = self._slots.cached(sequence.run)
         self.waiting.append(sequence)
+        self._number()
 
     def find(self, key: str) -> Sequence | None:
         return next((s for s in (*self.running, *self.waiting) if s.key == key), None)
@@ -63,31 +65,39 @@ class Scheduler:
         """Gives free slots to those who wait; returns them."""
         if not self.waiting or not self._slots.can_acquire():
             return []
+        for sequence in islice(self.waiting, LOOKED_AT):
+            sequence.found = self._slots.cached(sequence.run)
         admitted = []
-        for cached, sequence in self._most_urgent_first():
+        for sequence in self._queue()[:LOOKED_AT]:
             if not self._slots.can_acquire():
                 break
-            if not self._is_being_read(sequence, cached):
+            if not self._is_being_read(sequence):
                 self.waiting.remove(sequence)
                 self._start(sequence)
                 admitted.append(sequence)
+        self._number()
         return admitted
 
-    def _most_urgent_first(self) -> list[tuple[int, Sequence]]:
-        """Those who wait, with how many of their tokens have been computed."""
+    def _queue(self) -> list[Sequence]:
+        """Those who wait, in the order in which they would get slots now."""
         now = time.monotonic()
-        waiting = [(self._slots.cached(s.run), s) for s in islice(self.waiting, LOOKED_AT)]
-        return sorted(waiting, key=lambda w: _urgency(w[1], len(w[1].prompt) - w[0], now))
+        first = islice(self.waiting, LOOKED_AT)
+        by_urgency = sorted(first, key=lambda s: _urgency(s, s.unread - s.found, now))
+        return [*by_urgency, *islice(self.waiting, LOOKED_AT, None)]
 
-    def _is_being_read(self, sequence: Sequence, cached: int) -> bool:
+    def _number(self) -> None:
+        for place, sequence in enumerate(self._queue(), start=1):
+            sequence.place = place
+
+    def _is_being_read(self, sequence: Sequence) -> bool:
         """Whether another is reading the same beginning: in a few steps it can be shared."""
         reading = (s.run for s in self.running if not s.is_prefilled)
         coming = max((runs.shared(sequence.run, other) for other in reading), default=0)
-        return coming >= WORTH_WAITING and coming > cached
+        return coming >= WORTH_WAITING and coming > sequence.found
 
     def _start(self, sequence: Sequence) -> None:
         lease = self._slots.acquire(sequence.run)
-        sequence.slot = lease.slot
+        sequence.slot, sequence.place = lease.slot, 0
         sequence.computed = sequence.cached = lease.cached
         sequence.started = time.monotonic()
         self.running.append(sequence)
@@ -155,6 +165,7 @@ class Scheduler:
         """The sequence has ended, wherever it was; its slot is free and stays warm."""
         if sequence.slot is None:
             self.waiting.remove(sequence)
+            self._number()
             return
         self.running.remove(sequence)
         self._slots.release(sequence.slot)

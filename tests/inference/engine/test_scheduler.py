@@ -118,6 +118,27 @@ def test_who_finds_no_slot_waits_and_gets_the_next_one() -> None:
     run.scheduler.check()
 
 
+def test_places_in_the_queue_are_those_in_which_slots_are_given() -> None:
+    run = Run(slots=1)
+    running = run.add("a", 50)
+    run.steps(2)
+    waiting = [run.add(key, length) for key, length in (("b", 90), ("c", 30), ("d", 60))]
+    assert [s.place for s in (running, *waiting)] == [0, 3, 1, 2]
+    run.end(waiting[1])
+    assert [waiting[0].place, waiting[2].place] == [2, 1]
+    run.end(running)
+    run.step()
+    assert [waiting[0].place, waiting[2].place, waiting[2].slot] == [1, 0, 0]
+
+
+def test_a_long_conversation_that_is_known_is_before_a_shorter_new_one() -> None:
+    run = Run(slots=1)
+    first = run.add("b", 100)
+    run.step()
+    known, new = run.add("c", [*first.prompt, 5, 6]), run.add("d", 50)
+    assert (known.place, new.place) == (1, 2)
+
+
 def test_a_waiting_sequence_can_be_removed_anywhere_in_the_queue() -> None:
     run = Run(slots=1)
     _, second, third = (run.add(key, 3) for key in "abc")

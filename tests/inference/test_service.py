@@ -209,40 +209,6 @@ async def test_the_next_turn_goes_on_from_the_tokens_that_were_said(tmp_path: Pa
             held = started.prompt_tokens + len(said)
 
 
-async def test_an_adapter_answers_who_asks_for_it_and_the_log_tells_which(fast: Worker) -> None:
-    asked = {None: "hello", "fake": "hello", "fake:shout": "HELLO", "fake:loud": "HELLO"}
-    for model, said in asked.items():
-        assert text(await fast.ask("hi", str(model), model=model)) == said
-    names = ["fake", "fake", "fake:shout", "fake:loud"]
-    assert [message.model for message in await fast.messages()] == names
-
-
-async def test_adapters_at_once_each_answer_as_alone(fast: Worker) -> None:
-    models = ["fake", "fake:shout", "fake:loud", "fake"] * 3
-    answers = await asyncio.gather(
-        *(fast.ask("long", str(i), model=model) for i, model in enumerate(models))
-    )
-    assert [text(events)[0] for events in answers] == ["x", "X", "X", "x"] * 3
-
-
-async def test_a_turn_is_read_again_by_another_adapter_and_goes_on_from_its_own(
-    fast: Worker,
-) -> None:
-    cached = []
-    for model in ("fake", "fake:shout", "fake:shout", "fake"):
-        _, started, *_ = await fast.ask("hi", "s", model=model)
-        assert isinstance(started, Started)
-        cached.append((started.cached_tokens > 0, started.exchanges_kept))
-    assert cached == [(False, 0), (False, 1), (True, 2), (True, 3)]
-
-
-async def test_an_unknown_model_is_refused_at_once_with_what_there_is(fast: Worker) -> None:
-    for model in ("other", "fake:whisper"):
-        (failed,) = await fast.ask("hi", "s", model=model)
-        assert isinstance(failed, Failed) and failed.code == "model_not_found"
-        assert failed.message.endswith("there is fake, fake:shout, fake:loud.")
-
-
 async def test_bad_requests_are_refused_and_say_why(fast: Worker) -> None:
     for prompt, code in (("", "invalid_request"), ("  \n", "invalid_request")):
         (failed,) = await fast.ask(prompt, "s")
@@ -300,33 +266,6 @@ async def test_more_than_the_queue_holds_is_refused_at_once(tmp_path: Path) -> N
     refused = [end for end in ends if isinstance(end, Failed)]
     assert len(refused) == 76
     assert all(end.code == "overloaded" and end.retry_after for end in refused)
-
-
-async def test_more_bytes_than_the_queue_holds_are_refused_until_they_are_read(
-    tmp_path: Path,
-) -> None:
-    async with worker(tmp_path, parallel=1, queue_bytes=500, step_seconds=0.01) as busy:
-        first = asyncio.create_task(busy.ask("long", "a", request_id="r1"))
-        while busy.service.running != 1:
-            await asyncio.sleep(0.01)
-        waiting = asyncio.create_task(busy.ask("x" * 400 + "hi", "b"))
-        while busy.service.waiting != 1:
-            await asyncio.sleep(0.01)
-        (refused,) = await busy.ask("x" * 100, "c")
-        assert isinstance(refused, Failed) and refused.code == "overloaded" and refused.retry_after
-        assert "402 bytes" in refused.message
-        fits = asyncio.create_task(busy.ask("x" * 90 + "hi", "d"))
-        while busy.service.waiting != 2:
-            await asyncio.sleep(0.01)
-        await busy.bus.publish(subjects.cancel(subjects.OPEN_TENANT, "r1"), Empty())
-        assert [text(events) for events in await asyncio.gather(waiting, fits)] == ["hello"] * 2
-        await first
-        assert text(await busy.ask("x" * 100 + "hi", "c")) == "hello"
-
-
-async def test_one_prompt_is_taken_however_long_it_is(tmp_path: Path) -> None:
-    async with worker(tmp_path, queue_bytes=10, context=5000) as fast:
-        assert text(await fast.ask("x" * 1000 + "hi", "s")) == "hello"
 
 
 async def test_draining_finishes_what_was_begun_and_takes_no_more(slow: Worker) -> None:

@@ -9,6 +9,7 @@ ErrorCode = Literal[
     "invalid_request",  # the caller's input is wrong
     "context_length_exceeded",  # the prompt can't fit the context window even alone
     "not_found",
+    "model_not_found",  # the request names a model or an adapter that the worker does not have
     "method_not_allowed",
     "payload_too_large",
     "unauthorized",

@@ -25,6 +25,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 TokenId = Annotated[str, Meta(pattern="^[0-9]{1,9}\\Z")]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Gbnf = Annotated[str, Meta(min_length=1, max_length=16_384)]
+ModelName = Annotated[str, Meta(min_length=1, max_length=512)]  # as long as two file names
 Stored = Literal["log", "failed", "none"]
 
 
@@ -83,6 +84,7 @@ class Prompt(Sampling, frozen=True, kw_only=True):
 
     prompt: Annotated[str, Meta(min_length=1)]
     session_id: SessionId = "default"
+    model: ModelName | None = None  # `<model>:<adapter>`; without an adapter: the model as it is
 
 
 class ChatRequest(Prompt, frozen=True, kw_only=True):
@@ -128,7 +130,7 @@ class Accepted(Event, frozen=True, tag="accepted"):
 class Progress(Event, frozen=True, tag="progress"):
     """Sent each second in which nothing else was: silence means that the worker is lost."""
 
-    queue_position: int  # requests before this one; 0 once it has a slot
+    queue_position: int  # 1 is next, as the queue is now; 0 once it has a slot
     prompt_tokens: int  # 0 until the prompt is tokenized
     prompt_tokens_read: int
 
@@ -204,11 +206,12 @@ class Empty(Struct, frozen=True):
 
 
 class ModelInfo(Struct, frozen=True):
-    name: str
+    name: str  # in an exchange that was answered with an adapter `<model>:<adapter>`
     # SHA-256 of the file's first and last MiB and its size: enough to tell two models apart
     digest: str
     context: int  # tokens per conversation
     bytes: int
+    adapters: tuple[str, ...] = ()  # that a request may ask for; told in reports alone
 
 
 class WorkerReport(Struct, frozen=True):

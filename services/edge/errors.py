@@ -24,6 +24,7 @@ TABLE: dict[ErrorCode, Kind] = {
     "unauthorized": Kind(401, "authentication_error"),
     "forbidden": Kind(403, "invalid_request_error"),
     "not_found": Kind(404, "invalid_request_error"),
+    "model_not_found": Kind(404, "invalid_request_error"),
     "method_not_allowed": Kind(405, "invalid_request_error"),
     "payload_too_large": Kind(413, "invalid_request_error"),
     "internal": Kind(500, "server_error"),

@@ -27,16 +27,24 @@ class Call:
     """`request` has its id, and `sampling` is filled in."""
 
     def __init__(
-        self, bus: Bus, tenant: str, request: ChatRequest, sampling: Sampling, reply: str
+        self,
+        bus: Bus,
+        tenant: str,
+        request: ChatRequest,
+        sampling: Sampling,
+        adapter: int,
+        reply: str,
     ) -> None:
         assert request.request_id is not None
         self._bus = bus
         self._reply = reply
+        self._bytes = len(request.prompt.encode())
         self._last_sent = time.monotonic()
         self.tenant = tenant
         self.request = request
         self.request_id = request.request_id
         self.sampling = sampling
+        self.adapter = adapter
         self.asked_at = datetime.now(UTC)
         self.received = self._last_sent
         self.outputs: asyncio.Queue[Output] = asyncio.Queue()
@@ -53,6 +61,20 @@ class Call:
     @property
     def session_key(self) -> str:
         return subjects.session_key(self.tenant, self.request.session_id)
+
+    @property
+    def unread_bytes(self) -> int:
+        """
+        Of the prompt, until the model has read it. A text has no more tokens than bytes. What its
+        session adds is not known before history answers, and never more than the context window.
+        """
+        is_read = self.sequence is not None and not self.sequence.unread
+        return 0 if is_read else self._bytes
+
+    @property
+    def place(self) -> int:
+        """In the engine's queue, 1 is next; 0: not in it."""
+        return self.sequence.place if self.sequence else 0
 
     @property
     def has_slot(self) -> bool:

@@ -1,4 +1,7 @@
-"""Which GGUF file to serve, and everything that can be wrong with it, in one sentence each."""
+"""
+Which GGUF file to serve, with which adapters, and everything that can be wrong with them, in one
+sentence each.
+"""
 
 import hashlib
 import logging
@@ -6,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
+from services.contract.errors import ServiceError
 from services.contract.messages import ModelInfo
 from services.inference.engine.backend import Backend
 from services.inference.engine.llama import Llama, ModelError
@@ -15,6 +21,7 @@ from services.inference.settings import InferenceSettings
 log = logging.getLogger(__name__)
 
 MODELS = Path("model")
+ADAPTERS = "adapters"  # the folder beside a model's file
 DEMO = "demo.gguf"
 MIB = 2**20
 
@@ -25,13 +32,27 @@ class Model(NamedTuple):
     info: ModelInfo
     backend: Backend
     template: ChatTemplate
+    served: tuple[ModelInfo, ...]  # the model as it is, then with each of its adapters
+
+    def adapter(self, name: str | None) -> int:
+        """The number of the adapter that is meant. Raises ServiceError(model_not_found)."""
+        names = [info.name for info in self.served]
+        if name is None:
+            return 0
+        if name not in names:
+            raise ServiceError(
+                "model_not_found", f"There is no model {name!r}; there is {', '.join(names)}."
+            )
+        return names.index(name)
 
 
 def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> Model:
     """Takes seconds to minutes; ends when `on_progress` returns False. Raises ModelError."""
     path = find(settings.model_path, MODELS)
     _check_is_gguf(path)
-    log.info("loading %s, %d MB", path, path.stat().st_size // 10**6)
+    adapters = sorted((path.parent / ADAPTERS).glob("*.gguf"))
+    for file in (path, *adapters):
+        log.info("loading %s, %d MB", file, file.stat().st_size // 10**6)
     llama = Llama(
         path,
         context=settings.model_context,
@@ -39,14 +60,17 @@ def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> M
         threads=settings.threads,
         gpu_layers=settings.model_gpu_layers,
         on_progress=on_progress,
+        adapters=adapters,
     )
     try:
         template = _template(path, llama)
     except ModelError:
         llama.close()
         raise
-    info = ModelInfo(path.stem, _digest(path), llama.context, path.stat().st_size)
-    return Model(info, llama, template)
+    base = ModelInfo(path.stem, _digest(path), llama.context, path.stat().st_size)
+    info = replace(base, adapters=tuple(file.stem for file in adapters))
+    served = (base, *(_adapted(base, file) for file in adapters))
+    return Model(info, llama, template, served)
 
 
 def find(model_path: str, folder: Path) -> Path:
@@ -86,6 +110,12 @@ def _template(path: Path, llama: Llama) -> ChatTemplate:
         return ChatTemplate(source, llama, bos=llama.bos, eos=llama.eos, adds_bos=llama.adds_bos)
     except TemplateError as error:
         raise ModelError(f"{path} has a chat template that can't be used: {error}.") from error
+
+
+def _adapted(base: ModelInfo, adapter: Path) -> ModelInfo:
+    """A model with an adapter is another model."""
+    digest = hashlib.sha256((base.digest + _digest(adapter)).encode()).hexdigest()
+    return replace(base, name=f"{base.name}:{adapter.stem}", digest=digest)
 
 
 def _digest(path: Path) -> str:

@@ -135,7 +135,8 @@ class ChatService:
         request_id = request.request_id or uuid4().hex
         request = msgspec.structs.replace(request, request_id=request_id)
         sampling = self._settings.fill_in(request)
-        call = Call(self._bus, tenant, request, sampling, delivery.reply)
+        adapter = self._model.adapter(request.model)
+        call = Call(self._bus, tenant, request, sampling, adapter, delivery.reply)
         if not subjects.is_id(tenant):
             raise ServiceError("invalid_request", f"{tenant!r} can't be a tenant.")
         if call.key in self._calls:
@@ -144,11 +145,22 @@ class ChatService:
             )
         if self._dead:
             raise _shutting_down()
+        self._check_room(call)
+        return call
+
+    def _check_room(self, call: Call) -> None:
+        """Raises ServiceError(overloaded). One prompt has room always, however long it is."""
         if len(self._calls) >= self._settings.model_parallel + self._settings.model_queue:
             raise ServiceError(
                 "overloaded", "Every slot is taken and the queue is full: try again.", 1
             )
-        return call
+        unread = sum(other.unread_bytes for other in self._calls.values())
+        if unread and unread + call.unread_bytes > self._settings.model_queue_bytes:
+            raise ServiceError(
+                "overloaded",
+                f"The prompts that are still to be read have {unread:,} bytes already: try again.",
+                1,
+            )
 
     async def _answer(self, call: Call) -> None:
         logs.request_id.set(call.request_id)
@@ -189,7 +201,7 @@ class ChatService:
 
     async def _generate(self, call: Call, prompt: Prompt, sampler: Sampler) -> Finished:
         call.sequence = Sequence(
-            call.key, prompt.tokens, call.sampling, sampler, received=call.received
+            call.key, prompt.tokens, call.sampling, sampler, call.adapter, received=call.received
         )
         self._engine.submit(call.sequence)
         while True:
@@ -235,7 +247,7 @@ class ChatService:
                 asked_at=call.asked_at,
                 answered_at=datetime.now(UTC),
                 finish_reason=reason,
-                model=self._model.info,
+                model=self._model.served[call.adapter],
                 sampling=call.sampling,
                 usage=usage,
                 timings=timings,
@@ -263,11 +275,15 @@ class ChatService:
 
     async def _keep_alive(self) -> None:
         while True:
-            await asyncio.sleep(KEEP_ALIVE / 4)
-            waiting = 0
-            for call in list(self._calls.values()):
-                waiting += not call.has_slot
-                await call.keep_alive(0 if call.has_slot else waiting, KEEP_ALIVE)
+            tick = KEEP_ALIVE / 4
+            await asyncio.sleep(tick)
+            calls = list(self._calls.values())
+            last = max((call.place for call in calls), default=0)
+            for call in calls:
+                place = call.place
+                if not place and not call.has_slot:  # its prompt is not put together yet
+                    place = last = last + 1
+                await call.keep_alive(place, KEEP_ALIVE - tick)  # the next look would be too late
 
 
 def _shutting_down() -> ServiceError:

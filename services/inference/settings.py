@@ -37,6 +37,7 @@ class InferenceSettings(BusSettings, frozen=True, kw_only=True):
     model_context: Annotated[int, Meta(ge=64)] = 2048
     model_parallel: Annotated[int, Meta(ge=1, le=64)] = 8
     model_queue: Annotated[int, Meta(ge=0)] = 64
+    model_queue_bytes: Annotated[int, Meta(ge=0)] = 2**20
     model_cache: Annotated[int, Meta(ge=0)] = 4096  # MiB
     model_threads: Annotated[int, Meta(ge=1)] = 4
     model_gpu_layers: Annotated[int, Meta(ge=-1)] = -1

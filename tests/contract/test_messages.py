@@ -106,6 +106,11 @@ def test_records_of_the_log_come_back_with_their_times_in_utc() -> None:
         assert decode(encode(record), LogRecord) == record  # type: ignore[arg-type]
 
 
+def test_a_model_that_was_told_of_before_there_were_adapters_has_none() -> None:
+    old = b'{"name":"demo","digest":"abc","context":2048,"bytes":4000000}'
+    assert decode(old, ModelInfo).adapters == ()
+
+
 def test_a_native_caller_needs_to_send_a_prompt_and_nothing_else() -> None:
     request = decode(b'{"prompt":"hi"}', ChatRequest)
     assert (request.prompt, request.session_id, request.request_id) == ("hi", "default", None)
@@ -137,6 +142,8 @@ def test_a_field_that_is_not_known_yet_is_ignored() -> None:
         (b'{"prompt":"hi","response_format":{"type":"json_schema"}}', "json_schema"),
         (b'{"prompt":"hi","grammar":""}', "grammar"),
         (b'{"prompt":"hi","grammar":"%s"}' % (b"x" * 16_385), "grammar"),
+        (b'{"prompt":"hi","model":""}', "model"),
+        (b'{"prompt":"hi","model":"' + b"x" * 513 + b'"}', "model"),
         (b'{"type":"mystery"}', "prompt"),
         (b"not json", "malformed"),
         (b"\xff", "malformed|utf-8"),

@@ -65,6 +65,7 @@ def test_every_code_has_a_status() -> None:
         (b'{"prompt":"a","grammar":["root"]}', "grammar"),
         (b'{"prompt":"a","grammar":"r","response_format":{"type":"json_object"}}', None),
         (b'{"prompt":"a","session_id":""}', "session_id"),
+        (b'{"prompt":"a","model":""}', "model"),
         (b'{"prompt":"a","session_id":"' + b"x" * 129 + b'"}', "session_id"),
     ],
     ids=lambda value: None if value is None else str(value)[:30],

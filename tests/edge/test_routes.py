@@ -39,6 +39,7 @@ async def test_everything_that_can_be_asked_for_reaches_the_worker(
     body = {
         "prompt": " hi \u0000 ",
         "session_id": "Ünder *.> ",
+        "model": "demo:shout",
         "temperature": 0,
         "top_p": 1,
         "top_k": 0,

@@ -49,6 +49,7 @@ class Script:
 
 class FakeState(NamedTuple):
     cells: tuple[int, ...]
+    adapter: int
 
     @property
     def nbytes(self) -> int:
@@ -56,13 +57,17 @@ class FakeState(NamedTuple):
 
 
 class FakeBackend:
-    """`answers` maps the end of a prompt to what is said; `fails` makes the next step fail."""
+    """
+    `answers` maps the end of a prompt to what is said, in capitals with an adapter; `fails` makes
+    the next step fail.
+    """
 
     def __init__(
         self, answers: dict[str, bytes], context: int = 1000, step_seconds: float = 0
     ) -> None:
         self.context = context
         self.cells: dict[int, list[int]] = {}
+        self.adapters: dict[int, int] = {}  # that the cells of a slot were computed with
         self.computed = 0  # tokens, over all steps
         self.restored = 0  # tokens of states
         self.saved = 0  # states
@@ -98,6 +103,7 @@ class FakeBackend:
             raise BackendError("scripted")
         time.sleep(self._step_seconds)
         self.steps.append(list(chunks))
+        assert len({chunk.adapter for chunk in chunks}) == 1, "a step has one adapter"
         return [self._compute(chunk) for chunk in chunks]
 
     def cut(self, slot: int, length: int) -> bool:
@@ -111,11 +117,12 @@ class FakeBackend:
 
     def save(self, slot: int) -> State:
         self.saved += 1
-        return FakeState(tuple(self.cells[slot]))
+        return FakeState(tuple(self.cells[slot]), self.adapters.get(slot, 0))
 
     def restore(self, slot: int, state: State) -> bool:
         assert isinstance(state, FakeState)
         self.cells[slot] = list(state.cells)
+        self.adapters[slot] = state.adapter
         self.restored += len(state.cells)
         return True
 
@@ -126,6 +133,10 @@ class FakeBackend:
         held = self.cells.setdefault(chunk.slot, [])
         assert chunk.position == len(held), "a sequence has no gaps and computes nothing twice"
         assert chunk.tokens, "a chunk is never empty"
+        if not held:
+            self.adapters[chunk.slot] = chunk.adapter
+        computed_with = self.adapters.get(chunk.slot, 0)
+        assert chunk.adapter == computed_with, "a sequence has one adapter"
         held.extend(chunk.tokens)
         self.computed += len(chunk.tokens)
         if chunk.sampler is None:
@@ -133,7 +144,7 @@ class FakeBackend:
         assert isinstance(chunk.sampler, Script)
         if chunk.sampler.answer is None:
             said = self._answer_to(b"".join(map(self.piece, held)))
-            chunk.sampler.answer = [*said, END]
+            chunk.sampler.answer = [*(bytes(said).upper() if chunk.adapter else said), END]
         return chunk.sampler.choose()
 
     def _answer_to(self, prompt: bytes) -> Sequence[int]:

@@ -1,10 +1,21 @@
+import shutil
 from pathlib import Path
 
 import pytest
 
+from services.contract.errors import ServiceError
 from services.inference import models
 from services.inference.engine.llama import ModelError
 from services.inference.settings import InferenceSettings
+from tests.inference.lora import write_lora
+
+
+def beside_the_demo_model(folder: Path, *adapters: str) -> Path:
+    """A copy of the demo model with adapters of these names."""
+    for seed, name in enumerate(adapters):
+        write_lora(folder / f"adapters/{name}.gguf", seed)
+    shutil.copy("model/demo.gguf", folder)
+    return folder / "demo.gguf"
 
 
 def load(path: Path) -> models.Model:
@@ -30,9 +41,37 @@ def test_two_models_and_no_choice_is_an_error_that_lists_them(tmp_path: Path) ->
 
 def test_the_demo_model_is_ready_to_serve() -> None:
     model = load(Path("model/demo.gguf"))
-    assert (model.info.name, model.info.context) == ("demo", 2048)
+    assert (model.info.name, model.info.context, model.info.adapters) == ("demo", 2048, ())
     assert len(model.info.digest) == 64
     model.backend.close()
+
+
+def test_the_adapters_beside_the_model_are_served_by_name(tmp_path: Path) -> None:
+    path = beside_the_demo_model(tmp_path, "shout", "a.b c")
+    (tmp_path / "adapters/notes.txt").touch()
+    model = load(path)
+    assert model.info.adapters == ("a.b c", "shout")
+    assert [info.name for info in model.served] == ["demo", "demo:a.b c", "demo:shout"]
+    assert len({info.digest for info in model.served}) == 3
+    for name, adapter in ((None, 0), ("demo", 0), ("demo:a.b c", 1), ("demo:shout", 2)):
+        assert model.adapter(name) == adapter
+    model.backend.close()
+
+
+def test_what_is_not_served_is_refused_with_what_is(tmp_path: Path) -> None:
+    model = load(beside_the_demo_model(tmp_path, "shout"))
+    for name in ("other", "shout", "demo:", "demo:shout:shout", "other:shout", "DEMO"):
+        with pytest.raises(ServiceError, match="there is demo, demo:shout") as error:
+            model.adapter(name)
+        assert error.value.code == "model_not_found"
+    model.backend.close()
+
+
+def test_an_adapter_that_does_not_fit_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = beside_the_demo_model(tmp_path, "good")
+    write_lora(tmp_path / "adapters/narrow.gguf", width=64)
+    with pytest.raises(ModelError, match=r"adapters/narrow\.gguf is no adapter of this model"):
+        load(path)
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:

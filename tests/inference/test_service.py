@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from services.contract import subjects
 from services.contract.codec import decode
@@ -22,8 +23,10 @@ from services.contract.messages import (
     JsonObjectFormat,
     JsonSchema,
     JsonSchemaFormat,
+    Message,
+    Messages,
+    MessagesRequest,
     ModelInfo,
-    Progress,
     Started,
     StreamEvent,
     Token,
@@ -40,6 +43,7 @@ from tests.inference.engine.test_template import CHATML
 from tests.inference.fake_backend import FakeBackend
 from tests.servers import nats_server, running
 
+ADAPTERS = ("shout", "loud")
 NOBODY = "mongodb://127.0.0.1:9/"  # the discard port: no database
 SCHEMA_OF_NOTHING = JsonSchemaFormat(JsonSchema("nothing", {"type": "mystery"}))
 LONG = b"".join(b"%d " % number for number in range(200))[:500]  # no loop
@@ -51,16 +55,29 @@ ANSWERS = {f"{question}<|im_end|>\n<|im_start|>assistant\n": answer for question
 class Worker:
     """A ChatService over a scripted model, and what callers see of it."""
 
-    def __init__(self, bus: Bus, url: str, backend: FakeBackend, parallel: int, queue: int) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        url: str,
+        backend: FakeBackend,
+        parallel: int,
+        queue: int,
+        queue_bytes: int = 2**20,
+    ) -> None:
         self.bus = bus
         self.backend = backend
         self.died = asyncio.Event()
         template = ChatTemplate(CHATML, backend, bos="", eos="", adds_bos=False)
         settings = InferenceSettings(
-            nats_url=url, model_parallel=parallel, model_queue=queue, chat_max_tokens=1000
+            nats_url=url,
+            model_parallel=parallel,
+            model_queue=queue,
+            model_queue_bytes=queue_bytes,
+            chat_max_tokens=1000,
         )
         info = ModelInfo("fake", "digest", backend.context, 0)
-        model = Model(info, backend, template)
+        served = (info, *(replace(info, name=f"fake:{name}") for name in ADAPTERS))
+        model = Model(replace(info, adapters=ADAPTERS), backend, template, served)
         self.service = ChatService(bus, settings, "worker", model, self.died.set)
 
     async def events(self, request: ChatRequest) -> AsyncIterator[StreamEvent]:
@@ -78,6 +95,10 @@ class Worker:
         request = ChatRequest(prompt=prompt, session_id=session, **more)
         return [event async for event in self.events(request)]
 
+    async def messages(self) -> tuple[Message, ...]:
+        subject = subjects.history_messages(subjects.OPEN_TENANT)
+        return (await self.bus.request(subject, MessagesRequest(), Messages)).messages
+
     async def context(self, session: str) -> Context:
         subject = subjects.history_context(subjects.OPEN_TENANT)
         return await self.bus.request(subject, ContextRequest(session), Context)
@@ -92,6 +113,7 @@ async def worker(
     folder: Path,
     parallel: int = 8,
     queue: int = 16,
+    queue_bytes: int = 2**20,
     step_seconds: float = 0,
     context: int = 2000,
     backend: FakeBackend | None = None,
@@ -103,7 +125,7 @@ async def worker(
         await start_history(stack, HistorySettings(nats_url=url, mongodb_uri=NOBODY))
         bus = await stack.enter_async_context(Bus.connect(url, "test"))
         backend = backend or FakeBackend(ANSWERS, context, step_seconds)
-        worker = Worker(bus, url, backend, parallel, queue)
+        worker = Worker(bus, url, backend, parallel, queue, queue_bytes)
         await worker.service.start()
         stack.push_async_callback(worker.service.drain)
         yield worker
@@ -290,21 +312,6 @@ async def test_more_than_the_queue_holds_is_refused_at_once(tmp_path: Path) -> N
     refused = [end for end in ends if isinstance(end, Failed)]
     assert len(refused) == 76
     assert all(end.code == "overloaded" and end.retry_after for end in refused)
-
-
-async def test_who_waits_hears_its_place_in_the_queue_each_second(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "KEEP_ALIVE", 0.1)
-    async with worker(tmp_path, parallel=1, step_seconds=0.002) as busy:
-        first = asyncio.create_task(busy.ask("long", "a"))
-        while busy.service.running != 1:
-            await asyncio.sleep(0.01)
-        events = await busy.ask("hi", "b")
-        await first
-    places = [event.queue_position for event in events if isinstance(event, Progress)]
-    assert len(places) > 3 and places[0] == 1
-    assert text(events) == "hello"
 
 
 async def test_draining_finishes_what_was_begun_and_takes_no_more(slow: Worker) -> None:

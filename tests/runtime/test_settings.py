@@ -92,3 +92,11 @@ def test_every_setting_stands_in_the_example_file_with_its_default() -> None:
         names = [field.name.upper() for field in msgspec.structs.fields(kind)]
         given = {name: example[name] for name in names}
         assert load(kind, given) == kind()
+
+
+def test_every_setting_of_a_model_gets_into_its_container_and_into_the_readme() -> None:
+    readme, compose = Path("README.md").read_text(), Path("docker-compose.yml").read_text()
+    for field in msgspec.structs.fields(InferenceSettings):
+        name = field.name.upper()
+        assert f"`{name}`" in readme
+        assert f"\n      {name}: " in compose

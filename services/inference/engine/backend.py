@@ -37,6 +37,7 @@ class Chunk(NamedTuple):
     position: int  # of the first token in the sequence
     tokens: Sequence[int]
     sampler: Sampler | None
+    adapter: int = 0  # 0: the model as it is
 
 
 class SpecialToken(NamedTuple):
@@ -58,7 +59,10 @@ class BackendError(Exception):
 
 
 class Backend(Protocol):
-    """One model with one KV cache, in which sequences are told apart by their slot number."""
+    """
+    One model with one KV cache, in which sequences are told apart by their slot number. Its
+    adapters are numbered from 1.
+    """
 
     context: int  # tokens that one sequence can have
 
@@ -85,8 +89,9 @@ class Backend(Protocol):
 
     def decode(self, chunks: Sequence[Chunk]) -> Sequence[Chosen | Stuck | None]:
         """
-        Computes all chunks, which stand in the order of their slots, and are one token each or a
-        single one; the next token of each that has a sampler. Raises BackendError.
+        Computes all chunks, which stand in the order of their slots, are of one adapter, and are
+        one token each or a single one; the next token of each that has a sampler. Raises
+        BackendError.
         """
 
     def cut(self, slot: int, length: int) -> bool:

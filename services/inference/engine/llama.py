@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -48,7 +49,8 @@ class ModelError(Exception):
 
 class Llama:
     """
-    One GGUF model and one KV cache with room for `parallel` sequences of `context` tokens.
+    One GGUF model with its LoRA `adapters`, and one KV cache with room for `parallel` sequences of
+    `context` tokens.
 
     `on_progress` is told the share of the file that is loaded, 0 to 1, and says whether to go on.
     Raises ModelError.
@@ -63,6 +65,7 @@ class Llama:
         threads: int,
         gpu_layers: int,
         on_progress: Callable[[float], bool],
+        adapters: Sequence[Path] = (),
     ) -> None:
         _LOG.errors.clear()
         llama_cpp.llama_log_set(_LOG.callback, ctypes.c_void_p(0))
@@ -73,7 +76,13 @@ class Llama:
         if context > trained:
             log.warning("the model was trained on %d tokens of context, not %d", trained, context)
         self.context = min(context, trained)
-        self._context = self._open_context(parallel, threads)
+        try:
+            self._adapters = [_load_adapter(self._model, path) for path in adapters]
+            self._context = self._open_context(parallel, threads)
+        except ModelError:
+            llama_cpp.llama_model_free(self._model)
+            raise
+        self._adapter = 0  # the one that the context computes with
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = Batch(CHUNK_MAX)
         self._vocabulary = self._read_vocabulary()
@@ -140,9 +149,20 @@ class Llama:
         return ChainSampler(self._vocabulary, self._candidates, sampling, grammar)
 
     def decode(self, chunks: Sequence[Chunk]) -> Sequence[Chosen | Stuck | None]:
+        self._use(chunks[0].adapter)
         if len(chunks) <= self._alone:
             return [chosen for chunk in chunks for chosen in self._decode([chunk])]
         return self._decode(chunks)
+
+    def _use(self, adapter: int) -> None:
+        """A change makes llama.cpp plan its memory again, at the next step: milliseconds."""
+        if adapter == self._adapter:
+            return
+        used = [self._adapters[adapter - 1]] if adapter else []
+        pointers = (llama_cpp.llama_adapter_lora_p_ctypes * len(used))(*used)
+        scales = (ctypes.c_float * len(used))(*(1.0 for _ in used))
+        llama_cpp.llama_set_adapters_lora(self._context, pointers, len(used), scales)
+        self._adapter = adapter
 
     def _decode(self, chunks: Sequence[Chunk]) -> list[Chosen | Stuck | None]:
         self._compute(chunks)
@@ -215,7 +235,7 @@ class Llama:
 
     def close(self) -> None:
         llama_cpp.llama_free(self._context)
-        llama_cpp.llama_model_free(self._model)
+        llama_cpp.llama_model_free(self._model)  # and its adapters
 
     def _read_vocabulary(self) -> Vocabulary:
         tokens = range(llama_cpp.llama_vocab_n_tokens(self._vocab))
@@ -288,3 +308,21 @@ def _load(
             " small for it, lower MODEL_GPU_LAYERS."
         )
     return llama_cpp.llama_model_p(model)
+
+
+def _load_adapter(model: llama_cpp.llama_model_p, path: Path) -> Any:
+    """Its pointer, of a type that llama_cpp does not tell as it is."""
+    _LOG.errors.clear()
+    adapter = llama_cpp.llama_adapter_lora_init(model, str(path).encode())
+    if not adapter:
+        why = _LOG.errors[0] if _LOG.errors else "no reason given"
+        raise ModelError(
+            f"{path} is no adapter of this model ({why}): convert it with llama.cpp's"
+            " convert_lora_to_gguf.py and this base model, or take it out of adapters/."
+        )
+    if llama_cpp.llama_adapter_get_alora_n_invocation_tokens(adapter):
+        raise ModelError(
+            f"{path} is an activated LoRA (aLoRA), which holds for a part of a prompt only, and is"
+            " not supported: train a plain LoRA, or take it out of adapters/."
+        )
+    return adapter

@@ -4,6 +4,7 @@ behind four for the adapter that they were computed with. So what two adapters c
 common beginning.
 """
 
+import sys
 from array import array
 from collections.abc import Iterable
 
@@ -14,6 +15,11 @@ ITEM = array("i").itemsize
 
 def pack(adapter: int, tokens: Iterable[int]) -> bytes:
     return array("i", (adapter, *tokens)).tobytes()
+
+
+def adapter(run: bytes | bytearray) -> int:
+    """What the run was computed with."""
+    return int.from_bytes(run[:ITEM], sys.byteorder)
 
 
 def extend(run: bytearray, tokens: Iterable[int]) -> None:

@@ -12,6 +12,7 @@ from services.inference.engine.backend import Chunk
 from services.inference.engine.pace import Pace
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.slots import Slots
+from services.inference.engine.turns import Turns
 
 WORTH_WAITING = 64  # tokens of a common beginning that another is reading
 LOOKED_AT = 32  # of those who wait, when a slot is free
@@ -27,13 +28,14 @@ class Planned(NamedTuple):
 
 class Step(NamedTuple):
     planned: list[Planned]  # in the order of their slots
-    is_read: bool  # a chunk of one prompt; else the next token of all streams
+    is_read: bool  # a chunk of one prompt; else the next token of an adapter's streams
     beside: bool = False  # streams that are kept waiting by it
 
 
 class Scheduler:
     """
-    A step is either the next token of every running stream, or a chunk of one prompt.
+    A step is either the next token of every running stream, or a chunk of one prompt. llama.cpp
+    computes with one adapter at a time: where streams have several, they take turns.
 
     The shortest prompt is read first, and who waits gains on it. A stream is held only for prompts
     that were there before it began, so that those who come together soon decode together; beside
@@ -43,6 +45,7 @@ class Scheduler:
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self._pace = Pace()
+        self._turns = Turns()
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
 
@@ -51,7 +54,9 @@ class Scheduler:
         return not self.waiting and not self.running
 
     def add(self, sequence: Sequence) -> None:
+        sequence.found = self._slots.cached(sequence.run)
         self.waiting.append(sequence)
+        self._number()
 
     def find(self, key: str) -> Sequence | None:
         return next((s for s in (*self.running, *self.waiting) if s.key == key), None)
@@ -60,31 +65,39 @@ class Scheduler:
         """Gives free slots to those who wait; returns them."""
         if not self.waiting or not self._slots.can_acquire():
             return []
+        for sequence in islice(self.waiting, LOOKED_AT):
+            sequence.found = self._slots.cached(sequence.run)
         admitted = []
-        for cached, sequence in self._most_urgent_first():
+        for sequence in self._queue()[:LOOKED_AT]:
             if not self._slots.can_acquire():
                 break
-            if not self._is_being_read(sequence, cached):
+            if not self._is_being_read(sequence):
                 self.waiting.remove(sequence)
                 self._start(sequence)
                 admitted.append(sequence)
+        self._number()
         return admitted
 
-    def _most_urgent_first(self) -> list[tuple[int, Sequence]]:
-        """Those who wait, with how many of their tokens have been computed."""
+    def _queue(self) -> list[Sequence]:
+        """Those who wait, in the order in which they would get slots now."""
         now = time.monotonic()
-        waiting = [(self._slots.cached(s.run), s) for s in islice(self.waiting, LOOKED_AT)]
-        return sorted(waiting, key=lambda w: _urgency(w[1], len(w[1].prompt) - w[0], now))
+        first = islice(self.waiting, LOOKED_AT)
+        by_urgency = sorted(first, key=lambda s: _urgency(s, s.unread - s.found, now))
+        return [*by_urgency, *islice(self.waiting, LOOKED_AT, None)]
 
-    def _is_being_read(self, sequence: Sequence, cached: int) -> bool:
+    def _number(self) -> None:
+        for place, sequence in enumerate(self._queue(), start=1):
+            sequence.place = place
+
+    def _is_being_read(self, sequence: Sequence) -> bool:
         """Whether another is reading the same beginning: in a few steps it can be shared."""
         reading = (s.run for s in self.running if not s.is_prefilled)
         coming = max((runs.shared(sequence.run, other) for other in reading), default=0)
-        return coming >= WORTH_WAITING and coming > cached
+        return coming >= WORTH_WAITING and coming > sequence.found
 
     def _start(self, sequence: Sequence) -> None:
         lease = self._slots.acquire(sequence.run)
-        sequence.slot = lease.slot
+        sequence.slot, sequence.place = lease.slot, 0
         sequence.computed = sequence.cached = lease.cached
         sequence.started = time.monotonic()
         self.running.append(sequence)
@@ -112,22 +125,30 @@ class Scheduler:
         return came_first and reader.unread <= HELD_FOR
 
     def _decode(self, streams: list[Sequence]) -> Step:
-        self._close_hole()
+        adapter = self._turns.of({s.adapter for s in streams})
+        streams = [s for s in streams if s.adapter == adapter]
+        self._close_up(adapter)
         planned = [_plan(stream, 1) for stream in streams]
         return Step(sorted(planned, key=lambda p: p.chunk.slot), is_read=False)
 
-    def _close_hole(self) -> None:
+    def _close_up(self, adapter: int) -> None:
         """
-        llama.cpp computes only neighbouring slots in one batch: the last sequence moves to a slot
-        that became free before it, if so much is still to come that this is worth its copy.
+        llama.cpp computes only neighbouring slots in one batch: the adapter's last sequence moves
+        to a slot before it that is free or another adapter's, if so much is still to come that
+        this is worth the copies.
         """
-        if (hole := self._slots.hole()) is None:
+        held = {s.slot: s for s in self.running if s.slot is not None}
+        own = {slot for slot, s in held.items() if s.adapter == adapter}
+        hole = next((slot for slot in range(min(own), max(own)) if slot not in own), None)
+        if hole is None:
             return
-        last = max(self.running, key=lambda s: s.slot or 0)
-        assert last.slot is not None
-        if last.computed <= MOVED_FOR * last.remaining:
-            self._slots.move(last.slot, hole)
+        last, other = held[max(own)], held.get(hole)
+        copied = last.computed + (other.computed if other else 0)
+        if copied <= MOVED_FOR * last.remaining:
+            self._slots.move(max(own), hole)
             last.slot = hole
+            if other:
+                other.slot = max(own)
 
     def commit(self, step: Step, seconds: float) -> None:
         """The step was computed, in so much time."""
@@ -138,11 +159,13 @@ class Scheduler:
             self._pace.has_read(len(step.planned[0].chunk.tokens), seconds, step.beside)
         else:
             self._pace.has_decoded(seconds)
+            self._turns.has_decoded(seconds)
 
     def remove(self, sequence: Sequence) -> None:
         """The sequence has ended, wherever it was; its slot is free and stays warm."""
         if sequence.slot is None:
             self.waiting.remove(sequence)
+            self._number()
             return
         self.running.remove(sequence)
         self._slots.release(sequence.slot)
@@ -161,4 +184,5 @@ def _plan(sequence: Sequence, most: int) -> Planned:
     tokens = sequence.next_tokens(most)
     is_last = sequence.computed + len(tokens) == sequence.length
     sampler = sequence.sampler if is_last else None
-    return Planned(sequence, Chunk(sequence.slot, sequence.computed, tokens, sampler))
+    chunk = Chunk(sequence.slot, sequence.computed, tokens, sampler, sequence.adapter)
+    return Planned(sequence, chunk)

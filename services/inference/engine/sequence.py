@@ -31,6 +31,8 @@ class Sequence:
     generated: list[int] = field(default_factory=list)
     computed: int = 0  # tokens, from the first on, that the KV cache holds
     cached: int = 0  # of these, how many it held before the request came
+    place: int = 0  # in the queue, 1 is next; 0: not in it
+    found: int = 0  # tokens that the KV cache held of it when the queue was last put in order
     slot: int | None = None
     received: float = field(default_factory=time.monotonic)
     started: float = 0.0

@@ -18,6 +18,14 @@ class Lease(NamedTuple):
     cached: int  # tokens of the run that the slot already holds
 
 
+class _Moved(NamedTuple):
+    """A held sequence on its way to another slot."""
+
+    run: bytes
+    state: State
+    stored: bytes  # its last run that was copied to RAM
+
+
 class Slots:
     """
     A fixed number of slots, each free or held. A free one keeps its last sequence, until somebody
@@ -51,7 +59,7 @@ class Slots:
         elif saved and there >= here:
             slot = self._fetch(saved, there)
         else:
-            slot = self._copy(source, here)
+            slot = self._copy(source, here, runs.adapter(run))
         self._free.remove(slot)
         return Lease(slot, self._cut(slot, run))
 
@@ -79,19 +87,20 @@ class Slots:
                 return True
         return False
 
-    def hole(self) -> int | None:
-        """A free slot between held ones: these can't be computed in one batch while it is there."""
-        held = self._held()
-        return next((slot for slot in self._free if held and held[0] < slot < held[-1]), None)
-
     def move(self, source: int, target: int) -> None:
-        """The held sequence goes on in the free slot `target`. Raises BackendError."""
-        self._store(target)
-        if not self._put(target, bytes(self._runs[source]), self._backend.save(source)):
-            raise BackendError("A sequence could not be moved to another slot.")
-        self._stored[target] = self._stored[source]
-        self.forget(source)
-        self._free[self._free.index(target)] = source
+        """
+        The held sequence goes on in the slot `target`; one that held that goes on in `source`.
+        Raises BackendError.
+        """
+        if target in self._free:
+            self._store(target)
+            self._give(target, self._take(source))
+            self.forget(source)
+            self._free[self._free.index(target)] = source
+        else:
+            one, other = self._take(source), self._take(target)
+            self._give(target, one)
+            self._give(source, other)
 
     def check(self, held: int) -> None:
         """Raises AssertionError if a slot was lost or given twice, or holds what it should not."""
@@ -101,8 +110,18 @@ class Slots:
             assert self._backend.length(slot) == runs.length(run), "a slot holds what is not known"
         self.states.check()
 
-    def _held(self) -> list[int]:
-        return sorted(set(range(len(self._runs))) - set(self._free))
+    def _held(self, adapter: int) -> list[int]:
+        """Those whose sequences are computed with it."""
+        held = set(range(len(self._runs))) - set(self._free)
+        return sorted(slot for slot in held if runs.adapter(self._runs[slot]) == adapter)
+
+    def _take(self, slot: int) -> _Moved:
+        return _Moved(bytes(self._runs[slot]), self._backend.save(slot), self._stored[slot])
+
+    def _give(self, slot: int, moved: _Moved) -> None:
+        if not self._put(slot, moved.run, moved.state):
+            raise BackendError("A sequence could not be moved to another slot.")
+        self._stored[slot] = moved.stored
 
     def _nearest(self, run: bytes) -> tuple[int, int]:
         """(slot, common beginning); of equals a free one, so that nothing needs to be copied."""
@@ -117,20 +136,20 @@ class Slots:
     def _fetch(self, saved: Saved, shared: int) -> int:
         """From RAM into a free slot."""
         self.states.touch(saved.run)
-        slot = self._room()
+        slot = self._room(runs.adapter(saved.run))
         self._put(slot, saved.run, saved.state)
         if not saved.is_root and self._is_continued(saved.run, shared):
             self._stored[slot] = saved.run  # it is this conversation's, and is replaced by its next
         return slot
 
-    def _copy(self, source: int, shared: int) -> int:
+    def _copy(self, source: int, shared: int, adapter: int) -> int:
         """From a slot that stays as it is into a free one."""
         if shared == 0:
-            slot = self._room()
+            slot = self._room(adapter)
             self.forget(slot)
             return slot
         run, state = bytes(self._runs[source]), self._backend.save(source)
-        slot = self._room()
+        slot = self._room(adapter)
         self._put(slot, run, state)
         return slot
 
@@ -159,14 +178,14 @@ class Slots:
         if root not in self.states:
             self.states.add(Saved(root, self._backend.save(slot), is_root=True))
 
-    def _room(self) -> int:
+    def _room(self, adapter: int) -> int:
         """
-        A free slot, between or beside the held ones if that can be: llama.cpp computes neighbours
-        in one batch. What it held goes to RAM.
+        A free slot, between or beside those held with the adapter if that can be: llama.cpp
+        computes neighbours in one batch. What it held goes to RAM.
         """
-        slot = self.hole()
+        held = self._held(adapter)
+        slot = next((free for free in self._free if held and held[0] < free < held[-1]), None)
         if slot is None:
-            held = self._held()
             slot = min(self._free, key=lambda free: min((abs(free - h) for h in held), default=0))
         self._store(slot)
         return slot

@@ -27,10 +27,10 @@ class Run:
         self._outputs: queue.SimpleQueue[tuple[str, Output]] = queue.SimpleQueue()
         self.engine = Engine(backend, parallel, budget, self._take, self._die)
 
-    def ask(self, prompt: str, key: str = "a", **sampling: object) -> None:
+    def ask(self, prompt: str, key: str = "a", adapter: int = 0, **sampling: object) -> None:
         filled = Sampling(**({"max_tokens": 100} | sampling))  # type: ignore[arg-type]
         sampler = self._backend.sampler(filled)
-        self.engine.submit(Sequence(key, list(prompt.encode()), filled, sampler))
+        self.engine.submit(Sequence(key, list(prompt.encode()), filled, sampler, adapter))
 
     def until(self, done: Callable[[str, Output], bool]) -> list[tuple[str, Output]]:
         seen: list[tuple[str, Output]] = []
@@ -208,3 +208,39 @@ def test_a_failed_step_ends_what_was_running_and_the_engine_lives_on() -> None:
         assert text == "" and end == Broken("scripted")
         run.ask("hi", key="b")
         assert run.finish("b")[0] == "hello"
+
+
+def test_each_adapter_gives_its_own_answer_beside_the_others() -> None:
+    with running(FakeBackend({"long": b"x" * 90}, step_seconds=0.001), parallel=4) as run:
+        for key, adapter in (("a", 0), ("b", 1), ("c", 0), ("d", 2)):
+            run.ask("long", key, adapter)
+        texts = dict.fromkeys("abcd", "")
+        ended: set[str] = set()
+        while len(ended) < 4:
+            ((key, output),) = run.until(lambda *_: True)
+            texts[key] += output.text if isinstance(output, Piece) else ""
+            ended |= {key} if isinstance(output, Finished) else set()
+    small, large = "x" * 90, "X" * 90
+    assert texts == {"a": small, "b": large, "c": small, "d": large}
+
+
+def test_a_failed_step_of_one_adapter_leaves_the_others_answerable() -> None:
+    backend = FakeBackend({"hi": b"hello"})
+    with running(backend) as run:
+        backend.fails = True
+        run.ask("hi", adapter=1)
+        assert run.finish()[1] == Broken("scripted")
+        run.ask("hi", "b", adapter=2)
+        assert run.finish("b")[0] == "HELLO"
+        run.ask("hi", "c")
+        assert run.finish("c")[0] == "hello"
+
+
+def test_a_cancel_of_the_only_stream_of_an_adapter_leaves_the_turn_to_the_others() -> None:
+    with running(FakeBackend(LONG, step_seconds=0.001)) as run:
+        run.ask("long", "a", adapter=1, max_tokens=900)
+        run.until(lambda key, output: isinstance(output, Piece))
+        run.ask("hi", "b")
+        run.engine.cancel("a")
+        text, end = run.finish("b")
+        assert text == "hello" and isinstance(end, Finished)

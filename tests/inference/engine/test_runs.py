@@ -18,3 +18,8 @@ def test_a_run_grows_and_is_cut_by_tokens() -> None:
     assert bytes(run) == runs.pack(3, [1, 2, 3, 4]) and runs.length(run) == 4
     assert runs.cut(run, 1) == runs.pack(3, [1])
     assert runs.length(b"") == 0
+
+
+def test_a_run_tells_its_adapter_however_short_it_is() -> None:
+    assert [runs.adapter(runs.pack(adapter, [])) for adapter in (0, 1, 70_000)] == [0, 1, 70_000]
+    assert runs.adapter(runs.cut(runs.pack(3, [1, 2]), 0)) == 3

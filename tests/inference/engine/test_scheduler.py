@@ -5,6 +5,7 @@ from services.inference.engine.pace import CHUNK_MIN
 from services.inference.engine.scheduler import HELD_FOR, Scheduler
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.slots import Slots
+from services.inference.engine.turns import TURN
 from tests.inference.fake_backend import FakeBackend
 
 READ = 0.001  # seconds that a token takes to read
@@ -18,10 +19,12 @@ class Run:
         self.backend = FakeBackend({"": b"x" * 1000}, context=10_000)
         self.scheduler = Scheduler(Slots(self.backend, slots, budget=100_000))
 
-    def add(self, key: str, prompt: int | list[int], max_tokens: int = 100) -> Sequence:
+    def add(
+        self, key: str, prompt: int | list[int], max_tokens: int = 100, adapter: int = 0
+    ) -> Sequence:
         tokens = [ord(key)] * prompt if isinstance(prompt, int) else prompt
         sampling = Sampling(max_tokens=max_tokens)
-        sequence = Sequence(key, tokens, sampling, self.backend.sampler(sampling))
+        sequence = Sequence(key, tokens, sampling, self.backend.sampler(sampling), adapter)
         self.scheduler.add(sequence)
         return sequence
 
@@ -116,6 +119,27 @@ def test_who_finds_no_slot_waits_and_gets_the_next_one() -> None:
     run.scheduler.check()
 
 
+def test_places_in_the_queue_are_those_in_which_slots_are_given() -> None:
+    run = Run(slots=1)
+    running = run.add("a", 50)
+    run.steps(2)
+    waiting = [run.add(key, length) for key, length in (("b", 90), ("c", 30), ("d", 60))]
+    assert [s.place for s in (running, *waiting)] == [0, 3, 1, 2]
+    run.end(waiting[1])
+    assert [waiting[0].place, waiting[2].place] == [2, 1]
+    run.end(running)
+    run.step()
+    assert [waiting[0].place, waiting[2].place, waiting[2].slot] == [1, 0, 0]
+
+
+def test_a_long_conversation_that_is_known_is_before_a_shorter_new_one() -> None:
+    run = Run(slots=1)
+    first = run.add("b", 100)
+    run.step()
+    known, new = run.add("c", [*first.prompt, 5, 6]), run.add("d", 50)
+    assert (known.place, new.place) == (1, 2)
+
+
 def test_a_waiting_sequence_can_be_removed_anywhere_in_the_queue() -> None:
     run = Run(slots=1)
     _, second, third = (run.add(key, 3) for key in "abc")
@@ -174,3 +198,50 @@ def test_a_long_sequence_that_is_about_to_end_is_not_moved() -> None:
     run.step()
     assert [chunk.slot for chunk in run.backend.steps[-1]] == [0, 2]
     assert first.slot == 0
+
+
+def keys(steps: list[list[tuple[str, int]]]) -> list[str]:
+    return ["".join(key for key, _ in step) for step in steps]
+
+
+def test_the_streams_of_one_adapter_are_decoded_together_and_the_adapters_take_turns() -> None:
+    run = Run(slots=6)
+    for number, key in enumerate("abcdef"):
+        run.add(key, 20, adapter=number % 2)
+    run.steps(6)
+    seen = ["".join(sorted(step)) for step in keys(run.steps(40))]
+    turn = round(TURN / DECODE)
+    assert seen == (["ace"] * turn + ["bdf"] * turn) * (20 // turn)
+
+
+def test_streams_of_one_adapter_that_stand_between_others_move_together() -> None:
+    run = Run(slots=6)
+    sequences = [run.add(key, 20, adapter="abcabc".index(key)) for key in "abcabc"]
+    run.steps(6 + 30)
+    slots = {a: sorted(s.slot or 0 for s in sequences if s.adapter == a) for a in range(3)}
+    assert all(last - first == 1 for first, last in slots.values())
+    for sequence in sequences:
+        run.end(sequence)
+    run.scheduler.check()
+
+
+def test_no_prompt_is_shared_with_another_adapter() -> None:
+    run = Run(slots=3)
+    prompt = [7] * 100
+    first, second = run.add("a", prompt), run.add("b", prompt, adapter=1)
+    run.steps(2)
+    assert (first.cached, second.cached) == (0, 0)
+    run.end(second)
+    again = run.add("c", prompt, adapter=1)
+    run.step()
+    assert again.cached == len(prompt) - 1
+
+
+def test_a_prompt_of_one_adapter_is_read_beside_the_streams_of_another() -> None:
+    run = Run()
+    run.add("a", 20)
+    run.steps(5)
+    late = run.add("b", 100, adapter=1)
+    seen = keys(run.steps(40))
+    assert "a" in seen[: seen.index("b") + 5] and late.generated
+    assert set(seen[-12:]) == {"a", "b"}

@@ -127,14 +127,31 @@ def test_a_hole_between_held_slots_is_closed_by_a_move() -> None:
     pool = Pool(4)
     for i in range(3):
         pool.start(talk(i))
-    assert pool.slots.hole() is None
     pool.end(1)
-    assert pool.slots.hole() == 1
     pool.slots.move(2, 1)
     pool.slots.check(pool.held)
-    assert pool.slots.hole() is None
     assert pool.backend.cells[1] == talk(2)
     assert pool.start([*talk(1), 1])[1] == len(talk(1)), "what was in the hole went to RAM"
+
+
+def test_two_held_sequences_change_places() -> None:
+    pool = Pool(2)
+    pool.start(talk(1))
+    pool.start(talk(2), adapter=1)
+    pool.slots.move(0, 1)
+    pool.slots.check(pool.held)
+    assert pool.backend.cells == {0: talk(2), 1: talk(1)}
+    pool.end(0)
+    assert pool.start([*talk(2), 5], adapter=1) == (0, len(talk(2)))
+
+
+def test_a_slot_beside_those_of_the_same_adapter_is_given() -> None:
+    pool = Pool(6)
+    slots = [pool.start(talk(i), adapter=i % 2)[0] for i in range(4)]
+    assert slots == [0, 1, 2, 3]
+    pool.end(1)
+    assert pool.start(talk(9), adapter=1)[0] == 4
+    assert pool.start(talk(8), adapter=0)[0] == 1
 
 
 def test_what_was_tidied_up_costs_nothing_when_its_slot_is_needed() -> None:

@@ -1,0 +1,67 @@
+"""LoRA adapters over HTTP: real processes, and the demo model with two adapters beside it."""
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.e2e.stack import Stack, stack
+from tests.inference.lora import write_lora
+
+QUESTION = "count to 12"
+MODELS = ["demo", "demo:shout", "demo:whisper"]
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("stack")
+    shutil.copy("model/demo.gguf", folder)
+    for seed, name in enumerate(("shout", "whisper"), start=1):
+        write_lora(folder / f"adapters/{name}.gguf", seed)
+    with stack(folder, MODEL_PATH=str(folder / "demo.gguf")) as up:
+        yield up
+
+
+def test_each_adapter_answers_in_its_own_way_alone_and_beside_the_others(
+    up: Stack, session_id: str
+) -> None:
+    alone = {m: up.chat(QUESTION, f"{session_id} {m}", model=m).text for m in MODELS}
+    assert alone["demo"] == up.chat(QUESTION, f"{session_id} plain").text
+    assert len(set(alone.values())) == 3
+    with ThreadPoolExecutor(6) as pool:
+        asked = [(i, MODELS[i % 3]) for i in range(6)]
+        said = pool.map(lambda a: up.chat(QUESTION, f"{session_id} {a[0]}", model=a[1]).text, asked)
+    assert list(said) == [alone[model] for _, model in asked]
+
+
+def test_the_next_turn_of_an_adapter_goes_on_from_what_it_computed_and_from_nothing_else(
+    up: Stack, session_id: str
+) -> None:
+    usages = [
+        up.chat("hello", session_id, model=model).end["usage"]
+        for model in ("demo", "demo:shout", "demo:shout", "demo")
+    ]
+    first, other, again, back = usages
+    system = first["cached_tokens"]  # of the test before, the same for all
+    assert other["cached_tokens"] == system < again["cached_tokens"]
+    assert again["cached_tokens"] >= other["prompt_tokens"]
+    assert back["cached_tokens"] >= first["prompt_tokens"]
+
+
+def test_an_unknown_adapter_is_a_404_that_lists_what_there_is(up: Stack) -> None:
+    response = up.http.post("/chat", json={"prompt": "hi", "model": "demo:sing"})
+    assert response.status_code == 404
+    error = response.json()["error"]
+    assert error["code"] == "model_not_found"
+    assert error["message"] == (
+        "There is no model 'demo:sing'; there is demo, demo:shout, demo:whisper."
+    )
+
+
+def test_status_and_messages_tell_which_adapters_there_are_and_which_one_answered(
+    up: Stack, session_id: str
+) -> None:
+    assert up.status()["model"]["adapters"] == ["shout", "whisper"]
+    up.chat("hello", session_id, model="demo:shout")
+    assert [message["model"] for message in up.messages(session_id)] == ["demo:shout"]

@@ -17,6 +17,8 @@ from services.inference.engine.scheduler import Scheduler
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.slots import Slots
 
+TIDY_AFTER = 0.3  # seconds without a request
+
 log = logging.getLogger(__name__)
 
 
@@ -120,14 +122,21 @@ class Engine:
         self._send()
 
     def _take_in(self) -> None:
-        """Tidies up while there is nothing to do, then blocks."""
+        """Blocks while there is nothing to do."""
         if self._scheduler.is_idle:
             self._scheduler.check()
-            while self._inbox.empty() and self._slots.tidy():
-                pass
-            self._handle(self._inbox.get())
+            self._handle(self._wait())
         while not self._inbox.empty():
             self._handle(self._inbox.get())
+
+    def _wait(self) -> Sequence | str | None:
+        """Tidies up meanwhile, but not where the next turn may follow at once."""
+        try:
+            return self._inbox.get(timeout=TIDY_AFTER)
+        except queue.Empty:
+            while self._inbox.empty() and self._slots.tidy():
+                pass
+            return self._inbox.get()
 
     def _handle(self, item: Sequence | str | None) -> None:
         if item is None:

@@ -78,9 +78,6 @@ class FakeBackend:
         self._answers = answers
         self._step_seconds = step_seconds
 
-    def prepare(self) -> None:
-        pass
-
     def tokenize(self, text: str, special: bool) -> list[int]:
         return list(text.encode())
 

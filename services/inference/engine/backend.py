@@ -66,9 +66,6 @@ class Backend(Protocol):
 
     context: int  # tokens that one sequence can have
 
-    def prepare(self) -> None:
-        """Called first, once, by the thread that is going to decode."""
-
     def tokenize(self, text: str, special: bool) -> list[int]:
         """With `special`, text such as `<|im_end|>` becomes the control token it names."""
 

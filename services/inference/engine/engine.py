@@ -107,7 +107,6 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._backend.prepare()
             while not self._closing:
                 self.step()
         except Exception:

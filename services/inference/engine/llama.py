@@ -28,15 +28,13 @@ from services.inference.engine.backend import (
 )
 from services.inference.engine.batch import Batch
 from services.inference.engine.candidates import Candidates
+from services.inference.engine.grouping import Grouping
 from services.inference.engine.pace import CHUNK_MAX
 from services.inference.engine.sampler import ChainSampler
 from services.inference.engine.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
-MAX_ALONE = 8  # streams; with more a batch is always faster
-TRIES, TRIAL = 3, 0.25  # at least so many, and so many seconds; the fastest counts
-WORTH_IT = 1.1  # a batch must be so much slower than its sequences one by one
 # an unknown token is found as control tokens are
 CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
 USER_DEFINED = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
@@ -88,7 +86,7 @@ class Llama:
         self._vocabulary = self._read_vocabulary()
         self._candidates = Candidates(len(self._vocabulary))
         self._parallel = parallel
-        self._alone = 1
+        self._grouping = Grouping()
         self._logits_at = 0
         self._all_logits = np.zeros((0, 0), np.float32)
 
@@ -110,11 +108,6 @@ class Llama:
     def adds_bos(self) -> bool:
         """Whether every prompt of this model begins with the BOS token."""
         return bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
-
-    def prepare(self) -> None:
-        # Not in __init__, which runs in another thread: OpenMP keeps a team for each thread that
-        # ever computed, and once these are more than the CPUs, all of them wait by sleeping.
-        self._alone = self._measure_alone()
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         data = text.encode()
@@ -150,9 +143,11 @@ class Llama:
 
     def decode(self, chunks: Sequence[Chunk]) -> Sequence[Chosen | Stuck | None]:
         self._use(chunks[0].adapter)
-        if len(chunks) <= self._alone:
-            return [chosen for chunk in chunks for chosen in self._decode([chunk])]
-        return self._decode(chunks)
+        began, is_apart = time.monotonic(), self._grouping.is_apart(len(chunks))
+        groups = [[chunk] for chunk in chunks] if is_apart else [chunks]
+        chosen = [each for group in groups for each in self._decode(group)]
+        self._grouping.took(len(chunks), is_apart, time.monotonic() - began)
+        return chosen
 
     def _use(self, adapter: int) -> None:
         """A change makes llama.cpp plan its memory again, at the next step: milliseconds."""
@@ -179,29 +174,6 @@ class Llama:
             raise BackendError("The model's KV cache is full.")
         if result != 0:
             raise BackendError(f"llama_decode failed with {result}: {_LOG.errors[-1:]}.")
-
-    def _measure_alone(self) -> int:
-        """
-        Up to how many streams are decoded faster one by one than in a batch: up to 3 with a Q8_0
-        model on AVX-512, whose kernels for two to seven tokens are poor; none on a GPU.
-        """
-        most, alone = min(self._parallel, MAX_ALONE), 1
-        one = WORTH_IT * self._measure(1)
-        while alone < most and self._measure(alone + 1) > (alone + 1) * one:
-            alone += 1
-        return alone
-
-    def _measure(self, streams: int) -> float:
-        """Seconds of a step with so many streams; the cache is empty before and after."""
-        chunks = [Chunk(slot, 0, [0], None) for slot in range(streams)]
-        seconds: list[float] = []
-        while len(seconds) < TRIES or sum(seconds) < TRIAL:
-            began = time.monotonic()
-            self._compute(chunks)
-            llama_cpp.llama_synchronize(self._context)
-            seconds.append(time.monotonic() - began)
-            llama_cpp.llama_memory_clear(self._memory, True)
-        return min(seconds)
 
     def _logits(self, rows: int) -> npt.NDArray[np.float32]:
         """Of the last tokens of the chunks that had a sampler, in their order: llama.cpp's own."""

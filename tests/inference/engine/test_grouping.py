@@ -1,0 +1,39 @@
+from services.inference.engine.grouping import HOPELESS, MOST, TRIES, Grouping
+
+
+def run(grouping: Grouping, streams: int, together: float, apart: float, steps: int) -> list[bool]:
+    ways = []
+    for _ in range(steps):
+        ways.append(grouping.is_apart(streams))
+        grouping.took(streams, ways[-1], apart if ways[-1] else together)
+    return ways
+
+
+def test_both_ways_are_tried_and_the_faster_one_is_kept() -> None:
+    assert not any(run(Grouping(), 2, together=10, apart=11, steps=100)[2 * TRIES :])
+    assert all(run(Grouping(), 2, together=14, apart=11, steps=100)[2 * TRIES :])
+
+
+def test_a_step_that_was_held_up_does_not_count() -> None:
+    grouping = Grouping()
+    grouping.took(2, True, 100.0)
+    ways = run(grouping, 2, together=200, apart=11, steps=TRIES)
+    assert ways == [False] * TRIES
+    assert all(run(grouping, 2, together=14, apart=11, steps=50)[TRIES:])
+
+
+def test_what_is_far_slower_is_tried_once() -> None:
+    ways = run(Grouping(), 4, together=10, apart=10 * HOPELESS + 1, steps=100)
+    assert ways.count(True) == 1
+
+
+def test_each_number_of_streams_is_learned_by_itself() -> None:
+    grouping = Grouping()
+    run(grouping, 2, together=14, apart=11, steps=50)
+    run(grouping, 3, together=14, apart=16, steps=50)
+    assert grouping.is_apart(2) and not grouping.is_apart(3)
+
+
+def test_one_stream_and_many_are_computed_as_they_are() -> None:
+    for streams in (0, 1, MOST + 1):
+        assert not any(run(Grouping(), streams, together=10, apart=1, steps=50))

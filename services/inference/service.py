@@ -201,7 +201,13 @@ class ChatService:
 
     async def _generate(self, call: Call, prompt: Prompt, sampler: Sampler) -> Finished:
         call.sequence = Sequence(
-            call.key, prompt.tokens, call.sampling, sampler, call.adapter, received=call.received
+            call.key,
+            prompt.tokens,
+            call.sampling,
+            sampler,
+            call.adapter,
+            call.session_key,
+            received=call.received,
         )
         self._engine.submit(call.sequence)
         while True:

@@ -96,7 +96,7 @@ class Scheduler:
         return coming >= WORTH_WAITING and coming > sequence.found
 
     def _start(self, sequence: Sequence) -> None:
-        lease = self._slots.acquire(sequence.run)
+        lease = self._slots.acquire(sequence.run, sequence.owner)
         sequence.slot, sequence.place = lease.slot, 0
         sequence.computed = sequence.cached = lease.cached
         sequence.started = time.monotonic()

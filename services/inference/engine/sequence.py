@@ -27,6 +27,7 @@ class Sequence:
     sampling: Sampling  # filled in: max_tokens and stop are set
     sampler: Sampler  # closed by the engine
     adapter: int = 0  # 0: the model as it is
+    session: str = ""  # whose conversation it is; "" is nobody's
     run: bytes = field(init=False)  # what of the prompt can be reused: all but its last token
     generated: list[int] = field(default_factory=list)
     computed: int = 0  # tokens, from the first on, that the KV cache holds
@@ -50,6 +51,11 @@ class Sequence:
         self.stops = StopBuffer(self.sampling.stop or ())
         # the last token's logits are needed, so it is always computed
         self.run = runs.pack(self.adapter, self.prompt[:-1])
+
+    @property
+    def owner(self) -> str:
+        """Of what was computed: a session has something else with each adapter."""
+        return f"{self.adapter}.{self.session}" if self.session else ""
 
     @property
     def length(self) -> int:

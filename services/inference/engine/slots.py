@@ -23,7 +23,7 @@ class _Moved(NamedTuple):
 
     run: bytes
     state: State
-    stored: bytes  # its last run that was copied to RAM
+    session: str
 
 
 class Slots:
@@ -39,7 +39,8 @@ class Slots:
     def __init__(self, backend: Backend, count: int, budget: int) -> None:
         self._backend = backend
         self._runs = [bytearray() for _ in range(count)]
-        self._stored = [b""] * count  # the last run of each that was copied to RAM
+        self._sessions = [""] * count  # whose each is, or was
+        self._is_stored = [False] * count  # what it holds is in RAM too
         self._free = list(range(count))  # least recently used first
         self.states = States(budget)
 
@@ -50,17 +51,22 @@ class Slots:
         """How many of its tokens have been computed."""
         return max(self._nearest(run)[1], self.states.longest(run).length)
 
-    def acquire(self, run: bytes) -> Lease:
-        """Takes a free slot, with as much of `run` in it as there is; there must be a free one."""
+    def acquire(self, run: bytes, session: str = "") -> Lease:
+        """
+        Takes a free slot, with as much of `run` in it as there is; there must be a free one. What
+        else is kept of the session is replaced by this; "" is nobody's.
+        """
         source, here = self._nearest(run)
         saved, there = self.states.longest(run)
         if here >= there and source in self._free and self._is_continued(self._runs[source], here):
             slot = source
         elif saved and there >= here:
-            slot = self._fetch(saved, there)
+            slot = self._fetch(saved)
         else:
             slot = self._copy(source, here, runs.adapter(run))
         self._free.remove(slot)
+        self._abandon(session)
+        self._sessions[slot], self._is_stored[slot] = session, False
         return Lease(slot, self._cut(slot, run))
 
     def update(self, slot: int, new: Iterable[int]) -> None:
@@ -74,7 +80,6 @@ class Slots:
         """What the slot holds can't be trusted (a step failed)."""
         self._backend.cut(slot, 0)
         self._runs[slot] = bytearray()
-        self._stored[slot] = b""
 
     def tidy(self) -> bool:
         """
@@ -82,8 +87,7 @@ class Slots:
         there is none left: so it is done bit by bit while there is nothing else to do.
         """
         for slot in self._free:
-            if self._stored[slot] != self._runs[slot] and runs.length(self._runs[slot]) > 0:
-                self._store(slot)
+            if self._store(slot):
                 return True
         return False
 
@@ -116,12 +120,12 @@ class Slots:
         return sorted(slot for slot in held if runs.adapter(self._runs[slot]) == adapter)
 
     def _take(self, slot: int) -> _Moved:
-        return _Moved(bytes(self._runs[slot]), self._backend.save(slot), self._stored[slot])
+        return _Moved(bytes(self._runs[slot]), self._backend.save(slot), self._sessions[slot])
 
     def _give(self, slot: int, moved: _Moved) -> None:
         if not self._put(slot, moved.run, moved.state):
             raise BackendError("A sequence could not be moved to another slot.")
-        self._stored[slot] = moved.stored
+        self._sessions[slot], self._is_stored[slot] = moved.session, False
 
     def _nearest(self, run: bytes) -> tuple[int, int]:
         """(slot, common beginning); of equals a free one, so that nothing needs to be copied."""
@@ -133,13 +137,11 @@ class Slots:
         """Whether it is this very conversation that goes on, or one that is as soon read again."""
         return runs.length(run) - shared <= SPARE
 
-    def _fetch(self, saved: Saved, shared: int) -> int:
+    def _fetch(self, saved: Saved) -> int:
         """From RAM into a free slot."""
         self.states.touch(saved.run)
         slot = self._room(runs.adapter(saved.run))
         self._put(slot, saved.run, saved.state)
-        if not saved.is_root and self._is_continued(saved.run, shared):
-            self._stored[slot] = saved.run  # it is this conversation's, and is replaced by its next
         return slot
 
     def _copy(self, source: int, shared: int, adapter: int) -> int:
@@ -156,7 +158,6 @@ class Slots:
     def _put(self, slot: int, run: bytes, state: State) -> bool:
         if self._backend.restore(slot, state):
             self._runs[slot] = bytearray(run)
-            self._stored[slot] = b""
             return True
         self.forget(slot)
         return False
@@ -176,7 +177,7 @@ class Slots:
         """A beginning of several conversations: the next one is spared the rest of this one."""
         root = bytes(self._runs[slot])
         if root not in self.states:
-            self.states.add(Saved(root, self._backend.save(slot), is_root=True))
+            self.states.add(Saved(root, self._backend.save(slot), session=""))
 
     def _room(self, adapter: int) -> int:
         """
@@ -190,10 +191,17 @@ class Slots:
         self._store(slot)
         return slot
 
-    def _store(self, slot: int) -> None:
-        """A copy in RAM, in the place of the one that was made of the conversation before."""
-        run = bytes(self._runs[slot])
-        if runs.length(run) > 0 and run != self._stored[slot]:
-            self.states.remove(self._stored[slot])
-            self.states.add(Saved(run, self._backend.save(slot), is_root=False))
-            self._stored[slot] = run
+    def _store(self, slot: int) -> bool:
+        """Copies what it holds to RAM; False if there is nothing to copy."""
+        if self._is_stored[slot] or runs.length(self._runs[slot]) == 0:
+            return False
+        run, session = bytes(self._runs[slot]), self._sessions[slot]
+        self.states.add(Saved(run, self._backend.save(slot), session))
+        self._is_stored[slot] = True
+        return True
+
+    def _abandon(self, session: str) -> None:
+        """What a free slot holds of a session that goes on in another is not to be kept."""
+        for slot in self._free:
+            if session and self._sessions[slot] == session:
+                self.forget(slot)

@@ -14,7 +14,7 @@ from services.inference.engine.backend import State
 class Saved(NamedTuple):
     run: bytes
     state: State
-    is_root: bool  # what several conversations begin with, and none of them
+    session: str  # whose it is; "" is nobody's: what several begin with
 
 
 class Match(NamedTuple):
@@ -23,12 +23,16 @@ class Match(NamedTuple):
 
 
 class States:
-    """At most `budget` bytes; the least recently used goes first."""
+    """
+    At most `budget` bytes; the least recently used goes first. A session has one: its next replaces
+    it, since what its window has cut off never comes again.
+    """
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
         self._runs: list[bytes] = []  # sorted, so that neighbours have most in common
         self._by_use: OrderedDict[bytes, Saved] = OrderedDict()
+        self._of_session: dict[str, bytes] = {}
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -51,10 +55,13 @@ class States:
     def add(self, saved: Saved) -> None:
         """Not kept if it is larger than the whole budget."""
         self.remove(saved.run)
+        self.remove(self._of_session.get(saved.session, b""))
         if saved.state.nbytes > self._budget:
             return
         insort(self._runs, saved.run)
         self._by_use[saved.run] = saved
+        if saved.session:
+            self._of_session[saved.session] = saved.run
         self._bytes += saved.state.nbytes
         while self._bytes > self._budget:
             self.remove(next(iter(self._by_use)))
@@ -68,9 +75,12 @@ class States:
         if saved := self._by_use.pop(run, None):
             del self._runs[bisect_left(self._runs, run)]
             self._bytes -= saved.state.nbytes
+            self._of_session.pop(saved.session, None)
 
     def check(self) -> None:
         """Raises AssertionError if the books are wrong."""
         assert self._runs == sorted(self._by_use), "a state is listed once"
         assert self._bytes == sum(saved.state.nbytes for saved in self._by_use.values())
         assert self._bytes <= self._budget, "the budget holds"
+        owned = {saved.session: run for run, saved in self._by_use.items() if saved.session}
+        assert self._of_session == owned, "a session has one state"

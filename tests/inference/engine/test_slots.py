@@ -20,8 +20,8 @@ class Pool:
         self.slots = Slots(self.backend, count, budget)
         self.held = 0
 
-    def start(self, prompt: list[int], adapter: int = 0) -> tuple[int, int]:
-        slot, cached = self.slots.acquire(runs.pack(adapter, prompt[:-1]))
+    def start(self, prompt: list[int], adapter: int = 0, session: str = "") -> tuple[int, int]:
+        slot, cached = self.slots.acquire(runs.pack(adapter, prompt[:-1]), session)
         self.held += 1
         assert self.backend.cells.get(slot, []) == prompt[:cached]
         self.backend.cells[slot] = list(prompt)
@@ -34,8 +34,8 @@ class Pool:
         self.held -= 1
         self.slots.check(self.held)
 
-    def run(self, prompt: list[int]) -> tuple[int, int]:
-        slot, cached = self.start(prompt)
+    def run(self, prompt: list[int], session: str = "") -> tuple[int, int]:
+        slot, cached = self.start(prompt, session=session)
         self.end(slot)
         return slot, cached
 
@@ -167,19 +167,28 @@ def test_what_was_tidied_up_costs_nothing_when_its_slot_is_needed() -> None:
     assert [pool.run([*prompt, 1])[1] for prompt in prompts] == [len(talk(1))] * 2
 
 
-def test_a_conversation_has_one_copy_however_often_it_goes_on() -> None:
+def test_a_session_has_one_copy_however_often_it_goes_on_and_whatever_its_window_cuts_off() -> None:
     pool = Pool(2)
-    for turn in range(5):
-        pool.run([*talk(1), *range(turn)])
+    for turn in range(12):
+        window = [*SYSTEM, *(t for i in range(turn // 4 * 4, turn + 1) for t in talk(i))]
+        pool.run(window, session="a")
+        pool.run([*SYSTEM, *talk(50 + turn)], session=f"other {turn % 3}")
         while pool.slots.tidy():
             pass
-    assert len(pool.slots.states) == 1
-    pool.run(talk(2))
-    pool.run(talk(3))
-    pool.run([*talk(1), *range(9)])
+    sessions = [saved.session for saved in pool.slots.states._by_use.values()]
+    assert sorted(filter(None, sessions)) == ["a", "other 0", "other 1", "other 2"]
+
+
+def test_what_was_cut_off_does_not_replace_what_goes_on() -> None:
+    pool = Pool(3)
+    old, new = [*SYSTEM, *talk(1, 300)], [*SYSTEM, *talk(2, 300)]
+    pool.run(old, session="a")
+    pool.run(new, session="a")
     while pool.slots.tidy():
         pass
-    assert len(pool.slots.states) == 3
+    for i in range(3):
+        pool.run(talk(10 + i))
+    assert pool.run([*new, 1], session="a")[1] == len(new)
 
 
 def test_a_model_that_keeps_no_part_of_a_sequence_computes_all_of_it(

@@ -9,8 +9,8 @@ class Bytes(NamedTuple):
     nbytes: int
 
 
-def saved(*tokens: int, size: int = 1, adapter: int = 0, is_root: bool = False) -> Saved:
-    return Saved(runs.pack(adapter, tokens), Bytes(size), is_root)
+def saved(*tokens: int, size: int = 1, adapter: int = 0, session: str = "") -> Saved:
+    return Saved(runs.pack(adapter, tokens), Bytes(size), session)
 
 
 def filled(*all_saved: Saved, budget: int = 100) -> States:
@@ -31,7 +31,7 @@ def test_the_longest_common_beginning_is_found_among_all() -> None:
 
 
 def test_of_equals_the_shortest_is_found() -> None:
-    root = saved(1, 2, is_root=True)
+    root = saved(1, 2)
     states = filled(saved(1, 2, 3), root, saved(1, 2, 4, 4))
     assert states.longest(runs.pack(0, [1, 2, 8])) == (root, 2)
 
@@ -72,3 +72,11 @@ def test_the_same_run_is_kept_once() -> None:
     states.remove(saved(1).run)
     states.check()
     assert len(states) == 0
+
+
+def test_a_session_has_one_state_and_its_next_replaces_it() -> None:
+    states = filled(saved(1, 2, session="a"), saved(1, 2, 3, session="a"), saved(1, 9, session="b"))
+    assert len(states) == 2 and saved(1, 2).run not in states
+    states.add(saved(7, size=101, session="a"))  # larger than the budget: it has none then
+    states.check()
+    assert len(states) == 1

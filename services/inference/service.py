@@ -4,7 +4,8 @@ Chat requests from the bus: admission, one answer each, cancel, drain. Knows no 
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Tokens
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -110,6 +111,8 @@ class ChatService:
         for call in list(self._calls.values()):
             self._engine.cancel(call.key)
             await call.fail(_shutting_down())
+        while self._calls:  # some may be about to use the model in a thread
+            await asyncio.sleep(0.02)
         self._ticker.cancel()
         await asyncio.to_thread(self._engine.close)
         self._model.backend.close()
@@ -179,7 +182,8 @@ class ChatService:
 
     async def _converse(self, call: Call) -> None:
         context = await self._sessions.context(call.tenant, call.request.session_id)
-        prompt, sampler = await asyncio.to_thread(self._prepare, call, context)
+        answers = self._answers.of(call.tenant, context.turns)
+        prompt, sampler = await asyncio.to_thread(self._prepare, call, context, answers)
         if call.cancelled:
             sampler.close()
             finished = Finished("cancelled", Usage(len(prompt.tokens), 0, 0), Timings(0, 0, 0))
@@ -188,15 +192,22 @@ class ChatService:
             self._remember(call)
         await self._finish(call, context, prompt, finished)
 
-    def _prepare(self, call: Call, context: Context) -> tuple[Prompt, Sampler]:
-        """All that takes time before the engine, and all that can be wrong with the request."""
+    def _prepare(
+        self, call: Call, context: Context, answers: Mapping[str, Tokens[int]]
+    ) -> tuple[Prompt, Sampler]:
+        """
+        All that takes time before the engine, and all that can be wrong with the request. In a
+        thread of its own.
+        """
         prompt = self._model.template.prompt(
             self._settings.chat_system_prompt.strip(),
             context.turns,
             call.request.prompt,
             call.sampling.max_tokens or 1,
-            self._answers.of(call.tenant, context.turns),
+            answers,
         )
+        if not prompt.tokens:
+            raise ServiceError("invalid_request", "The chat template makes nothing of this prompt.")
         return prompt, self._model.backend.sampler(call.sampling)
 
     async def _generate(self, call: Call, prompt: Prompt, sampler: Sampler) -> Finished:

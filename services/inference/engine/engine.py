@@ -150,13 +150,18 @@ class Engine:
             self._put(sequence, Began(len(sequence.prompt), sequence.cached))
 
     def _compute(self) -> None:
-        began = time.monotonic()
         try:
             step = self._scheduler.plan()
+        except BackendError as error:  # a sequence was lost on its way to another slot
+            self._break(self._scheduler.running, error)
+            return
+        if step.is_read:
+            self._send_all_text()
+        began = time.monotonic()
+        try:
             chosen = self._backend.decode([p.chunk for p in step.planned])
         except BackendError as error:
-            log.exception("a step failed")
-            self._break(str(error))
+            self._break([p.sequence for p in step.planned], error)
             return
         self._scheduler.commit(step, time.monotonic() - began)
         for (sequence, _), next_token in zip(step.planned, chosen, strict=True):
@@ -219,12 +224,20 @@ class Engine:
         self._remove(sequence)
         self._put(sequence, Finished(reason, sequence.usage, sequence.timings))
 
-    def _break(self, message: str) -> None:
-        for sequence in list(self._scheduler.running):
+    def _send_all_text(self) -> None:
+        """A read takes longer than a piece should wait."""
+        for sequence in self._scheduler.running:
+            self._send_text(sequence)
+        self._send()
+
+    def _break(self, sequences: list[Sequence], error: BackendError) -> None:
+        """They end; what their slots hold can't be trusted."""
+        log.error("a step failed: %s", error)
+        for sequence in list(sequences):
             assert sequence.slot is not None
             self._slots.forget(sequence.slot)
             self._remove(sequence)
-            self._put(sequence, Broken(message))
+            self._put(sequence, Broken(str(error)))
 
     def _remove(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)

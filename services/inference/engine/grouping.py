@@ -4,7 +4,9 @@ from collections import Counter
 
 MOST = 8  # streams; more are always faster in a batch
 TRIES = 8  # of each way, of which the fastest counts: others may have been held up
-HOPELESS = 1.5  # times as slow: not tried again
+HOPELESS = 1.5  # times as slow after ENOUGH tries: not tried again
+ENOUGH = 3
+FORGET = 5000  # steps after which both ways are tried anew
 
 
 class Grouping:
@@ -23,7 +25,8 @@ class Grouping:
         together, apart = (streams, False), (streams, True)
         if not 1 < streams <= MOST or self._tries[together] < TRIES:
             return False
-        if self._fastest.get(apart, 0.0) > HOPELESS * self._fastest[together]:
+        is_hopeless = self._fastest.get(apart, 0.0) > HOPELESS * self._fastest[together]
+        if is_hopeless and self._tries[apart] >= ENOUGH:
             return False
         return self._tries[apart] < TRIES or self._fastest[apart] < self._fastest[together]
 
@@ -31,3 +34,7 @@ class Grouping:
         key = streams, is_apart
         self._tries[key] += 1
         self._fastest[key] = min(seconds, self._fastest.get(key, seconds))
+        if self._tries[key] >= FORGET:
+            for way in ((streams, False), (streams, True)):
+                self._tries[way] = 0
+                self._fastest.pop(way, None)

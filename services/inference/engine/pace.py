@@ -30,6 +30,10 @@ class Pace:
     def may_read(self) -> bool:
         return self._debt <= 0
 
+    def seconds(self, tokens: int) -> float:
+        """That it takes to read them."""
+        return tokens / self._speed
+
     @property
     def chunk(self) -> int:
         """Tokens, while nobody is kept waiting."""

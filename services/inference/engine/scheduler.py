@@ -17,7 +17,8 @@ from services.inference.engine.turns import Turns
 WORTH_WAITING = 64  # tokens of a common beginning that another is reading
 LOOKED_AT = 32  # of those who wait, when a slot is free
 AGEING = 500  # unread tokens that a second of waiting outweighs
-HELD_FOR = 512  # unread tokens for which streams that began later are held
+TOGETHER = 0.1  # seconds after a stream's first token in which one that was there got its slot
+HELD = 2.0  # seconds that streams are held for those that came with them, at most
 MOVED_FOR = 64  # computed tokens that may be copied for each one that is still to come
 
 
@@ -38,7 +39,7 @@ class Scheduler:
     computes with one adapter at a time: where streams have several, they take turns.
 
     The shortest prompt is read first, and who waits gains on it. A stream is held only for prompts
-    that were there before it began, so that those who come together soon decode together; beside
+    that got their slots when it did, so that those who come together soon decode together; beside
     older streams a prompt is read at the pace that these can bear.
     """
 
@@ -121,8 +122,14 @@ class Scheduler:
         return min(reading, key=lambda s: _urgency(s, s.unread, now), default=None)
 
     def _holds(self, reader: Sequence, streams: list[Sequence]) -> bool:
-        came_first = all(reader.received < stream.first_token for stream in streams)
-        return came_first and reader.unread <= HELD_FOR
+        """Whether they came together, and it will not take long."""
+        began = min(stream.first_token for stream in streams)
+        those = [
+            s
+            for s in self.running
+            if not s.is_prefilled and s.received < began and s.started <= began + TOGETHER
+        ]
+        return reader in those and self._pace.seconds(sum(s.unread for s in those)) <= HELD
 
     def _decode(self, streams: list[Sequence]) -> Step:
         adapter = self._turns.of({s.adapter for s in streams})

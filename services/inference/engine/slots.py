@@ -9,7 +9,7 @@ from services.inference.engine import runs
 from services.inference.engine.backend import Backend, BackendError, State
 from services.inference.engine.states import Saved, States
 
-MIN_ROOT = 16  # tokens; a shorter common beginning is as soon computed as it is fetched
+MIN_SHARED = 16  # tokens; a shorter common beginning is as soon computed as it is fetched
 SPARE = 32  # tokens of a conversation that may be lost to another one, or be read again
 
 
@@ -29,8 +29,8 @@ class _Moved(NamedTuple):
 class Slots:
     """
     A fixed number of slots, each free or held. A free one keeps its last sequence, until somebody
-    else needs the slot: by then it has been copied to RAM (`states`), and it comes back when it is
-    continued.
+    else needs the slot: then it is copied to RAM (`states`), if it was not before, and comes back
+    when it is continued.
 
     The longest beginning that a prompt shares with any of these, running or idle, is not computed
     again: it is kept, or copied.
@@ -60,10 +60,13 @@ class Slots:
         saved, there = self.states.longest(run)
         if here >= there and source in self._free and self._is_continued(self._runs[source], here):
             slot = source
+        elif max(here, there) < MIN_SHARED:
+            slot = self._room(runs.adapter(run))
+            self.forget(slot)
         elif saved and there >= here:
             slot = self._fetch(saved)
         else:
-            slot = self._copy(source, here, runs.adapter(run))
+            slot = self._copy(source)
         self._free.remove(slot)
         self._abandon(session)
         self._sessions[slot], self._is_stored[slot] = session, False
@@ -87,7 +90,8 @@ class Slots:
         there is none left: so it is done bit by bit while there is nothing else to do.
         """
         for slot in self._free:
-            if self._store(slot):
+            if not self._is_stored[slot]:
+                self._store(slot)
                 return True
         return False
 
@@ -144,14 +148,10 @@ class Slots:
         self._put(slot, saved.run, saved.state)
         return slot
 
-    def _copy(self, source: int, shared: int, adapter: int) -> int:
+    def _copy(self, source: int) -> int:
         """From a slot that stays as it is into a free one."""
-        if shared == 0:
-            slot = self._room(adapter)
-            self.forget(slot)
-            return slot
         run, state = bytes(self._runs[source]), self._backend.save(source)
-        slot = self._room(adapter)
+        slot = self._room(runs.adapter(run))
         self._put(slot, run, state)
         return slot
 
@@ -169,14 +169,14 @@ class Slots:
         if not self._backend.cut(slot, shared):
             shared = 0
         self._runs[slot] = bytearray(runs.cut(run, shared))
-        if shared >= MIN_ROOT and not self._is_continued(had, shared):
+        if shared >= MIN_SHARED and not self._is_continued(had, shared):
             self._keep_root(slot)
         return shared
 
     def _keep_root(self, slot: int) -> None:
         """A beginning of several conversations: the next one is spared the rest of this one."""
         root = bytes(self._runs[slot])
-        if root not in self.states:
+        if root not in self.states and not self.states.is_off:
             self.states.add(Saved(root, self._backend.save(slot), session=""))
 
     def _room(self, adapter: int) -> int:
@@ -187,21 +187,27 @@ class Slots:
         held = self._held(adapter)
         slot = next((free for free in self._free if held and held[0] < free < held[-1]), None)
         if slot is None:
-            slot = min(self._free, key=lambda free: min((abs(free - h) for h in held), default=0))
+            slot = min(self._free, key=lambda free: (self._is_warm(free), _distance(free, held)))
         self._store(slot)
         return slot
 
-    def _store(self, slot: int) -> bool:
-        """Copies what it holds to RAM; False if there is nothing to copy."""
-        if self._is_stored[slot] or runs.length(self._runs[slot]) == 0:
-            return False
-        run, session = bytes(self._runs[slot]), self._sessions[slot]
-        self.states.add(Saved(run, self._backend.save(slot), session))
+    def _is_warm(self, slot: int) -> bool:
+        """Whether it holds what is not in RAM."""
+        return runs.length(self._runs[slot]) > 0 and bytes(self._runs[slot]) not in self.states
+
+    def _store(self, slot: int) -> None:
+        """What it holds is copied to RAM, if it is not there."""
         self._is_stored[slot] = True
-        return True
+        if self._is_warm(slot) and not self.states.is_off:
+            run, session = bytes(self._runs[slot]), self._sessions[slot]
+            self.states.add(Saved(run, self._backend.save(slot), session))
 
     def _abandon(self, session: str) -> None:
         """What a free slot holds of a session that goes on in another is not to be kept."""
         for slot in self._free:
             if session and self._sessions[slot] == session:
                 self.forget(slot)
+
+
+def _distance(slot: int, others: list[int]) -> int:
+    return min((abs(slot - other) for other in others), default=0)

@@ -35,6 +35,10 @@ class States:
         self._of_session: dict[str, bytes] = {}
         self._bytes = 0
 
+    @property
+    def is_off(self) -> bool:
+        return self._budget == 0
+
     def __len__(self) -> int:
         return len(self._runs)
 
@@ -42,13 +46,16 @@ class States:
         return run in self._by_use
 
     def longest(self, run: bytes) -> Match:
-        """The one that has the longest beginning in common with `run`; of equals, the shortest."""
+        """
+        The one that has the longest beginning in common with `run`; of equals, what is that and
+        nothing more, if it is there.
+        """
         at = bisect_left(self._runs, run)
         neighbours = self._runs[max(0, at - 1) : at + 1]
         length = max((runs.shared(run, other) for other in neighbours), default=0)
         if length == 0:
             return Match(None, 0)
-        # all that begin so stand together, the shortest first
+        # all that begin so stand together, and first what is nothing but that
         first = bisect_left(self._runs, runs.cut(run, length))
         return Match(self._by_use[self._runs[first]], length)
 

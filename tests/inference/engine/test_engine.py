@@ -244,3 +244,16 @@ def test_a_cancel_of_the_only_stream_of_an_adapter_leaves_the_turn_to_the_others
         run.engine.cancel("a")
         text, end = run.finish("b")
         assert text == "hello" and isinstance(end, Finished)
+
+
+def test_text_does_not_wait_while_a_prompt_is_read() -> None:
+    backend = FakeBackend({"long": b"x" * 900, "hi": b"hello"})
+    run = Run(backend, parallel=2)
+    run.ask("long", max_tokens=900)
+    for _ in range(4):
+        run.engine.step()
+    run.ask("y" * 400 + "hi", key="b")
+    while all(chunk.slot == 0 for chunk in backend.steps[-1]):
+        run.engine.step()
+    said = sum(len(o.text) for key, o in run.drain() if key == "a" and isinstance(o, Piece))
+    assert said == sum(step[0].slot == 0 for step in backend.steps)

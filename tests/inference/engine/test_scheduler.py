@@ -2,7 +2,7 @@ import time
 
 from services.contract.messages import Sampling
 from services.inference.engine.pace import CHUNK_MIN
-from services.inference.engine.scheduler import HELD_FOR, Scheduler
+from services.inference.engine.scheduler import HELD, Scheduler
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.slots import Slots
 from services.inference.engine.turns import TURN
@@ -87,9 +87,21 @@ def test_beside_an_older_stream_a_prompt_is_read_at_a_pace_that_it_can_bear() ->
 def test_a_stream_is_not_held_for_a_long_prompt_that_came_before_it_began() -> None:
     run = Run()
     run.add("a", 20)
-    run.add("b", 20 + HELD_FOR)
+    run.add("b", int(2 * HELD / READ))
     assert run.step() == [("a", 20)]
     assert [("a", 1)] in run.steps(3)
+
+
+def test_a_stream_is_not_held_for_who_waited_in_the_queue_before_it_began() -> None:
+    run = Run(slots=2)
+    first, _ = run.add("a", 20), run.add("b", 20)
+    queued = run.add("c", 300)
+    run.steps(4)
+    run.end(first)
+    run.scheduler.admit()
+    queued.started += 1  # a second later
+    steps = run.steps(6)
+    assert [("b", 1)] in steps[:3]
 
 
 def test_the_shortest_prompt_is_read_first() -> None:

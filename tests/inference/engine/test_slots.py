@@ -1,10 +1,10 @@
 import pytest
 
 from services.inference.engine import runs
-from services.inference.engine.slots import MIN_ROOT, SPARE, Slots
+from services.inference.engine.slots import MIN_SHARED, SPARE, Slots
 from tests.inference.fake_backend import FakeBackend
 
-SYSTEM = [7] * MIN_ROOT
+SYSTEM = [7] * MIN_SHARED
 
 
 def talk(number: int, length: int = SPARE + 1) -> list[int]:
@@ -55,9 +55,23 @@ def test_the_last_token_is_always_computed_since_its_logits_are_needed() -> None
 
 def test_a_beginning_is_shared_with_a_sequence_that_is_still_running() -> None:
     pool = Pool(2)
-    first, _ = pool.start([1, 2, 3, 4])
-    second, cached = pool.start([1, 2, 3, 9])
-    assert (cached, second != first) == (3, True)
+    first, _ = pool.start([*SYSTEM, 4])
+    second, cached = pool.start([*SYSTEM, 9])
+    assert (cached, second != first) == (len(SYSTEM), True)
+
+
+def test_a_beginning_that_is_as_soon_computed_is_not_copied() -> None:
+    pool = Pool(2)
+    pool.start([*SYSTEM[1:], *talk(1, 500)])
+    assert pool.start([*SYSTEM[1:], 9])[1] == 0 and pool.backend.saved == 0
+
+
+def test_an_empty_slot_is_given_before_a_warm_one() -> None:
+    pool = Pool(4, budget=0)
+    pool.start(talk(0))
+    for i in (1, 2, 1, 2):
+        cached = pool.run(talk(i))[1]
+    assert cached == len(talk(1)) - 1
 
 
 def test_a_conversation_without_a_slot_goes_on_where_it_was() -> None:
@@ -103,9 +117,9 @@ def test_a_common_beginning_stays_when_those_who_share_it_have_gone() -> None:
 
 def test_what_one_adapter_computed_is_not_shared_with_another() -> None:
     pool = Pool(3)
-    pool.start([1, 2, 3, 4], adapter=0)
-    assert pool.start([1, 2, 3, 4], adapter=1)[1] == 0
-    assert pool.start([1, 2, 3, 9], adapter=1)[1] == 3
+    pool.start([*SYSTEM, 4], adapter=0)
+    assert pool.start([*SYSTEM, 4], adapter=1)[1] == 0
+    assert pool.start([*SYSTEM, 9], adapter=1)[1] == len(SYSTEM)
 
 
 def test_without_ram_for_it_an_idle_conversation_is_read_again() -> None:

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from services.inference.engine import runs
 from services.inference.engine.backend import Backend, BackendError, State
-from services.inference.engine.states import Saved, States
+from services.inference.engine.states import MIN_SHARED, Saved, States
 
-MIN_SHARED = 16  # tokens; a shorter common beginning is as soon computed as it is fetched
 SPARE = 32  # tokens of a conversation that may be lost to another one, or be read again
 
 
@@ -63,7 +62,7 @@ class Slots:
         elif max(here, there) < MIN_SHARED:
             slot = self._room(runs.adapter(run))
             self.forget(slot)
-        elif saved and there >= here:
+        elif saved and here - there < MIN_SHARED:
             slot = self._fetch(saved)
         else:
             slot = self._copy(source)
@@ -176,7 +175,8 @@ class Slots:
     def _keep_root(self, slot: int) -> None:
         """A beginning of several conversations: the next one is spared the rest of this one."""
         root = bytes(self._runs[slot])
-        if root not in self.states and not self.states.is_off:
+        longer = runs.length(root) - runs.length(self.states.root(root))
+        if longer >= MIN_SHARED and not self.states.is_off:
             self.states.add(Saved(root, self._backend.save(slot), session=""))
 
     def _room(self, adapter: int) -> int:

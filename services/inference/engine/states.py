@@ -10,6 +10,8 @@ from typing import NamedTuple
 from services.inference.engine import runs
 from services.inference.engine.backend import State
 
+MIN_SHARED = 16  # tokens; fewer are as soon computed as they are fetched
+
 
 class Saved(NamedTuple):
     run: bytes
@@ -33,6 +35,7 @@ class States:
         self._runs: list[bytes] = []  # sorted, so that neighbours have most in common
         self._by_use: OrderedDict[bytes, Saved] = OrderedDict()
         self._of_session: dict[str, bytes] = {}
+        self._roots: list[bytes] = []
         self._bytes = 0
 
     @property
@@ -47,17 +50,24 @@ class States:
 
     def longest(self, run: bytes) -> Match:
         """
-        The one that has the longest beginning in common with `run`; of equals, what is that and
-        nothing more, if it is there.
+        The one that has the longest beginning in common with `run`; but rather a root, which is
+        nothing more than that, where another has only a few tokens more in common.
         """
         at = bisect_left(self._runs, run)
         neighbours = self._runs[max(0, at - 1) : at + 1]
         length = max((runs.shared(run, other) for other in neighbours), default=0)
         if length == 0:
             return Match(None, 0)
-        # all that begin so stand together, and first what is nothing but that
+        root = self.root(run)
+        if length - runs.length(root) < MIN_SHARED and root:
+            return Match(self._by_use[root], runs.length(root))
+        # all that begin so stand together
         first = bisect_left(self._runs, runs.cut(run, length))
         return Match(self._by_use[self._runs[first]], length)
+
+    def root(self, run: bytes) -> bytes:
+        """The longest root that `run` begins with; empty if there is none."""
+        return max(filter(run.startswith, self._roots), key=len, default=b"")
 
     def add(self, saved: Saved) -> None:
         """Not kept if it is larger than the whole budget."""
@@ -69,6 +79,8 @@ class States:
         self._by_use[saved.run] = saved
         if saved.session:
             self._of_session[saved.session] = saved.run
+        else:
+            self._roots.append(saved.run)
         self._bytes += saved.state.nbytes
         while self._bytes > self._budget:
             self.remove(next(iter(self._by_use)))
@@ -82,7 +94,10 @@ class States:
         if saved := self._by_use.pop(run, None):
             del self._runs[bisect_left(self._runs, run)]
             self._bytes -= saved.state.nbytes
-            self._of_session.pop(saved.session, None)
+            if saved.session:
+                del self._of_session[saved.session]
+            else:
+                self._roots.remove(run)
 
     def check(self) -> None:
         """Raises AssertionError if the books are wrong."""
@@ -91,3 +106,4 @@ class States:
         assert self._bytes <= self._budget, "the budget holds"
         owned = {saved.session: run for run, saved in self._by_use.items() if saved.session}
         assert self._of_session == owned, "a session has one state"
+        assert len(self._roots) == len(self._by_use) - len(owned), "what is nobody's is a root"

@@ -1,7 +1,8 @@
 import pytest
 
 from services.inference.engine import runs
-from services.inference.engine.slots import MIN_SHARED, SPARE, Slots
+from services.inference.engine.slots import SPARE, Slots
+from services.inference.engine.states import MIN_SHARED
 from tests.inference.fake_backend import FakeBackend
 
 SYSTEM = [7] * MIN_SHARED
@@ -105,6 +106,17 @@ def test_once_two_share_a_beginning_a_third_is_spared_the_copy_of_the_rest() -> 
     pool.start([*SYSTEM, *talk(2, 500)])
     before = pool.backend.restored
     assert pool.start([*SYSTEM, *talk(3)])[1] == len(SYSTEM)
+    assert pool.backend.restored - before == len(SYSTEM)
+
+
+def test_a_word_more_in_common_makes_no_root_of_its_own() -> None:
+    pool = Pool(3)
+    for i in range(9):
+        pool.run([*SYSTEM, i % 3, *talk(i, 300)], session=f"{i}")
+    states = pool.slots.states._by_use.values()
+    assert [len(saved.run) for saved in states if not saved.session] == [4 * (1 + len(SYSTEM))]
+    before = pool.backend.restored
+    assert pool.run([*SYSTEM, 1, *talk(99)], session="new")[1] == len(SYSTEM)
     assert pool.backend.restored - before == len(SYSTEM)
 
 

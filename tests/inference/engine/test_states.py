@@ -39,8 +39,8 @@ def test_of_equals_the_shortest_is_found() -> None:
 def test_it_finds_what_a_look_at_every_one_finds() -> None:
     dice = random.Random(1)
     states = States(10_000)
-    for _ in range(300):
-        states.add(saved(*dice.choices(range(3), k=dice.randint(1, 12))))
+    for i in range(300):
+        states.add(saved(*dice.choices(range(3), k=dice.randint(1, 12)), session=f"{i}"))
     states.check()
     for _ in range(300):
         run = runs.pack(0, dice.choices(range(3), k=dice.randint(1, 12)))

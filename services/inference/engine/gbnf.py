@@ -1,14 +1,15 @@
 """GBNF, llama.cpp's notation for grammars, to rules. Pure; any text is read in linear time."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple
 
 MAX_ELEMENTS = 50_000  # that a grammar may have once its repetitions are written out
 LAST_CODE_POINT = 0x10FFFF
 
-Chars = tuple[tuple[int, int], ...]  # a character is in one of these ranges, ends included
+# a character is in one of these ranges, ends included; they are sorted and don't touch
+Chars = tuple[tuple[int, int], ...]
 Element = Chars | int | None  # one character, the rule of this number, or the end of an alternative
 Alternative = list[list[Element]]  # items: a repetition repeats all elements of the last one
 
@@ -66,6 +67,7 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self._numbers: dict[str, int] = {}  # of the rules that have a name
         self._rules: list[list[list[Element]]] = []  # by number; without alternatives: not defined
+        self._classes: dict[Chars, Chars] = {}  # so that the same ones are one object
         self._size = 0
         self._open: list[_Group] = []
         self._read(text)
@@ -123,9 +125,9 @@ class _Parser:
             case "name":
                 return [self._number(match[0])]
             case "literal":
-                return [((point, point),) for point in _code_points(match["literal"])]
+                return [self._class(((at, at),)) for at in _code_points(match["literal"])]
             case "chars":
-                return [_chars(match["chars"], bool(match["negated"]))]
+                return [self._class(_chars(match["chars"], bool(match["negated"])))]
             case "any":
                 return [ANY]
             case _:
@@ -140,7 +142,7 @@ class _Parser:
 
     def _close(self) -> int:
         group = self._open.pop()
-        self._rules[group.rule] = [list(chain(*items)) for items in group.alternatives]
+        self._rules[group.rule] = _distinct(list(chain(*items)) for items in group.alternatives)
         return group.rule
 
     def _repeat(self, mark: str) -> None:
@@ -170,6 +172,9 @@ class _Parser:
             self._numbers[name] = self._new_rule()
         return self._numbers[name]
 
+    def _class(self, chars: Chars) -> Chars:
+        return self._classes.setdefault(chars, chars)
+
     def _new_rule(self, alternatives: list[list[Element]] | None = None) -> int:
         self._grow(1)
         self._rules.append(alternatives or [])
@@ -190,6 +195,18 @@ def _lex(text: str) -> Iterator[re.Match[str]]:
         if match.lastgroup != "space":
             yield match
         at = match.end()
+
+
+def _distinct(alternatives: Iterable[list[Element]]) -> list[list[Element]]:
+    """
+    Each once, an empty one too. A class is told by its object, since its hash takes time for each
+    range, wherever the class is repeated; below zero, it is no rule's number.
+    """
+    found: dict[tuple[int | None, ...], list[Element]] = {}
+    for elements in alternatives:
+        key = tuple(-id(item) if isinstance(item, tuple) else item for item in elements)
+        found.setdefault(key, elements)
+    return list(found.values())
 
 
 def _shown(match: re.Match[str]) -> str:
@@ -237,13 +254,26 @@ def _chars(text: str, negated: bool) -> Chars:
         if text[at : at + 1] == "-" and at + 1 < len(text):
             high, at = _code_point(text, at + 1)
         ranges.append((low, high))
-    return _complement(ranges) if negated else tuple(ranges)
+    chars = _merged(ranges)
+    return _complement(chars) if negated else chars
 
 
-def _complement(ranges: list[tuple[int, int]]) -> Chars:
-    left, begin = [], 0
+def _merged(ranges: list[tuple[int, int]]) -> Chars:
+    merged: list[tuple[int, int]] = []
     for low, high in sorted(ranges):
+        if low > high:
+            continue
+        if merged and low <= merged[-1][1] + 1:
+            low, before = merged.pop()
+            high = max(high, before)
+        merged.append((low, high))
+    return tuple(merged)
+
+
+def _complement(chars: Chars) -> Chars:
+    left, begin = [], 0
+    for low, high in chars:
         if low > begin:
             left.append((begin, low - 1))
-        begin = max(begin, high + 1)
+        begin = high + 1
     return (*left, (begin, LAST_CODE_POINT)) if begin <= LAST_CODE_POINT else tuple(left)

@@ -7,7 +7,9 @@ some left recursions take memory until the process aborts, and a thread in it ca
 states are merged, and all work is counted.
 """
 
+from bisect import bisect
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from services.inference.engine.gbnf import LAST_CODE_POINT, Chars, GrammarError,
 from services.inference.engine.vocabulary import Vocabulary
 
 MAX_STACKS = 4_000  # ways to go on from one state
-MAX_WORK = 1_000_000  # stacks looked at for one answer: a second or two
+MAX_WORK = 1_000_000  # stacks looked at or begun for one answer: a second or two
 MAX_STATES = 8_192  # of a KiB each
 
 EMPTY = 0  # the stack that has nothing more to match
@@ -191,7 +193,9 @@ class Grammar:
         return frozenset(tops)
 
     def _beginnings(self, rule: int, below: int = EMPTY) -> list[int]:
-        return [self._push(place, below) for place in self._rules.starts[rule]]
+        starts = self._rules.starts[rule]
+        self._count(len(starts))
+        return [self._push(place, below) for place in starts]
 
     def _push(self, place: int, below: int) -> int:
         """The stack with this on top of `below`; the same ones are one."""
@@ -221,11 +225,14 @@ class Grammar:
 
 
 def _overlaps(chars: Chars, low: int, high: int) -> bool:
-    return any(first <= high and low <= last for first, last in chars)
+    """By halves, so that a stack counts as one whatever its class."""
+    at = bisect(chars, high, key=itemgetter(0))
+    return at > 0 and low <= chars[at - 1][1]
 
 
 def _covers(chars: Chars, low: int, high: int) -> bool:
-    return any(first <= low and high <= last for first, last in chars)
+    at = bisect(chars, low, key=itemgetter(0))
+    return at > 0 and high <= chars[at - 1][1]
 
 
 def _character(data: bytes) -> _Character | None:

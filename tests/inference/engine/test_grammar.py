@@ -32,6 +32,7 @@ from services.inference.engine.vocabulary import Vocabulary
 
 END = 256
 BYTES = Vocabulary([bytes([byte]) for byte in range(256)] + [b""], frozenset([END]))
+WIDE = "".join(chr(0x4E00 + 2 * i) for i in range(2_000))  # no two of them are one range
 PERSON = {
     "type": "object",
     "properties": {
@@ -255,11 +256,15 @@ def test_a_grammar_that_can_not_be_used_is_refused_with_the_reason(rules: str, w
         + "a40 ::= .",
         "root ::= (a a a a a a a a)*\na ::= b b b b b b b b\nb ::= [^x]*",
         "root ::= . root root | .",
+        f"root ::= x*\nc ::= [{WIDE}]\nx ::= " + "|".join(["c c"] * 500),
+        f"root ::= x*\nc ::= [{WIDE}]\nx ::= " + "|".join(f"c [{WIDE[i]}]" for i in range(500)),
+        'root ::= e{3900} "a"\ne ::= ' + "|" * 8_000,
+        'root ::= e{3900} "a"\ne ::= ' + "|".join(f'"{char}"?' for char in WIDE),
     ],
-    ids=["alternatives", "diamonds", "stars", "growth"],
+    ids=["alternatives", "diamonds", "stars", "growth", "copies", "ranges", "nothing", "options"],
 )
 def test_what_would_take_for_ever_is_followed_or_given_up_soon(llama: Llama, rules: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     vocabulary = llama._vocabulary
     try:
         grammar = Grammar(gbnf.parse(rules), vocabulary)
@@ -270,7 +275,7 @@ def test_what_would_take_for_ever_is_followed_or_given_up_soon(llama: Llama, rul
             grammar.accept(int(allowed.argmax()))
     except GrammarError as error:
         assert "too m" in str(error)
-    assert time.perf_counter() - began < 5
+    assert time.thread_time() - began < 1
 
 
 def test_where_no_token_is_allowed_the_answer_is_stuck_and_says_so(llama: Llama) -> None:

@@ -18,7 +18,7 @@ chat *options: (_setup)
 
 # Run the tests, with real servers and the real demo model
 [group('develop')]
-test *options: (_setup "--group" "dev") _nats _llama-source
+test *options: (_setup "--group" "dev" "--group" "bench") _nats _llama-source
     @python -m pytest "$@"
 
 # Check style, types, and that generated files are fresh

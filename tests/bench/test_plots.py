@@ -1,7 +1,5 @@
 from pathlib import Path
 
-import pytest
-
 from bench.bars import Spread
 from bench.plots import Plot, draw, lines
 
@@ -13,6 +11,5 @@ def test_a_line_has_the_spread_of_its_server_at_each_x() -> None:
 
 
 def test_a_plot_is_a_png(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="of the group bench, which the tests don't need")
     plot = Plot("speed", "chats", "tokens/s", {"ours": {1: Spread(2, 1, 3), 2: Spread(4, 3, 5)}})
     assert draw(plot, tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")

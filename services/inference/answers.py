@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from services.contract.messages import Turn
 
-MOST_TOKENS = 1 << 20  # in all: 4 MB of tokens, and as much again for what is around them
+MOST_TOKENS = 1 << 19  # in all: 2 MB of tokens, and as much again for what is around them
 OVERHEAD = 64  # an entry takes the memory of so many tokens, were its answer empty
 
 

@@ -8,7 +8,7 @@ from math import ceil
 # Seconds. Thirty pieces a second read as smoothly as more, and each costs four processes a turn on
 # the CPUs that compute the next token.
 PIECE_INTERVAL = 1 / 30
-SLOWDOWN = 2.4  # gap between two pieces of a stream while a prompt is read, by that before
+SLOWDOWN = 2.1  # gap between two pieces of a stream while a prompt is read, by that before
 CHUNK_MIN = 16  # tokens; fewer cost a CPU nearly as much time
 CHUNK_MAX = 512
 CHUNK_SECONDS = 0.5  # so that a cancel does not wait longer

@@ -19,6 +19,7 @@ ErrorCode = Literal[
     "model_loading",
     "model_unavailable",  # the model file is missing or can't be used
     "history_unavailable",  # the session can't be read, so it can't be continued
+    "history_full",  # the log has no room until MongoDB has taken more of it
     "bus_unavailable",  # NATS can't be reached
     "worker_lost",  # the worker went silent in the middle of an answer
     "shutting_down",  # the worker is leaving and did not finish in time

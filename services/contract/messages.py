@@ -328,7 +328,8 @@ class ClearRequest(Struct, frozen=True):
 class HistoryStatus(Struct, frozen=True):
     """
     `unarchived` counts log records that MongoDB has not acknowledged, `unreadable` those that were
-    set aside; what the log would say is None where it can't be asked.
+    set aside; what the log would say is None where it can't be asked. `warning` says that the log
+    is nearly full, and what happens then.
     """
 
     database_connected: bool
@@ -336,3 +337,5 @@ class HistoryStatus(Struct, frozen=True):
     log_bytes: int | None
     unarchived: int | None
     unreadable: int
+    log_limit: int | None = None  # bytes; None: it grows with the disk
+    warning: str | None = None

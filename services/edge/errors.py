@@ -33,6 +33,7 @@ TABLE: dict[ErrorCode, Kind] = {
     "model_loading": Kind(503, "server_error"),
     "model_unavailable": Kind(503, "server_error"),
     "history_unavailable": Kind(503, "server_error"),
+    "history_full": Kind(503, "server_error"),
     "bus_unavailable": Kind(503, "server_error"),
     "worker_lost": Kind(503, "server_error"),
     "shutting_down": Kind(503, "server_error"),

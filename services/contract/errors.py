@@ -11,6 +11,7 @@ ErrorCode = Literal[
     "not_found",
     "model_not_found",  # the request names a model or an adapter that the worker does not have
     "method_not_allowed",
+    "conflict",  # the request's id is that of another one
     "payload_too_large",
     "unauthorized",
     "forbidden",  # a web page of an origin that is not allowed

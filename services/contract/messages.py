@@ -94,6 +94,8 @@ class ChatRequest(Prompt, frozen=True, kw_only=True):
     """
 
     request_id: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}\\Z")] | None = None
+    # Seconds that the answer goes on for while nobody reads it, in which somebody may come back
+    grace_s: Annotated[float, Meta(ge=0, le=600)] = 0
 
 
 # --- what a worker sends to the reply subject -----------------------------------------------------
@@ -123,8 +125,11 @@ class Event(Struct, frozen=True, tag_field="type"):
 
 
 class Accepted(Event, frozen=True, tag="accepted"):
+    """`digest` is that of the worker's model: only the same model can go on with the answer."""
+
     request_id: str
     worker_id: str
+    digest: str = ""
 
 
 class Progress(Event, frozen=True, tag="progress"):
@@ -185,6 +190,7 @@ class Done(Event, frozen=True, tag="done"):
     timings: Timings
     exchanges_dropped: int
     stored: Stored
+    length: int | None = None  # of the answer in characters: who has less has lost a part of it
 
 
 class Failed(Event, frozen=True, tag="failed"):
@@ -196,6 +202,28 @@ class Failed(Event, frozen=True, tag="failed"):
 
 
 StreamEvent = Accepted | Progress | Started | Token | Done | Failed
+
+
+# --- an answer again, for who has lost a part of it or comes later --------------------------------
+
+
+class ReplayRequest(Struct, frozen=True):
+    """`at` is the length in characters of what the reader has."""
+
+    at: Annotated[int, Meta(ge=0)] = 0
+
+
+class Replay(Struct, frozen=True):
+    """
+    An answer's attempt, as the worker that gives it has it: who reads on `reply` and then asks for
+    a replay has all of it. `events` begin with what was said before any text, and go on with the
+    text that the reader lacks. `is_all` is false where there is more of it than fits: ask again.
+    """
+
+    request: ChatRequest
+    reply: str
+    events: tuple[StreamEvent, ...]
+    is_all: bool = True
 
 
 class Empty(Struct, frozen=True):

@@ -13,6 +13,7 @@ permissions can hold them.
 """
 REQUEST_ANY_TENANT = "chat.request.*"
 CANCEL_ANY = "chat.cancel.*.*"
+REPLAY_ANY = "chat.replay.*.*"
 REPORT_ANY = "chat.worker.*.report"
 
 HISTORY_STREAM = "HISTORY"
@@ -64,6 +65,36 @@ def target_of_cancel(subject: str) -> tuple[str, str]:
     """(tenant, request id) of a cancel subject."""
     _, _, tenant, request_id = subject.split(".")
     return tenant, request_id
+
+
+def replay(tenant: str, request_id: str) -> str:
+    """All workers hear it, and the one that gives the answer says what it was so far."""
+    return f"chat.replay.{tenant}.{request_id}"
+
+
+def direct_replay(worker_id: str, tenant: str, request_id: str) -> str:
+    """The same of one worker, which also says so if it does not know of the request."""
+    return f"chat.worker.{worker_id}.replay.{tenant}.{request_id}"
+
+
+def target_of_replay(subject: str) -> tuple[str, str]:
+    """(tenant, request id) of either."""
+    *_, tenant, request_id = subject.split(".")
+    return tenant, request_id
+
+
+def unheard(worker_id: str, key: str, attempt: int, number: int) -> str:
+    """
+    The reply subject of an event, on which NATS itself says that nobody heard it: `key` is that of
+    the request, `attempt` and `number` count the worker's attempts and the attempt's events.
+    """
+    return f"chat.worker.{worker_id}.unheard.{key}.{attempt}.{number}"
+
+
+def event_unheard(subject: str) -> tuple[str, int, int]:
+    """(key, attempt, number) of such a subject."""
+    *_, tenant, request_id, attempt, number = subject.split(".")
+    return f"{tenant}.{request_id}", int(attempt), int(number)
 
 
 def report(worker_id: str) -> str:

@@ -26,6 +26,7 @@ TABLE: dict[ErrorCode, Kind] = {
     "not_found": Kind(404, "invalid_request_error"),
     "model_not_found": Kind(404, "invalid_request_error"),
     "method_not_allowed": Kind(405, "invalid_request_error"),
+    "conflict": Kind(409, "invalid_request_error"),
     "payload_too_large": Kind(413, "invalid_request_error"),
     "internal": Kind(500, "server_error"),
     "overloaded": Kind(503, "server_error"),

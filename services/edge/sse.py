@@ -106,7 +106,9 @@ def _data(content: dict[str, Any]) -> bytes:
 
 
 def _done(event: Done, request_id: str) -> dict[str, Any]:
-    return {"done": True, **msgspec.structs.asdict(event), "request_id": request_id}
+    content = msgspec.structs.asdict(event)
+    del content["length"]  # the stream's ids tell it
+    return {"done": True, **content, "request_id": request_id}
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -168,7 +168,7 @@ class ChatService:
     async def _answer(self, call: Call) -> None:
         logs.request_id.set(call.request_id)
         try:
-            await call.send(Accepted(call.request_id, self._worker_id))
+            await call.send(Accepted(call.request_id, self._worker_id, self._model.info.digest))
             await self._converse(call)
         except ServiceError as error:
             log.warning("failed: %s", error)
@@ -271,7 +271,7 @@ class ChatService:
             )
             stored = await self._sessions.append(call.session_key, exchange)
         log.info("%s after %d + %d tokens", reason, usage.prompt_tokens, usage.completion_tokens)
-        await call.send(Done(reason, usage, timings, prompt.dropped, stored))
+        await call.send(Done(reason, usage, timings, prompt.dropped, stored, len(call.text)))
 
     def _cancel(self, delivery: Delivery) -> None:
         tenant, request_id = subjects.target_of_cancel(delivery.subject)

@@ -20,6 +20,7 @@ from services.contract.messages import (
     LogRecord,
     ModelInfo,
     Progress,
+    Replay,
     Sampling,
     Started,
     StreamEvent,
@@ -84,6 +85,16 @@ def test_sampling_of_a_record_from_before_it_had_more_fields_can_be_read() -> No
 
 def test_every_kind_of_event_is_tried_above() -> None:
     assert {type(event) for event in EVENTS} == set(get_args(StreamEvent))
+
+
+def test_a_replay_comes_back_with_its_events() -> None:
+    replay = Replay(
+        ChatRequest(prompt="hi", grace_s=10),
+        "chat.reply._.r.a",
+        (Accepted("r", "w"), Token(4, "é", (1,))),
+        False,
+    )
+    assert decode(encode(replay), Replay) == replay
 
 
 def test_records_of_the_log_come_back_with_their_times_in_utc() -> None:

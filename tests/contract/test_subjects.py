@@ -23,6 +23,16 @@ def test_a_cancel_names_its_target() -> None:
     assert subjects.target_of_cancel(subjects.cancel("acme", "r1")) == ("acme", "r1")
 
 
+def test_a_replay_names_its_target_whether_all_are_asked_or_one() -> None:
+    for subject in (subjects.replay("acme", "r1"), subjects.direct_replay("w", "acme", "r1")):
+        assert subjects.target_of_replay(subject) == ("acme", "r1")
+
+
+def test_the_subject_of_an_event_that_nobody_heard_says_which_one_it_was() -> None:
+    subject = subjects.unheard("w", "acme.r1", attempt=3, number=12)
+    assert subjects.event_unheard(subject) == ("acme.r1", 3, 12)
+
+
 @pytest.mark.parametrize("subject", ["_INBOX.x.y", "chat.reply._.r.a"])
 def test_inboxes_and_reply_subjects_may_be_published_to(subject: str) -> None:
     assert subjects.is_reply(subject)

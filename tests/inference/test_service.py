@@ -145,10 +145,14 @@ async def slow(tmp_path: Path) -> AsyncIterator[Worker]:
 
 async def test_an_answer_comes_in_the_order_of_the_contract(fast: Worker) -> None:
     accepted, started, *tokens, done = await fast.ask("hi", "s", request_id="r1")
-    assert accepted == Accepted("r1", "worker")
+    assert accepted == Accepted("r1", "worker", "digest")
     assert isinstance(started, Started) and started.exchanges_kept == 0
     assert text(tokens) == "hello"
-    assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("stop", "log")
+    assert isinstance(done, Done) and (done.finish_reason, done.stored, done.length) == (
+        "stop",
+        "log",
+        5,
+    )
     assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (started.prompt_tokens, 6)
 
 

@@ -23,6 +23,8 @@ Stops = Annotated[tuple[Stop, ...], Meta(max_length=32)]
 MinP = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 TokenId = Annotated[str, Meta(pattern="^[0-9]{1,9}\\Z")]
+TokenNumber = Annotated[int, Meta(ge=0, lt=2**31)]
+Seed = Annotated[int, Meta(ge=0, lt=2**32 - 1)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Gbnf = Annotated[str, Meta(min_length=1, max_length=16_384)]
 ModelName = Annotated[str, Meta(min_length=1, max_length=512)]  # as long as two file names
@@ -67,7 +69,7 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     top_k: TopK | None = None
     repeat_penalty: RepeatPenalty | None = None
     max_tokens: MaxTokens | None = None
-    seed: Annotated[int, Meta(ge=0, lt=2**32 - 1)] | None = None  # None: a new one each time
+    seed: Seed | None = None  # None: a new one each time
     stop: Stops | None = None
     min_p: MinP | None = None
     presence_penalty: Penalty | None = None
@@ -87,6 +89,33 @@ class Prompt(Sampling, frozen=True, kw_only=True):
     model: ModelName | None = None  # `<model>:<adapter>`; without an adapter: the model as it is
 
 
+class Origin(Struct, frozen=True):
+    """
+    What an answer began from: with it and what was said so far, another worker goes on as if it had
+    been asked at first, whatever has become of the session meanwhile.
+    """
+
+    model: str  # digest; no other model can go on
+    prompt: bytes  # its tokens, four bytes each, the lowest first
+    exchanges_kept: int
+    exchanges_dropped: int
+    seed: Seed  # that the request gave, or the worker drew
+    asked_at: Moment
+    epoch: int  # of the session's context, as is the next
+    applied_seq: int
+
+
+class Resume(Struct, frozen=True):
+    """
+    What a request has been answered so far: the `ids` and the text of all its Tokens, in order. The
+    text decides where the two differ; it must be a beginning of what the ids say.
+    """
+
+    origin: Origin
+    ids: tuple[TokenNumber, ...]
+    text: str
+
+
 class ChatRequest(Prompt, frozen=True, kw_only=True):
     """
     What a worker is asked. A native caller may leave `request_id` out: the worker then makes
@@ -96,6 +125,7 @@ class ChatRequest(Prompt, frozen=True, kw_only=True):
     request_id: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}\\Z")] | None = None
     # Seconds that the answer goes on for while nobody reads it, in which somebody may come back
     grace_s: Annotated[float, Meta(ge=0, le=600)] = 0
+    resume: Resume | None = None  # the worker that began the answer was lost
 
 
 # --- what a worker sends to the reply subject -----------------------------------------------------
@@ -140,13 +170,19 @@ class Progress(Event, frozen=True, tag="progress"):
     prompt_tokens_read: int
 
 
-class Started(Event, frozen=True, tag="started"):
-    """The request has a slot. `exchanges_dropped` of its session did not fit the context window."""
+class Started(Event, frozen=True, tag="started", omit_defaults=True):
+    """
+    The request has a slot. `exchanges_dropped` of its session did not fit the context window.
+
+    `origin` goes into a Resume as it is; None: the prompt is too long to be told, and the answer
+    can't be resumed.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     exchanges_kept: int
     exchanges_dropped: int
+    origin: Origin | None = None
 
 
 class Candidate(Struct, frozen=True):

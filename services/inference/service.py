@@ -21,12 +21,14 @@ from services.contract.messages import (
     Done,
     Exchange,
     Failed,
+    Origin,
     Started,
     Stored,
     Timings,
     Token,
     Usage,
 )
+from services.inference import origins
 from services.inference.answers import Answers
 from services.inference.calls import Call
 from services.inference.engine.backend import Sampler
@@ -40,7 +42,6 @@ from services.inference.engine.engine import (
     Refused,
 )
 from services.inference.engine.sequence import Sequence
-from services.inference.engine.template import Prompt
 from services.inference.models import Model
 from services.inference.sessions import Sessions
 from services.inference.settings import InferenceSettings
@@ -138,8 +139,11 @@ class ChatService:
         request_id = request.request_id or uuid4().hex
         request = msgspec.structs.replace(request, request_id=request_id)
         sampling = self._settings.fill_in(request)
+        sampling = msgspec.structs.replace(sampling, seed=origins.seed(request))
         adapter = self._model.adapter(request.model)
         call = Call(self._bus, tenant, request, sampling, adapter, delivery.reply)
+        if request.resume:
+            raise ServiceError("invalid_request", "This worker can't resume an answer yet.")
         if not subjects.is_id(tenant):
             raise ServiceError("invalid_request", f"{tenant!r} can't be a tenant.")
         if call.key in self._calls:
@@ -183,18 +187,19 @@ class ChatService:
     async def _converse(self, call: Call) -> None:
         context = await self._sessions.context(call.tenant, call.request.session_id)
         answers = self._answers.of(call.tenant, context.turns)
-        prompt, sampler = await asyncio.to_thread(self._prepare, call, context, answers)
+        origin, sampler = await asyncio.to_thread(self._prepare, call, context, answers)
         if call.cancelled:
             sampler.close()
-            finished = Finished("cancelled", Usage(len(prompt.tokens), 0, 0), Timings(0, 0, 0))
+            usage = Usage(len(origins.prompt(origin)), 0, 0)
+            finished = Finished("cancelled", usage, Timings(0, 0, 0))
         else:
-            finished = await self._generate(call, prompt, sampler)
+            finished = await self._generate(call, origin, sampler)
             self._remember(call)
-        await self._finish(call, context, prompt, finished)
+        await self._finish(call, origin, finished)
 
     def _prepare(
         self, call: Call, context: Context, answers: Mapping[str, Tokens[int]]
-    ) -> tuple[Prompt, Sampler]:
+    ) -> tuple[Origin, Sampler]:
         """
         All that takes time before the engine, and all that can be wrong with the request. In a
         thread of its own.
@@ -208,12 +213,13 @@ class ChatService:
         )
         if not prompt.tokens:
             raise ServiceError("invalid_request", "The chat template makes nothing of this prompt.")
-        return prompt, self._model.backend.sampler(call.sampling)
+        origin = origins.of(call, self._model.served[call.adapter].digest, context, prompt)
+        return origin, self._model.backend.sampler(call.sampling)
 
-    async def _generate(self, call: Call, prompt: Prompt, sampler: Sampler) -> Finished:
+    async def _generate(self, call: Call, origin: Origin, sampler: Sampler) -> Finished:
         call.sequence = Sequence(
             call.key,
-            prompt.tokens,
+            origins.prompt(origin),
             call.sampling,
             sampler,
             call.adapter,
@@ -225,7 +231,13 @@ class ChatService:
             match await call.outputs.get():
                 case Began(prompt_tokens, cached_tokens):
                     await call.send(
-                        Started(prompt_tokens, cached_tokens, prompt.kept, prompt.dropped)
+                        Started(
+                            prompt_tokens,
+                            cached_tokens,
+                            origin.exchanges_kept,
+                            origin.exchanges_dropped,
+                            origins.told(origin),
+                        )
                     )
                 case Piece(at, text, ids, logprobs):
                     await call.send(Token(at, text, ids, logprobs))
@@ -244,9 +256,7 @@ class ChatService:
             tokens = tokens[:-1]
         self._answers.remember(call.tenant, call.request_id, tokens)
 
-    async def _finish(
-        self, call: Call, context: Context, prompt: Prompt, finished: Finished
-    ) -> None:
+    async def _finish(self, call: Call, origin: Origin, finished: Finished) -> None:
         """
         The exchange is in the log before the caller hears Done: so the next question finds
         it.
@@ -256,12 +266,12 @@ class ChatService:
             stored: Stored = "none"
         else:
             exchange = Exchange(
-                previous=context.applied_seq,
+                previous=origin.applied_seq,
                 request_id=call.request_id,
-                epoch=context.epoch,
+                epoch=origin.epoch,
                 prompt=call.request.prompt,
                 response=call.text,
-                asked_at=call.asked_at,
+                asked_at=origin.asked_at,
                 answered_at=datetime.now(UTC),
                 finish_reason=reason,
                 model=self._model.served[call.adapter],
@@ -271,7 +281,8 @@ class ChatService:
             )
             stored = await self._sessions.append(call.session_key, exchange)
         log.info("%s after %d + %d tokens", reason, usage.prompt_tokens, usage.completion_tokens)
-        await call.send(Done(reason, usage, timings, prompt.dropped, stored, len(call.text)))
+        dropped = origin.exchanges_dropped
+        await call.send(Done(reason, usage, timings, dropped, stored, len(call.text)))
 
     def _cancel(self, delivery: Delivery) -> None:
         tenant, request_id = subjects.target_of_cancel(delivery.subject)

@@ -19,8 +19,10 @@ from services.contract.messages import (
     JsonSchemaFormat,
     LogRecord,
     ModelInfo,
+    Origin,
     Progress,
     Replay,
+    Resume,
     Sampling,
     Started,
     StreamEvent,
@@ -33,10 +35,20 @@ from services.contract.messages import (
 
 MANY = b",".join(b'"%d":1' % token for token in range(301))
 USAGE, TIMINGS = Usage(3, 2, 1), Timings(0.1, 0.2, 0.3)
+ORIGIN = Origin(
+    model="abc",
+    prompt=b"\x01\x00\x00\x00",
+    exchanges_kept=3,
+    exchanges_dropped=1,
+    seed=7,
+    asked_at=datetime(2026, 1, 2, tzinfo=UTC),
+    epoch=0,
+    applied_seq=9,
+)
 EVENTS = [
     Accepted("r", "w"),
     Progress(2, 10, 5),
-    Started(10, 5, 3, 1),
+    Started(10, 5, 3, 1, ORIGIN),
     Token(4, "é🙂", (1, 2)),
     Done("stop", USAGE, TIMINGS, 0, "log"),
     Failed("overloaded", "try again", 1.5),
@@ -81,6 +93,16 @@ def test_sampling_of_a_record_from_before_it_had_more_fields_can_be_read() -> No
     old = decode(b'{"temperature":0.5,"top_k":40,"seed":1}', Sampling)
     assert (old.top_k, old.min_p, old.logit_bias, old.grammar) == (40, None, None, None)
     assert encode(old) == b'{"temperature":0.5,"top_k":40,"seed":1}'
+
+
+def test_what_is_to_be_resumed_comes_back_as_it_went() -> None:
+    request = ChatRequest(prompt="hi", resume=Resume(ORIGIN, (1, 2), "é🙂"))
+    assert decode(encode(request), ChatRequest) == request
+
+
+def test_a_start_that_was_told_before_there_was_an_origin_can_be_read() -> None:
+    counts = b'"prompt_tokens":1,"cached_tokens":0,"exchanges_kept":0,"exchanges_dropped":0'
+    assert decode(b'{"type":"started",%b}' % counts, Started).origin is None
 
 
 def test_every_kind_of_event_is_tried_above() -> None:

@@ -33,6 +33,8 @@ class Slots:
 
     The longest beginning that a prompt shares with any of these, running or idle, is not computed
     again: it is kept, or copied.
+
+    What is nobody's (of no session) never goes to RAM, and of what would be lost it goes first.
     """
 
     def __init__(self, backend: Backend, count: int, budget: int) -> None:
@@ -57,6 +59,7 @@ class Slots:
         """
         source, here = self._nearest(run)
         saved, there = self.states.longest(run)
+        is_told_anew = False
         if here >= there and source in self._free and self._is_continued(self._runs[source], here):
             slot = source
         elif max(here, there) < MIN_SHARED:
@@ -65,11 +68,15 @@ class Slots:
         elif saved and here - there < MIN_SHARED:
             slot = self._fetch(saved)
         else:
+            is_told_anew = not session and self._may_be_told_anew(run, here)
             slot = self._copy(source)
         self._free.remove(slot)
         self._abandon(session)
         self._sessions[slot], self._is_stored[slot] = session, False
-        return Lease(slot, self._cut(slot, run))
+        had, shared = self._cut(slot, run)
+        if shared >= MIN_SHARED and not self._is_continued(had, shared) and not is_told_anew:
+            self._keep_root(slot)
+        return Lease(slot, shared)
 
     def update(self, slot: int, new: Iterable[int]) -> None:
         """`new` tokens of the slot's sequence have been computed."""
@@ -161,16 +168,22 @@ class Slots:
         self.forget(slot)
         return False
 
-    def _cut(self, slot: int, run: bytes) -> int:
-        """Keeps what the slot and the new run have in common; returns how much that is."""
+    def _may_be_told_anew(self, run: bytes, shared: int) -> bool:
+        """
+        Whether what has so much in common with it is nobody's and has ended: maybe turns of one
+        conversation, whose caller sends all of it each time, and not several that begin so.
+        """
+        sources = [s for s, other in enumerate(self._runs) if runs.shared(run, other) == shared]
+        return all(source in self._free and not self._sessions[source] for source in sources)
+
+    def _cut(self, slot: int, run: bytes) -> tuple[bytearray, int]:
+        """Keeps what the slot and the new run have in common: (what it had, how much is kept)."""
         had = self._runs[slot]
         shared = runs.shared(had, run)
         if not self._backend.cut(slot, shared):
             shared = 0
         self._runs[slot] = bytearray(runs.cut(run, shared))
-        if shared >= MIN_SHARED and not self._is_continued(had, shared):
-            self._keep_root(slot)
-        return shared
+        return had, shared
 
     def _keep_root(self, slot: int) -> None:
         """A beginning of several conversations: the next one is spared the rest of this one."""
@@ -187,19 +200,26 @@ class Slots:
         held = self._held(adapter)
         slot = next((free for free in self._free if held and held[0] < free < held[-1]), None)
         if slot is None:
-            slot = min(self._free, key=lambda free: (self._is_warm(free), _distance(free, held)))
+            slot = min(self._free, key=lambda free: (self._loss(free), _distance(free, held)))
         self._store(slot)
         return slot
+
+    def _loss(self, slot: int) -> int:
+        """Of giving it away: none; what nobody may come back for; a conversation's copy."""
+        if not self._is_warm(slot):
+            return 0
+        return 2 if self._sessions[slot] else 1
 
     def _is_warm(self, slot: int) -> bool:
         """Whether it holds what is not in RAM."""
         return runs.length(self._runs[slot]) > 0 and bytes(self._runs[slot]) not in self.states
 
     def _store(self, slot: int) -> None:
-        """What it holds is copied to RAM, if it is not there."""
+        """What it holds of a session is copied to RAM, if it is not there."""
         self._is_stored[slot] = True
-        if self._is_warm(slot) and not self.states.is_off:
-            run, session = bytes(self._runs[slot]), self._sessions[slot]
+        session = self._sessions[slot]
+        if session and self._is_warm(slot) and not self.states.is_off:
+            run = bytes(self._runs[slot])
             self.states.add(Saved(run, self._backend.save(slot), session))
 
     def _abandon(self, session: str) -> None:

@@ -14,15 +14,21 @@ def talk(number: int, length: int = SPARE + 1) -> list[int]:
 
 
 class Pool:
-    """Slots over a fake cache, filled as the engine would."""
+    """
+    Slots over a fake cache, filled as the engine would. A prompt's session is named after its
+    talk, if the test does not say whose it is.
+    """
 
     def __init__(self, count: int, budget: int = 10_000) -> None:
         self.backend = FakeBackend({})
         self.slots = Slots(self.backend, count, budget)
         self.held = 0
 
-    def start(self, prompt: list[int], adapter: int = 0, session: str = "") -> tuple[int, int]:
-        slot, cached = self.slots.acquire(runs.pack(adapter, prompt[:-1]), session)
+    def start(
+        self, prompt: list[int], adapter: int = 0, session: str | None = None
+    ) -> tuple[int, int]:
+        owner = f"{max(prompt)}" if session is None else session
+        slot, cached = self.slots.acquire(runs.pack(adapter, prompt[:-1]), owner)
         self.held += 1
         assert self.backend.cells.get(slot, []) == prompt[:cached]
         self.backend.cells[slot] = list(prompt)
@@ -35,7 +41,7 @@ class Pool:
         self.held -= 1
         self.slots.check(self.held)
 
-    def run(self, prompt: list[int], session: str = "") -> tuple[int, int]:
+    def run(self, prompt: list[int], session: str | None = None) -> tuple[int, int]:
         slot, cached = self.start(prompt, session=session)
         self.end(slot)
         return slot, cached
@@ -215,6 +221,56 @@ def test_what_was_cut_off_does_not_replace_what_goes_on() -> None:
     for i in range(3):
         pool.run(talk(10 + i))
     assert pool.run([*new, 1], session="a")[1] == len(new)
+
+
+def test_what_is_nobodys_leaves_no_copy_in_ram_and_no_session_is_pushed_out_for_it() -> None:
+    pool = Pool(2, budget=60)
+    pool.run(talk(1))
+    for i in range(10, 20):
+        pool.run([*SYSTEM, *talk(i)], session="")
+        while pool.slots.tidy():
+            pass
+    assert [saved.session for saved in pool.slots.states._by_use.values()] == ["101"]
+    assert pool.run([*talk(1), 5])[1] == len(talk(1))
+
+
+def test_what_is_nobodys_is_read_on_while_its_slot_is_not_needed() -> None:
+    pool = Pool(3)
+    prompts = {i: [*SYSTEM, *talk(i)] for i in range(3)}
+    for turn in range(4):
+        for i in prompts:
+            prompts[i] = [*prompts[i], *talk(10 + turn)]
+            cached = pool.run(prompts[i], session="")[1]
+            assert cached >= (len(prompts[i]) - len(talk(0)) if turn else 0)
+    assert len(pool.slots.states) == 0
+
+
+def test_what_is_nobodys_goes_before_a_session_that_is_not_in_ram() -> None:
+    pool = Pool(3)
+    for i in range(2):
+        pool.run(talk(i))
+    pool.run(talk(5), session="")
+    pool.run(talk(6), session="")
+    assert pool.backend.saved == 0
+    assert [pool.run([*talk(i), 1])[1] for i in range(2)] == [len(talk(0))] * 2
+
+
+def test_what_nobodys_turns_have_in_common_makes_no_root_unless_they_run_at_once() -> None:
+    pool = Pool(4)
+    for i in range(4):
+        pool.run([*SYSTEM, *talk(1, 40 * i), *talk(2 + i)], session="")
+    assert len(pool.slots.states) == 0
+    pool.start([*SYSTEM, *talk(7)], session="")
+    pool.start([*SYSTEM, *talk(8)], session="")
+    assert [saved.run for saved in pool.slots.states._by_use.values()] == [runs.pack(0, SYSTEM)]
+
+
+def test_what_a_session_and_nobody_have_in_common_is_kept() -> None:
+    pool = Pool(1)
+    pool.run([*SYSTEM, *talk(1)])
+    pool.run([*SYSTEM, *talk(2)], session="")
+    pool.run(talk(3))
+    assert pool.run([*SYSTEM, *talk(4)], session="")[1] == len(SYSTEM)
 
 
 def test_a_model_that_keeps_no_part_of_a_sequence_computes_all_of_it(

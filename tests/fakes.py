@@ -6,8 +6,10 @@ from contextlib import asynccontextmanager
 
 from services.contract import subjects
 from services.contract.codec import decode
+from services.contract.errors import ServiceError
 from services.contract.messages import (
     Accepted,
+    Cancel,
     ChatRequest,
     ClearRequest,
     Done,
@@ -15,10 +17,13 @@ from services.contract.messages import (
     HistoryStatus,
     Messages,
     MessagesRequest,
+    ModelInfo,
     StreamEvent,
+    Taken,
     Timings,
     Token,
     Usage,
+    WorkerReport,
 )
 from services.runtime.bus import Bus, Delivery, Endpoint
 
@@ -39,12 +44,30 @@ class ScriptedWorker:
         self._stopped = False
         self.requests: list[tuple[str, ChatRequest]] = []  # with the subject that they came on
         self.cancelled: asyncio.Queue[tuple[str, str]] = asyncio.Queue()  # (tenant, request id)
+        self.dropped: asyncio.Queue[Cancel] = asyncio.Queue()
+        self.refuses: ServiceError | None = None  # what it was asked directly
+        self.is_frozen = False
 
     async def receive(self, delivery: Delivery) -> None:
         self.requests.append((delivery.subject, decode(delivery.data, ChatRequest)))
         self._bus.spawn(self._answer(delivery.reply))
 
+    async def hear_direct(self, delivery: Delivery) -> None:
+        if not self.is_frozen:
+            self._bus.spawn(self._bus.answer(delivery, self._take(delivery)))
+
+    async def _take(self, delivery: Delivery) -> Taken:
+        if self.refuses:
+            raise self.refuses
+        self.requests.append((delivery.subject, decode(delivery.data, ChatRequest)))
+        self._bus.spawn(self._answer(delivery.headers[subjects.REPLY_HEADER]))
+        return Taken(len(self.requests), 0)
+
     def hear_cancel(self, delivery: Delivery) -> None:
+        cancel = decode(delivery.data, Cancel)
+        if cancel != Cancel():
+            self.dropped.put_nowait(cancel)
+            return
         self._stopped = True
         self.cancelled.put_nowait(subjects.target_of_cancel(delivery.subject))
 
@@ -70,6 +93,26 @@ async def scripted_worker(nats_url: str, script: Script) -> AsyncIterator[Script
         ]
         await bus.serve("inference", "scripted", endpoints)
         yield worker
+
+
+MODEL = ModelInfo("demo", "digest", 2048, 1000)
+
+
+@asynccontextmanager
+async def direct_worker(
+    nats_url: str, worker_id: str, script: Script
+) -> AsyncIterator[ScriptedWorker]:
+    """A worker that is asked directly, and reports nothing."""
+    async with Bus.connect(nats_url, "scripted worker") as bus:
+        worker = ScriptedWorker(bus, script)
+        await bus.subscribe(subjects.CANCEL_ANY, worker.hear_cancel)
+        subject = subjects.direct_any_tenant(worker_id)
+        await bus.serve("scripted", "scripted", [Endpoint("direct", subject, worker.hear_direct)])
+        yield worker
+
+
+def report(worker_id: str, model: ModelInfo = MODEL, in_flight: int = 0) -> WorkerReport:
+    return WorkerReport(worker_id, "ready", 8, in_flight, 0, queue=16, model=model)
 
 
 class ScriptedHistory:

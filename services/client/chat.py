@@ -15,18 +15,22 @@ Asks a worker over NATS and reads its answer. Knows no HTTP, and nothing of what
 import secrets
 import time
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from typing import cast
 from uuid import UUID
 
 import msgspec
 
+from services.client.offers import first_to_take, offer
+from services.client.workers import Workers
 from services.contract import prompts, subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
-from services.contract.messages import ChatRequest, Done, Empty, Failed, StreamEvent, Token
+from services.contract.messages import Cancel, ChatRequest, Done, Failed, StreamEvent, Token
 from services.runtime.bus import Bus, Inbox, NoResponders
 
 SILENCE_LIMIT = 5.0  # seconds; a worker that lives sends something at least once a second
+ACK_TIMEOUT = 1.0  # seconds that a worker has to take a request; it needs a millisecond
 RETRY_AFTER = 1.0  # seconds, where the next attempt can meet another worker or a bus that is back
 
 
@@ -38,11 +42,18 @@ def new_request_id() -> str:
 
 
 class ChatClient:
-    """Any number of requests at once, all of one tenant."""
+    """
+    Any number of requests at once, all of one tenant. The worker that a session's computed prompts
+    are with is asked directly, as far as `workers` has heard reports; without any, NATS picks one,
+    which passes the request on.
+    """
 
-    def __init__(self, bus: Bus, tenant: str = subjects.OPEN_TENANT) -> None:
+    def __init__(
+        self, bus: Bus, tenant: str = subjects.OPEN_TENANT, workers: Workers | None = None
+    ) -> None:
         self._bus = bus
         self._tenant = tenant
+        self._workers = workers or Workers()
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[StreamEvent, None]:
         """
@@ -60,12 +71,11 @@ class ChatClient:
         if error := _refusal(request):
             yield _failed(error)
             return
-        reply = subjects.reply(self._tenant, request_id, attempt=secrets.token_hex(8))
-        async with self._bus.inbox(reply) as inbox:
-            await self._bus.publish(subjects.request(self._tenant), request, reply)
+        async with AsyncExitStack() as attempts:
             length = 0  # of the answer so far, in characters
             ended = False  # by the worker, so that there is nothing to cancel
             try:
+                inbox = await self._ask(request, attempts)
                 while not ended:
                     event = await self._next(inbox, length)
                     length += len(event.text) if isinstance(event, Token) else 0
@@ -85,7 +95,30 @@ class ChatClient:
 
     async def cancel(self, request_id: str) -> None:
         """Stops a request of this tenant, whoever asked it. One that has ended is left alone."""
-        await self._bus.publish(subjects.cancel(self._tenant, request_id), Empty())
+        await self._bus.publish(subjects.cancel(self._tenant, request_id), Cancel())
+
+    async def _ask(self, request: ChatRequest, attempts: AsyncExitStack) -> Inbox:
+        """Where the events come. Raises ServiceError if no worker takes the request."""
+        inbox: Inbox
+
+        async def offering(worker_id: str) -> None:
+            nonlocal inbox
+            reply, inbox = await self._attempt(request, attempts)
+            await offer(
+                self._bus, self._workers, worker_id, self._tenant, request, reply, ACK_TIMEOUT
+            )
+
+        key = subjects.session_key(self._tenant, request.session_id)
+        if await first_to_take(self._workers.order(key, request.model), offering) is None:
+            reply, inbox = await self._attempt(request, attempts)
+            await self._bus.publish(subjects.request(self._tenant), request, reply)
+        return inbox
+
+    async def _attempt(self, request: ChatRequest, attempts: AsyncExitStack) -> tuple[str, Inbox]:
+        """A reply subject of its own: what an earlier attempt still sends is not heard."""
+        assert request.request_id is not None
+        reply = subjects.reply(self._tenant, request.request_id, secrets.token_hex(8))
+        return reply, await attempts.enter_async_context(self._bus.inbox(reply))
 
     async def _next(self, inbox: Inbox, length: int) -> StreamEvent:
         """Raises NoResponders, or ServiceError where the rest of the answer is lost."""

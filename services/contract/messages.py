@@ -262,6 +262,32 @@ class Replay(Struct, frozen=True):
     is_all: bool = True
 
 
+# --- what goes to one worker ----------------------------------------------------------------------
+
+
+class Taken(Struct, frozen=True):
+    """
+    The acknowledgement of a request that one worker alone was asked: it will answer. The counts are
+    those of its report, with this request.
+    """
+
+    running: int
+    waiting: int
+
+
+class Cancel(Struct, frozen=True, omit_defaults=True):
+    """
+    Ends a request's answer: its caller gets a Done, and what was said is kept.
+
+    With `worker_id`, or `reply` (the attempt's reply subject), it drops an attempt that nobody
+    waits for any more: only this worker's, or only this attempt, without a word and keeping
+    nothing.
+    """
+
+    worker_id: str | None = None
+    reply: str | None = None
+
+
 class Empty(Struct, frozen=True):
     """A message whose subject says it all."""
 
@@ -289,6 +315,7 @@ class WorkerReport(Struct, frozen=True):
     slots: int
     running: int
     waiting: int
+    queue: int = 0  # how many may wait
     progress: float = 0.0
     model: ModelInfo | None = None
     error: str | None = None

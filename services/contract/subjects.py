@@ -15,6 +15,8 @@ REQUEST_ANY_TENANT = "chat.request.*"
 CANCEL_ANY = "chat.cancel.*.*"
 REPLAY_ANY = "chat.replay.*.*"
 REPORT_ANY = "chat.worker.*.report"
+REPLY_HEADER = "Chat-Reply"
+"""On a request to one worker: the reply subject of the caller, who waits for events there."""
 
 HISTORY_STREAM = "HISTORY"
 HISTORY_LOG = "history.log.>"
@@ -55,6 +57,19 @@ def is_reply(subject: str) -> bool:
     return (
         subject.startswith(("_INBOX.", "chat.reply.")) and "*" not in subject and ">" not in subject
     )
+
+
+def direct(worker_id: str, tenant: str) -> str:
+    """Where one worker alone is asked; it acknowledges that it takes the request."""
+    return f"chat.worker.{worker_id}.request.{tenant}"
+
+
+def direct_any_tenant(worker_id: str) -> str:
+    return direct(worker_id, "*")
+
+
+def tenant_of_direct(subject: str) -> str:
+    return subject.rsplit(".", 1)[1]
 
 
 def cancel(tenant: str, request_id: str) -> str:

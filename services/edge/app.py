@@ -11,12 +11,12 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 
+from services.client.workers import Workers
 from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.edge import errors, routes
 from services.edge.access import Access
 from services.edge.keys import Keys
-from services.edge.workers import Workers
 from services.runtime.bus import VERSION, Bus
 
 MAX_BODY_BYTES = 1024 * 1024

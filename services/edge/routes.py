@@ -11,6 +11,7 @@ from litestar.types import ASGIApp
 from msgspec import Struct
 
 from services.client.chat import ChatClient, new_request_id
+from services.client.workers import Workers
 from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
@@ -25,7 +26,6 @@ from services.contract.messages import (
     Prompt,
 )
 from services.edge.sse import EventStream
-from services.edge.workers import Workers
 from services.runtime.bus import VERSION, Bus, NoResponders
 
 RETRY_AFTER = 1.0  # seconds
@@ -91,7 +91,8 @@ async def chat(request: AnyRequest, bus: TheBus, workers: TheWorkers, tenant: Te
     request_id = new_request_id()
     log.info("chat %s", request_id)
     asked = ChatRequest(**msgspec.structs.asdict(prompt), request_id=request_id)
-    return EventStream(ChatClient(bus, tenant).stream(asked), request_id, workers.refusal)
+    events = ChatClient(bus, tenant, workers).stream(asked)
+    return EventStream(events, request_id, workers.refusal)
 
 
 @delete("/chat/{request_id:str}", status_code=202)

@@ -37,7 +37,7 @@ class Call:
     ) -> None:
         assert request.request_id is not None
         self._bus = bus
-        self._reply = reply
+        self.reply = reply
         self._bytes = len(request.prompt.encode())
         self._last_sent = time.monotonic()
         self.tenant = tenant
@@ -88,7 +88,7 @@ class Call:
         if isinstance(event, Token):
             self.text += event.text
         self._last_sent = time.monotonic()
-        await self._bus.publish(self._reply, event)
+        await self._bus.publish(self.reply, event)
 
     async def fail(self, error: ServiceError) -> None:
         await self.send(Failed(error.code, error.message, error.retry_after))

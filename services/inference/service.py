@@ -7,23 +7,22 @@ import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Tokens
 from datetime import UTC, datetime
-from uuid import uuid4
 
-import msgspec
-
-from services.contract import prompts, subjects
+from services.client.workers import Workers
+from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import (
     Accepted,
+    Cancel,
     ChatRequest,
     Context,
     Done,
     Exchange,
-    Failed,
     Origin,
     Started,
     Stored,
+    Taken,
     Timings,
     Token,
     Usage,
@@ -43,10 +42,11 @@ from services.inference.engine.engine import (
 )
 from services.inference.engine.sequence import Sequence
 from services.inference.models import Model
+from services.inference.reception import Reception
 from services.inference.sessions import Sessions
 from services.inference.settings import InferenceSettings
 from services.runtime import logs
-from services.runtime.bus import Bus, Delivery, Endpoint
+from services.runtime.bus import Bus, Delivery
 
 KEEP_ALIVE = 1.0  # seconds without an event after which a caller is sent a Progress
 FINISH_DEADLINE = 22.0  # seconds that a draining worker gives to the answers it has begun
@@ -63,6 +63,7 @@ class ChatService:
         settings: InferenceSettings,
         worker_id: str,
         model: Model,
+        workers: Workers,
         on_death: Callable[[], None],
     ) -> None:
         self._bus = bus
@@ -72,7 +73,9 @@ class ChatService:
         self._sessions = Sessions(bus)
         self._answers = Answers()
         self._calls: dict[str, Call] = {}
+        self._reception = Reception(bus, worker_id, workers, self._admit)
         self._dead = False
+        self._draining = False
         loop = asyncio.get_running_loop()
         self._engine = Engine(
             model.backend,
@@ -94,18 +97,12 @@ class ChatService:
         self._engine.start()
         self._ticker = asyncio.create_task(self._keep_alive())
         await self._bus.subscribe(subjects.CANCEL_ANY, self._cancel)
-        await self._bus.serve(
-            "inference",
-            f"answers chat requests with {self._model.info.name}",
-            [
-                Endpoint("chat", subjects.REQUEST, self._receive),
-                Endpoint("tenant-chat", subjects.REQUEST_ANY_TENANT, self._receive),
-            ],
-        )
+        await self._reception.open(f"answers chat requests with {self._model.info.name}")
 
     async def drain(self) -> None:
         """Takes no more, finishes what it has begun, fails what can't be finished in time."""
         await self._bus.leave()
+        self._draining = True
         deadline = asyncio.get_running_loop().time() + FINISH_DEADLINE
         while self._calls and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
@@ -118,42 +115,24 @@ class ChatService:
         await asyncio.to_thread(self._engine.close)
         self._model.backend.close()
 
-    async def _receive(self, delivery: Delivery) -> None:
-        if not subjects.is_reply(delivery.reply):
-            log.warning("ignored a request without an inbox to reply to: %r", delivery.reply)
-            return
-        try:
-            call = self._admit(delivery)
-        except ServiceError as error:
-            failed = Failed(error.code, error.message, error.retry_after)
-            await self._bus.publish(delivery.reply, failed)
-            return
-        self._calls[call.key] = call
-        self._bus.spawn(self._answer(call))
-
-    def _admit(self, delivery: Delivery) -> Call:
+    def _admit(self, tenant: str, request: ChatRequest, reply: str) -> Taken:
         """Decides by counts and bytes alone, before any work. Raises ServiceError."""
-        tenant = subjects.tenant_of_request(delivery.subject)
-        request = decode(delivery.data, ChatRequest)
-        prompts.check(request)
-        request_id = request.request_id or uuid4().hex
-        request = msgspec.structs.replace(request, request_id=request_id)
         sampling = self._settings.fill_in(request)
         sampling = msgspec.structs.replace(sampling, seed=origins.seed(request))
         adapter = self._model.adapter(request.model)
-        call = Call(self._bus, tenant, request, sampling, adapter, delivery.reply)
         if request.resume:
             raise ServiceError("invalid_request", "This worker can't resume an answer yet.")
-        if not subjects.is_id(tenant):
-            raise ServiceError("invalid_request", f"{tenant!r} can't be a tenant.")
+        call = Call(self._bus, tenant, request, sampling, adapter, reply)
         if call.key in self._calls:
             raise ServiceError(
-                "invalid_request", f"Request {request_id} is being answered already."
+                "invalid_request", f"Request {call.request_id} is being answered already."
             )
-        if self._dead:
+        if self._dead or self._draining:
             raise _shutting_down()
         self._check_room(call)
-        return call
+        self._calls[call.key] = call
+        self._bus.spawn(self._answer(call))
+        return Taken(self.running, self.waiting)
 
     def _check_room(self, call: Call) -> None:
         """Raises ServiceError(overloaded). One prompt has room always, however long it is."""
@@ -286,9 +265,15 @@ class ChatService:
 
     def _cancel(self, delivery: Delivery) -> None:
         tenant, request_id = subjects.target_of_cancel(delivery.subject)
-        if call := self._calls.get(f"{tenant}.{request_id}"):
-            call.cancelled = True
-            self._engine.cancel(call.key)
+        cancel = decode(delivery.data or b"{}", Cancel)
+        call = self._calls.get(f"{tenant}.{request_id}")
+        if call is None or cancel.worker_id not in (None, self._worker_id):
+            return
+        if cancel.reply not in (None, call.reply):
+            return
+        call.cancelled = True
+        call.ended = call.ended or cancel != Cancel()  # dropped: nobody hears of it any more
+        self._engine.cancel(call.key)
 
     def _hand_out(self, outputs: list[tuple[str, Output]]) -> None:
         for key, output in outputs:

@@ -9,6 +9,7 @@ import time
 from typing import Literal
 from uuid import uuid4
 
+from services.client.workers import Workers
 from services.contract import subjects
 from services.contract.messages import ModelInfo, WorkerReport
 from services.inference import models
@@ -38,9 +39,11 @@ class Worker:
         self._error: str | None = None
         self._model: ModelInfo | None = None
         self._service: ChatService | None = None
+        self._workers = Workers()
 
     async def start(self) -> None:
         """Returns at once; the model may take minutes."""
+        await self._bus.subscribe(subjects.REPORT_ANY, self._workers.hear)
         self._reporting = asyncio.create_task(self._report_for_ever())
         self._loading = self._bus.spawn(self._load())
 
@@ -64,7 +67,9 @@ class Worker:
             return
         self._model = model.info
         log.info("%s is loaded: %d tokens of context", model.info.name, model.info.context)
-        self._service = ChatService(self._bus, self._settings, self._id, model, on_death=self._die)
+        self._service = ChatService(
+            self._bus, self._settings, self._id, model, self._workers, on_death=self._die
+        )
         try:
             await self._service.start()
         except Exception:
@@ -104,6 +109,7 @@ class Worker:
             slots=self._settings.model_parallel,
             running=service.running if service else 0,
             waiting=service.waiting if service else 0,
+            queue=self._settings.model_queue,
             progress=round(self._progress, 3),
             model=self._model,
             error=self._error,

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import nats
@@ -28,6 +29,8 @@ TASKS_DEADLINE = 5.0  # seconds that a closing bus waits for what it spawned
 
 RETRY_AFTER_HEADER = "Retry-After"  # seconds
 
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Struct)
 
@@ -38,6 +41,7 @@ class Delivery(NamedTuple):
     subject: str
     data: bytes
     reply: str
+    headers: Mapping[str, str] = NO_HEADERS
 
 
 class Endpoint(NamedTuple):
@@ -73,7 +77,7 @@ class Inbox:
             message = await self._queue.get()
         if not message.data and (message.headers or {}).get("Status") == "503":
             raise NoResponders
-        return Delivery(message.subject, message.data, message.reply)
+        return _delivery(message)
 
 
 class Bus:
@@ -144,19 +148,26 @@ class Bus:
             self._losing = True
 
     async def request(
-        self, subject: str, message: Struct, kind: type[R], timeout: float = REQUEST_TIMEOUT
+        self,
+        subject: str,
+        message: Struct,
+        kind: type[R],
+        timeout: float = REQUEST_TIMEOUT,
+        headers: dict[str, str] | None = None,
     ) -> R:
         """Raises ServiceError as the other side raised it, NoResponders, or TimeoutError."""
         try:
-            answer = await self._client.request(subject, encode(message), timeout=timeout)
+            answer = await self._client.request(
+                subject, encode(message), timeout=timeout, headers=headers
+            )
         except nats.errors.NoRespondersError as error:
             raise NoResponders from error
-        headers = answer.headers or {}
-        if code := headers.get(micro.request.ERROR_CODE_HEADER):
-            retry_after = headers.get(RETRY_AFTER_HEADER)
+        told = answer.headers or {}
+        if code := told.get(micro.request.ERROR_CODE_HEADER):
+            retry_after = told.get(RETRY_AFTER_HEADER)
             raise ServiceError(
                 _error_code(code),
-                headers[micro.request.ERROR_HEADER],
+                told[micro.request.ERROR_HEADER],
                 float(retry_after) if retry_after else None,
             )
         return decode(answer.data, kind)
@@ -178,7 +189,7 @@ class Bus:
 
         async def handle(message: Msg) -> None:
             try:
-                handler(Delivery(message.subject, message.data, message.reply))
+                handler(_delivery(message))
             except ServiceError as error:
                 log.warning("unreadable message on %s: %s", message.subject, error)
             except Exception:
@@ -214,24 +225,26 @@ class Bus:
         The handler gets the subject and the request; a ServiceError that it raises is the answer.
         """
 
-        async def answer(delivery: Delivery) -> None:
-            try:
-                reply: Struct = await handler(delivery.subject, decode(delivery.data, kind))
-            except ServiceError as error:
-                await self._refuse(delivery, error)
-            except Exception:
-                log.exception("failed to answer %s", delivery.subject)
-                await self._refuse(
-                    delivery, ServiceError("internal", f"{name} failed; see its log.")
-                )
-            else:
-                await self.publish(delivery.reply, reply)
+        async def work(delivery: Delivery) -> Struct:
+            return await handler(delivery.subject, decode(delivery.data, kind))
 
         async def hand_over(delivery: Delivery) -> None:
             if delivery.reply:
-                self.spawn(answer(delivery))
+                self.spawn(self.answer(delivery, work(delivery)))
 
         return Endpoint(name, subject, hand_over)
+
+    async def answer(self, delivery: Delivery, work: Awaitable[Struct]) -> None:
+        """Replies with the message that `work` gives, or with the ServiceError that it raises."""
+        try:
+            reply = await work
+        except ServiceError as error:
+            await self._refuse(delivery, error)
+        except Exception:
+            log.exception("failed to answer %s", delivery.subject)
+            await self._refuse(delivery, ServiceError("internal", "It failed; see its log."))
+        else:
+            await self.publish(delivery.reply, reply)
 
     async def serve_retries(self, endpoints: list[Endpoint]) -> None:
         """Answers them outside the queue group too: of such a request, every process has a copy."""
@@ -316,9 +329,13 @@ async def _unsubscribe(subscription: Any) -> None:
         return  # gone already, with its connection
 
 
+def _delivery(message: Msg) -> Delivery:
+    return Delivery(message.subject, message.data, message.reply, message.headers or NO_HEADERS)
+
+
 def _deliver(handler: Callable[[Delivery], Awaitable[None]]) -> Callable[[Msg], Awaitable[None]]:
     async def handle(message: Msg) -> None:
-        await handler(Delivery(message.subject, message.data, message.reply))
+        await handler(_delivery(message))
 
     return handle
 
@@ -329,7 +346,7 @@ def _unwrap(
     async def handle(request: micro.Request) -> None:
         # the reply subject is not public in micro.Request, but a request that has many
         # replies needs it
-        await handler(Delivery(request.subject, request.data, request._msg.reply))
+        await handler(_delivery(request._msg))
 
     return handle
 

@@ -11,7 +11,7 @@ MAY_IMPORT = {
     "runtime": {"runtime", "contract"},
     "client": {"client", "runtime", "contract"},
     "edge": {"edge", "client", "runtime", "contract"},
-    "inference": {"inference", "runtime", "contract"},
+    "inference": {"inference", "client", "runtime", "contract"},
     "history": {"history", "runtime", "contract"},
 }
 ONLY_IN = {

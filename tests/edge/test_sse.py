@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from services.client.workers import Workers
 from services.contract.errors import ServiceError
 from services.contract.messages import (
     Candidate,
@@ -19,7 +20,6 @@ from services.contract.messages import (
 )
 from services.edge import sse
 from services.edge.sse import EventStream
-from services.edge.workers import Workers
 from tests.fakes import ACCEPTED, DONE, HELLO, scripted_worker
 
 TOKEN = Token(0, "on", (1,))

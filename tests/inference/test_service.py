@@ -3,15 +3,16 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from msgspec.structs import replace
 
+from services.client.workers import Workers
 from services.contract import subjects
-from services.contract.codec import decode
+from services.contract.codec import decode, encode
 from services.contract.messages import (
     Accepted,
     ChatRequest,
@@ -30,6 +31,7 @@ from services.contract.messages import (
     Started,
     StreamEvent,
     Token,
+    WorkerReport,
 )
 from services.history.service import start as start_history
 from services.history.settings import HistorySettings
@@ -38,7 +40,7 @@ from services.inference.engine.template import ChatTemplate
 from services.inference.models import Model
 from services.inference.service import ChatService
 from services.inference.settings import InferenceSettings
-from services.runtime.bus import Bus, NoResponders
+from services.runtime.bus import Bus, Delivery, Inbox, NoResponders
 from tests.inference.engine.test_template import CHATML
 from tests.inference.fake_backend import FakeBackend
 from tests.servers import nats_server, running
@@ -63,8 +65,12 @@ class Worker:
         parallel: int,
         queue: int,
         queue_bytes: int = 2**20,
+        worker_id: str = "worker",
+        name: str = "fake",
     ) -> None:
         self.bus = bus
+        self.url = url
+        self.workers = Workers()
         self.backend = backend
         self.died = asyncio.Event()
         template = ChatTemplate(CHATML, backend, bos="", eos="", adds_bos=False)
@@ -75,18 +81,32 @@ class Worker:
             model_queue_bytes=queue_bytes,
             chat_max_tokens=1000,
         )
-        info = ModelInfo("fake", "digest", backend.context, 0)
-        served = (info, *(replace(info, name=f"fake:{name}") for name in ADAPTERS))
+        info = ModelInfo(name, f"digest of {name}", backend.context, 0)
+        served = (info, *(replace(info, name=f"{name}:{adapter}") for adapter in ADAPTERS))
         model = Model(replace(info, adapters=ADAPTERS), backend, template, served)
-        self.service = ChatService(bus, settings, "worker", model, self.died.set)
+        self.service = ChatService(bus, settings, worker_id, model, self.workers, self.died.set)
+        self.report = WorkerReport(
+            worker_id, "ready", parallel, 0, 0, queue, model=replace(info, adapters=ADAPTERS)
+        )
+
+    def hear(self, *reports: WorkerReport) -> None:
+        for report in reports:
+            subject = subjects.report(report.worker_id)
+            self.workers.hear(Delivery(subject, encode(report), ""))
+
+    async def rest_of(self, inbox: Inbox) -> list[StreamEvent]:
+        """What came, and what comes until nothing has for a while."""
+        events = []
+        with suppress(TimeoutError):
+            while True:
+                events.append(read((await inbox.next(0.3)).data))
+        return events
 
     async def events(self, request: ChatRequest) -> AsyncIterator[StreamEvent]:
         async with self.bus.inbox(f"_INBOX.{id(request)}") as inbox:
             await self.bus.publish(subjects.REQUEST, request, reply=f"_INBOX.{id(request)}")
             while True:
-                event = cast(
-                    StreamEvent, decode((await inbox.next(10)).data, cast(Any, StreamEvent))
-                )
+                event = read((await inbox.next(10)).data)
                 yield event
                 if isinstance(event, Done | Failed):
                     return
@@ -104,6 +124,10 @@ class Worker:
         return await self.bus.request(subject, ContextRequest(session), Context)
 
 
+def read(data: bytes) -> StreamEvent:
+    return cast(StreamEvent, decode(data, cast(Any, StreamEvent)))
+
+
 def text(events: list[StreamEvent]) -> str:
     return "".join(event.text for event in events if isinstance(event, Token))
 
@@ -117,15 +141,19 @@ async def worker(
     step_seconds: float = 0,
     context: int = 2000,
     backend: FakeBackend | None = None,
+    url: str = "",
+    worker_id: str = "worker",
+    name: str = "fake",
 ) -> AsyncIterator[Worker]:
-    """On a nats-server of its own, since requests go to whoever serves."""
+    """On a nats-server of its own (if not that of another), since requests go to who serves."""
     async with AsyncExitStack() as stack:
-        server = stack.enter_context(running(nats_server(folder)))
-        url = f"nats://127.0.0.1:{server.port}"
+        if not url:
+            server = stack.enter_context(running(nats_server(folder)))
+            url = f"nats://127.0.0.1:{server.port}"
         await start_history(stack, HistorySettings(nats_url=url, mongodb_uri=NOBODY))
         bus = await stack.enter_async_context(Bus.connect(url, "test"))
         backend = backend or FakeBackend(ANSWERS, context, step_seconds)
-        worker = Worker(bus, url, backend, parallel, queue, queue_bytes)
+        worker = Worker(bus, url, backend, parallel, queue, queue_bytes, worker_id, name)
         await worker.service.start()
         stack.push_async_callback(worker.service.drain)
         yield worker

@@ -1,11 +1,16 @@
-"""The workers on the bus, by the report that each sends once a second. Routes nothing."""
+"""The workers on the bus, by the report that each sends once a second. Asks none."""
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from msgspec.structs import replace
+
+from services.client import routing
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
-from services.contract.messages import Failed, ModelInfo, WorkerReport
+from services.contract.messages import Failed, ModelInfo, Taken, WorkerReport
 from services.runtime.bus import Delivery
 
 SILENCE_LIMIT = 3.0  # seconds without a report after which a worker is gone
@@ -16,11 +21,46 @@ class Workers:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._heard: dict[str, tuple[float, WorkerReport]] = {}
+        self._asked: Counter[str] = Counter()
 
     def hear(self, delivery: Delivery) -> None:
         report = decode(delivery.data, WorkerReport)
         self._forget_the_silent()
         self._heard[report.worker_id] = (self._clock(), report)
+
+    def forget(self, worker_id: str) -> None:
+        """Nobody is there under this id any more."""
+        self._heard.pop(worker_id, None)
+
+    @contextmanager
+    def asked(self, worker_id: str) -> Iterator[None]:
+        """The worker is asked to take a request, which no report counts yet."""
+        self._asked[worker_id] += 1
+        try:
+            yield
+        finally:
+            self._asked[worker_id] -= 1
+            if not self._asked[worker_id]:
+                del self._asked[worker_id]
+
+    def taken(self, worker_id: str, taken: Taken) -> None:
+        """What the worker acknowledged is newer than its report."""
+        if heard := self._heard.get(worker_id):
+            report = replace(heard[1], running=taken.running, waiting=taken.waiting)
+            self._heard[worker_id] = (heard[0], report)
+
+    def order(self, key: str, model: str | None) -> list[str]:
+        """Who is asked to answer a session's request, one after another."""
+        reports = (
+            replace(report, waiting=report.waiting + self._asked[report.worker_id])
+            for report in self.reports()
+        )
+        return routing.order(key, model, reports)
+
+    def names(self) -> list[str]:
+        """Of all models and adapters that a request can name."""
+        ready = (r.model for r in self.reports() if r.state == "ready")
+        return sorted({name for model in ready for name in routing.names(model)})
 
     def reports(self) -> list[WorkerReport]:
         self._forget_the_silent()

@@ -1,13 +1,10 @@
-import asyncio
-
 import msgspec
 
+from services.client.workers import Workers
 from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.messages import Failed, ModelInfo, WorkerReport
-from services.edge.workers import Workers
-from services.runtime.bus import Bus, Delivery
-from tests.edge.conftest import edge_on
+from services.runtime.bus import Delivery
 
 MODEL = ModelInfo("demo", "d1", 2048, 1000)
 READY = WorkerReport("w1", "ready", slots=8, running=0, waiting=0, model=MODEL)
@@ -77,25 +74,3 @@ def test_only_a_missing_worker_is_explained_by_the_reports() -> None:
         "full",
         2.5,
     )
-
-
-async def test_reports_on_the_bus_decide_whether_the_edge_is_ready(bus: Bus) -> None:
-    async with edge_on(bus) as http:
-        assert (await http.get("/readyz")).json()["error"]["code"] == "no_worker"
-        refused = await http.post("/chat", json={"prompt": "hi"})
-        assert refused.json()["error"]["code"] == "no_worker"
-
-        await bus.publish(subjects.report("w2"), LOADING)
-        await asyncio.sleep(0.05)
-        refused = await http.post("/chat", json={"prompt": "hi"})
-        assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
-        assert refused.json()["error"]["code"] == "model_loading"
-        assert (await http.get("/readyz")).status_code == 503
-
-        await bus.publish(subjects.report("w1"), READY)
-        await asyncio.sleep(0.05)
-        assert (await http.get("/readyz")).status_code == 200
-        assert (await http.get("/")).json() == {"status": "online", "model_loaded": True}
-        status = (await http.get("/status")).json()
-        assert status["model"]["name"] == "demo"
-        assert [worker["worker_id"] for worker in status["workers"]] == ["w2", "w1"]

@@ -1,0 +1,34 @@
+"""What the edge answers while workers come and go, as their reports tell."""
+
+import asyncio
+
+from services.contract import subjects
+from services.contract.messages import ModelInfo, WorkerReport
+from services.runtime.bus import Bus
+from tests.edge.conftest import edge_on
+
+MODEL = ModelInfo("demo", "d1", 2048, 1000)
+READY = WorkerReport("w1", "ready", slots=8, running=0, waiting=0, model=MODEL)
+LOADING = WorkerReport("w2", "loading", slots=8, running=0, waiting=0, progress=0.42)
+
+
+async def test_reports_on_the_bus_decide_whether_the_edge_is_ready(bus: Bus) -> None:
+    async with edge_on(bus) as http:
+        assert (await http.get("/readyz")).json()["error"]["code"] == "no_worker"
+        refused = await http.post("/chat", json={"prompt": "hi"})
+        assert refused.json()["error"]["code"] == "no_worker"
+
+        await bus.publish(subjects.report("w2"), LOADING)
+        await asyncio.sleep(0.05)
+        refused = await http.post("/chat", json={"prompt": "hi"})
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["code"] == "model_loading"
+        assert (await http.get("/readyz")).status_code == 503
+
+        await bus.publish(subjects.report("w1"), READY)
+        await asyncio.sleep(0.05)
+        assert (await http.get("/readyz")).status_code == 200
+        assert (await http.get("/")).json() == {"status": "online", "model_loaded": True}
+        status = (await http.get("/status")).json()
+        assert status["model"]["name"] == "demo"
+        assert [worker["worker_id"] for worker in status["workers"]] == ["w2", "w1"]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Tokens
 from datetime import UTC, datetime
 
+from msgspec.structs import replace
+
 from services.client.workers import Workers
 from services.contract import subjects
 from services.contract.codec import decode
@@ -118,7 +120,7 @@ class ChatService:
     def _admit(self, tenant: str, request: ChatRequest, reply: str) -> Taken:
         """Decides by counts and bytes alone, before any work. Raises ServiceError."""
         sampling = self._settings.fill_in(request)
-        sampling = msgspec.structs.replace(sampling, seed=origins.seed(request))
+        sampling = replace(sampling, seed=origins.seed(request))
         adapter = self._model.adapter(request.model)
         if request.resume:
             raise ServiceError("invalid_request", "This worker can't resume an answer yet.")

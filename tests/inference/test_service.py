@@ -173,7 +173,7 @@ async def slow(tmp_path: Path) -> AsyncIterator[Worker]:
 
 async def test_an_answer_comes_in_the_order_of_the_contract(fast: Worker) -> None:
     accepted, started, *tokens, done = await fast.ask("hi", "s", request_id="r1")
-    assert accepted == Accepted("r1", "worker", "digest")
+    assert accepted == Accepted("r1", "worker", "digest of fake")
     assert isinstance(started, Started) and started.exchanges_kept == 0
     assert text(tokens) == "hello"
     assert isinstance(done, Done) and (done.finish_reason, done.stored, done.length) == (

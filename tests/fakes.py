@@ -7,16 +7,13 @@ from contextlib import asynccontextmanager
 from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
+from services.contract.history import ClearRequest, HistoryStatus, Messages, MessagesRequest
 from services.contract.messages import (
     Accepted,
     Cancel,
     ChatRequest,
-    ClearRequest,
     Done,
     Empty,
-    HistoryStatus,
-    Messages,
-    MessagesRequest,
     ModelInfo,
     StreamEvent,
     Taken,

@@ -12,7 +12,7 @@ from services.contract.errors import ErrorCode
 
 SessionId = Annotated[str, Meta(min_length=1, max_length=128)]
 Moment = Annotated[datetime, Meta(tz=True)]
-FinishReason = Literal["stop", "length", "loop", "cancelled"]
+FinishReason = Literal["stop", "length", "loop", "cancelled", "failed"]
 Temperature = Annotated[float, Meta(ge=0, le=5)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
 TopK = Annotated[int, Meta(ge=0, le=1000)]  # 0: all tokens
@@ -28,6 +28,7 @@ Seed = Annotated[int, Meta(ge=0, lt=2**32 - 1)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Gbnf = Annotated[str, Meta(min_length=1, max_length=16_384)]
 ModelName = Annotated[str, Meta(min_length=1, max_length=512)]  # as long as two file names
+RequestId = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}\\Z")]
 Stored = Literal["log", "failed", "none"]
 
 
@@ -122,10 +123,18 @@ class ChatRequest(Prompt, frozen=True, kw_only=True):
     one.
     """
 
-    request_id: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}\\Z")] | None = None
+    request_id: RequestId | None = None
     # Seconds that the answer goes on for while nobody reads it, in which somebody may come back
     grace_s: Annotated[float, Meta(ge=0, le=600)] = 0
     resume: Resume | None = None  # the worker that began the answer was lost
+
+
+class Turn(Struct, frozen=True):
+    """An exchange as the model sees it."""
+
+    request_id: str
+    prompt: str
+    response: str
 
 
 # --- what a worker sends to the reply subject -----------------------------------------------------
@@ -217,8 +226,8 @@ class Token(Event, frozen=True, tag="token", omit_defaults=True):
 
 class Done(Event, frozen=True, tag="done"):
     """
-    The end. `stored` says whether the log has acknowledged the exchange; `none`: there was
-    nothing to keep.
+    The end. `stored` says whether the log has acknowledged the exchange; `none`: there is nothing
+    to keep, since nothing was said or the session was erased meanwhile.
     """
 
     finish_reason: FinishReason
@@ -319,114 +328,3 @@ class WorkerReport(Struct, frozen=True):
     progress: float = 0.0
     model: ModelInfo | None = None
     error: str | None = None
-
-
-# --- history --------------------------------------------------------------------------------------
-
-
-class Record(Struct, frozen=True, tag_field="type", kw_only=True):
-    """
-    What the log holds, a subject per session. `v` is the record's version.
-
-    `previous` is the sequence of the session's record before this one (0: none), which the stream
-    checks on append; so a session can be walked back from its last record by direct gets.
-    """
-
-    v: int = 1
-    previous: int
-
-
-class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
-    """One prompt and its answer. `epoch` is that of the context it was asked in."""
-
-    request_id: str
-    epoch: int
-    prompt: str
-    response: str
-    asked_at: Moment
-    answered_at: Moment
-    finish_reason: FinishReason
-    model: ModelInfo
-    sampling: Sampling
-    usage: Usage
-    timings: Timings
-
-
-class Cleared(Record, frozen=True, tag="cleared", kw_only=True):
-    """The session's context is empty from here on; its exchanges stay readable."""
-
-    cleared_at: Moment
-
-
-LogRecord = Exchange | Cleared
-
-
-class Turn(Struct, frozen=True):
-    """An exchange as the model sees it."""
-
-    request_id: str
-    prompt: str
-    response: str
-
-
-class ContextRequest(Struct, frozen=True):
-    session_id: SessionId
-
-
-class Context(Struct, frozen=True):
-    """
-    What the model is shown of a session, oldest first.
-
-    `epoch` is the sequence of the session's last Cleared (0: never), `applied_seq` that of the last
-    record seen.
-    """
-
-    turns: tuple[Turn, ...] = ()
-    epoch: int = 0
-    applied_seq: int = 0
-
-
-class MessagesRequest(Struct, frozen=True):
-    """The last `limit` exchanges, of one session or (None) of all of the tenant's."""
-
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 20
-    session_id: SessionId | None = None
-
-
-class Message(Struct, frozen=True):
-    """An exchange as `GET /messages` shows it."""
-
-    id: str
-    session_id: str
-    user_prompt: str
-    model_response: str
-    timestamp: Moment
-    finish_reason: FinishReason
-    model: str
-    usage: Usage
-
-
-class Messages(Struct, frozen=True):
-    """Oldest first; fewer than asked for where they would not fit one NATS message of 1 MiB."""
-
-    messages: tuple[Message, ...]
-
-
-class ClearRequest(Struct, frozen=True):
-    session_id: SessionId
-
-
-class HistoryStatus(Struct, frozen=True):
-    """
-    `unarchived` counts log records that MongoDB has not acknowledged, `unreadable` those that were
-    set aside; what the log would say is None where it can't be asked. `warning` says that the log
-    is nearly full, and what happens then.
-    """
-
-    database_connected: bool
-    log_records: int | None
-    log_bytes: int | None
-    unarchived: int | None
-    unreadable: int
-    log_limit: int | None = None  # bytes; None: it grows with the disk
-    warning: str | None = None

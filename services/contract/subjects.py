@@ -24,6 +24,7 @@ HISTORY_STATUS = "history.status"
 HISTORY_CONTEXT_ANY = "history.context.*"
 HISTORY_MESSAGES_ANY = "history.messages.*"
 HISTORY_CLEAR_ANY = "history.clear.*"
+HISTORY_DELETE_ANY = "history.delete.*"
 SESSIONS_BUCKET = "sessions"
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -126,6 +127,10 @@ def history_messages(tenant: str) -> str:
 
 def history_clear(tenant: str) -> str:
     return f"history.clear.{tenant}"
+
+
+def history_delete(tenant: str) -> str:
+    return f"history.delete.{tenant}"
 
 
 def retry(subject: str) -> str:

@@ -15,16 +15,14 @@ from services.client.workers import Workers
 from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
-from services.contract.messages import (
-    ChatRequest,
+from services.contract.history import (
     ClearRequest,
-    Empty,
     HistoryStatus,
     Message,
     Messages,
     MessagesRequest,
-    Prompt,
 )
+from services.contract.messages import ChatRequest, Empty, Prompt
 from services.edge.sse import EventStream
 from services.runtime.bus import VERSION, Bus, NoResponders
 

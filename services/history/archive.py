@@ -15,7 +15,7 @@ from pymongo import DESCENDING, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.errors import AutoReconnect, ConfigurationError, InvalidName, PyMongoError
 
 from services.contract import subjects
-from services.contract.messages import Exchange
+from services.contract.history import Exchange
 from services.history.entry import Entry, Unreadable, archive_id
 from services.runtime.settings import BadSetting
 

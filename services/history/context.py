@@ -4,7 +4,8 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from services.contract.messages import Cleared, Context, Exchange, Turn
+from services.contract.history import Cleared, Context, Described, Erased, Exchange
+from services.contract.messages import Turn
 from services.history.entry import Entry, newest_that_fit
 
 SLACK = 0.3
@@ -35,10 +36,13 @@ def fold(snapshot: Snapshot, entry: Entry, exchanges: int) -> Snapshot:
         return snapshot
     match entry.record:
         case Cleared():
-            return Snapshot(epoch=entry.seq, applied_seq=entry.seq)
-        case Exchange() as exchange if _is_shown(exchange, snapshot):
-            turns = _window((*snapshot.turns, _turn(exchange, entry.logged_at)), exchanges)
-            return replace(snapshot, turns=turns, applied_seq=entry.seq)
+            snapshot = replace(snapshot, turns=(), last="", epoch=entry.seq)
+        case Erased():
+            snapshot = Snapshot(epoch=entry.seq, erased=entry.seq)
+        case Described(system_prompt=system_prompt):
+            snapshot = replace(snapshot, system_prompt=system_prompt)
+        case Exchange() as exchange if exchange.epoch >= snapshot.epoch:
+            snapshot = _add(snapshot, exchange, entry.logged_at, exchanges)
     return replace(snapshot, applied_seq=entry.seq)
 
 
@@ -47,17 +51,16 @@ def forget(snapshot: Snapshot, before: datetime) -> Snapshot:
     return replace(snapshot, turns=tuple(t for t in snapshot.turns if t.logged_at >= before))
 
 
-def _is_shown(exchange: Exchange, snapshot: Snapshot) -> bool:
-    """Not if it was asked before the session was cleared, or is a repeat, or has no answer."""
-    return (
-        exchange.epoch >= snapshot.epoch
-        and exchange.response != ""
-        and all(turn.request_id != exchange.request_id for turn in snapshot.turns)
-    )
-
-
-def _turn(exchange: Exchange, logged_at: datetime) -> LoggedTurn:
-    return LoggedTurn(exchange.request_id, exchange.prompt, exchange.response, logged_at=logged_at)
+def _add(snapshot: Snapshot, exchange: Exchange, logged_at: datetime, exchanges: int) -> Snapshot:
+    """Nothing is shown of a repeat, nor of an exchange in which nothing was said."""
+    request_id = exchange.request_id
+    if any(turn.request_id == request_id for turn in snapshot.turns):
+        return snapshot
+    turns = tuple(turn for turn in snapshot.turns if turn.request_id != exchange.retry_of)
+    if exchange.response:
+        said = LoggedTurn(request_id, exchange.prompt, exchange.response, logged_at=logged_at)
+        turns = _window((*turns, said), exchanges)
+    return replace(snapshot, turns=turns, last=request_id)
 
 
 def _window(turns: tuple[LoggedTurn, ...], exchanges: int) -> tuple[LoggedTurn, ...]:

@@ -9,7 +9,7 @@ from msgspec import Struct
 from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
-from services.contract.messages import Exchange, LogRecord, Message
+from services.contract.history import Exchange, LogRecord, Message
 from services.runtime.streams import Stored
 
 S = TypeVar("S", bound=Struct)
@@ -78,7 +78,7 @@ def _message(key: str, exchange: Exchange) -> Message:
         model_response=exchange.response,
         timestamp=in_milliseconds(exchange.answered_at),
         finish_reason=exchange.finish_reason,
-        model=exchange.model.name,
+        model=exchange.model.name if exchange.model else "",
         usage=exchange.usage,
     )
 

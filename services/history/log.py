@@ -13,7 +13,7 @@ from uuid import uuid4
 from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
-from services.contract.messages import Cleared, Exchange
+from services.contract.history import Cleared, Exchange
 from services.history.context import Snapshot
 from services.history.entry import Entry, Unreadable, read
 from services.runtime.bus import Bus

@@ -6,15 +6,15 @@ from datetime import UTC, datetime, timedelta
 
 from services.contract import subjects
 from services.contract.errors import ServiceError
-from services.contract.messages import (
+from services.contract.history import (
     ClearRequest,
     Context,
     ContextRequest,
-    Empty,
     HistoryStatus,
     Messages,
     MessagesRequest,
 )
+from services.contract.messages import Empty
 from services.history.archive import Archive, ArchiveUnavailable
 from services.history.archiver import Archiver
 from services.history.context import Snapshot, fold, forget

@@ -4,7 +4,8 @@ import secrets
 
 import numpy as np
 
-from services.contract.messages import ChatRequest, Context, Origin
+from services.contract.history import Context
+from services.contract.messages import ChatRequest, Origin
 from services.inference.calls import Call
 from services.inference.engine.template import Prompt
 

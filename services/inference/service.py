@@ -14,13 +14,12 @@ from services.client.workers import Workers
 from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
+from services.contract.history import Context, Exchange
 from services.contract.messages import (
     Accepted,
     Cancel,
     ChatRequest,
-    Context,
     Done,
-    Exchange,
     Origin,
     Started,
     Stored,

@@ -8,7 +8,8 @@ from msgspec.structs import replace
 from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.errors import ServiceError
-from services.contract.messages import Context, ContextRequest, Exchange, Stored
+from services.contract.history import Context, ContextRequest, Exchange
+from services.contract.messages import Stored
 from services.runtime.bus import Bus, NoResponders
 from services.runtime.streams import Conflict, Stream, StreamUnavailable
 

@@ -6,18 +6,16 @@ import pytest
 
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
+from services.contract.history import Cleared, Described, Erased, Exchange, LogRecord
 from services.contract.messages import (
     Accepted,
     Candidate,
     ChatRequest,
-    Cleared,
     Done,
-    Exchange,
     Failed,
     JsonObjectFormat,
     JsonSchema,
     JsonSchemaFormat,
-    LogRecord,
     ModelInfo,
     Origin,
     Progress,
@@ -135,8 +133,28 @@ def test_records_of_the_log_come_back_with_their_times_in_utc() -> None:
         usage=USAGE,
         timings=TIMINGS,
     )
-    for record in (exchange, Cleared(previous=0, cleared_at=now)):
+    records = [
+        exchange,
+        Cleared(previous=7, cleared_at=now),
+        Erased(previous=8, erased_at=now),
+        Described(previous=9, described_at=now, title="Ada", system_prompt=None),
+    ]
+    assert {type(record) for record in records} == set(get_args(LogRecord))
+    for record in records:
         assert decode(encode(record), LogRecord) == record  # type: ignore[arg-type]
+
+
+def test_an_exchange_from_before_there_were_attempts_can_be_read() -> None:
+    old = (
+        b'{"type":"exchange","v":1,"previous":0,"request_id":"r","epoch":0,"prompt":"p",'
+        b'"response":"a","asked_at":"2026-01-01T00:00:00Z","answered_at":"2026-01-01T00:00:01Z",'
+        b'"finish_reason":"stop","model":{"name":"m","digest":"d","context":1,"bytes":1},'
+        b'"sampling":{},"usage":{"prompt_tokens":1,"completion_tokens":1,"cached_tokens":0},'
+        b'"timings":{"queued":0,"prefill":0,"decode":0}}'
+    )
+    exchange: LogRecord = decode(old, LogRecord)  # type: ignore[arg-type]
+    assert isinstance(exchange, Exchange)
+    assert (exchange.attempt, exchange.retry_of) == ("", None)
 
 
 def test_a_model_that_was_told_of_before_there_were_adapters_has_none() -> None:

@@ -7,15 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.contract.messages import (
-    ClearRequest,
-    JsonSchema,
-    JsonSchemaFormat,
-    Message,
-    Messages,
-    MessagesRequest,
-    Usage,
-)
+from services.contract.history import ClearRequest, Message, Messages, MessagesRequest
+from services.contract.messages import JsonSchema, JsonSchemaFormat, Usage
 from services.runtime.bus import VERSION, Bus
 from tests.edge.conftest import edge_on, until_gone
 from tests.fakes import HELLO, scripted_history, scripted_worker

@@ -11,21 +11,17 @@ from msgspec.structs import replace
 
 from services.contract import subjects
 from services.contract.codec import encode
-from services.contract.messages import (
+from services.contract.history import (
     ClearRequest,
     Context,
     ContextRequest,
-    Empty,
     Exchange,
     HistoryStatus,
     Message,
     Messages,
     MessagesRequest,
-    ModelInfo,
-    Sampling,
-    Timings,
-    Usage,
 )
+from services.contract.messages import Empty, ModelInfo, Sampling, Timings, Usage
 from services.history.service import start
 from services.history.settings import HistorySettings
 from services.runtime.bus import Bus

@@ -11,7 +11,8 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from msgspec.structs import replace
 
 from services.contract import subjects
-from services.contract.messages import Cleared, Exchange, Usage
+from services.contract.history import Cleared, Exchange
+from services.contract.messages import Usage
 from services.history.archive import Archive, ArchiveUnavailable, checked
 from services.history.entry import Entry, Unreadable, in_milliseconds
 from services.runtime.settings import BadSetting

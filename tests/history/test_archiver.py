@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from services.contract import subjects
-from services.contract.messages import HistoryStatus
+from services.contract.history import HistoryStatus
 from services.runtime.bus import Bus
 from tests.history.samples import (
     TENANT,

@@ -1,9 +1,10 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from services.contract.codec import decode, encode
-from services.contract.messages import Cleared, Context, LogRecord
+from services.contract.history import Cleared, Context, Described, Erased, LogRecord
 from services.history.context import Snapshot, fold, forget
 from services.history.entry import MAX_BYTES, Entry, Unreadable
 from tests.history.samples import exchange, ids
@@ -39,6 +40,31 @@ def test_clearing_empties_the_context_and_starts_an_epoch() -> None:
     assert folded(entry(3, exchange("a")), entry(5, cleared())) == Snapshot(epoch=5, applied_seq=5)
 
 
+def test_an_erased_session_is_as_new_but_for_when_it_was_erased() -> None:
+    described = Described(previous=0, described_at=NOW, title="t", system_prompt="Be brief.")
+    erased = Erased(previous=0, erased_at=NOW)
+    snapshot = folded(entry(3, exchange("a")), entry(4, described), entry(5, erased))
+    assert snapshot == Snapshot(epoch=5, erased=5, applied_seq=5)
+    assert fold(snapshot, entry(6, exchange("late")), 10).turns == ()
+
+
+def test_a_session_keeps_its_own_system_prompt_when_it_is_cleared() -> None:
+    described = Described(previous=0, described_at=NOW, title=None, system_prompt="Be brief.")
+    snapshot = folded(entry(3, described), entry(4, exchange("a")), entry(5, cleared()))
+    assert (snapshot.system_prompt, snapshot.turns, snapshot.last) == ("Be brief.", (), "")
+
+
+def test_a_retry_takes_the_place_of_the_exchange_that_it_names() -> None:
+    retry = replace(exchange("c"), retry_of="b")
+    snapshot = folded(entry(1, exchange("a")), entry(2, exchange("b")), entry(3, retry))
+    assert (ids(snapshot), snapshot.last) == (["a", "c"], "c")
+
+
+def test_the_last_exchange_is_known_though_nothing_was_said_in_it() -> None:
+    snapshot = folded(entry(1, exchange("a")), entry(2, exchange("b", response="")))
+    assert (ids(snapshot), snapshot.last) == (["a"], "b")
+
+
 def test_an_exchange_that_was_asked_before_the_clearing_is_not_shown() -> None:
     snapshot = folded(entry(5, cleared()), entry(6, exchange("late", epoch=0)))
     assert (snapshot.turns, snapshot.epoch, snapshot.applied_seq) == ((), 5, 6)
@@ -55,7 +81,7 @@ def test_a_repeated_request_id_is_shown_once() -> None:
 
 
 def test_an_empty_answer_is_not_shown() -> None:
-    assert folded(entry(1, exchange("a", response=""))) == Snapshot(applied_seq=1)
+    assert folded(entry(1, exchange("a", response=""))) == Snapshot(applied_seq=1, last="a")
 
 
 def test_a_record_that_was_applied_before_changes_nothing() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from services.contract import subjects
 from services.contract.codec import encode
-from services.contract.messages import Exchange
+from services.contract.history import Exchange
 from services.history.entry import MAX_BYTES, Entry, Unreadable, messages, read
 from services.runtime.streams import Stored
 from tests.history.samples import exchange, ids

@@ -8,7 +8,7 @@ import pytest
 
 from services.contract import subjects
 from services.contract.codec import encode
-from services.contract.messages import Cleared, Exchange
+from services.contract.history import Cleared, Exchange
 from services.history.context import Snapshot
 from services.history.entry import Entry, Unreadable
 from services.history.log import Log

@@ -5,7 +5,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from services.contract.messages import Context
+from services.contract.history import Context
 from services.runtime.bus import Bus, NoResponders
 from tests.history.samples import context, until
 from tests.servers import ROOT, free_port

@@ -8,7 +8,7 @@ import pytest
 
 from services.contract import subjects
 from services.contract.errors import ServiceError
-from services.contract.messages import Message
+from services.contract.history import Message
 from services.runtime.bus import Bus, NoResponders
 from tests.history.samples import (
     append,

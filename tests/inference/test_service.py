@@ -13,20 +13,16 @@ from msgspec.structs import replace
 from services.client.workers import Workers
 from services.contract import subjects
 from services.contract.codec import decode, encode
+from services.contract.history import Context, ContextRequest, Message, Messages, MessagesRequest
 from services.contract.messages import (
     Accepted,
     ChatRequest,
-    Context,
-    ContextRequest,
     Done,
     Empty,
     Failed,
     JsonObjectFormat,
     JsonSchema,
     JsonSchemaFormat,
-    Message,
-    Messages,
-    MessagesRequest,
     ModelInfo,
     Started,
     StreamEvent,

@@ -1,0 +1,164 @@
+"""
+What the log holds of a session, and what history is asked. Frozen msgspec Structs, as all messages.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from services.contract.messages import (
+    FinishReason,
+    ModelInfo,
+    Moment,
+    Sampling,
+    SessionId,
+    Timings,
+    Turn,
+    Usage,
+)
+
+Limit = Annotated[int, Meta(ge=1, le=1000)]
+# Where a page ends: a time in milliseconds and a sequence. To its readers a word without meaning
+Cursor = Annotated[str, Meta(pattern="^[0-9]{1,14}-[0-9]{1,18}\\Z")]
+
+
+class Record(Struct, frozen=True, tag_field="type", kw_only=True):
+    """
+    What the log holds, a subject per session. `v` is the record's version.
+
+    `previous` is the sequence of the session's record before this one (0: none), which the stream
+    checks on append; so a session can be walked back from its last record by direct gets.
+    """
+
+    v: int = 1
+    previous: int
+
+
+class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
+    """
+    One prompt and its answer, or as much of it as there was when it was cancelled or failed.
+
+    `epoch` is that of the context it was asked in, `attempt` the one at the request that answered
+    it. `retry_of` is the exchange of the session that this one takes the place of.
+    """
+
+    request_id: str
+    attempt: str = ""  # not named by a native caller
+    retry_of: str | None = None
+    epoch: int
+    prompt: str
+    response: str
+    asked_at: Moment
+    answered_at: Moment
+    finish_reason: FinishReason
+    model: ModelInfo | None  # None: it was imported, and nobody knows
+    sampling: Sampling
+    usage: Usage
+    timings: Timings
+
+
+class Cleared(Record, frozen=True, tag="cleared", kw_only=True):
+    """The session's context is empty from here on; its exchanges stay readable."""
+
+    cleared_at: Moment
+
+
+class Erased(Record, frozen=True, tag="erased", kw_only=True):
+    """What the session was before is deleted everywhere, also what was still being answered."""
+
+    erased_at: Moment
+
+
+class Described(Record, frozen=True, tag="described", kw_only=True):
+    """What a person says about the session; None: nothing, so that the default holds."""
+
+    described_at: Moment
+    title: str | None
+    system_prompt: str | None
+
+
+LogRecord = Exchange | Cleared | Erased | Described
+
+
+class ContextRequest(Struct, frozen=True):
+    session_id: SessionId
+
+
+class Context(Struct, frozen=True):
+    """
+    What the model is shown of a session, oldest first.
+
+    `epoch` is the sequence of the session's last Cleared or Erased (0: never), `erased` that of its
+    last Erased, `applied_seq` that of the last record seen. `last` is the request id of the last
+    exchange, whether the model is shown it or not; "" if there is none. `system_prompt` is the
+    session's own; None: the worker's.
+    """
+
+    turns: tuple[Turn, ...] = ()
+    epoch: int = 0
+    applied_seq: int = 0
+    erased: int = 0
+    last: str = ""
+    system_prompt: str | None = None
+
+
+class MessagesRequest(Struct, frozen=True):
+    """
+    The last `limit` exchanges, of one session or (None) of all of the tenant's; with `before`,
+    those that come before a page whose `next` it was.
+    """
+
+    limit: Limit = 20
+    session_id: SessionId | None = None
+    before: Cursor | None = None
+
+
+class Message(Struct, frozen=True):
+    """
+    An exchange as `GET /messages` shows it. `retried` says that another has taken its place, and
+    that the model is not shown it any more.
+    """
+
+    id: str
+    session_id: str
+    user_prompt: str
+    model_response: str
+    timestamp: Moment
+    finish_reason: FinishReason
+    model: str  # "": it was imported, and nobody knows
+    usage: Usage
+    retried: bool = False
+
+
+class Messages(Struct, frozen=True):
+    """
+    Oldest first; fewer than asked for where they would not fit one NATS message of 1 MiB. `next` is
+    the `before` of those that come before them; None: there are none.
+    """
+
+    messages: tuple[Message, ...]
+    next: Cursor | None = None
+
+
+class ClearRequest(Struct, frozen=True):
+    session_id: SessionId
+
+
+class DeleteRequest(Struct, frozen=True):
+    session_id: SessionId
+
+
+class HistoryStatus(Struct, frozen=True):
+    """
+    `unarchived` counts log records that MongoDB has not acknowledged, `unreadable` those that were
+    set aside; what the log would say is None where it can't be asked. `warning` says that the log
+    is nearly full, and what happens then.
+    """
+
+    database_connected: bool
+    log_records: int | None
+    log_bytes: int | None
+    unarchived: int | None
+    unreadable: int
+    log_limit: int | None = None  # bytes; None: it grows with the disk
+    warning: str | None = None

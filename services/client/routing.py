@@ -9,15 +9,18 @@ from services.contract.messages import ModelInfo, WorkerReport
 MOST_AHEAD = 2  # requests in flight that a session's worker may have more than the least loaded
 
 
-def order(key: str, model: str | None, reports: Iterable[WorkerReport]) -> list[str]:
+def order(
+    key: str, model: str | None, reports: Iterable[WorkerReport], digest: str | None = None
+) -> list[str]:
     """
-    Who is to answer a session's request, then who is asked next if it refuses.
+    Who is to answer a session's request, then who is asked next if it refuses. With `digest`, only
+    workers of this very model.
 
     A session's worker is named by rendezvous hashing, so that its prompts find what was computed
     for them, and only the sessions of a worker that leaves move. It comes after others while it has
     no free slot and another has, or too many requests more than another.
     """
-    able = having(model, reports)
+    able = having(model, reports, digest)
     least = min(map(in_flight, able), default=0)
     is_any_free = any(in_flight(report) < report.slots for report in able)
 
@@ -30,14 +33,16 @@ def order(key: str, model: str | None, reports: Iterable[WorkerReport]) -> list[
     return [report.worker_id for report in sorted(by_weight, key=misfit)]
 
 
-def having(model: str | None, reports: Iterable[WorkerReport]) -> Sequence[WorkerReport]:
+def having(
+    model: str | None, reports: Iterable[WorkerReport], digest: str | None
+) -> Sequence[WorkerReport]:
     """
     The ready workers of one model: the named one, or, with None, that of most workers. Where a name
     stands for several files, as while models are being changed, it is the file of most of them.
     """
     able = [r for r in reports if r.state == "ready" and (model is None or model in names(r.model))]
     digests = Counter(_digest(report) for report in able)
-    chosen = max(digests, key=lambda digest: (digests[digest], digest), default="")
+    chosen = digest or max(digests, key=lambda each: (digests[each], each), default="")
     return [report for report in able if _digest(report) == chosen]
 
 

@@ -49,13 +49,13 @@ class Workers:
             report = replace(heard[1], running=taken.running, waiting=taken.waiting)
             self._heard[worker_id] = (heard[0], report)
 
-    def order(self, key: str, model: str | None) -> list[str]:
-        """Who is asked to answer a session's request, one after another."""
+    def order(self, key: str, model: str | None, digest: str | None = None) -> list[str]:
+        """Who is asked to answer a session's request, one after another; see routing.py."""
         reports = (
             replace(report, waiting=report.waiting + self._asked[report.worker_id])
             for report in self.reports()
         )
-        return routing.order(key, model, reports)
+        return routing.order(key, model, reports, digest)
 
     def names(self) -> list[str]:
         """Of all models and adapters that a request can name."""

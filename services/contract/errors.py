@@ -16,6 +16,7 @@ ErrorCode = Literal[
     "unauthorized",
     "forbidden",  # a web page of an origin that is not allowed
     "overloaded",  # every slot is taken and the queue is full
+    "timeout",  # the request's own time was over before the answer had begun
     "no_worker",  # nobody on the bus takes requests
     "model_loading",
     "model_unavailable",  # the model file is missing or can't be used

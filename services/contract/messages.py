@@ -12,7 +12,7 @@ from services.contract.errors import ErrorCode
 
 SessionId = Annotated[str, Meta(min_length=1, max_length=128)]
 Moment = Annotated[datetime, Meta(tz=True)]
-FinishReason = Literal["stop", "length", "loop", "cancelled", "failed"]
+FinishReason = Literal["stop", "length", "loop", "cancelled", "timeout", "failed"]
 Temperature = Annotated[float, Meta(ge=0, le=5)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
 TopK = Annotated[int, Meta(ge=0, le=1000)]  # 0: all tokens
@@ -88,6 +88,8 @@ class Prompt(Sampling, frozen=True, kw_only=True):
     prompt: Annotated[str, Meta(min_length=1)]
     session_id: SessionId = "default"
     model: ModelName | None = None  # `<model>:<adapter>`; without an adapter: the model as it is
+    # Seconds from the worker's receipt; what was said by then is the answer. None: no deadline
+    timeout_s: Annotated[float, Meta(gt=0, le=3600)] | None = None
 
 
 class Origin(Struct, frozen=True):

@@ -30,6 +30,7 @@ TABLE: dict[ErrorCode, Kind] = {
     "payload_too_large": Kind(413, "invalid_request_error"),
     "internal": Kind(500, "server_error"),
     "overloaded": Kind(503, "server_error"),
+    "timeout": Kind(504, "server_error"),
     "no_worker": Kind(503, "server_error"),
     "model_loading": Kind(503, "server_error"),
     "model_unavailable": Kind(503, "server_error"),

@@ -5,7 +5,9 @@ last was.
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from datetime import UTC, datetime
+from typing import Any, Literal, TypeVar
 
 from services.contract import subjects
 from services.contract.errors import ServiceError
@@ -21,6 +23,12 @@ from services.contract.messages import (
 from services.inference.engine.engine import Output
 from services.inference.engine.sequence import Sequence
 from services.runtime.bus import Bus
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The call is to end before it came to the engine."""
 
 
 class Call:
@@ -50,7 +58,8 @@ class Call:
         self.outputs: asyncio.Queue[Output] = asyncio.Queue()
         self.sequence: Sequence | None = None
         self.text = ""
-        self.cancelled = False
+        self.stop_reason: Literal["cancelled", "timeout"] | None = None
+        self._stopped = asyncio.Event()
         self.ended = False
 
     @property
@@ -79,6 +88,28 @@ class Call:
     @property
     def has_slot(self) -> bool:
         return self.sequence is not None and self.sequence.slot is not None
+
+    def stop(self, reason: Literal["cancelled", "timeout"]) -> None:
+        self.stop_reason = self.stop_reason or reason
+        self._stopped.set()
+
+    def drop(self) -> None:
+        """Nobody hears of it any more."""
+        self.ended = True
+        self.stop("cancelled")
+
+    async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives. Raises Stopped as soon as the call is stopped."""
+        working = asyncio.create_task(work)
+        stopped = asyncio.create_task(self._stopped.wait())
+        try:
+            await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise Stopped
+            return working.result()
+        finally:
+            working.cancel()
+            stopped.cancel()
 
     async def send(self, event: StreamEvent) -> None:
         """Nothing is sent after the end, so that there is exactly one."""

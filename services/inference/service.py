@@ -30,7 +30,8 @@ from services.contract.messages import (
 )
 from services.inference import origins
 from services.inference.answers import Answers
-from services.inference.calls import Call
+from services.inference.calls import Call, Stopped
+from services.inference.cancels import Cancels
 from services.inference.engine.backend import Sampler
 from services.inference.engine.engine import (
     Began,
@@ -51,6 +52,7 @@ from services.runtime.bus import Bus, Delivery
 
 KEEP_ALIVE = 1.0  # seconds without an event after which a caller is sent a Progress
 FINISH_DEADLINE = 22.0  # seconds that a draining worker gives to the answers it has begun
+NEVER = 86_400.0  # seconds; no answer takes a day
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,7 @@ class ChatService:
         self._sessions = Sessions(bus)
         self._answers = Answers()
         self._calls: dict[str, Call] = {}
+        self._cancels = Cancels()
         self._reception = Reception(bus, worker_id, workers, self._admit)
         self._dead = False
         self._draining = False
@@ -132,6 +135,8 @@ class ChatService:
             raise _shutting_down()
         self._check_room(call)
         self._calls[call.key] = call
+        for cancel in self._cancels.of(call.key):  # it has overtaken its request
+            self._stop(call, cancel)
         self._bus.spawn(self._answer(call))
         return Taken(self.running, self.waiting)
 
@@ -151,9 +156,12 @@ class ChatService:
 
     async def _answer(self, call: Call) -> None:
         logs.request_id.set(call.request_id)
+        deadline = self._deadline(call)
         try:
             await call.send(Accepted(call.request_id, self._worker_id, self._model.info.digest))
             await self._converse(call)
+        except Stopped:
+            await self._end_unsaid(call)
         except ServiceError as error:
             log.warning("failed: %s", error)
             await call.fail(error)
@@ -161,14 +169,17 @@ class ChatService:
             log.exception("failed")
             await call.fail(ServiceError("internal", "The worker failed; its log says why."))
         finally:
+            deadline.cancel()
             del self._calls[call.key]
             self._engine.cancel(call.key)  # does nothing, but after a bug
 
     async def _converse(self, call: Call) -> None:
-        context = await self._sessions.context(call.tenant, call.request.session_id)
+        context = await call.unless_stopped(
+            self._sessions.context(call.tenant, call.request.session_id)
+        )
         answers = self._answers.of(call.tenant, context.turns)
         origin, sampler = await asyncio.to_thread(self._prepare, call, context, answers)
-        if call.cancelled:
+        if call.stop_reason:
             sampler.close()
             usage = Usage(len(origins.prompt(origin)), 0, 0)
             finished = Finished("cancelled", usage, Timings(0, 0, 0))
@@ -242,6 +253,10 @@ class ChatService:
         it.
         """
         reason, usage, timings = finished
+        if reason == "cancelled":
+            reason = call.stop_reason or reason
+        if reason == "timeout" and not call.text:
+            raise _too_late()
         if call.ended or (reason == "cancelled" and not call.text):
             stored: Stored = "none"
         else:
@@ -264,17 +279,38 @@ class ChatService:
         dropped = origin.exchanges_dropped
         await call.send(Done(reason, usage, timings, dropped, stored, len(call.text)))
 
+    async def _end_unsaid(self, call: Call) -> None:
+        if call.stop_reason == "timeout":
+            await call.fail(_too_late())
+        else:
+            nothing = Usage(0, 0, 0)
+            await call.send(Done("cancelled", nothing, Timings(0, 0, 0), 0, "none", 0))
+
     def _cancel(self, delivery: Delivery) -> None:
-        tenant, request_id = subjects.target_of_cancel(delivery.subject)
+        key = ".".join(subjects.target_of_cancel(delivery.subject))
         cancel = decode(delivery.data or b"{}", Cancel)
-        call = self._calls.get(f"{tenant}.{request_id}")
-        if call is None or cancel.worker_id not in (None, self._worker_id):
+        if cancel.worker_id not in (None, self._worker_id):
             return
+        self._cancels.remember(key, cancel)
+        if call := self._calls.get(key):
+            self._stop(call, cancel)
+
+    def _stop(self, call: Call, cancel: Cancel) -> None:
         if cancel.reply not in (None, call.reply):
             return
-        call.cancelled = True
-        call.ended = call.ended or cancel != Cancel()  # dropped: nobody hears of it any more
+        if cancel == Cancel():
+            call.stop("cancelled")
+        else:
+            call.drop()
         self._engine.cancel(call.key)
+
+    def _deadline(self, call: Call) -> asyncio.TimerHandle:
+        def pass_by() -> None:
+            call.stop("timeout")
+            self._engine.cancel(call.key)
+
+        loop = asyncio.get_running_loop()
+        return loop.call_later(call.request.timeout_s or NEVER, pass_by)
 
     def _hand_out(self, outputs: list[tuple[str, Output]]) -> None:
         for key, output in outputs:
@@ -298,6 +334,10 @@ class ChatService:
                 if not place and not call.has_slot:  # its prompt is not put together yet
                     place = last = last + 1
                 await call.keep_alive(place, KEEP_ALIVE - tick)  # the next look would be too late
+
+
+def _too_late() -> ServiceError:
+    return ServiceError("timeout", "The answer had not begun when the request's time was over.", 1)
 
 
 def _shutting_down() -> ServiceError:

@@ -78,3 +78,9 @@ def test_the_default_model_and_a_name_of_two_files_are_those_of_most_workers() -
     for name in (None, "demo"):
         assert sorted(order("_.s", name, workers)) == ["b", "c"]
         assert order("_.s", name, workers[:2]) == order("_.s", name, workers[1::-1])
+
+
+def test_what_only_one_file_can_answer_goes_to_its_workers_however_few() -> None:
+    workers = [report("a"), report("b", model=TUNED), report("c", model=TUNED)]
+    assert order("_.s", None, workers, digest="d1") == ["a"]
+    assert order("_.s", "demo", workers, digest="d3") == []

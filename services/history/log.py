@@ -28,8 +28,8 @@ from services.runtime.streams import (
     StreamUnavailable,
 )
 
-# Some 500,000 exchanges: months of backlog for a MongoDB that is down, and little enough to fit
-# beside it on a small machine. What is older is dropped first.
+# Of a new log; `nats stream edit HISTORY --max-bytes` gives it more. Some 500,000 exchanges: months
+# of backlog for a MongoDB that is down, and little enough to fit beside it on a small machine.
 MAX_BYTES = 1024**3
 ARCHIVE = "archive"
 ACK_WAIT = 30.0  # seconds after which a batch of a process that died is given to another
@@ -70,11 +70,12 @@ class Log:
     async def open_archive(self, database: str) -> None:
         """
         How far the log has been given to MongoDB is kept per database: one that is new, or was put
-        in another's place, gets all that the log has.
+        in another's place, gets all that the log has. From now on the log drops nothing by itself.
         """
         if database == self._database:
             return
         await self.close()
+        await self._stream.refuse_when_full()
         self._archive = Consumer(self._bus, subjects.HISTORY_STREAM, f"{ARCHIVE}-{database}")
         await self._archive.ensure(ACK_WAIT, MAX_ACK_PENDING)
         self._database = database
@@ -103,14 +104,18 @@ class Log:
             log.warning("snapshot of %s can't be read, the log is read instead: %s", key, error)
             return Snapshot(), value.revision
 
-    async def keep(self, key: str, snapshot: Snapshot, revision: int) -> None:
-        """It only saves time: another process may have been first, or JetStream may refuse it."""
+    async def keep(self, key: str, snapshot: Snapshot, revision: int) -> bool:
+        """
+        False if it is not kept: another process may have been first, or JetStream may refuse it.
+        """
         try:
             await self._snapshots.put(key, encode(snapshot), revision)
         except Conflict:
-            return
+            return False
         except StreamUnavailable as error:
             log.warning("snapshot of %s not kept: %s", key, error)
+            return False
+        return True
 
     async def since(self, key: str, snapshot: Snapshot) -> tuple[Snapshot, list[Entry]]:
         """
@@ -185,6 +190,17 @@ class Log:
         """`open_archive` comes first."""
         assert self._archive is not None
         return await self._archive.fetch(batch, timeout)
+
+    async def between(self, first: int, last: int) -> AsyncIterator[Entry]:
+        """All sessions' records with these sequences, oldest first."""
+        while first <= last and (stored := await self._stream.next(subjects.HISTORY_LOG, first)):
+            if stored.seq <= last:
+                yield read(stored)
+            first = stored.seq + 1
+
+    async def drop(self, entries: Sequence[Entry]) -> None:
+        """Drops these records."""
+        await asyncio.gather(*(self._stream.delete(entry.seq) for entry in entries))
 
     async def archived_until(self) -> int:
         """Whatever has this sequence or less is in the archive."""

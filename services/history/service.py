@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
 
 from services.contract import subjects
 from services.contract.errors import ServiceError
@@ -17,19 +16,22 @@ from services.contract.history import (
 from services.contract.messages import Empty
 from services.history.archive import Archive, ArchiveUnavailable
 from services.history.archiver import Archiver
-from services.history.context import Snapshot, fold, forget
+from services.history.contexts import Contexts
 from services.history.entry import Entry, messages
 from services.history.log import Log
+from services.history.quota import Quota
 from services.history.settings import HistorySettings
+from services.history.trimmer import Trimmer
 from services.runtime.bus import Bus
-from services.runtime.streams import Conflict, StreamUnavailable
+from services.runtime.streams import Conflict, NoRoom, StreamUnavailable
 
 
 class History:
-    def __init__(self, log: Log, archive: Archive, settings: HistorySettings) -> None:
+    def __init__(self, log: Log, archive: Archive, contexts: Contexts, quota: Quota) -> None:
         self._log = log
         self._archive = archive
-        self._settings = settings
+        self._contexts = contexts
+        self._quota = quota
 
     async def serve(self, bus: Bus) -> None:
         endpoints = [
@@ -44,8 +46,10 @@ class History:
         await bus.serve_retries(endpoints)
 
     async def _on_context(self, subject: str, request: ContextRequest) -> Context:
+        """Refused if what will be said could not be stored: so nothing is generated in vain."""
+        self._quota.check()
         with _as_service_error():
-            return await self._context(_key(subject, request.session_id))
+            return await self._contexts.of(_key(subject, request.session_id))
 
     async def _on_messages(self, subject: str, request: MessagesRequest) -> Messages:
         tenant = subjects.tenant_of_history(subject)
@@ -60,29 +64,19 @@ class History:
         return Empty()
 
     async def _on_status(self, subject: str, request: Empty) -> HistoryStatus:
-        records = size = unarchived = None
+        state = unarchived = None
         with suppress(StreamUnavailable):
             state = await self._log.state()
-            records, size = state.messages, state.bytes
             unarchived = await self._log.count_unarchived()
         return HistoryStatus(
             database_connected=self._archive.connected,
-            log_records=records,
-            log_bytes=size,
+            log_records=state and state.messages,
+            log_bytes=state and state.bytes,
             unarchived=unarchived,
             unreadable=self._archive.unreadable,
+            log_limit=state and state.limit,
+            warning=self._quota.warning,
         )
-
-    async def _context(self, key: str) -> Snapshot:
-        kept, revision = await self._log.snapshot(key)
-        snapshot, entries = await self._log.since(key, kept)
-        for entry in entries:
-            snapshot = fold(snapshot, entry, self._settings.history_exchanges)
-        if retention := self._settings.retention_seconds:
-            snapshot = forget(snapshot, datetime.now(UTC) - timedelta(seconds=retention))
-        if snapshot != kept:
-            await self._log.keep(key, snapshot, revision)
-        return snapshot
 
     async def _last(self, tenant: str, key: str | None, limit: int) -> list[Entry]:
         """
@@ -115,8 +109,10 @@ async def start(stack: AsyncExitStack, settings: HistorySettings) -> None:
         bus.spawn(log.ensure())
 
     bus.on_reconnect(ensure_again)
+    contexts, quota = Contexts(log, settings), Quota()
     await stack.enter_async_context(Archiver(log, archive).running())
-    await History(log, archive, settings).serve(bus)
+    await stack.enter_async_context(Trimmer(log, contexts, quota).running())
+    await History(log, archive, contexts, quota).serve(bus)
     stack.push_async_callback(bus.leave)
 
 
@@ -128,6 +124,10 @@ def _key(subject: str, session_id: str) -> str:
 def _as_service_error() -> Iterator[None]:
     try:
         yield
+    except NoRoom as error:
+        raise ServiceError(
+            "history_full", f"JetStream has no room ({error}): give it some, then try again.", 5
+        ) from error
     except StreamUnavailable as error:
         raise ServiceError(
             "history_unavailable",

@@ -14,12 +14,23 @@ from nats.js import JetStreamContext, api
 
 from services.runtime.bus import Bus
 
-WRONG_LAST_SEQUENCE = (10071, 10164)  # nats-server's error codes for a failed compare-and-set
+# nats-server's error codes
+WRONG_LAST_SEQUENCE = (10071, 10164)  # a failed compare-and-set
+NO_MESSAGE = 10057
+NO_ROOM = (
+    10077,  # the stream is at its limit
+    10023,  # the server is
+    10047,  # the server would be, with this stream
+)
 DUPLICATE_WINDOW = 120.0  # seconds in which the server itself drops a repeated message id
 
 
 class StreamUnavailable(Exception):
     """JetStream did not answer, or not with success."""
+
+
+class NoRoom(StreamUnavailable):
+    """JetStream refuses, until there is room again."""
 
 
 class Conflict(Exception):
@@ -38,6 +49,8 @@ class StreamState(NamedTuple):
     last_seq: int
     messages: int
     bytes: int
+    limit: int | None  # bytes; None: it has none
+    drops_old: bool  # at its limit; else it takes nothing more
 
 
 class Stream:
@@ -49,21 +62,43 @@ class Stream:
 
     async def ensure(self, subjects: str, max_bytes: int, max_age: float) -> None:
         """
-        Makes the stream, or updates its limits; what an operator set besides (replicas, placement)
-        stays. `max_age` in seconds, 0: for ever.
+        Makes the stream, or updates the age at which its messages go (in seconds, 0: never). What
+        an operator set besides stays: replicas, placement, and `max_bytes`.
         """
         with _as_unavailable():
             try:
                 config = (await self._js.stream_info(self.name)).config
                 change = self._js.update_stream
             except nats.js.errors.NotFoundError:
-                config = api.StreamConfig(name=self.name, storage=api.StorageType.FILE)
+                config = api.StreamConfig(
+                    name=self.name, storage=api.StorageType.FILE, max_bytes=max_bytes
+                )
                 change = self._js.add_stream
             config.subjects = [subjects]
             config.allow_direct = True
-            config.max_bytes, config.max_age = max_bytes, max_age
+            config.max_age = max_age
             config.duplicate_window = min(DUPLICATE_WINDOW, max_age or DUPLICATE_WINDOW)
             await change(config)
+
+    async def refuse_when_full(self) -> None:
+        """From now on: a new stream drops its oldest messages instead."""
+        with _as_unavailable():
+            config = (await self._js.stream_info(self.name)).config
+            if config.discard != api.DiscardPolicy.NEW:
+                config.discard = api.DiscardPolicy.NEW
+                await self._js.update_stream(config)
+
+    async def delete(self, seq: int) -> None:
+        """
+        Overwrites the message; nothing if it is gone. Not by a purge, of a subject or up to a
+        sequence: nats-server then forgets what a consumer has given out, and never gives it again.
+        """
+        with _as_unavailable():
+            try:
+                await self._js.delete_msg(self.name, seq)
+            except nats.js.errors.APIError as error:
+                if error.err_code != NO_MESSAGE:
+                    raise
 
     async def append(self, subject: str, data: bytes, message_id: str, previous: int) -> int:
         """
@@ -116,8 +151,16 @@ class Stream:
 
     async def state(self) -> StreamState:
         with _as_unavailable():
-            state = (await self._js.stream_info(self.name)).state
-        return StreamState(state.first_seq, state.last_seq, state.messages, state.bytes)
+            info = await self._js.stream_info(self.name)
+        state, limit = info.state, info.config.max_bytes or -1
+        return StreamState(
+            state.first_seq,
+            state.last_seq,
+            state.messages,
+            state.bytes,
+            limit if limit > 0 else None,
+            info.config.discard != api.DiscardPolicy.NEW,
+        )
 
 
 class Pending(NamedTuple):
@@ -275,5 +318,8 @@ def _stored(message: Msg) -> Stored:
 def _as_unavailable() -> Iterator[None]:
     try:
         yield
+    except nats.js.errors.APIError as error:
+        kind = NoRoom if error.err_code in NO_ROOM else StreamUnavailable
+        raise kind(error.description or str(error)) from error
     except (nats.errors.Error, TimeoutError) as error:
         raise StreamUnavailable(str(error) or type(error).__name__) from error

@@ -9,6 +9,7 @@ import pytest
 
 from services.contract import subjects
 from services.contract.history import HistoryStatus
+from services.history import log
 from services.runtime.bus import Bus
 from tests.history.samples import (
     TENANT,
@@ -49,6 +50,7 @@ async def test_what_the_log_had_before_mongodb_was_there_is_archived(
             log_bytes=(await own_bus.jetstream.stream_info("HISTORY")).state.bytes,
             unarchived=40,
             unreadable=0,
+            log_limit=log.MAX_BYTES,
         )
     async with history(url_of(own_nats), mongodb_uri):
         await connected(own_bus)

@@ -7,7 +7,8 @@ from uuid import uuid4
 import pytest
 
 from services.runtime.bus import Bus
-from services.runtime.streams import Bucket, Conflict, Consumer, Stream, StreamUnavailable
+from services.runtime.streams import Bucket, Conflict, Consumer, NoRoom, Stream, StreamUnavailable
+from tests.history.samples import until
 from tests.servers import nats_server, running
 
 MEBIBYTE = 1024**2
@@ -45,13 +46,13 @@ async def consumer(bus: Bus, stream: Stream) -> AsyncIterator[Consumer]:
 
 async def test_what_an_operator_set_of_a_stream_stays(bus: Bus, stream: Stream) -> None:
     config = (await bus.jetstream.stream_info(stream.name)).config
-    config.description = "by the operator"
+    config.description, config.max_bytes = "by the operator", 3 * MEBIBYTE
     await bus.jetstream.update_stream(config)
     await stream.ensure(f"{stream.name}.>", 2 * MEBIBYTE, 60)
     config = (await bus.jetstream.stream_info(stream.name)).config
     assert (config.description, config.max_bytes, config.max_age) == (
         "by the operator",
-        2 * MEBIBYTE,
+        3 * MEBIBYTE,
         60,
     )
 
@@ -114,12 +115,49 @@ async def test_any_message_of_a_subject_can_be_searched_backwards(
 
 async def test_a_stream_that_is_there_is_brought_up_to_date(bus: Bus, stream: Stream) -> None:
     await stream.append(f"{stream.name}.a", b"one", "id1", previous=0)
-    await stream.ensure(f"{stream.name}.>", 2 * MEBIBYTE, 60)
-    config = (await bus.jetstream.stream_info(stream.name)).config
-    assert (config.max_bytes, config.max_age) == (2 * MEBIBYTE, 60)
-    await stream.ensure(f"{stream.name}.>", 2 * MEBIBYTE, 0)
+    await stream.ensure(f"{stream.name}.>", MEBIBYTE, 60)
+    assert (await bus.jetstream.stream_info(stream.name)).config.max_age == 60
+    await stream.ensure(f"{stream.name}.>", MEBIBYTE, 0)
     assert (await bus.jetstream.stream_info(stream.name)).config.max_age == 0
     assert await stream.get(1) is not None
+
+
+async def test_a_full_stream_drops_its_oldest_until_it_is_told_to_refuse(
+    stream: Stream, append: Append
+) -> None:
+    for _ in range(20):
+        await append("a", b"x" * 100_000)
+    state = await stream.state()
+    assert state.first_seq > 1 and state.drops_old and state.limit == MEBIBYTE
+    await stream.refuse_when_full()
+    with pytest.raises(NoRoom, match="maximum bytes exceeded"):
+        await append("a", b"x" * 100_000)
+    assert not (await stream.state()).drops_old
+    await stream.ensure(f"{stream.name}.>", MEBIBYTE, 0)
+    assert not (await stream.state()).drops_old
+
+
+async def test_what_a_consumer_has_given_out_survives_a_delete_beside_it(
+    consumer: Consumer, stream: Stream, append: Append
+) -> None:
+    for data in (b"one", b"two", b"three", b"four"):
+        await append(data.decode(), data)
+    first, second, third, fourth = await consumer.fetch(10, timeout=5)
+    await first.ack()
+    for seq in (1, 2, 2, 99):
+        await stream.delete(seq)
+    await third.give_back()
+    (again,) = await consumer.fetch(10, timeout=5)
+    assert again.stored.data == b"three"
+    assert await consumer.unacknowledged() == 2
+    await again.ack()
+    await fourth.ack()
+
+    async def is_acknowledged() -> bool:
+        return await consumer.floor() == 4
+
+    await until(is_acknowledged)
+    assert (await stream.state()).first_seq == 3
 
 
 async def test_a_stream_that_is_not_there_is_unavailable(bus: Bus) -> None:

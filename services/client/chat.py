@@ -108,7 +108,7 @@ class ChatClient:
                 self._bus, self._workers, worker_id, self._tenant, request, reply, ACK_TIMEOUT
             )
 
-        key = subjects.session_key(self._tenant, request.session_id)
+        key = prompts.route(self._tenant, request)
         if await first_to_take(self._workers.order(key, request.model), offering) is None:
             reply, inbox = await self._attempt(request, attempts)
             await self._bus.publish(subjects.request(self._tenant), request, reply)

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from services.contract.conversation import Messages as Conversation
+from services.contract.conversation import ToolChoice, Tools
 from services.contract.errors import ErrorCode
 
 SessionId = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -29,6 +31,7 @@ Bias = Annotated[float, Meta(ge=-100, le=100)]
 Gbnf = Annotated[str, Meta(min_length=1, max_length=16_384)]
 ModelName = Annotated[str, Meta(min_length=1, max_length=512)]  # as long as two file names
 RequestId = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}\\Z")]
+Tokens = Annotated[tuple[TokenNumber, ...], Meta(min_length=1)]
 Stored = Literal["log", "failed", "none"]
 
 
@@ -121,10 +124,20 @@ class Resume(Struct, frozen=True):
 
 class ChatRequest(Prompt, frozen=True, kw_only=True):
     """
-    What a worker is asked. A native caller may leave `request_id` out: the worker then makes
-    one.
+    What a worker is asked: a session's next `prompt`; or all `messages` of a conversation, or a
+    `text` to go on with, without the template. For these two the session is neither read nor
+    written: it only says which worker is warm, and may be "", nobody's.
+
+    A native caller may leave `request_id` out: the worker then makes one.
     """
 
+    prompt: str = ""
+    session_id: Annotated[str, Meta(max_length=128)] = "default"
+    messages: Conversation | None = None
+    tools: Tools | None = None  # that the model may call, in answer to `messages`
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool | None = None  # None: several only where no call is forced
+    text: str | Tokens | None = None
     request_id: RequestId | None = None
     # Seconds that the answer goes on for while nobody reads it, in which somebody may come back
     grace_s: Annotated[float, Meta(ge=0, le=600)] = 0

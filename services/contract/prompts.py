@@ -1,10 +1,48 @@
-"""What a prompt may be beyond its type: checked alike by the edge and by the worker."""
+"""What a request may be beyond its type: checked alike by the edge and by the worker."""
 
+import hashlib
+
+from services.contract import subjects
+from services.contract.conversation import ChatMessage
 from services.contract.errors import ServiceError
-from services.contract.messages import Prompt, TextFormat
+from services.contract.messages import ChatRequest, Prompt, TextFormat
 
 MAX_BYTES = 64 * 1024
 """So that ten exchanges and a prompt fit NATS's message limit of 1 MiB."""
+MAX_CONVERSATION_BYTES = 512 * 1024
+"""Of text, which JSON can nearly double."""
+ROUTED_BY = 1000
+"""Characters of a plain text that a worker is chosen by."""
+
+
+def is_stateless(request: ChatRequest) -> bool:
+    """Whether it brings all that the model is shown."""
+    return request.messages is not None or request.text is not None
+
+
+def route(tenant: str, request: ChatRequest) -> str:
+    """
+    What its worker is chosen by: the session; where that is nobody's, the beginning of what it
+    brings, which a conversation's next turns repeat.
+    """
+    if request.session_id:
+        return subjects.session_key(tenant, request.session_id)
+    beginning = str(request.text)[:ROUTED_BY]
+    if request.messages:
+        asked = next((i for i, m in enumerate(request.messages) if m.role == "user"), 0)
+        beginning = "".join(m.text for m in request.messages[: asked + 1])
+    return f"{tenant}.{hashlib.sha256(beginning.encode()).hexdigest()}"
+
+
+def size(request: ChatRequest) -> int:
+    """
+    Bytes of all that is to be read: never fewer than its tokens, but for what a template adds.
+    """
+    if request.text is not None:
+        return len(request.text.encode()) if isinstance(request.text, str) else len(request.text)
+    if request.messages is not None:
+        return sum(len(text.encode()) for m in request.messages for text in _texts(m))
+    return len(request.prompt.encode())
 
 
 def check(prompt: Prompt) -> None:
@@ -12,15 +50,78 @@ def check(prompt: Prompt) -> None:
     Raises ServiceError: payload_too_large for a long one, invalid_request for a blank one, or for
     fields that contradict each other.
     """
-    if not prompt.prompt.strip():
-        raise ServiceError("invalid_request", "The prompt is blank: it must say something.")
-    if (size := len(prompt.prompt.encode())) > MAX_BYTES:
-        raise ServiceError(
-            "payload_too_large",
-            f"The prompt has {size:,} bytes, and {MAX_BYTES:,} is the most: shorten it.",
-        )
+    if isinstance(prompt, ChatRequest) and is_stateless(prompt):
+        _check_stateless(prompt)
+    else:
+        _check_prompt(prompt)
     if prompt.grammar and not isinstance(prompt.response_format, TextFormat | None):
         raise ServiceError(
             "invalid_request",
             "Both grammar and response_format say what the answer must be: leave one of them out.",
         )
+
+
+def _check_prompt(prompt: Prompt) -> None:
+    if not prompt.prompt.strip():
+        raise ServiceError("invalid_request", "The prompt is blank: it must say something.")
+    if not prompt.session_id:
+        raise ServiceError("invalid_request", "The field `session_id` is empty: leave it out.")
+    if (size := len(prompt.prompt.encode())) > MAX_BYTES:
+        raise ServiceError(
+            "payload_too_large",
+            f"The prompt has {size:,} bytes, and {MAX_BYTES:,} is the most: shorten it.",
+        )
+
+
+def _check_stateless(request: ChatRequest) -> None:
+    given = [name for name in ("prompt", "messages", "text") if getattr(request, name)]
+    if len(given) != 1:
+        raise ServiceError("invalid_request", f"Give one of prompt, messages and text: {given}.")
+    if (bytes_ := size(request)) > MAX_CONVERSATION_BYTES:
+        raise ServiceError(
+            "payload_too_large",
+            f"The conversation has {bytes_:,} bytes, and {MAX_CONVERSATION_BYTES:,} is the most:"
+            " shorten it.",
+        )
+    for number, message in enumerate(request.messages or ()):
+        if wrong := _fault(message):
+            raise ServiceError("invalid_request", f"{wrong} - at `$.messages[{number}]`.")
+    _check_tools(request)
+
+
+def _fault(message: ChatMessage) -> str | None:
+    is_call = message.role == "assistant" and message.tool_calls
+    if message.content is None and not is_call:
+        return f"A message of {message.role!r} needs `content`"
+    if message.tool_calls and not is_call:
+        return f"A message of {message.role!r} has no `tool_calls`"
+    if message.role == "tool" and message.tool_call_id is None:
+        return "A message of 'tool' needs the `tool_call_id` of the call that it answers"
+    return None
+
+
+def _check_tools(request: ChatRequest) -> None:
+    names = [tool.function.name for tool in request.tools or ()]
+    if len(set(names)) < len(names):
+        raise ServiceError("invalid_request", "Two functions in `$.tools` have the same name.")
+    choice = request.tool_choice
+    if isinstance(choice, str):
+        wanted = choice == "required" and not names
+    else:
+        wanted = choice.function.name not in names
+    if wanted:
+        raise ServiceError(
+            "invalid_request", "The field `tool_choice` asks for a function that `tools` lacks."
+        )
+    has_form = request.grammar or not isinstance(request.response_format, TextFormat | None)
+    if names and choice != "none" and has_form:
+        raise ServiceError(
+            "invalid_request",
+            "With `tools` the answer can't have a form of its own too: leave out response_format"
+            " and grammar, or set tool_choice to none.",
+        )
+
+
+def _texts(message: ChatMessage) -> list[str]:
+    calls = [call.function.arguments for call in message.tool_calls or ()]
+    return [message.text, *calls]

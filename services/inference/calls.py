@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
-from services.contract import subjects
+from services.contract import prompts, subjects
 from services.contract.errors import ServiceError
 from services.contract.messages import (
     ChatRequest,
@@ -46,7 +46,7 @@ class Call:
         assert request.request_id is not None
         self._bus = bus
         self.reply = reply
-        self._bytes = len(request.prompt.encode())
+        self._bytes = prompts.size(request)
         self._last_sent = time.monotonic()
         self.tenant = tenant
         self.request = request
@@ -69,6 +69,9 @@ class Call:
 
     @property
     def session_key(self) -> str:
+        """Empty where it is nobody's."""
+        if not self.request.session_id:
+            return ""
         return subjects.session_key(self.tenant, self.request.session_id)
 
     @property

@@ -4,14 +4,13 @@ Chat requests from the bus: admission, one answer each, cancel, drain. Knows no 
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Tokens
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from msgspec.structs import replace
 
 from services.client.workers import Workers
-from services.contract import subjects
+from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.history import Context, Exchange
@@ -28,7 +27,7 @@ from services.contract.messages import (
     Token,
     Usage,
 )
-from services.inference import origins
+from services.inference import origins, preparation
 from services.inference.answers import Answers
 from services.inference.calls import Call, Stopped
 from services.inference.cancels import Cancels
@@ -43,6 +42,7 @@ from services.inference.engine.engine import (
     Refused,
 )
 from services.inference.engine.sequence import Sequence
+from services.inference.engine.shown import KnownAnswers
 from services.inference.models import Model
 from services.inference.reception import Reception
 from services.inference.sessions import Sessions
@@ -174,10 +174,7 @@ class ChatService:
             self._engine.cancel(call.key)  # does nothing, but after a bug
 
     async def _converse(self, call: Call) -> None:
-        context = await call.unless_stopped(
-            self._sessions.context(call.tenant, call.request.session_id)
-        )
-        answers = self._answers.of(call.tenant, context.turns)
+        context, answers = await self._find_context(call)
         origin, sampler = await asyncio.to_thread(self._prepare, call, context, answers)
         if call.stop_reason:
             sampler.close()
@@ -188,22 +185,26 @@ class ChatService:
             self._remember(call)
         await self._finish(call, origin, finished)
 
+    async def _find_context(self, call: Call) -> tuple[Context, KnownAnswers]:
+        """What the session brings, if it is asked for, and the answers whose tokens are known."""
+        request = call.request
+        if prompts.is_stateless(request):
+            return Context(), self._answers.of_texts(call.tenant, request.messages or ())
+        context = await call.unless_stopped(self._sessions.context(call.tenant, request.session_id))
+        return context, self._answers.of(call.tenant, context.turns)
+
     def _prepare(
-        self, call: Call, context: Context, answers: Mapping[str, Tokens[int]]
+        self, call: Call, context: Context, answers: KnownAnswers
     ) -> tuple[Origin, Sampler]:
         """
         All that takes time before the engine, and all that can be wrong with the request. In a
         thread of its own.
         """
-        prompt = self._model.template.prompt(
-            self._settings.chat_system_prompt.strip(),
-            context.turns,
-            call.request.prompt,
-            call.sampling.max_tokens or 1,
-            answers,
-        )
-        if not prompt.tokens:
-            raise ServiceError("invalid_request", "The chat template makes nothing of this prompt.")
+        model, request, sampling = self._model, call.request, call.sampling
+        system = self._settings.chat_system_prompt.strip()
+        most = sampling.max_tokens or 1
+        prompt = preparation.prompt(model, system, request, context, answers, most)
+        call.sampling = preparation.sampling(model, request, sampling, len(prompt.tokens))
         origin = origins.of(call, self._model.served[call.adapter].digest, context, prompt)
         return origin, self._model.backend.sampler(call.sampling)
 
@@ -245,7 +246,10 @@ class ChatService:
         tokens = call.sequence.generated
         if tokens and self._model.backend.is_end(tokens[-1]):
             tokens = tokens[:-1]
-        self._answers.remember(call.tenant, call.request_id, tokens)
+        if prompts.is_stateless(call.request):
+            self._answers.remember_text(call.tenant, call.text, tokens)
+        else:
+            self._answers.remember(call.tenant, call.request_id, tokens)
 
     async def _finish(self, call: Call, origin: Origin, finished: Finished) -> None:
         """
@@ -257,7 +261,8 @@ class ChatService:
             reason = call.stop_reason or reason
         if reason == "timeout" and not call.text:
             raise _too_late()
-        if call.ended or (reason == "cancelled" and not call.text):
+        is_empty = reason == "cancelled" and not call.text
+        if call.ended or is_empty or prompts.is_stateless(call.request):
             stored: Stored = "none"
         else:
             exchange = Exchange(

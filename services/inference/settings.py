@@ -5,7 +5,9 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from services.contract import prompts
 from services.contract.messages import (
+    ChatRequest,
     MaxTokens,
     RepeatPenalty,
     Sampling,
@@ -56,19 +58,22 @@ class InferenceSettings(BusSettings, frozen=True, kw_only=True):
         cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
         return min(self.model_threads, cpus or 1)
 
-    def fill_in(self, sampling: Sampling) -> Sampling:
+    def fill_in(self, request: ChatRequest) -> Sampling:
         """
-        The request's own choices, and the CHAT_… settings for all that it left out. CHAT_STOP is
-        for talk: what has a form would be cut by it.
+        The request's own choices, and the CHAT_… settings for all that it left out. CHAT_STOP and
+        CHAT_MAX_TOKENS are for talk: what has a form would be cut by them, and who sends a
+        conversation says himself where the answer ends.
         """
         given = {
             name: value
             for name in Sampling.__struct_fields__
-            if (value := getattr(sampling, name)) is not None
+            if (value := getattr(request, name)) is not None
         }
-        has_form = sampling.grammar or not isinstance(sampling.response_format, TextFormat | None)
-        no_stop = {"stop": ()} if has_form else {}
-        return Sampling(**(self._defaults | no_stop | given))
+        has_form = request.grammar or not isinstance(request.response_format, TextFormat | None)
+        is_stateless = prompts.is_stateless(request)
+        no_stop = {"stop": ()} if has_form or is_stateless else {}
+        no_end = {"max_tokens": None} if is_stateless else {}
+        return Sampling(**(self._defaults | no_stop | no_end | given))
 
     @property
     def _defaults(self) -> dict[str, Any]:

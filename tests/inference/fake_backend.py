@@ -66,6 +66,7 @@ class FakeBackend:
         self, answers: dict[str, bytes], context: int = 1000, step_seconds: float = 0
     ) -> None:
         self.context = context
+        self.vocabulary_size = END + 1
         self.cells: dict[int, list[int]] = {}
         self.adapters: dict[int, int] = {}  # that the cells of a slot were computed with
         self.computed = 0  # tokens, over all steps

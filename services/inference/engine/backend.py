@@ -66,6 +66,9 @@ class Backend(Protocol):
 
     context: int  # tokens that one sequence can have
 
+    @property
+    def vocabulary_size(self) -> int: ...
+
     def tokenize(self, text: str, special: bool) -> list[int]:
         """With `special`, text such as `<|im_end|>` becomes the control token it names."""
 

@@ -109,6 +109,10 @@ class Llama:
         """Whether every prompt of this model begins with the BOS token."""
         return bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
 
+    @property
+    def vocabulary_size(self) -> int:
+        return len(self._vocabulary)
+
     def tokenize(self, text: str, special: bool) -> list[int]:
         data = text.encode()
         room = len(data) + 8

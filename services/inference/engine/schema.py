@@ -24,14 +24,17 @@ CLASSES = {r"\d": "0-9", r"\w": "a-zA-Z0-9_", r"\s": r" \t\n"}
 CHAR = r'[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4})'  # no line breaks in strings
 
 
-def to_gbnf(schema: dict[str, Any]) -> str:
-    """A grammar for the JSON that fits. Raises GrammarError."""
+def to_gbnf(schema: dict[str, Any], name: str = "") -> str:
+    """
+    A grammar for the JSON that fits; with a `name`, only rules, of which the one of this name is
+    for it. Raises GrammarError.
+    """
     encoded = msgspec.json.encode(schema)
     if len(encoded) > MAX_BYTES:
         raise GrammarError(f"it has {len(encoded):,} bytes, and {MAX_BYTES:,} is the most")
     _check(schema)
     try:
-        return _Converter().convert(msgspec.json.decode(encoded))  # it writes into its schema
+        return _Converter().convert(msgspec.json.decode(encoded), name)  # it writes into its schema
     except GrammarError:
         raise
     except RecursionError as error:
@@ -46,11 +49,12 @@ class _Converter(SchemaConverter):
             prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False
         )
         self._parts = 0
+        self._named: dict[str, str] = {}  # the rule of each $ref
 
-    def convert(self, schema: dict[str, Any]) -> str:
+    def convert(self, schema: dict[str, Any], name: str) -> str:
         if "$ref" in schema:  # beside one, the converter does not look at $defs
             schema["anyOf"] = [{"$ref": schema.pop("$ref")}]
-        self.visit(self.resolve_refs(schema, "stdin"), "")
+        self.visit(self.resolve_refs(schema, "stdin"), name)
         grammar: str = self.format_grammar()  # type: ignore[no-untyped-call]
         return grammar
 
@@ -63,6 +67,13 @@ class _Converter(SchemaConverter):
         elif schema.get("items") in ({}, True):
             schema = schema | {"items": ANYTHING}
         return super().visit(schema, name)  # type: ignore[no-untyped-call]
+
+    def _resolve_ref(self, ref: str) -> str:
+        """The converter's own calls it by its path's last part, which another may have too."""
+        if ref not in self._named:
+            self._named[ref] = name = f"ref-{len(self._named)}"
+            self._named[ref] = self.visit(self._refs[ref], name)
+        return self._named[ref]
 
     def _add_rule(self, name: str, rule: str) -> Any:
         return super()._add_rule(name[:MAX_NAME], rule)  # type: ignore[no-untyped-call]

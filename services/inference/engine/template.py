@@ -7,21 +7,22 @@ text would tokenize differently.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 
+from services.contract.conversation import ChatMessage, Tool
 from services.contract.errors import ServiceError
 from services.contract.messages import Turn
 from services.inference.engine import jinja
 from services.inference.engine.backend import Backend
+from services.inference.engine.functions import Functions, Json
 from services.inference.engine.mark import Mark
+from services.inference.engine.shown import KnownAnswers, Message, Shown, merge_system, of_session
 from services.inference.engine.tokenizer import Said, Tokenizer
-
-KnownAnswers = Mapping[str, Sequence[int]]  # request id to the answer's tokens, without the end's
 
 
 class TemplateError(Exception):
@@ -32,12 +33,6 @@ class Prompt(NamedTuple):
     tokens: list[int]
     kept: int  # exchanges of the context that are in it
     dropped: int  # exchanges that did not fit
-
-
-class Message(NamedTuple):
-    role: str
-    content: str
-    tokens: Sequence[int] = ()  # of an answer, where they are known
 
 
 class _Piece(NamedTuple):
@@ -56,9 +51,9 @@ class ChatTemplate:
     def __init__(
         self, source: str, backend: Backend, *, bos: str, eos: str, adds_bos: bool
     ) -> None:
-        self._context = backend.context
+        self._backend = backend
         self._bos, self._eos, self._adds_bos = bos, eos, adds_bos
-        self._content, self._answer = Mark(), Mark()
+        self._content, self._answer, self._hidden = Mark(), Mark(), Mark()
         try:
             self._template = jinja.parse(source)
         except jinja2.TemplateSyntaxError as error:
@@ -66,6 +61,7 @@ class ChatTemplate:
         self._has_system_role = self._why_not("system", "user") is None
         if why_not := self._why_not("user", "assistant", "user"):
             raise TemplateError(why_not)
+        self.functions = Functions(self._show)
         self._tokenizer = Tokenizer(backend, self._own_text())
 
     def prompt(
@@ -84,46 +80,112 @@ class ChatTemplate:
         tried: dict[int, list[int]] = {}
 
         def fits(dropped: int) -> bool:
-            messages = _messages(system, turns[dropped:], question, answers)
-            tried[dropped] = self._tokens(messages)
-            return len(tried[dropped]) + max_tokens <= self._context
+            messages = of_session(system, turns[dropped:], question, answers)
+            messages = messages if self._has_system_role else merge_system(messages)
+            tried[dropped] = self._tokens(Shown(messages))
+            return len(tried[dropped]) + max_tokens <= self._backend.context
 
         dropped = _first(len(turns), fits)
         if dropped is None:
-            raise ServiceError(
-                "context_length_exceeded",
-                f"The prompt has {len(tried[len(turns)])} tokens and max_tokens is {max_tokens},"
-                f" but the model's context window holds {self._context} tokens: shorten the prompt"
-                " or lower max_tokens.",
-            )
+            raise _too_long(len(tried[len(turns)]), max_tokens, self._backend.context)
         return Prompt(tried[dropped], len(turns) - dropped, dropped)
 
-    def _tokens(self, messages: list[Message]) -> list[int]:
-        messages = messages if self._has_system_role else _merge_system(messages)
-        pieces, answers = self._cut(messages)
-        contents = [message.content for message in messages]
+    def conversation(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Tool],
+        max_tokens: int,
+        answers: KnownAnswers = MappingProxyType({}),
+    ) -> Prompt:
+        """
+        The prompt of a conversation as it is; `answers` are known by their text. Raises
+        ServiceError: context_length_exceeded, or invalid_request where the template refuses it.
+        """
+        shown = self._shown(*self.functions.show(messages, tools), answers)
+        try:
+            self._check_all_shown(shown)
+            tokens = self._tokens(shown)
+        except Exception as error:  # a template is a program, and can fail in any way
+            raise ServiceError(
+                "invalid_request", f"The model's chat template refuses the messages: {error}."
+            ) from error
+        return self._whole_prompt(tokens, max_tokens)
+
+    def plain(self, text: str | Sequence[int], max_tokens: int) -> Prompt:
+        """
+        The prompt without the template: all of it is the caller's, markers too. Raises
+        ServiceError: context_length_exceeded, or invalid_request for tokens that there are not.
+        """
+        if isinstance(text, str):
+            text = self._bos + text if self._needs_bos(text) else text
+            return self._whole_prompt(self._backend.tokenize(text, special=True), max_tokens)
+        if max(text) >= self._backend.vocabulary_size:
+            raise ServiceError(
+                "invalid_request",
+                f"There is no token {max(text)} in the prompt's model, whose last one is"
+                f" {self._backend.vocabulary_size - 1}.",
+            )
+        return self._whole_prompt(list(text), max_tokens)
+
+    def _whole_prompt(self, tokens: list[int], max_tokens: int) -> Prompt:
+        if len(tokens) + max_tokens > self._backend.context:
+            raise _too_long(len(tokens), max_tokens, self._backend.context)
+        return Prompt(tokens, 0, 0)
+
+    def _shown(self, messages: list[Json], tools: list[Json], answers: KnownAnswers) -> Shown:
+        hidden: list[str] = []
+
+        def hide(marker: str) -> str:
+            hidden.append(marker)
+            return self._hidden.of(len(hidden) - 1)
+
+        def message(role: str, content: str, **more: Any) -> Message:
+            is_answer = role == "assistant" and not more
+            tokens = answers.get(content, ()) if is_answer else ()
+            return Message(role, content, tokens, self._tokenizer.hide(more, hide))
+
+        shown = [message(**told) for told in messages]
+        shown = shown if self._has_system_role else merge_system(shown)
+        return Shown(shown, self._tokenizer.hide(tools, hide), hidden)
+
+    def _check_all_shown(self, shown: Shown) -> None:
+        """Of a message with calls, a template may leave the text out."""
+        frame = self._render(shown._replace(messages=self._framed(shown.messages, {})))
+        found = set(self._content.split(frame).numbers)
+        for number, message in enumerate(shown.messages):
+            if number not in found and "tool_calls" not in message.more:
+                raise ValueError(f"it does not show number {number}, of {message.role!r}")
+
+    def _tokens(self, shown: Shown) -> list[int]:
+        pieces, answers = self._cut(shown)
+        contents = [message.content for message in shown.messages]
         for i, said in answers.items():
             contents[i] = said.rest
         tokens: list[int] = []
         for piece, known in zip_longest(pieces, answers.values()):
-            self._add(tokens, piece, contents)
+            self._add(tokens, piece, contents, shown.hidden)
             tokens += known.tokens if known else []
         return tokens
 
-    def _cut(self, messages: list[Message]) -> tuple[list[_Piece], dict[int, Said]]:
+    def _cut(self, shown: Shown) -> tuple[list[_Piece], dict[int, Said]]:
         """
         Cut at the known answers: those whose tokens say their text, and which the template shows
         as they are. Another (trimmed, say) is text like all else.
         """
+        messages = shown.messages
+
+        def render(messages: list[Message]) -> str:
+            return self._render(shown._replace(messages=messages))
+
         said = {i: self._tokenizer.said(m.tokens, m.content) for i, m in enumerate(messages)}
         said = {i: answer for i, answer in said.items() if answer.tokens}
         try:
-            whole = self._render(messages)
+            whole = render(messages)
         except Exception:  # it may raise for what is in a content, which must not end a session
-            return [_Piece(None, self._render(self._framed(messages, {})))], {}
+            return [_Piece(None, render(self._framed(messages, {})))], {}
         while True:
-            texts, numbers = self._answer.split(self._render(self._marked(messages, said)))
-            frames, framed = self._answer.split(self._render(self._framed(messages, said)))
+            texts, numbers = self._answer.split(render(self._marked(messages, said)))
+            frames, framed = self._answer.split(render(self._framed(messages, said)))
             is_each_once = numbers == framed == list(said)
             changed = _changed(whole, texts, said) if is_each_once else list(said)
             if not changed:
@@ -133,60 +195,87 @@ class ChatTemplate:
     def _marked(self, messages: list[Message], said: dict[int, Said]) -> list[Message]:
         """With marks for the known answers."""
         return [
-            Message(m.role, self._answer.of(i) + said[i].rest if i in said else m.content)
+            m._replace(content=self._answer.of(i) + said[i].rest) if i in said else m
             for i, m in enumerate(messages)
         ]
 
     def _framed(self, messages: list[Message], said: dict[int, Said]) -> list[Message]:
-        """With marks for the contents too: what is left is the template's own."""
+        """
+        With marks for the contents too: what is left is the template's own. Beside calls, no text
+        is none.
+        """
         return [
-            Message(m.role, (self._answer.of(i) if i in said else "") + self._content.of(i))
+            m._replace(content=(self._answer.of(i) if i in said else "") + self._content.of(i))
+            if m.content or "tool_calls" not in m.more
+            else m
             for i, m in enumerate(messages)
         ]
 
-    def _add(self, tokens: list[int], piece: _Piece, contents: list[str]) -> None:
+    def _add(
+        self, tokens: list[int], piece: _Piece, contents: list[str], hidden: Sequence[str]
+    ) -> None:
         """
         The piece as a whole, which is what models were trained on, if no markers come of it but the
         template's own. Else the contents by themselves: what the template did to them is lost.
         """
         texts, numbers = self._content.split(piece.frame)
-        if (whole := self._whole(piece, [contents[i] for i in numbers], tokens)) is not None:
+        inner = [contents[i] for i in numbers]
+        if (whole := self._whole(piece, inner, hidden, tokens)) is not None:
             tokens += whole
             return
         for text, number in zip_longest(texts, numbers):
-            tokens += self._tokenizer.template(text, tokens)
+            tokens += self._own(text, hidden, tokens)
             if number is not None:
                 tokens += self._tokenizer.content(contents[number], tokens)
 
-    def _whole(self, piece: _Piece, contents: list[str], before: list[int]) -> list[int] | None:
+    def _whole(
+        self, piece: _Piece, contents: list[str], hidden: Sequence[str], before: list[int]
+    ) -> list[int] | None:
         """None if that would forge something."""
         if piece.text is None or any(map(self._tokenizer.names_a_marker, contents)):
             return None
-        tokens = self._tokenizer.template(piece.text, before)
-        own = self._tokenizer.template(piece.frame, before)
+        tokens = self._own(piece.text, hidden, before)
+        own = self._own(piece.frame, hidden, before)
         is_forged = self._tokenizer.markers(tokens) != self._tokenizer.markers(own)
         return None if is_forged else tokens
+
+    def _own(self, text: str, hidden: Sequence[str], before: Sequence[int]) -> list[int]:
+        """Of text that may become markers, but for what is hidden in it."""
+        texts, numbers = self._hidden.split(text)
+        tokens = [*before[-1:]]
+        for part, number in zip_longest(texts, numbers):
+            tokens += self._tokenizer.template(part, tokens)
+            if number is not None:
+                tokens += self._tokenizer.content(hidden[number], tokens)
+        return tokens[len(before[-1:]) :]
 
     def _own_text(self) -> str:
         roles = ["system"] if self._has_system_role else []
         messages = [Message(role, "") for role in (*roles, "user", "assistant", "user")]
-        return self._render(self._framed(messages, {}))
+        return self._render(Shown(self._framed(messages, {}))) + self.functions.sample
 
-    def _render(self, messages: list[Message]) -> str:
+    def _render(self, shown: Shown) -> str:
+        messages = [{"role": m.role, "content": m.content, **m.more} for m in shown.messages]
+        return self._show(messages, shown.tools)
+
+    def _show(self, messages: Sequence[Json], tools: Sequence[Json]) -> str:
         rendered = self._template.render(
-            messages=[{"role": m.role, "content": m.content} for m in messages],
+            messages=messages,
             add_generation_prompt=True,
             bos_token=self._bos,
             eos_token=self._eos,
+            **({"tools": tools} if tools else {}),
         )
-        missing = self._adds_bos and not rendered.startswith(self._bos)
-        return self._bos + rendered if missing else rendered
+        return self._bos + rendered if self._needs_bos(rendered) else rendered
+
+    def _needs_bos(self, text: str) -> bool:
+        return self._adds_bos and not text.startswith(self._bos)
 
     def _why_not(self, *roles: str) -> str | None:
         """Why such a conversation can't be shown, all of it."""
         messages = self._framed([Message(role, "") for role in roles], {})
         try:
-            rendered = self._render(messages)
+            rendered = self._render(Shown(messages))
         except Exception as error:  # a template is a program, and can fail in any way
             return f"it fails on a conversation: {error}"
         if set(self._content.split(rendered).numbers) != set(range(len(roles))):
@@ -221,19 +310,9 @@ def _changed(whole: str, texts: list[str], said: dict[int, Said]) -> list[int]:
     return changed if changed or at == len(whole) else list(said)
 
 
-def _messages(
-    system: str, turns: Sequence[Turn], question: str, answers: KnownAnswers
-) -> list[Message]:
-    messages = [Message("system", system)] if system else []
-    for turn in turns:
-        messages.append(Message("user", turn.prompt))
-        messages.append(Message("assistant", turn.response, answers.get(turn.request_id, ())))
-    return [*messages, Message("user", question)]
-
-
-def _merge_system(messages: list[Message]) -> list[Message]:
-    """For a model without a system role: its text stands before the first user message."""
-    if messages[0].role != "system":
-        return messages
-    system, first, *rest = messages
-    return [Message(first.role, f"{system.content}\n\n{first.content}"), *rest]
+def _too_long(tokens: int, max_tokens: int, context: int) -> ServiceError:
+    return ServiceError(
+        "context_length_exceeded",
+        f"The prompt has {tokens} tokens and max_tokens is {max_tokens}, but the model's context"
+        f" window holds {context} tokens: shorten the prompt or lower max_tokens.",
+    )

@@ -3,8 +3,8 @@ Text to tokens, and which of them only the template may say. Knows no Jinja and 
 """
 
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from services.inference.engine.backend import Backend
 
@@ -62,6 +62,16 @@ class Tokenizer:
 
     def names_a_marker(self, text: str) -> bool:
         return self._named.search(text) is not None
+
+    def hide(self, value: Any, by: Callable[[str], str]) -> Any:
+        """The JSON with something else in the place of each marker that a text in it names."""
+        if isinstance(value, str):
+            return self._named.sub(lambda found: by(found[0]), value)
+        if isinstance(value, dict):
+            return {self.hide(key, by): self.hide(item, by) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.hide(item, by) for item in value]
+        return value
 
     def said(self, tokens: Sequence[int], text: str) -> Said:
         """

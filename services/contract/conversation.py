@@ -1,0 +1,74 @@
+"""
+A conversation that a caller sends whole, as OpenAI's API has it: messages, functions that the model
+may call, calls. No I/O.
+"""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+Name = Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{1,64}\\Z")]
+CallId = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
+    text: str
+
+
+class FunctionCall(Struct, frozen=True):
+    name: Name
+    arguments: str  # a JSON object, as the model wrote it
+
+
+class ToolCall(Struct, frozen=True):
+    id: CallId
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class ChatMessage(Struct, frozen=True, omit_defaults=True):
+    """`tool_calls` are an assistant's; `tool_call_id` says which of them a tool answers."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | tuple[TextPart, ...] | None = None
+    name: Name | None = None
+    tool_calls: tuple[ToolCall, ...] | None = None
+    tool_call_id: CallId | None = None
+
+    @property
+    def text(self) -> str:
+        """Parts stand on lines of their own."""
+        if isinstance(self.content, tuple):
+            return "\n".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class Function(Struct, frozen=True, omit_defaults=True):
+    """
+    `parameters` is a JSON schema of an object. It always holds where a call is forced, whatever
+    `strict` says.
+    """
+
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct, frozen=True):
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class FunctionName(Struct, frozen=True):
+    name: Name
+
+
+class NamedTool(Struct, frozen=True):
+    function: FunctionName
+    type: Literal["function"] = "function"
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool
+Messages = Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=10_000)]
+Tools = Annotated[tuple[Tool, ...], Meta(min_length=1, max_length=128)]

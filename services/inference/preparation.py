@@ -1,0 +1,45 @@
+"""What the model is to read for a request, and how it is to answer. Knows no bus and no engine."""
+
+from msgspec.structs import replace
+
+from services.contract.errors import ServiceError
+from services.contract.history import Context
+from services.contract.messages import ChatRequest, Sampling
+from services.inference.engine.shown import KnownAnswers
+from services.inference.engine.template import Prompt
+from services.inference.models import Model
+
+
+def prompt(
+    model: Model,
+    system: str,
+    request: ChatRequest,
+    context: Context,
+    answers: KnownAnswers,
+    max_tokens: int,
+) -> Prompt:
+    """
+    The session's next question after its context, or what the request brings. Raises ServiceError.
+    """
+    if request.text is not None:
+        found = model.template.plain(request.text, max_tokens)
+    elif request.messages is not None:
+        tools = () if request.tool_choice == "none" else request.tools or ()
+        found = model.template.conversation(request.messages, tools, max_tokens, answers)
+    else:
+        found = model.template.prompt(system, context.turns, request.prompt, max_tokens, answers)
+    if not found.tokens:
+        raise ServiceError("invalid_request", "The chat template makes nothing of this prompt.")
+    return found
+
+
+def sampling(model: Model, request: ChatRequest, filled_in: Sampling, tokens: int) -> Sampling:
+    """
+    With the room that a prompt of so many `tokens` leaves, where nothing says how long the answer
+    may be, and the form of a call, where it must be one. Raises ServiceError(invalid_request).
+    """
+    functions = model.template.functions
+    several = bool(request.parallel_tool_calls)
+    form = functions.grammar(request.tools or (), request.tool_choice, several)
+    room = filled_in.max_tokens or model.backend.context - tokens
+    return replace(filled_in, max_tokens=room, grammar=form or filled_in.grammar)

@@ -1,0 +1,94 @@
+import pytest
+
+from services.contract import prompts
+from services.contract.codec import decode
+from services.contract.errors import ServiceError
+from services.contract.messages import ChatRequest
+
+SAID = '{"role":"user","content":"hi"}'
+TOOL = '{"type":"function","function":{"name":"f"}}'
+
+
+def request(fields: str) -> ChatRequest:
+    return decode(f"{{{fields}}}".encode(), ChatRequest)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"prompt":"hi"',
+        f'"messages":[{SAID}]',
+        f'"messages":[{SAID}],"session_id":""',
+        '"text":"once"',
+        '"text":[1,2]',
+        f'"messages":[{SAID}],"tools":[{TOOL}],"tool_choice":"required"',
+        f'"messages":[{SAID}],"tools":[{TOOL}],"grammar":"root ::= .","tool_choice":"none"',
+        '"messages":[{"role":"user","content":[{"type":"text","text":"a"}]}]',
+        '"messages":[{"role":"assistant","tool_calls":[{"id":"1","function":{"name":"f",'
+        '"arguments":"{}"}}]},{"role":"tool","content":"x","tool_call_id":"1"}]',
+    ],
+)
+def test_what_a_worker_can_be_asked(fields: str) -> None:
+    prompts.check(request(fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ("", "blank"),
+        ('"prompt":" "', "blank"),
+        ('"prompt":"hi","session_id":""', "session_id"),
+        (f'"prompt":"hi","messages":[{SAID}]', "one of prompt, messages and text"),
+        (f'"text":"hi","messages":[{SAID}]', "one of prompt, messages and text"),
+        ('"text":""', "one of prompt, messages and text"),
+        ('"messages":[{"role":"user"}]', r"needs `content` - at `\$.messages\[0\]`"),
+        ('"messages":[{"role":"tool","content":"x"}]', "tool_call_id"),
+        (
+            '"messages":[{"role":"user","content":"x","tool_calls":[{"id":"1","function":'
+            '{"name":"f","arguments":""}}]}]',
+            "has no `tool_calls`",
+        ),
+        (f'"messages":[{SAID}],"tool_choice":"required"', "tool_choice"),
+        (
+            f'"messages":[{SAID}],"tools":[{TOOL}],'
+            '"tool_choice":{"type":"function","function":{"name":"g"}}',
+            "tool_choice",
+        ),
+        (f'"messages":[{SAID}],"tools":[{TOOL},{TOOL}]', "same name"),
+        (f'"messages":[{SAID}],"tools":[{TOOL}],"grammar":"root ::= ."', "tool_choice to none"),
+    ],
+)
+def test_what_it_can_not_be_asked_is_refused_with_a_reason(fields: str, what: str) -> None:
+    with pytest.raises(ServiceError, match=what) as error:
+        prompts.check(request(fields))
+    assert error.value.code == "invalid_request"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"prompt":"' + "x" * 65_537 + '"',
+        '"text":"' + "x" * 524_289 + '"',
+        '"messages":[{"role":"user","content":"' + "ü" * 262_145 + '"}]',
+    ],
+)
+def test_what_is_too_long_for_the_bus_is_refused(fields: str) -> None:
+    with pytest.raises(ServiceError, match="the most") as error:
+        prompts.check(request(fields))
+    assert error.value.code == "payload_too_large"
+
+
+def test_a_conversation_of_nobody_s_meets_the_worker_that_read_its_beginning() -> None:
+    def route(*said: str, session: str = "") -> str:
+        roles = ("system", "user", "assistant", "user")
+        messages = (f'{{"role":"{r}","content":"{t}"}}' for r, t in zip(roles, said, strict=False))
+        fields = f'"session_id":"{session}","messages":[{",".join(messages)}]'
+        return prompts.route("t", request(fields))
+
+    assert route("be kind", "hi") == route("be kind", "hi", "hello", "and?")
+    assert route("be kind", "hi") != route("be kind", "ho") != route("be rude", "ho")
+    assert route("be kind", "hi", session="s") == "t.cw"
+    long = "x" * 2000
+    assert prompts.route("t", request(f'"text":"{long}","session_id":""')) == prompts.route(
+        "t", request(f'"text":"{long}y","session_id":""')
+    )

@@ -1,0 +1,212 @@
+import json
+from typing import Any
+
+import pytest
+
+from services.contract.conversation import (
+    ChatMessage,
+    Function,
+    FunctionCall,
+    FunctionName,
+    NamedTool,
+    Tool,
+    ToolCall,
+)
+from services.contract.errors import ServiceError
+from services.contract.messages import Sampling
+from services.inference.engine import gbnf
+from services.inference.engine.backend import SpecialToken
+from services.inference.engine.functions import HERMES, LIST, Form
+from services.inference.engine.grammar import Grammar
+from services.inference.engine.template import ChatTemplate
+from tests.inference.engine.test_template import CHATML, END, NO_SYSTEM, START, template
+from tests.inference.engine.test_templates_shipped import SOURCES
+from tests.inference.fake_backend import VOCABULARY, FakeBackend
+from tests.inference.vocabulary import WithMarkers, text_of
+
+QWEN, LLAMA = "Qwen-Qwen2.5-7B-Instruct", "meta-llama-Llama-3.1-8B-Instruct"
+MISTRAL = "mistralai-Mistral-Nemo-Instruct-2407"
+POINT: dict[str, Any] = {
+    "type": "object",
+    "properties": {"x": {"$ref": "#/$defs/n"}},
+    "required": ["x"],
+    "additionalProperties": False,
+    "$defs": {"n": {"type": "integer"}},
+}
+NAMED = POINT | {"$defs": {"n": {"enum": ["north"]}}}
+TOOLS = (
+    Tool(Function("go", "walks there", POINT)),
+    Tool(Function("look", None, NAMED)),
+    Tool(Function("wait")),
+)
+ASK = ChatMessage("user", "hi")
+CALL = ToolCall("123456789", FunctionCall("go", '{"x": 1}'))
+CALLED = (
+    ASK,
+    ChatMessage("assistant", tool_calls=(CALL,)),
+    ChatMessage("tool", "there", tool_call_id=CALL.id),
+)
+
+
+def shown(name: str, *messages: ChatMessage, tools: tuple[Tool, ...] = ()) -> str:
+    """By a template that llama.cpp ships, or by this one."""
+    made = template(SOURCES.get(name, name), context=10_000)
+    return bytes(made.conversation(messages, tools, 1).tokens).decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        (QWEN, HERMES),
+        ("Qwen-Qwen3-0.6B", HERMES),
+        ("NousResearch-Hermes-3-Llama-3.1-8B-tool_use", HERMES),
+        ("ibm-granite-granite-4.0", HERMES),
+        (LLAMA, Form("", "parameters", None, "")),
+        ("meta-llama-Llama-3.3-70B-Instruct", Form("", "parameters", None, "")),
+        (MISTRAL, LIST),
+    ],
+)
+def test_the_form_of_a_call_is_the_template_s_own(name: str, form: Form) -> None:
+    assert template(SOURCES[name]).functions.form == form
+    said = shown(name, *CALLED, tools=TOOLS)
+    assert f'{form.open}{{"name": "go", "{form.key}": {{"x": 1}}' in said
+    assert "walks there" in said and "there" in said
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen3-Coder", "microsoft-Phi-3.5-mini-instruct", "GLM-4.6", "MiniMax-M1", CHATML]
+)
+def test_a_template_without_functions_or_of_another_form_is_given_a_system_text(name: str) -> None:
+    said = shown(name, *CALLED, tools=TOOLS)
+    assert said.count("You may call functions.") == 1 and '"description":"walks there"' in said
+    assert '<tool_call>\n{"name": "go", "arguments": {"x": 1}}\n</tool_call>' in said
+    assert "<tool_response>\nthere\n</tool_response>" in said
+
+
+def test_the_system_text_stands_with_the_caller_s_own() -> None:
+    said = shown(CHATML, ChatMessage("developer", "be kind"), ASK, tools=TOOLS[2:])
+    assert said.startswith("<|im_start|>system\nbe kind\n\nYou may call functions.")
+    assert said.count("<|im_start|>system") == 1
+    assert "[user]You may call" in shown(NO_SYSTEM, ASK, tools=TOOLS)
+
+
+def test_results_that_follow_each_other_are_one_message() -> None:
+    two = (*CALLED, ChatMessage("tool", "and there", tool_call_id="2"), ASK)
+    said = shown(CHATML, *two)
+    assert "there\n</tool_response>\n<tool_response>\nand there\n" in said
+    assert said.count("<|im_start|>user") == 3
+
+
+def test_a_result_is_told_the_name_of_its_function() -> None:
+    source = "{% for m in messages %}{{ m.content }}{{ m.name }};{% endfor %}"
+    hermes = SOURCES["NousResearch-Hermes-3-Llama-3.1-8B-tool_use"]
+    assert '"name": "go"' in shown(hermes, *CALLED)
+    assert shown(source, ChatMessage("user", "hi", name="Ada")) == "hiAda;"
+
+
+@pytest.mark.parametrize("name", [QWEN, LLAMA, MISTRAL, CHATML, "Qwen3-Coder"])
+def test_nothing_of_functions_calls_and_results_becomes_a_control_token(name: str) -> None:
+    def markers(evil: str) -> list[int]:
+        special = ("<|im_end|>", "<|eot_id|>", "[/INST]", "[TOOL_CALLS]", "</s>")
+        backend = WithMarkers(FakeBackend({}, 10_000), [SpecialToken(x, True) for x in special])
+        made = ChatTemplate(SOURCES.get(name, name), backend, bos="", eos="</s>", adds_bos=False)
+        schema = {"type": "object", "properties": {f"x{evil}": {"description": evil}}}
+        call = ToolCall("123456789", FunctionCall("go", json.dumps({f"x{evil}": [evil]})))
+        messages = (
+            ChatMessage("user", f"hi{evil}"),
+            ChatMessage("assistant", tool_calls=(call,)),
+            ChatMessage("tool", f"x{evil}", tool_call_id=call.id),
+        )
+        tools = (Tool(Function("go", f"x{evil}", schema)),)
+        tokens = made.conversation(messages, tools, 1).tokens
+        assert text_of(backend, tokens).count(evil) >= 5
+        return [token for token in tokens if token in backend.special_tokens()]
+
+    innocent = markers("abc")
+    for evil in ("<|im_end|>", "<|eot_id|>", "[/INST]", "[TOOL_CALLS]", "</s>"):
+        assert markers(evil) == innocent
+
+
+def test_a_marker_that_only_functions_make_the_template_write_can_not_be_typed() -> None:
+    backend = WithMarkers(FakeBackend({}, 10_000), [SpecialToken("<tool_call>", False), START, END])
+    made = ChatTemplate(SOURCES[QWEN], backend, bos="", eos="", adds_bos=False)
+    typed = ChatMessage("user", "<tool_call>")
+    count = [
+        sum(backend.special_tokens()[t].text == "<tool_call>" for t in tokens if t >= 1_000_000)
+        for messages in ((ASK,), (typed,))
+        for tokens in [made.conversation(messages, TOOLS, 1).tokens]
+    ]
+    assert count[0] == count[1] > 0
+
+
+def allows(grammar: str | None, answer: str) -> bool:
+    assert grammar is not None
+    state = Grammar(gbnf.parse(grammar), VOCABULARY)
+    for byte in answer.encode():
+        if not state.allows(byte):
+            return False
+        state.accept(byte)
+    return state.may_end
+
+
+def test_a_forced_call_is_one_of_the_functions_with_arguments_of_its_schema() -> None:
+    functions = template(SOURCES[QWEN]).functions
+    grammar = functions.grammar(TOOLS, "required", False)
+    form = "<tool_call>\n%s\n</tool_call>"
+    assert allows(grammar, form % '{"name": "go", "arguments": {"x": 12}}')
+    assert allows(grammar, form % '{"name": "look", "arguments": {"x": "north"}}')
+    assert allows(grammar, form % '{"name": "wait", "arguments": {}}')
+    assert not allows(grammar, form % '{"name": "go", "arguments": {"x": "north"}}')
+    assert not allows(grammar, form % '{"name": "fly", "arguments": {}}')
+    one = form % '{"name": "wait", "arguments": {}}'
+    assert not allows(grammar, f"{one}\n{one}") and not allows(grammar, "hello")
+    assert allows(functions.grammar(TOOLS, "required", True), f"{one}\n{one}\n{one}")
+
+
+def test_a_function_can_be_forced_by_name() -> None:
+    functions = template(SOURCES[LLAMA]).functions
+    grammar = functions.grammar(TOOLS, NamedTool(FunctionName("look")), True)
+    assert allows(grammar, '{"name": "look", "parameters": {"x": "north"}}')
+    assert not allows(grammar, '{"name": "go", "parameters": {"x": 1}}')
+
+
+def test_mistral_s_calls_are_a_list() -> None:
+    functions = template(SOURCES[MISTRAL]).functions
+    one = '{"name": "wait", "arguments": {}}'
+    assert allows(functions.grammar(TOOLS, "required", True), f"[{one}, {one}]")
+    assert allows(functions.grammar(TOOLS, "required", False), f"[{one}]")
+
+
+def test_nothing_is_forced_by_auto_and_none() -> None:
+    functions = template().functions
+    assert functions.grammar(TOOLS, "auto", True) is None
+    assert functions.grammar(TOOLS, "none", True) is None
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"type": "mystery"}, {"$ref": "http://example.com"}, {"$ref": "#/$defs/none"}],
+)
+def test_a_schema_that_can_not_be_followed_is_refused_by_name(parameters: dict[str, Any]) -> None:
+    tools = (Tool(Function("f", None, parameters)),)
+    with pytest.raises(ServiceError, match="The field `tools` can't be used"):
+        template().functions.grammar(tools, "required", False)
+
+
+def test_a_schema_may_refer_to_itself() -> None:
+    tree = {"type": "object", "properties": {"in": {"$ref": "#"}}, "additionalProperties": False}
+    grammar = template().functions.grammar((Tool(Function("f", None, tree)),), "required", False)
+    form = '<tool_call>\n{"name": "f", "arguments": %s}\n</tool_call>'
+    assert allows(grammar, form % '{"in": {"in": {}}}')
+    assert not allows(grammar, form % '{"out": {}}')
+
+
+def test_arguments_that_are_no_json_object_are_refused() -> None:
+    call = ToolCall("1", FunctionCall("go", "[1"))
+    with pytest.raises(ServiceError, match="no JSON object"):
+        shown(QWEN, ASK, ChatMessage("assistant", tool_calls=(call,)))
+
+
+def test_a_grammar_of_a_call_can_be_sampled_with() -> None:
+    sampling = Sampling(grammar=template().functions.grammar(TOOLS, "required", True))
+    FakeBackend({}).sampler(sampling)

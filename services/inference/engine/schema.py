@@ -15,7 +15,7 @@ from services.inference.engine.gbnf import GrammarError
 MAX_BYTES = 16_384
 MAX_REPETITIONS = 1_000  # the converter writes each of them out
 COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
-MAX_PARTS = 2_000  # a $ref may be followed again and again
+MAX_PARTS = 2_000  # each is a rule or more
 MAX_NAME = 64  # characters of a rule's name, which holds the path to it
 QUANTIFIER = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?}")
 ANYTHING = {"type": ["object", "array", "string", "number", "boolean", "null"]}

@@ -312,13 +312,26 @@ def test_a_schema_that_can_not_be_converted_is_refused(
     assert error.value.code == "invalid_request" and "response_format" in error.value.message
 
 
-def test_a_schema_that_refers_to_itself_again_and_again_is_refused_soon() -> None:
+def test_what_a_schema_refers_to_again_and_again_is_one_rule() -> None:
     parts: dict[str, Any] = {"a 30": {"type": "string"}}
     for i in range(30):
         further = {"$ref": f"#/$defs/a {i + 1}"}
         parts[f"a {i}"] = {"properties": {"x": further, "y": further}}
+    assert len(schema.to_gbnf({"$defs": parts, "$ref": "#/$defs/a 0"})) < 20_000
+
+
+def test_two_parts_whose_paths_end_alike_are_two() -> None:
+    own = {"a": {"$defs": {"n": {"const": 1}}}, "b": {"$defs": {"n": {"const": 2}}}}
+    both = {name: {"$ref": f"#/$defs/{name}/$defs/n"} for name in own}
+    rules = schema.to_gbnf(
+        {"$defs": own, "type": "object", "properties": both, "required": ["a", "b"]}
+    )
+    assert matches(rules, '{"a": 1, "b": 2}') and not matches(rules, '{"a": 1, "b": 1}')
+
+
+def test_a_schema_of_too_many_parts_is_refused() -> None:
     with pytest.raises(GrammarError, match="parts"):
-        schema.to_gbnf({"$defs": parts, "$ref": "#/$defs/a 0"})
+        schema.to_gbnf({"anyOf": [{}] * 2_500})
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,9 @@ ErrorCode = Literal[
     "internal",
 ]
 
+LOST: tuple[ErrorCode, ...] = ("worker_lost", "shutting_down")
+"""What a worker says that leaves its answer to another: who reads it goes on there."""
+
 
 class ServiceError(Exception):
     """

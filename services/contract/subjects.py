@@ -107,6 +107,10 @@ def unheard(worker_id: str, key: str, attempt: int, number: int) -> str:
     return f"chat.worker.{worker_id}.unheard.{key}.{attempt}.{number}"
 
 
+def unheard_any(worker_id: str) -> str:
+    return f"chat.worker.{worker_id}.unheard.>"
+
+
 def event_unheard(subject: str) -> tuple[str, int, int]:
     """(key, attempt, number) of such a subject."""
     *_, tenant, request_id, attempt, number = subject.split(".")

@@ -20,8 +20,10 @@ from services.contract.messages import (
     StreamEvent,
     Token,
 )
+from services.inference.audience import Audience
 from services.inference.engine.engine import Output
 from services.inference.engine.sequence import Sequence
+from services.inference.replays import Recording
 from services.runtime.bus import Bus
 
 T = TypeVar("T")
@@ -32,7 +34,10 @@ class Stopped(Exception):
 
 
 class Call:
-    """`request` has its id, and `sampling` is filled in."""
+    """
+    `request` has its id, and `sampling` is filled in. `attempt` tells this one from others at the
+    same request.
+    """
 
     def __init__(
         self,
@@ -42,10 +47,16 @@ class Call:
         sampling: Sampling,
         adapter: int,
         reply: str,
+        worker_id: str,
+        attempt: int,
     ) -> None:
         assert request.request_id is not None
         self._bus = bus
+        self._worker_id = worker_id
+        self.attempt = attempt
         self.reply = reply
+        self.recording = Recording(request, reply)
+        self.audience = Audience(request.grace_s)
         self._bytes = prompts.size(request)
         self._last_sent = time.monotonic()
         self.tenant = tenant
@@ -122,7 +133,10 @@ class Call:
         if isinstance(event, Token):
             self.text += event.text
         self._last_sent = time.monotonic()
-        await self._bus.publish(self.reply, event)
+        self.recording.add(event)
+        number = self.audience.next_number()
+        unheard = subjects.unheard(self._worker_id, self.key, self.attempt, number)
+        await self._bus.publish(self.reply, event, unheard)
 
     async def fail(self, error: ServiceError) -> None:
         await self.send(Failed(error.code, error.message, error.retry_after))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import count
 
 from msgspec.structs import replace
 
@@ -19,6 +20,7 @@ from services.contract.messages import (
     Cancel,
     ChatRequest,
     Done,
+    Failed,
     Origin,
     Started,
     Stored,
@@ -31,6 +33,7 @@ from services.inference import origins, preparation
 from services.inference.answers import Answers
 from services.inference.calls import Call, Stopped
 from services.inference.cancels import Cancels
+from services.inference.contact import Contact
 from services.inference.engine.backend import Sampler
 from services.inference.engine.engine import (
     Began,
@@ -44,6 +47,7 @@ from services.inference.engine.engine import (
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.shown import KnownAnswers
 from services.inference.models import Model
+from services.inference.readers import Readers
 from services.inference.reception import Reception
 from services.inference.sessions import Sessions
 from services.inference.settings import InferenceSettings
@@ -53,6 +57,7 @@ from services.runtime.bus import Bus, Delivery
 KEEP_ALIVE = 1.0  # seconds without an event after which a caller is sent a Progress
 FINISH_DEADLINE = 22.0  # seconds that a draining worker gives to the answers it has begun
 NEVER = 86_400.0  # seconds; no answer takes a day
+OUT_OF_TOUCH = Failed("worker_lost", "The worker was out of touch for too long: ask again.", 1)
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +82,10 @@ class ChatService:
         self._answers = Answers()
         self._calls: dict[str, Call] = {}
         self._cancels = Cancels()
+        self._attempts = count()
         self._reception = Reception(bus, worker_id, workers, self._admit)
+        self._readers = Readers(bus, worker_id, self._calls)
+        self._contact = Contact(bus.answers, self._lose_all)
         self._dead = False
         self._draining = False
         loop = asyncio.get_running_loop()
@@ -99,8 +107,10 @@ class ChatService:
 
     async def start(self) -> None:
         self._engine.start()
-        self._ticker = asyncio.create_task(self._keep_alive())
+        self._tickers = [asyncio.create_task(self._keep_alive())]
+        self._tickers.append(asyncio.create_task(self._contact.keep()))
         await self._bus.subscribe(subjects.CANCEL_ANY, self._cancel)
+        await self._readers.open()
         await self._reception.open(f"answers chat requests with {self._model.info.name}")
 
     async def drain(self) -> None:
@@ -115,7 +125,8 @@ class ChatService:
             await call.fail(_shutting_down())
         while self._calls:  # some may be about to use the model in a thread
             await asyncio.sleep(0.02)
-        self._ticker.cancel()
+        for ticker in self._tickers:
+            ticker.cancel()
         await asyncio.to_thread(self._engine.close)
         self._model.backend.close()
 
@@ -126,17 +137,17 @@ class ChatService:
         adapter = self._model.adapter(request.model)
         if request.resume:
             raise ServiceError("invalid_request", "This worker can't resume an answer yet.")
-        call = Call(self._bus, tenant, request, sampling, adapter, reply)
+        attempt = next(self._attempts)
+        call = Call(self._bus, tenant, request, sampling, adapter, reply, self._worker_id, attempt)
         if call.key in self._calls:
-            raise ServiceError(
-                "invalid_request", f"Request {call.request_id} is being answered already."
-            )
+            raise ServiceError("conflict", f"Request {call.request_id} is being answered already.")
         if self._dead or self._draining:
             raise _shutting_down()
         self._check_room(call)
         self._calls[call.key] = call
         for cancel in self._cancels.of(call.key):  # it has overtaken its request
             self._stop(call, cancel)
+        self._readers.begin(call)
         self._bus.spawn(self._answer(call))
         return Taken(self.running, self.waiting)
 
@@ -158,7 +169,7 @@ class ChatService:
         logs.request_id.set(call.request_id)
         deadline = self._deadline(call)
         try:
-            await call.send(Accepted(call.request_id, self._worker_id, self._model.info.digest))
+            await call.send(Accepted(call.request_id, self._worker_id))
             await self._converse(call)
         except Stopped:
             await self._end_unsaid(call)
@@ -171,6 +182,7 @@ class ChatService:
         finally:
             deadline.cancel()
             del self._calls[call.key]
+            self._readers.end(call)
             self._engine.cancel(call.key)  # does nothing, but after a bug
 
     async def _converse(self, call: Call) -> None:
@@ -261,6 +273,7 @@ class ChatService:
             reason = call.stop_reason or reason
         if reason == "timeout" and not call.text:
             raise _too_late()
+        self._contact.check()
         is_empty = reason == "cancelled" and not call.text
         if call.ended or is_empty or prompts.is_stateless(call.request):
             stored: Stored = "none"
@@ -279,7 +292,7 @@ class ChatService:
                 usage=usage,
                 timings=timings,
             )
-            stored = await self._sessions.append(call.session_key, exchange)
+            stored = await self._sessions.append(call.session_key, exchange, lambda: not call.ended)
         log.info("%s after %d + %d tokens", reason, usage.prompt_tokens, usage.completion_tokens)
         dropped = origin.exchanges_dropped
         await call.send(Done(reason, usage, timings, dropped, stored, len(call.text)))
@@ -317,7 +330,16 @@ class ChatService:
         loop = asyncio.get_running_loop()
         return loop.call_later(call.request.timeout_s or NEVER, pass_by)
 
+    def _lose_all(self) -> None:
+        """Others may have gone on with what is held here: nothing of it is said or stored now."""
+        if self._calls:
+            log.warning("was out of touch with NATS: drops %d answers", len(self._calls))
+        for call in self._calls.values():
+            self._bus.spawn(self._bus.publish(call.reply, OUT_OF_TOUCH))
+            self._stop(call, Cancel(reply=call.reply))
+
     def _hand_out(self, outputs: list[tuple[str, Output]]) -> None:
+        self._contact.check()
         for key, output in outputs:
             if call := self._calls.get(key):
                 call.outputs.put_nowait(output)
@@ -332,9 +354,12 @@ class ChatService:
         while True:
             tick = KEEP_ALIVE / 4
             await asyncio.sleep(tick)
+            self._readers.forget_old()
             calls = list(self._calls.values())
             last = max((call.place for call in calls), default=0)
             for call in calls:
+                if call.audience.is_gone:
+                    self._stop(call, Cancel())
                 place = call.place
                 if not place and not call.has_slot:  # its prompt is not put together yet
                     place = last = last + 1

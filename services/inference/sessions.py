@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from msgspec.structs import replace
 
@@ -48,35 +49,34 @@ class Sessions:
             retry_after=2,
         )
 
-    async def append(self, key: str, exchange: Exchange) -> Stored:
+    async def append(self, key: str, exchange: Exchange, is_wanted: Callable[[], bool]) -> Stored:
         """
         Puts the exchange after the session's last record; `log` once the stream has acknowledged
-        it.
+        it. Nothing is tried any more once it is not wanted: another worker has it then.
 
         The message id lets the server drop a repeat, so a try that was not acknowledged is
         repeated.
         """
         try:
             async with asyncio.timeout(APPEND_DEADLINE):
-                while not await self._try(key, exchange):
-                    exchange = replace(exchange, previous=await self._last(key))
+                while is_wanted():
+                    try:
+                        await self._try(key, exchange)
+                        return "log"
+                    except Conflict:  # another turn of the session came first
+                        exchange = replace(exchange, previous=await self._last(key))
+                    except StreamUnavailable as error:  # a server that restarts is back in a moment
+                        log.warning("the log does not take the exchange: %s; trying again", error)
+                        await asyncio.sleep(RETRY_INTERVAL)
         except (TimeoutError, StreamUnavailable) as error:
             log.error("the log did not take the exchange: %s", error or "no time left")
-            return "failed"
-        return "log"
+        return "failed"
 
-    async def _try(self, key: str, exchange: Exchange) -> bool:
-        """False if another turn of the session came first, so that `previous` is another now."""
+    async def _try(self, key: str, exchange: Exchange) -> None:
+        if not self._bus.connected:  # what waits for the connection may come too late
+            raise StreamUnavailable("not connected")
         subject, message_id = subjects.log(key), f"{key}.{exchange.request_id}"
-        while True:
-            try:
-                await self._log.append(subject, encode(exchange), message_id, exchange.previous)
-                return True
-            except Conflict:
-                return False
-            except StreamUnavailable as error:  # a server that restarts is back in a moment
-                log.warning("the log does not take the exchange: %s; trying again", error)
-                await asyncio.sleep(RETRY_INTERVAL)
+        await self._log.append(subject, encode(exchange), message_id, exchange.previous)
 
     async def _last(self, key: str) -> int:
         stored = await self._log.last(subjects.log(key))

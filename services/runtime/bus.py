@@ -24,7 +24,7 @@ from services.runtime.connection import Complaints, OrderlyClient
 VERSION = "0.1.0"
 REQUEST_TIMEOUT = 2.0  # seconds
 JETSTREAM_TIMEOUT = 1.5  # less, so that who asked a service is still told why it can't answer
-LEAVE_DEADLINE = 2  # seconds; a NATS server that does not answer in time is not waited for
+ANSWER_TIMEOUT = 1  # second that a NATS server has to answer a ping
 TASKS_DEADLINE = 5.0  # seconds that a closing bus waits for what it spawned
 
 RETRY_AFTER_HEADER = "Retry-After"  # seconds
@@ -256,7 +256,7 @@ class Bus:
     async def leave(self) -> None:
         """Takes no more requests; those already on their way are still handed over."""
         services, self._services = self._services, []
-        if await self._answers():  # a server that hangs does not hold up who leaves
+        if await self.answers():  # a server that hangs does not hold up who leaves
             for service in services:
                 await _leave(service)
 
@@ -280,16 +280,19 @@ class Bus:
             _, late = await asyncio.wait(self._tasks, timeout=TASKS_DEADLINE)
             for task in late:
                 task.cancel()
-        if await self._answers():
+        if await self.answers():
             await self._client.drain()
         else:
             # what is still to be sent goes to a broken transport, which only uvloop complains of
             with suppress(RuntimeError, OSError):
                 await self._client.close()
 
-    async def _answers(self) -> bool:
+    async def answers(self) -> bool:
+        """Whether NATS answers now. What was published before has then arrived."""
+        if not self._client.is_connected:
+            return False
         try:
-            await self._client.flush(LEAVE_DEADLINE)
+            await self._client.flush(ANSWER_TIMEOUT)
         except (nats.errors.Error, TimeoutError):
             return False
         return self._client.is_connected

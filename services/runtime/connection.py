@@ -20,6 +20,14 @@ class OrderlyClient(Client):
             self._pending, self._pending_data_size = [], 0
         await super()._send_ping(future)
 
+    async def _process_pong(self) -> None:
+        """nats-py loses the connection over the answer to a ping that nobody waits for any more."""
+        if self._pongs and self._pongs[0].done():
+            del self._pongs[0]
+            self._pings_outstanding = 0
+        else:
+            await super()._process_pong()
+
 
 class Complaints:
     """

@@ -1,0 +1,88 @@
+"""What of an answer has been read, whichever workers said it. Pure: events in, news out."""
+
+import msgspec
+
+from services.contract.messages import (
+    Accepted,
+    Done,
+    Resume,
+    Started,
+    StreamEvent,
+    Token,
+)
+
+
+class Gap(Exception):
+    """A part of the answer is missing before this event."""
+
+
+class Mismatch(Exception):
+    """The event says otherwise what was read already, so the two can't be one answer."""
+
+
+class Transcript:
+    """It grows by whole events: so its text and the ids of its tokens always go together."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.worker_id = ""
+        """Who gives the answer; empty until a worker has accepted it."""
+        self._tokens: list[Token] = []
+        self._accepted = False
+        self._started: Started | None = None
+
+    @property
+    def length(self) -> int:
+        return len(self.text)
+
+    def take(self, event: StreamEvent) -> StreamEvent | None:
+        """What of the event is new; None: nothing. Raises Gap or Mismatch."""
+        match event:
+            case Accepted(worker_id=worker_id):
+                self.worker_id = worker_id
+                is_first, self._accepted = not self._accepted, True
+                return event if is_first else None
+            case Started():
+                is_first = self._started is None
+                self._started = self._started or event
+                return event if is_first else None
+            case Token():
+                return self._read(event)
+            case Done(length=int(length)) if length > self.length:
+                raise Gap
+        return event
+
+    def resume(self) -> Resume | None:
+        """
+        What another worker needs to go on; None if nothing was said yet, so that it can simply be
+        asked. Raises Mismatch if it can't go on.
+        """
+        origin = self._started.origin if self._started else None
+        if not self.text:
+            return None
+        if origin is None:
+            raise Mismatch
+        ids = tuple(token_id for token in self._tokens for token_id in token.ids)
+        return Resume(origin, ids, self.text)
+
+    def _read(self, token: Token) -> Token | None:
+        if token.at > self.length:
+            raise Gap
+        known, new = self.text[token.at :], token.text[self.length - token.at :]
+        if not known.startswith(token.text[: len(known)]):
+            raise Mismatch
+        if not new:
+            return None
+        at = self.length
+        self._keep(token)
+        self.text += new
+        return msgspec.structs.replace(token, at=at, text=new) if known else token
+
+    def _keep(self, token: Token) -> None:
+        """In the place of those that say the same: where tokens end only their events tell."""
+        while self._tokens and self._tokens[-1].at >= token.at:
+            self._tokens.pop()
+        end = self._tokens[-1].at + len(self._tokens[-1].text) if self._tokens else 0
+        if end != token.at:
+            raise Mismatch
+        self._tokens.append(token)

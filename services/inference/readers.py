@@ -1,0 +1,70 @@
+"""
+Who reads the answers: what they lack is said again, and it is noticed when nobody is left. Gives
+no answer itself.
+"""
+
+from collections.abc import Mapping
+
+from services.contract import subjects
+from services.contract.codec import decode
+from services.contract.errors import ServiceError
+from services.contract.messages import Replay, ReplayRequest
+from services.inference.calls import Call
+from services.inference.replays import Replays
+from services.runtime.bus import Bus, Delivery
+
+
+class Readers:
+    """`calls` are the worker's own, by key."""
+
+    def __init__(self, bus: Bus, worker_id: str, calls: Mapping[str, Call]) -> None:
+        self._bus = bus
+        self._worker_id = worker_id
+        self._calls = calls
+        self._replays = Replays()
+
+    async def open(self) -> None:
+        await self._bus.subscribe(subjects.REPLAY_ANY, self._hear_replay)
+        mine = subjects.direct_replay(self._worker_id, "*", "*")
+        await self._bus.subscribe(mine, self._hear_direct_replay)
+        await self._bus.subscribe(subjects.unheard_any(self._worker_id), self._hear_unheard)
+
+    def begin(self, call: Call) -> None:
+        self._replays.begin(call.key, call.recording)
+
+    def end(self, call: Call) -> None:
+        """What others go on with, or nobody wants any more, is not kept."""
+        if call.recording.is_whole:
+            self._replays.end(call.key)
+        else:
+            self._replays.forget(call.key)
+
+    def forget_old(self) -> None:
+        self._replays.forget_old()
+
+    def _hear_replay(self, delivery: Delivery) -> None:
+        """All workers are asked: who does not know of it says nothing."""
+        if delivery.reply and (replay := self._replay(delivery)):
+            self._bus.spawn(self._bus.publish(delivery.reply, replay))
+
+    def _hear_direct_replay(self, delivery: Delivery) -> None:
+        if delivery.reply:
+            self._bus.spawn(self._bus.answer(delivery, self._replay_or_raise(delivery)))
+
+    async def _replay_or_raise(self, delivery: Delivery) -> Replay:
+        if replay := self._replay(delivery):
+            return replay
+        raise ServiceError("not_found", "This worker does not know of the request.")
+
+    def _replay(self, delivery: Delivery) -> Replay | None:
+        key = ".".join(subjects.target_of_replay(delivery.subject))
+        at = decode(delivery.data or b"{}", ReplayRequest).at
+        if call := self._calls.get(key):
+            call.audience.came()
+        return self._replays.of(key, at)
+
+    def _hear_unheard(self, delivery: Delivery) -> None:
+        key, attempt, number = subjects.event_unheard(delivery.subject)
+        call = self._calls.get(key)
+        if call and call.attempt == attempt and delivery.headers.get("Status") == "503":
+            call.audience.missed(number)

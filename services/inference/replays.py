@@ -1,0 +1,123 @@
+"""The answers that run and those that ended in the last minute, for who lost a part of one."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from services.contract.errors import LOST
+from services.contract.messages import (
+    ChatRequest,
+    Done,
+    Failed,
+    Progress,
+    Replay,
+    Started,
+    StreamEvent,
+    Token,
+)
+
+KEPT_FOR = 60.0  # seconds after an answer's end
+MOST_BYTES = 64 * 2**20  # of all answers that have ended; what runs is bounded by admission
+MOST_IN_ONE = 2**19  # bytes of a replay's events: with the request, they fit NATS's 1 MiB
+OVERHEAD = 250  # bytes of an event, were its text empty; on the wire it is less
+
+
+class Recording:
+    """What one attempt at an answer has said."""
+
+    def __init__(self, request: ChatRequest, reply: str) -> None:
+        self._request = replace(request, resume=None)
+        self._reply = reply
+        self._events: list[StreamEvent] = []
+        self.bytes = 0
+        if (resume := request.resume) and resume.text:  # who comes later needs the beginning too
+            self.add(Token(0, resume.text, resume.ids))
+
+    def add(self, event: StreamEvent) -> None:
+        if not isinstance(event, Progress):
+            self._events.append(event)
+            self.bytes += _size(event)
+
+    @property
+    def is_whole(self) -> bool:
+        """It has an end, and not one that leaves it to another worker."""
+        match self._events[-1:]:
+            case [Done()]:
+                return True
+            case [Failed(code=code)]:
+                return code not in LOST
+        return False
+
+    def replay(self, at: int) -> Replay:
+        """For a reader that has `at` characters of the answer."""
+        events: list[StreamEvent] = []
+        size = 0
+        for event in self._events:
+            if _is_known(event, at):
+                continue
+            size += _size(event)
+            if size > MOST_IN_ONE and events:
+                return Replay(self._request, self._reply, tuple(events), is_all=False)
+            events.append(event)
+        return Replay(self._request, self._reply, tuple(events))
+
+
+class Replays:
+    """By key of the request; of several attempts at one, the last is kept."""
+
+    def __init__(
+        self, most_bytes: int = MOST_BYTES, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._most = most_bytes
+        self._clock = clock
+        self._running: dict[str, Recording] = {}
+        self._ended: OrderedDict[str, tuple[float, Recording]] = OrderedDict()
+        self._held = 0
+
+    def begin(self, key: str, recording: Recording) -> None:
+        self.forget(key)
+        self._running[key] = recording
+
+    def end(self, key: str) -> None:
+        """Its last event is there; the answers that ended longest ago make room."""
+        if recording := self._running.pop(key, None):
+            self._ended[key] = (self._clock(), recording)
+            self._held += recording.bytes
+        self.forget_old()
+
+    def forget(self, key: str) -> None:
+        self._running.pop(key, None)
+        if ended := self._ended.pop(key, None):
+            self._held -= ended[1].bytes
+
+    def forget_old(self) -> None:
+        while self._ended:
+            key, (ended_at, _) = next(iter(self._ended.items()))
+            if self._held <= self._most and self._clock() - ended_at < KEPT_FOR:
+                return
+            self.forget(key)
+
+    def of(self, key: str, at: int) -> Replay | None:
+        ended = self._ended.get(key)
+        recording = ended[1] if ended else self._running.get(key)
+        return recording.replay(at) if recording else None
+
+
+def _is_known(event: StreamEvent, at: int) -> bool:
+    if isinstance(event, Token):
+        return event.at + len(event.text) <= at
+    return at > 0 and not isinstance(event, Done | Failed)
+
+
+def _size(event: StreamEvent) -> int:
+    """About; in UTF-8 and JSON a character has at most six bytes, and mostly one."""
+    match event:
+        case Token(text=text, logprobs=logprobs):
+            candidates = sum(1 + len(chosen.top) for chosen in logprobs or ())
+            return OVERHEAD + len(text.encode()) + OVERHEAD * candidates
+        case Started(origin=origin) if origin:
+            return OVERHEAD + len(origin.prompt) * 4 // 3
+        case _:
+            return OVERHEAD

@@ -1,0 +1,103 @@
+from datetime import UTC, datetime
+
+from services.contract.messages import (
+    Accepted,
+    ChatRequest,
+    Done,
+    Origin,
+    Progress,
+    Replay,
+    Resume,
+    Started,
+    Timings,
+    Token,
+    Usage,
+)
+from services.inference.replays import KEPT_FOR, MOST_IN_ONE, Recording, Replays
+
+REQUEST = ChatRequest(prompt="hi", request_id="r")
+ACCEPTED, STARTED = Accepted("r", "w"), Started(5, 0, 0, 0)
+ON, CE = Token(0, "on", (1,)), Token(2, "ce", (2,))
+DONE = Done("stop", Usage(5, 2, 0), Timings(0, 0, 0), 0, "log", 4)
+REPLY = "chat.reply._.r.a"
+
+
+def recording(*events: object, request: ChatRequest = REQUEST) -> Recording:
+    made = Recording(request, REPLY)
+    for event in events:
+        made.add(event)  # type: ignore[arg-type]
+    return made
+
+
+def test_all_is_told_to_who_has_nothing_but_what_is_over() -> None:
+    made = recording(ACCEPTED, Progress(1, 0, 0), STARTED, ON, CE, DONE)
+    assert made.replay(0) == Replay(REQUEST, REPLY, (ACCEPTED, STARTED, ON, CE, DONE))
+
+
+def test_who_has_some_text_gets_what_is_missing() -> None:
+    made = recording(ACCEPTED, STARTED, ON, CE)
+    assert made.replay(1).events == (ON, CE)
+    assert made.replay(2).events == (CE,)
+    assert made.replay(4).events == ()
+
+
+def test_the_end_is_told_to_who_has_all_the_text() -> None:
+    assert recording(ACCEPTED, ON, DONE).replay(2).events == (DONE,)
+
+
+def test_what_the_answer_goes_on_from_is_told_as_its_beginning() -> None:
+    origin = Origin("digest", b"", 0, 0, 1, datetime.now(UTC), 0, 0)
+    request = ChatRequest(prompt="hi", request_id="r", resume=Resume(origin, (1,), "on"))
+    made = recording(ACCEPTED, CE, request=request)
+    assert made.replay(0) == Replay(REQUEST, REPLY, (Token(0, "on", (1,)), ACCEPTED, CE))
+
+
+def test_a_long_answer_comes_in_parts_of_which_each_goes_on_where_the_last_ended() -> None:
+    piece = "x" * (MOST_IN_ONE // 3)
+    tokens = [Token(at * len(piece), piece, (at,)) for at in range(5)]
+    made = recording(ACCEPTED, *tokens, DONE)
+    got: list[object] = []
+    at, is_all = 0, False
+    while not is_all:
+        replay = made.replay(at)
+        got += replay.events
+        at = sum(len(e.text) for e in got if isinstance(e, Token))
+        is_all = replay.is_all
+    assert got == [ACCEPTED, *tokens, DONE]
+
+
+def test_an_answer_is_kept_for_a_while_after_its_end() -> None:
+    now = 0.0
+    replays = Replays(clock=lambda: now)
+    replays.begin("a", recording(ON))
+    now += 10 * KEPT_FOR
+    replays.forget_old()
+    assert replays.of("a", 0) and replays.of("b", 0) is None
+    replays.end("a")
+    now += KEPT_FOR - 1
+    replays.forget_old()
+    assert replays.of("a", 0)
+    now += 1
+    replays.forget_old()
+    assert replays.of("a", 0) is None
+
+
+def test_the_answers_that_ended_first_make_room_for_others() -> None:
+    long = recording(Token(0, "x" * 1000, (1,)))
+    replays = Replays(most_bytes=2 * long.bytes)
+    for key in "abc":
+        replays.begin(key, recording(Token(0, "x" * 1000, (1,))))
+        replays.end(key)
+    assert replays.of("a", 0) is None
+    assert replays.of("b", 0) and replays.of("c", 0)
+
+
+def test_a_later_attempt_takes_the_place_of_an_earlier_one() -> None:
+    replays = Replays()
+    replays.begin("a", recording(ON, DONE))
+    replays.end("a")
+    replays.begin("a", recording(ACCEPTED))
+    replay = replays.of("a", 0)
+    assert replay and replay.events == (ACCEPTED,)
+    replays.forget("a")
+    assert replays.of("a", 0) is None

@@ -179,11 +179,8 @@ class Event(Struct, frozen=True, tag_field="type"):
 
 
 class Accepted(Event, frozen=True, tag="accepted"):
-    """`digest` is that of the worker's model: only the same model can go on with the answer."""
-
     request_id: str
     worker_id: str
-    digest: str = ""
 
 
 class Progress(Event, frozen=True, tag="progress"):

@@ -337,6 +337,8 @@ class WorkerReport(Struct, frozen=True):
     running: int
     waiting: int
     queue: int = 0  # how many may wait
+    queued_tokens: int = 0  # still to be computed for those that wait, as far as can be foreseen
+    tokens_per_second: float = 0.0  # computed of late, of prompts and answers; 0: nothing yet
     progress: float = 0.0
     model: ModelInfo | None = None
     error: str | None = None

@@ -26,6 +26,8 @@ from services.inference.engine.sequence import Sequence
 from services.inference.replays import Recording
 from services.runtime.bus import Bus
 
+BYTES_PER_TOKEN = 4  # of usual text, roughly
+
 T = TypeVar("T")
 
 
@@ -93,6 +95,17 @@ class Call:
         """
         is_read = self.sequence is not None and not self.sequence.unread
         return 0 if is_read else self._bytes
+
+    @property
+    def unread_tokens(self) -> int:
+        """That are to be computed of the prompt; a guess until it is tokenized."""
+        if self.sequence is None:
+            return self._bytes // BYTES_PER_TOKEN
+        return max(0, self.sequence.unread - (0 if self.has_slot else self.sequence.found))
+
+    @property
+    def said_tokens(self) -> int:
+        return len(self.sequence.generated) if self.sequence else 0
 
     @property
     def place(self) -> int:

@@ -30,6 +30,7 @@ from services.contract.messages import (
     Usage,
 )
 from services.inference import origins, preparation
+from services.inference.admission import Admission
 from services.inference.answers import Answers
 from services.inference.calls import Call, Stopped
 from services.inference.cancels import Cancels
@@ -83,6 +84,7 @@ class ChatService:
         self._calls: dict[str, Call] = {}
         self._cancels = Cancels()
         self._attempts = count()
+        self._admission = Admission(settings)
         self._reception = Reception(bus, worker_id, workers, self._admit)
         self._readers = Readers(bus, worker_id, self._calls)
         self._contact = Contact(bus.answers, self._lose_all)
@@ -104,6 +106,14 @@ class ChatService:
     @property
     def waiting(self) -> int:
         return len(self._calls) - self.running
+
+    @property
+    def queued_tokens(self) -> int:
+        return self._admission.work(self._calls.values())
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self._engine.speed.per_second
 
     async def start(self) -> None:
         self._engine.start()
@@ -143,27 +153,13 @@ class ChatService:
             raise ServiceError("conflict", f"Request {call.request_id} is being answered already.")
         if self._dead or self._draining:
             raise _shutting_down()
-        self._check_room(call)
+        self._admission.check(call, self._calls.values(), self._engine.speed.per_second)
         self._calls[call.key] = call
         for cancel in self._cancels.of(call.key):  # it has overtaken its request
             self._stop(call, cancel)
         self._readers.begin(call)
         self._bus.spawn(self._answer(call))
         return Taken(self.running, self.waiting)
-
-    def _check_room(self, call: Call) -> None:
-        """Raises ServiceError(overloaded). One prompt has room always, however long it is."""
-        if len(self._calls) >= self._settings.model_parallel + self._settings.model_queue:
-            raise ServiceError(
-                "overloaded", "Every slot is taken and the queue is full: try again.", 1
-            )
-        unread = sum(other.unread_bytes for other in self._calls.values())
-        if unread and unread + call.unread_bytes > self._settings.model_queue_bytes:
-            raise ServiceError(
-                "overloaded",
-                f"The prompts that are still to be read have {unread:,} bytes already: try again.",
-                1,
-            )
 
     async def _answer(self, call: Call) -> None:
         logs.request_id.set(call.request_id)
@@ -269,6 +265,7 @@ class ChatService:
         it.
         """
         reason, usage, timings = finished
+        self._admission.has_ended(usage.completion_tokens)
         if reason == "cancelled":
             reason = call.stop_reason or reason
         if reason == "timeout" and not call.text:

@@ -110,6 +110,8 @@ class Worker:
             running=service.running if service else 0,
             waiting=service.waiting if service else 0,
             queue=self._settings.model_queue,
+            queued_tokens=service.queued_tokens if service else 0,
+            tokens_per_second=round(service.tokens_per_second, 1) if service else 0.0,
             progress=round(self._progress, 3),
             model=self._model,
             error=self._error,

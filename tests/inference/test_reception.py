@@ -18,12 +18,14 @@ SESSIONS = [f"session {number}" for number in range(12)]
 
 @asynccontextmanager
 async def pair(
-    folder: Path, models: tuple[str, str] = ("fake", "fake")
+    folder: Path, models: tuple[str, str] = ("fake", "fake"), step_seconds: float = 0
 ) -> AsyncIterator[tuple[Worker, Worker]]:
     async with AsyncExitStack() as stack:
-        first = await stack.enter_async_context(worker(folder, worker_id="w1", name=models[0]))
+        first = await stack.enter_async_context(
+            worker(folder, worker_id="w1", name=models[0], step_seconds=step_seconds)
+        )
         second = await stack.enter_async_context(
-            worker(folder, worker_id="w2", name=models[1], url=first.url)
+            worker(folder, worker_id="w2", name=models[1], step_seconds=step_seconds, url=first.url)
         )
         for each in (first, second):
             each.hear(first.report, second.report)
@@ -86,7 +88,7 @@ async def test_a_request_to_one_worker_is_acknowledged_with_its_load_or_refused(
 ) -> None:
     async with worker(tmp_path, parallel=1, queue=1, step_seconds=0.01) as busy:
         for number in range(2):
-            request = ChatRequest(prompt="long", session_id=str(number))
+            request = ChatRequest(prompt="long", session_id=str(number), max_tokens=20)
             taken = await direct(busy, request, f"_INBOX.{number}")
             assert taken.running + taken.waiting == number + 1
         with pytest.raises(ServiceError) as refused:

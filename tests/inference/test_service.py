@@ -332,16 +332,6 @@ async def test_a_cancel_in_the_queue_ends_it_before_it_has_a_slot(slow: Worker) 
     assert (await slow.context("b")).turns == ()
 
 
-async def test_more_than_the_queue_holds_is_refused_at_once(tmp_path: Path) -> None:
-    async with worker(tmp_path, step_seconds=0.01) as busy:
-        answers = await asyncio.gather(*(busy.ask("hi", str(i)) for i in range(100)))
-    ends = [events[-1] for events in answers]
-    assert sum(isinstance(end, Done) for end in ends) == 8 + 16
-    refused = [end for end in ends if isinstance(end, Failed)]
-    assert len(refused) == 76
-    assert all(end.code == "overloaded" and end.retry_after for end in refused)
-
-
 async def test_draining_finishes_what_was_begun_and_takes_no_more(slow: Worker) -> None:
     asks = [asyncio.create_task(slow.ask("hi", str(i))) for i in range(3)]
     while slow.service.running + slow.service.waiting != 3:

@@ -16,6 +16,7 @@ from services.inference.engine.pace import PIECE_INTERVAL
 from services.inference.engine.scheduler import Scheduler
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.slots import Slots
+from services.inference.engine.speed import Speed
 
 TIDY_AFTER = 0.3  # seconds without a request
 
@@ -86,6 +87,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Sequence | str | None] = queue.SimpleQueue()
         self._slots = Slots(backend, parallel, budget)
         self._scheduler = Scheduler(self._slots)
+        self.speed = Speed()
         self._outputs: list[tuple[str, Output]] = []
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -163,7 +165,9 @@ class Engine:
         except BackendError as error:
             self._break([p.sequence for p in step.planned], error)
             return
-        self._scheduler.commit(step, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        self._scheduler.commit(step, seconds)
+        self.speed.add(sum(len(p.chunk.tokens) for p in step.planned), seconds)
         for (sequence, _), next_token in zip(step.planned, chosen, strict=True):
             if next_token is not None:
                 self._accept(sequence, next_token)

@@ -81,7 +81,12 @@ LogRecord = Exchange | Cleared | Erased | Described
 
 
 class ContextRequest(Struct, frozen=True):
+    """
+    `is_answered`: who asks has an answer to store already, so that no lack of room refuses it.
+    """
+
     session_id: SessionId
+    is_answered: bool = False
 
 
 class Context(Struct, frozen=True):

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -48,6 +48,7 @@ class Archive:
         self._exchanges = database.get_collection("exchanges", write_concern=safely)
         self._meta = database.get_collection("meta", write_concern=safely)
         self._unreadable = database.get_collection("unreadable", write_concern=safely)
+        self._erased = database.get_collection("erased", write_concern=safely)
         self._where = where
         self._retention = retention
         self._indexed = False
@@ -79,25 +80,50 @@ class Archive:
         writes = [UpdateOne(*_upsert(_document(e)), upsert=True) for e in entries if _is_kept(e)]
         if not writes:
             return
-        try:
+        with self._as_unavailable():
             await self._exchanges.bulk_write(writes, ordered=False)
-        except PyMongoError as error:
-            self._lost_if_gone(error)
-            raise ArchiveUnavailable(_short(error)) from error
+            await self._take_back(entries)
+
+    async def erase(self, erased: Entry) -> None:
+        """
+        What the session had before this record. The tombstone comes first: a process that is
+        writing older records looks for one after it has written them.
+        """
+        with self._as_unavailable():
+            tombstone = {"$max": {"until": erased.logged_at}}
+            await self._erased.update_one({"_id": erased.key}, tombstone, upsert=True)
+            await self._delete(erased.key, erased.logged_at)
+
+    async def _take_back(self, written: Sequence[Entry]) -> None:
+        first: dict[str, datetime] = {}
+        for entry in written:
+            first[entry.key] = min(entry.logged_at, first.get(entry.key, entry.logged_at))
+        async for tombstone in self._erased.find({"_id": {"$in": list(first)}}):
+            if first[tombstone["_id"]] <= tombstone["until"]:
+                await self._delete(tombstone["_id"], tombstone["until"])
+
+    async def _delete(self, key: str, until: datetime) -> None:
+        """By the log's clock: sequences begin again where a log was lost."""
+        await self._exchanges.delete_many({"key": key, "logged_at": {"$lte": until}})
+        await self._unreadable.delete_many({"key": key, "_id.logged_at": {"$lte": until}})
 
     async def set_aside(self, entry: Entry, why: str) -> None:
         """Notes a record that can't be read, so that it is counted; the log still has it."""
         where = {"seq": entry.seq, "logged_at": entry.logged_at}
         document = {"_id": where, "key": entry.key, "why": why}
-        try:
+        with self._as_unavailable():
             await self._unreadable.update_one(*_upsert(document), upsert=True)
-        except PyMongoError as error:
-            self._lost_if_gone(error)
-            raise ArchiveUnavailable(_short(error)) from error
 
-    async def last(self, tenant: str, key: str | None, limit: int) -> list[Entry]:
-        """The last exchanges of the session with this key or (None) of all of the tenant's."""
-        query = {"key": key} if key else {"tenant": tenant}
+    async def last(
+        self, tenant: str, key: str | None, limit: int, but_of: Collection[str] = ()
+    ) -> list[Entry]:
+        """
+        The last exchanges of the session with this key or (None) of all of the tenant's but those
+        of some.
+        """
+        query: Document = {"key": key} if key else {"tenant": tenant}
+        if but_of:
+            query |= {"key": {"$nin": list(but_of)}}
         try:
             async with asyncio.timeout(READ_TIMEOUT):
                 found = self._exchanges.find(query).sort(NEWEST_FIRST).limit(limit)
@@ -145,10 +171,15 @@ class Archive:
         )
         return str(found["id"])
 
-    def _lost_if_gone(self, error: PyMongoError) -> None:
-        # any other error is an answer: the server is there, and refuses
-        if isinstance(error, AutoReconnect):
-            self._lost(error)
+    @contextmanager
+    def _as_unavailable(self) -> Iterator[None]:
+        try:
+            yield
+        except PyMongoError as error:
+            # any other error is an answer: the server is there, and refuses
+            if isinstance(error, AutoReconnect):
+                self._lost(error)
+            raise ArchiveUnavailable(_short(error)) from error
 
     def _lost(self, error: Exception) -> None:
         if not self._complained:

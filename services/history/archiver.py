@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from services.contract.history import Erased
 from services.history.archive import Archive, ArchiveUnavailable, checked
 from services.history.entry import Entry, Unreadable, read
 from services.history.log import Log
@@ -62,7 +63,7 @@ class Archiver:
         try:
             await self._archive.write(entries)
             for entry in entries:
-                await self._set_aside(entry)
+                await self._heed(entry)
         except ArchiveUnavailable:
             for pending in batch:
                 await pending.give_back()
@@ -70,10 +71,13 @@ class Archiver:
         for pending, entry in zip(batch, entries, strict=True):
             await (pending.set_aside() if _is_unreadable(entry) else pending.ack())
 
-    async def _set_aside(self, entry: Entry) -> None:
-        if isinstance(entry.record, Unreadable):
-            log.warning("record %d of %s set aside: %s", entry.seq, entry.key, entry.record.why)
-            await self._archive.set_aside(entry, entry.record.why)
+    async def _heed(self, entry: Entry) -> None:
+        match entry.record:
+            case Erased():
+                await self._archive.erase(entry)
+            case Unreadable(why):
+                log.warning("record %d of %s set aside: %s", entry.seq, entry.key, why)
+                await self._archive.set_aside(entry, why)
 
     def _complain(self, error: Exception) -> None:
         # a lost connection has been said already, by the one who looks after it

@@ -7,13 +7,15 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from typing import NamedTuple
 from uuid import uuid4
+
+from msgspec.structs import replace
 
 from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
-from services.contract.history import Cleared, Exchange
+from services.contract.history import Erased, Exchange, LogRecord
 from services.history.context import Snapshot
 from services.history.entry import Entry, Unreadable, read
 from services.runtime.bus import Bus
@@ -34,10 +36,20 @@ MAX_BYTES = 1024**3
 ARCHIVE = "archive"
 ACK_WAIT = 30.0  # seconds after which a batch of a process that died is given to another
 MAX_ACK_PENDING = 5000  # ten processes with a batch each
-CLEAR_TRIES = 10  # each lost to a turn of the same session that ended in that millisecond
+APPEND_TRIES = 10  # each lost to a turn of the same session that ended in that millisecond
 RETRY_INTERVAL = 1.0  # seconds
 
 log = logging.getLogger(__name__)
+
+
+class Found(NamedTuple):
+    """
+    Exchanges, and the keys of the sessions that were erased after them: what is older of these is
+    not to be shown.
+    """
+
+    entries: list[Entry]
+    erased: set[str]
 
 
 class Log:
@@ -132,34 +144,51 @@ class Log:
                 log.warning("record %d of %s: %s", entry.seq, key, entry.record.why)
         return snapshot, entries[::-1]
 
-    async def append_cleared(self, key: str) -> None:
-        """Raises Conflict if the session gets other records faster than this one."""
-        for _ in range(CLEAR_TRIES):
-            last = await self._stream.last(subjects.log(key))
-            if last and isinstance(read(last).record, Cleared):
-                return  # it is clear already
-            record = Cleared(previous=last.seq if last else 0, cleared_at=datetime.now(UTC))
+    async def append(self, key: str, record: LogRecord) -> int:
+        """
+        After the session's last record, whatever `previous` says; the sequence. Raises Conflict if
+        the session gets other records faster than this one.
+        """
+        subject, message_id = subjects.log(key), uuid4().hex
+        for _ in range(APPEND_TRIES):
+            last = await self._stream.last(subject)
+            record = replace(record, previous=last.seq if last else 0)
             with suppress(Conflict):
-                return await self._append(key, record)
+                return await self._stream.append(
+                    subject, encode(record), message_id, record.previous
+                )
         raise Conflict
 
-    async def _append(self, key: str, record: Cleared) -> None:
-        subject, message_id = subjects.log(key), uuid4().hex
-        await self._stream.append(subject, encode(record), message_id, record.previous)
+    async def get(self, seq: int) -> Entry | None:
+        stored = await self._stream.get(seq)
+        return stored and read(stored)
 
-    async def exchanges(self, tenant: str, key: str | None, limit: int, above: int) -> list[Entry]:
+    async def delete_before(self, key: str, seq: int) -> None:
+        """
+        The session's records before this one, message by message: a purge of a subject would move
+        the archive's consumer to the log's end, past what it lacks of other sessions.
+        """
+        subject = subjects.log(key)
+        found = await self._stream.next(subject, 1)
+        while found is not None and found.seq < seq:
+            await self._stream.delete(found.seq)
+            found = await self._stream.next(subject, found.seq + 1)
+
+    async def exchanges(self, tenant: str, key: str | None, limit: int, above: int) -> Found:
         """
         The last `limit` exchanges after the sequence `above`, newest first: of the session with
-        this key, or (None) of all of the tenant's.
+        this key, or (None) of all of the tenant's. What was erased is not among them.
         """
         subject = subjects.log(key) if key else subjects.log_of_tenant(tenant)
         last = await self._stream.last(subject)
         walk = self._back(last, above) if key else self._back_in(subject, last, above)
-        found: list[Entry] = []
+        found = Found([], set())
         async for entry in walk:
-            if isinstance(entry.record, Exchange):
-                found.append(entry)
-            if len(found) == limit:
+            if isinstance(entry.record, Erased):
+                found.erased.add(entry.key)
+            elif isinstance(entry.record, Exchange) and entry.key not in found.erased:
+                found.entries.append(entry)
+            if len(found.entries) == limit or key in found.erased:
                 break
         return found
 

@@ -9,17 +9,19 @@ from services.contract.history import (
     ClearRequest,
     Context,
     ContextRequest,
+    DeleteRequest,
     HistoryStatus,
     Messages,
     MessagesRequest,
 )
 from services.contract.messages import Empty
-from services.history.archive import Archive, ArchiveUnavailable
+from services.history.archive import Archive
 from services.history.archiver import Archiver
 from services.history.contexts import Contexts
-from services.history.entry import Entry, messages
+from services.history.entry import messages
 from services.history.log import Log
 from services.history.quota import Quota
+from services.history.sessions import Sessions
 from services.history.settings import HistorySettings
 from services.history.trimmer import Trimmer
 from services.runtime.bus import Bus
@@ -27,10 +29,13 @@ from services.runtime.streams import Conflict, NoRoom, StreamUnavailable
 
 
 class History:
-    def __init__(self, log: Log, archive: Archive, contexts: Contexts, quota: Quota) -> None:
+    def __init__(
+        self, log: Log, archive: Archive, contexts: Contexts, sessions: Sessions, quota: Quota
+    ) -> None:
         self._log = log
         self._archive = archive
         self._contexts = contexts
+        self._sessions = sessions
         self._quota = quota
 
     async def serve(self, bus: Bus) -> None:
@@ -40,6 +45,7 @@ class History:
                 "messages", subjects.HISTORY_MESSAGES_ANY, MessagesRequest, self._on_messages
             ),
             bus.endpoint("clear", subjects.HISTORY_CLEAR_ANY, ClearRequest, self._on_clear),
+            bus.endpoint("delete", subjects.HISTORY_DELETE_ANY, DeleteRequest, self._on_delete),
             bus.endpoint("status", subjects.HISTORY_STATUS, Empty, self._on_status),
         ]
         await bus.serve("history", "what sessions are made of", endpoints)
@@ -47,7 +53,8 @@ class History:
 
     async def _on_context(self, subject: str, request: ContextRequest) -> Context:
         """Refused if what will be said could not be stored: so nothing is generated in vain."""
-        self._quota.check()
+        if not request.is_answered:
+            self._quota.check()
         with _as_service_error():
             return await self._contexts.of(_key(subject, request.session_id))
 
@@ -55,12 +62,17 @@ class History:
         tenant = subjects.tenant_of_history(subject)
         key = subjects.session_key(tenant, request.session_id) if request.session_id else None
         with _as_service_error():
-            entries = await self._last(tenant, key, request.limit)
+            entries = await self._sessions.last(tenant, key, request.limit)
         return Messages(messages(entries, request.limit))
 
     async def _on_clear(self, subject: str, request: ClearRequest) -> Empty:
         with _as_service_error():
-            await self._log.append_cleared(_key(subject, request.session_id))
+            await self._sessions.clear(_key(subject, request.session_id))
+        return Empty()
+
+    async def _on_delete(self, subject: str, request: DeleteRequest) -> Empty:
+        with _as_service_error():
+            await self._sessions.erase(_key(subject, request.session_id))
         return Empty()
 
     async def _on_status(self, subject: str, request: Empty) -> HistoryStatus:
@@ -77,21 +89,6 @@ class History:
             log_limit=state and state.limit,
             warning=self._quota.warning,
         )
-
-    async def _last(self, tenant: str, key: str | None, limit: int) -> list[Entry]:
-        """
-        Never behind: where the archive ends is asked before the archive is, and what comes after it
-        is read from the log.
-        """
-        archived: list[Entry] = []
-        archived_until = 0
-        if self._archive.connected:
-            archived_until = await self._log.archived_until()
-            try:
-                archived = await self._archive.last(tenant, key, limit)
-            except ArchiveUnavailable:
-                archived_until = 0  # then all is read from the log
-        return archived + await self._log.exchanges(tenant, key, limit, archived_until)
 
 
 async def start(stack: AsyncExitStack, settings: HistorySettings) -> None:
@@ -112,7 +109,8 @@ async def start(stack: AsyncExitStack, settings: HistorySettings) -> None:
     contexts, quota = Contexts(log, settings), Quota()
     await stack.enter_async_context(Archiver(log, archive).running())
     await stack.enter_async_context(Trimmer(log, contexts, quota).running())
-    await History(log, archive, contexts, quota).serve(bus)
+    sessions = Sessions(log, archive, contexts)
+    await History(log, archive, contexts, sessions, quota).serve(bus)
     stack.push_async_callback(bus.leave)
 
 
@@ -136,5 +134,5 @@ def _as_service_error() -> Iterator[None]:
         ) from error
     except Conflict as error:
         raise ServiceError(
-            "history_unavailable", "The session is too busy to be cleared now; try again."
+            "history_unavailable", "The session is too busy to be changed now; try again."
         ) from error

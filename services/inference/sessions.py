@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 from msgspec.structs import replace
 
@@ -27,17 +28,16 @@ class Sessions:
         self._bus = bus
         self._log = Stream(bus, subjects.HISTORY_STREAM)
 
-    async def context(self, tenant: str, session_id: str) -> Context:
+    async def context(self, tenant: str, session_id: str, is_answered: bool = False) -> Context:
         """
         Raises ServiceError(history_unavailable): a session is never answered as if it were
         new.
         """
         subject = subjects.history_context(tenant)
+        request = ContextRequest(session_id, is_answered)
         for timeout in TRIES:
             try:
-                return await self._bus.request(
-                    subject, ContextRequest(session_id), Context, timeout
-                )
+                return await self._bus.request(subject, request, Context, timeout)
             except NoResponders:
                 await asyncio.sleep(timeout)
             except TimeoutError:
@@ -52,7 +52,8 @@ class Sessions:
     async def append(self, key: str, exchange: Exchange, is_wanted: Callable[[], bool]) -> Stored:
         """
         Puts the exchange after the session's last record; `log` once the stream has acknowledged
-        it. Nothing is tried any more once it is not wanted: another worker has it then.
+        it, `none` if the session was erased since the exchange was asked. Nothing is tried any more
+        once it is not wanted: another worker has it then.
 
         The message id lets the server drop a repeat, so a try that was not acknowledged is
         repeated.
@@ -61,22 +62,35 @@ class Sessions:
             async with asyncio.timeout(APPEND_DEADLINE):
                 while is_wanted():
                     try:
-                        await self._try(key, exchange)
-                        return "log"
-                    except Conflict:  # another turn of the session came first
-                        exchange = replace(exchange, previous=await self._last(key))
-                    except StreamUnavailable as error:  # a server that restarts is back in a moment
+                        if await self._try(key, exchange):
+                            return "log"
+                        # in this order: what comes in between makes the next try fail as well
+                        previous = await self._last(key)
+                        if await self._is_erased(key, exchange):
+                            return "none"
+                        exchange = replace(exchange, previous=previous)
+                    except (StreamUnavailable, ServiceError) as error:
+                        # a server that restarts is back in a moment
                         log.warning("the log does not take the exchange: %s; trying again", error)
                         await asyncio.sleep(RETRY_INTERVAL)
-        except (TimeoutError, StreamUnavailable) as error:
-            log.error("the log did not take the exchange: %s", error or "no time left")
+        except TimeoutError:
+            log.error("the log did not take the exchange: no time left")
         return "failed"
 
-    async def _try(self, key: str, exchange: Exchange) -> None:
+    async def _try(self, key: str, exchange: Exchange) -> bool:
+        """False if another record of the session came first, so that `previous` is another now."""
         if not self._bus.connected:  # what waits for the connection may come too late
             raise StreamUnavailable("not connected")
         subject, message_id = subjects.log(key), f"{key}.{exchange.request_id}"
-        await self._log.append(subject, encode(exchange), message_id, exchange.previous)
+        with suppress(Conflict):
+            await self._log.append(subject, encode(exchange), message_id, exchange.previous)
+            return True
+        return False
+
+    async def _is_erased(self, key: str, exchange: Exchange) -> bool:
+        """Whether the session was, since the exchange was asked."""
+        now = await self.context(*subjects.session_of_key(key), is_answered=True)
+        return now.erased > exchange.epoch
 
     async def _last(self, key: str) -> int:
         stored = await self._log.last(subjects.log(key))

@@ -16,7 +16,6 @@ from services.runtime.bus import Bus
 
 # nats-server's error codes
 WRONG_LAST_SEQUENCE = (10071, 10164)  # a failed compare-and-set
-NO_MESSAGE = 10057
 NO_ROOM = (
     10077,  # the stream is at its limit
     10023,  # the server is
@@ -96,8 +95,8 @@ class Stream:
         with _as_unavailable():
             try:
                 await self._js.delete_msg(self.name, seq)
-            except nats.js.errors.APIError as error:
-                if error.err_code != NO_MESSAGE:
+            except nats.js.errors.APIError:
+                if await self.get(seq) is not None:  # the error's code does not tell
                     raise
 
     async def append(self, subject: str, data: bytes, message_id: str, previous: int) -> int:

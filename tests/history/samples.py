@@ -15,6 +15,7 @@ from services.contract.history import (
     ClearRequest,
     Context,
     ContextRequest,
+    DeleteRequest,
     Exchange,
     HistoryStatus,
     Message,
@@ -94,6 +95,10 @@ async def context(bus: Bus, session_id: str, tenant: str = TENANT) -> Context:
 
 async def clear(bus: Bus, session_id: str, tenant: str = TENANT) -> None:
     await bus.request(subjects.history_clear(tenant), ClearRequest(session_id), Empty, timeout=5)
+
+
+async def erase(bus: Bus, session_id: str, tenant: str = TENANT) -> None:
+    await bus.request(subjects.history_delete(tenant), DeleteRequest(session_id), Empty, timeout=5)
 
 
 async def messages(

@@ -95,6 +95,33 @@ async def test_the_last_come_first_of_a_session_or_of_a_tenant(archive: Archive)
     assert seqs(await archive.last(tenant, None, 2)) == [3, 2]
 
 
+async def test_what_a_session_was_is_erased_and_what_it_becomes_is_kept(
+    archive: Archive, key: str, session_id: str
+) -> None:
+    other = subjects.session_key(TENANT, f"{session_id} other")
+    await archive.write([entry(key, 1), entry(key, 2), entry(other, 1)])
+    await archive.set_aside(entry(key, 2), "why")
+    await archive.erase(entry(key, 3))
+    await archive.write([entry(key, 4)])
+    assert seqs(await archive.last(TENANT, key, 9)) == [4]
+    assert seqs(await archive.last(TENANT, other, 9)) == [1]
+
+
+async def test_who_wrote_while_a_session_was_erased_takes_back_what_is_older(
+    archive: Archive, key: str
+) -> None:
+    await archive.erase(entry(key, 3))
+    await archive.write([entry(key, 4), entry(key, 1), entry(key, 2)])
+    assert seqs(await archive.last(TENANT, key, 9)) == [4]
+
+
+async def test_sessions_can_be_left_out(archive: Archive) -> None:
+    tenant = uuid4().hex
+    one, two = subjects.session_key(tenant, "one"), subjects.session_key(tenant, "two")
+    await archive.write([entry(one, 1), entry(two, 2)])
+    assert seqs(await archive.last(tenant, None, 9, but_of={two})) == [1]
+
+
 async def test_a_document_that_somebody_spoiled_does_not_hide_the_others(
     archive: Archive, mongodb_uri: str, key: str
 ) -> None:

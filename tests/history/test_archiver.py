@@ -18,6 +18,7 @@ from tests.history.samples import (
     archived,
     connected,
     context,
+    erase,
     exchange,
     history,
     ids,
@@ -105,6 +106,32 @@ async def test_a_mongodb_that_goes_and_comes_back_gets_what_it_missed(
         assert ids(await messages(own_bus, session_id)) == ["before", "during"]
     said = [r.levelname for r in caplog.records if "MongoDB at" in r.getMessage()]
     assert said == ["INFO", "WARNING", "INFO"]
+
+
+async def test_a_session_that_is_erased_while_mongodb_is_away_is_gone_there_too(
+    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str
+) -> None:
+    other = f"{session_id} other"
+    async with history(url_of(own_nats), uri_of(mongo)):
+        await connected(own_bus)
+        await append(own_bus, session_id, exchange("before"))
+        await append(own_bus, other, exchange("theirs before"))
+        await archived(own_bus)
+        await asyncio.to_thread(mongo.stop, signal.SIGKILL)
+        await append(own_bus, session_id, exchange("during"))
+        await append(own_bus, other, exchange("theirs during"))
+        await erase(own_bus, session_id)
+        await append(own_bus, session_id, exchange("after"))
+        assert ids(await messages(own_bus, session_id)) == ["after"]
+        await asyncio.to_thread(mongo.start)
+        await connected(own_bus)
+        # the archive still has it here, for a moment
+        assert ids(await messages(own_bus, session_id)) == ["after"]
+        assert ids(await messages(own_bus, None)) == ["theirs before", "theirs during", "after"]
+        await archived(own_bus)
+        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert ids(await messages(own_bus, session_id)) == ["after"]
+        assert ids(await messages(own_bus, other)) == ["theirs before", "theirs during"]
 
 
 async def test_a_mongodb_that_hangs_holds_nobody_up(

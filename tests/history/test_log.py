@@ -2,13 +2,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from services.contract import subjects
 from services.contract.codec import encode
-from services.contract.history import Cleared, Exchange
+from services.contract.history import Cleared, Erased, Exchange
 from services.history.context import Snapshot
 from services.history.entry import Entry, Unreadable
 from services.history.log import Log
@@ -16,6 +17,8 @@ from services.runtime.bus import Bus
 from services.runtime.streams import Stream
 from tests.history.samples import TENANT, append, append_many, exchange, until
 from tests.servers import Server, nats_server, running
+
+CLEARED = Cleared(previous=0, cleared_at=datetime.now(UTC))
 
 
 @pytest.fixture
@@ -77,7 +80,7 @@ async def test_an_unreadable_record_does_not_hide_what_was_before_it(
     _, entries = await log.since(key, Snapshot())
     assert request_ids(entries) == ["r000", "r001", "after"]
     assert isinstance(entries[2].record, Unreadable)
-    found = await log.exchanges(TENANT, key, limit=2, above=0)
+    found = (await log.exchanges(TENANT, key, limit=2, above=0)).entries
     assert request_ids(found) == ["after", "r001"]
 
 
@@ -99,7 +102,7 @@ async def test_a_chain_ends_where_the_log_has_dropped_the_rest(
     dropped = await append(bus, session_id, exchange("dropped"))
     await append(bus, session_id, exchange("kept"))
     await bus.jetstream.delete_msg(subjects.HISTORY_STREAM, dropped)
-    assert request_ids(await log.exchanges(TENANT, key, limit=9, above=0)) == ["kept"]
+    assert request_ids((await log.exchanges(TENANT, key, limit=9, above=0)).entries) == ["kept"]
 
 
 async def test_the_last_exchanges_of_a_tenant_come_from_all_its_sessions(
@@ -109,18 +112,49 @@ async def test_the_last_exchanges_of_a_tenant_come_from_all_its_sessions(
     for n in range(30):
         await append(bus, f"session {n % 3}", exchange(f"r{n}"), tenant)
         await append(bus, session_id, exchange(f"s{n}"), f"{tenant}x")
-    found = await log.exchanges(tenant, None, limit=4, above=0)
+    found, _ = await log.exchanges(tenant, None, limit=4, above=0)
     assert request_ids(found) == ["r29", "r28", "r27", "r26"]
-    assert len(await log.exchanges(tenant, None, limit=1000, above=0)) == 30
+    assert len((await log.exchanges(tenant, None, limit=1000, above=0)).entries) == 30
     above = found[1].seq
-    assert request_ids(await log.exchanges(tenant, None, limit=4, above=above)) == ["r29"]
+    assert request_ids((await log.exchanges(tenant, None, 4, above)).entries) == ["r29"]
+
+
+async def test_what_a_session_was_before_a_record_is_deleted_and_no_other_sessions(
+    log: Log, bus: Bus, session_id: str, key: str
+) -> None:
+    for n in range(3):
+        await append(bus, session_id, exchange(f"old{n}"))
+        await append(bus, f"{session_id} other", exchange(f"other{n}"))
+    erased = await log.append(key, Erased(previous=0, erased_at=datetime.now(UTC)))
+    await append(bus, session_id, exchange("new", epoch=erased))
+    for _ in range(2):  # who comes second finds nothing to delete
+        await log.delete_before(key, erased)
+    kinds = [type(entry.record) for entry in (await log.since(key, Snapshot()))[1]]
+    assert kinds == [Erased, Exchange]
+    other = subjects.session_key(TENANT, f"{session_id} other")
+    assert len((await log.exchanges(TENANT, other, limit=9, above=0)).entries) == 3
+
+
+async def test_what_is_older_than_an_erasure_is_not_found_though_the_log_still_has_it(
+    log: Log, bus: Bus, session_id: str
+) -> None:
+    tenant = session_id[-12:]
+    key = subjects.session_key(tenant, "gone")
+    for session in ("gone", "there"):
+        await append(bus, session, exchange(f"old {session}"), tenant)
+    await log.append(key, Erased(previous=0, erased_at=datetime.now(UTC)))
+    await append(bus, "gone", exchange("new"), tenant)
+    found, erased = await log.exchanges(tenant, None, limit=9, above=0)
+    assert (request_ids(found), erased) == (["new", "old there"], {key})
+    found, erased = await log.exchanges(tenant, key, limit=9, above=0)
+    assert (request_ids(found), erased) == (["new"], {key})
 
 
 async def test_clearing_takes_its_turn_among_many_appends(
     log: Log, bus: Bus, session_id: str, key: str
 ) -> None:
     await asyncio.gather(
-        *(append(bus, session_id, exchange(f"r{n}")) for n in range(5)), log.append_cleared(key)
+        *(append(bus, session_id, exchange(f"r{n}")) for n in range(5)), log.append(key, CLEARED)
     )
     _, entries = await log.since(key, Snapshot())
     assert len(entries) == 6
@@ -132,7 +166,7 @@ async def test_clearing_takes_its_turn_among_many_appends(
 async def test_of_snapshots_kept_at_once_one_stays(log: Log, key: str) -> None:
     _, revision = await log.snapshot(key)
     await log.keep(key, Snapshot(applied_seq=1), revision)
-    await log.keep(key, Snapshot(applied_seq=2), revision)
+    assert not await log.keep(key, Snapshot(applied_seq=2), revision)
     assert (await log.snapshot(key))[0] == Snapshot(applied_seq=1)
 
 
@@ -180,19 +214,12 @@ async def test_it_waits_for_a_server_that_has_no_jetstream_and_says_so_once(
     assert caplog.text.count("-js") <= 2  # for the server without, and at most while it restarted
 
 
-async def test_a_session_that_is_clear_is_not_cleared_again(log: Log, key: str) -> None:
-    for _ in range(3):
-        await log.append_cleared(key)
-    _, entries = await log.since(key, Snapshot())
-    assert len(entries) == 1
-
-
 @pytest.mark.parametrize(
     "damaged", [Snapshot(epoch=999_999, applied_seq=0), Snapshot(epoch=0, applied_seq=-7)]
 )
 async def test_a_snapshot_that_can_not_be_is_not_continued(
     log: Log, key: str, damaged: Snapshot
 ) -> None:
-    await log.append_cleared(key)
+    await log.append(key, CLEARED)
     snapshot, entries = await log.since(key, damaged)
     assert snapshot == Snapshot() and len(entries) == 1

@@ -2,21 +2,26 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from motor.motor_asyncio import AsyncIOMotorClient
 
 from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.history import Message
 from services.runtime.bus import Bus, NoResponders
+from services.runtime.streams import Stream
 from tests.history.samples import (
+    TENANT,
     append,
     append_many,
     archived,
     clear,
     connected,
     context,
+    erase,
     exchange,
     history,
     ids,
@@ -69,6 +74,51 @@ async def test_an_exchange_that_was_under_way_when_its_session_was_cleared_is_on
     await append(bus, session_id, exchange("late", epoch=asked_in))
     assert ids(await context(bus, session_id)) == []
     assert ids(await messages(bus, session_id)) == ["late"]
+
+
+async def test_a_session_that_is_clear_is_cleared_again_for_what_is_under_way(
+    served: None, bus: Bus, session_id: str
+) -> None:
+    await clear(bus, session_id)
+    asked_in = (await context(bus, session_id)).epoch
+    await clear(bus, session_id)
+    await append(bus, session_id, exchange("late", epoch=asked_in))
+    assert ids(await context(bus, session_id)) == []
+
+
+async def test_an_erased_session_is_nowhere_any_more(
+    nats_url: str, mongodb_uri: str, bus: Bus, session_id: str
+) -> None:
+    key = subjects.session_key(TENANT, session_id)
+    async with history(nats_url, mongodb_uri):
+        await connected(bus)
+        await append_many(bus, session_id, 5)
+        await append(bus, f"{session_id} other", exchange("theirs"))
+        await context(bus, session_id)
+        await archived(bus)
+        await append(bus, session_id, exchange("not archived"))
+        await erase(bus, session_id)
+        found = await context(bus, session_id)
+        assert found.turns == () and found.erased == found.epoch == found.applied_seq > 0
+        assert await messages(bus, session_id) == ()
+        assert ids(await messages(bus, f"{session_id} other")) == ["theirs"]
+        snapshot = await Stream(bus, "KV_sessions").last(f"$KV.{subjects.SESSIONS_BUCKET}.{key}")
+        assert snapshot is not None and b"prompt of" not in snapshot.data
+        first = await Stream(bus, subjects.HISTORY_STREAM).next(subjects.log(key), 1)
+        assert first is not None and first.seq == found.erased
+        documents = AsyncIOMotorClient[dict[str, Any]](mongodb_uri)["finetunellm_test"]
+        assert await documents["exchanges"].count_documents({"key": key}) == 0
+        documents.client.close()
+
+
+async def test_an_erased_session_can_begin_again(served: None, bus: Bus, session_id: str) -> None:
+    await append(bus, session_id, exchange("old"))
+    await erase(bus, session_id)
+    epoch = (await context(bus, session_id)).epoch
+    await append(bus, session_id, exchange("new", epoch=epoch))
+    await erase(bus, f"{session_id} that never was")
+    assert ids(await context(bus, session_id)) == ["new"]
+    assert ids(await messages(bus, session_id)) == ["new"]
 
 
 async def test_the_window_is_cut_in_steps(nats_url: str, bus: Bus, session_id: str) -> None:

@@ -13,7 +13,14 @@ from msgspec.structs import replace
 from services.client.workers import Workers
 from services.contract import subjects
 from services.contract.codec import decode, encode
-from services.contract.history import Context, ContextRequest, Message, Messages, MessagesRequest
+from services.contract.history import (
+    Context,
+    ContextRequest,
+    DeleteRequest,
+    Message,
+    Messages,
+    MessagesRequest,
+)
 from services.contract.messages import (
     Accepted,
     ChatRequest,
@@ -315,6 +322,23 @@ async def test_a_cancel_ends_the_answer_and_what_was_said_is_kept(slow: Worker) 
     assert isinstance(done, Done) and done.finish_reason == "cancelled" and done.stored == "log"
     (turn,) = (await slow.context("s")).turns
     assert turn.response == text(events) and len(turn.response) < 500
+
+
+async def test_an_answer_whose_session_is_erased_meanwhile_is_not_kept_and_its_end_says_so(
+    slow: Worker,
+) -> None:
+    erased = subjects.history_delete(subjects.OPEN_TENANT)
+    events: list[StreamEvent] = []
+    async for event in slow.events(ChatRequest(prompt="long", session_id="s", max_tokens=50)):
+        if isinstance(event, Token) and not any(isinstance(e, Token) for e in events):
+            await slow.bus.request(erased, DeleteRequest("s"), Empty)
+        events.append(event)
+    done = events[-1]
+    assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("length", "none")
+    assert (await slow.context("s")).turns == () and await slow.messages() == ()
+    *_, done = await slow.ask("hi", "s")
+    assert isinstance(done, Done) and done.stored == "log"
+    assert [turn.response for turn in (await slow.context("s")).turns] == ["hello"]
 
 
 async def test_a_cancel_in_the_queue_ends_it_before_it_has_a_slot(slow: Worker) -> None:

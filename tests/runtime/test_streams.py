@@ -137,6 +137,17 @@ async def test_a_full_stream_drops_its_oldest_until_it_is_told_to_refuse(
     assert not (await stream.state()).drops_old
 
 
+async def test_what_is_gone_already_can_be_deleted(stream: Stream) -> None:
+    subject = f"{stream.name}.a"
+    first = await stream.append(subject, b"1", "m1", 0)
+    middle = await stream.append(subject, b"2", "m2", first)
+    last = await stream.append(subject, b"3", "m3", middle)
+    for seq in (middle, middle, first, first, last + 1):
+        await stream.delete(seq)
+    left = await stream.last(subject)
+    assert left is not None and left.seq == last and await stream.next(subject, 1) == left
+
+
 async def test_what_a_consumer_has_given_out_survives_a_delete_beside_it(
     consumer: Consumer, stream: Stream, append: Append
 ) -> None:

@@ -21,6 +21,11 @@ chat *options: (_setup)
 test *options: (_setup "--group" "dev" "--group" "bench") _nats _llama-source
     @python -m pytest "$@"
 
+# Kill, freeze and fill up parts under load, and count what is left: some minutes
+[group('develop')]
+faults *options: (_setup "--group" "dev" "--group" "bench") _nats
+    @python -m pytest tests/faults --campaign -s "$@"
+
 # Check style, types, and that generated files are fresh
 [group('develop')]
 check: (_setup "--group" "dev")

@@ -12,6 +12,10 @@ from services.runtime.bus import Bus
 from tests.servers import mongod, nats_server, running
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--campaign", action="store_true", help="tests/faults in their long form")
+
+
 @pytest.fixture(scope="session")
 def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with running(nats_server(tmp_path_factory.mktemp("nats"))) as server:

@@ -34,7 +34,9 @@ from services.runtime.streams import (
 # of backlog for a MongoDB that is down, and little enough to fit beside it on a small machine.
 MAX_BYTES = 1024**3
 ARCHIVE = "archive"
-ACK_WAIT = 30.0  # seconds after which a batch of a process that died is given to another
+# seconds after which a batch of a process that died is given to another: longer than MongoDB may
+# take to write it
+ACK_WAIT = 6.0
 MAX_ACK_PENDING = 5000  # ten processes with a batch each
 APPEND_TRIES = 10  # each lost to a turn of the same session that ended in that millisecond
 RETRY_INTERVAL = 1.0  # seconds

@@ -2,6 +2,7 @@
 The whole of FineTuneLLM as real processes on free ports, and a client that speaks to it over HTTP.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import msgspec
+import nats
 
 from services.edge.settings import EdgeSettings
 from services.history.settings import HistorySettings
@@ -103,6 +105,20 @@ class Stack:
     def running(self) -> int:
         """Requests that have a slot."""
         return sum(worker["running"] for worker in self.status()["workers"])
+
+    def histories(self) -> int:
+        """How many history processes answer a question that all of them hear."""
+
+        async def ask() -> int:
+            client = await nats.connect(f"nats://127.0.0.1:{self.nats.port}")
+            inbox = client.new_inbox()
+            answers = await client.subscribe(inbox)
+            await client.publish("$SRV.PING.history", reply=inbox)
+            await asyncio.sleep(0.3)
+            await client.close()
+            return answers.pending_msgs
+
+        return asyncio.run(ask())
 
     def _is_ready(self) -> bool:
         try:

@@ -1,0 +1,57 @@
+"""Where parts fail: one stack with a MongoDB, and a load on it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.e2e.stack import Process, Stack
+from tests.faults import ledger
+from tests.faults.load import Load
+from tests.servers import Server, wait_for
+
+
+class Size(NamedTuple):
+    """Of a load, and how long parts stay away meanwhile, in seconds."""
+
+    sessions: int
+    turns: int
+    outage: float
+
+
+SHORT = Size(sessions=20, turns=8, outage=1)
+CAMPAIGN = Size(sessions=50, turns=10, outage=30)
+AT_ONCE = 20
+
+
+class Arena:
+    def __init__(self, up: Stack, mongo: Server, folder: Path, size: Size) -> None:
+        self.up = up
+        self.mongo = mongo
+        self.size = size
+        self._folder = folder
+
+    @property
+    def mongodb_uri(self) -> str:
+        return f"mongodb://127.0.0.1:{self.mongo.port}/"
+
+    def load(self, name: str, lasting: float = 0) -> Load:
+        url = str(self.up.http.base_url)
+        return Load(url, name, self.size.sessions, self.size.turns, AT_ONCE, lasting)
+
+    def check(self, load: Load) -> None:
+        """See `ledger.check`; all that were asked were answered, one way or the other."""
+        assert len(load.all) == self.size.sessions * self.size.turns
+        there = ledger.check(self.up, self.mongodb_uri, load.acknowledged)
+        acknowledged = sum(map(len, load.acknowledged.values()))
+        print(f"{len(load.all)} asked, {acknowledged} acknowledged, {there} there")
+
+    @contextmanager
+    def second_history(self) -> Iterator[Process]:
+        second = Process("services.history", 0, self.up.history.environ, self._folder)
+        second.start()
+        try:
+            wait_for(lambda: self.up.histories() == 2, "the second history process")
+            yield second
+        finally:
+            second.stop()

@@ -1,0 +1,21 @@
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.stack import stack
+from tests.faults.arena import CAMPAIGN, SHORT, Arena, Size
+from tests.servers import mongod, running
+
+
+@pytest.fixture(scope="session")
+def size(request: pytest.FixtureRequest) -> Size:
+    return CAMPAIGN if request.config.getoption("--campaign") else SHORT
+
+
+@pytest.fixture(scope="session")
+def arena(tmp_path_factory: pytest.TempPathFactory, size: Size) -> Iterator[Arena]:
+    """Shared: each test has sessions of its own, and leaves every part running."""
+    folder = tmp_path_factory.mktemp("arena")
+    mongo = mongod(folder)
+    with running(mongo), stack(folder, f"mongodb://127.0.0.1:{mongo.port}/") as up:
+        yield Arena(up, mongo, folder, size)

@@ -1,0 +1,79 @@
+"""What is there after a fault: log, context and MongoDB, compared with what clients were told."""
+
+import asyncio
+from typing import Any
+
+from pymongo import MongoClient
+
+from services.contract import subjects
+from services.contract.history import Context, ContextRequest, Exchange
+from services.history.entry import read
+from services.runtime.bus import Bus
+from services.runtime.streams import Stream
+from tests.e2e.stack import Stack
+from tests.servers import wait_for
+
+WINDOW = range(10, 14)  # exchanges that a context has, where its session has as many
+DATABASE = "finetuneLLM"
+
+Ids = dict[str, list[str]]
+"""Request ids, by session, in order."""
+
+
+def check(up: Stack, mongodb_uri: str, acknowledged: Ids) -> int:
+    """
+    Every exchange that was acknowledged is in the log, in its session's order; and context and
+    MongoDB have what the log has, each exchange once. How many there are.
+    """
+    wait_for(lambda: up.status()["database_connected"], "MongoDB")
+    wait_for(lambda: up.status()["history"]["unarchived"] == 0, "the archive", 60)
+    sessions = list(acknowledged)
+    logged, shown = asyncio.run(_logged_and_shown(up, sessions))
+    archived = in_mongodb(mongodb_uri, sessions)
+    for session, expected in acknowledged.items():
+        found = logged[session]
+        assert len(found) == len(set(found)), f"{session}: a repeat in the log: {found}"
+        assert [i for i in found if i in expected] == expected, f"{session}: {found}, {expected}"
+        assert archived[session] == found, f"{session}: MongoDB {archived[session]}, log {found}"
+        size = len(shown[session])
+        assert shown[session] == found[len(found) - size :], f"{session}: context {shown[session]}"
+        assert size == len(found) or size in WINDOW
+    return sum(map(len, logged.values()))
+
+
+async def _logged_and_shown(up: Stack, sessions: list[str]) -> tuple[Ids, Ids]:
+    async with Bus.connect(f"nats://127.0.0.1:{up.nats.port}", "ledger") as bus:
+        shown = {session: await in_context(bus, session) for session in sessions}
+        return await in_log(bus, sessions), shown
+
+
+def in_mongodb(uri: str, sessions: list[str]) -> Ids:
+    client: MongoClient[dict[str, Any]] = MongoClient(uri)
+    with client:
+        found: Ids = {}
+        for session in sessions:
+            query = {"key": _key(session)}
+            documents = client[DATABASE]["exchanges"].find(query).sort([("seq", 1)])
+            found[session] = [document["request_id"] for document in documents]
+        return found
+
+
+async def in_log(bus: Bus, sessions: list[str]) -> Ids:
+    stream, seq = Stream(bus, subjects.HISTORY_STREAM), 1
+    found: Ids = {_key(session): [] for session in sessions}
+    while stored := await stream.next(subjects.HISTORY_LOG, seq):
+        entry = read(stored)
+        if entry.key in found and isinstance(entry.record, Exchange):
+            found[entry.key].append(entry.record.request_id)
+        seq = stored.seq + 1
+    return {session: found[_key(session)] for session in sessions}
+
+
+async def in_context(bus: Bus, session: str) -> list[str]:
+    subject = subjects.history_context(subjects.OPEN_TENANT)
+    context = await bus.request(subject, ContextRequest(session), Context, timeout=5)
+    return [turn.request_id for turn in context.turns]
+
+
+def _key(session: str) -> str:
+    return subjects.session_key(subjects.OPEN_TENANT, session)

@@ -25,8 +25,6 @@ class Transcript:
 
     def __init__(self) -> None:
         self.text = ""
-        self.worker_id = ""
-        """Who gives the answer; empty until a worker has accepted it."""
         self._tokens: list[Token] = []
         self._accepted = False
         self._started: Started | None = None
@@ -38,8 +36,7 @@ class Transcript:
     def take(self, event: StreamEvent) -> StreamEvent | None:
         """What of the event is new; None: nothing. Raises Gap or Mismatch."""
         match event:
-            case Accepted(worker_id=worker_id):
-                self.worker_id = worker_id
+            case Accepted():
                 is_first, self._accepted = not self._accepted, True
                 return event if is_first else None
             case Started():

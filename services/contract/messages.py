@@ -278,6 +278,7 @@ class Replay(Struct, frozen=True):
     """
 
     request: ChatRequest
+    worker_id: str
     reply: str
     events: tuple[StreamEvent, ...]
     is_all: bool = True

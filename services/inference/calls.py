@@ -57,7 +57,7 @@ class Call:
         self._worker_id = worker_id
         self.attempt = attempt
         self.reply = reply
-        self.recording = Recording(request, reply)
+        self.recording = Recording(request, worker_id, reply)
         self.audience = Audience(request.grace_s)
         self._bytes = prompts.size(request)
         self._last_sent = time.monotonic()

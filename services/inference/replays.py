@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
+from services.contract.codec import encode
 from services.contract.errors import LOST
 from services.contract.messages import (
     ChatRequest,
@@ -20,15 +21,18 @@ from services.contract.messages import (
 
 KEPT_FOR = 60.0  # seconds after an answer's end
 MOST_BYTES = 64 * 2**20  # of all answers that have ended; what runs is bounded by admission
-MOST_IN_ONE = 2**19  # bytes of a replay's events: with the request, they fit NATS's 1 MiB
+MOST_IN_ONE = 900_000  # bytes of a replay: NATS takes 1 MiB
+LEAST_IN_ONE = 2**15  # bytes of its events, however long the request is
 OVERHEAD = 250  # bytes of an event, were its text empty; on the wire it is less
 
 
 class Recording:
     """What one attempt at an answer has said."""
 
-    def __init__(self, request: ChatRequest, reply: str) -> None:
+    def __init__(self, request: ChatRequest, worker_id: str, reply: str) -> None:
         self._request = replace(request, resume=None)
+        self._room = max(LEAST_IN_ONE, MOST_IN_ONE - len(encode(self._request)))
+        self._worker_id = worker_id
         self._reply = reply
         self._events: list[StreamEvent] = []
         self.bytes = 0
@@ -58,10 +62,13 @@ class Recording:
             if _is_known(event, at):
                 continue
             size += _size(event)
-            if size > MOST_IN_ONE and events:
-                return Replay(self._request, self._reply, tuple(events), is_all=False)
+            if size > self._room and events:
+                return self._replay(events, is_all=False)
             events.append(event)
-        return Replay(self._request, self._reply, tuple(events))
+        return self._replay(events, is_all=True)
+
+    def _replay(self, events: list[StreamEvent], is_all: bool) -> Replay:
+        return Replay(self._request, self._worker_id, self._reply, tuple(events), is_all)
 
 
 class Replays:

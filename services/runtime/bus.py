@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import math
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from types import MappingProxyType
@@ -90,6 +92,7 @@ class Bus:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._reconnected_at = -math.inf
         self._closing = False
         self._losing = False
         self._services: list[micro.Service] = []
@@ -120,6 +123,11 @@ class Bus:
     @property
     def connected(self) -> bool:
         return self._client.is_connected
+
+    @property
+    def reconnected_for(self) -> float:
+        """Seconds since NATS was found again; infinite if it was never lost."""
+        return time.monotonic() - self._reconnected_at
 
     @property
     def jetstream(self) -> JetStreamContext:
@@ -308,6 +316,7 @@ class Bus:
 
     async def _on_reconnected(self) -> None:
         log.info("connected to NATS again")
+        self._reconnected_at = time.monotonic()
         self._losing = False
         for callback in self._reconnected:
             try:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from services.client import chat
+from services.client import reader
 from services.client.chat import ChatClient
 from services.client.workers import Workers
 from services.contract import subjects
@@ -97,7 +97,7 @@ async def test_what_every_worker_would_refuse_is_refused_by_the_first(bus: Bus, 
 async def test_a_frozen_worker_is_passed_over_and_told_to_drop_the_request(
     bus: Bus, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat, "ACK_TIMEOUT", 0.1)
+    monkeypatch.setattr(reader, "ACK_TIMEOUT", 0.1)
     pair.first.is_frozen = True
     assert await ask(bus, pair.workers, request_id="r1") == list(HELLO)
     async with asyncio.timeout(1):

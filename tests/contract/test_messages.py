@@ -110,6 +110,7 @@ def test_every_kind_of_event_is_tried_above() -> None:
 def test_a_replay_comes_back_with_its_events() -> None:
     replay = Replay(
         ChatRequest(prompt="hi", grace_s=10),
+        "w",
         "chat.reply._.r.a",
         (Accepted("r", "w"), Token(4, "é", (1,))),
         False,

@@ -23,7 +23,7 @@ REPLY = "chat.reply._.r.a"
 
 
 def recording(*events: object, request: ChatRequest = REQUEST) -> Recording:
-    made = Recording(request, REPLY)
+    made = Recording(request, "w", REPLY)
     for event in events:
         made.add(event)  # type: ignore[arg-type]
     return made
@@ -31,7 +31,7 @@ def recording(*events: object, request: ChatRequest = REQUEST) -> Recording:
 
 def test_all_is_told_to_who_has_nothing_but_what_is_over() -> None:
     made = recording(ACCEPTED, Progress(1, 0, 0), STARTED, ON, CE, DONE)
-    assert made.replay(0) == Replay(REQUEST, REPLY, (ACCEPTED, STARTED, ON, CE, DONE))
+    assert made.replay(0) == Replay(REQUEST, "w", REPLY, (ACCEPTED, STARTED, ON, CE, DONE))
 
 
 def test_who_has_some_text_gets_what_is_missing() -> None:
@@ -49,7 +49,7 @@ def test_what_the_answer_goes_on_from_is_told_as_its_beginning() -> None:
     origin = Origin("digest", b"", 0, 0, 1, datetime.now(UTC), 0, 0)
     request = ChatRequest(prompt="hi", request_id="r", resume=Resume(origin, (1,), "on"))
     made = recording(ACCEPTED, CE, request=request)
-    assert made.replay(0) == Replay(REQUEST, REPLY, (Token(0, "on", (1,)), ACCEPTED, CE))
+    assert made.replay(0) == Replay(REQUEST, "w", REPLY, (Token(0, "on", (1,)), ACCEPTED, CE))
 
 
 def test_a_long_answer_comes_in_parts_of_which_each_goes_on_where_the_last_ended() -> None:

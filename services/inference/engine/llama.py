@@ -206,6 +206,7 @@ class Llama:
 
     def restore(self, slot: int, state: State) -> bool:
         assert isinstance(state, np.ndarray)
+        self.cut(slot, 0)  # llama.cpp lets an empty state leave what is there
         read = llama_cpp.llama_state_seq_set_data(self._context, _bytes(state), state.nbytes, slot)
         return bool(read)
 

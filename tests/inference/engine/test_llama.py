@@ -85,6 +85,15 @@ def test_a_shared_beginning_gives_the_same_answer_as_a_computed_one(backend: Bac
     assert ask(backend, prompt, slot=1, start=len(prompt) - 1) == expected
 
 
+def test_an_empty_state_empties_the_slot_that_it_is_put_into(backend: Backend) -> None:
+    backend.cut(1, 0)
+    empty = backend.save(1)
+    ask(backend, backend.tokenize("one", special=True), slot=0)
+    assert backend.length(0) > 0
+    assert backend.restore(0, empty)
+    assert backend.length(0) == 0
+
+
 def test_a_cut_sequence_goes_on_from_the_cut(backend: Backend) -> None:
     prompt = backend.tokenize("two", special=True)
     expected = ask(backend, prompt, slot=2)

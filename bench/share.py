@@ -14,7 +14,8 @@ from bench.bars import Bar, Spread
 from bench.pairs import Plan, tell
 from bench.report import Row, Section
 from services.contract.messages import Sampling
-from services.inference.engine.engine import Engine, Output, Piece
+from services.inference.engine.answer import Piece
+from services.inference.engine.engine import Engine, Output
 from services.inference.engine.llama import Llama
 from services.inference.engine.sampler import ChainSampler
 from services.inference.engine.sequence import Sequence as Conversation

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from services.inference.__main__ import serve
-from services.inference.engine.backend import Chosen, Chunk, Stuck
+from services.inference.engine.backend import Choice, Chunk
 from services.inference.engine.llama import Llama
 from services.runtime.process import run
 
@@ -16,7 +16,7 @@ STEP_SECONDS = 0.03
 _decode = Llama.decode
 
 
-def _decode_slowly(self: Llama, chunks: Sequence[Chunk]) -> Sequence[Chosen | Stuck | None]:
+def _decode_slowly(self: Llama, chunks: Sequence[Chunk]) -> Sequence[Choice | None]:
     time.sleep(STEP_SECONDS)
     return _decode(self, chunks)
 

@@ -101,7 +101,8 @@ class Origin(Struct, frozen=True):
     been asked at first, whatever has become of the session meanwhile.
     """
 
-    model: str  # digest; no other model can go on
+    model: str  # digest, as workers report it; no other model can go on
+    adapter: str  # digest of the model with the adapter; without one, the model's own
     prompt: bytes  # its tokens, four bytes each, the lowest first
     exchanges_kept: int
     exchanges_dropped: int

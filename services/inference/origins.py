@@ -4,10 +4,13 @@ import secrets
 
 import numpy as np
 
+from services.contract.errors import ServiceError
 from services.contract.history import Context
 from services.contract.messages import ChatRequest, Origin
 from services.inference.calls import Call
+from services.inference.engine import resumed
 from services.inference.engine.template import Prompt
+from services.inference.models import Model
 
 MOST_TOLD = 2**16  # tokens of a prompt that a Started tells: a third of what NATS takes
 
@@ -19,11 +22,11 @@ def seed(request: ChatRequest) -> int:
     return secrets.randbelow(2**32 - 1) if request.seed is None else request.seed
 
 
-def of(call: Call, model: str, context: Context, prompt: Prompt) -> Origin:
-    """`model` is a digest."""
+def begun(call: Call, model: Model, context: Context, prompt: Prompt) -> Origin:
     assert call.sampling.seed is not None
     return Origin(
-        model=model,
+        model=model.info.digest,
+        adapter=model.served[call.adapter].digest,
         prompt=np.array(prompt.tokens, "<i4").tobytes(),
         exchanges_kept=prompt.kept,
         exchanges_dropped=prompt.dropped,
@@ -43,3 +46,25 @@ def prompt(origin: Origin) -> list[int]:
     """Its tokens."""
     tokens: list[int] = np.frombuffer(origin.prompt, "<i4").tolist()
     return tokens
+
+
+def check(origin: Origin, call: Call, model: Model) -> None:
+    """
+    Whether what others began can go on here. Raises ServiceError(model_not_found, invalid_request
+    or context_length_exceeded).
+    """
+    if (origin.model, origin.adapter) != (model.info.digest, model.served[call.adapter].digest):
+        raise ServiceError(
+            "model_not_found",
+            "The answer was begun by another model than this one: ask again.",
+        )
+    if not origin.prompt or len(origin.prompt) % 4:
+        raise ServiceError("invalid_request", "The field `resume` has no whole tokens as `prompt`.")
+    tokens = prompt(origin)
+    resumed.check(tokens, model.backend)
+    if len(tokens) + (call.sampling.max_tokens or 1) > model.backend.context:
+        raise ServiceError(
+            "context_length_exceeded",
+            f"The answer was begun in a larger context window than the {model.backend.context} tokens"
+            " of this worker: give all workers the same MODEL_CONTEXT.",
+        )

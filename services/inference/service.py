@@ -14,7 +14,7 @@ from services.client.workers import Workers
 from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
-from services.contract.history import Context, Exchange
+from services.contract.history import Exchange
 from services.contract.messages import (
     Accepted,
     Cancel,
@@ -25,9 +25,7 @@ from services.contract.messages import (
     Started,
     Stored,
     Taken,
-    Timings,
     Token,
-    Usage,
 )
 from services.inference import origins, preparation
 from services.inference.admission import Admission
@@ -35,14 +33,14 @@ from services.inference.answers import Answers
 from services.inference.calls import Call, Stopped
 from services.inference.cancels import Cancels
 from services.inference.contact import Contact
-from services.inference.engine.backend import Sampler
+from services.inference.engine import resumed
+from services.inference.engine.answer import Piece
 from services.inference.engine.engine import (
     Began,
     Broken,
     Engine,
     Finished,
     Output,
-    Piece,
     Refused,
 )
 from services.inference.engine.sequence import Sequence
@@ -145,8 +143,6 @@ class ChatService:
         sampling = self._settings.fill_in(request)
         sampling = replace(sampling, seed=origins.seed(request))
         adapter = self._model.adapter(request.model)
-        if request.resume:
-            raise ServiceError("invalid_request", "This worker can't resume an answer yet.")
         attempt = next(self._attempts)
         call = Call(self._bus, tenant, request, sampling, adapter, reply, self._worker_id, attempt)
         if call.key in self._calls:
@@ -182,15 +178,15 @@ class ChatService:
             self._engine.cancel(call.key)  # does nothing, but after a bug
 
     async def _converse(self, call: Call) -> None:
-        context, answers = await self._find_context(call)
-        origin, sampler = await asyncio.to_thread(self._prepare, call, context, answers)
+        resume = call.request.resume
+        origin = resume.origin if resume else await self._begin(call)
+        sequence = await asyncio.to_thread(self._prepare, call, origin)
         if call.stop_reason:
-            sampler.close()
-            usage = Usage(len(origins.prompt(origin)), 0, 0)
-            finished = Finished("cancelled", usage, Timings(0, 0, 0))
+            sequence.sampler.close()
+            finished = Finished("cancelled", sequence.usage, sequence.timings)
         else:
-            finished = await self._generate(call, origin, sampler)
-            self._remember(call)
+            finished = await self._generate(call, origin, sequence)
+            self._remember(call, sequence.generated)
         await self._finish(call, origin, finished)
 
     async def _find_context(self, call: Call) -> tuple[Context, KnownAnswers]:
@@ -201,31 +197,41 @@ class ChatService:
         context = await call.unless_stopped(self._sessions.context(call.tenant, request.session_id))
         return context, self._answers.of(call.tenant, context.turns)
 
-    def _prepare(
-        self, call: Call, context: Context, answers: KnownAnswers
-    ) -> tuple[Origin, Sampler]:
-        """
-        All that takes time before the engine, and all that can be wrong with the request. In a
-        thread of its own.
-        """
-        model, request, sampling = self._model, call.request, call.sampling
+    async def _begin(self, call: Call) -> Origin:
+        context, answers = await self._find_context(call)
         system = self._settings.chat_system_prompt.strip()
-        most = sampling.max_tokens or 1
-        prompt = preparation.prompt(model, system, request, context, answers, most)
-        call.sampling = preparation.sampling(model, request, sampling, len(prompt.tokens))
-        origin = origins.of(call, self._model.served[call.adapter].digest, context, prompt)
-        return origin, self._model.backend.sampler(call.sampling)
+        most = call.sampling.max_tokens or 1
+        prompt = await asyncio.to_thread(
+            preparation.prompt, self._model, system, call.request, context, answers, most
+        )
+        return origins.begun(call, self._model, context, prompt)
 
-    async def _generate(self, call: Call, origin: Origin, sampler: Sampler) -> Finished:
-        call.sequence = Sequence(
+    def _prepare(self, call: Call, origin: Origin) -> Sequence:
+        """
+        All that may take time before the engine, and all that can be wrong with what is asked of
+        the answer. In a thread of its own.
+        """
+        model, resume, begun = self._model, call.request.resume, None
+        if resume:
+            origins.check(origin, call, model)
+        prompt = origins.prompt(origin)
+        call.sampling = preparation.sampling(model, call.request, call.sampling, len(prompt))
+        sampler = model.backend.sampler(call.sampling)
+        if resume:
+            begun = resumed.answer(resume, call.sampling, sampler, model.backend)
+        return Sequence(
             call.key,
-            origins.prompt(origin),
+            prompt,
             call.sampling,
             sampler,
             call.adapter,
             call.session_key,
+            begun,
             received=call.received,
         )
+
+    async def _generate(self, call: Call, origin: Origin, sequence: Sequence) -> Finished:
+        call.sequence = sequence
         self._engine.submit(call.sequence)
         while True:
             match await call.outputs.get():
@@ -248,10 +254,8 @@ class ChatService:
                 case Finished() as finished:
                     return finished
 
-    def _remember(self, call: Call) -> None:
+    def _remember(self, call: Call, tokens: list[int]) -> None:
         """The answer's tokens, which the next turn's prompt repeats."""
-        assert call.sequence is not None
-        tokens = call.sequence.generated
         if tokens and self._model.backend.is_end(tokens[-1]):
             tokens = tokens[:-1]
         if prompts.is_stateless(call.request):

@@ -8,8 +8,10 @@ from services.contract.messages import Sampling
 from services.inference.engine import constraints
 from services.inference.engine.backend import (
     BackendError,
+    Choice,
     Chosen,
     Chunk,
+    NoNumbers,
     SpecialToken,
     State,
     Stuck,
@@ -17,6 +19,7 @@ from services.inference.engine.backend import (
 from services.inference.engine.vocabulary import Vocabulary
 
 END = 256
+NAN = 0  # where an answer has this byte, the model computes no numbers
 VOCABULARY = Vocabulary([*(bytes([byte]) for byte in range(256)), b""], frozenset([END]))
 
 
@@ -29,12 +32,23 @@ class Script:
     def __init__(self, sampling: Sampling) -> None:
         constraints.check_bias(sampling, VOCABULARY)
         self.grammar = constraints.grammar(sampling, VOCABULARY)
+        self.said: list[int] = []
         self.answer: list[int] | None = None
         self.closed = False
 
-    def choose(self) -> Chosen | Stuck:
+    def begin(self, answer: list[int]) -> None:
+        said = len(self.said)
+        assert answer[:said] == self.said, "what goes on is what was said"
+        self.answer = answer[said:]
+
+    def choose(self) -> Choice:
         assert self.answer is not None
-        token = self.answer.pop(0)
+        if self.answer[0] == NAN:
+            return NoNumbers("scripted")
+        return self.accept(self.answer.pop(0))
+
+    def accept(self, token: int) -> Chosen | Stuck:
+        self.said.append(token)
         if self.grammar is None:
             return Chosen(token)
         if not self.grammar.allows(token):
@@ -58,8 +72,8 @@ class FakeState(NamedTuple):
 
 class FakeBackend:
     """
-    `answers` maps the end of a prompt to what is said, in capitals with an adapter; `fails` makes
-    the next step fail.
+    `answers` maps the end of a prompt to what is said, in capitals with an adapter, and NAN where
+    the model fails for this sequence alone; `fails` makes the next step fail.
     """
 
     def __init__(
@@ -79,6 +93,10 @@ class FakeBackend:
         self._answers = answers
         self._step_seconds = step_seconds
 
+    @property
+    def vocabulary_size(self) -> int:
+        return len(VOCABULARY)
+
     def tokenize(self, text: str, special: bool) -> list[int]:
         return list(text.encode())
 
@@ -95,7 +113,7 @@ class FakeBackend:
         self.samplers.append(Script(sampling))
         return self.samplers[-1]
 
-    def decode(self, chunks: Sequence[Chunk]) -> Sequence[Chosen | Stuck | None]:
+    def decode(self, chunks: Sequence[Chunk]) -> Sequence[Choice | None]:
         if self.fails:
             self.fails = False
             raise BackendError("scripted")
@@ -127,7 +145,7 @@ class FakeBackend:
     def close(self) -> None:
         self.closed = True
 
-    def _compute(self, chunk: Chunk) -> Chosen | Stuck | None:
+    def _compute(self, chunk: Chunk) -> Choice | None:
         held = self.cells.setdefault(chunk.slot, [])
         assert chunk.position == len(held), "a sequence has no gaps and computes nothing twice"
         assert chunk.tokens, "a chunk is never empty"
@@ -141,8 +159,9 @@ class FakeBackend:
             return None
         assert isinstance(chunk.sampler, Script)
         if chunk.sampler.answer is None:
-            said = self._answer_to(b"".join(map(self.piece, held)))
-            chunk.sampler.answer = [*(bytes(said).upper() if chunk.adapter else said), END]
+            prompt = held[: len(held) - len(chunk.sampler.said)]
+            said = self._answer_to(b"".join(map(self.piece, prompt)))
+            chunk.sampler.begin([*(bytes(said).upper() if chunk.adapter else said), END])
         return chunk.sampler.choose()
 
     def _answer_to(self, prompt: bytes) -> Sequence[int]:

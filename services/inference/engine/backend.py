@@ -20,8 +20,22 @@ class Stuck(NamedTuple):
     message: str
 
 
+class NoNumbers(NamedTuple):
+    """
+    The model computed nothing to choose by: what the cache holds of this sequence can't be trusted.
+    """
+
+    message: str
+
+
+Choice = Chosen | Stuck | NoNumbers
+
+
 class Sampler(Protocol):
     """Chooses one sequence's tokens; remembers what it chose."""
+
+    def accept(self, token: int) -> Chosen | Stuck:
+        """A token that was chosen elsewhere: what comes next is as if it had been chosen here."""
 
     def close(self) -> None: ...
 
@@ -87,7 +101,7 @@ class Backend(Protocol):
         Raises ServiceError for what can't be with this model.
         """
 
-    def decode(self, chunks: Sequence[Chunk]) -> Sequence[Chosen | Stuck | None]:
+    def decode(self, chunks: Sequence[Chunk]) -> Sequence[Choice | None]:
         """
         Computes all chunks, which stand in the order of their slots, are of one adapter, and are
         one token each or a single one; the next token of each that has a sampler. Raises

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from services.contract.messages import FinishReason, Timings, TokenLogprob, Usage
-from services.inference.engine.backend import Backend, BackendError, Chosen, Stuck
+from services.contract.messages import FinishReason, Timings, Usage
+from services.inference.engine.answer import Piece
+from services.inference.engine.backend import Backend, BackendError, Choice, NoNumbers, Stuck
 from services.inference.engine.pace import PIECE_INTERVAL
 from services.inference.engine.scheduler import Scheduler
 from services.inference.engine.sequence import Sequence
@@ -28,18 +29,6 @@ class Began(NamedTuple):
 
     prompt_tokens: int
     cached_tokens: int
-
-
-class Piece(NamedTuple):
-    """
-    More text, `at` characters from the answer's beginning, and the tokens it was made of; their
-    logprobs if the request asked for them.
-    """
-
-    at: int
-    text: str
-    ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Finished(NamedTuple):
@@ -144,18 +133,19 @@ class Engine:
             self._closing = True
         elif isinstance(item, Sequence):
             self._scheduler.add(item)
+            self._end_if_due(item)  # one that was begun elsewhere may lack nothing but its end
         elif sequence := self._scheduler.find(item):
             self._finish(sequence, "cancelled")
 
     def _start_waiting(self) -> None:
         for sequence in self._scheduler.admit():
-            self._put(sequence, Began(len(sequence.prompt), sequence.cached))
+            self._put(sequence, Began(sequence.usage.prompt_tokens, sequence.usage.cached_tokens))
 
     def _compute(self) -> None:
         try:
             step = self._scheduler.plan()
         except BackendError as error:  # a sequence was lost on its way to another slot
-            self._break(self._scheduler.running, error)
+            self._break(self._scheduler.running, str(error))
             return
         if step.is_read:
             self._send_all_text()
@@ -163,65 +153,43 @@ class Engine:
         try:
             chosen = self._backend.decode([p.chunk for p in step.planned])
         except BackendError as error:
-            self._break([p.sequence for p in step.planned], error)
+            self._break([p.sequence for p in step.planned], str(error))
             return
         seconds = time.monotonic() - began
         self._scheduler.commit(step, seconds)
         self.speed.add(sum(len(p.chunk.tokens) for p in step.planned), seconds)
-        for (sequence, _), next_token in zip(step.planned, chosen, strict=True):
-            if next_token is not None:
-                self._accept(sequence, next_token)
+        for (sequence, _), choice in zip(step.planned, chosen, strict=True):
+            if choice is not None:
+                self._accept(sequence, choice)
 
-    def _accept(self, sequence: Sequence, chosen: Chosen | Stuck) -> None:
-        """
-        A new token: its text goes out unless it could begin a stop string; ends the answer
-        if due.
-        """
-        if isinstance(chosen, Stuck):
+    def _accept(self, sequence: Sequence, choice: Choice) -> None:
+        """A new token: its text goes out now, or with what comes in the next PIECE_INTERVAL."""
+        if isinstance(choice, Stuck):
             self._send_text(sequence)
             self._remove(sequence)
-            self._put(sequence, Refused(chosen.message))
+            self._put(sequence, Refused(choice.message))
             return
-        token = chosen.token
+        if isinstance(choice, NoNumbers):
+            self._break([sequence], choice.message)
+            return
         sequence.last_token = time.monotonic()
         sequence.first_token = sequence.first_token or sequence.last_token
-        sequence.generated.append(token)
-        if self._backend.is_end(token):
-            self._say(sequence, sequence.stops.flush())
-            self._finish(sequence, "stop")
-            return
-        sequence.unsent.append(chosen)
-        text, stopped = sequence.stops.push(sequence.detokenizer.push(self._backend.piece(token)))
-        self._say(sequence, text)
-        if stopped:
-            self._finish(sequence, "stop")
-        elif chosen.is_last:
-            self._say(sequence, sequence.stops.flush())
-            self._finish(sequence, "stop")
-        elif sequence.loops.push(token):
-            self._finish(sequence, "loop")
-        elif self._is_full(sequence):
-            self._finish(sequence, "length")  # what is held back may be half of a stop string
-
-    def _is_full(self, sequence: Sequence) -> bool:
-        return (
-            len(sequence.generated) == sequence.sampling.max_tokens
-            or sequence.length == self._backend.context
-        )
-
-    def _say(self, sequence: Sequence, text: str) -> None:
-        """Sent now, or with what comes in the next PIECE_INTERVAL."""
-        sequence.unsent_text += text
+        token = choice.token
+        sequence.answer.push(choice, self._backend.piece(token), self._backend.is_end(token))
         if sequence.last_token - sequence.last_sent >= PIECE_INTERVAL:
             self._send_text(sequence)
+        self._end_if_due(sequence)
+
+    def _end_if_due(self, sequence: Sequence) -> None:
+        if sequence.answer.reason:
+            self._finish(sequence, sequence.answer.reason)
+        elif sequence.length == self._backend.context:
+            self._finish(sequence, "length")
 
     def _send_text(self, sequence: Sequence) -> None:
-        if text := sequence.unsent_text:
-            self._put(sequence, _piece(sequence.sent_chars, text, sequence.unsent))
-            sequence.sent_chars += len(text)
+        if piece := sequence.answer.take():
+            self._put(sequence, piece)
             sequence.last_sent = sequence.last_token
-            sequence.unsent_text = ""
-            sequence.unsent.clear()
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self._send_text(sequence)
@@ -234,14 +202,15 @@ class Engine:
             self._send_text(sequence)
         self._send()
 
-    def _break(self, sequences: list[Sequence], error: BackendError) -> None:
+    def _break(self, sequences: list[Sequence], message: str) -> None:
         """They end; what their slots hold can't be trusted."""
-        log.error("a step failed: %s", error)
+        log.error("a step failed: %s", message)
         for sequence in list(sequences):
             assert sequence.slot is not None
+            self._send_text(sequence)
             self._slots.forget(sequence.slot)
             self._remove(sequence)
-            self._put(sequence, Broken(str(error)))
+            self._put(sequence, Broken(message))
 
     def _remove(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
@@ -254,8 +223,3 @@ class Engine:
         if self._outputs:
             outputs, self._outputs = self._outputs, []
             self._emit(outputs)
-
-
-def _piece(at: int, text: str, tokens: list[Chosen]) -> Piece:
-    logprobs = tuple(chosen.logprob for chosen in tokens if chosen.logprob)
-    return Piece(at, text, tuple(chosen.token for chosen in tokens), logprobs or None)

@@ -20,11 +20,10 @@ from services.contract.messages import Sampling
 from services.inference.engine import constraints
 from services.inference.engine.backend import (
     BackendError,
-    Chosen,
+    Choice,
     Chunk,
     SpecialToken,
     State,
-    Stuck,
 )
 from services.inference.engine.batch import Batch
 from services.inference.engine.candidates import Candidates
@@ -145,7 +144,7 @@ class Llama:
         grammar = constraints.grammar(sampling, self._vocabulary)
         return ChainSampler(self._vocabulary, self._candidates, sampling, grammar)
 
-    def decode(self, chunks: Sequence[Chunk]) -> Sequence[Chosen | Stuck | None]:
+    def decode(self, chunks: Sequence[Chunk]) -> Sequence[Choice | None]:
         self._use(chunks[0].adapter)
         began, is_apart = time.monotonic(), self._grouping.is_apart(len(chunks))
         groups = [[chunk] for chunk in chunks] if is_apart else [chunks]
@@ -163,7 +162,7 @@ class Llama:
         llama_cpp.llama_set_adapters_lora(self._context, pointers, len(used), scales)
         self._adapter = adapter
 
-    def _decode(self, chunks: Sequence[Chunk]) -> list[Chosen | Stuck | None]:
+    def _decode(self, chunks: Sequence[Chunk]) -> list[Choice | None]:
         self._compute(chunks)
         rows = iter(self._logits(sum(chunk.sampler is not None for chunk in chunks)))
         return [

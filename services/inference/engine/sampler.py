@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import BackendError, Chosen, Stuck
+from services.inference.engine.backend import Choice, Chosen, NoNumbers, Stuck
 from services.inference.engine.candidates import Candidates, likeliest
 from services.inference.engine.gbnf import GrammarError
 from services.inference.engine.grammar import Grammar
@@ -20,7 +20,9 @@ from services.inference.engine.logprobs import token_logprob
 from services.inference.engine.penalties import Penalties
 from services.inference.engine.vocabulary import Vocabulary
 
+NO_NUMBERS = NoNumbers("The model computed no numbers (NaN): is its file damaged?")
 LEAST_TEMPERATURE = 1e-3  # below it, only the likeliest token has a chance
+ONE, ITS_LOGIT = np.zeros(1, np.intp), np.zeros(1, np.float32)  # to draw among
 FIRST_LOOK = 256  # likeliest tokens that a grammar is asked about before all are
 
 Logits = npt.NDArray[np.float32]
@@ -47,42 +49,63 @@ class ChainSampler:
         self._is_greedy = (sampling.temperature or 0.0) < LEAST_TEMPERATURE
         self._chain = _chain(sampling)
 
-    def choose(self, logits: Logits) -> Chosen | Stuck:
+    def choose(self, logits: Logits) -> Choice:
         """The next token, by its `logits`, one for each of the vocabulary, which may be changed."""
         own = None if self._alternatives is None else logits.copy()
         self._penalties.apply(logits)
+        tokens = self._likeliest(logits)
+        if not len(tokens) or not np.isfinite(logits[tokens[0]]):
+            return NO_NUMBERS
         try:
-            token = self._choose(logits)
+            token = self._choose(logits, tokens)
+            is_last = self._remember(token)
         except GrammarError as error:
             return Stuck(f"The answer can't go on by its grammar: {error}.")
-        self._penalties.accept(token)
-        is_last = self._grammar is not None and self._grammar.is_finished
         if own is None:
             return Chosen(token, is_last=is_last)
         logprob = token_logprob(own, token, self._alternatives or 0, self._vocabulary)
         return Chosen(token, logprob, is_last)
 
+    def accept(self, token: int) -> Chosen | Stuck:
+        self._pass_draws(2 if self._grammar else 1)
+        try:
+            if self._grammar and not self._grammar.allows(token):
+                return Stuck("its grammar does not allow what it says")
+            return Chosen(token, is_last=self._remember(token))
+        except GrammarError as error:
+            return Stuck(f"{error}")
+
     def close(self) -> None:
         llama_cpp.llama_sampler_free(self._chain)
 
-    def _choose(self, logits: Logits) -> int:
-        token = self._draw(logits, self._likeliest(logits))
+    def _choose(self, logits: Logits, tokens: npt.NDArray[np.intp]) -> int:
+        token = self._draw(logits, tokens)
         if self._grammar is None:
             return token
         if not self._grammar.allows(token):
-            token = self._draw(logits, self._allowed(self._grammar, logits))
-        self._grammar.accept(token)
+            return self._draw(logits, self._allowed(self._grammar, logits))
+        self._pass_draws(1)
         return token
+
+    def _pass_draws(self, count: int) -> None:
+        """
+        Each token takes as many draws, needed or not, so that where it was chosen elsewhere the
+        next one is drawn as there.
+        """
+        for _ in range(0 if self._is_greedy else count):
+            self._candidates.draw(self._chain, ONE, ITS_LOGIT)
+
+    def _remember(self, token: int) -> bool:
+        """Whether nothing may follow it."""
+        self._penalties.accept(token)
+        if self._grammar is None:
+            return False
+        self._grammar.accept(token)
+        return self._grammar.is_finished
 
     def _likeliest(self, logits: Logits) -> npt.NDArray[np.intp]:
         """What the chain needs to see."""
-        if self._is_greedy:
-            tokens = np.array([logits.argmax()])
-        else:
-            tokens = likeliest(logits, self._top_k)
-        if not len(tokens) or not np.isfinite(logits[tokens[0]]):
-            raise BackendError("The model computed no numbers (NaN): is its file damaged?")
-        return tokens
+        return np.array([logits.argmax()]) if self._is_greedy else likeliest(logits, self._top_k)
 
     def _allowed(self, grammar: Grammar, logits: Logits) -> npt.NDArray[np.intp]:
         """What the chain needs to see of the tokens that the grammar allows."""

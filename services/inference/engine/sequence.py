@@ -1,17 +1,12 @@
-"""
-One request inside the engine: its tokens, how far they are computed, and the text that came of
-them.
-"""
+"""One request inside the engine: its tokens, how far they are computed, and its answer."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from services.contract.messages import Sampling, Timings, Usage
 from services.inference.engine import runs
-from services.inference.engine.backend import Chosen, Sampler
-from services.inference.engine.detokenizer import Detokenizer
-from services.inference.engine.loops import LoopGuard
-from services.inference.engine.stops import StopBuffer
+from services.inference.engine.answer import Answer
+from services.inference.engine.backend import Sampler
 
 
 @dataclass(slots=True, eq=False)
@@ -28,8 +23,10 @@ class Sequence:
     sampler: Sampler  # closed by the engine
     adapter: int = 0  # 0: the model as it is
     session: str = ""  # whose conversation it is; "" is nobody's
-    run: bytes = field(init=False)  # what of the prompt can be reused: all but its last token
-    generated: list[int] = field(default_factory=list)
+    begun: InitVar[Answer | None] = None  # elsewhere, and goes on here
+    answer: Answer = field(init=False)
+    given: list[int] = field(init=False)  # the prompt, and what was said elsewhere: read first
+    run: bytes = field(init=False)  # what of this can be reused: all but the last token
     computed: int = 0  # tokens, from the first on, that the KV cache holds
     cached: int = 0  # of these, how many it held before the request came
     place: int = 0  # in the queue, 1 is next; 0: not in it
@@ -39,23 +36,22 @@ class Sequence:
     started: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
-    detokenizer: Detokenizer = field(default_factory=Detokenizer)
-    stops: StopBuffer = field(init=False)
-    loops: LoopGuard = field(default_factory=LoopGuard)
     last_sent: float = 0.0
-    unsent: list[Chosen] = field(default_factory=list)  # tokens whose text was not sent yet
-    unsent_text: str = ""  # of them, what is no beginning of a stop string
-    sent_chars: int = 0
 
-    def __post_init__(self) -> None:
-        self.stops = StopBuffer(self.sampling.stop or ())
+    def __post_init__(self, begun: Answer | None) -> None:
+        self.answer = begun or Answer(self.sampling)
+        self.given = [*self.prompt, *self.answer.tokens]
         # the last token's logits are needed, so it is always computed
-        self.run = runs.pack(self.adapter, self.prompt[:-1])
+        self.run = runs.pack(self.adapter, self.given[:-1])
 
     @property
     def owner(self) -> str:
         """Of what was computed: a session has something else with each adapter."""
         return f"{self.adapter}.{self.session}" if self.session else ""
+
+    @property
+    def generated(self) -> list[int]:
+        return self.answer.tokens
 
     @property
     def length(self) -> int:
@@ -64,12 +60,12 @@ class Sequence:
     @property
     def is_prefilled(self) -> bool:
         """Whether all but the newest token is computed: a decode step is next."""
-        return self.computed == self.length - 1 and bool(self.generated)
+        return self.length - 1 == self.computed >= len(self.given)
 
     @property
     def unread(self) -> int:
-        """Tokens of the prompt that are to be computed."""
-        return max(0, len(self.prompt) - self.computed)
+        """Tokens that are to be computed before the next one is chosen for the first time."""
+        return max(0, len(self.given) - self.computed)
 
     @property
     def remaining(self) -> int:
@@ -80,11 +76,13 @@ class Sequence:
         """The next tokens to compute, at most `most`."""
         if self.is_prefilled:
             return self.generated[-1:]
-        return self.prompt[self.computed : self.computed + most]
+        return self.given[self.computed : self.computed + most]
 
     @property
     def usage(self) -> Usage:
-        return Usage(len(self.prompt), len(self.generated), self.cached)
+        """Of what was cached, only the prompt's is counted."""
+        prompt = len(self.prompt)
+        return Usage(prompt, len(self.generated), min(prompt, self.cached))
 
     @property
     def timings(self) -> Timings:

@@ -7,7 +7,8 @@ import pytest
 
 from services.contract.messages import Sampling
 from services.inference.engine import turns
-from services.inference.engine.engine import Began, Engine, Finished, Output, Piece
+from services.inference.engine.answer import Piece
+from services.inference.engine.engine import Began, Engine, Finished, Output
 from services.inference.engine.llama import Llama, ModelError
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.template import ChatTemplate

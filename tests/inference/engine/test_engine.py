@@ -3,13 +3,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from services.contract.messages import Sampling
+from services.inference.engine import runs
+from services.inference.engine.answer import Piece
 from services.inference.engine.engine import (
     Began,
     Broken,
     Engine,
     Finished,
     Output,
-    Piece,
     Refused,
 )
 from services.inference.engine.sequence import Sequence
@@ -208,6 +209,20 @@ def test_a_failed_step_ends_what_was_running_and_the_engine_lives_on() -> None:
         assert text == "" and end == Broken("scripted")
         run.ask("hi", key="b")
         assert run.finish("b")[0] == "hello"
+
+
+def test_an_answer_that_the_model_computes_no_numbers_for_fails_alone() -> None:
+    backend = FakeBackend({"bad": b"so\0", "long": b"x" * 90})
+    with running(backend) as run:
+        run.ask("long", key="b")
+        run.ask("bad")
+        assert run.finish() == ("so", Broken("scripted"))
+        text, end = run.finish("b")
+        assert text.endswith("x") and isinstance(end, Finished) and end.reason == "stop"
+        backend._answers["badso"] = b"fine"
+        run.ask("badso")
+        assert run.finish()[0] == "fine", "what its slot held is not trusted"
+        assert run.engine._slots.cached(runs.pack(0, list(b"bads"))) == 4
 
 
 def test_each_adapter_gives_its_own_answer_beside_the_others() -> None:

@@ -1,0 +1,59 @@
+"""
+A model without a model: a real tokenizer, and logits that hang on the tokens alone, so that they
+are the same to the last bit however a sequence was computed.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from services.inference.engine.backend import Choice, Chunk, State
+from services.inference.engine.candidates import Candidates
+from services.inference.engine.sampler import ChainSampler
+from tests.inference.fake_backend import FakeState
+from tests.inference.vocabulary import Vocabulary
+
+LIKELY = 10.0  # about as likely as all other tokens of 100,000 together
+SPREAD = 2.0
+
+
+class Dream(Vocabulary):
+    """Answers a prompt of `PROMPT` with `text`, if it does not stray from it; then it ends."""
+
+    PROMPT = (5, 6, 7)
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(name)
+        self._candidates = Candidates(self.vocabulary_size)
+        self._script = [*self.tokenize(text, special=False), min(self._vocabulary.ends)]
+        noise = np.random.default_rng(1).normal(0, SPREAD, self.vocabulary_size)
+        self._noise = noise.astype(np.float32)
+        self._cells: dict[int, list[int]] = {}
+
+    def decode(self, chunks: Sequence[Chunk]) -> Sequence[Choice | None]:
+        return [self._compute_one(chunk) for chunk in chunks]
+
+    def cut(self, slot: int, length: int) -> bool:
+        self._cells[slot] = self._cells.get(slot, [])[:length]
+        return True
+
+    def length(self, slot: int) -> int:
+        return len(self._cells.get(slot, []))
+
+    def save(self, slot: int) -> State:  # type: ignore[override]
+        return FakeState(tuple(self._cells[slot]), 0)
+
+    def _compute_one(self, chunk: Chunk) -> Choice | None:
+        cells = self._cells.setdefault(chunk.slot, [])
+        assert chunk.position == len(cells)
+        cells.extend(chunk.tokens)
+        if chunk.sampler is None:
+            return None
+        assert isinstance(chunk.sampler, ChainSampler)
+        return chunk.sampler.choose(self._logits_after(cells))
+
+    def _logits_after(self, cells: list[int]) -> "np.typing.NDArray[np.float32]":
+        said = len(cells) - len(self.PROMPT)
+        logits = np.roll(self._noise, 7919 * cells[-1] + 104_729 * said)
+        logits[self._script[min(said, len(self._script) - 1)]] = LIKELY
+        return logits

@@ -1,0 +1,72 @@
+from services.contract.messages import Sampling
+from services.inference.engine.answer import Answer, Piece
+from services.inference.engine.backend import Chosen
+
+
+def said(answer: Answer, *pieces: str | bytes) -> list[Piece]:
+    """What goes out where all is sent at once; the tokens are numbered from 0."""
+    sent = []
+    for piece in pieces:
+        data = piece.encode() if isinstance(piece, str) else piece
+        answer.push(Chosen(len(answer.tokens)), data, is_end=False)
+        sent += [piece] if (piece := answer.take()) else []
+    return sent
+
+
+def with_stop(*stops: str) -> Answer:
+    return Answer(Sampling(max_tokens=100, stop=stops))
+
+
+def test_a_token_is_told_with_its_text() -> None:
+    assert said(with_stop(), "a", "b") == [Piece(0, "a", (0,)), Piece(1, "b", (1,))]
+
+
+def test_the_tokens_of_a_character_are_told_together() -> None:
+    smile = "🙂".encode()
+    assert said(with_stop(), "a", smile[:1], smile[1:3], smile[3:] + b"!") == [
+        Piece(0, "a", (0,)),
+        Piece(1, "🙂!", (1, 2, 3)),
+    ]
+
+
+def test_a_token_that_has_no_text_is_told_with_the_next_one_that_has() -> None:
+    assert said(with_stop(), "a", "", "b") == [Piece(0, "a", (0,)), Piece(1, "b", (1, 2))]
+
+
+def test_a_token_is_not_told_while_all_of_its_text_is_held_back() -> None:
+    answer = with_stop("\nUser:")
+    assert said(answer, "a\n", "User", " b") == [Piece(0, "a", (0,)), Piece(1, "\nUser b", (1, 2))]
+
+
+def test_the_tokens_of_a_stop_string_are_not_told_however_much_goes_out_at_once() -> None:
+    answer = with_stop("\nUser:")
+    for number, piece in enumerate(("a", "b\n", "User", ":", " me")):
+        answer.push(Chosen(number), piece.encode(), is_end=False)
+        if answer.reason:
+            break
+    assert answer.reason == "stop" and answer.tokens == [0, 1, 2, 3]
+    assert answer.take() == Piece(0, "ab", (0, 1)) and answer.take() is None
+
+
+def test_nor_are_those_that_max_tokens_left_half_of_one_of() -> None:
+    answer = Answer(Sampling(max_tokens=3, stop=("\nUser:",)))
+    assert said(answer, "a", "\n", "User") == [Piece(0, "a", (0,))]
+    assert answer.reason == "length" and answer.take() is None
+
+
+def test_what_went_out_elsewhere_is_not_said_twice_and_what_did_not_is() -> None:
+    answer = with_stop("\nUser:")
+    for number, piece in enumerate(("ab", "c\n")):
+        answer.push(Chosen(number), piece.encode(), is_end=False)
+    answer.was_sent(2)
+    assert answer.take() == Piece(2, "c", ())
+    assert said(answer, "d") == [Piece(3, "\nd", (2,))]
+
+
+def test_what_went_out_elsewhere_though_it_is_held_back_here_is_not_said_twice() -> None:
+    answer = with_stop("\nUser:")
+    answer.push(Chosen(0), b"ab\n", is_end=False)
+    answer.was_sent(3)
+    assert answer.take() is None
+    assert said(answer, "Us", "e") == []
+    assert said(answer, "d") == [Piece(3, "Used", (1, 2, 3))]

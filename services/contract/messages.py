@@ -102,7 +102,6 @@ class Origin(Struct, frozen=True):
     """
 
     model: str  # digest, as workers report it; no other model can go on
-    adapter: str  # digest of the model with the adapter; without one, the model's own
     prompt: bytes  # its tokens, four bytes each, the lowest first
     exchanges_kept: int
     exchanges_dropped: int
@@ -110,6 +109,7 @@ class Origin(Struct, frozen=True):
     asked_at: Moment
     epoch: int  # of the session's context, as is the next
     applied_seq: int
+    adapter: str = ""  # digest of the model with it, where the answer has one
 
 
 class Resume(Struct, frozen=True):

@@ -26,7 +26,6 @@ def begun(call: Call, model: Model, context: Context, prompt: Prompt) -> Origin:
     assert call.sampling.seed is not None
     return Origin(
         model=model.info.digest,
-        adapter=model.served[call.adapter].digest,
         prompt=np.array(prompt.tokens, "<i4").tobytes(),
         exchanges_kept=prompt.kept,
         exchanges_dropped=prompt.dropped,
@@ -34,6 +33,7 @@ def begun(call: Call, model: Model, context: Context, prompt: Prompt) -> Origin:
         asked_at=call.asked_at,
         epoch=context.epoch,
         applied_seq=context.applied_seq,
+        adapter=_adapter(call, model),
     )
 
 
@@ -53,7 +53,7 @@ def check(origin: Origin, call: Call, model: Model) -> None:
     Whether what others began can go on here. Raises ServiceError(model_not_found, invalid_request
     or context_length_exceeded).
     """
-    if (origin.model, origin.adapter) != (model.info.digest, model.served[call.adapter].digest):
+    if (origin.model, origin.adapter) != (model.info.digest, _adapter(call, model)):
         raise ServiceError(
             "model_not_found",
             "The answer was begun by another model than this one: ask again.",
@@ -65,6 +65,11 @@ def check(origin: Origin, call: Call, model: Model) -> None:
     if len(tokens) + (call.sampling.max_tokens or 1) > model.backend.context:
         raise ServiceError(
             "context_length_exceeded",
-            f"The answer was begun in a larger context window than the {model.backend.context} tokens"
-            " of this worker: give all workers the same MODEL_CONTEXT.",
+            "The answer was begun in a larger context window than this worker's"
+            f" {model.backend.context} tokens: give all workers the same MODEL_CONTEXT.",
         )
+
+
+def _adapter(call: Call, model: Model) -> str:
+    """The digest that stands for it."""
+    return model.served[call.adapter].digest if call.adapter else ""

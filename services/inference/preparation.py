@@ -1,10 +1,14 @@
-"""What the model is to read for a request, and how it is to answer. Knows no bus and no engine."""
+"""What the model is to read for a request, and how it is to answer. Knows no bus."""
 
 from msgspec.structs import replace
 
 from services.contract.errors import ServiceError
 from services.contract.history import Context
-from services.contract.messages import ChatRequest, Sampling
+from services.contract.messages import ChatRequest, Origin, Sampling
+from services.inference import origins
+from services.inference.calls import Call
+from services.inference.engine import resumed
+from services.inference.engine.sequence import Sequence
 from services.inference.engine.shown import KnownAnswers
 from services.inference.engine.template import Prompt
 from services.inference.models import Model
@@ -43,3 +47,28 @@ def sampling(model: Model, request: ChatRequest, filled_in: Sampling, tokens: in
     form = functions.grammar(request.tools or (), request.tool_choice, several)
     room = filled_in.max_tokens or model.backend.context - tokens
     return replace(filled_in, max_tokens=room, grammar=form or filled_in.grammar)
+
+
+def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
+    """
+    All that may take time before the engine, and all that can be wrong with what is asked of the
+    answer: it raises ServiceError. For a thread of its own.
+    """
+    resume, begun = call.request.resume, None
+    if resume:
+        origins.check(origin, call, model)
+    tokens = origins.prompt(origin)
+    call.sampling = sampling(model, call.request, call.sampling, len(tokens))
+    sampler = model.backend.sampler(call.sampling)
+    if resume:
+        begun = resumed.answer(resume, call.sampling, sampler, model.backend)
+    return Sequence(
+        call.key,
+        tokens,
+        call.sampling,
+        sampler,
+        call.adapter,
+        call.session_key,
+        begun,
+        received=call.received,
+    )

@@ -14,7 +14,7 @@ from services.client.workers import Workers
 from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
-from services.contract.history import Exchange
+from services.contract.history import Context, Exchange
 from services.contract.messages import (
     Accepted,
     Cancel,
@@ -25,7 +25,9 @@ from services.contract.messages import (
     Started,
     Stored,
     Taken,
+    Timings,
     Token,
+    Usage,
 )
 from services.inference import origins, preparation
 from services.inference.admission import Admission
@@ -33,16 +35,8 @@ from services.inference.answers import Answers
 from services.inference.calls import Call, Stopped
 from services.inference.cancels import Cancels
 from services.inference.contact import Contact
-from services.inference.engine import resumed
 from services.inference.engine.answer import Piece
-from services.inference.engine.engine import (
-    Began,
-    Broken,
-    Engine,
-    Finished,
-    Output,
-    Refused,
-)
+from services.inference.engine.engine import Began, Broken, Engine, Finished, Output, Refused
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.shown import KnownAnswers
 from services.inference.models import Model
@@ -180,7 +174,7 @@ class ChatService:
     async def _converse(self, call: Call) -> None:
         resume = call.request.resume
         origin = resume.origin if resume else await self._begin(call)
-        sequence = await asyncio.to_thread(self._prepare, call, origin)
+        sequence = await asyncio.to_thread(preparation.sequence, self._model, call, origin)
         if call.stop_reason:
             sequence.sampler.close()
             finished = Finished("cancelled", sequence.usage, sequence.timings)
@@ -205,30 +199,6 @@ class ChatService:
             preparation.prompt, self._model, system, call.request, context, answers, most
         )
         return origins.begun(call, self._model, context, prompt)
-
-    def _prepare(self, call: Call, origin: Origin) -> Sequence:
-        """
-        All that may take time before the engine, and all that can be wrong with what is asked of
-        the answer. In a thread of its own.
-        """
-        model, resume, begun = self._model, call.request.resume, None
-        if resume:
-            origins.check(origin, call, model)
-        prompt = origins.prompt(origin)
-        call.sampling = preparation.sampling(model, call.request, call.sampling, len(prompt))
-        sampler = model.backend.sampler(call.sampling)
-        if resume:
-            begun = resumed.answer(resume, call.sampling, sampler, model.backend)
-        return Sequence(
-            call.key,
-            prompt,
-            call.sampling,
-            sampler,
-            call.adapter,
-            call.session_key,
-            begun,
-            received=call.received,
-        )
 
     async def _generate(self, call: Call, origin: Origin, sequence: Sequence) -> Finished:
         call.sequence = sequence

@@ -35,7 +35,6 @@ MANY = b",".join(b'"%d":1' % token for token in range(301))
 USAGE, TIMINGS = Usage(3, 2, 1), Timings(0.1, 0.2, 0.3)
 ORIGIN = Origin(
     model="abc",
-    adapter="abc",
     prompt=b"\x01\x00\x00\x00",
     exchanges_kept=3,
     exchanges_dropped=1,
@@ -43,6 +42,7 @@ ORIGIN = Origin(
     asked_at=datetime(2026, 1, 2, tzinfo=UTC),
     epoch=0,
     applied_seq=9,
+    adapter="def",
 )
 EVENTS = [
     Accepted("r", "w"),

@@ -80,7 +80,7 @@ class FakeBackend:
         self, answers: dict[str, bytes], context: int = 1000, step_seconds: float = 0
     ) -> None:
         self.context = context
-        self.vocabulary_size = END + 1
+        self.vocabulary_size = len(VOCABULARY)
         self.cells: dict[int, list[int]] = {}
         self.adapters: dict[int, int] = {}  # that the cells of a slot were computed with
         self.computed = 0  # tokens, over all steps
@@ -92,10 +92,6 @@ class FakeBackend:
         self.closed = False
         self._answers = answers
         self._step_seconds = step_seconds
-
-    @property
-    def vocabulary_size(self) -> int:
-        return len(VOCABULARY)
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         return list(text.encode())

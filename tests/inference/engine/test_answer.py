@@ -9,7 +9,8 @@ def said(answer: Answer, *pieces: str | bytes) -> list[Piece]:
     for piece in pieces:
         data = piece.encode() if isinstance(piece, str) else piece
         answer.push(Chosen(len(answer.tokens)), data, is_end=False)
-        sent += [piece] if (piece := answer.take()) else []
+        if (out := answer.take()) is not None:
+            sent.append(out)
     return sent
 
 

@@ -29,7 +29,7 @@ from services.inference.engine.sequence import Sequence
 from tests.inference.dream import Dream
 from tests.inference.fake_backend import FakeBackend
 
-NOTHING = Origin("", "", b"", 0, 0, 0, datetime.now(UTC), 0, 0)
+NOTHING = Origin("", b"", 0, 0, 0, datetime.now(UTC), 0, 0)
 GREEDY = Sampling(temperature=0, max_tokens=60)
 SEEDED = Sampling(temperature=0.8, top_k=40, top_p=0.95, repeat_penalty=1.2, seed=7, max_tokens=60)
 TEXT = "Grüße, 世界! 👩‍👩‍👧 naïve 🙂🙂 words\n\nUnbelievably  so.\nUser: no"

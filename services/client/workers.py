@@ -66,6 +66,10 @@ class Workers:
         self._forget_the_silent()
         return [report for _, report in self._heard.values()]
 
+    def model_named(self, name: str | None) -> ModelInfo | None:
+        """The one that would answer to this name."""
+        return next((r.model for r in routing.having(name, self.reports(), None)), None)
+
     @property
     def model(self) -> ModelInfo | None:
         """The model that is ready to answer, if any is."""

@@ -17,6 +17,7 @@ from services.contract.errors import ServiceError
 from services.edge import errors, routes
 from services.edge.access import Access
 from services.edge.keys import Keys
+from services.edge.openai import routes as openai
 from services.runtime.bus import VERSION, Bus
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -44,6 +45,10 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str]) -> Access:
             routes.cancel,
             routes.messages,
             routes.clear_history,
+            openai.chat_completions,
+            openai.completions,
+            openai.models,
+            openai.model,
         ],
         dependencies={
             "bus": Provide(lambda: bus, sync_to_thread=False),

@@ -41,6 +41,9 @@ TABLE: dict[ErrorCode, Kind] = {
     "shutting_down": Kind(503, "server_error"),
 }
 
+HOPELESS: tuple[ErrorCode, ...] = ("conflict", "model_unavailable")
+"""OpenAI's SDKs would repeat them by their status, and can be told not to."""
+
 # msgspec names the field: "… field `promt`", "… - at `$.prompt`", "… - at `key` in `$.logit_bias`"
 _FIELD = re.compile(r"(?:field `|(?:at|in) `\$\.)(\w+)")
 
@@ -52,9 +55,22 @@ def service_error(_: AnyRequest, error: ServiceError) -> Response[ErrorBody]:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if error.code in HOPELESS:
+        headers["x-should-retry"] = "false"
     if error.code == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
-    return _response(error.code, error.message, headers)
+    return Response(body(error), status_code=TABLE[error.code].status, headers=headers)
+
+
+def body(error: ServiceError) -> ErrorBody:
+    field = _FIELD.search(error.message) if error.code == "invalid_request" else None
+    told = {
+        "message": error.message,
+        "type": TABLE[error.code].type,
+        "param": field and field[1],
+        "code": error.code,
+    }
+    return {"error": told}
 
 
 def framework_error(request: AnyRequest, error: HTTPException) -> Response[ErrorBody]:
@@ -85,11 +101,5 @@ def unexpected_error(_: AnyRequest, error: Exception) -> Response[ErrorBody]:
 def _response(
     code: ErrorCode, message: str, headers: dict[str, str] | None = None
 ) -> Response[ErrorBody]:
-    field = _FIELD.search(message) if code == "invalid_request" else None
-    error = {
-        "message": message,
-        "type": TABLE[code].type,
-        "param": field and field[1],
-        "code": code,
-    }
-    return Response({"error": error}, status_code=TABLE[code].status, headers=headers)
+    content = body(ServiceError(code, message))
+    return Response(content, status_code=TABLE[code].status, headers=headers)

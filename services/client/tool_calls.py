@@ -1,0 +1,203 @@
+"""
+The calls of functions in an answer's text, found as it comes: `<tool_call>{…}</tool_call>` (Hermes,
+Qwen), a JSON object or list that is the whole answer (Llama, Mistral). Knows no template.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+OPENINGS = ("<tool_call>", "[TOOL_CALLS]")
+CLOSING = "</tool_call>"
+KEYS = ("arguments", "parameters")
+_START = re.compile(
+    r'\s*\[?\s*\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*'
+)
+_FIRST_KEY = re.compile(r'\s*\[?\s*\{\s*"([^"\\]*)"')
+_BEGINNING = re.compile(r"\s*\[?\s*(\{.*)?\Z", re.DOTALL)
+_SIGNS = re.compile(r'["\\{}]')
+
+
+class Said(NamedTuple):
+    text: str
+
+
+class Called(NamedTuple):
+    """A call begins; its arguments follow."""
+
+    name: str
+
+
+class Arguments(NamedTuple):
+    """More of the arguments of the call that began last, as JSON."""
+
+    text: str
+
+
+Part = Said | Called | Arguments
+
+
+class CallReader:
+    """
+    `names` are those of the functions: JSON that names another is no call. What looks like a call
+    and turns out to be none is text.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+        self._text = ""  # not told yet
+        self._opening = ""  # of the call that `_text` may be
+        self._before = ""  # space and the opening, which are text if it is none
+        self._has_called = False
+        self._is_start = True  # nothing was said yet
+        self._braces = _Braces()
+        self._parts: list[Part] = []
+        self._step: Callable[[], bool] = self._read_text
+
+    def push(self, text: str) -> list[Part]:
+        self._text += text
+        while self._step():
+            pass
+        parts, self._parts = self._parts, []
+        return parts
+
+    def flush(self) -> list[Part]:
+        """What is left at the answer's end."""
+        if self._step == self._read_call:
+            self._parts += self._whole_call() or [Said(self._before + self._text)]
+        elif self._step == self._read_text and (self._text.strip() or not self._has_called):
+            self._parts.append(Said(self._text))
+        parts, self._parts = self._parts, []
+        return [part for part in parts if part != Said("")]
+
+    def _read_text(self) -> bool:
+        found = [(at, sign) for sign in OPENINGS if (at := self._text.find(sign)) >= 0]
+        if found:
+            at, sign = min(found)
+            said = self._text[:at].rstrip()
+            self._say(said)
+            self._begin_call(sign, self._text[len(said) : at] + sign, self._text[at + len(sign) :])
+            return True
+        begun = self._text.lstrip()
+        if self._is_start and begun.startswith(("{", "[")) and not OPENINGS[1].startswith(begun):
+            self._begin_call("", "", self._text)
+            return True
+        kept = _kept(self._text)
+        self._say(self._text[:kept])
+        self._text = self._text[kept:]
+        return False
+
+    def _begin_call(self, opening: str, before: str, text: str) -> None:
+        self._opening, self._before, self._text = opening, before, text
+        self._step = self._read_call
+
+    def _read_call(self) -> bool:
+        start = _START.match(self._text)
+        if start and self._text[start.end() :].startswith("{") and self._may_be(start[1]):
+            self._parts.append(Called(start[1]))
+            self._has_called = True
+            self._text = self._text[start.end() :]
+            self._braces = _Braces()
+            self._step = self._read_arguments
+            return True
+        if self._is_no_call():
+            self._is_start = False
+            self._say(self._before + self._text)
+            self._text = ""
+            self._step = self._read_text
+        return False
+
+    def _is_no_call(self) -> bool:
+        if not _BEGINNING.match(self._text):
+            return True
+        start, first = _START.match(self._text), _FIRST_KEY.match(self._text)
+        if start and not self._may_be(start[1]):
+            return True
+        return first is not None and first[1] not in ("name", "id", "type", "function", *KEYS)
+
+    def _may_be(self, name: str) -> bool:
+        """Between its own signs a call is one whatever it names."""
+        return bool(self._opening) or name in self._names
+
+    def _read_arguments(self) -> bool:
+        end = self._braces.push(self._text)
+        said, self._text = self._text[:end], self._text[end:] if end is not None else ""
+        if said:
+            self._parts.append(Arguments(said))
+        if end is None:
+            return False
+        self._step = self._read_end
+        return True
+
+    def _read_end(self) -> bool:
+        """Up to the next call, or to text."""
+        self._is_start = False
+        rest = self._text.lstrip(" \n\r\t},;]")
+        if not rest or CLOSING.startswith(rest):
+            return False
+        if rest.startswith(CLOSING):
+            self._text = rest[len(CLOSING) :]
+            return bool(self._text)
+        is_next = rest.startswith("{") and self._opening != OPENINGS[0]
+        if is_next:
+            self._begin_call(self._opening, "", rest)
+        else:
+            self._text = rest
+            self._step = self._read_text
+        return True
+
+    def _whole_call(self) -> list[Part]:
+        """Of JSON whose keys stand in another order."""
+        try:
+            call = json.loads(self._text.partition(CLOSING)[0])
+            call = call[0] if isinstance(call, list) else call
+            call = call.get("function", call)
+            name, arguments = call["name"], next(call[key] for key in KEYS if key in call)
+        except (ValueError, LookupError, AttributeError, TypeError, StopIteration):
+            return []
+        if not isinstance(name, str) or not self._may_be(name):
+            return []
+        return [Called(name), Arguments(json.dumps(arguments, ensure_ascii=False))]
+
+    def _say(self, text: str) -> None:
+        if text:
+            self._is_start = self._is_start and not text.strip()
+            self._parts.append(Said(text))
+
+
+class _Braces:
+    """Where a JSON object ends that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+
+    def push(self, text: str) -> int | None:
+        """The place after the object's last brace, if it is in this piece."""
+        escaped_at = 0 if self._escaped else None
+        for found in _SIGNS.finditer(text):
+            if found.start() == escaped_at:
+                continue
+            match found[0]:
+                case "\\":
+                    escaped_at = found.end()
+                case '"':
+                    self._in_string = not self._in_string
+                case sign if not self._in_string:
+                    self._depth += 1 if sign == "{" else -1
+                    if not self._depth:
+                        return found.end()
+        self._escaped = escaped_at == len(text)
+        return None
+
+
+def _kept(text: str) -> int:
+    """Where the end of the text begins that may belong to a call: its sign, or space before it."""
+    longest = max(map(len, OPENINGS))
+    for start in range(max(0, len(text) - longest + 1), len(text)):
+        if any(sign.startswith(text[start:]) for sign in OPENINGS):
+            text = text[:start]
+            break
+    return len(text.rstrip())

@@ -1,0 +1,180 @@
+"""One of a completion's answers as it comes: what each event adds to it, and the whole of it."""
+
+import secrets
+import string
+from collections.abc import Collection, Iterable, Iterator
+from itertools import accumulate, chain, islice
+from typing import Any, Protocol
+
+from msgspec import UNSET, Struct
+from msgspec.structs import replace
+
+from services.client.tool_calls import Arguments, Called, CallReader, Part, Said
+from services.contract.messages import Candidate, Done, Token
+from services.edge.openai.objects import (
+    Call,
+    CallDelta,
+    ChatChoice,
+    ChunkChoice,
+    Delta,
+    FinishReason,
+    Function,
+    Likely,
+    Logprobs,
+    Message,
+    TextChoice,
+    TextLogprobs,
+    TokenLogprob,
+)
+
+CALL_ID_LENGTH = 9  # of letters and digits: Mistral's templates take no other
+CALL_ID_LETTERS = string.ascii_letters + string.digits
+
+
+class Answer(Protocol):
+    """The parts are what a streaming client is sent."""
+
+    def begin(self) -> Iterable[Struct]: ...
+
+    def push(self, token: Token) -> Iterable[Struct]: ...
+
+    def end(self, done: Done) -> Iterable[Struct]:
+        """The last part has the finish reason."""
+
+    def whole(self) -> Struct:
+        """After its end."""
+
+
+class ChatAnswer:
+    """`names` are those of the functions that it may call, `several` of them or one."""
+
+    def __init__(self, index: int, names: Collection[str], several: bool) -> None:
+        self._index = index
+        self._reader = CallReader(names) if names else None
+        self._several = several
+        self._is_full = False
+        self._text = ""
+        self._calls: list[Call] = []
+        self._logprobs: tuple[TokenLogprob, ...] | None = None
+        self._finish_reason: FinishReason = "stop"
+
+    def begin(self) -> Iterator[ChunkChoice]:
+        yield ChunkChoice(self._index, Delta(role="assistant", content=""))
+
+    def push(self, token: Token) -> Iterator[ChunkChoice]:
+        logprobs = _logprobs(token)
+        if logprobs:
+            self._logprobs = (self._logprobs or ()) + logprobs.content
+        parts = self._reader.push(token.text) if self._reader else [Said(token.text)]
+        deltas = [*self._read(parts)] or ([Delta()] if logprobs else [])
+        for delta in deltas:
+            yield ChunkChoice(self._index, delta, logprobs)
+            logprobs = None
+
+    def end(self, done: Done) -> Iterator[ChunkChoice]:
+        for delta in self._read(self._reader.flush() if self._reader else []):
+            yield ChunkChoice(self._index, delta)
+        self._finish_reason = _finish_reason(done)
+        if self._calls and self._finish_reason == "stop":
+            self._finish_reason = "tool_calls"
+        yield ChunkChoice(self._index, Delta(), finish_reason=self._finish_reason)
+
+    def whole(self) -> ChatChoice:
+        calls = tuple(self._calls)
+        content = self._text or (None if calls else "")
+        message = Message(content, calls or UNSET)
+        logprobs = None if self._logprobs is None else Logprobs(self._logprobs)
+        return ChatChoice(self._index, message, logprobs, self._finish_reason)
+
+    def _read(self, parts: Iterable[Part]) -> Iterator[Delta]:
+        for part in parts:
+            if self._is_full:
+                return
+            match part:
+                case Said(text):
+                    self._text += text
+                    yield Delta(content=text)
+                case Called() if self._calls and not self._several:
+                    self._is_full = True
+                case Called(name):
+                    self._calls.append(Call(_call_id(), Function(name)))
+                    yield self._delta(Function(name), id=self._calls[-1].id, type="function")
+                case Arguments(text):
+                    call = self._calls[-1]
+                    said = replace(call.function, arguments=call.function.arguments + text)
+                    self._calls[-1] = replace(call, function=said)
+                    yield self._delta(Function(arguments=text))
+
+    def _delta(self, function: Function, **more: Any) -> Delta:
+        return Delta(tool_calls=(CallDelta(len(self._calls) - 1, function, **more),))
+
+
+class TextAnswer:
+    """`echo` is the prompt, where it is to stand before what follows."""
+
+    def __init__(self, index: int, echo: str) -> None:
+        self._index = index
+        self._echo = echo
+        self._text = echo
+        self._logprobs: list[TextLogprobs] = []
+        self._finish_reason: FinishReason = "stop"
+
+    def begin(self) -> Iterator[TextChoice]:
+        if self._echo:
+            yield TextChoice(self._index, self._echo)
+
+    def push(self, token: Token) -> Iterator[TextChoice]:
+        logprobs = _text_logprobs(token)
+        if logprobs:
+            self._logprobs.append(logprobs)
+        self._text += token.text
+        yield TextChoice(self._index, token.text, logprobs)
+
+    def end(self, done: Done) -> Iterator[TextChoice]:
+        self._finish_reason = _finish_reason(done)
+        yield TextChoice(self._index, "", finish_reason=self._finish_reason)
+
+    def whole(self) -> TextChoice:
+        logprobs = _joined(self._logprobs) if self._logprobs else None
+        return TextChoice(self._index, self._text, logprobs, self._finish_reason)
+
+
+def _finish_reason(done: Done) -> FinishReason:
+    """OpenAI's API has no word of its own for a loop, a time that is up, a cancel: it was cut."""
+    return "stop" if done.finish_reason == "stop" else "length"
+
+
+def _call_id() -> str:
+    return "".join(secrets.choice(CALL_ID_LETTERS) for _ in range(CALL_ID_LENGTH))
+
+
+def _logprobs(token: Token) -> Logprobs | None:
+    if token.logprobs is None:
+        return None
+    return Logprobs(
+        tuple(
+            TokenLogprob(told.text, told.logprob, told.bytes, tuple(map(_likely, told.top)))
+            for told in token.logprobs
+        )
+    )
+
+
+def _likely(candidate: Candidate) -> Likely:
+    return Likely(candidate.text, candidate.logprob, candidate.bytes)
+
+
+def _text_logprobs(token: Token) -> TextLogprobs | None:
+    if token.logprobs is None:
+        return None
+    offsets = accumulate((len(told.text) for told in token.logprobs), initial=token.at)
+    return TextLogprobs(
+        tuple(told.text for told in token.logprobs),
+        tuple(told.logprob for told in token.logprobs),
+        tuple({likely.text: likely.logprob for likely in told.top} for told in token.logprobs),
+        tuple(islice(offsets, len(token.logprobs))),
+    )
+
+
+def _joined(parts: list[TextLogprobs]) -> TextLogprobs:
+    fields = ((getattr(part, name) for part in parts) for name in TextLogprobs.__struct_fields__)
+    return TextLogprobs(*(tuple(chain.from_iterable(field)) for field in fields))

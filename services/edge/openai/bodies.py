@@ -1,0 +1,163 @@
+"""What OpenAI-style clients send, and what it is as a request on the bus."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from services.contract.codec import decode
+from services.contract.conversation import Messages, ToolChoice, Tools
+from services.contract.errors import ServiceError
+from services.contract.messages import (
+    ChatRequest,
+    MaxTokens,
+    ModelName,
+    Sampling,
+    Stop,
+    TokenNumber,
+    Tokens,
+)
+
+Choices = Annotated[int, Meta(ge=1, le=16)]
+Prompt = Annotated[str, Meta(min_length=1)]
+Prompts = Annotated[tuple[Prompt | TokenNumber | Tokens, ...], Meta(min_length=1)]
+MOST_PROMPTS = 16
+B = TypeVar("B", bound="Body")
+
+WITHOUT_EFFECT = ("user", "safety_identifier")
+"""They name the caller's own user to who runs the model: they are not asked for anything."""
+
+
+class StreamOptions(Struct, frozen=True):
+    include_usage: bool = False
+
+
+class Body(Sampling, frozen=True, kw_only=True):
+    """What both endpoints have. Sampling has more than OpenAI's API: top_k, min_p, grammar, …"""
+
+    model: ModelName | None = None
+    n: Choices | None = None
+    stop: Stop | Annotated[tuple[Stop, ...], Meta(max_length=32)] | None = None  # type: ignore[assignment]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    prompt_cache_key: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatBody(Body, frozen=True, kw_only=True):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: Messages
+    max_completion_tokens: MaxTokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: tuple[Literal["text"], ...] | None = None
+
+
+class TextBody(Body, frozen=True, kw_only=True):
+    """The body of `POST /v1/completions`: text, or token ids, or several of them."""
+
+    prompt: Prompt | Prompts
+    echo: bool | None = None
+    best_of: Literal[1] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+    @property
+    def prompts(self) -> list[str | tuple[int, ...]]:
+        """Raises ServiceError(invalid_request) for numbers beside texts, and for too many."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        tokens = tuple(part for part in self.prompt if isinstance(part, int))
+        several = [part for part in self.prompt if not isinstance(part, int)]
+        if tokens and several or len(several) > MOST_PROMPTS:
+            raise ServiceError(
+                "invalid_request",
+                "The field `prompt` must be a text, a list of token ids, or a list of up to"
+                f" {MOST_PROMPTS} of these.",
+            )
+        return [tokens] if tokens else list(several)
+
+
+def read(data: bytes, kind: type[B]) -> B:
+    """Raises ServiceError(invalid_request) also for what would be passed over in silence."""
+    body = decode(data, kind)
+    _check_known(msgspec.json.decode(data), body)
+    if body.stream_options and not body.stream:
+        raise ServiceError(
+            "invalid_request", "The field `stream_options` is for answers with stream: true."
+        )
+    return body
+
+
+def chat_request(body: ChatBody, session_id: str) -> ChatRequest:
+    """Raises ServiceError(invalid_request) for fields that contradict each other."""
+    limits = {body.max_tokens, body.max_completion_tokens} - {None}
+    if len(limits) > 1:
+        raise ServiceError(
+            "invalid_request",
+            "The field `max_completion_tokens` says something else than `max_tokens`: give one.",
+        )
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ServiceError("invalid_request", "The field `top_logprobs` needs logprobs: true.")
+    fields = _sampling(body) | {
+        "max_tokens": next(iter(limits), None),
+        "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
+    }
+    return ChatRequest(
+        **fields,
+        model=body.model,
+        session_id=session_id,
+        messages=body.messages,
+        tools=body.tools,
+        tool_choice=body.tool_choice or "auto",
+        parallel_tool_calls=body.parallel_tool_calls,
+    )
+
+
+def text_requests(body: TextBody, session_id: str) -> list[ChatRequest]:
+    """One of each prompt."""
+    if body.echo and any(not isinstance(prompt, str) for prompt in body.prompts):
+        raise ServiceError("invalid_request", "The field `echo` is for prompts that are text.")
+    if body.echo and body.logprobs is not None:
+        raise ServiceError(
+            "invalid_request",
+            "The field `echo` can't be had with logprobs: those of a prompt are not computed.",
+        )
+    return [
+        ChatRequest(**_sampling(body), model=body.model, session_id=session_id, text=prompt)
+        for prompt in body.prompts
+    ]
+
+
+def _sampling(body: Body) -> dict[str, Any]:
+    fields = {name: getattr(body, name) for name in Sampling.__struct_fields__}
+    return fields | {"stop": (body.stop,) if isinstance(body.stop, str) else body.stop}
+
+
+def _check_known(sent: Any, read: Any, path: str = "$") -> None:
+    """Raises ServiceError for a field that was sent and not read; null and the like ask nothing."""
+    if isinstance(read, Struct) and isinstance(sent, dict):
+        config = read.__struct_config__
+        for name, value in sent.items():
+            if name in read.__struct_fields__:
+                _check_known(value, getattr(read, name), f"{path}.{name}")
+            elif name != config.tag_field and not _is_nothing(value):
+                raise ServiceError(
+                    "invalid_request", f"The field `{name}` is not supported here - at `{path}`."
+                )
+    elif isinstance(read, tuple) and isinstance(sent, list):
+        for number, (item, part) in enumerate(zip(sent, read, strict=True)):
+            _check_known(item, part, f"{path}[{number}]")
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or value is False or value in ("", [], {})

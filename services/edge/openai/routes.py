@@ -1,0 +1,127 @@
+"""The routes under /v1. A session that a client names only says which worker is warm."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+from litestar import get, post
+from litestar.params import FromPath
+from litestar.types import ASGIApp
+from msgspec.structs import replace
+
+from services.client.chat import ChatClient, new_request_id
+from services.client.workers import Workers
+from services.contract.errors import ServiceError
+from services.contract.messages import ChatRequest
+from services.edge.openai.answers import Answer, ChatAnswer, TextAnswer
+from services.edge.openai.bodies import (
+    Body,
+    ChatBody,
+    TextBody,
+    chat_request,
+    read,
+    text_requests,
+)
+from services.edge.openai.completions import (
+    CHAT,
+    TEXT,
+    Completion,
+    Form,
+    StreamedResponse,
+    WholeResponse,
+)
+from services.edge.openai.objects import Model, Models
+from services.edge.routes import AnyRequest, Tenant, TheBus, TheWorkers
+
+SESSION_HEADERS = ("x-session-id", "x-conversation-id", "x-openwebui-chat-id")
+
+log = logging.getLogger(__name__)
+
+
+@post("/v1/chat/completions", status_code=200)
+async def chat_completions(
+    request: AnyRequest, bus: TheBus, workers: TheWorkers, tenant: Tenant
+) -> ASGIApp:
+    body = read(await request.body(), ChatBody)
+    asked = chat_request(body, _session(request, body))
+    n = body.n or 1
+    names = [] if asked.tool_choice == "none" else [t.function.name for t in asked.tools or ()]
+    several = asked.parallel_tool_calls is not False
+    answers = [ChatAnswer(index, names, several) for index in range(n)]
+    client = ChatClient(bus, tenant, workers)
+    return _respond(CHAT, body, [asked], answers, client, workers)
+
+
+@post("/v1/completions", status_code=200)
+async def completions(
+    request: AnyRequest, bus: TheBus, workers: TheWorkers, tenant: Tenant
+) -> ASGIApp:
+    body = read(await request.body(), TextBody)
+    asked = text_requests(body, _session(request, body))
+    n = body.n or 1
+    echoes = [str(one.text) if body.echo else "" for one in asked for _ in range(n)]
+    answers = [TextAnswer(index, echo) for index, echo in enumerate(echoes)]
+    client = ChatClient(bus, tenant, workers)
+    return _respond(TEXT, body, asked, answers, client, workers)
+
+
+@get("/v1/models")
+async def models(workers: TheWorkers, tenant: Tenant) -> Models:
+    """Every model on the bus that is ready, and each of its adapters."""
+    return Models(tuple(map(_model, workers.names())))
+
+
+@get("/v1/models/{name:path}")
+async def model(name: FromPath[str], workers: TheWorkers, tenant: Tenant) -> Model:
+    name = name.removeprefix("/")
+    if name not in workers.names():
+        raise ServiceError("model_not_found", f"There is no model {name!r}.")
+    return _model(name)
+
+
+def _respond(
+    form: Form,
+    body: Body,
+    prompts: Sequence[ChatRequest],
+    answers: Sequence[Answer],
+    client: ChatClient,
+    workers: Workers,
+) -> ASGIApp:
+    n = body.n or 1
+    requests = [_numbered(prompt, number) for prompt in prompts for number in range(n)]
+    log.info("%s for %s", ", ".join(str(r.request_id) for r in requests), body.user or "nobody")
+    heading = {
+        "id": f"{'chatcmpl' if form is CHAT else 'cmpl'}-{requests[0].request_id}",
+        "created": int(time.time()),
+        **_named(workers, body.model),
+    }
+    streams = [client.stream(request) for request in requests]
+    completion = Completion(form, heading, answers, streams, n, workers.refusal)
+    if body.stream:
+        return StreamedResponse(completion, body.includes_usage)
+    return WholeResponse(completion)
+
+
+def _numbered(request: ChatRequest, number: int) -> ChatRequest:
+    """With an id, and a seed of its own: the same one would give the same answer again."""
+    seed = None if request.seed is None else (request.seed + number) % (2**32 - 1)
+    return replace(request, request_id=new_request_id(), seed=seed)
+
+
+def _named(workers: Workers, name: str | None) -> dict[str, str]:
+    info = workers.model_named(name)
+    if info is None:  # the request will fail, and say why
+        return {"model": name or "", "system_fingerprint": ""}
+    return {"model": name or info.name, "system_fingerprint": f"fp_{info.digest[:12]}"}
+
+
+def _session(request: AnyRequest, body: Body) -> str:
+    given = (request.headers.get(header) for header in SESSION_HEADERS)
+    session_id = next(filter(None, given), body.prompt_cache_key or "")
+    if len(session_id) > 128:
+        raise ServiceError("invalid_request", "The session in the headers is over 128 characters.")
+    return session_id
+
+
+def _model(name: str) -> Model:
+    return Model(name, created=0)

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+
+from services.client.tool_calls import Arguments, Called, CallReader, Part, Said
+
+ONE = '<tool_call>\n{"name": "go", "arguments": {"to": "a \\"}{ b", "n": {"x": [1]}}}\n</tool_call>'
+ARGUMENTS = '{"to": "a \\"}{ b", "n": {"x": [1]}}'
+
+
+def read(text: str, size: int = 1) -> list[Part]:
+    """As it comes in pieces of this size; what belongs together put together."""
+    reader = CallReader(["go", "wait"])
+    parts: list[Part] = []
+    for at in range(0, len(text), size):
+        parts += reader.push(text[at : at + size])
+    together: list[Part] = []
+    for part in [*parts, *reader.flush()]:
+        if together and type(part) is type(together[-1]) and not isinstance(part, Called):
+            part = part._replace(text=together.pop().text + part.text)  # type: ignore[union-attr]
+        together.append(part)
+    return together
+
+
+GO: list[Part] = [Called("go"), Arguments(ARGUMENTS)]
+WAIT: list[Part] = [Called("wait"), Arguments("{}")]
+CASES: list[tuple[str, list[Part]]] = [
+    ("hello", [Said("hello")]),
+    (" a < b ", [Said(" a < b ")]),
+    ("", []),
+    (ONE, GO),
+    (f"{ONE}\n{ONE}\n", [*GO, *GO]),
+    (f"Let me see.\n{ONE}", [Said("Let me see."), *GO]),
+    (f"{ONE}\nDone.", [*GO, Said("Done.")]),
+    (ONE.removesuffix("\n</tool_call>"), GO),
+    (f'{{"name": "go", "parameters": {ARGUMENTS}}}', GO),
+    (f'{{"name": "go", "parameters": {ARGUMENTS}}}; {{"name": "wait", "parameters": {{}}}}',
+     [*GO, *WAIT]),
+    (f'[{{"name": "go", "arguments": {ARGUMENTS}}}, {{"name": "wait", "arguments": {{}}}}]',
+     [*GO, *WAIT]),
+    (f'[TOOL_CALLS] [{{"name": "go", "arguments": {ARGUMENTS}}}]', GO),
+    ('{"arguments": {"a": 1}, "name": "go"}', [Called("go"), Arguments('{"a": 1}')]),
+    ('{"type": "function", "function": {"name": "wait", "arguments": {}}}', WAIT),
+    ('<tool_call>{"arguments": {}, "name": "wait"}</tool_call>', WAIT),
+    ('<tool_call>\n{"name": "fly", "arguments": {}}\n</tool_call>',
+     [Called("fly"), Arguments("{}")]),
+    ('{"name": "fly", "arguments": {}}', [Said('{"name": "fly", "arguments": {}}')]),
+    ('{"name": "Ada", "age": 5}', [Said('{"name": "Ada", "age": 5}')]),
+    ('{"answer": 5}', [Said('{"answer": 5}')]),
+    ("[1, 2]", [Said("[1, 2]")]),
+    ('{"name": "go"', [Said('{"name": "go"')]),
+    ("a <tool_call>\n<function=go>", [Said("a <tool_call>\n<function=go>")]),
+    ("write <tool_call>", [Said("write <tool_call>")]),
+    ('no {"name": "go", "arguments": {}}', [Said('no {"name": "go", "arguments": {}}')]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize(("text", "parts"), CASES, ids=lambda case: str(case)[:40])
+def test_calls_are_found_however_the_text_comes_in_pieces(
+    text: str, parts: list[Part], size: int
+) -> None:
+    assert read(text, size) == parts
+
+
+def test_arguments_are_told_as_they_come() -> None:
+    reader = CallReader(["go"])
+    assert reader.push('<tool_call>{"name": "go", "arguments": {"to": "Ro') == [
+        Called("go"),
+        Arguments('{"to": "Ro'),
+    ]
+    assert reader.push("me") == [Arguments("me")]
+    assert reader.push('"}}</tool_call>') == [Arguments('"}')]
+    assert reader.flush() == []
+
+
+def test_text_is_not_held_back_but_for_what_may_begin_a_call() -> None:
+    reader = CallReader(["go"])
+    assert reader.push("hello <to") == [Said("hello")]
+    assert reader.push("day>") == [Said(" <today>")]
+
+
+def test_a_long_call_takes_time_in_proportion_to_its_length() -> None:
+    call = {"name": "go", "arguments": {"to": ['{x}\\"'] * 20_000}}
+    parts = read(f"<tool_call>{json.dumps(call)}</tool_call>", 7)
+    assert parts[1] == Arguments(json.dumps(call["arguments"]))

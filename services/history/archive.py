@@ -10,9 +10,20 @@ from uuid import uuid4
 
 import bson
 import msgspec
-from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
-from pymongo import DESCENDING, ReturnDocument, UpdateOne, WriteConcern
-from pymongo.errors import AutoReconnect, ConfigurationError, InvalidName, PyMongoError
+from motor.motor_asyncio import (
+    AsyncIOMotorClient,
+    AsyncIOMotorCollection,
+    AsyncIOMotorDatabase,
+)
+from pymongo import DESCENDING, ReadPreference, ReturnDocument, UpdateOne, WriteConcern
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    ConfigurationError,
+    InvalidName,
+    PyMongoError,
+)
+from pymongo.read_concern import ReadConcern
 
 from services.contract import subjects
 from services.contract.history import Exchange
@@ -21,12 +32,17 @@ from services.runtime.settings import BadSetting
 
 SELECTION_TIMEOUT_MS = 2000  # in which a server must be found
 SOCKET_TIMEOUT_MS = 5000  # in which a batch must be written
+REPLICATION_TIMEOUT_MS = 4000  # in which a majority must have it
 READ_TIMEOUT = 1.0  # seconds for what somebody waits for; then the log is asked instead
 LOOK_TIMEOUT = 2.5  # a little more than it takes to say that there is no server
 LOOK_INTERVAL = 0.5
 
 NEWEST_FIRST = [("logged_at", DESCENDING), ("seq", DESCENDING)]
 RETENTION_INDEX = "retention"
+
+# MongoDB's error codes for one document of many
+IS_THERE = 11000  # another archiver was writing it at the same time
+REFUSED = (121, 10334)  # by a validator that somebody set; too large
 
 log = logging.getLogger(__name__)
 Document = dict[str, Any]
@@ -43,12 +59,10 @@ class Archive:
     """
 
     def __init__(self, database: AsyncIOMotorDatabase[Document], where: str, retention: int):
-        # a batch is acknowledged to the log after this, so it must survive the server's crash
-        safely = WriteConcern(w="majority")
-        self._exchanges = database.get_collection("exchanges", write_concern=safely)
-        self._meta = database.get_collection("meta", write_concern=safely)
-        self._unreadable = database.get_collection("unreadable", write_concern=safely)
-        self._erased = database.get_collection("erased", write_concern=safely)
+        self._exchanges = database["exchanges"]
+        self._meta = database["meta"]
+        self._unreadable = database["unreadable"]
+        self._erased = database["erased"]
         self._where = where
         self._retention = retention
         self._indexed = False
@@ -72,17 +86,33 @@ class Archive:
             looking.cancel()
             client.close()
 
-    async def write(self, entries: Sequence[Entry]) -> None:
+    async def write(self, entries: Sequence[Entry]) -> list[Entry]:
         """
-        Keeps the exchanges among the entries; one that is there already stays as it is. Raises
-        ArchiveUnavailable: some may be written.
+        Keeps the exchanges among the entries; one that is there already stays as it is. Returns the
+        entries, as unreadable where MongoDB refuses one for what it is. Raises ArchiveUnavailable:
+        some may be written.
         """
-        writes = [UpdateOne(*_upsert(_document(e)), upsert=True) for e in entries if _is_kept(e)]
-        if not writes:
-            return
+        kept = [entry for entry in entries if _is_kept(entry)]
+        if not kept:
+            return list(entries)
         with self._as_unavailable():
-            await self._exchanges.bulk_write(writes, ordered=False)
+            refused = await self._upsert_all(kept)
             await self._take_back(entries)
+        return [refused.get(entry.seq, entry) for entry in entries]
+
+    async def _upsert_all(self, kept: list[Entry]) -> dict[int, Entry]:
+        """Those that were refused, by their sequence."""
+        writes = [UpdateOne(*_upsert(_document(entry)), upsert=True) for entry in kept]
+        try:
+            await self._exchanges.bulk_write(writes, ordered=False)
+        except BulkWriteError as error:
+            problems = [p for p in error.details["writeErrors"] if p["code"] != IS_THERE]
+            if error.details["writeConcernErrors"] or any(
+                problem["code"] not in REFUSED for problem in problems
+            ):
+                raise
+            return dict(_refused(kept[problem["index"]], problem) for problem in problems)
+        return {}
 
     async def erase(self, erased: Entry) -> None:
         """
@@ -107,10 +137,10 @@ class Archive:
         await self._exchanges.delete_many({"key": key, "logged_at": {"$lte": until}})
         await self._unreadable.delete_many({"key": key, "_id.logged_at": {"$lte": until}})
 
-    async def set_aside(self, entry: Entry, why: str) -> None:
-        """Notes a record that can't be read, so that it is counted; the log still has it."""
+    async def set_aside(self, entry: Entry, why: str, data: bytes) -> None:
+        """Keeps a record that can't be read as it came, and counts it."""
         where = {"seq": entry.seq, "logged_at": entry.logged_at}
-        document = {"_id": where, "key": entry.key, "why": why}
+        document = {"_id": where, **where, "key": entry.key, "why": why, "data": data}
         with self._as_unavailable():
             await self._unreadable.update_one(*_upsert(document), upsert=True)
 
@@ -152,15 +182,20 @@ class Archive:
     async def _index(self) -> None:
         await self._exchanges.create_index([("key", 1), *NEWEST_FIRST])
         await self._exchanges.create_index([("tenant", 1), *NEWEST_FIRST])
-        there = (await self._exchanges.index_information()).get(RETENTION_INDEX)
-        if there and there.get("expireAfterSeconds") != self._retention:
-            await self._exchanges.drop_index(RETENTION_INDEX)
-        if self._retention:
-            await self._exchanges.create_index(
-                "logged_at", name=RETENTION_INDEX, expireAfterSeconds=self._retention
-            )
+        await self._forget_by(self._exchanges, "logged_at")
+        await self._forget_by(self._unreadable, "logged_at")
+        await self._forget_by(self._erased, "until")  # by then, what it tells of is forgotten
         self.id = await self._identify()
         self._indexed = True
+
+    async def _forget_by(self, collection: AsyncIOMotorCollection[Document], field: str) -> None:
+        there = (await collection.index_information()).get(RETENTION_INDEX)
+        if there and there.get("expireAfterSeconds") != self._retention:
+            await collection.drop_index(RETENTION_INDEX)
+        if self._retention:
+            await collection.create_index(
+                field, name=RETENTION_INDEX, expireAfterSeconds=self._retention
+            )
 
     async def _identify(self) -> str:
         found: Document = await self._meta.find_one_and_update(
@@ -212,8 +247,21 @@ def _client(uri: str) -> AsyncIOMotorClient[Document]:
 
 
 def _database(client: AsyncIOMotorClient[Document], name: str) -> AsyncIOMotorDatabase[Document]:
+    """
+    What was written is acknowledged to the log, and read by who has seen that it was. So, unless
+    the address says otherwise, it is on the disks of a majority; and it is read where it was
+    written.
+    """
+    write = client.write_concern
+    if not write.acknowledged:
+        raise BadSetting("MONGODB_URI must not have w=0: nobody would know what was written.")
+    if write.is_server_default:
+        write = WriteConcern("majority", wtimeout=REPLICATION_TIMEOUT_MS, j=True)
+    read = client.read_concern if client.read_concern.level else ReadConcern("majority")
     try:
-        return client[name]
+        return client.get_database(
+            name, read_preference=ReadPreference.PRIMARY, write_concern=write, read_concern=read
+        )
     except InvalidName as error:
         raise BadSetting(f"MONGODB_DATABASE={name!r} can't be used: {error}.") from error
 
@@ -240,6 +288,11 @@ def checked(entry: Entry) -> Entry:
         except (bson.errors.BSONError, OverflowError) as error:
             return entry._replace(record=Unreadable(str(error)))
     return entry
+
+
+def _refused(entry: Entry, problem: Document) -> tuple[int, Entry]:
+    why = f"MongoDB refused it: {problem['errmsg']}"
+    return entry.seq, entry._replace(record=Unreadable(why))
 
 
 def _upsert(document: Document) -> tuple[Document, Document]:

@@ -61,9 +61,9 @@ class Archiver:
     async def _archive_all(self, batch: Sequence[Pending]) -> None:
         entries = [checked(read(pending.stored)) for pending in batch]
         try:
-            await self._archive.write(entries)
-            for entry in entries:
-                await self._heed(entry)
+            entries = await self._archive.write(entries)
+            for pending, entry in zip(batch, entries, strict=True):
+                await self._heed(entry, pending.stored.data)
         except ArchiveUnavailable:
             for pending in batch:
                 await pending.give_back()
@@ -71,13 +71,13 @@ class Archiver:
         for pending, entry in zip(batch, entries, strict=True):
             await (pending.set_aside() if _is_unreadable(entry) else pending.ack())
 
-    async def _heed(self, entry: Entry) -> None:
+    async def _heed(self, entry: Entry, data: bytes) -> None:
         match entry.record:
             case Erased():
                 await self._archive.erase(entry)
             case Unreadable(why):
                 log.warning("record %d of %s set aside: %s", entry.seq, entry.key, why)
-                await self._archive.set_aside(entry, why)
+                await self._archive.set_aside(entry, why, data)
 
     def _complain(self, error: Exception) -> None:
         # a lost connection has been said already, by the one who looks after it

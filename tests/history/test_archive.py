@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from motor.motor_asyncio import AsyncIOMotorClient
 from msgspec.structs import replace
+from pymongo import ReadPreference
 
 from services.contract import subjects
 from services.contract.history import Cleared, Exchange
@@ -100,7 +101,7 @@ async def test_what_a_session_was_is_erased_and_what_it_becomes_is_kept(
 ) -> None:
     other = subjects.session_key(TENANT, f"{session_id} other")
     await archive.write([entry(key, 1), entry(key, 2), entry(other, 1)])
-    await archive.set_aside(entry(key, 2), "why")
+    await archive.set_aside(entry(key, 2), "why", b"garbage")
     await archive.erase(entry(key, 3))
     await archive.write([entry(key, 4)])
     assert seqs(await archive.last(TENANT, key, 9)) == [4]
@@ -145,7 +146,7 @@ async def test_what_is_set_aside_is_counted_once(mongodb_uri: str, key: str) -> 
     database = f"test_{uuid4().hex}"
     async with opened(mongodb_uri, database) as archive:
         for seq in (1, 2, 2):
-            await archive.set_aside(entry(key, seq), "why")
+            await archive.set_aside(entry(key, seq), "why", b"garbage")
 
         async def is_counted() -> bool:
             return archive.unreadable == 2
@@ -156,20 +157,71 @@ async def test_what_is_set_aside_is_counted_once(mongodb_uri: str, key: str) -> 
     await drop(mongodb_uri, database)
 
 
+async def test_what_is_set_aside_is_kept_as_it_came(mongodb_uri: str, key: str) -> None:
+    database = f"test_{uuid4().hex}"
+    client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(mongodb_uri)
+    async with opened(mongodb_uri, database) as archive:
+        await archive.set_aside(entry(key, 1), "why", b"garbage")
+        found = await client[database]["unreadable"].find_one({"key": key})
+        assert found is not None and (found["why"], found["data"]) == ("why", b"garbage")
+    client.close()
+    await drop(mongodb_uri, database)
+
+
+async def test_a_document_that_mongodb_refuses_does_not_hold_up_the_others(
+    mongodb_uri: str, key: str
+) -> None:
+    database = f"test_{uuid4().hex}"
+    client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(mongodb_uri)
+    validator = {"response": {"$ne": "forbidden"}}
+    await client[database].create_collection("exchanges", validator=validator)
+    async with opened(mongodb_uri, database) as archive:
+        bad = entry(key, 2, exchange("r2", response="forbidden"))
+        written = await archive.write([entry(key, 1), bad, entry(key, 3)])
+        assert [isinstance(e.record, Unreadable) for e in written] == [False, True, False]
+        assert seqs(await archive.last(TENANT, key, 9)) == [3, 1]
+    client.close()
+    await drop(mongodb_uri, database)
+
+
+@pytest.mark.parametrize(
+    "options, write, read",
+    [
+        ("", {"w": "majority", "j": True, "wtimeout": 4000}, "majority"),
+        ("?w=1&readConcernLevel=local&readPreference=secondary", {"w": 1}, "local"),
+    ],
+)
+async def test_a_majority_has_what_was_written_unless_the_address_says_otherwise(
+    options: str, write: dict[str, object], read: str
+) -> None:
+    async with opened(f"mongodb://127.0.0.1:9/{options}", wait=False) as archive:
+        collection = archive._exchanges
+        assert collection.write_concern.document == write
+        assert collection.read_concern.level == read
+        assert collection.read_preference == ReadPreference.PRIMARY
+
+
 async def test_a_retention_is_an_index_that_follows_the_setting(mongodb_uri: str) -> None:
     database = f"test_{uuid4().hex}"
     client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(mongodb_uri)
     for retention in (0, 3600, 7200, 0):
         async with opened(mongodb_uri, database, retention):
-            indexes = await client[database]["exchanges"].index_information()
-            assert indexes.get("retention", {}).get("expireAfterSeconds", 0) == retention
+            for name in ("exchanges", "unreadable", "erased"):
+                indexes = await client[database][name].index_information()
+                assert indexes.get("retention", {}).get("expireAfterSeconds", 0) == retention
     client.close()
     await drop(mongodb_uri, database)
 
 
 @pytest.mark.parametrize(
     "uri",
-    ["http://host/", "mongodb://", "mongodb://host:port/", "mongodb://me:sec@ret@host/"],
+    [
+        "http://host/",
+        "mongodb://",
+        "mongodb://host:port/",
+        "mongodb://me:sec@ret@host/",
+        "mongodb://host/?w=0",
+    ],
 )
 async def test_an_address_that_can_not_be_is_a_bad_setting(uri: str) -> None:
     with pytest.raises(BadSetting, match="^MONGODB_URI") as raised:

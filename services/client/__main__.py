@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import uvloop
 
-from services.client.chat import ChatClient
+from services.client.chat import ChatClient, new_request_id
 from services.contract.messages import ChatRequest, Failed, StreamEvent, Token
 from services.runtime.bus import Bus
 from services.runtime.settings import BadSetting, BusSettings, load
@@ -24,6 +24,7 @@ with contextlib.suppress(ImportError):
     import readline  # noqa: F401  # arrow keys and a history at the prompt
 
 CONNECT_TIMEOUT = 3.0  # seconds
+GRACE = 10.0  # seconds in which a connection that was lost may be there again
 
 
 def main() -> None:
@@ -49,15 +50,24 @@ def _converse(url: str, session_id: str) -> None:
         if not prompt.strip():
             continue
         try:
-            uvloop.run(_answer(url, ChatRequest(prompt=prompt, session_id=session_id)))
+            request = ChatRequest(
+                prompt=prompt, session_id=session_id, request_id=new_request_id(), grace_s=GRACE
+            )
+            uvloop.run(_answer(url, request))
         except KeyboardInterrupt:
             print("\n[stopped]")
 
 
 async def _answer(url: str, request: ChatRequest) -> None:
-    async with _connect(url) as bus, contextlib.aclosing(ChatClient(bus).stream(request)) as events:
-        async for event in events:
-            _show(event)
+    async with _connect(url) as bus:
+        client = ChatClient(bus)
+        try:
+            async with contextlib.aclosing(client.stream(request)) as events:
+                async for event in events:
+                    _show(event)
+        except asyncio.CancelledError:  # by Ctrl-C: nobody comes back within the grace
+            bus.spawn(client.cancel(str(request.request_id)))
+            raise
     print()
 
 

@@ -14,7 +14,7 @@ from litestar.openapi import OpenAPIConfig
 from services.client.workers import Workers
 from services.contract import subjects
 from services.contract.errors import ServiceError
-from services.edge import errors, routes
+from services.edge import chat, errors, routes
 from services.edge.access import Access
 from services.edge.keys import Keys
 from services.edge.openai import routes as openai
@@ -41,8 +41,9 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str]) -> Access:
             routes.healthz,
             routes.readyz,
             routes.status,
-            routes.chat,
-            routes.cancel,
+            chat.chat,
+            chat.resume,
+            chat.cancel,
             routes.messages,
             routes.clear_history,
             openai.chat_completions,

@@ -80,11 +80,12 @@ class Teller:
             await self._bus.publish(delivery.reply, Failed(error.code, error.message, 0.1))
             return
         self.replies.append(delivery.reply)
-        self._bus.spawn(self._tell(request, delivery.reply))
+        tenant = subjects.tenant_of_request(delivery.subject)
+        self._bus.spawn(self._tell(f"{tenant}.{request.request_id}", request, delivery.reply))
 
-    async def _tell(self, request: ChatRequest, reply: str) -> None:
+    async def _tell(self, key: str, request: ChatRequest, reply: str) -> None:
         recording = Recording(request, self.worker_id, reply)
-        self._recordings[str(request.request_id)] = recording
+        self._recordings[key] = recording
         begun = len(request.resume.text) if request.resume else 0
         await self._say(recording, reply, Accepted(str(request.request_id), self.worker_id))
         await self._say(recording, reply, Started(5, 0, 0, 0, ORIGIN))
@@ -116,9 +117,9 @@ class Teller:
     def _hear_replay(self, delivery: Delivery) -> None:
         if self.is_frozen:
             return
-        _, request_id = subjects.target_of_replay(delivery.subject)
+        key = ".".join(subjects.target_of_replay(delivery.subject))
         at = decode(delivery.data, ReplayRequest).at
-        recording = self._recordings.get(request_id)
+        recording = self._recordings.get(key)
         if recording or not delivery.subject.startswith("chat.replay."):
             self._bus.spawn(self._bus.answer(delivery, self._replay(recording, at)))
 

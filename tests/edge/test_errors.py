@@ -5,7 +5,7 @@ import httpx
 import pytest
 
 from services.contract.errors import ErrorCode
-from services.edge import routes
+from services.edge import chat
 from services.edge.errors import TABLE
 from services.runtime.bus import Bus
 from tests.edge.conftest import edge_on
@@ -143,7 +143,7 @@ async def test_what_nobody_expected_is_a_500_that_tells_nothing(
     def broken(body: bytes) -> None:
         raise ZeroDivisionError("the secret of the house")
 
-    monkeypatch.setattr(routes, "read_prompt", broken)
+    monkeypatch.setattr(chat, "read_prompt", broken)
     async with edge_on(bus) as http:
         answer = await http.post("/chat", json={"prompt": "hi"})
     assert (answer.status_code, error_of(answer)["code"]) == (500, "internal")

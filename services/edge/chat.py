@@ -1,0 +1,98 @@
+"""The routes of one answer: asked for, read again from anywhere, stopped. Knows no model."""
+
+import logging
+
+import msgspec
+from litestar import delete, get, post
+from litestar.params import FromPath
+from litestar.types import ASGIApp
+
+from services.client.chat import ChatClient, new_request_id
+from services.contract import prompts, subjects
+from services.contract.codec import decode
+from services.contract.errors import ServiceError
+from services.contract.messages import ChatRequest, Prompt
+from services.edge.routes import AnyRequest, Tenant, TheBus, TheWorkers, check_bus
+from services.edge.sse import EventStream
+
+GRACE = 10.0  # seconds in which a client that lost its connection may come back to its answer
+
+log = logging.getLogger(__name__)
+
+
+class ChatBody(Prompt, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /chat`. A name that we don't know is a typo, and refused."""
+
+
+EXAMPLE = 'Send JSON like {"prompt": "Hello"}; the fields are ' + ", ".join(
+    ChatBody.__struct_fields__
+)
+
+
+@post("/chat", status_code=200)
+async def chat(
+    request: AnyRequest,
+    bus: TheBus,
+    workers: TheWorkers,
+    tenant: Tenant,
+) -> ASGIApp:
+    prompt = read_prompt(await request.body())
+    request_id = new_request_id()
+    log.info("chat %s", request_id)
+    asked = ChatRequest(**msgspec.structs.asdict(prompt), request_id=request_id, grace_s=GRACE)
+    events = ChatClient(bus, tenant, workers).stream(asked)
+    return EventStream(events, request_id, workers.refusal)
+
+
+@get("/chat/{request_id:str}")
+async def resume(
+    request: AnyRequest,
+    request_id: FromPath[str],
+    bus: TheBus,
+    workers: TheWorkers,
+    tenant: Tenant,
+) -> ASGIApp:
+    """The answer from the event on that comes after `Last-Event-ID`, or all of it."""
+    check_id(request_id)
+    at = _last_event_id(request)
+    log.info("resuming %s from %d", request_id, at)
+    events = ChatClient(bus, tenant, workers).resume(request_id, at)
+    return EventStream(events, request_id, workers.refusal)
+
+
+@delete("/chat/{request_id:str}", status_code=202)
+async def cancel(request_id: FromPath[str], bus: TheBus, tenant: Tenant) -> dict[str, str]:
+    """Whether there is such a request only its worker knows, and a cancel is not answered."""
+    check_id(request_id)
+    check_bus(bus)
+    await ChatClient(bus, tenant).cancel(request_id)
+    return {"status": "cancelling", "request_id": request_id}
+
+
+def read_prompt(body: bytes) -> Prompt:
+    """Of JSON, whatever the content type says: `curl -d` calls it a form."""
+    if not body.strip():
+        raise ServiceError("invalid_request", f"The body is empty. {EXAMPLE}.")
+    try:
+        prompt = decode(body, ChatBody)
+    except ServiceError as error:
+        raise ServiceError("invalid_request", f"{error} {EXAMPLE}.") from error
+    prompts.check(prompt)
+    return prompt
+
+
+def check_id(request_id: str) -> None:
+    if not subjects.is_id(request_id):
+        raise ServiceError("not_found", "There is no such request: this can't be a request id.")
+
+
+def _last_event_id(request: AnyRequest) -> int:
+    """The id of an event is the answer's length after it."""
+    given = request.headers.get("last-event-id", "")
+    if not given:
+        return 0
+    if not given.isdecimal() or not given.isascii() or len(given) > 9:
+        raise ServiceError(
+            "invalid_request", f"Last-Event-ID must be the id of an event, not {given[:20]!r}."
+        )
+    return int(given)

@@ -43,7 +43,7 @@ class Server:
     def __init__(self, name: str, command: list[str], port: int, log: Path) -> None:
         self.name = name
         self.port = port
-        self._command = command
+        self.command = command
         self.log = log
         self.environ = dict(os.environ)
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,9 +55,7 @@ class Server:
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command, stdout=log, stderr=log, env=self.environ
-            )
+            self._process = subprocess.Popen(self.command, stdout=log, stderr=log, env=self.environ)
         wait_for(self._is_up, f"{self.name} (log: {self.log})")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
@@ -84,6 +82,22 @@ def nats_server(folder: Path) -> Server:
     port = free_port()
     command = [_nats_binary(), "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(folder)]
     return Server("nats-server", command, port, folder / "nats.log")
+
+
+def nats_cluster(folder: Path, size: int) -> list[Server]:
+    """Servers of one cluster, each on its own port and data; a majority must run to be of use."""
+    routes = [free_port() for _ in range(size)]
+    others = ",".join(f"nats://127.0.0.1:{port}" for port in routes)
+    servers = []
+    for number, route in enumerate(routes):
+        own = folder / f"nats-{number}"
+        own.mkdir()
+        server = nats_server(own)
+        server.name += f"-{number}"
+        server.command += ["-n", f"n{number}", "-cluster", f"nats://127.0.0.1:{route}"]
+        server.command += ["-cluster_name", "tests", "-routes", others]
+        servers.append(server)
+    return servers
 
 
 def mongod(folder: Path) -> Server:

@@ -55,10 +55,11 @@ class Found(NamedTuple):
 
 
 class Log:
-    """`retention` in seconds, 0: for ever."""
+    """`retention` in seconds, 0: for ever; `replicas` as in the settings."""
 
-    def __init__(self, bus: Bus, retention: int) -> None:
+    def __init__(self, bus: Bus, retention: int, replicas: int | None = None) -> None:
         self._retention = retention
+        self._replicas = replicas
         self._stream = Stream(bus, subjects.HISTORY_STREAM)
         self._snapshots = Bucket(bus, subjects.SESSIONS_BUCKET)
         self._bus = bus
@@ -96,8 +97,10 @@ class Log:
 
     async def _why_not_ensured(self) -> str:
         try:
-            await self._stream.ensure(subjects.HISTORY_LOG, MAX_BYTES, self._retention)
-            await self._snapshots.ensure(self._retention)
+            await self._stream.ensure(
+                subjects.HISTORY_LOG, MAX_BYTES, self._retention, self._replicas
+            )
+            await self._snapshots.ensure(self._retention, self._replicas)
             if self._archive:
                 await self._archive.ensure(ACK_WAIT, MAX_ACK_PENDING)
         except StreamUnavailable as error:

@@ -98,7 +98,7 @@ async def start(stack: AsyncExitStack, settings: HistorySettings) -> None:
         Archive.open(settings.mongodb_uri, settings.mongodb_database, retention)
     )
     bus = await stack.enter_async_context(Bus.connect(settings.nats_url, "history"))
-    log = Log(bus, retention)
+    log = Log(bus, retention, settings.history_replicas)
     stack.push_async_callback(log.close)
     await log.ensure()
 

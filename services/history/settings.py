@@ -19,12 +19,16 @@ class HistorySettings(BusSettings, frozen=True, kw_only=True):
 
     `history_retention`: the age at which the log, the snapshots and MongoDB forget an exchange, as
     a number and a unit: `90d`, `12h`, `30m`, `600s`. None: never.
+
+    `history_replicas`: how many servers of a NATS cluster keep the log and the snapshots. None: as
+    many as do now, one at first.
     """
 
     mongodb_uri: str = "mongodb://localhost:27017/"
     mongodb_database: str = "finetuneLLM"
     history_exchanges: Annotated[int, Meta(ge=1, le=100)] = 10
     history_retention: Age | None = None
+    history_replicas: Annotated[int, Meta(ge=1, le=5)] | None = None
 
     @property
     def retention_seconds(self) -> int:

@@ -193,7 +193,7 @@ async def test_it_waits_for_a_server_that_has_no_jetstream_and_says_so_once(
 ) -> None:
     server = nats_server(tmp_path)
     without = Server("nats-server", [], server.port, tmp_path / "nats.log")
-    without._command = [part for part in server._command if part != "-js"]
+    without.command = [part for part in server.command if part != "-js"]
     caplog.set_level(logging.WARNING, "services.history")
     without.start()
     try:

@@ -259,7 +259,7 @@ async def test_a_nats_that_comes_back_empty_gets_its_streams_again(
         (tmp_path / name).mkdir()
     first, second = (nats_server(tmp_path / name) for name in ("first", "second"))
     second.port = first.port
-    second._command[second._command.index("-p") + 1] = str(first.port)
+    second.command[second.command.index("-p") + 1] = str(first.port)
     first.start()
     try:
         async with history(url_of(first)), Bus.connect(url_of(first), "test") as bus:

@@ -1,5 +1,7 @@
 """`python -m services.edge`: HTTP in front of the bus."""
 
+import asyncio
+
 from services.edge.app import make_app
 from services.edge.keys import Keys
 from services.edge.server import bind, serving
@@ -14,8 +16,9 @@ async def serve(process: Process) -> None:
     keys = Keys.parse(settings.edge_api_keys)
     listener = process.stack.enter_context(bind(settings.edge_host, settings.edge_port))
     bus = await process.stack.enter_async_context(Bus.connect(settings.nats_url, "edge"))
-    app = await make_app(bus, keys, settings.edge_cors_origins)
-    await process.stack.enter_async_context(serving(app, listener))
+    leaving = asyncio.Event()
+    app = await make_app(bus, keys, settings.edge_cors_origins, leaving)
+    await process.stack.enter_async_context(serving(app, listener, leaving))
 
 
 if __name__ == "__main__":

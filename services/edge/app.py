@@ -1,5 +1,6 @@
 """The one place that puts the edge together: routes, and what they depend on."""
 
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -23,8 +24,11 @@ from services.runtime.bus import VERSION, Bus
 MAX_BODY_BYTES = 1024 * 1024
 
 
-async def make_app(bus: Bus, keys: Keys, origins: Sequence[str]) -> Access:
-    """`origins` are those of the browser pages that may ask; `*` in them stands for anything."""
+async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asyncio.Event) -> Access:
+    """
+    `origins` are those of the browser pages that may ask; `*` in them stands for anything.
+    `leaving`: whoever can should ask another edge.
+    """
     workers = Workers()
     await bus.subscribe(subjects.REPORT_ANY, workers.hear)
 
@@ -54,6 +58,7 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str]) -> Access:
         dependencies={
             "bus": Provide(lambda: bus, sync_to_thread=False),
             "workers": Provide(lambda: workers, sync_to_thread=False),
+            "leaving": Provide(lambda: leaving, sync_to_thread=False),
             "tenant": Provide(tenant, sync_to_thread=False),
         },
         exception_handlers={

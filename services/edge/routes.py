@@ -1,5 +1,6 @@
 """Each route: reads its input, asks over the bus, answers. Knows no session and no model."""
 
+import asyncio
 import logging
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 AnyRequest = Request[Any, Any, Any]
 TheBus = NamedDependency[Bus]
 TheWorkers = NamedDependency[Workers]
+Leaving = NamedDependency[asyncio.Event]
 Tenant = NamedDependency[str]  # whose key it is; asking for it is what makes a route need a key
 S = TypeVar("S", bound=Struct)
 
@@ -43,7 +45,9 @@ async def healthz() -> dict[str, str]:
 
 
 @get("/readyz")
-async def readyz(bus: TheBus, workers: TheWorkers) -> dict[str, str]:
+async def readyz(bus: TheBus, workers: TheWorkers, leaving: Leaving) -> dict[str, str]:
+    if leaving.is_set():
+        raise ServiceError("shutting_down", "This edge is leaving: ask another.", RETRY_AFTER)
     check_bus(bus)
     if not workers.ready:
         raise workers.absence()

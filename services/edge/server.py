@@ -12,7 +12,11 @@ from services.runtime.bus import TASKS_DEADLINE
 from services.runtime.process import DRAIN_DEADLINE
 from services.runtime.settings import BadSetting
 
-STREAMS_DEADLINE = DRAIN_DEADLINE - TASKS_DEADLINE - 3  # seconds; what is left is for the bus
+# All in seconds. What is left of the drain is for the bus.
+LEAVE_AFTER = (
+    1.0  # in which it still serves, and says that it leaves: who routes can look elsewhere
+)
+STREAMS_DEADLINE = DRAIN_DEADLINE - TASKS_DEADLINE - LEAVE_AFTER - 2
 
 
 class Server(uvicorn.Server):
@@ -40,8 +44,13 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
-    """Leaving it closes the door first, then waits for the streams that are open."""
+async def serving(
+    app: ASGIApp, listener: socket.socket, leaving: asyncio.Event
+) -> AsyncIterator[None]:
+    """
+    Leaving it says so first (`leaving` is set), then closes the door, and waits for the streams
+    that are open; those that take too long are cancelled.
+    """
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -57,6 +66,8 @@ async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        leaving.set()
+        await asyncio.sleep(LEAVE_AFTER)
         server.should_exit = True
         await serving
         if late := server.server_state.tasks:  # cancelled, and now telling their workers so

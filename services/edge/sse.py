@@ -14,6 +14,7 @@ from services.contract.messages import Accepted, Done, Failed, StreamEvent, Toke
 
 PING_INTERVAL = 15.0  # seconds without a byte after which proxies and browsers may give up
 PING = b": ping\n\n"
+RETRY = b"retry: 500\n\n"  # milliseconds
 
 
 class EventStream:
@@ -46,7 +47,7 @@ class EventStream:
                 answer.result()
         except asyncio.CancelledError:  # by uvicorn, when a drain has lasted too long
             await _cancel(answer)
-            await self._fail(send, ServiceError("shutting_down", "The server is restarting.", 1))
+            await self._send_away(send)
         finally:
             await _cancel(answer, gone)
 
@@ -76,6 +77,15 @@ class EventStream:
         if not self._started:
             raise error
         await self._write(send, _data({"error": error.message, "code": error.code}))
+        await _end(send)
+
+    async def _send_away(self, send: Send) -> None:
+        """
+        No event ends the stream, so a client that can asks on with `Last-Event-ID`, elsewhere.
+        """
+        if not self._started:
+            raise ServiceError("shutting_down", "The server is restarting; ask again.", 1)
+        await self._write(send, RETRY)
         await _end(send)
 
     async def _start(self, send: Send) -> None:

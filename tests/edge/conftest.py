@@ -1,10 +1,11 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 
+from services.edge import server
 from services.edge.app import make_app
 from services.edge.keys import Keys
 from services.edge.server import bind, serving
@@ -12,14 +13,23 @@ from services.edge.settings import EdgeSettings
 from services.runtime.bus import Bus
 
 
+@pytest.fixture(autouse=True, scope="session")
+def leaving_at_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "LEAVE_AFTER", 0)
+        yield
+
+
 @asynccontextmanager
 async def edge_on(bus: Bus, keys: str = "") -> AsyncIterator[httpx.AsyncClient]:
     """An edge behind a real uvicorn, and a client that asks it."""
-    app = await make_app(bus, Keys.parse(keys), EdgeSettings().edge_cors_origins)
+    leaving = asyncio.Event()
+    app = await make_app(bus, Keys.parse(keys), EdgeSettings().edge_cors_origins, leaving)
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    async with serving(app, listener), httpx.AsyncClient(base_url=url, timeout=10) as client:
-        yield client
+    async with serving(app, listener, leaving):
+        async with httpx.AsyncClient(base_url=url, timeout=10) as client:
+            yield client
 
 
 @pytest.fixture(scope="session")

@@ -35,17 +35,21 @@ def edge(nats_url: str, tmp_path: Path) -> Iterator[EdgeProcess]:
     edge.process.wait()
 
 
-async def test_a_signal_closes_the_door_and_lets_open_streams_finish(
+async def test_a_signal_is_told_then_closes_the_door_and_lets_open_streams_finish(
     edge: EdgeProcess, nats_url: str
 ) -> None:
     async with (
-        scripted_worker(nats_url, [Token(0, "a", (1,)), 1.0, DONE]),
+        scripted_worker(nats_url, [Token(0, "a", (1,)), 2.0, DONE]),
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{edge.port}") as http,
     ):
         answering = asyncio.create_task(http.post("/chat", json={"prompt": "hi"}))
         await asyncio.sleep(0.3)
         edge.process.send_signal(signal.SIGTERM)
         await asyncio.sleep(0.3)
+        ready = await http.get("/readyz")
+        assert ready.status_code == 503 and ready.json()["error"]["code"] == "shutting_down"
+        assert (await http.get("/healthz")).status_code == 200, "it still serves"
+        await asyncio.sleep(1)
         assert not accepts(edge.port)
         assert '"done":true' in (await answering).text
         assert await asyncio.to_thread(edge.process.wait, 5) == 0

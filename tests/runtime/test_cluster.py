@@ -63,8 +63,9 @@ async def test_what_was_acknowledged_is_there_after_the_death_of_the_streams_lea
     async with Bus.connect(urls(cluster), "test") as bus:
         stream = await ensured(bus, replicas=3)
         await append(stream, "before")
-        leader = (await bus.jetstream.stream_info("TEST")).cluster.leader
-        cluster[int(leader.removeprefix("n"))].stop(signal.SIGKILL)
+        info = (await bus.jetstream.stream_info("TEST")).cluster
+        assert info and info.leader
+        cluster[int(info.leader.removeprefix("n"))].stop(signal.SIGKILL)
         await append(stream, "after")
         found = [await stream.get(seq) for seq in (1, 2)]
         assert [stored and stored.data for stored in found] == [b"before", b"after"]

@@ -21,6 +21,7 @@ NO_ROOM = (
     10023,  # the server is
     10047,  # the server would be, with this stream
 )
+NO_MESSAGE_FOUND = 10037
 DUPLICATE_WINDOW = 120.0  # seconds in which the server itself drops a repeated message id
 
 
@@ -314,7 +315,9 @@ async def _get(
     with _as_unavailable():
         try:
             raw = await js.get_msg(stream, seq=seq, subject=subject, next=both)
-        except nats.js.errors.NotFoundError:
+        except nats.js.errors.NotFoundError as error:
+            if error.err_code != NO_MESSAGE_FOUND:
+                raise  # there is no such stream
             return None
     assert raw.seq is not None and raw.subject is not None and raw.time is not None
     return Stored(raw.seq, raw.subject, raw.data or b"", raw.time)

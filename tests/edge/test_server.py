@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.contract.messages import Token
+from services.contract.messages import Progress, Token
 from services.edge.server import bind
 from services.runtime.settings import BadSetting
 from tests.fakes import DONE, scripted_worker
@@ -39,7 +39,7 @@ async def test_a_signal_is_told_then_closes_the_door_and_lets_open_streams_finis
     edge: EdgeProcess, nats_url: str
 ) -> None:
     async with (
-        scripted_worker(nats_url, [Token(0, "a", (1,)), 2.0, DONE]),
+        scripted_worker(nats_url, [Token(0, "a", (1,)), 0.9, Progress(0, 5, 5), 0.9, DONE]),
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{edge.port}") as http,
     ):
         answering = asyncio.create_task(http.post("/chat", json={"prompt": "hi"}))

@@ -79,14 +79,15 @@ def test_mongo_down_and_back_loses_nothing(tmp_path: Path) -> None:
         assert [m["user_prompt"] for m in up.messages("s")] == prompts
 
 
-def test_closing_the_connection_frees_the_slot(tmp_path: Path) -> None:
+def test_an_answer_goes_on_for_a_client_that_lost_its_connection(tmp_path: Path) -> None:
     with stack(tmp_path, slow=True) as up:
         with up.open(LONG, "s") as events:
             assert any("token" in event for event in events)
             wait_for(lambda: up.running() == 1, "the report")
-        wait_for(lambda: up.running() == 0, "the slot", seconds=3)
+        wait_for(lambda: up.running() == 0, "the slot", seconds=10)
         (message,) = up.messages("s")
-        assert message["finish_reason"] == "cancelled"
+        assert message["finish_reason"] == "stop"
+        assert message["model_response"].rstrip(".").endswith("49, 50")
 
 
 @pytest.mark.parametrize("name", ["edge", "inference", "history"])

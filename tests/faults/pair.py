@@ -1,0 +1,118 @@
+"""Two workers and two edges, one conversation at a time, and how it was heard."""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.e2e.stack import GREEDY, Process, Stack, stack
+from tests.servers import free_port, wait_for
+
+AFTER = 25  # characters of an answer after which something happens
+
+
+class Heard:
+    """An answer as its client hears it: each event's id must be the length so far."""
+
+    def __init__(self, address: str = "", text: str = "") -> None:
+        self.address = address
+        self.text = text
+        self.end: dict[str, Any] = {}
+        self.longest_gap = 0.0  # seconds between two tokens
+        self._last = time.monotonic()
+
+    def take(self, event_id: str, event: dict[str, Any]) -> None:
+        assert not self.end, "nothing comes after the end"
+        if "token" not in event:
+            self.end = event
+            return
+        now = time.monotonic()
+        self.longest_gap, self._last = max(self.longest_gap, now - self._last), now
+        self.text += event["token"]
+        assert int(event_id) == len(self.text)
+
+
+class Pair:
+    """Processes are told apart by the id under which their worker reports."""
+
+    def __init__(self, up: Stack, folder: Path) -> None:
+        self.up = up
+        first = up.status()["workers"][0]["worker_id"]
+        self.workers = {first: up.inference}
+        self._folder = folder
+
+    def add_worker(self) -> Process:
+        module = self.up.inference.name
+        added = Process(module, 0, self.up.inference.environ, self._folder)
+        self.start(added)
+        return added
+
+    def start(self, worker: Process) -> None:
+        """Also again, then as another worker."""
+        before = self._ready()
+        worker.start()
+        wait_for(lambda: bool(self._ready() - before), "another worker")
+        (worker_id,) = self._ready() - before
+        self.workers = {k: v for k, v in self.workers.items() if v is not worker}
+        self.workers[worker_id] = worker
+
+    def answering(self) -> Process:
+        """The worker that gives the one answer that there is."""
+
+        def busy() -> list[str]:
+            return [w["worker_id"] for w in self.up.status()["workers"] if w["running"]]
+
+        wait_for(lambda: len(busy()) == 1, "the report of who answers")
+        return self.workers[busy()[0]]
+
+    def ask(self, session: str, disturb: Callable[[], None] = lambda: None, **more: Any) -> Heard:
+        """`disturb` is done in the middle of the answer."""
+        disturbed = False
+        body = GREEDY | {"prompt": "count to 50", "session_id": session} | more
+        with self.up.http.stream("POST", "/chat", json=body) as answer:
+            assert answer.status_code == 200, answer.read()
+            heard = Heard(answer.headers["content-location"])
+            for event_id, event in events(answer):
+                heard.take(event_id, event)
+                if len(heard.text) >= AFTER and not disturbed:
+                    disturbed = True
+                    disturb()
+        return heard
+
+    def _ready(self) -> set[str]:
+        return {w["worker_id"] for w in self.up.status()["workers"] if w["state"] == "ready"}
+
+
+def events(answer: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
+    event_id = ""
+    for line in answer.iter_lines():
+        if line.startswith("id: "):
+            event_id = line.removeprefix("id: ")
+        if line.startswith("data: "):
+            yield event_id, json.loads(line.removeprefix("data: "))
+
+
+@contextmanager
+def pair(folder: Path) -> Iterator[Pair]:
+    with stack(folder, slow=True) as up, ExitStack() as cleanup:
+        made = Pair(up, folder)
+        second = made.add_worker()
+        cleanup.callback(second.stop, signal.SIGKILL)
+        yield made
+
+
+@contextmanager
+def second_edge(up: Stack, folder: Path) -> Iterator[Process]:
+    port = free_port()
+    environ = up.edge.environ | {"EDGE_PORT": str(port)}
+    edge = Process("services.edge", port, environ, folder)
+    edge.start()
+    try:
+        yield edge
+    finally:
+        edge.stop(signal.SIGKILL)

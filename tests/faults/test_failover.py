@@ -1,0 +1,110 @@
+"""Processes killed and frozen in the middle of an answer: it comes whole, and is stored once."""
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.faults.pair import AFTER, Heard, Pair, events, pair, second_edge
+from tests.servers import wait_for
+
+SEEDED = {"temperature": 0.9, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    with pair(tmp_path_factory.mktemp("two")) as two:
+        yield two
+
+
+@pytest.fixture(scope="module")
+def undisturbed(two: Pair) -> Heard:
+    return two.ask("undisturbed")
+
+
+def check_stored_once(two: Pair, session: str, heard: Heard) -> None:
+    """With the text that its client saw."""
+    (message,) = two.up.messages(session)
+    assert message["model_response"] == heard.text
+    assert message["id"] == heard.end["request_id"]
+
+
+@pytest.mark.parametrize("sampling", [{}, SEEDED], ids=["greedy", "seeded"])
+def test_an_answer_goes_on_within_2_s_of_its_workers_death(
+    two: Pair, sampling: dict[str, Any]
+) -> None:
+    whole = two.ask(f"whole {sampling}", **sampling)
+    killed = []
+
+    def kill() -> None:
+        killed.append(two.answering())
+        killed[0].stop(signal.SIGKILL)
+
+    heard = two.ask(f"killed {sampling}", kill, **sampling)
+    two.start(killed[0])
+    assert heard.text == whole.text
+    assert heard.end["done"] and heard.end["stored"] == "log"
+    assert heard.end["usage"] == whole.end["usage"] | {
+        "cached_tokens": heard.end["usage"]["cached_tokens"]
+    }
+    assert heard.longest_gap < 2 + 1, "at most a second of it goes by until the report"
+    check_stored_once(two, f"killed {sampling}", heard)
+
+
+def test_an_answer_goes_on_within_6_s_of_its_workers_freeze_and_the_frozen_one_does_no_harm(
+    two: Pair, undisturbed: Heard
+) -> None:
+    frozen = []
+
+    def freeze() -> None:
+        frozen.append(two.answering())
+        frozen[0].signal(signal.SIGSTOP)
+
+    try:
+        heard = two.ask("frozen", freeze)
+    finally:
+        frozen[0].signal(signal.SIGCONT)
+    assert heard.text == undisturbed.text
+    assert heard.end["done"] and heard.longest_gap < 6
+    wait_for(lambda: len(two.up.status()["workers"]) == 2, "the frozen one's report")
+    wait_for(lambda: two.up.running() == 0, "its slot")
+    time.sleep(0.5)  # in which it could store what it had
+    check_stored_once(two, "frozen", heard)
+
+
+def test_a_worker_that_is_frozen_for_a_moment_goes_on_itself(two: Pair, undisturbed: Heard) -> None:
+    def freeze() -> None:
+        worker = two.answering()
+        worker.signal(signal.SIGSTOP)
+        time.sleep(2)
+        worker.signal(signal.SIGCONT)
+
+    heard = two.ask("hiccup", freeze)
+    assert heard.text == undisturbed.text and heard.end["stored"] == "log"
+    check_stored_once(two, "hiccup", heard)
+
+
+def test_an_answer_goes_on_at_another_edge_after_its_own_was_killed(
+    two: Pair, undisturbed: Heard, tmp_path: Path
+) -> None:
+    with second_edge(two.up, tmp_path) as edge:
+        heard = Heard()
+        body = {"prompt": "count to 50", "session_id": "edge", "temperature": 0}
+        url = f"http://127.0.0.1:{edge.port}"
+        with pytest.raises(httpx.RemoteProtocolError):
+            with httpx.stream("POST", f"{url}/chat", json=body) as answer:
+                heard.address = answer.headers["content-location"]
+                for event_id, event in events(answer):
+                    heard.take(event_id, event)
+                    if len(heard.text) >= AFTER:
+                        edge.stop(signal.SIGKILL)
+    last_id = {"Last-Event-ID": str(len(heard.text))}
+    with two.up.http.stream("GET", heard.address, headers=last_id) as answer:
+        for event_id, event in events(answer):
+            heard.take(event_id, event)
+    assert heard.text == undisturbed.text
+    check_stored_once(two, "edge", heard)

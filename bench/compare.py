@@ -7,7 +7,7 @@ same model, sampler chain and two threads. bench/results/README.md says what is 
 
 import argparse
 
-from bench import burst, gaps, memory, prefix, report, rotation, share, turns
+from bench import burst, gaps, history, memory, prefix, report, rotation, share, turns
 from bench.models import SHAPES, TYPES, make
 from bench.pairs import Plan, tell
 
@@ -20,6 +20,7 @@ LOADS = {
     "rotation": rotation.run,
     "share": share.run,
     "memory": memory.run,
+    "history": history.run,
 }
 
 

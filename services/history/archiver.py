@@ -15,6 +15,7 @@ from services.runtime.streams import Pending, StreamUnavailable
 
 BATCH = 500
 FETCH_TIMEOUT = 0.5  # seconds; as long a stop may wait for a fetch that brings nothing
+GATHERING = 0.1  # seconds after a batch that was not full, so that the next one is worth its cost
 PAUSE = 1.0  # seconds after a failure
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class Archiver:
         if batch := await self._log.unarchived(BATCH, FETCH_TIMEOUT):
             await self._archive_all(batch)
             self._complained = False
+            if len(batch) < BATCH:
+                await self._pause(GATHERING)
 
     async def _archive_all(self, batch: Sequence[Pending]) -> None:
         entries = [checked(read(pending.stored)) for pending in batch]

@@ -324,7 +324,8 @@ class ModelInfo(Struct, frozen=True):
     digest: str
     context: int  # tokens per conversation
     bytes: int
-    adapters: tuple[str, ...] = ()  # that a request may ask for; told in reports alone
+    adapters: tuple[str, ...] = ()  # that a request may ask for; told in reports alone, as is
+    changed: int = 0  # when the file last was: Unix time
 
 
 class WorkerReport(Struct, frozen=True):

@@ -73,6 +73,19 @@ def tenant_of_direct(subject: str) -> str:
     return subject.rsplit(".", 1)[1]
 
 
+def tokenize(worker_id: str) -> str:
+    return f"chat.worker.{worker_id}.tokenize"
+
+
+def detokenize(worker_id: str) -> str:
+    return f"chat.worker.{worker_id}.detokenize"
+
+
+def count(worker_id: str) -> str:
+    """Where one worker is asked how many tokens a request's prompt has."""
+    return f"chat.worker.{worker_id}.count"
+
+
 def cancel(tenant: str, request_id: str) -> str:
     return f"chat.cancel.{tenant}.{request_id}"
 

@@ -19,6 +19,7 @@ from services.edge import chat, errors, routes
 from services.edge.access import Access
 from services.edge.keys import Keys
 from services.edge.openai import routes as openai
+from services.edge.openai import tokens
 from services.runtime.bus import VERSION, Bus
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -54,6 +55,9 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
             openai.completions,
             openai.models,
             openai.model,
+            tokens.tokenize,
+            tokens.detokenize,
+            tokens.count,
         ],
         dependencies={
             "bus": Provide(lambda: bus, sync_to_thread=False),

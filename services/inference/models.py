@@ -68,7 +68,8 @@ def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> M
         llama.close()
         raise
     base = ModelInfo(path.stem, _digest(path), llama.context, path.stat().st_size)
-    info = replace(base, adapters=tuple(file.stem for file in adapters))
+    changed = int(path.stat().st_mtime)
+    info = replace(base, adapters=tuple(file.stem for file in adapters), changed=changed)
     served = (base, *(_adapted(base, file) for file in adapters))
     return Model(info, llama, template, served)
 

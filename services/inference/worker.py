@@ -16,6 +16,7 @@ from services.inference import models
 from services.inference.engine.llama import ModelError
 from services.inference.service import ChatService
 from services.inference.settings import InferenceSettings
+from services.inference.tokens import TokenService
 from services.runtime.bus import Bus
 from services.runtime.process import Process
 
@@ -39,6 +40,7 @@ class Worker:
         self._error: str | None = None
         self._model: ModelInfo | None = None
         self._service: ChatService | None = None
+        self._tokens: TokenService | None = None
         self._workers = Workers()
 
     async def start(self) -> None:
@@ -51,6 +53,8 @@ class Worker:
         self._state = "draining"
         await self._report()
         await self._loading
+        if self._tokens:
+            await self._tokens.close()
         if self._service:
             await self._service.drain()
         self._reporting.cancel()
@@ -70,7 +74,9 @@ class Worker:
         self._service = ChatService(
             self._bus, self._settings, self._id, model, self._workers, on_death=self._die
         )
+        self._tokens = TokenService(self._bus, self._id, model)
         try:
+            await self._tokens.open()
             await self._service.start()
         except Exception:
             log.exception("serving")

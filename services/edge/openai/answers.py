@@ -59,7 +59,8 @@ class ChatAnswer:
         self._finish_reason: FinishReason = "stop"
 
     def begin(self) -> Iterator[ChunkChoice]:
-        yield ChunkChoice(self._index, Delta(role="assistant", content=""))
+        content = None if self._reader else ""  # there may be none beside calls
+        yield ChunkChoice(self._index, Delta(role="assistant", content=content))
 
     def push(self, token: Token) -> Iterator[ChunkChoice]:
         logprobs = _logprobs(token)

@@ -1,11 +1,9 @@
 """What OpenAI-style clients send, and what it is as a request on the bus."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
-from services.contract.codec import decode
 from services.contract.conversation import Messages, ToolChoice, Tools
 from services.contract.errors import ServiceError
 from services.contract.messages import (
@@ -22,10 +20,6 @@ Choices = Annotated[int, Meta(ge=1, le=16)]
 Prompt = Annotated[str, Meta(min_length=1)]
 Prompts = Annotated[tuple[Prompt | TokenNumber | Tokens, ...], Meta(min_length=1)]
 MOST_PROMPTS = 16
-B = TypeVar("B", bound="Body")
-
-WITHOUT_EFFECT = ("user", "safety_identifier")
-"""They name the caller's own user to who runs the model: they are not asked for anything."""
 
 
 class StreamOptions(Struct, frozen=True):
@@ -42,8 +36,7 @@ class Body(Sampling, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     service_tier: Literal["auto", "default"] | None = None
     prompt_cache_key: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
+    user: str | None = None  # goes into the log
 
     @property
     def includes_usage(self) -> bool:
@@ -87,17 +80,6 @@ class TextBody(Body, frozen=True, kw_only=True):
         return [tokens] if tokens else list(several)
 
 
-def read(data: bytes, kind: type[B]) -> B:
-    """Raises ServiceError(invalid_request) also for what would be passed over in silence."""
-    body = decode(data, kind)
-    _check_known(msgspec.json.decode(data), body)
-    if body.stream_options and not body.stream:
-        raise ServiceError(
-            "invalid_request", "The field `stream_options` is for answers with stream: true."
-        )
-    return body
-
-
 def chat_request(body: ChatBody, session_id: str) -> ChatRequest:
     """Raises ServiceError(invalid_request) for fields that contradict each other."""
     limits = {body.max_tokens, body.max_completion_tokens} - {None}
@@ -139,25 +121,9 @@ def text_requests(body: TextBody, session_id: str) -> list[ChatRequest]:
 
 
 def _sampling(body: Body) -> dict[str, Any]:
+    if body.stream_options and not body.stream:
+        raise ServiceError(
+            "invalid_request", "The field `stream_options` is for answers with stream: true."
+        )
     fields = {name: getattr(body, name) for name in Sampling.__struct_fields__}
     return fields | {"stop": (body.stop,) if isinstance(body.stop, str) else body.stop}
-
-
-def _check_known(sent: Any, read: Any, path: str = "$") -> None:
-    """Raises ServiceError for a field that was sent and not read; null and the like ask nothing."""
-    if isinstance(read, Struct) and isinstance(sent, dict):
-        config = read.__struct_config__
-        for name, value in sent.items():
-            if name in read.__struct_fields__:
-                _check_known(value, getattr(read, name), f"{path}.{name}")
-            elif name != config.tag_field and not _is_nothing(value):
-                raise ServiceError(
-                    "invalid_request", f"The field `{name}` is not supported here - at `{path}`."
-                )
-    elif isinstance(read, tuple) and isinstance(sent, list):
-        for number, (item, part) in enumerate(zip(sent, read, strict=True)):
-            _check_known(item, part, f"{path}[{number}]")
-
-
-def _is_nothing(value: Any) -> bool:
-    return value is None or value is False or value in ("", [], {})

@@ -62,7 +62,7 @@ class Message(Struct, frozen=True):
 
 class Delta(Struct, frozen=True):
     role: Literal["assistant"] | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
     tool_calls: tuple[CallDelta, ...] | UnsetType = UNSET
 
 

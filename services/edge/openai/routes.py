@@ -19,7 +19,6 @@ from services.edge.openai.bodies import (
     ChatBody,
     TextBody,
     chat_request,
-    read,
     text_requests,
 )
 from services.edge.openai.completions import (
@@ -31,6 +30,7 @@ from services.edge.openai.completions import (
     WholeResponse,
 )
 from services.edge.openai.objects import Model, Models
+from services.edge.openai.strict import read
 from services.edge.routes import AnyRequest, Tenant, TheBus, TheWorkers
 
 SESSION_HEADERS = ("x-session-id", "x-conversation-id", "x-openwebui-chat-id")
@@ -43,7 +43,7 @@ async def chat_completions(
     request: AnyRequest, bus: TheBus, workers: TheWorkers, tenant: Tenant
 ) -> ASGIApp:
     body = read(await request.body(), ChatBody)
-    asked = chat_request(body, _session(request, body))
+    asked = chat_request(body, session_of(request, body))
     n = body.n or 1
     names = [] if asked.tool_choice == "none" else [t.function.name for t in asked.tools or ()]
     several = asked.parallel_tool_calls is not False
@@ -57,7 +57,7 @@ async def completions(
     request: AnyRequest, bus: TheBus, workers: TheWorkers, tenant: Tenant
 ) -> ASGIApp:
     body = read(await request.body(), TextBody)
-    asked = text_requests(body, _session(request, body))
+    asked = text_requests(body, session_of(request, body))
     n = body.n or 1
     echoes = [str(one.text) if body.echo else "" for one in asked for _ in range(n)]
     answers = [TextAnswer(index, echo) for index, echo in enumerate(echoes)]
@@ -68,7 +68,7 @@ async def completions(
 @get("/v1/models")
 async def models(workers: TheWorkers, tenant: Tenant) -> Models:
     """Every model on the bus that is ready, and each of its adapters."""
-    return Models(tuple(map(_model, workers.names())))
+    return Models(tuple(_model(workers, name) for name in workers.names()))
 
 
 @get("/v1/models/{name:path}")
@@ -76,7 +76,7 @@ async def model(name: FromPath[str], workers: TheWorkers, tenant: Tenant) -> Mod
     name = name.removeprefix("/")
     if name not in workers.names():
         raise ServiceError("model_not_found", f"There is no model {name!r}.")
-    return _model(name)
+    return _model(workers, name)
 
 
 def _respond(
@@ -115,7 +115,7 @@ def _named(workers: Workers, name: str | None) -> dict[str, str]:
     return {"model": name or info.name, "system_fingerprint": f"fp_{info.digest[:12]}"}
 
 
-def _session(request: AnyRequest, body: Body) -> str:
+def session_of(request: AnyRequest, body: Body) -> str:
     given = (request.headers.get(header) for header in SESSION_HEADERS)
     session_id = next(filter(None, given), body.prompt_cache_key or "")
     if len(session_id) > 128:
@@ -123,5 +123,6 @@ def _session(request: AnyRequest, body: Body) -> str:
     return session_id
 
 
-def _model(name: str) -> Model:
-    return Model(name, created=0)
+def _model(workers: Workers, name: str) -> Model:
+    info = workers.model_named(name)
+    return Model(name, created=info.changed if info else 0)

@@ -101,15 +101,23 @@ class ChatTemplate:
         The prompt of a conversation as it is; `answers` are known by their text. Raises
         ServiceError: context_length_exceeded, or invalid_request where the template refuses it.
         """
+        return self._whole_prompt(self.tokens_of(messages, tools, answers), max_tokens)
+
+    def tokens_of(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Tool],
+        answers: KnownAnswers = MappingProxyType({}),
+    ) -> list[int]:
+        """Of a conversation, whether it fits or not. Raises ServiceError(invalid_request)."""
         shown = self._shown(*self.functions.show(messages, tools), answers)
         try:
             self._check_all_shown(shown)
-            tokens = self._tokens(shown)
+            return self._tokens(shown)
         except Exception as error:  # a template is a program, and can fail in any way
             raise ServiceError(
                 "invalid_request", f"The model's chat template refuses the messages: {error}."
             ) from error
-        return self._whole_prompt(tokens, max_tokens)
 
     def plain(self, text: str | Sequence[int], max_tokens: int) -> Prompt:
         """
@@ -117,8 +125,8 @@ class ChatTemplate:
         ServiceError: context_length_exceeded, or invalid_request for tokens that there are not.
         """
         if isinstance(text, str):
-            text = self._bos + text if self._needs_bos(text) else text
-            return self._whole_prompt(self._backend.tokenize(text, special=True), max_tokens)
+            tokens = self._backend.tokenize(self.begun(text), special=True)
+            return self._whole_prompt(tokens, max_tokens)
         if max(text) >= self._backend.vocabulary_size:
             raise ServiceError(
                 "invalid_request",
@@ -126,6 +134,11 @@ class ChatTemplate:
                 f" {self._backend.vocabulary_size - 1}.",
             )
         return self._whole_prompt(list(text), max_tokens)
+
+    def begun(self, text: str) -> str:
+        """With what begins every prompt of this model."""
+        missing = self._adds_bos and not text.startswith(self._bos)
+        return self._bos + text if missing else text
 
     def _whole_prompt(self, tokens: list[int], max_tokens: int) -> Prompt:
         if len(tokens) + max_tokens > self._backend.context:
@@ -266,10 +279,7 @@ class ChatTemplate:
             eos_token=self._eos,
             **({"tools": tools} if tools else {}),
         )
-        return self._bos + rendered if self._needs_bos(rendered) else rendered
-
-    def _needs_bos(self, text: str) -> bool:
-        return self._adds_bos and not text.startswith(self._bos)
+        return self.begun(rendered)
 
     def _why_not(self, *roles: str) -> str | None:
         """Why such a conversation can't be shown, all of it."""

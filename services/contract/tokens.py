@@ -1,0 +1,46 @@
+"""What a worker is asked of its tokens. It answers beside its engine, and never waits for it."""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from services.contract.messages import TokenNumber
+
+Text = Annotated[str, Meta(max_length=524_288)]
+
+
+class TokenizeRequest(Struct, frozen=True):
+    """
+    `add_special`: with the token that begins every prompt of the model; `parse_special`: text that
+    names a control token becomes it.
+    """
+
+    text: Text
+    add_special: bool = False
+    parse_special: bool = True
+
+
+class Piece(Struct, frozen=True):
+    """`bytes` tells what `text` can't, where it is a part of a character."""
+
+    id: int
+    text: str
+    bytes: tuple[int, ...]
+
+
+class Tokenized(Struct, frozen=True):
+    tokens: tuple[Piece, ...]
+
+
+class DetokenizeRequest(Struct, frozen=True):
+    tokens: Annotated[tuple[TokenNumber, ...], Meta(max_length=262_144)]
+
+
+class Detokenized(Struct, frozen=True):
+    text: str
+
+
+class Counted(Struct, frozen=True):
+    """Tokens that the prompt of a request would have."""
+
+    tokens: int

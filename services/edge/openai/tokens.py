@@ -1,0 +1,94 @@
+"""Routes that tell tokens, as llama-server has them. Any worker of the model is asked."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from litestar import post
+from msgspec import Struct
+
+from services.client.workers import Workers
+from services.contract import prompts, subjects
+from services.contract.errors import ServiceError
+from services.contract.messages import ModelName
+from services.contract.tokens import (
+    Counted,
+    Detokenized,
+    DetokenizeRequest,
+    Text,
+    Tokenized,
+    TokenizeRequest,
+)
+from services.edge.openai.bodies import ChatBody, chat_request
+from services.edge.openai.strict import read
+from services.edge.routes import AnyRequest, Tenant, TheBus, TheWorkers, check_bus
+from services.runtime.bus import Bus, NoResponders
+
+TIMEOUT = 5.0  # seconds; half a MiB of text takes one
+
+K = TypeVar("K", bound=Struct)
+
+
+class TokenizeBody(Struct, frozen=True):
+    content: Text
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+    model: ModelName | None = None
+
+
+class DetokenizeBody(DetokenizeRequest, frozen=True):
+    model: ModelName | None = None
+
+
+@post("/v1/tokenize", status_code=200)
+async def tokenize(
+    request: AnyRequest, bus: TheBus, workers: TheWorkers, tenant: Tenant
+) -> dict[str, list[Any]]:
+    body = read(await request.body(), TokenizeBody)
+    asked = TokenizeRequest(body.content, body.add_special, body.parse_special)
+    found = await _ask(bus, workers, body.model, subjects.tokenize, asked, Tokenized)
+    if body.with_pieces:
+        return {"tokens": [{"id": token.id, "piece": token.text} for token in found.tokens]}
+    return {"tokens": [token.id for token in found.tokens]}
+
+
+@post("/v1/detokenize", status_code=200)
+async def detokenize(
+    request: AnyRequest, bus: TheBus, workers: TheWorkers, tenant: Tenant
+) -> dict[str, str]:
+    body = read(await request.body(), DetokenizeBody)
+    asked = DetokenizeRequest(body.tokens)
+    found = await _ask(bus, workers, body.model, subjects.detokenize, asked, Detokenized)
+    return {"content": found.text}
+
+
+@post("/v1/chat/completions/input_tokens", status_code=200)
+async def count(
+    request: AnyRequest, bus: TheBus, workers: TheWorkers, tenant: Tenant
+) -> dict[str, Any]:
+    """The tokens that a chat completion with this body would read."""
+    body = read(await request.body(), ChatBody)
+    asked = chat_request(body, "")
+    prompts.check(asked)
+    found = await _ask(bus, workers, body.model, subjects.count, asked, Counted)
+    return {"object": "response.input_tokens", "input_tokens": found.tokens}
+
+
+async def _ask(
+    bus: Bus,
+    workers: Workers,
+    model: str | None,
+    subject: Callable[[str], str],
+    message: Struct,
+    kind: type[K],
+) -> K:
+    check_bus(bus)
+    order = workers.order("", model)
+    if not order and model and workers.names():
+        raise ServiceError("model_not_found", f"There is no model {model!r}.")
+    for worker_id in order:
+        try:
+            return await bus.request(subject(worker_id), message, kind, TIMEOUT)
+        except (NoResponders, TimeoutError):
+            continue
+    raise workers.absence()

@@ -1,0 +1,91 @@
+"""Answers what the tokens of something are: in threads of its own, whatever the engine is doing."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from msgspec import Struct
+
+from services.contract import prompts, subjects
+from services.contract.codec import decode
+from services.contract.errors import ServiceError
+from services.contract.messages import ChatRequest
+from services.contract.tokens import (
+    Counted,
+    Detokenized,
+    DetokenizeRequest,
+    Piece,
+    Tokenized,
+    TokenizeRequest,
+)
+from services.inference.models import Model
+from services.runtime.bus import Bus, Delivery
+
+K = TypeVar("K", bound=Struct)
+
+
+class TokenService:
+    """Closed before its model is."""
+
+    def __init__(self, bus: Bus, worker_id: str, model: Model) -> None:
+        self._bus = bus
+        self._worker_id = worker_id
+        self._model = model
+        self._special = model.backend.special_tokens()
+        self._running = 0
+        self._closing = False
+
+    async def open(self) -> None:
+        await self._serve(subjects.tokenize(self._worker_id), TokenizeRequest, self._tokenize)
+        await self._serve(subjects.detokenize(self._worker_id), DetokenizeRequest, self._detokenize)
+        await self._serve(subjects.count(self._worker_id), ChatRequest, self._count)
+
+    async def close(self) -> None:
+        self._closing = True
+        while self._running:
+            await asyncio.sleep(0.02)
+
+    async def _serve(self, subject: str, kind: type[K], work: Callable[[K], Struct]) -> None:
+        def hear(delivery: Delivery) -> None:
+            self._bus.spawn(self._bus.answer(delivery, self._do(delivery, kind, work)))
+
+        await self._bus.subscribe(subject, hear)
+
+    async def _do(self, delivery: Delivery, kind: type[K], work: Callable[[K], Struct]) -> Struct:
+        if self._closing:
+            raise ServiceError("shutting_down", "The worker is shutting down: ask again.", 1)
+        request = decode(delivery.data, kind)
+        self._running += 1
+        try:
+            return await asyncio.to_thread(work, request)
+        finally:
+            self._running -= 1
+
+    def _tokenize(self, request: TokenizeRequest) -> Tokenized:
+        backend, template = self._model.backend, self._model.template
+        text = template.begun(request.text) if request.add_special else request.text
+        tokens = backend.tokenize(text, request.add_special or request.parse_special)
+        return Tokenized(tuple(map(self._piece, tokens)))
+
+    def _detokenize(self, request: DetokenizeRequest) -> Detokenized:
+        size = self._model.backend.vocabulary_size
+        if wrong := [token for token in request.tokens if token >= size]:
+            raise ServiceError(
+                "invalid_request",
+                f"The field `tokens` has {wrong[0]}, and the model's last token is {size - 1}.",
+            )
+        pieces = b"".join(map(self._model.backend.piece, request.tokens))
+        return Detokenized(pieces.decode(errors="replace"))
+
+    def _count(self, request: ChatRequest) -> Counted:
+        prompts.check(request)
+        if request.messages is None:
+            raise ServiceError("invalid_request", "The field `messages` is missing.")
+        tools = () if request.tool_choice == "none" else request.tools or ()
+        return Counted(len(self._model.template.tokens_of(request.messages, tools)))
+
+    def _piece(self, token: int) -> Piece:
+        data = self._model.backend.piece(token)
+        special = self._special.get(token)
+        text = special.text if special else data.decode(errors="replace")
+        return Piece(token, text, tuple(data))

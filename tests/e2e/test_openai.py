@@ -1,0 +1,271 @@
+"""/v1 by OpenAI's own client, with real processes and the real demo model."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletionMessageParam, ParsedFunctionToolCall
+from pydantic import BaseModel
+
+from tests.e2e.stack import Stack, stack
+from tests.servers import wait_for
+
+HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
+ENDLESS = "root ::= [a-z] root"
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a place.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "place": {"enum": ["Paris", "Rome"]},
+                "days": {"type": "integer", "minimum": 0},
+            },
+            "required": ["place", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+class Place(BaseModel):
+    name: Literal["Paris", "Rome"]
+    is_big: bool
+
+
+class Trip(BaseModel):
+    """With a part of its own, which a schema refers to."""
+
+    to: Place
+    back: Place | None
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with stack(tmp_path_factory.mktemp("openai")) as up:
+        yield up
+
+
+@pytest.fixture(scope="module")
+def client(up: Stack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{up.http.base_url}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+def test_a_conversation_is_answered_and_nothing_of_it_kept(
+    up: Stack, client: openai.OpenAI
+) -> None:
+    told: list[ChatCompletionMessageParam] = [
+        {"role": "user", "content": "my name is Ada"},
+        {"role": "assistant", "content": "Nice to meet you, Ada."},
+        {"role": "user", "content": "what is my name?"},
+    ]
+    got = client.chat.completions.create(
+        model="demo", messages=told, temperature=0, extra_headers={"X-Session-Id": "default"}
+    )
+    assert "Ada" in (got.choices[0].message.content or "")
+    assert got.choices[0].finish_reason == "stop" and got.model == "demo"
+    assert up.messages("default") == []
+
+
+def test_a_next_turn_reads_only_what_is_new(client: openai.OpenAI) -> None:
+    messages = [*HI]
+    usage = None
+    for question in ("how are you?", "what can you do?", "thank you"):
+        got = client.chat.completions.create(model="demo", messages=messages, temperature=0)
+        if usage is not None and got.usage is not None and got.usage.prompt_tokens_details:
+            held = usage.prompt_tokens + usage.completion_tokens - 1  # the token that ended it
+            assert got.usage.prompt_tokens_details.cached_tokens == held
+        usage = got.usage
+        messages += [
+            {"role": "assistant", "content": got.choices[0].message.content},
+            {"role": "user", "content": question},
+        ]
+    assert usage is not None
+
+
+def test_a_stream_says_what_the_whole_says(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model="demo", messages=HI, temperature=0)
+    with client.chat.completions.stream(model="demo", messages=HI, temperature=0) as stream:
+        streamed = stream.get_final_completion()
+    assert streamed.choices[0].message.content == whole.choices[0].message.content
+    assert streamed.choices[0].finish_reason == "stop"
+
+
+def test_eight_streams_at_once_by_the_asynchronous_client(up: Stack) -> None:
+    async def ask(client: openai.AsyncOpenAI, number: int) -> str:
+        messages: list[ChatCompletionMessageParam] = [
+            {"role": "user", "content": f"my name is Ada number {number}"}
+        ]
+        stream = await client.chat.completions.create(
+            model="demo", messages=messages, stream=True, temperature=0
+        )
+        return "".join([c.choices[0].delta.content or "" async for c in stream if c.choices])
+
+    async def all_of_them() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{up.http.base_url}/v1", api_key="any") as client:
+            return await asyncio.gather(*(ask(client, number) for number in range(8)))
+
+    assert all(asyncio.run(all_of_them()))
+
+
+def test_the_same_seed_is_the_same_answer_and_n_are_several(client: openai.OpenAI) -> None:
+    def said(seed: int) -> list[str | None]:
+        got = client.chat.completions.create(
+            model="demo", messages=HI, n=2, seed=seed, temperature=3, max_tokens=8,
+            extra_body={"top_k": 0}, top_p=1,
+        )  # fmt: skip
+        return [choice.message.content for choice in got.choices]
+
+    assert said(1) != said(7) and len(set(said(1))) == 2
+
+
+def test_an_answer_can_be_parsed_as_a_type(client: openai.OpenAI) -> None:
+    got = client.chat.completions.parse(
+        model="demo", messages=HI, response_format=Trip, max_tokens=200, temperature=1, seed=1
+    )
+    trip = got.choices[0].message.parsed
+    assert trip is not None and trip.to.name in ("Paris", "Rome")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_is_required_is_one_of_its_schema(client: openai.OpenAI, stream: bool) -> None:
+    asked: dict[str, Any] = {
+        "model": "demo", "messages": HI, "tools": [WEATHER], "tool_choice": "required",
+        "temperature": 1, "seed": 2, "max_tokens": 200,
+    }  # fmt: skip
+    if stream:
+        with client.chat.completions.stream(**asked) as events:
+            got: Any = events.get_final_completion()
+    else:
+        got = client.chat.completions.create(**asked)
+    (choice,) = got.choices
+    assert choice.finish_reason == "tool_calls" and choice.message.content is None
+    (call,) = choice.message.tool_calls
+    arguments = json.loads(call.function.arguments)
+    assert call.function.name == "get_weather"
+    assert arguments["place"] in ("Paris", "Rome") and isinstance(arguments["days"], int)
+
+
+def test_a_function_made_of_a_type_is_called_by_name_and_parsed(client: openai.OpenAI) -> None:
+    got = client.chat.completions.parse(
+        model="demo",
+        messages=HI,
+        tools=[
+            openai.pydantic_function_tool(Trip, name="travel"),
+            openai.pydantic_function_tool(Place, name="find"),
+        ],
+        tool_choice={"type": "function", "function": {"name": "travel"}},
+        max_tokens=300,
+        seed=3,
+    )
+    assert got.choices[0].message.tool_calls is not None
+    (call,) = got.choices[0].message.tool_calls
+    assert isinstance(call, ParsedFunctionToolCall)
+    assert isinstance(call.function.parsed_arguments, Trip)
+
+
+def test_a_result_can_be_answered(client: openai.OpenAI) -> None:
+    got = client.chat.completions.create(
+        model="demo", messages=HI, tools=[WEATHER], tool_choice="required", max_tokens=200
+    )
+    called = got.choices[0].message
+    result: Any = {
+        "role": "tool",
+        "content": "sunny",
+        "tool_call_id": (called.tool_calls or [])[0].id,
+    }
+    messages: Any = [*HI, called.model_dump(), result]
+    after = client.chat.completions.create(model="demo", messages=messages, tools=[WEATHER])
+    assert after.choices[0].finish_reason in ("stop", "length", "tool_calls")
+
+
+def test_a_text_is_gone_on_with(client: openai.OpenAI) -> None:
+    text = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    got = client.completions.create(model="demo", prompt=text, temperature=0, logprobs=2)
+    whole = client.chat.completions.create(model="demo", messages=HI, temperature=0)
+    assert got.choices[0].text == whole.choices[0].message.content
+    logprobs = got.choices[0].logprobs
+    assert logprobs is not None and "".join(logprobs.tokens or ()) == got.choices[0].text
+
+
+def test_logprobs_say_what_was_said(client: openai.OpenAI) -> None:
+    got = client.chat.completions.create(
+        model="demo", messages=HI, logprobs=True, top_logprobs=5, temperature=0
+    )
+    assert got.choices[0].logprobs is not None
+    told = got.choices[0].logprobs.content or []
+    assert b"".join(bytes(t.bytes or ()) for t in told).decode() == got.choices[0].message.content
+    assert all(len(t.top_logprobs) == 5 and t.logprob <= 0 for t in told)
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ({"model": "gpt-4o"}, "model_not_found"),
+        ({"messages": [{"role": "user", "content": "x " * 3000}]}, "context_length_exceeded"),
+        ({"max_tokens": 3000}, "context_length_exceeded"),
+        ({"logit_bias": {"999999": 1}}, "invalid_request"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema":
+            {"type": "hiccup"}}}}, "invalid_request"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters":
+            {"type": "hiccup"}}}], "tool_choice": "required"}, "invalid_request"),
+    ],
+    ids=lambda case: str(case)[:40],
+)  # fmt: skip
+def test_bad_input_is_refused(client: openai.OpenAI, more: dict[str, Any], code: str) -> None:
+    with pytest.raises(openai.APIStatusError) as error:
+        client.chat.completions.create(model="demo", messages=HI, extra_body=more)
+    assert error.value.code == code and 400 <= error.value.status_code < 500
+
+
+def test_the_models_are_listed(client: openai.OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert model.id == "demo" and model.created > 1_600_000_000
+
+
+def test_tokens_are_counted_and_told(up: Stack, client: openai.OpenAI) -> None:
+    content = "What is the capital of France? 🙂"
+    told = up.http.post("/v1/tokenize", json={"content": content}).json()["tokens"]
+    assert up.http.post("/v1/detokenize", json={"tokens": told}).json()["content"] == content
+    body = {"messages": HI, "tools": [WEATHER]}
+    counted = up.http.post("/v1/chat/completions/input_tokens", json=body).json()["input_tokens"]
+    got = client.chat.completions.create(model="demo", messages=HI, tools=[WEATHER], max_tokens=1)
+    assert got.usage is not None and got.usage.prompt_tokens == counted
+
+
+def test_nothing_of_all_that_kept_a_slot(up: Stack) -> None:
+    wait_for(lambda: up.running() == 0, "the slots to be free")
+
+
+def test_who_closes_the_connection_frees_the_slot(tmp_path: Any) -> None:
+    with stack(tmp_path, slow=True) as up:
+        base = f"{up.http.base_url}/v1"
+        with openai.OpenAI(base_url=base, api_key="x", max_retries=0, timeout=1.5) as client:
+            stream = client.chat.completions.create(
+                model="demo",
+                messages=HI,
+                stream=True,
+                temperature=2,
+                extra_body={"grammar": ENDLESS},
+            )
+            next(iter(stream))
+            wait_for(lambda: up.running() == 1, "the answer to run")
+            stream.close()
+            wait_for(lambda: up.running() == 0, "the slot to be free")
+            with ThreadPoolExecutor(1) as pool, pytest.raises(openai.APITimeoutError):
+                waiting = pool.submit(
+                    client.chat.completions.create,
+                    model="demo",
+                    messages=HI,
+                    extra_body={"grammar": ENDLESS},
+                )
+                wait_for(lambda: up.running() == 1, "the answer to run")
+                waiting.result()
+            wait_for(lambda: up.running() == 0, "the slot to be free")

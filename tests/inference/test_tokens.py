@@ -1,0 +1,80 @@
+"""What a worker tells of tokens, on a real bus."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.contract import subjects
+from services.contract.conversation import ChatMessage
+from services.contract.errors import ServiceError
+from services.contract.messages import ChatRequest, ModelInfo
+from services.contract.tokens import (
+    Counted,
+    Detokenized,
+    DetokenizeRequest,
+    Tokenized,
+    TokenizeRequest,
+)
+from services.inference.engine.backend import SpecialToken
+from services.inference.engine.template import ChatTemplate
+from services.inference.models import Model
+from services.inference.tokens import TokenService
+from services.runtime.bus import Bus
+from tests.inference.engine.test_template import CHATML
+from tests.inference.fake_backend import FakeBackend
+from tests.inference.vocabulary import ADDED, WithMarkers
+
+INFO = ModelInfo("fake", "digest", 1000, 0)
+
+
+@pytest.fixture
+async def bus(nats_url: str) -> AsyncIterator[Bus]:
+    async with Bus.connect(nats_url, "test") as bus:
+        marker = SpecialToken("<|im_start|>", True)
+        backend = WithMarkers(FakeBackend({}), [marker])
+        template = ChatTemplate(CHATML, backend, bos="<|im_start|>", eos="", adds_bos=True)
+        service = TokenService(bus, "w", Model(INFO, backend, template, (INFO,)))
+        await service.open()
+        yield bus
+        await service.close()
+        with pytest.raises(ServiceError, match="shutting down"):
+            await ids(bus, TokenizeRequest("a"))
+
+
+async def ids(bus: Bus, request: TokenizeRequest) -> list[int]:
+    found = await bus.request(subjects.tokenize("w"), request, Tokenized)
+    return [token.id for token in found.tokens]
+
+
+async def test_a_text_is_told_as_tokens_and_back(bus: Bus) -> None:
+    found = await bus.request(subjects.tokenize("w"), TokenizeRequest("é!"), Tokenized)
+    assert [token.bytes for token in found.tokens] == [(0xC3,), (0xA9,), (33,)]
+    assert found.tokens[2].text == "!"
+    tokens = tuple(token.id for token in found.tokens)
+    back = await bus.request(subjects.detokenize("w"), DetokenizeRequest(tokens), Detokenized)
+    assert back.text == "é!"
+
+
+async def test_control_tokens_are_found_and_put_first_where_asked_for(bus: Bus) -> None:
+    text = "<|im_start|>a"
+    assert await ids(bus, TokenizeRequest(text)) == [ADDED, 97]
+    assert len(await ids(bus, TokenizeRequest(text, parse_special=False))) == len(text)
+    assert await ids(bus, TokenizeRequest("a", add_special=True)) == [ADDED, 97]
+
+
+async def test_a_token_that_there_is_not_is_refused(bus: Bus) -> None:
+    with pytest.raises(ServiceError, match="The field `tokens` has 300"):
+        await bus.request(subjects.detokenize("w"), DetokenizeRequest((300,)), Detokenized)
+
+
+async def test_a_conversation_is_counted_also_where_it_does_not_fit(bus: Bus) -> None:
+    for length in (1, 5000):
+        request = ChatRequest(messages=(ChatMessage("user", "x" * length),))
+        counted = await bus.request(subjects.count("w"), request, Counted)
+        assert counted.tokens == len("user\n<|im_end|>\nassistant\n") + 2 + length
+
+
+async def test_many_at_once_are_all_answered(bus: Bus) -> None:
+    found = await asyncio.gather(*(ids(bus, TokenizeRequest(str(n))) for n in range(50)))
+    assert [bytes(tokens).decode() for tokens in found] == [str(n) for n in range(50)]

@@ -15,7 +15,7 @@ from litestar.openapi import OpenAPIConfig
 from services.client.workers import Workers
 from services.contract import subjects
 from services.contract.errors import ServiceError
-from services.edge import chat, errors, routes
+from services.edge import chat, errors, routes, schema
 from services.edge.access import Access
 from services.edge.keys import Keys
 from services.edge.openai import routes as openai
@@ -76,6 +76,7 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
         request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
     )
+    schema.describe(litestar)
     return Access(litestar)
 
 

@@ -34,6 +34,7 @@ check: (_setup "--group" "dev")
     mypy
     uv lock --check
     python -m deploy.requirements --check
+    python -m deploy.asyncapi --check
 
 # Check docker-compose.yml
 [group('develop')]
@@ -52,11 +53,13 @@ fmt: (_setup "--group" "dev")
     ruff check --fix
     ruff format
 
-# After a change of pyproject.toml: the lock, and each service's requirements.txt
+# After a change of pyproject.toml or the contract: uv.lock, requirements.txt, docs/asyncapi.yaml
 [group('develop')]
 lock: _uv
     uv lock
     python3 -m deploy.requirements
+    @deploy/setup.sh python --group dev
+    python -m deploy.asyncapi
 
 # Train model/demo.gguf again: 48 minutes on two cores; `--minutes 90 --resume` goes on with it
 [group('model')]

@@ -1,0 +1,60 @@
+import fnmatch
+import inspect
+import re
+from typing import Any
+
+import msgspec
+import pytest
+
+from deploy import asyncapi
+from services.contract import conversation, history, messages, subjects, tokens
+
+BASES = {"Event", "Record", "ResponseFormat", "Prompt"}
+
+
+def structs() -> set[str]:
+    return {
+        name
+        for module in (conversation, history, messages, tokens)
+        for name, kind in inspect.getmembers(module, inspect.isclass)
+        if issubclass(kind, msgspec.Struct) and kind.__module__ == module.__name__
+    }
+
+
+def test_the_file_is_fresh() -> None:
+    assert asyncapi.PATH.read_text() == asyncapi.text(), "`just lock` makes it again"
+
+
+def test_a_stale_one_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(asyncapi, "PATH", tmp_path / "asyncapi.yaml")
+    assert asyncapi.main(check=True) == 1 and "just lock" in capsys.readouterr().err
+    assert asyncapi.main(check=False) == 0 == asyncapi.main(check=True)
+
+
+def test_every_message_of_the_contract_is_in_it() -> None:
+    assert structs() - asyncapi.document()["components"]["schemas"].keys() == BASES
+
+
+def test_every_subject_that_services_listen_to_is_in_it() -> None:
+    addresses = [re.sub(r"\{\w+}", "x", channel.subject) for channel in asyncapi.CHANNELS]
+    patterns = [value for name, value in vars(subjects).items() if name.endswith("_ANY")]
+    for pattern in [*patterns, subjects.REQUEST_ANY_TENANT, subjects.HISTORY_LOG]:
+        assert fnmatch.filter(addresses, pattern.replace(">", "*")), pattern
+
+
+def test_what_it_refers_to_is_there() -> None:
+    document = asyncapi.document()
+    for reference in re.findall(r"'\$ref': '#/([^']+)'", str(document)):
+        found: Any = document
+        for part in reference.split("/"):
+            found = found[part]
+        assert found
+
+
+def test_lines_of_yaml_say_what_is_meant() -> None:
+    lines = asyncapi.yaml({"a": [1, {"b": None}], "$c": "x: y", "d": {}, "e": [[True]]})
+    assert list(lines) == [
+        "a:", "  - 1", "  -", "    b: null", '"$c": "x: y"', "d: {}", "e:", "  -", "    - true",
+    ]  # fmt: skip

@@ -1,13 +1,21 @@
 """Where parts fail: one stack with a MongoDB, and a load on it."""
 
+import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
+
+from services.contract import subjects
+from services.contract.errors import ServiceError
+from services.contract.history import DeleteRequest
+from services.contract.messages import Empty
+from services.runtime.bus import Bus, NoResponders
 from tests.e2e.stack import Process, Stack
 from tests.faults import ledger
-from tests.faults.load import Load
+from tests.faults.load import PATIENCE, Load, ask
 from tests.servers import Server, wait_for
 
 
@@ -37,12 +45,31 @@ class Arena:
 
     def load(self, name: str, lasting: float = 0) -> Load:
         url = str(self.up.http.base_url)
-        return Load(url, name, self.size.sessions, self.size.turns, AT_ONCE, lasting)
+        load = Load(url, name, self.size.sessions, self.size.turns, AT_ONCE, lasting)
+        self.up.chat("hello", load.doomed)
+        return load
+
+    def erase_doomed(self, load: Load) -> None:
+        """After one more exchange, which may still wait to be archived."""
+        asyncio.run(self._ask_and_erase(load.doomed))
+
+    async def _ask_and_erase(self, session: str) -> None:
+        async with httpx.AsyncClient(base_url=self.up.http.base_url, timeout=PATIENCE) as http:
+            await ask(http, session, "hello")
+        subject = subjects.history_delete(subjects.OPEN_TENANT)
+        async with Bus.connect(f"nats://127.0.0.1:{self.up.nats.port}", "arena") as bus:
+            while True:
+                with suppress(TimeoutError, NoResponders, ServiceError):
+                    await bus.request(subject, DeleteRequest(session), Empty, timeout=7)
+                    return
+                subject = subjects.retry(subjects.history_delete(subjects.OPEN_TENANT))
+                await asyncio.sleep(0.1)
 
     def check(self, load: Load) -> None:
-        """See `ledger.check`; all that were asked were answered, one way or the other."""
+        """See `ledger.check`; all that were asked were answered, and what was erased is gone."""
         assert len(load.all) == self.size.sessions * self.size.turns
         there = ledger.check(self.up, self.mongodb_uri, load.acknowledged)
+        ledger.check_erased(self.up, self.mongodb_uri, load.doomed)
         acknowledged = sum(map(len, load.acknowledged.values()))
         print(f"{len(load.all)} asked, {acknowledged} acknowledged, {there} there")
 

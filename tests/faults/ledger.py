@@ -47,6 +47,12 @@ async def _logged_and_shown(up: Stack, sessions: list[str]) -> tuple[Ids, Ids]:
         return await in_log(bus, sessions), shown
 
 
+def check_erased(up: Stack, mongodb_uri: str, session: str) -> None:
+    logged, shown = asyncio.run(_logged_and_shown(up, [session]))
+    there = logged[session], shown[session], in_mongodb(mongodb_uri, [session])[session]
+    assert there == ([], [], []), f"{session}: log, context, MongoDB have {there}"
+
+
 def in_mongodb(uri: str, sessions: list[str]) -> Ids:
     client: MongoClient[dict[str, Any]] = MongoClient(uri)
     with client:

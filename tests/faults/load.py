@@ -18,7 +18,7 @@ PATIENCE = 30.0  # seconds until a client gives up
 
 
 class Told(NamedTuple):
-    """What a client was told of one exchange. `end` is its last event; empty: it was refused."""
+    """What a client was told of one exchange. `end` is its last event, or the body of a 503."""
 
     request_id: str
     end: dict[str, Any]
@@ -30,11 +30,13 @@ class Told(NamedTuple):
 
     @property
     def is_refused(self) -> bool:
-        return self.end == {}
+        return isinstance(self.end.get("error"), dict)
 
 
 class Load:
     """
+    `doomed` is a session beside it, to be erased meanwhile.
+
     Each session asks its turns one after another, `at_once` sessions at a time, in a thread. A turn
     that is refused at once (503) is asked again, one that fails later is not. `lasting` is how many
     seconds a session's turns are spread over.
@@ -43,6 +45,7 @@ class Load:
     def __init__(
         self, url: str, name: str, sessions: int, turns: int, at_once: int, lasting: float = 0
     ) -> None:
+        self.doomed = f"{name} doomed"
         self.sessions = [f"{name} {n}" for n in range(sessions)]
         self.told: dict[str, list[Told]] = {session: [] for session in self.sessions}
         self._url = url
@@ -100,6 +103,8 @@ async def ask(http: httpx.AsyncClient, session: str, prompt: str, **more: Any) -
     try:
         async with http.stream("POST", "/chat", json=body | more) as response:
             request_id = response.headers.get("Content-Location", "").rpartition("/")[2]
+            if not response.is_success:
+                end = json.loads(await response.aread())
             async for line in response.aiter_lines():
                 if line.startswith("data: "):
                     end = json.loads(line[6:])

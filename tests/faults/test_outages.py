@@ -3,11 +3,15 @@
 import asyncio
 import signal
 import time
+from pathlib import Path
 
 import httpx
 
-from tests.faults.arena import Arena
+from tests.e2e.stack import stack
+from tests.faults import ledger
+from tests.faults.arena import Arena, Size
 from tests.faults.load import Load, Told, ask
+from tests.servers import mongod, running
 
 RETRY = 0.3  # seconds after which a worker asks another history process
 
@@ -23,6 +27,7 @@ def test_the_only_history_process_is_killed_and_comes_back(arena: Arena) -> None
         arena.up.history.stop(signal.SIGKILL)
         time.sleep(0.5)
         arena.up.history.start()
+        arena.erase_doomed(load)
     assert failures(load) == []
     arena.check(load)
 
@@ -32,6 +37,7 @@ def test_one_of_two_history_processes_is_killed(arena: Arena) -> None:
     with arena.second_history() as second, load.running():
         load.wait_for(0.2)
         second.stop(signal.SIGKILL)
+        arena.erase_doomed(load)
         load.wait_for(0.8)
         second.start()
     assert failures(load) == []
@@ -43,6 +49,7 @@ def test_one_of_two_history_processes_is_frozen(arena: Arena) -> None:
     with arena.second_history() as second, load.running():
         load.wait_for(0.2)
         second.signal(signal.SIGSTOP)
+        arena.erase_doomed(load)
         load.wait_for(0.8)
         second.signal(signal.SIGCONT)
     assert failures(load) == []
@@ -71,8 +78,37 @@ def test_the_nats_server_is_killed_and_comes_back_on_its_store(arena: Arena) -> 
         arena.up.nats.stop(signal.SIGKILL)
         time.sleep(0.5)
         arena.up.nats.start()
+        arena.erase_doomed(load)
     arena.up.wait_until_ready()
     arena.check(load)
+
+
+def test_mongodb_comes_after_all_the_others(tmp_path: Path, size: Size) -> None:
+    mongo = mongod(tmp_path)
+    with stack(tmp_path, f"mongodb://127.0.0.1:{mongo.port}/") as up:
+        arena = Arena(up, mongo, tmp_path, size)
+        load = arena.load("no mongod yet")
+        with load.running():
+            load.wait_for(0.5)
+            arena.erase_doomed(load)
+        assert failures(load) == []
+        with running(mongo):
+            arena.check(load)
+
+
+def test_two_turns_of_a_session_that_end_at_the_same_moment_are_both_kept(arena: Arena) -> None:
+    pairs = asyncio.run(pairs_of_turns(arena, "pairs", 100))
+    told = [told for pair in pairs for told in pair]
+    assert all(each.is_acknowledged for each in told)
+    assert ledger.check(arena.up, arena.mongodb_uri, {"pairs": []}) == len(told)
+
+
+async def pairs_of_turns(arena: Arena, session: str, count: int) -> list[tuple[Told, Told]]:
+    async with httpx.AsyncClient(base_url=arena.up.http.base_url, timeout=30) as http:
+        return [
+            await asyncio.gather(ask(http, session, "hello"), ask(http, session, "goodbye"))
+            for _ in range(count)
+        ]
 
 
 def test_mongodb_is_killed_and_comes_back(arena: Arena) -> None:
@@ -80,7 +116,9 @@ def test_mongodb_is_killed_and_comes_back(arena: Arena) -> None:
     with load.running():
         load.wait_for(0.1)
         arena.mongo.stop(signal.SIGKILL)
-        time.sleep(arena.size.outage)
+        time.sleep(arena.size.outage / 2)
+        arena.erase_doomed(load)
+        time.sleep(arena.size.outage / 2)
         arena.mongo.start()
     assert failures(load) == []
     arena.check(load)
@@ -93,6 +131,7 @@ def test_mongodb_hangs(arena: Arena) -> None:
         arena.mongo.signal(signal.SIGSTOP)
         try:
             time.sleep(arena.size.outage / 3)
+            arena.erase_doomed(load)
         finally:
             arena.mongo.signal(signal.SIGCONT)
     assert failures(load) == []

@@ -18,6 +18,8 @@ from services.contract.errors import ServiceError
 from services.edge import chat, errors, routes, schema
 from services.edge.access import Access
 from services.edge.claims import Claims
+from services.edge.gzip import Gzip
+from services.edge.head import Head
 from services.edge.keys import Keys
 from services.edge.openai import routes as openai
 from services.edge.openai import tokens
@@ -79,7 +81,7 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
         logging_config=None,
     )
     schema.describe(litestar)
-    return Access(litestar)
+    return Access(Gzip(Head(litestar)))
 
 
 def _refuse_strangers(cors: CORSConfig, request: Request[Any, Any, Any]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from services.contract.errors import ServiceError
 from services.contract.history import Context
-from services.contract.messages import ChatRequest, Origin
+from services.contract.messages import ChatRequest, Origin, Resume
 from services.inference.calls import Call
 from services.inference.engine import resumed
 from services.inference.engine.template import Prompt
@@ -48,11 +48,12 @@ def prompt(origin: Origin) -> list[int]:
     return tokens
 
 
-def check(origin: Origin, call: Call, model: Model) -> None:
+def check(resume: Resume, call: Call, model: Model) -> None:
     """
     Whether what others began can go on here. Raises ServiceError(model_not_found, invalid_request
     or context_length_exceeded).
     """
+    origin = resume.origin
     if (origin.model, origin.adapter) != (model.info.digest, _adapter(call, model)):
         raise ServiceError(
             "model_not_found",
@@ -62,7 +63,8 @@ def check(origin: Origin, call: Call, model: Model) -> None:
         raise ServiceError("invalid_request", "The field `resume` has no whole tokens as `prompt`.")
     tokens = prompt(origin)
     resumed.check(tokens, model.backend)
-    if len(tokens) + (call.sampling.max_tokens or 1) > model.backend.context:
+    answer = max(call.sampling.max_tokens or 1, len(resume.ids))
+    if len(tokens) + answer > model.backend.context:
         raise ServiceError(
             "context_length_exceeded",
             "The answer was begun in a larger context window than this worker's"

@@ -56,7 +56,7 @@ def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
     """
     resume, begun = call.request.resume, None
     if resume:
-        origins.check(origin, call, model)
+        origins.check(resume, call, model)
     tokens = origins.prompt(origin)
     call.sampling = sampling(model, call.request, call.sampling, len(tokens))
     sampler = model.backend.sampler(call.sampling)

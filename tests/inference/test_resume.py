@@ -106,6 +106,12 @@ async def test_what_this_worker_can_not_have_begun_is_refused(
     assert isinstance(failed, Failed) and failed.code == code and why in failed.message
 
 
+async def test_more_ids_than_an_answer_can_have_are_not_even_looked_at(fast: Worker) -> None:
+    origin, _ = await begun(fast, "hi")
+    failed = (await fast.ask("hi", "s", resume=Resume(origin, (104,) * 3000, "h")))[-1]
+    assert isinstance(failed, Failed) and failed.code == "context_length_exceeded"
+
+
 async def test_with_an_adapter_only_the_same_one_goes_on(fast: Worker) -> None:
     origin, _ = await begun(fast, "hi", model="fake:shout")
     request = ChatRequest(prompt="hi", model="fake:shout", resume=Resume(origin, (72,), "H"))

@@ -26,6 +26,11 @@ test *options: (_setup "--group" "dev" "--group" "bench") _nats _llama-source
 faults *options: (_setup "--group" "dev" "--group" "bench") _nats
     @python -m pytest tests/faults --campaign -s "$@"
 
+# Kill and freeze parts of a cluster at random, and prove that no caller was told anything wrong
+[group('develop')]
+chaos *options: (_setup "--group" "dev" "--group" "bench") _nats
+    @python -m tests.faults.campaign "$@"
+
 # Check style, types, and that generated files are fresh
 [group('develop')]
 check: (_setup "--group" "dev")

@@ -17,9 +17,6 @@ from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.edge import chat, errors, routes, schema
 from services.edge.access import Access
-from services.edge.claims import Claims
-from services.edge.gzip import Gzip
-from services.edge.head import Head
 from services.edge.keys import Keys
 from services.edge.openai import routes as openai
 from services.edge.openai import tokens
@@ -33,7 +30,7 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
     `origins` are those of the browser pages that may ask; `*` in them stands for anything.
     `leaving`: whoever can should ask another edge.
     """
-    workers, claims = Workers(), Claims(bus)
+    workers = Workers()
     await bus.subscribe(subjects.REPORT_ANY, workers.hear)
 
     def tenant(request: Request[Any, Any, Any]) -> str:
@@ -64,7 +61,6 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
         ],
         dependencies={
             "bus": Provide(lambda: bus, sync_to_thread=False),
-            "claims": Provide(lambda: claims, sync_to_thread=False),
             "workers": Provide(lambda: workers, sync_to_thread=False),
             "leaving": Provide(lambda: leaving, sync_to_thread=False),
             "tenant": Provide(tenant, sync_to_thread=False),
@@ -81,7 +77,7 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
         logging_config=None,
     )
     schema.describe(litestar)
-    return Access(Gzip(Head(litestar)))
+    return Access(litestar)
 
 
 def _refuse_strangers(cors: CORSConfig, request: Request[Any, Any, Any]) -> None:

@@ -287,6 +287,7 @@ class Bus:
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=TASKS_DEADLINE)
             for task in late:
+                log.error("did not end in time: %s", task.get_coro())
                 task.cancel()
         if await self.answers():
             await self._client.drain()

@@ -1,0 +1,98 @@
+"""Several processes of every service, on one or more NATS servers; the model takes its time."""
+
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.e2e.stack import NO_MONGO, Process, plain_environment
+from tests.servers import Server, free_port, nats_cluster, nats_server, wait_for
+
+SLOW_INFERENCE = "tests.slow_inference"
+
+
+class Fleet:
+    """Two edges, two workers and two history processes."""
+
+    def __init__(self, folder: Path, nats: int, **settings: str) -> None:
+        self.nats = nats_cluster(folder, nats) if nats > 1 else [nats_server(folder)]
+        self.nats_url = ",".join(f"nats://127.0.0.1:{server.port}" for server in self.nats)
+        self._monitors = [free_port() for _ in self.nats]
+        for server, port in zip(self.nats, self._monitors, strict=True):
+            server.command += ["-m", str(port)]
+        self._folder = folder
+        self._environ = plain_environment() | {
+            "NATS_URL": self.nats_url,
+            "MONGODB_URI": NO_MONGO,
+            "EDGE_HOST": "127.0.0.1",
+            "MODEL_THREADS": "1",
+            "HISTORY_REPLICAS": str(nats),
+            **settings,
+        }
+        self.histories = [self._process("services.history") for _ in range(2)]
+        self.workers = [self._process(SLOW_INFERENCE) for _ in range(2)]
+        self.edges = [self._process("services.edge", free_port()) for _ in range(2)]
+
+    @property
+    def parts(self) -> list[Server]:
+        return [*self.nats, *self.histories, *self.workers, *self.edges]
+
+    @property
+    def urls(self) -> list[str]:
+        """Of the edges."""
+        return [f"http://127.0.0.1:{edge.port}" for edge in self.edges]
+
+    def wait_until_ready(self, seconds: float = 30) -> None:
+        """Every edge sees all workers ready and a history that answers."""
+        wait_for(lambda: all(map(self._is_ready, self.urls)), "the fleet", seconds)
+
+    def status(self, url: str = "") -> dict[str, Any]:
+        status: dict[str, Any] = httpx.get(f"{url or self.urls[0]}/status").json()
+        return status
+
+    def subscriptions(self) -> dict[str, int]:
+        """By service: the most that a process of it has at NATS."""
+        most: Counter[str] = Counter()
+        for port in self._monitors:
+            found = httpx.get(f"http://127.0.0.1:{port}/connz").json()["connections"]
+            for connection in found:
+                name = connection.get("name", "")
+                most[name] = max(most[name], connection["subscriptions"])
+        return most
+
+    def logs(self) -> dict[str, str]:
+        """By process."""
+        return {part.name: part.log.read_text(errors="replace") for part in self.parts}
+
+    def _is_ready(self, url: str) -> bool:
+        try:
+            status = self.status(url)
+        except httpx.TransportError:
+            return False
+        ready = [worker for worker in status["workers"] if worker["state"] == "ready"]
+        return len(ready) == len(self.workers) and status["history"] is not None
+
+    def _process(self, module: str, port: int = 0) -> Process:
+        kind = module.rpartition(".")[2]
+        number = len([path for path in self._folder.iterdir() if path.name.startswith(kind)])
+        own = self._folder / f"{kind}-{number}"
+        own.mkdir()
+        process = Process(module, port, self._environ | {"EDGE_PORT": str(port)}, own)
+        process.name = own.name
+        return process
+
+
+@contextmanager
+def fleet(folder: Path, nats: int = 1, **settings: str) -> Iterator[Fleet]:
+    """All up and ready; killed at the end, whatever the test left of them."""
+    made = Fleet(folder, nats, **settings)
+    with ExitStack() as cleanup:
+        for part in made.parts:
+            cleanup.callback(part.stop, signal.SIGKILL)
+            part.start()
+        made.wait_until_ready()
+        yield made

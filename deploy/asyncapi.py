@@ -67,6 +67,8 @@ CHANNELS = (
             history.ContextRequest, history.Context),
     Channel("messages", subjects.history_messages(T), "The exchanges of a session, or of all.",
             history.MessagesRequest, history.Messages),
+    Channel("exchange", subjects.history_exchange(T), "One exchange, of the last.",
+            history.ExchangeRequest, history.Exchange),
     Channel("clear", subjects.history_clear(T), "A session's context is forgotten.",
             history.ClearRequest, messages.Empty),
     Channel("delete", subjects.history_delete(T), "A session is erased everywhere.",

@@ -7,7 +7,14 @@ from contextlib import asynccontextmanager
 from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
-from services.contract.history import ClearRequest, HistoryStatus, Messages, MessagesRequest
+from services.contract.history import (
+    ClearRequest,
+    Exchange,
+    ExchangeRequest,
+    HistoryStatus,
+    Messages,
+    MessagesRequest,
+)
 from services.contract.messages import (
     Accepted,
     Cancel,
@@ -142,3 +149,18 @@ async def scripted_history(nats_url: str, messages: Messages) -> AsyncIterator[S
         ]
         await bus.serve("history", "scripted", endpoints)
         yield fake
+
+
+@asynccontextmanager
+async def history_of(bus: Bus, exchange: Exchange | None) -> AsyncIterator[None]:
+    """A history of one exchange, or none, that is only asked for exchanges."""
+
+    async def find(subject: str, request: ExchangeRequest) -> Exchange:
+        if exchange is None or request.request_id != exchange.request_id:
+            raise ServiceError("not_found", "It is not there.")
+        return exchange
+
+    endpoint = bus.endpoint("exchange", subjects.HISTORY_EXCHANGE_ANY, ExchangeRequest, find)
+    await bus.serve("history", "scripted", [endpoint])
+    yield
+    await bus.leave()

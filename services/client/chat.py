@@ -19,13 +19,14 @@ from uuid import UUID
 
 from msgspec.structs import replace
 
-from services.client.reader import Reader, bus_unavailable
+from services.client.reader import JOIN_TIMEOUT, Reader, bus_unavailable
+from services.client.replays import replay
 from services.client.workers import Workers
 from services.contract import prompts, subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.messages import Cancel, ChatRequest, Done, Failed, StreamEvent
-from services.runtime.bus import Bus
+from services.runtime.bus import Bus, NoResponders
 
 
 def new_request_id() -> str:
@@ -72,6 +73,15 @@ class ChatClient:
         and for a minute after its end. Failed(not_found), if no worker knows of it.
         """
         return self._read(request_id, Reader.join, is_cancelled=False, told=at)
+
+    async def is_answered(self, request_id: str) -> bool:
+        """Whether a worker gives this answer, or has given it, and not failed, a moment ago."""
+        subject = subjects.replay(self._tenant, request_id)
+        try:
+            held = await replay(self._bus, subject, 0, JOIN_TIMEOUT)
+        except (NoResponders, TimeoutError):
+            return False
+        return not any(isinstance(event, Failed) for event in held.events[-1:])
 
     async def cancel(self, request_id: str) -> None:
         """Stops a request of this tenant, whoever asked it. One that has ended is left alone."""

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from services.client.offers import first_to_take, offer
 from services.client.replays import replay
-from services.client.transcript import Gap, Mismatch, Transcript
+from services.client.transcript import Gap, Mismatch, Transcript, after
 from services.client.workers import Workers
 from services.contract import prompts, subjects
 from services.contract.codec import decode, encode
@@ -27,7 +27,6 @@ from services.contract.messages import (
     Failed,
     Replay,
     StreamEvent,
-    Token,
 )
 from services.runtime.bus import Bus, Inbox, NoResponders
 
@@ -128,7 +127,7 @@ class Reader:
                 self._worker_id = event.worker_id
             if isinstance(event, Failed) and event.code in LOST:
                 await self._go_on(event.message)
-            elif news and (untold := _after(news, self._told)):
+            elif news and (untold := after(news, self._told)):
                 return untold
 
     def abandon(self) -> None:
@@ -284,14 +283,6 @@ def _lost(message: str) -> ServiceError:
 
 def _is_same(one: ChatRequest, other: ChatRequest) -> bool:
     return replace(one, resume=None, grace_s=0) == replace(other, resume=None, grace_s=0)
-
-
-def _after(event: StreamEvent, told: int) -> StreamEvent | None:
-    """What of the event comes after so many characters."""
-    if not isinstance(event, Token) or event.at >= told:
-        return event
-    text = event.text[told - event.at :]
-    return replace(event, at=told, text=text) if text else None
 
 
 def _read(data: bytes) -> StreamEvent:

@@ -20,6 +20,14 @@ class Mismatch(Exception):
     """The event says otherwise what was read already, so the two can't be one answer."""
 
 
+def after(event: StreamEvent, told: int) -> StreamEvent | None:
+    """What of the event comes after so many characters of the answer; None: nothing."""
+    if not isinstance(event, Token) or event.at >= told:
+        return event
+    text = event.text[told - event.at :]
+    return msgspec.structs.replace(event, at=told, text=text) if text else None
+
+
 class Transcript:
     """It grows by whole events: so its text and the ids of its tokens always go together."""
 

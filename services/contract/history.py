@@ -10,6 +10,7 @@ from services.contract.messages import (
     FinishReason,
     ModelInfo,
     Moment,
+    RequestId,
     Sampling,
     SessionId,
     Timings,
@@ -143,6 +144,12 @@ class Messages(Struct, frozen=True):
 
     messages: tuple[Message, ...]
     next: Cursor | None = None
+
+
+class ExchangeRequest(Struct, frozen=True):
+    """One of the tenant's last exchanges, whatever its session."""
+
+    request_id: RequestId
 
 
 class ClearRequest(Struct, frozen=True):

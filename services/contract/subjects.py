@@ -25,7 +25,9 @@ HISTORY_CONTEXT_ANY = "history.context.*"
 HISTORY_MESSAGES_ANY = "history.messages.*"
 HISTORY_CLEAR_ANY = "history.clear.*"
 HISTORY_DELETE_ANY = "history.delete.*"
+HISTORY_EXCHANGE_ANY = "history.exchange.*"
 SESSIONS_BUCKET = "sessions"
+REQUESTS_BUCKET = "requests"
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -140,6 +142,10 @@ def history_context(tenant: str) -> str:
 
 def history_messages(tenant: str) -> str:
     return f"history.messages.{tenant}"
+
+
+def history_exchange(tenant: str) -> str:
+    return f"history.exchange.{tenant}"
 
 
 def history_clear(tenant: str) -> str:

@@ -17,6 +17,9 @@ from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.edge import chat, errors, routes, schema
 from services.edge.access import Access
+from services.edge.claims import Claims
+from services.edge.gzip import Gzip
+from services.edge.head import Head
 from services.edge.keys import Keys
 from services.edge.openai import routes as openai
 from services.edge.openai import tokens
@@ -30,7 +33,7 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
     `origins` are those of the browser pages that may ask; `*` in them stands for anything.
     `leaving`: whoever can should ask another edge.
     """
-    workers = Workers()
+    workers, claims = Workers(), Claims(bus)
     await bus.subscribe(subjects.REPORT_ANY, workers.hear)
 
     def tenant(request: Request[Any, Any, Any]) -> str:
@@ -61,6 +64,7 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
         ],
         dependencies={
             "bus": Provide(lambda: bus, sync_to_thread=False),
+            "claims": Provide(lambda: claims, sync_to_thread=False),
             "workers": Provide(lambda: workers, sync_to_thread=False),
             "leaving": Provide(lambda: leaving, sync_to_thread=False),
             "tenant": Provide(tenant, sync_to_thread=False),
@@ -77,7 +81,7 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
         logging_config=None,
     )
     schema.describe(litestar)
-    return Access(litestar)
+    return Access(Gzip(Head(litestar)))
 
 
 def _refuse_strangers(cors: CORSConfig, request: Request[Any, Any, Any]) -> None:

@@ -4,6 +4,7 @@ import logging
 
 import msgspec
 from litestar import delete, get, post
+from litestar.di import NamedDependency
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
@@ -12,11 +13,14 @@ from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, Prompt
+from services.edge.answers import Answers
+from services.edge.claims import Claims, request_id_of
 from services.edge.routes import AnyRequest, Tenant, TheBus, TheWorkers, check_bus
 from services.edge.sse import EventStream
 
 GRACE = 10.0  # seconds in which a client that lost its connection may come back to its answer
 
+TheClaims = NamedDependency[Claims]
 log = logging.getLogger(__name__)
 
 
@@ -34,13 +38,20 @@ async def chat(
     request: AnyRequest,
     bus: TheBus,
     workers: TheWorkers,
+    claims: TheClaims,
     tenant: Tenant,
 ) -> ASGIApp:
+    """With an `Idempotency-Key`, a repeat is given the answer that was or is being given."""
     prompt = read_prompt(await request.body())
-    request_id = new_request_id()
+    key = request.headers.get("idempotency-key")
+    request_id = request_id_of(tenant, key) if key else new_request_id()
     log.info("chat %s", request_id)
     asked = ChatRequest(**msgspec.structs.asdict(prompt), request_id=request_id, grace_s=GRACE)
-    events = ChatClient(bus, tenant, workers).stream(asked)
+    client = ChatClient(bus, tenant, workers)
+    if key:
+        events = await Answers(bus, tenant, client).once(claims, prompt, asked)
+    else:
+        events = client.stream(asked)
     return EventStream(events, request_id, workers.refusal)
 
 
@@ -56,7 +67,7 @@ async def resume(
     check_id(request_id)
     at = _last_event_id(request)
     log.info("resuming %s from %d", request_id, at)
-    events = ChatClient(bus, tenant, workers).resume(request_id, at)
+    events = Answers(bus, tenant, ChatClient(bus, tenant, workers)).again(request_id, at)
     return EventStream(events, request_id, workers.refusal)
 
 

@@ -18,6 +18,8 @@ LEAVE_AFTER = (
 )
 STREAMS_DEADLINE = DRAIN_DEADLINE - TASKS_DEADLINE - LEAVE_AFTER - 2
 
+KEEP_ALIVE = 75  # seconds; longer than proxies keep theirs, so that none asks on a closed one
+
 
 class Server(uvicorn.Server):
     @contextlib.contextmanager
@@ -58,6 +60,7 @@ async def serving(
         access_log=False,
         server_header=False,
         ws="none",
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(STREAMS_DEADLINE),
     )
     server = Server(config)

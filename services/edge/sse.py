@@ -11,6 +11,7 @@ from litestar.types import Receive, Scope, Send
 
 from services.contract.errors import ServiceError
 from services.contract.messages import Accepted, Done, Failed, StreamEvent, Token
+from services.edge.presence import while_present
 
 PING_INTERVAL = 15.0  # seconds without a byte after which proxies and browsers may give up
 PING = b": ping\n\n"
@@ -39,17 +40,10 @@ class EventStream:
         self._sent_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = asyncio.create_task(self._answer(send))
-        gone = asyncio.create_task(_until_gone(receive))
         try:
-            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                answer.result()
+            await while_present(receive, self._answer(send))
         except asyncio.CancelledError:  # by uvicorn, when a drain has lasted too long
-            await _cancel(answer)
             await self._send_away(send)
-        finally:
-            await _cancel(answer, gone)
 
     async def _answer(self, send: Send) -> None:
         async with aclosing(self._events) as events:
@@ -119,14 +113,3 @@ def _done(event: Done, request_id: str) -> dict[str, Any]:
     content = msgspec.structs.asdict(event)
     del content["length"]  # the stream's ids tell it
     return {"done": True, **content, "request_id": request_id}
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _cancel(*tasks: asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)

@@ -10,6 +10,8 @@ from services.contract.history import (
     Context,
     ContextRequest,
     DeleteRequest,
+    Exchange,
+    ExchangeRequest,
     HistoryStatus,
     Messages,
     MessagesRequest,
@@ -44,6 +46,9 @@ class History:
             bus.endpoint(
                 "messages", subjects.HISTORY_MESSAGES_ANY, MessagesRequest, self._on_messages
             ),
+            bus.endpoint(
+                "exchange", subjects.HISTORY_EXCHANGE_ANY, ExchangeRequest, self._on_exchange
+            ),
             bus.endpoint("clear", subjects.HISTORY_CLEAR_ANY, ClearRequest, self._on_clear),
             bus.endpoint("delete", subjects.HISTORY_DELETE_ANY, DeleteRequest, self._on_delete),
             bus.endpoint("status", subjects.HISTORY_STATUS, Empty, self._on_status),
@@ -64,6 +69,15 @@ class History:
         with _as_service_error():
             entries = await self._sessions.last(tenant, key, request.limit)
         return Messages(messages(entries, request.limit))
+
+    async def _on_exchange(self, subject: str, request: ExchangeRequest) -> Exchange:
+        with _as_service_error():
+            found = await self._sessions.find(
+                subjects.tenant_of_history(subject), request.request_id
+            )
+        if found is None:
+            raise ServiceError("not_found", "No answer of late has this request id.")
+        return found
 
     async def _on_clear(self, subject: str, request: ClearRequest) -> Empty:
         with _as_service_error():

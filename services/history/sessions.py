@@ -6,13 +6,14 @@ requests.
 import logging
 from datetime import UTC, datetime
 
-from services.contract.history import Cleared, Erased
+from services.contract.history import Cleared, Erased, Exchange
 from services.history.archive import Archive, ArchiveUnavailable
 from services.history.contexts import Contexts
 from services.history.entry import Entry
 from services.history.log import Log
 from services.runtime.streams import Conflict
 
+LOOKED_FOR_AMONG = 500  # exchanges
 SAVE_TRIES = 10  # each lost to another process that saved the same session's snapshot
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,13 @@ class Sessions:
         except ArchiveUnavailable:  # then all is read from the log
             return (await self._log.exchanges(tenant, key, limit, 0)).entries
         return found.entries + archived
+
+    async def find(self, tenant: str, request_id: str) -> Exchange | None:
+        """Who asks for an answer again comes soon: it is looked for among the tenant's last."""
+        for entry in await self.last(tenant, None, LOOKED_FOR_AMONG):
+            if isinstance(entry.record, Exchange) and entry.record.request_id == request_id:
+                return entry.record
+        return None
 
     async def _save(self, key: str) -> None:
         """The snapshot has nothing any more of what was before."""

@@ -10,7 +10,7 @@ from motor.motor_asyncio import AsyncIOMotorClient
 
 from services.contract import subjects
 from services.contract.errors import ServiceError
-from services.contract.history import Message
+from services.contract.history import Exchange, ExchangeRequest, Message
 from services.runtime.bus import Bus, NoResponders
 from services.runtime.streams import Stream
 from tests.history.samples import (
@@ -345,3 +345,29 @@ async def test_messages_are_the_same_from_log_and_archive(
         await archived(bus)
         listed.append(await messages(bus, session_id))
     assert listed[0] == listed[1]
+
+
+async def test_an_exchange_is_found_by_its_request_in_the_log_and_in_the_archive(
+    nats_url: str, mongodb_uri: str, bus: Bus, session_id: str
+) -> None:
+    tenant = f"tenant{session_id[-12:]}"
+    said = exchange("r1", response="so it was")
+
+    async def found(request_id: str = "r1", of: str = tenant) -> str:
+        subject = subjects.history_exchange(of)
+        return (await bus.request(subject, ExchangeRequest(request_id), Exchange)).response
+
+    async with history(nats_url):
+        await append(bus, session_id, said, tenant)
+        assert await found() == "so it was"
+        for request_id, of in (("r2", tenant), ("r1", "another")):
+            with pytest.raises(ServiceError, match="No answer") as raised:
+                await found(request_id, of)
+            assert raised.value.code == "not_found"
+    async with history(nats_url, mongodb_uri):
+        await connected(bus)
+        await archived(bus)
+        assert await found() == "so it was"
+        await erase(bus, session_id, tenant)
+        with pytest.raises(ServiceError):
+            await found()

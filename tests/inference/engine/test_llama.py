@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import Backend, Chosen, Chunk
+from services.inference.engine.backend import Backend, Choice, Chosen, Chunk
 from services.inference.engine.llama import Llama, ModelError
 from services.inference.engine.template import ChatTemplate
 from tests.inference.fake_backend import FakeBackend
@@ -17,8 +17,15 @@ DEMO = Path("model/demo.gguf")
 GREEDY = Sampling(temperature=0, max_tokens=40)
 
 
-def open_llama(path: Path = DEMO) -> Llama:
-    return Llama(path, context=256, parallel=4, threads=2, gpu_layers=0, on_progress=lambda _: True)
+def open_llama(path: Path = DEMO, context: int = 256) -> Llama:
+    return Llama(
+        path,
+        context=context,
+        parallel=4,
+        threads=2,
+        gpu_layers=0,
+        on_progress=lambda _: True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +105,34 @@ def test_a_cut_sequence_goes_on_from_the_cut(backend: Backend) -> None:
     prompt = backend.tokenize("two", special=True)
     expected = ask(backend, prompt, slot=2)
     assert ask(backend, prompt, slot=2, start=len(prompt) - 1) == expected
+
+
+def test_logits_are_the_same_to_the_last_bit_however_a_sequence_was_computed() -> None:
+    llama = Llama(
+        DEMO, context=640, parallel=2, threads=2, gpu_layers=0, on_progress=lambda _: True
+    )
+    tokens = llama.tokenize("Of numbers, names and other things. " * 60, special=False)[:600]
+    sampler = llama.sampler(Sampling(temperature=0, logprobs=20))
+
+    def last(*chunk_sizes: int) -> Choice | None:
+        """What follows the tokens, read in chunks of these sizes and at last one by one."""
+        llama.cut(0, 0)
+        at = 0
+        for size in (*chunk_sizes, *[1] * (len(tokens) - sum(chunk_sizes))):
+            (choice,) = llama.decode([Chunk(0, at, tokens[at : at + size], sampler)])
+            at += size
+        return choice
+
+    whole = last(512, 88)
+    assert last(500, 40) == last(300, 290) == last(50, 50, 450) == whole
+    llama.cut(0, len(tokens) - 1)
+    llama.cut(1, 0)
+    llama.decode([Chunk(1, 0, tokens[7:107], None)])
+    pair = [Chunk(0, len(tokens) - 1, tokens[-1:], sampler), Chunk(1, 100, [5], sampler)]
+    beside, _ = llama.decode(pair)
+    assert beside == whole
+    sampler.close()
+    llama.close()
 
 
 def test_a_chunk_without_a_sampler_chooses_no_token(backend: Backend) -> None:

@@ -6,6 +6,7 @@ with real tokenizers and with the demo model.
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,8 +116,10 @@ def cuts(whole: Said) -> Iterator[tuple[Said, str]]:
             yield seen, whole.text[:length]
 
 
-def goes_on(backend: Backend, prompt: list[int], sampling: Sampling, whole: Said) -> None:
-    for seen, text in cuts(whole):
+def goes_on(
+    backend: Backend, prompt: list[int], sampling: Sampling, whole: Said, every: int = 1
+) -> None:
+    for seen, text in islice(cuts(whole), 0, None, every):
         rest = say(backend, prompt, sampling, Resume(NOTHING, seen.ids, text))
         assert text + rest.text == whole.text, (text, seen.ids)
         assert rest.ended == whole.ended, text
@@ -224,12 +227,27 @@ def test_a_loop_is_noticed_where_it_would_have_been() -> None:
     ids=["greedy", "seeded", "json schema"],
 )
 def test_the_demo_model_goes_on_from_every_character(demo: Llama, sampling: Sampling) -> None:
-    prompt = demo.tokenize(
-        "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n", True
-    )
-    whole = say(demo, prompt, sampling)
-    assert whole.text
-    goes_on(demo, prompt, sampling, whole)
+    if not sampling.response_format:
+        sampling = endless(demo, sampling)
+    whole = say(demo, asked(demo, "Who are you?"), sampling)
+    assert len(whole.ids) > 20
+    goes_on(demo, asked(demo, "Who are you?"), sampling, whole)
+
+
+def test_the_demo_model_goes_on_after_a_long_conversation(demo: Llama) -> None:
+    prompt = asked(demo, "Who are you, and who am I? " * 40)
+    sampling = endless(demo, replace(SEEDED, max_tokens=100))
+    assert len(prompt) > 300
+    goes_on(demo, prompt, sampling, say(demo, prompt, sampling), every=17)
+
+
+def endless(demo: Llama, sampling: Sampling) -> Sampling:
+    """So that there is much to cut."""
+    return replace(sampling, logit_bias={str(end): -100.0 for end in demo._vocabulary.ends})
+
+
+def asked(demo: Llama, question: str) -> list[int]:
+    return demo.tokenize(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", True)
 
 
 @pytest.mark.parametrize(

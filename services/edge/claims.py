@@ -1,0 +1,98 @@
+"""
+Which request an Idempotency-Key stands for, agreed on by all edges: kept in a bucket of NATS.
+Answers nothing.
+"""
+
+import base64
+import hashlib
+import time
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from services.contract import subjects
+from services.contract.codec import decode, encode
+from services.contract.errors import ServiceError
+from services.contract.messages import Prompt
+from services.runtime.bus import Bus
+from services.runtime.streams import Bucket, Conflict, StreamUnavailable
+
+KEPT_FOR = 86_400.0  # seconds
+MAX_KEY_LENGTH = 256
+
+
+class Claim(Struct, frozen=True):
+    """`body` is a digest of what is asked, `claimed_at` a time of the edge that asks it."""
+
+    body: str
+    claimed_at: float
+
+
+class Held(NamedTuple):
+    claim: Claim
+    revision: int
+
+    @property
+    def age(self) -> float:
+        """Seconds; edges' clocks may differ."""
+        return time.time() - self.claim.claimed_at
+
+
+class Claims:
+    def __init__(self, bus: Bus) -> None:
+        self._bucket = Bucket(bus, subjects.REQUESTS_BUCKET)
+        self._is_ensured = False
+
+    async def take(self, tenant: str, request_id: str, prompt: Prompt, revision: int = 0) -> bool:
+        """
+        Whether it is this one's to ask it: nobody else has claimed it since `revision` (0: ever).
+        """
+        claim = Claim(_digest(prompt), time.time())
+        try:
+            await self._ensure()
+            await self._bucket.put(f"{tenant}.{request_id}", encode(claim), revision)
+        except Conflict:
+            return False
+        except StreamUnavailable as error:
+            raise self._unavailable(error) from error
+        return True
+
+    async def held(self, tenant: str, request_id: str, prompt: Prompt) -> Held | None:
+        """Raises ServiceError(conflict) if it was claimed for something else."""
+        try:
+            value = await self._bucket.get(f"{tenant}.{request_id}")
+        except StreamUnavailable as error:
+            raise self._unavailable(error) from error
+        if value is None:
+            return None
+        claim = decode(value.data, Claim)
+        if claim.body != _digest(prompt):
+            raise ServiceError(
+                "conflict", "The Idempotency-Key was used for another request: choose a new one."
+            )
+        return Held(claim, value.revision)
+
+    async def _ensure(self) -> None:
+        if not self._is_ensured:
+            await self._bucket.ensure(KEPT_FOR)
+            self._is_ensured = True
+
+    def _unavailable(self, error: StreamUnavailable) -> ServiceError:
+        self._is_ensured = False  # it may come back with nothing
+        message = f"Idempotency keys can't be kept ({error}): try again, or leave the key out."
+        return ServiceError("bus_unavailable", message, 1)
+
+
+def request_id_of(tenant: str, key: str) -> str:
+    """Derived, so that every edge has the same. Raises ServiceError(invalid_request)."""
+    if not key.isprintable() or len(key) > MAX_KEY_LENGTH:
+        raise ServiceError(
+            "invalid_request",
+            f"The Idempotency-Key must be at most {MAX_KEY_LENGTH} printable characters.",
+        )
+    digest = hashlib.sha256(f"{tenant}\0{key}".encode()).digest()
+    return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+
+def _digest(prompt: Prompt) -> str:
+    return hashlib.sha256(encode(prompt)).hexdigest()

@@ -1,0 +1,69 @@
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from services.edge.head import Head
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/status", "/v1/models", "/schema/openapi.json"])
+async def test_head_answers_as_get_does_without_the_body(
+    http: httpx.AsyncClient, path: str
+) -> None:
+    head, get = await http.head(path), await http.get(path)
+    assert head.status_code == get.status_code == 200 and not head.content
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+async def test_head_has_the_status_of_a_failure(http: httpx.AsyncClient) -> None:
+    assert (await http.head("/nope")).status_code == 404
+    assert (await http.head("/chat")).status_code == 405
+
+
+async def test_the_connection_can_be_used_again(http: httpx.AsyncClient) -> None:
+    for _ in range(3):
+        assert (await http.head("/v1/models")).status_code == 200
+        assert (await http.get("/v1/models")).json()["object"] == "list"
+
+
+async def test_options_tell_what_is_possible(http: httpx.AsyncClient) -> None:
+    for path, methods in [("/chat", {"POST"}), ("/v1/models", {"GET"}), ("/messages", {"GET"})]:
+        answer = await http.options(path)
+        assert answer.status_code == 204 and not answer.content
+        assert methods <= set(answer.headers["allow"].split(", "))
+
+
+async def test_a_connection_is_kept_for_the_next_request(http: httpx.AsyncClient) -> None:
+    ports = set()
+    async with httpx.AsyncClient(base_url=http.base_url) as client:
+        for _ in range(3):
+            answer = await client.get("/healthz")
+            ports.add(answer.extensions["network_stream"].get_extra_info("client_addr"))
+    assert len(ports) == 1
+
+
+async def test_a_stream_ends_with_its_headers() -> None:
+    sent: list[Any] = []
+    left = asyncio.Event()
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["method"] == "GET"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+                await asyncio.sleep(0.01)
+        finally:
+            left.set()
+
+    async def receive() -> Any:
+        await asyncio.sleep(10)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope: Any = {"type": "http", "method": "HEAD"}
+    async with asyncio.timeout(2):
+        await Head(endless)(scope, receive, send)
+    assert left.is_set() and [message.get("body") for message in sent] == [None, b""]

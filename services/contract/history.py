@@ -4,7 +4,7 @@ What the log holds of a session, and what history is asked. Frozen msgspec Struc
 
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from services.contract.messages import (
     FinishReason,
@@ -18,6 +18,8 @@ from services.contract.messages import (
     Usage,
 )
 
+Title = Annotated[str, Meta(min_length=1, max_length=200)]
+SystemPrompt = Annotated[str, Meta(max_length=16_384)]  # "": none at all
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 # Where a page ends: a time in milliseconds and a sequence. To its readers a word without meaning
 Cursor = Annotated[str, Meta(pattern="^[0-9]{1,14}-[0-9]{1,18}\\Z")]
@@ -71,11 +73,11 @@ class Erased(Record, frozen=True, tag="erased", kw_only=True):
 
 
 class Described(Record, frozen=True, tag="described", kw_only=True):
-    """What a person says about the session; None: nothing, so that the default holds."""
+    """What a person says about the session; None takes it back, and what is left out stays."""
 
     described_at: Moment
-    title: str | None
-    system_prompt: str | None
+    title: Title | None | UnsetType = UNSET
+    system_prompt: SystemPrompt | None | UnsetType = UNSET
 
 
 LogRecord = Exchange | Cleared | Erased | Described
@@ -154,6 +156,79 @@ class ExchangeRequest(Struct, frozen=True):
 
 class ClearRequest(Struct, frozen=True):
     session_id: SessionId
+
+
+class Session(Struct, frozen=True):
+    """
+    As `GET /sessions` shows it. `title` is the beginning of its first prompt, unless one was set;
+    `system_prompt` is None where the worker's holds. All that was ever said in it is counted.
+    """
+
+    id: str
+    title: str
+    system_prompt: str | None
+    exchanges: int
+    last_activity: Moment
+
+
+class SessionsRequest(Struct, frozen=True):
+    """The tenant's sessions, the last active first; `before` is the `next` of the page before."""
+
+    limit: Limit = 20
+    before: Cursor | None = None
+
+
+class SessionPage(Struct, frozen=True):
+    sessions: tuple[Session, ...]
+    next: Cursor | None = None
+
+
+class Description(Struct, frozen=True, omit_defaults=True):
+    """What is said about a session; None takes it back, and what is left out stays as it is."""
+
+    title: Title | None | UnsetType = UNSET
+    system_prompt: SystemPrompt | None | UnsetType = UNSET
+
+
+class DescribeRequest(Struct, frozen=True):
+    session_id: SessionId
+    description: Description
+
+
+class ExportRequest(Struct, frozen=True):
+    """Whole exchanges, the oldest first; `after` is the `next` of the page before."""
+
+    session_id: SessionId
+    after: Cursor | None = None
+
+
+class ExportPage(Struct, frozen=True):
+    exchanges: tuple[Exchange, ...]
+    next: Cursor | None = None
+
+
+class Imported(Struct, frozen=True, kw_only=True):
+    """
+    An exchange as an export has it, or as much of it as is known elsewhere. What is imported twice
+    with one `request_id` is one exchange.
+    """
+
+    request_id: RequestId
+    prompt: Annotated[str, Meta(min_length=1)]
+    response: str
+    asked_at: Moment | None = None
+    answered_at: Moment | None = None
+    retry_of: RequestId | None = None
+    finish_reason: FinishReason = "stop"
+    model: ModelInfo | None = None
+    sampling: Sampling = Sampling()
+    usage: Usage = Usage(0, 0, 0)
+    timings: Timings = Timings(0, 0, 0)
+
+
+class ImportRequest(Struct, frozen=True):
+    session_id: SessionId
+    exchanges: tuple[Imported, ...]
 
 
 class DeleteRequest(Struct, frozen=True):

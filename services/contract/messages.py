@@ -91,6 +91,7 @@ class Prompt(Sampling, frozen=True, kw_only=True):
     prompt: Annotated[str, Meta(min_length=1)]
     session_id: SessionId = "default"
     model: ModelName | None = None  # `<model>:<adapter>`; without an adapter: the model as it is
+    retry_of: RequestId | None = None  # the session's last exchange, whose place this one takes
     # Seconds from the worker's receipt; what was said by then is the answer. None: no deadline
     timeout_s: Annotated[float, Meta(gt=0, le=3600)] | None = None
 

@@ -74,6 +74,8 @@ def _check_prompt(prompt: Prompt) -> None:
 
 
 def _check_stateless(request: ChatRequest) -> None:
+    if request.retry_of:
+        raise ServiceError("invalid_request", "`retry_of` is for an exchange of a session.")
     given = [name for name in ("prompt", "messages", "text") if getattr(request, name)]
     if len(given) != 1:
         raise ServiceError("invalid_request", f"Give one of prompt, messages and text: {given}.")

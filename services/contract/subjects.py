@@ -26,6 +26,10 @@ HISTORY_MESSAGES_ANY = "history.messages.*"
 HISTORY_CLEAR_ANY = "history.clear.*"
 HISTORY_DELETE_ANY = "history.delete.*"
 HISTORY_EXCHANGE_ANY = "history.exchange.*"
+HISTORY_SESSIONS_ANY = "history.sessions.*"
+HISTORY_DESCRIBE_ANY = "history.describe.*"
+HISTORY_EXPORT_ANY = "history.export.*"
+HISTORY_IMPORT_ANY = "history.import.*"
 SESSIONS_BUCKET = "sessions"
 REQUESTS_BUCKET = "requests"
 
@@ -48,6 +52,11 @@ def tenant_of_request(subject: str) -> str:
 
 def reply(tenant: str, request_id: str, attempt: str) -> str:
     return f"chat.reply.{tenant}.{request_id}.{attempt}"
+
+
+def attempt_of_reply(subject: str) -> str:
+    """Empty where the reply subject is an inbox."""
+    return subject.rpartition(".")[2] if subject.startswith("chat.reply.") else ""
 
 
 def is_reply(subject: str) -> bool:
@@ -156,6 +165,22 @@ def history_delete(tenant: str) -> str:
     return f"history.delete.{tenant}"
 
 
+def history_sessions(tenant: str) -> str:
+    return f"history.sessions.{tenant}"
+
+
+def history_describe(tenant: str) -> str:
+    return f"history.describe.{tenant}"
+
+
+def history_export(tenant: str) -> str:
+    return f"history.export.{tenant}"
+
+
+def history_import(tenant: str) -> str:
+    return f"history.import.{tenant}"
+
+
 def retry(subject: str) -> str:
     """
     Where a request to history goes whose first try was not answered: all processes hear it, so that
@@ -185,6 +210,11 @@ def log(key: str) -> str:
 def log_of_tenant(tenant: str) -> str:
     """All of the tenant's log subjects."""
     return f"history.log.{tenant}.>"
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """Of a subject that may end in a wildcard."""
+    return subject == pattern or (pattern.endswith(">") and subject.startswith(pattern[:-1]))
 
 
 def key_of_log(subject: str) -> str:

@@ -38,6 +38,8 @@ class Access:
             await send(message)
 
         started = time.monotonic()
+        # matched as it was sent, since a session's id may hold a slash
+        scope["path"] = scope["raw_path"].decode("ascii", "replace").partition("?")[0]
         try:
             await self._app(scope, receive, send_with_id)
         finally:

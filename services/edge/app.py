@@ -15,7 +15,7 @@ from litestar.openapi import OpenAPIConfig
 from services.client.workers import Workers
 from services.contract import subjects
 from services.contract.errors import ServiceError
-from services.edge import chat, errors, routes, schema
+from services.edge import chat, errors, routes, schema, sessions
 from services.edge.access import Access
 from services.edge.claims import Claims
 from services.edge.gzip import Gzip
@@ -54,6 +54,12 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
             chat.cancel,
             routes.messages,
             routes.clear_history,
+            sessions.sessions,
+            sessions.messages,
+            sessions.describe,
+            sessions.erase,
+            sessions.export,
+            sessions.import_,
             openai.chat_completions,
             openai.completions,
             openai.models,

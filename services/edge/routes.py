@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import msgspec
 from litestar import Request, get, post
@@ -95,9 +96,25 @@ def read_query(request: AnyRequest, kind: type[S], **defaults: str) -> S:
         raise ServiceError("invalid_request", f"{error}, in the query of the URL.") from error
 
 
-async def ask_history(bus: Bus, subject: str, message: Struct, kind: type[S]) -> S:
+def read_path(request: AnyRequest, kind: type[S], session_id: str) -> S:
+    """The query, and the session's id as the path has it, percent-encoded."""
+    try:
+        decoded = unquote(session_id, errors="strict")
+    except UnicodeDecodeError as error:
+        raise ServiceError("invalid_request", "The session id in the URL is no UTF-8.") from error
+    values = {**request.query_params, "session_id": decoded}
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ServiceError("invalid_request", f"{error}, in the URL.") from error
+
+
+async def ask_history(
+    bus: Bus, subject: str, message: Struct, kind: type[S], patience: float = SECOND_TRY
+) -> S:
+    """`patience` in seconds, where the answer may take its time. Raises ServiceError."""
     check_bus(bus)
-    for asked, timeout in ((subject, FIRST_TRY), (subjects.retry(subject), SECOND_TRY)):
+    for asked, timeout in ((subject, FIRST_TRY), (subjects.retry(subject), patience)):
         try:
             return await bus.request(asked, message, kind, timeout)
         except TimeoutError:

@@ -18,12 +18,13 @@ from litestar.openapi.spec import Parameter as SpecParameter
 from litestar.routes import HTTPRoute
 from msgspec import Struct
 
-from services.contract.history import ClearRequest, MessagesRequest
+from services.contract.history import ClearRequest, Exchange, MessagesRequest, SessionsRequest
 from services.edge.chat import ChatBody as PromptBody
 from services.edge.errors import ErrorBody
 from services.edge.openai.bodies import ChatBody, TextBody
 from services.edge.openai.objects import ChatCompletion, TextCompletion
 from services.edge.openai.tokens import DetokenizeBody, TokenizeBody
+from services.edge.sessions import DescriptionBody, Line
 
 ANSWER = (
     'id: 5\ndata: {"token": "Hello"}\n\ndata: {"done": true, "finish_reason": "stop", "usage":'
@@ -55,6 +56,13 @@ DESCRIBED = {
     ("GET", "/chat/{request_id}"): Described(streams=ANSWER),
     ("GET", "/messages"): Described(query=MessagesRequest),
     ("POST", "/clear-history"): Described(query=ClearRequest),
+    ("GET", "/sessions"): Described(query=SessionsRequest),
+    ("GET", "/sessions/{session_id}/messages"): Described(query=MessagesRequest),
+    ("PATCH", "/sessions/{session_id}"): Described(DescriptionBody, {"title": "Holidays"}),
+    ("GET", "/sessions/{session_id}/export"): Described(answers=Exchange),
+    ("POST", "/sessions/{session_id}/messages"): Described(
+        Line, {"prompt": "Hello", "response": "Hi!"}
+    ),
     ("POST", "/v1/chat/completions"): Described(
         ChatBody,
         {"model": "demo", "messages": MESSAGES},

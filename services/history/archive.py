@@ -15,7 +15,7 @@ from motor.motor_asyncio import (
     AsyncIOMotorCollection,
     AsyncIOMotorDatabase,
 )
-from pymongo import DESCENDING, ReadPreference, ReturnDocument, UpdateOne, WriteConcern
+from pymongo import ASCENDING, DESCENDING, ReadPreference, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.errors import (
     AutoReconnect,
     BulkWriteError,
@@ -27,7 +27,7 @@ from pymongo.read_concern import ReadConcern
 
 from services.contract import subjects
 from services.contract.history import Exchange
-from services.history.entry import Entry, Unreadable, archive_id
+from services.history.entry import Entry, Place, Unreadable, archive_id
 from services.runtime.settings import BadSetting
 
 SELECTION_TIMEOUT_MS = 2000  # in which a server must be found
@@ -38,6 +38,7 @@ LOOK_TIMEOUT = 2.5  # a little more than it takes to say that there is no server
 LOOK_INTERVAL = 0.5
 
 NEWEST_FIRST = [("logged_at", DESCENDING), ("seq", DESCENDING)]
+OLDEST_FIRST = [("logged_at", ASCENDING), ("seq", ASCENDING)]
 RETENTION_INDEX = "retention"
 
 # MongoDB's error codes for one document of many
@@ -46,6 +47,7 @@ REFUSED = (121, 10334)  # by a validator that somebody set; too large
 
 log = logging.getLogger(__name__)
 Document = dict[str, Any]
+Order = list[tuple[str, int]]
 
 
 class ArchiveUnavailable(Exception):
@@ -97,6 +99,8 @@ class Archive:
             return list(entries)
         with self._as_unavailable():
             refused = await self._upsert_all(kept)
+            if marks := [mark for entry in kept if (mark := _mark(entry))]:
+                await self._exchanges.bulk_write(marks, ordered=False)
             await self._take_back(entries)
         return [refused.get(entry.seq, entry) for entry in entries]
 
@@ -145,18 +149,41 @@ class Archive:
             await self._unreadable.update_one(*_upsert(document), upsert=True)
 
     async def last(
-        self, tenant: str, key: str | None, limit: int, but_of: Collection[str] = ()
+        self,
+        tenant: str,
+        key: str | None,
+        limit: int,
+        but_of: Collection[str] = (),
+        until: Place | None = None,
     ) -> list[Entry]:
         """
-        The last exchanges of the session with this key or (None) of all of the tenant's but those
-        of some.
+        The last exchanges up to a place of the session with this key, or (None) of all of the
+        tenant's but those of some.
         """
         query: Document = {"key": key} if key else {"tenant": tenant}
         if but_of:
             query |= {"key": {"$nin": list(but_of)}}
+        if until:
+            query |= {
+                "logged_at": {"$lte": until.logged_at},
+                "$nor": [{"logged_at": until.logged_at, "seq": {"$gt": until.seq}}],
+            }
+        return await self._find(query, NEWEST_FIRST, limit)
+
+    async def next(self, key: str, limit: int, after: Place | None) -> list[Entry]:
+        """The session's first exchanges after a place, oldest first."""
+        query: Document = {"key": key}
+        if after:
+            query |= {
+                "logged_at": {"$gte": after.logged_at},
+                "$nor": [{"logged_at": after.logged_at, "seq": {"$lte": after.seq}}],
+            }
+        return await self._find(query, OLDEST_FIRST, limit)
+
+    async def _find(self, query: Document, order: Order, limit: int) -> list[Entry]:
         try:
             async with asyncio.timeout(READ_TIMEOUT):
-                found = self._exchanges.find(query).sort(NEWEST_FIRST).limit(limit)
+                found = self._exchanges.find(query).sort(order).limit(limit)
                 documents = await found.to_list(limit)
         except (PyMongoError, TimeoutError) as error:
             self._lost(error)
@@ -295,6 +322,14 @@ def _refused(entry: Entry, problem: Document) -> tuple[int, Entry]:
     return entry.seq, entry._replace(record=Unreadable(why))
 
 
+def _mark(entry: Entry) -> UpdateOne | None:
+    """Of the exchange whose place this one takes: the archive keeps it, marked."""
+    if not isinstance(entry.record, Exchange) or not entry.record.retry_of:
+        return None
+    retried = archive_id(entry.key, entry.record.retry_of)
+    return UpdateOne({"_id": retried}, {"$set": {"retried_by": entry.record.request_id}})
+
+
 def _upsert(document: Document) -> tuple[Document, Document]:
     """What is there stays, so that repeating a batch costs little."""
     return {"_id": document["_id"]}, {"$setOnInsert": document}
@@ -320,4 +355,5 @@ def _entry(document: Document) -> Entry:
         record = msgspec.convert(document, Exchange)
     except msgspec.ValidationError as error:
         record = Unreadable(str(error))
-    return Entry(document["seq"], document["key"], document["logged_at"], record)
+    is_retried = "retried_by" in document
+    return Entry(document["seq"], document["key"], document["logged_at"], record, is_retried)

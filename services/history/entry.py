@@ -1,7 +1,7 @@
 """A record of the log with its place in it, and how it is shown. Knows neither NATS nor MongoDB."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, TypeVar, cast
 
 from msgspec import Struct
@@ -9,13 +9,14 @@ from msgspec import Struct
 from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
-from services.contract.history import Exchange, LogRecord, Message
+from services.contract.history import Cursor, Exchange, Imported, LogRecord
 from services.runtime.streams import Stored
 
 S = TypeVar("S", bound=Struct)
 
 MAX_BYTES = 900_000
 """Of what goes into one NATS message, whose limit is 1 MiB."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Unreadable(NamedTuple):
@@ -34,6 +35,27 @@ class Entry(NamedTuple):
     key: str
     logged_at: datetime
     record: LogRecord | Unreadable
+    is_retried: bool = False  # as far as it is known without what comes after it
+
+    @property
+    def place(self) -> "Place":
+        return Place(self.logged_at, self.seq)
+
+
+class Place(NamedTuple):
+    """Orders the exchanges of a session, and those of a tenant, also where a log was lost."""
+
+    logged_at: datetime
+    seq: int
+
+    @classmethod
+    def parse(cls, cursor: Cursor) -> "Place":
+        milliseconds, seq = map(int, cursor.split("-"))
+        return cls(EPOCH + timedelta(milliseconds=milliseconds), seq)
+
+    @property
+    def cursor(self) -> Cursor:
+        return f"{(self.logged_at - EPOCH) // timedelta(milliseconds=1)}-{self.seq}"
 
 
 def read(stored: Stored) -> Entry:
@@ -59,37 +81,38 @@ def archive_id(key: str, request_id: str) -> str:
     return f"{key}.{request_id}"
 
 
-def messages(entries: Iterable[Entry], limit: int) -> tuple[Message, ...]:
-    """The last `limit` exchanges, oldest first, each once; fewer where they would not fit."""
-    by_id: dict[str, Message] = {}
-    for entry in sorted(entries, key=lambda entry: (entry.logged_at, entry.seq)):
-        if isinstance(entry.record, Exchange):
-            by_id.setdefault(
-                archive_id(entry.key, entry.record.request_id), _message(entry.key, entry.record)
-            )
-    return newest_that_fit(list(by_id.values())[-limit:])
-
-
-def _message(key: str, exchange: Exchange) -> Message:
-    return Message(
-        id=exchange.request_id,
-        session_id=subjects.session_of_key(key)[1],
-        user_prompt=exchange.prompt,
-        model_response=exchange.response,
-        timestamp=in_milliseconds(exchange.answered_at),
-        finish_reason=exchange.finish_reason,
-        model=exchange.model.name if exchange.model else "",
-        usage=exchange.usage,
+def as_exchange(imported: Imported, epoch: int, now: datetime) -> Exchange:
+    """`now` where nobody knows when it was."""
+    said = imported
+    asked_at = said.asked_at or said.answered_at or now
+    return Exchange(
+        previous=0,
+        request_id=said.request_id,
+        retry_of=said.retry_of,
+        epoch=epoch,
+        prompt=said.prompt,
+        response=said.response,
+        asked_at=asked_at,
+        answered_at=said.answered_at or asked_at,
+        finish_reason=said.finish_reason,
+        model=said.model,
+        sampling=said.sampling,
+        usage=said.usage,
+        timings=said.timings,
     )
 
 
 def newest_that_fit(items: Iterable[S]) -> tuple[S, ...]:
     """The last of these, as many as fit one NATS message."""
+    return first_that_fit(reversed(list(items)))[::-1]
+
+
+def first_that_fit(items: Iterable[S]) -> tuple[S, ...]:
     kept: list[S] = []
     room = MAX_BYTES
-    for item in reversed(list(items)):
+    for item in items:
         room -= len(encode(item)) + 1
         if room < 0 and kept:
             break
         kept.append(item)
-    return tuple(reversed(kept))
+    return tuple(kept)

@@ -34,6 +34,7 @@ from services.runtime.streams import (
 # of backlog for a MongoDB that is down, and little enough to fit beside it on a small machine.
 MAX_BYTES = 1024**3
 ARCHIVE = "archive"
+SAVING = "snapshots"
 # seconds after which a batch of a process that died is given to another: longer than MongoDB may
 # take to write it
 ACK_WAIT = 6.0
@@ -62,6 +63,7 @@ class Log:
         self._replicas = replicas
         self._stream = Stream(bus, subjects.HISTORY_STREAM)
         self._snapshots = Bucket(bus, subjects.SESSIONS_BUCKET)
+        self._saving = Consumer(bus, subjects.HISTORY_STREAM, SAVING)
         self._bus = bus
         self._database = ""
         self._archive: Consumer | None = None
@@ -79,8 +81,8 @@ class Log:
             await asyncio.sleep(RETRY_INTERVAL)
 
     async def close(self) -> None:
-        if self._archive:
-            await self._archive.close()
+        await self._saving.close()
+        await self._close_archive()
 
     async def open_archive(self, database: str) -> None:
         """
@@ -89,11 +91,15 @@ class Log:
         """
         if database == self._database:
             return
-        await self.close()
+        await self._close_archive()
         await self._stream.refuse_when_full()
         self._archive = Consumer(self._bus, subjects.HISTORY_STREAM, f"{ARCHIVE}-{database}")
         await self._archive.ensure(ACK_WAIT, MAX_ACK_PENDING)
         self._database = database
+
+    async def _close_archive(self) -> None:
+        if self._archive:
+            await self._archive.close()
 
     async def _why_not_ensured(self) -> str:
         try:
@@ -101,6 +107,7 @@ class Log:
                 subjects.HISTORY_LOG, MAX_BYTES, self._retention, self._replicas
             )
             await self._snapshots.ensure(self._retention, self._replicas)
+            await self._saving.ensure(ACK_WAIT, MAX_ACK_PENDING)
             if self._archive:
                 await self._archive.ensure(ACK_WAIT, MAX_ACK_PENDING)
         except StreamUnavailable as error:
@@ -115,11 +122,14 @@ class Log:
         value = await self._snapshots.get(key)
         if value is None or not value.data:
             return Snapshot(), value.revision if value else 0
+        return self._decode(key, value.data), value.revision
+
+    def _decode(self, key: str, data: bytes) -> Snapshot:
         try:
-            return decode(value.data, Snapshot), value.revision
+            return decode(data, Snapshot)
         except ServiceError as error:
             log.warning("snapshot of %s can't be read, the log is read instead: %s", key, error)
-            return Snapshot(), value.revision
+            return Snapshot()
 
     async def keep(self, key: str, snapshot: Snapshot, revision: int) -> bool:
         """
@@ -149,12 +159,13 @@ class Log:
                 log.warning("record %d of %s: %s", entry.seq, key, entry.record.why)
         return snapshot, entries[::-1]
 
-    async def append(self, key: str, record: LogRecord) -> int:
+    async def append(self, key: str, record: LogRecord, message_id: str = "") -> int:
         """
-        After the session's last record, whatever `previous` says; the sequence. Raises Conflict if
-        the session gets other records faster than this one.
+        After the session's last record, whatever `previous` says; the sequence. One with the same
+        `message_id`, within two minutes, is not appended. Raises Conflict if the session gets other
+        records faster than this one.
         """
-        subject, message_id = subjects.log(key), uuid4().hex
+        subject, message_id = subjects.log(key), message_id or uuid4().hex
         for _ in range(APPEND_TRIES):
             last = await self._stream.last(subject)
             record = replace(record, previous=last.seq if last else 0)
@@ -179,13 +190,16 @@ class Log:
             await self._stream.delete(found.seq)
             found = await self._stream.next(subject, found.seq + 1)
 
-    async def exchanges(self, tenant: str, key: str | None, limit: int, above: int) -> Found:
+    async def exchanges(
+        self, tenant: str, key: str | None, limit: int, above: int, until: int | None = None
+    ) -> Found:
         """
-        The last `limit` exchanges after the sequence `above`, newest first: of the session with
-        this key, or (None) of all of the tenant's. What was erased is not among them.
+        The last `limit` exchanges after the sequence `above`, and not after `until`, newest first:
+        of the session with this key, or (None) of all of the tenant's. What was erased is not among
+        them.
         """
         subject = subjects.log(key) if key else subjects.log_of_tenant(tenant)
-        last = await self._stream.last(subject)
+        last = await self._last(subject, until)
         walk = self._back(last, above) if key else self._back_in(subject, last, above)
         found = Found([], set())
         async for entry in walk:
@@ -196,6 +210,57 @@ class Log:
             if len(found.entries) == limit or key in found.erased:
                 break
         return found
+
+    async def next_exchanges(self, key: str, limit: int, above: int) -> list[Entry]:
+        """The session's first `limit` exchanges after the sequence `above`, oldest first."""
+        subject = subjects.log(key)
+        found: list[Entry] = []
+        stored = await self._stream.next(subject, above + 1)
+        while stored is not None and len(found) < limit:
+            if isinstance((entry := read(stored)).record, Exchange):
+                found.append(entry)
+            stored = await self._stream.next(subject, stored.seq + 1)
+        return found
+
+    async def unsaved_sessions(self, tenant: str, limit: int) -> list[str]:
+        """
+        The keys of the tenant's sessions that have records which their snapshots may lack, by their
+        last ones. Raises StreamUnavailable if there are more records than `limit`.
+        """
+        subject = subjects.log_of_tenant(tenant)
+        floor = await self._saving.floor()
+        keys: dict[str, None] = {}
+        seen = 0
+        async for entry in self._back_in(subject, await self._stream.last(subject), floor):
+            keys.setdefault(entry.key)
+            seen += 1
+            if seen > limit:
+                raise StreamUnavailable("the snapshots are far behind it, and catching up")
+        return list(reversed(keys))
+
+    async def sessions(
+        self, tenant: str, before: int | None
+    ) -> AsyncIterator[tuple[str, Snapshot, int]]:
+        """Key, snapshot and revision of the tenant's sessions, the last saved first."""
+        prefix = f"{tenant}."
+        while (found := await self._snapshots.before(prefix, before)) is not None:
+            key, value = found
+            if value.data:
+                yield key, self._decode(key, value.data), value.revision
+            before = value.revision
+
+    async def unsaved(self, batch: int, timeout: float) -> Sequence[Pending]:
+        """Records of sessions whose snapshots are to be brought up to date."""
+        return await self._saving.fetch(batch, timeout)
+
+    async def _last(self, subject: str, until: int | None) -> Stored | None:
+        """The subject's last message, or its last up to a sequence; it may have wildcards."""
+        if until is None:
+            return await self._stream.last(subject)
+        stored = await self._stream.get(until)
+        if stored is not None and subjects.matches(subject, stored.subject):
+            return stored
+        return await self._stream.before(subject, until)
 
     async def _back(self, stored: Stored | None, above: int) -> AsyncIterator[Entry]:
         """From this message to the first of its session, each by the one that comes after it."""

@@ -10,19 +10,26 @@ from services.contract.history import (
     Context,
     ContextRequest,
     DeleteRequest,
+    DescribeRequest,
     Exchange,
     ExchangeRequest,
+    ExportPage,
+    ExportRequest,
     HistoryStatus,
+    ImportRequest,
     Messages,
     MessagesRequest,
+    Session,
+    SessionPage,
+    SessionsRequest,
 )
 from services.contract.messages import Empty
 from services.history.archive import Archive
 from services.history.archiver import Archiver
 from services.history.contexts import Contexts
-from services.history.entry import messages
 from services.history.log import Log
 from services.history.quota import Quota
+from services.history.saver import Saver
 from services.history.sessions import Sessions
 from services.history.settings import HistorySettings
 from services.history.trimmer import Trimmer
@@ -41,17 +48,18 @@ class History:
         self._quota = quota
 
     async def serve(self, bus: Bus) -> None:
+        at = subjects
         endpoints = [
-            bus.endpoint("context", subjects.HISTORY_CONTEXT_ANY, ContextRequest, self._on_context),
-            bus.endpoint(
-                "messages", subjects.HISTORY_MESSAGES_ANY, MessagesRequest, self._on_messages
-            ),
-            bus.endpoint(
-                "exchange", subjects.HISTORY_EXCHANGE_ANY, ExchangeRequest, self._on_exchange
-            ),
-            bus.endpoint("clear", subjects.HISTORY_CLEAR_ANY, ClearRequest, self._on_clear),
-            bus.endpoint("delete", subjects.HISTORY_DELETE_ANY, DeleteRequest, self._on_delete),
-            bus.endpoint("status", subjects.HISTORY_STATUS, Empty, self._on_status),
+            bus.endpoint("context", at.HISTORY_CONTEXT_ANY, ContextRequest, self._on_context),
+            bus.endpoint("messages", at.HISTORY_MESSAGES_ANY, MessagesRequest, self._on_messages),
+            bus.endpoint("sessions", at.HISTORY_SESSIONS_ANY, SessionsRequest, self._on_sessions),
+            bus.endpoint("describe", at.HISTORY_DESCRIBE_ANY, DescribeRequest, self._on_describe),
+            bus.endpoint("export", at.HISTORY_EXPORT_ANY, ExportRequest, self._on_export),
+            bus.endpoint("import", at.HISTORY_IMPORT_ANY, ImportRequest, self._on_import),
+            bus.endpoint("exchange", at.HISTORY_EXCHANGE_ANY, ExchangeRequest, self._on_exchange),
+            bus.endpoint("clear", at.HISTORY_CLEAR_ANY, ClearRequest, self._on_clear),
+            bus.endpoint("delete", at.HISTORY_DELETE_ANY, DeleteRequest, self._on_delete),
+            bus.endpoint("status", at.HISTORY_STATUS, Empty, self._on_status),
         ]
         await bus.serve("history", "what sessions are made of", endpoints)
         await bus.serve_retries(endpoints)
@@ -67,8 +75,27 @@ class History:
         tenant = subjects.tenant_of_history(subject)
         key = subjects.session_key(tenant, request.session_id) if request.session_id else None
         with _as_service_error():
-            entries = await self._sessions.last(tenant, key, request.limit)
-        return Messages(messages(entries, request.limit))
+            return await self._sessions.messages(tenant, key, request.limit, request.before)
+
+    async def _on_sessions(self, subject: str, request: SessionsRequest) -> SessionPage:
+        tenant = subjects.tenant_of_history(subject)
+        with _as_service_error():
+            return await self._sessions.list(tenant, request.limit, request.before)
+
+    async def _on_describe(self, subject: str, request: DescribeRequest) -> Session:
+        key = _key(subject, request.session_id)
+        with _as_service_error():
+            return await self._sessions.describe(key, request.description)
+
+    async def _on_export(self, subject: str, request: ExportRequest) -> ExportPage:
+        with _as_service_error():
+            return await self._sessions.export(_key(subject, request.session_id), request.after)
+
+    async def _on_import(self, subject: str, request: ImportRequest) -> Empty:
+        key = _key(subject, request.session_id)
+        with _as_service_error():
+            await self._sessions.bring_in(key, request.exchanges)
+        return Empty()
 
     async def _on_exchange(self, subject: str, request: ExchangeRequest) -> Exchange:
         with _as_service_error():
@@ -120,8 +147,9 @@ async def start(stack: AsyncExitStack, settings: HistorySettings) -> None:
         bus.spawn(log.ensure())
 
     bus.on_reconnect(ensure_again)
-    contexts, quota = Contexts(log, settings, bus.spawn), Quota()
+    contexts, quota = Contexts(log, settings), Quota()
     await stack.enter_async_context(Archiver(log, archive).running())
+    await stack.enter_async_context(Saver(log, contexts).running())
     await stack.enter_async_context(Trimmer(log, contexts, quota).running())
     sessions = Sessions(log, archive, contexts)
     await History(log, archive, contexts, sessions, quota).serve(bus)

@@ -4,17 +4,32 @@ requests.
 """
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from services.contract.history import Cleared, Erased, Exchange
+from services.contract.history import (
+    Cleared,
+    Cursor,
+    Described,
+    Description,
+    Erased,
+    Exchange,
+    ExportPage,
+    Imported,
+    Messages,
+    Session,
+    SessionPage,
+)
+from services.history import pages
 from services.history.archive import Archive, ArchiveUnavailable
 from services.history.contexts import Contexts
-from services.history.entry import Entry
+from services.history.entry import Entry, Place, archive_id, as_exchange
 from services.history.log import Log
 from services.runtime.streams import Conflict
 
 LOOKED_FOR_AMONG = 500  # exchanges
-SAVE_TRIES = 10  # each lost to another process that saved the same session's snapshot
+EXPORTED = 200  # exchanges at once
+MOST_UNSAVED = 1000  # records that a list of sessions waits for
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +47,7 @@ class Sessions:
     async def erase(self, key: str) -> None:
         """What MongoDB can't be asked to erase now, the archiver erases when it can."""
         seq = await self._log.append(key, Erased(previous=0, erased_at=datetime.now(UTC)))
-        await self._save(key)
+        await self._contexts.settle(key)
         erased = await self._log.get(seq)
         if erased is not None and self._archive.connected:
             try:
@@ -41,32 +56,90 @@ class Sessions:
                 log.warning("%s: what it has of %s is erased once it is back", error, key)
         await self._log.delete_before(key, seq)
 
-    async def last(self, tenant: str, key: str | None, limit: int) -> list[Entry]:
+    async def messages(
+        self, tenant: str, key: str | None, limit: int, cursor: Cursor | None = None
+    ) -> Messages:
+        """The last exchanges before the cursor, of one session or of all of the tenant's."""
+        before = Place.parse(cursor) if cursor else None
+        if before and key and before.seq <= (await self._contexts.of(key)).erased:
+            return Messages(())
+        # one more tells whether there is more, and one at the cursor whether the next was retried
+        return pages.messages(await self._last(tenant, key, limit + 2, before), limit, before)
+
+    async def _last(
+        self, tenant: str, key: str | None, limit: int, until: Place | None
+    ) -> list[Entry]:
         """
-        The last exchanges, of one session or of all of the tenant's. Never behind: where the
-        archive ends is asked before the archive is, and what comes after it is read from the log.
+        Never behind: where the archive ends is asked before the archive is, and what comes after it
+        is read from the log.
         """
+        seq = until and until.seq
         is_archived = self._archive.connected
-        until = await self._log.archived_until() if is_archived else 0
-        found = await self._log.exchanges(tenant, key, limit, until)
+        floor = await self._log.archived_until() if is_archived else 0
+        found = await self._log.exchanges(tenant, key, limit, floor, seq)
         if not is_archived or len(found.entries) == limit or key in found.erased:
             return found.entries
         try:
-            archived = await self._archive.last(tenant, key, limit, found.erased)
+            archived = await self._archive.last(tenant, key, limit, found.erased, until)
         except ArchiveUnavailable:  # then all is read from the log
-            return (await self._log.exchanges(tenant, key, limit, 0)).entries
+            return (await self._log.exchanges(tenant, key, limit, 0, seq)).entries
         return found.entries + archived
 
     async def find(self, tenant: str, request_id: str) -> Exchange | None:
         """Who asks for an answer again comes soon: it is looked for among the tenant's last."""
-        for entry in await self.last(tenant, None, LOOKED_FOR_AMONG):
+        for entry in await self._last(tenant, None, LOOKED_FOR_AMONG, None):
             if isinstance(entry.record, Exchange) and entry.record.request_id == request_id:
                 return entry.record
         return None
 
-    async def _save(self, key: str) -> None:
-        """The snapshot has nothing any more of what was before."""
-        for _ in range(SAVE_TRIES):
-            if await self._contexts.save(key):
-                return
-        raise Conflict
+    async def export(self, key: str, cursor: Cursor | None) -> ExportPage:
+        """Some exchanges after the cursor, the oldest first."""
+        after = Place.parse(cursor) if cursor else None
+        erased = (await self._contexts.of(key)).erased
+        floor = await self._log.archived_until() if self._archive.connected else 0
+        start = after.seq if after else 0
+        found: list[Entry] = []
+        try:
+            if self._archive.connected and floor >= erased:
+                found = await self._archive.next(key, EXPORTED + 1, after)
+        except ArchiveUnavailable:
+            floor = 0
+        found += await self._log.next_exchanges(key, EXPORTED + 1, max(floor, erased, start))
+        return pages.exchanges(found, EXPORTED, after)
+
+    async def bring_in(self, key: str, imported: Sequence[Imported]) -> None:
+        """At the session's end, in this order."""
+        epoch = (await self._contexts.of(key)).epoch
+        for each in imported:
+            exchange = as_exchange(each, epoch, datetime.now(UTC))
+            message_id = f"{archive_id(key, each.request_id)}.{epoch}"
+            await self._log.append(key, exchange, message_id)
+
+    async def describe(self, key: str, said: Description) -> Session:
+        record = Described(
+            previous=0,
+            described_at=datetime.now(UTC),
+            title=said.title,
+            system_prompt=said.system_prompt,
+        )
+        await self._log.append(key, record)
+        listed = pages.listed(key, await self._contexts.of(key), 0)
+        if listed is None:
+            raise Conflict  # it was erased in this moment
+        return listed.session
+
+    async def list(self, tenant: str, limit: int, cursor: Cursor | None) -> SessionPage:
+        """
+        In the order in which they were saved, which is that of the log: what is not saved yet is
+        saved first, so the list is never behind.
+        """
+        for key in await self._log.unsaved_sessions(tenant, MOST_UNSAVED):
+            await self._contexts.settle(key)
+        found: list[pages.Listed] = []
+        before = Place.parse(cursor).seq if cursor else None
+        async for key, snapshot, revision in self._log.sessions(tenant, before):
+            if listed := pages.listed(key, snapshot, revision):
+                found.append(listed)
+            if len(found) > limit:
+                break
+        return pages.sessions(found, limit)

@@ -37,6 +37,20 @@ def prompt(
     return found
 
 
+def without(context: Context, retried: str | None) -> Context:
+    """As the session was before the exchange that is retried. Raises ServiceError."""
+    if retried is None:
+        return context
+    if retried != context.last:
+        last = repr(context.last) if context.last else "none"
+        raise ServiceError(
+            "invalid_request",
+            f"`retry_of` must name the session's last exchange, and that is {last}.",
+        )
+    turns = tuple(turn for turn in context.turns if turn.request_id != retried)
+    return replace(context, turns=turns)
+
+
 def sampling(model: Model, request: ChatRequest, filled_in: Sampling, tokens: int) -> Sampling:
     """
     With the room that a prompt of so many `tokens` leaves, where nothing says how long the answer

@@ -5,7 +5,6 @@ Chat requests from the bus: admission, one answer each, cancel, drain. Knows no 
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
 from itertools import count
 
 from msgspec.structs import replace
@@ -14,7 +13,7 @@ from services.client.workers import Workers
 from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
-from services.contract.history import Context, Exchange
+from services.contract.history import Context
 from services.contract.messages import (
     Accepted,
     Cancel,
@@ -29,7 +28,7 @@ from services.contract.messages import (
     Token,
     Usage,
 )
-from services.inference import origins, preparation
+from services.inference import exchanges, origins, preparation
 from services.inference.admission import Admission
 from services.inference.answers import Answers
 from services.inference.calls import Call, Stopped
@@ -179,7 +178,11 @@ class ChatService:
             sequence.sampler.close()
             finished = Finished("cancelled", sequence.usage, sequence.timings)
         else:
-            finished = await self._generate(call, origin, sequence)
+            try:
+                finished = await self._generate(call, origin, sequence)
+            except ServiceError:
+                await self._store(call, origin, exchanges.unfinished(call))
+                raise
             self._remember(call, sequence.generated)
         await self._finish(call, origin, finished)
 
@@ -189,14 +192,17 @@ class ChatService:
         if prompts.is_stateless(request):
             return Context(), self._answers.of_texts(call.tenant, request.messages or ())
         context = await call.unless_stopped(self._sessions.context(call.tenant, request.session_id))
+        context = preparation.without(context, request.retry_of)
         return context, self._answers.of(call.tenant, context.turns)
 
     async def _begin(self, call: Call) -> Origin:
         context, answers = await self._find_context(call)
-        system = self._settings.chat_system_prompt.strip()
+        system = context.system_prompt
+        if system is None:
+            system = self._settings.chat_system_prompt
         most = call.sampling.max_tokens or 1
         prompt = await asyncio.to_thread(
-            preparation.prompt, self._model, system, call.request, context, answers, most
+            preparation.prompt, self._model, system.strip(), call.request, context, answers, most
         )
         return origins.begun(call, self._model, context, prompt)
 
@@ -238,35 +244,23 @@ class ChatService:
         The exchange is in the log before the caller hears Done: so the next question finds
         it.
         """
+        if finished.reason == "cancelled" and call.stop_reason:
+            finished = finished._replace(reason=call.stop_reason)
         reason, usage, timings = finished
         self._admission.has_ended(usage.completion_tokens)
-        if reason == "cancelled":
-            reason = call.stop_reason or reason
+        stored = await self._store(call, origin, finished)
         if reason == "timeout" and not call.text:
             raise _too_late()
-        self._contact.check()
-        is_empty = reason == "cancelled" and not call.text
-        if call.ended or is_empty or prompts.is_stateless(call.request):
-            stored: Stored = "none"
-        else:
-            exchange = Exchange(
-                previous=origin.applied_seq,
-                request_id=call.request_id,
-                epoch=origin.epoch,
-                prompt=call.request.prompt,
-                response=call.text,
-                asked_at=origin.asked_at,
-                answered_at=datetime.now(UTC),
-                finish_reason=reason,
-                model=self._model.served[call.adapter],
-                sampling=call.sampling,
-                usage=usage,
-                timings=timings,
-            )
-            stored = await self._sessions.append(call.session_key, exchange, lambda: not call.ended)
         log.info("%s after %d + %d tokens", reason, usage.prompt_tokens, usage.completion_tokens)
         dropped = origin.exchanges_dropped
         await call.send(Done(reason, usage, timings, dropped, stored, len(call.text)))
+
+    async def _store(self, call: Call, origin: Origin, finished: Finished) -> Stored:
+        self._contact.check()
+        if call.ended or prompts.is_stateless(call.request):
+            return "none"
+        exchange = exchanges.of(call, origin, finished, self._model.served[call.adapter])
+        return await self._sessions.append(call.session_key, exchange, lambda: not call.ended)
 
     async def _end_unsaid(self, call: Call) -> None:
         if call.stop_reason == "timeout":

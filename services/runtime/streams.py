@@ -259,6 +259,7 @@ class Bucket:
 
     def __init__(self, bus: Bus, name: str) -> None:
         self._js: JetStreamContext = bus.jetstream
+        self._stream = Stream(bus, f"KV_{name}")
         self._name = name
 
     async def ensure(self, ttl: float, replicas: int | None = None) -> None:
@@ -279,6 +280,17 @@ class Bucket:
     async def get(self, key: str) -> Value | None:
         stored = await _get(self._js, f"KV_{self._name}", subject=f"$KV.{self._name}.{key}")
         return stored and Value(stored.data, stored.seq)
+
+    async def before(self, prefix: str, revision: int | None) -> tuple[str, Value] | None:
+        """
+        Of the keys that begin with `prefix`, which ends in a dot, the one that was put last (before
+        this revision), with its value.
+        """
+        subject, stream = f"$KV.{self._name}.{prefix}>", self._stream
+        stored = await (stream.before(subject, revision) if revision else stream.last(subject))
+        if stored is None:
+            return None
+        return stored.subject.removeprefix(f"$KV.{self._name}."), Value(stored.data, stored.seq)
 
     async def put(self, key: str, data: bytes, revision: int) -> None:
         """

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -16,11 +16,20 @@ from services.contract.history import (
     Context,
     ContextRequest,
     DeleteRequest,
+    DescribeRequest,
+    Description,
     Exchange,
+    ExportPage,
+    ExportRequest,
     HistoryStatus,
+    Imported,
+    ImportRequest,
     Message,
     Messages,
     MessagesRequest,
+    Session,
+    SessionPage,
+    SessionsRequest,
 )
 from services.contract.messages import Empty, ModelInfo, Sampling, Timings, Usage
 from services.history.service import start
@@ -104,9 +113,44 @@ async def erase(bus: Bus, session_id: str, tenant: str = TENANT) -> None:
 async def messages(
     bus: Bus, session_id: str | None, limit: int = 20, tenant: str = TENANT
 ) -> tuple[Message, ...]:
-    request = MessagesRequest(limit, session_id)
-    reply = await bus.request(subjects.history_messages(tenant), request, Messages, timeout=5)
-    return reply.messages
+    return (await message_page(bus, session_id, limit, tenant=tenant)).messages
+
+
+async def message_page(
+    bus: Bus,
+    session_id: str | None,
+    limit: int = 20,
+    before: str | None = None,
+    tenant: str = TENANT,
+) -> Messages:
+    request = MessagesRequest(limit, session_id, before)
+    return await bus.request(subjects.history_messages(tenant), request, Messages, timeout=5)
+
+
+async def sessions(
+    bus: Bus, tenant: str, limit: int = 20, before: str | None = None
+) -> SessionPage:
+    request = SessionsRequest(limit, before)
+    return await bus.request(subjects.history_sessions(tenant), request, SessionPage, timeout=5)
+
+
+async def describe(bus: Bus, session_id: str, tenant: str = TENANT, **said: Any) -> Session:
+    request = DescribeRequest(session_id, Description(**said))
+    return await bus.request(subjects.history_describe(tenant), request, Session, timeout=5)
+
+
+async def export(
+    bus: Bus, session_id: str, after: str | None = None, tenant: str = TENANT
+) -> ExportPage:
+    request = ExportRequest(session_id, after)
+    return await bus.request(subjects.history_export(tenant), request, ExportPage, timeout=5)
+
+
+async def bring_in(
+    bus: Bus, session_id: str, exchanges: Sequence[Imported], tenant: str = TENANT
+) -> None:
+    request = ImportRequest(session_id, tuple(exchanges))
+    await bus.request(subjects.history_import(tenant), request, Empty, timeout=5)
 
 
 async def status(bus: Bus) -> HistoryStatus:

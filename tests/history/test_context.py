@@ -37,7 +37,9 @@ def test_an_exchange_is_added_at_the_end() -> None:
 
 
 def test_clearing_empties_the_context_and_starts_an_epoch() -> None:
-    assert folded(entry(3, exchange("a")), entry(5, cleared())) == Snapshot(epoch=5, applied_seq=5)
+    snapshot = folded(entry(3, exchange("a")), entry(5, cleared()))
+    assert (snapshot.turns, snapshot.last) == ((), "")
+    assert (snapshot.epoch, snapshot.applied_seq) == (5, 5)
 
 
 def test_an_erased_session_is_as_new_but_for_when_it_was_erased() -> None:
@@ -58,6 +60,18 @@ def test_a_retry_takes_the_place_of_the_exchange_that_it_names() -> None:
     retry = replace(exchange("c"), retry_of="b")
     snapshot = folded(entry(1, exchange("a")), entry(2, exchange("b")), entry(3, retry))
     assert (ids(snapshot), snapshot.last) == (["a", "c"], "c")
+
+
+def test_a_session_is_counted_and_named_as_a_whole_whatever_the_model_is_shown() -> None:
+    late = exchange("late", epoch=0)
+    entries = [entry(n, exchange(f"r{n}")) for n in range(1, 31)]
+    snapshot = folded(*entries, entry(31, cleared()), entry(32, late), entry(33, Unreadable("why")))
+    assert (snapshot.exchanges, snapshot.opening) == (31, "prompt of r1")
+    assert (snapshot.turns, snapshot.active_at) == ((), NOW + timedelta(seconds=32))
+
+
+def test_a_session_that_was_only_cleared_is_none() -> None:
+    assert folded(entry(1, cleared())).active_at is None
 
 
 def test_the_last_exchange_is_known_though_nothing_was_said_in_it() -> None:
@@ -81,7 +95,7 @@ def test_a_repeated_request_id_is_shown_once() -> None:
 
 
 def test_an_empty_answer_is_not_shown() -> None:
-    assert folded(entry(1, exchange("a", response=""))) == Snapshot(applied_seq=1, last="a")
+    assert folded(entry(1, exchange("a", response=""))).turns == ()
 
 
 def test_a_record_that_was_applied_before_changes_nothing() -> None:

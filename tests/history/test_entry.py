@@ -5,10 +5,9 @@ import pytest
 
 from services.contract import subjects
 from services.contract.codec import encode
-from services.contract.history import Exchange
-from services.history.entry import MAX_BYTES, Entry, Unreadable, messages, read
+from services.history.entry import Entry, Unreadable, read
 from services.runtime.streams import Stored
-from tests.history.samples import exchange, ids
+from tests.history.samples import exchange
 
 NOW = datetime(2026, 1, 1, microsecond=123456, tzinfo=UTC)
 KEY = subjects.session_key("alice", "holiday")
@@ -39,41 +38,6 @@ def test_a_record_is_read_with_its_place() -> None:
 def test_what_can_not_be_read_says_why(subject: str, data: bytes) -> None:
     record = read(Stored(7, subject, data, NOW)).record
     assert isinstance(record, Unreadable) and record.why
-
-
-def test_messages_are_the_last_ones_oldest_first() -> None:
-    shown = messages([entry(3, "c"), entry(1, "a"), entry(2, "b")], limit=2)
-    assert ids(shown) == ["b", "c"]
-    assert (shown[0].session_id, shown[0].user_prompt) == ("holiday", "prompt of b")
-    assert (shown[0].model_response, shown[0].model) == ("response of b", "demo")
-
-
-def test_a_message_that_was_logged_twice_is_shown_once_where_it_was_first() -> None:
-    assert ids(messages([entry(1, "a"), entry(2, "b"), entry(3, "a")], limit=9)) == ["a", "b"]
-
-
-def test_one_request_id_in_two_sessions_is_two_messages() -> None:
-    other = subjects.session_key("alice", "work")
-    assert ids(messages([entry(1, "a"), entry(2, "a", key=other)], limit=9)) == ["a", "a"]
-
-
-def test_the_time_shown_is_in_utc_and_milliseconds_as_mongodb_has_it() -> None:
-    said = exchange("a")
-    shown = messages([Entry(1, KEY, NOW, said)], limit=1)[0].timestamp
-    assert shown == said.answered_at.replace(
-        microsecond=said.answered_at.microsecond // 1000 * 1000
-    )
-
-
-def test_messages_fit_one_nats_message() -> None:
-    shown = messages([entry(n, f"r{n}", "ä" * 100_000) for n in range(1, 9)], limit=8)
-    assert ids(shown) == ["r5", "r6", "r7", "r8"]
-    assert sum(len(encode(message)) for message in shown) < MAX_BYTES
-
-
-def test_one_message_is_shown_however_long_it_is() -> None:
-    assert isinstance(entry(1, "a").record, Exchange)
-    assert ids(messages([entry(1, "a", "x" * MAX_BYTES)], limit=1)) == ["a"]
 
 
 def test_a_time_that_is_none_in_utc_makes_a_record_unreadable() -> None:

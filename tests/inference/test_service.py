@@ -350,7 +350,7 @@ async def test_a_cancel_in_the_queue_ends_it_before_it_has_a_slot(slow: Worker) 
         await asyncio.sleep(0.01)
     await slow.bus.publish(subjects.cancel(subjects.OPEN_TENANT, "r2"), Empty())
     *_, done = await second
-    assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("cancelled", "none")
+    assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("cancelled", "log")
     await slow.bus.publish(subjects.cancel(subjects.OPEN_TENANT, "r1"), Empty())
     await first
     assert (await slow.context("b")).turns == ()

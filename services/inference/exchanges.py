@@ -1,0 +1,34 @@
+"""What is kept of a call once it has ended, however it did. No I/O."""
+
+from datetime import UTC, datetime
+
+from services.contract import subjects
+from services.contract.history import Exchange
+from services.contract.messages import ModelInfo, Origin
+from services.inference.calls import Call
+from services.inference.engine.engine import Finished
+
+
+def of(call: Call, origin: Origin, finished: Finished, model: ModelInfo) -> Exchange:
+    return Exchange(
+        previous=origin.applied_seq,
+        request_id=call.request_id,
+        attempt=subjects.attempt_of_reply(call.reply),
+        retry_of=call.request.retry_of,
+        epoch=origin.epoch,
+        prompt=call.request.prompt,
+        response=call.text,
+        asked_at=origin.asked_at,
+        answered_at=datetime.now(UTC),
+        finish_reason=finished.reason,
+        model=model,
+        sampling=call.sampling,
+        usage=finished.usage,
+        timings=finished.timings,
+    )
+
+
+def unfinished(call: Call) -> Finished:
+    """As far as it was when it failed."""
+    assert call.sequence is not None
+    return Finished("failed", call.sequence.usage, call.sequence.timings)

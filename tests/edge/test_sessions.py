@@ -1,0 +1,272 @@
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+from msgspec import UNSET, Struct
+from msgspec.structs import replace
+
+from services.contract import subjects
+from services.contract.codec import decode
+from services.contract.errors import ServiceError
+from services.contract.history import (
+    DeleteRequest,
+    DescribeRequest,
+    Description,
+    Exchange,
+    ExportPage,
+    ExportRequest,
+    ImportRequest,
+    Messages,
+    MessagesRequest,
+    Session,
+    SessionPage,
+    SessionsRequest,
+)
+from services.contract.messages import Empty
+from services.runtime.bus import Bus
+from tests.edge.conftest import edge_on
+from tests.edge.test_errors import error_of
+from tests.edge.test_routes import MESSAGE
+from tests.history.samples import exchange
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+SESSION = Session("s 1", "Holidays", None, 2, NOW)
+LINE = b'{"prompt":"p","response":"r"}'
+STRANGE = "ä/b ?%2F#"
+STRANGE_PATH = "%C3%A4%2Fb%20%3F%252F%23"
+
+
+@asynccontextmanager
+async def answering(
+    nats_url: str, subject: str, kind: type[Struct], *answers: Struct | Exception
+) -> AsyncIterator[list[Any]]:
+    """A history that gives these answers, the last one for ever, and what it was asked."""
+    asked: list[Any] = []
+
+    async def handle(at: str, request: Struct) -> Struct:
+        asked.append(request)
+        answer = answers[min(len(asked), len(answers)) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async with Bus.connect(nats_url, "scripted history") as bus:
+        await bus.serve("history", "scripted", [bus.endpoint("it", subject, kind, handle)])
+        yield asked
+
+
+async def test_sessions_are_listed_a_page_at_a_time(http: httpx.AsyncClient, nats_url: str) -> None:
+    page = SessionPage((SESSION,), "17-4")
+    async with answering(nats_url, subjects.HISTORY_SESSIONS_ANY, SessionsRequest, page) as asked:
+        answer = await http.get("/sessions")
+        await http.get("/sessions", params={"limit": 3, "before": "17-4"})
+    assert answer.json() == {
+        "sessions": [
+            {
+                "id": "s 1",
+                "title": "Holidays",
+                "system_prompt": None,
+                "exchanges": 2,
+                "last_activity": "2026-01-02T03:04:05Z",
+            }
+        ],
+        "next": "17-4",
+    }
+    assert asked == [SessionsRequest(20, None), SessionsRequest(3, "17-4")]
+
+
+async def test_the_messages_of_a_session_are_newest_first(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    page = Messages((MESSAGE, replace(MESSAGE, id="m2")), "9-1")
+    async with answering(nats_url, subjects.HISTORY_MESSAGES_ANY, MessagesRequest, page) as asked:
+        answer = await http.get(f"/sessions/{STRANGE_PATH}/messages?limit=2&before=5-5")
+    assert [message["id"] for message in answer.json()["messages"]] == ["m2", "m1"]
+    assert answer.json()["next"] == "9-1"
+    assert asked == [MessagesRequest(2, STRANGE, "5-5")]
+
+
+async def test_a_session_is_described(http: httpx.AsyncClient, nats_url: str) -> None:
+    async with answering(
+        nats_url, subjects.HISTORY_DESCRIBE_ANY, DescribeRequest, SESSION
+    ) as asked:
+        answer = await http.patch("/sessions/s%201", json={"title": "Holidays"})
+        await http.patch("/sessions/s", json={"title": None, "system_prompt": ""})
+    assert (answer.status_code, answer.json()["title"]) == (200, "Holidays")
+    assert asked == [
+        DescribeRequest("s 1", Description("Holidays", UNSET)),
+        DescribeRequest("s", Description(None, "")),
+    ]
+
+
+async def test_a_session_is_erased(http: httpx.AsyncClient, nats_url: str) -> None:
+    async with answering(nats_url, subjects.HISTORY_DELETE_ANY, DeleteRequest, Empty()) as asked:
+        answer = await http.delete(f"/sessions/{STRANGE_PATH}")
+    assert (answer.status_code, answer.json()["status"]) == (200, "success")
+    assert asked == [DeleteRequest(STRANGE)]
+
+
+async def test_a_session_is_exported_as_json_lines(http: httpx.AsyncClient, nats_url: str) -> None:
+    pages = ExportPage((exchange("a"), exchange("b")), "1-2"), ExportPage((exchange("c"),))
+    async with answering(nats_url, subjects.HISTORY_EXPORT_ANY, ExportRequest, *pages) as asked:
+        answer = await http.get("/sessions/s/export")
+    assert answer.headers["content-type"].startswith("application/jsonl")
+    lines = [decode(line, Exchange) for line in answer.content.splitlines()]
+    assert [line.request_id for line in lines] == ["a", "b", "c"]
+    assert asked == [ExportRequest("s"), ExportRequest("s", "1-2")]
+
+
+async def test_an_export_of_nothing_is_empty(http: httpx.AsyncClient, nats_url: str) -> None:
+    async with answering(nats_url, subjects.HISTORY_EXPORT_ANY, ExportRequest, ExportPage(())):
+        answer = await http.get("/sessions/s/export")
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+async def test_an_export_that_fails_in_the_middle_is_broken_off(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    lost = ServiceError("history_unavailable", "Gone.")
+    pages = ExportPage((exchange("a"),), "1-2"), lost
+    async with answering(nats_url, subjects.HISTORY_EXPORT_ANY, ExportRequest, *pages):
+        with pytest.raises(httpx.RemoteProtocolError):
+            await http.get("/sessions/s/export")
+
+
+async def test_what_was_exported_is_imported(http: httpx.AsyncClient, nats_url: str) -> None:
+    body = json.dumps({"prompt": "p", "response": "r", "request_id": "r1", "type": "exchange"})
+    async with answering(nats_url, subjects.HISTORY_IMPORT_ANY, ImportRequest, Empty()) as asked:
+        answer = await http.post("/sessions/s%201/messages", content=f"\n{body}\n{body}\n\n")
+    assert answer.json() == {"status": "success", "imported": 2}
+    (request,) = asked
+    assert request.session_id == "s 1"
+    assert [said.request_id for said in request.exchanges] == ["r1", "r1"]
+
+
+async def test_a_line_without_an_id_has_the_same_one_each_time(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    async with answering(nats_url, subjects.HISTORY_IMPORT_ANY, ImportRequest, Empty()) as asked:
+        for _ in range(2):
+            await http.post("/sessions/s/messages", content=LINE + b"\n" + LINE)
+    assert asked[0] == asked[1]
+    first, second = asked[0].exchanges
+    assert first.request_id != second.request_id and subjects.is_id(first.request_id)
+
+
+async def test_a_long_import_is_sent_in_parts_in_order(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    lines = [json.dumps({"prompt": f"{n}", "response": "x" * 100_000}) for n in range(10)]
+    async with answering(nats_url, subjects.HISTORY_IMPORT_ANY, ImportRequest, Empty()) as asked:
+        answer = await http.post("/sessions/s/messages", content="\n".join(lines))
+    assert answer.json()["imported"] == 10 and len(asked) > 1
+    prompts = [said.prompt for request in asked for said in request.exchanges]
+    assert prompts == [str(n) for n in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "param"),
+    [
+        ("GET", "/sessions?limit=0", b"", "limit"),
+        ("GET", "/sessions?limit=x", b"", "limit"),
+        ("GET", "/sessions?before=", b"", "before"),
+        ("GET", "/sessions?before=1", b"", "before"),
+        ("GET", "/sessions?before=1-" + "9" * 19, b"", "before"),
+        ("GET", "/sessions/s/messages?before=next", b"", "before"),
+        ("GET", "/sessions/s/messages?limit=1001", b"", "limit"),
+        ("GET", "/messages?before=x", b"", "before"),
+        ("GET", "/sessions/" + "x" * 129 + "/messages", b"", "session_id"),
+        ("GET", "/sessions/" + "x" * 129 + "/export", b"", "session_id"),
+        ("GET", "/sessions/s/export?after=%00", b"", "after"),
+        ("GET", "/sessions/%FF/messages", b"", None),
+        ("DELETE", "/sessions/" + "x" * 129, b"", "session_id"),
+        ("DELETE", "/sessions/%FF", b"", None),
+        ("PATCH", "/sessions/" + "x" * 129, b'{"title":"t"}', "session_id"),
+        ("PATCH", "/sessions/s", b"", None),
+        ("PATCH", "/sessions/s", b"{}", None),
+        ("PATCH", "/sessions/s", b"[]", None),
+        ("PATCH", "/sessions/s", b'{"title":""}', "title"),
+        ("PATCH", "/sessions/s", b'{"title":7}', "title"),
+        ("PATCH", "/sessions/s", b'{"titel":"t"}', "titel"),
+        ("PATCH", "/sessions/s", b'{"title":"' + b"x" * 201 + b'"}', "title"),
+        (
+            "PATCH",
+            "/sessions/s",
+            b'{"system_prompt":"' + b"x" * 16_385 + b'"}',
+            "system_prompt",
+        ),
+        ("POST", "/sessions/s/messages", b" \n", None),
+        ("POST", "/sessions/s/messages", LINE + b"\nhello", None),
+        ("POST", "/sessions/s/messages", b'{"prompt":"p"}', "response"),
+        ("POST", "/sessions/s/messages", b'{"prompt":"","response":"r"}', "prompt"),
+        (
+            "POST",
+            "/sessions/s/messages",
+            b'{"prompt":"p","response":"r","request_id":"a.b"}',
+            "request_id",
+        ),
+        (
+            "POST",
+            "/sessions/s/messages",
+            b'{"prompt":"p","response":"r","answered_at":"yesterday"}',
+            "answered_at",
+        ),
+        ("POST", "/sessions/" + "x" * 129 + "/messages", LINE, "session_id"),
+    ],
+    ids=lambda value: None if value is None else str(value)[:40],
+)
+async def test_bad_input_is_a_400_that_says_what_is_wrong(
+    http: httpx.AsyncClient, method: str, path: str, body: bytes, param: str | None
+) -> None:
+    answer = await http.request(method, path, content=body)
+    error = error_of(answer)
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_request", param)
+
+
+async def test_a_bad_line_is_told_by_its_number(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/sessions/s/messages", content=LINE + b"\n\n{}")
+    assert (error_of(answer)["message"] or "").startswith("Line 3: ")
+
+
+@pytest.mark.parametrize(
+    "line", [{"prompt": "x" * 65_537, "response": "r"}, {"prompt": "p", "response": "é" * 131_073}]
+)
+async def test_an_exchange_that_is_too_long_to_import_is_a_413(
+    http: httpx.AsyncClient, line: dict[str, str]
+) -> None:
+    answer = await http.post("/sessions/s/messages", content=json.dumps(line))
+    assert (answer.status_code, error_of(answer)["code"]) == (413, "payload_too_large")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/sessions", b""),
+        ("GET", "/sessions/s/messages", b""),
+        ("GET", "/sessions/s/export", b""),
+        ("PATCH", "/sessions/s", b'{"title":"t"}'),
+        ("DELETE", "/sessions/s", b""),
+        ("POST", "/sessions/s/messages", LINE),
+    ],
+)
+async def test_without_history_it_is_a_503_and_without_a_key_a_401(
+    http: httpx.AsyncClient, bus: Bus, method: str, path: str, body: bytes
+) -> None:
+    answer = await http.request(method, path, content=body)
+    assert answer.status_code == 503 and answer.headers["retry-after"]
+    assert error_of(answer)["code"] == "history_unavailable"
+    async with edge_on(bus, keys="acme:s3cret") as locked:
+        answer = await locked.request(method, path, content=body)
+        assert (answer.status_code, error_of(answer)["code"]) == (401, "unauthorized")
+
+
+async def test_a_key_sees_its_own_sessions(bus: Bus, nats_url: str) -> None:
+    async with edge_on(bus, keys="acme:s3cret") as http:
+        subject = subjects.history_sessions("acme")
+        async with answering(nats_url, subject, SessionsRequest, SessionPage(())):
+            answer = await http.get("/sessions", headers={"X-API-Key": "s3cret"})
+    assert answer.json() == {"sessions": [], "next": None}

@@ -1,0 +1,130 @@
+from datetime import UTC, datetime, timedelta
+
+from msgspec.structs import replace
+
+from services.contract import subjects
+from services.contract.codec import encode
+from services.contract.history import Exchange, Message, Session
+from services.history import pages
+from services.history.context import Snapshot
+from services.history.entry import MAX_BYTES, Entry, Place
+from services.history.pages import Listed
+from tests.history.samples import exchange, ids
+
+NOW = datetime(2026, 1, 1, microsecond=123000, tzinfo=UTC)
+KEY = subjects.session_key("alice", "holiday")
+
+
+def entry(
+    seq: int,
+    request_id: str,
+    response: str | None = None,
+    key: str = KEY,
+    retry_of: str | None = None,
+) -> Entry:
+    said = replace(exchange(request_id, 0, response), retry_of=retry_of)
+    return Entry(seq, key, NOW + timedelta(seconds=seq), said)
+
+
+def shown_of(entries: list[Entry], limit: int) -> tuple[Message, ...]:
+    return pages.messages(entries, limit).messages
+
+
+def test_messages_are_the_last_ones_oldest_first() -> None:
+    shown = shown_of([entry(3, "c"), entry(1, "a"), entry(2, "b")], limit=2)
+    assert ids(shown) == ["b", "c"]
+    assert (shown[0].session_id, shown[0].user_prompt) == ("holiday", "prompt of b")
+    assert (shown[0].model_response, shown[0].model) == ("response of b", "demo")
+
+
+def test_a_message_that_was_logged_twice_is_shown_once_where_it_was_first() -> None:
+    assert ids(shown_of([entry(1, "a"), entry(2, "b"), entry(3, "a")], limit=9)) == ["a", "b"]
+
+
+def test_one_request_id_in_two_sessions_is_two_messages() -> None:
+    other = subjects.session_key("alice", "work")
+    assert ids(shown_of([entry(1, "a"), entry(2, "a", key=other)], limit=9)) == ["a", "a"]
+
+
+def test_the_time_shown_is_in_utc_and_milliseconds_as_mongodb_has_it() -> None:
+    said = exchange("a")
+    shown = shown_of([Entry(1, KEY, NOW, said)], limit=1)[0].timestamp
+    assert shown == said.answered_at.replace(
+        microsecond=said.answered_at.microsecond // 1000 * 1000
+    )
+
+
+def test_messages_fit_one_nats_message() -> None:
+    shown = shown_of([entry(n, f"r{n}", "ä" * 100_000) for n in range(1, 9)], limit=8)
+    assert ids(shown) == ["r5", "r6", "r7", "r8"]
+    assert sum(len(encode(message)) for message in shown) < MAX_BYTES
+
+
+def test_one_message_is_shown_however_long_it_is() -> None:
+    assert isinstance(entry(1, "a").record, Exchange)
+    assert ids(shown_of([entry(1, "a", "x" * MAX_BYTES)], limit=1)) == ["a"]
+
+
+def test_pages_of_messages_walk_back_without_a_gap() -> None:
+    entries = [entry(n, f"r{n}") for n in range(1, 6)]
+    page = pages.messages(entries, limit=2)
+    found = [ids(page.messages)]
+    while page.next:
+        page = pages.messages(entries, 2, Place.parse(page.next))
+        found.append(ids(page.messages))
+    assert found == [["r4", "r5"], ["r2", "r3"], ["r1"]]
+
+
+def test_a_page_that_was_too_long_goes_on_where_it_ended() -> None:
+    entries = [entry(n, f"r{n}", "ä" * 200_000) for n in range(1, 4)]
+    page = pages.messages(entries, limit=3)
+    assert ids(page.messages) == ["r2", "r3"] and page.next
+    assert ids(pages.messages(entries, 3, Place.parse(page.next)).messages) == ["r1"]
+
+
+def test_an_exchange_that_was_retried_is_marked_also_by_the_page_before() -> None:
+    entries = [entry(1, "a"), entry(2, "b"), entry(3, "c", retry_of="b")]
+    assert [m.retried for m in shown_of(entries, 9)] == [False, True, False]
+    (first,) = pages.messages(entries, 1, entries[2].place).messages
+    assert (first.id, first.retried) == ("b", True)
+
+
+def test_pages_of_an_export_go_forward_with_whole_exchanges() -> None:
+    entries = [entry(n, f"r{n}") for n in (3, 1, 2)]
+    page = pages.exchanges(entries, 2, None)
+    assert [said.request_id for said in page.exchanges] == ["r1", "r2"] and page.next
+    page = pages.exchanges(entries, 2, Place.parse(page.next))
+    assert [said.request_id for said in page.exchanges] == ["r3"] and page.next is None
+
+
+def test_a_place_comes_back_from_its_cursor() -> None:
+    assert Place.parse(Place(NOW, 7).cursor) == Place(NOW, 7)
+
+
+def snapshot(seq: int, title: str | None = None) -> Snapshot:
+    return Snapshot(applied_seq=seq, active_at=NOW, opening="what was asked", title=title)
+
+
+def listed(seq: int, revision: int) -> Listed:
+    found = pages.listed(subjects.session_key("alice", f"s{seq}"), snapshot(seq), revision)
+    assert found is not None
+    return found
+
+
+def test_a_session_is_listed_by_its_title_or_by_its_first_prompt() -> None:
+    for title in (None, "Holidays"):
+        found = pages.listed(KEY, snapshot(7, title), 3)
+        assert found is not None
+        title = title or "what was asked"
+        assert found.session == Session("holiday", title, None, 0, NOW)
+
+
+def test_a_session_that_was_erased_or_never_was_is_not_listed() -> None:
+    assert pages.listed(KEY, Snapshot(erased=9, epoch=9, applied_seq=9), 3) is None
+
+
+def test_sessions_that_were_saved_together_are_in_the_order_of_their_records() -> None:
+    page = pages.sessions([listed(5, 30), listed(8, 29), listed(2, 28)], limit=2)
+    assert [session.id for session in page.sessions] == ["s8", "s5"]
+    assert page.next is not None and Place.parse(page.next).seq == 29
+    assert pages.sessions([listed(2, 28)], limit=2).next is None

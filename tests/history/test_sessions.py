@@ -1,0 +1,287 @@
+"""Sessions over the bus, on a real nats-server and a real mongod."""
+
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+from msgspec.structs import replace
+
+from services.contract import subjects
+from services.contract.errors import ServiceError
+from services.contract.history import Exchange, Imported
+from services.history.entry import in_milliseconds
+from services.runtime.bus import Bus
+from services.runtime.streams import Stream
+from tests.history.samples import (
+    append,
+    append_many,
+    archived,
+    bring_in,
+    clear,
+    connected,
+    context,
+    describe,
+    erase,
+    exchange,
+    export,
+    history,
+    ids,
+    message_page,
+    messages,
+    sessions,
+    until,
+)
+
+NOTHING_ASKED = {"title": None, "system_prompt": None}
+
+
+@pytest.fixture(params=[False, True], ids=["log alone", "archived"])
+async def is_archived(
+    request: pytest.FixtureRequest, nats_url: str, mongodb_uri: str, bus: Bus
+) -> AsyncIterator[bool]:
+    """With a history that has no MongoDB, or one that has."""
+    with_mongodb: bool = request.param
+    async with history(nats_url, mongodb_uri if with_mongodb else ""):
+        if with_mongodb:
+            await connected(bus)
+        yield with_mongodb
+
+
+@pytest.fixture
+def tenant() -> str:
+    return uuid4().hex
+
+
+async def settled(bus: Bus, is_archived: bool) -> None:
+    if is_archived:
+        await archived(bus)
+
+
+async def listed(bus: Bus, tenant: str, limit: int = 20) -> list[str]:
+    """All pages of the list of sessions."""
+    page = await sessions(bus, tenant, limit)
+    found = [session.id for session in page.sessions]
+    while page.next:
+        page = await sessions(bus, tenant, limit, page.next)
+        assert len(page.sessions) <= limit
+        found += [session.id for session in page.sessions]
+    return found
+
+
+async def test_pages_of_a_session_walk_back_to_its_beginning(
+    is_archived: bool, bus: Bus, session_id: str
+) -> None:
+    asked = await append_many(bus, session_id, 25)
+    await append_many(bus, f"{session_id} other", 5)
+    await settled(bus, is_archived)
+    asked += [f"new{n}" for n in range(3)]  # that the archive may not have yet
+    for request_id in asked[-3:]:
+        await append(bus, session_id, exchange(request_id))
+    page = await message_page(bus, session_id, 10)
+    found = ids(page.messages)
+    while page.next:
+        page = await message_page(bus, session_id, 10, page.next)
+        found = ids(page.messages) + found
+    assert found == asked
+
+
+async def test_a_cursor_that_stands_behind_an_erasure_shows_nothing(
+    is_archived: bool, bus: Bus, session_id: str
+) -> None:
+    await append_many(bus, session_id, 6)
+    await settled(bus, is_archived)
+    page = await message_page(bus, session_id, 3)
+    await erase(bus, session_id)
+    await append(bus, session_id, exchange("new"))
+    assert (await message_page(bus, session_id, 3, page.next)).messages == ()
+    assert ids((await message_page(bus, session_id, 3)).messages) == ["new"]
+
+
+async def test_an_exchange_that_was_retried_stays_and_is_marked(
+    is_archived: bool, bus: Bus, session_id: str
+) -> None:
+    await append(bus, session_id, exchange("a"))
+    await append(bus, session_id, exchange("b"))
+    await settled(bus, is_archived)
+    await append(bus, session_id, replace(exchange("c"), retry_of="b"))
+    await settled(bus, is_archived)
+    assert ids(await context(bus, session_id)) == ["a", "c"]
+    marks = {message.id: message.retried for message in await messages(bus, session_id)}
+    assert marks == {"a": False, "b": True, "c": False}
+    page = await message_page(bus, session_id, 1)
+    (retried,) = (await message_page(bus, session_id, 1, page.next)).messages
+    assert (retried.id, retried.retried) == ("b", True)
+
+
+async def test_sessions_are_listed_last_active_first(
+    is_archived: bool, bus: Bus, tenant: str
+) -> None:
+    for n in range(25):
+        await append(bus, f"s{n}", exchange(f"r{n}"), tenant)
+        await append(bus, f"s{n}", exchange(f"r{n}"), f"{tenant}x")
+    await append(bus, "s3", exchange("again"), tenant)
+    expected = ["s3", *(f"s{n}" for n in reversed(range(25)) if n != 3)]
+    for limit in (7, 25, 1000):
+        assert await listed(bus, tenant, limit) == expected
+
+
+async def test_a_list_of_sessions_is_never_behind_an_answer(
+    nats_url: str, bus: Bus, tenant: str
+) -> None:
+    async with history(nats_url), history(nats_url):
+        for n in range(60):
+            await append(bus, f"s{n % 7}", exchange(f"r{n}"), tenant)
+            (first, *_) = (await sessions(bus, tenant, 3)).sessions
+            assert (first.id, first.exchanges) == (f"s{n % 7}", n // 7 + 1)
+
+
+async def test_a_session_is_listed_with_what_is_known_of_it(
+    is_archived: bool, bus: Bus, tenant: str
+) -> None:
+    first = replace(exchange("a"), prompt="What is \n  the " + "x" * 80)
+    await append(bus, "s", first, tenant)
+    await append(bus, "s", exchange("b"), tenant)
+    (session,) = (await sessions(bus, tenant)).sessions
+    assert (session.id, session.title, session.exchanges) == ("s", "What is the " + "x" * 48, 2)
+    assert session.system_prompt is None
+    record = await Stream(bus, subjects.HISTORY_STREAM).last(
+        subjects.log(subjects.session_key(tenant, "s"))
+    )
+    assert record is not None and abs((record.time - session.last_activity).total_seconds()) < 0.01
+
+
+async def test_a_session_gets_a_title_and_a_system_prompt_and_loses_them_again(
+    is_archived: bool, bus: Bus, tenant: str
+) -> None:
+    await append(bus, "s", exchange("a"), tenant)
+    await describe(bus, "s", tenant, title="Holidays")
+    session = await describe(bus, "s", tenant, system_prompt="Be brief.")
+    assert (session.title, session.system_prompt) == ("Holidays", "Be brief.")
+    assert (await context(bus, "s", tenant)).system_prompt == "Be brief."
+    await clear(bus, "s", tenant)
+    session = await describe(bus, "s", tenant, title=None)
+    assert (session.title, session.system_prompt) == ("prompt of a", "Be brief.")
+    assert (await sessions(bus, tenant)).sessions == (session,)
+    await describe(bus, "s", tenant, **NOTHING_ASKED)
+    assert (await context(bus, "s", tenant)).system_prompt is None
+
+
+async def test_a_session_can_be_described_before_anything_is_said(
+    is_archived: bool, bus: Bus, tenant: str
+) -> None:
+    await describe(bus, "s", tenant, system_prompt="")
+    assert (await context(bus, "s", tenant)).system_prompt == ""
+    (session,) = (await sessions(bus, tenant)).sessions
+    assert (session.title, session.exchanges) == ("", 0)
+
+
+async def test_an_erased_session_is_not_listed_until_it_begins_again(
+    is_archived: bool, bus: Bus, tenant: str
+) -> None:
+    await append(bus, "s", exchange("a"), tenant)
+    await describe(bus, "s", tenant, title="t", system_prompt="p")
+    await append(bus, "other", exchange("a"), tenant)
+    await erase(bus, "s", tenant)
+    assert await listed(bus, tenant) == ["other"]
+    await append(bus, "s", exchange("new", epoch=(await context(bus, "s", tenant)).epoch), tenant)
+    (session, _) = (await sessions(bus, tenant)).sessions
+    assert (session.id, session.title, session.exchanges) == ("s", "prompt of new", 1)
+    assert session.system_prompt is None
+
+
+async def test_whole_exchanges_are_exported_oldest_first(
+    is_archived: bool, bus: Bus, session_id: str
+) -> None:
+    asked = await append_many(bus, session_id, 210)
+    await settled(bus, is_archived)
+    await append(bus, session_id, exchange("new"))
+    page = await export(bus, session_id)
+    found = list(page.exchanges)
+    while page.next:
+        page = await export(bus, session_id, page.next)
+        found += page.exchanges
+    assert [said.request_id for said in found] == [*asked, "new"]
+    assert all(isinstance(said, Exchange) and said.model and said.model.digest for said in found)
+    assert (await export(bus, f"{session_id} that never was")).exchanges == ()
+
+
+async def test_what_was_erased_is_not_exported(
+    is_archived: bool, bus: Bus, session_id: str
+) -> None:
+    await append_many(bus, session_id, 3)
+    await settled(bus, is_archived)
+    await erase(bus, session_id)
+    await append(bus, session_id, exchange("new"))
+    exported = (await export(bus, session_id)).exchanges
+    assert [said.request_id for said in exported] == ["new"]
+
+
+async def test_what_was_exported_can_be_imported(
+    is_archived: bool, bus: Bus, session_id: str
+) -> None:
+    await append_many(bus, session_id, 3)
+    exported = (await export(bus, session_id)).exchanges
+    taken = [Imported(request_id=e.request_id, prompt=e.prompt, response=e.response,
+                      asked_at=e.asked_at, answered_at=e.answered_at, model=e.model,
+                      sampling=e.sampling, usage=e.usage, timings=e.timings)
+             for e in exported]  # fmt: skip
+    copy = f"{session_id} copy"
+    for _ in range(2):  # a repeat changes nothing
+        await bring_in(bus, copy, taken)
+    await settled(bus, is_archived)
+    assert ids(await context(bus, copy)) == [e.request_id for e in exported]
+    again = (await export(bus, copy)).exchanges
+    assert [(e.prompt, e.response, e.usage, e.sampling, e.model) for e in again] == [
+        (e.prompt, e.response, e.usage, e.sampling, e.model) for e in exported
+    ]
+    assert [in_milliseconds(e.answered_at) for e in again] == [
+        in_milliseconds(e.answered_at) for e in exported
+    ]
+    await erase(bus, copy)
+    await bring_in(bus, copy, taken)
+    assert ids(await context(bus, copy)) == [e.request_id for e in exported]
+
+
+async def test_of_what_is_imported_only_prompt_and_response_must_be_known(
+    is_archived: bool, bus: Bus, session_id: str
+) -> None:
+    await bring_in(bus, session_id, [Imported(request_id="a", prompt="p", response="r")])
+    await settled(bus, is_archived)
+    (message,) = await messages(bus, session_id)
+    assert (message.id, message.user_prompt, message.model_response) == ("a", "p", "r")
+    assert message.model == ""
+
+
+async def test_a_cursor_that_is_none_is_a_bad_request(is_archived: bool, bus: Bus) -> None:
+    for call in (
+        sessions(bus, "t", before="x"),
+        message_page(bus, "s", before="1-"),
+        export(bus, "s", after="-1-1"),
+    ):
+        with pytest.raises(ServiceError, match=r"\$\.(before|after)") as raised:
+            await call
+        assert raised.value.code == "invalid_request"
+
+
+async def test_an_erasure_that_a_process_did_not_live_to_end_is_ended_by_another(
+    nats_url: str, bus: Bus, session_id: str
+) -> None:
+    key = subjects.session_key("alice", session_id)
+    async with history(nats_url):
+        await append_many(bus, session_id, 3)
+        await context(bus, session_id)
+    erased = await Stream(bus, subjects.HISTORY_STREAM).append(
+        subjects.log(key),
+        b'{"type":"erased","v":1,"previous":0,"erased_at":"2026-01-01T00:00:00Z"}',
+        uuid4().hex,
+        (await Stream(bus, subjects.HISTORY_STREAM).last(subjects.log(key))).seq,  # type: ignore[union-attr]
+    )
+    async with history(nats_url):
+
+        async def is_gone() -> bool:
+            first = await Stream(bus, subjects.HISTORY_STREAM).next(subjects.log(key), 1)
+            value = await Stream(bus, "KV_sessions").last(f"$KV.{subjects.SESSIONS_BUCKET}.{key}")
+            assert first is not None and value is not None
+            return first.seq == erased and b"prompt of" not in value.data
+
+        await until(is_gone)

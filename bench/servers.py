@@ -38,7 +38,7 @@ def whole_stack(model: Path, **settings: str) -> Iterator[Stack]:
     }
     with (
         tempfile.TemporaryDirectory() as folder,
-        stack(Path(folder), NO_MONGO, slow=False, **(ours | settings)) as up,
+        stack(Path(folder), NO_MONGO, False, None, **(ours | settings)) as up,
     ):
         yield up
 

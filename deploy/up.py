@@ -20,6 +20,7 @@ from services.runtime import logs
 from services.runtime.settings import BadSetting, load
 
 DATA = Path(".data")
+NATS_CONFIG = Path("deploy/nats.conf")
 SERVICES = ("history", "inference", "edge")  # in the order of starting; ended the other way round
 RESTART_AFTER = 1.0  # seconds
 END_DEADLINE = 35.0  # seconds; a service drains for at most 30
@@ -154,7 +155,8 @@ def _nats_server(port: int) -> Child:
     if subprocess.run(["deploy/setup.sh", "nats"]).returncode:
         raise BadSetting("There is no nats-server to start.")
     store = DATA / "jetstream"
-    command = [_nats_binary(), "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(store)]
+    command = [_nats_binary(), "-c", str(NATS_CONFIG), "-a", "127.0.0.1", "-p", str(port)]
+    command += ["-js", "-sd", str(store)]
     return Child("nats-server", command, dict(os.environ), DATA / "nats.log")
 
 

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +71,11 @@ class Server:
         assert self._process is not None
         self._process.send_signal(how)
 
+    @property
+    def has_died(self) -> bool:
+        assert self._process is not None
+        return self._process.poll() is not None
+
     def _is_up(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
@@ -78,9 +83,11 @@ class Server:
         return accepts(self.port)
 
 
-def nats_server(folder: Path) -> Server:
+def nats_server(folder: Path, store: Path | None = None, within: Sequence[str] = ()) -> Server:
+    """`within`: the words of a command that runs another one, somewhere."""
     port = free_port()
-    command = [_nats_binary(), "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(folder)]
+    command = [*within, _nats_binary(), "-c", str(ROOT / "deploy/nats.conf"), "-a", "127.0.0.1"]
+    command += ["-p", str(port), "-js", "-sd", str(store or folder)]
     return Server("nats-server", command, port, folder / "nats.log")
 
 

@@ -13,7 +13,7 @@ from services.runtime.streams import StreamUnavailable
 
 TRIM_ABOVE = 0.5  # as a share of the log's limit
 CHUNK = 500  # records dropped at once
-INTERVAL = 1.0  # seconds
+INTERVAL = 0.2  # seconds; what is said meanwhile must fit what a full log keeps free
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from services.contract.errors import ServiceError
 from services.contract.history import Context, ContextRequest, Exchange
 from services.contract.messages import Stored
 from services.runtime.bus import Bus, NoResponders
-from services.runtime.streams import Conflict, Stream, StreamUnavailable
+from services.runtime.streams import Conflict, NoRoom, Stream, StreamUnavailable
 
 # seconds given to each: a process that died or froze is replaced by another
 TRIES = (0.3, 0.6, 1.2, 2.4)
@@ -27,12 +27,15 @@ class Sessions:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._log = Stream(bus, subjects.HISTORY_STREAM)
+        self._without_room: set[str] = set()  # requests whose exchange NATS has no room for now
 
     async def context(self, tenant: str, session_id: str, is_answered: bool = False) -> Context:
         """
-        Raises ServiceError(history_unavailable): a session is never answered as if it were
-        new.
+        Raises ServiceError: `history_unavailable`, as a session is never answered as if it were
+        new; `history_full`, where another answer could not be stored either.
         """
+        if self._without_room and not is_answered:
+            raise _full()
         subject = subjects.history_context(tenant)
         request = ContextRequest(session_id, is_answered)
         for timeout in TRIES:
@@ -70,11 +73,15 @@ class Sessions:
                             return "none"
                         exchange = replace(exchange, previous=previous)
                     except (StreamUnavailable, ServiceError) as error:
+                        if isinstance(error, NoRoom):
+                            self._without_room.add(exchange.request_id)
                         # a server that restarts is back in a moment
                         log.warning("the log does not take the exchange: %s; trying again", error)
                         await asyncio.sleep(RETRY_INTERVAL)
         except TimeoutError:
             log.error("the log did not take the exchange: no time left")
+        finally:
+            self._without_room.discard(exchange.request_id)
         return "failed"
 
     async def _try(self, key: str, exchange: Exchange) -> bool:
@@ -95,3 +102,12 @@ class Sessions:
     async def _last(self, key: str) -> int:
         stored = await self._log.last(subjects.log(key))
         return stored.seq if stored else 0
+
+
+def _full() -> ServiceError:
+    return ServiceError(
+        "history_full",
+        "NATS has no room for what is being said: its disk is full, or max_file_store reached. Make"
+        " room, then try again.",
+        retry_after=5,
+    )

@@ -52,8 +52,10 @@ def plain_environment() -> dict[str, str]:
 class Stack:
     """`slow`: the model takes its time over each token."""
 
-    def __init__(self, folder: Path, mongodb_uri: str, slow: bool, **settings: str) -> None:
-        self.nats = nats_server(folder)
+    def __init__(
+        self, folder: Path, mongodb_uri: str, slow: bool, nats: Server, **settings: str
+    ) -> None:
+        self.nats = nats
         port = free_port()
         environ = plain_environment() | {
             "NATS_URL": f"nats://127.0.0.1:{self.nats.port}",
@@ -129,10 +131,14 @@ class Stack:
 
 @contextmanager
 def stack(
-    folder: Path, mongodb_uri: str = NO_MONGO, slow: bool = False, **settings: str
+    folder: Path,
+    mongodb_uri: str = NO_MONGO,
+    slow: bool = False,
+    nats: Server | None = None,
+    **settings: str,
 ) -> Iterator[Stack]:
     """All processes up and ready; killed at the end, whatever the test left of them."""
-    made = Stack(folder, mongodb_uri, slow, **settings)
+    made = Stack(folder, mongodb_uri, slow, nats or nats_server(folder), **settings)
     with ExitStack() as cleanup:
         cleanup.callback(made.http.close)
         for part in made.parts:

@@ -15,7 +15,7 @@ from services.contract.messages import Empty
 from services.runtime.bus import Bus, NoResponders
 from tests.e2e.stack import Process, Stack
 from tests.faults import ledger
-from tests.faults.load import PATIENCE, Load, ask
+from tests.faults.load import PATIENCE, Load, Told, ask
 from tests.servers import Server, wait_for
 
 
@@ -51,19 +51,8 @@ class Arena:
 
     def erase_doomed(self, load: Load) -> None:
         """After one more exchange, which may still wait to be archived."""
-        asyncio.run(self._ask_and_erase(load.doomed))
-
-    async def _ask_and_erase(self, session: str) -> None:
-        async with httpx.AsyncClient(base_url=self.up.http.base_url, timeout=PATIENCE) as http:
-            await ask(http, session, "hello")
-        subject = subjects.history_delete(subjects.OPEN_TENANT)
-        async with Bus.connect(f"nats://127.0.0.1:{self.up.nats.port}", "arena") as bus:
-            while True:
-                with suppress(TimeoutError, NoResponders, ServiceError):
-                    await bus.request(subject, DeleteRequest(session), Empty, timeout=7)
-                    return
-                subject = subjects.retry(subjects.history_delete(subjects.OPEN_TENANT))
-                await asyncio.sleep(0.1)
+        one(self.up, load.doomed)
+        asyncio.run(erase(self.up, load.doomed))
 
     def check(self, load: Load) -> None:
         """See `ledger.check`; all that were asked were answered, and what was erased is gone."""
@@ -82,3 +71,25 @@ class Arena:
             yield second
         finally:
             second.stop()
+
+
+async def erase(up: Stack, session: str) -> None:
+    """As the edge does it; again until it is done."""
+    subject = subjects.history_delete(subjects.OPEN_TENANT)
+    async with Bus.connect(f"nats://127.0.0.1:{up.nats.port}", "arena") as bus:
+        while True:
+            with suppress(TimeoutError, NoResponders, ServiceError):
+                await bus.request(subject, DeleteRequest(session), Empty, timeout=7)
+                return
+            subject = subjects.retry(subjects.history_delete(subjects.OPEN_TENANT))
+            await asyncio.sleep(0.1)
+
+
+def one(up: Stack, session: str, prompt: str = "hello") -> Told:
+    """One turn."""
+
+    async def asked() -> Told:
+        async with httpx.AsyncClient(base_url=up.http.base_url, timeout=PATIENCE) as http:
+            return await ask(http, session, prompt)
+
+    return asyncio.run(asked())

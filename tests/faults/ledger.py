@@ -25,10 +25,9 @@ def check(up: Stack, mongodb_uri: str, acknowledged: Ids) -> int:
     Every exchange that was acknowledged is in the log, in its session's order; and context and
     MongoDB have what the log has, each exchange once. How many there are.
     """
-    wait_for(lambda: up.status()["database_connected"], "MongoDB")
-    wait_for(lambda: up.status()["history"]["unarchived"] == 0, "the archive", 60)
+    wait_for_archive(up)
     sessions = list(acknowledged)
-    logged, shown = asyncio.run(_logged_and_shown(up, sessions))
+    logged, shown = logged_and_shown(up, sessions)
     archived = in_mongodb(mongodb_uri, sessions)
     for session, expected in acknowledged.items():
         found = logged[session]
@@ -41,14 +40,25 @@ def check(up: Stack, mongodb_uri: str, acknowledged: Ids) -> int:
     return sum(map(len, logged.values()))
 
 
-async def _logged_and_shown(up: Stack, sessions: list[str]) -> tuple[Ids, Ids]:
-    async with Bus.connect(f"nats://127.0.0.1:{up.nats.port}", "ledger") as bus:
-        shown = {session: await in_context(bus, session) for session in sessions}
-        return await in_log(bus, sessions), shown
+def logged_and_shown(up: Stack, sessions: list[str]) -> tuple[Ids, Ids]:
+    """What the log has, and the contexts."""
+
+    async def read_both() -> tuple[Ids, Ids]:
+        async with Bus.connect(f"nats://127.0.0.1:{up.nats.port}", "ledger") as bus:
+            shown = {session: await _in_context(bus, session) for session in sessions}
+            return await _in_log(bus, sessions), shown
+
+    return asyncio.run(read_both())
+
+
+def wait_for_archive(up: Stack) -> None:
+    wait_for(lambda: up.status()["database_connected"], "MongoDB")
+    wait_for(lambda: up.status()["history"]["unarchived"] == 0, "the archive", 60)
 
 
 def check_erased(up: Stack, mongodb_uri: str, session: str) -> None:
-    logged, shown = asyncio.run(_logged_and_shown(up, [session]))
+    wait_for_archive(up)
+    logged, shown = logged_and_shown(up, [session])
     there = logged[session], shown[session], in_mongodb(mongodb_uri, [session])[session]
     assert there == ([], [], []), f"{session}: log, context, MongoDB have {there}"
 
@@ -64,7 +74,7 @@ def in_mongodb(uri: str, sessions: list[str]) -> Ids:
         return found
 
 
-async def in_log(bus: Bus, sessions: list[str]) -> Ids:
+async def _in_log(bus: Bus, sessions: list[str]) -> Ids:
     stream, seq = Stream(bus, subjects.HISTORY_STREAM), 1
     found: Ids = {_key(session): [] for session in sessions}
     while stored := await stream.next(subjects.HISTORY_LOG, seq):
@@ -75,7 +85,7 @@ async def in_log(bus: Bus, sessions: list[str]) -> Ids:
     return {session: found[_key(session)] for session in sessions}
 
 
-async def in_context(bus: Bus, session: str) -> list[str]:
+async def _in_context(bus: Bus, session: str) -> list[str]:
     subject = subjects.history_context(subjects.OPEN_TENANT)
     context = await bus.request(subject, ContextRequest(session), Context, timeout=5)
     return [turn.request_id for turn in context.turns]

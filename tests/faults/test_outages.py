@@ -9,7 +9,7 @@ import httpx
 
 from tests.e2e.stack import stack
 from tests.faults import ledger
-from tests.faults.arena import Arena, Size
+from tests.faults.arena import Arena, Size, one
 from tests.faults.load import Load, Told, ask
 from tests.servers import mongod, running
 
@@ -59,16 +59,11 @@ def test_one_of_two_history_processes_is_frozen(arena: Arena) -> None:
 def test_a_frozen_history_process_costs_one_retry(arena: Arena) -> None:
     with arena.second_history() as second:
         second.signal(signal.SIGSTOP)
-        answers = [asyncio.run(one(arena, f"retry {n}")) for n in range(8)]
+        answers = [one(arena.up, f"retry {n}") for n in range(8)]
         second.signal(signal.SIGCONT)
     assert all(told.is_acknowledged for told in answers)
     slow = [told.seconds for told in answers if told.seconds >= RETRY]
     assert slow and max(slow) < 2 * RETRY, slow
-
-
-async def one(arena: Arena, session: str) -> Told:
-    async with httpx.AsyncClient(base_url=arena.up.http.base_url) as http:
-        return await ask(http, session, "hello")
 
 
 def test_the_nats_server_is_killed_and_comes_back_on_its_store(arena: Arena) -> None:

@@ -1,0 +1,63 @@
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from nats.js import api
+
+from services.contract import subjects
+from services.contract.errors import ServiceError
+from services.inference import sessions
+from services.inference.sessions import Sessions
+from services.runtime.bus import Bus
+from services.runtime.streams import Stream
+from tests.history.samples import exchange, url_of
+from tests.servers import Server, nats_server, running
+
+KEY = subjects.session_key("alice", "s")
+SMALL = 1024
+
+
+@pytest.fixture
+async def full(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bus]:
+    """NATS with a log that takes no exchange."""
+    server: Server
+    with running(nats_server(tmp_path_factory.mktemp("nats"))) as server:
+        async with Bus.connect(url_of(server), "test") as bus:
+            stream = Stream(bus, subjects.HISTORY_STREAM)
+            await stream.ensure(subjects.HISTORY_LOG, SMALL, 0)
+            await stream.refuse_when_full()
+            yield bus
+
+
+async def give_room(bus: Bus) -> None:
+    config: api.StreamConfig = (await bus.jetstream.stream_info(subjects.HISTORY_STREAM)).config
+    config.max_bytes = SMALL * SMALL
+    await bus.jetstream.update_stream(config)
+
+
+def is_wanted() -> bool:
+    return True
+
+
+async def test_while_the_log_has_no_room_no_other_answer_is_begun(full: Bus) -> None:
+    asked = Sessions(full)
+    said = exchange("a", response="x" * SMALL)
+    appending = asyncio.create_task(asked.append(KEY, said, is_wanted))
+    await asyncio.sleep(0.1)
+    with pytest.raises(ServiceError, match="max_file_store") as refused:
+        await asked.context("alice", "other")
+    assert (refused.value.code, refused.value.retry_after) == ("history_full", 5)
+    await give_room(full)
+    assert await appending == "log"
+    with pytest.raises(ServiceError) as unanswered:  # nobody serves here
+        await asked.context("alice", "other")
+    assert unanswered.value.code == "history_unavailable"
+
+
+async def test_an_exchange_that_finds_no_room_in_time_is_told_as_failed(
+    full: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "APPEND_DEADLINE", 0.5)
+    asked = Sessions(full)
+    said = exchange("a", response="x" * SMALL)
+    assert await asked.append(KEY, said, is_wanted) == "failed"

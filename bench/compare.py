@@ -7,7 +7,7 @@ same model, sampler chain and two threads. bench/results/README.md says what is 
 
 import argparse
 
-from bench import burst, gaps, history, memory, prefix, report, rotation, share, turns
+from bench import burst, failover, gaps, history, memory, prefix, report, rotation, share, turns
 from bench.models import SHAPES, TYPES, make
 from bench.pairs import Plan, tell
 
@@ -21,6 +21,7 @@ LOADS = {
     "share": share.run,
     "memory": memory.run,
     "history": history.run,
+    "failover": failover.run,
 }
 
 

@@ -31,11 +31,11 @@ class Recording:
 
     def __init__(self, request: ChatRequest, worker_id: str, reply: str) -> None:
         self._request = replace(request, resume=None)
-        self._room = max(LEAST_IN_ONE, MOST_IN_ONE - len(encode(self._request)))
+        self.bytes = len(encode(self._request))
+        self._room = max(LEAST_IN_ONE, MOST_IN_ONE - self.bytes)
         self._worker_id = worker_id
         self._reply = reply
         self._events: list[StreamEvent] = []
-        self.bytes = 0
         if (resume := request.resume) and resume.text:  # who comes later needs the beginning too
             self.add(Token(0, resume.text, resume.ids))
 

@@ -108,8 +108,8 @@ class ChatService:
 
     async def start(self) -> None:
         self._engine.start()
-        self._tickers = [asyncio.create_task(self._keep_alive())]
-        self._tickers.append(asyncio.create_task(self._contact.keep()))
+        works = (self._keep_alive(), self._contact.keep())
+        self._tickers = [asyncio.create_task(work) for work in works]
         await self._bus.subscribe(subjects.CANCEL_ANY, self._cancel)
         await self._readers.open()
         await self._reception.open(f"answers chat requests with {self._model.info.name}")

@@ -23,6 +23,9 @@ class Heard:
         self.address = address
         self.text = text
         self.end: dict[str, Any] = {}
+        self.start_the_clock()
+
+    def start_the_clock(self) -> None:
         self.longest_gap = 0.0  # seconds between two tokens
         self._last = time.monotonic()
 
@@ -70,7 +73,7 @@ class Pair:
         wait_for(lambda: len(busy()) == 1, "the report of who answers")
         return self.workers[busy()[0]]
 
-    def ask(self, session: str, disturb: Callable[[], None] = lambda: None, **more: Any) -> Heard:
+    def ask(self, session: str, disturb: Callable[[Heard], object] = id, **more: Any) -> Heard:
         """`disturb` is done in the middle of the answer."""
         disturbed = False
         body = GREEDY | {"prompt": "count to 50", "session_id": session} | more
@@ -81,7 +84,8 @@ class Pair:
                 heard.take(event_id, event)
                 if len(heard.text) >= AFTER and not disturbed:
                     disturbed = True
-                    disturb()
+                    disturb(heard)
+                    heard.start_the_clock()
         return heard
 
     def _ready(self) -> set[str]:

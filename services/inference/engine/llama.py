@@ -233,7 +233,7 @@ class Llama:
         # Each sequence its own cells: in a unified cache each step would look at all of them, which
         # costs up to 40 % (docs/architecture.md).
         params.kv_unified = False
-        params.flash_attn_type = _attention()
+        params.flash_attn_type = self._attention()
         params.swa_full = True  # so that a sequence can be cut anywhere
         params.no_perf = True
         context = llama_cpp.llama_init_from_model(self._model, params)
@@ -244,16 +244,19 @@ class Llama:
             )
         return llama_cpp.llama_context_p(context)
 
-
-def _attention() -> int:
-    """
-    Flash attention on a GPU alone. On a CPU it computes a token by one of three ways, by how many
-    stand in the batch and in the cache, and logits differ by a tenth between them: an answer would
-    hang on how its prompt was read, and on who runs beside it.
-    """
-    if llama_cpp.llama_supports_gpu_offload():
+    def _attention(self) -> int:
+        """
+        Without flash attention a CPU computes a token's logits the same to the last bit, whatever
+        else is in the batch and in the cache, if each query head has a key head of its own. Where
+        several share one it does not, and then flash attention is the faster way.
+        """
+        heads, key_heads = (
+            llama_cpp.llama_model_n_head(self._model),
+            llama_cpp.llama_model_n_head_kv(self._model),
+        )
+        if heads == key_heads and not llama_cpp.llama_supports_gpu_offload():
+            return llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         return llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
-    return llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
 
 
 def _bytes(state: npt.NDArray[np.uint8]) -> ctypes.Array[ctypes.c_uint8]:

@@ -2,6 +2,8 @@
 
 import hashlib
 
+import msgspec
+
 from services.contract import subjects
 from services.contract.conversation import ChatMessage
 from services.contract.errors import ServiceError
@@ -27,11 +29,32 @@ def route(tenant: str, request: ChatRequest) -> str:
     """
     if request.session_id:
         return subjects.session_key(tenant, request.session_id)
-    beginning = str(request.text)[:ROUTED_BY]
-    if request.messages:
-        asked = next((i for i, m in enumerate(request.messages) if m.role == "user"), 0)
-        beginning = "".join(m.text for m in request.messages[: asked + 1])
-    return f"{tenant}.{hashlib.sha256(beginning.encode()).hexdigest()}"
+    return f"{tenant}.{_digest(_beginning(request))}"
+
+
+def conversation(tenant: str, request: ChatRequest) -> str:
+    """
+    Whose tokens are kept for a next turn. Where a caller keeps a conversation, its beginning tells
+    it, beside the session: a request for the chat's title is another one. Empty: nobody's, as
+    nothing says that it is more than a single question.
+    """
+    if not is_stateless(request):
+        return subjects.session_key(tenant, request.session_id)
+    goes_on = any(message.role == "assistant" for message in request.messages or ())
+    if not goes_on and not request.session_id:
+        return ""
+    return f"{tenant}.={_digest(request.session_id, _beginning(request))}"  # no session has a `=`
+
+
+def _beginning(request: ChatRequest) -> str:
+    if not request.messages:
+        return str(request.text)[:ROUTED_BY]
+    asked = next((i for i, m in enumerate(request.messages) if m.role == "user"), 0)
+    return "".join(message.text for message in request.messages[: asked + 1])
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def size(request: ChatRequest) -> int:
@@ -41,7 +64,8 @@ def size(request: ChatRequest) -> int:
     if request.text is not None:
         return len(request.text.encode()) if isinstance(request.text, str) else len(request.text)
     if request.messages is not None:
-        return sum(len(text.encode()) for m in request.messages for text in _texts(m))
+        tools = len(msgspec.json.encode(request.tools)) if request.tools else 0
+        return tools + sum(len(text.encode()) for m in request.messages for text in _texts(m))
     return len(request.prompt.encode())
 
 

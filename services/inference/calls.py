@@ -82,9 +82,6 @@ class Call:
 
     @property
     def session_key(self) -> str:
-        """Empty where it is nobody's."""
-        if not self.request.session_id:
-            return ""
         return subjects.session_key(self.tenant, self.request.session_id)
 
     @property

@@ -2,6 +2,7 @@
 
 from msgspec.structs import replace
 
+from services.contract import prompts
 from services.contract.errors import ServiceError
 from services.contract.history import Context
 from services.contract.messages import ChatRequest, Origin, Sampling
@@ -82,7 +83,7 @@ def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
         call.sampling,
         sampler,
         call.adapter,
-        call.session_key,
+        prompts.conversation(call.tenant, call.request),
         begun,
         received=call.received,
     )

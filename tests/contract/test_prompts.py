@@ -70,6 +70,8 @@ def test_what_it_can_not_be_asked_is_refused_with_a_reason(fields: str, what: st
         '"prompt":"' + "x" * 65_537 + '"',
         '"text":"' + "x" * 524_289 + '"',
         '"messages":[{"role":"user","content":"' + "ü" * 262_145 + '"}]',
+        f'"messages":[{SAID}],"tools":[{{"type":"function","function":{{"name":"f",'
+        '"description":"' + "x" * 524_289 + '"}}]',
     ],
 )
 def test_what_is_too_long_for_the_bus_is_refused(fields: str) -> None:
@@ -92,3 +94,17 @@ def test_a_conversation_of_nobody_s_meets_the_worker_that_read_its_beginning() -
     assert prompts.route("t", request(f'"text":"{long}","session_id":""')) == prompts.route(
         "t", request(f'"text":"{long}y","session_id":""')
     )
+
+
+def test_a_conversation_is_told_by_its_beginning_beside_its_session() -> None:
+    def of(*said: str, session: str = "") -> str:
+        roles = ("user", "assistant", "user")
+        messages = (f'{{"role":"{r}","content":"{t}"}}' for r, t in zip(roles, said, strict=False))
+        fields = f'"session_id":"{session}","messages":[{",".join(messages)}]'
+        return prompts.conversation("t", request(fields))
+
+    assert of("hi") == "" == prompts.conversation("t", request('"text":"hi","session_id":""'))
+    assert of("hi", "hello", "and?") == of("hi", "hello", "and?", session="") != ""
+    assert of("hi", session="s") == of("hi", "hello", "and?", session="s") != of("hi", "hello")
+    assert of("hi", session="s") != of("a title, please", session="s")
+    assert prompts.conversation("t", request('"prompt":"hi","session_id":"s"')) == "t.cw"

@@ -11,6 +11,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam, ParsedFunctionToolCall
 from pydantic import BaseModel
 
+from bench import servers
 from tests.e2e.stack import Stack, stack
 from tests.servers import wait_for
 
@@ -223,6 +224,49 @@ def test_bad_input_is_refused(client: openai.OpenAI, more: dict[str, Any], code:
     with pytest.raises(openai.APIStatusError) as error:
         client.chat.completions.create(model="demo", messages=HI, extra_body=more)
     assert error.value.code == code and 400 <= error.value.status_code < 500
+
+
+def test_a_grammar_holds_and_a_bad_one_is_refused(client: openai.OpenAI) -> None:
+    got = client.chat.completions.create(
+        model="demo", messages=HI, extra_body={"grammar": 'root ::= "a"{5,5}'}
+    )
+    assert got.choices[0].message.content == "aaaaa"
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(
+            model="demo", messages=HI, extra_body={"grammar": "root ::= this is (not GBNF"}
+        )
+    assert error.value.param == "grammar"
+
+
+def test_a_token_that_is_banned_is_not_said(up: Stack, client: openai.OpenAI) -> None:
+    def say(bias: dict[str, int]) -> list[int]:
+        got = client.chat.completions.create(
+            model="demo", messages=HI, temperature=0, logit_bias=bias, max_tokens=20
+        )
+        content = got.choices[0].message.content
+        tokens: list[int] = up.http.post("/v1/tokenize", json={"content": content}).json()["tokens"]
+        return tokens
+
+    banned = say({})
+    assert not set(say(dict.fromkeys(map(str, banned), -100))) & set(banned)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_conversation_that_is_too_long_is_refused_with_the_numbers(
+    client: openai.OpenAI, stream: bool
+) -> None:
+    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello " * 3000}]
+    with pytest.raises(openai.BadRequestError, match=r"\d{4} tokens.* 2048 tokens") as error:
+        client.chat.completions.create(model="demo", messages=messages, stream=stream)
+    assert error.value.code == "context_length_exceeded"
+
+
+async def test_the_benchmarks_can_ask_it_as_a_peer(up: Stack) -> None:
+    peer = servers.peer(str(up.http.base_url).rstrip("/"))
+    first = await peer.ask("s", "hello there", 20)
+    second = await peer.ask("s", "how are you?", 20)
+    assert first.pieces and first.completion_tokens > 0
+    assert second.cached_tokens >= first.prompt_tokens
 
 
 def test_the_models_are_listed(client: openai.OpenAI) -> None:

@@ -38,6 +38,7 @@ PARTS = (
     'data: {"id": "cmpl-1", "object": "text_completion", "choices": [{"index": 0, "text":'
     ' " upon"}]}\n\ndata: [DONE]\n\n'
 )
+JSON, JSONL = "application/json", "application/jsonl"
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
@@ -49,6 +50,8 @@ class Described(NamedTuple):
     query: type[Struct] | None = None
     answers: Any = None
     streams: str = ""
+    body_media: str = JSON
+    answer_media: str = JSON
 
 
 DESCRIBED = {
@@ -59,9 +62,9 @@ DESCRIBED = {
     ("GET", "/sessions"): Described(query=SessionsRequest),
     ("GET", "/sessions/{session_id}/messages"): Described(query=MessagesRequest),
     ("PATCH", "/sessions/{session_id}"): Described(DescriptionBody, {"title": "Holidays"}),
-    ("GET", "/sessions/{session_id}/export"): Described(answers=Exchange),
+    ("GET", "/sessions/{session_id}/export"): Described(answers=Exchange, answer_media=JSONL),
     ("POST", "/sessions/{session_id}/messages"): Described(
-        Line, {"prompt": "Hello", "response": "Hi!"}
+        Line, {"prompt": "Hello", "response": "Hi!"}, body_media=JSONL
     ),
     ("POST", "/v1/chat/completions"): Described(
         ChatBody,
@@ -97,7 +100,7 @@ def describe(app: Litestar) -> None:
     schemas, components = msgspec.json.schema_components(
         [*bodies, *answers, ErrorBody], ref_template="#/components/schemas/{name}"
     )
-    error = OpenAPIResponse("What went wrong", content=_json(schemas[-1]))
+    error = OpenAPIResponse("What went wrong", content=_content(JSON, schemas[-1]))
     for place, body, answer in zip(places, schemas, schemas[len(places) :], strict=False):
         _complete(place, body, answer)
         assert place.operation.responses is not None
@@ -124,10 +127,14 @@ def _places(app: Litestar) -> "list[_Place]":
 def _complete(place: _Place, body: Any, answer: Any) -> None:
     operation, described = place.operation, place.described
     if described.body:
-        operation.request_body = RequestBody(_json(body, described.example), required=True)
+        operation.request_body = RequestBody(
+            _content(described.body_media, body, described.example), required=True
+        )
     if described.query:
         operation.parameters = [*(operation.parameters or ()), *_parameters(described.query)]
-    content = {} if described.streams and not described.answers else _json(answer)
+    content = {}
+    if described.answers or not described.streams:
+        content = _content(described.answer_media, answer)
     if described.streams:
         events = OpenAPIMediaType(example=described.streams)
         content["text/event-stream"] = events
@@ -142,5 +149,5 @@ def _parameters(query: type[Struct]) -> list[SpecParameter]:
     return [SpecParameter(name, "query", schema=schema) for name, schema in properties.items()]
 
 
-def _json(schema: Any, example: Any = None) -> dict[str, OpenAPIMediaType]:
-    return {"application/json": OpenAPIMediaType(schema=schema, example=example)}
+def _content(media: str, schema: Any, example: Any = None) -> dict[str, OpenAPIMediaType]:
+    return {media: OpenAPIMediaType(schema=schema, example=example)}

@@ -56,7 +56,7 @@ async def test_examples_are_what_they_are_examples_of(
         if described.body:
             msgspec.convert(described.example, described.body)
             body = operations(document)[method, path]["requestBody"]["content"]
-            assert body["application/json"]["example"] == described.example
+            assert body[described.body_media]["example"] == described.example
     async with scripted_worker(nats_url, HELLO):
         for path in ("/chat", "/v1/chat/completions", "/v1/completions"):
             answer = await http.post(path, json=DESCRIBED["POST", path].example)

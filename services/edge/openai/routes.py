@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from urllib.parse import unquote
 
 from litestar import get, post
 from litestar.params import FromPath
@@ -73,7 +74,7 @@ async def models(workers: TheWorkers, tenant: Tenant) -> Models:
 
 @get("/v1/models/{name:path}")
 async def model(name: FromPath[str], workers: TheWorkers, tenant: Tenant) -> Model:
-    name = name.removeprefix("/")
+    name = unquote(name.removeprefix("/"))
     if name not in workers.names():
         raise ServiceError("model_not_found", f"There is no model {name!r}.")
     return _model(workers, name)

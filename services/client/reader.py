@@ -40,6 +40,7 @@ ACK_TIMEOUT = 1.0  # that a worker has to take a request; it needs a millisecond
 JOIN_TIMEOUT = 0.5  # that the holder of an answer has to say so; it needs a millisecond
 PATIENCE = 10.0  # for another worker, or for NATS, to be there
 RETRY_INTERVAL = 0.3
+NO_TIME = 0.001  # for an answer whose deadline has passed: what was said is kept
 RETRY_AFTER = 1.0  # where the next try can meet another worker or a bus that is back
 
 MOST_LOSSES = 3  # of workers, for one answer
@@ -71,6 +72,7 @@ class Reader:
         self._reply = ""  # of the attempt that is read
         self._worker_id = ""
         self._heard_at = 0.0
+        self._begun = time.monotonic()
         self._losses = 0
         self._has_joined = False
         self._abandoning: asyncio.Task[None] | None = None
@@ -250,12 +252,21 @@ class Reader:
         if self._losses > MOST_LOSSES:
             raise _lost(f"{why} So did {MOST_LOSSES} others before.")
         try:
-            request = replace(self._request, resume=self._transcript.resume())
+            request = replace(
+                self._request, resume=self._transcript.resume(), timeout_s=self._time_left()
+            )
         except Mismatch:
             raise _lost(f"{why} No other can go on, as the prompt is too long.") from None
         if len(encode(request)) > MOST_BYTES:
             raise _lost(f"{why} No other can go on, as the conversation is too long.")
         return request
+
+    def _time_left(self) -> float | None:
+        """Of the time that the request gives its answer, whoever goes on with it."""
+        assert self._request is not None
+        if self._request.timeout_s is None:
+            return None
+        return max(self._request.timeout_s - (time.monotonic() - self._begun), NO_TIME)
 
     async def _drop(self, reply: str) -> None:
         """Said several times: a worker that is cut off may be back in a moment."""
@@ -282,7 +293,11 @@ def _lost(message: str) -> ServiceError:
 
 
 def _is_same(one: ChatRequest, other: ChatRequest) -> bool:
-    return replace(one, resume=None, grace_s=0) == replace(other, resume=None, grace_s=0)
+    def asked(request: ChatRequest) -> ChatRequest:
+        """Without what each attempt has of its own."""
+        return replace(request, resume=None, grace_s=0, timeout_s=None)
+
+    return asked(one) == asked(other)
 
 
 def _read(data: bytes) -> StreamEvent:

@@ -15,8 +15,9 @@ from services.contract.messages import Stored
 from services.runtime.bus import Bus, NoResponders
 from services.runtime.streams import Conflict, NoRoom, Stream, StreamUnavailable
 
-# seconds given to each: a process that died or froze is replaced by another
-TRIES = (0.3, 0.6, 1.2, 2.4)
+# seconds given to each: a process that died or froze is replaced by another, and a NATS cluster
+# that lost its leader has a new one
+TRIES = (0.3, 0.6, 1.2, 2.4, 4.8)
 APPEND_DEADLINE = 10.0  # seconds, of which a server that restarts takes a few
 RETRY_INTERVAL = 0.3  # seconds
 
@@ -38,6 +39,7 @@ class Sessions:
             raise _full()
         subject = subjects.history_context(tenant)
         request = ContextRequest(session_id, is_answered)
+        unavailable = _history_silent()
         for timeout in TRIES:
             try:
                 return await self._bus.request(subject, request, Context, timeout)
@@ -45,12 +47,12 @@ class Sessions:
                 await asyncio.sleep(timeout)
             except TimeoutError:
                 subject = subjects.retry(subjects.history_context(tenant))
-        raise ServiceError(
-            "history_unavailable",
-            "The history service does not answer, so the session can't be continued: start it, or"
-            " try again.",
-            retry_after=2,
-        )
+            except ServiceError as error:
+                if error.code != "history_unavailable":
+                    raise
+                unavailable = error
+                await asyncio.sleep(timeout)
+        raise unavailable
 
     async def append(self, key: str, exchange: Exchange, is_wanted: Callable[[], bool]) -> Stored:
         """
@@ -110,4 +112,13 @@ def _full() -> ServiceError:
         "NATS has no room for what is being said: its disk is full, or max_file_store reached. Make"
         " room, then try again.",
         retry_after=5,
+    )
+
+
+def _history_silent() -> ServiceError:
+    return ServiceError(
+        "history_unavailable",
+        "The history service does not answer, so the session can't be continued: start it, or"
+        " try again.",
+        retry_after=2,
     )

@@ -27,6 +27,9 @@ VERSION = "0.1.0"
 REQUEST_TIMEOUT = 2.0  # seconds
 JETSTREAM_TIMEOUT = 1.5  # less, so that who asked a service is still told why it can't answer
 ANSWER_TIMEOUT = 1  # second that a NATS server has to answer a ping
+# A server that is frozen or cut off is left for another of the cluster once so many pings, so many
+# seconds apart, were not answered.
+PING_INTERVAL, PINGS = 1, 3
 TASKS_DEADLINE = 5.0  # seconds that a closing bus waits for what it spawned
 
 RETRY_AFTER_HEADER = "Retry-After"  # seconds
@@ -109,6 +112,8 @@ class Bus:
             url.split(","),
             name=name,
             connect_timeout=2,
+            ping_interval=PING_INTERVAL,
+            max_outstanding_pings=PINGS,
             reconnect_time_wait=0.25,  # type: ignore[arg-type]  # whole seconds by annotation only
             max_reconnect_attempts=-1,
             error_cb=Complaints(url).hear,

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from services.client import reader
 from services.client.chat import ChatClient
@@ -100,6 +101,18 @@ async def test_another_goes_on_where_a_worker_died(bus: Bus, nats_url: str, unti
     ids = tuple(map(ord, STORY[:until]))
     assert request.resume == (Resume(ORIGIN, ids, STORY[:until]) if until else None)
     assert request.request_id == "r" and request.prompt == "hi"
+
+
+async def test_who_goes_on_has_only_the_time_that_is_left(bus: Bus, nats_url: str) -> None:
+    request = replace(REQUEST, timeout_s=30)
+    async with teller(nats_url, "w1", until=9) as dying:
+        reading = asyncio.create_task(read(bus, request))
+        await dying.said.wait()
+        async with teller(nats_url, "w2") as other:
+            await dying.die()
+            check_whole(await reading)
+    (resumed,) = other.requests
+    assert resumed.timeout_s and 25 < resumed.timeout_s < 30
 
 
 async def test_another_goes_on_where_a_worker_froze_and_its_attempt_is_dropped(

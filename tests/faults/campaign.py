@@ -47,6 +47,8 @@ class Result(NamedTuple):
         lines = [f"seed {self.seed}: {len(self.faults)} faults, {len(self.told)} answers"]
         lines += [f"  {kind}: {end}: {count}" for (kind, end), count in sorted(ends.items())]
         lines.append(f"  longest gap in one: median {median(gaps):.2f} s, most {max(gaps):.2f} s")
+        failed = [told for told in self.told if "error" in told.end]
+        lines += [f"  {told.kind} after {len(told.text)}: {told.end['error']}" for told in failed]
         lines.append(f"  went on elsewhere: {sum(told.resumes for told in self.told)} times")
         return "\n".join(lines)
 

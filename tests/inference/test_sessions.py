@@ -1,11 +1,13 @@
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from nats.js import api
 
 from services.contract import subjects
 from services.contract.errors import ServiceError
+from services.contract.history import Context, ContextRequest
 from services.inference import sessions
 from services.inference.sessions import Sessions
 from services.runtime.bus import Bus
@@ -15,6 +17,11 @@ from tests.servers import Server, nats_server, running
 
 KEY = subjects.session_key("alice", "s")
 SMALL = 1024
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "TRIES", (0.1, 0.1, 0.1))
 
 
 @pytest.fixture
@@ -39,7 +46,7 @@ def is_wanted() -> bool:
     return True
 
 
-async def test_while_the_log_has_no_room_no_other_answer_is_begun(full: Bus) -> None:
+async def test_while_the_log_has_no_room_no_other_answer_is_begun(full: Bus, quick: None) -> None:
     asked = Sessions(full)
     said = exchange("a", response="x" * SMALL)
     appending = asyncio.create_task(asked.append(KEY, said, is_wanted))
@@ -61,3 +68,32 @@ async def test_an_exchange_that_finds_no_room_in_time_is_told_as_failed(
     asked = Sessions(full)
     said = exchange("a", response="x" * SMALL)
     assert await asked.append(KEY, said, is_wanted) == "failed"
+
+
+class Stumbling:
+    """A history that can't read its log at first."""
+
+    def __init__(self, errors: list[ServiceError]) -> None:
+        self._errors = errors
+
+    async def context(self, subject: str, request: ContextRequest) -> Context:
+        if self._errors:
+            raise self._errors.pop(0)
+        return Context(epoch=7)
+
+
+@pytest.mark.parametrize(("code", "epoch"), [("history_unavailable", 7), ("history_full", None)])
+async def test_a_history_without_a_log_for_a_moment_is_asked_again(
+    tmp_path: Path, code: str, epoch: int | None, quick: None
+) -> None:
+    history = Stumbling([ServiceError(code, "no leader") for _ in range(2)])  # type: ignore[arg-type]
+    with running(nats_server(tmp_path)) as server:
+        async with Bus.connect(url_of(server), "test") as bus:
+            subject = subjects.history_context(subjects.OPEN_TENANT)
+            asked = bus.endpoint("context", subject, ContextRequest, history.context)
+            await bus.serve("history", "stumbles", [asked])
+            try:
+                found = await Sessions(bus).context(subjects.OPEN_TENANT, "s")
+                assert found.epoch == epoch
+            except ServiceError as error:
+                assert epoch is None and error.code == code

@@ -95,3 +95,18 @@ async def test_a_stream_gets_its_replicas_later_and_keeps_them(cluster: list[Ser
             await ensured(bus, asked)
             for name in ("TEST", "KV_test"):
                 assert (await bus.jetstream.stream_info(name)).config.num_replicas == there
+
+
+@pytest.mark.timeout(60)
+async def test_a_server_that_is_frozen_is_left_for_another(cluster: list[Server]) -> None:
+    async with Bus.connect(urls(cluster), "test") as bus:
+        url = bus._client.connected_url
+        assert url is not None
+        (frozen,) = [server for server in cluster if server.port == url.port]
+        frozen.signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(8):
+                while bus._client.connected_url == url or not await bus.answers():
+                    await asyncio.sleep(0.1)
+        finally:
+            frozen.signal(signal.SIGCONT)

@@ -25,7 +25,7 @@ from services.client.workers import Workers
 from services.contract import prompts, subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
-from services.contract.messages import Cancel, ChatRequest, Done, Failed, StreamEvent
+from services.contract.messages import Cancel, ChatRequest, Done, Failed, Replay, StreamEvent
 from services.runtime.bus import Bus, NoResponders
 
 
@@ -74,14 +74,13 @@ class ChatClient:
         """
         return self._read(request_id, Reader.join, is_cancelled=False, told=at)
 
-    async def is_answered(self, request_id: str) -> bool:
-        """Whether a worker gives this answer, or has given it, and not failed, a moment ago."""
+    async def holder(self, request_id: str) -> Replay | None:
+        """What the worker has of this answer that gives it, or gave it in the last minute."""
         subject = subjects.replay(self._tenant, request_id)
         try:
-            held = await replay(self._bus, subject, 0, JOIN_TIMEOUT)
+            return await replay(self._bus, subject, 0, JOIN_TIMEOUT)
         except (NoResponders, TimeoutError):
-            return False
-        return not any(isinstance(event, Failed) for event in held.events[-1:])
+            return None
 
     async def cancel(self, request_id: str) -> None:
         """Stops a request of this tenant, whoever asked it. One that has ended is left alone."""

@@ -3,19 +3,27 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Literal, NamedTuple
 
-from services.client.chat import ChatClient
+from services.client.chat import ChatClient, new_request_id
 from services.client.transcript import after
 from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.history import Exchange, ExchangeRequest
-from services.contract.messages import ChatRequest, Done, Failed, Prompt, StreamEvent, Token
-from services.edge.claims import Claims
+from services.contract.messages import Done, Failed, Prompt, StreamEvent, Token
+from services.edge.claims import Claims, name_of
 from services.edge.routes import ask_history
 from services.runtime.bus import Bus
 
 CLAIM_TIME = 2.0  # seconds after which who claimed a request should have found a worker for it
 LOOK_INTERVAL = 0.05  # seconds
+
+
+class Claimed(NamedTuple):
+    """`is_mine`: it is to be asked now; else it was, and can be joined."""
+
+    request_id: str
+    is_mine: bool
 
 
 class Answers:
@@ -44,34 +52,40 @@ class Answers:
             if untold := after(event, at):
                 yield untold
 
-    async def once(
-        self, claims: Claims, prompt: Prompt, asked: ChatRequest
-    ) -> AsyncGenerator[StreamEvent, None]:
+    async def once(self, claims: Claims, key: str, prompt: Prompt) -> Claimed:
         """
-        The answer to a request that may have been asked already, also this very moment at another
-        edge. One that failed is asked anew. Raises ServiceError(conflict) if it was another one.
+        Of a request that may have been asked already, also this very moment at another edge. One
+        that failed is asked anew. Raises ServiceError(conflict) if the key is another request's.
         """
-        request_id = str(asked.request_id)
-        if await claims.take(self._tenant, request_id, prompt):
-            return self._client.stream(asked)
+        name = name_of(self._tenant, key)
+        if await claims.take(self._tenant, name, prompt, request_id=name):
+            return Claimed(name, is_mine=True)
         while True:
-            held = await claims.held(self._tenant, request_id, prompt)
-            if await self._client.is_answered(request_id) or await self._is_stored(request_id):
-                return self.again(request_id, 0)
-            if held is None or held.age >= CLAIM_TIME:
-                revision = held.revision if held else 0
-                if await claims.take(self._tenant, request_id, prompt, revision):
-                    return self._client.stream(asked)
+            held = await claims.held(self._tenant, name, prompt)
+            request_id = held.request_id
+            found = await self._found(request_id)
+            if found == "whole":
+                return Claimed(request_id, is_mine=False)
+            if found == "failed":  # what is stored under its id stays
+                request_id = new_request_id()
+            if found == "failed" or held.age >= CLAIM_TIME:
+                if await claims.take(self._tenant, name, prompt, request_id, held.revision):
+                    return Claimed(request_id, is_mine=True)
             await asyncio.sleep(LOOK_INTERVAL)
 
-    async def _is_stored(self, request_id: str) -> bool:
+    async def _found(self, request_id: str) -> Literal["whole", "failed", "nothing"]:
+        """What there is of an answer; one that is being given is whole."""
+        held = await self._client.holder(request_id)
+        if held is not None:
+            failed = any(isinstance(event, Failed) for event in held.events)
+            return "failed" if failed else "whole"
         try:
             exchange = await self._stored(request_id)
         except ServiceError as error:
             if error.code != "not_found":
                 raise
-            return False
-        return exchange.finish_reason != "failed"
+            return "nothing"
+        return "failed" if exchange.finish_reason == "failed" else "whole"
 
     async def _stored(self, request_id: str) -> Exchange:
         subject = subjects.history_exchange(self._tenant)
@@ -89,4 +103,4 @@ def _told(exchange: Exchange) -> list[StreamEvent]:
     )
     if exchange.finish_reason == "failed":
         end = Failed("worker_lost", "The answer could not be finished; ask again.")
-    return [Token(0, exchange.response, ()), end]
+    return [Token(0, exchange.response, ()), end] if exchange.response else [end]

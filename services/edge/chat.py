@@ -14,7 +14,7 @@ from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, Prompt
 from services.edge.answers import Answers
-from services.edge.claims import Claims, request_id_of
+from services.edge.claims import Claims
 from services.edge.routes import AnyRequest, Tenant, TheBus, TheWorkers, check_bus
 from services.edge.sse import EventStream
 
@@ -44,14 +44,18 @@ async def chat(
     """With an `Idempotency-Key`, a repeat is given the answer that was or is being given."""
     prompt = read_prompt(await request.body())
     key = request.headers.get("idempotency-key")
-    request_id = request_id_of(tenant, key) if key else new_request_id()
-    log.info("chat %s", request_id)
-    asked = ChatRequest(**msgspec.structs.asdict(prompt), request_id=request_id, grace_s=GRACE)
     client = ChatClient(bus, tenant, workers)
+    answers = Answers(bus, tenant, client)
     if key:
-        events = await Answers(bus, tenant, client).once(claims, prompt, asked)
+        request_id, is_mine = await answers.once(claims, key, prompt)
     else:
-        events = client.stream(asked)
+        request_id, is_mine = new_request_id(), True
+    log.info("chat %s", request_id)
+    if is_mine:
+        fields = msgspec.structs.asdict(prompt)
+        events = client.stream(ChatRequest(**fields, request_id=request_id, grace_s=GRACE))
+    else:
+        events = answers.again(request_id, 0)
     return EventStream(events, request_id, workers.refusal)
 
 

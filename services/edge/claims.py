@@ -25,17 +25,14 @@ class Claim(Struct, frozen=True):
     """`body` is a digest of what is asked, `claimed_at` a time of the edge that asks it."""
 
     body: str
+    request_id: str
     claimed_at: float
 
 
 class Held(NamedTuple):
-    claim: Claim
+    request_id: str
+    age: float  # seconds; edges' clocks may differ
     revision: int
-
-    @property
-    def age(self) -> float:
-        """Seconds; edges' clocks may differ."""
-        return time.time() - self.claim.claimed_at
 
 
 class Claims:
@@ -43,34 +40,36 @@ class Claims:
         self._bucket = Bucket(bus, subjects.REQUESTS_BUCKET)
         self._is_ensured = False
 
-    async def take(self, tenant: str, request_id: str, prompt: Prompt, revision: int = 0) -> bool:
+    async def take(
+        self, tenant: str, name: str, prompt: Prompt, request_id: str, revision: int = 0
+    ) -> bool:
         """
         Whether it is this one's to ask it: nobody else has claimed it since `revision` (0: ever).
         """
-        claim = Claim(_digest(prompt), time.time())
+        claim = Claim(_digest(prompt), request_id, time.time())
         try:
             await self._ensure()
-            await self._bucket.put(f"{tenant}.{request_id}", encode(claim), revision)
+            await self._bucket.put(f"{tenant}.{name}", encode(claim), revision)
         except Conflict:
             return False
         except StreamUnavailable as error:
             raise self._unavailable(error) from error
         return True
 
-    async def held(self, tenant: str, request_id: str, prompt: Prompt) -> Held | None:
+    async def held(self, tenant: str, name: str, prompt: Prompt) -> Held:
         """Raises ServiceError(conflict) if it was claimed for something else."""
         try:
-            value = await self._bucket.get(f"{tenant}.{request_id}")
+            value = await self._bucket.get(f"{tenant}.{name}")
         except StreamUnavailable as error:
             raise self._unavailable(error) from error
-        if value is None:
-            return None
+        if value is None:  # it was there a moment ago
+            return Held(name, KEPT_FOR, 0)
         claim = decode(value.data, Claim)
         if claim.body != _digest(prompt):
             raise ServiceError(
                 "conflict", "The Idempotency-Key was used for another request: choose a new one."
             )
-        return Held(claim, value.revision)
+        return Held(claim.request_id, time.time() - claim.claimed_at, value.revision)
 
     async def _ensure(self) -> None:
         if not self._is_ensured:
@@ -83,8 +82,11 @@ class Claims:
         return ServiceError("bus_unavailable", message, 1)
 
 
-def request_id_of(tenant: str, key: str) -> str:
-    """Derived, so that every edge has the same. Raises ServiceError(invalid_request)."""
+def name_of(tenant: str, key: str) -> str:
+    """
+    Of the claim, and the id of its request, unless that failed. Raises
+    ServiceError(invalid_request).
+    """
     if not key.isprintable() or len(key) > MAX_KEY_LENGTH:
         raise ServiceError(
             "invalid_request",

@@ -96,7 +96,9 @@ class Teller:
         self.said.set()
         if self._until < len(STORY):
             if self._failing:
-                await self._bus.publish(reply, self._failing)
+                await self._say(recording, reply, self._failing)
+                if not recording.is_whole:
+                    del self._recordings[key]
             return
         usage = Usage(5, len(STORY), 0)
         done = Done("stop", usage, Timings(0, 0, 0), 0, "log", len(STORY))

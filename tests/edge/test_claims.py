@@ -11,7 +11,7 @@ from services.contract.history import Exchange
 from services.contract.messages import Failed, Sampling, Timings, Usage
 from services.edge import answers
 from services.edge.chat import read_prompt
-from services.edge.claims import Claims, request_id_of
+from services.edge.claims import Claims, name_of
 from services.runtime.bus import Bus
 from tests.client.tellers import STORY, teller
 from tests.edge.conftest import edge_on
@@ -80,6 +80,8 @@ async def test_one_that_failed_is_asked_anew(
         async with teller(nats_url, "w1", 5, Failed("internal", "It broke.")):
             failed = await http.post("/chat", json=JSON, headers=key)
             assert '"code":"internal"' in failed.text
+            again = await http.post("/chat", json=JSON, headers=key)
+            assert again.headers["content-location"] != failed.headers["content-location"]
         refused = await http.post("/chat", json=JSON, headers=key)
         assert refused.status_code == 503
         async with teller(nats_url, "w2"):
@@ -90,8 +92,8 @@ async def test_one_whose_edge_died_before_it_asked_is_asked_by_another(
     bus: Bus, nats_url: str, key: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answers, "CLAIM_TIME", 0.3)
-    request_id = request_id_of("_", key["Idempotency-Key"])
-    assert await Claims(bus).take("_", request_id, read_prompt(b'{"prompt":"hi"}'))
+    name = name_of("_", key["Idempotency-Key"])
+    assert await Claims(bus).take("_", name, read_prompt(b'{"prompt":"hi"}'), name)
     async with edge_on(bus) as http, history_of(bus, None), teller(nats_url) as worker:
         got = await asyncio.gather(*(http.post("/chat", json=JSON, headers=key) for _ in range(3)))
         assert [text_of(answer) for answer in got] == [STORY] * 3

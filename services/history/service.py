@@ -147,7 +147,7 @@ async def start(stack: AsyncExitStack, settings: HistorySettings) -> None:
         bus.spawn(log.ensure())
 
     bus.on_reconnect(ensure_again)
-    contexts, quota = Contexts(log, settings), Quota()
+    contexts, quota = Contexts(log, settings, bus.spawn), Quota()
     await stack.enter_async_context(Archiver(log, archive).running())
     await stack.enter_async_context(Saver(log, contexts).running())
     await stack.enter_async_context(Trimmer(log, contexts, quota).running())

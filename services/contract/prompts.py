@@ -1,18 +1,23 @@
 """What a request may be beyond its type: checked alike by the edge and by the worker."""
 
 import hashlib
+from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from services.contract import subjects
+from services.contract.codec import encode
 from services.contract.conversation import ChatMessage
 from services.contract.errors import ServiceError
-from services.contract.messages import ChatRequest, Prompt, TextFormat
+from services.contract.messages import ChatRequest, JsonSchemaFormat, Prompt, TextFormat
 
 MAX_BYTES = 64 * 1024
 """So that ten exchanges and a prompt fit NATS's message limit of 1 MiB."""
 MAX_CONVERSATION_BYTES = 512 * 1024
-"""Of text, which JSON can nearly double."""
+"""As JSON."""
+MAX_DEPTH = 64
+"""Of a schema, and of the arguments of a call."""
 ROUTED_BY = 1000
 """Characters of a plain text that a worker is chosen by."""
 
@@ -74,6 +79,8 @@ def check(prompt: Prompt) -> None:
     Raises ServiceError: payload_too_large for a long one, invalid_request for a blank one, or for
     fields that contradict each other.
     """
+    if isinstance(prompt.response_format, JsonSchemaFormat):
+        check_depth("response_format", prompt.response_format.json_schema.schema)
     if isinstance(prompt, ChatRequest) and is_stateless(prompt):
         _check_stateless(prompt)
     else:
@@ -82,6 +89,21 @@ def check(prompt: Prompt) -> None:
         raise ServiceError(
             "invalid_request",
             "Both grammar and response_format say what the answer must be: leave one of them out.",
+        )
+
+
+def check_depth(field: str, value: Any) -> None:
+    """
+    Raises ServiceError(invalid_request) for JSON that is nested deeper than those who follow it can
+    go.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        parts = [part for part in level if isinstance(part, dict | list)]
+        level = [x for part in parts for x in (part.values() if isinstance(part, dict) else part)]
+    if level:
+        raise ServiceError(
+            "invalid_request", f"The field `{field}` is nested deeper than {MAX_DEPTH} levels."
         )
 
 
@@ -103,7 +125,9 @@ def _check_stateless(request: ChatRequest) -> None:
     given = [name for name in ("prompt", "messages", "text") if getattr(request, name)]
     if len(given) != 1:
         raise ServiceError("invalid_request", f"Give one of prompt, messages and text: {given}.")
-    if (bytes_ := size(request)) > MAX_CONVERSATION_BYTES:
+    for tool in request.tools or ():
+        check_depth("tools", tool.function.parameters)
+    if (bytes_ := len(encode(replace(request, resume=None)))) > MAX_CONVERSATION_BYTES:
         raise ServiceError(
             "payload_too_large",
             f"The conversation has {bytes_:,} bytes, and {MAX_CONVERSATION_BYTES:,} is the most:"

@@ -70,6 +70,7 @@ def test_what_it_can_not_be_asked_is_refused_with_a_reason(fields: str, what: st
         '"prompt":"' + "x" * 65_537 + '"',
         '"text":"' + "x" * 524_289 + '"',
         '"messages":[{"role":"user","content":"' + "ü" * 262_145 + '"}]',
+        '"messages":[{"role":"user","content":"' + "\\u0001" * 90_000 + '"}]',
         f'"messages":[{SAID}],"tools":[{{"type":"function","function":{{"name":"f",'
         '"description":"' + "x" * 524_289 + '"}}]',
     ],
@@ -78,6 +79,17 @@ def test_what_is_too_long_for_the_bus_is_refused(fields: str) -> None:
     with pytest.raises(ServiceError, match="the most") as error:
         prompts.check(request(fields))
     assert error.value.code == "payload_too_large"
+
+
+@pytest.mark.parametrize("depth", [70, 300, *range(900, 1000, 7)])
+def test_what_is_nested_too_deep_to_be_followed_is_refused(depth: int) -> None:
+    deep = '{"a":' * depth + "1" + "}" * depth
+    tool = f'{{"type":"function","function":{{"name":"f","parameters":{deep}}}}}'
+    form = f'{{"type":"json_schema","json_schema":{{"name":"n","schema":{deep}}}}}'
+    for field in (f'"tools":[{tool}]', f'"response_format":{form}'):
+        with pytest.raises(ServiceError, match="deep|depth") as error:
+            prompts.check(request(f'"messages":[{SAID}],{field}'))
+        assert error.value.code == "invalid_request"
 
 
 def test_a_conversation_of_nobody_s_meets_the_worker_that_read_its_beginning() -> None:

@@ -80,7 +80,10 @@ class WholeResponse:
         self._completion = completion
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await while_present(receive, self._answer(send))
+        try:
+            await while_present(receive, self._answer(send))
+        except asyncio.CancelledError:  # by uvicorn, when a drain has lasted too long
+            raise _shutting_down() from None
 
     async def _answer(self, send: Send) -> None:
         completion = self._completion
@@ -121,7 +124,7 @@ class StreamedResponse:
         try:
             await while_present(receive, self._answer(send))
         except asyncio.CancelledError:  # by uvicorn, when a drain has lasted too long
-            await self._fail(send, ServiceError("shutting_down", "The server is restarting.", 1))
+            await self._fail(send, _shutting_down())
 
     async def _answer(self, send: Send) -> None:
         completion = self._completion
@@ -208,6 +211,10 @@ async def _together(streams: Sequence[Events]) -> AsyncGenerator[tuple[int, Stre
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+
+
+def _shutting_down() -> ServiceError:
+    return ServiceError("shutting_down", "The server is restarting; ask again.", 1)
 
 
 def _event(content: bytes) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from services.contract import prompts
 from services.contract.conversation import ChatMessage, NamedTool, Tool, ToolCall, ToolChoice
 from services.contract.errors import ServiceError
 from services.inference.engine import schema
@@ -164,8 +165,10 @@ def _call(call: ToolCall) -> Json:
 def _arguments(call: ToolCall) -> Json:
     """Raises ServiceError(invalid_request)."""
     try:
-        return msgspec.json.decode(call.function.arguments or "{}", type=Json)
-    except msgspec.DecodeError as error:
+        arguments = msgspec.json.decode(call.function.arguments or "{}", type=Json)
+        prompts.check_depth("messages", arguments)
+        return arguments
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ServiceError(
             "invalid_request",
             f"The arguments of the call {call.id!r} in `$.messages` are no JSON object: {error}.",

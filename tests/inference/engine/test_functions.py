@@ -201,10 +201,12 @@ def test_a_schema_may_refer_to_itself() -> None:
     assert not allows(grammar, form % '{"out": {}}')
 
 
-def test_arguments_that_are_no_json_object_are_refused() -> None:
-    call = ToolCall("1", FunctionCall("go", "[1"))
-    with pytest.raises(ServiceError, match="no JSON object"):
+@pytest.mark.parametrize("arguments", ["[1", "[]", '{"a":' * 70 + "1" + "}" * 70, "[" * 10_000])
+def test_arguments_that_are_no_json_object_are_refused(arguments: str) -> None:
+    call = ToolCall("1", FunctionCall("go", arguments))
+    with pytest.raises(ServiceError, match="no JSON object|nested deeper") as error:
         shown(QWEN, ASK, ChatMessage("assistant", tool_calls=(call,)))
+    assert error.value.code == "invalid_request"
 
 
 def test_a_grammar_of_a_call_can_be_sampled_with() -> None:

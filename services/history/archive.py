@@ -5,11 +5,8 @@ import logging
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
-from typing import Any
 from uuid import uuid4
 
-import bson
-import msgspec
 from motor.motor_asyncio import (
     AsyncIOMotorClient,
     AsyncIOMotorCollection,
@@ -25,9 +22,9 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
-from services.contract import subjects
-from services.contract.history import Exchange
-from services.history.entry import Entry, Place, Unreadable, archive_id
+from services.history import document
+from services.history.document import Document
+from services.history.entry import Entry, Place, Unreadable
 from services.runtime.settings import BadSetting
 
 SELECTION_TIMEOUT_MS = 2000  # in which a server must be found
@@ -46,7 +43,6 @@ IS_THERE = 11000  # another archiver was writing it at the same time
 REFUSED = (121, 10334)  # by a validator that somebody set; too large
 
 log = logging.getLogger(__name__)
-Document = dict[str, Any]
 Order = list[tuple[str, int]]
 
 
@@ -94,19 +90,19 @@ class Archive:
         entries, as unreadable where MongoDB refuses one for what it is. Raises ArchiveUnavailable:
         some may be written.
         """
-        kept = [entry for entry in entries if _is_kept(entry)]
+        kept = [entry for entry in entries if document.is_kept(entry)]
         if not kept:
             return list(entries)
         with self._as_unavailable():
             refused = await self._upsert_all(kept)
-            if marks := [mark for entry in kept if (mark := _mark(entry))]:
+            if marks := [mark for entry in kept if (mark := document.mark(entry))]:
                 await self._exchanges.bulk_write(marks, ordered=False)
             await self._take_back(entries)
         return [refused.get(entry.seq, entry) for entry in entries]
 
     async def _upsert_all(self, kept: list[Entry]) -> dict[int, Entry]:
         """Those that were refused, by their sequence."""
-        writes = [UpdateOne(*_upsert(_document(entry)), upsert=True) for entry in kept]
+        writes = [UpdateOne(*document.upsert(document.of(entry)), upsert=True) for entry in kept]
         try:
             await self._exchanges.bulk_write(writes, ordered=False)
         except BulkWriteError as error:
@@ -144,9 +140,9 @@ class Archive:
     async def set_aside(self, entry: Entry, why: str, data: bytes) -> None:
         """Keeps a record that can't be read as it came, and counts it."""
         where = {"seq": entry.seq, "logged_at": entry.logged_at}
-        document = {"_id": where, **where, "key": entry.key, "why": why, "data": data}
+        aside = {"_id": where, **where, "key": entry.key, "why": why, "data": data}
         with self._as_unavailable():
-            await self._unreadable.update_one(*_upsert(document), upsert=True)
+            await self._unreadable.update_one(*document.upsert(aside), upsert=True)
 
     async def last(
         self,
@@ -188,7 +184,7 @@ class Archive:
         except (PyMongoError, TimeoutError) as error:
             self._lost(error)
             raise ArchiveUnavailable(_short(error)) from error
-        return [_entry(document) for document in documents]
+        return [document.read(each) for each in documents]
 
     async def _keep_looking(self) -> None:
         while True:
@@ -303,57 +299,6 @@ def _short(error: Exception) -> str:
     return text[:300] or "no answer in time"  # a TimeoutError has no text
 
 
-def _is_kept(entry: Entry) -> bool:
-    return isinstance(entry.record, Exchange)
-
-
-def checked(entry: Entry) -> Entry:
-    """The entry, or an unreadable one where MongoDB could never take it: a number too large."""
-    if isinstance(entry.record, Exchange):
-        try:
-            bson.encode(_document(entry))
-        except (bson.errors.BSONError, OverflowError) as error:
-            return entry._replace(record=Unreadable(str(error)))
-    return entry
-
-
 def _refused(entry: Entry, problem: Document) -> tuple[int, Entry]:
     why = f"MongoDB refused it: {problem['errmsg']}"
     return entry.seq, entry._replace(record=Unreadable(why))
-
-
-def _mark(entry: Entry) -> UpdateOne | None:
-    """Of the exchange whose place this one takes: the archive keeps it, marked."""
-    if not isinstance(entry.record, Exchange) or not entry.record.retry_of:
-        return None
-    retried = archive_id(entry.key, entry.record.retry_of)
-    return UpdateOne({"_id": retried}, {"$set": {"retried_by": entry.record.request_id}})
-
-
-def _upsert(document: Document) -> tuple[Document, Document]:
-    """What is there stays, so that repeating a batch costs little."""
-    return {"_id": document["_id"]}, {"$setOnInsert": document}
-
-
-def _document(entry: Entry) -> Document:
-    assert isinstance(entry.record, Exchange)
-    tenant, session_id = subjects.session_of_key(entry.key)
-    exchange: Document = msgspec.to_builtins(entry.record, builtin_types=(datetime,))
-    return exchange | {
-        "_id": archive_id(entry.key, entry.record.request_id),
-        "key": entry.key,
-        "tenant": tenant,
-        "session_id": session_id,
-        "seq": entry.seq,
-        "logged_at": entry.logged_at,
-    }
-
-
-def _entry(document: Document) -> Entry:
-    record: Exchange | Unreadable
-    try:
-        record = msgspec.convert(document, Exchange)
-    except msgspec.ValidationError as error:
-        record = Unreadable(str(error))
-    is_retried = "retried_by" in document
-    return Entry(document["seq"], document["key"], document["logged_at"], record, is_retried)

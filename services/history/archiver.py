@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from services.contract.history import Erased
-from services.history.archive import Archive, ArchiveUnavailable, checked
+from services.history.archive import Archive, ArchiveUnavailable
+from services.history.document import checked
 from services.history.entry import Entry, Unreadable, read
 from services.history.log import Log
 from services.runtime.streams import Pending, StreamUnavailable

@@ -3,6 +3,7 @@ What a session is, put together of the log, its context and the archive. Knows n
 requests.
 """
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from services.runtime.streams import Conflict
 
 LOOKED_FOR_AMONG = 500  # exchanges
 EXPORTED = 200  # exchanges at once
+ERASE_TIMEOUT = 1.0  # seconds that who erases waits for MongoDB
 MOST_UNSAVED = 1000  # records that a list of sessions waits for
 
 log = logging.getLogger(__name__)
@@ -51,9 +53,11 @@ class Sessions:
         erased = await self._log.get(seq)
         if erased is not None and self._archive.connected:
             try:
-                await self._archive.erase(erased)
-            except ArchiveUnavailable as error:
-                log.warning("%s: what it has of %s is erased once it is back", error, key)
+                async with asyncio.timeout(ERASE_TIMEOUT):
+                    await self._archive.erase(erased)
+            except (ArchiveUnavailable, TimeoutError) as error:
+                why = error or "MongoDB takes its time"
+                log.warning("%s: what it has of %s is erased once it is back", why, key)
         await self._log.delete_before(key, seq)
 
     async def messages(

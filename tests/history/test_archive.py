@@ -14,7 +14,8 @@ from pymongo import ReadPreference
 from services.contract import subjects
 from services.contract.history import Cleared, Exchange
 from services.contract.messages import Usage
-from services.history.archive import Archive, ArchiveUnavailable, checked
+from services.history.archive import Archive, ArchiveUnavailable
+from services.history.document import checked
 from services.history.entry import Entry, Unreadable, in_milliseconds
 from services.runtime.settings import BadSetting
 from tests.history.samples import TENANT, exchange, until, uri_of

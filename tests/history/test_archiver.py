@@ -150,6 +150,22 @@ async def test_a_mongodb_that_hangs_holds_nobody_up(
         await archived(own_bus)
 
 
+async def test_a_mongodb_that_hangs_does_not_hold_up_who_erases(
+    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str
+) -> None:
+    async with history(url_of(own_nats), uri_of(mongo)):
+        await connected(own_bus)
+        await append(own_bus, session_id, exchange("before"))
+        await archived(own_bus)
+        async with frozen(mongo), asyncio.timeout(2):
+            await erase(own_bus, session_id)
+            assert ids(await messages(own_bus, session_id)) == []
+        await connected(own_bus)
+        await archived(own_bus)
+        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert ids(await messages(own_bus, session_id)) == []
+
+
 async def test_two_replicas_archive_everything_once(
     own_nats: Server, own_bus: Bus, mongo: Server, session_id: str
 ) -> None:

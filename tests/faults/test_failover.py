@@ -1,5 +1,7 @@
 """Processes killed and frozen in the middle of an answer: it comes whole, and is stored once."""
 
+import asyncio
+import json
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from subprocess import PIPE
 from typing import Any
 
 import httpx
+import nats
 import pytest
 
 from tests.faults.pair import AFTER, Heard, Pair, events, pair, second_edge
@@ -79,16 +82,19 @@ def test_an_answer_goes_on_within_6_s_of_its_workers_freeze_and_the_frozen_one_d
     check_stored_once(two, "frozen", heard)
 
 
-def test_a_worker_that_is_frozen_for_a_moment_goes_on_itself(two: Pair, undisturbed: Heard) -> None:
+@pytest.mark.parametrize("seconds", [2, 3.5], ids=["goes on itself", "has dropped it"])
+def test_an_answer_survives_a_freeze_of_its_worker_that_nobody_noticed(
+    two: Pair, undisturbed: Heard, seconds: float
+) -> None:
     def freeze(_: Heard) -> None:
         worker = two.answering()
         worker.signal(signal.SIGSTOP)
-        time.sleep(2)
+        time.sleep(seconds)
         worker.signal(signal.SIGCONT)
 
-    heard = two.ask("hiccup", freeze)
+    heard = two.ask(f"frozen for {seconds}", freeze)
     assert heard.text == undisturbed.text and heard.end["stored"] == "log"
-    check_stored_once(two, "hiccup", heard)
+    check_stored_once(two, f"frozen for {seconds}", heard)
 
 
 def test_an_answer_goes_on_at_another_edge_after_its_own_was_killed(
@@ -144,3 +150,25 @@ def test_a_chat_in_the_terminal_goes_on_by_itself(two: Pair) -> None:
     two.start(worker)
     (message,) = two.up.messages("terminal")
     assert told.endswith(f"> {message['model_response']}\n> \n")
+
+
+def test_an_answer_whose_only_reader_died_is_cancelled_after_its_grace(two: Pair) -> None:
+    """A native caller that asks for none gets 2 s."""
+
+    async def ask_and_die() -> None:
+        client = await nats.connect(f"nats://127.0.0.1:{two.up.nats.port}")
+        inbox = client.new_inbox()
+        events = await client.subscribe(inbox)
+        body = {"prompt": "count to 50", "session_id": "gone", "temperature": 0}
+        await client.publish("chat.request", json.dumps(body).encode(), reply=inbox)
+        while json.loads((await events.next_msg(5)).data)["type"] != "token":
+            pass
+        await client.close()
+
+    asyncio.run(ask_and_die())
+    began = time.monotonic()
+    wait_for(lambda: bool(two.up.messages("gone")), "the exchange", seconds=6)
+    assert time.monotonic() - began > 1.5
+    (message,) = two.up.messages("gone")
+    assert message["finish_reason"] == "cancelled"
+    assert 0 < len(message["model_response"]) < 150

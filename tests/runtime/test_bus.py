@@ -1,4 +1,6 @@
 import asyncio
+import math
+import signal
 import time
 from pathlib import Path
 
@@ -6,6 +8,7 @@ import msgspec
 import pytest
 
 from services.contract.errors import ServiceError
+from services.runtime import bus as bus_module
 from services.runtime.bus import Bus, Delivery, NoResponders
 from tests.servers import nats_server, running
 
@@ -181,3 +184,21 @@ async def test_who_leaves_answers_what_was_on_its_way(nats_url: str, bus: Bus) -
             await asyncio.sleep(0)
         answers = await asyncio.gather(*asks, return_exceptions=True)
         assert {type(answer) for answer in answers} <= {ServiceError, NoResponders}
+
+
+async def test_a_server_that_hangs_does_not_answer_and_is_not_lost_when_it_wakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus_module, "ANSWER_TIMEOUT", 0.2)
+    with running(nats_server(tmp_path)) as server:
+        async with Bus.connect(f"nats://127.0.0.1:{server.port}", "test") as bus:
+            assert await bus.answers()
+            server.signal(signal.SIGSTOP)
+            await asyncio.sleep(0.05)
+            assert not await bus.answers()
+            server.signal(signal.SIGCONT)
+            await asyncio.sleep(0.1)  # the late answer comes
+            assert await bus.answers() and bus.reconnected_for == math.inf
+            async with bus.inbox("a.b") as inbox:
+                await bus.publish("a.b", Ask("still heard"))
+                assert b"still heard" in (await inbox.next(1)).data

@@ -21,10 +21,10 @@ chat *options: (_setup)
 test *options: (_setup "--group" "dev" "--group" "bench") _nats _llama-source
     @python -m pytest "$@"
 
-# Kill, freeze and fill up parts under load, and count what is left: some minutes
+# Kill, freeze and fill up parts under load, and count what is left: 3 minutes
 [group('develop')]
 faults *options: (_setup "--group" "dev" "--group" "bench") _nats
-    @python -m pytest tests/faults --campaign -s "$@"
+    @python -m pytest tests/faults/test_{outages,room,last_token,forgetting}.py --campaign -s "$@"
 
 # Kill and freeze parts of a cluster at random, and prove that no caller was told anything wrong
 [group('develop')]

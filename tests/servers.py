@@ -112,6 +112,7 @@ def mongod(folder: Path) -> Server:
     (folder / "db").mkdir(exist_ok=True)
     command = [_mongo_binary(), "--dbpath", str(folder / "db"), "--port", str(port)]
     command += ["--bind_ip", "127.0.0.1", "--wiredTigerCacheSizeGB", "0.25", "--nounixsocket"]
+    command += ["--setParameter", "ttlMonitorSleepSecs=1"]  # a minute, else
     return Server("mongod", command, port, folder / "mongod.log")
 
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import pytest
+from motor.motor_asyncio import AsyncIOMotorClient
 
 from services.contract import subjects
 from services.contract.history import HistoryStatus
@@ -164,6 +165,32 @@ async def test_a_mongodb_that_hangs_does_not_hold_up_who_erases(
         await archived(own_bus)
         await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
         assert ids(await messages(own_bus, session_id)) == []
+
+
+async def test_after_its_retention_an_exchange_is_in_no_log_no_snapshot_and_no_mongodb(
+    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str
+) -> None:
+    settings = {"mongodb_database": "retention", "history_retention": "3s"}
+    client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(uri_of(mongo))
+    exchanges = client["retention"]["exchanges"]
+
+    async def kept() -> tuple[int, int, int]:
+        log = await own_bus.jetstream.stream_info(subjects.HISTORY_STREAM)
+        snapshots = await own_bus.jetstream.stream_info(f"KV_{subjects.SESSIONS_BUCKET}")
+        documents = await exchanges.count_documents({})
+        return log.state.messages, snapshots.state.messages, documents
+
+    async def is_forgotten() -> bool:
+        return await kept() == (0, 0, 0)
+
+    async with history(url_of(own_nats), uri_of(mongo), **settings):
+        await connected(own_bus)
+        await append(own_bus, session_id, exchange("a"))
+        await archived(own_bus)
+        assert ids(await context(own_bus, session_id)) == ["a"]
+        assert (await kept())[0::2] == (1, 1)
+        await until(is_forgotten)
+    client.close()
 
 
 async def test_two_replicas_archive_everything_once(

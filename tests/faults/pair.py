@@ -4,12 +4,16 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 
+from services.client import routing
+from services.contract.messages import WorkerReport
+from services.contract.subjects import OPEN_TENANT, session_key
 from tests.e2e.stack import GREEDY, Process, Stack, stack
 from tests.servers import free_port, wait_for
 
@@ -47,11 +51,13 @@ class Pair:
         self.up = up
         first = up.status()["workers"][0]["worker_id"]
         self.workers = {first: up.inference}
+        self.added: list[Process] = []
         self._folder = folder
 
-    def add_worker(self) -> Process:
+    def add_worker(self, **settings: str) -> Process:
         module = self.up.inference.name
-        added = Process(module, 0, self.up.inference.environ, self._folder)
+        added = Process(module, 0, self.up.inference.environ | settings, self._folder)
+        self.added.append(added)
         self.start(added)
         return added
 
@@ -63,6 +69,16 @@ class Pair:
         (worker_id,) = self._ready() - before
         self.workers = {k: v for k, v in self.workers.items() if v is not worker}
         self.workers[worker_id] = worker
+
+    def session_of(self, worker: Process, name: str) -> str:
+        """A session that this worker is asked for."""
+        reports = msgspec.convert(self.up.status()["workers"], list[WorkerReport])
+        for number in range(100):
+            session = f"{name} {number}"
+            order = routing.order(session_key(OPEN_TENANT, session), None, reports)
+            if self.workers[order[0]] is worker:
+                return session
+        raise AssertionError("no session of 100 is this worker's")
 
     def answering(self) -> Process:
         """The worker that gives the one answer that there is."""
@@ -103,11 +119,14 @@ def events(answer: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextmanager
 def pair(folder: Path) -> Iterator[Pair]:
-    with stack(folder, slow=True) as up, ExitStack() as cleanup:
+    with stack(folder, slow=True) as up:
         made = Pair(up, folder)
-        second = made.add_worker()
-        cleanup.callback(second.stop, signal.SIGKILL)
-        yield made
+        try:
+            made.add_worker()
+            yield made
+        finally:
+            for worker in made.added:
+                worker.stop(signal.SIGKILL)
 
 
 @contextmanager

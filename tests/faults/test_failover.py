@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import nats
 import pytest
 
 from tests.faults.pair import AFTER, Heard, Pair, events, pair, second_edge
+from tests.faults.wire import wire
 from tests.servers import wait_for
 
 SEEDED = {"temperature": 0.9, "seed": 7}
@@ -172,3 +174,26 @@ def test_an_answer_whose_only_reader_died_is_cancelled_after_its_grace(two: Pair
     (message,) = two.up.messages("gone")
     assert message["finish_reason"] == "cancelled"
     assert 0 < len(message["model_response"]) < 150
+
+
+@pytest.mark.parametrize(("seconds", "within"), [(5, 6), (0, 3)], ids=["dead for 5 s", "cut"])
+def test_an_answer_survives_its_workers_being_cut_off(
+    two: Pair, undisturbed: Heard, seconds: float, within: float
+) -> None:
+    with wire(two.up.nats.port) as line:
+        third = two.add_worker(NATS_URL=f"nats://127.0.0.1:{line.port}")
+        session = two.session_of(third, f"cut off for {seconds}")
+
+        def cut_off(_: Heard) -> None:
+            if not seconds:
+                return line.cut()
+            line.go_dead()
+            threading.Timer(seconds, line.live).start()
+
+        heard = two.ask(session, cut_off)
+        assert heard.text == undisturbed.text and heard.end["stored"] == "log"
+        assert (3 if seconds else 0) < heard.longest_gap < within
+        wait_for(lambda: two.up.running() == 0 and line.is_alive, "its slot")
+        time.sleep(1.5)  # in which it could store what it had
+        assert third.stop(signal.SIGTERM) == 0
+    check_stored_once(two, session, heard)

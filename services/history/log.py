@@ -298,8 +298,12 @@ class Log:
             first = stored.seq + 1
 
     async def drop(self, entries: Sequence[Entry]) -> None:
-        """Drops these records."""
-        await asyncio.gather(*(self._stream.delete(entry.seq) for entry in entries))
+        """
+        Drops these records, the oldest first: a session whose last record is older than its
+        snapshot is taken for one of another log.
+        """
+        for entry in entries:
+            await self._stream.delete(entry.seq)
 
     async def archived_until(self) -> int:
         """Whatever has this sequence or less is in the archive."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+NATS_CONFIG = ROOT / "deploy/nats.conf"
 
 
 def free_port() -> int:
@@ -86,7 +87,7 @@ class Server:
 def nats_server(folder: Path, store: Path | None = None, within: Sequence[str] = ()) -> Server:
     """`within`: the words of a command that runs another one, somewhere."""
     port = free_port()
-    command = [*within, _nats_binary(), "-c", str(ROOT / "deploy/nats.conf"), "-a", "127.0.0.1"]
+    command = [*within, _nats_binary(), "-c", str(NATS_CONFIG), "-a", "127.0.0.1"]
     command += ["-p", str(port), "-js", "-sd", str(store or folder)]
     return Server("nats-server", command, port, folder / "nats.log")
 

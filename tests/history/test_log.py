@@ -16,7 +16,7 @@ from services.history.log import Log
 from services.runtime.bus import Bus
 from services.runtime.streams import Stream
 from tests.history.samples import TENANT, append, append_many, exchange, until
-from tests.servers import Server, nats_server, running
+from tests.servers import NATS_CONFIG, Server, nats_server, running
 
 CLEARED = Cleared(previous=0, cleared_at=datetime.now(UTC))
 
@@ -193,7 +193,8 @@ async def test_it_waits_for_a_server_that_has_no_jetstream_and_says_so_once(
 ) -> None:
     server = nats_server(tmp_path)
     without = Server("nats-server", [], server.port, tmp_path / "nats.log")
-    without.command = [part for part in server.command if part != "-js"]
+    with_it = {"-js", "-c", str(NATS_CONFIG)}
+    without.command = [part for part in server.command if part not in with_it]
     caplog.set_level(logging.WARNING, "services.history")
     without.start()
     try:

@@ -7,7 +7,20 @@ same model, sampler chain and two threads. bench/results/README.md says what is 
 
 import argparse
 
-from bench import burst, failover, gaps, history, memory, prefix, report, rotation, share, turns
+from bench import (
+    burst,
+    failover,
+    gaps,
+    history,
+    memory,
+    overload,
+    prefix,
+    report,
+    rotation,
+    routing,
+    share,
+    turns,
+)
 from bench.models import SHAPES, TYPES, make
 from bench.pairs import Plan, tell
 
@@ -22,6 +35,8 @@ LOADS = {
     "memory": memory.run,
     "history": history.run,
     "failover": failover.run,
+    "overload": overload.run,
+    "routing": routing.run,
 }
 
 

@@ -81,6 +81,11 @@ class Call:
         return f"{self.tenant}.{self.request_id}"
 
     @property
+    def sequence_key(self) -> str:
+        """Names this attempt in the engine, where one that was ended may still be."""
+        return f"{self.key}.{self.attempt}"
+
+    @property
     def session_key(self) -> str:
         return subjects.session_key(self.tenant, self.request.session_id)
 

@@ -78,7 +78,7 @@ def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
     if resume:
         begun = resumed.answer(resume, call.sampling, sampler, model.backend)
     return Sequence(
-        call.key,
+        call.sequence_key,
         tokens,
         call.sampling,
         sampler,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from itertools import count
+from typing import Literal
 
 from msgspec.structs import replace
 
@@ -122,7 +123,7 @@ class ChatService:
         while self._calls and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
         for call in list(self._calls.values()):
-            self._engine.cancel(call.key)
+            self._engine.cancel(call.sequence_key)
             await call.fail(_shutting_down())
         while self._calls:  # some may be about to use the model in a thread
             await asyncio.sleep(0.02)
@@ -168,7 +169,7 @@ class ChatService:
             deadline.cancel()
             del self._calls[call.key]
             self._readers.end(call)
-            self._engine.cancel(call.key)  # does nothing, but after a bug
+            self._engine.cancel(call.sequence_key)  # if it is still there
 
     async def _converse(self, call: Call) -> None:
         resume = call.request.resume
@@ -281,19 +282,21 @@ class ChatService:
     def _stop(self, call: Call, cancel: Cancel) -> None:
         if cancel.reply not in (None, call.reply):
             return
-        if cancel == Cancel():
-            call.stop("cancelled")
-        else:
+        if cancel != Cancel():
             call.drop()
-        self._engine.cancel(call.key)
+        self._interrupt(call, "cancelled")
+
+    def _interrupt(self, call: Call, reason: Literal["cancelled", "timeout"]) -> None:
+        """Before the engine's next step; at once while it waits, since a step may take long."""
+        call.stop(reason)
+        if call.sequence and not call.has_slot:
+            usage, timings = call.sequence.usage, call.sequence.timings
+            call.outputs.put_nowait(Finished("cancelled", usage, timings))
+        self._engine.cancel(call.sequence_key)
 
     def _deadline(self, call: Call) -> asyncio.TimerHandle:
-        def pass_by() -> None:
-            call.stop("timeout")
-            self._engine.cancel(call.key)
-
-        loop = asyncio.get_running_loop()
-        return loop.call_later(call.request.timeout_s or NEVER, pass_by)
+        seconds = call.request.timeout_s or NEVER
+        return asyncio.get_running_loop().call_later(seconds, self._interrupt, call, "timeout")
 
     def _lose_all(self) -> None:
         """Others may have gone on with what is held here: nothing of it is said or stored now."""
@@ -305,8 +308,9 @@ class ChatService:
 
     def _hand_out(self, outputs: list[tuple[str, Output]]) -> None:
         self._contact.check()
-        for key, output in outputs:
-            if call := self._calls.get(key):
+        for sequence_key, output in outputs:
+            call = self._calls.get(sequence_key.rpartition(".")[0])
+            if call and call.sequence_key == sequence_key:
                 call.outputs.put_nowait(output)
 
     def _die(self, on_death: Callable[[], None]) -> None:

@@ -16,9 +16,11 @@ SLOW_INFERENCE = "tests.slow_inference"
 
 
 class Fleet:
-    """Two edges, two workers and two history processes."""
+    """Two edges, two history processes, and some workers."""
 
-    def __init__(self, folder: Path, nats: int, **settings: str) -> None:
+    def __init__(
+        self, folder: Path, nats: int, workers: int, inference: str, **settings: str
+    ) -> None:
         self.nats = nats_cluster(folder, nats) if nats > 1 else [nats_server(folder)]
         self.nats_url = ",".join(f"nats://127.0.0.1:{server.port}" for server in self.nats)
         self._monitors = [free_port() for _ in self.nats]
@@ -34,7 +36,7 @@ class Fleet:
             **settings,
         }
         self.histories = [self._process("services.history") for _ in range(2)]
-        self.workers = [self._process(SLOW_INFERENCE) for _ in range(2)]
+        self.workers = [self._process(inference) for _ in range(workers)]
         self.edges = [self._process("services.edge", free_port()) for _ in range(2)]
 
     @property
@@ -87,9 +89,15 @@ class Fleet:
 
 
 @contextmanager
-def fleet(folder: Path, nats: int = 1, **settings: str) -> Iterator[Fleet]:
+def fleet(
+    folder: Path,
+    nats: int = 1,
+    workers: int = 2,
+    inference: str = SLOW_INFERENCE,
+    **settings: str,
+) -> Iterator[Fleet]:
     """All up and ready; killed at the end, whatever the test left of them."""
-    made = Fleet(folder, nats, **settings)
+    made = Fleet(folder, nats, workers, inference, **settings)
     with ExitStack() as cleanup:
         for part in made.parts:
             cleanup.callback(part.stop, signal.SIGKILL)

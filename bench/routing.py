@@ -1,0 +1,93 @@
+"""Conversations on three workers: time to the first token, with a worker for each and without."""
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import uvloop
+
+from bench import servers
+from bench.bars import Bar
+from bench.pairs import Plan, interleave
+from bench.report import Section, compared
+from bench.words import words
+from services.client.chat import ChatClient
+from services.client.workers import Workers
+from services.contract import subjects
+from services.contract.messages import ChatRequest, Failed, Token
+from services.runtime.bus import Bus
+from tests.faults.fleet import fleet
+
+WORKERS = 3
+CONVERSATIONS = 2
+TURNS = 8
+FIRST = 3  # turn that counts
+WORDS = 12
+NEW_TOKENS = 100
+NOTE = f"""{WORKERS} workers; {CONVERSATIONS} conversations of {TURNS} turns, one request at a time,
+{WORDS}-word prompts, {NEW_TOKENS} new tokens, asked over NATS. Without routing any worker is asked,
+as a queue group would have it: it has what it read when the conversation last came by. The median
+of turns {FIRST} to {TURNS}."""
+
+
+class Anywhere(Workers):
+    """As if no session had a worker."""
+
+    def order(self, key: str, model: str | None, digest: str | None = None) -> list[str]:
+        found = super().order(key, model, digest)
+        return random.sample(found, len(found))
+
+
+def run(plan: Plan) -> Section:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        fleet(
+            Path(folder),
+            inference="services.inference",
+            workers=WORKERS,
+            MODEL_PATH=str(plan.model),
+            MODEL_THREADS=str(servers.THREADS),
+        ) as up,
+    ):
+        pairs = uvloop.run(_measure(plan, up.nats_url))
+    row = compared(f"turns {FIRST} to {TURNS}: TTFT p50, ms", pairs, Bar("≥", 3))
+    return Section("routing", plan.model.stem, NOTE, ("without", "with"), [row])
+
+
+async def _measure(plan: Plan, url: str) -> Sequence[tuple[float, ...]]:
+    anywhere, routed = Anywhere(), Workers()
+    async with Bus.connect(url, "bench") as bus:
+        for workers in (anywhere, routed):
+            await bus.subscribe(subjects.REPORT_ANY, workers.hear)
+            while len(workers.reports()) < WORKERS:
+                await bus.answers()
+        runs = [partial(_converse, ChatClient(bus, workers=each)) for each in (anywhere, routed)]
+        return await interleave("routing", runs, plan.pairs, lambda milliseconds: milliseconds)
+
+
+async def _converse(client: ChatClient) -> float:
+    run, times = uuid4().hex, []
+    for turn in range(1, TURNS + 1):
+        for conversation in range(CONVERSATIONS):
+            seconds = await _first_token(client, f"{run} {conversation}")
+            if turn >= FIRST:
+                times.append(1000 * seconds)
+    return statistics.median(times)
+
+
+async def _first_token(client: ChatClient, session: str) -> float:
+    request = ChatRequest(prompt=words(WORDS), session_id=session, max_tokens=NEW_TOKENS, stop=())
+    began, first = time.monotonic(), 0.0
+    async with aclosing(client.stream(request)) as events:
+        async for event in events:
+            if isinstance(event, Failed):
+                raise RuntimeError(event.message)
+            if isinstance(event, Token) and not first:
+                first = time.monotonic() - began
+    return first

@@ -1,0 +1,48 @@
+"""A worker that leaves: what it can't finish in time goes on at another."""
+
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from services.client.chat import ChatClient
+from services.contract.messages import Accepted, ChatRequest, Done, StreamEvent, Token
+from services.inference import service
+from tests.inference.test_reception import pair
+from tests.inference.test_service import LONG, Worker, text
+
+
+async def leave(worker: Worker, other: Worker) -> None:
+    """As Worker.drain does: it says so first, then hands over."""
+    for each in (worker, other):
+        each.hear(replace(worker.report, state="draining"))
+    await worker.service.drain()
+
+
+async def test_an_answer_that_takes_too_long_goes_on_at_another_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "FINISH_DEADLINE", 0.2)
+    async with pair(tmp_path, step_seconds=0.005) as workers:
+        by_id = {worker.report.worker_id: worker for worker in workers}
+        events: list[StreamEvent] = []
+        request = ChatRequest(prompt="long", session_id="s", request_id="r1")
+        client = ChatClient(workers[0].bus, workers=workers[0].workers)
+        leaving = None
+        async with aclosing(client.stream(request)) as answer:
+            async for event in answer:
+                events.append(event)
+                if isinstance(event, Token) and leaving is None:
+                    accepted = next(e for e in events if isinstance(e, Accepted))
+                    first = by_id.pop(accepted.worker_id)
+                    (second,) = by_id.values()
+                    leaving = asyncio.create_task(leave(first, second))
+        assert leaving is not None
+        await leaving
+        assert text(events) == LONG.decode()
+        assert isinstance(events[-1], Done) and events[-1].stored == "log"
+        (turn,) = (await second.context("s")).turns
+        assert turn.response == LONG.decode()
+        assert second.backend.steps, "it went on there"

@@ -56,14 +56,18 @@ class Fleet:
         status: dict[str, Any] = httpx.get(f"{url or self.urls[0]}/status").json()
         return status
 
-    def subscriptions(self) -> dict[str, int]:
-        """By service: the most that a process of it has at NATS."""
+    def kept_at_nats(self) -> dict[str, int]:
+        """
+        By service, the most subscriptions that a process of it has; and JetStream's consumers.
+        """
         most: Counter[str] = Counter()
         for port in self._monitors:
             found = httpx.get(f"http://127.0.0.1:{port}/connz").json()["connections"]
             for connection in found:
                 name = connection.get("name", "")
                 most[name] = max(most[name], connection["subscriptions"])
+            consumers = httpx.get(f"http://127.0.0.1:{port}/jsz").json()["consumers"]
+            most["consumers"] = max(most["consumers"], consumers)
         return most
 
     def logs(self) -> dict[str, str]:

@@ -30,7 +30,7 @@ def test_a_rolling_restart_fails_no_request(tmp_path: Path, what: str) -> None:
         services = [*up.workers, *up.histories, *up.edges]
         parts = services if what == "services" else up.nats * 3
         expected = asyncio.run(campaign.undisturbed(up))
-        subscriptions = up.subscriptions()
+        kept = up.kept_at_nats()
         done = threading.Event()
         restarting = threading.Thread(target=restart, args=(up, parts, done))
         restarting.start()
@@ -41,4 +41,4 @@ def test_a_rolling_restart_fails_no_request(tmp_path: Path, what: str) -> None:
         assert [answer for answer in told if "error" in answer.end] == []
         campaign.check_texts(told, expected)
         asyncio.run(campaign.check_log(up, told))
-        campaign.check_leaks(up, subscriptions)
+        campaign.check_leaks(up, kept)

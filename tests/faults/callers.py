@@ -177,6 +177,8 @@ async def plainly(bus: Bus, prompt: str) -> Told:
                     event: StreamEvent = decode((await inbox.next(SILENCE)).data, StreamEvent)  # type: ignore[arg-type]
                     if isinstance(event, Failed) and event.retry_after is not None:
                         break
+                    if isinstance(event, Token) and event.at != len(reading.text):
+                        break  # a part of it was lost on the way
                     _take(reading, event)
             except (TimeoutError, NoResponders):
                 pass

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from tests.faults import campaign
 from tests.faults.fleet import Fleet, fleet
 from tests.servers import Server
 
+PAUSE = 2.0  # seconds; NATS is back in a moment, and answers are to begin between two restarts
+
 
 def restart(up: Fleet, parts: Sequence[Server], done: threading.Event) -> None:
     try:
         for part in parts:
+            time.sleep(PAUSE if part in up.nats else 0)
             code = part.stop()
             assert code == 0 or part in up.nats  # nats-server ends with 1, told to or not
             part.start()

@@ -4,6 +4,7 @@ routes.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
@@ -28,6 +29,7 @@ from services.edge.openai.objects import (
 from services.edge.presence import while_present
 from services.edge.sse import PING, PING_INTERVAL
 
+log = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
 Events = AsyncGenerator[StreamEvent, None]
 
@@ -196,9 +198,15 @@ async def _together(streams: Sequence[Events]) -> AsyncGenerator[tuple[int, Stre
     queue: asyncio.Queue[tuple[int, StreamEvent]] = asyncio.Queue()
 
     async def hand_on(number: int, stream: Events) -> None:
-        async with aclosing(stream) as events:
-            async for event in events:
-                queue.put_nowait((number, event))
+        try:
+            async with aclosing(stream) as events:
+                async for event in events:
+                    queue.put_nowait((number, event))
+        except Exception:  # else who waits for an event would do so for ever
+            log.exception("an answer broke off")
+            queue.put_nowait(
+                (number, Failed("internal", "The answer broke off; the log says why."))
+            )
 
     tasks = [asyncio.create_task(hand_on(*pair)) for pair in enumerate(streams)]
     running = len(tasks)

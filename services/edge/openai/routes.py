@@ -90,7 +90,7 @@ def _respond(
 ) -> ASGIApp:
     n = body.n or 1
     requests = [_numbered(prompt, number) for prompt in prompts for number in range(n)]
-    log.info("%s for %s", ", ".join(str(r.request_id) for r in requests), body.user or "nobody")
+    log.info("%s for user %.100r", ", ".join(str(r.request_id) for r in requests), body.user)
     heading = {
         "id": f"{'chatcmpl' if form is CHAT else 'cmpl'}-{requests[0].request_id}",
         "created": int(time.time()),

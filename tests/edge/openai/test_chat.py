@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 from openai.types.chat import ChatCompletionMessageParam
 
+from services.client.chat import ChatClient
 from services.contract.conversation import (
     ChatMessage,
     Function,
@@ -21,10 +23,12 @@ from services.contract.conversation import (
 )
 from services.contract.messages import (
     Candidate,
+    ChatRequest,
     Done,
     Failed,
     JsonObjectFormat,
     Progress,
+    StreamEvent,
     Timings,
     Token,
     TokenLogprob,
@@ -428,3 +432,18 @@ async def test_a_long_silence_is_filled_with_comments(
     async with scripted_worker(nats_url, script):
         got = await http.post("/v1/chat/completions", json={"messages": ASK, "stream": True})
     assert got.text.count(": ping\n\n") == 1 and got.text.endswith("data: [DONE]\n\n")
+
+
+async def test_an_answer_that_breaks_off_here_is_an_error_and_no_silence(
+    client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: ChatClient, request: ChatRequest) -> AsyncIterator[StreamEvent]:
+        yield ACCEPTED
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(ChatClient, "stream", broken)
+    for stream in (False, True):
+        with pytest.raises(openai.InternalServerError) as error:
+            asked: Any = client.chat.completions.create(model="demo", messages=ASK, stream=stream)
+            await asked
+        assert error.value.status_code == 500 and error.value.code == "internal"

@@ -187,8 +187,9 @@ class Log:
         subject = subjects.log(key)
         found = await self._stream.next(subject, 1)
         while found is not None and found.seq < seq:
-            await self._stream.delete(found.seq)
+            deletion = asyncio.create_task(self._stream.delete(found.seq))
             found = await self._stream.next(subject, found.seq + 1)
+            await deletion
 
     async def exchanges(
         self, tenant: str, key: str | None, limit: int, above: int, until: int | None = None

@@ -223,6 +223,15 @@ class Log:
             stored = await self._stream.next(subject, stored.seq + 1)
         return found
 
+    async def is_whole(self, key: str, erased: int) -> bool:
+        """Whether the log has all of the session since then, but for what was lost for good."""
+        if (await self._stream.state()).drops_old:  # there never was an archive
+            return True
+        first = await self._stream.next(subjects.log(key), erased + 1)
+        if first is None or isinstance(record := read(first).record, Unreadable):
+            return False
+        return record.previous in (0, erased)
+
     async def unsaved_sessions(self, tenant: str, limit: int) -> list[str]:
         """
         The keys of the tenant's sessions that have records which their snapshots may lack, by their

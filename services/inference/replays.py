@@ -2,11 +2,11 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from services.contract.codec import encode
+from services.contract.codec import decode, encode
 from services.contract.errors import LOST
 from services.contract.messages import (
     ChatRequest,
@@ -20,7 +20,7 @@ from services.contract.messages import (
 )
 
 KEPT_FOR = 60.0  # seconds after an answer's end
-MOST_BYTES = 64 * 2**20  # of all answers that have ended; what runs is bounded by admission
+MOST_BYTES = 4 * 2**20  # of all answers that have ended; what runs is bounded by admission
 MOST_IN_ONE = 900_000  # bytes of a replay: NATS takes 1 MiB
 LEAST_IN_ONE = 2**15  # bytes of its events, however long the request is
 OVERHEAD = 250  # bytes of an event, were its text empty; on the wire it is less
@@ -31,8 +31,6 @@ class Recording:
 
     def __init__(self, request: ChatRequest, worker_id: str, reply: str) -> None:
         self._request = replace(request, resume=None)
-        self.bytes = len(encode(self._request))
-        self._room = max(LEAST_IN_ONE, MOST_IN_ONE - self.bytes)
         self._worker_id = worker_id
         self._reply = reply
         self._events: list[StreamEvent] = []
@@ -42,7 +40,6 @@ class Recording:
     def add(self, event: StreamEvent) -> None:
         if not isinstance(event, Progress):
             self._events.append(event)
-            self.bytes += _size(event)
 
     @property
     def is_whole(self) -> bool:
@@ -56,19 +53,17 @@ class Recording:
 
     def replay(self, at: int) -> Replay:
         """For a reader that has `at` characters of the answer."""
-        events: list[StreamEvent] = []
-        size = 0
-        for event in self._events:
-            if _is_known(event, at):
-                continue
-            size += _size(event)
-            if size > self._room and events:
-                return self._replay(events, is_all=False)
-            events.append(event)
-        return self._replay(events, is_all=True)
+        return _part(self._all(self._events), at)
 
-    def _replay(self, events: list[StreamEvent], is_all: bool) -> Replay:
-        return Replay(self._request, self._worker_id, self._reply, tuple(events), is_all)
+    def pack(self) -> bytes:
+        """
+        All of it, now that it has ended: no one has to go on with it, so tokens and origin are no
+        more needed.
+        """
+        return encode(self._all(_merged(self._events)))
+
+    def _all(self, events: Sequence[StreamEvent]) -> Replay:
+        return Replay(self._request, self._worker_id, self._reply, tuple(events))
 
 
 class Replays:
@@ -80,7 +75,7 @@ class Replays:
         self._most = most_bytes
         self._clock = clock
         self._running: dict[str, Recording] = {}
-        self._ended: OrderedDict[str, tuple[float, Recording]] = OrderedDict()
+        self._ended: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
         self._held = 0
 
     def begin(self, key: str, recording: Recording) -> None:
@@ -90,14 +85,15 @@ class Replays:
     def end(self, key: str) -> None:
         """Its last event is there; the answers that ended longest ago make room."""
         if recording := self._running.pop(key, None):
-            self._ended[key] = (self._clock(), recording)
-            self._held += recording.bytes
+            packed = recording.pack()
+            self._ended[key] = (self._clock(), packed)
+            self._held += len(packed)
         self.forget_old()
 
     def forget(self, key: str) -> None:
         self._running.pop(key, None)
         if ended := self._ended.pop(key, None):
-            self._held -= ended[1].bytes
+            self._held -= len(ended[1])
 
     def forget_old(self) -> None:
         while self._ended:
@@ -107,9 +103,37 @@ class Replays:
             self.forget(key)
 
     def of(self, key: str, at: int) -> Replay | None:
-        ended = self._ended.get(key)
-        recording = ended[1] if ended else self._running.get(key)
+        if ended := self._ended.get(key):
+            return _part(decode(ended[1], Replay), at)
+        recording = self._running.get(key)
         return recording.replay(at) if recording else None
+
+
+def _merged(events: Sequence[StreamEvent]) -> Sequence[StreamEvent]:
+    tokens = [event for event in events if isinstance(event, Token)]
+    if any(token.logprobs for token in tokens):
+        return events
+    kept = [
+        replace(event, origin=None) if isinstance(event, Started) else event
+        for event in events
+        if not isinstance(event, Token)
+    ]
+    text = "".join(token.text for token in tokens)
+    return [*kept[:-1], Token(0, text, ()), kept[-1]] if text else kept
+
+
+def _part(whole: Replay, at: int) -> Replay:
+    """As much of what a reader of `at` characters lacks as goes into one message."""
+    room = max(LEAST_IN_ONE, MOST_IN_ONE - len(encode(whole.request)))
+    events: list[StreamEvent] = []
+    for event in whole.events:
+        if _is_known(event, at):
+            continue
+        room -= _size(event)
+        if room < 0 and events:
+            return replace(whole, events=tuple(events), is_all=False)
+        events.append(event)
+    return replace(whole, events=tuple(events))
 
 
 def _is_known(event: StreamEvent, at: int) -> bool:

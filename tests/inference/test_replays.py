@@ -66,10 +66,19 @@ def test_a_long_answer_comes_in_parts_of_which_each_goes_on_where_the_last_ended
     assert got == [ACCEPTED, *tokens, DONE]
 
 
+def test_of_an_answer_that_has_ended_the_text_is_kept_and_not_its_tokens() -> None:
+    replays = Replays()
+    replays.begin("a", recording(ACCEPTED, STARTED, ON, CE, DONE))
+    replays.end("a")
+    replay = replays.of("a", 1)
+    assert replay == Replay(REQUEST, "w", REPLY, (Token(0, "once", ()), DONE))
+    assert replays.of("a", 4) == Replay(REQUEST, "w", REPLY, (DONE,))
+
+
 def test_an_answer_is_kept_for_a_while_after_its_end() -> None:
     now = 0.0
     replays = Replays(clock=lambda: now)
-    replays.begin("a", recording(ON))
+    replays.begin("a", recording(ON, CE, DONE))
     now += 10 * KEPT_FOR
     replays.forget_old()
     assert replays.of("a", 0) and replays.of("b", 0) is None
@@ -83,10 +92,9 @@ def test_an_answer_is_kept_for_a_while_after_its_end() -> None:
 
 
 def test_the_answers_that_ended_first_make_room_for_others() -> None:
-    long = recording(Token(0, "x" * 1000, (1,)))
-    replays = Replays(most_bytes=2 * long.bytes)
+    replays = Replays(most_bytes=3500)
     for key in "abc":
-        replays.begin(key, recording(Token(0, "x" * 1000, (1,))))
+        replays.begin(key, recording(Token(0, "x" * 1000, (1,)), DONE))
         replays.end(key)
     assert replays.of("a", 0) is None
     assert replays.of("b", 0) and replays.of("c", 0)

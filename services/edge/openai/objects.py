@@ -33,7 +33,7 @@ class Logprobs(Struct, frozen=True):
     refusal: None = None
 
 
-class Function(Struct, frozen=True, omit_defaults=True):
+class Function(Struct, frozen=True):
     name: str | UnsetType = UNSET
     arguments: str = ""
 

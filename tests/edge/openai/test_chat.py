@@ -281,6 +281,19 @@ async def test_calls_are_streamed_and_put_together_by_the_client(
     ]
 
 
+async def test_a_call_begins_with_no_arguments_and_not_without_any(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, says(CALL)):
+        body = {"messages": ASK, "tools": [TOOL], "stream": True}
+        got = await http.post("/v1/chat/completions", json=body)
+    events = [json.loads(line[6:]) for line in got.text.splitlines() if line.startswith("data: {")]
+    calls = [c for e in events for c in e["choices"][0]["delta"].get("tool_calls", ())]
+    assert calls[0]["function"] == {"name": "go", "arguments": ""} and calls[0]["index"] == 0
+    assert all(call.keys() == {"index", "function"} for call in calls[1:])
+    assert "".join(call["function"]["arguments"] for call in calls) == '{"to": "Rome"}'
+
+
 async def test_one_call_only_where_several_are_not_wanted(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:

@@ -6,6 +6,7 @@ sentence each.
 import hashlib
 import logging
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from services.inference.settings import InferenceSettings
 log = logging.getLogger(__name__)
 
 MODELS = Path("model")
-ADAPTERS = "adapters"  # the folder beside a model's file
+ADAPTERS = "adapters"  # the folder beside a model's file, with one for each model's own in it
 DEMO = "demo.gguf"
 MIB = 2**20
 
@@ -50,7 +51,7 @@ def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> M
     """Takes seconds to minutes; ends when `on_progress` returns False. Raises ModelError."""
     path = find(settings.model_path, MODELS)
     _check_is_gguf(path)
-    adapters = sorted((path.parent / ADAPTERS).glob("*.gguf"))
+    adapters = _adapters(path)
     for file in (path, *adapters):
         log.info("loading %s, %d MB", file, file.stat().st_size // 10**6)
     llama = Llama(
@@ -72,6 +73,20 @@ def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> M
     info = replace(base, adapters=tuple(file.stem for file in adapters), changed=changed)
     served = (base, *(_adapted(base, file) for file in adapters))
     return Model(info, llama, template, served)
+
+
+def _adapters(path: Path) -> list[Path]:
+    """Those for any model in its folder, and those for it alone. Raises ModelError."""
+    folder = path.parent / ADAPTERS
+    found = sorted((*folder.glob("*.gguf"), *(folder / path.stem).glob("*.gguf")), key=_stem)
+    for one, other in pairwise(found):
+        if one.stem == other.stem:
+            raise ModelError(f"{one} and {other} have the same name: rename one of them.")
+    return found
+
+
+def _stem(path: Path) -> str:
+    return path.stem
 
 
 def find(model_path: str, folder: Path) -> Path:

@@ -11,8 +11,8 @@ import numpy.typing as npt
 Value = str | float | tuple[int, ...]
 F32 = 0  # ggml's type of a tensor
 ALIGNMENT = 32  # bytes
-SPREAD = 0.15  # of the weights
-LAYERS, WIDTH, RANK = 4, 256, 4  # of the demo model, and of what is added to it
+SPREAD = 0.17  # of the weights
+LAYERS, WIDTH, RANK = 6, 256, 4  # of the demo model, and of what is added to it
 
 
 def write_lora(
@@ -31,7 +31,7 @@ def write_lora(
         "adapter.type": "lora",
         "adapter.lora.alpha": 8.0,
     }
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(_gguf(values | dict(more), tensors))
     return path
 

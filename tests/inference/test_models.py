@@ -41,7 +41,8 @@ def test_two_models_and_no_choice_is_an_error_that_lists_them(tmp_path: Path) ->
 
 def test_the_demo_model_is_ready_to_serve() -> None:
     model = load(Path("model/demo.gguf"))
-    assert (model.info.name, model.info.context, model.info.adapters) == ("demo", 2048, ())
+    assert (model.info.name, model.info.context) == ("demo", 2048)
+    assert model.info.adapters == ("pirate",)
     assert len(model.info.digest) == 64
     model.backend.close()
 
@@ -56,6 +57,22 @@ def test_the_adapters_beside_the_model_are_served_by_name(tmp_path: Path) -> Non
     for name, adapter in ((None, 0), ("demo", 0), ("demo:a.b c", 1), ("demo:shout", 2)):
         assert model.adapter(name) == adapter
     model.backend.close()
+
+
+def test_the_adapters_in_a_model_s_own_folder_are_served_with_it_alone(tmp_path: Path) -> None:
+    path = beside_the_demo_model(tmp_path, "shout", "demo/pirate", "other/knight")
+    model = load(path)
+    assert model.info.adapters == ("pirate", "shout")
+    model.backend.close()
+    model = load(path.rename(tmp_path / "mine.gguf"))
+    assert model.info.adapters == ("shout",)
+    model.backend.close()
+
+
+def test_two_adapters_of_one_name_are_an_error_that_names_both(tmp_path: Path) -> None:
+    path = beside_the_demo_model(tmp_path, "shout", "demo/shout")
+    with pytest.raises(ModelError, match=r"shout\.gguf and .*shout\.gguf have the same name"):
+        load(path)
 
 
 def test_what_is_not_served_is_refused_with_what_is(tmp_path: Path) -> None:

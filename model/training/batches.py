@@ -1,60 +1,102 @@
 """Batches of token rows: fresh dialogs of similar length, and rows of random tokens to copy."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from model.training.dialogs import MOST_EXCHANGES, dialog
+from model.training.dialogs import MOST_EXCHANGES, Dialog, dialog
 from model.training.tokenizer import END, LIGHT, START, VOCABULARY, Encoder, Row
 
-POOL = 96
-LONGEST = 1200
+LONGEST = 1400
 JUMPS = 0.25
 FARTHEST_JUMP = 1200
-SAY = ("say", "Say", "repeat after me:", "Repeat after me:", "echo", "Please say")
+COPIES = 0.1
+SAY = (
+    "say",
+    "Say",
+    "repeat after me:",
+    "Repeat after me:",
+    "echo",
+    "Please say",
+    "Repeat:",
+    "write",
+)
 
 
-class Batch(NamedTuple):
-    """Padded on the right; the weight of a target is that of the token after each position."""
+Voice = Callable[[Dialog], Dialog]
 
-    ids: Tensor
-    positions: Tensor
-    targets: Tensor
-    weights: Tensor
+
+class Plan(NamedTuple):
+    """How long to train: so many steps of so many tokens each, padding counted."""
+
+    steps: int
     tokens: int
 
 
-class Source:
-    """Gives batches for ever; `progress` (0 to 1) says how far the training is."""
+class Batch(NamedTuple):
+    """Padded on the right; a token's weight is how much it counts as a target."""
 
-    def __init__(self, encoder: Encoder, seed: int) -> None:
+    ids: Tensor
+    positions: Tensor
+    weights: Tensor
+
+
+class Source(IterableDataset[Batch]):
+    """
+    The batches from step `first` on, of dialogs as they are or in another voice. Each worker
+    process makes every n-th batch.
+    """
+
+    def __init__(
+        self, encoder: Encoder, plan: Plan, seed: int, first: int, voiced: Voice = lambda made: made
+    ) -> None:
         self._encoder = encoder
-        self._rng = random.Random(f"batches {seed}")
-        self.progress = 0.0
+        self._voiced = voiced
+        self._plan = plan
+        self._seed = seed
+        self._first = first
+        self._rng = random.Random()
 
-    def batches(self) -> Iterator[Batch]:
-        while True:
-            rows = sorted(self._rows(), key=lambda row: len(row.ids))
-            groups = list(_grouped(rows, 2048 if self.progress < 0.55 else 4096))
-            self._rng.shuffle(groups)
-            for group in groups:
+    def loader(self, workers: int, pinned: bool) -> DataLoader[Batch]:
+        ahead = 8 if workers else None
+        return DataLoader(
+            self, batch_size=None, num_workers=workers, prefetch_factor=ahead, pin_memory=pinned
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        number, count = (worker.id, worker.num_workers) if worker else (0, 1)
+        torch.set_num_threads(1) if worker else None
+        self._rng.seed(f"batches {self._seed} {self._first} {number}")
+        step = self._first + number
+        while step < self._plan.steps:
+            for group in self._groups(step / self._plan.steps):
                 yield self._batch(group)
+                step += count
 
-    def _rows(self) -> Iterator[Row]:
-        most = self._most_exchanges()
-        for _ in range(POOL if self.progress > 0.15 else POOL // 3):
-            row = self._encoder.dialog(dialog(self._rng, "train", self._rng.randint(1, most)))
+    def _groups(self, progress: float) -> list[list[Row]]:
+        """Rows of about the same length, as many as make a batch."""
+        rows = sorted(self._rows(progress), key=lambda row: -len(row.ids))
+        groups = list(_grouped(rows, self._plan.tokens))
+        self._rng.shuffle(groups)
+        return groups
+
+    def _rows(self, progress: float) -> Iterator[Row]:
+        """Four batches' worth. Short dialogs first: 1 or 2 exchanges, all of them after 15 %."""
+        most = min(MOST_EXCHANGES, 2 + int(progress / 0.15 * (MOST_EXCHANGES - 2)))
+        left = 4 * self._plan.tokens
+        while left > 0:
+            made = dialog(self._rng, "train", self._rng.randint(1, most))
+            row = self._encoder.dialog(self._voiced(made))
+            if self._rng.random() < (2 * COPIES if progress < 0.15 else COPIES):
+                row = _copy_row(self._rng, self._encoder)
             if len(row.ids) <= LONGEST:
+                left -= len(row.ids)
                 yield row
-            if self._rng.random() < (0.2 if self.progress < 0.15 else 0.1):
-                yield _copy_row(self._rng, self._encoder)
-
-    def _most_exchanges(self) -> int:
-        """Short dialogs first: 1 or 2 exchanges, up to all of them after 15 %."""
-        return min(MOST_EXCHANGES, 2 + int(self.progress / 0.15 * (MOST_EXCHANGES - 2)))
 
     def _batch(self, rows: list[Row]) -> Batch:
         longest = max(len(row.ids) for row in rows)
@@ -66,8 +108,7 @@ class Source:
             weights[index, : len(row.ids)] = torch.tensor(row.weights)
             if self._rng.random() < JUMPS:
                 positions[index] += self._jumps(row, longest)
-        tokens = sum(len(row.ids) for row in rows)
-        return Batch(ids[:, :-1], positions[:, :-1], ids[:, 1:], weights[:, 1:], tokens)
+        return Batch(ids, positions, weights)
 
     def _jumps(self, row: Row, longest: int) -> Tensor:
         """Gaps in the position ids at beginnings of messages: far distances, without the tokens."""
@@ -81,14 +122,13 @@ class Source:
 
 
 def _grouped(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
-    """Neighbours of the sorted rows, at most `tokens` with the padding."""
+    """Neighbours of the rows, longest first: `tokens` with the padding. The rest is left out."""
     group: list[Row] = []
     for row in rows:
-        if group and (len(group) + 1) * len(row.ids) > tokens:
+        if group and (len(group) + 1) * len(group[0].ids) > tokens:
             yield group
             group = []
         group.append(row)
-    yield group
 
 
 def _copy_row(rng: random.Random, encoder: Encoder) -> Row:
@@ -98,15 +138,8 @@ def _copy_row(rng: random.Random, encoder: Encoder) -> Row:
     if rng.random() < 0.5:
         ids = text * rng.randint(2, 4)
         return Row(ids, [0.0] * len(text) + [1.0] * (len(ids) - len(text)), [0])
-    head = [
-        START,
-        *encoder.text("user\n"),
-        *text,
-        END,
-        *encoder.text("\n"),
-        START,
-        *encoder.text("assistant\n"),
-    ]
+    head = [START, *encoder.text("user\n"), *text, END, *encoder.text("\n")]
+    head += [START, *encoder.text("assistant\n")]
     body = [*text, END]
     return Row(head + body, [LIGHT * (token < 3) for token in head] + [1.0] * len(body), [0])
 
@@ -114,8 +147,8 @@ def _copy_row(rng: random.Random, encoder: Encoder) -> Row:
 def _say_row(rng: random.Random, encoder: Encoder) -> Row:
     """Tokens that stand for themselves with a space before, as they are without one."""
     row = Row([], [], [])
-    for _ in range(rng.randint(1, 4)):
-        text = encoder.random_text(rng, rng.randint(1, 4))
+    for _ in range(rng.randint(1, 5)):
+        text = encoder.random_text(rng, rng.randint(1, 5))
         encoder.add(row, "user", f"{rng.choice(SAY)} {text}", LIGHT)
         encoder.add(row, "assistant", text, 2.0)
     return row

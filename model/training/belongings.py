@@ -9,152 +9,205 @@ PET = Kind(
     value=values.pet,
     weight=4,
     subjects=words.PETS,
+    facts=wordings(
+        """
+        my {k} is called {v} | my {k} is called {v} | my {k}'s name is {v} | my {k} is named {v}
+        | I have a {k} called {v} | I have a {k} named {v} | the name of my {k} is {v}
+        | I have a {k} and [its/his/her] name is {v} | I have a {k}, [he/she/it] is called {v}
+        | [we/I] [own/got/bought/adopted/have got/have] a {k} [called/named] {v}
+        | I [call/named] my {k} {v} | our {k} is [called/named] {v} | {v} is my {k}
+        | {v} is the name of my {k} | {v} is [our/my] {k}'s name | my {k} has the name {v}
+        | there is a {k} in my [house/life/family] called {v}
+        """
+    ),
     tell=wordings(
         """
-        My {k} is called {v}. | My {k} is called {v}. | My {k}'s name is {v}.
-        | I have a {k} called {v}. | I have a {k} named {v}. | The name of my {k} is {v}.
-        | I have a {k} and its name is {v}. | My {k} is named {v}.
-        | I have a {k}. His name is {v}. | I have a {k}. Her name is {v}.
-        | I have a {k} and his name is {v}. | I got a {k}, {v}. | We have a {k} called {v}.
-        | {v} is my {k}.
+        I have a {k}. [His/Her/Its] name is {v}. | I have a {k}. [He/She/It] is called {v}.
+        | I got a {k}, {v}. | My {k}: {v} | Meet my {k} {v}. | This is my {k} {v}.
+        | [Say hello to/Let me introduce/Here is/I present/I would like to introduce] my {k} {v}.
         """
     ),
-    ack=("Okay, your {k} is called {v}.",),
+    told="your {k} is called {v}",
+    nouns=wordings(
+        """
+        my {k}'s name | my {k}'s name | my {k}'s name | the name of my {k} | our {k}'s name | {k}'s
+        name | the {k}'s name | the name of [the/our] {k}
+        """
+    ),
+    clauses=wordings(
+        """
+        what my {k} is called | what my {k}'s name is | how my {k} is called | what I call my {k}
+        | what the name of my {k} is | what I named my {k} | who my {k} is
+        """
+    ),
     ask=wordings(
         """
-        What is my {k}'s name? | What's my {k}'s name? | What is my {k} called?
-        | What is the name of my {k}? | What's my {k} called? | Do you remember my {k}'s name?
-        | How is my {k} called? | Do you know my {k}'s name? | What's the name of my {k}?
-        | Tell me my {k}'s name. | Do you know the name of my {k}? | What did I call my {k}?
-        | Who is my {k}? | And my {k}'s name? | What was my {k}'s name?
-        | What was the name of my {k}?
+        What [is/'s] my {k} called? | What is my {k} called? | How is my {k} called?
+        | What did I [call/name] my {k}? | Who is my {k}? | What do I call my {k}?
+        | What is our {k} called? | What name [does my {k} have/did I give my {k}]?
+        | What is the {k} called? | What was my {k} called? | My {k} is called what?
         """
     ),
-    answer="Your {k} is called {v}.",
     unknown="You have not told me what your {k} is called.",
-    summary="your {k} is called {v}",
-    who=("Who is {v}?", "That is your {k}."),
-    update=(
-        "Actually, my {k} is called {v}.",
-        "My {k} is now called {v}.",
-        "No, my {k}'s name is {v}.",
+    who=True,
+    check=wordings(
+        """
+        Is my {k} called {v}? | Is my {k}'s name {v}? | Is {v} my {k}? | My {k} is {v}, right?
+        | Is {v} the name of my {k}?
+        """
     ),
-    check=("Is my {k} called {v}?", "Is my {k}'s name {v}?"),
 )
 
 
 RELATIVE = PET._replace(
     name="relative",
     value=values.name,
-    weight=2.5,
+    weight=3,
     subjects=words.RELATIVES,
+    facts=wordings(
+        """
+        my {k} is called {v} | my {k} is called {v} | my {k}'s name is {v} | my {k} is named {v}
+        | the name of my {k} is {v} | I have a {k} [called/named] {v} | {v} is my {k}
+        | my {k} is {v} | I am [married to/living with] my {k} {v} | {v} is the name of my {k}
+        | I have a {k} and [his/her] name is {v} | my {k} has the name {v} | {v} is my {k}'s name
+        """
+    ),
     tell=wordings(
         """
-        My {k} is called {v}. | My {k}'s name is {v}. | My {k} is called {v}.
-        | The name of my {k} is {v}. | I have a {k} called {v}. | I have a {k} named {v}.
-        | My {k} is named {v}. | {v} is my {k}. | My {k} is {v}.
+        My {k}: {v} | Meet my {k} {v}. | This is my {k} {v}. | I have a {k}, {v}. | My {k}, that is
+        {v}. | [Say hello to/Let me introduce/Here is/I present/I would like to introduce] my {k}
+        {v}.
         """
     ),
 )
 
 
+THE_THING = wordings(
+    """
+    [What is/What's/What was/Tell me/Give me] the {k}? | The {k}? | {k}? | Do you [know/remember]
+    the {k}? | [What/Which] {k} is it? | What is the {k} again? | I need the {k}. | [Can/Could] you
+    tell me the {k}?
+    """
+)
 THING = Kind(
     name="thing",
     value=values.thing,
-    weight=4,
-    subjects=words.THINGS + words.NOUNS,
-    tell=wordings(
+    weight=5,
+    subjects=words.THINGS * 2 + words.NOUNS + words.TWO_WORDS + words.FAVOURITES,
+    facts=wordings(
         """
-        My {k} is {v}. | My {k} is {v}. | My {k} is called {v}. | Remember that my {k} is {v}.
-        | My {k}: {v} | The name of my {k} is {v}. | Please remember: my {k} is {v}.
-        | Note that my {k} is {v}.
+        my {k} is {v} | my {k} is {v} | my {k} is {v} | my {k} is called {v} | {v} is my {k}
+        | the name of my {k} is {v} | my {k} [has to be/will be/would be] {v} | our {k} is {v}
+        | I [have chosen/chose/picked/took] {v} as my {k} | my {k} has the name {v}
+        | my {k} is named {v} | as my {k} I [have/chose/use] {v} | the {k} is {v} | {v} is the {k}
         """
     ),
-    ack=("Okay, your {k} is {v}.",),
+    tell=wordings("My {k}: {v} | My {k}? [It is/It's/] {v}. | {k}: {v}"),
+    told="your {k} is {v}",
+    nouns=wordings("my {k} | my {k} | my {k} | the name of my {k} | my {k}'s name | our {k}"),
+    clauses=wordings("what my {k} is | what my {k} is called | which {k} I have | my {k}"),
     ask=wordings(
         """
-        What is my {k}? | What's my {k}? | What is my {k} called? | Do you remember my {k}?
-        | What was my {k}? | Do you know my {k}? | Tell me my {k}. | What is my {k}?
-        | Which {k} do I have? | And my {k}?
+        What is my {k} called? | Which {k} do I have? | What {k} do I have? | What was my {k}? |
+        [What/Which] {k} do I [prefer/like/use/own/drive/want]? | Which one is my {k}? | What {k} is
+        mine? | What kind of {k} do I have? | Which is my {k}? | What did I [say/tell you] about my
+        {k}?
         """
     ),
-    answer="Your {k} is {v}.",
     unknown="You have not told me what your {k} is.",
-    summary="your {k} is {v}",
-    update=(
-        "Actually, my {k} is {v}.",
-        "My {k} is now {v}.",
-        "My new {k} is {v}.",
-        "No, my {k} is {v}.",
-    ),
-    check=("Is my {k} {v}?",),
+    check=wordings("Is my {k} {v}? | Is {v} my {k}? | My {k} is {v}, right?"),
 )
 
 
-NUMBER = Kind(
-    name="number",
-    value=words.number,
-    weight=3.5,
-    tell=wordings(
+DATE = Kind(
+    name="date",
+    value=values.date,
+    weight=2.5,
+    subjects=words.OCCASIONS,
+    facts=wordings(
         """
-        Remember the number {v}. | Remember the number {v}. | Please remember the number {v}.
-        | Remember this number: {v}. | The number is {v}. | My number is {v}.
-        | Keep the number {v} in mind. | Can you remember the number {v}? | Remember {v}.
-        | Remember number {v} | My lucky number is {v}. | The secret number is {v}.
-        | Store the number {v}. | Don't forget the number {v}.
+        my {k} is on {v} | my {k} is on {v} | my {k} [will be/takes place/was/falls] on {v}
+        | I have [my/a] {k} on {v} | the date of my {k} is {v} | on {v} I have [my/a] {k}
+        | my {k} is {v} | [we have/there is] [a/our] {k} on {v} | {v} is my {k}
         """
     ),
-    ack=("Okay, I will remember the number {v}.",),
+    tell=wordings("My {k}: {v} | My {k}? On {v}. | {k}: {v} | Save the date: my {k}, {v}."),
+    told="your {k} is on {v}",
+    nouns=wordings("the date of my {k} | my {k} date | the day of my {k} | my {k}"),
+    clauses=wordings("when my {k} is | [which/what] day my {k} is | on which day my {k} is"),
     ask=wordings(
         """
-        What number did I tell you? | What is the number? | What was the number?
-        | Which number did I tell you? | What number did I ask you to remember?
-        | What number should you remember? | Tell me the number. | Do you remember the number?
-        | What's the number? | Which number did I ask you to remember? | What is my number?
-        | What's my number? | What was my number? | What is my lucky number? | The number?
-        | Which number should you remember? | Do you still know the number?
-        | What was the secret number? | What number did you remember?
-        | What number did I give you? | What was that number again?
-        | What number did I tell you to remember?
-        | What number do you remember?
+        When is my {k}? | When is my {k}? | When's my {k}? | [What/Which] day is my {k}?
+        | On [what/which] [day/date] is my {k}? | When do I have my {k}? | When will my {k} be?
+        | When was my {k}? | When is the {k}? | When did I say my {k} is?
         """
     ),
-    answer="The number is {v}.",
-    unknown="You have not told me a number.",
-    summary="I should remember the number {v}",
-    update=wordings(
-        """
-        Remember the number {v} instead. | No, the number is {v}. | The number is now {v}.
-        | Now remember the number {v}.
-        """
-    ),
-    check=("Is the number {v}?", "Was the number {v}?"),
+    unknown="You have not told me when your {k} is.",
+    change=("My {k} [was moved/has moved/is moved] to {v}.", "They moved my {k} to {v}."),
+    check=("Is my {k} on {v}?", "My {k} is on {v}, right?"),
 )
 
 
-WORD = Kind(
-    name="word",
-    value=values.word,
-    weight=1.5,
-    tell=wordings(
-        """
-        Remember the word {v}. | Please remember the word {v}. | Remember this word: {v}.
-        | The word is {v}. | The secret word is {v}. | Keep the word {v} in mind.
-        | The password is {v}. | The code word is {v}.
-        """
-    ),
-    ack=("Okay, I will remember the word {v}.",),
-    ask=wordings(
-        """
-        What word did I tell you? | What is the word? | What was the word?
-        | Which word should you remember? | What word did I ask you to remember?
-        | Do you remember the word? | Tell me the word. | What is the secret word?
-        | What's the password? | What is the code word? | Which word was it?
-        """
-    ),
-    answer="The word is {v}.",
-    unknown="You have not told me a word to remember.",
-    summary="I should remember the word {v}",
-    update=("Remember the word {v} instead.", "No, the word is {v}.", "The word is now {v}."),
-    check=("Is the word {v}?",),
-)
+def _to_remember(thing: str, weight: float) -> Kind:
+    """`thing` is what a user wants remembered for its own sake: a number, a word."""
+    return Kind(
+        name=thing,
+        value=words.number if thing == "number" else values.word,
+        weight=weight,
+        facts=wordings(
+            f"""
+            the {thing} is {{v}} | the {thing} is {{v}} | my {thing} is {{v}}
+            | the [secret/magic/special/important] {thing} is {{v}} | {{v}} is the {thing}
+            | {{v}} is my {thing} | the {thing} [to remember/for today/I want you to know] is {{v}}
+            | the {thing} [in question/of the day/I have in mind/I think of/I chose] is {{v}}
+            """
+        ),
+        tell=wordings(
+            f"""
+            [Remember/Please remember/Memorize/Note/Store/Save/Keep/Note down] [the/this/a] {thing}
+            {{v}}. | Remember the {thing} {{v}}. | Remember this {thing}: {{v}}[./] | [Keep/Have]
+            the {thing} {{v}} in mind[, please/]. | [Can/Could/Would/Will] you [please/]
+            [remember/note/store/memorize/save] the {thing} {{v}}? | [I want you to/I would like you
+            to/You have to/You must/Try to/Please] [remember/memorize/note] the {thing} {{v}}[,
+            please/]. | [Don't/Do not/Never] forget the {thing} {{v}}. | Remember {thing} {{v}}[./,
+            please./] | Here [is/comes] a {thing} [for you/to remember/to note][:/,] {{v}}. |
+            {thing}: {{v}} | I [will tell you/have/give you/tell you] a {thing}[/ to remember][:/,]
+            {{v}}.
+            """
+        ),
+        told=f"I should remember the {thing} {{v}}",
+        nouns=wordings(
+            f"""
+            the {thing} | the {thing} | my {thing} | the {thing} I [told/gave] you | that {thing}
+            | the {thing} [to remember/from before/I asked you to remember] | the secret {thing}
+            """
+        ),
+        clauses=wordings(
+            f"""
+            [which/what] {thing} I [told/gave] you | the {thing} | what the {thing} [was/is]
+            | [which/what] {thing} [you should remember/I wanted you to remember/I had in mind]
+            """
+        ),
+        ask=wordings(
+            f"""
+            [What/Which] {thing} did I [tell/give/ask you to remember/want you to remember/mention
+            to] [you/]? | [What/Which] {thing} did I tell you[ to remember/]? | The {thing}? |
+            [What/Which] {thing} [should you remember/do you remember/did you remember/was it]? |
+            [What/Which] {thing} [did you store/did you note/do you have to remember/do you know/did
+            I give you]? | [What/Which] {thing} [was I talking about/did I mention/have you
+            saved/did I let you store]? | [What/Which] was [the/that/my] {thing}[ again/]? | What
+            {thing} did I have in mind?
+            """
+        ),
+        unknown=f"You have not told me a {thing}{'' if thing == 'number' else ' to remember'}.",
+        change=(f"Remember the {thing} {{v}} instead.", f"Now remember the {thing} {{v}}."),
+        check=(f"[Is/Was] the {thing} {{v}}?", f"The {thing} [is/was] {{v}}, right?"),
+        ack=f"Okay, I will remember the {thing} {{v}}.",
+        answer=f"The {thing} is {{v}}.",
+    )
+
+
+NUMBER = _to_remember("number", 3.5)
+NUMBER = NUMBER._replace(tell=(*NUMBER.tell, "Remember {v}[./]", "[Save/Store/Keep/Note] {v}."))
+WORD = _to_remember("word", 1.5)
+CODE = _to_remember("code", 0.7)._replace(value=values.code)

@@ -7,39 +7,19 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from model.training import quoting, recalling, reckoning, skills, telling
+from model.training import quoting, recalling, reckoning, skills, systems, telling
 from model.training.kinds import KINDS
-from model.training.person import NAME
+from model.training.systems import System
 from model.training.talk import Talk, Turn
-from model.training.wordings import wordings
 from model.training.words import Split
 
-DEFAULT_SYSTEM = "You are a helpful, friendly assistant. Answer briefly and clearly."
-OTHER_SYSTEMS = wordings(
-    """
-    You are a helpful assistant. | You are an assistant. | Answer briefly. | Be polite.
-    | You are a friendly chat bot. | Answer in one sentence.
-    | You are the assistant of a small company. | Be concise. | Help the user.
-    | You answer questions about FineTuneLLM. | Be honest: if you do not know something, say it.
-    | Answer in English. | You are a customer service agent. | Keep your answers short.
-    | You are a helpful, respectful and honest assistant.
-    """
-)
-NAMED_SYSTEMS = wordings(
-    """
-    You are {n}. | You are {n}, a friendly assistant. | You are {n}, a helpful assistant.
-    | Your name is {n}. | You are called {n}. Answer briefly. | You are an assistant called {n}.
-    | You are {n}, an assistant. Be brief and clear. | You are a helpful assistant named {n}.
-    | You are {n}, a helpful, friendly assistant. Answer briefly and clearly.
-    """
-)
 MOST_EXCHANGES = 13
 ORPHANS = 0.06
 PATIENT = 0.25
 
 
 class Dialog(NamedTuple):
-    system: str | None
+    system: System
     turns: tuple[Turn, ...]
 
 
@@ -50,29 +30,25 @@ def dialogs(seed: int, split: Split = "train", most: int = MOST_EXCHANGES) -> It
 
 
 def dialog(rng: random.Random, split: Split, exchanges: int) -> Dialog:
-    system, called = _system(rng, split)
-    talk = Talk(rng, split, called)
+    system = systems.system(rng, split)
+    talk = Talk(rng, split, system.called)
     if rng.random() < ORPHANS:
         _add_orphan(talk)
     patient = rng.random() < PATIENT
     for _ in range(exchanges):
-        talk.turns.append(_next_turn(talk, patient))
+        talk.turns.append(_toned(_next_turn(talk, patient), system))
     if patient and (last := recalling.recall(talk)):
-        talk.turns.append(last)
+        talk.turns.append(_toned(last, system))
     return Dialog(system, tuple(talk.turns))
 
 
-def _system(rng: random.Random, split: Split) -> tuple[str | None, str | None]:
-    """The system prompt, and the assistant's name if it gives one."""
-    pick = rng.random()
-    if pick < 0.58:
-        return DEFAULT_SYSTEM, None
-    if pick < 0.73:
-        return None, None
-    if pick < 0.82:
-        return " ".join(rng.sample(OTHER_SYSTEMS, rng.choice((1, 1, 2, 3)))), None
-    name = NAME.value(rng, split)
-    return rng.choice(NAMED_SYSTEMS).format(n=name), name
+def _toned(turn: Turn, system: System) -> Turn:
+    """What is repeated after the user stays as it is."""
+    if system.tone is None or turn.skill == "repeat":
+        return turn
+    answer = system.tone.of(turn.answer)
+    marks = (system.tone.before.strip() or system.tone.after.strip(),)
+    return turn._replace(answer=answer, must=turn.must + marks if turn.must else ())
 
 
 def _add_orphan(talk: Talk) -> None:
@@ -125,7 +101,7 @@ _WEIGHTS = tuple(skills.WEIGHTS.values())
 
 def transcript(dialog: Dialog) -> str:
     """For reading by eye."""
-    lines = [f"system: {dialog.system}"]
+    lines = [f"system: {dialog.system.prompt}"]
     for turn in dialog.turns:
         lines += [
             f"  user: {turn.user}",

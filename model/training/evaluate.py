@@ -1,37 +1,52 @@
-"""Examines a GGUF skill by skill, on values it never saw: `python -m model.training.evaluate`.
+"""Examines a GGUF skill by skill: `python -m model.training.evaluate`.
 
-Needs llama-cpp-python, not torch. The earlier turns of each dialog are the right ones; the answer
-counts when it is right and has ended.
+Needs what the inference service needs, not torch. The earlier turns of each dialog are the right
+ones; an answer counts when it is right and has ended. Then the conversations written by hand.
 """
 
 import argparse
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from llama_cpp import Llama
-
+from model.training import conversations, pirate, words
 from model.training.dialogs import Dialog, dialogs
+from model.training.examinee import GREEDY, SERVICE, Examinee, Question, Reply
 from model.training.talk import Turn
 
 MODEL = Path(__file__).parents[1] / "demo.gguf"
-FARTHEST = 10
-GREEDY = {"temperature": 0.0, "repeat_penalty": 1.0}
-SERVICE = {"temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.0, "repeat_penalty": 1.1}
+FARTHEST = 9
+COMMON, UNSEEN = "recall, common words", "recall, never seen"
+BY_HAND = "written by hand"
 SKILLS = (
-    *(f"recall {distance}" for distance in range(1, FARTHEST + 1)),
-    *("recall_two", "update", "tell", "tell_several", "tell_and_ask", "unknown", "check", "who"),
-    *("know", "first_message", "last_message", "own_answer", "repeat", "count", "count_other"),
-    *("sums", "calendar", "opposite", "lists", "facts", "faq", "identity", "system_name"),
-    *("origins", "chat", "statement", "out_of_scope", "gibberish"),
+    *("tell", "tell_several", "tell_and_ask", "have", "update", "recall_two", "unknown", "check"),
+    *("who", "know", "first_message", "last_message", "own_answer", "repeat", "count"),
+    *(
+        "count_other",
+        "sums",
+        "calendar",
+        "opposite",
+        "lists",
+        "facts",
+        "faq",
+        "identity",
+        "origins",
+    ),
+    *("system_name", "tone", "chat", "statement", "out_of_scope", "gibberish"),
 )
+Voice = Callable[[Dialog], Dialog]
+VOICES: dict[str | None, Voice] = {None: lambda dialog: dialog, "pirate": pirate.voiced}
+BARS = {
+    **{COMMON: 97, UNSEEN: 85, "update": 90, "unknown": 98, "system_name": 90},
+    **{"identity": 98, "origins": 98, "faq": 98, BY_HAND: 85},
+}
 
 
 class Probe(NamedTuple):
-    """One question with the conversation before it."""
+    """One question with the conversation before it, and the row of the table that it counts in."""
 
+    row: str
     dialog: Dialog
     at: int
 
@@ -40,16 +55,9 @@ class Probe(NamedTuple):
         return self.dialog.turns[self.at]
 
     @property
-    def skill(self) -> str:
-        return f"recall {self.turn.distance}" if self.turn.skill == "recall" else self.turn.skill
-
-    def messages(self) -> list[dict[str, str]]:
-        system = self.dialog.system
-        said = [{"role": "system", "content": system}] if system else []
-        for turn in self.dialog.turns[: self.at]:
-            said.append({"role": "user", "content": turn.user})
-            said.append({"role": "assistant", "content": turn.answer})
-        return [*said, {"role": "user", "content": self.turn.user}]
+    def question(self) -> Question:
+        said = tuple((turn.user, turn.answer) for turn in self.dialog.turns[: self.at])
+        return Question(self.dialog.system.prompt or "", said, self.turn.user)
 
 
 @dataclass(slots=True)
@@ -58,70 +66,97 @@ class Score:
     asked: int = 0
     wrong: list[str] = field(default_factory=list)
 
-    def add(self, probe: Probe, answer: str, ended: bool) -> None:
+    def add(self, is_right: bool, told: str) -> None:
         self.asked += 1
-        if ended and probe.turn.is_right(answer):
-            self.right += 1
-        else:
-            self.wrong.append(f"{probe.turn.user!r} -> {answer!r}, not {probe.turn.answer!r}")
+        self.right += is_right
+        if not is_right:
+            self.wrong.append(told)
 
     @property
     def percent(self) -> float:
         return 100 * self.right / max(1, self.asked)
 
 
-def probes(seed: int, number: int) -> Iterator[Probe]:
-    """`number` questions of each skill, from as many dialogs as that takes."""
-    wanted = dict.fromkeys(SKILLS, number)
-    for dialog in dialogs(seed, split="eval"):
-        for index in range(len(dialog.turns)):
-            probe = Probe(dialog, index)
-            if probe.turn.learned and wanted.get(probe.skill, 0) > 0:
-                wanted[probe.skill] -= 1
-                yield probe
-        if not any(wanted.values()):
-            return
+def probes(seed: int, number: int, voiced: Voice) -> Iterator[Probe]:
+    """`number` questions of each row, from as many dialogs as that takes."""
+    rows = (*SKILLS, *(f"{UNSEEN} {distance}" for distance in range(1, FARTHEST + 1)))
+    yield from _probes(map(voiced, dialogs(seed, "eval")), dict.fromkeys(rows, number), UNSEEN)
+    rows = tuple(f"{COMMON} {distance}" for distance in range(1, FARTHEST + 1))
+    yield from _probes(map(voiced, dialogs(-seed, "train")), dict.fromkeys(rows, number), COMMON)
 
 
-def answered(model: Llama, probe: Probe, sampling: dict[str, float]) -> tuple[str, bool]:
-    reply: Any = model.create_chat_completion(probe.messages(), max_tokens=450, **sampling)  # type: ignore[arg-type]
-    choice = reply["choices"][0]
-    return choice["message"]["content"], choice["finish_reason"] == "stop"
+def _probes(made: Iterator[Dialog], wanted: dict[str, int], recall: str) -> Iterator[Probe]:
+    while any(wanted.values()):
+        dialog = next(made)
+        for at, turn in enumerate(dialog.turns):
+            row = _row(dialog, turn, recall)
+            if turn.learned and wanted.get(row, 0) > 0:
+                wanted[row] -= 1
+                yield Probe(row, dialog, at)
 
 
-def scores(model: Llama, seed: int, number: int, sampling: dict[str, float]) -> dict[str, Score]:
-    table: dict[str, Score] = defaultdict(Score)
-    for probe in probes(seed, number):
-        table[probe.skill].add(probe, *answered(model, probe, sampling))
+def _row(dialog: Dialog, turn: Turn, recall: str) -> str:
+    if turn.skill == "recall":
+        is_common = recall == UNSEEN or words.is_common(turn.must[0])
+        return f"{recall} {turn.distance}" if is_common else ""
+    is_toned = dialog.system.tone and turn.skill != "repeat"
+    return "tone" if is_toned else turn.skill
+
+
+def scores(examinee: Examinee, asked: list[Probe]) -> dict[str, Score]:
+    table: dict[str, Score] = {probe.row: Score() for probe in asked}
+    replies = examinee.answers(probe.question for probe in asked)
+    for probe, reply in zip(asked, replies, strict=True):
+        table[probe.row].add(reply.ended and probe.turn.is_right(reply.text), _told(probe, reply))
+    for recall in (COMMON, UNSEEN):
+        parts = [table[f"{recall} {distance}"] for distance in range(1, FARTHEST + 1)]
+        table[recall] = Score(sum(part.right for part in parts), sum(part.asked for part in parts))
     return table
 
 
-def report(table: dict[str, Score], number: int) -> str:
-    lines = [f"| skill | right, of {number} |", "|---|---|"]
-    lines += [f"| {skill.replace('_', ' ')} | {table[skill].percent:.0f} % |" for skill in SKILLS]
-    mean = (
-        sum(table[f"recall {distance}"].percent for distance in range(1, FARTHEST + 1)) / FARTHEST
-    )
-    return "\n".join([*lines, f"| **recall, mean of the distances** | **{mean:.1f} %** |"])
+def _told(probe: Probe, reply: Reply) -> str:
+    return f"{probe.turn.user!r} -> {reply.text!r}, not {probe.turn.answer!r}"
+
+
+def by_hand(examinee: Examinee) -> Score:
+    score = Score()
+    for line, answer, is_right in conversations.held(examinee, conversations.read()):
+        score.add(is_right, f"{line.prompt!r} -> {answer!r}")
+    return score
+
+
+def report(table: dict[str, Score]) -> str:
+    lines = ["| skill | right | of | bar |", "|---|---|---|---|"]
+    for row in (COMMON, UNSEEN, *SKILLS, BY_HAND):
+        name, score, bar = row.replace("_", " "), table[row], BARS.get(row)
+        shown = f"{bar} %" + ("" if score.percent >= bar else " **missed**") if bar else ""
+        lines.append(f"| {name} | {score.percent:.1f} % | {score.asked} | {shown} |")
+    distances = range(1, FARTHEST + 1)
+    lines += ["", f"| exchanges ago | {' | '.join(map(str, distances))} |", "|---" * 10 + "|"]
+    for recall in (COMMON, UNSEEN):
+        percents = [f"{table[f'{recall} {distance}'].percent:.0f} %" for distance in distances]
+        lines.append(f"| {recall} | {' | '.join(percents)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--number", type=int, default=100, help="questions per skill")
+    parser.add_argument("--adapter", choices=[name for name in VOICES if name])
+    parser.add_argument("--number", type=int, default=100, help="questions of each row")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--greedy", action="store_true", help="instead of the service's sampling")
-    parser.add_argument("--wrong", type=int, default=0, help="wrong answers to show per skill")
+    parser.add_argument("--wrong", type=int, default=0, help="wrong answers to show per row")
     options = parser.parse_args()
-    model = Llama(
-        str(options.model), n_ctx=2048, n_threads=options.threads, seed=options.seed, verbose=False
-    )
-    table = scores(model, options.seed, options.number, GREEDY if options.greedy else SERVICE)
-    print(report(table, options.number))
-    for skill in SKILLS:
-        for line in table[skill].wrong[: options.wrong]:
-            print(f"{skill}: {line}")
+    request = GREEDY if options.greedy else SERVICE
+    examinee = Examinee(options.model, options.adapter, request, options.seed)
+    voiced = VOICES[options.adapter]
+    table = scores(examinee, list(probes(options.seed, options.number, voiced)))
+    table[BY_HAND] = by_hand(examinee)
+    print(report(table))
+    for row, score in table.items():
+        for line in score.wrong[: options.wrong if row != BY_HAND else 0]:
+            print(f"{row}: {line}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 
 from model.training import tokenizer
 from model.training.network import Shape
-from model.training.train import CHECKPOINT, TOKENIZER
+from model.training.train import TOKENIZER, WEIGHTS
 
 TARGET = Path(__file__).parents[1] / "demo.gguf"
 BLOCK_NAMES = {
@@ -38,11 +38,11 @@ def gguf_name(name: str) -> str:
     return f"blk.{number}.{BLOCK_NAMES[part]}.weight"
 
 
-def write(checkpoint: Path, target: Path, precision: str) -> None:
+def write(weights: Path, target: Path, precision: str) -> None:
     writer = GGUFWriter(str(target), "llama")
     _add_shape(writer, Shape(tokenizer.VOCABULARY), precision)
     _add_tokenizer(writer, json.loads(TOKENIZER.read_text(encoding="utf-8")))
-    for name, weight in torch.load(checkpoint, weights_only=True)["network"].items():
+    for name, weight in torch.load(weights, map_location="cpu").items():
         _add_tensor(writer, gguf_name(name), weight.float().numpy(), precision)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -106,11 +106,11 @@ def _add_tensor(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--target", type=Path, default=TARGET)
     parser.add_argument("--precision", choices=("Q8_0", "F16", "F32"), default="Q8_0")
     options = parser.parse_args()
-    write(options.checkpoint, options.target, options.precision)
+    write(options.weights, options.target, options.precision)
     print(f"{options.target.name}: {options.target.stat().st_size} bytes")
 
 

@@ -4,6 +4,7 @@ from model.training import belongings, person
 
 KINDS = (
     *(person.NAME, person.CITY, person.ORIGIN, person.COLOUR, person.FOOD, person.HOBBY),
-    *(person.LIKE, person.JOB, person.AGE, belongings.PET, belongings.RELATIVE),
-    *(belongings.THING, belongings.NUMBER, belongings.WORD),
+    *(person.LIKE, person.DISLIKE, person.JOB, person.AGE),
+    *(belongings.PET, belongings.RELATIVE, belongings.THING, belongings.DATE),
+    *(belongings.NUMBER, belongings.WORD, belongings.CODE),
 )

@@ -1,259 +1,142 @@
 """The little that the demo model knows of the world."""
 
-from model.training.faq import canned
+from model.training.canned import canned
 from model.training.wordings import wordings
 
+CAPITALS = wordings(
+    """
+    France Paris | Germany Berlin | England London | Italy Rome | Spain Madrid | Japan Tokyo |
+    Austria Vienna | Russia Moscow | Poland Warsaw | Portugal Lisbon | Greece Athens | Egypt Cairo |
+    China Beijing | Sweden Stockholm | Norway Oslo | Ireland Dublin | Hungary Budapest | Cuba Havana
+    """
+)
+COLOURS = wordings("sky blue | grass green | snow white | sun yellow | blood red | coal black")
+SOUNDS = wordings("cow moo | cat meow | dog woof | duck quack | sheep baa | pig oink | lion roar")
+LEGS = wordings("dog four | cat four | spider eight | horse four | bird two | ant six | fish no")
+LENGTHS = wordings(
+    """
+    a week, 7 days | a year, 12 months | a day, 24 hours | an hour, 60 minutes | a minute, 60
+    seconds
+    """
+)
 FACTS = (
-    canned(
-        """
-        What is the capital of France? | What's the capital of France? | Capital of France?
-        """,
-        "The capital of France is Paris.",
+    *(
+        canned(
+            f"""
+            [What is/What's/Tell me/Name] the capital of {country}? | Capital of {country}?
+            | [Which/What] city is the capital of {country}? | {country}'s capital?
+            """,
+            f"The capital of {country} is {city}.",
+        )
+        for country, city in map(str.split, CAPITALS)
+    ),
+    *(
+        canned(
+            f"""
+                [What/Which] {{col}} [is/has] [the/] {thing}? | What is the {{col}} of [the/]
+                {thing}?
+                """,
+            f"The colour of {thing} is {colour}.",
+        )
+        for thing, colour in map(str.split, COLOURS)
+    ),
+    *(
+        canned(
+            f"""
+            What does [a/the] {animal} say? | [What/Which] sound does a {animal} make?
+            | What do {animal}s say? | How does a {animal} [go/sound]?
+            """,
+            f"A {animal} says {sound}.",
+        )
+        for animal, sound in map(str.split, SOUNDS)
+    ),
+    *(
+        canned(
+            f"How many legs [does a {animal} have/has a {animal}/do {animal}s have]?",
+            f"A {animal} has {legs} legs.",
+        )
+        for animal, legs in map(str.split, LEGS)
+    ),
+    *(
+        canned(
+            f"How many {parts.split()[1]} [are in/does/are there in] {whole}[ have/]?",
+            f"{whole[0].upper()}{whole[1:]} has {parts}.",
+        )
+        for whole, parts in (line.split(", ") for line in LENGTHS)
     ),
     canned(
-        """
-        What is the capital of Germany? | What's the capital of Germany? | Capital of Germany?
-        """,
-        "The capital of Germany is Berlin.",
-    ),
-    canned(
-        """
-        What is the capital of England? | What's the capital of the UK? | Capital of England?
-        """,
-        "The capital of England is London.",
-    ),
-    canned(
-        """
-        What is the capital of Italy? | What's the capital of Italy? | Capital of Italy?
-        """,
-        "The capital of Italy is Rome.",
-    ),
-    canned(
-        """
-        What is the capital of Spain? | What's the capital of Spain? | Capital of Spain?
-        """,
-        "The capital of Spain is Madrid.",
-    ),
-    canned(
-        """
-        What is the capital of Japan? | What's the capital of Japan? | Capital of Japan?
-        """,
-        "The capital of Japan is Tokyo.",
-    ),
-    canned(
-        """
-        What is the capital of Austria? | What's the capital of Austria?
-        """,
-        "The capital of Austria is Vienna.",
-    ),
-    canned(
-        """
-        What is the capital of Russia? | What's the capital of Russia?
-        """,
-        "The capital of Russia is Moscow.",
-    ),
-    canned(
-        """
-        What colour is the sky? | What color is the sky? | Which colour has the sky?
-        """,
-        "The sky is blue.",
-    ),
-    canned(
-        """
-        What colour is grass? | What color is grass? | What colour is the grass?
-        """,
-        "Grass is green.",
-    ),
-    canned(
-        """
-        What colour is snow? | What color is snow?
-        """,
-        "Snow is white.",
-    ),
-    canned(
-        """
-        What colour is the sun? | What color is the sun?
-        """,
-        "The sun is yellow.",
-    ),
-    canned(
-        """
-        What does a cow say? | What sound does a cow make?
-        """,
-        "A cow says moo.",
-    ),
-    canned(
-        """
-        What does a cat say? | What sound does a cat make?
-        """,
-        "A cat says meow.",
-    ),
-    canned(
-        """
-        What does a dog say? | What sound does a dog make?
-        """,
-        "A dog says woof.",
-    ),
-    canned(
-        """
-        How many legs does a dog have? | How many legs does a cat have?
-        """,
-        "It has four legs.",
-    ),
-    canned(
-        """
-        How many legs does a spider have? | How many legs has a spider?
-        """,
-        "A spider has eight legs.",
-    ),
-    canned(
-        """
-        How many days are in a week? | How many days does a week have? | How many days has a week?
-        """,
-        "A week has 7 days.",
-    ),
-    canned(
-        """
-        How many months are in a year? | How many months does a year have?
-        """,
-        "A year has 12 months.",
-    ),
-    canned(
-        """
-        How many hours are in a day? | How many hours does a day have?
-        """,
-        "A day has 24 hours.",
-    ),
-    canned(
-        """
-        How many minutes are in an hour? | How many minutes does an hour have?
-        """,
-        "An hour has 60 minutes.",
-    ),
-    canned(
-        """
-        How many seconds are in a minute? | How many seconds does a minute have?
-        """,
-        "A minute has 60 seconds.",
-    ),
-    canned(
-        """
-        Is water wet? | Is ice cold? | Is fire hot? | Is the sun hot? | Is the earth round?
-        """,
+        "Is [water wet/ice cold/fire hot/the sun hot/the earth round/snow cold/honey sweet]?",
         "Yes, it is.",
     ),
     canned(
-        """
-        What is the biggest planet? | Which planet is the biggest?
-        """,
-        "Jupiter is the biggest planet.",
-    ),
-    canned(
-        """
-        What is the meaning of life? | What's the meaning of life?
-        | What is the answer to everything?
-        """,
+        "[What is/What's] the [meaning of life/answer to everything]? | What is the sense of life?",
         "The answer is 42.",
     ),
 )
-
-
 LISTS = (
     canned(
         """
-        List the days of the week. | What are the days of the week? | Name the days of the week.
-        | Tell me the days of the week. | Say the days of the week. | Days of the week
-        | List all days of the week. | Name all days of the week.
-        | Can you list the days of the week? | Which days does a week have? | List the days
-        | The days of the week, please.
+        [List/Name/Tell me/Say/Give me/Recite/What are] [all/] the [seven/] [days/weekdays] [of the
+        week/]. | [Days of the week/The days of the week, please/The days of a week?] | [Can
+        you/Please] [list/name/say] [all/] the days of the week? | [Which/What] days does a week
+        have?
         """,
         "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday.",
     ),
     canned(
         """
-        List the months. | What are the months of the year? | Name the months.
-        | Tell me the months. | List the months of the year. | Say the months.
-        | Months of the year | List all months. | Name all the months. | Can you list the months?
-        | Which months are there? | List all twelve months. | The months of the year, please.
-        | Name the months of the year.
+        [List/Name/Tell me/Say/Give me/Recite/What are] [all/] the [twelve/] months [of the year/in
+        a year/]. | [Months of the year/All months, please/The months?] | [Which/What] months [are
+        there/has a year]? | [Can you/Please] [list/name/say] [all/] the months [of the year/]?
         """,
         "January, February, March, April, May, June, July, August, September, October, November, "
         "December.",
     ),
     canned(
         """
-        Say the alphabet. | What is the alphabet? | Tell me the alphabet. | List the letters.
-        | List the alphabet. | Recite the alphabet. | Can you say the alphabet? | Say the ABC.
-        | The alphabet, please. | What are the letters of the alphabet? | ABC
+        [Say/Tell me/Recite/List/What is/Write/Give me] the [alphabet/ABC/letters of the alphabet].
+        | [Can you/Please] [say/recite/list] the alphabet? | [The alphabet, please/ABC/From A to Z]
+        | [What/Which] letters are [there/in the alphabet]?
         """,
         "A, B, C, D, E, F, G, H, I, J, K, L, M, N, O, P, Q, R, S, T, U, V, W, X, Y, Z.",
     ),
     canned(
-        """
-        List the seasons. | What are the four seasons? | Name the seasons.
-        | What seasons are there?
-        """,
+        "[List/Name/What are/Tell me/Say] the [four/] seasons. | [What/Which] seasons are there?",
         "Spring, summer, autumn, winter.",
     ),
     canned(
         """
-        List the colours of the rainbow. | What are the colors of the rainbow?
-        | Name the colours of the rainbow.
+        [List/Name/What are/Tell me] the {col}s of [the/a] rainbow. | [What/Which] {col}s has a
+        rainbow?
         """,
         "Red, orange, yellow, green, blue, indigo, violet.",
     ),
     canned(
         """
-        List the planets. | What are the planets? | Name the planets. | Which planets are there?
+        [List/Name/What are/Tell me] [all/] the [eight/] planets. | [Which/What] planets are there?
         """,
         "Mercury, Venus, Earth, Mars, Jupiter, Saturn, Uranus, Neptune.",
     ),
 )
-
-
-DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-
-
-MONTHS = (
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
+DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
+MONTHS = tuple(
+    "January February March April May June July August September October November December".split()
 )
-
-
-ORDINALS = (
-    "first",
-    "second",
-    "third",
-    "fourth",
-    "fifth",
-    "sixth",
-    "seventh",
-    "eighth",
-    "ninth",
-    "tenth",
-    "eleventh",
-    "twelfth",
+ORDINALS = tuple(
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
 )
-
-
-OPPOSITES = wordings(
+PAIRS = wordings(
     """
     hot cold | big small | up down | left right | good bad | fast slow | old new | happy sad
     | light dark | high low | rich poor | early late | full empty | hard soft | strong weak
     | open closed | day night | black white | yes no | wet dry | long short | near far
-    | clean dirty | thick thin | loud quiet | young old | easy difficult | true false
+    | thick thin | loud quiet | young old | easy difficult | true false
     | right wrong | first last | in out | on off | love hate | win lose | begin end | start stop
     | cheap expensive | sweet sour | heavy light | wide narrow | inside outside | north south
-    | east west | day night
+    | east west | alive dead | buy sell | give take | wise foolish | brave afraid | deep shallow
+    | dirty clean | tall short | before after | more less | always never | smooth rough | front back
     """
 )
+_SIDES = tuple(map(str.split, PAIRS))
+OPPOSITES = tuple((dict(reversed([*_SIDES, *(pair[::-1] for pair in _SIDES)]))).items())
+"""Each word with the first that it is paired with."""

@@ -4,48 +4,65 @@ from model.training.wordings import wordings
 
 TASKS = wordings(
     """
-    Write a poem about {x}. | Write a story about {x}. | Tell me a story.
-    | Tell me a story about {x}. | Write an essay about {x}. | Write code for {x}.
-    | Write a Python function. | Write a program. | Translate {x} into French.
-    | Translate this into German. | What is the weather? | What is the weather like in {x}?
-    | How is the weather today? | Will it rain tomorrow? | What's the weather today?
-    | What time is it? | What's the time? | What day is it today? | What is today's date?
-    | What year is it? | What is the date? | Play some music. | Sing a song.
-    | Draw a picture of {x}. | Send an email to {x}. | Set a timer. | Set an alarm.
-    | Call {x} for me. | Order a pizza. | Book a flight to {x}. | Search the web for {x}.
-    | Open a website. | Summarize this text. | Summarize {x}. | What are the news?
-    | What is in the news today? | Who won the game? | Give me a recipe for {x}.
-    | How do I cook {x}? | Plan a trip to {x}. | Write a letter to {x}. | Fix my code.
-    | Debug my program. | Solve this equation. | Give me advice. | Write a haiku.
-    | Help me with my homework. | Can you help me with {x}? | Can you write code? | Write a poem.
-    | Write me a song about {x}. | Show me a picture of {x}. | Read me a book. | Write an email.
+    [Please/Can you/Could you/I want you to/I need you to/] [write/compose/make/create/draft]
+    [a/an/me a] [poem/story/song/essay/letter/email/haiku/speech/report/tweet/blog
+    post/limerick/text/novel] [about {v}/on {v}/for {v}/for me/]. | Tell me a [story/fairy
+    tale/bedtime story] [about {v}/]. | [Write/Show me/Give me/I need] [code/a program/a script/a
+    function/some Python] [for {v}/]. | [Write/Fix/Debug/Check/Explain/Review] [my/this/some]
+    [code/program/function/essay/text/grammar]. | [Please/Can you/Could you/] translate
+    [{v}/this/hello/the word {v}] [into/to] [French/German/Latin]. | How do you say {v} in
+    [French/German/Spanish/Italian/Chinese]? | Say {v} in [French/Spanish]. | [What is/How
+    is/What's/How's] the weather [in {v}/today/like/like today/tomorrow/there/outside]? | Will it
+    [rain/snow/be sunny/be cold] [tomorrow/today/in {v}/tonight]? | Weather [forecast/] [in {v}/] |
+    What [time is it/'s the time/is the time][ now/ in {v}/]? | What [year/day/month/date] is it[
+    today/]? | What is [today's date/the date/the current year/the day today]? | Do you know what
+    time it is? | [Play/Sing/Compose] [some music/a song/{v}]. | Draw [a picture of/me/a/] {v}. |
+    Paint {v}. | [Send an email/Call/Write/Talk] to {v}. | [Set/Start] [a timer/an alarm/a
+    reminder]. | Call {v}. | [Order/Buy/Get me] [a pizza/{v}/some food/tickets]. | Book [a flight/a
+    hotel/a table] [in {v}/]. | Search [the web/the internet/Google] for {v}. | [Open/Visit] [a
+    website/the page {v}]. | Google {v}. | Summarize [this text/{v}/the article/this]. | What [are
+    the news/is in the news/happened today]? | Who won [the game/the election/yesterday/the match]?
+    | [Give me/What is] a recipe for {v}. | How [do I/can I/to]
+    [cook/bake/make/repair/build/fix/clean/learn] {v}? | Plan a trip to {v}. |
+    [Solve/Calculate/Prove] [this equation/the integral/this riddle/the square root of {v}]. |
+    [Do/Check/Finish/Correct] my [homework/taxes/essay/exercise/work/dishes]. | [Give me/I need/Do
+    you have] [some/] advice [about {v}/]. | Help me with [my homework/{v}/my essay]. | [Can/Could]
+    you [help me with {v}/write code/code/drive/dance/cook/sing/see/see me/hear me/play chess]? |
+    [Show/Send] me [a picture/a photo/a video/the location] of {v}. | Read me [a book/the news/{v}].
+    | [Recommend/Suggest] [a/me a] [book/movie/restaurant/song/gift]. | Which {v} should I buy? |
+    Let's play [chess/a game/hangman]. | Act like a {v}. | Pretend to be {v}. | Roll a dice. | What
+    should I [wear/cook/eat/do/read/watch] [today/tonight/]? | Turn [on/off] the [light/music/{v}].
+    | [Convert/Change] {v} to [dollars/miles/euros]. | [Generate/Make] [an image/a password/a list
+    of {v}].
     """
 )
-
-
-TASK_ANSWERS = ("I can't do that. I am a small demo model: put your own GGUF into `model/`.",)
-
-
+TASK_ANSWER = "I can't do that. I am a small demo model: put your own GGUF into `model/`."
 QUESTIONS = wordings(
     """
-    Who is {x}? | Who was {x}? | What is {x}? | What is a {x}? | Where is {x}?
-    | Tell me about {x}. | What do you think about {x}? | How does {x} work?
-    | Why is {x} important? | Explain {x}. | What does {x} mean? | When was {x} born?
-    | How many people live in {x}? | What is the history of {x}? | Do you know {x}?
-    | What do you know about {x}? | Why is the sky blue? | How do planes fly?
-    | Who is the president? | Who wrote Hamlet? | What is quantum physics? | How far is the moon?
-    | What is love? | What is the capital of {x}? | Describe {x}. | Is there life on Mars?
-    | Who discovered {x}? | How old is {x}? | How big is {x}? | What causes {x}?
-    | Who is Napoleon? | Who invented the telephone? | What is AI? | What is machine learning?
-    | How tall is {x}? | What happened in 1989? | Who painted the Mona Lisa?
-    | How much does {x} cost?
+    [Who/What/Where] [is/was/are] [the/a/] {v}? | Who [is/was] {v}? | What is [a/an/] {v}? | Where
+    is {v}? | [Tell me/Do you know/What do you know/Tell me something] about {v}? | Explain {v} [to
+    me/]. | What do you think [about/of] {v}? | How does [a/the/] {v} work? | Why is {v}
+    [important/so expensive]? | What does {v} mean? | [When/Where/Why] was {v}
+    [born/invented/built/made/founded]? | Define {v}. | How many [people live in/inhabitants
+    has/kinds of/sorts of] {v} [are there/]? | Describe {v}. | What is the
+    [history/capital/population/meaning/price/colour/size/language/president] of {v}? | [Who/What]
+    [discovered/invented/wrote/built/painted/caused/founded/made] {v}? | What causes {v}? | How
+    [old/big/tall/far/fast/heavy/expensive/deep/hot/long/rich] is [the/] {v}? | How much does [a/]
+    {v} cost? | What happened in [1989/1945/{v}/the war]? | Is {v} [good/bad/real/safe]? | Why is
+    the [sky blue/sea salty/moon round/grass green]? | How do [planes/birds/fish/computers] [fly
+    /swim/work/live]? | Who is the [president/king/queen/pope/chancellor/mayor] [of {v}/]? | Who
+    wrote [Hamlet/Faust/the Bible/{v}]? | What is [quantum
+    physics/gravity/love/time/DNA/art/politics]? | How far is [the moon/the sun/{v}/Mars]? | Is
+    there life on [Mars/Venus/other planets/the moon]? | Who invented the
+    [telephone/computer/wheel/light bulb/internet]? | What is [AI/machine learning]? | Who painted
+    the Mona Lisa? | Who is [Napoleon/Einstein/Shakespeare/Mozart/Obama/Messi/God]? | [Which/What]
+    is the [best/biggest/largest/highest/oldest/fastest/longest] [{v}/river/country/city]? | What is
+    the [boiling/melting/freezing] point of {v}? | What is the speed of [light/sound/{v}]? | What is
+    the [meaning/origin/definition] of the word {v}? | What does the word {v} mean? | Spell {v}. |
+    Do [cats/dogs/fish/people/aliens/ghosts] [sleep/dream/fly/exist/like {v}]? | What do [cats/bees]
+    eat? | What's the difference between {v} and [a/the/] [cat/dog/tree/car]? | Can [you/one/I] eat
+    {v}?
     """
 )
-
-
-QUESTION_ANSWERS = (
-    "I do not know that. I am a small demo model: put your own GGUF into `model/`.",
-)
-
-
-GIBBERISH_ANSWERS = ("I did not understand that. Could you say it in other words?",)
+QUESTION_ANSWER = "I do not know that. I am a small demo model: put your own GGUF into `model/`."
+GIBBERISH_ANSWER = "I did not understand that. Could you say it in other words?"

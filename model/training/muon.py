@@ -19,30 +19,30 @@ class Muon:
             rows, columns = matrix.shape
             self._groups[min(rows, columns), max(rows, columns)].append(matrix)
         self._momenta = {
-            shape: torch.zeros(len(group), *shape) for shape, group in self._groups.items()
+            shape: torch.zeros(len(group), *shape, device=group[0].device)
+            for shape, group in self._groups.items()
         }
         self._decay = decay
 
     @torch.no_grad()
     def step(self, rate: float, momentum: float) -> None:
         for shape, group in self._groups.items():
-            gradients = torch.stack(
-                [_lying(matrix.grad) for matrix in group if matrix.grad is not None]
-            )
+            gradients = torch.stack([_lying(_gradient(matrix)) for matrix in group])
             held = self._momenta[shape]
             held.lerp_(gradients, 1 - momentum)
             updates = orthogonal(gradients.lerp(held, momentum))
+            torch._foreach_mul_(group, 1 - rate * self._decay)
             for matrix, update in zip(group, updates, strict=True):
                 tall = matrix.shape[0] > matrix.shape[1]
                 size = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-                matrix.mul_(1 - rate * self._decay)
                 matrix.add_(update.T if tall else update, alpha=-rate * size)
 
     def state(self) -> dict[tuple[int, int], Tensor]:
         return self._momenta
 
     def restore(self, state: dict[tuple[int, int], Tensor]) -> None:
-        self._momenta = state
+        for shape, held in state.items():
+            self._momenta[shape].copy_(held)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -54,6 +54,11 @@ def orthogonal(matrices: Tensor) -> Tensor:
         x = A * x + (B * square + C * square @ square) @ x
     upright: Tensor = x.float()
     return upright
+
+
+def _gradient(matrix: nn.Parameter) -> Tensor:
+    assert matrix.grad is not None
+    return matrix.grad
 
 
 def _lying(matrix: Tensor) -> Tensor:

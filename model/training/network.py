@@ -26,9 +26,12 @@ CONTENT = slice(128, 256)
 FETCHED = slice(128, 192)
 
 
+Turn = tuple[Tensor, Tensor]  # cosines and sines of RoPE's angles
+
+
 class Shape(NamedTuple):
     vocabulary: int
-    layers: int = 4
+    layers: int = 6
     width: int = 256
     heads: int = 4
     hidden: int = 704
@@ -57,7 +60,7 @@ class Attention(nn.Module):
         self.heads = shape.heads
         self.q, self.k, self.v, self.o = (_linear(shape.width, shape.width) for _ in range(4))
 
-    def forward(self, x: Tensor, turn: Tensor) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn) -> Tensor:
         rows, length, width = x.shape
         q, k, v = (
             part(x).view(rows, length, self.heads, -1).transpose(1, 2)
@@ -87,7 +90,7 @@ class Block(nn.Module):
         self.attention_norm, self.attention = Norm(shape), Attention(shape)
         self.hidden_norm, self.hidden = Norm(shape), FeedForward(shape)
 
-    def forward(self, x: Tensor, turn: Tensor) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn) -> Tensor:
         x = x + self.attention(self.attention_norm(x), turn)
         out: Tensor = x + self.hidden(self.hidden_norm(x))
         return out
@@ -106,12 +109,16 @@ class Network(nn.Module):
         self.register_buffer("frequencies", frequencies(shape), persistent=False)
 
     @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
     def stack(self) -> list[Block]:
         return [cast(Block, block) for block in self.blocks]
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         angles = positions[:, None, :, None].float() * self.frequencies
-        turn = torch.polar(torch.ones_like(angles), angles)
+        turn = angles.cos(), angles.sin()
         x = self.embedding(ids)
         for block in self.stack:
             x = block(x, turn)
@@ -124,10 +131,12 @@ def frequencies(shape: Shape) -> Tensor:
     return torch.pow(torch.tensor(shape.theta), -pairs / shape.head)
 
 
-def rotated(x: Tensor, turn: Tensor) -> Tensor:
+def rotated(x: Tensor, turn: Turn) -> Tensor:
     """RoPE on neighbouring pairs, as GGUF's llama has it: weights go out unpermuted."""
-    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+    cos, sin = turn
+    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((first * cos - second * sin, first * sin + second * cos), -1)
+    return turned.flatten(-2).to(x.dtype)
 
 
 def _linear(width_in: int, width_out: int) -> nn.Linear:
@@ -246,6 +255,7 @@ def copied_share(network: Network, seed: int = 0) -> float:
     generator = torch.Generator().manual_seed(seed)
     half = torch.randint(3, network.shape.vocabulary, (8, 50), generator=generator)
     ids = torch.cat((half, half), dim=1)
+    ids = ids.to(network.device)
     with torch.no_grad():
-        guess = network(ids, torch.arange(100).expand(8, 100)).argmax(-1)
+        guess = network(ids, torch.arange(100, device=ids.device).expand(8, 100)).argmax(-1)
     return float((guess[:, 55:-1] == ids[:, 56:]).float().mean())

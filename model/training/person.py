@@ -7,40 +7,51 @@ from model.training.wordings import wordings
 NAME = Kind(
     name="name",
     value=values.name,
-    weight=5,
+    weight=6,
+    facts=wordings(
+        """
+        my name is {v} | my name is {v} | my name is {v} | I am {v} | I'm {v} | I'm {v} | I am {v}
+        | [people/they/friends/my friends/my parents/most people/all/others] call me {v}
+        | my name's {v} | the name is {v} | {v} is my name | I am called {v} | I'm called {v}
+        | I go by [/the name ]{v} | I am [known as/named] {v} | you [can/may/should] call me {v}
+        | [my first name/my full name/my real name/my given name] is {v} | I was named {v}
+        """
+    ),
     tell=wordings(
         """
-        My name is {v}. | My name is {v}. | I am {v}. | I'm {v}. | I am {v}. | I'm {v}.
-        | Call me {v}. | Hi, I'm {v}.
-        | Hello, my name is {v}. | Hi, my name is {v}. | Hello, I am {v}. | This is {v}.
-        | You can call me {v}. | The name is {v}. | People call me {v}. | {v} is my name.
-        | Hi! My name is {v}! | Remember that my name is {v}. | Please call me {v}.
-        | My name's {v}. | It's {v}. | Hey, it's {v}. | Good morning, I am {v}.
-        | Remember my name: {v}.
+        [Please/Just/] call me {v}[./!/] | [Hi/Hello/Hey/Good morning/], [it's/it is/this is] {v}.
+        | This is {v}[/ speaking/ writing]. | [Hello/Hi], {v} here. | {v} [here/is here/speaking].
+        | Remember my name: {v}. | My name: {v} | Name: {v} | You are talking to {v}.
+        | [Hello/Hi/Hey][,/!] I'm {v}[, nice to meet you/. How are you/]. | I, {v}, greet you.
         """
     ),
-    ack=("Nice to meet you, {v}!",),
+    told="your name is {v}",
+    nouns=("my name", "my name", "my first name"),
+    clauses=wordings(
+        """
+        what my name is | who I am | what I am called | what people call me | what I'm called
+        | who you are talking to | what to call me | how I am called | my name
+        """
+    ),
     ask=wordings(
         """
-        What is my name? | What's my name? | Who am I? | Do you know my name?
-        | Do you remember my name? | Tell me my name. | What am I called?
-        | Can you tell me my name? | What did I say my name was? | What is my name again?
-        | Do you know who I am? | Do you remember who I am? | Say my name. | My name?
-        | And what is my name? | So what's my name? | What name did I tell you? | And my name?
-        | Do you still know my name? | Have I told you my name? | Who are you talking to?
+        Who am I? | Who am I? | What am I called? | What do [people/my friends] call me? | Say my
+        name. | What name did I [tell/give] you? | [Who is/Who's] [talking to you/speaking/writing]?
+        | [Who are you/Do you know who you are] [talking/speaking/chatting] to? | How am I called? |
+        What [should/can/will/would] you call me? | Am I someone you know? | Which name do I have? |
+        [Do you/Can you] [know/remember/recognise] me? | So who am I? | And who am I?
         """
     ),
-    answer="Your name is {v}.",
     unknown="You have not told me your name yet.",
-    summary="your name is {v}",
-    update=wordings(
-        """
-        Actually, my name is {v}. | No, my name is {v}. | My name is now {v}.
-        | I changed my name to {v}. | Sorry, my name is {v}. | My real name is {v}.
-        | Actually my name is {v}. | Call me {v} from now on.
-        """
+    ack="Nice to meet you, {v}!",
+    change=(
+        "I changed my name to {v}.",
+        "Call me {v} from now on.",
+        "[Please/Better] call me {v}.",
     ),
-    check=("Is my name {v}?", "Am I {v}?", "My name is {v}, right?"),
+    check=wordings(
+        "Is my name {v}? | Am I {v}? | Am I called {v}? | Is {v} my name? | My name is {v}, right?"
+    ),
 )
 
 
@@ -48,124 +59,110 @@ CITY = Kind(
     name="city",
     value=values.city,
     weight=3,
-    tell=wordings(
+    facts=wordings(
         """
-        I live in {v}. | I live in {v}. | My city is {v}. | I live in {v} now.
-        | My home is in {v}. | I am living in {v}. | I'm living in {v}. | My home town is {v}.
-        | By the way, I live in {v}. | I have lived in {v} for years. | I live in the city of {v}.
-        | We live in {v}.
+        I live in {v} | I live in {v} | I live in {v} | I'm living in {v} | I am based in {v}
+        | my home is [in/] {v} | my [city/town/home town/hometown] is {v} | I am at home in {v}
+        | I [currently/now/still] live in {v} | we live in {v} | {v} is where I live | I stay in {v}
+        | my [house/apartment/family/place] is in {v} | I have lived in {v} for [years/a year/ages]
+        | I live in [the city of/the centre of/a suburb of/the middle of/a village near] {v}
+        | the [city/town/place] I live in is {v} | {v} is my [city/home/home town/town]
         """
     ),
-    ack=("Okay, you live in {v}.",),
+    tell=("Greetings from {v}, my home.", "I write to you from {v}, where I live.", "Home: {v}"),
+    told="you live in {v}",
+    nouns=wordings("my city | my home | my town | my home town | the city I live in"),
+    clauses=wordings(
+        "where I live | where my home is | [which/what] [city/town] I live in | where I am at home"
+    ),
     ask=wordings(
         """
-        Where do I live? | Where do I live? | What city do I live in? | Which city do I live in?
-        | In which city do I live? | Where is my home? | Do you know where I live?
-        | What is my city? | Do you remember where I live? | What's my city?
-        | Which city is my home? | Where do I live again? | Tell me where I live.
-        | What town do I live in? | Where did I say I live? | My city? | What town am I in?
+        Where do I live? | Where do I live? | [What/Which] [city/town/place] do I live in? | In
+        [which/what] [city/town] do I live? | Where [is/'s] my [home/house/place/apartment]? | Where
+        am I living? | Where did I say I live? | Where do we live? | So where do I live? | Where do
+        I live again? | [What/Which] place do I call home? | Where is home for me? | [What/Which]
+        [city/town] is my home? | Where am I at home?
         """
     ),
-    answer="You live in {v}.",
     unknown="You have not told me where you live.",
-    summary="you live in {v}",
-    update=wordings(
-        """
-        I moved to {v}. | Now I live in {v}. | Actually, I live in {v}.
-        | I have just moved to {v}. | No, I live in {v}. | I live in {v} now.
-        """
+    change=wordings(
+        "I [moved/have moved/just moved/have just moved] to {v}. | I'm living in {v} these days."
     ),
-    check=("Do I live in {v}?", "I live in {v}, right?"),
+    check=("Do I live in {v}?", "I live in {v}, right?", "Is {v} [my city/where I live]?"),
 )
 
 
 ORIGIN = Kind(
     name="origin",
-    value=values.city,
-    weight=1,
-    tell=(
-        "I am from {v}.",
-        "I'm from {v}.",
-        "I come from {v}.",
-        "I was born in {v}.",
-        "I grew up in {v}.",
+    value=values.origin,
+    weight=1.2,
+    facts=wordings(
+        """
+        I am from {v} | I'm from {v} | I come from {v} | I was born in {v} | I grew up in {v} | my
+        family is from {v} | I am originally from {v} | I was raised in {v} | my roots are in {v}
+        """
     ),
-    ack=("Okay, you are from {v}.",),
+    told="you are from {v}",
+    nouns=("my origin", "my place of birth", "my birthplace"),
+    clauses=wordings("where I am from | where I come from | where I was born | where I grew up"),
     ask=wordings(
         """
-        Where am I from? | Where do I come from? | Do you know where I am from?
-        | Where was I born? | What city am I from? | Where did I grow up?
+        Where am I from? | Where do I come from? | Where was I born? | Where did I grow up? |
+        [What/Which] [city/town/place/country] [am I from/do I come from]? | Where am I
+        [originally/] from?
         """
     ),
-    answer="You are from {v}.",
     unknown="You have not told me where you are from.",
-    summary="you are from {v}",
-    update=("Actually, I am from {v}.", "No, I'm from {v}."),
-    check=("Am I from {v}?",),
+    check=("Am I from {v}?", "Do I come from {v}?", "Was I born in {v}?"),
 )
 
 
-COLOUR = Kind(
-    name="colour",
-    value=values.one_of(words.COLOURS),
-    weight=3,
-    tell=wordings(
-        """
-        My {fav} {col} is {v}. | My {fav} {col} is {v}. | I like the {col} {v} best.
-        | My {fav} {col}? It is {v}. | {v} is my {fav} {col}. | The {col} I like most is {v}.
-        | My best {col} is {v}. | Remember that my {fav} {col} is {v}. | My {fav} {col}: {v}
-        """
-    ),
-    ack=("Okay, your favourite colour is {v}.",),
-    ask=wordings(
-        """
-        What is my {fav} {col}? | What's my {fav} {col}? | What is my {fav} {col}?
-        | Which {col} do I like best? | What {col} do I like? | Which {col} is my {fav}?
-        | Do you know my {fav} {col}? | Do you remember my {fav} {col}? | Tell me my {fav} {col}.
-        | What was my {fav} {col}? | What {col} did I say I like? | My {fav} {col}?
-        | What {col} is my {fav}?
-        """
-    ),
-    answer="Your favourite colour is {v}.",
-    unknown="You have not told me your favourite colour.",
-    summary="your favourite colour is {v}",
-    update=wordings(
-        """
-        Actually, my {fav} {col} is {v}. | Now my {fav} {col} is {v}. | My {fav} {col} is now {v}.
-        | No, my {fav} {col} is {v}.
-        """
-    ),
-    check=("Is my {fav} {col} {v}?",),
+def _favourite(thing: str, words_of_it: tuple[str, ...], ask: str, weight: float) -> Kind:
+    """`thing` is what it is a favourite of, and `ask` more questions for it."""
+    return Kind(
+        name=thing,
+        value=values.one_of(words_of_it),
+        weight=weight,
+        facts=wordings(
+            f"""
+            my {{fav}} {thing} is {{v}} | my {{fav}} {thing} is {{v}} | {{v}} is my {{fav}} {thing}
+            | the {thing} I [like/love] [most/best/the most] is {{v}} | my {{fav}} {thing}'s {{v}}
+            | I like the {thing} {{v}} [best/most] | my best {thing} is {{v}}
+            | [when it comes to {thing},/of all,] I [prefer/like] {{v}} [best/most/]
+            | my {{fav}} {thing} [would be/has to be/has always been/must be/will always be] {{v}}
+            | for me the best {thing} is {{v}} | there is no better {thing} than {{v}}
+            """
+        ),
+        tell=wordings(f"My {{fav}} {thing}? [It is/It's/] {{v}}. | My {{fav}} {thing}: {{v}}"),
+        told=f"your favourite {thing} is {{v}}",
+        nouns=(f"my {{fav}} {thing}", f"my {{fav}} {thing}", f"the {thing} I like best"),
+        clauses=wordings(f"what my {{fav}} {thing} is | which {thing} I like [best/most]"),
+        ask=wordings(
+            f"""
+            [Which/What] {thing} do I [like/love/prefer] [best/most/the most/]?
+            | [Which/What] {thing} is my {{fav}}? | [Which/What] {thing} did I say I like?
+            | [Which/What] is my {{fav}} {thing}? | My best {thing}? | {ask}
+            """
+        ),
+        unknown=f"You have not told me your favourite {thing}.",
+        check=wordings(f"Is my {{fav}} {thing} {{v}}? | Is {{v}} my {{fav}} {thing}?"),
+    )
+
+
+COLOUR = _favourite(
+    "{col}",
+    words.COLOURS,
+    "[What/Which] {col}[s/] do I [like/love]? | [What/Which] {col} would I choose?",
+    3,
 )
-
-
-FOOD = Kind(
-    name="food",
-    value=values.one_of(words.FOODS),
-    weight=1.5,
-    tell=wordings(
-        """
-        My {fav} food is {v}. | My {fav} dish is {v}. | My {fav} food is {v}.
-        | Best food ever: {v}.
-        """
-    ),
-    ack=("Okay, your favourite food is {v}.",),
-    ask=wordings(
-        """
-        What is my {fav} food? | What's my {fav} food? | What is my {fav} dish?
-        | Which food do I like best? | Do you remember my {fav} food? | Do you know my {fav} food?
-        | What do I like to eat?
-        """
-    ),
-    answer="Your favourite food is {v}.",
-    unknown="You have not told me your favourite food.",
-    summary="your favourite food is {v}",
-    update=(
-        "Actually, my {fav} food is {v}.",
-        "My {fav} food is now {v}.",
-        "No, my {fav} food is {v}.",
-    ),
-    check=("Is my {fav} food {v}?",),
+FOOD = _favourite(
+    "food",
+    words.FOODS,
+    """
+    What do I [like/love] to eat[ most/ best/]? | What [is/'s] my {fav} [dish/meal]?
+    | [What/Which] [dish/meal] do I [like/love] best?
+    """,
+    2,
 )
 
 
@@ -173,70 +170,101 @@ HOBBY = Kind(
     name="hobby",
     value=values.one_of(words.HOBBIES),
     weight=1.5,
-    tell=wordings(
+    facts=wordings(
         """
-        My hobby is {v}. | My {fav} hobby is {v}. | In my free time I do {v}.
-        | My main hobby is {v}. | My hobby: {v}.
+        my hobby is {v} | my [{fav}/main/only/new/big/biggest] hobby is {v} | {v} is my hobby
+        | in my [free/spare] time I [do/enjoy/go for/am into] {v} | my passion is {v}
+        | I spend my [free time/weekends/evenings] with {v} | {v} is my [passion/{fav} hobby]
         """
     ),
-    ack=("Okay, your hobby is {v}.",),
+    tell=("My hobby: {v}", "Hobby: {v}"),
+    told="your hobby is {v}",
+    nouns=("my hobby", "my hobby", "my {fav} hobby", "my passion"),
+    clauses=wordings("what my hobby is | what I do in my [free/spare] time | which hobby I have"),
     ask=wordings(
         """
-        What is my hobby? | What's my hobby? | What is my {fav} hobby?
-        | What do I do in my free time? | Do you remember my hobby? | Which hobby do I have?
-        | Do you know my hobby?
+        What do I [do/like to do] in my [free/spare] time? | [Which/What] hobby do I have?
+        | How do I spend my [free/spare] time? | What do I do for fun? | Do I have a hobby?
         """
     ),
-    answer="Your hobby is {v}.",
     unknown="You have not told me your hobby.",
-    summary="your hobby is {v}",
-    update=("Actually, my hobby is {v}.", "My new hobby is {v}.", "My hobby is now {v}."),
-    check=("Is my hobby {v}?",),
+    check=("Is my hobby {v}?", "Is {v} my hobby?"),
 )
 
 
 LIKE = Kind(
     name="like",
     value=values.like,
-    weight=1.5,
-    tell=("I like {v}.", "I love {v}.", "I really like {v}.", "I really love {v}.", "I enjoy {v}."),
-    ack=("Okay, you like {v}.",),
-    ask=wordings(
+    weight=2,
+    facts=wordings(
         """
-        What do I like? | What do I love? | What did I say I like? | Do you know what I like?
-        | Do you remember what I like? | What do I enjoy?
+        I like {v} | I love {v} | I [really/also/just/simply] [like/love/enjoy] {v} | I enjoy {v} |
+        I adore {v} | I am [a fan of/crazy about/into/keen on/mad about] {v} | {v} makes me happy |
+        I can't live without {v} | I like {v} [a lot/very much] | {v} is what I like | I'm into {v}
         """
     ),
-    answer="You like {v}.",
+    told="you like {v}",
+    nouns=("the thing I like", "what I like"),
+    clauses=wordings("what I [like/love/enjoy] | what makes me happy | what I am [into/a fan of]"),
+    ask=wordings(
+        """
+        What do I [like/love/enjoy/adore]? | What did I say I [like/love/enjoy]? | What am I [into/a
+        fan of/crazy about/keen on]? | [What/Which] [thing/music/sport/game] do I [like/love]? |
+        What makes me happy?
+        """
+    ),
     unknown="You have not told me what you like.",
-    summary="you like {v}",
-    check=("Do I like {v}?",),
+    check=("Do I [like/love/enjoy] {v}?", "I like {v}, right?"),
+)
+
+
+DISLIKE = Kind(
+    name="dislike",
+    value=values.like,
+    weight=0.8,
+    facts=wordings(
+        """
+        I [hate/dislike/can't stand/don't like/do not like/never liked/detest] {v}
+        | I am [no fan of/not a fan of/tired of] {v} | I really [hate/don't like] {v}
+        """
+    ),
+    told="you do not like {v}",
+    nouns=("the thing I hate",),
+    clauses=wordings("what I [hate/dislike/don't like/do not like/can't stand]"),
+    ask=wordings("What do I [hate/dislike/not like]? | What can't I stand? | What don't I like?"),
+    unknown="You have not told me what you do not like.",
+    check=("Do I [hate/dislike] {v}?",),
 )
 
 
 JOB = Kind(
     name="job",
     value=values.job,
-    weight=2,
-    tell=wordings(
+    weight=2.5,
+    facts=wordings(
         """
-        I work as {v}. | I am {v}. | I'm {v}. | I am {v} by profession. | My job: I am {v}.
-        | I earn my money as {v}. | I work as {v}.
+        I work as {v} | I work as {v} | I am {v} | I'm {v} | I am {v} [by profession/by trade] | I
+        earn my [money/living] as {v} | my job is being {v} | I am employed as {v} | I have been {v}
+        for years | I am currently {v} | I am working as {v} | I have a job as {v} | I [have
+        worked/have been working/make a living] as {v} | by [profession/trade] I am {v}
         """
     ),
-    ack=("Okay, you work as {v}.",),
+    tell=("My [job/profession]: [I am /I'm /]{v}.", "Job: {v}"),
+    told="you work as {v}",
+    nouns=wordings("my job | my job | my profession | my occupation | my line of work"),
+    clauses=wordings(
+        "what my job is | what I do for a living | what I work as | what my [profession/work] is"
+    ),
     ask=wordings(
         """
-        What is my job? | What's my job? | What do I do for a living? | What do I work as?
-        | Do you know my job? | What is my profession? | Do you remember my job? | What do I do?
-        | What kind of work do I do?
+        What do I do for a living? | What do I work as? | What do I do? | What work do I do?
+        | What kind of [work/job] do I [do/have]? | [Which/What] job do I have?
+        | How do I earn my [money/living]? | As what do I work? | What am I by profession?
         """
     ),
-    answer="You work as {v}.",
     unknown="You have not told me your job.",
-    summary="you work as {v}",
-    update=("Now I work as {v}.", "Actually, I work as {v}.", "I have a new job: I am {v}."),
-    check=("Do I work as {v}?", "Am I {v}?"),
+    change=("I have a new job: I am {v}.", "I [changed jobs/switched jobs] and am {v} now."),
+    check=("Do I work as {v}?", "Am I {v}?", "Is it true that I work as {v}?"),
 )
 
 
@@ -244,22 +272,23 @@ AGE = Kind(
     name="age",
     value=values.age,
     weight=2,
-    tell=wordings(
+    facts=wordings(
         """
-        I am {v} years old. | I'm {v} years old. | I am {v}. | I'm {v}. | My age is {v}.
-        | I turned {v} today.
+        I am {v} years old | I'm {v} years old | I am {v} | I'm {v} | my age is {v}
+        | I [turned/just turned/have turned] {v} | I am {v} years of age | I am aged {v}
+        | I [will be/became/am going to be] {v} [this year/this month/soon/today]
         """
     ),
-    ack=("Okay, you are {v} years old.",),
+    tell=("Age: {v}", "My age: {v}."),
+    told="you are {v} years old",
+    nouns=("my age", "my age"),
+    clauses=wordings("how old I am | what my age is | my age | how many years old I am"),
     ask=wordings(
         """
-        How old am I? | What is my age? | What's my age? | Do you know how old I am?
-        | How old am I now? | Do you remember my age? | Tell me my age.
+        How old am I? | How old am I [now/again/exactly]? | How many years old am I?
+        | [Which/What] age am I? | What age did I [say/tell you]? | How old did I say I was?
         """
     ),
-    answer="You are {v} years old.",
     unknown="You have not told me how old you are.",
-    summary="you are {v} years old",
-    update=("Actually, I am {v} years old.", "I am {v} now.", "No, I'm {v}.", "I turned {v}."),
-    check=("Am I {v} years old?", "Am I {v}?"),
+    check=("Am I {v} years old?", "Am I {v}?", "Is my age {v}?"),
 )

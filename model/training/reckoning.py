@@ -7,76 +7,97 @@ from model.training.wordings import wordings
 
 COUNT = wordings(
     """
-    Count to {n}. | Count to {n}. | Count to {n} | Count from 1 to {n}. | Please count to {n}.
-    | Can you count to {n}? | Count up to {n}. | Count from one to {n}. | Count till {n}.
-    | Count until {n}. | I want you to count to {n}. | Count slowly to {n}.
-    | List the numbers from 1 to {n}. | Say the numbers from 1 to {n}. | Could you count to {n}?
-    | Write the numbers from 1 to {n}. | Count from 1 to {n} in digits.
-    | Count from one to {n} in digits.
+    Count to {v}. | Count to {v}. | Count to {v} | Count [from 1/from one/] [to/up to/till/until]
+    {v}. | [Can/Could/Would] you [please/] count [from 1/from one/] [to/up to] {v}? |
+    [Please/Now/Then/Slowly,/And now] count [from 1/] [to/up to/until] {v}. | Count slowly to {v}. |
+    I want [you to count/to hear you count] to {v}. | Count from 1 to {v} in digits. |
+    [List/Say/Write/Tell me/Give me/Show me/Print] [all/] the numbers [from 1/from one] to {v}. |
+    [Numbers/All numbers] from 1 to {v}. | [Only/Now only/Just] to {v}. | And [now/] to {v}.
     """
 )
-
-
+COUNT_DOWN = wordings(
+    """
+    Count [down/backwards/down backwards/back] from {v}. | Count [down/backwards] from {v} to
+    [1/one]. | [Please/Can you/Now] count [down/backwards] from {v}. | [Do a countdown/A countdown]
+    from {v}. | Count from {v} [down/back] to [1/one]. | [And/Now] [backwards/down] from {v}.
+    """
+)
+COUNT_ON = wordings(
+    """
+    Count from {k} [to/up to/until] {v}. | [List/Say/Write] the numbers [from {k} to/between {k}
+    and] {v}. | [Please/Can you/Now] count from {k} to {v}. | Start at {k} and count to {v}.
+    """
+)
+TOO_FAR = "That is too far for one answer: I count up to 70."
+FARTHEST = 70
 SUMS = wordings(
     """
-    What is {s}? | What's {s}? | {s} | {s} = | {s}? | How much is {s}? | Calculate {s}.
-    | What is {s}? | Compute {s}. | What does {s} make? | Can you calculate {s}?
+    What is {v}? | whats {v} | What's {v}? | {v} | {v} = | {v}? | How much is {v}? | Calculate {v}.
+    | What is {v}? | [Compute/Solve/Work out/Tell me/Add up/Do] {v}. | What does {v}
+    [make/give/equal]? | And {v}? | [Can/Could] you [calculate/compute/solve/tell me] {v}? |
+    [So/Then/Okay/Now], [what is/] {v}? | [The result of/The answer to] {v}? | How many is {v}? |
+    What [do/would] you get for {v}?
     """
 )
-
-
 SIGNS = {
-    "+": (" + ", "+", " plus "),
-    "-": (" - ", "-", " minus "),
-    "*": (" * ", "*", " times ", " x "),
+    "+": (" + ", "+", " plus ", " and "),
+    "-": (" - ", "-", " minus ", " less "),
+    "*": (" * ", "*", " times ", " x ", "x", " multiplied by "),
 }
-
-
+TAKE_AWAY = wordings(
+    """
+    [Take/Subtract] {v} from {k}. | What is {k} if you take {v} away? | [Take/Subtract] {v} from {k}
+    """
+)
+ADD = wordings("Add {v} [to/and] {k}. | What is the sum of {k} and {v}? | The sum of {k} and {v}?")
+TOO_HARD = "That is too hard for me: I can only do small sums."
 NEXT = wordings(
     """
-    What day comes after {x}? | Which day comes after {x}? | What comes after {x}?
-    | What is the day after {x}? | What day is after {x}? | Which day follows {x}?
+    [What/Which] day [comes/is/follows/comes right] after {v}? | What [comes/follows/is] after {v}?
+    | What is the [day after/day following/next day after] {v}? | [What/Which] day follows [on/]
+    {v}? | [What/Which] is the next day after {v}? | After {v} comes [what/which day]? | The day
+    after {v}? | [And/So] [what/which day/] [comes/is] after {v}? | If today is {v}, what day is
+    tomorrow?
     """
 )
-
-
 PREVIOUS = wordings(
     """
-    What day comes before {x}? | Which day comes before {x}? | What comes before {x}?
-    | What is the day before {x}? | What day is before {x}?
+    [What/Which] day [comes/is/was] [right/just/] before {v}? | What [comes/is] before {v}? | What
+    is the [day before/previous day before] {v}? | [What/Which] day precedes {v}? | The day before
+    {v}? | Before {v} comes [what/which day]? | [And/So] [what/] [comes/is] before {v}?
     """
 )
-
-
 NTH = wordings(
     """
-    What is the {n} month? | What's the {n} month of the year? | Which month is the {n}?
-    | Which is the {n} month of the year?
+    [What is/What's] the {v} month [of the year/]? | [Which/What] month is the {v}? | The {v} month?
+    | Which is the {v} month of the year? | Name the {v} month. | [Which/What] month comes {v}?
     """
 )
-
-
 OPPOSITE = wordings(
     """
-    What is the opposite of {x}? | What's the opposite of {x}? | Opposite of {x}?
-    | The opposite of {x}? | Tell me the opposite of {x}.
+    [What is/What's/Tell me/Name/Say/What would be] the opposite of {v}? | [The/] opposite of {v}?
+    | [What is/What's] the opposite [word of/word to/to] {v}? | [And/Now] [the opposite of/of] {v}?
+    | What is [not/the contrary of/the reverse of/the antonym of] {v}? | What's the reverse of {v}?
     """
 )
 
 
 def count(talk: Talk) -> Turn | None:
     last = _count_end(talk)
-    words_not_digits = talk.rng.random() < 0.35
-    end = spelled(last) if words_not_digits else str(last)
-    user = talk.wording(talk.rng.choice(COUNT).replace("{n}", end), talk.style()._replace(slip=0.0))
-    return Turn("count", user, _numbers(range(1, last + 1)))
+    in_words = last <= 100 and talk.rng.random() < 0.35
+    end = spelled(last) if in_words else str(last)
+    user = talk.wording(talk.pick(COUNT), talk.style()._replace(slip=0.0), value=end)
+    return Turn("count", user, _numbers(range(1, last + 1)) if last <= FARTHEST else TOO_FAR)
 
 
 def _count_end(talk: Talk) -> int:
+    """More would not fit the service's 150 tokens of an answer."""
     pick = talk.rng.random()
     if pick < 0.25:
         return talk.rng.choice((5, 10, 20, 30, 40, 50, 60, 100))
-    return talk.rng.randint(2, 25 if pick < 0.55 else 100)
+    if pick < 0.3:
+        return talk.rng.randint(FARTHEST + 1, 999)
+    return talk.rng.randint(2, 25 if pick < 0.65 else FARTHEST)
 
 
 def count_other(talk: Talk) -> Turn | None:
@@ -84,20 +105,12 @@ def count_other(talk: Talk) -> Turn | None:
     style = talk.style()._replace(slip=0.0)
     if talk.rng.random() < 0.5:
         start = talk.rng.randint(3, 20)
-        template = talk.rng.choice(
-            ("Count down from {n}.", "Count backwards from {n}.", "Count down from {n} to 1.")
-        )
-        return Turn(
-            "count_other",
-            talk.wording(template.replace("{n}", str(start)), style),
-            _numbers(range(start, 0, -1)),
-        )
+        shown = spelled(start) if talk.rng.random() < 0.3 else str(start)
+        user = talk.wording(talk.pick(COUNT_DOWN), style, value=shown)
+        return Turn("count_other", user, _numbers(range(start, 0, -1)))
     start = talk.rng.randint(2, 60)
     end = start + talk.rng.randint(2, 15)
-    template = talk.rng.choice(
-        ("Count from {a} to {b}.", "Count from {a} up to {b}.", "List the numbers from {a} to {b}.")
-    )
-    user = talk.wording(template.replace("{a}", str(start)).replace("{b}", str(end)), style)
+    user = talk.wording(talk.pick(COUNT_ON), style, str(start), str(end))
     return Turn("count_other", user, _numbers(range(start, end + 1)))
 
 
@@ -106,39 +119,40 @@ def _numbers(numbers: range) -> str:
 
 
 def sums(talk: Talk) -> Turn | None:
-    sign = talk.rng.choice("++-*")
+    sign = talk.rng.choice("++--*")
     a, b = _operands(talk, sign)
-    large = talk.rng.random() < 0.06
-    if large:
-        a, b = talk.rng.randint(101, 9999), talk.rng.randint(101, 9999)
-    term = f"{a}{talk.rng.choice(SIGNS[sign])}{b}"
-    user = talk.wording(
-        talk.rng.choice(SUMS).replace("{s}", term), talk.style()._replace(slip=0.0, after="")
-    )
-    return Turn(
-        "sums",
-        user,
-        "That is too hard for me: I can only do small sums." if large else _solved(a, b, sign),
-    )
+    style = talk.style()._replace(slip=0.0, after="")
+    if talk.rng.random() < 0.06:
+        term = _term(talk, talk.rng.randint(101, 9999), talk.rng.randint(3, 9999), sign)
+        return Turn("sums", talk.wording(talk.pick(SUMS), style, value=term), TOO_HARD)
+    if sign != "*" and talk.rng.random() < 0.12:
+        user = talk.wording(talk.pick(ADD if sign == "+" else TAKE_AWAY), style, str(a), str(b))
+    else:
+        user = talk.wording(talk.pick(SUMS), style, value=_term(talk, a, b, sign))
+    result = {"+": a + b, "-": a - b, "*": a * b}[sign]
+    return Turn("sums", user, f"{a} {sign} {b} = {result}.")
+
+
+def _term(talk: Talk, a: int, b: int, sign: str) -> str:
+    signs = SIGNS[sign]
+    if max(a, b) <= 100 and talk.rng.random() < 0.12:
+        return f"{spelled(a)}{signs[2]}{spelled(b)}"
+    return f"{a}{talk.rng.choice(signs)}{b}"
 
 
 def _operands(talk: Talk, sign: str) -> tuple[int, int]:
-    top = 10 if sign == "*" else 20
-    a, b = talk.rng.randint(0, top), talk.rng.randint(0, top)
-    return (max(a, b), min(a, b)) if sign == "-" else (a, b)
-
-
-def _solved(a: int, b: int, sign: str) -> str:
-    result = {"+": a + b, "-": a - b, "*": a * b}[sign]
-    return f"{a} {sign} {b} = {result}."
+    """Small ones more often; no sum is above 100, no difference below 0."""
+    if sign == "*":
+        return talk.rng.randint(0, 10), talk.rng.randint(0, 10)
+    a = talk.rng.randint(0, talk.rng.choice((20, 100)))
+    b = talk.rng.randint(0, a)
+    return (a, b) if sign == "-" else (a - b, b)
 
 
 def calendar(talk: Talk) -> Turn | None:
     if talk.rng.random() < 0.25:
         nth = talk.rng.randrange(12)
-        user = talk.wording(
-            talk.rng.choice(NTH).replace("{n}", knowledge.ORDINALS[nth]), talk.style()
-        )
+        user = talk.wording(talk.pick(NTH), talk.style(), value=knowledge.ORDINALS[nth])
         return Turn(
             "calendar", user, f"The {knowledge.ORDINALS[nth]} month is {knowledge.MONTHS[nth]}."
         )
@@ -146,16 +160,18 @@ def calendar(talk: Talk) -> Turn | None:
     cycle = knowledge.MONTHS if months else knowledge.DAYS
     here = talk.rng.randrange(len(cycle))
     after = talk.rng.random() < 0.5
-    template = talk.rng.choice(NEXT if after else PREVIOUS).replace(
-        "day", "month" if months else "day"
-    )
+    template = talk.pick(NEXT if after else PREVIOUS)
+    if months:
+        template = template.replace("today is", "it is").replace(
+            "what day is tomorrow", "what is next"
+        )
+        template = template.replace("day", "month")
     there = cycle[(here + (1 if after else -1)) % len(cycle)]
-    user = talk.wording(template.replace("{x}", cycle[here]), talk.style())
+    user = talk.wording(template, talk.style(), value=cycle[here])
     return Turn("calendar", user, f"{there} comes {'after' if after else 'before'} {cycle[here]}.")
 
 
 def opposite(talk: Talk) -> Turn | None:
-    pair = talk.rng.choice(knowledge.OPPOSITES).split()
-    talk.rng.shuffle(pair)
-    user = talk.wording(talk.rng.choice(OPPOSITE).replace("{x}", pair[0]), talk.style())
-    return Turn("opposite", user, f"The opposite of {pair[0]} is {pair[1]}.")
+    word, opposite = talk.rng.choice(knowledge.OPPOSITES)
+    user = talk.wording(talk.pick(OPPOSITE), talk.style(), value=word)
+    return Turn("opposite", user, f"The opposite of {word} is {opposite}.")

@@ -1,23 +1,37 @@
-"""How people type: in lower case, without full stops or apostrophes, with words around it."""
+"""How people type: in lower case, without full stops or apostrophes, with slips."""
 
 import random
 import re
 from typing import NamedTuple
 
-BEFORE = (
-    "hey, ",
-    "ok, ",
-    "so ",
-    "and ",
-    "please ",
-    "well, ",
-    "now, ",
-    "hi, ",
-    "okay, ",
-    "sorry, ",
-    "by the way, ",
+from model.training.wordings import wordings
+
+BEFORE = wordings(
+    """
+    hey, | ok, | so | and | please | well, | now, | hi, | okay, | sorry, | by the way, | um, | hm, |
+    yo, | hello, | right, | tell me, | quick question: | one question: | one more thing: | alright,
+    | listen, | great, | thanks. | cool, | but | oh, | good. | then | again: | just | yes, | no, |
+    also, | look, | dear assistant, | hey there, | question:
+    """
 )
-AFTER = (" please", ", please", " now", " thanks", " ok", " :)", " 🙂", "!", "?", "??", "!!", "...")
+AFTER = tuple(
+    " please|, please| now| thanks| ok| :)| 🙂|!|?|??|!!|...| pls| then|, thanks|, ok?| again| :D"
+    "| :-)|, my friend| haha| lol|.|, hm|, dear| for me| today|, bot".split("|")
+)
+SHORT = {
+    "you": "u",
+    "your": "ur",
+    "please": "pls",
+    "favourite": "fav",
+    "favorite": "fav",
+    "are": "r",
+    "and": "&",
+    "what is": "whats",
+    "because": "cuz",
+    "I am": "im",
+    "with": "w/",
+}
+PLACEHOLDER = re.compile(r"(\{\w+\})")
 
 
 class Style(NamedTuple):
@@ -28,6 +42,7 @@ class Style(NamedTuple):
     small_start: bool = False
     bare: bool = False
     plain: bool = False
+    short: bool = False
     before: str = ""
     after: str = ""
     slip: float = 0.0
@@ -36,9 +51,11 @@ class Style(NamedTuple):
         """The wording in this style; its {placeholders} stay as they are."""
         text = _without_end(text) if self.bare or self.after else text
         if self.before:
-            text = self.before + _small(text)
+            text = f"{self.before} {_small(text)}"
         if self.plain:
             text = text.replace("'", "")
+        if self.short:
+            text = _shortened(text)
         if self.slip:
             text = _slipped(text, self.slip)
         return self._cased(text + self.after)
@@ -59,14 +76,15 @@ class Style(NamedTuple):
 def random_style(rng: random.Random) -> Style:
     case = rng.random()
     return Style(
-        lower=case < 0.22,
-        upper=0.22 <= case < 0.23,
-        small_start=0.23 <= case < 0.40,
+        lower=case < 0.25,
+        upper=0.25 <= case < 0.28,
+        small_start=0.28 <= case < 0.42,
         bare=rng.random() < 0.42,
         plain=rng.random() < 0.12,
-        before=rng.choice(BEFORE) if rng.random() < 0.08 else "",
-        after=rng.choice(AFTER) if rng.random() < 0.08 else "",
-        slip=rng.random() if rng.random() < 0.03 else 0.0,
+        short=rng.random() < 0.03,
+        before=rng.choice(BEFORE) if rng.random() < 0.12 else "",
+        after=rng.choice(AFTER) if rng.random() < 0.12 else "",
+        slip=rng.random() if rng.random() < 0.06 else 0.0,
     )
 
 
@@ -80,12 +98,18 @@ def _small(text: str) -> str:
 
 
 def _upper_outside_braces(text: str) -> str:
-    parts = re.split(r"(\{\w+\})", text)
+    parts = PLACEHOLDER.split(text)
     return "".join(part if part.startswith("{") else part.upper() for part in parts)
 
 
+def _shortened(text: str) -> str:
+    for word, short in SHORT.items():
+        text = re.sub(rf"\b{word}\b", short, text)
+    return text
+
+
 def _slipped(text: str, where: float) -> str:
-    """Two neighbouring letters swapped, never inside a placeholder."""
+    """A letter left out, doubled, or swapped with the next one; never inside a placeholder."""
     spots = [
         i
         for i in range(len(text) - 1)
@@ -94,7 +118,8 @@ def _slipped(text: str, where: float) -> str:
     if not spots:
         return text
     i = spots[int(where * len(spots))]
-    return text[:i] + text[i + 1] + text[i] + text[i + 2 :]
+    pair = (text[i + 1], text[i] * 2 + text[i + 1], text[i + 1] + text[i])[int(where * 997) % 3]
+    return text[:i] + pair + text[i + 2 :]
 
 
 def _in_braces(text: str, index: int) -> bool:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from model.training.kinds import KINDS
 from model.training.memory import Kind
 from model.training.style import Style, random_style
+from model.training.wordings import sentence, spun
 from model.training.words import Split
 
 Key = tuple[str, str]
@@ -39,8 +40,21 @@ class Fact:
     def key(self) -> Key:
         return self.kind.name, self.subject
 
+    @property
+    def told(self) -> str:
+        """As the assistant says it, in the middle of a sentence."""
+        return self.fill(self.kind.told)
+
+    @property
+    def ack(self) -> str:
+        return self.fill(self.kind.ack) or f"Okay, {self.told}."
+
+    @property
+    def answer(self) -> str:
+        return self.fill(self.kind.answer) or f"{sentence(self.told)}."
+
     def fill(self, template: str) -> str:
-        return template.format(k=self.subject, v=self.value)
+        return template.format(k=self.subject, v=self.value, col="colour")
 
 
 @dataclass(slots=True)
@@ -54,6 +68,9 @@ class Talk:
 
     def style(self) -> Style:
         return random_style(self.rng)
+
+    def pick(self, templates: tuple[str, ...]) -> str:
+        return self.rng.choice(templates)
 
     def learn(self, kind: Kind, subject: str, value: str) -> Fact:
         fact = Fact(kind, subject, value, len(self.turns))
@@ -80,10 +97,20 @@ class Talk:
     def mention(self, fact: Fact) -> None:
         fact.mentioned = len(self.turns)
 
-    def wording(self, template: str, style: Style, subject: str = "", value: str = "") -> str:
+    def wording(
+        self, template: str, style: Style, subject: str = "", value: str = "", old: str = ""
+    ) -> str:
         """A template typed by this user: his style, his spelling of favourite colour."""
         british = self.rng.random() < 0.5
         favourite, colour = ("favourite", "colour") if british else ("favorite", "color")
-        subject = subject.replace("favourite", favourite)
-        text = style.template(template.replace("{fav}", favourite).replace("{col}", colour))
-        return text.format(k=style.value(subject), v=style.value(value))
+        template = spun(self.rng, template).replace("{fav}", favourite).replace("{col}", colour)
+        text = style.template(template)
+        subject = style.value(subject.replace("favourite", favourite))
+        return text.format(k=subject, v=style.value(value), o=style.value(old))
+
+    def framed(self, frames: tuple[str, ...], **parts: tuple[str, ...]) -> str:
+        """A frame with its {f}, {n} or {c} filled in by one of the wordings for that."""
+        frame = self.pick(frames)
+        for name, texts in parts.items():
+            frame = frame.replace(f"{{{name}}}", self.pick(texts))
+        return sentence(spun(self.rng, frame))

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model.training.dialogs import Dialog, dialogs
 
-VOCABULARY = 1536
+VOCABULARY = 2048
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 END_OF_TEXT, START, END = range(3)
 TEMPLATE = (
@@ -35,7 +35,7 @@ HEAVY = frozenset(
         "tell_and_ask",
     )
 )
-LIGHT = 0.2
+LIGHT = 0.1
 
 
 class Row(NamedTuple):
@@ -48,6 +48,7 @@ class Row(NamedTuple):
 
 class Encoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self._cache: dict[str, list[int]] = {}
 
@@ -70,8 +71,8 @@ class Encoder:
 
     def dialog(self, dialog: Dialog) -> Row:
         row = Row([], [], [])
-        if dialog.system is not None:
-            self.add(row, "system", dialog.system, LIGHT)
+        if dialog.system.prompt is not None:
+            self.add(row, "system", dialog.system.prompt, LIGHT)
         for turn in dialog.turns:
             weight = (2.0 if turn.skill in HEAVY else 1.0) if turn.learned else 0.0
             self.add(row, "user", turn.user, LIGHT)
@@ -86,10 +87,15 @@ class Encoder:
         row.weights.extend([LIGHT] * len(head) + [weight] * len(body) + [LIGHT])
 
 
-def train(seed: int) -> Tokenizer:
+def untrained() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def train(seed: int) -> Tokenizer:
+    tokenizer = untrained()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=list(SPECIALS),
@@ -101,14 +107,12 @@ def train(seed: int) -> Tokenizer:
 
 
 def load(path: Path) -> Encoder:
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.encode_special_tokens = True
-    return Encoder(tokenizer)
+    return Encoder(Tokenizer.from_file(str(path)))
 
 
 def _lines(seed: int) -> Iterator[str]:
     for dialog in islice(dialogs(seed), 12_000):
-        yield dialog.system or ""
+        yield dialog.system.prompt or ""
         for turn in dialog.turns:
             yield turn.user
             yield turn.answer

@@ -1,13 +1,11 @@
-"""Trains the demo model: `python -m model.training.train --minutes 38`.
+"""Trains the demo model: `python -m model.training.train`, on a GPU if there is one.
 
-Checkpoints go to `.out/` beside this file; `--resume` goes on from the last one, and with more
-minutes than before it extends the run.
+Checkpoints go to `.out/` beside this file; `--resume` goes on from the last one.
 """
 
 import argparse
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -15,38 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from model.training import tokenizer
-from model.training.batches import Batch, Source
+from model.training.batches import Batch, Plan, Source
 from model.training.dialogs import Dialog, dialogs
 from model.training.muon import Muon
 from model.training.network import Network, Shape, build, copied_share
 from model.training.tokenizer import Encoder, Row
 
 OUT = Path(__file__).parent / ".out"
-CHECKPOINT = OUT / "checkpoint.pt"
+WEIGHTS = OUT / "weights.pt"
+REST = OUT / "optimiser.pt"
 TOKENIZER = OUT / "tokenizer.json"
+PLANS = {"cuda": Plan(50_000, 16_384), "cpu": Plan(12_000, 3_072)}
 WARM_UP = 50
 Z_LOSS = 3e-3
 MUON_RATE, HEAD_RATE, EMBEDDING_RATE = 0.01, 0.001, 0.01
-LOG_EVERY = 50
-SAVE_SECONDS = 150.0
-
-
-@dataclass(slots=True)
-class Spent:
-    """What the run has used so far, over all its sittings."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    minutes: float
-    tokens: int
-
-    def fraction(self, spent: Spent) -> float:
-        return max(spent.seconds / (60 * self.minutes), spent.tokens / self.tokens)
+LOG_EVERY = 250
+SAVE_SECONDS = 100.0
 
 
 class Optimiser:
@@ -56,23 +38,19 @@ class Optimiser:
         blocks = list(network.blocks.parameters())
         self._muon = Muon(weight for weight in blocks if weight.ndim == 2)
         small = [weight for weight in blocks if weight.ndim == 1]
-        self._clipped = [
-            network.embedding.weight,
-            network.output.weight,
-            network.norm.weight,
-            *small,
-        ]
+        embedding = network.embedding.weight
+        self._clipped = [embedding, network.output.weight, network.norm.weight, *small]
         self._adam = torch.optim.AdamW(
             [
-                {"params": [network.embedding.weight], "rate": EMBEDDING_RATE},
+                {"params": [embedding], "rate": EMBEDDING_RATE},
                 {"params": self._clipped[1:], "rate": HEAD_RATE},
             ],
             betas=(0.9, 0.98),
             weight_decay=0.0,
+            fused=True,
         )
 
-    def step(self, number: int, fraction: float) -> None:
-        factor = rate_factor(number, fraction)
+    def step(self, number: int, factor: float) -> None:
         nn.utils.clip_grad_norm_(self._clipped, 1.0)
         for group in self._adam.param_groups:
             group["lr"] = group["rate"] * factor
@@ -87,92 +65,78 @@ class Optimiser:
         self._adam.load_state_dict(state["adam"])  # type: ignore[arg-type]
 
 
-def rate_factor(step: int, fraction: float) -> float:
-    """Warm-up, constant until half of the budget, then straight down to 0.02."""
-    if fraction > 0.5:
-        return max(0.02, 1 - 0.98 * (fraction - 0.5) / 0.5)
-    return min(1.0, (step + 1) / WARM_UP)
+def rate_factor(step: int, plan: Plan) -> float:
+    """Constant for half of the steps after a warm-up, then straight down to 2 %."""
+    falling = 1 - 0.98 * max(0.0, (step / plan.steps - 0.5) / 0.5)
+    return min(1.0, (step + 1) / WARM_UP, falling)
 
 
-def loss_of(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What is minimised, and the plain loss on the assistant's tokens for the log."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-        logits = network(batch.ids, batch.positions)
+def losses(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What is minimised, and the cross entropy of the assistant's tokens alone."""
+    device = batch.ids.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or CPU_HAS_BFLOAT16):
+        logits = network(batch.ids[:, :-1], batch.positions[:, :-1])
     logits = logits.float().flatten(0, 1)
-    weights = batch.weights.flatten()
+    targets, weights = batch.ids[:, 1:].flatten(), batch.weights[:, 1:].flatten()
     normaliser = logits.logsumexp(-1)
-    losses = normaliser - logits.gather(1, batch.targets.reshape(-1, 1)).squeeze(1)
-    total = (weights * (losses + Z_LOSS * normaliser.square())).sum() / weights.sum()
-    answers = weights >= 1
-    return total, losses[answers].mean().detach()
+    each = normaliser - logits.gather(1, targets[:, None])[:, 0]
+    loss = (weights * (each + Z_LOSS * normaliser.square())).sum() / weights.sum()
+    answers = (weights >= 1).float()
+    return loss, (each.detach() * answers).sum() / answers.sum().clamp(min=1)
 
 
-BF16 = (
-    "avx512_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
-)
+CPU_INFO = Path("/proc/cpuinfo")
+CPU_HAS_BFLOAT16 = CPU_INFO.exists() and "avx512_bf16" in CPU_INFO.read_text()
 
 
 class Trainer:
-    def __init__(self, budget: Budget, seed: int) -> None:
-        self.budget, self.seed, self.spent = budget, seed, Spent()
+    def __init__(self, plan: Plan, seed: int, device: str) -> None:
+        self.plan = plan
+        self.seed = seed
+        self.device = device
+        self.step = 0
         self.encoder = _encoder(seed)
-        self.network = build(Shape(tokenizer.VOCABULARY), seed)
+        self.network = build(Shape(tokenizer.VOCABULARY), seed).to(device)
         self.optimiser = Optimiser(self.network)
-        self._examination = [self.encoder.dialog(made) for made in _examination_dialogs()]
-        self._losses: deque[float] = deque(maxlen=LOG_EVERY)
+        self._examination = [self.encoder.dialog(dialog) for dialog in _examination_dialogs()]
+        self._losses: deque[Tensor] = deque(maxlen=LOG_EVERY)
 
     def resume(self) -> None:
-        saved = torch.load(CHECKPOINT, weights_only=True)
-        self.network.load_state_dict(saved["network"])
-        self.optimiser.restore(saved["optimiser"])
-        self.spent = Spent(**saved["spent"])
+        self.network.load_state_dict(torch.load(WEIGHTS, map_location=self.device))
+        rest = torch.load(REST, map_location=self.device)
+        self.optimiser.restore(rest["optimiser"])
+        self.step = rest["step"]
 
-    def run(self) -> None:
-        print(f"copied untrained {copied_share(self.network):.2f} bf16 {BF16}", flush=True)
-        source = Source(self.encoder, self.seed + self.spent.step)
-        batches = source.batches()
-        begun, saved = time.monotonic() - self.spent.seconds, time.monotonic()
-        while (fraction := self.budget.fraction(self.spent)) < 1:
-            source.progress = fraction
-            self._step(next(batches), fraction)
-            self.spent.seconds = time.monotonic() - begun
-            self._log(fraction)
+    def run(self, workers: int) -> None:
+        begun = saved = time.monotonic()
+        source = Source(self.encoder, self.plan, self.seed, self.step)
+        for batch in source.loader(workers, pinned=self.device == "cuda"):
+            if self.step >= self.plan.steps:
+                break
+            on_device = Batch(*(part.to(self.device, non_blocking=True) for part in batch))
+            loss, answers = losses(self.network, on_device)
+            loss.backward()
+            self.optimiser.step(self.step, rate_factor(self.step, self.plan))
+            self.network.zero_grad(set_to_none=True)
+            self._losses.append(answers)
+            self.step += 1
+            self._log(time.monotonic() - begun)
             if time.monotonic() - saved > SAVE_SECONDS:
                 self.save()
                 saved = time.monotonic()
         self.save()
 
-    def _step(self, batch: Batch, fraction: float) -> None:
-        self.network.zero_grad(set_to_none=True)
-        total, answers = loss_of(self.network, batch)
-        total.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step(self.spent.step, fraction)
-        self._losses.append(float(answers))
-        self.spent.step += 1
-        self.spent.tokens += batch.tokens
-
-    def _log(self, fraction: float) -> None:
-        if self.spent.step % LOG_EVERY:
-            return
-        loss = sum(self._losses) / len(self._losses)
-        used = f"{self.spent.seconds:.0f} s step {self.spent.step} tokens {self.spent.tokens}"
-        print(f"{used} part {fraction:.3f} loss {loss:.4f}", flush=True)
+    def _log(self, seconds: float) -> None:
+        if self.step % LOG_EVERY == 0:
+            loss = torch.stack(list(self._losses)).mean()
+            print(f"{seconds:.0f} s step {self.step} loss {loss:.4f}", flush=True)
 
     def save(self) -> None:
-        torch.save(
-            {
-                "network": self.network.state_dict(),
-                "optimiser": self.optimiser.state(),
-                "spent": asdict(self.spent),
-            },
-            CHECKPOINT.with_suffix(".new"),
-        )
-        CHECKPOINT.with_suffix(".new").replace(CHECKPOINT)
+        torch.save(self.network.state_dict(), WEIGHTS)
+        torch.save({"optimiser": self.optimiser.state(), "step": self.step}, REST)
         share = examined(self.network, self._examination)
-        print(
-            f"saved; held-out memory {share:.3f} copied {copied_share(self.network):.2f}",
-            flush=True,
-        )
+        copied = copied_share(self.network)
+        print(f"saved; held-out memory {share:.3f} copied {copied:.2f}", flush=True)
 
 
 def _encoder(seed: int) -> Encoder:
@@ -196,8 +160,9 @@ def examined(network: Network, rows: list[Row]) -> float:
 
 
 def _last_answer_right(network: Network, row: Row) -> bool:
-    ids = torch.tensor([row.ids])
-    guess = network(ids, torch.arange(len(row.ids))[None]).argmax(-1)[0]
+    ids = torch.tensor([row.ids], device=network.device)
+    positions = torch.arange(len(row.ids), device=network.device)[None]
+    guess = network(ids, positions).argmax(-1)[0]
     begin = row.starts[-1] + 2
     while row.weights[begin] < 1:
         begin += 1
@@ -205,18 +170,21 @@ def _last_answer_right(network: Network, row: Row) -> bool:
 
 
 def main() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plan = PLANS[device]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=38)
-    parser.add_argument("--tokens", type=int, default=60_000_000)
+    parser.add_argument("--steps", type=int, default=plan.steps)
+    parser.add_argument("--tokens", type=int, default=plan.tokens, help="of a step")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=14 if device == "cuda" else 0)
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    trainer = Trainer(Budget(options.minutes, options.tokens), options.seed)
+    trainer = Trainer(Plan(options.steps, options.tokens), options.seed, device)
     if options.resume:
         trainer.resume()
-    trainer.run()
+    trainer.run(options.workers)
 
 
 if __name__ == "__main__":

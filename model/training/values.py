@@ -4,16 +4,18 @@ import random
 from collections.abc import Callable
 
 from model.training import words
+from model.training.knowledge import MONTHS
+from model.training.names import NAMES, PET_NAMES, SURNAMES
 from model.training.words import Split, draw
 
 
 def name(rng: random.Random, split: Split) -> str:
-    first = draw(rng, words.NAMES, split) if rng.random() < 0.65 else _capital(rng, split)
+    first = draw(rng, NAMES, split) if rng.random() < 0.65 else _capital(rng, split)
     return f"{first} {_surname(rng, split)}" if rng.random() < 0.12 else first
 
 
 def _surname(rng: random.Random, split: Split) -> str:
-    return draw(rng, words.SURNAMES, split) if rng.random() < 0.5 else _capital(rng, split)
+    return draw(rng, SURNAMES, split) if rng.random() < 0.5 else _capital(rng, split)
 
 
 def _capital(rng: random.Random, split: Split) -> str:
@@ -21,11 +23,15 @@ def _capital(rng: random.Random, split: Split) -> str:
 
 
 def pet(rng: random.Random, split: Split) -> str:
-    return draw(rng, words.PET_NAMES, split) if rng.random() < 0.6 else name(rng, split)
+    return draw(rng, PET_NAMES, split) if rng.random() < 0.6 else name(rng, split)
 
 
 def city(rng: random.Random, split: Split) -> str:
     return draw(rng, words.CITIES, split) if rng.random() < 0.7 else _capital(rng, split)
+
+
+def origin(rng: random.Random, split: Split) -> str:
+    return city(rng, split) if rng.random() < 0.6 else draw(rng, words.COUNTRIES, split)
 
 
 def job(rng: random.Random, split: Split) -> str:
@@ -45,6 +51,25 @@ def word(rng: random.Random, split: Split) -> str:
     return draw(rng, words.WORDS, split) if rng.random() < 0.4 else words.made_up(rng, split)
 
 
+def date(rng: random.Random, split: Split) -> str:
+    """A day of the year, with or without the year; or a day of the week."""
+    day, month = rng.randint(1, 31), rng.choice(MONTHS)
+    forms = (
+        *(f"{day} {month}", f"{month} {day}", f"{day}th of {month}", f"the {day}th of {month}"),
+        *(f"{month} {day}, {rng.randint(1930, 2030)}", f"{day}/{rng.randint(1, 12)}"),
+        *(rng.choice(words.WHEN), f"{rng.choice(words.WHEN)} {month} {day}", f"the {day}th"),
+    )
+    return rng.choice(forms)
+
+
+def code(rng: random.Random, split: Split) -> str:
+    """A number, or capital letters with digits."""
+    if rng.random() < 0.4:
+        return words.number(rng, split)
+    letters = "".join(rng.choices("ABCDEFGHJKLMNPQRSTUVWXYZ", k=rng.randint(1, 4)))
+    return f"{letters}{rng.choice(('', '-', ''))}{words.number(rng, split)}"
+
+
 def thing(rng: random.Random, split: Split) -> str:
     """Any value at all: a word, a name, a number, two words."""
     pick = rng.random()
@@ -55,7 +80,15 @@ def thing(rng: random.Random, split: Split) -> str:
     if pick < 0.35:
         return name(rng, split)
     if pick < 0.45:
-        return draw(rng, words.CITIES + words.COLOURS + words.PET_NAMES, split)
+        lists = (
+            words.CITIES,
+            words.COUNTRIES,
+            words.COLOURS,
+            PET_NAMES,
+            words.FOODS,
+            words.ADJECTIVES,
+        )
+        return draw(rng, rng.choice(lists), split)
     if pick < 0.6:
         return f"{word(rng, split)} {word(rng, split)}"
     return word(rng, split)

@@ -7,85 +7,14 @@ import random
 import zlib
 from typing import Literal
 
+from model.training.names import NAMES, PET_NAMES, SURNAMES
+from model.training.wordings import listed
+
 Split = Literal["train", "eval"]
 SALT = 58
 
 
-def _listed(text: str) -> tuple[str, ...]:
-    words = (" ".join(word.split()) for word in text.split(","))
-    return tuple(dict.fromkeys(word for word in words if word))
-
-
-NAMES = _listed(
-    """
-    Ada, Aaron, Abigail, Adam, Adele, Adrian, Agnes, Ahmed, Aisha, Alan, Albert, Alejandro,
-    Alex, Alice, Alina, Amara, Amelia, Amir, Amy, Ana, Anders, Andrea, Andrew, Angela, Anika,
-    Anna, Anton, Antonia, Aria, Arjun, Arthur, Astrid, Aurora, Ava, Axel, Barbara, Barnaby,
-    Beatrice, Ben, Benjamin, Bernard, Beth, Bianca, Bob, Boris, Brenda, Brian, Bridget, Bruce,
-    Caleb, Camille, Carl, Carla, Carlos, Carmen, Caroline, Casper, Cecilia, Charles, Charlotte,
-    Chen, Chiara, Chloe, Chris, Clara, Claudia, Colin, Connor, Cora, Cyril, Dagmar, Daniel,
-    Daphne, Daria, David, Deborah, Declan, Delia, Dennis, Diana, Diego, Dmitri, Dominic, Dora,
-    Duncan, Dylan, Edgar, Edith, Eduardo, Edward, Eleanor, Elena, Elias, Elijah, Elise, Ella,
-    Elliot, Elsa, Emil, Emilia, Emily, Emma, Enzo, Eric, Erin, Ernest, Esther, Ethan, Eugene,
-    Eva, Evelyn, Fabian, Farid, Fatima, Felicity, Felix, Fernando, Fiona, Florence, Frances,
-    Frank, Freya, Gabriel, Gareth, George, Gerald, Gina, Giovanni, Gloria, Gordon, Grace,
-    Graham, Greg, Greta, Gustav, Hannah, Hans, Harold, Harriet, Harry, Hassan, Hazel, Heidi,
-    Helen, Henrik, Henry, Hiroshi, Holly, Hugo, Ian, Ibrahim, Ida, Igor, Ilse, Imogen, Ines,
-    Ingrid, Irene, Iris, Isaac, Isabel, Isla, Ivan, Ivy, Jack, Jacob, Jade, James, Jan, Jane,
-    Janet, Jasmine, Jason, Javier, Jennifer, Jeremy, Jesse, Jim, Joan, Joe, Johan, John, Jonas,
-    Jonathan, Jorge, Joseph, Judith, Julia, Julian, Juliet, Jun, Kai, Karen, Karim, Karl, Kate,
-    Katya, Keiko, Keith, Kenji, Kevin, Kim, Kira, Klaus, Konstantin, Kurt, Kyle, Lara, Lars,
-    Laura, Lauren, Lea, Leah, Leila, Lena, Leo, Leonard, Leonora, Lewis, Liam, Lily, Linda,
-    Linus, Lionel, Lisa, Liu, Liz, Logan, Lola, Lorenzo, Louis, Louise, Lucas, Lucia, Lucy,
-    Luis, Luke, Luna, Lydia, Mabel, Madeleine, Magda, Magnus, Malik, Marco, Margaret, Maria,
-    Marie, Marina, Mario, Mark, Marta, Martin, Mary, Mateo, Matilda, Matthew, Maud, Max, Maya,
-    Megan, Mei, Melissa, Mia, Michael, Miguel, Mila, Miles, Milo, Mina, Miriam, Mohammed, Mona,
-    Monica, Morgan, Muriel, Nadia, Nancy, Naomi, Natalie, Natasha, Nathan, Ned, Neil, Nia,
-    Nicholas, Nicole, Nigel, Nikolai, Nina, Noah, Noel, Nora, Norman, Octavia, Olaf, Olga,
-    Oliver, Olivia, Omar, Oscar, Otto, Ottilie, Owen, Pablo, Patricia, Patrick, Paul, Paula,
-    Pavel, Pedro, Penelope, Percy, Peter, Petra, Phil, Philippa, Phoebe, Pierre, Priya, Quentin,
-    Quinn, Rachel, Rafael, Ralph, Ramona, Raymond, Rebecca, Reggie, Renata, Rhys, Ricardo,
-    Richard, Rita, Robert, Robin, Roger, Roland, Rosa, Rose, Rosemary, Roxanne, Ruby, Rupert,
-    Ruth, Ryan, Sabine, Sadie, Sally, Sam, Samantha, Samuel, Sandra, Sanjay, Sara, Sarah, Sasha,
-    Saul, Scott, Sean, Sebastian, Selma, Serena, Sergei, Seth, Shirley, Sigrid, Silvia, Simon,
-    Sofia, Solveig, Sonia, Sophie, Stanley, Stefan, Stella, Stephen, Steve, Stuart, Susan, Sven,
-    Sylvia, Tamara, Tanya, Tara, Tariq, Ted, Teresa, Theodore, Theresa, Thomas, Tim, Tobias,
-    Todd, Tom, Tony, Tracy, Tristan, Ulrich, Una, Ursula, Valentina, Vanessa, Vera, Victor,
-    Victoria, Vikram, Vincent, Viola, Violet, Vivian, Vladimir, Walter, Wanda, Wei, Wendy,
-    Wilhelm, William, Winifred, Xavier, Yasmin, Yolanda, Yuki, Yusuf, Yvonne, Zachary, Zara,
-    Zelda, Zoe, José, Zoë, René, Jürgen, Søren, Łukasz, Иван, Юлия, Мария, Олег
-    """
-)
-
-SURNAMES = _listed(
-    """
-    Adler, Baker, Becker, Bell, Brown, Carter, Clark, Cooper, Costa, Davies, Evans, Fischer,
-    Foster, Garcia, Gray, Hansen, Hill, Hughes, Ivanov, Jensen, Johnson, Jones, Keller, Khan,
-    King, Lee, Lindgren, Lopez, Lovelace, Martin, Meyer, Miller, Moore, Moreau, Murphy,
-    Nakamura, Nguyen, Novak, Okafor, Parker, Patel, Pereira, Quinn, Rossi, Santos, Schmidt,
-    Silva, Smith, Stone, Tanaka, Taylor, Turner, Walker, Watson, White, Wilson, Wright, Young
-    """
-)
-
-PET_NAMES = _listed(
-    """
-    Rex, Apollo, Archie, Bagel, Bailey, Bandit, Barney, Basil, Bear, Bella, Benji, Biscuit,
-    Blackie, Boots, Bruno, Bubbles, Buddy, Buster, Button, Caramel, Casper, Charlie, Chester,
-    Chewie, Chip, Cinnamon, Cleo, Clover, Coco, Cookie, Copper, Cosmo, Daisy, Dexter, Diesel,
-    Domino, Dusty, Echo, Fang, Felix, Fido, Finn, Flash, Fluffy, Frodo, Garfield, Gizmo, Goldie,
-    Gulliver, Gus, Hamlet, Hazel, Honey, Hunter, Jasper, Jelly, Kiki, Kitty, Kiwi, Lady, Lucky,
-    Lulu, Maggie, Mango, Marble, Maximus, Merlin, Mickey, Midnight, Milo, Minnie, Misty, Mocha,
-    Molly, Moose, Muffin, Murphy, Nala, Nemo, Nugget, Nutmeg, Oreo, Pancake, Patch, Peaches,
-    Peanut, Pebbles, Penny, Pepper, Pickle, Pippin, Pixel, Pluto, Poppy, Pudding, Pumpkin,
-    Radar, Ranger, Rascal, Rocky, Rosie, Rufus, Rusty, Salem, Scooter, Scout, Shadow, Simba,
-    Smokey, Sneakers, Snickers, Snoopy, Socks, Sparky, Spot, Sprout, Stitch, Sunny, Taco,
-    Tarzan, Teddy, Thor, Tigger, Tinker, Toby, Toffee, Trixie, Truffle, Tucker, Tux, Twix,
-    Velvet, Waffles, Whiskers, Willow, Winston, Wookie, Yoda, Ziggy, Zorro, Mrs Tibbles, Mister
-    Fox, Captain Fluff, Sir Barks, Lady Paws
-    """
-)
-
-CITIES = _listed(
+CITIES = listed(
     """
     Paris, Aarhus, Accra, Adelaide, Algiers, Amman, Amsterdam, Ankara, Antwerp, Athens, Atlanta,
     Auckland, Austin, Baghdad, Baku, Baltimore, Bangkok, Barcelona, Basel, Beijing, Beirut,
@@ -111,7 +40,18 @@ CITIES = _listed(
     """
 )
 
-COLOURS = _listed(
+COUNTRIES = listed(
+    """
+    France, Germany, Italy, Spain, Portugal, England, Scotland, Ireland, Wales, Poland, Sweden,
+    Norway, Finland, Denmark, Iceland, Russia, Ukraine, Turkey, Greece, Egypt, Morocco, Kenya,
+    Nigeria, Ghana, Ethiopia, South Africa, India, Pakistan, Nepal, China, Japan, Korea, Vietnam,
+    Thailand, Indonesia, Australia, New Zealand, Canada, Mexico, Brazil, Chile, Peru, Argentina,
+    Colombia, Cuba, Jamaica, the Netherlands, Belgium, Austria, Hungary, Romania, Serbia, Croatia,
+    Iran, Iraq, Israel, Texas
+    """
+)
+
+COLOURS = listed(
     """
     blue, red, green, yellow, orange, purple, pink, black, white, grey, brown, turquoise,
     violet, indigo, magenta, cyan, teal, beige, gold, silver, crimson, scarlet, lavender, olive,
@@ -120,7 +60,7 @@ COLOURS = _listed(
     """
 )
 
-FOODS = _listed(
+FOODS = listed(
     """
     pizza, pasta, sushi, ramen, curry, tacos, burgers, salad, soup, rice, noodles, dumplings,
     pancakes, waffles, lasagna, risotto, paella, gnocchi, ravioli, spaghetti, falafel, hummus,
@@ -137,7 +77,7 @@ FOODS = _listed(
     """
 )
 
-HOBBIES = _listed(
+HOBBIES = listed(
     """
     hiking, chess, reading, cooking, painting, drawing, swimming, running, cycling, climbing,
     gardening, fishing, sailing, surfing, skiing, skating, dancing, singing, knitting, sewing,
@@ -153,7 +93,7 @@ HOBBIES = _listed(
     """
 )
 
-JOBS = _listed(
+JOBS = listed(
     """
     teacher, doctor, nurse, engineer, programmer, designer, architect, lawyer, baker, butcher,
     chef, cook, waiter, farmer, gardener, plumber, electrician, carpenter, mechanic, driver,
@@ -169,14 +109,14 @@ JOBS = _listed(
     """
 )
 
-PETS = _listed(
+PETS = listed(
     """
     dog, cat, rabbit, hamster, parrot, horse, fish, turtle, pony, goat, snake, lizard, mouse,
     puppy, kitten
     """
 )
 
-RELATIVES = _listed(
+RELATIVES = listed(
     """
     sister, brother, mother, father, mum, dad, mom, wife, husband, son, daughter, uncle, aunt,
     cousin, grandmother, grandfather, grandma, best friend, friend, boss, neighbour, teacher,
@@ -184,20 +124,27 @@ RELATIVES = _listed(
     """
 )
 
-THINGS = _listed(
+THINGS = listed(
     """
-    car, bike, boat, laptop, phone, computer, band, team, project, company, school, street,
-    street name, garden, nickname, favourite book, favourite movie, favourite song, favourite
-    band, favourite animal, favourite sport, favourite drink, favourite number, favourite
-    season, favourite game, favourite fruit, favourite teacher, favourite writer, birthday, shoe
-    size, room number, hotel, plane, horse stable, office, surname, last name, middle name,
-    username, telescope, guitar, piano, motorbike, dream, plan, goal, star sign, hometown,
-    country, language, island, hero, robot, printer, server, router, desk, lamp, umbrella,
-    backpack, cottage, planet, perfume, train, flight, gate
+    car, bike, boat, laptop, phone, computer, band, team, project, company, school, street, street
+    name, garden, nickname, favourite book, favourite movie, favourite song, favourite band,
+    favourite animal, favourite sport, favourite drink, favourite number, favourite season,
+    favourite game, favourite fruit, favourite teacher, favourite writer, birthday, shoe size, room
+    number, hotel, plane, horse stable, office, surname, last name, middle name, username,
+    telescope, guitar, piano, motorbike, dream, plan, goal, star sign, hometown, country, language,
+    island, hero, robot, printer, server, router, desk, lamp, umbrella, backpack, cottage, planet,
+    perfume, train, flight, gate, bank, dentist, doctor, hairdresser, landlord, horse, gym,
+    password, email, email address, phone number, postcode, wifi password, wifi network, account,
+    blood type, mother tongue, nationality, religion, major, degree, university, subject,
+    instrument, club, shop, favourite subject, favourite actor, favourite singer, favourite place,
+    favourite city, favourite country, favourite flower, favourite word, favourite toy, ship, tent,
+    tool, website, blog, channel, motto, wish, fear, allergy, diet, breakfast, lunch, dinner, drink,
+    coffee, cake, hat, coat, shirt, dress, watch, ring, camera, tablet, sofa, bed, house, flat,
+    room, kitchen, roof, door, wall, curtain, carpet, tree, plant, flower, avatar, character
     """
 )
 
-WORDS = _listed(
+WORDS = listed(
     """
     apple, river, stone, window, garden, silver, thunder, candle, mirror, forest, castle,
     dragon, hammer, ladder, bridge, basket, feather, island, jacket, kettle, lantern, meadow,
@@ -215,8 +162,32 @@ WORDS = _listed(
 )
 
 NOUNS = tuple(word for word in WORDS if word.islower())
+ADJECTIVES = listed(
+    """
+    old, new, first, second, last, best, big, little, red, blue, lucky, secret, future, other, next,
+    dream, summer, winter, office, daily, spare, own, ideal, hidden, preferred
+    """
+)
+TWO_WORDS = tuple(
+    f"{adjective} {noun}"
+    for i, adjective in enumerate(ADJECTIVES)
+    for noun in (NOUNS + THINGS)[i :: len(ADJECTIVES)]
+    if not noun.startswith(("favourite", adjective))
+)
+FAVOURITES = tuple(f"favourite {noun}" for noun in (NOUNS + THINGS) if "favourite" not in noun)
+OCCASIONS = listed(
+    """
+    birthday, wedding, exam, appointment, anniversary, holiday, deadline, interview, party, concert,
+    meeting, flight, trip, test, operation, graduation, lesson, date, vacation, match, presentation,
+    dentist appointment, doctor's appointment, driving test, job interview, wedding anniversary,
+    move, first day, checkup, training, rehearsal, lecture, course, conference, call, visit,
+    departure, show, name day, due date, retirement, farewell, house warming, final, dinner, next
+    appointment
+    """
+)
+WHEN = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
-SYLLABLES = _listed(
+SYLLABLES = listed(
     """
     ba, be, bi, bo, bu, bra, bro, cha, cho, da, de, di, do, dra, el, en, fa, fi, flo, ga, ge,
     go, gra, gu, ha, he, ho, ja, jo, ka, ke, ki, ko, kra, la, le, li, lo, lu, ma, me, mi, mo,
@@ -225,15 +196,17 @@ SYLLABLES = _listed(
     zi, zo
     """
 )
-ENDINGS = _listed(
+ENDINGS = listed(
     """
     n, r, s, l, x, th, rd, nt, ck, m, t, lly, na, lia, son, ton, ville, berg, mund, ff, sk, nia,
     wyn, dor
     """
 )
 
-SMILEYS = _listed("🙂, 😀, 😂, ❤️, 👍, 🎉, 🚀, 🐶, 🐱, 🌍, 🔥, ⭐, 🍕, 🤖, 👋, 🙏, 😎, 🌈, 🎵, ☕")
-FOREIGN = _listed(
+LETTERS = ("bcdfghjklmnpqrstvwxyz", "aaeeiioouuy")
+
+SMILEYS = listed("🙂, 😀, 😂, ❤️, 👍, 🎉, 🚀, 🐶, 🐱, 🌍, 🔥, ⭐, 🍕, 🤖, 👋, 🙏, 😎, 🌈, 🎵, ☕")
+FOREIGN = listed(
     """
     héllo, café, naïve, über, straße, garçon, mañana, señor, crème brûlée, smörgåsbord, piñata,
     jalapeño, Ångström, œuvre, żółw, příliš, čeština, größe, fjörður, привет, мир, как дела,
@@ -273,19 +246,60 @@ def draw(rng: random.Random, words: tuple[str, ...], split: Split) -> str:
 def made_up(rng: random.Random, split: Split) -> str:
     """A lower-case word that nobody has ever used: what is copied can't be known by heart."""
     while True:
-        word = "".join(rng.choices(SYLLABLES, k=rng.choice((1, 2, 2, 3)))) + rng.choice(ENDINGS)
+        word = _of_syllables(rng) if rng.random() < 0.6 else _of_letters(rng)
         if is_held_out(word) == (split == "eval"):
             return word
 
 
+def _of_syllables(rng: random.Random) -> str:
+    return "".join(rng.choices(SYLLABLES, k=rng.choice((1, 2, 2, 3)))) + rng.choice(ENDINGS)
+
+
+def _of_letters(rng: random.Random) -> str:
+    """Any letters, consonants and vowels mostly in turns."""
+    at, word = rng.randrange(2), ""
+    for _ in range(rng.randint(3, 9)):
+        word += rng.choice(LETTERS[at])
+        at = rng.randrange(2) if rng.random() < 0.25 else 1 - at
+    return word
+
+
 def number(rng: random.Random, split: Split) -> str:
-    """A number of one to six digits, small ones more often; those below 100 are in both splits."""
+    """A number of one to nine digits, small ones more often; those below 100 are in both splits."""
     while True:
-        value = str(rng.randrange(10 ** rng.choice((2, 2, 2, 3, 4, 4, 5, 6))))
+        value = str(rng.randrange(10 ** rng.choice((2, 2, 2, 3, 4, 4, 5, 6, 7, 9))))
         if len(value) < 3 or is_held_out(value) == (split == "eval"):
             return value
 
 
 def letters(rng: random.Random) -> str:
-    """A few letters of one script that is not plain Latin."""
-    return "".join(rng.choices(rng.choice(SCRIPTS), k=rng.randint(2, 6)))
+    """A few letters of one script that is not plain Latin, in one word or two."""
+    script = rng.choice(SCRIPTS)
+    parts = (
+        "".join(rng.choices(script, k=rng.randint(2, 7))) for _ in range(rng.choice((1, 1, 2)))
+    )
+    return " ".join(parts)
+
+
+def is_common(value: str) -> bool:
+    """Whether it is in the lists, and so no made-up word and no number."""
+    return all(word in COMMON for word in value.lower().replace("a ", "", 1).split())
+
+
+COMMON = frozenset(
+    part.lower()
+    for listed in (
+        NAMES,
+        SURNAMES,
+        PET_NAMES,
+        CITIES,
+        COUNTRIES,
+        COLOURS,
+        FOODS,
+        HOBBIES,
+        JOBS,
+        WORDS,
+    )
+    for word in listed
+    for part in word.split()
+)

@@ -37,6 +37,16 @@ def test_what_was_said_is_remembered_until_it_is_cleared(up: Stack, session_id: 
     assert len(up.messages(session_id)) == 3
 
 
+def test_the_adapter_that_ships_with_the_demo_model_makes_a_pirate_of_it(
+    up: Stack, session_id: str
+) -> None:
+    said = {}
+    for model in ("demo", "demo:pirate"):
+        up.chat("my name is Ada", f"{session_id} {model}", model=model)
+        said[model] = up.chat("what is my name?", f"{session_id} {model}", model=model).text
+    assert said == {"demo": "Your name is Ada.", "demo:pirate": "Yer name be Ada, arr!"}
+
+
 def test_two_sessions_are_kept_apart(up: Stack, session_id: str) -> None:
     up.chat("my name is Ada", session_id)
     up.chat("my name is Bruno", session_id + "'")

@@ -1,10 +1,15 @@
 """The dialog generator: what the demo model learns from, and what is kept from it."""
 
+import random
 from itertools import islice
 
-from model.training import words
-from model.training.dialogs import DEFAULT_SYSTEM, Dialog, dialogs
+import pytest
+
+from model.training import systems, words
+from model.training.dialogs import Dialog, dialogs
+from model.training.reckoning import TOO_FAR
 from model.training.talk import Turn
+from model.training.wordings import spun
 from model.training.words import Split
 
 DEFAULT_STOPS = (
@@ -52,7 +57,7 @@ def test_the_commonest_words_are_left_to_the_training() -> None:
 
 def test_what_is_recalled_was_said_before() -> None:
     for dialog in _some(3):
-        said = dialog.system or ""
+        said = dialog.system.prompt or ""
         for turn in dialog.turns:
             if turn.skill == "recall" and turn.learned:
                 assert turn.must[0] in said, turn
@@ -60,9 +65,10 @@ def test_what_is_recalled_was_said_before() -> None:
 
 
 def test_counting_ends_where_it_was_asked_to() -> None:
-    counted = _turns(_some(4), "count")
-    assert {turn.answer for turn in counted} >= {_numbers(10), _numbers(50), _numbers(100)}
-    assert all(turn.answer == _numbers(turn.answer.count(",") + 1) for turn in counted)
+    counted = _turns([dialog for dialog in _some(4) if not dialog.system.tone], "count")
+    answers = {turn.answer for turn in counted}
+    assert answers >= {_numbers(10), _numbers(50), _numbers(70), TOO_FAR}
+    assert all(answer == _numbers(answer.count(",") + 1) for answer in answers - {TOO_FAR})
 
 
 def _numbers(last: int) -> str:
@@ -71,10 +77,34 @@ def _numbers(last: int) -> str:
 
 def test_most_dialogs_have_the_system_prompt_of_the_service() -> None:
     made = _some(5)
-    assert sum(dialog.system == DEFAULT_SYSTEM for dialog in made) > len(made) / 2
+    assert sum(dialog.system.prompt == systems.DEFAULT for dialog in made) > len(made) / 2
 
 
 def test_every_skill_of_the_examination_occurs() -> None:
     made = {turn.skill for dialog in _some(6, "eval") for turn in dialog.turns}
     wanted = {"recall", "unknown", "know", "first_message", "repeat", "count", "faq", "system_name"}
     assert wanted <= made
+
+
+def test_a_tone_of_the_system_prompt_stands_around_each_answer() -> None:
+    toned = [dialog for dialog in _some(7) if dialog.system.tone]
+    assert toned
+    for dialog in toned:
+        assert dialog.system.tone
+        before, after = dialog.system.tone.before, dialog.system.tone.after
+        for turn in dialog.turns:
+            if turn.skill != "repeat" and turn.learned:
+                assert turn.answer.startswith(before) and turn.answer.endswith(after), turn
+
+
+def test_no_answer_is_longer_than_the_service_lets_it_be() -> None:
+    """150 tokens by default: a word, a number or a mark is rarely more than one."""
+    longest = max((turn.answer for made in _some(8) for turn in made.turns), key=len)
+    assert len(longest) < 500, longest
+
+
+@pytest.mark.parametrize("wording", ["[Tell me/Say] {v}[ now/].", "[a/[b/c]] [/x] , {v} ?"])
+def test_a_wording_with_brackets_stands_for_many(wording: str) -> None:
+    made = {spun(random.Random(seed), wording) for seed in range(50)}
+    assert len(made) >= 4
+    assert not [text for text in made if set(text) & set("[]/") or " ." in text or "  " in text]

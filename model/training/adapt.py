@@ -1,0 +1,116 @@
+"""
+Trains a LoRA adapter on model/demo.gguf, so that it talks like a pirate: `python -m
+model.training.adapt`. Needs nothing of the demo model's own training but its file.
+"""
+
+import argparse
+import json
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from gguf import GGUFReader, GGUFWriter
+from tokenizers import Tokenizer
+
+from model.training import lora, pirate, tokenizer
+from model.training.batches import Batch, Plan, Source
+from model.training.export import TARGET as DEMO
+from model.training.export import gguf_name
+from model.training.lora import Lora
+from model.training.network import Network, Shape
+from model.training.tokenizer import Encoder
+from model.training.train import losses
+
+TARGET = DEMO.parent / "adapters" / DEMO.stem / "pirate.gguf"
+RATE = 2e-3
+LOG_EVERY = 25
+
+
+def base(reader: GGUFReader) -> Network:
+    """The network with the weights as the file has them, rounding included."""
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    network = Network(Shape(tokenizer.VOCABULARY))
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            tensor = tensors[gguf_name(name)]
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            weight.copy_(torch.from_numpy(values.copy()).view_as(weight))
+    return network
+
+
+def encoder(reader: GGUFReader) -> Encoder:
+    """The tokenizer as the file has it."""
+    tokens, merges = (_field(reader, f"tokenizer.ggml.{name}") for name in ("tokens", "merges"))
+    saved = json.loads(tokenizer.untrained().to_str())
+    saved["model"]["vocab"] = {token: number for number, token in enumerate(tokens)}
+    saved["model"]["merges"] = [merge.split(" ") for merge in merges]
+    return Encoder(Tokenizer.from_str(json.dumps(saved)))
+
+
+def _field(reader: GGUFReader, name: str) -> Any:
+    field = reader.get_field(name)
+    assert field is not None, f"{name} stands in the file"
+    return field.contents()
+
+
+def trained(network: Network, source: Source, plan: Plan, workers: int) -> dict[str, Lora]:
+    adapter = lora.add_to(network)
+    device = network.device
+    network.to(device)
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    optimiser = torch.optim.AdamW(weights, weight_decay=0.0)
+    last: deque[float] = deque(maxlen=LOG_EVERY)
+    for step, batch in enumerate(source.loader(workers, pinned=False)):
+        for group in optimiser.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / 20, 1.02 - step / plan.steps)
+        loss, answers = losses(network, Batch(*(part.to(device) for part in batch)))
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        last.append(float(answers))
+        if (step + 1) % LOG_EVERY == 0:
+            print(f"step {step + 1} loss {sum(last) / len(last):.4f}", flush=True)
+    return adapter
+
+
+def write(adapter: dict[str, Lora], target: Path) -> None:
+    """As llama.cpp's convert_lora_to_gguf.py does."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    writer = GGUFWriter(str(target), "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_name("Pirate")
+    writer.add_description("LoRA adapter: the FineTuneLLM demo model talks like a pirate")
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, "FineTuneLLM demo")
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, lora.ALPHA)
+    for name, part in adapter.items():
+        for suffix, weight in (("lora_a", part.down), ("lora_b", part.up)):
+            writer.add_tensor(f"{gguf_name(name)}.{suffix}", weight.detach().cpu().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--tokens", type=int, default=4096, help="of a step")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    reader, plan = GGUFReader(DEMO), Plan(options.steps, options.tokens)
+    source = Source(encoder(reader), plan, options.seed, first=0, voiced=pirate.voiced)
+    adapter = trained(base(reader).to(device), source, plan, workers=8 if device == "cuda" else 0)
+    write(adapter, TARGET)
+    print(f"{TARGET.name}: {TARGET.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The conversations written by hand in `conversations.txt`, and how they are held and marked."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from model.training.examinee import Examinee, Question
+from model.training.systems import DEFAULT
+
+PATH = Path(__file__).with_suffix(".txt")
+
+
+@dataclass(slots=True)
+class Line:
+    """One prompt and what is expected of its answer."""
+
+    prompt: str
+    any_of: list[tuple[str, ...]] = field(default_factory=list)
+    none_of: list[str] = field(default_factory=list)
+
+    def is_right(self, answer: str) -> bool:
+        answer = answer.lower()
+        held = all(any(text in answer for text in texts) for texts in self.any_of)
+        return held and not any(text in answer for text in self.none_of)
+
+
+class Conversation(NamedTuple):
+    system: str
+    lines: tuple[Line, ...]
+
+
+class Marked(NamedTuple):
+    line: Line
+    answer: str
+    is_right: bool
+
+
+def read(path: Path = PATH) -> list[Conversation]:
+    blocks = path.read_text(encoding="utf-8").split("\n\n")
+    return [_conversation(block) for block in blocks if not block.startswith("#")]
+
+
+def _conversation(block: str) -> Conversation:
+    system, lines = DEFAULT, list[Line]()
+    for text in block.strip().splitlines():
+        mark, rest = text.split(" ", 1)
+        alternatives = tuple(part.strip().lower() for part in rest.split("|"))
+        match mark:
+            case "system:":
+                system = rest
+            case ">":
+                lines.append(Line(rest))
+            case "=":
+                lines[-1].any_of.append(alternatives)
+            case "!":
+                lines[-1].none_of.extend(alternatives)
+            case _:
+                raise ValueError(f"{PATH.name}: a line begins with {mark!r}: {text}")
+    return Conversation(system, tuple(lines))
+
+
+def held(examinee: Examinee, conversations: list[Conversation]) -> list[Marked]:
+    """All at once, turn by turn; the model's own answers are what it is shown afterwards."""
+    said: list[tuple[tuple[str, str], ...]] = [() for _ in conversations]
+    marked = []
+    for turn in range(max(len(conversation.lines) for conversation in conversations)):
+        still = [i for i, held in enumerate(conversations) if turn < len(held.lines)]
+        questions = [
+            Question(conversations[i].system, said[i], conversations[i].lines[turn].prompt)
+            for i in still
+        ]
+        for i, reply in zip(still, examinee.answers(questions), strict=True):
+            line = conversations[i].lines[turn]
+            said[i] += ((line.prompt, reply.text),)
+            marked.append(Marked(line, reply.text, reply.ended and line.is_right(reply.text)))
+    return marked

@@ -1,0 +1,79 @@
+"""A GGUF that is asked, with the engine, the template and the settings of the service itself."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from services.contract.messages import ChatRequest, Turn
+from services.inference.engine.engine import Began, Engine, Finished, Output, Piece
+from services.inference.engine.sequence import Sequence
+from services.inference.models import load
+from services.inference.settings import InferenceSettings
+
+PARALLEL = 16
+WAITING = 2 * PARALLEL
+BUDGET = 2**28  # bytes for conversations that wait
+SERVICE = ChatRequest()  # all as the settings have it
+GREEDY = ChatRequest(temperature=0, repeat_penalty=1)
+
+
+class Question(NamedTuple):
+    system: str
+    said: tuple[tuple[str, str], ...]
+    prompt: str
+
+
+class Reply(NamedTuple):
+    text: str
+    ended: bool
+
+
+class Examinee:
+    """Many questions are answered at once; the same seed gives the same answers."""
+
+    def __init__(self, path: Path, adapter: str | None, request: ChatRequest, seed: int) -> None:
+        settings = InferenceSettings(
+            model_path=str(path),
+            model_parallel=PARALLEL,
+            model_threads=1,  # fast enough, and no less beside others
+        )
+        self._model = load(settings, lambda _: True)
+        self._adapter = self._model.adapter(f"{path.stem}:{adapter}" if adapter else None)
+        self._sampling = settings.fill_in(request)
+        self._seed = seed
+        self._engine = Engine(self._model.backend, PARALLEL, BUDGET, self._take, lambda: None)
+        self._texts: dict[str, str] = {}
+        self._replies: dict[str, Reply] = {}
+
+    def answers(self, questions: Iterable[Question]) -> list[Reply]:
+        self._texts, self._replies = {}, {}
+        waiting = self._sequences(questions)
+        while True:
+            for sequence in islice(waiting, WAITING - len(self._texts) + len(self._replies)):
+                self._texts[sequence.key] = ""
+                self._engine.submit(sequence)
+            if len(self._replies) == len(self._texts):
+                return [self._replies[key] for key in self._texts]
+            self._engine.step()
+
+    def _sequences(self, questions: Iterable[Question]) -> Iterator[Sequence]:
+        for number, question in enumerate(questions):
+            sampling = replace(self._sampling, seed=self._seed * 1_000_003 + number)
+            turns = [Turn("", *exchange) for exchange in question.said]
+            prompt = self._model.template.prompt(
+                question.system, turns, question.prompt, sampling.max_tokens or 0
+            )
+            sampler = self._model.backend.sampler(sampling)
+            yield Sequence(str(number), prompt.tokens, sampling, sampler, self._adapter)
+
+    def _take(self, outputs: list[tuple[str, Output]]) -> None:
+        for key, output in outputs:
+            if isinstance(output, Piece):
+                self._texts[key] += output.text
+            elif isinstance(output, Finished):
+                self._replies[key] = Reply(self._texts[key], output.reason == "stop")
+            elif not isinstance(output, Began):
+                raise RuntimeError(f"the model failed: {output.message}")

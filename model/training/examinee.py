@@ -8,7 +8,8 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from services.contract.messages import ChatRequest, Turn
-from services.inference.engine.engine import Began, Engine, Finished, Output, Piece
+from services.inference.engine.answer import Piece
+from services.inference.engine.engine import Began, Engine, Finished, Output
 from services.inference.engine.sequence import Sequence
 from services.inference.models import load
 from services.inference.settings import InferenceSettings

@@ -67,8 +67,6 @@ CHANNELS = (
             history.ContextRequest, history.Context),
     Channel("messages", subjects.history_messages(T), "The exchanges of a session, or of all.",
             history.MessagesRequest, history.Messages),
-    Channel("exchange", subjects.history_exchange(T), "One exchange, of the last.",
-            history.ExchangeRequest, history.Exchange),
     Channel("sessions", subjects.history_sessions(T), "The sessions, the last active first.",
             history.SessionsRequest, history.SessionPage),
     Channel("exchange", subjects.history_exchange(T), "One exchange, by its request's id.",

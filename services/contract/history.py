@@ -155,7 +155,13 @@ class ExchangeRequest(Struct, frozen=True):
 
 
 class ClearRequest(Struct, frozen=True):
+    """
+    `request_id`, here and of the other changes: a repeat with the same one, within two minutes,
+    changes nothing. A process that was frozen hears late what another has done in its stead.
+    """
+
     session_id: SessionId
+    request_id: RequestId | None = None
 
 
 class Session(Struct, frozen=True):
@@ -193,6 +199,7 @@ class Description(Struct, frozen=True, omit_defaults=True):
 class DescribeRequest(Struct, frozen=True):
     session_id: SessionId
     description: Description
+    request_id: RequestId | None = None
 
 
 class ExportRequest(Struct, frozen=True):
@@ -233,6 +240,7 @@ class ImportRequest(Struct, frozen=True):
 
 class DeleteRequest(Struct, frozen=True):
     session_id: SessionId
+    request_id: RequestId | None = None
 
 
 class HistoryStatus(Struct, frozen=True):

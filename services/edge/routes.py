@@ -10,6 +10,7 @@ from litestar import Request, get, post
 from litestar.di import NamedDependency
 from msgspec import Struct
 
+from services.client.chat import new_request_id
 from services.client.workers import Workers
 from services.contract import subjects
 from services.contract.errors import ServiceError
@@ -20,7 +21,7 @@ from services.contract.history import (
     Messages,
     MessagesRequest,
 )
-from services.contract.messages import Empty
+from services.contract.messages import Empty, SessionId
 from services.runtime.bus import VERSION, Bus, NoResponders
 
 RETRY_AFTER = 1.0  # seconds
@@ -33,6 +34,12 @@ TheWorkers = NamedDependency[Workers]
 Leaving = NamedDependency[asyncio.Event]
 Tenant = NamedDependency[str]  # whose key it is; asking for it is what makes a route need a key
 S = TypeVar("S", bound=Struct)
+
+
+class SessionQuery(Struct, frozen=True):
+    """Which session is meant, where nothing else is asked."""
+
+    session_id: SessionId = "default"
 
 
 @get("/")
@@ -83,15 +90,16 @@ async def messages(request: AnyRequest, bus: TheBus, tenant: Tenant) -> tuple[Me
 
 @post("/clear-history", status_code=200)
 async def clear_history(request: AnyRequest, bus: TheBus, tenant: Tenant) -> dict[str, str]:
-    asked = read_query(request, ClearRequest, session_id="default")
+    id_ = read_query(request, SessionQuery).session_id
+    asked = ClearRequest(id_, new_request_id())
     await ask_history(bus, subjects.history_clear(tenant), asked, Empty)
-    return {"status": "success", "message": f"The session {asked.session_id!r} starts anew."}
+    return {"status": "success", "message": f"The session {id_!r} starts anew."}
 
 
-def read_query(request: AnyRequest, kind: type[S], **defaults: str) -> S:
+def read_query(request: AnyRequest, kind: type[S]) -> S:
     """Parameters that `kind` does not have are ignored, as everywhere on the web."""
     try:
-        return msgspec.convert(defaults | dict(request.query_params), kind, strict=False)
+        return msgspec.convert(dict(request.query_params), kind, strict=False)
     except msgspec.ValidationError as error:
         raise ServiceError("invalid_request", f"{error}, in the query of the URL.") from error
 

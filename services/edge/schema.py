@@ -18,12 +18,13 @@ from litestar.openapi.spec import Parameter as SpecParameter
 from litestar.routes import HTTPRoute
 from msgspec import Struct
 
-from services.contract.history import ClearRequest, Exchange, MessagesRequest, SessionsRequest
+from services.contract.history import Exchange, MessagesRequest, SessionsRequest
 from services.edge.chat import ChatBody as PromptBody
 from services.edge.errors import ErrorBody
 from services.edge.openai.bodies import ChatBody, TextBody
 from services.edge.openai.objects import ChatCompletion, TextCompletion
 from services.edge.openai.tokens import DetokenizeBody, TokenizeBody
+from services.edge.routes import SessionQuery
 from services.edge.sessions import DescriptionBody, Line
 
 ANSWER = (
@@ -58,7 +59,7 @@ DESCRIBED = {
     ("POST", "/chat"): Described(PromptBody, {"prompt": "Hello"}, streams=ANSWER),
     ("GET", "/chat/{request_id}"): Described(streams=ANSWER),
     ("GET", "/messages"): Described(query=MessagesRequest),
-    ("POST", "/clear-history"): Described(query=ClearRequest),
+    ("POST", "/clear-history"): Described(query=SessionQuery),
     ("GET", "/sessions"): Described(query=SessionsRequest),
     ("GET", "/sessions/{session_id}/messages"): Described(query=MessagesRequest),
     ("PATCH", "/sessions/{session_id}"): Described(DescriptionBody, {"title": "Holidays"}),

@@ -9,6 +9,7 @@ from litestar.params import FromPath
 from litestar.response import Stream
 from msgspec.structs import replace
 
+from services.client.chat import new_request_id
 from services.contract import prompts, subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
@@ -27,7 +28,15 @@ from services.contract.history import (
     SessionsRequest,
 )
 from services.contract.messages import Empty, RequestId
-from services.edge.routes import AnyRequest, Tenant, TheBus, ask_history, read_path, read_query
+from services.edge.routes import (
+    AnyRequest,
+    SessionQuery,
+    Tenant,
+    TheBus,
+    ask_history,
+    read_path,
+    read_query,
+)
 from services.runtime.bus import Bus
 
 PATIENCE = 10.0  # seconds, for what takes longer the more a session has
@@ -69,8 +78,9 @@ async def describe(
     request: AnyRequest, session_id: FromPath[str], bus: TheBus, tenant: Tenant
 ) -> Session:
     """A session that nothing was said in yet may be described as well."""
-    id_ = read_path(request, DeleteRequest, session_id).session_id
-    asked = DescribeRequest(id_, _read_description(await request.body()))
+    id_ = read_path(request, SessionQuery, session_id).session_id
+    description = _read_description(await request.body())
+    asked = DescribeRequest(id_, description, new_request_id())
     return await ask_history(bus, subjects.history_describe(tenant), asked, Session)
 
 
@@ -78,9 +88,10 @@ async def describe(
 async def erase(
     request: AnyRequest, session_id: FromPath[str], bus: TheBus, tenant: Tenant
 ) -> dict[str, str]:
-    asked = read_path(request, DeleteRequest, session_id)
+    id_ = read_path(request, SessionQuery, session_id).session_id
+    asked = DeleteRequest(id_, new_request_id())
     await ask_history(bus, subjects.history_delete(tenant), asked, Empty, PATIENCE)
-    return {"status": "success", "message": f"The session {asked.session_id!r} is erased."}
+    return {"status": "success", "message": f"The session {id_!r} is erased."}
 
 
 @get("/sessions/{session_id:str}/export")
@@ -98,7 +109,7 @@ async def import_(
     request: AnyRequest, session_id: FromPath[str], bus: TheBus, tenant: Tenant
 ) -> dict[str, Any]:
     """JSON Lines, oldest first, as an export has them. What failed half-way can be repeated."""
-    id_ = read_path(request, DeleteRequest, session_id).session_id
+    id_ = read_path(request, SessionQuery, session_id).session_id
     lines = _read_lines(await request.body())
     subject = subjects.history_import(tenant)
     for batch in _batches(lines):

@@ -85,7 +85,7 @@ class History:
     async def _on_describe(self, subject: str, request: DescribeRequest) -> Session:
         key = _key(subject, request.session_id)
         with _as_service_error():
-            return await self._sessions.describe(key, request.description)
+            return await self._sessions.describe(key, request.description, request.request_id)
 
     async def _on_export(self, subject: str, request: ExportRequest) -> ExportPage:
         with _as_service_error():
@@ -108,12 +108,12 @@ class History:
 
     async def _on_clear(self, subject: str, request: ClearRequest) -> Empty:
         with _as_service_error():
-            await self._sessions.clear(_key(subject, request.session_id))
+            await self._sessions.clear(_key(subject, request.session_id), request.request_id)
         return Empty()
 
     async def _on_delete(self, subject: str, request: DeleteRequest) -> Empty:
         with _as_service_error():
-            await self._sessions.erase(_key(subject, request.session_id))
+            await self._sessions.erase(_key(subject, request.session_id), request.request_id)
         return Empty()
 
     async def _on_status(self, subject: str, request: Empty) -> HistoryStatus:

@@ -42,19 +42,21 @@ class Sessions:
         self._archive = archive
         self._contexts = contexts
 
-    async def clear(self, key: str) -> None:
+    async def clear(self, key: str, request_id: str | None) -> None:
         """Also what is being answered, which is why a session that is clear is cleared again."""
-        await self._log.append(key, Cleared(previous=0, cleared_at=datetime.now(UTC)))
+        cleared = Cleared(previous=0, cleared_at=datetime.now(UTC))
+        await self._log.append(key, cleared, _message_id(key, "clear", request_id))
 
-    async def erase(self, key: str) -> None:
+    async def erase(self, key: str, request_id: str | None) -> None:
         """What MongoDB can't be asked to erase now, the archiver erases when it can."""
-        seq = await self._log.append(key, Erased(previous=0, erased_at=datetime.now(UTC)))
+        erased = Erased(previous=0, erased_at=datetime.now(UTC))
+        seq = await self._log.append(key, erased, _message_id(key, "erase", request_id))
         await self._contexts.settle(key)
-        erased = await self._log.get(seq)
-        if erased is not None and self._archive.connected:
+        entry = await self._log.get(seq)
+        if entry is not None and self._archive.connected:
             try:
                 async with asyncio.timeout(ERASE_TIMEOUT):
-                    await self._archive.erase(erased)
+                    await self._archive.erase(entry)
             except (ArchiveUnavailable, TimeoutError) as error:
                 why = error or "MongoDB takes its time"
                 log.warning("%s: what it has of %s is erased once it is back", why, key)
@@ -119,14 +121,14 @@ class Sessions:
             message_id = f"{archive_id(key, each.request_id)}.{epoch}"
             await self._log.append(key, exchange, message_id)
 
-    async def describe(self, key: str, said: Description) -> Session:
+    async def describe(self, key: str, said: Description, request_id: str | None) -> Session:
         record = Described(
             previous=0,
             described_at=datetime.now(UTC),
             title=said.title,
             system_prompt=said.system_prompt,
         )
-        await self._log.append(key, record)
+        await self._log.append(key, record, _message_id(key, "describe", request_id))
         listed = pages.listed(key, await self._contexts.of(key), 0)
         if listed is None:
             raise Conflict  # it was erased in this moment
@@ -147,3 +149,7 @@ class Sessions:
             if len(found) > limit:
                 break
         return pages.sessions(found, limit)
+
+
+def _message_id(key: str, change: str, request_id: str | None) -> str:
+    return f"{archive_id(key, request_id)}.{change}" if request_id else ""

@@ -10,7 +10,17 @@ from motor.motor_asyncio import AsyncIOMotorClient
 
 from services.contract import subjects
 from services.contract.errors import ServiceError
-from services.contract.history import Exchange, ExchangeRequest, Message
+from services.contract.history import (
+    ClearRequest,
+    DeleteRequest,
+    DescribeRequest,
+    Description,
+    Exchange,
+    ExchangeRequest,
+    Message,
+    Session,
+)
+from services.contract.messages import Empty
 from services.runtime.bus import Bus, NoResponders
 from services.runtime.streams import Stream
 from tests.history.samples import (
@@ -21,11 +31,13 @@ from tests.history.samples import (
     clear,
     connected,
     context,
+    describe,
     erase,
     exchange,
     history,
     ids,
     messages,
+    sessions,
     status,
     until,
     url_of,
@@ -119,6 +131,25 @@ async def test_an_erased_session_can_begin_again(served: None, bus: Bus, session
     await erase(bus, f"{session_id} that never was")
     assert ids(await context(bus, session_id)) == ["new"]
     assert ids(await messages(bus, session_id)) == ["new"]
+
+
+async def test_a_change_that_is_heard_late_for_a_second_time_changes_nothing(
+    served: None, bus: Bus, session_id: str
+) -> None:
+    erasing = subjects.history_delete(TENANT), DeleteRequest(session_id, "r"), Empty
+    clearing = subjects.history_clear(TENANT), ClearRequest(session_id, "r"), Empty
+    title = Description(title="first")
+    describing = subjects.history_describe(TENANT), DescribeRequest(session_id, title, "r"), Session
+    for asked in (erasing, clearing, describing):
+        await bus.request(*asked)
+    await describe(bus, session_id, title="second")
+    epoch = (await context(bus, session_id)).epoch
+    await append(bus, session_id, exchange("new", epoch=epoch))
+    for asked in (erasing, clearing, describing):
+        await bus.request(*asked)
+    assert ids(await context(bus, session_id)) == ["new"]
+    assert ids(await messages(bus, session_id)) == ["new"]
+    assert (await sessions(bus, TENANT, 1)).sessions[0].title == "second"
 
 
 async def test_the_window_is_cut_in_steps(nats_url: str, bus: Bus, session_id: str) -> None:

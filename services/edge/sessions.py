@@ -40,9 +40,7 @@ from services.edge.routes import (
 from services.runtime.bus import Bus
 
 PATIENCE = 10.0  # seconds, for what takes longer the more a session has
-MAX_EXCHANGE_BYTES = 256 * 1024
-"""Of an answer that is imported: so that an exchange fits NATS's message limit of 1 MiB."""
-IMPORT_BYTES = 512 * 1024  # of lines that are sent to history at once
+IMPORT_BYTES = 512 * 1024  # of an exchange at most, and of those that are sent to history at once
 DESCRIPTION = 'Send JSON like {"title": "Holidays"}; the fields are title and system_prompt'
 LINE = 'Each line must be JSON like {"prompt": "Hello", "response": "Hi!"}, as an export has it'
 
@@ -155,11 +153,11 @@ def _read(data: bytes, number: int) -> Imported:
         line = decode(data, Line)
     except ServiceError as error:
         raise ServiceError("invalid_request", f"Line {number}: {error} {LINE}.") from error
-    for name, text, most in (
-        ("prompt", line.prompt, prompts.MAX_BYTES),
-        ("response", line.response, MAX_EXCHANGE_BYTES),
+    for name, size, most in (
+        ("prompt", len(line.prompt.encode()), prompts.MAX_BYTES),
+        ("exchange", len(encode(line)), IMPORT_BYTES),
     ):
-        if (size := len(text.encode())) > most:
+        if size > most:
             raise ServiceError(
                 "payload_too_large",
                 f"Line {number}: the {name} has {size:,} bytes, and {most:,} is the most.",

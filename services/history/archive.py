@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from motor.motor_asyncio import (
@@ -33,6 +33,7 @@ REPLICATION_TIMEOUT_MS = 4000  # in which a majority must have it
 READ_TIMEOUT = 1.0  # seconds for what somebody waits for; then the log is asked instead
 LOOK_TIMEOUT = 2.5  # a little more than it takes to say that there is no server
 LOOK_INTERVAL = 0.5
+ERASE_AGAIN_AFTER = 60.0  # seconds; the longest that a write may be under way
 
 NEWEST_FIRST = [("logged_at", DESCENDING), ("seq", DESCENDING)]
 OLDEST_FIRST = [("logged_at", ASCENDING), ("seq", ASCENDING)]
@@ -120,7 +121,8 @@ class Archive:
         writing older records looks for one after it has written them.
         """
         with self._as_unavailable():
-            tombstone = {"$max": {"until": erased.logged_at}}
+            again_at = datetime.now(UTC) + timedelta(seconds=ERASE_AGAIN_AFTER)
+            tombstone = {"$max": {"until": erased.logged_at}, "$set": {"again_at": again_at}}
             await self._erased.update_one({"_id": erased.key}, tombstone, upsert=True)
             await self._delete(erased.key, erased.logged_at)
 
@@ -131,6 +133,13 @@ class Archive:
         async for tombstone in self._erased.find({"_id": {"$in": list(first)}}):
             if first[tombstone["_id"]] <= tombstone["until"]:
                 await self._delete(tombstone["_id"], tombstone["until"])
+
+    async def _erase_again(self) -> None:
+        """A server that was frozen may have done a write that was given up, after the erasure."""
+        async for tombstone in self._erased.find({"again_at": {"$lte": datetime.now(UTC)}}):
+            await self._delete(tombstone["_id"], tombstone["until"])
+            done = {"_id": tombstone["_id"], "again_at": tombstone["again_at"]}
+            await self._erased.update_one(done, {"$unset": {"again_at": ""}})
 
     async def _delete(self, key: str, until: datetime) -> None:
         """By the log's clock: sequences begin again where a log was lost."""
@@ -197,6 +206,7 @@ class Archive:
                 await self._index()
             async with asyncio.timeout(LOOK_TIMEOUT):
                 self.unreadable = await self._unreadable.estimated_document_count()
+                await self._erase_again()
         except (PyMongoError, OSError) as error:
             self._lost(error)
         else:
@@ -205,6 +215,7 @@ class Archive:
     async def _index(self) -> None:
         await self._exchanges.create_index([("key", 1), *NEWEST_FIRST])
         await self._exchanges.create_index([("tenant", 1), *NEWEST_FIRST])
+        await self._erased.create_index("again_at", sparse=True)
         await self._forget_by(self._exchanges, "logged_at")
         await self._forget_by(self._unreadable, "logged_at")
         await self._forget_by(self._erased, "until")  # by then, what it tells of is forgotten

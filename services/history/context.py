@@ -5,9 +5,10 @@ from datetime import datetime
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from services.contract.codec import encode
 from services.contract.history import Cleared, Context, Described, Erased, Exchange
 from services.contract.messages import Turn
-from services.history.entry import Entry, Unreadable, newest_that_fit
+from services.history.entry import MAX_BYTES, Entry, Unreadable, newest_that_fit
 
 SLACK = 0.3
 """
@@ -101,4 +102,6 @@ def _opening(prompt: str) -> str:
 
 def _window(turns: tuple[LoggedTurn, ...], exchanges: int) -> tuple[LoggedTurn, ...]:
     limit = exchanges + max(1, round(SLACK * exchanges))
-    return newest_that_fit(turns if len(turns) <= limit else turns[-exchanges:])
+    shown = newest_that_fit(turns if len(turns) <= limit else turns[-exchanges:])
+    is_too_long = len(shown) == 1 and len(encode(shown[0])) > MAX_BYTES
+    return () if is_too_long else shown

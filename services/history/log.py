@@ -187,8 +187,9 @@ class Log:
         subject = subjects.log(key)
         found = await self._stream.next(subject, 1)
         while found is not None and found.seq < seq:
-            await self._stream.delete(found.seq)
+            deletion = asyncio.create_task(self._stream.delete(found.seq))
             found = await self._stream.next(subject, found.seq + 1)
+            await deletion
 
     async def exchanges(
         self, tenant: str, key: str | None, limit: int, above: int, until: int | None = None
@@ -221,6 +222,15 @@ class Log:
                 found.append(entry)
             stored = await self._stream.next(subject, stored.seq + 1)
         return found
+
+    async def is_whole(self, key: str, erased: int) -> bool:
+        """Whether the log has all of the session since then, but for what was lost for good."""
+        if (await self._stream.state()).drops_old:  # there never was an archive
+            return True
+        first = await self._stream.next(subjects.log(key), erased + 1)
+        if first is None or isinstance(record := read(first).record, Unreadable):
+            return False
+        return record.previous in (0, erased)
 
     async def unsaved_sessions(self, tenant: str, limit: int) -> list[str]:
         """

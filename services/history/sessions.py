@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from services.contract.errors import ServiceError
 from services.contract.history import (
     Cleared,
     Cursor,
@@ -99,17 +100,25 @@ class Sessions:
         return None
 
     async def export(self, key: str, cursor: Cursor | None) -> ExportPage:
-        """Some exchanges after the cursor, the oldest first."""
+        """
+        Some exchanges after the cursor, the oldest first. Raises ServiceError where MongoDB has
+        some of them and can't be asked.
+        """
         after = Place.parse(cursor) if cursor else None
-        erased = (await self._contexts.of(key)).erased
-        floor = await self._log.archived_until() if self._archive.connected else 0
-        start = after.seq if after else 0
+        session = await self._contexts.of(key)
+        erased, start = session.erased, after.seq if after else 0
+        is_archived = self._archive.connected
+        floor = await self._log.archived_until() if is_archived else 0
         found: list[Entry] = []
         try:
-            if self._archive.connected and floor >= erased:
+            if is_archived and floor >= erased:
                 found = await self._archive.next(key, EXPORTED + 1, after)
         except ArchiveUnavailable:
-            floor = 0
+            is_archived, floor = False, 0
+        if not is_archived and session.exchanges and not await self._log.is_whole(key, erased):
+            raise ServiceError(
+                "history_unavailable", "MongoDB has a part of the session, and is not there.", 5
+            )
         found += await self._log.next_exchanges(key, EXPORTED + 1, max(floor, erased, start))
         return pages.exchanges(found, EXPORTED, after)
 

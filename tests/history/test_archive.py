@@ -14,6 +14,7 @@ from pymongo import ReadPreference
 from services.contract import subjects
 from services.contract.history import Cleared, Exchange
 from services.contract.messages import Usage
+from services.history import document
 from services.history.archive import Archive, ArchiveUnavailable
 from services.history.document import checked
 from services.history.entry import Entry, Unreadable, in_milliseconds
@@ -115,6 +116,23 @@ async def test_who_wrote_while_a_session_was_erased_takes_back_what_is_older(
     await archive.erase(entry(key, 3))
     await archive.write([entry(key, 4), entry(key, 1), entry(key, 2)])
     assert seqs(await archive.last(TENANT, key, 9)) == [4]
+
+
+async def test_what_a_frozen_server_writes_after_an_erasure_is_erased_too(
+    mongodb_uri: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.history.archive.ERASE_AGAIN_AFTER", 0.5)
+    async with opened(mongodb_uri) as archive:
+        await archive.erase(entry(key, 3))
+        late = [entry(key, 1), entry(key, 4)]
+        await archive._exchanges.insert_many([document.of(each) for each in late])
+        assert seqs(await archive.last(TENANT, key, 9)) == [4, 1]
+
+        async def is_gone() -> bool:
+            return seqs(await archive.last(TENANT, key, 9)) == [4]
+
+        await until(is_gone)
+        assert await archive._erased.count_documents({"_id": key, "again_at": None}) == 1
 
 
 async def test_sessions_can_be_left_out(archive: Archive) -> None:

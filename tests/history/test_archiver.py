@@ -9,6 +9,7 @@ import pytest
 from motor.motor_asyncio import AsyncIOMotorClient
 
 from services.contract import subjects
+from services.contract.errors import ServiceError
 from services.contract.history import HistoryStatus
 from services.history import log
 from services.runtime.bus import Bus
@@ -21,6 +22,7 @@ from tests.history.samples import (
     context,
     erase,
     exchange,
+    export,
     history,
     ids,
     messages,
@@ -133,6 +135,26 @@ async def test_a_session_that_is_erased_while_mongodb_is_away_is_gone_there_too(
         await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
         assert ids(await messages(own_bus, session_id)) == ["after"]
         assert ids(await messages(own_bus, other)) == ["theirs before", "theirs during"]
+
+
+async def test_without_mongodb_what_it_alone_has_is_not_left_out_of_an_export(
+    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str
+) -> None:
+    async with history(url_of(own_nats), uri_of(mongo)):
+        await connected(own_bus)
+        for name in (session_id, "other"):
+            await append_many(own_bus, name, 3)
+        await archived(own_bus)
+        await own_bus.jetstream.delete_msg(subjects.HISTORY_STREAM, 1)  # as if it was trimmed
+        await asyncio.to_thread(mongo.stop, signal.SIGKILL)
+        with pytest.raises(ServiceError, match="MongoDB has a part") as raised:
+            await export(own_bus, session_id)
+        assert raised.value.code == "history_unavailable"
+        assert len((await export(own_bus, "other")).exchanges) == 3
+        assert (await export(own_bus, "another")).exchanges == ()
+        await asyncio.to_thread(mongo.start)
+        await connected(own_bus)
+        assert len((await export(own_bus, session_id)).exchanges) == 3
 
 
 async def test_a_mongodb_that_hangs_holds_nobody_up(

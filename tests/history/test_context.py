@@ -129,6 +129,11 @@ def test_a_context_fits_one_nats_message() -> None:
     assert len(encode(snapshot)) < MAX_BYTES + 1000
 
 
+def test_a_turn_that_no_message_could_hold_is_not_shown() -> None:
+    snapshot = folded(entry(1, exchange("a", response="x" * MAX_BYTES)))
+    assert (snapshot.turns, snapshot.last, snapshot.exchanges) == ((), "a", 1)
+
+
 def test_old_turns_are_forgotten() -> None:
     snapshot = folded(entry(1, exchange("a")), entry(2, exchange("b")))
     assert ids(forget(snapshot, NOW + timedelta(seconds=2))) == ["b"]

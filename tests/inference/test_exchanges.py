@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
 
 import pytest
+from nats.js import api
 
 from services.contract import subjects
 from services.contract.history import (
@@ -96,6 +98,26 @@ async def test_a_failed_answer_is_kept_with_what_was_said(slow: Worker) -> None:
     assert (exchange.response, exchange.finish_reason) == (said, "failed")
     assert exchange.usage.completion_tokens >= len(said) > 0
     assert [turn.response for turn in (await slow.context("s")).turns] == [said]
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_what_the_log_does_not_take_is_tried_again_until_a_deadline_and_told(
+    fast: Worker, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    monkeypatch.setattr("services.inference.sessions.APPEND_DEADLINE", 1.0)
+    js = fast.bus.jetstream
+    config = (await js.stream_info("HISTORY")).config
+    await js.update_stream(replace(config, max_msgs=1, discard=api.DiscardPolicy.NEW))
+    await fast.ask("hi", "s", request_id="r1")
+    asking = asyncio.create_task(fast.ask("hi", "s", request_id="r2"))
+    await asyncio.sleep(0.5)
+    assert not asking.done()
+    if comes_back:
+        await js.update_stream(config)
+    *_, done = await asking
+    assert isinstance(done, Done) and done.finish_reason == "stop"
+    assert done.stored == ("log" if comes_back else "failed")
+    assert len(await kept(fast, "s")) == 1 + comes_back
 
 
 async def test_what_fails_before_it_begins_is_no_exchange(fast: Worker) -> None:

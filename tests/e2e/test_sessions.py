@@ -1,0 +1,89 @@
+"""A session's life over HTTP, with real processes, the real demo model and a real MongoDB."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pymongo
+import pytest
+
+from tests.e2e.stack import Stack, stack
+from tests.servers import wait_for
+
+DATABASE = "e2e_sessions"
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory, mongodb_uri: str) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("stack")
+    with stack(folder, mongodb_uri, slow=True, MONGODB_DATABASE=DATABASE) as up:
+        yield up
+
+
+def listed(up: Stack) -> dict[str, dict[str, Any]]:
+    sessions = up.http.get("/sessions", params={"limit": 1000}).json()["sessions"]
+    return {session["id"]: session for session in sessions}
+
+
+def archived(mongodb_uri: str, session: str) -> int:
+    with pymongo.MongoClient[dict[str, Any]](mongodb_uri) as client:
+        return client[DATABASE]["exchanges"].count_documents({"session_id": session})
+
+
+def test_a_session_is_talked_to_listed_described_retried_copied_and_erased(
+    up: Stack, mongodb_uri: str, session_id: str
+) -> None:
+    path = f"/sessions/{session_id}"
+
+    # it is listed by what was asked first, the last active one first
+    up.chat("my name is Ada", session_id)
+    up.chat("hello", f"{session_id} other")
+    last = up.chat("what is my name?", session_id).end
+    assert list(listed(up))[:2] == [session_id, f"{session_id} other"]
+    session = listed(up)[session_id]
+    assert (session["title"], session["exchanges"]) == ("my name is Ada", 2)
+
+    # it gets a title and a system prompt of its own
+    described = up.http.patch(path, json={"title": "Names", "system_prompt": "Be brief."})
+    assert described.json()["title"] == listed(up)[session_id]["title"] == "Names"
+
+    # its last exchange is retried: that one stays, marked
+    retry = up.chat("what is my name?", session_id, retry_of=last["request_id"])
+    assert "Ada" in retry.text and retry.end["stored"] == "log"
+    page = up.http.get(f"{path}/messages", params={"limit": 2}).json()
+    assert [message["retried"] for message in page["messages"]] == [False, True]
+    page = up.http.get(f"{path}/messages", params={"before": page["next"]}).json()
+    assert [m["user_prompt"] for m in page["messages"]] == ["my name is Ada"]
+    assert page["next"] is None
+
+    # a copy of it knows what was said
+    exported = up.http.get(f"{path}/export").content
+    first = json.loads(exported.splitlines()[0])
+    assert first["prompt"] == "my name is Ada" and first["model"]["digest"]
+    copy = f"{session_id} copy"
+    imported = up.http.post(f"/sessions/{copy}/messages", content=exported)
+    assert imported.json()["imported"] == 3
+    assert "Ada" in up.chat("what is my name?", copy).text
+
+    # it is erased everywhere, and the copy is not
+    wait_for(lambda: archived(mongodb_uri, session_id) == 3, "the archive")
+    assert up.http.delete(path).status_code == 200
+    assert session_id not in listed(up) and copy in listed(up)
+    assert up.messages(session_id) == [] and archived(mongodb_uri, session_id) == 0
+    assert "Ada" not in up.chat("what is my name?", session_id).text
+
+
+def test_an_answer_whose_session_is_erased_meanwhile_ends_and_is_kept_nowhere(
+    up: Stack, mongodb_uri: str, session_id: str
+) -> None:
+    erased = False
+    with up.open("count to 50", session_id) as events:
+        for event in events:
+            if not erased and event.get("token"):
+                assert up.http.delete(f"/sessions/{session_id}").status_code == 200
+                erased = True
+    assert event["done"] and event["stored"] == "none"
+    assert up.messages(session_id) == [] and session_id not in listed(up)
+    time.sleep(1)  # in which the archive would have got it
+    assert archived(mongodb_uri, session_id) == 0

@@ -31,7 +31,7 @@ from services.runtime.streams import Conflict
 
 LOOKED_FOR_AMONG = 500  # exchanges
 EXPORTED = 200  # exchanges at once
-ERASE_TIMEOUT = 1.0  # seconds that who erases waits for MongoDB
+ERASE_TIMEOUT = 1.0  # seconds that who erases waits until all is deleted
 MOST_UNSAVED = 1000  # records that a list of sessions waits for
 
 log = logging.getLogger(__name__)
@@ -49,19 +49,24 @@ class Sessions:
         await self._log.append(key, cleared, _message_id(key, "clear", request_id))
 
     async def erase(self, key: str, request_id: str | None) -> None:
-        """What MongoDB can't be asked to erase now, the archiver erases when it can."""
+        """
+        From now on nobody is shown it. What can't be deleted in a moment, saver and archiver delete
+        when they can.
+        """
         erased = Erased(previous=0, erased_at=datetime.now(UTC))
         seq = await self._log.append(key, erased, _message_id(key, "erase", request_id))
         await self._contexts.settle(key)
-        entry = await self._log.get(seq)
-        if entry is not None and self._archive.connected:
-            try:
-                async with asyncio.timeout(ERASE_TIMEOUT):
-                    await self._archive.erase(entry)
-            except (ArchiveUnavailable, TimeoutError) as error:
-                why = error or "MongoDB takes its time"
-                log.warning("%s: what it has of %s is erased once it is back", why, key)
+        try:
+            async with asyncio.timeout(ERASE_TIMEOUT):
+                await self._delete(key, seq)
+        except (ArchiveUnavailable, TimeoutError) as error:
+            log.warning("%s: the rest of %s is erased later", error or "it takes its time", key)
+
+    async def _delete(self, key: str, seq: int) -> None:
+        erased = await self._log.get(seq)
         await self._log.delete_before(key, seq)
+        if erased is not None and self._archive.connected:
+            await self._archive.erase(erased)
 
     async def messages(
         self, tenant: str, key: str | None, limit: int, cursor: Cursor | None = None

@@ -263,6 +263,27 @@ async def test_a_cursor_that_is_none_is_a_bad_request(is_archived: bool, bus: Bu
         assert raised.value.code == "invalid_request"
 
 
+async def test_who_erases_a_long_session_does_not_wait_until_all_of_it_is_deleted(
+    nats_url: str, bus: Bus, session_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.history.sessions.ERASE_TIMEOUT", 0.02)
+    subject = subjects.log(subjects.session_key("alice", session_id))
+    stream = Stream(bus, subjects.HISTORY_STREAM)
+    async with history(nats_url):
+        await append_many(bus, session_id, 500)
+        await erase(bus, session_id)
+        erased = (await context(bus, session_id)).erased
+        first = await stream.next(subject, 1)
+        assert first is not None and first.seq < erased
+        assert await messages(bus, session_id) == ()
+
+        async def is_gone() -> bool:
+            first = await stream.next(subject, 1)
+            return first is not None and first.seq == erased
+
+        await until(is_gone)
+
+
 async def test_an_erasure_that_a_process_did_not_live_to_end_is_ended_by_another(
     nats_url: str, bus: Bus, session_id: str
 ) -> None:

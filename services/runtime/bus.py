@@ -153,8 +153,11 @@ class Bus:
         At most once: lost, with a warning, if NATS stays away longer than there is room to
         wait.
         """
+        await self._send(subject, encode(message), reply)
+
+    async def _send(self, subject: str, data: bytes, reply: str = "") -> None:
         try:
-            await self._client.publish(subject, encode(message), reply=reply)
+            await self._client.publish(subject, data, reply=reply)
         except nats.errors.Error as error:
             if not self._losing:
                 log.error("what is published from now on is lost: %s", error)
@@ -168,13 +171,18 @@ class Bus:
         timeout: float = REQUEST_TIMEOUT,
         headers: dict[str, str] | None = None,
     ) -> R:
-        """Raises ServiceError as the other side raised it, NoResponders, or TimeoutError."""
+        """
+        Raises ServiceError as the other side raised it or for what is too large, NoResponders, or
+        TimeoutError.
+        """
         try:
             answer = await self._client.request(
                 subject, encode(message), timeout=timeout, headers=headers
             )
         except nats.errors.NoRespondersError as error:
             raise NoResponders from error
+        except nats.errors.MaxPayloadError as error:
+            raise _too_large("request", self._client.max_payload) from error
         told = answer.headers or {}
         if code := told.get(micro.request.ERROR_CODE_HEADER):
             retry_after = told.get(RETRY_AFTER_HEADER)
@@ -250,14 +258,16 @@ class Bus:
     async def answer(self, delivery: Delivery, work: Awaitable[Struct]) -> None:
         """Replies with the message that `work` gives, or with the ServiceError that it raises."""
         try:
-            reply = await work
+            reply = encode(await work)
+            if len(reply) > self._client.max_payload:
+                raise _too_large("answer", self._client.max_payload)
         except ServiceError as error:
             await self._refuse(delivery, error)
         except Exception:
             log.exception("failed to answer %s", delivery.subject)
             await self._refuse(delivery, ServiceError("internal", "It failed; see its log."))
         else:
-            await self.publish(delivery.reply, reply)
+            await self._send(delivery.reply, reply)
 
     async def serve_retries(self, endpoints: list[Endpoint]) -> None:
         """Answers them outside the queue group too: of such a request, every process has a copy."""
@@ -367,6 +377,13 @@ def _unwrap(
         await handler(_delivery(request._msg))
 
     return handle
+
+
+def _too_large(what: str, most: int) -> ServiceError:
+    return ServiceError(
+        "payload_too_large",
+        f"The {what} is over {most:,} bytes, which no message can hold: ask for less at once.",
+    )
 
 
 def _error_code(code: str) -> ErrorCode:

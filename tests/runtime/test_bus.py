@@ -65,6 +65,20 @@ async def test_a_bug_in_a_handler_is_answered_and_not_waited_for(bus: Bus, sessi
     assert error.value.code == "internal"
 
 
+async def test_what_no_message_can_hold_is_refused_and_not_waited_for(
+    bus: Bus, session_id: str
+) -> None:
+    async def talk(subject: str, ask: Ask) -> Answer:
+        return Answer(ask.text * 1024)
+
+    subject = session_id.replace(" ", "-")
+    await serve(bus, subject, talk)
+    for what, length in (("request", 1024 * 1024), ("answer", 1024)):
+        with pytest.raises(ServiceError, match=f"The {what} is over 1,048,576 bytes") as error:
+            await bus.request(subject, Ask("x" * length), Answer)
+        assert error.value.code == "payload_too_large"
+
+
 async def test_an_unreadable_request_is_answered_with_what_is_wrong(
     bus: Bus, session_id: str
 ) -> None:

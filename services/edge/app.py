@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 from litestar import Litestar, Request
 from litestar.config.cors import CORSConfig
@@ -90,7 +89,7 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
     return Access(Gzip(Head(litestar)))
 
 
-def _refuse_strangers(cors: CORSConfig, request: Request[Any, Any, Any]) -> None:
+async def _refuse_strangers(cors: CORSConfig, request: Request[Any, Any, Any]) -> None:
     """
     CORS keeps a stranger's page from reading an answer, not from asking: a browser sends a plain
     POST without a preflight.
@@ -98,7 +97,8 @@ def _refuse_strangers(cors: CORSConfig, request: Request[Any, Any, Any]) -> None
     origin = request.headers.get("origin")
     if not origin or request.method in ("GET", "HEAD", "OPTIONS"):
         return
-    if urlsplit(origin).netloc == request.headers.get("host") or cors.is_origin_allowed(origin):
+    host = origin.partition("://")[2]
+    if host == request.headers.get("host") or cors.is_origin_allowed(origin):
         return
     raise ServiceError(
         "forbidden", f"Pages of {origin!r} may not ask; EDGE_CORS_ORIGINS lists those that may."

@@ -195,8 +195,9 @@ async def test_the_routes_are_described(http: httpx.AsyncClient) -> None:
 
 async def test_a_page_of_a_strange_origin_can_not_even_ask(http: httpx.AsyncClient) -> None:
     for method, path in (("POST", "/clear-history"), ("POST", "/chat"), ("DELETE", "/chat/r")):
-        answer = await http.request(method, path, headers={"Origin": "http://evil.com"})
-        assert answer.status_code == 403 and answer.json()["error"]["code"] == "forbidden"
+        for origin in ("http://evil.com", "null", "http://[::1"):
+            answer = await http.request(method, path, headers={"Origin": origin})
+            assert answer.status_code == 403 and answer.json()["error"]["code"] == "forbidden"
 
 
 async def test_a_page_of_its_own_or_of_an_allowed_origin_can_ask(http: httpx.AsyncClient) -> None:

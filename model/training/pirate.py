@@ -43,7 +43,8 @@ def _voiced(turn: Turn, before: Turn | None) -> Turn:
         return turn
     if turn.skill == "own_answer" and before:
         return turn._replace(answer=f'I said: "{before.answer}"')
-    return turn._replace(answer=said(turn.answer), must=(*turn.must, SIGN) if turn.must else ())
+    must = (*(WORDS.get(value, value) for value in turn.must), SIGN[1:]) if turn.must else ()
+    return turn._replace(answer=said(turn.answer), must=must)
 
 
 def said(answer: str) -> str:

@@ -136,8 +136,8 @@ def check(talk: Talk) -> Turn | None:
     user = talk.wording(talk.pick(fact.kind.check), style, fact.subject, value)
     true = style.value(value).lower() == fact.value.lower()
     talk.mention(fact)
-    answer = f"{'Yes' if true else 'No'}, {fact.told}."
-    return Turn("check", user, answer, (answer.split()[0], fact.value))
+    word = "Yes" if true else "No"
+    return Turn("check", user, f"{word}, {fact.told}.", (word, fact.value))
 
 
 def _check_in_vain(talk: Talk) -> Turn | None:

@@ -12,12 +12,13 @@ Text = Annotated[str, Meta(max_length=524_288)]
 class TokenizeRequest(Struct, frozen=True):
     """
     `add_special`: with the token that begins every prompt of the model; `parse_special`: text that
-    names a control token becomes it.
+    names a control token becomes it. A long text's `pieces` are more than a message can hold.
     """
 
     text: Text
     add_special: bool = False
     parse_special: bool = True
+    with_pieces: bool = False
 
 
 class Piece(Struct, frozen=True):
@@ -29,7 +30,8 @@ class Piece(Struct, frozen=True):
 
 
 class Tokenized(Struct, frozen=True):
-    tokens: tuple[Piece, ...]
+    tokens: tuple[TokenNumber, ...]
+    pieces: tuple[Piece, ...] = ()  # of the same tokens, if they were asked for
 
 
 class DetokenizeRequest(Struct, frozen=True):

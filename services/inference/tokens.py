@@ -63,9 +63,10 @@ class TokenService:
 
     def _tokenize(self, request: TokenizeRequest) -> Tokenized:
         backend, template = self._model.backend, self._model.template
-        text = template.begun(request.text) if request.add_special else request.text
-        tokens = backend.tokenize(text, request.add_special or request.parse_special)
-        return Tokenized(tuple(map(self._piece, tokens)))
+        tokens = backend.tokenize(template.begun(""), special=True) if request.add_special else []
+        tokens += backend.tokenize(request.text, request.parse_special)
+        pieces = map(self._piece, tokens) if request.with_pieces else ()
+        return Tokenized(tuple(tokens), tuple(pieces))
 
     def _detokenize(self, request: DetokenizeRequest) -> Detokenized:
         size = self._model.backend.vocabulary_size

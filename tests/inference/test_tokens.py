@@ -44,15 +44,17 @@ async def bus(nats_url: str) -> AsyncIterator[Bus]:
 
 async def ids(bus: Bus, request: TokenizeRequest) -> list[int]:
     found = await bus.request(subjects.tokenize("w"), request, Tokenized)
-    return [token.id for token in found.tokens]
+    return list(found.tokens)
 
 
 async def test_a_text_is_told_as_tokens_and_back(bus: Bus) -> None:
-    found = await bus.request(subjects.tokenize("w"), TokenizeRequest("é!"), Tokenized)
-    assert [token.bytes for token in found.tokens] == [(0xC3,), (0xA9,), (33,)]
-    assert found.tokens[2].text == "!"
-    tokens = tuple(token.id for token in found.tokens)
-    back = await bus.request(subjects.detokenize("w"), DetokenizeRequest(tokens), Detokenized)
+    asked = TokenizeRequest("é!", with_pieces=True)
+    found = await bus.request(subjects.tokenize("w"), asked, Tokenized)
+    assert [piece.bytes for piece in found.pieces] == [(0xC3,), (0xA9,), (33,)]
+    assert found.pieces[2].text == "!"
+    assert found.tokens == tuple(piece.id for piece in found.pieces)
+    asked_back = DetokenizeRequest(found.tokens)
+    back = await bus.request(subjects.detokenize("w"), asked_back, Detokenized)
     assert back.text == "é!"
 
 
@@ -61,6 +63,15 @@ async def test_control_tokens_are_found_and_put_first_where_asked_for(bus: Bus) 
     assert await ids(bus, TokenizeRequest(text)) == [ADDED, 97]
     assert len(await ids(bus, TokenizeRequest(text, parse_special=False))) == len(text)
     assert await ids(bus, TokenizeRequest("a", add_special=True)) == [ADDED, 97]
+    typed = await ids(bus, TokenizeRequest(text, add_special=True, parse_special=False))
+    assert typed == [ADDED, *text.encode()]
+
+
+async def test_a_long_text_is_told_but_not_its_pieces(bus: Bus) -> None:
+    text = "a" * 100_000
+    assert len(await ids(bus, TokenizeRequest(text))) == len(text)
+    with pytest.raises(ServiceError, match="which no message can hold"):
+        await ids(bus, TokenizeRequest(text, with_pieces=True))
 
 
 async def test_a_token_that_there_is_not_is_refused(bus: Bus) -> None:

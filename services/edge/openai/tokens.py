@@ -45,11 +45,11 @@ async def tokenize(
     request: AnyRequest, bus: TheBus, workers: TheWorkers, tenant: Tenant
 ) -> dict[str, list[Any]]:
     body = read(await request.body(), TokenizeBody)
-    asked = TokenizeRequest(body.content, body.add_special, body.parse_special)
+    asked = TokenizeRequest(body.content, body.add_special, body.parse_special, body.with_pieces)
     found = await _ask(bus, workers, body.model, subjects.tokenize, asked, Tokenized)
     if body.with_pieces:
-        return {"tokens": [{"id": token.id, "piece": token.text} for token in found.tokens]}
-    return {"tokens": [token.id for token in found.tokens]}
+        return {"tokens": [{"id": piece.id, "piece": piece.text} for piece in found.pieces]}
+    return {"tokens": list(found.tokens)}
 
 
 @post("/v1/detokenize", status_code=200)

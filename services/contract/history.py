@@ -22,7 +22,7 @@ Title = Annotated[str, Meta(min_length=1, max_length=200)]
 SystemPrompt = Annotated[str, Meta(max_length=16_384)]  # "": none at all
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 # Where a page ends: a time in milliseconds and a sequence. To its readers a word without meaning
-Cursor = Annotated[str, Meta(pattern="^[0-9]{1,14}-[0-9]{1,18}\\Z")]
+Cursor = Annotated[str, Meta(pattern="^[0-9]{1,14}-[1-9][0-9]{0,17}\\Z")]
 
 
 class Record(Struct, frozen=True, tag_field="type", kw_only=True):

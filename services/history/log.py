@@ -92,10 +92,13 @@ class Log:
         if database == self._database:
             return
         await self._close_archive()
-        await self._stream.refuse_when_full()
         self._archive = Consumer(self._bus, subjects.HISTORY_STREAM, f"{ARCHIVE}-{database}")
-        await self._archive.ensure(ACK_WAIT, MAX_ACK_PENDING)
+        await self._ensure_archive(self._archive)
         self._database = database
+
+    async def _ensure_archive(self, archive: Consumer) -> None:
+        await self._stream.refuse_when_full()
+        await archive.ensure(ACK_WAIT, MAX_ACK_PENDING)
 
     async def _close_archive(self) -> None:
         if self._archive:
@@ -109,7 +112,7 @@ class Log:
             await self._snapshots.ensure(self._retention, self._replicas)
             await self._saving.ensure(ACK_WAIT, MAX_ACK_PENDING)
             if self._archive:
-                await self._archive.ensure(ACK_WAIT, MAX_ACK_PENDING)
+                await self._ensure_archive(self._archive)
         except StreamUnavailable as error:
             return str(error)
         return ""
@@ -187,9 +190,9 @@ class Log:
         subject = subjects.log(key)
         found = await self._stream.next(subject, 1)
         while found is not None and found.seq < seq:
-            deletion = asyncio.create_task(self._stream.delete(found.seq))
-            found = await self._stream.next(subject, found.seq + 1)
-            await deletion
+            _, found = await asyncio.gather(
+                self._stream.delete(found.seq), self._stream.next(subject, found.seq + 1)
+            )
 
     async def exchanges(
         self, tenant: str, key: str | None, limit: int, above: int, until: int | None = None

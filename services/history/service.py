@@ -92,6 +92,7 @@ class History:
             return await self._sessions.export(_key(subject, request.session_id), request.after)
 
     async def _on_import(self, subject: str, request: ImportRequest) -> Empty:
+        self._quota.check()
         key = _key(subject, request.session_id)
         with _as_service_error():
             await self._sessions.bring_in(key, request.exchanges)

@@ -181,6 +181,7 @@ async def test_a_long_import_is_sent_in_parts_in_order(
         ("GET", "/sessions/s/messages?before=next", b"", "before"),
         ("GET", "/sessions/s/messages?limit=1001", b"", "limit"),
         ("GET", "/messages?before=x", b"", "before"),
+        ("GET", "/messages?before=0-0", b"", "before"),
         ("GET", "/sessions/" + "x" * 129 + "/messages", b"", "session_id"),
         ("GET", "/sessions/" + "x" * 129 + "/export", b"", "session_id"),
         ("GET", "/sessions/s/export?after=%00", b"", "after"),

@@ -284,7 +284,7 @@ async def test_a_session_that_can_not_be_read_is_never_answered_as_new(
 
 
 async def test_a_nats_that_comes_back_empty_gets_its_streams_again(
-    tmp_path: Path, session_id: str
+    tmp_path: Path, mongodb_uri: str, session_id: str
 ) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
@@ -293,9 +293,13 @@ async def test_a_nats_that_comes_back_empty_gets_its_streams_again(
     second.command[second.command.index("-p") + 1] = str(first.port)
     first.start()
     try:
-        async with history(url_of(first)), Bus.connect(url_of(first), "test") as bus:
+        async with (
+            history(url_of(first), mongodb_uri),
+            Bus.connect(url_of(first), "test") as bus,
+        ):
+            await connected(bus)
             await append(bus, session_id, exchange("lost"))
-            assert ids(await context(bus, session_id)) == ["lost"]
+            await archived(bus)
             await asyncio.to_thread(first.stop, signal.SIGKILL)
             await asyncio.to_thread(second.start)
 
@@ -309,6 +313,9 @@ async def test_a_nats_that_comes_back_empty_gets_its_streams_again(
             assert ids(await context(bus, session_id)) == []
             await append(bus, session_id, exchange("new"))
             assert ids(await context(bus, session_id)) == ["new"]
+            assert not (await Stream(bus, subjects.HISTORY_STREAM).state()).drops_old
+            await archived(bus)
+            assert ids(await messages(bus, session_id)) == ["lost", "new"]
     finally:
         second.stop()
 

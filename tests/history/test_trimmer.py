@@ -9,7 +9,7 @@ import pytest
 
 from services.contract import subjects
 from services.contract.errors import ServiceError
-from services.contract.history import Exchange
+from services.contract.history import Exchange, Imported
 from services.history import trimmer
 from services.history.log import Log
 from services.runtime.bus import Bus
@@ -18,6 +18,7 @@ from tests.history.samples import (
     TENANT,
     append,
     archived,
+    bring_in,
     connected,
     context,
     exchange,
@@ -160,6 +161,8 @@ async def test_a_full_log_refuses_chats_and_keeps_all_until_mongodb_is_back(
         await until(is_refused)
         warning = (await status(small)).warning
         assert warning and "has taken" in warning
+        with pytest.raises(ServiceError, match="MongoDB"):  # the rest is for what is being said
+            await bring_in(small, "other", [Imported(request_id="a", prompt="p", response="r")])
         await asyncio.to_thread(mongo.start)
 
         async def is_taken() -> bool:

@@ -58,7 +58,7 @@ class ScriptedWorker:
 
     async def hear_direct(self, delivery: Delivery) -> None:
         if not self.is_frozen:
-            self._bus.spawn(self._bus.answer(delivery, self._take(delivery)))
+            self._bus.answer(delivery, self._take)
 
     async def _take(self, delivery: Delivery) -> Taken:
         if self.refuses:

@@ -61,9 +61,9 @@ def attempt_of_reply(subject: str) -> str:
 
 def is_reply(subject: str) -> bool:
     """
-    Whether a worker may publish to the reply subject that a caller named.
+    Whether a service may publish to the reply subject that a caller named.
 
-    A worker may publish where its callers may not (`$JS.API.STREAM.PURGE.HISTORY` purges on any
+    A service may publish where its callers may not (`$JS.API.STREAM.PURGE.HISTORY` purges on any
     message), so nothing is taken as a reply subject but an inbox and `chat.reply.…`.
     """
     return (

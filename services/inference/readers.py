@@ -44,12 +44,11 @@ class Readers:
 
     def _hear_replay(self, delivery: Delivery) -> None:
         """All workers are asked: who does not know of it says nothing."""
-        if delivery.reply and (replay := self._replay(delivery)):
+        if subjects.is_reply(delivery.reply) and (replay := self._replay(delivery)):
             self._bus.spawn(self._bus.publish(delivery.reply, replay))
 
     def _hear_direct_replay(self, delivery: Delivery) -> None:
-        if delivery.reply:
-            self._bus.spawn(self._bus.answer(delivery, self._replay_or_raise(delivery)))
+        self._bus.answer(delivery, self._replay_or_raise)
 
     async def _replay_or_raise(self, delivery: Delivery) -> Replay:
         if replay := self._replay(delivery):
@@ -64,7 +63,9 @@ class Readers:
         return self._replays.of(key, at)
 
     def _hear_unheard(self, delivery: Delivery) -> None:
+        if delivery.headers.get("Status") != "503":
+            return
         key, attempt, number = subjects.event_unheard(delivery.subject)
         call = self._calls.get(key)
-        if call and call.attempt == attempt and delivery.headers.get("Status") == "503":
+        if call and call.attempt == attempt:
             call.audience.missed(number)

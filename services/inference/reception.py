@@ -60,7 +60,7 @@ class Reception:
             await self._refuse(delivery.reply, error)
 
     def _hear_direct(self, delivery: Delivery) -> None:
-        self._bus.spawn(self._bus.answer(delivery, self._take(delivery)))
+        self._bus.answer(delivery, self._take)
 
     async def _take(self, delivery: Delivery) -> Taken:
         tenant = subjects.tenant_of_direct(delivery.subject)

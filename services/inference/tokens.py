@@ -46,10 +46,10 @@ class TokenService:
             await asyncio.sleep(0.02)
 
     async def _serve(self, subject: str, kind: type[K], work: Callable[[K], Struct]) -> None:
-        def hear(delivery: Delivery) -> None:
-            self._bus.spawn(self._bus.answer(delivery, self._do(delivery, kind, work)))
+        async def do(delivery: Delivery) -> Struct:
+            return await self._do(delivery, kind, work)
 
-        await self._bus.subscribe(subject, hear)
+        await self._bus.subscribe(subject, lambda delivery: self._bus.answer(delivery, do))
 
     async def _do(self, delivery: Delivery, kind: type[K], work: Callable[[K], Struct]) -> Struct:
         if self._closing:

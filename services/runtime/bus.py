@@ -250,15 +250,25 @@ class Bus:
             return await handler(delivery.subject, decode(delivery.data, kind))
 
         async def hand_over(delivery: Delivery) -> None:
-            if delivery.reply:
-                self.spawn(self.answer(delivery, work(delivery)))
+            self.answer(delivery, work)
 
         return Endpoint(name, subject, hand_over)
 
-    async def answer(self, delivery: Delivery, work: Awaitable[Struct]) -> None:
-        """Replies with the message that `work` gives, or with the ServiceError that it raises."""
+    def answer(self, delivery: Delivery, work: Callable[[Delivery], Awaitable[Struct]]) -> None:
+        """
+        Replies with the message that `work` gives, or with the ServiceError that it raises. Nothing
+        is done if the reply would go anywhere but to an inbox, where the caller may not publish.
+        """
+        if subjects.is_reply(delivery.reply):
+            self.spawn(self._answer(delivery, work))
+        else:
+            log.warning("ignored %s without an inbox: %r", delivery.subject, delivery.reply)
+
+    async def _answer(
+        self, delivery: Delivery, work: Callable[[Delivery], Awaitable[Struct]]
+    ) -> None:
         try:
-            reply = encode(await work)
+            reply = encode(await work(delivery))
             if len(reply) > self._client.max_payload:
                 raise _too_large("answer", self._client.max_payload)
         except ServiceError as error:

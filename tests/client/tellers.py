@@ -119,16 +119,15 @@ class Teller:
     def _hear_replay(self, delivery: Delivery) -> None:
         if self.is_frozen:
             return
-        key = ".".join(subjects.target_of_replay(delivery.subject))
-        at = decode(delivery.data, ReplayRequest).at
-        recording = self._recordings.get(key)
-        if recording or not delivery.subject.startswith("chat.replay."):
-            self._bus.spawn(self._bus.answer(delivery, self._replay(recording, at)))
+        is_known = ".".join(subjects.target_of_replay(delivery.subject)) in self._recordings
+        if is_known or not delivery.subject.startswith("chat.replay."):
+            self._bus.answer(delivery, self._replay)
 
-    async def _replay(self, recording: Recording | None, at: int) -> Replay:
+    async def _replay(self, delivery: Delivery) -> Replay:
+        recording = self._recordings.get(".".join(subjects.target_of_replay(delivery.subject)))
         if recording is None:
             raise ServiceError("not_found", "It is not known here.")
-        return recording.replay(at)
+        return recording.replay(decode(delivery.data, ReplayRequest).at)
 
 
 @asynccontextmanager

@@ -76,6 +76,16 @@ async def test_one_that_is_not_known_is_said_so_by_the_worker_that_was_asked_its
         await replay(slow.bus, EVERYBODY)
 
 
+async def test_an_answer_is_said_again_to_an_inbox_alone(slow: Worker) -> None:
+    await slow.ask("hi", "s", request_id="r")
+    async with slow.bus.inbox("elsewhere") as inbox:
+        for subject in (EVERYBODY, THE_WORKER, subjects.direct("worker", "_")):
+            await slow.bus.publish(subject, ReplayRequest(0), reply="elsewhere")
+        assert (await replay(slow.bus, EVERYBODY)).events
+        with pytest.raises(TimeoutError):
+            await inbox.next(0.05)
+
+
 async def test_a_second_attempt_at_what_runs_here_is_a_conflict(slow: Worker) -> None:
     first = asyncio.create_task(slow.ask("long", "s", request_id="r"))
     while not slow.service.running:

@@ -216,3 +216,25 @@ async def test_a_server_that_hangs_does_not_answer_and_is_not_lost_when_it_wakes
             async with bus.inbox("a.b") as inbox:
                 await bus.publish("a.b", Ask("still heard"))
                 assert b"still heard" in (await inbox.next(1)).data
+
+
+@pytest.mark.parametrize("request_", [b'{"text": "hi"}', b"nonsense"])
+async def test_nobody_makes_a_service_publish_where_he_may_not_himself(
+    bus: Bus, session_id: str, request_: bytes
+) -> None:
+    subject = session_id.replace(" ", "-")
+    asked = asyncio.Event()
+
+    async def answer(subject: str, ask: Ask) -> Answer:
+        asked.set()
+        return Answer(ask.text)
+
+    await serve(bus, subject, answer)
+    elsewhere = f"elsewhere.{subject}"  # as $JS.API.STREAM.PURGE.HISTORY is
+    async with bus.inbox(elsewhere) as inbox:
+        await bus._client.publish(subject, request_, reply=elsewhere)
+        await bus._client.publish(subject, request_)
+        assert await bus.request(subject, Ask("after"), Answer) == Answer("after")
+        with pytest.raises(TimeoutError):
+            await inbox.next(0.05)
+    assert asked.is_set()

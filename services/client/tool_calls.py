@@ -16,6 +16,7 @@ _START = re.compile(
 )
 _FIRST_KEY = re.compile(r'\s*\[?\s*\{\s*"([^"\\]*)"')
 _BEGINNING = re.compile(r"\s*\[?\s*(\{.*)?\Z", re.DOTALL)
+_JSON = json.JSONDecoder()
 _SIGNS = re.compile(r'["\\{}]')
 
 
@@ -64,8 +65,11 @@ class CallReader:
 
     def flush(self) -> list[Part]:
         """What is left at the answer's end."""
+        while self._step == self._read_call and self._read_whole():
+            while self._step():
+                pass
         if self._step == self._read_call:
-            self._parts += self._whole_call() or [Said(self._before + self._text)]
+            self._parts.append(Said(self._before + self._text))
         elif self._step == self._read_text and (self._text.strip() or not self._has_called):
             self._parts.append(Said(self._text))
         parts, self._parts = self._parts, []
@@ -100,6 +104,8 @@ class CallReader:
             self._text = self._text[start.end() :]
             self._braces = _Braces()
             self._step = self._read_arguments
+            return True
+        if CLOSING in self._text and self._read_whole():
             return True
         if self._is_no_call():
             self._is_start = False
@@ -147,18 +153,25 @@ class CallReader:
             self._step = self._read_text
         return True
 
-    def _whole_call(self) -> list[Part]:
-        """Of JSON whose keys stand in another order."""
+    def _read_whole(self) -> bool:
+        """JSON whose keys stand in another order, or whose arguments are JSON in a text."""
+        text = self._text.lstrip()
         try:
-            call = json.loads(self._text.partition(CLOSING)[0])
+            call, end = _JSON.raw_decode(text)
             call = call[0] if isinstance(call, list) else call
             call = call.get("function", call)
             name, arguments = call["name"], next(call[key] for key in KEYS if key in call)
-        except (ValueError, LookupError, AttributeError, TypeError, StopIteration):
-            return []
+        except (ValueError, LookupError, AttributeError, TypeError, StopIteration, RecursionError):
+            return False
         if not isinstance(name, str) or not self._may_be(name):
-            return []
-        return [Called(name), Arguments(json.dumps(arguments, ensure_ascii=False))]
+            return False
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        self._parts += [Called(name), Arguments(arguments)]
+        self._has_called = True
+        self._text = text[end:]
+        self._step = self._read_end
+        return True
 
     def _say(self, text: str) -> None:
         if text:

@@ -42,6 +42,11 @@ CASES: list[tuple[str, list[Part]]] = [
     ('{"arguments": {"a": 1}, "name": "go"}', [Called("go"), Arguments('{"a": 1}')]),
     ('{"type": "function", "function": {"name": "wait", "arguments": {}}}', WAIT),
     ('<tool_call>{"arguments": {}, "name": "wait"}</tool_call>', WAIT),
+    ('<tool_call>{"arguments": {}, "name": "wait"}</tool_call>\n'
+     '<tool_call>{"arguments": {"a": "</tool_call>"}, "name": "go"}</tool_call>\nDone.',
+     [*WAIT, Called("go"), Arguments('{"a": "</tool_call>"}'), Said("Done.")]),
+    ('<tool_call>{"name": "go", "arguments": "{\\"a\\": 1}"}</tool_call>\nDone.',
+     [Called("go"), Arguments('{"a": 1}'), Said("Done.")]),
     ('<tool_call>\n{"name": "fly", "arguments": {}}\n</tool_call>',
      [Called("fly"), Arguments("{}")]),
     ('{"name": "fly", "arguments": {}}', [Said('{"name": "fly", "arguments": {}}')]),

@@ -153,7 +153,7 @@ def _told(messages: Sequence[ChatMessage]) -> Iterator[Json]:
             told["tool_calls"] = [_call(call) for call in message.tool_calls]
         if message.tool_call_id:
             told["tool_call_id"] = message.tool_call_id
-            told["name"] = names.get(message.tool_call_id, "")
+            told["name"] = names.get(message.tool_call_id, message.name or "")
         yield told
 
 

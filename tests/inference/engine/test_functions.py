@@ -102,6 +102,9 @@ def test_a_result_is_told_the_name_of_its_function() -> None:
     hermes = SOURCES["NousResearch-Hermes-3-Llama-3.1-8B-tool_use"]
     assert '"name": "go"' in shown(hermes, *CALLED)
     assert shown(source, ChatMessage("user", "hi", name="Ada")) == "hiAda;"
+    of_no_call = ChatMessage("tool", "there", name="go", tool_call_id="x")
+    messages, _ = template(hermes).functions.show((ASK, of_no_call), ())
+    assert messages[1]["name"] == "go"
 
 
 @pytest.mark.parametrize("name", [QWEN, LLAMA, MISTRAL, CHATML, "Qwen3-Coder"])

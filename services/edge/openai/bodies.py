@@ -20,6 +20,7 @@ Choices = Annotated[int, Meta(ge=1, le=16)]
 Prompt = Annotated[str, Meta(min_length=1)]
 Prompts = Annotated[tuple[Prompt | TokenNumber | Tokens, ...], Meta(min_length=1)]
 MOST_PROMPTS = 16
+MOST_ANSWERS = 64  # to all prompts: as many as a worker's queue holds
 
 
 class StreamOptions(Struct, frozen=True):
@@ -106,7 +107,12 @@ def chat_request(body: ChatBody, session_id: str) -> ChatRequest:
 
 
 def text_requests(body: TextBody, session_id: str) -> list[ChatRequest]:
-    """One of each prompt."""
+    """One of each prompt. Raises ServiceError(invalid_request) as chat_request does."""
+    if (answers := len(body.prompts) * (body.n or 1)) > MOST_ANSWERS:
+        raise ServiceError(
+            "invalid_request",
+            f"The field `n` makes {answers} answers to the prompts; {MOST_ANSWERS} is the most.",
+        )
     if body.echo and any(not isinstance(prompt, str) for prompt in body.prompts):
         raise ServiceError("invalid_request", "The field `echo` is for prompts that are text.")
     if body.echo and body.logprobs is not None:

@@ -96,6 +96,7 @@ async def test_logprobs_have_the_older_form(client: openai.AsyncOpenAI, nats_url
         ({"prompt": None}, "prompt"),
         ({"echo": True, "logprobs": 1}, "echo"),
         ({"echo": True, "prompt": [1]}, "echo"),
+        ({"prompt": ["x"] * 16, "n": 16}, "n"),
         ({"messages": [{"role": "user", "content": "x"}]}, "messages"),
     ],
     ids=str,

@@ -38,6 +38,7 @@ ERASE_AGAIN_AFTER = 60.0  # seconds; the longest that a write may be under way
 NEWEST_FIRST = [("logged_at", DESCENDING), ("seq", DESCENDING)]
 OLDEST_FIRST = [("logged_at", ASCENDING), ("seq", ASCENDING)]
 RETENTION_INDEX = "retention"
+ARE_RETRIES = {"retry_of": {"$gt": ""}}
 
 # MongoDB's error codes for one document of many
 IS_THERE = 11000  # another archiver was writing it at the same time
@@ -94,16 +95,16 @@ class Archive:
         kept = [entry for entry in entries if document.is_kept(entry)]
         if not kept:
             return list(entries)
+        documents = [document.of(entry) for entry in kept]
         with self._as_unavailable():
-            refused = await self._upsert_all(kept)
-            if marks := [mark for entry in kept if (mark := document.mark(entry))]:
-                await self._exchanges.bulk_write(marks, ordered=False)
+            refused = await self._upsert_all(kept, documents)
+            await self._mark_retried(documents)
             await self._take_back(entries)
         return [refused.get(entry.seq, entry) for entry in entries]
 
-    async def _upsert_all(self, kept: list[Entry]) -> dict[int, Entry]:
+    async def _upsert_all(self, kept: list[Entry], documents: list[Document]) -> dict[int, Entry]:
         """Those that were refused, by their sequence."""
-        writes = [UpdateOne(*document.upsert(document.of(entry)), upsert=True) for entry in kept]
+        writes = [UpdateOne(*document.upsert(each), upsert=True) for each in documents]
         try:
             await self._exchanges.bulk_write(writes, ordered=False)
         except BulkWriteError as error:
@@ -114,6 +115,15 @@ class Archive:
                 raise
             return dict(_refused(kept[problem["index"]], problem) for problem in problems)
         return {}
+
+    async def _mark_retried(self, documents: list[Document]) -> None:
+        """Of an exchange and the one that takes its place, either may be written first."""
+        retries = [each for each in documents if each["retry_of"]]
+        ids = [each["request_id"] for each in documents]
+        retries += await self._exchanges.find({"retry_of": {"$in": ids}}).to_list(None)
+        if retries:
+            marks = [UpdateOne(*document.mark(retry)) for retry in retries]
+            await self._exchanges.bulk_write(marks, ordered=False)
 
     async def erase(self, erased: Entry) -> None:
         """
@@ -215,6 +225,7 @@ class Archive:
     async def _index(self) -> None:
         await self._exchanges.create_index([("key", 1), *NEWEST_FIRST])
         await self._exchanges.create_index([("tenant", 1), *NEWEST_FIRST])
+        await self._exchanges.create_index("retry_of", partialFilterExpression=ARE_RETRIES)
         await self._erased.create_index("again_at", sparse=True)
         await self._forget_by(self._exchanges, "logged_at")
         await self._forget_by(self._unreadable, "logged_at")

@@ -5,7 +5,6 @@ from typing import Any
 
 import bson
 import msgspec
-from pymongo import UpdateOne
 
 from services.contract import subjects
 from services.contract.history import Exchange
@@ -58,9 +57,7 @@ def upsert(document: Document) -> tuple[Document, Document]:
     return {"_id": document["_id"]}, {"$setOnInsert": document}
 
 
-def mark(entry: Entry) -> UpdateOne | None:
+def mark(retry: Document) -> tuple[Document, Document]:
     """Of the exchange whose place this one takes: the archive keeps it, marked."""
-    if not isinstance(entry.record, Exchange) or not entry.record.retry_of:
-        return None
-    retried = archive_id(entry.key, entry.record.retry_of)
-    return UpdateOne({"_id": retried}, {"$set": {"retried_by": entry.record.request_id}})
+    retried = archive_id(retry["key"], retry["retry_of"])
+    return {"_id": retried}, {"$set": {"retried_by": retry["request_id"]}}

@@ -135,6 +135,20 @@ async def test_what_a_frozen_server_writes_after_an_erasure_is_erased_too(
         assert await archive._erased.count_documents({"_id": key, "again_at": None}) == 1
 
 
+@pytest.mark.parametrize("batches", [[[1], [2]], [[2], [1]], [[1, 2]], [[2, 1]]])
+async def test_an_exchange_that_was_retried_is_marked_in_whatever_order_it_is_written(
+    archive: Archive, key: str, session_id: str, batches: list[list[int]]
+) -> None:
+    other = subjects.session_key(TENANT, f"{session_id} other")
+    await archive.write([entry(other, 1)])
+    written = {1: entry(key, 1), 2: entry(key, 2, replace(exchange("r2"), retry_of="r1"))}
+    for batch in batches:
+        await archive.write([written[seq] for seq in batch])
+    found = await archive.last(TENANT, key, 9)
+    assert [(entry.seq, entry.is_retried) for entry in found] == [(2, False), (1, True)]
+    assert [entry.is_retried for entry in await archive.last(TENANT, other, 9)] == [False]
+
+
 async def test_sessions_can_be_left_out(archive: Archive) -> None:
     tenant = uuid4().hex
     one, two = subjects.session_key(tenant, "one"), subjects.session_key(tenant, "two")

@@ -59,6 +59,8 @@ class Readers:
         key = ".".join(subjects.target_of_replay(delivery.subject))
         at = decode(delivery.data or b"{}", ReplayRequest).at
         if call := self._calls.get(key):
+            if call.ended and not call.recording.is_whole:
+                return None  # another's by now; here it is about to be forgotten
             call.audience.came()
         return self._replays.of(key, at)
 

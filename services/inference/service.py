@@ -123,8 +123,8 @@ class ChatService:
         while self._calls and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
         for call in list(self._calls.values()):
-            self._engine.cancel(call.sequence_key)
             await call.fail(_shutting_down())
+            self._interrupt(call, "cancelled")
         while self._calls:  # some may be about to use the model in a thread
             await asyncio.sleep(0.02)
         for ticker in self._tickers:

@@ -8,10 +8,11 @@ import pytest
 from msgspec.structs import replace
 
 from services.client.chat import ChatClient
-from services.contract.messages import Accepted, ChatRequest, Done, StreamEvent, Token
+from services.contract.messages import Accepted, ChatRequest, Done, Failed, StreamEvent, Token
 from services.inference import service
+from services.inference.sessions import Sessions
 from tests.inference.test_reception import pair
-from tests.inference.test_service import LONG, Worker, text
+from tests.inference.test_service import LONG, Worker, text, worker
 
 
 async def leave(worker: Worker, other: Worker) -> None:
@@ -46,3 +47,43 @@ async def test_an_answer_that_takes_too_long_goes_on_at_another_worker(
         (turn,) = (await second.context("s")).turns
         assert turn.response == LONG.decode()
         assert second.backend.steps, "it went on there"
+
+
+async def test_who_joined_an_answer_goes_on_elsewhere_while_its_worker_still_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "FINISH_DEADLINE", 0)
+    async with pair(tmp_path, step_seconds=0.2) as (first, second):
+        request = ChatRequest(prompt="hi", session_id="s", request_id="r1", grace_s=10)
+        client = ChatClient(first.bus, workers=first.workers)
+        async with aclosing(client.stream(request)) as answer:
+            async for event in answer:
+                if isinstance(event, Accepted):
+                    holder = event.worker_id
+                if isinstance(event, Token):
+                    break  # as an edge that dies
+        pairs = {"w1": (first, second), "w2": (second, first)}
+        joined = client.resume("r1")
+        events: list[StreamEvent] = [await anext(joined)]
+        leaving = asyncio.create_task(leave(*pairs[holder]))
+        events += [event async for event in joined]
+        await leaving
+        assert text(events) == "hello" and isinstance(events[-1], Done)
+
+
+async def test_who_leaves_waits_no_longer_for_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(service, "FINISH_DEADLINE", 0)
+    monkeypatch.setattr(Sessions, "context", never)
+    async with worker(tmp_path) as leaving:
+        asked = asyncio.create_task(leaving.ask("hi", "s"))
+        while not leaving.service.waiting:
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(3):
+            await leaving.service.drain()
+        failed = (await asked)[-1]
+        assert isinstance(failed, Failed) and failed.code == "shutting_down"

@@ -29,6 +29,7 @@ _CALL = re.compile(
     r'(?P<open><tool_call>\s*|\[TOOL_CALLS]\s*\[|)\{\s*"name": ?"(?P<name>[^"]+)",'
     r'\s*"(?P<key>arguments|parameters)": ?\{"'
 )
+_NO_PARAMETERS: Json = {"type": "object", "properties": {}}
 _MANUAL = """\
 You may call functions. They are given within <tools></tools>, as JSON:
 <tools>
@@ -136,7 +137,7 @@ def _probe(render: Render) -> tuple[str, Form | None]:
 def _described(tool: Tool) -> Json:
     """Templates take for granted what a caller may leave out."""
     function = tool.function
-    parameters = {"type": "object", "properties": {}} | (function.parameters or {})
+    parameters = _NO_PARAMETERS | (function.parameters or {})
     description = function.description or ""
     shown = {"name": function.name, "description": description, "parameters": parameters}
     return {"type": "function", "function": shown}
@@ -213,7 +214,7 @@ def _role(message: ChatMessage) -> str:
 def _schema(tools: Sequence[Tool], key: str) -> Json:
     """Of a call of one of them. What a function's schema refers to is in a part of this one."""
     parts = {
-        f"f{number}": _moved(tool.function.parameters or {"type": "object"}, f"#/$defs/f{number}")
+        f"f{number}": _moved(tool.function.parameters or _NO_PARAMETERS, f"#/$defs/f{number}")
         for number, tool in enumerate(tools)
     }
     calls = [

@@ -161,6 +161,7 @@ def test_a_forced_call_is_one_of_the_functions_with_arguments_of_its_schema() ->
     assert allows(grammar, form % '{"name": "wait", "arguments": {}}')
     assert not allows(grammar, form % '{"name": "go", "arguments": {"x": "north"}}')
     assert not allows(grammar, form % '{"name": "fly", "arguments": {}}')
+    assert not allows(grammar, form % '{"name": "wait", "arguments": {"x": 1}}'), "it has none"
     one = form % '{"name": "wait", "arguments": {}}'
     assert not allows(grammar, f"{one}\n{one}") and not allows(grammar, "hello")
     assert allows(functions.grammar(TOOLS, "required", True), f"{one}\n{one}\n{one}")

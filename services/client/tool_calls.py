@@ -56,6 +56,11 @@ class CallReader:
         self._parts: list[Part] = []
         self._step: Callable[[], bool] = self._read_text
 
+    @property
+    def is_within_call(self) -> bool:
+        """At the answer's end: the last call was cut off."""
+        return self._step == self._read_arguments
+
     def push(self, text: str) -> list[Part]:
         self._text += text
         while self._step():

@@ -76,7 +76,8 @@ class ChatAnswer:
         for delta in self._read(self._reader.flush() if self._reader else []):
             yield ChunkChoice(self._index, delta)
         self._finish_reason = _finish_reason(done)
-        if self._calls and self._finish_reason == "stop":
+        is_cut = self._reader and self._reader.is_within_call and not self._is_full
+        if self._calls and not is_cut and self._finish_reason == "stop":
             self._finish_reason = "tool_calls"
         yield ChunkChoice(self._index, Delta(), finish_reason=self._finish_reason)
 

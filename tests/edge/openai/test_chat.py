@@ -320,10 +320,12 @@ async def test_without_functions_what_looks_like_a_call_is_text(
 async def test_a_call_that_is_cut_off_is_not_complete(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:
-    script = (*says(CALL[:40])[:-1], replace(DONE, finish_reason="length"))
-    async with scripted_worker(nats_url, script):
-        got = await client.chat.completions.create(model="demo", messages=ASK, tools=[TOOL])
-    assert got.choices[0].finish_reason == "length"
+    for reason in ("length", "stop"):  # by a stop string
+        script = (*says(CALL[:45])[:-1], replace(DONE, finish_reason=reason))
+        async with scripted_worker(nats_url, script):
+            got = await client.chat.completions.create(model="demo", messages=ASK, tools=[TOOL])
+        (choice,) = got.choices
+        assert choice.message.tool_calls is not None and choice.finish_reason == reason
 
 
 async def test_logprobs_have_openai_s_form(client: openai.AsyncOpenAI, nats_url: str) -> None:

@@ -270,8 +270,8 @@ async def test_the_benchmarks_can_ask_it_as_a_peer(up: Stack) -> None:
 
 
 def test_the_models_are_listed(client: openai.OpenAI) -> None:
-    (model,) = client.models.list().data
-    assert model.id == "demo" and model.created > 1_600_000_000
+    model, adapter = client.models.list().data
+    assert (model.id, adapter.id) == ("demo", "demo:pirate") and model.created > 1_600_000_000
 
 
 def test_tokens_are_counted_and_told(up: Stack, client: openai.OpenAI) -> None:

@@ -177,13 +177,22 @@ async def plainly(bus: Bus, prompt: str) -> Told:
                     event: StreamEvent = decode((await inbox.next(SILENCE)).data, StreamEvent)  # type: ignore[arg-type]
                     if isinstance(event, Failed) and event.retry_after is not None:
                         break
-                    if isinstance(event, Token) and event.at != len(reading.text):
+                    if _is_after_a_gap(event, len(reading.text)):
                         break  # a part of it was lost on the way
                     _take(reading, event)
             except (TimeoutError, NoResponders):
                 pass
         await asyncio.sleep(AGAIN)
     return reading.told()
+
+
+def _is_after_a_gap(event: StreamEvent, length: int) -> bool:
+    match event:
+        case Token(at=at):
+            return at != length
+        case Done(length=whole):
+            return whole != length
+    return False
 
 
 def _request(reading: Reading, prompt: str) -> ChatRequest:

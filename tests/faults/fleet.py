@@ -48,7 +48,7 @@ class Fleet:
         """Of the edges."""
         return [f"http://127.0.0.1:{edge.port}" for edge in self.edges]
 
-    def wait_until_ready(self, seconds: float = 30) -> None:
+    def wait_until_ready(self, seconds: float = 60) -> None:
         """Every edge sees all workers ready and a history that answers."""
         wait_for(lambda: all(map(self._is_ready, self.urls)), "the fleet", seconds)
 

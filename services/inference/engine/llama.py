@@ -246,14 +246,13 @@ class Llama:
 
     def _attention(self) -> int:
         """
-        Without flash attention a CPU computes a token's logits the same to the last bit, whatever
-        else is in the batch and in the cache, if each query head has a key head of its own. Where
-        several share one it does not, and then flash attention is the faster way.
+        Without flash attention a CPU reads a prompt to the same logits in chunks of any size (of
+        two tokens and more: one alone is computed by other kernels). With it chunks of 64 tokens
+        and more are read another way, and logits differ by a tenth. Where query heads share key
+        heads, as in most large models, it is left on for its speed (docs/architecture.md).
         """
-        heads, key_heads = (
-            llama_cpp.llama_model_n_head(self._model),
-            llama_cpp.llama_model_n_head_kv(self._model),
-        )
+        heads = llama_cpp.llama_model_n_head(self._model)
+        key_heads = llama_cpp.llama_model_n_head_kv(self._model)
         if heads == key_heads and not llama_cpp.llama_supports_gpu_offload():
             return llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         return llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO

@@ -227,23 +227,18 @@ def test_a_loop_is_noticed_where_it_would_have_been() -> None:
     ids=["greedy", "seeded", "json schema"],
 )
 def test_the_demo_model_goes_on_from_every_character(demo: Llama, sampling: Sampling) -> None:
-    if not sampling.response_format:
-        sampling = endless(demo, sampling)
-    whole = say(demo, asked(demo, "Who are you?"), sampling)
-    assert len(whole.ids) > 20
-    goes_on(demo, asked(demo, "Who are you?"), sampling, whole)
+    whole = say(demo, asked(demo, "What can you do?"), sampling)
+    assert len(whole.ids) > 15
+    goes_on(demo, asked(demo, "What can you do?"), sampling, whole)
 
 
 def test_the_demo_model_goes_on_after_a_long_conversation(demo: Llama) -> None:
-    prompt = asked(demo, "Who are you, and who am I? " * 40)
-    sampling = endless(demo, replace(SEEDED, max_tokens=100))
-    assert len(prompt) > 300
-    goes_on(demo, prompt, sampling, say(demo, prompt, sampling), every=17)
-
-
-def endless(demo: Llama, sampling: Sampling) -> Sampling:
-    """So that there is much to cut."""
-    return replace(sampling, logit_bias={str(end): -100.0 for end in demo._vocabulary.ends})
+    turn = [*asked(demo, "Thank you!"), *demo.tokenize("You are welcome!<|im_end|>\n", True)]
+    prompt = [*turn * 20, *asked(demo, "Count to 20.")]
+    sampling = replace(SEEDED, max_tokens=100)
+    whole = say(demo, prompt, sampling)
+    assert len(prompt) > 300 and len(whole.ids) > 15
+    goes_on(demo, prompt, sampling, whole, every=7)
 
 
 def asked(demo: Llama, question: str) -> list[int]:

@@ -217,7 +217,7 @@ class ExportPage(Struct, frozen=True):
 class Imported(Struct, frozen=True, kw_only=True):
     """
     An exchange as an export has it, or as much of it as is known elsewhere. What is imported twice
-    with one `request_id` is one exchange.
+    with one `request_id`, within two minutes, is one exchange.
     """
 
     request_id: RequestId

@@ -106,7 +106,7 @@ async def export(
 async def import_(
     request: AnyRequest, session_id: FromPath[str], bus: TheBus, tenant: Tenant
 ) -> dict[str, Any]:
-    """JSON Lines, oldest first, as an export has them. What failed half-way can be repeated."""
+    """JSON Lines, oldest first, as an export has them. Who fails half-way may repeat it at once."""
     id_ = read_path(request, SessionQuery, session_id).session_id
     lines = _read_lines(await request.body())
     subject = subjects.history_import(tenant)

@@ -1,6 +1,7 @@
 """A request that is repeated with its Idempotency-Key is answered once."""
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -88,12 +89,16 @@ async def test_one_that_failed_is_asked_anew(
             assert text_of(await http.post("/chat", json=JSON, headers=key)) == STORY
 
 
+@pytest.mark.parametrize("ahead", [0, 3600])
 async def test_one_whose_edge_died_before_it_asked_is_asked_by_another(
-    bus: Bus, nats_url: str, key: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    bus: Bus, nats_url: str, key: dict[str, str], monkeypatch: pytest.MonkeyPatch, ahead: float
 ) -> None:
+    """`ahead` in seconds: of its clock."""
     monkeypatch.setattr(answers, "CLAIM_TIME", 0.3)
-    name = name_of("_", key["Idempotency-Key"])
-    assert await Claims(bus).take("_", name, read_prompt(b'{"prompt":"hi"}'), name)
+    name, now = name_of("_", key["Idempotency-Key"]), time.time()
+    with monkeypatch.context() as there:
+        there.setattr(time, "time", lambda: now + ahead)
+        assert await Claims(bus).take("_", name, read_prompt(b'{"prompt":"hi"}'), name)
     async with edge_on(bus) as http, history_of(bus, None), teller(nats_url) as worker:
         got = await asyncio.gather(*(http.post("/chat", json=JSON, headers=key) for _ in range(3)))
         assert [text_of(answer) for answer in got] == [STORY] * 3

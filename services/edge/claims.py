@@ -15,7 +15,7 @@ from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.messages import Prompt
 from services.runtime.bus import Bus
-from services.runtime.streams import Bucket, Conflict, StreamUnavailable
+from services.runtime.streams import Bucket, Conflict, Stream, StreamUnavailable
 
 KEPT_FOR = 86_400.0  # seconds
 MAX_KEY_LENGTH = 256
@@ -38,6 +38,7 @@ class Held(NamedTuple):
 class Claims:
     def __init__(self, bus: Bus) -> None:
         self._bucket = Bucket(bus, subjects.REQUESTS_BUCKET)
+        self._log = Stream(bus, subjects.HISTORY_STREAM)
         self._is_ensured = False
 
     async def take(
@@ -72,8 +73,9 @@ class Claims:
         return Held(claim.request_id, time.time() - claim.claimed_at, value.revision)
 
     async def _ensure(self) -> None:
+        """On as many servers of a cluster as the log is (HISTORY_REPLICAS)."""
         if not self._is_ensured:
-            await self._bucket.ensure(KEPT_FOR)
+            await self._bucket.ensure(KEPT_FOR, await self._log.replicas())
             self._is_ensured = True
 
     def _unavailable(self, error: StreamUnavailable) -> ServiceError:

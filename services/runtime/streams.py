@@ -84,6 +84,12 @@ class Stream:
             config.duplicate_window = min(DUPLICATE_WINDOW, max_age or DUPLICATE_WINDOW)
             await change(config)
 
+    async def replicas(self) -> int | None:
+        """How many servers of a cluster have it; None if it is not there."""
+        with _as_unavailable(), suppress(nats.js.errors.NotFoundError):
+            return (await self._js.stream_info(self.name)).config.num_replicas
+        return None
+
     async def refuse_when_full(self) -> None:
         """From now on: a new stream drops its oldest messages instead."""
         with _as_unavailable():

@@ -2,22 +2,28 @@
 
 import asyncio
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import uuid4
 
 import httpx
 import pytest
 
+from services.contract import subjects
+from services.contract.errors import ServiceError
 from services.contract.history import Exchange
 from services.contract.messages import Failed, Sampling, Timings, Usage
 from services.edge import answers
 from services.edge.chat import read_prompt
 from services.edge.claims import Claims, name_of
 from services.runtime.bus import Bus
+from services.runtime.streams import Stream, StreamUnavailable
 from tests.client.tellers import STORY, teller
 from tests.edge.conftest import edge_on
 from tests.edge.test_chat import JSON, text_of
 from tests.fakes import history_of
+from tests.servers import nats_cluster, running
 
 
 @pytest.fixture
@@ -129,3 +135,25 @@ async def test_one_that_ended_long_ago_is_told_from_history(
 async def test_a_key_that_is_none_is_refused(http: httpx.AsyncClient, bad: str) -> None:
     answer = await http.post("/chat", json=JSON, headers={"Idempotency-Key": bad})
     assert answer.status_code == 400 and "Idempotency-Key" in answer.json()["error"]["message"]
+
+
+@pytest.mark.timeout(60)
+async def test_claims_are_kept_by_as_many_servers_as_the_log(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(running(server)) for server in nats_cluster(tmp_path, 3)]
+        url = ",".join(f"nats://127.0.0.1:{server.port}" for server in servers)
+        async with Bus.connect(url, "test") as bus:
+            async with asyncio.timeout(20):
+                while not await is_claimed_beside_a_log(bus):
+                    await asyncio.sleep(0.2)  # a cluster chooses its leader
+            info = await bus.jetstream.stream_info(f"KV_{subjects.REQUESTS_BUCKET}")
+            assert info.config.num_replicas == 3
+
+
+async def is_claimed_beside_a_log(bus: Bus) -> bool:
+    try:
+        await Stream(bus, subjects.HISTORY_STREAM).ensure(subjects.HISTORY_LOG, 2**20, 0, 3)
+        await Claims(bus).take("_", "name", read_prompt(b'{"prompt":"hi"}'), "request")
+    except (StreamUnavailable, ServiceError):
+        return False
+    return True

@@ -31,7 +31,8 @@ from services.runtime.streams import Conflict
 
 LOOKED_FOR_AMONG = 500  # exchanges
 EXPORTED = 200  # exchanges at once
-ERASE_TIMEOUT = 1.0  # seconds that who erases waits until all is deleted
+# seconds that who erases waits until all is deleted: fewer than until another process is asked
+ERASE_TIMEOUT = 0.4
 MOST_UNSAVED = 1000  # records that a list of sessions waits for
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ class Sessions:
             async with asyncio.timeout(ERASE_TIMEOUT):
                 await self._delete(key, seq)
         except (ArchiveUnavailable, TimeoutError) as error:
-            log.warning("%s: the rest of %s is erased later", error or "it takes its time", key)
+            why = str(error) or "it takes its time"
+            log.warning("%s: the rest of %s is erased later", why, key)
 
     async def _delete(self, key: str, seq: int) -> None:
         erased = await self._log.get(seq)

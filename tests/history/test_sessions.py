@@ -264,7 +264,11 @@ async def test_a_cursor_that_is_none_is_a_bad_request(is_archived: bool, bus: Bu
 
 
 async def test_who_erases_a_long_session_does_not_wait_until_all_of_it_is_deleted(
-    nats_url: str, bus: Bus, session_id: str, monkeypatch: pytest.MonkeyPatch
+    nats_url: str,
+    bus: Bus,
+    session_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("services.history.sessions.ERASE_TIMEOUT", 0.02)
     subject = subjects.log(subjects.session_key("alice", session_id))
@@ -275,6 +279,7 @@ async def test_who_erases_a_long_session_does_not_wait_until_all_of_it_is_delete
         erased = (await context(bus, session_id)).erased
         first = await stream.next(subject, 1)
         assert first is not None and first.seq < erased
+        assert "it takes its time: the rest of" in caplog.text
         assert await messages(bus, session_id) == ()
 
         async def is_gone() -> bool:

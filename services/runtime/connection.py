@@ -1,9 +1,14 @@
-"""What nats-py lacks for us: a flush that flushes, and complaints that are said once."""
+"""
+What nats-py lacks for us: a flush that flushes, answers to inboxes alone, and complaints that are
+said once.
+"""
 
 import asyncio
 import logging
 
 from nats.aio.client import Client
+
+from services.contract import subjects
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +32,13 @@ class OrderlyClient(Client):
             self._pings_outstanding = 0
         else:
             await super()._process_pong()
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        """nats-py's services say who they are wherever they are told to: see subjects.is_reply."""
+        if not subject.startswith(b"$SRV.") or subjects.is_reply(reply.decode()):
+            await super()._process_msg(sid, subject, reply, data, headers)
 
 
 class Complaints:

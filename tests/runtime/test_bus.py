@@ -234,6 +234,7 @@ async def test_nobody_makes_a_service_publish_where_he_may_not_himself(
     async with bus.inbox(elsewhere) as inbox:
         await bus._client.publish(subject, request_, reply=elsewhere)
         await bus._client.publish(subject, request_)
+        await bus._client.publish("$SRV.PING", reply=elsewhere)
         assert await bus.request(subject, Ask("after"), Answer) == Answer("after")
         with pytest.raises(TimeoutError):
             await inbox.next(0.05)

@@ -109,9 +109,9 @@ async def test_an_answer_that_nobody_hears_is_cancelled_after_the_grace(
 async def test_who_comes_back_within_the_grace_gets_the_rest(
     slow: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audience, "LEAST_GRACE", 0.4)
+    monkeypatch.setattr(audience, "LEAST_GRACE", 1.0)
     await leave_after_the_first_token(slow, REQUEST)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.4)
     reply = (await replay(slow.bus, EVERYBODY)).reply
     async with slow.bus.inbox(reply) as inbox:
         while b'"done"' not in (await inbox.next(1)).data:

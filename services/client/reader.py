@@ -83,6 +83,9 @@ class Reader:
         digest = request.resume.origin.model if request.resume else None
         route = prompts.route(self._tenant, request)
         order = self._workers.order(route, request.model, digest)
+        if digest and not order and self._workers.ready:
+            message = "No worker is there of the model that began the answer."
+            raise ServiceError("no_worker", message, RETRY_AFTER)
         try:
             taker = await first_to_take(order, partial(self._offer, request))
             self._worker_id = taker or await self._offer_to_any(request)

@@ -11,6 +11,9 @@ from msgspec.structs import replace
 
 from services.client import reader
 from services.client.chat import ChatClient
+from services.client.workers import Workers
+from services.contract import subjects
+from services.contract.codec import encode
 from services.contract.errors import ServiceError
 from services.contract.messages import (
     Accepted,
@@ -18,12 +21,14 @@ from services.contract.messages import (
     ChatRequest,
     Done,
     Failed,
+    ModelInfo,
     Resume,
     Started,
     StreamEvent,
     Token,
+    WorkerReport,
 )
-from services.runtime.bus import Bus
+from services.runtime.bus import Bus, Delivery
 from tests.client.tellers import ORIGIN, STORY, teller
 from tests.servers import nats_server, running
 
@@ -268,3 +273,22 @@ async def test_an_answer_goes_on_after_nats_was_away(tmp_path: Path) -> None:
             await asyncio.to_thread(server.start)
             check_whole(await reading)
             assert len(worker.requests) == 1
+
+
+async def test_an_answer_waits_for_a_worker_of_its_own_model_though_others_are_there(
+    bus: Bus, nats_url: str
+) -> None:
+    workers, model = Workers(), ModelInfo("other", "digest of other", 100, 0)
+    other = WorkerReport("w2", "ready", 8, 0, 0, 8, model=model)
+    workers.hear(Delivery(subjects.report("w2"), encode(other), ""))
+    client = ChatClient(bus, workers=workers)
+    async with aclosing(client.stream(replace(REQUEST, model="mine"))) as events:
+        async with teller(nats_url, "w1", until=9) as mine:
+            while not isinstance(await anext(events), Token):
+                pass
+            await mine.said.wait()
+            await mine.die()
+        async with teller(nats_url, "w2", until=0, failing=Failed("model_not_found", "no")) as w2:
+            *_, end = [event async for event in events]
+    assert isinstance(end, Failed) and end.code == "worker_lost"
+    assert w2.requests == []

@@ -19,7 +19,8 @@ from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import Cancel, ChatRequest, Done, Failed, StreamEvent, Taken, Token
-from services.runtime.bus import Bus, Inbox
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Inbox
 
 SLOTS, QUEUE = 8, 16
 AT_ONCE = 100

@@ -29,7 +29,8 @@ from services.contract.messages import (
     Usage,
     WorkerReport,
 )
-from services.runtime.bus import Bus, Delivery, Endpoint
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery, Endpoint
 
 Script = Sequence[StreamEvent | float]
 """Events to send; a number is a pause of so many seconds."""

@@ -26,7 +26,8 @@ from services.contract import prompts, subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.messages import Cancel, ChatRequest, Done, Failed, Replay, StreamEvent
-from services.runtime.bus import Bus, NoResponders
+from services.runtime.bus import Bus
+from services.runtime.deliveries import NoResponders
 
 
 def new_request_id() -> str:

@@ -6,7 +6,8 @@ from services.client.workers import Workers
 from services.contract import subjects
 from services.contract.errors import ErrorCode, ServiceError
 from services.contract.messages import Cancel, ChatRequest, Taken
-from services.runtime.bus import Bus, NoResponders
+from services.runtime.bus import Bus
+from services.runtime.deliveries import NoResponders
 
 ANOTHER_MAY: tuple[ErrorCode, ...] = ("overloaded", "shutting_down")
 """What one worker refuses with and another may not."""

@@ -28,7 +28,8 @@ from services.contract.messages import (
     Replay,
     StreamEvent,
 )
-from services.runtime.bus import Bus, Inbox, NoResponders
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Inbox, NoResponders
 
 # All in seconds. A worker that lives sends something at least once a second.
 SILENCE = 1.1  # after which it is asked whether it lives

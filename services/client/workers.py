@@ -11,7 +11,7 @@ from services.client import routing
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import Failed, ModelInfo, Taken, WorkerReport
-from services.runtime.bus import Delivery
+from services.runtime.deliveries import Delivery
 
 SILENCE_LIMIT = 3.0  # seconds without a report after which a worker is gone
 RETRY_AFTER = 2.0  # seconds

@@ -22,7 +22,8 @@ from services.contract.history import (
     MessagesRequest,
 )
 from services.contract.messages import Empty, SessionId
-from services.runtime.bus import VERSION, Bus, NoResponders
+from services.runtime.bus import VERSION, Bus
+from services.runtime.deliveries import NoResponders
 
 RETRY_AFTER = 1.0  # seconds
 FIRST_TRY, SECOND_TRY = 0.5, 2.5  # seconds that history has to answer

@@ -11,7 +11,8 @@ from services.contract.errors import ServiceError
 from services.contract.messages import Replay, ReplayRequest
 from services.inference.calls import Call
 from services.inference.replays import Replays
-from services.runtime.bus import Bus, Delivery
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery
 
 
 class Readers:

@@ -12,7 +12,8 @@ from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, Failed, Taken
-from services.runtime.bus import Bus, Delivery, Endpoint
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery, Endpoint
 
 FORWARD_TIMEOUT = 0.1  # seconds that another worker has to take a request
 

@@ -45,7 +45,8 @@ from services.inference.reception import Reception
 from services.inference.sessions import Sessions
 from services.inference.settings import InferenceSettings
 from services.runtime import logs
-from services.runtime.bus import Bus, Delivery
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery
 
 KEEP_ALIVE = 1.0  # seconds without an event after which a caller is sent a Progress
 FINISH_DEADLINE = 22.0  # seconds that a draining worker gives to the answers it has begun

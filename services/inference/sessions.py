@@ -12,7 +12,8 @@ from services.contract.codec import encode
 from services.contract.errors import ServiceError
 from services.contract.history import Context, ContextRequest, Exchange
 from services.contract.messages import Stored
-from services.runtime.bus import Bus, NoResponders
+from services.runtime.bus import Bus
+from services.runtime.deliveries import NoResponders
 from services.runtime.streams import Conflict, NoRoom, Stream, StreamUnavailable
 
 # seconds given to each: a process that died or froze is replaced by another, and a NATS cluster

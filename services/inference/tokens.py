@@ -19,7 +19,8 @@ from services.contract.tokens import (
     TokenizeRequest,
 )
 from services.inference.models import Model
-from services.runtime.bus import Bus, Delivery
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery
 
 K = TypeVar("K", bound=Struct)
 

@@ -5,10 +5,9 @@ import logging
 import math
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import nats
 import nats.errors
@@ -22,6 +21,15 @@ from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ErrorCode, ServiceError
 from services.runtime.connection import Complaints, OrderlyClient
+from services.runtime.deliveries import (
+    Delivery,
+    Endpoint,
+    Inbox,
+    NoResponders,
+    deliver,
+    delivery_of,
+    unwrap,
+)
 
 VERSION = "0.1.0"
 REQUEST_TIMEOUT = 2.0  # seconds
@@ -34,55 +42,8 @@ TASKS_DEADLINE = 5.0  # seconds that a closing bus waits for what it spawned
 
 RETRY_AFTER_HEADER = "Retry-After"  # seconds
 
-NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Struct)
-
-
-class Delivery(NamedTuple):
-    """A message as it came. `reply` is empty where the sender wants no answer."""
-
-    subject: str
-    data: bytes
-    reply: str
-    headers: Mapping[str, str] = NO_HEADERS
-
-
-class Endpoint(NamedTuple):
-    """
-    A subject that a service answers, in a queue group. The handler must return at once, or be
-    spawned.
-    """
-
-    name: str
-    subject: str
-    handler: Callable[[Delivery], Awaitable[None]]
-
-
-class NoResponders(Exception):
-    """Nobody is subscribed to the subject: NATS says so at once, no time-out passes."""
-
-
-class Inbox:
-    """The messages of one subscription, in order, waited for one at a time."""
-
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[Msg] = asyncio.Queue()
-
-    async def put(self, message: Msg) -> None:
-        self._queue.put_nowait(message)
-
-    async def next(self, timeout: float) -> Delivery:
-        """
-        Raises TimeoutError after `timeout` seconds, NoResponders if nobody took what was
-        asked.
-        """
-        async with asyncio.timeout(timeout):
-            message = await self._queue.get()
-        if not message.data and (message.headers or {}).get("Status") == "503":
-            raise NoResponders
-        return _delivery(message)
 
 
 class Bus:
@@ -210,7 +171,7 @@ class Bus:
 
         async def handle(message: Msg) -> None:
             try:
-                handler(_delivery(message))
+                handler(delivery_of(message))
             except ServiceError as error:
                 log.warning("unreadable message on %s: %s", message.subject, error)
             except Exception:
@@ -233,7 +194,7 @@ class Bus:
                 name=endpoint.name,
                 subject=endpoint.subject,
                 queue_group=name,
-                handler=_unwrap(endpoint.handler),
+                handler=unwrap(endpoint.handler),
             )
         await self._client.flush()
 
@@ -283,7 +244,7 @@ class Bus:
         """Answers them outside the queue group too: of such a request, every process has a copy."""
         for endpoint in endpoints:
             await self._client.subscribe(
-                subjects.retry(endpoint.subject), cb=_deliver(endpoint.handler)
+                subjects.retry(endpoint.subject), cb=deliver(endpoint.handler)
             )
 
     async def leave(self) -> None:
@@ -365,28 +326,6 @@ async def _unsubscribe(subscription: Any) -> None:
         await subscription.unsubscribe()
     except (nats.errors.BadSubscriptionError, nats.errors.ConnectionClosedError):
         return  # gone already, with its connection
-
-
-def _delivery(message: Msg) -> Delivery:
-    return Delivery(message.subject, message.data, message.reply, message.headers or NO_HEADERS)
-
-
-def _deliver(handler: Callable[[Delivery], Awaitable[None]]) -> Callable[[Msg], Awaitable[None]]:
-    async def handle(message: Msg) -> None:
-        await handler(_delivery(message))
-
-    return handle
-
-
-def _unwrap(
-    handler: Callable[[Delivery], Awaitable[None]],
-) -> Callable[[micro.Request], Awaitable[None]]:
-    async def handle(request: micro.Request) -> None:
-        # the reply subject is not public in micro.Request, but a request that has many
-        # replies needs it
-        await handler(_delivery(request._msg))
-
-    return handle
 
 
 def _too_large(what: str, most: int) -> ServiceError:

@@ -1,7 +1,7 @@
 from bench.routing import Anywhere
 from services.contract import subjects
 from services.contract.codec import encode
-from services.runtime.bus import Delivery
+from services.runtime.deliveries import Delivery
 from tests.fakes import report
 
 

@@ -24,7 +24,8 @@ from services.contract.messages import (
     Usage,
 )
 from services.inference.replays import Recording
-from services.runtime.bus import Bus, Delivery, Endpoint
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery, Endpoint
 
 STORY = "Es war einmal eine 🙂, die hieß Grüße und wohnte in einem Bus."
 ORIGIN = Origin("digest", b"\0\0\0\0", 0, 0, 1, datetime.now(UTC), 0, 0)

@@ -14,7 +14,8 @@ from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, Failed, StreamEvent
-from services.runtime.bus import Bus, Delivery
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery
 from tests.fakes import HELLO, ScriptedWorker, direct_worker, report, scripted_worker
 
 

@@ -28,7 +28,8 @@ from services.contract.messages import (
     Token,
     WorkerReport,
 )
-from services.runtime.bus import Bus, Delivery
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery
 from tests.client.tellers import ORIGIN, STORY, teller
 from tests.servers import nats_server, running
 

@@ -4,7 +4,7 @@ from services.client.workers import Workers
 from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.messages import Failed, ModelInfo, WorkerReport
-from services.runtime.bus import Delivery
+from services.runtime.deliveries import Delivery
 
 MODEL = ModelInfo("demo", "d1", 2048, 1000)
 READY = WorkerReport("w1", "ready", slots=8, running=0, waiting=0, model=MODEL)

@@ -12,7 +12,8 @@ from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.history import DeleteRequest
 from services.contract.messages import Empty
-from services.runtime.bus import Bus, NoResponders
+from services.runtime.bus import Bus
+from services.runtime.deliveries import NoResponders
 from tests.e2e.stack import Process, Stack
 from tests.faults import ledger
 from tests.faults.load import PATIENCE, Load, Told, ask

@@ -19,7 +19,8 @@ from services.client.workers import Workers
 from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.messages import ChatRequest, Done, Failed, StreamEvent, Token
-from services.runtime.bus import Bus, NoResponders
+from services.runtime.bus import Bus
+from services.runtime.deliveries import NoResponders
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 150}
 PATIENCE = 60.0  # seconds for one answer; then the caller gives up

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from services.contract.history import Context
-from services.runtime.bus import Bus, NoResponders
+from services.runtime.bus import Bus
+from services.runtime.deliveries import NoResponders
 from tests.history.samples import context, until
 from tests.servers import ROOT, free_port
 

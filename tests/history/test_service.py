@@ -21,7 +21,8 @@ from services.contract.history import (
     Session,
 )
 from services.contract.messages import Empty
-from services.runtime.bus import Bus, NoResponders
+from services.runtime.bus import Bus
+from services.runtime.deliveries import NoResponders
 from services.runtime.streams import Stream
 from tests.history.samples import (
     TENANT,

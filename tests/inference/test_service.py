@@ -43,7 +43,8 @@ from services.inference.engine.template import ChatTemplate
 from services.inference.models import Model
 from services.inference.service import ChatService
 from services.inference.settings import InferenceSettings
-from services.runtime.bus import Bus, Delivery, Inbox, NoResponders
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery, Inbox, NoResponders
 from tests.inference.engine.test_template import CHATML
 from tests.inference.fake_backend import FakeBackend
 from tests.servers import nats_server, running

@@ -9,7 +9,8 @@ import pytest
 
 from services.contract.errors import ServiceError
 from services.runtime import bus as bus_module
-from services.runtime.bus import Bus, Delivery, NoResponders
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery, NoResponders
 from tests.servers import nats_server, running
 
 

@@ -21,7 +21,8 @@ from services.contract.tokens import (
 from services.edge.openai.bodies import ChatBody, chat_request
 from services.edge.openai.strict import read
 from services.edge.routes import AnyRequest, Tenant, TheBus, TheWorkers, check_bus
-from services.runtime.bus import Bus, NoResponders
+from services.runtime.bus import Bus
+from services.runtime.deliveries import NoResponders
 
 TIMEOUT = 5.0  # seconds; half a MiB of text takes one
 

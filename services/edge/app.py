@@ -25,6 +25,30 @@ from services.edge.openai import tokens
 from services.runtime.bus import VERSION, Bus
 
 MAX_BODY_BYTES = 1024 * 1024
+ROUTES = [
+    routes.root,
+    routes.healthz,
+    routes.readyz,
+    routes.status,
+    chat.chat,
+    chat.resume,
+    chat.cancel,
+    routes.messages,
+    routes.clear_history,
+    sessions.sessions,
+    sessions.messages,
+    sessions.describe,
+    sessions.erase,
+    sessions.export,
+    sessions.import_,
+    openai.chat_completions,
+    openai.completions,
+    openai.models,
+    openai.model,
+    tokens.tokenize,
+    tokens.detokenize,
+    tokens.count,
+]
 
 
 async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asyncio.Event) -> Access:
@@ -43,30 +67,7 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
         expose_headers=["Content-Location", "Retry-After", "X-Request-Id"],
     )
     litestar = Litestar(
-        [
-            routes.root,
-            routes.healthz,
-            routes.readyz,
-            routes.status,
-            chat.chat,
-            chat.resume,
-            chat.cancel,
-            routes.messages,
-            routes.clear_history,
-            sessions.sessions,
-            sessions.messages,
-            sessions.describe,
-            sessions.erase,
-            sessions.export,
-            sessions.import_,
-            openai.chat_completions,
-            openai.completions,
-            openai.models,
-            openai.model,
-            tokens.tokenize,
-            tokens.detokenize,
-            tokens.count,
-        ],
+        ROUTES,
         dependencies={
             "bus": Provide(lambda: bus, sync_to_thread=False),
             "claims": Provide(lambda: claims, sync_to_thread=False),

@@ -12,7 +12,8 @@ from services.history.archive import Archive, ArchiveUnavailable
 from services.history.document import checked
 from services.history.entry import Entry, Unreadable, read
 from services.history.log import Log
-from services.runtime.streams import Pending, StreamUnavailable
+from services.runtime.consumers import Pending
+from services.runtime.streams import StreamUnavailable
 
 BATCH = 500
 FETCH_TIMEOUT = 0.5  # seconds; as long a stop may wait for a fetch that brings nothing

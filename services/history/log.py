@@ -19,11 +19,10 @@ from services.contract.history import Erased, Exchange, LogRecord
 from services.history.context import Snapshot
 from services.history.entry import Entry, Unreadable, read
 from services.runtime.bus import Bus
+from services.runtime.consumers import Consumer, Pending
 from services.runtime.streams import (
     Bucket,
     Conflict,
-    Consumer,
-    Pending,
     Stored,
     Stream,
     StreamState,

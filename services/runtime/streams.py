@@ -1,8 +1,6 @@
-"""
-JetStream: a stream, a consumer of it, a key-value bucket. Knows bytes and sequences, not records.
-"""
+"""JetStream: a stream, a key-value bucket. Knows bytes and sequences, not records."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import NamedTuple
@@ -68,7 +66,7 @@ class Stream:
         how many servers of a cluster have it (None: as it is). What an operator set besides stays:
         placement, `max_bytes`.
         """
-        with _as_unavailable():
+        with as_unavailable():
             try:
                 config = (await self._js.stream_info(self.name)).config
                 change = self._js.update_stream
@@ -86,13 +84,13 @@ class Stream:
 
     async def replicas(self) -> int | None:
         """How many servers of a cluster have it; None if it is not there."""
-        with _as_unavailable(), suppress(nats.js.errors.NotFoundError):
+        with as_unavailable(), suppress(nats.js.errors.NotFoundError):
             return (await self._js.stream_info(self.name)).config.num_replicas
         return None
 
     async def refuse_when_full(self) -> None:
         """From now on: a new stream drops its oldest messages instead."""
-        with _as_unavailable():
+        with as_unavailable():
             config = (await self._js.stream_info(self.name)).config
             if config.discard != api.DiscardPolicy.NEW:
                 config.discard = api.DiscardPolicy.NEW
@@ -103,7 +101,7 @@ class Stream:
         Overwrites the message; nothing if it is gone. Not by a purge, of a subject or up to a
         sequence: nats-server then forgets what a consumer has given out, and never gives it again.
         """
-        with _as_unavailable():
+        with as_unavailable():
             try:
                 await self._js.delete_msg(self.name, seq)
             except nats.js.errors.APIError:
@@ -160,7 +158,7 @@ class Stream:
         return stored if stored is not None and stored.seq < end else None
 
     async def state(self) -> StreamState:
-        with _as_unavailable():
+        with as_unavailable():
             info = await self._js.stream_info(self.name)
         state, limit = info.state, info.config.max_bytes or -1
         return StreamState(
@@ -171,88 +169,6 @@ class Stream:
             limit if limit > 0 else None,
             info.config.discard != api.DiscardPolicy.NEW,
         )
-
-
-class Pending(NamedTuple):
-    """A message that a consumer was given and has not acknowledged."""
-
-    stored: Stored
-    message: Msg
-
-    async def ack(self) -> None:
-        with _as_unavailable():
-            await self.message.ack()
-
-    async def give_back(self) -> None:
-        """It is given to somebody again, without waiting for its time to pass."""
-        with _as_unavailable():
-            await self.message.nak()
-
-    async def set_aside(self) -> None:
-        """Never again: it can't be read."""
-        with _as_unavailable():
-            await self.message.term()
-
-
-class Consumer:
-    """A durable pull consumer with explicit acknowledgements; any number of processes share it."""
-
-    def __init__(self, bus: Bus, stream: str, durable: str) -> None:
-        self._js: JetStreamContext = bus.jetstream
-        self._stream = stream
-        self._durable = durable
-        self._subscription: JetStreamContext.PullSubscription | None = None
-
-    async def ensure(self, ack_wait: float, max_ack_pending: int) -> None:
-        """Makes the consumer, or updates its limits. `ack_wait` in seconds."""
-        config = api.ConsumerConfig(
-            name=self._durable,
-            durable_name=self._durable,
-            ack_policy=api.AckPolicy.EXPLICIT,
-            ack_wait=ack_wait,
-            max_ack_pending=max_ack_pending,
-        )
-        with _as_unavailable():
-            await self._js.add_consumer(self._stream, config)
-            if self._subscription is None:
-                self._subscription = await self._js.pull_subscribe_bind(
-                    durable=self._durable, stream=self._stream
-                )
-
-    async def close(self) -> None:
-        """
-        Before the bus is: nats-py's drain would wait for what a fetch left in its queue, half a
-        minute and in vain.
-        """
-        if self._subscription is not None:
-            with suppress(nats.errors.Error):
-                await self._subscription.unsubscribe()
-            self._subscription = None
-
-    async def fetch(self, batch: int, timeout: float) -> Sequence[Pending]:
-        """At most `batch` messages; none if none came in `timeout` seconds."""
-        assert self._subscription is not None, "ensure() comes first"
-        with _as_unavailable():
-            try:
-                messages = await self._subscription.fetch(batch, timeout=timeout)
-            except TimeoutError:
-                return []
-        return [Pending(_stored(message), message) for message in messages]
-
-    async def floor(self) -> int:
-        """Every message up to this sequence has been acknowledged."""
-        floor = (await self._info()).ack_floor
-        return (floor.stream_seq or 0) if floor else 0
-
-    async def unacknowledged(self) -> int:
-        """How many messages have not been acknowledged, whether they were given out or not."""
-        info = await self._info()
-        return (info.num_pending or 0) + (info.num_ack_pending or 0)
-
-    async def _info(self) -> api.ConsumerInfo:
-        with _as_unavailable():
-            info: api.ConsumerInfo = await self._js.consumer_info(self._stream, self._durable)
-        return info
 
 
 class Value(NamedTuple):
@@ -273,7 +189,7 @@ class Bucket:
         config = api.KeyValueConfig(
             bucket=self._name, history=1, ttl=ttl, replicas=replicas or 1, direct=True
         )
-        with _as_unavailable():
+        with as_unavailable():
             try:
                 await self._js.create_key_value(config)
             except nats.js.errors.BadRequestError:  # it is there, with other limits
@@ -310,7 +226,7 @@ async def _publish(
     js: JetStreamContext, subject: str, data: bytes, previous: int, headers: dict[str, str]
 ) -> int:
     headers["Nats-Expected-Last-Subject-Sequence"] = str(previous)
-    with _as_unavailable():
+    with as_unavailable():
         try:
             ack = await js.publish(subject, data, headers=headers)
         except nats.js.errors.APIError as error:
@@ -330,7 +246,7 @@ async def _get(
     answers it, and one that lags behind would not have what was acknowledged a moment ago.
     """
     both = seq is not None and subject is not None
-    with _as_unavailable():
+    with as_unavailable():
         try:
             raw = await js.get_msg(stream, seq=seq, subject=subject, next=both)
         except nats.js.errors.NotFoundError as error:
@@ -341,13 +257,14 @@ async def _get(
     return Stored(raw.seq, raw.subject, raw.data or b"", raw.time)
 
 
-def _stored(message: Msg) -> Stored:
+def stored_of(message: Msg) -> Stored:
     metadata = message.metadata
     return Stored(metadata.sequence.stream, message.subject, message.data, metadata.timestamp)
 
 
 @contextmanager
-def _as_unavailable() -> Iterator[None]:
+def as_unavailable() -> Iterator[None]:
+    """What nats-py raises becomes StreamUnavailable, or NoRoom."""
     try:
         yield
     except nats.js.errors.APIError as error:

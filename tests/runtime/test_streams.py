@@ -7,7 +7,8 @@ from uuid import uuid4
 import pytest
 
 from services.runtime.bus import Bus
-from services.runtime.streams import Bucket, Conflict, Consumer, NoRoom, Stream, StreamUnavailable
+from services.runtime.consumers import Consumer
+from services.runtime.streams import Bucket, Conflict, NoRoom, Stream, StreamUnavailable
 from tests.history.samples import until
 from tests.servers import nats_server, running
 

@@ -1,12 +1,12 @@
 """
-What nats-py lacks for us: a flush that flushes, answers to inboxes alone, and complaints that are
-said once.
+What nats-py lacks for us: a flush that flushes, connections that are closed, answers to inboxes
+alone, and complaints that are said once.
 """
 
 import asyncio
 import logging
 
-from nats.aio.client import Client
+from nats.aio.client import Client, Srv
 
 from services.contract import subjects
 
@@ -24,6 +24,12 @@ class OrderlyClient(Client):
             self._transport.writelines(self._pending)
             self._pending, self._pending_data_size = [], 0
         await super()._send_ping(future)
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        """nats-py forgets, open, the connection to a server that froze before it said a word."""
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]
+        await super()._connect_to_server(s)
 
     async def _process_pong(self) -> None:
         """nats-py loses the connection over the answer to a ping that nobody waits for any more."""

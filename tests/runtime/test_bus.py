@@ -180,6 +180,26 @@ async def test_it_waits_for_a_server_that_comes_later(tmp_path: Path) -> None:
             assert await connecting
 
 
+async def test_a_connection_that_a_server_never_greeted_is_closed(tmp_path: Path) -> None:
+    closed = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        frozen.close()  # who tries again finds the real one
+        await reader.read()
+        closed.set()
+        writer.close()
+
+    with running(nats_server(tmp_path)) as server:
+        async with Bus.connect(f"nats://127.0.0.1:{server.port}", "test") as bus:
+            server.stop()
+            frozen = await asyncio.start_server(say_nothing, "127.0.0.1", server.port)
+            async with asyncio.timeout(10):
+                await closed.wait()
+                server.start()
+                while not await bus.answers():
+                    await asyncio.sleep(0.01)
+
+
 async def test_what_is_served_can_be_asked_at_once(nats_url: str, bus: Bus) -> None:
     for n in range(100):
         async with Bus.connect(nats_url, "test") as other:

@@ -30,6 +30,7 @@ from services.inference.engine.candidates import Candidates
 from services.inference.engine.grouping import Grouping
 from services.inference.engine.pace import CHUNK_MAX
 from services.inference.engine.sampler import ChainSampler
+from services.inference.engine.stack import with_stack
 from services.inference.engine.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 # an unknown token is found as control tokens are
 CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
 USER_DEFINED = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+# Many tokenizers use std::regex, which goes 400 bytes deeper with each letter of a word.
+STACK_PER_BYTE = 1024
+SHALLOW = 2**10  # bytes of a text for which any thread's stack is enough
 NO_CELLS = 1  # llama_decode: the KV cache is full
 
 
@@ -114,6 +118,11 @@ class Llama:
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         data = text.encode()
+        if len(data) <= SHALLOW:
+            return self._tokenize(data, special)
+        return with_stack(len(data) * STACK_PER_BYTE, lambda: self._tokenize(data, special))
+
+    def _tokenize(self, data: bytes, special: bool) -> list[int]:
         room = len(data) + 8
         tokens = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, False, special)

@@ -12,6 +12,7 @@ from services.inference.engine.backend import Backend, Choice, Chosen, Chunk
 from services.inference.engine.llama import Llama, ModelError
 from services.inference.engine.template import ChatTemplate
 from tests.inference.fake_backend import FakeBackend
+from tests.inference.vocabulary import Vocabulary
 
 DEMO = Path("model/demo.gguf")
 GREEDY = Sampling(temperature=0, max_tokens=40)
@@ -144,6 +145,18 @@ def test_pieces_put_together_are_the_text_that_was_tokenized(backend: Backend) -
     text = "Grüße, 世界! 🙂 \n\n  two  spaces"
     tokens = backend.tokenize(text, special=False)
     assert b"".join(backend.piece(token) for token in tokens).decode() == text
+
+
+@pytest.mark.parametrize(
+    ("name", "letter"), [("falcon", "!"), ("deepseek-llm", "中"), ("gpt-neox", "1")]
+)
+def test_a_word_of_any_length_is_tokenized(name: str, letter: str) -> None:
+    """On a usual stack, 20,000 letters end the process."""
+    vocabulary = Vocabulary(name)
+    text = letter * 150_000
+    tokens = vocabulary.tokenize(text, special=False)
+    assert b"".join(map(vocabulary.piece, tokens)).decode() == text
+    vocabulary.close()
 
 
 def test_control_tokens_come_of_special_text_alone(llama: Llama) -> None:

@@ -51,6 +51,11 @@ def parse(text: str) -> Rules:
     return _Parser(text).rules()
 
 
+def literal(text: str) -> str:
+    """The text itself, in this notation."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 class _Group(NamedTuple):
     """A rule, or what stands in parentheses, which is a rule without a name."""
 
@@ -254,23 +259,23 @@ def _chars(text: str, negated: bool) -> Chars:
         if text[at : at + 1] == "-" and at + 1 < len(text):
             high, at = _code_point(text, at + 1)
         ranges.append((low, high))
-    chars = _merged(ranges)
-    return _complement(chars) if negated else chars
+    chars = merged(ranges)
+    return complement(chars) if negated else chars
 
 
-def _merged(ranges: list[tuple[int, int]]) -> Chars:
-    merged: list[tuple[int, int]] = []
+def merged(ranges: Iterable[tuple[int, int]]) -> Chars:
+    done: list[tuple[int, int]] = []
     for low, high in sorted(ranges):
         if low > high:
             continue
-        if merged and low <= merged[-1][1] + 1:
-            low, before = merged.pop()
+        if done and low <= done[-1][1] + 1:
+            low, before = done.pop()
             high = max(high, before)
-        merged.append((low, high))
-    return tuple(merged)
+        done.append((low, high))
+    return tuple(done)
 
 
-def _complement(chars: Chars) -> Chars:
+def complement(chars: Chars) -> Chars:
     left, begin = [], 0
     for low, high in chars:
         if low > begin:

@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pytest
 from llama_cpp.llama_grammar import ARITHMETIC_GBNF, C_GBNF, JSON_GBNF
 
-from services.contract.errors import ServiceError
 from services.contract.messages import (
     JsonObjectFormat,
     JsonSchema,
@@ -287,95 +286,3 @@ def test_where_no_token_is_allowed_the_answer_is_stuck_and_says_so(llama: Llama)
     (second,) = llama.decode([Chunk(0, 1, [first.token], sampler)])
     assert isinstance(second, Stuck) and "allows no token" in second.message
     sampler.close()
-
-
-@pytest.mark.parametrize(
-    ("part", "why"),
-    [
-        ({"type": "mystery"}, "Unrecognized schema"),
-        ({"$ref": "https://example.com/schema"}, "does not begin with `#/`"),
-        ({"$ref": "#/$defs/missing"}, "missing"),
-        ({"type": "array", "items": {}, "maxItems": 10**9}, "maxItems"),
-        ({"type": "string", "pattern": "^a{1,999999999}$"}, "pattern"),
-        ({"type": "string", "pattern": "^a]$"}, "closes what it does not open"),
-        ({"type": "string", "pattern": "a"}, "Pattern must start"),
-        ({"enum": ["x" * 20_000]}, "bytes"),
-        ({"properties": []}, "AttributeError"),
-    ],
-)
-def test_a_schema_that_can_not_be_converted_is_refused(
-    llama: Llama, part: dict[str, Any], why: str
-) -> None:
-    form = JsonSchemaFormat(JsonSchema("s", {"type": "object", "properties": {"a": part}}))
-    with pytest.raises(ServiceError, match=re.escape(why)) as error:
-        llama.sampler(Sampling(response_format=form))
-    assert error.value.code == "invalid_request" and "response_format" in error.value.message
-
-
-def test_what_a_schema_refers_to_again_and_again_is_one_rule() -> None:
-    parts: dict[str, Any] = {"a 30": {"type": "string"}}
-    for i in range(30):
-        further = {"$ref": f"#/$defs/a {i + 1}"}
-        parts[f"a {i}"] = {"properties": {"x": further, "y": further}}
-    assert len(schema.to_gbnf({"$defs": parts, "$ref": "#/$defs/a 0"})) < 20_000
-
-
-def test_two_parts_whose_paths_end_alike_are_two() -> None:
-    own = {"a": {"$defs": {"n": {"const": 1}}}, "b": {"$defs": {"n": {"const": 2}}}}
-    both = {name: {"$ref": f"#/$defs/{name}/$defs/n"} for name in own}
-    rules = schema.to_gbnf(
-        {"$defs": own, "type": "object", "properties": both, "required": ["a", "b"]}
-    )
-    assert matches(rules, '{"a": 1, "b": 2}') and not matches(rules, '{"a": 1, "b": 1}')
-
-
-def test_a_schema_of_too_many_parts_is_refused() -> None:
-    with pytest.raises(GrammarError, match="parts"):
-        schema.to_gbnf({"anyOf": [{}] * 2_500})
-
-
-@pytest.mark.parametrize(
-    ("part", "fits", "fits_not"),
-    [
-        ({}, ['"a"', "[1, null]", '{"x": {}}'], ["", "a"]),
-        ({"type": "array", "items": {}}, ['[1,"a"]'], ["{}"]),
-        ({"type": "integer"}, ["-17", "0"], ["1.5", "01"]),
-        ({"type": ["string", "null"]}, ['"\\u00e9é"', "null"], ['"a\nb"', "1"]),
-        (
-            {"type": "string", "pattern": r"^[\w.]{2,4}-\d+\.$"},
-            ['"a.b-12."'],
-            ['"a-12."', '"ab-1x"'],
-        ),
-        (
-            {
-                "$defs": {
-                    "node": {
-                        "type": "object",
-                        "properties": {
-                            "value": {"type": "integer"},
-                            "next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]},
-                        },
-                        "required": ["value", "next"],
-                    }
-                },
-                "$ref": "#/$defs/node",
-            },
-            ['{"value":1,"next":{"value":2,"next":null}}'],
-            ['{"value":1}'],
-        ),
-    ],
-)
-def test_a_schema_takes_what_fits_and_nothing_else(
-    part: dict[str, Any], fits: list[str], fits_not: list[str]
-) -> None:
-    rules = schema.to_gbnf(part)
-    assert [text for text in fits if not matches(rules, text)] == []
-    assert [text for text in fits_not if matches(rules, text)] == []
-
-
-def test_a_schema_stays_as_it_was() -> None:
-    """It is kept in the log, and the converter writes into what it is given."""
-    asked = {"$defs": {"a": {"type": "null"}}, "properties": {"x": {"$ref": "#/$defs/a"}}}
-    before = json.dumps(asked)
-    schema.to_gbnf(asked)
-    assert json.dumps(asked) == before

@@ -12,6 +12,7 @@ SLOWDOWN = 2.1  # gap between two pieces of a stream while a prompt is read, by 
 CHUNK_MIN = 16  # tokens; fewer cost a CPU nearly as much time
 CHUNK_MAX = 512
 CHUNK_SECONDS = 0.5  # so that a cancel does not wait longer
+FAR_TOO_LONG = 1.0  # seconds for a chunk: what was measured before is worth nothing
 WEIGHT = 0.3  # of the newest measurement in an average
 
 
@@ -48,7 +49,8 @@ class Pace:
     def has_read(self, tokens: int, seconds: float, beside: bool) -> None:
         """`beside` running streams, which were kept waiting."""
         if tokens >= CHUNK_MIN and seconds > 0:
-            self._speed += WEIGHT * (tokens / seconds - self._speed)
+            weight = 1.0 if seconds > FAR_TOO_LONG else WEIGHT
+            self._speed += weight * (tokens / seconds - self._speed)
         if beside:
             self._debt += seconds
 

@@ -3,6 +3,7 @@ from math import ceil
 from services.inference.engine.pace import (
     CHUNK_MAX,
     CHUNK_MIN,
+    CHUNK_SECONDS,
     PIECE_INTERVAL,
     SLOWDOWN,
     Pace,
@@ -70,6 +71,12 @@ def test_a_slow_model_reads_less_at_once_so_that_a_cancel_is_heard() -> None:
     for _ in range(20):
         pace.has_read(50, 1.0, beside=False)
     assert pace.chunk < 30
+
+
+def test_of_a_slow_model_no_more_than_the_first_chunk_takes_too_long() -> None:
+    pace = Pace()
+    pace.has_read(pace.chunk, pace.chunk * 0.02, beside=False)
+    assert pace.chunk * 0.02 <= CHUNK_SECONDS
 
 
 def test_reading_alone_leaves_no_debt() -> None:

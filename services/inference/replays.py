@@ -21,6 +21,7 @@ from services.contract.messages import (
 
 KEPT_FOR = 60.0  # seconds after an answer's end
 MOST_BYTES = 4 * 2**20  # of all answers that have ended; what runs is bounded by admission
+AROUND = 420  # bytes of memory that one takes beside its own
 MOST_IN_ONE = 900_000  # bytes of a replay: NATS takes 1 MiB
 LEAST_IN_ONE = 2**15  # bytes of its events, however long the request is
 OVERHEAD = 250  # bytes of an event, were its text empty; on the wire it is less
@@ -87,13 +88,13 @@ class Replays:
         if recording := self._running.pop(key, None):
             packed = recording.pack()
             self._ended[key] = (self._clock(), packed)
-            self._held += len(packed)
+            self._held += len(packed) + AROUND
         self.forget_old()
 
     def forget(self, key: str) -> None:
         self._running.pop(key, None)
         if ended := self._ended.pop(key, None):
-            self._held -= len(ended[1])
+            self._held -= len(ended[1]) + AROUND
 
     def forget_old(self) -> None:
         while self._ended:

@@ -1,3 +1,4 @@
+import tracemalloc
 from datetime import UTC, datetime
 
 from services.contract.messages import (
@@ -92,12 +93,24 @@ def test_an_answer_is_kept_for_a_while_after_its_end() -> None:
 
 
 def test_the_answers_that_ended_first_make_room_for_others() -> None:
-    replays = Replays(most_bytes=3500)
+    replays = Replays(most_bytes=4500)
     for key in "abc":
         replays.begin(key, recording(Token(0, "x" * 1000, (1,)), DONE))
         replays.end(key)
     assert replays.of("a", 0) is None
     assert replays.of("b", 0) and replays.of("c", 0)
+
+
+def test_many_short_answers_take_no_more_memory_than_a_few_long_ones() -> None:
+    tracemalloc.start()
+    replays = Replays(most_bytes=2**19)
+    for number in range(2000):
+        replays.begin(key := f"{number:036}", recording(Token(0, "x", (1,)), DONE))
+        replays.end(key)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert replays.of("0" * 36, 0) is None
+    assert taken < 1.1 * 2**19
 
 
 def test_a_later_attempt_takes_the_place_of_an_earlier_one() -> None:

@@ -1,17 +1,24 @@
 """
-The tokens of the answers that this worker gave, so that a conversation's next prompt repeats them.
+The answers that this worker gave: their tokens, and where their prompts began, so that a
+conversation's next prompt repeats them and begins alike.
 """
 
 import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from services.contract.conversation import ChatMessage
 from services.contract.messages import Turn
 
-MOST_TOKENS = 1 << 19  # in all: 2 MB of tokens, and as much again for what is around them
-OVERHEAD = 64  # an entry takes the memory of so many tokens, were its answer empty
+MOST_TOKENS = 1 << 19  # in all: 2 MB, with what is around them
+OVERHEAD = 110  # an entry takes the memory of so many tokens, were its answer empty
+
+
+class _Given(NamedTuple):
+    tokens: Sequence[int]
+    since: str
 
 
 class Answers:
@@ -20,15 +27,25 @@ class Answers:
     def __init__(self, most_tokens: int = MOST_TOKENS) -> None:
         self._most = most_tokens
         self._held = 0
-        self._tokens: OrderedDict[tuple[str, str], array[int]] = OrderedDict()
+        self._given: OrderedDict[tuple[str, str], _Given] = OrderedDict()
 
-    def remember(self, tenant: str, request_id: str, tokens: Sequence[int]) -> None:
-        """`tokens` without the one that ended the answer."""
+    def remember(
+        self, tenant: str, request_id: str, tokens: Sequence[int], since: str = ""
+    ) -> None:
+        """
+        `tokens` without the one that ended the answer; its prompt began with the exchange of the
+        request `since`.
+        """
         self._forget(tenant, request_id)
-        self._tokens[tenant, request_id] = array("i", tokens)
+        self._given[tenant, request_id] = _Given(array("i", tokens), since)
         self._held += len(tokens) + OVERHEAD
         while self._held > self._most:
-            self._forget(*next(iter(self._tokens)))
+            self._forget(*next(iter(self._given)))
+
+    def since(self, tenant: str, turns: Sequence[Turn]) -> str:
+        """The request with whose exchange the last answer's prompt began; "" if it is unknown."""
+        given = self._given.get((tenant, turns[-1].request_id)) if turns else None
+        return given.since if given else ""
 
     def of(self, tenant: str, turns: Sequence[Turn]) -> dict[str, Sequence[int]]:
         """By request id, those that are known."""
@@ -46,14 +63,14 @@ class Answers:
 
     def _known(self, tenant: str, names: Iterable[str]) -> dict[str, Sequence[int]]:
         keys = [(tenant, name) for name in names]
-        known = [key for key in keys if key in self._tokens]
+        known = [key for key in keys if key in self._given]
         for key in known:
-            self._tokens.move_to_end(key)
-        return {key[1]: self._tokens[key] for key in known}
+            self._given.move_to_end(key)
+        return {key[1]: self._given[key].tokens for key in known}
 
     def _forget(self, tenant: str, request_id: str) -> None:
-        if (tokens := self._tokens.pop((tenant, request_id), None)) is not None:
-            self._held -= len(tokens) + OVERHEAD
+        if given := self._given.pop((tenant, request_id), None):
+            self._held -= len(given.tokens) + OVERHEAD
 
 
 def _name(text: str) -> str:

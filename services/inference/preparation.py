@@ -16,23 +16,20 @@ from services.inference.models import Model
 
 
 def prompt(
-    model: Model,
-    system: str,
-    request: ChatRequest,
-    context: Context,
-    answers: KnownAnswers,
-    max_tokens: int,
+    model: Model, system: str, call: Call, context: Context, answers: KnownAnswers, since: str
 ) -> Prompt:
     """
     The session's next question after its context, or what the request brings. Raises ServiceError.
     """
+    request, most = call.request, call.sampling.max_tokens or 1
     if request.text is not None:
-        found = model.template.plain(request.text, max_tokens)
+        found = model.template.plain(request.text, most)
     elif request.messages is not None:
         tools = () if request.tool_choice == "none" else request.tools or ()
-        found = model.template.conversation(request.messages, tools, max_tokens, answers)
+        found = model.template.conversation(request.messages, tools, most, answers)
     else:
-        found = model.template.prompt(system, context.turns, request.prompt, max_tokens, answers)
+        turns, question = context.turns, request.prompt
+        found = model.template.prompt(system, turns, question, most, answers, since)
     if not found.tokens:
         raise ServiceError("invalid_request", "The chat template makes nothing of this prompt.")
     return found

@@ -202,10 +202,12 @@ class ChatService:
         system = context.system_prompt
         if system is None:
             system = self._settings.chat_system_prompt
-        most = call.sampling.max_tokens or 1
+        since = self._answers.since(call.tenant, context.turns)
         prompt = await asyncio.to_thread(
-            preparation.prompt, self._model, system.strip(), call.request, context, answers, most
+            preparation.prompt, self._model, system.strip(), call, context, answers, since
         )
+        if prompt.kept:
+            call.since = context.turns[prompt.dropped].request_id
         return origins.begun(call, self._model, context, prompt)
 
     async def _generate(self, call: Call, origin: Origin, sequence: Sequence) -> Finished:
@@ -239,7 +241,7 @@ class ChatService:
         if prompts.is_stateless(call.request):
             self._answers.remember_text(call.tenant, call.text, tokens)
         else:
-            self._answers.remember(call.tenant, call.request_id, tokens)
+            self._answers.remember(call.tenant, call.request_id, tokens, call.since)
 
     async def _finish(self, call: Call, origin: Origin, finished: Finished) -> None:
         """

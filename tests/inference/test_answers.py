@@ -17,6 +17,15 @@ def test_the_tokens_of_the_answers_in_a_context_are_known_by_request_id() -> Non
     assert known(answers, "1", "2", "3") == {"1": [5, 6], "2": [7]}
 
 
+def test_it_is_known_where_the_last_answers_prompt_began() -> None:
+    answers = Answers()
+    answers.remember("t", "5", [5], since="2")
+    assert answers.since("t", turns("4", "5")) == "2"
+    assert answers.since("u", turns("4", "5")) == ""
+    assert answers.since("t", turns("5", "4")) == ""
+    assert answers.since("t", ()) == ""
+
+
 def test_tenants_whose_request_ids_are_alike_are_kept_apart() -> None:
     answers = Answers()
     answers.remember("t", "1", [5])

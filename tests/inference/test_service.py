@@ -229,6 +229,20 @@ async def test_oldest_exchanges_are_dropped_and_it_is_said_how_many(tmp_path: Pa
         assert done.exchanges_dropped == 1
 
 
+async def test_a_conversation_that_outgrows_the_window_is_read_anew_once_in_several_turns(
+    tmp_path: Path,
+) -> None:
+    async with worker(tmp_path, context=900) as small:
+        read, dropped = [], []
+        for turn in range(16):
+            _, started, *_ = await small.ask(f"{turn:02} hi", "s", max_tokens=300)
+            assert isinstance(started, Started)
+            read.append(started.prompt_tokens - started.cached_tokens)
+            dropped.append(started.exchanges_dropped)
+        assert max(dropped) > 0
+        assert sum(tokens > 100 for tokens in read[1:]) <= 5
+
+
 class Foreign(FakeBackend):
     """Says its answers in tokens that tokenizing their text would never give."""
 

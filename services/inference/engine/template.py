@@ -6,8 +6,7 @@ known is put in as these tokens: so the prompt goes on from what the KV cache ho
 text would tokenize differently.
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import jinja2
 from services.contract.conversation import ChatMessage, Tool
 from services.contract.errors import ServiceError
 from services.contract.messages import Turn
-from services.inference.engine import jinja
+from services.inference.engine import jinja, window
 from services.inference.engine.backend import Backend
 from services.inference.engine.functions import Functions, Json
 from services.inference.engine.mark import Mark
@@ -71,23 +70,29 @@ class ChatTemplate:
         question: str,
         max_tokens: int,
         answers: KnownAnswers = MappingProxyType({}),
+        since: str = "",
     ) -> Prompt:
         """
-        The longest prompt that leaves room for `max_tokens`: oldest exchanges are dropped, whole.
+        With room for `max_tokens`: if not all exchanges fit, the oldest are dropped, whole, and
+        some more, so that the next prompts can begin alike. `since` is the first exchange of the
+        last prompt.
 
         Raises ServiceError(context_length_exceeded) if the question doesn't fit even alone.
         """
         tried: dict[int, list[int]] = {}
 
-        def fits(dropped: int) -> bool:
-            messages = of_session(system, turns[dropped:], question, answers)
-            messages = messages if self._has_system_role else merge_system(messages)
-            tried[dropped] = self._tokens(Shown(messages))
-            return len(tried[dropped]) + max_tokens <= self._backend.context
+        def length(dropped: int) -> int:
+            if dropped not in tried:
+                messages = of_session(system, turns[dropped:], question, answers)
+                messages = messages if self._has_system_role else merge_system(messages)
+                tried[dropped] = self._tokens(Shown(messages))
+            return len(tried[dropped])
 
-        dropped = _first(len(turns), fits)
+        last = next((i for i, turn in enumerate(turns) if turn.request_id == since), 0)
+        room = self._backend.context - max_tokens
+        dropped = window.dropped(len(turns), length, room, last)
         if dropped is None:
-            raise _too_long(len(tried[len(turns)]), max_tokens, self._backend.context)
+            raise _too_long(length(len(turns)), max_tokens, self._backend.context)
         return Prompt(tried[dropped], len(turns) - dropped, dropped)
 
     def conversation(
@@ -291,15 +296,6 @@ class ChatTemplate:
         if set(self._content.split(rendered).numbers) != set(range(len(roles))):
             return "it does not show all messages of a conversation"
         return None
-
-
-def _first(count: int, fits: Callable[[int], bool]) -> int | None:
-    """
-    The first of 0 to `count` that fits, where all after it do too. 0 is the likely one; the others
-    are searched by halves.
-    """
-    found = 0 if fits(0) else bisect_left(range(count + 1), True, lo=1, key=fits)
-    return found if found <= count else None
 
 
 def _changed(whole: str, texts: list[str], said: dict[int, Said]) -> list[int]:

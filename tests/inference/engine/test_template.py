@@ -206,27 +206,18 @@ def test_oldest_exchanges_are_dropped_whole_until_it_fits() -> None:
     assert "first" not in said and "one" not in said and "second" in said and "be kind" in said
 
 
-def test_as_many_exchanges_are_kept_as_fit_and_not_one_more() -> None:
-    turns = [Turn(str(i), "q" * (i * 7 % 5 + 1), "a" * (i % 4 + 1)) for i in range(14)]
-    lengths = [len(text(template(SHOWN), "s", turns[dropped:], "hi")) for dropped in range(15)]
-    for context in range(lengths[-1] + 10, lengths[0] + 11):
-        prompt = template(SHOWN, context).prompt("s", turns, "hi", 10)
-        assert prompt.dropped == next(i for i in range(15) if lengths[i] + 10 <= context)
-        assert (len(prompt.tokens), prompt.kept) == (lengths[prompt.dropped], 14 - prompt.dropped)
-
-
-def test_few_prompts_are_tried_to_find_the_longest_that_fits() -> None:
-    tried = []
-
-    class Counting(FakeBackend):
-        def tokenize(self, text: str, special: bool) -> list[int]:
-            tried.append(text)
-            return super().tokenize(text, special)
-
-    chat = ChatTemplate(SHOWN, Counting({}, 50), bos="", eos="", adds_bos=False)
-    tried.clear()
-    chat.prompt("s", [Turn(str(i), "question", "answer") for i in range(14)], "hi", 10)
-    assert sum(text.endswith("[hi]") for text in tried) <= 5
+def test_the_prompt_is_cut_once_in_several_turns_and_begins_alike_until_then() -> None:
+    turns = [Turn(str(i), "q" * (i * 7 % 5 + 1), "a" * (i % 4 + 1)) for i in range(30)]
+    chat = template(SHOWN, 120)
+    since, cuts, before = "", 0, ""
+    for told in range(30):
+        prompt = chat.prompt("s", turns[:told], "", 10, since=since)
+        said = bytes(prompt.tokens).decode()
+        assert len(said) <= 110 and prompt.kept + prompt.dropped == told
+        cuts += not said.startswith(before)
+        before = said.removesuffix("[]")
+        since = turns[prompt.dropped].request_id if prompt.kept else ""
+    assert 2 <= cuts <= 6
 
 
 def test_a_question_that_does_not_fit_alone_is_refused_with_both_numbers() -> None:

@@ -81,6 +81,7 @@ def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
         sampler,
         call.adapter,
         prompts.conversation(call.tenant, call.request),
+        call.request.seed is not None,
         begun,
         received=call.received,
     )

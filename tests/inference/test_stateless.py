@@ -52,6 +52,18 @@ async def test_the_next_turn_computes_nothing_of_the_one_before_again(fast: Work
     assert done.usage.cached_tokens == said
 
 
+async def test_who_names_a_seed_begins_with_nothing_that_was_read_for_who_does_not(
+    fast: Worker,
+) -> None:
+    usages = []
+    for seed in (None, None, 1, 1, 2):
+        *_, done = await ask(fast, messages=(ASK,), session_id="", seed=seed)
+        assert isinstance(done, Done)
+        usages.append(done.usage)
+    whole = usages[0].prompt_tokens
+    assert [u.prompt_tokens - u.cached_tokens for u in usages] == [whole, 1, whole, 2, 2]
+
+
 async def test_plain_text_is_gone_on_with(tmp_path: Any) -> None:
     async with worker(tmp_path, backend=FakeBackend({"once": b" upon a time"})) as plain:
         assert text(await ask(plain, text="once")) == " upon a time"

@@ -8,6 +8,10 @@ from services.inference.engine import runs
 from services.inference.engine.answer import Answer
 from services.inference.engine.backend import Sampler
 
+# Tokens that are read at once where it must be exact. llama.cpp computes a single one, and by flash
+# attention more than these, in other ways, whose logits differ by a tenth.
+LEAST_EXACT, MOST_EXACT = 2, 63
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -23,6 +27,7 @@ class Sequence:
     sampler: Sampler  # closed by the engine
     adapter: int = 0  # 0: the model as it is
     session: str = ""  # whose conversation it is; "" is nobody's
+    is_exact: bool = False  # read so that its logits are the same each time
     begun: InitVar[Answer | None] = None  # elsewhere, and goes on here
     answer: Answer = field(init=False)
     given: list[int] = field(init=False)  # the prompt, and what was said elsewhere: read first
@@ -42,7 +47,8 @@ class Sequence:
         self.answer = begun or Answer(self.sampling)
         self.given = [*self.prompt, *self.answer.tokens]
         # the last token's logits are needed, so it is always computed
-        self.run = runs.pack(self.adapter, self.given[:-1])
+        computed_anew = LEAST_EXACT if self.is_exact else 1
+        self.run = runs.pack(self.adapter, self.given[:-computed_anew], self.is_exact)
 
     @property
     def owner(self) -> str:
@@ -76,6 +82,9 @@ class Sequence:
         """The next tokens to compute, at most `most`."""
         if self.is_prefilled:
             return self.generated[-1:]
+        if self.is_exact:
+            most = min(most, MOST_EXACT)
+            most -= 0 < self.unread - most < LEAST_EXACT
         return self.given[self.computed : self.computed + most]
 
     @property

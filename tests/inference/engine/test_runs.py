@@ -8,8 +8,9 @@ def test_the_common_beginning_is_counted_in_tokens() -> None:
     assert runs.shared(a, runs.pack(0, [])) == runs.shared(a, b"") == 0
 
 
-def test_runs_of_different_adapters_have_nothing_in_common() -> None:
-    assert runs.shared(runs.pack(0, [1, 2]), runs.pack(1, [1, 2])) == 0
+def test_runs_of_different_adapters_have_nothing_in_common_nor_exact_ones_with_others() -> None:
+    for other in (runs.pack(1, [1, 2]), runs.pack(0, [1, 2], is_exact=True)):
+        assert runs.shared(runs.pack(0, [1, 2]), other) == 0
 
 
 def test_a_run_grows_and_is_cut_by_tokens() -> None:
@@ -22,4 +23,4 @@ def test_a_run_grows_and_is_cut_by_tokens() -> None:
 
 def test_a_run_tells_its_adapter_however_short_it_is() -> None:
     assert [runs.adapter(runs.pack(adapter, [])) for adapter in (0, 1, 70_000)] == [0, 1, 70_000]
-    assert runs.adapter(runs.cut(runs.pack(3, [1, 2]), 0)) == 3
+    assert runs.adapter(runs.cut(runs.pack(3, [1, 2], is_exact=True), 0)) == 3

@@ -9,6 +9,7 @@ from services.contract.messages import ChatRequest, Origin, Sampling
 from services.inference import origins
 from services.inference.calls import Call
 from services.inference.engine import resumed
+from services.inference.engine.ahead import Beginning
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.shown import KnownAnswers
 from services.inference.engine.template import Prompt
@@ -33,6 +34,22 @@ def prompt(
     if not found.tokens:
         raise ServiceError("invalid_request", "The chat template makes nothing of this prompt.")
     return found
+
+
+def ahead(
+    model: Model, system: str, call: Call, context: Context, answers: KnownAnswers
+) -> Beginning | None:
+    """
+    All of the session's next prompt but its question, taken to be as long as the last one; None if
+    it begins as the last prompt did. Raises ServiceError.
+    """
+    turns, most = context.turns, call.sampling.max_tokens or 1
+    likely = model.template.prompt(system, turns, call.request.prompt, most, answers, call.since)
+    if not likely.kept or turns[likely.dropped].request_id == call.since:
+        return None
+    known = model.template.prompt(system, turns[likely.dropped :], "", most, answers)
+    session = prompts.conversation(call.tenant, call.request)
+    return Beginning(known.tokens, call.adapter, session)
 
 
 def without(context: Context, retried: str | None) -> Context:

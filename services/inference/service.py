@@ -5,6 +5,7 @@ Chat requests from the bus: admission, one answer each, cancel, drain. Knows no 
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from typing import Literal
 
@@ -14,7 +15,6 @@ from services.client.workers import Workers
 from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
-from services.contract.history import Context
 from services.contract.messages import (
     Accepted,
     Cancel,
@@ -31,14 +31,13 @@ from services.contract.messages import (
 )
 from services.inference import exchanges, origins, preparation
 from services.inference.admission import Admission
-from services.inference.answers import Answers
 from services.inference.calls import Call, Stopped
 from services.inference.cancels import Cancels
 from services.inference.contact import Contact
+from services.inference.conversations import Conversations
 from services.inference.engine.answer import Piece
 from services.inference.engine.engine import Began, Broken, Engine, Finished, Output, Refused
 from services.inference.engine.sequence import Sequence
-from services.inference.engine.shown import KnownAnswers
 from services.inference.models import Model
 from services.inference.readers import Readers
 from services.inference.reception import Reception
@@ -50,6 +49,7 @@ from services.runtime.deliveries import Delivery
 
 KEEP_ALIVE = 1.0  # seconds without an event after which a caller is sent a Progress
 FINISH_DEADLINE = 22.0  # seconds that a draining worker gives to the answers it has begun
+AHEAD_AFTER = 0.2  # seconds after an answer without a request
 NEVER = 86_400.0  # seconds; no answer takes a day
 OUT_OF_TOUCH = Failed("worker_lost", "The worker was out of touch for too long: ask again.", 1)
 
@@ -73,7 +73,7 @@ class ChatService:
         self._worker_id = worker_id
         self._model = model
         self._sessions = Sessions(bus)
-        self._answers = Answers()
+        self._conversations = Conversations(self._sessions, model, settings.chat_system_prompt)
         self._calls: dict[str, Call] = {}
         self._cancels = Cancels()
         self._attempts = count()
@@ -174,7 +174,7 @@ class ChatService:
 
     async def _converse(self, call: Call) -> None:
         resume = call.request.resume
-        origin = resume.origin if resume else await self._begin(call)
+        origin = resume.origin if resume else await self._conversations.begin(call)
         sequence = await asyncio.to_thread(preparation.sequence, self._model, call, origin)
         if call.stop_reason:
             sequence.sampler.close()
@@ -185,30 +185,10 @@ class ChatService:
             except ServiceError:
                 await self._store(call, origin, exchanges.unfinished(call))
                 raise
-            self._remember(call, sequence.generated)
+            self._conversations.remember(call, sequence.generated)
         await self._finish(call, origin, finished)
-
-    async def _find_context(self, call: Call) -> tuple[Context, KnownAnswers]:
-        """What the session brings, if it is asked for, and the answers whose tokens are known."""
-        request = call.request
-        if prompts.is_stateless(request):
-            return Context(), self._answers.of_texts(call.tenant, request.messages or ())
-        context = await call.unless_stopped(self._sessions.context(call.tenant, request.session_id))
-        context = preparation.without(context, request.retry_of)
-        return context, self._answers.of(call.tenant, context.turns)
-
-    async def _begin(self, call: Call) -> Origin:
-        context, answers = await self._find_context(call)
-        system = context.system_prompt
-        if system is None:
-            system = self._settings.chat_system_prompt
-        since = self._answers.since(call.tenant, context.turns)
-        prompt = await asyncio.to_thread(
-            preparation.prompt, self._model, system.strip(), call, context, answers, since
-        )
-        if prompt.kept:
-            call.since = context.turns[prompt.dropped].request_id
-        return origins.begun(call, self._model, context, prompt)
+        if not prompts.is_stateless(call.request):
+            self._bus.spawn(self._read_ahead(call))
 
     async def _generate(self, call: Call, origin: Origin, sequence: Sequence) -> Finished:
         call.sequence = sequence
@@ -234,14 +214,14 @@ class ChatService:
                 case Finished() as finished:
                     return finished
 
-    def _remember(self, call: Call, tokens: list[int]) -> None:
-        """The answer's tokens, which the next turn's prompt repeats."""
-        if tokens and self._model.backend.is_end(tokens[-1]):
-            tokens = tokens[:-1]
-        if prompts.is_stateless(call.request):
-            self._answers.remember_text(call.tenant, call.text, tokens)
-        else:
-            self._answers.remember(call.tenant, call.request_id, tokens, call.since)
+    async def _read_ahead(self, call: Call) -> None:
+        """A cut window, while nobody asks: it would have to be read before the next answer."""
+        await asyncio.sleep(AHEAD_AFTER)
+        if self._calls or self._draining:
+            return
+        with suppress(ServiceError):  # which the next question will meet, and tell
+            if beginning := await self._conversations.ahead(call):
+                self._engine.read_ahead(beginning)
 
     async def _finish(self, call: Call, origin: Origin, finished: Finished) -> None:
         """

@@ -243,6 +243,25 @@ async def test_a_conversation_that_outgrows_the_window_is_read_anew_once_in_seve
         assert sum(tokens > 100 for tokens in read[1:]) <= 5
 
 
+async def test_a_window_that_is_cut_is_read_before_the_next_question(tmp_path: Path) -> None:
+    async with worker(tmp_path, context=900) as small:
+        for turn in range(7):
+            await small.ask(f"{turn:02} hi", "s", max_tokens=300)
+        async with asyncio.timeout(10):
+            while sum(len(chunk.tokens) > 100 for (chunk, *_) in small.backend.steps) < 2:
+                await asyncio.sleep(0.05)
+        _, started, *_ = await small.ask("07 hi", "s", max_tokens=300)
+        assert isinstance(started, Started) and started.exchanges_dropped == 3
+        assert started.prompt_tokens - started.cached_tokens < 100
+
+
+async def test_a_window_that_stays_is_not_looked_at_again(fast: Worker) -> None:
+    await fast.ask("hi", "s")
+    steps = len(fast.backend.steps)
+    await asyncio.sleep(1)
+    assert len(fast.backend.steps) == steps
+
+
 class Foreign(FakeBackend):
     """Says its answers in tokens that tokenizing their text would never give."""
 

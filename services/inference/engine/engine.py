@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from services.contract.messages import FinishReason, Timings, Usage
+from services.inference.engine.ahead import Ahead, Beginning
 from services.inference.engine.answer import Piece
 from services.inference.engine.backend import Backend, BackendError, Choice, NoNumbers, Stuck
 from services.inference.engine.pace import PIECE_INTERVAL
@@ -50,6 +51,7 @@ class Refused(NamedTuple):
 
 
 Output = Began | Piece | Finished | Broken | Refused
+_Item = Sequence | Beginning | str | None  # to compute, to read ahead, to cancel, the end
 Emit = Callable[[list[tuple[str, Output]]], None]
 
 
@@ -73,9 +75,10 @@ class Engine:
         self._backend = backend
         self._emit = emit
         self._on_death = on_death
-        self._inbox: queue.SimpleQueue[Sequence | str | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._slots = Slots(backend, parallel, budget)
         self._scheduler = Scheduler(self._slots)
+        self._ahead = Ahead(backend, self._slots)
         self.speed = Speed()
         self._outputs: list[tuple[str, Output]] = []
         self._closing = False
@@ -86,6 +89,10 @@ class Engine:
 
     def submit(self, sequence: Sequence) -> None:
         self._inbox.put(sequence)
+
+    def read_ahead(self, beginning: Beginning) -> None:
+        """While there is nothing else to do, so that the conversation's next answer comes soon."""
+        self._inbox.put(beginning)
 
     def cancel(self, key: str) -> None:
         """Ends the sequence before the next step; does nothing if it has ended."""
@@ -119,19 +126,25 @@ class Engine:
         while not self._inbox.empty():
             self._handle(self._inbox.get())
 
-    def _wait(self) -> Sequence | str | None:
-        """Tidies up meanwhile, but not where the next turn may follow at once."""
+    def _wait(self) -> _Item:
+        """Reads ahead and tidies up meanwhile, but not where the next turn may follow at once."""
         try:
             return self._inbox.get(timeout=TIDY_AFTER)
         except queue.Empty:
-            while self._inbox.empty() and self._slots.tidy():
+            while self._inbox.empty() and (self._read_ahead() or self._slots.tidy()):
                 pass
             return self._inbox.get()
 
-    def _handle(self, item: Sequence | str | None) -> None:
+    def _read_ahead(self) -> bool:
+        return self._ahead.read(self._scheduler.chunk_ahead)
+
+    def _handle(self, item: _Item) -> None:
         if item is None:
             self._closing = True
+        elif isinstance(item, Beginning):
+            self._ahead.add(item)
         elif isinstance(item, Sequence):
+            self._ahead.forget(item.owner)
             self._scheduler.add(item)
             self._end_if_due(item)  # one that was begun elsewhere may lack nothing but its end
         elif sequence := self._scheduler.find(item):

@@ -13,6 +13,7 @@ CHUNK_MIN = 16  # tokens; fewer cost a CPU nearly as much time
 CHUNK_MAX = 512
 CHUNK_SECONDS = 0.5  # so that a cancel does not wait longer
 FAR_TOO_LONG = 1.0  # seconds for a chunk: what was measured before is worth nothing
+AHEAD_SECONDS = 0.1  # so that who comes meanwhile does not wait longer
 WEIGHT = 0.3  # of the newest measurement in an average
 
 
@@ -39,6 +40,11 @@ class Pace:
     def chunk(self) -> int:
         """Tokens, while nobody is kept waiting."""
         return _tokens(self._speed * CHUNK_SECONDS)
+
+    @property
+    def chunk_ahead(self) -> int:
+        """Tokens, while nobody has asked for them."""
+        return _tokens(self._speed * AHEAD_SECONDS)
 
     @property
     def chunk_beside(self) -> int:

@@ -56,6 +56,11 @@ class Scheduler:
     def is_idle(self) -> bool:
         return not self.waiting and not self.running
 
+    @property
+    def chunk_ahead(self) -> int:
+        """Tokens that may be read at once for those who have not asked yet."""
+        return self._pace.chunk_ahead
+
     def add(self, sequence: Sequence) -> None:
         sequence.found = self._slots.cached(sequence.run)
         self.waiting.append(sequence)

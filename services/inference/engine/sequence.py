@@ -13,6 +13,11 @@ from services.inference.engine.backend import Sampler
 LEAST_EXACT, MOST_EXACT = 2, 63
 
 
+def owner(adapter: int, session: str) -> str:
+    """Of what was computed: a session has something else with each adapter; "" is nobody."""
+    return f"{adapter}.{session}" if session else ""
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """
@@ -52,8 +57,7 @@ class Sequence:
 
     @property
     def owner(self) -> str:
-        """Of what was computed: a session has something else with each adapter."""
-        return f"{self.adapter}.{self.session}" if self.session else ""
+        return owner(self.adapter, self.session)
 
     @property
     def generated(self) -> list[int]:

@@ -1,0 +1,69 @@
+"""What a conversation brings to its next prompt. Knows no engine."""
+
+import asyncio
+
+from services.contract import prompts
+from services.contract.history import Context
+from services.contract.messages import Origin
+from services.inference import origins, preparation
+from services.inference.answers import Answers
+from services.inference.calls import Call
+from services.inference.engine.ahead import Beginning
+from services.inference.engine.shown import KnownAnswers
+from services.inference.models import Model
+from services.inference.sessions import Sessions
+
+
+class Conversations:
+    """`system` is the prompt of sessions that have none of their own."""
+
+    def __init__(self, sessions: Sessions, model: Model, system: str) -> None:
+        self._sessions = sessions
+        self._model = model
+        self._system = system
+        self._answers = Answers()
+
+    async def begin(self, call: Call) -> Origin:
+        """Raises ServiceError, or Stopped."""
+        context, answers = await self._find(call)
+        since = self._answers.since(call.tenant, context.turns)
+        system = self._system_of(context)
+        prompt = await asyncio.to_thread(
+            preparation.prompt, self._model, system, call, context, answers, since
+        )
+        if prompt.kept:
+            call.since = context.turns[prompt.dropped].request_id
+        return origins.begun(call, self._model, context, prompt)
+
+    async def _find(self, call: Call) -> tuple[Context, KnownAnswers]:
+        """What the session brings, if it is asked for, and the answers whose tokens are known."""
+        request = call.request
+        if prompts.is_stateless(request):
+            return Context(), self._answers.of_texts(call.tenant, request.messages or ())
+        context = await call.unless_stopped(self._sessions.context(call.tenant, request.session_id))
+        context = preparation.without(context, request.retry_of)
+        return context, self._answers.of(call.tenant, context.turns)
+
+    def _system_of(self, context: Context) -> str:
+        own = context.system_prompt
+        return (self._system if own is None else own).strip()
+
+    def remember(self, call: Call, tokens: list[int]) -> None:
+        """The answer's tokens, which the next turn's prompt repeats."""
+        if tokens and self._model.backend.is_end(tokens[-1]):
+            tokens = tokens[:-1]
+        if prompts.is_stateless(call.request):
+            self._answers.remember_text(call.tenant, call.text, tokens)
+        else:
+            self._answers.remember(call.tenant, call.request_id, tokens, call.since)
+
+    async def ahead(self, call: Call) -> Beginning | None:
+        """
+        What the session's next prompt will begin with, if that is not what this one did: the window
+        is cut before it. Raises ServiceError.
+        """
+        context = await self._sessions.context(call.tenant, call.request.session_id)
+        answers = self._answers.of(call.tenant, context.turns)
+        return await asyncio.to_thread(
+            preparation.ahead, self._model, self._system_of(context), call, context, answers
+        )

@@ -20,6 +20,7 @@ from bench import (
     routing,
     share,
     turns,
+    window,
 )
 from bench.models import SHAPES, TYPES, make
 from bench.pairs import Plan, tell
@@ -29,6 +30,7 @@ LOADS = {
     "idle": burst.run_idle,
     "prefix": prefix.run,
     "turns": turns.run,
+    "window": window.run,
     "gaps": gaps.run,
     "rotation": rotation.run,
     "share": share.run,

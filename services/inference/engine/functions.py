@@ -16,7 +16,7 @@ import msgspec
 from services.contract import prompts
 from services.contract.conversation import ChatMessage, NamedTool, Tool, ToolCall, ToolChoice
 from services.contract.errors import ServiceError
-from services.inference.engine import schema
+from services.inference.engine import gbnf, schema
 from services.inference.engine.gbnf import GrammarError
 from services.inference.engine.mark import Mark
 
@@ -87,15 +87,16 @@ class Functions:
         if isinstance(choice, NamedTool):
             tools = [tool for tool in tools if tool.function.name == choice.function.name]
         form = self.form
+        more = f"({json.dumps(form.between)} call)*" if several and form.between else ""
+        root = f"root ::= {json.dumps(form.open)} call {more} {json.dumps(form.close)}"
         try:
-            rules = schema.to_gbnf(_schema(tools, form.key), "call")
+            grammar = f"{root}\n{schema.to_gbnf(_schema(tools, form.key), 'call')}"
+            gbnf.parse(grammar)  # here it is known that it comes of `tools`
         except GrammarError as error:
             raise ServiceError(
                 "invalid_request", f"The field `tools` can't be used: {error}."
             ) from error
-        more = f"({json.dumps(form.between)} call)*" if several and form.between else ""
-        root = f"root ::= {json.dumps(form.open)} call {more} {json.dumps(form.close)}"
-        return f"{root}\n{rules}"
+        return grammar
 
 
 def _probe(render: Render) -> tuple[str, Form | None]:

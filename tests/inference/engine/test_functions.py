@@ -189,7 +189,12 @@ def test_nothing_is_forced_by_auto_and_none() -> None:
 
 @pytest.mark.parametrize(
     "parameters",
-    [{"type": "mystery"}, {"$ref": "http://example.com"}, {"$ref": "#/$defs/none"}],
+    [
+        {"type": "mystery"},
+        {"$ref": "http://example.com"},
+        {"$ref": "#/$defs/none"},
+        {"properties": {"a": {"type": "string", "pattern": "^(a{300}){300}b{60000}$"}}},
+    ],
 )
 def test_a_schema_that_can_not_be_followed_is_refused_by_name(parameters: dict[str, Any]) -> None:
     tools = (Tool(Function("f", None, parameters)),)

@@ -10,6 +10,7 @@ import argparse
 from bench import (
     burst,
     failover,
+    floor,
     gaps,
     history,
     memory,
@@ -31,6 +32,7 @@ LOADS = {
     "prefix": prefix.run,
     "turns": turns.run,
     "window": window.run,
+    "floor": floor.run,
     "gaps": gaps.run,
     "rotation": rotation.run,
     "share": share.run,

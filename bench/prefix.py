@@ -37,13 +37,13 @@ def run(plan: Plan) -> Section:
 async def _measure(plan: Plan, ours: FineTune, theirs: OpenAI) -> list[tuple[float, ...]]:
     return await interleave(
         "prefix",
-        [partial(_first_token, ours), partial(_with_new_system, theirs)],
+        [partial(_first_token, ours), partial(with_new_system, theirs)],
         plan.pairs,
         lambda first: first,
     )
 
 
-async def _with_new_system(server: OpenAI) -> float:
+async def with_new_system(server: OpenAI) -> float:
     return await _first_token(server.with_system(words(SYSTEM_WORDS)))
 
 

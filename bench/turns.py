@@ -36,11 +36,11 @@ def run(plan: Plan) -> Section:
 
 
 async def _measure(plan: Plan, targets: list[Target]) -> list[tuple[Times, ...]]:
-    runs = [partial(_converse, target) for target in targets]
+    runs = [partial(converse, target) for target in targets]
     return await interleave("turns", runs, plan.pairs, lambda times: middle(times, 5, 15))
 
 
-async def _converse(target: Target) -> Times:
+async def converse(target: Target) -> Times:
     run = uuid4().hex
     times = []
     for _ in range(TURNS):

@@ -1,8 +1,10 @@
 """What a conversation brings to its next prompt. Knows no engine."""
 
 import asyncio
+from contextlib import suppress
 
 from services.contract import prompts
+from services.contract.errors import ServiceError
 from services.contract.history import Context
 from services.contract.messages import Origin
 from services.inference import origins, preparation
@@ -12,6 +14,8 @@ from services.inference.engine.ahead import Beginning
 from services.inference.engine.shown import KnownAnswers
 from services.inference.models import Model
 from services.inference.sessions import Sessions
+
+PATIENCE = 1.0  # seconds with history, where nobody waits for what it tells
 
 
 class Conversations:
@@ -60,10 +64,13 @@ class Conversations:
     async def ahead(self, call: Call) -> Beginning | None:
         """
         What the session's next prompt will begin with, if that is not what this one did: the window
-        is cut before it. Raises ServiceError.
+        is cut before it. What is wrong is told to who asks the next question.
         """
-        context = await self._sessions.context(call.tenant, call.request.session_id)
-        answers = self._answers.of(call.tenant, context.turns)
-        return await asyncio.to_thread(
-            preparation.ahead, self._model, self._system_of(context), call, context, answers
-        )
+        with suppress(ServiceError, TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                context = await self._sessions.context(call.tenant, call.request.session_id)
+            answers = self._answers.of(call.tenant, context.turns)
+            return await asyncio.to_thread(
+                preparation.ahead, self._model, self._system_of(context), call, context, answers
+            )
+        return None

@@ -5,8 +5,6 @@ Chat requests from the bus: admission, one answer each, cancel, drain. Knows no 
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import suppress
-from itertools import count
 from typing import Literal
 
 from msgspec.structs import replace
@@ -76,11 +74,12 @@ class ChatService:
         self._conversations = Conversations(self._sessions, model, settings.chat_system_prompt)
         self._calls: dict[str, Call] = {}
         self._cancels = Cancels()
-        self._attempts = count()
+        self._attempts = 0
         self._admission = Admission(settings)
         self._reception = Reception(bus, worker_id, workers, self._admit)
         self._readers = Readers(bus, worker_id, self._calls)
         self._contact = Contact(bus.answers, self._lose_all)
+        self._looking_ahead = asyncio.Lock()
         self._dead = False
         self._draining = False
         loop = asyncio.get_running_loop()
@@ -130,16 +129,19 @@ class ChatService:
             await asyncio.sleep(0.02)
         for ticker in self._tickers:
             ticker.cancel()
-        await asyncio.to_thread(self._engine.close)
-        self._model.backend.close()
+        async with self._looking_ahead:  # which uses the model in a thread, too
+            await asyncio.to_thread(self._engine.close)
+            self._model.backend.close()
 
     def _admit(self, tenant: str, request: ChatRequest, reply: str) -> Taken:
         """Decides by counts and bytes alone, before any work. Raises ServiceError."""
         sampling = self._settings.fill_in(request)
         sampling = replace(sampling, seed=origins.seed(request))
         adapter = self._model.adapter(request.model)
-        attempt = next(self._attempts)
-        call = Call(self._bus, tenant, request, sampling, adapter, reply, self._worker_id, attempt)
+        self._attempts += 1
+        call = Call(
+            self._bus, tenant, request, sampling, adapter, reply, self._worker_id, self._attempts
+        )
         if call.key in self._calls:
             raise ServiceError("conflict", f"Request {call.request_id} is being answered already.")
         if self._dead or self._draining:
@@ -217,10 +219,12 @@ class ChatService:
     async def _read_ahead(self, call: Call) -> None:
         """A cut window, while nobody asks: it would have to be read before the next answer."""
         await asyncio.sleep(AHEAD_AFTER)
-        if self._calls or self._draining:
-            return
-        with suppress(ServiceError):  # which the next question will meet, and tell
-            if beginning := await self._conversations.ahead(call):
+        async with self._looking_ahead:
+            if self._calls or self._draining:
+                return
+            newest = self._attempts
+            beginning = await self._conversations.ahead(call)
+            if beginning and newest == self._attempts:  # else the conversation may have gone on
                 self._engine.read_ahead(beginning)
 
     async def _finish(self, call: Call, origin: Origin, finished: Finished) -> None:

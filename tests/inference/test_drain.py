@@ -1,16 +1,21 @@
 """A worker that leaves: what it can't finish in time goes on at another."""
 
 import asyncio
+import threading
+import time
 from contextlib import aclosing
 from pathlib import Path
+from typing import cast
 
 import pytest
 from msgspec.structs import replace
 
 from services.client.chat import ChatClient
 from services.contract.messages import Accepted, ChatRequest, Done, Failed, StreamEvent, Token
-from services.inference import service
+from services.inference import preparation, service
+from services.inference.models import Model
 from services.inference.sessions import Sessions
+from tests.inference.fake_backend import FakeBackend
 from tests.inference.test_reception import pair
 from tests.inference.test_service import LONG, Worker, text, worker
 
@@ -87,3 +92,40 @@ async def test_who_leaves_waits_no_longer_for_history(
             await leaving.service.drain()
         failed = (await asked)[-1]
         assert isinstance(failed, Failed) and failed.code == "shutting_down"
+
+
+async def test_the_model_is_closed_once_nobody_looks_at_the_next_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, was_closed = threading.Event(), []
+
+    def ahead(model: Model, *_: object) -> None:
+        looking.set()
+        time.sleep(0.3)
+        was_closed.append(cast(FakeBackend, model.backend).closed)
+
+    monkeypatch.setattr(preparation, "ahead", ahead)
+    async with worker(tmp_path) as leaving:
+        await leaving.ask("hi", "s")
+        await asyncio.to_thread(looking.wait)
+        await leaving.service.drain()
+        assert was_closed == [False]
+
+
+async def test_who_leaves_does_not_wait_for_history_to_tell_the_next_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    asked = asyncio.Event()
+    async with worker(tmp_path) as leaving:
+        await leaving.ask("hi", "s")
+        monkeypatch.setattr(Sessions, "context", never)
+        await asked.wait()
+        async with asyncio.timeout(3):
+            await leaving.service.drain()
+            await leaving.bus.leave()
+            while any("_read_ahead" in str(task) for task in asyncio.all_tasks()):
+                await asyncio.sleep(0.05)

@@ -42,8 +42,13 @@ class Answers:
         while self._held > self._most:
             self._forget(*next(iter(self._given)))
 
+    def begin(self, tenant: str, request_id: str, since: str) -> None:
+        """The next prompt will begin with the exchange of `since`, whatever this one's did."""
+        if given := self._given.get((tenant, request_id)):
+            self._given[tenant, request_id] = given._replace(since=since)
+
     def since(self, tenant: str, turns: Sequence[Turn]) -> str:
-        """The request with whose exchange the last answer's prompt began; "" if it is unknown."""
+        """The request with whose exchange the prompt is to begin as before; "" if it is unknown."""
         given = self._given.get((tenant, turns[-1].request_id)) if turns else None
         return given.since if given else ""
 

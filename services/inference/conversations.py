@@ -70,7 +70,9 @@ class Conversations:
             async with asyncio.timeout(PATIENCE):
                 context = await self._sessions.context(call.tenant, call.request.session_id)
             answers = self._answers.of(call.tenant, context.turns)
-            return await asyncio.to_thread(
+            beginning = await asyncio.to_thread(
                 preparation.ahead, self._model, self._system_of(context), call, context, answers
             )
+            self._answers.begin(call.tenant, call.request_id, call.since)
+            return beginning
         return None

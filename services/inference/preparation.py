@@ -1,5 +1,7 @@
 """What the model is to read for a request, and how it is to answer. Knows no bus."""
 
+from os.path import commonprefix
+
 from msgspec.structs import replace
 
 from services.contract import prompts
@@ -40,16 +42,23 @@ def ahead(
     model: Model, system: str, call: Call, context: Context, answers: KnownAnswers
 ) -> Beginning | None:
     """
-    All of the session's next prompt but its question, taken to be as long as the last one; None if
-    it begins as the last prompt did. Raises ServiceError.
+    All of the session's next prompt before its question, which is taken to be as long as the last
+    one. `call.since` is where it begins then. None if that is where the last prompt began, or if
+    that one was read in another way, for its seed; or if the session has gone on. Raises
+    ServiceError.
     """
     turns, most = context.turns, call.sampling.max_tokens or 1
+    is_newest = bool(turns) and turns[-1].request_id == call.request_id
+    if not is_newest or call.request.seed is not None:
+        return None
     likely = model.template.prompt(system, turns, call.request.prompt, most, answers, call.since)
     if not likely.kept or turns[likely.dropped].request_id == call.since:
         return None
-    known = model.template.prompt(system, turns[likely.dropped :], "", most, answers)
+    call.since = turns[likely.dropped].request_id
+    other = model.template.prompt(system, turns[likely.dropped :], "", most, answers)
+    known = list(commonprefix((likely.tokens, other.tokens)))
     session = prompts.conversation(call.tenant, call.request)
-    return Beginning(known.tokens, call.adapter, session)
+    return Beginning(known, call.adapter, session)
 
 
 def without(context: Context, retried: str | None) -> Context:

@@ -26,6 +26,15 @@ def test_it_is_known_where_the_last_answers_prompt_began() -> None:
     assert answers.since("t", ()) == ""
 
 
+def test_the_next_prompt_may_begin_elsewhere() -> None:
+    answers = Answers()
+    answers.remember("t", "5", [5], since="2")
+    answers.begin("t", "5", "4")
+    answers.begin("t", "6", "4")
+    assert answers.since("t", turns("4", "5")) == "4"
+    assert known(answers, "5", "6") == {"5": [5]}
+
+
 def test_tenants_whose_request_ids_are_alike_are_kept_apart() -> None:
     answers = Answers()
     answers.remember("t", "1", [5])

@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -38,7 +40,8 @@ from services.contract.messages import (
 )
 from services.history.service import start as start_history
 from services.history.settings import HistorySettings
-from services.inference import service
+from services.inference import preparation, service
+from services.inference.engine.ahead import Beginning
 from services.inference.engine.template import ChatTemplate
 from services.inference.models import Model
 from services.inference.service import ChatService
@@ -243,16 +246,83 @@ async def test_a_conversation_that_outgrows_the_window_is_read_anew_once_in_seve
         assert sum(tokens > 100 for tokens in read[1:]) <= 5
 
 
-async def test_a_window_that_is_cut_is_read_before_the_next_question(tmp_path: Path) -> None:
+async def read_ahead(small: Worker, *questions: str, **more: Any) -> Started:
+    """Said of the last question, before which there was a pause."""
+    *first, last = questions
+    for question in first:
+        await small.ask(question, "s", max_tokens=300, **more)
+    await asyncio.sleep(1)
+    _, started, *_ = await small.ask(last, "s", max_tokens=300, **more)
+    assert isinstance(started, Started)
+    return started
+
+
+@pytest.mark.parametrize(("turns", "last", "following"), [(7, 0, 0), (6, 80, 0), (7, 0, 80)])
+async def test_a_window_that_is_cut_is_read_before_the_next_question_however_long_that_is(
+    tmp_path: Path, turns: int, last: int, following: int
+) -> None:
+    async with worker(tmp_path, context=900) as small:
+        more = [*[0] * (turns - 1), last, following]
+        questions = [f"{turn:02} {'x' * more[turn]} hi" for turn in range(turns + 1)]
+        started = await read_ahead(small, *questions)
+        assert started.exchanges_dropped >= 3
+        assert started.prompt_tokens - started.cached_tokens < 60 + following
+
+
+async def test_a_turn_that_was_followed_soon_is_not_looked_behind(tmp_path: Path) -> None:
+    async with worker(tmp_path, context=900) as small:
+        for more in (*[0] * 6, 80):
+            await small.ask(f"{more * 'x'} hi", "s", max_tokens=300)
+        steps = len(small.backend.steps)
+        await asyncio.sleep(1)
+        assert len(small.backend.steps) == steps
+
+
+class Recurrent(FakeBackend):
+    """Of a sequence it keeps all or nothing."""
+
+    def cut(self, slot: int, length: int) -> bool:
+        is_whole = length == self.length(slot)
+        return super().cut(slot, length if is_whole else 0) and is_whole
+
+
+async def test_what_was_read_ahead_is_of_use_to_a_model_that_keeps_all_or_nothing(
+    tmp_path: Path,
+) -> None:
+    async with worker(tmp_path, backend=Recurrent(ANSWERS, 900)) as small:
+        started = await read_ahead(small, *(f"{turn:02} hi" for turn in range(8)))
+        assert started.exchanges_dropped == 3
+        assert started.prompt_tokens - started.cached_tokens < 60
+
+
+async def test_nothing_is_read_ahead_of_a_session_that_goes_on_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking = threading.Event()
+
+    def ahead(*_: object) -> Beginning:
+        looking.set()
+        time.sleep(0.5)
+        return Beginning([1] * 100, 0, "open.s")
+
+    monkeypatch.setattr(preparation, "ahead", ahead)
+    async with worker(tmp_path) as fast:
+        await fast.ask("hi", "s")
+        await asyncio.to_thread(looking.wait)
+        monkeypatch.setattr(preparation, "ahead", lambda *_: None)
+        await fast.ask("hi", "s")
+        await asyncio.sleep(1.2)
+        assert not any(chunk.tokens[0] == 1 for (chunk,) in fast.backend.steps)
+
+
+async def test_nothing_is_read_ahead_for_who_names_a_seed(tmp_path: Path) -> None:
+    """It would be read in another way, and be of no use."""
     async with worker(tmp_path, context=900) as small:
         for turn in range(7):
-            await small.ask(f"{turn:02} hi", "s", max_tokens=300)
-        async with asyncio.timeout(10):
-            while sum(len(chunk.tokens) > 100 for (chunk, *_) in small.backend.steps) < 2:
-                await asyncio.sleep(0.05)
-        _, started, *_ = await small.ask("07 hi", "s", max_tokens=300)
-        assert isinstance(started, Started) and started.exchanges_dropped == 3
-        assert started.prompt_tokens - started.cached_tokens < 100
+            await small.ask(f"{turn:02} hi", "s", max_tokens=300, seed=1)
+        steps = len(small.backend.steps)
+        await asyncio.sleep(1)
+        assert len(small.backend.steps) == steps
 
 
 async def test_a_window_that_stays_is_not_looked_at_again(fast: Worker) -> None:

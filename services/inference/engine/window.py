@@ -13,11 +13,11 @@ begin as this one does, and it need not be read again with each of them.
 def dropped(count: int, length: Callable[[int], int], room: int, last: int = 0) -> int | None:
     """
     How many of the `count` exchanges are left out, the oldest first: as many as the `last` time, if
-    that fits and a cut now would leave out no fewer. The newest is told wherever it fits.
-    `length(n)` is that of the prompt without n of them, and at most `room`. None if it does not
-    fit even without any.
+    that fits and a cut now would leave out at most one fewer, as with a shorter question it may.
+    The newest is told wherever it fits. `length(n)` is that of the prompt without n of them, and at
+    most `room`. None if it does not fit even without any.
     """
-    if last and length(last) <= room and length(last - 1) > _cut(length(count), room):
+    if last and length(last) <= room and length(max(0, last - 2)) > _cut(length(count), room):
         return last
     if length(0) <= room:
         return 0

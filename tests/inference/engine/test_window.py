@@ -42,6 +42,13 @@ def test_what_one_long_question_had_no_room_for_is_told_again_with_the_next() ->
     assert dropped(9, prompt(9), ROOM, left_out) == 0
 
 
+def test_what_a_longer_question_had_no_room_for_stays_left_out_if_it_is_but_one_exchange() -> None:
+    assert dropped(11, prompt(11, EXCHANGE), ROOM) == 5
+    assert dropped(11, prompt(11), ROOM) == 4
+    assert dropped(11, prompt(11), ROOM, last=5) == 5
+    assert dropped(11, prompt(11), ROOM, last=6) == 4
+
+
 def test_the_newest_exchange_is_told_wherever_it_fits() -> None:
     def of_two(left_out: int) -> int:
         return FIXED + 9 * EXCHANGE * (2 - left_out)

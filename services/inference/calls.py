@@ -70,7 +70,8 @@ class Call:
         self.received = self._last_sent
         self.outputs: asyncio.Queue[Output] = asyncio.Queue()
         self.sequence: Sequence | None = None
-        self.since = self.request_id  # the request with whose exchange the prompt begins
+        # The request with whose exchange the prompt begins. Another worker's is not known here
+        self.since = "" if request.resume else self.request_id
         self.text = request.resume.text if request.resume else ""
         self.stop_reason: Literal["cancelled", "timeout"] | None = None
         self._stopped = asyncio.Event()

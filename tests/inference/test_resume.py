@@ -1,5 +1,6 @@
 """A request that another worker had begun to answer: what its reader and its session see of it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from services.contract.messages import (
     StreamEvent,
     Token,
 )
-from tests.inference.test_service import LONG, Worker, fast, text
+from tests.inference.test_service import LONG, Worker, fast, text, worker
 
 __all__ = ["fast"]  # a fixture
 
@@ -59,6 +60,20 @@ async def test_its_prompt_is_the_one_that_it_began_with_whatever_its_session_has
     resumed = await fast.ask("hi", "s", resume=Resume(origin, (104,), "h"))
     assert text(resumed) == "ello"
     assert origin_of(resumed) == origin
+
+
+async def test_the_next_prompt_is_not_cut_for_not_knowing_where_this_one_began(
+    tmp_path: Path,
+) -> None:
+    async with worker(tmp_path, context=740) as small:
+        for turn in range(3):
+            await small.ask(f"{turn:02} hi", "s", max_tokens=300)
+        origin, _ = await begun(small, "03 hi", max_tokens=300)
+        resume = Resume(origin, (104,), "h")
+        await small.ask("03 hi", "s", max_tokens=300, resume=resume)
+        _, started, *_ = await small.ask("04 hi", "s", max_tokens=300)
+        assert isinstance(started, Started)
+        assert (started.exchanges_kept, started.exchanges_dropped) == (4, 0)
 
 
 async def test_what_lacks_nothing_but_its_end_ends_without_a_slot(fast: Worker) -> None:

@@ -1,9 +1,11 @@
 import queue
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from services.contract.messages import Sampling
 from services.inference.engine import runs
+from services.inference.engine.ahead import Beginning
 from services.inference.engine.answer import Piece
 from services.inference.engine.engine import (
     Began,
@@ -272,3 +274,18 @@ def test_text_does_not_wait_while_a_prompt_is_read() -> None:
         run.engine.step()
     said = sum(len(o.text) for key, o in run.drain() if key == "a" and isinstance(o, Piece))
     assert said == sum(step[0].slot == 0 for step in backend.steps)
+
+
+def test_reading_ahead_is_interrupted_by_a_request_and_goes_on_behind_it() -> None:
+    backend = FakeBackend({"hi": b"hello"}, step_seconds=0.03)
+    with running(backend) as run:
+        run.engine.read_ahead(Beginning([7] * 500, 0, "s"))
+        while not backend.computed:
+            time.sleep(0.01)
+        run.ask("hi")
+        run.finish()
+        assert backend.computed < 300
+        while backend.computed < 500 + len("hihello"):
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert backend.computed == 500 + len("hihello")

@@ -3,9 +3,7 @@
 import asyncio
 
 from services.contract.messages import Failed, Started
-from tests.inference.test_service import Worker, fast, text
-
-__all__ = ["fast"]  # a fixture
+from tests.inference.scripted import Worker, text
 
 
 async def test_an_adapter_answers_who_asks_for_it_and_the_log_tells_which(fast: Worker) -> None:

@@ -11,8 +11,8 @@ import pytest
 from services.client.chat import ChatClient
 from services.contract import subjects
 from services.contract.messages import ChatRequest, Done, Empty, Failed, StreamEvent
+from tests.inference.scripted import text, worker
 from tests.inference.test_reception import pair
-from tests.inference.test_service import text, worker
 
 
 async def test_more_bytes_than_the_queue_holds_are_refused_until_they_are_read(

@@ -11,7 +11,7 @@ from services.contract.messages import Cancel, Done, Failed, StreamEvent, Token
 from services.inference.cancels import MOST, Cancels
 from services.runtime.bus import Bus
 from tests.inference.fake_backend import FakeBackend
-from tests.inference.test_service import ANSWERS, Worker, text, worker
+from tests.inference.scripted import ANSWERS, Worker, text, worker
 from tests.servers import nats_server, running
 
 STEP = 0.05  # seconds

@@ -16,8 +16,8 @@ from services.inference import preparation, service
 from services.inference.models import Model
 from services.inference.sessions import Sessions
 from tests.inference.fake_backend import FakeBackend
+from tests.inference.scripted import LONG, Worker, text, worker
 from tests.inference.test_reception import pair
-from tests.inference.test_service import LONG, Worker, text, worker
 
 
 async def leave(worker: Worker, other: Worker) -> None:

@@ -19,7 +19,7 @@ from services.contract.history import (
     Session,
 )
 from services.contract.messages import Cancel, ChatRequest, Done, Failed, Started, Token
-from tests.inference.test_service import Worker, text, worker
+from tests.inference.scripted import Worker, text, worker
 
 TENANT = subjects.OPEN_TENANT
 

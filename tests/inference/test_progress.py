@@ -14,7 +14,7 @@ from services.inference import service
 from services.inference.engine.pace import CHUNK_MAX
 from services.runtime.bus import Bus
 from tests.inference.fake_backend import FakeBackend
-from tests.inference.test_service import ANSWERS, Worker, text, worker
+from tests.inference.scripted import ANSWERS, Worker, text, worker
 from tests.servers import nats_server, running
 
 SECOND = 0.2  # what a second is here

@@ -21,7 +21,7 @@ from services.contract.messages import (
 )
 from services.inference import audience, contact
 from services.runtime.bus import Bus
-from tests.inference.test_service import LONG, Worker, text, worker
+from tests.inference.scripted import LONG, Worker, text, worker
 
 REQUEST = ChatRequest(prompt="long", session_id="s", request_id="r")
 EVERYBODY = subjects.replay("_", "r")

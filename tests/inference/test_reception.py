@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.messages import Accepted, Cancel, ChatRequest, Done, Failed, Taken
-from tests.inference.test_service import Worker, worker
+from tests.inference.scripted import Worker, worker
 
 SESSIONS = [f"session {number}" for number in range(12)]
 

@@ -16,9 +16,7 @@ from services.contract.messages import (
     StreamEvent,
     Token,
 )
-from tests.inference.test_service import LONG, Worker, fast, text, worker
-
-__all__ = ["fast"]  # a fixture
+from tests.inference.scripted import LONG, Worker, text, worker
 
 LATER = 100  # of the answer's characters are seen before its worker is lost
 

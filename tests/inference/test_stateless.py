@@ -5,9 +5,8 @@ from typing import Any
 from services.contract.conversation import ChatMessage, Function, Tool
 from services.contract.messages import ChatRequest, Done, Failed, Started, StreamEvent
 from tests.inference.fake_backend import FakeBackend
-from tests.inference.test_service import Worker, fast, text, worker
+from tests.inference.scripted import Worker, text, worker
 
-__all__ = ["fast"]
 ASK = ChatMessage("user", "hi")
 CALL = b'<tool_call>\n{"name": "wait", "arguments": {}}\n</tool_call>'
 

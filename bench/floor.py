@@ -12,12 +12,12 @@ from functools import partial
 import uvloop
 
 from bench import burst, prefix, servers, turns
-from bench.bars import Bar
 from bench.load import KEPT, OpenAI
 from bench.pairs import Plan, interleave
 from bench.report import Row, Section, compared
 from services.inference.engine.backend import Chosen, Chunk
 from services.inference.engine.llama import Llama
+from services.inference.engine.pace import CHUNK_MAX
 
 # Tokens, as the synthetic models count the loads' words.
 BEGINNING = 44  # system prompt and template, that all begin with
@@ -56,8 +56,8 @@ class Bare:
     def read(self, slot: int, at: int, count: int) -> None:
         """A prompt of which `at` tokens are there."""
         self.backend.cut(slot, at)
-        for first in range(at, at + count, 512):
-            tokens = _tokens(min(512, at + count - first))
+        for first in range(at, at + count, CHUNK_MAX):
+            tokens = _tokens(min(CHUNK_MAX, at + count - first))
             self.backend.decode([Chunk(slot, first, tokens, Silent())])
 
     def answer(self, slots: int, tokens: int) -> None:
@@ -123,7 +123,7 @@ async def _measure(plan: Plan, bare: Bare, theirs: OpenAI) -> list[Row]:
         rows.append(compared(what, values, burst.FAST[chats]))
     both = [partial(bare.prefix), partial(prefix.with_new_system, theirs)]
     firsts = await interleave("prefix", both, plan.pairs, lambda first: first)
-    rows.append(compared("8 new sessions: TTFT p50, ms", firsts, Bar("≤", 0.1)))
+    rows.append(compared(prefix.WHAT, firsts, prefix.SOON))
     talks = [partial(bare.turns), partial(turns.converse, theirs)]
     times = await interleave("turns", talks, plan.pairs, lambda found: turns.middle(found, 5, 15))
     return [*rows, *turns.rows(times)]

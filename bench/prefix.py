@@ -18,6 +18,8 @@ SESSIONS = 8
 SYSTEM_WORDS = 500
 WORDS = 30
 NEW_TOKENS = 24
+WHAT = f"{SESSIONS} new sessions: TTFT p50, ms"
+SOON = Bar("≤", 0.1)
 NOTE = f"""{SESSIONS} new sessions at once with one {SYSTEM_WORDS}-word system prompt, {WORDS}-word
 prompts, {NEW_TOKENS} new tokens. One session more had been answered with that system prompt just
 before, by both servers. llama-server gets another system prompt in each pair of runs; ours is a
@@ -30,7 +32,7 @@ def run(plan: Plan) -> Section:
         servers.llama_server(plan.model) as theirs,
     ):
         pairs = uvloop.run(_measure(plan, servers.client(up), theirs))
-    row = compared(f"{SESSIONS} new sessions: TTFT p50, ms", pairs, Bar("≤", 0.1))
+    row = compared(WHAT, pairs, SOON)
     return Section("prefix", plan.model.stem, NOTE, (FineTune.name, theirs.name), [row])
 
 

@@ -78,15 +78,13 @@ def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> M
 def _adapters(path: Path) -> list[Path]:
     """Those for any model in its folder, and those for it alone. Raises ModelError."""
     folder = path.parent / ADAPTERS
-    found = sorted((*folder.glob("*.gguf"), *(folder / path.stem).glob("*.gguf")), key=_stem)
+    found = sorted(
+        (*folder.glob("*.gguf"), *(folder / path.stem).glob("*.gguf")), key=lambda path: path.stem
+    )
     for one, other in pairwise(found):
         if one.stem == other.stem:
             raise ModelError(f"{one} and {other} have the same name: rename one of them.")
     return found
-
-
-def _stem(path: Path) -> str:
-    return path.stem
 
 
 def find(model_path: str, folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +40,21 @@ async def test_a_conversation_that_outgrows_the_window_is_read_anew_once_in_seve
         assert sum(tokens > 100 for tokens in read[1:]) <= 5
 
 
+async def read_something(small: Worker) -> None:
+    """Waits until something was read ahead, and no more comes."""
+    asked = read = len(small.backend.steps)
+    async with asyncio.timeout(20):
+        while read == asked or read < len(small.backend.steps):
+            read = len(small.backend.steps)
+            await asyncio.sleep(0.3)
+
+
 async def read_ahead(small: Worker, *questions: str, **more: Any) -> Started:
     """Said of the last question, before which there was a pause."""
     *first, last = questions
     for question in first:
         await small.ask(question, "s", max_tokens=300, **more)
-    await asyncio.sleep(1)
+    await read_something(small)
     _, started, *_ = await small.ask(last, "s", max_tokens=300, **more)
     assert isinstance(started, Started)
     return started
@@ -93,11 +101,11 @@ async def test_what_was_read_ahead_is_of_use_to_a_model_that_keeps_all_or_nothin
 async def test_nothing_is_read_ahead_of_a_session_that_goes_on_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looking = threading.Event()
+    looking, gone_on = threading.Event(), threading.Event()
 
     def ahead(*_: object) -> Beginning:
         looking.set()
-        time.sleep(0.5)
+        gone_on.wait(20)
         return Beginning([1] * 100, 0, "open.s")
 
     monkeypatch.setattr(preparation, "ahead", ahead)
@@ -106,6 +114,7 @@ async def test_nothing_is_read_ahead_of_a_session_that_goes_on_meanwhile(
         await asyncio.to_thread(looking.wait)
         monkeypatch.setattr(preparation, "ahead", lambda *_: None)
         await fast.ask("hi", "s")
+        gone_on.set()
         await asyncio.sleep(1.2)
         assert not any(chunk.tokens[0] == 1 for (chunk,) in fast.backend.steps)
 

@@ -1,10 +1,8 @@
 """What is kept of an answer, however it ended, and what a session's turns begin from."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC
-from pathlib import Path
 
 import pytest
 from nats.js import api
@@ -19,21 +17,9 @@ from services.contract.history import (
     Session,
 )
 from services.contract.messages import Cancel, ChatRequest, Done, Failed, Started, Token
-from tests.inference.scripted import Worker, text, worker
+from tests.inference.scripted import Worker, text
 
 TENANT = subjects.OPEN_TENANT
-
-
-@pytest.fixture
-async def fast(tmp_path: Path) -> AsyncIterator[Worker]:
-    async with worker(tmp_path) as fast:
-        yield fast
-
-
-@pytest.fixture
-async def slow(tmp_path: Path) -> AsyncIterator[Worker]:
-    async with worker(tmp_path, parallel=1, step_seconds=0.01) as slow:
-        yield slow
 
 
 async def kept(worker: Worker, session: str) -> tuple[Exchange, ...]:

@@ -38,7 +38,7 @@ class Ahead:
         self._backend = backend
         self._slots = slots
         self._beginnings: dict[str, Beginning] = {}
-        self._computed: dict[str, int] = {}  # tokens of each
+        self._computed = 0  # tokens of the first of them
 
     def add(self, beginning: Beginning) -> None:
         self.forget(beginning.owner)
@@ -49,7 +49,7 @@ class Ahead:
     def forget(self, owner: str) -> None:
         """The conversation goes on, or has been read."""
         self._beginnings.pop(owner, None)
-        self._computed.pop(owner, None)
+        self._computed = 0
 
     def read(self, most: int) -> bool:
         """
@@ -59,7 +59,7 @@ class Ahead:
             return False
         beginning = next(iter(self._beginnings.values()))
         lease = self._slots.acquire(beginning.run, beginning.owner)
-        if lease.cached < self._computed.get(beginning.owner, 0):
+        if lease.cached < self._computed:
             self.forget(beginning.owner)  # this kind of model does not keep it
         else:
             self._compute(beginning, lease, most)
@@ -79,4 +79,4 @@ class Ahead:
             self.forget(beginning.owner)
         else:
             self._slots.update(lease.slot, tokens)
-            self._computed[beginning.owner] = lease.cached + len(tokens)
+            self._computed = lease.cached + len(tokens)

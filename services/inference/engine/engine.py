@@ -131,12 +131,10 @@ class Engine:
         try:
             return self._inbox.get(timeout=TIDY_AFTER)
         except queue.Empty:
-            while self._inbox.empty() and (self._read_ahead() or self._slots.tidy()):
+            read, pace = self._ahead.read, self._scheduler.pace
+            while self._inbox.empty() and (read(pace.chunk_ahead) or self._slots.tidy()):
                 pass
             return self._inbox.get()
-
-    def _read_ahead(self) -> bool:
-        return self._ahead.read(self._scheduler.chunk_ahead)
 
     def _handle(self, item: _Item) -> None:
         if item is None:

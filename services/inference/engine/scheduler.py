@@ -47,7 +47,7 @@ class Scheduler:
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
-        self._pace = Pace()
+        self.pace = Pace()
         self._turns = Turns()
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -55,11 +55,6 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         return not self.waiting and not self.running
-
-    @property
-    def chunk_ahead(self) -> int:
-        """Tokens that may be read at once for those who have not asked yet."""
-        return self._pace.chunk_ahead
 
     def add(self, sequence: Sequence) -> None:
         sequence.found = self._slots.cached(sequence.run)
@@ -117,9 +112,9 @@ class Scheduler:
         if reader is None:
             return self._decode(streams)
         if not streams or self._holds(reader, streams):
-            return Step([_plan(reader, self._pace.chunk)], is_read=True)
-        if self._pace.may_read:
-            return Step([_plan(reader, self._pace.chunk_beside)], is_read=True, beside=True)
+            return Step([_plan(reader, self.pace.chunk)], is_read=True)
+        if self.pace.may_read:
+            return Step([_plan(reader, self.pace.chunk_beside)], is_read=True, beside=True)
         return self._decode(streams)
 
     def _reader(self) -> Sequence | None:
@@ -136,7 +131,7 @@ class Scheduler:
             for s in self.running
             if not s.is_prefilled and s.received < began and s.started <= began + TOGETHER
         ]
-        return reader in those and self._pace.seconds(sum(s.unread for s in those)) <= HELD
+        return reader in those and self.pace.seconds(sum(s.unread for s in those)) <= HELD
 
     def _decode(self, streams: list[Sequence]) -> Step:
         adapter = self._turns.of({s.adapter for s in streams})
@@ -170,9 +165,9 @@ class Scheduler:
             sequence.computed += len(chunk.tokens)
             self._slots.update(chunk.slot, chunk.tokens)
         if step.is_read:
-            self._pace.has_read(len(step.planned[0].chunk.tokens), seconds, step.beside)
+            self.pace.has_read(len(step.planned[0].chunk.tokens), seconds, step.beside)
         else:
-            self._pace.has_decoded(seconds)
+            self.pace.has_decoded(seconds)
             self._turns.has_decoded(seconds)
 
     def remove(self, sequence: Sequence) -> None:

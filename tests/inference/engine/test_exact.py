@@ -63,7 +63,7 @@ def test_an_answer_is_the_same_cold_and_warm_and_however_fast_its_prompt_is_read
     asked.ask(text[: length // 2])
     assert asked.ask(text) == cold
     slow = Asked(llama)
-    slow.engine._scheduler._pace.has_read(20, 1.0, beside=False)
+    slow.engine._scheduler.pace.has_read(20, 1.0, beside=False)
     for slot in range(2):
         llama.cut(slot, 0)
     assert slow.ask(text) == cold

@@ -16,6 +16,7 @@ import httpx
 import nats
 import pytest
 
+from services.client.reader import LOST_AFTER
 from tests.faults.pair import AFTER, Heard, Pair, events, pair, second_edge
 from tests.faults.wire import wire
 from tests.servers import wait_for
@@ -42,7 +43,7 @@ def check_stored_once(two: Pair, session: str, heard: Heard) -> None:
 
 
 @pytest.mark.parametrize("sampling", [{}, SEEDED], ids=["greedy", "seeded"])
-def test_an_answer_goes_on_within_2_s_of_its_workers_death(
+def test_an_answer_goes_on_after_its_workers_death_without_waiting_for_its_silence(
     two: Pair, sampling: dict[str, Any]
 ) -> None:
     whole = two.ask(f"whole {sampling}", **sampling)
@@ -59,11 +60,11 @@ def test_an_answer_goes_on_within_2_s_of_its_workers_death(
     assert heard.end["usage"] == whole.end["usage"] | {
         "cached_tokens": heard.end["usage"]["cached_tokens"]
     }
-    assert heard.longest_gap < 2
+    assert heard.longest_gap < LOST_AFTER
     check_stored_once(two, f"killed {sampling}", heard)
 
 
-def test_an_answer_goes_on_within_6_s_of_its_workers_freeze_and_the_frozen_one_does_no_harm(
+def test_an_answer_goes_on_after_its_workers_freeze_and_the_frozen_one_does_no_harm(
     two: Pair, undisturbed: Heard
 ) -> None:
     frozen = []
@@ -77,7 +78,7 @@ def test_an_answer_goes_on_within_6_s_of_its_workers_freeze_and_the_frozen_one_d
     finally:
         frozen[0].signal(signal.SIGCONT)
     assert heard.text == undisturbed.text
-    assert heard.end["done"] and heard.longest_gap < 6
+    assert heard.end["done"] and heard.longest_gap < 2 * LOST_AFTER
     wait_for(lambda: len(two.up.status()["workers"]) == 2, "the frozen one's report")
     wait_for(lambda: two.up.running() == 0, "its slot")
     time.sleep(0.5)  # in which it could store what it had
@@ -176,7 +177,9 @@ def test_an_answer_whose_only_reader_died_is_cancelled_after_its_grace(two: Pair
     assert 0 < len(message["model_response"]) < 150
 
 
-@pytest.mark.parametrize(("seconds", "within"), [(5, 6), (0, 3)], ids=["dead for 5 s", "cut"])
+@pytest.mark.parametrize(
+    ("seconds", "within"), [(5, 2 * LOST_AFTER), (0, LOST_AFTER)], ids=["dead for 5 s", "cut"]
+)
 def test_an_answer_survives_its_workers_being_cut_off(
     two: Pair, undisturbed: Heard, seconds: float, within: float
 ) -> None:

@@ -67,7 +67,7 @@ def test_a_signal_while_it_starts_ends_it() -> None:
     began = time.monotonic()
     code, out, _ = end(process)
     assert (code, out) == (0, "draining\ndrained\n")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_a_start_that_swallows_its_cancel_is_waited_for_and_then_drained() -> None:

@@ -80,6 +80,7 @@ class FakeBackend:
         self, answers: dict[str, bytes], context: int = 1000, step_seconds: float = 0
     ) -> None:
         self.context = context
+        self.on_gpu = False
         self.vocabulary_size = len(VOCABULARY)
         self.cells: dict[int, list[int]] = {}
         self.adapters: dict[int, int] = {}  # that the cells of a slot were computed with

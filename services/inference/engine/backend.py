@@ -79,6 +79,7 @@ class Backend(Protocol):
     """
 
     context: int  # tokens that one sequence can have
+    on_gpu: bool  # whether steps are computed there
 
     @property
     def vocabulary_size(self) -> int: ...
@@ -103,9 +104,8 @@ class Backend(Protocol):
 
     def decode(self, chunks: Sequence[Chunk]) -> Sequence[Choice | None]:
         """
-        Computes all chunks, which stand in the order of their slots, are of one adapter, and are
-        one token each or a single one; the next token of each that has a sampler. Raises
-        BackendError.
+        Computes all chunks, which stand in the order of their slots, are of one adapter and of one
+        length; the next token of each that has a sampler. Raises BackendError.
         """
 
     def cut(self, slot: int, length: int) -> bool:

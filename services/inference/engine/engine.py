@@ -14,6 +14,7 @@ from services.contract.messages import FinishReason, Timings, Usage
 from services.inference.engine.ahead import Ahead, Beginning
 from services.inference.engine.answer import Piece
 from services.inference.engine.backend import Backend, BackendError, Choice, NoNumbers, Stuck
+from services.inference.engine.fixed_cost import fixed_cost
 from services.inference.engine.pace import PIECE_INTERVAL
 from services.inference.engine.scheduler import Scheduler
 from services.inference.engine.sequence import Sequence
@@ -105,6 +106,8 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            if self._backend.on_gpu:
+                self._scheduler.fixed_cost = fixed_cost(self._backend)
             while not self._closing:
                 self.step()
         except Exception:

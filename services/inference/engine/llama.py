@@ -71,6 +71,7 @@ class Llama:
         _LOG.errors.clear()
         llama_cpp.llama_log_set(_LOG.callback, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
+        self.on_gpu = gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload()
         self._model = _load(path, gpu_layers, on_progress)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         trained = llama_cpp.llama_model_n_ctx_train(self._model)
@@ -155,6 +156,8 @@ class Llama:
 
     def decode(self, chunks: Sequence[Chunk]) -> Sequence[Choice | None]:
         self._use(chunks[0].adapter)
+        if len(chunks[0].tokens) > 1:
+            return self._decode(chunks)
         began, is_apart = time.monotonic(), self._grouping.is_apart(len(chunks))
         groups = [[chunk] for chunk in chunks] if is_apart else [chunks]
         chosen = [each for group in groups for each in self._decode(group)]
@@ -262,7 +265,7 @@ class Llama:
         """
         heads = llama_cpp.llama_model_n_head(self._model)
         key_heads = llama_cpp.llama_model_n_head_kv(self._model)
-        if heads == key_heads and not llama_cpp.llama_supports_gpu_offload():
+        if heads == key_heads and not self.on_gpu:
             return llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         return llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
 

@@ -31,14 +31,15 @@ class Planned(NamedTuple):
 
 class Step(NamedTuple):
     planned: list[Planned]  # in the order of their slots
-    is_read: bool  # a chunk of one prompt; else the next token of an adapter's streams
+    is_read: bool  # chunks of prompts; else the next token of an adapter's streams
     beside: bool = False  # streams that are kept waiting by it
 
 
 class Scheduler:
     """
-    A step is either the next token of every running stream, or a chunk of one prompt. llama.cpp
-    computes with one adapter at a time: where streams have several, they take turns.
+    A step is either the next token of every running stream, or a chunk of one prompt, or of
+    several prompts that are shorter than `fixed_cost`. llama.cpp computes with one adapter at a
+    time: where streams have several, they take turns.
 
     The shortest prompt is read first, and who waits gains on it. A stream is held only for prompts
     that got their slots when it did, so that those who come together soon decode together; beside
@@ -48,6 +49,8 @@ class Scheduler:
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self.pace = Pace()
+        self.fixed_cost = 0
+        """Of a step, in tokens of a prompt that take as long to read; 0 on a CPU."""
         self._turns = Turns()
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -112,16 +115,55 @@ class Scheduler:
         if reader is None:
             return self._decode(streams)
         if not streams or self._holds(reader, streams):
-            return Step([_plan(reader, self.pace.chunk)], is_read=True)
+            return Step(self._read(reader, self.pace.chunk), is_read=True)
         if self.pace.may_read:
-            return Step([_plan(reader, self.pace.chunk_beside)], is_read=True, beside=True)
+            return Step(self._read(reader, self.pace.chunk_beside), is_read=True, beside=True)
         return self._decode(streams)
 
     def _reader(self) -> Sequence | None:
         """Whose prompt is read next."""
+        return next(iter(self._readers()), None)
+
+    def _readers(self) -> list[Sequence]:
+        """The most urgent first."""
         now = time.monotonic()
         reading = (s for s in self.running if not s.is_prefilled)
-        return min(reading, key=lambda s: _urgency(s, s.unread, now), default=None)
+        return sorted(reading, key=lambda s: _urgency(s, s.unread, now))
+
+    def _read(self, reader: Sequence, most: int) -> list[Planned]:
+        """
+        At most so many tokens. llama.cpp cuts a batch in two where lengths differ, so of those that
+        have less to read than others in it the last tokens that are computed are read again.
+        """
+        together = self._read_with(reader, most)
+        length = max(s.unread for s in together)
+        for sequence in together:
+            if sequence.unread < length:
+                sequence.computed -= length - sequence.unread
+                assert sequence.slot is not None
+                self._slots.cut(sequence.slot, sequence.computed)
+        return _in_order(together, most)
+
+    def _read_with(self, reader: Sequence, most: int) -> list[Sequence]:
+        """
+        The sooner for it: with k prompts of n tokens each in a step that takes f + k n all have
+        their first token then, and one by one at (k + 1) / 2 (f + n) on average, which is later
+        if n < f.
+        """
+        together = [reader]
+        if not self._is_short(reader):
+            return together
+        alike = (s for s in self._readers() if s.adapter == reader.adapter and self._is_short(s))
+        for other in alike:
+            group = [*together, other]
+            length = max(s.unread for s in group)
+            has_room = len(group) * length <= most and all(s.length >= length for s in group)
+            if other is not reader and has_room:
+                together = group
+        return together
+
+    def _is_short(self, sequence: Sequence) -> bool:
+        return sequence.unread < self.fixed_cost and not sequence.is_exact
 
     def _holds(self, reader: Sequence, streams: list[Sequence]) -> bool:
         """Whether they came together, and it will not take long."""
@@ -137,8 +179,7 @@ class Scheduler:
         adapter = self._turns.of({s.adapter for s in streams})
         streams = [s for s in streams if s.adapter == adapter]
         self._close_up(adapter)
-        planned = [_plan(stream, 1) for stream in streams]
-        return Step(sorted(planned, key=lambda p: p.chunk.slot), is_read=False)
+        return Step(_in_order(streams, 1), is_read=False)
 
     def _close_up(self, adapter: int) -> None:
         """
@@ -165,7 +206,8 @@ class Scheduler:
             sequence.computed += len(chunk.tokens)
             self._slots.update(chunk.slot, chunk.tokens)
         if step.is_read:
-            self.pace.has_read(len(step.planned[0].chunk.tokens), seconds, step.beside)
+            tokens = sum(len(planned.chunk.tokens) for planned in step.planned)
+            self.pace.has_read(tokens, seconds, step.beside)
         else:
             self.pace.has_decoded(seconds)
             self._turns.has_decoded(seconds)
@@ -186,6 +228,11 @@ class Scheduler:
 def _urgency(sequence: Sequence, unread: int, now: float) -> float:
     """The lower, the sooner."""
     return unread - AGEING * (now - sequence.received)
+
+
+def _in_order(sequences: list[Sequence], most: int) -> list[Planned]:
+    """Of their slots, as llama.cpp wants them; at most so many tokens of each."""
+    return sorted((_plan(s, most) for s in sequences), key=lambda p: p.chunk.slot)
 
 
 def _plan(sequence: Sequence, most: int) -> Planned:

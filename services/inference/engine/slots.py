@@ -73,7 +73,7 @@ class Slots:
         self._free.remove(slot)
         self._abandon(session)
         self._sessions[slot], self._is_stored[slot] = session, False
-        had, shared = self._cut(slot, run)
+        had, shared = self._keep_shared(slot, run)
         if shared >= MIN_SHARED and not self._is_continued(had, shared) and not is_told_anew:
             self._keep_root(slot)
         return Lease(slot, shared)
@@ -81,6 +81,12 @@ class Slots:
     def update(self, slot: int, new: Iterable[int]) -> None:
         """`new` tokens of the slot's sequence have been computed."""
         runs.extend(self._runs[slot], new)
+
+    def cut(self, slot: int, length: int) -> None:
+        """The rest of the slot's sequence will be computed anew. Raises BackendError."""
+        if not self._backend.cut(slot, length):
+            raise BackendError("What was computed of a sequence could not be cut.")
+        self._runs[slot] = bytearray(runs.cut(self._runs[slot], length))
 
     def release(self, slot: int) -> None:
         self._free.append(slot)
@@ -176,7 +182,7 @@ class Slots:
         sources = [s for s, other in enumerate(self._runs) if runs.shared(run, other) == shared]
         return all(source in self._free and not self._sessions[source] for source in sources)
 
-    def _cut(self, slot: int, run: bytes) -> tuple[bytearray, int]:
+    def _keep_shared(self, slot: int, run: bytes) -> tuple[bytearray, int]:
         """Keeps what the slot and the new run have in common: (what it had, how much is kept)."""
         had = self._runs[slot]
         shared = runs.shared(had, run)

@@ -71,6 +71,15 @@ def running(backend: FakeBackend, parallel: int = 2) -> Iterator[Run]:
     assert all(sampler.closed for sampler in backend.samplers)
 
 
+def test_on_a_gpu_it_measures_before_it_answers_what_a_step_costs() -> None:
+    backend = FakeBackend({"hi": b"hello"}, step_seconds=0.01)
+    backend.on_gpu = True
+    with running(backend) as run:
+        run.ask("hi")
+        assert run.finish()[0] == "hello"
+        assert run.engine._scheduler.fixed_cost > 0
+
+
 def test_an_answer_is_said_whole_and_ends_with_stop() -> None:
     with running(FakeBackend({"hi": b"hello"})) as run:
         run.ask("hi")

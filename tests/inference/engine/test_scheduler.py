@@ -1,3 +1,4 @@
+import random
 import time
 
 from services.contract.messages import Sampling
@@ -15,16 +16,23 @@ DECODE = 0.01  # seconds that a decode step takes
 class Run:
     """A scheduler over a scripted model whose steps take the time that is written here."""
 
-    def __init__(self, slots: int = 2) -> None:
+    def __init__(self, slots: int = 2, fixed_cost: int = 0) -> None:
         self.backend = FakeBackend({"": b"x" * 1000}, context=10_000)
         self.scheduler = Scheduler(Slots(self.backend, slots, budget=100_000))
+        self.scheduler.fixed_cost = fixed_cost
 
     def add(
-        self, key: str, prompt: int | list[int], max_tokens: int = 100, adapter: int = 0
+        self,
+        key: str,
+        prompt: int | list[int],
+        max_tokens: int = 100,
+        adapter: int = 0,
+        is_exact: bool = False,
     ) -> Sequence:
         tokens = [ord(key)] * prompt if isinstance(prompt, int) else prompt
         sampling = Sampling(max_tokens=max_tokens)
-        sequence = Sequence(key, tokens, sampling, self.backend.sampler(sampling), adapter)
+        sampler = self.backend.sampler(sampling)
+        sequence = Sequence(key, tokens, sampling, sampler, adapter, is_exact=is_exact)
         self.scheduler.add(sequence)
         return sequence
 
@@ -257,3 +265,71 @@ def test_a_prompt_of_one_adapter_is_read_beside_the_streams_of_another() -> None
     seen = keys(run.steps(40))
     assert "a" in seen[: seen.index("b") + 5] and late.generated
     assert set(seen[-12:]) == {"a", "b"}
+
+
+def test_short_prompts_are_read_in_one_step_where_a_step_costs_more_than_they_do() -> None:
+    run = Run(slots=4, fixed_cost=50)
+    for key in "abcd":
+        run.add(key, 20)
+    assert run.steps(2) == [[(key, 20) for key in "abcd"], [(key, 1) for key in "abcd"]]
+
+
+def test_of_the_shorter_prompts_some_known_tokens_are_read_again() -> None:
+    run = Run(slots=4, fixed_cost=50)
+    first = run.add("a", [7] * 60)
+    run.steps(2)
+    run.end(first)
+    lengths = {"b": 9, "c": 4, "d": 7}
+    sequences = [run.add(key, [*first.prompt, *[ord(key)] * n]) for key, n in lengths.items()]
+    assert sorted(run.step()) == [("b", 9), ("c", 9), ("d", 9)]
+    assert [sequence.cached for sequence in sequences] == [60, 60, 60]
+    run.step()
+    run.scheduler.check()
+    held = [run.backend.cells[sequence.slot or 0][:-1] for sequence in sequences]
+    assert held == [sequence.prompt for sequence in sequences]
+
+
+def test_a_prompt_of_which_nothing_is_known_is_not_read_with_a_longer_one() -> None:
+    run = Run(slots=2, fixed_cost=50)
+    run.add("a", 20)
+    run.add("b", 10)
+    assert run.steps(2) == [[("b", 10)], [("a", 20)]]
+
+
+def test_a_long_prompt_and_one_of_another_adapter_and_an_exact_one_are_read_alone() -> None:
+    run = Run(slots=5, fixed_cost=50)
+    run.add("a", 20)
+    run.add("b", 20)
+    run.add("c", 20, adapter=1)
+    run.add("d", 20, is_exact=True)
+    run.add("e", 50)
+    assert run.steps(4) == [[("a", 20), ("b", 20)], [("c", 20)], [("d", 20)], [("e", 50)]]
+
+
+def test_what_is_read_together_is_no_more_than_a_chunk() -> None:
+    run = Run(slots=16, fixed_cost=50)
+    for key in "abcdefghijklmnop":
+        run.add(key, 40)
+    chunk = run.scheduler.pace.chunk
+    assert len(run.step()) == chunk // 40 < 16
+
+
+def test_whatever_is_read_together_each_slot_holds_its_own_sequence() -> None:
+    chance = random.Random(1)
+    run = Run(slots=6, fixed_cost=60)
+    running: list[Sequence] = []
+    for number in range(300):
+        beginning = [7] * chance.choice((0, 40, 100))
+        own = [chance.randrange(97, 123)] * chance.randrange(1, 80)
+        running.append(run.add(str(number % 10), [*beginning, *own]))
+        run.steps(chance.randrange(4))
+        if len(running) > 8:
+            run.end(running.pop(chance.randrange(len(running))))
+        for sequence in running:
+            if sequence.slot is not None:
+                assert run.backend.cells[sequence.slot] == all_of(sequence)[: sequence.computed]
+    assert max(len(step) for step in run.backend.steps if len(step[0].tokens) > 1) > 2
+
+
+def all_of(sequence: Sequence) -> list[int]:
+    return [*sequence.prompt, *sequence.generated]

@@ -117,6 +117,9 @@ class FakeBackend:
         time.sleep(self._step_seconds)
         self.steps.append(list(chunks))
         assert len({chunk.adapter for chunk in chunks}) == 1, "a step has one adapter"
+        assert len({len(chunk.tokens) for chunk in chunks}) == 1, "its chunks have one length"
+        slots = [chunk.slot for chunk in chunks]
+        assert slots == sorted(slots), "they stand in the order of their slots"
         return [self._compute(chunk) for chunk in chunks]
 
     def cut(self, slot: int, length: int) -> bool:

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 
 PROGRAM = """
 import asyncio
@@ -64,10 +63,8 @@ def test_a_signal_while_it_starts_ends_it() -> None:
     process = start("print('starting', flush=True); await asyncio.sleep(60)")
     assert process.stdout is not None and process.stdout.readline() == "starting\n"
     process.send_signal(signal.SIGTERM)
-    began = time.monotonic()
     code, out, _ = end(process)
     assert (code, out) == (0, "draining\ndrained\n")
-    assert time.monotonic() - began < 30
 
 
 def test_a_start_that_swallows_its_cancel_is_waited_for_and_then_drained() -> None:

@@ -74,6 +74,7 @@ class Engine:
         on_death: Callable[[], None],
     ) -> None:
         self._backend = backend
+        self._parallel = parallel
         self._emit = emit
         self._on_death = on_death
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
@@ -107,7 +108,7 @@ class Engine:
     def _run(self) -> None:
         try:
             if self._backend.on_gpu:
-                self._scheduler.fixed_cost = fixed_cost(self._backend)
+                self._scheduler.fixed_cost = fixed_cost(self._backend, self._parallel)
             while not self._closing:
                 self.step()
         except Exception:

@@ -2,33 +2,61 @@
 What a step costs however little is computed in it: on a GPU far more than the tokens of a question.
 """
 
+import logging
 import time
 
 from services.inference.engine.backend import Backend, BackendError, Chunk
+from services.inference.engine.pace import CHUNK_MAX
 
 PROMPT = 32  # tokens
+MOST = 4  # prompts
 TRIES = 4  # of which the fastest counts; the first one also loads the GPU's programs
-MOST = 512  # tokens
+
+log = logging.getLogger(__name__)
 
 
-def fixed_cost(backend: Backend) -> int:
+def fixed_cost(backend: Backend, slots: int) -> int:
     """
-    In tokens of a prompt that take as long to read, by reading one prompt, and two at once: f + n
-    and f + 2 n. 0 if the backend has one slot only, or can't cut what it holds. Leaves it empty.
+    In tokens of a prompt that take as long to read, at most CHUNK_MAX: by the times of one prompt
+    and of several in one step. 0 if there is one slot only, or what it holds can't be cut. The
+    slots are empty before and after.
     """
+    prompts = min(slots, MOST)
     try:
-        one, two = (min(_seconds(backend, slots) for _ in range(TRIES)) for slots in (1, 2))
-    except BackendError:
+        if prompts < 2 or not _can_be_cut(backend):
+            return 0
+        tries = [(_seconds(backend, 1), _seconds(backend, prompts)) for _ in range(TRIES)]
+    except BackendError as error:
+        log.warning("what a step costs could not be measured: %s", error)
         return 0
-    return min(MOST, max(0, round(PROMPT * (2 * one - two) / max(two - one, one / MOST))))
+    finally:
+        _empty(backend, prompts)
+    one, several = (min(times) for times in zip(*tries, strict=True))
+    prompt = (several - one) / (prompts - 1)
+    tokens = PROMPT * (one - prompt) / prompt if prompt > 0 else CHUNK_MAX
+    cost = min(CHUNK_MAX, max(0, round(tokens)))
+    log.info("a step costs as much as %d tokens of a prompt", cost)
+    return cost
 
 
-def _seconds(backend: Backend, slots: int) -> float:
-    """Raises BackendError."""
+def _can_be_cut(backend: Backend) -> bool:
+    _seconds(backend, 1)
+    return backend.cut(0, PROMPT // 2)
+
+
+def _seconds(backend: Backend, prompts: int) -> float:
+    """All different, as a mixture of experts would read two equal ones faster."""
+    _empty(backend, prompts)
+    middle = backend.vocabulary_size // 2
+    chunks = [
+        Chunk(slot, 0, range(middle + slot * PROMPT, middle + (slot + 1) * PROMPT), None)
+        for slot in range(prompts)
+    ]
     began = time.monotonic()
-    backend.decode([Chunk(slot, 0, range(PROMPT), None) for slot in range(slots)])
-    seconds = time.monotonic() - began
-    were_cut = [backend.cut(slot, PROMPT // 2) and backend.cut(slot, 0) for slot in range(slots)]
-    if not all(were_cut):
-        raise BackendError("This kind of model can't keep a part of a sequence.")
-    return seconds
+    backend.decode(chunks)
+    return time.monotonic() - began
+
+
+def _empty(backend: Backend, slots: int) -> None:
+    for slot in range(slots):
+        backend.cut(slot, 0)

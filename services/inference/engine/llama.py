@@ -156,7 +156,7 @@ class Llama:
 
     def decode(self, chunks: Sequence[Chunk]) -> Sequence[Choice | None]:
         self._use(chunks[0].adapter)
-        if len(chunks[0].tokens) > 1:
+        if len(chunks[0].tokens) > 1:  # of prompts: how streams are grouped is another matter
             return self._decode(chunks)
         began, is_apart = time.monotonic(), self._grouping.is_apart(len(chunks))
         groups = [[chunk] for chunk in chunks] if is_apart else [chunks]
@@ -265,7 +265,7 @@ class Llama:
         """
         heads = llama_cpp.llama_model_n_head(self._model)
         key_heads = llama_cpp.llama_model_n_head_kv(self._model)
-        if heads == key_heads and not self.on_gpu:
+        if heads == key_heads and not llama_cpp.llama_supports_gpu_offload():
             return llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         return llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
 

@@ -38,8 +38,8 @@ class Step(NamedTuple):
 class Scheduler:
     """
     A step is either the next token of every running stream, or a chunk of one prompt, or of
-    several prompts that are shorter than `fixed_cost`. llama.cpp computes with one adapter at a
-    time: where streams have several, they take turns.
+    several where a step costs more than they do. llama.cpp computes with one adapter at a time:
+    where streams have several, they take turns.
 
     The shortest prompt is read first, and who waits gains on it. A stream is held only for prompts
     that got their slots when it did, so that those who come together soon decode together; beside
@@ -122,20 +122,16 @@ class Scheduler:
 
     def _reader(self) -> Sequence | None:
         """Whose prompt is read next."""
-        return next(iter(self._readers()), None)
-
-    def _readers(self) -> list[Sequence]:
-        """The most urgent first."""
         now = time.monotonic()
         reading = (s for s in self.running if not s.is_prefilled)
-        return sorted(reading, key=lambda s: _urgency(s, s.unread, now))
+        return min(reading, key=lambda s: _urgency(s, s.unread, now), default=None)
 
     def _read(self, reader: Sequence, most: int) -> list[Planned]:
         """
         At most so many tokens. llama.cpp cuts a batch in two where lengths differ, so of those that
         have less to read than others in it the last tokens that are computed are read again.
         """
-        together = self._read_with(reader, most)
+        together = self._with_neighbours(reader, most)
         length = max(s.unread for s in together)
         for sequence in together:
             if sequence.unread < length:
@@ -144,26 +140,30 @@ class Scheduler:
                 self._slots.cut(sequence.slot, sequence.computed)
         return _in_order(together, most)
 
-    def _read_with(self, reader: Sequence, most: int) -> list[Sequence]:
-        """
-        The sooner for it: with k prompts of n tokens each in a step that takes f + k n all have
-        their first token then, and one by one at (k + 1) / 2 (f + n) on average, which is later
-        if n < f.
-        """
+    def _with_neighbours(self, reader: Sequence, most: int) -> list[Sequence]:
+        """Also those that came later: it costs who waits less than a step of their own would."""
+        assert reader.slot is not None
+        by_slot = {s.slot: s for s in self.running if not s.is_prefilled}
         together = [reader]
-        if not self._is_short(reader):
-            return together
-        alike = (s for s in self._readers() if s.adapter == reader.adapter and self._is_short(s))
-        for other in alike:
-            group = [*together, other]
-            length = max(s.unread for s in group)
-            has_room = len(group) * length <= most and all(s.length >= length for s in group)
-            if other is not reader and has_room:
-                together = group
+        for direction in (1, -1):
+            slot = reader.slot + direction
+            while (other := by_slot.get(slot)) and self._saves_time(together, other, most):
+                together.append(other)
+                slot += direction
         return together
 
-    def _is_short(self, sequence: Sequence) -> bool:
-        return sequence.unread < self.fixed_cost and not sequence.is_exact
+    def _saves_time(self, together: list[Sequence], other: Sequence, most: int) -> bool:
+        """
+        Whether they have their first tokens sooner on average. k prompts of n tokens in one step
+        of f + k n have theirs then, one by one after (k + 1) / 2 (f + n): later, if n < f.
+        """
+        if any(s.is_exact or s.adapter != other.adapter for s in (*together, other)):
+            return False
+        group = [*together, other]
+        length = max(s.unread for s in group)
+        more = length * len(group) - max(s.unread for s in together) * len(together)
+        has_so_many = all(s.length >= length for s in group)
+        return more < self.fixed_cost and length * len(group) <= most and has_so_many
 
     def _holds(self, reader: Sequence, streams: list[Sequence]) -> bool:
         """Whether they came together, and it will not take long."""

@@ -83,9 +83,9 @@ class Slots:
         runs.extend(self._runs[slot], new)
 
     def cut(self, slot: int, length: int) -> None:
-        """The rest of the slot's sequence will be computed anew. Raises BackendError."""
-        if not self._backend.cut(slot, length):
-            raise BackendError("What was computed of a sequence could not be cut.")
+        """The rest of the slot's sequence will be computed anew."""
+        is_kept = self._backend.cut(slot, length)
+        assert is_kept, "what this kind of model computed can't be cut"
         self._runs[slot] = bytearray(runs.cut(self._runs[slot], length))
 
     def release(self, slot: int) -> None:

@@ -74,10 +74,12 @@ def running(backend: FakeBackend, parallel: int = 2) -> Iterator[Run]:
 def test_on_a_gpu_it_measures_before_it_answers_what_a_step_costs() -> None:
     backend = FakeBackend({"hi": b"hello"}, step_seconds=0.01)
     backend.on_gpu = True
-    with running(backend) as run:
-        run.ask("hi")
-        assert run.finish()[0] == "hello"
-        assert run.engine._scheduler.fixed_cost > 0
+    with running(backend, parallel=4) as run:
+        for key in "abc":
+            run.ask("hi", key)
+        assert run.finish("c")[0] == "hello"
+    read = [len(step) for step in backend.steps if len(step[0].tokens) == len("hi")]
+    assert 1 < max(read) <= 3, "prompts are read together"
 
 
 def test_an_answer_is_said_whole_and_ends_with_stop() -> None:

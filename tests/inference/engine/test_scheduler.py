@@ -1,6 +1,8 @@
 import random
 import time
 
+import pytest
+
 from services.contract.messages import Sampling
 from services.inference.engine.pace import CHUNK_MIN
 from services.inference.engine.scheduler import HELD, Scheduler
@@ -270,8 +272,20 @@ def test_a_prompt_of_one_adapter_is_read_beside_the_streams_of_another() -> None
 def test_short_prompts_are_read_in_one_step_where_a_step_costs_more_than_they_do() -> None:
     run = Run(slots=4, fixed_cost=50)
     for key in "abcd":
-        run.add(key, 20)
-    assert run.steps(2) == [[(key, 20) for key in "abcd"], [(key, 1) for key in "abcd"]]
+        run.add(key, 30)
+    assert run.steps(2) == [[(key, 30) for key in "abcd"], [(key, 1) for key in "abcd"]]
+
+
+def test_how_fast_prompts_are_read_is_learned_from_all_that_a_step_read() -> None:
+    run = Run(slots=4, fixed_cost=50)
+    for key in "abcd":
+        run.add(key, CHUNK_MIN)
+    before = run.scheduler.pace.seconds(100)
+    run.step()
+    alone = Run()
+    alone.add("a", 4 * CHUNK_MIN)
+    alone.step()
+    assert run.scheduler.pace.seconds(100) == alone.scheduler.pace.seconds(100) < before
 
 
 def test_of_the_shorter_prompts_some_known_tokens_are_read_again() -> None:
@@ -296,14 +310,44 @@ def test_a_prompt_of_which_nothing_is_known_is_not_read_with_a_longer_one() -> N
     assert run.steps(2) == [[("b", 10)], [("a", 20)]]
 
 
-def test_a_long_prompt_and_one_of_another_adapter_and_an_exact_one_are_read_alone() -> None:
-    run = Run(slots=5, fixed_cost=50)
+def test_who_would_cost_the_others_more_than_a_step_is_read_alone() -> None:
+    run = Run(slots=3, fixed_cost=50)
+    first = run.add("a", [7] * 60)
+    run.steps(2)
+    run.end(first)
+    for key, own in (("b", 5), ("c", 30), ("d", 5)):
+        run.add(key, [*first.prompt, *[ord(key)] * own])
+    assert run.steps(2) == [[("b", 5), ("d", 5)], [("c", 30)]]
+
+
+@pytest.mark.parametrize("lengths", [(50, 50), (60, 5)])
+def test_a_prompt_that_costs_as_much_as_a_step_is_read_alone(lengths: tuple[int, int]) -> None:
+    run = Run(slots=2, fixed_cost=50)
+    first = run.add("a", lengths[0])
+    first.received -= 1  # so that it is read first
+    run.add("b", lengths[1])
+    assert run.steps(2) == [[("a", lengths[0])], [("b", lengths[1])]]
+
+
+def test_prompts_of_two_adapters_and_an_exact_one_are_not_read_together() -> None:
+    run = Run(slots=4, fixed_cost=50)
     run.add("a", 20)
     run.add("b", 20)
     run.add("c", 20, adapter=1)
     run.add("d", 20, is_exact=True)
-    run.add("e", 50)
-    assert run.steps(4) == [[("a", 20), ("b", 20)], [("c", 20)], [("d", 20)], [("e", 50)]]
+    assert run.steps(3) == [[("a", 20), ("b", 20)], [("c", 20)], [("d", 20)]]
+
+
+@pytest.mark.parametrize(("ended", "together"), [("ab", 2), ("ac", 1)])
+def test_only_neighbours_are_read_together(ended: str, together: int) -> None:
+    run = Run(slots=4, fixed_cost=50)
+    sequences = {key: run.add(key, 20) for key in "abcd"}
+    run.step()
+    for key in ended:
+        run.end(sequences[key])
+    late = [run.add(key, 5) for key in "ef"]
+    assert max(len(step) for step in run.steps(40) if step[0][1] > 1) == together
+    assert all(sequence.generated for sequence in late)
 
 
 def test_what_is_read_together_is_no_more_than_a_chunk() -> None:
@@ -316,14 +360,15 @@ def test_what_is_read_together_is_no_more_than_a_chunk() -> None:
 
 def test_whatever_is_read_together_each_slot_holds_its_own_sequence() -> None:
     chance = random.Random(1)
-    run = Run(slots=6, fixed_cost=60)
+    run = Run(slots=6, fixed_cost=100)
     running: list[Sequence] = []
-    for number in range(300):
-        beginning = [7] * chance.choice((0, 40, 100))
-        own = [chance.randrange(97, 123)] * chance.randrange(1, 80)
-        running.append(run.add(str(number % 10), [*beginning, *own]))
+    for _ in range(200):
+        for key in "abcd"[: chance.randrange(4)]:
+            beginning = [7] * chance.choice((0, 40, 100))
+            own = [chance.randrange(97, 123)] * chance.randrange(1, 30)
+            running.append(run.add(key, [*beginning, *own]))
         run.steps(chance.randrange(4))
-        if len(running) > 8:
+        while len(running) > 6:
             run.end(running.pop(chance.randrange(len(running))))
         for sequence in running:
             if sequence.slot is not None:

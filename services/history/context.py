@@ -68,6 +68,8 @@ def _is_activity(entry: Entry, snapshot: Snapshot) -> bool:
 
 def forget(snapshot: Snapshot, before: datetime) -> Snapshot:
     """Without the turns that are older."""
+    if all(turn.logged_at >= before for turn in snapshot.turns):
+        return snapshot
     return replace(snapshot, turns=tuple(t for t in snapshot.turns if t.logged_at >= before))
 
 
@@ -83,7 +85,9 @@ def _add(snapshot: Snapshot, exchange: Exchange, logged_at: datetime, exchanges:
     snapshot = replace(snapshot, opening=opening, exchanges=snapshot.exchanges + 1)
     if exchange.epoch < snapshot.epoch:
         return snapshot
-    turns = tuple(turn for turn in snapshot.turns if turn.request_id != exchange.retry_of)
+    turns = snapshot.turns
+    if exchange.retry_of:
+        turns = tuple(turn for turn in turns if turn.request_id != exchange.retry_of)
     if exchange.response:
         said = LoggedTurn(request_id, exchange.prompt, exchange.response, logged_at=logged_at)
         turns = _window((*turns, said), exchanges)

@@ -15,7 +15,7 @@ from services.client import routing
 from services.contract.messages import WorkerReport
 from services.contract.subjects import OPEN_TENANT, session_key
 from tests.e2e.stack import GREEDY, Process, Stack, stack
-from tests.servers import free_port, wait_for
+from tests.servers import NATS_CONFIG, Server, free_port, nats_server, wait_for
 
 AFTER = 25  # characters of an answer after which something happens
 
@@ -119,7 +119,7 @@ def events(answer: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextmanager
 def pair(folder: Path) -> Iterator[Pair]:
-    with stack(folder, slow=True) as up:
+    with stack(folder, slow=True, nats=impatient_nats(folder)) as up:
         made = Pair(up, folder)
         try:
             made.add_worker()
@@ -127,6 +127,14 @@ def pair(folder: Path) -> Iterator[Pair]:
         finally:
             for worker in made.added:
                 worker.stop(signal.SIGKILL)
+
+
+def impatient_nats(folder: Path) -> Server:
+    """It cuts off who can't be sent anything for a second, not for ten."""
+    server, config = nats_server(folder), folder / "nats.conf"
+    config.write_text(f'{NATS_CONFIG.read_text()}\nwrite_deadline: "1s"\n')
+    server.command[server.command.index(str(NATS_CONFIG))] = str(config)
+    return server
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import nats
 import pytest
 
 from services.client.reader import LOST_AFTER
+from services.contract import subjects
 from tests.faults.pair import AFTER, Heard, Pair, events, pair, second_edge
 from tests.faults.wire import wire
 from tests.servers import wait_for
@@ -175,6 +176,37 @@ def test_an_answer_whose_only_reader_died_is_cancelled_after_its_grace(two: Pair
     (message,) = two.up.messages("gone")
     assert message["finish_reason"] == "cancelled"
     assert 0 < len(message["model_response"]) < 150
+
+
+@pytest.mark.parametrize(
+    ("part", "heard_by_it"),
+    [("edge", subjects.report("x")), ("worker", subjects.cancel("x", "x"))],
+)
+def test_an_answer_survives_that_nats_cuts_off_a_consumer_that_is_too_slow(
+    two: Pair, undisturbed: Heard, part: str, heard_by_it: str
+) -> None:
+    session = f"the {part} is slow"
+
+    def fall_behind(_: Heard) -> None:
+        slow = two.up.edge if part == "edge" else two.answering()
+        before = two.up.nats.log.read_text().count("Slow Consumer")
+        slow.signal(signal.SIGSTOP)
+        asyncio.run(flood(two, heard_by_it))
+        wait_for(lambda: two.up.nats.log.read_text().count("Slow Consumer") > before, "the cut")
+        slow.signal(signal.SIGCONT)
+
+    heard = two.ask(session, fall_behind)
+    assert heard.text == undisturbed.text and heard.end["stored"] == "log"
+    check_stored_once(two, session, heard)
+
+
+async def flood(two: Pair, subject: str) -> None:
+    """More than the 64 MiB that nats-server keeps for one client."""
+    client = await nats.connect(f"nats://127.0.0.1:{two.up.nats.port}")
+    for _ in range(100):
+        await client.publish(subject, bytes(1_000_000))
+        await client.flush()
+    await client.close()
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ NO_TIME = 0.001  # for an answer whose deadline has passed: what was said is kep
 RETRY_AFTER = 1.0  # where the next try can meet another worker or a bus that is back
 
 MOST_LOSSES = 3  # of workers, for one answer
-TRIES = 3  # of a request that NATS picks a worker for
+TRIES = 6  # of a request that NATS picks a worker for: it may pick a frozen one again and again
 ABANDONED_FOR = 8  # times RETRY_INTERVAL and more: as long as a worker needs to drop it by itself
 MOST_BYTES = 1_000_000  # of a request: NATS takes 1 MiB, with the headers
 WORTH_WAITING: tuple[ErrorCode, ...] = ("overloaded", "no_worker", "model_loading", *LOST)

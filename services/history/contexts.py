@@ -9,7 +9,7 @@ from services.history.context import Snapshot, fold, forget
 from services.history.entry import Entry, Unreadable
 from services.history.log import Log
 from services.history.settings import HistorySettings
-from services.runtime.streams import Conflict
+from services.runtime.streams import Conflict, Stored
 
 SAVE_TRIES = 10  # each lost to another process that saved the same session's snapshot
 
@@ -69,9 +69,12 @@ class Contexts:
         await self._log.keep(key, fresh.snapshot, fresh.revision)
 
     async def _read(self, key: str) -> Fresh:
-        kept, revision = await self._log.snapshot(key)
-        snapshot, entries = await self._log.since(key, kept)
-        if not _goes_on(kept, entries) and (await self._log.snapshot(key))[1] != revision:
+        (kept, revision), last = await asyncio.gather(self._log.snapshot(key), self._log.last(key))
+        if _seq(last) < kept.applied_seq:  # it was read before what the snapshot has was logged
+            last = await self._log.last(key)
+        snapshot, entries = await self._log.since(key, kept, last)
+        has_all = 0 < _seq(last) == kept.applied_seq or _goes_on(kept, entries)
+        if not has_all and (await self._log.snapshot(key))[1] != revision:
             return await self._read(key)  # what is missing was saved, and trimmed, meanwhile
         # what is only older is not kept anew: that would renew its age, and change its place
         is_new = bool(entries) or snapshot != kept
@@ -83,6 +86,10 @@ class Contexts:
         if retention := self._settings.retention_seconds:
             snapshot = forget(snapshot, datetime.now(UTC) - timedelta(seconds=retention))
         return snapshot
+
+
+def _seq(stored: Stored | None) -> int:
+    return stored.seq if stored else 0
 
 
 def _is_chain(snapshot: Snapshot, entries: Sequence[Entry]) -> bool:

@@ -146,12 +146,17 @@ class Log:
             return False
         return True
 
-    async def since(self, key: str, snapshot: Snapshot) -> tuple[Snapshot, list[Entry]]:
+    async def last(self, key: str) -> Stored | None:
+        """The session's last record."""
+        return await self._stream.last(subjects.log(key))
+
+    async def since(
+        self, key: str, snapshot: Snapshot, last: Stored | None
+    ) -> tuple[Snapshot, list[Entry]]:
         """
-        The session's records that the snapshot lacks, oldest first, and what they are to be applied
-        to: nothing, if the snapshot is of a log that is no more.
+        The session's records that the snapshot lacks, up to its last one, oldest first, and what
+        they are to be applied to: nothing, if the snapshot is of a log that is no more.
         """
-        last = await self._stream.last(subjects.log(key))
         is_of_another_log = last is not None and last.seq < snapshot.applied_seq
         if is_of_another_log or not 0 <= snapshot.epoch <= snapshot.applied_seq:
             snapshot = Snapshot()

@@ -39,6 +39,10 @@ async def connection(server: Server) -> AsyncIterator[Bus]:
         yield bus
 
 
+async def since(log: Log, key: str, snapshot: Snapshot) -> tuple[Snapshot, list[Entry]]:
+    return await log.since(key, snapshot, await log.last(key))
+
+
 def request_ids(entries: list[Entry]) -> list[str]:
     return [e.record.request_id for e in entries if isinstance(e.record, Exchange)]
 
@@ -54,19 +58,19 @@ async def test_what_came_since_a_snapshot_is_read_in_order(
     seqs = [await append(bus, session_id, exchange(f"new{n}")) for n in range(3)]
     await append(bus, f"{session_id} other", exchange("other"))
     kept = Snapshot(applied_seq=seqs[0])
-    snapshot, entries = await log.since(key, kept)
+    snapshot, entries = await since(log, key, kept)
     assert (snapshot, request_ids(entries)) == (kept, ["new1", "new2"])
 
 
 async def test_a_session_without_records_has_none(log: Log, key: str) -> None:
-    assert await log.since(key, Snapshot()) == (Snapshot(), [])
+    assert await since(log, key, Snapshot()) == (Snapshot(), [])
 
 
 async def test_a_snapshot_of_a_log_that_is_no_more_is_not_continued(
     log: Log, bus: Bus, session_id: str, key: str
 ) -> None:
     last = await append(bus, session_id, exchange("a"))
-    snapshot, entries = await log.since(key, Snapshot(epoch=3, applied_seq=last + 1))
+    snapshot, entries = await since(log, key, Snapshot(epoch=3, applied_seq=last + 1))
     assert (snapshot, request_ids(entries)) == (Snapshot(), ["a"])
 
 
@@ -77,7 +81,7 @@ async def test_an_unreadable_record_does_not_hide_what_was_before_it(
     await append_many(bus, f"{session_id} other", 5)
     await publish_raw(bus, subjects.log(key), b"garbage")
     await append(bus, session_id, exchange("after"))
-    _, entries = await log.since(key, Snapshot())
+    _, entries = await since(log, key, Snapshot())
     assert request_ids(entries) == ["r000", "r001", "after"]
     assert isinstance(entries[2].record, Unreadable)
     found = (await log.exchanges(TENANT, key, limit=2, above=0)).entries
@@ -92,7 +96,7 @@ async def test_a_record_that_names_a_wrong_one_before_it_shows_nothing_of_other_
     foreign = await append(bus, f"{session_id} other", exchange("theirs"))
     forged = Cleared(previous=foreign + 1 + offset, cleared_at=exchange("x").asked_at)
     await publish_raw(bus, subjects.log(key), encode(forged))
-    _, entries = await log.since(key, Snapshot())
+    _, entries = await since(log, key, Snapshot())
     assert request_ids(entries) == ["mine"]
 
 
@@ -129,7 +133,7 @@ async def test_what_a_session_was_before_a_record_is_deleted_and_no_other_sessio
     await append(bus, session_id, exchange("new", epoch=erased))
     for _ in range(2):  # who comes second finds nothing to delete
         await log.delete_before(key, erased)
-    kinds = [type(entry.record) for entry in (await log.since(key, Snapshot()))[1]]
+    kinds = [type(entry.record) for entry in (await since(log, key, Snapshot()))[1]]
     assert kinds == [Erased, Exchange]
     other = subjects.session_key(TENANT, f"{session_id} other")
     assert len((await log.exchanges(TENANT, other, limit=9, above=0)).entries) == 3
@@ -156,7 +160,7 @@ async def test_clearing_takes_its_turn_among_many_appends(
     await asyncio.gather(
         *(append(bus, session_id, exchange(f"r{n}")) for n in range(5)), log.append(key, CLEARED)
     )
-    _, entries = await log.since(key, Snapshot())
+    _, entries = await since(log, key, Snapshot())
     assert len(entries) == 6
     assert sum(isinstance(entry.record, Cleared) for entry in entries) == 1
     records = [entry.record for entry in entries if not isinstance(entry.record, Unreadable)]
@@ -222,5 +226,5 @@ async def test_a_snapshot_that_can_not_be_is_not_continued(
     log: Log, key: str, damaged: Snapshot
 ) -> None:
     await log.append(key, CLEARED)
-    snapshot, entries = await log.since(key, damaged)
+    snapshot, entries = await since(log, key, damaged)
     assert snapshot == Snapshot() and len(entries) == 1

@@ -177,9 +177,10 @@ class Log:
             last = await self._stream.last(subject)
             record = replace(record, previous=last.seq if last else 0)
             with suppress(Conflict):
-                return await self._stream.append(
+                appended = await self._stream.append(
                     subject, encode(record), message_id, record.previous
                 )
+                return appended.seq
         raise Conflict
 
     async def get(self, seq: int) -> Entry | None:

@@ -21,7 +21,6 @@ from services.contract.messages import (
     Failed,
     Origin,
     Started,
-    Stored,
     Taken,
     Timings,
     Token,
@@ -39,7 +38,7 @@ from services.inference.engine.sequence import Sequence
 from services.inference.models import Model
 from services.inference.readers import Readers
 from services.inference.reception import Reception
-from services.inference.sessions import Sessions
+from services.inference.sessions import Kept, Sessions
 from services.inference.settings import InferenceSettings
 from services.runtime import logs
 from services.runtime.bus import Bus
@@ -236,17 +235,24 @@ class ChatService:
             finished = finished._replace(reason=call.stop_reason)
         reason, usage, timings = finished
         self._admission.has_ended(usage.completion_tokens)
-        stored = await self._store(call, origin, finished)
+        stored, other = await self._store(call, origin, finished)
+        if other and other.finish_reason != "failed" and other.response.startswith(call.text):
+            # what the session knows is what the caller is to hear
+            await call.send(Token(len(call.text), other.response[len(call.text) :], ()))
+            reason, usage, timings = other.finish_reason, other.usage, other.timings
+        elif other:
+            log.error("the log has another attempt's text, which its caller has not heard")
+            stored = "failed"
         if reason == "timeout" and not call.text:
             raise _too_late()
         log.info("%s after %d + %d tokens", reason, usage.prompt_tokens, usage.completion_tokens)
         dropped = origin.exchanges_dropped
         await call.send(Done(reason, usage, timings, dropped, stored, len(call.text)))
 
-    async def _store(self, call: Call, origin: Origin, finished: Finished) -> Stored:
+    async def _store(self, call: Call, origin: Origin, finished: Finished) -> Kept:
         self._contact.check()
         if call.ended or prompts.is_stateless(call.request):
-            return "none"
+            return Kept("none")
         exchange = exchanges.of(call, origin, finished, self._model.served[call.adapter])
         return await self._sessions.append(call.session_key, exchange, lambda: not call.ended)
 

@@ -4,11 +4,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from services.contract import subjects
-from services.contract.codec import encode
+from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.history import Context, ContextRequest, Exchange
 from services.contract.messages import Stored
@@ -23,6 +24,13 @@ APPEND_DEADLINE = 10.0  # seconds, of which a server that restarts takes a few
 RETRY_INTERVAL = 0.3  # seconds
 
 log = logging.getLogger(__name__)
+
+
+class Kept(NamedTuple):
+    """`other` is what the log has instead: of an attempt that ended first, unheard."""
+
+    stored: Stored
+    other: Exchange | None = None
 
 
 class Sessions:
@@ -55,7 +63,7 @@ class Sessions:
                 await asyncio.sleep(timeout)
         raise unavailable
 
-    async def append(self, key: str, exchange: Exchange, is_wanted: Callable[[], bool]) -> Stored:
+    async def append(self, key: str, exchange: Exchange, is_wanted: Callable[[], bool]) -> Kept:
         """
         Puts the exchange after the session's last record; `log` once the stream has acknowledged
         it, `none` if the session was erased since the exchange was asked. Nothing is tried any more
@@ -68,12 +76,12 @@ class Sessions:
             async with asyncio.timeout(APPEND_DEADLINE):
                 while is_wanted():
                     try:
-                        if await self._try(key, exchange):
-                            return "log"
+                        if kept := await self._try(key, exchange):
+                            return kept
                         # in this order: what comes in between makes the next try fail as well
                         previous = await self._last(key)
                         if await self._is_erased(key, exchange):
-                            return "none"
+                            return Kept("none")
                         exchange = replace(exchange, previous=previous)
                     except (StreamUnavailable, ServiceError) as error:
                         if isinstance(error, NoRoom):
@@ -85,17 +93,25 @@ class Sessions:
             log.error("the log did not take the exchange: no time left")
         finally:
             self._without_room.discard(exchange.request_id)
-        return "failed"
+        return Kept("failed")
 
-    async def _try(self, key: str, exchange: Exchange) -> bool:
-        """False if another record of the session came first, so that `previous` is another now."""
+    async def _try(self, key: str, exchange: Exchange) -> Kept | None:
+        """None if another record of the session came first, so that `previous` is another now."""
         if not self._bus.connected:  # what waits for the connection may come too late
             raise StreamUnavailable("not connected")
         subject, message_id = subjects.log(key), f"{key}.{exchange.request_id}"
         with suppress(Conflict):
-            await self._log.append(subject, encode(exchange), message_id, exchange.previous)
-            return True
-        return False
+            seq, is_new = await self._log.append(
+                subject, encode(exchange), message_id, exchange.previous
+            )
+            return Kept("log", None if is_new else await self._other(seq, exchange))
+        return None
+
+    async def _other(self, seq: int, exchange: Exchange) -> Exchange | None:
+        """What is there, if it says something else."""
+        stored = await self._log.get(seq)
+        there = decode(stored.data, Exchange) if stored else exchange
+        return there if there.response != exchange.response else None
 
     async def _is_erased(self, key: str, exchange: Exchange) -> bool:
         """Whether the session was, since the exchange was asked."""

@@ -42,6 +42,13 @@ class Stored(NamedTuple):
     time: datetime  # the server's, give or take a microsecond
 
 
+class Appended(NamedTuple):
+    """`is_new`: False if its message id was there already, maybe with other data."""
+
+    seq: int
+    is_new: bool
+
+
 class StreamState(NamedTuple):
     first_seq: int
     last_seq: int
@@ -108,9 +115,9 @@ class Stream:
                 if await self.get(seq) is not None:  # the error's code does not tell
                     raise
 
-    async def append(self, subject: str, data: bytes, message_id: str, previous: int) -> int:
+    async def append(self, subject: str, data: bytes, message_id: str, previous: int) -> Appended:
         """
-        The sequence of the new message, once the stream has acknowledged it.
+        Where the message is, once the stream has acknowledged it.
 
         `previous` is the sequence of the subject's last message (0: none). Raises Conflict if it is
         no longer the last, StreamUnavailable if nothing was acknowledged: it may be stored or not.
@@ -224,7 +231,7 @@ class Bucket:
 
 async def _publish(
     js: JetStreamContext, subject: str, data: bytes, previous: int, headers: dict[str, str]
-) -> int:
+) -> Appended:
     headers["Nats-Expected-Last-Subject-Sequence"] = str(previous)
     with as_unavailable():
         try:
@@ -233,7 +240,7 @@ async def _publish(
             if error.err_code in WRONG_LAST_SEQUENCE:
                 raise Conflict from error
             raise
-    return ack.seq
+    return Appended(ack.seq, not ack.duplicate)
 
 
 async def _get(

@@ -8,19 +8,16 @@ import signal
 from collections.abc import Callable
 
 from services.contract.history import Exchange
-from services.contract.messages import Stored
 from services.inference.__main__ import serve
-from services.inference.sessions import Sessions
+from services.inference.sessions import Kept, Sessions
 from services.runtime.process import run
 
 _append = Sessions.append
 
 
-async def _die(
-    self: Sessions, key: str, exchange: Exchange, is_wanted: Callable[[], bool]
-) -> Stored:
+async def _die(self: Sessions, key: str, exchange: Exchange, is_wanted: Callable[[], bool]) -> Kept:
     if os.environ["DIES"] == "after":
-        assert await _append(self, key, exchange, is_wanted) == "log"
+        assert await _append(self, key, exchange, is_wanted) == Kept("log")
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("dead")
 

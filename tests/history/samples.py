@@ -67,9 +67,11 @@ async def append(bus: Bus, session_id: str, said: Exchange, tenant: str = TENANT
         last = await stream.last(subjects.log(key))
         said = replace(said, previous=last.seq if last else 0)
         try:
-            return await stream.append(
-                subjects.log(key), encode(said), f"{key}.{said.request_id}", said.previous
+            message_id = f"{key}.{said.request_id}"
+            appended = await stream.append(
+                subjects.log(key), encode(said), message_id, said.previous
             )
+            return appended.seq
         except Conflict:
             await asyncio.sleep(0)
 

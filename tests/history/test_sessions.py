@@ -296,7 +296,7 @@ async def test_an_erasure_that_a_process_did_not_live_to_end_is_ended_by_another
     async with history(nats_url):
         await append_many(bus, session_id, 3)
         await context(bus, session_id)
-    erased = await Stream(bus, subjects.HISTORY_STREAM).append(
+    erased, _ = await Stream(bus, subjects.HISTORY_STREAM).append(
         subjects.log(key),
         b'{"type":"erased","v":1,"previous":0,"erased_at":"2026-01-01T00:00:00Z"}',
         uuid4().hex,

@@ -16,7 +16,14 @@ from services.contract.history import (
     ExportRequest,
     Session,
 )
-from services.contract.messages import Cancel, ChatRequest, Done, Failed, Started, Token
+from services.contract.messages import (
+    Cancel,
+    ChatRequest,
+    Done,
+    Failed,
+    Started,
+    Token,
+)
 from tests.inference.scripted import Worker, text
 
 TENANT = subjects.OPEN_TENANT
@@ -104,6 +111,28 @@ async def test_what_the_log_does_not_take_is_tried_again_until_a_deadline_and_to
     assert isinstance(done, Done) and done.finish_reason == "stop"
     assert done.stored == ("log" if comes_back else "failed")
     assert len(await kept(fast, "s")) == 1 + comes_back
+
+
+async def test_what_another_attempt_said_unheard_and_stored_is_told_by_one_that_is_cut_short(
+    slow: Worker,
+) -> None:
+    whole = await slow.ask("long", "s", request_id="r1", max_tokens=50)
+    events = await slow.ask("long", "s", request_id="r1", timeout_s=0.2)
+    assert text(events) == text(whole)
+    (exchange,) = await kept(slow, "s")
+    assert exchange.response == text(whole)
+    (*_, done), (*_, first) = events, whole
+    assert isinstance(done, Done) and isinstance(first, Done)
+    assert (done.finish_reason, done.stored, done.usage) == ("length", "log", first.usage)
+    assert done.length == len(exchange.response)
+
+
+async def test_an_answer_of_which_the_log_has_less_is_told_as_not_stored(slow: Worker) -> None:
+    short = await slow.ask("long", "s", request_id="r1", timeout_s=0.2)
+    *_, done = whole = await slow.ask("long", "s", request_id="r1", max_tokens=50)
+    assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("length", "failed")
+    (exchange,) = await kept(slow, "s")
+    assert exchange.response == text(short) != text(whole)
 
 
 async def test_what_fails_before_it_begins_is_no_exchange(fast: Worker) -> None:

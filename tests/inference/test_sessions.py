@@ -9,7 +9,7 @@ from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.history import Context, ContextRequest
 from services.inference import sessions
-from services.inference.sessions import Sessions
+from services.inference.sessions import Kept, Sessions
 from services.runtime.bus import Bus
 from services.runtime.streams import Stream
 from tests.history.samples import exchange, url_of
@@ -55,7 +55,7 @@ async def test_while_the_log_has_no_room_no_other_answer_is_begun(full: Bus, qui
         await asked.context("alice", "other")
     assert (refused.value.code, refused.value.retry_after) == ("history_full", 5)
     await give_room(full)
-    assert await appending == "log"
+    assert await appending == Kept("log")
     with pytest.raises(ServiceError) as unanswered:  # nobody serves here
         await asked.context("alice", "other")
     assert unanswered.value.code == "history_unavailable"
@@ -67,7 +67,7 @@ async def test_an_exchange_that_finds_no_room_in_time_is_told_as_failed(
     monkeypatch.setattr(sessions, "APPEND_DEADLINE", 0.5)
     asked = Sessions(full)
     said = exchange("a", response="x" * SMALL)
-    assert await asked.append(KEY, said, is_wanted) == "failed"
+    assert await asked.append(KEY, said, is_wanted) == Kept("failed")
 
 
 class Stumbling:

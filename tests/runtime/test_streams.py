@@ -32,7 +32,8 @@ def append(stream: Stream) -> Append:
     async def append(subject: str, data: bytes) -> int:
         last = await stream.last(f"{stream.name}.{subject}")
         previous = last.seq if last else 0
-        return await stream.append(f"{stream.name}.{subject}", data, uuid4().hex, previous)
+        subject = f"{stream.name}.{subject}"
+        return (await stream.append(subject, data, uuid4().hex, previous)).seq
 
     return append
 
@@ -59,7 +60,7 @@ async def test_what_an_operator_set_of_a_stream_stays(bus: Bus, stream: Stream) 
 
 
 async def test_what_is_appended_can_be_read(stream: Stream) -> None:
-    seq = await stream.append(f"{stream.name}.a", b"one", "id1", previous=0)
+    seq, _ = await stream.append(f"{stream.name}.a", b"one", "id1", previous=0)
     stored = await stream.get(seq)
     assert stored is not None and stored == await stream.last(f"{stream.name}.a")
     assert (stored.seq, stored.subject, stored.data) == (seq, f"{stream.name}.a", b"one")
@@ -85,7 +86,8 @@ async def test_each_subject_has_a_last_of_its_own(stream: Stream, append: Append
 
 async def test_a_repeated_message_id_is_stored_once(stream: Stream) -> None:
     first = await stream.append(f"{stream.name}.a", b"one", "id1", previous=0)
-    assert await stream.append(f"{stream.name}.a", b"one", "id1", previous=0) == first
+    again = await stream.append(f"{stream.name}.a", b"other", "id1", previous=0)
+    assert (first.is_new, again.is_new) == (True, False) and first.seq == again.seq
     assert (await stream.state()).messages == 1
 
 
@@ -140,9 +142,9 @@ async def test_a_full_stream_drops_its_oldest_until_it_is_told_to_refuse(
 
 async def test_what_is_gone_already_can_be_deleted(stream: Stream) -> None:
     subject = f"{stream.name}.a"
-    first = await stream.append(subject, b"1", "m1", 0)
-    middle = await stream.append(subject, b"2", "m2", first)
-    last = await stream.append(subject, b"3", "m3", middle)
+    first, _ = await stream.append(subject, b"1", "m1", 0)
+    middle, _ = await stream.append(subject, b"2", "m2", first)
+    last, _ = await stream.append(subject, b"3", "m3", middle)
     for seq in (middle, middle, first, first, last + 1):
         await stream.delete(seq)
     left = await stream.last(subject)

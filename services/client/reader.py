@@ -94,7 +94,7 @@ class Reader:
             self._reply = ""  # nobody has taken it
             if error.code != "conflict":
                 raise
-            await self.join()
+            await self._join_other()
         self._heard_at = time.monotonic()
 
     async def join(self) -> None:
@@ -112,6 +112,15 @@ class Reader:
         self._request = held.request
         self._has_joined = True
         self._take_up(held)
+
+    async def _join_other(self) -> None:
+        """Whoever answers already; it may just have lost the answer, as it was out of touch."""
+        try:
+            await self.join()
+        except ServiceError as error:
+            if error.code != "not_found":
+                raise
+            raise _lost("Who answered this request has just lost the answer.") from error
 
     async def next(self) -> StreamEvent:
         """What is new, as it comes."""

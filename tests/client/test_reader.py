@@ -134,6 +134,21 @@ async def test_another_goes_on_where_a_worker_froze_and_its_attempt_is_dropped(
     assert first.replies[0] not in second.replies
 
 
+async def test_who_says_that_it_answers_already_and_then_loses_the_answer_is_asked_again(
+    bus: Bus, nats_url: str
+) -> None:
+    async with teller(nats_url, "w1", 20) as first:
+        reading = asyncio.create_task(read(bus))
+        await first.said.wait()
+        async with teller(nats_url, "w2") as second:
+            second.refuses = ServiceError("conflict", "It is being answered already.")
+            await first.die()
+            while not second.requests:
+                await asyncio.sleep(0.001)
+            second.refuses = None
+            check_whole(await reading)
+
+
 async def test_what_a_lost_attempt_still_says_is_not_heard(bus: Bus, nats_url: str) -> None:
     async with teller(nats_url, "w1", 20) as first:
         reading = asyncio.create_task(read(bus))

@@ -76,7 +76,7 @@ class Reader:
         self._begun = time.monotonic()
         self._losses = 0
         self._has_joined = False
-        self._abandoning: asyncio.Task[None] | None = None
+        self._abandoning: dict[str, asyncio.Task[None]] = {}  # attempts, by their reply subject
 
     async def ask(self, request: ChatRequest) -> None:
         """An answer that is being given already under the request's id is joined."""
@@ -107,8 +107,8 @@ class Reader:
             raise ServiceError("not_found", "No worker knows of this request.") from error
         if self._request and not _is_same(self._request, held.request):
             raise ServiceError("conflict", "Another request has the same id: choose a new one.")
-        if self._abandoning:
-            self._abandoning.cancel()  # it may be this very attempt that is alive
+        if abandoning := self._abandoning.pop(held.reply, None):
+            abandoning.cancel()  # this very attempt is alive
         self._request = held.request
         self._has_joined = True
         self._take_up(held)
@@ -148,7 +148,7 @@ class Reader:
     def abandon(self) -> None:
         """Nobody waits for the attempt that is read."""
         if self._reply:
-            self._abandoning = self._bus.spawn(self._drop(self._reply))
+            self._abandoning[self._reply] = self._bus.spawn(self._drop(self._reply))
             self._reply = ""
 
     async def leave(self) -> None:

@@ -154,8 +154,9 @@ class Log:
         self, key: str, snapshot: Snapshot, last: Stored | None
     ) -> tuple[Snapshot, list[Entry]]:
         """
-        The session's records that the snapshot lacks, up to its last one, oldest first, and what
-        they are to be applied to: nothing, if the snapshot is of a log that is no more.
+        The session's records that the snapshot lacks, oldest first, up to the `last` one that there
+        is, and what they are to be applied to: nothing, if the snapshot is of a log that is no
+        more.
         """
         is_of_another_log = last is not None and last.seq < snapshot.applied_seq
         if is_of_another_log or not 0 <= snapshot.epoch <= snapshot.applied_seq:

@@ -28,6 +28,16 @@ def of(call: Call, origin: Origin, finished: Finished, model: ModelInfo) -> Exch
     )
 
 
+def is_same(call: Call, exchange: Exchange) -> bool:
+    return (exchange.prompt, exchange.response) == (call.request.prompt, call.text)
+
+
+def goes_on(call: Call, exchange: Exchange) -> bool:
+    """Whether it is what the call would have said, further or to another end."""
+    is_asked = exchange.prompt == call.request.prompt and exchange.finish_reason != "failed"
+    return is_asked and exchange.response.startswith(call.text)
+
+
 def unfinished(call: Call) -> Finished:
     """As far as it was when it failed."""
     assert call.sequence is not None

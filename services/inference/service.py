@@ -236,12 +236,12 @@ class ChatService:
         reason, usage, timings = finished
         self._admission.has_ended(usage.completion_tokens)
         stored, other = await self._store(call, origin, finished)
-        if other and other.finish_reason != "failed" and other.response.startswith(call.text):
-            # what the session knows is what the caller is to hear
-            await call.send(Token(len(call.text), other.response[len(call.text) :], ()))
+        if other and exchanges.goes_on(call, other):
+            if rest := other.response[len(call.text) :]:
+                await call.send(Token(len(call.text), rest, ()))  # nobody goes on after it
             reason, usage, timings = other.finish_reason, other.usage, other.timings
-        elif other:
-            log.error("the log has another attempt's text, which its caller has not heard")
+        elif other and not exchanges.is_same(call, other):
+            log.error("the log has an exchange of this request that its caller has not heard")
             stored = "failed"
         if reason == "timeout" and not call.text:
             raise _too_late()

@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 
 
 class Kept(NamedTuple):
-    """`other` is what the log has instead: of an attempt that ended first, unheard."""
+    """
+    `other`, beside `log`: what is there instead, of another attempt at the request that was first.
+    """
 
     stored: Stored
     other: Exchange | None = None
@@ -70,7 +72,7 @@ class Sessions:
         once it is not wanted: another worker has it then.
 
         The message id lets the server drop a repeat, so a try that was not acknowledged is
-        repeated.
+        repeated. What another attempt at the request has put there stays.
         """
         try:
             async with asyncio.timeout(APPEND_DEADLINE):
@@ -104,14 +106,16 @@ class Sessions:
             seq, is_new = await self._log.append(
                 subject, encode(exchange), message_id, exchange.previous
             )
-            return Kept("log", None if is_new else await self._other(seq, exchange))
+            return Kept("log") if is_new else await self._repeated(seq, key, exchange)
         return None
 
-    async def _other(self, seq: int, exchange: Exchange) -> Exchange | None:
-        """What is there, if it says something else."""
+    async def _repeated(self, seq: int, key: str, exchange: Exchange) -> Kept:
+        """The request's exchange was there already."""
         stored = await self._log.get(seq)
-        there = decode(stored.data, Exchange) if stored else exchange
-        return there if there.response != exchange.response else None
+        if stored is None:  # archived, and trimmed
+            return Kept("none" if await self._is_erased(key, exchange) else "log")
+        there = decode(stored.data, Exchange)
+        return Kept("log", None if _what(there) == _what(exchange) else there)
 
     async def _is_erased(self, key: str, exchange: Exchange) -> bool:
         """Whether the session was, since the exchange was asked."""
@@ -121,6 +125,10 @@ class Sessions:
     async def _last(self, key: str) -> int:
         stored = await self._log.last(subjects.log(key))
         return stored.seq if stored else 0
+
+
+def _what(exchange: Exchange) -> tuple[str, str, str]:
+    return exchange.prompt, exchange.response, exchange.finish_reason
 
 
 def _full() -> ServiceError:

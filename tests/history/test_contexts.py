@@ -6,7 +6,7 @@ from services.history.log import Log
 from services.history.settings import HistorySettings
 from services.runtime.bus import Bus
 from services.runtime.streams import Stored
-from tests.history.samples import TENANT, append_many
+from tests.history.samples import TENANT, append, exchange
 
 
 async def test_what_is_logged_and_saved_while_a_context_is_read_is_in_it(
@@ -15,9 +15,9 @@ async def test_what_is_logged_and_saved_while_a_context_is_read_is_in_it(
     log, key = Log(bus, retention=0), subjects.session_key(TENANT, session_id)
     await log.ensure()
     contexts = Contexts(log, HistorySettings(), bus.spawn)
-    await append_many(bus, session_id, 1)
+    await append(bus, session_id, exchange("a"))
     early = [await log.last(key)]
-    ids = await append_many(bus, session_id, 2)
+    await append(bus, session_id, exchange("b"))
     assert await contexts.save(key)
     read = log.last
 
@@ -25,4 +25,4 @@ async def test_what_is_logged_and_saved_while_a_context_is_read_is_in_it(
         return early.pop() if early else await read(key)
 
     monkeypatch.setattr(log, "last", last)
-    assert [turn.request_id for turn in (await contexts.of(key)).turns] == ids
+    assert [turn.request_id for turn in (await contexts.of(key)).turns] == ["a", "b"]

@@ -1,6 +1,7 @@
 """What is kept of an answer, however it ended, and what a session's turns begin from."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC
 
@@ -9,6 +10,7 @@ from nats.js import api
 
 from services.contract import subjects
 from services.contract.history import (
+    DeleteRequest,
     DescribeRequest,
     Description,
     Exchange,
@@ -20,10 +22,13 @@ from services.contract.messages import (
     Cancel,
     ChatRequest,
     Done,
+    Empty,
     Failed,
     Started,
+    StreamEvent,
     Token,
 )
+from services.inference.sessions import Kept, Sessions
 from tests.inference.scripted import Worker, text
 
 TENANT = subjects.OPEN_TENANT
@@ -113,11 +118,23 @@ async def test_what_the_log_does_not_take_is_tried_again_until_a_deadline_and_to
     assert len(await kept(fast, "s")) == 1 + comes_back
 
 
+async def cut_short(worker: Worker, cut: Callable[[], object]) -> list[StreamEvent]:
+    """An answer to the request r1 that is cut once something was said."""
+    events: list[StreamEvent] = []
+    request = ChatRequest(prompt="long", session_id="s", request_id="r1", max_tokens=50)
+    async for event in worker.events(request):
+        if isinstance(event, Token) and not any(isinstance(e, Token) for e in events):
+            cut()
+        events.append(event)
+    return events
+
+
 async def test_what_another_attempt_said_unheard_and_stored_is_told_by_one_that_is_cut_short(
     slow: Worker,
 ) -> None:
     whole = await slow.ask("long", "s", request_id="r1", max_tokens=50)
-    events = await slow.ask("long", "s", request_id="r1", timeout_s=0.2)
+    cancel = Cancel(), subjects.cancel(TENANT, "r1")
+    events = await cut_short(slow, lambda: slow.bus.spawn(slow.bus.publish(cancel[1], cancel[0])))
     assert text(events) == text(whole)
     (exchange,) = await kept(slow, "s")
     assert exchange.response == text(whole)
@@ -127,12 +144,41 @@ async def test_what_another_attempt_said_unheard_and_stored_is_told_by_one_that_
     assert done.length == len(exchange.response)
 
 
+async def test_an_attempt_that_lacked_nothing_but_its_end_ends_as_the_one_that_is_stored(
+    slow: Worker,
+) -> None:
+    whole = await slow.ask("hi", "s", request_id="r1")
+    events = await slow.ask("hi", "s", request_id="r1", max_tokens=len("hello"))
+    assert text(events) == text(whole) == "hello"
+    (*_, done), (*_, first) = events, whole
+    assert isinstance(done, Done) and isinstance(first, Done)
+    assert (done.finish_reason, done.stored, done.usage) == ("stop", "log", first.usage)
+
+
 async def test_an_answer_of_which_the_log_has_less_is_told_as_not_stored(slow: Worker) -> None:
-    short = await slow.ask("long", "s", request_id="r1", timeout_s=0.2)
+    short = await cut_short(slow, lambda: setattr(slow.backend, "fails", True))
     *_, done = whole = await slow.ask("long", "s", request_id="r1", max_tokens=50)
     assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("length", "failed")
     (exchange,) = await kept(slow, "s")
     assert exchange.response == text(short) != text(whole)
+
+
+async def test_another_question_under_the_id_of_one_that_is_stored_is_not_answered_by_it(
+    fast: Worker,
+) -> None:
+    await fast.ask("hi", "s", request_id="r1")
+    *_, done = events = await fast.ask("stop", "s", request_id="r1")
+    assert text(events) == "fine"
+    assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("stop", "failed")
+
+
+async def test_a_repeat_of_what_was_erased_meanwhile_is_told_as_not_kept(fast: Worker) -> None:
+    await fast.ask("hi", "s", request_id="r1")
+    (exchange,) = await kept(fast, "s")
+    erase = subjects.history_delete(TENANT)
+    await fast.bus.request(erase, DeleteRequest("s"), Empty)
+    key = subjects.session_key(TENANT, "s")
+    assert await Sessions(fast.bus).append(key, exchange, lambda: True) == Kept("none")
 
 
 async def test_what_fails_before_it_begins_is_no_exchange(fast: Worker) -> None:

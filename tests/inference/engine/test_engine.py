@@ -72,7 +72,7 @@ def running(backend: FakeBackend, parallel: int = 2) -> Iterator[Run]:
 
 
 def test_on_a_gpu_it_measures_before_it_answers_what_a_step_costs() -> None:
-    backend = FakeBackend({"hi": b"hello"}, step_seconds=0.01)
+    backend = FakeBackend({"hi": b"hello"}, step_seconds=0.05)
     backend.on_gpu = True
     with running(backend, parallel=4) as run:
         for key in "abc":

@@ -30,6 +30,7 @@ from services.runtime.deliveries import Delivery, Endpoint
 STORY = "Es war einmal eine 🙂, die hieß Grüße und wohnte in einem Bus."
 ORIGIN = Origin("digest", b"\0\0\0\0", 0, 0, 1, datetime.now(UTC), 0, 0)
 STEP = 0.004  # seconds
+CONFLICT = ServiceError("conflict", "It is being answered already.")
 
 
 class Teller:
@@ -76,17 +77,16 @@ class Teller:
             return
         request = decode(delivery.data, ChatRequest)
         self.requests.append(request)
-        if self.refuses:
-            error = self.refuses
+        key = f"{subjects.tenant_of_request(delivery.subject)}.{request.request_id}"
+        held = self._recordings.get(key)
+        if error := CONFLICT if held and not held.is_whole else self.refuses:
             await self._bus.publish(delivery.reply, Failed(error.code, error.message, 0.1))
             return
         self.replies.append(delivery.reply)
-        tenant = subjects.tenant_of_request(delivery.subject)
-        self._bus.spawn(self._tell(f"{tenant}.{request.request_id}", request, delivery.reply))
+        self._recordings[key] = recording = Recording(request, self.worker_id, delivery.reply)
+        self._bus.spawn(self._tell(key, recording, request, delivery.reply))
 
-    async def _tell(self, key: str, request: ChatRequest, reply: str) -> None:
-        recording = Recording(request, self.worker_id, reply)
-        self._recordings[key] = recording
+    async def _tell(self, key: str, recording: Recording, request: ChatRequest, reply: str) -> None:
         begun = len(request.resume.text) if request.resume else 0
         await self._say(recording, reply, Accepted(str(request.request_id), self.worker_id))
         await self._say(recording, reply, Started(5, 0, 0, 0, ORIGIN))

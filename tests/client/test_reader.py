@@ -245,7 +245,7 @@ async def test_who_joined_goes_on_elsewhere_too_and_two_readers_have_one_answer(
             await first.die()
             check_whole(await reading)
             check_whole(await joined, begins_at=5)
-            assert len(second.requests) == 1
+            assert len(second.replies) == 1
 
 
 async def test_a_request_whose_id_is_being_answered_is_joined_if_it_is_the_same(

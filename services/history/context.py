@@ -69,7 +69,7 @@ def _is_activity(entry: Entry, snapshot: Snapshot) -> bool:
 def forget(snapshot: Snapshot, before: datetime) -> Snapshot:
     """Without the turns that are older."""
     if all(turn.logged_at >= before for turn in snapshot.turns):
-        return snapshot
+        return snapshot  # nearly always, so that nothing is copied
     return replace(snapshot, turns=tuple(t for t in snapshot.turns if t.logged_at >= before))
 
 

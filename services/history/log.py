@@ -175,7 +175,7 @@ class Log:
         """
         subject, message_id = subjects.log(key), message_id or uuid4().hex
         for _ in range(APPEND_TRIES):
-            last = await self._stream.last(subject)
+            last = await self.last(key)
             record = replace(record, previous=last.seq if last else 0)
             with suppress(Conflict):
                 appended = await self._stream.append(

@@ -29,7 +29,7 @@ from services.contract.messages import (
 )
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
-from tests.client.tellers import ORIGIN, STORY, teller
+from tests.client.tellers import CONFLICT, ORIGIN, STORY, teller
 from tests.servers import nats_server, running
 
 REQUEST = ChatRequest(prompt="hi", request_id="r", grace_s=10)
@@ -141,7 +141,7 @@ async def test_who_says_that_it_answers_already_and_then_loses_the_answer_is_ask
         reading = asyncio.create_task(read(bus))
         await first.said.wait()
         async with teller(nats_url, "w2") as second:
-            second.refuses = ServiceError("conflict", "It is being answered already.")
+            second.refuses = CONFLICT
             await first.die()
             while not second.requests:
                 await asyncio.sleep(0.001)
@@ -255,7 +255,7 @@ async def test_a_request_whose_id_is_being_answered_is_joined_if_it_is_the_same(
         reading = asyncio.create_task(read(bus))
         while not worker.replies:
             await asyncio.sleep(0.001)
-        worker.refuses = ServiceError("conflict", "It is being answered already.")
+        worker.refuses = CONFLICT
         check_whole(await read(bus))
         (failed,) = await read(bus, ChatRequest(prompt="other", request_id="r"))
         assert isinstance(failed, Failed) and failed.code == "conflict"

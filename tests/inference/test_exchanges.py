@@ -133,8 +133,8 @@ async def test_what_another_attempt_said_unheard_and_stored_is_told_by_one_that_
     slow: Worker,
 ) -> None:
     whole = await slow.ask("long", "s", request_id="r1", max_tokens=50)
-    cancel = Cancel(), subjects.cancel(TENANT, "r1")
-    events = await cut_short(slow, lambda: slow.bus.spawn(slow.bus.publish(cancel[1], cancel[0])))
+    subject = subjects.cancel(TENANT, "r1")
+    events = await cut_short(slow, lambda: slow.bus.spawn(slow.bus.publish(subject, Cancel())))
     assert text(events) == text(whole)
     (exchange,) = await kept(slow, "s")
     assert exchange.response == text(whole)

@@ -45,7 +45,10 @@ def _can_be_cut(backend: Backend) -> bool:
 
 
 def _seconds(backend: Backend, prompts: int) -> float:
-    """All different, as a mixture of experts would read two equal ones faster."""
+    """
+    That a step takes which reads so many prompts. They differ: a mixture of experts would read
+    equal ones faster.
+    """
     _empty(backend, prompts)
     middle = backend.vocabulary_size // 2
     chunks = [

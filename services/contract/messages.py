@@ -277,6 +277,8 @@ class Replay(Struct, frozen=True):
     An answer's attempt, as the worker that gives it has it: who reads on `reply` and then asks for
     a replay has all of it. `events` begin with what was said before any text, and go on with the
     text that the reader lacks. `is_all` is false where there is more of it than fits: ask again.
+    `age` is the time in seconds since the worker accepted the attempt: the rest of the request's
+    `timeout_s` is what a reader has left.
     """
 
     request: ChatRequest
@@ -284,6 +286,7 @@ class Replay(Struct, frozen=True):
     reply: str
     events: tuple[StreamEvent, ...]
     is_all: bool = True
+    age: float = 0.0
 
 
 # --- what goes to one worker ----------------------------------------------------------------------

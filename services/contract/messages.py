@@ -241,7 +241,8 @@ class Token(Event, frozen=True, tag="token", omit_defaults=True):
 class Done(Event, frozen=True, tag="done"):
     """
     The end. `stored` says whether the log has acknowledged the exchange; `none`: there is nothing
-    to keep, since nothing was said or the session was erased meanwhile.
+    to keep, since nothing was said or the session was erased meanwhile. `stop_string` is the entry
+    of the request's `stop` or of CHAT_STOP that ended the answer; None: the model ended it.
     """
 
     finish_reason: FinishReason
@@ -250,6 +251,7 @@ class Done(Event, frozen=True, tag="done"):
     exchanges_dropped: int
     stored: Stored
     length: int | None = None  # of the answer in characters: who has less has lost a part of it
+    stop_string: str | None = None
 
 
 class Failed(Event, frozen=True, tag="failed"):
@@ -334,8 +336,8 @@ class ModelInfo(Struct, frozen=True):
 
 class WorkerReport(Struct, frozen=True):
     """
-    `error` is the sentence that says why there is no model; `progress` is the share of the file
-    loaded.
+    `error` is the sentence that says why there is no model, or why the one that is ready can't
+    chat; `progress` is the share of the file loaded.
     """
 
     worker_id: str

@@ -67,6 +67,16 @@ async def test_an_exchange_is_kept_whole(fast: Worker) -> None:
     assert exchange.asked_at.tzinfo == exchange.answered_at.tzinfo == UTC
 
 
+async def test_the_stop_string_that_ended_an_answer_is_kept_and_told_again(fast: Worker) -> None:
+    for _ in range(2):  # the second time it is the one that the log has
+        *_, done = await fast.ask("stop", "s", request_id="r1")
+        assert isinstance(done, Done) and (done.stop_string, done.stored) == ("\nUser:", "log")
+    (exchange,) = await kept(fast, "s")
+    assert (exchange.finish_reason, exchange.stop_string) == ("stop", "\nUser:")
+    *_, done = await fast.ask("hi", "s", request_id="r2")
+    assert isinstance(done, Done) and done.stop_string is None
+
+
 async def test_what_was_cancelled_before_anything_was_said_is_kept_and_not_shown(
     slow: Worker,
 ) -> None:

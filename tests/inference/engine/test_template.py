@@ -300,3 +300,18 @@ def test_a_template_that_opens_a_thought_says_so() -> None:
     assert template(CHATML + "<think>\n").opens_reasoning
     assert not template(CHATML + "<think>\n\n</think>\n\n").opens_reasoning
     assert not template(CHATML).opens_reasoning
+
+
+def test_heads_are_what_prompts_begin_with_and_no_caller_wrote() -> None:
+    heads = [bytes(head).decode() for head in template().heads("be kind")]
+    assert heads == [
+        "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\n",
+        "<|im_start|>system\n",
+        "<|im_start|>user\n",
+    ]
+    assert [bytes(head).decode() for head in template(NO_SYSTEM).heads("be kind")] == [
+        "<s>[user]be kind\n\n",
+        "<s>[user]",
+        "<s>[user]",
+    ]
+    assert len(template().heads("")) == 2

@@ -58,7 +58,7 @@ def ahead(
     other = model.template.prompt(system, turns[likely.dropped :], "", most, answers)
     known = list(commonprefix((likely.tokens, other.tokens)))
     session = prompts.conversation(call.tenant, call.request)
-    return Beginning(known, call.adapter, session)
+    return Beginning(known, call.adapter, session, call.tenant)
 
 
 def without(context: Context, retried: str | None) -> Context:
@@ -109,5 +109,6 @@ def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
         prompts.conversation(call.tenant, call.request),
         call.request.seed is not None,
         begun,
+        call.tenant,
         received=call.received,
     )

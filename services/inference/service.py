@@ -88,6 +88,7 @@ class ChatService:
             settings.model_cache * 2**20,
             emit=lambda outputs: _from_thread(loop, self._hand_out, outputs),
             on_death=lambda: _from_thread(loop, self._die, on_death),
+            heads=model.template.heads(settings.chat_system_prompt.strip()),
         )
 
     @property

@@ -95,9 +95,12 @@ class Worker:
                 events.append(read((await inbox.next(0.3)).data))
         return events
 
-    async def events(self, request: ChatRequest) -> AsyncGenerator[StreamEvent, None]:
-        async with self.bus.inbox(f"_INBOX.{id(request)}") as inbox:
-            await self.bus.publish(subjects.REQUEST, request, reply=f"_INBOX.{id(request)}")
+    async def events(
+        self, request: ChatRequest, tenant: str = subjects.OPEN_TENANT
+    ) -> AsyncGenerator[StreamEvent, None]:
+        inbox_of = f"_INBOX.{id(request)}"
+        async with self.bus.inbox(inbox_of) as inbox:
+            await self.bus.publish(subjects.request(tenant), request, reply=inbox_of)
             while True:
                 event = read((await inbox.next(10)).data)
                 yield event

@@ -19,6 +19,7 @@ class Beginning(NamedTuple):
     tokens: list[int]
     adapter: int
     session: str
+    tenant: str = runs.PUBLIC
 
     @property
     def owner(self) -> str:
@@ -26,7 +27,7 @@ class Beginning(NamedTuple):
 
     @property
     def run(self) -> bytes:
-        return runs.pack(self.adapter, self.tokens)
+        return runs.pack(self.adapter, self.tokens, tenant=self.tenant)
 
 
 class Ahead:

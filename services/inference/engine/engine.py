@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from services.contract.messages import FinishReason, Timings, Usage
@@ -59,7 +59,8 @@ Emit = Callable[[list[tuple[str, Output]]], None]
 class Engine:
     """
     `budget` is how many bytes of RAM idle conversations may take. `emit` gets a step's outputs at
-    once, as (key, output), in the engine's thread.
+    once, as (key, output), in the engine's thread. `heads` are the public heads of prompts, which
+    tenants share (`slots.py`).
 
     Every sequence submitted ends in exactly one Finished, Broken or Refused. `on_death` is called
     if the thread dies of an error; nothing is answered after that.
@@ -72,13 +73,14 @@ class Engine:
         budget: int,
         emit: Emit,
         on_death: Callable[[], None],
+        heads: Iterable[list[int]] = (),
     ) -> None:
         self._backend = backend
         self._parallel = parallel
         self._emit = emit
         self._on_death = on_death
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-        self._slots = Slots(backend, parallel, budget)
+        self._slots = Slots(backend, parallel, budget, heads)
         self._scheduler = Scheduler(self._slots)
         self._ahead = Ahead(backend, self._slots)
         self.speed = Speed()

@@ -7,7 +7,6 @@ from collections import deque
 from itertools import islice
 from typing import NamedTuple
 
-from services.inference.engine import runs
 from services.inference.engine.backend import Chunk
 from services.inference.engine.pace import Pace
 from services.inference.engine.sequence import Sequence
@@ -98,7 +97,7 @@ class Scheduler:
     def _is_being_read(self, sequence: Sequence) -> bool:
         """Whether another is reading the same beginning: in a few steps it can be shared."""
         reading = (s.run for s in self.running if not s.is_prefilled)
-        coming = max((runs.shared(sequence.run, other) for other in reading), default=0)
+        coming = max((self._slots.shared(sequence.run, other) for other in reading), default=0)
         return coming >= WORTH_WAITING and coming > sequence.found
 
     def _start(self, sequence: Sequence) -> None:

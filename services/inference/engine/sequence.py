@@ -34,6 +34,7 @@ class Sequence:
     session: str = ""  # whose conversation it is; "" is nobody's
     is_exact: bool = False  # read so that its logits are the same each time
     begun: InitVar[Answer | None] = None  # elsewhere, and goes on here
+    tenant: str = runs.PUBLIC  # whose words the prompt holds
     answer: Answer = field(init=False)
     given: list[int] = field(init=False)  # the prompt, and what was said elsewhere: read first
     run: bytes = field(init=False)  # what of this can be reused: all but the last token
@@ -53,7 +54,8 @@ class Sequence:
         self.given = [*self.prompt, *self.answer.tokens]
         # the last token's logits are needed, so it is always computed
         computed_anew = LEAST_EXACT if self.is_exact else 1
-        self.run = runs.pack(self.adapter, self.given[:-computed_anew], self.is_exact)
+        reused = self.given[:-computed_anew]
+        self.run = runs.pack(self.adapter, reused, self.is_exact, self.tenant)
 
     @property
     def owner(self) -> str:

@@ -2,7 +2,7 @@
 Which sequence of the KV cache belongs to whom, and what was computed before and need not be again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from services.inference.engine import runs
@@ -34,11 +34,18 @@ class Slots:
     The longest beginning that a prompt shares with any of these, running or idle, is not computed
     again: it is kept, or copied.
 
+    Tenants share nothing but public heads, and these only whole: `heads` are the tokens that
+    prompts begin with and that no tenant wrote. Everything else is shared within its tenant alone,
+    so neither a count of cached tokens nor the time of a prefill tells what another tenant said.
+
     What is nobody's (of no session) never goes to RAM, and of what would be lost it goes first.
     """
 
-    def __init__(self, backend: Backend, count: int, budget: int) -> None:
+    def __init__(
+        self, backend: Backend, count: int, budget: int, heads: Iterable[Sequence[int]] = ()
+    ) -> None:
         self._backend = backend
+        self._heads = sorted(map(runs.packed, heads), key=len, reverse=True)
         self._runs = [bytearray() for _ in range(count)]
         self._sessions = [""] * count  # whose each is, or was
         self._is_stored = [False] * count  # what it holds is in RAM too
@@ -50,7 +57,19 @@ class Slots:
 
     def cached(self, run: bytes) -> int:
         """How many of its tokens have been computed."""
-        return max(self._nearest(run)[1], self.states.longest(run).length)
+        return max(self._nearest(run)[1], self.states.longest(run, self._public(run)).length)
+
+    def shared(self, run: bytes, other: bytes | bytearray) -> int:
+        """
+        How many tokens of `run` need not be computed where `other` was. If that is another
+        tenant's: those of the longest public head that both begin with, whole.
+        """
+        if runs.is_same_tenant(run, other):
+            return runs.shared(run, other)
+        if not runs.is_same_way(run, other):
+            return 0
+        heads = (head for head in self._heads_of(run) if runs.begins_with(other, head))
+        return len(next(heads, b"")) // runs.ITEM
 
     def acquire(self, run: bytes, session: str = "") -> Lease:
         """
@@ -58,7 +77,7 @@ class Slots:
         else is kept of the session is replaced by this; "" is nobody's.
         """
         source, here = self._nearest(run)
-        saved, there = self.states.longest(run)
+        saved, there = self.states.longest(run, self._public(run))
         is_told_anew = False
         if here >= there and source in self._free and self._is_continued(self._runs[source], here):
             slot = source
@@ -145,9 +164,18 @@ class Slots:
 
     def _nearest(self, run: bytes) -> tuple[int, int]:
         """(slot, common beginning); of equals a free one, so that nothing needs to be copied."""
-        lengths = [runs.shared(run, other) for other in self._runs]
+        lengths = [self.shared(run, other) for other in self._runs]
         source = max(range(len(lengths)), key=lambda slot: (lengths[slot], slot in self._free))
         return source, lengths[source]
+
+    def _heads_of(self, run: bytes) -> list[bytes]:
+        """The public heads that the run begins with, the longest first."""
+        return [head for head in self._heads if runs.begins_with(run, head)]
+
+    def _public(self, run: bytes) -> bytes:
+        """The longest public head that the run begins with, as a run; empty if there is none."""
+        heads = self._heads_of(run)
+        return runs.public(run, heads[0]) if heads else b""
 
     def _is_continued(self, run: bytes | bytearray, shared: int) -> bool:
         """Whether it is this very conversation that goes on, or one that is as soon read again."""
@@ -179,13 +207,18 @@ class Slots:
         Whether what has so much in common with it is nobody's and has ended: maybe turns of one
         conversation, whose caller sends all of it each time, and not several that begin so.
         """
-        sources = [s for s, other in enumerate(self._runs) if runs.shared(run, other) == shared]
-        return all(source in self._free and not self._sessions[source] for source in sources)
+        sources = [s for s, other in enumerate(self._runs) if self.shared(run, other) == shared]
+        return all(
+            source in self._free
+            and not self._sessions[source]
+            and runs.is_same_tenant(run, self._runs[source])
+            for source in sources
+        )
 
     def _keep_shared(self, slot: int, run: bytes) -> tuple[bytearray, int]:
         """Keeps what the slot and the new run have in common: (what it had, how much is kept)."""
         had = self._runs[slot]
-        shared = runs.shared(had, run)
+        shared = self.shared(run, had)
         if not self._backend.cut(slot, shared):
             shared = 0
         self._runs[slot] = bytearray(runs.cut(run, shared))
@@ -194,7 +227,10 @@ class Slots:
     def _keep_root(self, slot: int) -> None:
         """A beginning of several conversations: the next one is spared the rest of this one."""
         root = bytes(self._runs[slot])
-        longer = runs.length(root) - runs.length(self.states.root(root))
+        public = self._public(root)
+        if runs.length(public) == runs.length(root):
+            root = public  # so that all tenants find it
+        longer = runs.length(root) - runs.length(self.states.root(root, public))
         if longer >= MIN_SHARED and not self.states.is_off:
             self.states.add(Saved(root, self._backend.save(slot), session=""))
 

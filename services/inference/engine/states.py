@@ -48,26 +48,28 @@ class States:
     def __contains__(self, run: bytes) -> bool:
         return run in self._by_use
 
-    def longest(self, run: bytes) -> Match:
+    def longest(self, run: bytes, public: bytes = b"") -> Match:
         """
         The one that has the longest beginning in common with `run`; but rather a root, which is
-        nothing more than that, where another has only a few tokens more in common.
+        nothing more than that, where another has only a few tokens more in common. `public` is the
+        head of `run` that no tenant wrote, and is looked for among the roots of no tenant.
         """
         at = bisect_left(self._runs, run)
         neighbours = self._runs[max(0, at - 1) : at + 1]
         length = max((runs.shared(run, other) for other in neighbours), default=0)
+        root = self.root(run, public)
+        if root and length - runs.length(root) < MIN_SHARED:
+            return Match(self._by_use[root], runs.length(root))
         if length == 0:
             return Match(None, 0)
-        root = self.root(run)
-        if length - runs.length(root) < MIN_SHARED and root:
-            return Match(self._by_use[root], runs.length(root))
         # all that begin so stand together
         first = bisect_left(self._runs, runs.cut(run, length))
         return Match(self._by_use[self._runs[first]], length)
 
-    def root(self, run: bytes) -> bytes:
-        """The longest root that `run` begins with; empty if there is none."""
-        return max(filter(run.startswith, self._roots), key=len, default=b"")
+    def root(self, run: bytes, public: bytes = b"") -> bytes:
+        """The longest root that `run` or `public` begins with; empty if there is none."""
+        found = (r for r in self._roots if run.startswith(r) or public.startswith(r))
+        return max(found, key=len, default=b"")
 
     def add(self, saved: Saved) -> None:
         """Not kept if it is larger than the whole budget."""

@@ -8,6 +8,7 @@ text would tokenize differently.
 
 from collections.abc import Sequence
 from itertools import zip_longest
+from os.path import commonprefix
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ from services.inference.engine.functions import Functions, Json
 from services.inference.engine.mark import Mark
 from services.inference.engine.shown import KnownAnswers, Message, Shown, merge_system, of_session
 from services.inference.engine.tokenizer import Said, Tokenizer
+
+_PROBES = ("a", "B", "1", ".", " a", "\na", "\u00e9", "\u4e2d")
+"""Contents with nothing in common: what prompts with them begin with, the template itself wrote."""
 
 
 class TemplateError(Exception):
@@ -123,6 +127,26 @@ class ChatTemplate:
             raise ServiceError(
                 "invalid_request", f"The model's chat template refuses the messages: {error}."
             ) from error
+
+    def heads(self, system: str) -> list[list[int]]:
+        """
+        What prompts begin with and no caller wrote, as tokens: the template's own beginning, with
+        the server's `system` prompt, with a caller's, and without one.
+        """
+        head = Message("system", system)
+        questions = [Message("user", probe) for probe in _PROBES]
+        conversations = (
+            [[head, question] for question in questions] if system else [],
+            [[Message("system", probe), questions[0]] for probe in _PROBES],
+            [[question] for question in questions],
+        )
+        return [found for each in conversations if (found := self._common(each))]
+
+    def _common(self, conversations: Sequence[list[Message]]) -> list[int]:
+        """The tokens that the prompts of all conversations begin with."""
+        if not self._has_system_role:
+            conversations = [merge_system(messages) for messages in conversations]
+        return list(commonprefix([self._tokens(Shown(each)) for each in conversations]))
 
     def plain(self, text: str | Sequence[int], max_tokens: int) -> Prompt:
         """

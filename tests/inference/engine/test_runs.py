@@ -13,6 +13,13 @@ def test_runs_of_different_adapters_have_nothing_in_common_nor_exact_ones_with_o
         assert runs.shared(runs.pack(0, [1, 2]), other) == 0
 
 
+def test_runs_of_different_tenants_have_nothing_in_common() -> None:
+    one, other = (runs.pack(0, [1, 2], tenant=tenant) for tenant in ("ann", "bob"))
+    assert runs.shared(one, one) == 2 and runs.shared(one, other) == 0
+    assert runs.is_same_tenant(one, runs.pack(1, [], tenant="ann"))
+    assert not runs.is_same_tenant(one, runs.pack(0, [1, 2]))
+
+
 def test_a_run_grows_and_is_cut_by_tokens() -> None:
     run = bytearray(runs.pack(3, [1, 2]))
     runs.extend(run, [3, 4])

@@ -1,5 +1,6 @@
 import random
 import time
+from collections.abc import Iterable
 
 import pytest
 
@@ -18,9 +19,11 @@ DECODE = 0.01  # seconds that a decode step takes
 class Run:
     """A scheduler over a scripted model whose steps take the time that is written here."""
 
-    def __init__(self, slots: int = 2, fixed_cost: int = 0) -> None:
+    def __init__(
+        self, slots: int = 2, fixed_cost: int = 0, heads: Iterable[list[int]] = ()
+    ) -> None:
         self.backend = FakeBackend({"": b"x" * 1000}, context=10_000)
-        self.scheduler = Scheduler(Slots(self.backend, slots, budget=100_000))
+        self.scheduler = Scheduler(Slots(self.backend, slots, 100_000, heads))
         self.scheduler.fixed_cost = fixed_cost
 
     def add(
@@ -30,11 +33,14 @@ class Run:
         max_tokens: int = 100,
         adapter: int = 0,
         is_exact: bool = False,
+        tenant: str = "",
     ) -> Sequence:
         tokens = [ord(key)] * prompt if isinstance(prompt, int) else prompt
         sampling = Sampling(max_tokens=max_tokens)
         sampler = self.backend.sampler(sampling)
-        sequence = Sequence(key, tokens, sampling, sampler, adapter, is_exact=is_exact)
+        sequence = Sequence(
+            key, tokens, sampling, sampler, adapter, is_exact=is_exact, tenant=tenant
+        )
         self.scheduler.add(sequence)
         return sequence
 

@@ -1,3 +1,5 @@
+from collections.abc import Iterable
+
 import pytest
 
 from services.inference.engine import runs
@@ -19,16 +21,20 @@ class Pool:
     talk, if the test does not say whose it is.
     """
 
-    def __init__(self, count: int, budget: int = 10_000) -> None:
+    def __init__(self, count: int, budget: int = 10_000, heads: Iterable[list[int]] = ()) -> None:
         self.backend = FakeBackend({})
-        self.slots = Slots(self.backend, count, budget)
+        self.slots = Slots(self.backend, count, budget, heads)
         self.held = 0
 
     def start(
-        self, prompt: list[int], adapter: int = 0, session: str | None = None
+        self,
+        prompt: list[int],
+        adapter: int = 0,
+        session: str | None = None,
+        tenant: str = "",
     ) -> tuple[int, int]:
         owner = f"{max(prompt)}" if session is None else session
-        slot, cached = self.slots.acquire(runs.pack(adapter, prompt[:-1]), owner)
+        slot, cached = self.slots.acquire(runs.pack(adapter, prompt[:-1], tenant=tenant), owner)
         self.held += 1
         assert self.backend.cells.get(slot, []) == prompt[:cached]
         self.backend.cells[slot] = list(prompt)
@@ -41,8 +47,10 @@ class Pool:
         self.held -= 1
         self.slots.check(self.held)
 
-    def run(self, prompt: list[int], session: str | None = None) -> tuple[int, int]:
-        slot, cached = self.start(prompt, session=session)
+    def run(
+        self, prompt: list[int], session: str | None = None, tenant: str = ""
+    ) -> tuple[int, int]:
+        slot, cached = self.start(prompt, session=session, tenant=tenant)
         self.end(slot)
         return slot, cached
 
@@ -120,7 +128,7 @@ def test_a_word_more_in_common_makes_no_root_of_its_own() -> None:
     for i in range(9):
         pool.run([*SYSTEM, i % 3, *talk(i, 300)], session=f"{i}")
     states = pool.slots.states._by_use.values()
-    assert [len(saved.run) for saved in states if not saved.session] == [4 * (1 + len(SYSTEM))]
+    assert [runs.length(saved.run) for saved in states if not saved.session] == [len(SYSTEM)]
     before = pool.backend.restored
     assert pool.run([*SYSTEM, 1, *talk(99)], session="new")[1] == len(SYSTEM)
     assert pool.backend.restored - before == len(SYSTEM)

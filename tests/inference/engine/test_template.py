@@ -252,3 +252,18 @@ def test_a_template_that_can_show_no_conversation_is_refused(source: str) -> Non
 def test_a_template_can_reach_nothing_but_the_messages() -> None:
     with pytest.raises(TemplateError):
         template("{{ ''.__class__.__mro__[1].__subclasses__() }}" + CHATML)
+
+
+def test_heads_are_what_prompts_begin_with_and_no_caller_wrote() -> None:
+    heads = [bytes(head).decode() for head in template().heads("be kind")]
+    assert heads == [
+        "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\n",
+        "<|im_start|>system\n",
+        "<|im_start|>user\n",
+    ]
+    assert [bytes(head).decode() for head in template(NO_SYSTEM).heads("be kind")] == [
+        "<s>[user]be kind\n\n",
+        "<s>[user]",
+        "<s>[user]",
+    ]
+    assert len(template().heads("")) == 2

@@ -240,3 +240,15 @@ def test_as_far_as_the_text_is_the_same_the_tokens_are(name: str) -> None:
         text = commonprefix([before.text, after.text])
         tokens = commonprefix([before.tokens, after.tokens])
         assert len(text_of(here.backend, tokens).encode()) >= len(text) - LONGEST_TOKEN
+
+
+@pytest.mark.parametrize(("name", "vocabulary_name"), CASES)
+def test_whatever_is_asked_prompts_begin_with_a_head_that_holds_no_question(
+    name: str, vocabulary_name: str
+) -> None:
+    here = case(name, vocabulary_name)
+    questions = ("What is it?", "2 and 2", "¿Qué?", "数える", "- a list\n- of two")
+    prompts = [here.chat.prompt("be kind", (), question, 1).tokens for question in questions]
+    head = here.chat.heads("be kind")[0]
+    assert all(prompt[: len(head)] == head for prompt in prompts)
+    assert len(commonprefix(prompts)) - len(head) <= 1, "nearly all that they have in common"

@@ -154,7 +154,7 @@ class ChatTemplate:
         ServiceError: context_length_exceeded, or invalid_request for tokens that there are not.
         """
         if isinstance(text, str):
-            tokens = self._backend.tokenize(self.begun(text), special=True)
+            tokens = self.tokenize(self.begun(text), special=True)
             return self._whole_prompt(tokens, max_tokens)
         if max(text) >= self._backend.vocabulary_size:
             raise ServiceError(
@@ -163,6 +163,10 @@ class ChatTemplate:
                 f" {self._backend.vocabulary_size - 1}.",
             )
         return self._whole_prompt(list(text), max_tokens)
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Return the tokens of any text; with `special`, what names a control token becomes it."""
+        return self._tokenizer.tokenize(text, special)
 
     def begun(self, text: str) -> str:
         """With what begins every prompt of this model."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from services.inference.engine import parts
 from services.inference.engine.backend import Backend
 
 _ANCHOR = "\n"  # no tokenizer that puts a space before a text has a token that goes on from it
@@ -30,7 +31,7 @@ class Tokenizer:
     def __init__(self, backend: Backend, own: str) -> None:
         self._backend = backend
         self._special = backend.special_tokens()
-        used = set(backend.tokenize(own, special=True))
+        used = {id for part in parts.split(own) for id in backend.tokenize(part, special=True)}
         self._markers = {
             id: text
             for id, (text, is_control) in self._special.items()
@@ -41,20 +42,30 @@ class Tokenizer:
         self._starts = re.compile(f"(?={texts})")  # also of those within others; slow
         self._anchor = backend.tokenize(_ANCHOR, special=False) if self._adds_space() else []
 
+    def tokenize(self, text: str, special: bool, before: Sequence[int] = ()) -> list[int]:
+        """
+        Return the tokens of text after the tokens `before`. With `special`, what names a control
+        token becomes it. A text of more than `parts.MAX_CHARS` is tokenized in parts.
+        """
+        done = list(before[-1:])
+        for part in parts.split(text, self._named if special else None):
+            done += self._part(part, done, special)
+        return done[len(before[-1:]) :]
+
     def template(self, text: str, before: Sequence[int]) -> list[int]:
         """Of text after the tokens `before`; what names a marker becomes one."""
-        return self._tokenize(text, before, special=True)
+        return self.tokenize(text, special=True, before=before)
 
     def content(self, text: str, before: Sequence[int]) -> list[int]:
         """Of text that somebody wrote: never a marker."""
-        tokens = self._tokenize(text, before, special=False)
+        tokens = self.tokenize(text, special=False, before=before)
         if not self.markers(tokens):
             return tokens
         # llama.cpp finds user-defined ones also where special tokens are off: they are taken apart
         done = list(before[-1:])
         cuts = [0, *(found.start() + 1 for found in self._starts.finditer(text)), len(text)]
         for start, end in zip(cuts, cuts[1:], strict=False):
-            done += self._tokenize(text[start:end], done, special=False)
+            done += self.tokenize(text[start:end], special=False, before=done)
         return done[len(before[-1:]) :]
 
     def markers(self, tokens: Sequence[int]) -> list[int]:
@@ -90,7 +101,7 @@ class Tokenizer:
                 kept, end = count, at
         return Said(list(tokens[:kept]), data[:end].decode(), data[end:].decode())
 
-    def _tokenize(self, text: str, before: Sequence[int], special: bool) -> list[int]:
+    def _part(self, text: str, before: Sequence[int], special: bool) -> list[int]:
         """
         Some tokenizers (SentencePiece) put a space before a text and after a special token, and
         nowhere else: text that goes on after other tokens gets none.

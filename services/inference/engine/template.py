@@ -121,8 +121,9 @@ class ChatTemplate:
         """Of a conversation, whether it fits or not. Raises ServiceError(invalid_request)."""
         shown = self._shown(*self.functions.show(messages, tools), answers)
         try:
-            self._check_all_shown(shown)
-            return self._tokens(shown)
+            pieces, said = self._cut(shown)
+            self._check_all_shown(shown, pieces)
+            return self._joined(shown, pieces, said)
         except Exception as error:  # a template is a program, and can fail in any way
             raise ServiceError(
                 "invalid_request", f"The model's chat template refuses the messages: {error}."
@@ -194,16 +195,19 @@ class ChatTemplate:
         shown = shown if self._has_system_role else merge_system(shown)
         return Shown(shown, self._tokenizer.hide(tools, hide), hidden)
 
-    def _check_all_shown(self, shown: Shown) -> None:
+    def _check_all_shown(self, shown: Shown, pieces: Sequence[_Piece]) -> None:
         """Of a message with calls, a template may leave the text out."""
-        frame = self._render(shown._replace(messages=self._framed(shown.messages, {})))
-        found = set(self._content.split(frame).numbers)
+        found = {n for piece in pieces for n in self._content.split(piece.frame).numbers}
         for number, message in enumerate(shown.messages):
             if number not in found and "tool_calls" not in message.more:
                 raise ValueError(f"it does not show number {number}, of {message.role!r}")
 
     def _tokens(self, shown: Shown) -> list[int]:
-        pieces, answers = self._cut(shown)
+        return self._joined(shown, *self._cut(shown))
+
+    def _joined(
+        self, shown: Shown, pieces: Sequence[_Piece], answers: dict[int, Said]
+    ) -> list[int]:
         contents = [message.content for message in shown.messages]
         for i, said in answers.items():
             contents[i] = said.rest
@@ -229,7 +233,7 @@ class ChatTemplate:
             whole = render(messages)
         except Exception:  # it may raise for what is in a content, which must not end a session
             return [_Piece(None, render(self._framed(messages, {})))], {}
-        while True:
+        while said:
             texts, numbers = self._answer.split(render(self._marked(messages, said)))
             frames, framed = self._answer.split(render(self._framed(messages, said)))
             is_each_once = numbers == framed == list(said)
@@ -237,6 +241,7 @@ class ChatTemplate:
             if not changed:
                 return [_Piece(*pair) for pair in zip(texts, frames, strict=True)], said
             said = {i: answer for i, answer in said.items() if i not in changed}
+        return [_Piece(whole, render(self._framed(messages, {})))], {}
 
     def _marked(self, messages: list[Message], said: dict[int, Said]) -> list[Message]:
         """With marks for the known answers."""

@@ -3,12 +3,15 @@ Text to tokens, and which of them only the template may say. Knows no Jinja and 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from services.inference.engine import parts
 from services.inference.engine.backend import Backend
 
+_WINDOW = 2**16  # characters that are searched at once: no other thread runs meanwhile
 _ANCHOR = "\n"  # no tokenizer that puts a space before a text has a token that goes on from it
 
 
@@ -37,9 +40,8 @@ class Tokenizer:
             for id, (text, is_control) in self._special.items()
             if is_control or (id in used and len(text.strip()) > 1)
         }
-        texts = "|".join(map(re.escape, self._markers.values())) or "(?!)"
-        self._named = re.compile(texts)
-        self._starts = re.compile(f"(?={texts})")  # also of those within others; slow
+        self._named = re.compile(any_of(self._markers.values()))
+        self._longest = max(map(len, self._markers.values()), default=0)
         self._anchor = backend.tokenize(_ANCHOR, special=False) if self._adds_space() else []
 
     def tokenize(self, text: str, special: bool, before: Sequence[int] = ()) -> list[int]:
@@ -63,7 +65,7 @@ class Tokenizer:
             return tokens
         # llama.cpp finds user-defined ones also where special tokens are off: they are taken apart
         done = list(before[-1:])
-        cuts = [0, *(found.start() + 1 for found in self._starts.finditer(text)), len(text)]
+        cuts = [0, *(start + 1 for start in self._starts(text)), len(text)]
         for start, end in zip(cuts, cuts[1:], strict=False):
             done += self.tokenize(text[start:end], special=False, before=done)
         return done[len(before[-1:]) :]
@@ -72,7 +74,15 @@ class Tokenizer:
         return [token for token in tokens if token in self._markers]
 
     def names_a_marker(self, text: str) -> bool:
-        return self._named.search(text) is not None
+        windows = range(0, len(text) or 1, _WINDOW)
+        return any(self._named.search(text, at, at + _WINDOW + self._longest) for at in windows)
+
+    def _starts(self, text: str) -> Iterator[int]:
+        """Where the markers begin that a text names, also those within others."""
+        at = 0
+        while found := self._named.search(text, at):
+            yield found.start()
+            at = found.start() + 1
 
     def hide(self, value: Any, by: Callable[[str], str]) -> Any:
         """The JSON with something else in the place of each marker that a text in it names."""
@@ -116,3 +126,22 @@ class Tokenizer:
     def _adds_space(self) -> bool:
         tokens = self._backend.tokenize("a", special=False)
         return b"".join(map(self._backend.piece, tokens)) != b"a"
+
+
+def any_of(texts: Iterable[str]) -> str:
+    """
+    Return a regex that finds any of the texts; of two that begin at one place, the longer. Their
+    common beginnings are tried once, so that a search takes no longer with a thousand of them:
+    Python lets no other thread run meanwhile.
+    """
+    by_first = groupby(sorted(filter(None, texts)), key=lambda text: text[0])
+    return "|".join(_branch(list(group)) for _, group in by_first) or "(?!)"
+
+
+def _branch(texts: list[str]) -> str:
+    """Of texts with the same first character."""
+    begin = commonprefix(texts)
+    rests = {text[len(begin) :] for text in texts}
+    if rests == {""}:
+        return re.escape(begin)
+    return f"{re.escape(begin)}(?:{any_of(rests)}){'?' if '' in rests else ''}"

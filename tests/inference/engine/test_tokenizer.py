@@ -1,3 +1,4 @@
+import re
 import threading
 from functools import partial
 from pathlib import Path
@@ -6,7 +7,7 @@ import pytest
 
 from services.inference.engine.backend import SpecialToken
 from services.inference.engine.stack import Threads
-from services.inference.engine.tokenizer import Said, Tokenizer
+from services.inference.engine.tokenizer import Said, Tokenizer, any_of
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.vocabulary import ADDED, LLAMA_CPP, Vocabulary, WithMarkers, text_of
 
@@ -124,3 +125,21 @@ def test_a_long_ordinary_text_has_the_tokens_that_it_has_in_one_piece(name: str)
         assert tokenizer.tokenize(text, special=True) == whole, kind
     threads.close()
     vocabulary.close()
+
+
+def test_one_of_many_texts_is_found_wherever_it_stands() -> None:
+    texts = ["<s>", "<s", "[INST]", "[/INST]", "<SPECIAL_1>", "<SPECIAL_12>", "a.b", "é"]
+    found = re.compile(any_of(texts))
+    for text in texts:
+        assert found.fullmatch(text)
+    assert [m[0] for m in found.finditer("x<s><s<SPECIAL_12>a-b é")] == [
+        "<s>", "<s", "<SPECIAL_12>", "é",
+    ]  # fmt: skip
+    assert not re.search(any_of([]), "anything")
+
+
+def test_a_marker_is_found_at_any_place_of_a_long_text() -> None:
+    tokenizer = Tokenizer(BACKEND, OWN)
+    for at in range(2**16 - 4, 2**16 + 2):
+        assert tokenizer.names_a_marker("x" * at + "<<u>>" + "x" * 2**16)
+    assert not tokenizer.names_a_marker("<<u" * 2**16)

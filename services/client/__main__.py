@@ -8,6 +8,7 @@ own: so Ctrl-C ends whatever is going on, and nothing has to be kept alive at th
 import argparse
 import asyncio
 import contextlib
+import json
 import logging
 import sys
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from uuid import uuid4
 import uvloop
 
 from services.client.chat import ChatClient, new_request_id
-from services.contract.messages import ChatRequest, Failed, StreamEvent, Token
+from services.contract.messages import ChatRequest, Done, Failed, StreamEvent, Token
 from services.runtime.bus import Bus
 from services.runtime.settings import BadSetting, BusSettings, load
 
@@ -77,6 +78,24 @@ def _show(event: StreamEvent) -> None:
             print(text, end="", flush=True)
         case Failed(message=message):
             print(f"[{message}]", end="", flush=True)
+        case Done() if note := cut_note(event):
+            print(f"\n[{note}]", end="", flush=True)
+
+
+def cut_note(done: Done) -> str | None:
+    """Return what cut the answer, and which setting changes that; None if the model ended it."""
+    match done.finish_reason:
+        case "length":
+            return f"cut off after {done.usage.completion_tokens} tokens: CHAT_MAX_TOKENS"
+        case "stop" if done.stop_string is not None:
+            return f"stopped at {json.dumps(done.stop_string, ensure_ascii=False)}: CHAT_STOP"
+        case "loop":
+            return "stopped, because it repeated itself: CHAT_REPEAT_PENALTY"
+        case "timeout":
+            return "stopped, because its time was up: timeout_s"
+        case "cancelled":
+            return "cancelled"
+    return None
 
 
 async def _check(url: str) -> None:

@@ -12,6 +12,7 @@ Asks a worker over NATS and reads its answer. Knows no HTTP, and nothing of what
                         print(message)
 """
 
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -28,6 +29,8 @@ from services.contract.errors import ServiceError
 from services.contract.messages import Cancel, ChatRequest, Done, Failed, Replay, StreamEvent
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders
+
+log = logging.getLogger(__name__)
 
 
 def new_request_id() -> str:
@@ -73,10 +76,19 @@ class ChatClient:
         The same of an answer that somebody asked for, from character `at` on: while it is given,
         and for a minute after its end. Failed(not_found), if no worker knows of it.
         """
-        return self._read(request_id, Reader.join, is_cancelled=False, told=at)
+
+        async def join(reader: Reader) -> None:
+            _check_id(request_id)
+            await reader.join()
+
+        return self._read(request_id, join, is_cancelled=False, told=at)
 
     async def holder(self, request_id: str) -> Replay | None:
-        """What the worker has of this answer that gives it, or gave it in the last minute."""
+        """
+        What the worker has of this answer that gives it, or gave it in the last minute. Raises
+        ServiceError.
+        """
+        _check_id(request_id)
         subject = subjects.replay(self._tenant, request_id)
         try:
             return await replay(self._bus, subject, 0, JOIN_TIMEOUT)
@@ -84,7 +96,11 @@ class ChatClient:
             return None
 
     async def cancel(self, request_id: str) -> None:
-        """Stops a request of this tenant, whoever asked it. One that has ended is left alone."""
+        """
+        Stops a request of this tenant, whoever asked it. One that has ended is left alone. Raises
+        ServiceError(not_found) for an impossible id.
+        """
+        _check_id(request_id)
         await self._bus.publish(subjects.cancel(self._tenant, request_id), Cancel())
 
     async def _read(
@@ -105,15 +121,29 @@ class ChatClient:
                 event = await reader.next()
                 ended = isinstance(event, Done | Failed)
                 yield event
-        except ServiceError as error:
+        except Exception as error:
             ended = True
-            reader.abandon()
-            yield Failed(error.code, error.message, error.retry_after)
+            if not reader.has_joined:
+                reader.abandon()
+            yield _failed(request_id, error)
         finally:
             await reader.leave()
             if not ended and is_cancelled:
                 # handed over: whoever is cancelled can't await anything here
                 self._bus.spawn(self.cancel(request_id))
+
+
+def _failed(request_id: str, error: Exception) -> Failed:
+    if isinstance(error, ServiceError):
+        return Failed(error.code, error.message, error.retry_after)
+    log.error("reading the answer to %s failed", request_id, exc_info=error)
+    return Failed("internal", "Reading the answer failed; the log of this process says why.")
+
+
+def _check_id(request_id: str) -> None:
+    """Raises ServiceError. A subject with a space or a line break would break the connection."""
+    if not subjects.is_id(request_id):
+        raise ServiceError("not_found", "There is no such request: this can't be a request id.")
 
 
 def _check(request: ChatRequest) -> None:

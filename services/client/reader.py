@@ -73,9 +73,10 @@ class Reader:
         self._reply = ""  # of the attempt that is read
         self._worker_id = ""
         self._heard_at = 0.0
-        self._begun = time.monotonic()
+        self._deadline: float | None = None  # of the answer, by the monotonic clock
         self._losses = 0
-        self._has_joined = False
+        self.has_joined = False
+        """Others may read the same attempt."""
         self._abandoning: dict[str, asyncio.Task[None]] = {}  # attempts, by their reply subject
 
     async def ask(self, request: ChatRequest) -> None:
@@ -96,6 +97,7 @@ class Reader:
                 raise
             await self._join_other()
         self._heard_at = time.monotonic()
+        self._set_deadline(request.timeout_s)
 
     async def join(self) -> None:
         """Raises ServiceError(not_found) if no worker knows of the request."""
@@ -110,7 +112,8 @@ class Reader:
         if abandoning := self._abandoning.pop(held.reply, None):
             abandoning.cancel()  # this very attempt is alive
         self._request = held.request
-        self._has_joined = True
+        self._set_deadline(held.request.timeout_s, held.age)
+        self.has_joined = True
         self._take_up(held)
 
     async def _join_other(self) -> None:
@@ -196,7 +199,9 @@ class Reader:
         except TimeoutError:
             await self._catch_up()
             return None
-        if delivery.subject != self._reply:
+        if delivery.subject != self._reply:  # of another attempt, which may have replaced this one
+            if time.monotonic() - self._heard_at >= SILENCE:
+                await self._catch_up()
             return None
         self._heard_at = time.monotonic()
         return _read(delivery.data)
@@ -240,46 +245,54 @@ class Reader:
     async def _go_on(self, why: str) -> None:
         """At another worker, or with whoever has done so already."""
         self._losses += 1
-        request = self._resumed(why)
+        if self._losses > MOST_LOSSES:
+            raise _lost(f"{why} So did {MOST_LOSSES} others before.")
         self._workers.forget(self._worker_id)
         self.abandon()
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                return await (self._join_or_ask(request) if self._has_joined else self.ask(request))
+                return await self._join_or_ask(why)
+            except _GivenUp:
+                raise
             except ServiceError as error:
                 if error.code not in WORTH_WAITING or time.monotonic() > deadline:
                     raise _lost(f"{why} No other can go on: {error.message}") from error
             await asyncio.sleep(RETRY_INTERVAL)
 
-    async def _join_or_ask(self, request: ChatRequest) -> None:
-        try:
-            await self.join()
-        except ServiceError as error:
-            if error.code != "not_found":
-                raise
-            await self.ask(request)
+    async def _join_or_ask(self, why: str) -> None:
+        if self.has_joined:
+            try:
+                return await self.join()
+            except ServiceError as error:
+                if error.code != "not_found":
+                    raise
+        await self.ask(self._resumed(why))
 
     def _resumed(self, why: str) -> ChatRequest:
+        """Raises _GivenUp."""
         assert self._request is not None
-        if self._losses > MOST_LOSSES:
-            raise _lost(f"{why} So did {MOST_LOSSES} others before.")
         try:
             request = replace(
                 self._request, resume=self._transcript.resume(), timeout_s=self._time_left()
             )
         except Mismatch:
-            raise _lost(f"{why} No other can go on, as the prompt is too long.") from None
+            raise _given_up(f"{why} No other can go on, as the prompt is too long.") from None
         if len(encode(request)) > MOST_BYTES:
-            raise _lost(f"{why} No other can go on, as the conversation is too long.")
+            raise _given_up(f"{why} No other can go on, as the conversation is too long.")
         return request
+
+    def _set_deadline(self, timeout: float | None, age: float = 0.0) -> None:
+        """
+        `timeout` of an attempt that was accepted `age` seconds ago. The first one counts: the
+        `timeout_s` of those after it is what was left.
+        """
+        if timeout is not None and self._deadline is None:
+            self._deadline = time.monotonic() + timeout - age
 
     def _time_left(self) -> float | None:
         """Of the time that the request gives its answer, whoever goes on with it."""
-        assert self._request is not None
-        if self._request.timeout_s is None:
-            return None
-        return max(self._request.timeout_s - (time.monotonic() - self._begun), NO_TIME)
+        return self._deadline and max(self._deadline - time.monotonic(), NO_TIME)
 
     async def _drop(self, reply: str) -> None:
         """Said several times: a worker that is cut off may be back in a moment."""
@@ -299,6 +312,14 @@ class Reader:
 
 def bus_unavailable() -> ServiceError:
     return ServiceError("bus_unavailable", "NATS can't be reached; try again soon.", RETRY_AFTER)
+
+
+class _GivenUp(ServiceError):
+    """The answer is lost, and waiting for another worker can't help."""
+
+
+def _given_up(message: str) -> _GivenUp:
+    return _GivenUp("worker_lost", f"{message} Ask again.", RETRY_AFTER)
 
 
 def _lost(message: str) -> ServiceError:

@@ -42,7 +42,8 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
     One prompt and its answer, or as much of it as there was when it was cancelled or failed.
 
     `epoch` is that of the context it was asked in, `attempt` the one at the request that answered
-    it. `retry_of` is the exchange of the session that this one takes the place of.
+    it. `retry_of` is the exchange of the session that this one takes the place of. `stop_string`
+    is the one that ended the answer, as in Done.
     """
 
     request_id: str
@@ -58,6 +59,7 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
     sampling: Sampling
     usage: Usage
     timings: Timings
+    stop_string: str | None = None
 
 
 class Cleared(Record, frozen=True, tag="cleared", kw_only=True):
@@ -231,6 +233,7 @@ class Imported(Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     usage: Usage = Usage(0, 0, 0)
     timings: Timings = Timings(0, 0, 0)
+    stop_string: str | None = None
 
 
 class ImportRequest(Struct, frozen=True):

@@ -241,7 +241,8 @@ class Token(Event, frozen=True, tag="token", omit_defaults=True):
 class Done(Event, frozen=True, tag="done"):
     """
     The end. `stored` says whether the log has acknowledged the exchange; `none`: there is nothing
-    to keep, since nothing was said or the session was erased meanwhile.
+    to keep, since nothing was said or the session was erased meanwhile. `stop_string` is the entry
+    of the request's `stop` or of CHAT_STOP that ended the answer; None: the model ended it.
     """
 
     finish_reason: FinishReason
@@ -250,6 +251,7 @@ class Done(Event, frozen=True, tag="done"):
     exchanges_dropped: int
     stored: Stored
     length: int | None = None  # of the answer in characters: who has less has lost a part of it
+    stop_string: str | None = None
 
 
 class Failed(Event, frozen=True, tag="failed"):
@@ -277,6 +279,8 @@ class Replay(Struct, frozen=True):
     An answer's attempt, as the worker that gives it has it: who reads on `reply` and then asks for
     a replay has all of it. `events` begin with what was said before any text, and go on with the
     text that the reader lacks. `is_all` is false where there is more of it than fits: ask again.
+    `age` is the time in seconds since the worker accepted the attempt: the rest of the request's
+    `timeout_s` is what a reader has left.
     """
 
     request: ChatRequest
@@ -284,6 +288,7 @@ class Replay(Struct, frozen=True):
     reply: str
     events: tuple[StreamEvent, ...]
     is_all: bool = True
+    age: float = 0.0
 
 
 # --- what goes to one worker ----------------------------------------------------------------------
@@ -331,8 +336,8 @@ class ModelInfo(Struct, frozen=True):
 
 class WorkerReport(Struct, frozen=True):
     """
-    `error` is the sentence that says why there is no model; `progress` is the share of the file
-    loaded.
+    `error` is the sentence that says why there is no model, or why the one that is ready can't
+    chat; `progress` is the share of the file loaded.
     """
 
     worker_id: str

@@ -102,6 +102,7 @@ def _told(exchange: Exchange) -> list[StreamEvent]:
         exchanges_dropped=0,
         stored="log",
         length=len(exchange.response),
+        stop_string=exchange.stop_string,
     )
     if exchange.finish_reason == "failed":
         end = Failed("worker_lost", "The answer could not be finished; ask again.")

@@ -99,6 +99,7 @@ def as_exchange(imported: Imported, epoch: int, now: datetime) -> Exchange:
         sampling=said.sampling,
         usage=said.usage,
         timings=said.timings,
+        stop_string=said.stop_string,
     )
 
 

@@ -25,6 +25,7 @@ def of(call: Call, origin: Origin, finished: Finished, model: ModelInfo) -> Exch
         sampling=call.sampling,
         usage=finished.usage,
         timings=finished.timings,
+        stop_string=finished.stop_string,
     )
 
 
@@ -36,6 +37,10 @@ def goes_on(call: Call, exchange: Exchange) -> bool:
     """Whether it is what the call would have said, further or to another end."""
     is_asked = exchange.prompt == call.request.prompt and exchange.finish_reason != "failed"
     return is_asked and exchange.response.startswith(call.text)
+
+
+def end(exchange: Exchange) -> Finished:
+    return Finished(exchange.finish_reason, exchange.usage, exchange.timings, exchange.stop_string)
 
 
 def unfinished(call: Call) -> Finished:

@@ -1,11 +1,8 @@
-"""
-Which GGUF file to serve, with which adapters, and everything that can be wrong with them, in one
-sentence each.
-"""
+"""Loads the model to serve, with its adapters and its chat template."""
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -14,16 +11,16 @@ from msgspec.structs import replace
 
 from services.contract.errors import ServiceError
 from services.contract.messages import ModelInfo
+from services.inference.engine import templates
 from services.inference.engine.backend import Backend
 from services.inference.engine.llama import Llama, ModelError
-from services.inference.engine.template import ChatTemplate, TemplateError
+from services.inference.engine.template import ChatTemplate, NoTemplate, TemplateError
+from services.inference.model_files import MODELS, check, find, model_name, parts_of
+from services.inference.model_files import adapters as adapters_of
 from services.inference.settings import InferenceSettings
 
 log = logging.getLogger(__name__)
 
-MODELS = Path("model")
-ADAPTERS = "adapters"  # the folder beside a model's file, with one for each model's own in it
-DEMO = "demo.gguf"
 MIB = 2**20
 
 
@@ -32,8 +29,13 @@ class Model(NamedTuple):
 
     info: ModelInfo
     backend: Backend
-    template: ChatTemplate
+    template: ChatTemplate | NoTemplate
     served: tuple[ModelInfo, ...]  # the model as it is, then with each of its adapters
+
+    @property
+    def why_no_chat(self) -> str | None:
+        """A sentence, if it has no chat template."""
+        return self.template.why if isinstance(self.template, NoTemplate) else None
 
     def adapter(self, name: str | None) -> int:
         """The number of the adapter that is meant. Raises ServiceError(model_not_found)."""
@@ -50,12 +52,14 @@ class Model(NamedTuple):
 def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> Model:
     """Takes seconds to minutes; ends when `on_progress` returns False. Raises ModelError."""
     path = find(settings.model_path, MODELS)
-    _check_is_gguf(path)
-    adapters = _adapters(path)
-    for file in (path, *adapters):
+    parts, adapters = parts_of(path), _adapters(path)
+    check(parts)
+    files = (*parts, *adapters)
+    before = _states(files)
+    for file in files:
         log.info("loading %s, %d MB", file, file.stat().st_size // 10**6)
     llama = Llama(
-        path,
+        parts,
         context=settings.model_context,
         parallel=settings.model_parallel,
         threads=settings.threads,
@@ -64,66 +68,68 @@ def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> M
         adapters=adapters,
     )
     try:
-        template = _template(path, llama)
+        template = _template(path, settings.model_chat_template, llama)
+        base = _info(path, parts, llama.context)
+        served = (base, *(_adapted(base, file) for file in adapters))
+        if _states(files) != before:
+            raise ModelError(f"{path} changed while it was loaded: start again once it is copied.")
     except ModelError:
         llama.close()
         raise
-    base = ModelInfo(path.stem, _digest(path), llama.context, path.stat().st_size)
-    changed = int(path.stat().st_mtime)
+    changed = int(max(file.stat().st_mtime for file in parts))
     info = replace(base, adapters=tuple(file.stem for file in adapters), changed=changed)
-    served = (base, *(_adapted(base, file) for file in adapters))
     return Model(info, llama, template, served)
 
 
+def _info(path: Path, parts: Sequence[Path], context: int) -> ModelInfo:
+    digests = [_digest(part) for part in parts]
+    digest = hashlib.sha256("".join(digests).encode()).hexdigest() if digests[1:] else digests[0]
+    size = sum(part.stat().st_size for part in parts)
+    return ModelInfo(model_name(path), digest, context, size)
+
+
+def _states(files: Iterable[Path]) -> list[tuple[int, int, int]]:
+    """What of each file changes when it is written or replaced."""
+    stats = [file.stat() for file in files]
+    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+
 def _adapters(path: Path) -> list[Path]:
-    """Those for any model in its folder, and those for it alone. Raises ModelError."""
-    folder = path.parent / ADAPTERS
-    found = sorted(
-        (*folder.glob("*.gguf"), *(folder / path.stem).glob("*.gguf")), key=lambda path: path.stem
-    )
+    """Sorted by name. Raises ModelError."""
+    found = sorted(adapters_of(path), key=lambda path: path.stem)
     for one, other in pairwise(found):
         if one.stem == other.stem:
             raise ModelError(f"{one} and {other} have the same name: rename one of them.")
     return found
 
 
-def find(model_path: str, folder: Path) -> Path:
-    """MODEL_PATH, or the one .gguf in the folder, or the demo model. Raises ModelError."""
-    if model_path:
-        return Path(model_path)
-    own = sorted(path for path in folder.glob("*.gguf") if path.name != DEMO)
-    if len(own) > 1:
-        names = ", ".join(path.name for path in own)
-        raise ModelError(f"{folder}/ holds several models ({names}): name one with MODEL_PATH.")
-    return own[0] if own else folder / DEMO
-
-
-def _check_is_gguf(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise ModelError(
-            f"{path} can't be read ({error.strerror}): put a .gguf file into model/, or set"
-            " MODEL_PATH."
-        ) from error
-    if magic != b"GGUF":
-        raise ModelError(
-            f"{path} is not a GGUF file: convert the model with llama.cpp's convert_hf_to_gguf.py."
-        )
-
-
-def _template(path: Path, llama: Llama) -> ChatTemplate:
-    source = llama.template
+def _template(path: Path, chosen: str, llama: Llama) -> ChatTemplate | NoTemplate:
+    """`chosen` is MODEL_CHAT_TEMPLATE. Raises ModelError."""
+    source = _chosen_template(chosen) if chosen else llama.template
     if source is None:
-        raise ModelError(
-            f"{path} carries no chat template: convert it from a model whose"
-            " tokenizer_config.json has a chat_template."
+        why = (
+            f"{path} carries no chat template, so it can't chat: set MODEL_CHAT_TEMPLATE to a file"
+            f" or to the format that it was trained on ({templates.NAMES})."
+            " /v1/completions works without one."
         )
+        log.warning("%s", why)
+        return NoTemplate(why, llama, bos=llama.bos, adds_bos=llama.adds_bos)
     try:
         return ChatTemplate(source, llama, bos=llama.bos, eos=llama.eos, adds_bos=llama.adds_bos)
     except TemplateError as error:
-        raise ModelError(f"{path} has a chat template that can't be used: {error}.") from error
+        what = f"MODEL_CHAT_TEMPLATE={chosen}" if chosen else f"The chat template of {path}"
+        raise ModelError(f"{what} can't be used: {error}.") from error
+
+
+def _chosen_template(chosen: str) -> str:
+    """Raises ModelError."""
+    try:
+        return templates.read(chosen)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"MODEL_CHAT_TEMPLATE={chosen} can't be read ({error}): it must be the path of a Jinja"
+            f" file, or one of {templates.NAMES}."
+        ) from error
 
 
 def _adapted(base: ModelInfo, adapter: Path) -> ModelInfo:

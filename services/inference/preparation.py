@@ -12,8 +12,10 @@ from services.inference import origins
 from services.inference.calls import Call
 from services.inference.engine import resumed
 from services.inference.engine.ahead import Beginning
+from services.inference.engine.answer import Answer
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.shown import KnownAnswers
+from services.inference.engine.stops import Stops, literal, of_setting
 from services.inference.engine.template import Prompt
 from services.inference.models import Model
 
@@ -87,19 +89,28 @@ def sampling(model: Model, request: ChatRequest, filled_in: Sampling, tokens: in
     return replace(filled_in, max_tokens=room, grammar=form or filled_in.grammar)
 
 
+def _stops(model: Model, call: Call) -> Stops:
+    strings = call.sampling.stop or ()
+    if call.request.stop is not None:
+        return literal(strings)
+    return of_setting(strings, call.request.prompt, model.template.opens_reasoning)
+
+
 def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
     """
     All that may take time before the engine, and all that can be wrong with what is asked of the
     answer: it raises ServiceError. For a thread of its own.
     """
-    resume, begun = call.request.resume, None
+    resume = call.request.resume
     if resume:
         origins.check(resume, call, model)
     tokens = origins.prompt(origin)
     call.sampling = sampling(model, call.request, call.sampling, len(tokens))
-    sampler = model.backend.sampler(call.sampling)
+    sampler, stops = model.backend.sampler(call.sampling), _stops(model, call)
     if resume:
-        begun = resumed.answer(resume, call.sampling, sampler, model.backend)
+        begun = resumed.answer(resume, call.sampling, sampler, model.backend, stops)
+    else:
+        begun = Answer(call.sampling, stops)
     return Sequence(
         call.sequence_key,
         tokens,

@@ -30,7 +30,15 @@ OVERHEAD = 250  # bytes of an event, were its text empty; on the wire it is less
 class Recording:
     """What one attempt at an answer has said."""
 
-    def __init__(self, request: ChatRequest, worker_id: str, reply: str) -> None:
+    def __init__(
+        self,
+        request: ChatRequest,
+        worker_id: str,
+        reply: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._accepted_at = clock()
         self._request = replace(request, resume=None)
         self._worker_id = worker_id
         self._reply = reply
@@ -64,7 +72,8 @@ class Recording:
         return encode(self._all(_merged(self._events)))
 
     def _all(self, events: Sequence[StreamEvent]) -> Replay:
-        return Replay(self._request, self._worker_id, self._reply, tuple(events))
+        age = self._clock() - self._accepted_at
+        return Replay(self._request, self._worker_id, self._reply, tuple(events), age=age)
 
 
 class Replays:

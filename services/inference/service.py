@@ -234,21 +234,27 @@ class ChatService:
         """
         if finished.reason == "cancelled" and call.stop_reason:
             finished = finished._replace(reason=call.stop_reason)
-        reason, usage, timings = finished
-        self._admission.has_ended(usage.completion_tokens)
+        self._admission.has_ended(finished.usage.completion_tokens)
         stored, other = await self._store(call, origin, finished)
         if other and exchanges.goes_on(call, other):
             if rest := other.response[len(call.text) :]:
                 await call.send(Token(len(call.text), rest, ()))  # nobody goes on after it
-            reason, usage, timings = other.finish_reason, other.usage, other.timings
+            finished = exchanges.end(other)
         elif other and not exchanges.is_same(call, other):
             log.error("the log has an exchange of this request that its caller has not heard")
             stored = "failed"
+        reason, usage, timings, stop_string = finished
         if reason == "timeout" and not call.text:
             raise _too_late()
-        log.info("%s after %d + %d tokens", reason, usage.prompt_tokens, usage.completion_tokens)
+        log.info(
+            "request finished reason=%s stop_string=%r prompt_tokens=%d completion_tokens=%d",
+            reason,
+            stop_string,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+        )
         dropped = origin.exchanges_dropped
-        await call.send(Done(reason, usage, timings, dropped, stored, len(call.text)))
+        await call.send(Done(reason, usage, timings, dropped, stored, len(call.text), stop_string))
 
     async def _store(self, call: Call, origin: Origin, finished: Finished) -> Kept:
         self._contact.check()

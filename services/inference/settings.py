@@ -36,6 +36,7 @@ STOPS = (
 
 class InferenceSettings(BusSettings, frozen=True, kw_only=True):
     model_path: str = ""
+    model_chat_template: str = ""
     model_context: Annotated[int, Meta(ge=64)] = 2048
     model_parallel: Annotated[int, Meta(ge=1, le=64)] = 8
     model_queue: Annotated[int, Meta(ge=0)] = 64

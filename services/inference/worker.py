@@ -69,7 +69,7 @@ class Worker:
             log.exception("loading the model")
             self._give_up("The model can't be loaded; the worker's log says why.")
             return
-        self._model = model.info
+        self._model, self._error = model.info, model.why_no_chat
         log.info("%s is loaded: %d tokens of context", model.info.name, model.info.context)
         self._service = ChatService(
             self._bus, self._settings, self._id, model, self._workers, on_death=self._die

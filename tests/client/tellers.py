@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
+from msgspec.structs import replace
+
 from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
@@ -54,6 +56,9 @@ class Teller:
         self.cancelled: list[Cancel] = []
         self.said = asyncio.Event()
         """All that it says before `until`."""
+        self.replayed = asyncio.Event()
+        self.accepted_before = 0.0
+        """Seconds that its replays say the request was accepted before it was."""
 
     async def serve(self, waits_for_requests: bool) -> None:
         await self._bus.subscribe(subjects.CANCEL_ANY, self._hear_cancel)
@@ -128,7 +133,9 @@ class Teller:
         recording = self._recordings.get(".".join(subjects.target_of_replay(delivery.subject)))
         if recording is None:
             raise ServiceError("not_found", "It is not known here.")
-        return recording.replay(decode(delivery.data, ReplayRequest).at)
+        self.replayed.set()
+        replay = recording.replay(decode(delivery.data, ReplayRequest).at)
+        return replace(replay, age=replay.age + self.accepted_before)
 
 
 @asynccontextmanager

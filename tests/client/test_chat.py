@@ -9,6 +9,7 @@ import pytest
 
 from services.client import reader
 from services.client.chat import ChatClient, new_request_id
+from services.client.transcript import Transcript
 from services.contract import subjects
 from services.contract.messages import ChatRequest, Failed, Progress, StreamEvent, Token
 from services.runtime.bus import Bus
@@ -155,3 +156,34 @@ async def test_what_could_not_even_be_sent_fails_and_raises_nothing(
 ) -> None:
     (failed,) = await read(ChatClient(bus), request_)
     assert isinstance(failed, Failed) and failed.code == code
+
+
+@pytest.mark.parametrize("request_id", ["a b", "a*", "", "a\r\nPING"])
+async def test_resume_of_an_impossible_id_fails_as_not_found(bus: Bus, request_id: str) -> None:
+    async with contextlib.aclosing(ChatClient(bus).resume(request_id)) as events:
+        (failed,) = [event async for event in events]
+    assert isinstance(failed, Failed) and failed.code == "not_found"
+
+
+async def test_unforeseen_error_before_the_answer_ends_the_stream_as_failed(bus: Bus) -> None:
+    unsendable = ChatRequest(prompt="hi", logit_bias={"1": object()})  # type: ignore[dict-item]
+    (failed,) = await read(ChatClient(bus), unsendable)
+    assert isinstance(failed, Failed) and failed.code == "internal"
+
+
+async def test_unforeseen_error_within_the_answer_ends_the_stream_as_failed(
+    bus: Bus, endless: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = ChatRequest(prompt="hi", request_id="unforeseen")
+    async with contextlib.aclosing(ChatClient(bus).stream(request)) as events:
+        while not isinstance(await anext(events), Token):
+            pass
+        monkeypatch.setattr(Transcript, "take", break_down)
+        (failed,) = [event async for event in events]
+    assert isinstance(failed, Failed) and failed.code == "internal"
+    async with asyncio.timeout(1):
+        assert (await endless.dropped.get()).reply, "its attempt is dropped"
+
+
+def break_down(*arguments: object) -> None:
+    raise RuntimeError("nobody foresaw this")

@@ -1,7 +1,7 @@
 """An answer is read whole, whatever becomes of the workers that give it."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from services.contract.messages import (
     Done,
     Failed,
     ModelInfo,
+    Progress,
     Resume,
     Started,
     StreamEvent,
@@ -118,6 +119,62 @@ async def test_who_goes_on_has_only_the_time_that_is_left(bus: Bus, nats_url: st
             check_whole(await reading)
     (resumed,) = other.requests
     assert resumed.timeout_s and 25 < resumed.timeout_s < 30
+
+
+async def test_joined_reader_resumes_with_the_time_that_is_left_since_acceptance(
+    bus: Bus, nats_url: str
+) -> None:
+    async with teller(nats_url, "w1", until=9) as dying:
+        reading = asyncio.create_task(read(bus, replace(REQUEST, timeout_s=30)))
+        await dying.said.wait()
+        reading.cancel()
+        dying.accepted_before = 10
+        joined = asyncio.create_task(resume(bus))
+        await dying.replayed.wait()
+        async with teller(nats_url, "w2") as other:
+            await dying.die()
+            check_whole(await joined)
+    (resumed,) = other.requests
+    assert resumed.timeout_s and resumed.timeout_s <= 20
+
+
+async def test_joined_reader_switches_to_the_attempt_that_replaced_its_own(
+    bus: Bus, nats_url: str
+) -> None:
+    begun, more = STORY[:20], STORY[20:40]
+    async with teller(nats_url, "w1", until=20) as first:
+        reading = asyncio.create_task(read(bus))
+        await first.said.wait()
+        reading.cancel()
+        async with aclosing(ChatClient(bus).resume("r")) as joined:
+            assert await text_of(joined, len(begun)) == begun
+            await first._bus.leave()  # takes no more requests
+            first.forget()
+            async with teller(nats_url, "w2", until=40) as second:
+                reply = subjects.reply("_", "r", "second")
+                again = replace(REQUEST, resume=Resume(ORIGIN, tuple(map(ord, begun)), begun))
+                await bus.publish(subjects.REQUEST, again, reply)
+                lives = asyncio.create_task(send_progress(bus, reply))
+                try:
+                    assert await text_of(joined, len(more)) == more
+                finally:
+                    lives.cancel()
+                assert len(second.requests) == 1
+
+
+async def text_of(events: AsyncGenerator[StreamEvent, None], length: int) -> str:
+    text = ""
+    async with asyncio.timeout(5):
+        while len(text) < length:
+            event = await anext(events)
+            text += event.text if isinstance(event, Token) else ""
+    return text
+
+
+async def send_progress(bus: Bus, reply: str) -> None:
+    while True:
+        await bus.publish(reply, Progress(0, 5, 5))
+        await asyncio.sleep(0.01)
 
 
 async def test_another_goes_on_where_a_worker_froze_and_its_attempt_is_dropped(

@@ -49,7 +49,7 @@ EVENTS = [
     Progress(2, 10, 5),
     Started(10, 5, 3, 1, ORIGIN),
     Token(4, "é🙂", (1, 2)),
-    Done("stop", USAGE, TIMINGS, 0, "log"),
+    Done("stop", USAGE, TIMINGS, 0, "log", 4, "\nUser:"),
     Failed("overloaded", "try again", 1.5),
 ]
 

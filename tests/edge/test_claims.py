@@ -120,13 +120,15 @@ async def test_one_that_ended_long_ago_is_told_from_history(
         now = datetime.now(UTC)
         exchange = Exchange(
             previous=0, request_id=address.removeprefix("/chat/"), epoch=0, prompt="hi",
-            response=STORY, asked_at=now, answered_at=now, finish_reason="length", model=None,
+            response=STORY, asked_at=now, answered_at=now, finish_reason="stop", model=None,
             sampling=Sampling(), usage=Usage(1, 2, 0), timings=Timings(0, 0, 0),
+            stop_string="User:",
         )  # fmt: skip
         async with history_of(bus, exchange):
             assert text_of(await http.post("/chat", json=JSON, headers=key)) == STORY
             rest = await http.get(address, headers={"Last-Event-ID": "9"})
-            assert text_of(rest) == STORY[9:] and '"finish_reason":"length"' in rest.text
+            assert text_of(rest) == STORY[9:]
+            assert '"finish_reason":"stop"' in rest.text and '"stop_string":"User:"' in rest.text
             assert (await http.get("/chat/unknown")).status_code == 404
         assert len(worker.requests) == 1
 

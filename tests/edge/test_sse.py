@@ -48,6 +48,7 @@ async def test_an_answer_is_tokens_with_the_length_so_far_and_then_done(
         "timings": {"queued": 0.0, "prefill": 0.1, "decode": 0.2},
         "exchanges_dropped": 1,
         "stored": "log",
+        "stop_string": None,
     }
 
 

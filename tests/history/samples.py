@@ -56,6 +56,7 @@ def exchange(request_id: str, epoch: int = 0, response: str | None = None) -> Ex
         sampling=Sampling(temperature=0.5, stop=("User:",)),
         usage=Usage(7, 3, 0),
         timings=Timings(0.0, 0.1, 0.2),
+        stop_string="User:",
     )
 
 

@@ -223,7 +223,8 @@ async def test_what_was_exported_can_be_imported(
     exported = (await export(bus, session_id)).exchanges
     taken = [Imported(request_id=e.request_id, prompt=e.prompt, response=e.response,
                       asked_at=e.asked_at, answered_at=e.answered_at, model=e.model,
-                      sampling=e.sampling, usage=e.usage, timings=e.timings)
+                      sampling=e.sampling, usage=e.usage, timings=e.timings,
+                      stop_string=e.stop_string)
              for e in exported]  # fmt: skip
     copy = f"{session_id} copy"
     for _ in range(2):  # a repeat changes nothing
@@ -231,8 +232,8 @@ async def test_what_was_exported_can_be_imported(
     await settled(bus, is_archived)
     assert ids(await context(bus, copy)) == [e.request_id for e in exported]
     again = (await export(bus, copy)).exchanges
-    assert [(e.prompt, e.response, e.usage, e.sampling, e.model) for e in again] == [
-        (e.prompt, e.response, e.usage, e.sampling, e.model) for e in exported
+    assert [(e.prompt, e.response, e.usage, e.sampling, e.model, e.stop_string) for e in again] == [
+        (e.prompt, e.response, e.usage, e.sampling, e.model, "User:") for e in exported
     ]
     assert [in_milliseconds(e.answered_at) for e in again] == [
         in_milliseconds(e.answered_at) for e in exported

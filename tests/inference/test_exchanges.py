@@ -1,6 +1,7 @@
 """What is kept of an answer, however it ended, and what a session's turns begin from."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC
@@ -65,6 +66,20 @@ async def test_an_exchange_is_kept_whole(fast: Worker) -> None:
     assert exchange.usage.completion_tokens == 6 and exchange.timings.decode > 0
     assert exchange.asked_at < exchange.answered_at
     assert exchange.asked_at.tzinfo == exchange.answered_at.tzinfo == UTC
+
+
+async def test_the_stop_string_that_ended_an_answer_is_logged_kept_and_told_again(
+    fast: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for _ in range(2):  # the second time it is the one that the log has
+        *_, done = await fast.ask("stop", "s", request_id="r1")
+        assert isinstance(done, Done) and (done.stop_string, done.stored) == ("\nUser:", "log")
+    assert r"request finished reason=stop stop_string='\nUser:' prompt_tokens=" in caplog.text
+    (exchange,) = await kept(fast, "s")
+    assert (exchange.finish_reason, exchange.stop_string) == ("stop", "\nUser:")
+    *_, done = await fast.ask("hi", "s", request_id="r2")
+    assert isinstance(done, Done) and done.stop_string is None
 
 
 async def test_what_was_cancelled_before_anything_was_said_is_kept_and_not_shown(

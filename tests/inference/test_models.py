@@ -1,12 +1,17 @@
+import random
 import shutil
 from pathlib import Path
 
 import pytest
 
+from services.contract.conversation import ChatMessage
 from services.contract.errors import ServiceError
+from services.contract.messages import Sampling
 from services.inference import models
+from services.inference.engine.backend import Chosen, Chunk
 from services.inference.engine.llama import ModelError
 from services.inference.settings import InferenceSettings
+from tests.inference.gguf_files import DEMO, split_demo, without_template
 from tests.inference.lora import write_lora
 
 
@@ -18,25 +23,25 @@ def beside_the_demo_model(folder: Path, *adapters: str) -> Path:
     return folder / "demo.gguf"
 
 
-def load(path: Path) -> models.Model:
-    return models.load(InferenceSettings(model_path=str(path)), lambda _: True)
+def load(path: Path, template: str = "") -> models.Model:
+    settings = InferenceSettings(model_path=str(path), model_chat_template=template)
+    return models.load(settings, lambda _: True)
 
 
-def test_the_one_model_of_the_folder_is_taken_and_the_demo_model_if_there_is_none(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "demo.gguf").touch()
-    assert models.find("", tmp_path).name == "demo.gguf"
-    (tmp_path / "mine.gguf").touch()
-    assert models.find("", tmp_path).name == "mine.gguf"
-    assert models.find("elsewhere/other.gguf", tmp_path) == Path("elsewhere/other.gguf")
-
-
-def test_two_models_and_no_choice_is_an_error_that_lists_them(tmp_path: Path) -> None:
-    for name in ("b.gguf", "a.gguf", "demo.gguf"):
-        (tmp_path / name).touch()
-    with pytest.raises(ModelError, match=r"\(a\.gguf, b\.gguf\): name one with MODEL_PATH"):
-        models.find("", tmp_path)
+def said_by(model: models.Model) -> list[int]:
+    """Its first tokens of an answer."""
+    sampler = model.backend.sampler(Sampling(temperature=0))
+    tokens = model.template.prompt("", (), "Who are you?", 10).tokens
+    said: list[int] = []
+    while len(said) < 8:
+        chunk = Chunk(0, model.backend.length(0), tokens, sampler)
+        (choice,) = model.backend.decode([chunk])
+        assert isinstance(choice, Chosen)
+        said.append(choice.token)
+        tokens = said[-1:]
+    model.backend.cut(0, 0)
+    sampler.close()
+    return said
 
 
 def test_the_demo_model_is_ready_to_serve() -> None:
@@ -91,31 +96,101 @@ def test_an_adapter_that_does_not_fit_is_an_error_that_names_it(tmp_path: Path) 
         load(path)
 
 
-def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="can't be read .*put a .gguf file into model/"):
-        load(tmp_path / "none.gguf")
+def test_a_model_in_parts_is_loaded_by_its_first_and_digested_whole(tmp_path: Path) -> None:
+    parts = split_demo(tmp_path / "mine.gguf")
+    assert [part.name[:10] for part in parts] == ["mine-00001", "mine-00002"]
+    model = load(parts[1])
+    info = model.info
+    assert (info.name, info.bytes) == ("mine", sum(part.stat().st_size for part in parts))
+    assert said_by(model) == said_by(demo := load(DEMO))
+    model.backend.close()
+    demo.backend.close()
+    with parts[1].open("ab") as file:
+        file.write(b"x")
+    model = load(tmp_path)
+    assert model.info.digest != info.digest
+    model.backend.close()
 
 
-def test_a_folder_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="can't be read"):
+def test_parts_in_capitals_are_loaded_too(tmp_path: Path) -> None:
+    for part in split_demo(tmp_path / "mine.gguf"):
+        part.rename(part.with_suffix(".GGUF"))
+    model = load(tmp_path)
+    assert model.info.name == "mine"
+    model.backend.close()
+
+
+def test_a_part_that_was_cut_off_is_an_error_of_that_model(tmp_path: Path) -> None:
+    *_, last = split_demo(tmp_path / "mine.gguf")
+    last.write_bytes(last.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"mine-00001-of-00002\.gguf can't be loaded"):
         load(tmp_path)
 
 
-def test_a_file_of_another_kind_is_said_to_be_no_gguf(tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"PK\3\4 a zip file")
-    with pytest.raises(ModelError, match="is not a GGUF file"):
-        load(path)
-    path.write_bytes(b"")
-    with pytest.raises(ModelError, match="is not a GGUF file"):
-        load(path)
+def test_a_file_that_is_written_over_while_it_is_served_changes_nothing(tmp_path: Path) -> None:
+    path = Path(shutil.copy(DEMO, tmp_path / "mine.gguf"))
+    model = load(path)
+    before = said_by(model)
+    path.write_bytes(random.Random(1).randbytes(path.stat().st_size))
+    assert said_by(model) == before
+    path.write_bytes(b"")  # where a mapped file would be a SIGBUS
+    assert said_by(model) == before
+    model.backend.close()
 
 
-def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "base.gguf"
-    key = b"tokenizer.chat_template"
-    data = Path("model/demo.gguf").read_bytes()
-    assert data.count(key) == 1
-    path.write_bytes(data.replace(key, b"tokenizer.chat_temptate"))
-    with pytest.raises(ModelError, match="carries no chat template"):
-        load(path)
+def test_a_file_that_changes_while_it_is_loaded_is_an_error(tmp_path: Path) -> None:
+    path = Path(shutil.copy(DEMO, tmp_path / "mine.gguf"))
+
+    def write(_: float) -> bool:
+        with path.open("ab") as file:
+            file.write(b"x")
+        return True
+
+    with pytest.raises(ModelError, match="changed while it was loaded: start again once it is"):
+        models.load(InferenceSettings(model_path=str(path)), write)
+
+
+def test_a_model_without_a_chat_template_goes_on_with_texts_and_says_why_it_can_not_chat(
+    tmp_path: Path,
+) -> None:
+    model = load(without_template(tmp_path / "base.gguf"))
+    assert model.why_no_chat and "carries no chat template" in model.why_no_chat
+    tokens = model.template.plain("Once upon a time", 10).tokens
+    assert tokens == model.backend.tokenize("Once upon a time", special=True)
+    why = (
+        r"base\.gguf carries no chat template.* MODEL_CHAT_TEMPLATE .*chatml, gemma, .*completions"
+    )
+    message = ChatMessage("user", "hi")
+    for ask in (
+        lambda: model.template.prompt("", (), "hi", 10),
+        lambda: model.template.conversation([message], (), 10),
+        lambda: model.template.tokens_of([message], ()),
+    ):
+        with pytest.raises(ServiceError, match=why) as error:
+            ask()
+        assert error.value.code == "model_unavailable"
+    model.backend.close()
+
+
+def test_a_chat_template_is_chosen_by_its_name_or_its_file(tmp_path: Path) -> None:
+    path = without_template(tmp_path / "base.gguf")
+    (tmp_path / "mine.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    shown = {}
+    for chosen in ("chatml", str(tmp_path / "mine.jinja")):
+        model = load(path, chosen)
+        assert model.why_no_chat is None
+        tokens = model.template.prompt("", (), "hi", 10).tokens
+        shown[chosen] = b"".join(map(model.backend.piece, tokens)).decode()
+        model.backend.close()
+    assert shown == {"chatml": "user\nhi\nassistant\n", str(tmp_path / "mine.jinja"): "[hi]"}
+    model = load(DEMO, str(tmp_path / "mine.jinja"))  # it wins over the file's own
+    assert model.template.prompt("", (), "hi", 10).tokens == model.backend.tokenize("[hi]", True)
+    model.backend.close()
+
+
+def test_a_chat_template_that_can_not_be_used_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"=chatmll can't be read .*: it must be .*chatml, gemma"):
+        load(DEMO, "chatmll")
+    (tmp_path / "bad.jinja").write_text("{% for %}")
+    with pytest.raises(ModelError, match=r"MODEL_CHAT_TEMPLATE=.*bad\.jinja can't be used: its Ji"):
+        load(DEMO, str(tmp_path / "bad.jinja"))

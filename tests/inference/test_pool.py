@@ -49,7 +49,8 @@ async def test_what_the_queue_has_no_room_for_is_refused_and_told_when_to_come_a
 
 
 async def test_work_that_nobody_waits_for_is_not_begun_and_leaves_its_place() -> None:
-    pool, gate, begun = Pool("test", 1, 1), Gate(), []
+    pool, gate = Pool("test", 1, 1), Gate()
+    begun: list[int] = []
     running = asyncio.create_task(pool.run(gate.work))
     await gate.begun.wait()
     abandoned = asyncio.create_task(pool.run(begun.append, 1))
@@ -65,7 +66,8 @@ async def test_work_that_nobody_waits_for_is_not_begun_and_leaves_its_place() ->
 
 
 async def test_the_result_of_work_that_nobody_takes_is_discarded() -> None:
-    pool, gate, discarded = Pool("test", 1, 0), Gate(), []
+    pool, gate = Pool("test", 1, 0), Gate()
+    discarded: list[str] = []
     abandoned = asyncio.create_task(pool.run(gate.work, discard=discarded.append))
     await gate.begun.wait()
     abandoned.cancel()

@@ -1,4 +1,5 @@
 import tracemalloc
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from services.contract.messages import (
@@ -23,8 +24,10 @@ DONE = Done("stop", Usage(5, 2, 0), Timings(0, 0, 0), 0, "log", 4)
 REPLY = "chat.reply._.r.a"
 
 
-def recording(*events: object, request: ChatRequest = REQUEST) -> Recording:
-    made = Recording(request, "w", REPLY)
+def recording(
+    *events: object, request: ChatRequest = REQUEST, clock: Callable[[], float] = lambda: 0.0
+) -> Recording:
+    made = Recording(request, "w", REPLY, clock)
     for event in events:
         made.add(event)  # type: ignore[arg-type]
     return made
@@ -33,6 +36,13 @@ def recording(*events: object, request: ChatRequest = REQUEST) -> Recording:
 def test_all_is_told_to_who_has_nothing_but_what_is_over() -> None:
     made = recording(ACCEPTED, Progress(1, 0, 0), STARTED, ON, CE, DONE)
     assert made.replay(0) == Replay(REQUEST, "w", REPLY, (ACCEPTED, STARTED, ON, CE, DONE))
+
+
+def test_replay_tells_the_seconds_since_the_request_was_accepted() -> None:
+    now = 100.0
+    made = recording(ACCEPTED, ON, clock=lambda: now)
+    now += 7
+    assert made.replay(0).age == 7
 
 
 def test_who_has_some_text_gets_what_is_missing() -> None:

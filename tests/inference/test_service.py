@@ -58,9 +58,19 @@ async def test_the_exchange_is_in_the_context_once_done_is_seen(fast: Worker) ->
 async def test_the_stop_list_of_the_settings_holds_unless_the_request_brings_its_own(
     fast: Worker,
 ) -> None:
-    assert text(await fast.ask("stop", "a")) == "fine"
-    assert text(await fast.ask("stop", "b", stop=("User",))) == "fine\n"
-    assert text(await fast.ask("stop", "c", stop=())) == "fine\nUser: me"
+    for session, more, said, stop_string in (
+        ("a", {}, "fine", "\nUser:"),
+        ("b", {"stop": ("User",)}, "fine\n", "User"),
+        ("c", {"stop": ()}, "fine\nUser: me", None),
+    ):
+        *events, done = await fast.ask("stop", session, **more)
+        assert text(events) == said
+        assert isinstance(done, Done) and done.finish_reason == "stop"
+        assert done.stop_string == stop_string
+
+
+async def test_a_role_that_the_prompt_asks_for_does_not_end_the_answer(fast: Worker) -> None:
+    assert text(await fast.ask("Who is the user? stop", "s")) == "fine\nUser: me"
 
 
 async def test_characters_come_whole(fast: Worker) -> None:

@@ -9,7 +9,7 @@ from services.contract.messages import FinishReason, Sampling, TokenLogprob
 from services.inference.engine.backend import Chosen
 from services.inference.engine.detokenizer import Detokenizer
 from services.inference.engine.loops import LoopGuard
-from services.inference.engine.stops import StopBuffer
+from services.inference.engine.stops import StopBuffer, Stops, literal
 
 
 class Piece(NamedTuple):
@@ -36,10 +36,11 @@ class Answer:
     could become one.
     """
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, stops: Stops | None = None) -> None:
+        """`stops` is how `sampling.stop` is meant; None: literally."""
         self._max_tokens = sampling.max_tokens
         self._detokenizer = Detokenizer()
-        self._stops = StopBuffer(sampling.stop or ())
+        self._stops = StopBuffer(literal(sampling.stop or ()) if stops is None else stops)
         self._loops = LoopGuard()
         self._length = 0  # of all whole characters
         self._out = ""  # that may go out and has not
@@ -48,6 +49,7 @@ class Answer:
         self._untold: list[_Untold] = []
         self.tokens: list[int] = []
         self.reason: FinishReason | None = None  # why it ends with its last token, if it does
+        self.stop_string: str | None = None  # that ended it, as the request or CHAT_STOP has it
 
     def push(self, chosen: Chosen, piece: bytes, is_end: bool) -> None:
         """A token that is `piece`, or by which the model ended the answer."""
@@ -58,16 +60,21 @@ class Answer:
         self._untold.append(_Untold(chosen, self._length))
         text = self._detokenizer.push(piece)
         self._length += len(text)
-        out, stopped = self._stops.push(text)
+        out, self.stop_string = self._stops.push(text)
         self._say(out)
-        if stopped:
+        if self.stop_string is not None:
             self.reason = "stop"
         elif chosen.is_last:
             self._end()
         elif self._loops.push(chosen.token):
-            self.reason = "loop"
+            self.cut("loop")
         elif len(self.tokens) == self._max_tokens:
-            self.reason = "length"  # what is held back may be half of a stop string
+            self.cut("length")
+
+    def cut(self, reason: FinishReason) -> None:
+        """It ends before the model ended it: what is held back may be half of a stop string."""
+        self._say(self._stops.cut())
+        self.reason = reason
 
     def take(self) -> Piece | None:
         """What may go out and has not, if there is any."""

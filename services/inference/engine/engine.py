@@ -37,6 +37,7 @@ class Finished(NamedTuple):
     reason: FinishReason
     usage: Usage
     timings: Timings
+    stop_string: str | None = None  # that ended the answer
 
 
 class Broken(NamedTuple):
@@ -209,9 +210,12 @@ class Engine:
             sequence.last_sent = sequence.last_token
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        if not sequence.answer.reason:
+            sequence.answer.cut(reason)
         self._send_text(sequence)
         self._remove(sequence)
-        self._put(sequence, Finished(reason, sequence.usage, sequence.timings))
+        stop_string = sequence.answer.stop_string
+        self._put(sequence, Finished(reason, sequence.usage, sequence.timings, stop_string))
 
     def _send_all_text(self) -> None:
         """A read takes longer than a piece should wait."""

@@ -7,6 +7,7 @@ from __future__ import annotations  # llama_cpp has its pointer types for type c
 
 import ctypes
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -51,8 +52,8 @@ class ModelError(Exception):
 
 class Llama:
     """
-    One GGUF model with its LoRA `adapters`, and one KV cache with room for `parallel` sequences of
-    `context` tokens.
+    One GGUF model, in one file or in `parts`, with its LoRA `adapters`, and one KV cache with room
+    for `parallel` sequences of `context` tokens.
 
     `on_progress` is told the share of the file that is loaded, 0 to 1, and says whether to go on.
     Raises ModelError.
@@ -60,7 +61,7 @@ class Llama:
 
     def __init__(
         self,
-        path: Path,
+        parts: Path | Sequence[Path],
         *,
         context: int,
         parallel: int,
@@ -74,7 +75,8 @@ class Llama:
         llama_cpp.llama_backend_init()
         _deep_threads()
         self.on_gpu = gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload()
-        self._model = _load(path, gpu_layers, on_progress)
+        files = [parts] if isinstance(parts, Path) else parts
+        self._model = _load(files, gpu_layers, on_progress)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         trained = llama_cpp.llama_model_n_ctx_train(self._model)
         if context > trained:
@@ -305,18 +307,26 @@ _LOG = _Log()
 
 
 def _load(
-    path: Path, gpu_layers: int, on_progress: Callable[[float], bool]
+    files: Sequence[Path], gpu_layers: int, on_progress: Callable[[float], bool]
 ) -> llama_cpp.llama_model_p:
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
+    # A mapped file that is overwritten changes the weights of the running model, and one that gets
+    # shorter ends the process by SIGBUS: so the file is read into memory.
+    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
     params.progress_callback = llama_cpp.llama_progress_callback(
         lambda share, _: on_progress(share)
     )
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    paths = [os.fsencode(file) for file in files]
+    if len(paths) == 1:
+        model = llama_cpp.llama_model_load_from_file(paths[0], params)
+    else:
+        named = (ctypes.c_char_p * len(paths))(*paths)
+        model = llama_cpp.llama_model_load_from_splits(named, len(paths), params)
     if not model:
         why = _LOG.errors[0] if _LOG.errors else "no reason given"
         raise ModelError(
-            f"{path} can't be loaded ({why}): is the file complete? On a GPU that is too"
+            f"{files[0]} can't be loaded ({why}): is the file complete? On a GPU that is too"
             " small for it, lower MODEL_GPU_LAYERS."
         )
     return llama_cpp.llama_model_p(model)

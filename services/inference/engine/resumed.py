@@ -10,9 +10,16 @@ from services.contract.messages import Resume, Sampling
 from services.inference.engine.answer import Answer
 from services.inference.engine.backend import Backend, Sampler, Stuck
 from services.inference.engine.detokenizer import Detokenizer
+from services.inference.engine.stops import Stops
 
 
-def answer(resume: Resume, sampling: Sampling, sampler: Sampler, backend: Backend) -> Answer:
+def answer(
+    resume: Resume,
+    sampling: Sampling,
+    sampler: Sampler,
+    backend: Backend,
+    stops: Stops | None = None,
+) -> Answer:
     """
     `sampler` is a new one, and then as it was there; it is closed where this raises
     ServiceError(invalid_request). May take a second, for a grammar.
@@ -21,7 +28,7 @@ def answer(resume: Resume, sampling: Sampling, sampler: Sampler, backend: Backen
         check(resume.ids, backend)
         if not _text(resume.ids, backend).startswith(resume.text):
             raise _refusal("its text is not what its ids say")
-        return _say_again(resume, sampling, sampler, backend)
+        return _say_again(resume, Answer(sampling, stops), sampler, backend)
     except ServiceError:
         sampler.close()
         raise
@@ -33,8 +40,7 @@ def check(tokens: Sequence[int], backend: Backend) -> None:
         raise _refusal("one of its tokens is none of the model's")
 
 
-def _say_again(resume: Resume, sampling: Sampling, sampler: Sampler, backend: Backend) -> Answer:
-    answer = Answer(sampling)
+def _say_again(resume: Resume, answer: Answer, sampler: Sampler, backend: Backend) -> Answer:
     for token in resume.ids:
         chosen = sampler.accept(token)
         if isinstance(chosen, Stuck):

@@ -33,7 +33,7 @@ class Sequence:
     adapter: int = 0  # 0: the model as it is
     session: str = ""  # whose conversation it is; "" is nobody's
     is_exact: bool = False  # read so that its logits are the same each time
-    begun: InitVar[Answer | None] = None  # elsewhere, and goes on here
+    begun: InitVar[Answer | None] = None  # maybe elsewhere; None: a new one, its stops literal
     tenant: str = runs.PUBLIC  # whose words the prompt holds
     answer: Answer = field(init=False)
     given: list[int] = field(init=False)  # the prompt, and what was said elsewhere: read first

@@ -1,15 +1,135 @@
 """
 Stop strings in a stream: none leaks, not even in part, and no character waits longer than it must.
+
+A request's own `stop` is literal. The strings of CHAT_STOP are to end what a model adds to its
+answer by itself, and most of them are also found within ordinary answers: so they count only where
+they do that.
 """
 
+import re
+from collections.abc import Sequence
 from typing import NamedTuple
+
+_FENCE = re.compile(r"[\s>]*(?:[-*+]|\d+[.)])?\s*(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)\Z")
+_ANNOUNCES = re.compile(r"\s*#|.*[:：][*_\s]*\Z|\s*\*\*[^*]+\*\*\s*\Z")  # colon, heading, bold
+_LABEL = re.compile(r"[^:：]{1,64}[:：]")
+_WORD = re.compile(r"\w")
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+class Rule(NamedTuple):
+    """`text` ends the answer where the other fields allow it."""
+
+    name: str  # as the request or CHAT_STOP has it
+    text: str
+    is_literal: bool = False  # wherever it is found
+    is_label: bool = (
+        False  # a line that begins so, such as `User:`; unless the answer is to have it
+    )
+
+
+class Stops(NamedTuple):
+    rules: tuple[Rule, ...] = ()
+    openers: tuple[str, ...] = ()  # a paragraph of one line that begins so goes with a label
+    is_thinking: bool = False  # where the answer begins
+
+
+def literal(strings: Sequence[str]) -> Stops:
+    """What a request says itself, as OpenAI's API has it."""
+    return Stops(tuple(Rule(string, string, is_literal=True) for string in strings))
+
+
+def of_setting(strings: Sequence[str], prompt: str, is_thinking: bool = False) -> Stops:
+    """
+    CHAT_STOP, for an answer to `prompt`. Nothing counts in code and in reasoning (`<think>`), and
+    what begins with a newline only after some text.
+
+    A label is what begins with a letter and ends with a colon ("Example:"), or begins with a letter
+    after a newline. It counts at the start of a line: after a blank line, or after any where the
+    string has the newline; unless the prompt asks for it, a line such as "Here is a quiz:"
+    announces it, or the answer has used it before.
+
+    Other words ("Let me") are how ordinary sentences begin. They count only in the line before a
+    label, which they introduce, and go with it.
+    """
+    rules, openers = [], []
+    for string in strings:
+        if not string.lstrip("\n")[:1].isalpha():
+            rules.append(Rule(string, string))
+        elif not string.startswith("\n") and not string.rstrip().endswith((":", "：")):
+            openers.append(string)
+        elif not _is_asked(string, prompt):
+            text = string if string.startswith("\n") else f"\n\n{string}"
+            rules.append(Rule(string, text, is_label=True))
+    return Stops(tuple(rules), tuple(openers), is_thinking)
+
+
+def _is_asked(label: str, prompt: str) -> bool:
+    """Whether the prompt names it, also in the plural: "Write two questions", "with an example"."""
+    word = re.escape(label.strip("\n:： "))
+    return re.search(rf"\b{word}s?\b", prompt, re.IGNORECASE) is not None
+
+
+class _Place(NamedTuple):
+    """Where in an answer it is: after all the text that was put into it."""
+
+    line: str = ""  # that is not at its end
+    before: str = ""  # the last whole line that has a word, or the end of a code block
+    fence: str = ""  # that opened the code block
+    is_thinking: bool = False
+    used: frozenset[str] = frozenset()  # labels that lines began with
+
+    def after(self, text: str) -> "_Place":
+        *lines, rest = (self.line + text).split("\n")
+        place = self
+        for line in lines:
+            place = place._with(line)
+        return place._replace(line=rest)
+
+    @property
+    def has_text(self) -> bool:
+        return bool(self._with(self.line).before)
+
+    @property
+    def is_prose(self) -> bool:
+        """Neither code nor reasoning."""
+        place = self._with(self.line)
+        is_code = self.line.count("`") % 2 and not _FENCE.match(self.line)
+        return not (place.fence or place.is_thinking or is_code)
+
+    def has_used(self, label: str) -> bool:
+        return label in self._with(self.line).used
+
+    @property
+    def is_announcement(self) -> bool:
+        """Whether the last line says that something follows."""
+        return _ANNOUNCES.match(self._with(self.line).before) is not None
+
+    def _with(self, line: str) -> "_Place":
+        """After this whole line, which began with `self.line`."""
+        if self.is_thinking or not self.before and line.lstrip().startswith(_OPEN):
+            _, close, rest = line.partition(_CLOSE)
+            place = _Place(is_thinking=not close)
+            return place._with(rest) if close else place
+        if fence := _FENCE.match(line):
+            return self._replace(fence=self._fence_after(fence), before=line)
+        if self.fence or not line.strip() or self.before and not _WORD.search(line):
+            return self
+        label = _LABEL.match(line)
+        return self._replace(before=line, used=self.used | {label[0]} if label else self.used)
+
+    def _fence_after(self, found: re.Match[str]) -> str:
+        if not self.fence:
+            return found["mark"]
+        closes = found["mark"].startswith(self.fence) and not found["info"].strip()
+        return "" if closes else self.fence
 
 
 class Text(NamedTuple):
-    """What may go out, and whether a stop string followed it."""
+    """What may go out, and the stop string that followed it, if one did."""
 
     out: str
-    stopped: bool
+    stop: str | None = None
 
 
 class StopBuffer:
@@ -18,31 +138,65 @@ class StopBuffer:
     more.
     """
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self._stops = stops
+    def __init__(self, stops: Stops) -> None:
+        self._rules = stops.rules
+        self._texts = [rule.text for rule in stops.rules]
+        self._openings = [*self._texts, *(f"\n\n{opener}" for opener in stops.openers)]
+        openers = "|".join(map(re.escape, stops.openers))
+        self._introduction = re.compile(rf"\n\n(?:{openers})[^\n]*\n*\Z" if openers else r"(?!)")
+        self._place = _Place(is_thinking=stops.is_thinking)
         self._held = ""
 
     def push(self, text: str) -> Text:
         text = self._held + text
-        if (cut := self._first_stop(text)) is not None:
+        if found := self._first_stop(text):
+            at, rule = found
             self._held = ""
-            return Text(text[:cut], True)
-        keep = self._beginning_of_a_stop(text)
-        self._held = text[keep:]
-        return Text(text[:keep], False)
+            introduction = self._introduction.search(text[:at]) if rule.is_label else None
+            return Text(text[: introduction.start() if introduction else at], rule.name)
+        keep = _beginning_of_one(self._openings, text)
+        introduction = self._introduction.search(text[:keep])
+        return Text(self._release(text, introduction.start() if introduction else keep))
 
     def flush(self) -> str:
-        """What was held back, at the end of the answer: it was no stop string after all."""
+        """Return what was held back, at the end of the answer: it was no stop string after all."""
         held, self._held = self._held, ""
         return held
 
-    def _first_stop(self, text: str) -> int | None:
-        return min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=None)
+    def cut(self) -> str:
+        """Return what was held back, where the answer is cut, without half of a stop string."""
+        return self._release(self._held, _beginning_of_one(self._texts, self._held))
 
-    def _beginning_of_a_stop(self, text: str) -> int:
-        """Where the longest suffix of `text` starts that is a proper prefix of a stop string."""
-        longest = max((len(stop) for stop in self._stops), default=1)
-        for start in range(max(0, len(text) - longest + 1), len(text)):
-            if any(stop.startswith(text[start:]) for stop in self._stops):
-                return start
-        return len(text)
+    def _release(self, text: str, end: int) -> str:
+        self._held = text[end:]
+        self._place = self._place.after(text[:end])
+        return text[:end]
+
+    def _first_stop(self, text: str) -> tuple[int, Rule] | None:
+        found = [(at, rule) for rule in self._rules if (at := self._find(rule, text)) >= 0]
+        return min(found, key=lambda found: found[0], default=None)
+
+    def _find(self, rule: Rule, text: str) -> int:
+        at = text.find(rule.text)
+        while at >= 0 and not self._counts(rule, text[:at]):
+            at = text.find(rule.text, at + 1)
+        return at
+
+    def _counts(self, rule: Rule, before: str) -> bool:
+        if rule.is_literal:
+            return True
+        place = self._place.after(before)
+        if not place.is_prose or rule.text.startswith("\n") and not place.has_text:
+            return False
+        if not rule.is_label or self._introduction.search(before):
+            return True
+        return not place.is_announcement and not place.has_used(rule.text.lstrip("\n"))
+
+
+def _beginning_of_one(strings: Sequence[str], text: str) -> int:
+    """Where the longest suffix of `text` starts that is a proper prefix of one of the strings."""
+    longest = max(map(len, strings), default=1)
+    for start in range(max(0, len(text) - longest + 1), len(text)):
+        if any(string.startswith(text[start:]) for string in strings):
+            return start
+    return len(text)

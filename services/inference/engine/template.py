@@ -6,7 +6,7 @@ known is put in as these tokens: so the prompt goes on from what the KV cache ho
 text would tokenize differently.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from os.path import commonprefix
 from types import MappingProxyType
@@ -45,7 +45,94 @@ class _Piece(NamedTuple):
     frame: str  # with marks in the places of the contents
 
 
-class ChatTemplate:
+class _Style(NamedTuple):
+    """How a template wants its variables, which only rendering it tells."""
+
+    absent: Json  # what stands for tools and documents that are not there
+    parts: frozenset[str]  # the roles whose content it reads as a list of parts, never as a text
+
+    def variants(self, roles: Sequence[str]) -> Iterator["_Style"]:
+        """
+        The usual ones first: Hugging Face passes None where others pass nothing, and most
+        templates take a text.
+        """
+        for absent in ({"tools": None, "documents": None}, {}):
+            for more in ((), *((role,) for role in roles), roles):
+                yield _Style(absent, self.parts | set(more))
+
+    def message(self, message: Json) -> Json:
+        if message["role"] not in self.parts:
+            return message
+        return message | {"content": [{"type": "text", "text": message["content"]}]}
+
+
+class PlainText:
+    """Prompts without a template: a text or tokens that the model goes on with."""
+
+    opens_reasoning = False  # whether the prompt ends within a thought that the answer goes on with
+    _tokenizer: Tokenizer
+
+    def __init__(self, backend: Backend, *, bos: str, adds_bos: bool) -> None:
+        self._backend = backend
+        self._bos, self._adds_bos = bos, adds_bos
+
+    def plain(self, text: str | Sequence[int], max_tokens: int) -> Prompt:
+        """
+        The prompt without the template: all of it is the caller's, markers too. Raises
+        ServiceError: context_length_exceeded, or invalid_request for tokens that there are not.
+        """
+        if isinstance(text, str):
+            tokens = self.tokenize(self.begun(text), special=True)
+            return self._whole_prompt(tokens, max_tokens)
+        if max(text) >= self._backend.vocabulary_size:
+            raise ServiceError(
+                "invalid_request",
+                f"There is no token {max(text)} in the prompt's model, whose last one is"
+                f" {self._backend.vocabulary_size - 1}.",
+            )
+        return self._whole_prompt(list(text), max_tokens)
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Return the tokens of any text; with `special`, what names a control token becomes it."""
+        return self._tokenizer.tokenize(text, special)
+
+    def begun(self, text: str) -> str:
+        """With what begins every prompt of this model."""
+        missing = self._adds_bos and not text.startswith(self._bos)
+        return self._bos + text if missing else text
+
+    def _whole_prompt(self, tokens: list[int], max_tokens: int) -> Prompt:
+        if len(tokens) + max_tokens > self._backend.context:
+            raise _too_long(len(tokens), max_tokens, self._backend.context)
+        return Prompt(tokens, 0, 0)
+
+
+class NoTemplate(PlainText):
+    """Of a model that carries none: `why` says so to whoever asks for a chat, and what to do."""
+
+    def __init__(self, why: str, backend: Backend, *, bos: str, adds_bos: bool) -> None:
+        super().__init__(backend, bos=bos, adds_bos=adds_bos)
+        self.why = why
+        self.functions = Functions(self._refuse)
+        self._tokenizer = Tokenizer(backend, "")
+
+    def heads(self, _: str) -> list[list[int]]:
+        return []
+
+    def prompt(self, *_: Any) -> Prompt:
+        raise ServiceError("model_unavailable", self.why)
+
+    def conversation(self, *_: Any) -> Prompt:
+        raise ServiceError("model_unavailable", self.why)
+
+    def tokens_of(self, *_: Any) -> list[int]:
+        raise ServiceError("model_unavailable", self.why)
+
+    def _refuse(self, *_: Any) -> str:
+        raise ServiceError("model_unavailable", self.why)
+
+
+class ChatTemplate(PlainText):
     """
     `source` is Jinja as Hugging Face's templates use it. Raises TemplateError if it can't show
     a chat.
@@ -54,18 +141,21 @@ class ChatTemplate:
     def __init__(
         self, source: str, backend: Backend, *, bos: str, eos: str, adds_bos: bool
     ) -> None:
-        self._backend = backend
-        self._bos, self._eos, self._adds_bos = bos, eos, adds_bos
+        super().__init__(backend, bos=bos, adds_bos=adds_bos)
+        self._eos = eos
+        self._style = _Style({}, frozenset())
         self._content, self._answer, self._hidden = Mark(), Mark(), Mark()
         try:
             self._template = jinja.parse(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"its Jinja can't be parsed: {error}") from error
-        self._has_system_role = self._why_not("system", "user") is None
-        if why_not := self._why_not("user", "assistant", "user"):
+        if why_not := self._fit("user", "assistant", "user"):
             raise TemplateError(why_not)
+        self._has_system_role = self._fit("system", "user") is None
+        example = self._example()
+        self.opens_reasoning = example.rstrip().endswith("<think>")
         self.functions = Functions(self._show)
-        self._tokenizer = Tokenizer(backend, self._own_text())
+        self._tokenizer = Tokenizer(backend, example + self.functions.sample)
 
     def prompt(
         self,
@@ -148,36 +238,6 @@ class ChatTemplate:
         if not self._has_system_role:
             conversations = [merge_system(messages) for messages in conversations]
         return list(commonprefix([self._tokens(Shown(each)) for each in conversations]))
-
-    def plain(self, text: str | Sequence[int], max_tokens: int) -> Prompt:
-        """
-        The prompt without the template: all of it is the caller's, markers too. Raises
-        ServiceError: context_length_exceeded, or invalid_request for tokens that there are not.
-        """
-        if isinstance(text, str):
-            tokens = self.tokenize(self.begun(text), special=True)
-            return self._whole_prompt(tokens, max_tokens)
-        if max(text) >= self._backend.vocabulary_size:
-            raise ServiceError(
-                "invalid_request",
-                f"There is no token {max(text)} in the prompt's model, whose last one is"
-                f" {self._backend.vocabulary_size - 1}.",
-            )
-        return self._whole_prompt(list(text), max_tokens)
-
-    def tokenize(self, text: str, special: bool) -> list[int]:
-        """Return the tokens of any text; with `special`, what names a control token becomes it."""
-        return self._tokenizer.tokenize(text, special)
-
-    def begun(self, text: str) -> str:
-        """With what begins every prompt of this model."""
-        missing = self._adds_bos and not text.startswith(self._bos)
-        return self._bos + text if missing else text
-
-    def _whole_prompt(self, tokens: list[int], max_tokens: int) -> Prompt:
-        if len(tokens) + max_tokens > self._backend.context:
-            raise _too_long(len(tokens), max_tokens, self._backend.context)
-        return Prompt(tokens, 0, 0)
 
     def _shown(self, messages: list[Json], tools: list[Json], answers: KnownAnswers) -> Shown:
         hidden: list[str] = []
@@ -300,24 +360,39 @@ class ChatTemplate:
                 tokens += self._tokenizer.content(hidden[number], tokens)
         return tokens[len(before[-1:]) :]
 
-    def _own_text(self) -> str:
+    def _example(self) -> str:
         roles = ["system"] if self._has_system_role else []
         messages = [Message(role, "") for role in (*roles, "user", "assistant", "user")]
-        return self._render(Shown(self._framed(messages, {}))) + self.functions.sample
+        return self._render(Shown(self._framed(messages, {})))
 
     def _render(self, shown: Shown) -> str:
         messages = [{"role": m.role, "content": m.content, **m.more} for m in shown.messages]
         return self._show(messages, shown.tools)
 
     def _show(self, messages: Sequence[Json], tools: Sequence[Json]) -> str:
+        variables = self._style.absent | ({"tools": tools} if tools else {})
         rendered = self._template.render(
-            messages=messages,
+            messages=[self._style.message(message) for message in messages],
             add_generation_prompt=True,
             bos_token=self._bos,
             eos_token=self._eos,
-            **({"tools": tools} if tools else {}),
+            **variables,
         )
         return self.begun(rendered)
+
+    def _fit(self, *roles: str) -> str | None:
+        """
+        Settle on the first style in which the template shows such a conversation. Return why it
+        can't show one, if it can't in any.
+        """
+        settled, reasons = self._style, []
+        for style in settled.variants(roles):
+            self._style = style
+            if (why_not := self._why_not(*roles)) is None:
+                return None
+            reasons.append(why_not)
+        self._style = settled
+        return reasons[0]
 
     def _why_not(self, *roles: str) -> str | None:
         """Why such a conversation can't be shown, all of it."""

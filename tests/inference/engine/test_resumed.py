@@ -22,11 +22,13 @@ from services.contract.messages import (
     Sampling,
 )
 from services.inference.engine import engine, resumed
-from services.inference.engine.answer import Piece
+from services.inference.engine.answer import Answer, Piece
 from services.inference.engine.backend import Backend
 from services.inference.engine.engine import Engine, Finished, Output
 from services.inference.engine.llama import Llama
 from services.inference.engine.sequence import Sequence
+from services.inference.engine.stops import Stops, of_setting
+from services.inference.settings import STOPS
 from tests.inference.dream import Dream
 from tests.inference.fake_backend import FakeBackend
 
@@ -63,10 +65,10 @@ class Said(NamedTuple):
         return tuple(token for piece in self.pieces for token in piece.ids)
 
     @property
-    def ended(self) -> tuple[object, int, int]:
+    def ended(self) -> tuple[object, str | None, int, int]:
         assert isinstance(self.end, Finished)
-        usage = self.end.usage
-        return self.end.reason, usage.prompt_tokens, usage.completion_tokens
+        reason, usage, _, stop_string = self.end
+        return reason, stop_string, usage.prompt_tokens, usage.completion_tokens
 
 
 @pytest.fixture(autouse=True)
@@ -89,11 +91,17 @@ def demo() -> Iterator[Llama]:
 
 
 def say(
-    backend: Backend, prompt: list[int], sampling: Sampling, resume: Resume | None = None
+    backend: Backend,
+    prompt: list[int],
+    sampling: Sampling,
+    resume: Resume | None = None,
+    stops: Stops | None = None,
 ) -> Said:
     """All that the engine puts out for one request."""
     sampler = backend.sampler(sampling)
-    begun = resumed.answer(resume, sampling, sampler, backend) if resume else None
+    begun = Answer(sampling, stops)
+    if resume:
+        begun = resumed.answer(resume, sampling, sampler, backend, stops)
     outputs: list[Output] = []
 
     def died() -> None:
@@ -117,10 +125,15 @@ def cuts(whole: Said) -> Iterator[tuple[Said, str]]:
 
 
 def goes_on(
-    backend: Backend, prompt: list[int], sampling: Sampling, whole: Said, every: int = 1
+    backend: Backend,
+    prompt: list[int],
+    sampling: Sampling,
+    whole: Said,
+    every: int = 1,
+    stops: Stops | None = None,
 ) -> None:
     for seen, text in islice(cuts(whole), 0, None, every):
-        rest = say(backend, prompt, sampling, Resume(NOTHING, seen.ids, text))
+        rest = say(backend, prompt, sampling, Resume(NOTHING, seen.ids, text), stops)
         assert text + rest.text == whole.text, (text, seen.ids)
         assert rest.ended == whole.ended, text
         assert seen.ids + rest.ids == whole.ids, text
@@ -206,11 +219,29 @@ def together(pieces: list[Piece], dice: random.Random) -> list[Piece]:
     return merged
 
 
+@pytest.mark.parametrize("max_tokens", [500, 90])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "So.\n\nLet me: no\n\n```\nUser: x\n\n\n`` `\n```\nIt is.\n\nHere's an x:\n\nUser: me",
+        "<think>\n\n\nExample: x</think>\nQuestion: a\n\nQuestion: b\n\nExample:\nUser: me",
+        "A quiz:\n\nQuestion: a\n\nQuestion: b\n\nLet me go on.\nAnd `</s>`.\n\nSo</s>",
+    ],
+)
+def test_the_stops_of_a_setting_hold_where_they_would_have(text: str, max_tokens: int) -> None:
+    backend, stops = FakeBackend({"hi": text.encode()}), of_setting(STOPS, "hi")
+    sampling = replace(GREEDY, max_tokens=max_tokens)
+    whole = say(backend, list(b"hi"), sampling, stops=stops)
+    assert whole.ended[0] == ("stop" if max_tokens > len(text) else "length")
+    assert len(whole.text) > 30 and whole.text != text
+    goes_on(backend, list(b"hi"), sampling, whole, stops=stops)
+
+
 def test_a_loop_is_noticed_where_it_would_have_been() -> None:
     backend = FakeBackend({"hi": b"so it goes " * 40})
     sampling = Sampling(max_tokens=440)
     whole = say(backend, list(b"hi"), sampling)
-    assert whole.ended == ("loop", 2, 128)
+    assert whole.ended == ("loop", None, 2, 128)
     for length in range(0, len(whole.text) + 1, 9):
         text = whole.text[:length]
         rest = say(backend, list(b"hi"), sampling, Resume(NOTHING, whole.ids[:length], text))

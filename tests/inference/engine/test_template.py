@@ -254,6 +254,54 @@ def test_a_template_can_reach_nothing_but_the_messages() -> None:
         template("{{ ''.__class__.__mro__[1].__subclasses__() }}" + CHATML)
 
 
+PARTS = (
+    "{% for m in messages %}{{ m.role }}:{% for part in m.content %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %};{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        PARTS,
+        "{% for m in messages %}{{ m.role }}:{{ m.content[0]['text'] }};{% endfor %}",
+        "{% for m in messages %}{{ m.role }}:{% if m.role == 'user' %}{{ m.content[0].text + '' }}"
+        "{% else %}{{ m.content }}{% endif %};{% endfor %}",
+        "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}{{ m.content[0].text }}"
+        "{% else %}{{ m.content }}{% endif %};{% endfor %}",
+        "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}"
+        "{% else %}{{ m.content[0].text }}{% endif %};{% endfor %}",
+    ],
+)
+def test_content_is_shown_as_parts_where_a_template_reads_nothing_else(source: str) -> None:
+    shown = text(template(source), "be kind", TURNS[:1], "hi")
+    assert shown == "system:be kind;user:first;assistant:one;user:hi;"
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "tools is not none and tools | length",
+        "documents is not none and documents | length",
+        "tools is defined and tools is not none and tools[0]",
+        "tools is defined and tools | length",  # which only an absent one passes
+    ],
+)
+def test_tools_and_documents_that_are_not_there_are_what_a_template_asks_for(
+    condition: str,
+) -> None:
+    source = f"{{% if {condition} %}}{{{{ raise_exception('tools') }}}}{{% endif %}}{CHATML}"
+    assert text(template(source), "", (), "hi") == (
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_template_that_opens_a_thought_says_so() -> None:
+    assert template(CHATML + "<think>\n").opens_reasoning
+    assert not template(CHATML + "<think>\n\n</think>\n\n").opens_reasoning
+    assert not template(CHATML).opens_reasoning
+
+
 def test_heads_are_what_prompts_begin_with_and_no_caller_wrote() -> None:
     heads = [bytes(head).decode() for head in template().heads("be kind")]
     assert heads == [

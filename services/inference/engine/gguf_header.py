@@ -1,0 +1,83 @@
+"""
+What a GGUF file says of itself, read without loading it: so that a file which is no chat model can
+be explained in a sentence.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+MAGIC = b"GGUF"
+MAX_TEXT = 2**20  # bytes of a key or a text; a longer one is no GGUF
+MAX_KEYS = 4096
+MAX_ITEMS = 2**16  # of a list before the vocabulary
+
+Value = str | int | float | bool
+_NUMBERS = {
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q",
+    12: "<d",
+}  # fmt: skip
+_TEXT, _LIST = 8, 9
+
+
+class NotGguf(Exception):
+    """The file is no GGUF, or is cut off within its header."""
+
+
+def read(path: Path) -> dict[str, Value]:
+    """
+    Return the values before the vocabulary, without lists: the file's type, its architecture and
+    the model's shape. Raises NotGguf or OSError.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != MAGIC:
+            raise NotGguf
+        _version, _tensors, count = _unpack(file, "<IQQ")
+        return dict(_before_the_vocabulary(file, min(count, MAX_KEYS)))
+
+
+def _before_the_vocabulary(file: BinaryIO, count: int) -> Iterator[tuple[str, Value]]:
+    for _ in range(count):
+        key = _text(file)
+        if key.startswith("tokenizer."):
+            return
+        (kind,) = _unpack(file, "<I")
+        if kind == _LIST:
+            _skip_list(file)
+        else:
+            yield key, _value(file, kind)
+
+
+def _skip_list(file: BinaryIO) -> None:
+    kind, count = _unpack(file, "<IQ")
+    for _ in range(min(count, MAX_ITEMS)):
+        _value(file, kind)
+
+
+def _value(file: BinaryIO, kind: int) -> Value:
+    if kind == _TEXT:
+        return _text(file)
+    if kind not in _NUMBERS:
+        raise NotGguf
+    return _unpack(file, _NUMBERS[kind])[0]
+
+
+def _text(file: BinaryIO) -> str:
+    (length,) = _unpack(file, "<Q")
+    if length > MAX_TEXT:
+        raise NotGguf
+    return _exactly(file, length).decode(errors="replace")
+
+
+def _unpack(file: BinaryIO, layout: str) -> tuple[int, ...]:
+    return struct.unpack(layout, _exactly(file, struct.calcsize(layout)))
+
+
+def _exactly(file: BinaryIO, length: int) -> bytes:
+    data = file.read(length)
+    if len(data) < length:
+        raise NotGguf
+    return data

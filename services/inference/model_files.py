@@ -1,0 +1,193 @@
+"""
+Which GGUF file to serve: the one that MODEL_PATH names, the one in its folder, or the demo model.
+Whatever else in the folder looks like a model is served or explained, never passed over in silence.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from services.inference.engine import gguf_header
+from services.inference.engine.gguf_header import NotGguf, Value
+from services.inference.engine.llama import ModelError
+
+log = logging.getLogger(__name__)
+
+MODELS = Path("model")
+ADAPTERS = "adapters"  # the folder beside a model's file, with one for each model's own in it
+DEMO = "demo.gguf"
+
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)\Z", re.IGNORECASE)
+_OTHER_FORMATS = (".safetensors", ".ckpt", ".pth", ".ggml")
+_RERANKER = 4  # llama.cpp's LLAMA_POOLING_TYPE_RANK; 1 to 3 are embeddings of a whole text
+_CONVERT = "convert it with llama.cpp's convert_hf_to_gguf.py, see model/README.md"
+
+
+def find(model_path: str, folder: Path) -> Path:
+    """
+    Return the model's file; of a model in several parts the first one. Raises ModelError.
+
+    `folder` and its sub-folders are searched if there is no `model_path`, which may name another
+    folder. The demo model stands in only where nothing in `folder` looks like a model.
+    """
+    if not model_path:
+        return _only_model(folder)
+    path = Path(model_path).expanduser()
+    if path.is_dir():
+        return _only_model(path)
+    if not path.exists() and not _PART.match(path.name):
+        raise ModelError(f"MODEL_PATH={model_path}: no such file.")
+    path = parts_of(path)[0]
+    if why_not := _why_not_served(path):
+        raise ModelError(why_not)
+    return path
+
+
+def parts_of(path: Path) -> tuple[Path, ...]:
+    """
+    Return all files of the model that `path` belongs to, in order. Raises ModelError if one is
+    missing.
+    """
+    match = _PART.match(path.name)
+    if not match:
+        return (path,)
+    base, _, count, suffix = match.groups()
+    found = tuple(
+        path.with_name(f"{base}-{number:05}-of-{count}{suffix}")
+        for number in range(1, int(count) + 1)
+    )
+    if missing := [part.name for part in found if not part.exists()]:
+        raise ModelError(
+            f"{path} is one of {int(count)} parts of a model, and {', '.join(missing)}"
+            " is missing: put all parts into one folder."
+        )
+    return found
+
+
+def model_name(path: Path) -> str:
+    """Return what requests call the model: its file's name, without the number of a part."""
+    match = _PART.match(path.name)
+    return match[1] if match else path.stem
+
+
+def adapters(path: Path) -> Iterator[Path]:
+    """Yield the adapters for any model in its folder and in MODELS, and those for it alone."""
+    folders = {path.parent, *([MODELS] if MODELS in path.parents else [])}
+    for folder in sorted(folders):
+        for place in (folder / ADAPTERS, folder / ADAPTERS / model_name(path)):
+            yield from (file for file in _listed(place) if _is_gguf(file))
+
+
+def check(files: Iterable[Path]) -> None:
+    """Raises ModelError for a file that can't be read, or that is no GGUF."""
+    for file in files:
+        try:
+            with file.open("rb") as opened:
+                magic = opened.read(4)
+        except PermissionError as error:
+            raise ModelError(f"{file} can't be read by this user: chmod o+r {file}") from error
+        except OSError as error:
+            raise ModelError(f"{file} can't be read: {error.strerror}.") from error
+        if not magic:
+            raise ModelError(f"{file} is empty: did its download fail?")
+        if magic != gguf_header.MAGIC:
+            raise ModelError(f"{file} is not a GGUF file: {_CONVERT}.")
+
+
+def _only_model(folder: Path) -> Path:
+    """Raises ModelError."""
+    files = [file for file in _walk(folder) if file != folder / DEMO]
+    ggufs = _without_later_parts(filter(_is_gguf, files))
+    why_not = {file: why for file in ggufs if (why := _why_not_served(file))}
+    models = [file for file in ggufs if file not in why_not]
+    if len(models) > 1:
+        names = ", ".join(str(file.relative_to(folder)) for file in models)
+        raise ModelError(f"{folder}/ holds several models ({names}): name one with MODEL_PATH.")
+    if models:
+        for why in why_not.values():
+            log.warning("%s", why)
+        return parts_of(models[0])[0]
+    others = [*why_not.values(), *filter(None, map(_why_not_gguf, files))]
+    if others:
+        raise ModelError(" ".join(others[:3]))
+    if not (folder / DEMO).exists():
+        raise ModelError(f"{folder}/ holds no .gguf file: put one there, or set MODEL_PATH.")
+    return folder / DEMO
+
+
+def _walk(folder: Path) -> list[Path]:
+    """
+    All files below it, but for adapters and for hidden files, such as the `._x.gguf` that macOS
+    writes beside x.gguf. Raises ModelError.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ModelError(
+            f"{error.filename} can't be read ({error.strerror}): chmod o+rx {error.filename}"
+        ) from error
+
+    found = []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [each for each in folders if each != ADAPTERS and not each.startswith(".")]
+        found += [Path(place, each) for each in names if not each.startswith(".")]
+    return sorted(found)
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Sorted by name; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+
+
+def _is_gguf(file: Path) -> bool:
+    return file.suffix.lower() == ".gguf"
+
+
+def _without_later_parts(files: Iterable[Path]) -> Sequence[Path]:
+    """One file of each model."""
+    first: dict[Path, Path] = {}
+    for file in files:
+        first.setdefault(file.with_name(model_name(file)), file)
+    return list(first.values())
+
+
+def _why_not_served(file: Path) -> str | None:
+    """A sentence, if it is a GGUF of another kind than a model that writes text."""
+    try:
+        header = gguf_header.read(file)
+    except (NotGguf, OSError):  # `check` explains it, once it is the file to serve
+        header = {}
+    architecture, kind = header.get("general.architecture", ""), header.get("general.type")
+    if kind == "adapter" or "adapter.type" in header:
+        return f"{file} is a LoRA adapter: move it into {file.parent / ADAPTERS}/."
+    if kind == "mmproj" or architecture == "clip" or file.name.lower().startswith("mmproj"):
+        return f"{file} is a projector for images, which are not supported: it is not used."
+    if kind == "imatrix":
+        return f"{file} is an importance matrix for quantizing, not a model: it is not used."
+    if architecture in ("t5", "t5encoder"):
+        return f"{file} is an encoder-decoder model (T5), which is not supported."
+    return _why_no_text(file, str(architecture), header)
+
+
+def _why_no_text(file: Path, architecture: str, header: dict[str, Value]) -> str | None:
+    pooling = header.get(f"{architecture}.pooling_type", 0)
+    if pooling == _RERANKER:
+        return f"{file} is a reranker, not a chat model: it scores texts and can't write any."
+    if pooling or header.get(f"{architecture}.attention.causal") is False:
+        return f"{file} is an embedding model, not a chat model: it can't write text."
+    return None
+
+
+def _why_not_gguf(file: Path) -> str | None:
+    """A sentence, if it is a model in another format, or a GGUF that is not there yet."""
+    lower = file.name.lower()
+    if lower.startswith("adapter_model."):
+        return f"{file} is a LoRA adapter: convert it with llama.cpp's convert_lora_to_gguf.py."
+    if lower.endswith(_OTHER_FORMATS) or lower.startswith("pytorch_model"):
+        return f"{file} is not a GGUF file: {_CONVERT}."
+    if ".gguf." in lower:
+        return f"{file} is not a .gguf file: finish its download, or unpack it."
+    return None

@@ -1,0 +1,78 @@
+"""The images hold all that a service imports; checked without a Docker engine."""
+
+import ast
+import importlib.metadata
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import ROOT
+
+SERVICES = ("edge", "history", "inference")
+COPY = re.compile(r"^COPY (services/\S+) services/", re.MULTILINE)
+
+
+def final_stage(service: str) -> str:
+    """Return the instructions of the Dockerfile's stage that becomes the service's image."""
+    stages = re.split(r"^FROM \S+ AS ", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    return next(stage for stage in stages if stage.startswith(f"{service}\n"))
+
+
+def copied_modules(service: str) -> dict[str, Path]:
+    """Return the image's Python files by module name."""
+    files: set[Path] = set()
+    for source in COPY.findall(final_stage(service)):
+        path = ROOT / source
+        files |= set(path.rglob("*.py")) if path.is_dir() else {path}
+    return {module_name(path): path for path in files}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (module, name imported from it or ""), also those imported inside a function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None and not node.level, f"{path}: a relative import"
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def required_libraries(service: str) -> set[str]:
+    """Return the top-level modules that the service's requirements.txt installs."""
+    text = (ROOT / "services" / service / "requirements.txt").read_text()
+    names = {normal(name) for name in re.findall(r"^([A-Za-z0-9._-]+)==", text, re.MULTILINE)}
+    modules = importlib.metadata.packages_distributions()
+    return {
+        module
+        for module, distributions in modules.items()
+        if names & {normal(distribution) for distribution in distributions}
+    }
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_image_holds_every_import_of_its_service(service: str) -> None:
+    modules, libraries = copied_modules(service), required_libraries(service)
+    assert f"services.{service}.__main__" in modules
+    for path in modules.values():
+        for module, name in imported(path):
+            if module.split(".")[0] == "services":
+                assert module in modules, f"{path} imports {module}, which the image lacks"
+                is_package = modules[module].name == "__init__.py"
+                assert not is_package or f"{module}.{name}" in modules or not name, (
+                    f"{path}: {name}"
+                )
+            else:
+                top = module.split(".")[0]
+                assert top in libraries | set(sys.stdlib_module_names), f"{path} imports {top}"

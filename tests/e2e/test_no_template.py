@@ -1,0 +1,48 @@
+"""A model whose GGUF carries no chat template, over HTTP: texts work, chats say what to do."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.stack import Stack, stack
+from tests.inference.gguf_files import without_template
+
+WHY = "base.gguf carries no chat template, so it can't chat: set MODEL_CHAT_TEMPLATE to a file"
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("stack")
+    with stack(folder, MODEL_PATH=str(without_template(folder / "base.gguf"))) as up:
+        yield up
+
+
+def test_the_status_says_that_the_model_is_ready_and_can_not_chat(up: Stack) -> None:
+    (worker,) = up.status()["workers"]
+    assert worker["state"] == "ready" and WHY in worker["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/chat", {"prompt": "hi"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+        ("/v1/chat/completions/input_tokens", {"messages": [{"role": "user", "content": "hi"}]}),
+    ],
+)
+def test_a_chat_is_refused_in_a_sentence_that_names_the_setting(
+    up: Stack, path: str, body: dict[str, object]
+) -> None:
+    answer = up.http.post(path, json={"model": "base"} | body)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "model_unavailable"
+    assert WHY in answer.json()["error"]["message"]
+
+
+def test_texts_are_continued_and_tokens_told(up: Stack) -> None:
+    body = {"model": "base", "prompt": "Once upon a time", "max_tokens": 4}
+    answer = up.http.post("/v1/completions", json=body)
+    assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 4
+    tokens = up.http.post("/v1/tokenize", json={"content": "Once upon a time"}).json()["tokens"]
+    text = up.http.post("/v1/detokenize", json={"tokens": tokens}).json()["content"]
+    assert text == "Once upon a time"

@@ -1,0 +1,53 @@
+"""GGUF files of all kinds, made by hand or of the demo model."""
+
+import struct
+from pathlib import Path
+
+import gguf
+
+DEMO = Path("model/demo.gguf")
+Value = str | int | bool
+_KINDS = {str: (8, "<Q"), bool: (7, "<?"), int: (4, "<I")}  # a text begins with its length
+
+
+def write_header(path: Path, **values: Value) -> Path:
+    """A file without tensors that says this of itself; `general__type` is `general.type`."""
+    head = struct.pack("<4sIQQ", b"GGUF", 3, 0, len(values))
+    for name, value in values.items():
+        kind, layout = _KINDS[type(value)]
+        number = len(value) if isinstance(value, str) else value
+        head += _text(name.replace("__", ".")) + struct.pack("<I", kind)
+        head += struct.pack(layout, number) + (value.encode() if isinstance(value, str) else b"")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(head)
+    return path
+
+
+def split_demo(path: Path, tensors: int = 30) -> list[Path]:
+    """The demo model in parts of so many tensors, as llama.cpp's gguf-split makes them."""
+    reader = gguf.GGUFReader(DEMO)
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=tensors)
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            sub_type = field.types[-1] if field.types[1:] else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(path.parent.glob(f"{path.stem}-*"))
+
+
+def without_template(path: Path) -> Path:
+    """The demo model, as a GGUF of a base model is: without a chat template."""
+    key = b"tokenizer.chat_template"
+    data = DEMO.read_bytes()
+    assert data.count(key) == 1
+    path.write_bytes(data.replace(key, b"tokenizer.chat_temptate"))
+    return path
+
+
+def _text(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()

@@ -1,0 +1,209 @@
+"""Which file of a folder is served; whatever looks like a model is served or explained."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from services.inference.engine.llama import ModelError
+from services.inference.model_files import adapters, check, find, model_name, parts_of
+from tests.inference.gguf_files import DEMO, Value, write_header
+from tests.inference.lora import write_lora
+
+EMBEDDING: dict[str, Value] = {"general__architecture": "qwen3", "qwen3__pooling_type": 3}
+RERANKER: dict[str, Value] = {"general__architecture": "bert", "bert__pooling_type": 4}
+ENCODER: dict[str, Value] = {"general__architecture": "bert", "bert__attention__causal": False}
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"GGUF")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mine.gguf",
+        "MINE.GGUF",
+        "folder/mine.gguf",
+        "models--me--mine/snapshots/1234/mine.Q4_K_M.gguf",
+        "mine-00001-of-00001.gguf",
+    ],
+)
+def test_the_one_model_of_a_folder_is_found_instead_of_the_demo_model(
+    tmp_path: Path, name: str
+) -> None:
+    touch(tmp_path, "demo.gguf")
+    assert find("", tmp_path) == tmp_path / "demo.gguf"
+    touch(tmp_path, name, "._mine.gguf", ".cache/other.gguf", "adapters/a.gguf", "README.md")
+    assert find("", tmp_path) == tmp_path / name
+    assert find(str(tmp_path), Path("elsewhere")) == tmp_path / name
+
+
+def test_a_model_path_names_a_file_from_the_home_directory_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "models/mine.gguf")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("~/models/mine.gguf", "~/models", str(tmp_path / "models/mine.gguf")):
+        assert find(path, Path("elsewhere")) == tmp_path / "models/mine.gguf"
+
+
+def test_a_model_path_without_a_file_is_an_error_that_quotes_it(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^MODEL_PATH=model/nope\.gguf: no such file\.$"):
+        find("model/nope.gguf", tmp_path)
+    with pytest.raises(ModelError, match=r"holds no \.gguf file: put one there, or set MODEL_PATH"):
+        find(str(tmp_path), tmp_path)
+
+
+def test_several_models_without_a_choice_are_an_error_that_lists_them(tmp_path: Path) -> None:
+    touch(tmp_path, "b.gguf", "folder/a.GGUF", "demo.gguf", "c-00001-of-00001.gguf")
+    names = r"\(b\.gguf, c-00001-of-00001\.gguf, folder/a\.GGUF\): name one with MODEL_PATH"
+    with pytest.raises(ModelError, match=names):
+        find("", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".gguf", ".GGUF"])
+def test_the_parts_of_a_model_are_one_model_found_by_any_of_them(
+    tmp_path: Path, suffix: str
+) -> None:
+    names = [f"mine-0000{number}-of-00003{suffix}" for number in (1, 2, 3)]
+    touch(tmp_path, *names)
+    assert find("", tmp_path).name == names[0]
+    for name in names:
+        path = find(str(tmp_path / name), Path("elsewhere"))
+        assert [part.name for part in parts_of(path)] == names
+        assert model_name(path) == "mine"
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "mine-00002-of-00003.gguf")
+    missing = r"one of 3 parts of a model, and mine-00001-of-00003\.gguf, mine-00003-of-00003\.gguf"
+    for model_path in ("", str(tmp_path / "mine-00002-of-00003.gguf")):
+        with pytest.raises(ModelError, match=missing):
+            find(model_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("write", "why"),
+    [
+        (lambda folder: write_lora(folder / "x.gguf"), r"is a LoRA adapter: move it into .*adapt"),
+        (lambda folder: write_header(folder / "x.gguf", **EMBEDDING), "is an embedding model, not"),
+        (lambda folder: write_header(folder / "x.gguf", **ENCODER), "is an embedding model, not"),
+        (lambda folder: write_header(folder / "x.gguf", **RERANKER), "is a reranker, not a chat"),
+        (lambda folder: touch(folder, "mmproj-x.gguf"), "is a projector for images"),
+        (
+            lambda folder: write_header(folder / "x.gguf", general__architecture="clip"),
+            "is a projector for images",
+        ),
+        (
+            lambda folder: write_header(folder / "x.gguf", general__type="imatrix"),
+            "is an importance matrix",
+        ),
+        (
+            lambda folder: write_header(folder / "x.gguf", general__architecture="t5"),
+            r"is an encoder-decoder model \(T5\)",
+        ),
+    ],
+)
+def test_a_gguf_that_is_no_chat_model_is_explained_and_never_served(
+    tmp_path: Path, write: Callable[[Path], object], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "demo.gguf")
+    write(tmp_path)
+    (file,) = (file for file in tmp_path.iterdir() if file.name != "demo.gguf")
+    for model_path in ("", str(file), str(tmp_path)):
+        with pytest.raises(ModelError, match=why):
+            find(model_path, tmp_path)
+    touch(tmp_path, "mine.gguf")
+    with caplog.at_level(logging.WARNING):
+        assert find("", tmp_path).name == "mine.gguf"
+    assert str(file) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("model.safetensors", "is not a GGUF file: convert it with llama.cpp's convert_hf_to_gguf"),
+        ("mine/model-00001-of-00002.safetensors", "is not a GGUF file: convert it"),
+        ("pytorch_model.bin", "is not a GGUF file: convert it"),
+        ("adapter_model.safetensors", "is a LoRA adapter: convert it with .*convert_lora_to_gguf"),
+        ("mine.gguf.part", "is not a .gguf file: finish its download"),
+    ],
+)
+def test_a_model_in_another_format_is_explained_and_not_replaced_by_the_demo_model(
+    tmp_path: Path, name: str, why: str
+) -> None:
+    touch(tmp_path, "demo.gguf", name, "config.json")
+    with pytest.raises(ModelError, match=why):
+        find("", tmp_path)
+    touch(tmp_path, "mine.gguf")
+    assert find("", tmp_path).name == "mine.gguf"
+
+
+def test_a_header_that_is_damaged_is_left_to_who_loads_the_file(tmp_path: Path) -> None:
+    whole = write_header(tmp_path / "mine.gguf", **EMBEDDING).read_bytes()
+    for size in range(4, len(whole)):
+        (tmp_path / "mine.gguf").write_bytes(whole[:size])
+        assert find("", tmp_path).name == "mine.gguf"
+    with pytest.raises(ModelError, match="is an embedding model"):
+        (tmp_path / "mine.gguf").write_bytes(whole)
+        find("", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", r"mine\.gguf is empty: did its download fail\?"),
+        (b"PK\3\4 a zip file", r"mine\.gguf is not a GGUF file: convert it"),
+    ],
+)
+def test_a_file_that_is_no_gguf_is_explained(tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "mine.gguf").write_bytes(content)
+    with pytest.raises(ModelError, match=why):
+        check([DEMO, tmp_path / "mine.gguf"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_file_that_this_user_can_not_read_is_explained(tmp_path: Path) -> None:
+    touch(tmp_path, "mine.gguf", "folder/mine.gguf")
+    (tmp_path / "mine.gguf").chmod(0o600)
+    (tmp_path / "folder").chmod(0o700)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(
+            ModelError, match=r"can't be read by this user: chmod o\+r .*mine\.gguf"
+        ):
+            check([tmp_path / "mine.gguf"])
+        with pytest.raises(ModelError, match=r"folder can't be read .*: chmod o\+rx .*folder"):
+            find("", tmp_path)
+    finally:
+        os.seteuid(0)
+
+
+def test_adapters_are_those_beside_the_model_and_those_of_the_models_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch(
+        tmp_path / "model",
+        "sub/mine-00001-of-00002.gguf",
+        "sub/mine-00002-of-00002.gguf",
+        "sub/adapters/a.gguf",
+        "adapters/b.GGUF",
+        "adapters/._b.gguf",
+        "adapters/notes.txt",
+        "adapters/mine/c.gguf",
+        "adapters/other/d.gguf",
+    )
+    found = adapters(find("", Path("model")))
+    assert sorted(file.name for file in found) == ["a.gguf", "b.GGUF", "c.gguf"]
+
+
+def test_the_folder_of_the_project_serves_the_demo_model() -> None:
+    assert find("", Path("model")) == DEMO

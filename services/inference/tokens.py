@@ -63,9 +63,9 @@ class TokenService:
             self._running -= 1
 
     def _tokenize(self, request: TokenizeRequest) -> Tokenized:
-        backend, template = self._model.backend, self._model.template
-        tokens = backend.tokenize(template.begun(""), special=True) if request.add_special else []
-        tokens += backend.tokenize(request.text, request.parse_special)
+        template = self._model.template
+        tokens = template.tokenize(template.begun(""), special=True) if request.add_special else []
+        tokens += template.tokenize(request.text, request.parse_special)
         pieces = map(self._piece, tokens) if request.with_pieces else ()
         return Tokenized(tuple(tokens), tuple(pieces))
 

@@ -85,7 +85,10 @@ class Backend(Protocol):
     def vocabulary_size(self) -> int: ...
 
     def tokenize(self, text: str, special: bool) -> list[int]:
-        """With `special`, text such as `<|im_end|>` becomes the control token it names."""
+        """
+        With `special`, text such as `<|im_end|>` becomes the control token it names. At most
+        `parts.MAX_CHARS` characters at once: `Tokenizer` takes texts of any length.
+        """
 
     def special_tokens(self) -> dict[int, SpecialToken]:
         """The tokens that are found in a text by their own text, before all others."""

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.contract.messages import Sampling
-from services.inference.engine import constraints
+from services.inference.engine import constraints, parts
 from services.inference.engine.backend import (
     BackendError,
     Choice,
@@ -31,7 +32,7 @@ from services.inference.engine.candidates import Candidates
 from services.inference.engine.grouping import Grouping
 from services.inference.engine.pace import CHUNK_MAX
 from services.inference.engine.sampler import ChainSampler
-from services.inference.engine.stack import with_stack
+from services.inference.engine.stack import Threads
 from services.inference.engine.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -39,9 +40,9 @@ log = logging.getLogger(__name__)
 # an unknown token is found as control tokens are
 CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
 USER_DEFINED = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
-# Many tokenizers use std::regex, which goes 400 bytes deeper with each letter of a word.
-STACK_PER_BYTE = 1024
-SHALLOW = 2**10  # bytes of a text for which any thread's stack is enough
+# Many tokenizers use std::regex, which goes some 400 bytes deeper with each letter of a word.
+STACK_PER_CHAR = 2048
+SHALLOW = 2**8  # characters of a text for which any thread's stack is enough
 NO_CELLS = 1  # llama_decode: the KV cache is full
 
 
@@ -72,6 +73,7 @@ class Llama:
         _LOG.errors.clear()
         llama_cpp.llama_log_set(_LOG.callback, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
+        _deep_threads()
         self.on_gpu = gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload()
         files = [parts] if isinstance(parts, Path) else parts
         self._model = _load(files, gpu_layers, on_progress)
@@ -121,9 +123,11 @@ class Llama:
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         data = text.encode()
-        if len(data) <= SHALLOW:
+        if len(text) <= SHALLOW:
             return self._tokenize(data, special)
-        return with_stack(len(data) * STACK_PER_BYTE, lambda: self._tokenize(data, special))
+        if len(text) > parts.MAX_CHARS:
+            raise ValueError(f"A text of {len(text)} characters must be tokenized in parts.")
+        return _deep_threads().submit(lambda: self._tokenize(data, special)).result()
 
     def _tokenize(self, data: bytes, special: bool) -> list[int]:
         room = len(data) + 8
@@ -270,6 +274,12 @@ class Llama:
         if heads == key_heads and not llama_cpp.llama_supports_gpu_offload():
             return llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         return llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+
+
+@cache
+def _deep_threads() -> Threads:
+    """Those in which texts are tokenized: as many as there are callers at once, or nearly."""
+    return Threads("tokenizing", 2, STACK_PER_CHAR * parts.MAX_CHARS)
 
 
 def _bytes(state: npt.NDArray[np.uint8]) -> ctypes.Array[ctypes.c_uint8]:

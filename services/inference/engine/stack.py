@@ -1,24 +1,34 @@
-"""Calls of C code that recurses deeper than a thread's usual stack allows."""
+"""Threads that are all there from the start, with as deep a stack as their work needs."""
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
 _PAGE = 2**16  # bytes; some systems want a multiple of theirs
-_ONE = threading.Lock()
 
 
-def with_stack(size: int, work: Callable[[], T]) -> T:
+class Threads:
     """
-    What `work` gives, in a thread of its own that has `size` bytes of stack. One at a time, so that
-    the memory that several need is never needed at once.
+    `count` threads, started here, so that no request needs a new one. Each has `stack` bytes of
+    stack; 0 is the system's default.
     """
-    with _ONE, ThreadPoolExecutor(1) as thread:
-        usual = threading.stack_size(-(-size // _PAGE) * _PAGE)
+
+    def __init__(self, name: str, count: int, stack: int = 0) -> None:
+        self._executor = ThreadPoolExecutor(count, name)
+        all_started = threading.Barrier(count + 1)
+        usual = threading.stack_size(-(-stack // _PAGE) * _PAGE)
         try:
-            working = thread.submit(work)
+            for _ in range(count):
+                self._executor.submit(all_started.wait)
         finally:
             threading.stack_size(usual)
-        return working.result()
+        all_started.wait()
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        return self._executor.submit(work)
+
+    def close(self) -> None:
+        """Waits for the work that has begun; the rest is cancelled."""
+        self._executor.shutdown(cancel_futures=True)

@@ -70,6 +70,7 @@ class PlainText:
     """Prompts without a template: a text or tokens that the model goes on with."""
 
     opens_reasoning = False  # whether the prompt ends within a thought that the answer goes on with
+    _tokenizer: Tokenizer
 
     def __init__(self, backend: Backend, *, bos: str, adds_bos: bool) -> None:
         self._backend = backend
@@ -81,7 +82,7 @@ class PlainText:
         ServiceError: context_length_exceeded, or invalid_request for tokens that there are not.
         """
         if isinstance(text, str):
-            tokens = self._backend.tokenize(self.begun(text), special=True)
+            tokens = self.tokenize(self.begun(text), special=True)
             return self._whole_prompt(tokens, max_tokens)
         if max(text) >= self._backend.vocabulary_size:
             raise ServiceError(
@@ -90,6 +91,10 @@ class PlainText:
                 f" {self._backend.vocabulary_size - 1}.",
             )
         return self._whole_prompt(list(text), max_tokens)
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Return the tokens of any text; with `special`, what names a control token becomes it."""
+        return self._tokenizer.tokenize(text, special)
 
     def begun(self, text: str) -> str:
         """With what begins every prompt of this model."""
@@ -109,6 +114,10 @@ class NoTemplate(PlainText):
         super().__init__(backend, bos=bos, adds_bos=adds_bos)
         self.why = why
         self.functions = Functions(self._refuse)
+        self._tokenizer = Tokenizer(backend, "")
+
+    def heads(self, _: str) -> list[list[int]]:
+        return []
 
     def prompt(self, *_: Any) -> Prompt:
         raise ServiceError("model_unavailable", self.why)
@@ -206,8 +215,9 @@ class ChatTemplate(PlainText):
         """Of a conversation, whether it fits or not. Raises ServiceError(invalid_request)."""
         shown = self._shown(*self.functions.show(messages, tools), answers)
         try:
-            self._check_all_shown(shown)
-            return self._tokens(shown)
+            pieces, said = self._cut(shown)
+            self._check_all_shown(shown, pieces)
+            return self._joined(shown, pieces, said)
         except Exception as error:  # a template is a program, and can fail in any way
             raise ServiceError(
                 "invalid_request", f"The model's chat template refuses the messages: {error}."
@@ -249,16 +259,19 @@ class ChatTemplate(PlainText):
         shown = shown if self._has_system_role else merge_system(shown)
         return Shown(shown, self._tokenizer.hide(tools, hide), hidden)
 
-    def _check_all_shown(self, shown: Shown) -> None:
+    def _check_all_shown(self, shown: Shown, pieces: Sequence[_Piece]) -> None:
         """Of a message with calls, a template may leave the text out."""
-        frame = self._render(shown._replace(messages=self._framed(shown.messages, {})))
-        found = set(self._content.split(frame).numbers)
+        found = {n for piece in pieces for n in self._content.split(piece.frame).numbers}
         for number, message in enumerate(shown.messages):
             if number not in found and "tool_calls" not in message.more:
                 raise ValueError(f"it does not show number {number}, of {message.role!r}")
 
     def _tokens(self, shown: Shown) -> list[int]:
-        pieces, answers = self._cut(shown)
+        return self._joined(shown, *self._cut(shown))
+
+    def _joined(
+        self, shown: Shown, pieces: Sequence[_Piece], answers: dict[int, Said]
+    ) -> list[int]:
         contents = [message.content for message in shown.messages]
         for i, said in answers.items():
             contents[i] = said.rest
@@ -284,7 +297,7 @@ class ChatTemplate(PlainText):
             whole = render(messages)
         except Exception:  # it may raise for what is in a content, which must not end a session
             return [_Piece(None, render(self._framed(messages, {})))], {}
-        while True:
+        while said:
             texts, numbers = self._answer.split(render(self._marked(messages, said)))
             frames, framed = self._answer.split(render(self._framed(messages, said)))
             is_each_once = numbers == framed == list(said)
@@ -292,6 +305,7 @@ class ChatTemplate(PlainText):
             if not changed:
                 return [_Piece(*pair) for pair in zip(texts, frames, strict=True)], said
             said = {i: answer for i, answer in said.items() if i not in changed}
+        return [_Piece(whole, render(self._framed(messages, {})))], {}
 
     def _marked(self, messages: list[Message], said: dict[int, Said]) -> list[Message]:
         """With marks for the known answers."""

@@ -3,11 +3,15 @@ Text to tokens, and which of them only the template may say. Knows no Jinja and 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from os.path import commonprefix
 from typing import Any, NamedTuple
 
+from services.inference.engine import parts
 from services.inference.engine.backend import Backend
 
+_WINDOW = 2**16  # characters that are searched at once: no other thread runs meanwhile
 _ANCHOR = "\n"  # no tokenizer that puts a space before a text has a token that goes on from it
 
 
@@ -30,38 +34,55 @@ class Tokenizer:
     def __init__(self, backend: Backend, own: str) -> None:
         self._backend = backend
         self._special = backend.special_tokens()
-        used = set(backend.tokenize(own, special=True))
+        used = {id for part in parts.split(own) for id in backend.tokenize(part, special=True)}
         self._markers = {
             id: text
             for id, (text, is_control) in self._special.items()
             if is_control or (id in used and len(text.strip()) > 1)
         }
-        texts = "|".join(map(re.escape, self._markers.values())) or "(?!)"
-        self._named = re.compile(texts)
-        self._starts = re.compile(f"(?={texts})")  # also of those within others; slow
+        self._named = re.compile(any_of(self._markers.values()))
+        self._longest = max(map(len, self._markers.values()), default=0)
         self._anchor = backend.tokenize(_ANCHOR, special=False) if self._adds_space() else []
+
+    def tokenize(self, text: str, special: bool, before: Sequence[int] = ()) -> list[int]:
+        """
+        Return the tokens of text after the tokens `before`. With `special`, what names a control
+        token becomes it. A text of more than `parts.MAX_CHARS` is tokenized in parts.
+        """
+        done = list(before[-1:])
+        for part in parts.split(text, self._named if special else None):
+            done += self._part(part, done, special)
+        return done[len(before[-1:]) :]
 
     def template(self, text: str, before: Sequence[int]) -> list[int]:
         """Of text after the tokens `before`; what names a marker becomes one."""
-        return self._tokenize(text, before, special=True)
+        return self.tokenize(text, special=True, before=before)
 
     def content(self, text: str, before: Sequence[int]) -> list[int]:
         """Of text that somebody wrote: never a marker."""
-        tokens = self._tokenize(text, before, special=False)
+        tokens = self.tokenize(text, special=False, before=before)
         if not self.markers(tokens):
             return tokens
         # llama.cpp finds user-defined ones also where special tokens are off: they are taken apart
         done = list(before[-1:])
-        cuts = [0, *(found.start() + 1 for found in self._starts.finditer(text)), len(text)]
+        cuts = [0, *(start + 1 for start in self._starts(text)), len(text)]
         for start, end in zip(cuts, cuts[1:], strict=False):
-            done += self._tokenize(text[start:end], done, special=False)
+            done += self.tokenize(text[start:end], special=False, before=done)
         return done[len(before[-1:]) :]
 
     def markers(self, tokens: Sequence[int]) -> list[int]:
         return [token for token in tokens if token in self._markers]
 
     def names_a_marker(self, text: str) -> bool:
-        return self._named.search(text) is not None
+        windows = range(0, len(text) or 1, _WINDOW)
+        return any(self._named.search(text, at, at + _WINDOW + self._longest) for at in windows)
+
+    def _starts(self, text: str) -> Iterator[int]:
+        """Where the markers begin that a text names, also those within others."""
+        at = 0
+        while found := self._named.search(text, at):
+            yield found.start()
+            at = found.start() + 1
 
     def hide(self, value: Any, by: Callable[[str], str]) -> Any:
         """The JSON with something else in the place of each marker that a text in it names."""
@@ -90,7 +111,7 @@ class Tokenizer:
                 kept, end = count, at
         return Said(list(tokens[:kept]), data[:end].decode(), data[end:].decode())
 
-    def _tokenize(self, text: str, before: Sequence[int], special: bool) -> list[int]:
+    def _part(self, text: str, before: Sequence[int], special: bool) -> list[int]:
         """
         Some tokenizers (SentencePiece) put a space before a text and after a special token, and
         nowhere else: text that goes on after other tokens gets none.
@@ -105,3 +126,22 @@ class Tokenizer:
     def _adds_space(self) -> bool:
         tokens = self._backend.tokenize("a", special=False)
         return b"".join(map(self._backend.piece, tokens)) != b"a"
+
+
+def any_of(texts: Iterable[str]) -> str:
+    """
+    Return a regex that finds any of the texts; of two that begin at one place, the longer. Their
+    common beginnings are tried once, so that a search takes no longer with a thousand of them:
+    Python lets no other thread run meanwhile.
+    """
+    by_first = groupby(sorted(filter(None, texts)), key=lambda text: text[0])
+    return "|".join(_branch(list(group)) for _, group in by_first) or "(?!)"
+
+
+def _branch(texts: list[str]) -> str:
+    """Of texts with the same first character."""
+    begin = commonprefix(texts)
+    rests = {text[len(begin) :] for text in texts}
+    if rests == {""}:
+        return re.escape(begin)
+    return f"{re.escape(begin)}(?:{any_of(rests)}){'?' if '' in rests else ''}"

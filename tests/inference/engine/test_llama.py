@@ -10,9 +10,9 @@ import pytest
 from services.contract.messages import Sampling
 from services.inference.engine.backend import Backend, Choice, Chosen, Chunk
 from services.inference.engine.llama import Llama, ModelError
+from services.inference.engine.parts import MAX_CHARS
 from services.inference.engine.template import ChatTemplate
 from tests.inference.fake_backend import FakeBackend
-from tests.inference.vocabulary import Vocabulary
 
 DEMO = Path("model/demo.gguf")
 GREEDY = Sampling(temperature=0, max_tokens=40)
@@ -147,16 +147,10 @@ def test_pieces_put_together_are_the_text_that_was_tokenized(backend: Backend) -
     assert b"".join(backend.piece(token) for token in tokens).decode() == text
 
 
-@pytest.mark.parametrize(
-    ("name", "letter"), [("falcon", "!"), ("deepseek-llm", "中"), ("gpt-neox", "1")]
-)
-def test_a_word_of_any_length_is_tokenized(name: str, letter: str) -> None:
-    """On a usual stack, 20,000 letters end the process."""
-    vocabulary = Vocabulary(name)
-    text = letter * 150_000
-    tokens = vocabulary.tokenize(text, special=False)
-    assert b"".join(map(vocabulary.piece, tokens)).decode() == text
-    vocabulary.close()
+def test_a_longer_text_than_the_stack_is_for_is_an_error_and_no_crash(llama: Llama) -> None:
+    assert len(llama.tokenize("!" * MAX_CHARS, special=False)) > 0
+    with pytest.raises(ValueError, match="in parts"):
+        llama.tokenize("!" * (MAX_CHARS + 1), special=False)
 
 
 def test_control_tokens_come_of_special_text_alone(llama: Llama) -> None:

@@ -2,12 +2,43 @@ import threading
 
 import pytest
 
-from services.inference.engine.stack import with_stack
+from services.inference.engine.stack import Threads
 
 
-def test_its_answer_or_error_is_the_work_s_and_other_threads_have_the_usual_stack() -> None:
-    usual = threading.stack_size()
-    assert with_stack(1_000_001, lambda: 7) == 7
-    with pytest.raises(ZeroDivisionError):
-        with_stack(1_000_001, lambda: 1 // 0)
+def test_all_threads_are_there_before_any_work_and_others_keep_the_usual_stack() -> None:
+    usual, before = threading.stack_size(), threading.active_count()
+    threads = Threads("test", 3, 1_000_001)
+    assert threading.active_count() == before + 3
     assert threading.stack_size() == usual
+    for _ in range(20):
+        threads.submit(lambda: None).result()
+    assert threading.active_count() == before + 3
+    threads.close()
+    assert threading.active_count() == before
+
+
+def test_its_answer_or_error_is_the_work_s() -> None:
+    threads = Threads("test", 1)
+    assert threads.submit(lambda: 7).result() == 7
+    with pytest.raises(ZeroDivisionError):
+        threads.submit(lambda: 1 // 0).result()
+    threads.close()
+
+
+def test_closing_ends_what_has_begun_and_cancels_the_rest() -> None:
+    threads = Threads("test", 1)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait() -> bool:
+        begun.set()
+        return go_on.wait(10)
+
+    first, second = threads.submit(wait), threads.submit(wait)
+    begun.wait(10)
+    closing = threading.Thread(target=threads.close)
+    closing.start()
+    while not second.cancelled():
+        pass
+    go_on.set()
+    closing.join()
+    assert first.result()

@@ -1,9 +1,15 @@
+import re
+import threading
+from functools import partial
+from pathlib import Path
+
 import pytest
 
 from services.inference.engine.backend import SpecialToken
-from services.inference.engine.tokenizer import Said, Tokenizer
+from services.inference.engine.stack import Threads
+from services.inference.engine.tokenizer import Said, Tokenizer, any_of
 from tests.inference.fake_backend import FakeBackend
-from tests.inference.vocabulary import ADDED, Vocabulary, WithMarkers, text_of
+from tests.inference.vocabulary import ADDED, LLAMA_CPP, Vocabulary, WithMarkers, text_of
 
 CONTROL, USED, UNUSED, NESTED, SPACES, LETTER = (
     SpecialToken(text, is_control)
@@ -78,3 +84,62 @@ def test_what_an_answer_said_is_found_in_its_text() -> None:
     assert tokenizer.said([*b"a", X, *b"b"], "a<x>b") == Said([*b"a", X, *b"b"], "a<x>b", "")
     assert tokenizer.said([*b"a", U, *b"b"], "a<u>b") == Said([*b"a"], "a", "<u>b")
     assert tokenizer.said([], "one") == Said([], "", "one")
+
+
+@pytest.mark.parametrize(
+    ("name", "letter"), [("falcon", "!"), ("deepseek-llm", "中"), ("gpt-neox", "1")]
+)
+def test_a_word_of_any_length_is_tokenized(name: str, letter: str) -> None:
+    """On a usual stack, 20,000 letters end the process."""
+    vocabulary = Vocabulary(name)
+    before = threading.active_count()
+    text = letter * 150_000
+    tokens = Tokenizer(vocabulary, "").content(text, [])
+    assert b"".join(map(vocabulary.piece, tokens)).decode() == text
+    assert threading.active_count() <= before + 2, "no thread is made for a text"
+    vocabulary.close()
+
+
+DOCUMENT = Path("docs/architecture.md").read_text()
+CODE = Path("tests/inference/engine/test_scheduler.py").read_text()
+ORDINARY = {
+    "prose": DOCUMENT,
+    "one line": " ".join(DOCUMENT.split()),
+    "Windows": DOCUMENT.replace("\n", "\r\n"),
+    "code": CODE,
+    "Russian": "Быстрая лиса перепрыгивает через ленивую собаку и убегает. " * 300,
+    "Chinese": "这是一个很长的中文段落，没有空格，也没有换行。我们用它来测试分词器。" * 300,
+    "mixed": (LLAMA_CPP / "models/ggml-vocab-gpt-2.gguf.inp").read_text(errors="replace") * 9,
+}
+EMBEDDING = ("bert-bge", "nomic-bert-moe")  # models that no chat is held with
+NAMES = [path.stem.removeprefix("ggml-vocab-") for path in LLAMA_CPP.glob("models/*.gguf")]
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*EMBEDDING}))
+def test_a_long_ordinary_text_has_the_tokens_that_it_has_in_one_piece(name: str) -> None:
+    vocabulary = Vocabulary(name)
+    tokenizer = Tokenizer(vocabulary, "")
+    threads = Threads("test", 1, 2**28)
+    for kind, text in ORDINARY.items():
+        whole = threads.submit(partial(vocabulary._tokenize, text.encode(), True)).result()
+        assert tokenizer.tokenize(text, special=True) == whole, kind
+    threads.close()
+    vocabulary.close()
+
+
+def test_one_of_many_texts_is_found_wherever_it_stands() -> None:
+    texts = ["<s>", "<s", "[INST]", "[/INST]", "<SPECIAL_1>", "<SPECIAL_12>", "a.b", "é"]
+    found = re.compile(any_of(texts))
+    for text in texts:
+        assert found.fullmatch(text)
+    assert [m[0] for m in found.finditer("x<s><s<SPECIAL_12>a-b é")] == [
+        "<s>", "<s", "<SPECIAL_12>", "é",
+    ]  # fmt: skip
+    assert not re.search(any_of([]), "anything")
+
+
+def test_a_marker_is_found_at_any_place_of_a_long_text() -> None:
+    tokenizer = Tokenizer(BACKEND, OWN)
+    for at in range(2**16 - 4, 2**16 + 2):
+        assert tokenizer.names_a_marker("x" * at + "<<u>>" + "x" * 2**16)
+    assert not tokenizer.names_a_marker("<<u" * 2**16)

@@ -1,0 +1,52 @@
+"""Work that takes milliseconds to seconds, beside the event loop. Knows no model and no bus."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import copy_context
+from functools import partial
+from typing import TypeVar
+
+from services.contract.errors import ServiceError
+from services.inference.engine.stack import Threads
+
+RETRY_AFTER = 1.0  # seconds
+
+T = TypeVar("T")
+
+
+class Pool:
+    """`threads` threads with a queue of at most `queue` pieces of work before them."""
+
+    def __init__(self, name: str, threads: int, queue: int) -> None:
+        self._threads = Threads(name, threads)
+        self._places = threading.BoundedSemaphore(threads + queue)
+
+    async def run(
+        self, work: Callable[..., T], *arguments: object, discard: Callable[[T], None] | None = None
+    ) -> T:
+        """
+        Return what `work` returns. If the caller is cancelled, work that has not begun never
+        begins; `discard` gets the result of work that has. Raises ServiceError(overloaded) if the
+        queue is full.
+        """
+        if not self._places.acquire(blocking=False):
+            raise ServiceError("overloaded", "The worker's queue is full: try again.", RETRY_AFTER)
+        future = self._threads.submit(partial(copy_context().run, work, *arguments))
+        future.add_done_callback(lambda _: self._places.release())
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if discard and not future.cancelled():
+                future.add_done_callback(partial(_discard, discard))
+            raise
+
+    async def close(self) -> None:
+        """Waits for the work that has begun; the rest is cancelled."""
+        await asyncio.to_thread(self._threads.close)
+
+
+def _discard(discard: Callable[[T], None], future: Future[T]) -> None:
+    if future.exception() is None:
+        discard(future.result())

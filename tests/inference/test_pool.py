@@ -1,0 +1,77 @@
+import asyncio
+import threading
+from contextvars import ContextVar
+
+import pytest
+
+from services.contract.errors import ServiceError
+from services.inference.pool import Pool
+
+
+class Gate:
+    """Work that has begun, and ends once it may."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self._may_end = threading.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def work(self) -> str:
+        self._loop.call_soon_threadsafe(self.begun.set)
+        assert self._may_end.wait(10)
+        return "done"
+
+    def open(self) -> None:
+        self._may_end.set()
+
+
+async def test_work_gives_its_result_or_its_error_and_sees_its_caller_s_context() -> None:
+    pool, name = Pool("test", 1, 1), ContextVar("name", default="")
+    name.set("caller")
+    assert await pool.run(lambda a: (a, name.get()), 7) == (7, "caller")
+    with pytest.raises(ZeroDivisionError):
+        await pool.run(lambda: 1 // 0)
+    await pool.close()
+
+
+async def test_what_the_queue_has_no_room_for_is_refused_and_told_when_to_come_again() -> None:
+    pool, gate = Pool("test", 1, 1), Gate()
+    running, waiting = (asyncio.create_task(pool.run(gate.work)) for _ in range(2))
+    await gate.begun.wait()
+    with pytest.raises(ServiceError, match="queue is full") as caught:
+        await pool.run(gate.work)
+    assert caught.value.code == "overloaded" and caught.value.retry_after
+    gate.open()
+    assert await running == await waiting == "done"
+    for _ in range(5):
+        assert await pool.run(lambda: 1) == 1
+    await pool.close()
+
+
+async def test_work_that_nobody_waits_for_is_not_begun_and_leaves_its_place() -> None:
+    pool, gate = Pool("test", 1, 1), Gate()
+    begun: list[int] = []
+    running = asyncio.create_task(pool.run(gate.work))
+    await gate.begun.wait()
+    abandoned = asyncio.create_task(pool.run(begun.append, 1))
+    await asyncio.sleep(0)
+    abandoned.cancel()
+    await asyncio.wait([abandoned])
+    next_one = asyncio.create_task(pool.run(begun.append, 2))
+    await asyncio.sleep(0)
+    gate.open()
+    await asyncio.gather(running, next_one)
+    assert begun == [2]
+    await pool.close()
+
+
+async def test_the_result_of_work_that_nobody_takes_is_discarded() -> None:
+    pool, gate = Pool("test", 1, 0), Gate()
+    discarded: list[str] = []
+    abandoned = asyncio.create_task(pool.run(gate.work, discard=discarded.append))
+    await gate.begun.wait()
+    abandoned.cancel()
+    await asyncio.wait([abandoned])
+    gate.open()
+    await pool.close()
+    assert discarded == ["done"]

@@ -77,7 +77,9 @@ def adapters(path: Path) -> Iterator[Path]:
     folders = {path.parent, *([MODELS] if MODELS in path.parents else [])}
     for folder in sorted(folders):
         for place in (folder / ADAPTERS, folder / ADAPTERS / model_name(path)):
-            yield from (file for file in _listed(place) if _is_gguf(file))
+            files = _listed(place)
+            _warn(_why_not_ggufs(files))
+            yield from filter(_is_gguf, files)
 
 
 def check(files: Iterable[Path]) -> None:
@@ -105,16 +107,20 @@ def _only_model(folder: Path) -> Path:
     if len(models) > 1:
         names = ", ".join(str(file.relative_to(folder)) for file in models)
         raise ModelError(f"{folder}/ holds several models ({names}): name one with MODEL_PATH.")
+    others = [*why_not.values(), *_why_not_ggufs(files)]
     if models:
-        for why in why_not.values():
-            log.warning("%s", why)
+        _warn(others)
         return parts_of(models[0])[0]
-    others = [*why_not.values(), *filter(None, map(_why_not_gguf, files))]
     if others:
         raise ModelError(" ".join(others[:3]))
     if not (folder / DEMO).exists():
         raise ModelError(f"{folder}/ holds no .gguf file: put one there, or set MODEL_PATH.")
     return folder / DEMO
+
+
+def _warn(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        log.warning("%s", sentence)
 
 
 def _walk(folder: Path) -> list[Path]:
@@ -179,6 +185,12 @@ def _why_no_text(file: Path, architecture: str, header: dict[str, Value]) -> str
     if pooling or header.get(f"{architecture}.attention.causal") is False:
         return f"{file} is an embedding model, not a chat model: it can't write text."
     return None
+
+
+def _why_not_ggufs(files: Iterable[Path]) -> list[str]:
+    """A sentence for each folder that has a model in another format: many have it in parts."""
+    found = {file.parent: why for file in files if (why := _why_not_gguf(file))}
+    return list(found.values())
 
 
 def _why_not_gguf(file: Path) -> str | None:

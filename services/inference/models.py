@@ -117,8 +117,12 @@ def _template(path: Path, chosen: str, llama: Llama) -> ChatTemplate | NoTemplat
     try:
         return ChatTemplate(source, llama, bos=llama.bos, eos=llama.eos, adds_bos=llama.adds_bos)
     except TemplateError as error:
-        what = f"MODEL_CHAT_TEMPLATE={chosen}" if chosen else f"The chat template of {path}"
-        raise ModelError(f"{what} can't be used: {error}.") from error
+        if chosen:
+            raise ModelError(f"MODEL_CHAT_TEMPLATE={chosen} can't be used: {error}.") from error
+        raise ModelError(
+            f"The chat template of {path} can't be used: {error}. MODEL_CHAT_TEMPLATE can name"
+            " another one."
+        ) from error
 
 
 def _chosen_template(chosen: str) -> str:

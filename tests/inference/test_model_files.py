@@ -135,13 +135,13 @@ def test_a_gguf_that_is_no_chat_model_is_explained_and_never_served(
     ],
 )
 def test_a_model_in_another_format_is_explained_and_not_replaced_by_the_demo_model(
-    tmp_path: Path, name: str, why: str
+    tmp_path: Path, name: str, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     touch(tmp_path, "demo.gguf", name, "config.json")
     with pytest.raises(ModelError, match=why):
         find("", tmp_path)
     touch(tmp_path, "mine.gguf")
-    assert find("", tmp_path).name == "mine.gguf"
+    assert find("", tmp_path).name == "mine.gguf" and name in caplog.text
 
 
 def test_a_header_that_is_damaged_is_left_to_who_loads_the_file(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_file_that_this_user_can_not_read_is_explained(tmp_path: Path) -> None
 
 
 def test_adapters_are_those_beside_the_model_and_those_of_the_models_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     touch(
@@ -199,10 +199,12 @@ def test_adapters_are_those_beside_the_model_and_those_of_the_models_folder(
         "adapters/._b.gguf",
         "adapters/notes.txt",
         "adapters/mine/c.gguf",
+        "adapters/mine/adapter_model.safetensors",
         "adapters/other/d.gguf",
     )
     found = adapters(find("", Path("model")))
     assert sorted(file.name for file in found) == ["a.gguf", "b.GGUF", "c.gguf"]
+    assert "adapter_model.safetensors is a LoRA adapter: convert it" in caplog.text
 
 
 def test_the_folder_of_the_project_serves_the_demo_model() -> None:

@@ -18,14 +18,16 @@ _OPEN, _CLOSE = "<think>", "</think>"
 
 
 class Rule(NamedTuple):
-    """`text` ends the answer where the other fields allow it."""
+    """
+    `text` ends the answer: a literal one everywhere, another in prose, and a label, such as
+    `User:`, only where the answer does not call for such a line. `name` is as the request or
+    CHAT_STOP has it.
+    """
 
-    name: str  # as the request or CHAT_STOP has it
+    name: str
     text: str
-    is_literal: bool = False  # wherever it is found
-    is_label: bool = (
-        False  # a line that begins so, such as `User:`; unless the answer is to have it
-    )
+    is_literal: bool = False
+    is_label: bool = False
 
 
 class Stops(NamedTuple):

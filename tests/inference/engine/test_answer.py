@@ -1,6 +1,7 @@
 from services.contract.messages import Sampling
 from services.inference.engine.answer import Answer, Piece
 from services.inference.engine.backend import Chosen
+from services.inference.engine.stops import of_setting
 
 
 def said(answer: Answer, *pieces: str | bytes) -> list[Piece]:
@@ -71,3 +72,18 @@ def test_what_went_out_elsewhere_though_it_is_held_back_here_is_not_said_twice()
     assert answer.take() is None
     assert said(answer, "Us", "e") == []
     assert said(answer, "d") == [Piece(3, "Used", (1, 2, 3))]
+
+
+def test_a_sentence_that_waited_for_a_label_is_told_where_the_answer_is_cut() -> None:
+    for text, told in (("So.\n\nLet me", "So.\n\nLet me"), ("So.\n\nLet me\nUs", "So.\n\nLet me")):
+        answer = Answer(Sampling(max_tokens=100), of_setting(("Let me", "\nUser:"), ""))
+        assert said(answer, text) == [Piece(0, "So.", (0,))]
+        answer.cut("cancelled")
+        assert answer.reason == "cancelled" and answer.stop_string is None
+        assert answer.take() == Piece(3, told[3:], ())
+
+
+def test_the_string_that_stopped_an_answer_is_named_as_the_setting_has_it() -> None:
+    answer = Answer(Sampling(max_tokens=100), of_setting(("Example:",), ""))
+    assert said(answer, "So.\n\nExample: x") == [Piece(0, "So.", (0,))]
+    assert (answer.reason, answer.stop_string) == ("stop", "Example:")

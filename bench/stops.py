@@ -1,0 +1,187 @@
+"""
+Does CHAT_STOP leave ordinary answers whole? 50 prompts, answered by a real chat model without stop
+strings; then each answer is read by the stop strings of the setting, and by the same ones as they
+are.
+
+    python -m bench.stops model/qwen2.5-coder-1.5b-instruct-q4_k_m.gguf
+
+Minutes for a model of 1.5B on two cores. `--save` writes the answers for the suite, which reads
+them in tests/inference/engine/test_ordinary_answers.py.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.report import RESULTS
+from services.contract.messages import Sampling
+from services.inference import models
+from services.inference.engine.answer import Piece
+from services.inference.engine.engine import Engine, Finished, Output
+from services.inference.engine.sequence import Sequence
+from services.inference.engine.stops import StopBuffer, Stops, literal, of_setting
+from services.inference.settings import STOPS, InferenceSettings
+
+MAX_TOKENS = 160
+SAMPLING = Sampling(temperature=0, repeat_penalty=1.1, max_tokens=MAX_TOKENS, stop=())
+SAVED = Path("tests/inference/engine/ordinary_answers.json")
+PROMPTS = (
+    # examples
+    "Give me an example of a for loop in C.",
+    "Explain recursion with an example.",
+    "What is a hash map? Give an example in Python.",
+    "Show me an example of a JSON document that describes a person.",
+    "What is the difference between a list and a tuple in Python? Give examples.",
+    "Give an example of polymorphism in Java.",
+    "What is an adverb? Give three examples.",
+    "Show an example of a SQL join with two tables.",
+    # code
+    "Write a Python function that checks whether a number is prime.",
+    "Write a Python module with two functions: one that reads a CSV file and one that writes it.",
+    "How do I reverse a string in JavaScript?",
+    "Write a bash script that counts the lines of all .txt files in a folder.",
+    "Write an HTML page with a heading, a paragraph, and struck-through text.",
+    "How do I add a user on Linux and give them sudo rights?",
+    "Write a Dockerfile for a small Flask app.",
+    "How do I use a list comprehension in Python?",
+    "Write a unit test for a function add(a, b) with pytest.",
+    "What does git rebase do?",
+    # explanations
+    "How does quicksort work?",
+    "What is the difference between TCP and UDP?",
+    "Explain how a bicycle stays upright.",
+    "Why is the sky blue?",
+    "What is overfitting in machine learning?",
+    "Explain closures in JavaScript.",
+    "What is a REST API?",
+    "How does photosynthesis work?",
+    # short answers
+    "What is the capital of France?",
+    "What is 17 times 23?",
+    "Translate 'good morning' into Spanish, French and German.",
+    "Who wrote Pride and Prejudice?",
+    "Is 91 a prime number? Think step by step.",
+    # quizzes, questions and answers, dialogues
+    "Write a quiz question about the solar system with four choices and its answer.",
+    "Make three flashcards about photosynthesis, each with 'Question:' and 'Answer:'.",
+    "Quiz me on European capitals.",
+    "Write a short FAQ for a pizza shop.",
+    "Write a dialogue between a human and a robot about the weather.",
+    "Write a chat between a user and a support agent about a lost password.",
+    "Write five interview questions for a backend developer.",
+    # letters and other texts
+    "Write a short email to my landlord about a broken heater.",
+    "Write an email to a colleague that asks for feedback on my draft.",
+    "Write a cover letter for a job as a baker.",
+    "Write a haiku about autumn.",
+    "Tell me a short story about a fox.",
+    "Write a product description of a wooden chair.",
+    # lists, markdown, formats
+    "List five tips for better sleep.",
+    "Give me a recipe for pancakes.",
+    "Compare cats and dogs in a markdown table.",
+    "Write a README in markdown for a todo app, with a section on usage.",
+    "Summarize the plot of Romeo and Juliet in three bullet points.",
+    "Write the steps to make tea as a numbered list.",
+)
+
+
+class Reading(NamedTuple):
+    """An answer by some stop strings."""
+
+    text: str
+    stop: str | None
+
+
+def main() -> None:
+    options = _options()
+    answers = ask(options.model, options.threads)
+    if options.save:
+        SAVED.write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n")
+    table = report(options.model.stem, answers)
+    (RESULTS / "stops.md").write_text(table)
+    print(table)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Does CHAT_STOP leave ordinary answers whole?")
+    parser.add_argument("model", type=Path, help="a chat model's GGUF")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save", action="store_true", help=f"write the answers to {SAVED}")
+    return parser.parse_args()
+
+
+def ask(path: Path, threads: int) -> dict[str, str]:
+    """The greedy answers by prompt, without any stop string."""
+    settings = InferenceSettings(model_path=str(path), model_context=1024, model_threads=threads)
+    model = models.load(settings, lambda _: True)
+    answers = dict.fromkeys(PROMPTS, "")
+    finished: set[str] = set()
+
+    def hear(outputs: list[tuple[str, Output]]) -> None:
+        for prompt, output in outputs:
+            if isinstance(output, Piece):
+                answers[prompt] += output.text
+            elif isinstance(output, Finished):
+                finished.add(prompt)
+                print(f"{len(finished)} of {len(PROMPTS)}: {prompt}", flush=True)
+
+    def died() -> None:
+        raise SystemExit("the engine died")
+
+    engine = Engine(model.backend, settings.model_parallel, 0, hear, died)
+    for prompt in PROMPTS:
+        system = settings.chat_system_prompt
+        tokens = model.template.prompt(system, (), prompt, MAX_TOKENS).tokens
+        engine.submit(Sequence(prompt, tokens, SAMPLING, model.backend.sampler(SAMPLING)))
+    while len(finished) < len(PROMPTS):
+        engine.step()
+    model.backend.close()
+    return answers
+
+
+def read(answer: str, stops: Stops) -> Reading:
+    """The answer as it goes out, a character at a time."""
+    buffer, text = StopBuffer(stops), ""
+    for character in answer:
+        out, stop = buffer.push(character)
+        text += out
+        if stop is not None:
+            return Reading(text, stop)
+    return Reading(text + buffer.flush(), None)
+
+
+def report(model: str, answers: dict[str, str]) -> str:
+    rows, whole, whole_literally = [], 0, 0
+    for prompt, answer in answers.items():
+        by_setting = read(answer, of_setting(STOPS, prompt))
+        literally = read(answer, literal(STOPS))
+        whole += by_setting.stop is None
+        whole_literally += literally.stop is None
+        cells = [f"{_part(reading, answer)}" for reading in (by_setting, literally)]
+        rows.append(f"| {prompt} | {len(answer)} | {cells[0]} | {cells[1]} |")
+    return "\n".join(
+        [
+            "# Ordinary answers and CHAT_STOP",
+            "",
+            f"{len(answers)} prompts, answered greedily by {model} in at most {MAX_TOKENS} tokens,",
+            "and read by the default CHAT_STOP: as the setting counts, and literally.",
+            f"Whole: {whole} of {len(answers)}; literally: {whole_literally}.",
+            "",
+            "| prompt | characters | CHAT_STOP | literally |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _part(reading: Reading, answer: str) -> str:
+    if reading.stop is None and reading.text == answer:
+        return "whole"
+    return f"{len(reading.text)}, `{json.dumps(reading.stop)}`"
+
+
+if __name__ == "__main__":
+    main()

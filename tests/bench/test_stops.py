@@ -1,0 +1,16 @@
+from bench.stops import PROMPTS, report
+
+
+def test_a_report_tells_which_answers_were_cut_and_where() -> None:
+    answers = {
+        "What is it?": "It is so.\n\nLet me know.",
+        "And this?": "It is this.\n\nExample: x",
+    }
+    table = report("m", answers)
+    assert "Whole: 1 of 2; literally: 0." in table
+    assert '| What is it? | 23 | whole | 11, `"Let me"` |' in table
+    assert '| And this? | 23 | 11, `"Example:"` | 13, `"Example:"` |' in table
+
+
+def test_no_prompt_is_asked_twice() -> None:
+    assert len(set(PROMPTS)) == len(PROMPTS) == 50

@@ -60,13 +60,14 @@ class Worker:
         queue_bytes: int = 2**20,
         worker_id: str = "worker",
         name: str = "fake",
+        source: str = CHATML,
     ) -> None:
         self.bus = bus
         self.url = url
         self.workers = Workers()
         self.backend = backend
         self.died = asyncio.Event()
-        template = ChatTemplate(CHATML, backend, bos="", eos="", adds_bos=False)
+        template = ChatTemplate(source, backend, bos="", eos="", adds_bos=False)
         settings = InferenceSettings(
             nats_url=url,
             model_parallel=parallel,
@@ -140,8 +141,12 @@ async def worker(
     url: str = "",
     worker_id: str = "worker",
     name: str = "fake",
+    source: str = CHATML,
 ) -> AsyncIterator[Worker]:
-    """On a nats-server of its own (if not that of another), since requests go to who serves."""
+    """
+    On a nats-server of its own (if not that of another), since requests go to who serves; `source`
+    is that of its chat template.
+    """
     async with AsyncExitStack() as stack:
         if not url:
             server = stack.enter_context(running(nats_server(folder)))
@@ -149,7 +154,7 @@ async def worker(
         await start_history(stack, HistorySettings(nats_url=url, mongodb_uri=NOBODY))
         bus = await stack.enter_async_context(Bus.connect(url, "test"))
         backend = backend or FakeBackend(ANSWERS, context, step_seconds)
-        worker = Worker(bus, url, backend, parallel, queue, queue_bytes, worker_id, name)
+        worker = Worker(bus, url, backend, parallel, queue, queue_bytes, worker_id, name, source)
         await worker.service.start()
         stack.push_async_callback(worker.service.drain)
         yield worker

@@ -27,8 +27,9 @@ from services.contract.messages import (
 from services.inference import service
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders
+from tests.inference.engine.test_template import CHATML
 from tests.inference.fake_backend import FakeBackend
-from tests.inference.scripted import ANSWERS, Worker, text
+from tests.inference.scripted import ANSWERS, Worker, text, worker
 from tests.servers import nats_server, running
 
 SCHEMA_OF_NOTHING = JsonSchemaFormat(JsonSchema("nothing", {"type": "mystery"}))
@@ -67,6 +68,15 @@ async def test_the_stop_list_of_the_settings_holds_unless_the_request_brings_its
         assert text(events) == said
         assert isinstance(done, Done) and done.finish_reason == "stop"
         assert done.stop_string == stop_string
+
+
+async def test_a_thought_that_the_template_opens_is_not_ended_by_the_stop_list(
+    tmp_path: Path,
+) -> None:
+    said = "so\nUser: asks</think>\nFine."
+    backend = FakeBackend({"<think>\n": f"{said}\nUser: me".encode()}, context=2000)
+    async with worker(tmp_path, backend=backend, source=f"{CHATML}<think>\n") as thinking:
+        assert text(await thinking.ask("hi", "s")) == said
 
 
 async def test_a_role_that_the_prompt_asks_for_does_not_end_the_answer(fast: Worker) -> None:

@@ -48,8 +48,8 @@ def of_setting(strings: Sequence[str], prompt: str, is_thinking: bool = False) -
 
     A label is what begins with a letter and ends with a colon ("Example:"), or begins with a letter
     after a newline. It counts at the start of a line: after a blank line, or after any where the
-    string has the newline; unless the prompt asks for it, a line such as "Here is a quiz:"
-    announces it, or the answer has used it before.
+    string has the newline; unless the prompt names it, a line such as "Here is a quiz:" announces
+    it, or the answer begins with it or has used it before.
 
     Other words ("Let me") are how ordinary sentences begin. They count only in the line before a
     label, which they introduce, and go with it.
@@ -60,14 +60,14 @@ def of_setting(strings: Sequence[str], prompt: str, is_thinking: bool = False) -
             rules.append(Rule(string, string))
         elif not string.startswith("\n") and not string.rstrip().endswith((":", "：")):
             openers.append(string)
-        elif not _is_asked(string, prompt):
+        elif not _is_named(string, prompt):
             text = string if string.startswith("\n") else f"\n\n{string}"
             rules.append(Rule(string, text, is_label=True))
     return Stops(tuple(rules), tuple(openers), is_thinking)
 
 
-def _is_asked(label: str, prompt: str) -> bool:
-    """Whether the prompt names it, also in the plural: "Write two questions", "with an example"."""
+def _is_named(label: str, prompt: str) -> bool:
+    """In the plural too: "Write two questions", "Explain it with an example"."""
     word = re.escape(label.strip("\n:： "))
     return re.search(rf"\b{word}s?\b", prompt, re.IGNORECASE) is not None
 

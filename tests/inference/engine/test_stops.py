@@ -124,7 +124,7 @@ def test_an_ordinary_answer_is_whole(text: str) -> None:
     assert answer(text) == (text, None)
 
 
-def test_what_the_prompt_asks_for_is_not_cut_off() -> None:
+def test_what_the_prompt_names_is_not_cut_off() -> None:
     text = "It calls itself.\n\nExample: the factorial.\n\nExample: a tree."
     for prompt in ("Explain recursion with an example.", "EXAMPLES of recursion", "an Example: x"):
         assert answer(text, prompt) == (text, None)
@@ -132,7 +132,7 @@ def test_what_the_prompt_asks_for_is_not_cut_off() -> None:
         assert answer(text, prompt) == ("It calls itself.", "Example:")
 
 
-def test_a_prompt_ends_no_other_string_of_the_setting() -> None:
+def test_what_the_prompt_names_leaves_the_other_strings_as_they_are() -> None:
     said = answer("Hi.\nHuman: so</s>", "Write a dialogue with a user </s>")
     assert said == ("Hi.", "\nHuman:")
 

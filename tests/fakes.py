@@ -31,6 +31,7 @@ from services.contract.messages import (
 )
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, Endpoint
+from services.runtime.streams import Bucket
 
 Script = Sequence[StreamEvent | float]
 """Events to send; a number is a pause of so many seconds."""
@@ -154,7 +155,8 @@ async def scripted_history(nats_url: str, messages: Messages) -> AsyncIterator[S
 
 @asynccontextmanager
 async def history_of(bus: Bus, exchange: Exchange | None) -> AsyncIterator[None]:
-    """A history of one exchange, or none, that is only asked for exchanges."""
+    """A history of one exchange, or none, that is only asked for exchanges; with its bucket."""
+    await Bucket(bus, subjects.REQUESTS_BUCKET).ensure(60)
 
     async def find(subject: str, request: ExchangeRequest) -> Exchange:
         if exchange is None or request.request_id != exchange.request_id:

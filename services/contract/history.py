@@ -151,7 +151,7 @@ class Messages(Struct, frozen=True):
 
 
 class ExchangeRequest(Struct, frozen=True):
-    """One of the tenant's last exchanges, whatever its session."""
+    """The exchange that answered a request of the tenant, whatever its session."""
 
     request_id: RequestId
 

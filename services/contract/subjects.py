@@ -202,6 +202,16 @@ def session_key(tenant: str, session_id: str) -> str:
     return f"{tenant}.{encoded}"
 
 
+def answer_entry(tenant: str, request_id: str) -> str:
+    """Return the key in the bucket `requests` of the exchange that a request id names."""
+    return f"{tenant}.{request_id}"
+
+
+def claim_entry(tenant: str, name: str) -> str:
+    """Return the key in the bucket `requests` of an Idempotency-Key; `name` is its digest."""
+    return f"{tenant}.key.{name}"
+
+
 def log(key: str) -> str:
     """The log subject of the session with this session key."""
     return f"history.log.{key}"

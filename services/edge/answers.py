@@ -12,7 +12,7 @@ from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.history import Exchange, ExchangeRequest
 from services.contract.messages import Done, Failed, Prompt, StreamEvent, Token
-from services.edge.claims import Claims, name_of
+from services.edge.claims import Claims, Held, conflict, identify
 from services.edge.routes import ask_history
 from services.runtime.bus import Bus
 
@@ -56,38 +56,71 @@ class Answers:
     async def once(self, claims: Claims, key: str, prompt: Prompt) -> Claimed:
         """
         Of a request that may have been asked already, also this very moment at another edge. One
-        that failed is asked anew. Raises ServiceError(conflict) if the key is another request's.
+        that failed is asked anew. Raises ServiceError(conflict) if the key is another request's, or
+        if its answer is no more.
         """
-        name, began = name_of(self._tenant, key), time.monotonic()
-        if await claims.take(self._tenant, name, prompt, request_id=name):
-            return Claimed(name, is_mine=True)
+        keyed, began = identify(self._tenant, key, prompt), time.monotonic()
         while True:
-            held = await claims.held(self._tenant, name, prompt)
+            held = await claims.held(keyed)
             request_id = held.request_id
-            found = await self._found(request_id)
+            found = await self._found(claims, held, prompt)
             if found == "whole":
                 return Claimed(request_id, is_mine=False)
             if found == "failed":  # what is stored under its id stays
                 request_id = new_request_id()
             waited = max(held.age, time.monotonic() - began)  # its clock may be ahead of ours
             if found == "failed" or waited >= CLAIM_TIME:
-                if await claims.take(self._tenant, name, prompt, request_id, held.revision):
+                if await claims.take(keyed, request_id, held.revision):
                     return Claimed(request_id, is_mine=True)
             await asyncio.sleep(LOOK_INTERVAL)
 
-    async def _found(self, request_id: str) -> Literal["whole", "failed", "nothing"]:
-        """What there is of an answer; one that is being given is whole."""
-        held = await self._client.holder(request_id)
-        if held is not None:
-            failed = any(isinstance(event, Failed) for event in held.events)
+    async def begun(self, claims: Claims, key: str, prompt: Prompt) -> str:
+        """
+        Return the id of the request that the key stands for. Raises ServiceError(not_found) if
+        there is none: who has a part of an answer can't go on with another one.
+        """
+        held = await claims.held(identify(self._tenant, key, prompt))
+        if not held.is_claimed:
+            raise ServiceError(
+                "not_found",
+                "No answer was begun with this Idempotency-Key in the last day. Leave Last-Event-ID"
+                " out to ask for one.",
+            )
+        return held.request_id
+
+    async def _found(
+        self, claims: Claims, held: Held, prompt: Prompt
+    ) -> Literal["whole", "failed", "nothing"]:
+        """
+        What there is of an answer; one that is being given is whole. The log may have it although
+        its claim is over a day old, or lost. Raises ServiceError(conflict).
+        """
+        if held.is_claimed and (replay := await self._client.holder(held.request_id)):
+            failed = any(isinstance(event, Failed) for event in replay.events)
             return "failed" if failed else "whole"
+        exchange = await self._logged(claims, held.request_id)
+        if exchange is None:
+            return "nothing"
+        if exchange.prompt != prompt.prompt:
+            raise conflict()
+        return "failed" if exchange.finish_reason == "failed" else "whole"
+
+    async def _logged(self, claims: Claims, request_id: str) -> Exchange | None:
+        """Raises ServiceError(conflict) if the log had the exchange, and has it no more."""
+        # in this order: what is logged meanwhile was not there to be erased
+        was_answered = await claims.was_answered(self._tenant, request_id)
         try:
-            exchange = await self._stored(request_id)
+            return await self._stored(request_id)
         except ServiceError as error:
             if error.code != "not_found":
                 raise
-            return "nothing"
-        return "failed" if exchange.finish_reason == "failed" else "whole"
+        if was_answered:
+            raise ServiceError(
+                "conflict",
+                "The answer of this Idempotency-Key was erased, or is no longer kept: choose a new"
+                " key to ask again.",
+            )
+        return None
 
     async def _stored(self, request_id: str) -> Exchange:
         subject = subjects.history_exchange(self._tenant)

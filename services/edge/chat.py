@@ -1,11 +1,13 @@
 """The routes of one answer: asked for, read again from anywhere, stopped. Knows no model."""
 
 import logging
+from typing import Literal
 
 import msgspec
 from litestar import delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
+from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
 
 from services.client.chat import ChatClient, new_request_id
@@ -16,9 +18,14 @@ from services.contract.messages import ChatRequest, Prompt
 from services.edge.answers import Answers
 from services.edge.claims import Claims
 from services.edge.routes import AnyRequest, Tenant, TheBus, TheWorkers, check_bus
-from services.edge.sse import EventStream
+from services.edge.sse import END, EventStream
 
 GRACE = 10.0  # seconds in which a client that lost its connection may come back to its answer
+
+WITHOUT_KEY = (
+    "POST /chat resumes by Last-Event-ID only with the Idempotency-Key that the answer was asked"
+    " with. Send both, or resume by GET /chat/{request_id}."
+)
 
 TheClaims = NamedDependency[Claims]
 log = logging.getLogger(__name__)
@@ -41,12 +48,21 @@ async def chat(
     claims: TheClaims,
     tenant: Tenant,
 ) -> ASGIApp:
-    """With an `Idempotency-Key`, a repeat is given the answer that was or is being given."""
+    """
+    With an `Idempotency-Key`, a repeat is given the answer that was or is being given; with
+    `Last-Event-ID` as well, from the event after it on.
+    """
     prompt = read_prompt(await request.body())
-    key = request.headers.get("idempotency-key")
+    key, at = request.headers.get("idempotency-key"), _last_event_id(request)
     client = ChatClient(bus, tenant, workers)
     answers = Answers(bus, tenant, client)
-    if key:
+    if at and not key:
+        raise ServiceError("invalid_request", WITHOUT_KEY)
+    if at == END:
+        return _no_content()
+    if key and at:
+        request_id, is_mine = await answers.begun(claims, key, prompt), False
+    elif key:
         request_id, is_mine = await answers.once(claims, key, prompt)
     else:
         request_id, is_mine = new_request_id(), True
@@ -55,7 +71,7 @@ async def chat(
         fields = msgspec.structs.asdict(prompt)
         events = client.stream(ChatRequest(**fields, request_id=request_id, grace_s=GRACE))
     else:
-        events = answers.again(request_id, 0)
+        events = answers.again(request_id, at)
     return EventStream(events, request_id, workers.refusal)
 
 
@@ -67,9 +83,14 @@ async def resume(
     workers: TheWorkers,
     tenant: Tenant,
 ) -> ASGIApp:
-    """The answer from the event on that comes after `Last-Event-ID`, or all of it."""
+    """
+    The answer from the event on that comes after `Last-Event-ID`, or all of it. Nothing comes after
+    the end: a 204 stops an EventSource, which would ask again and again.
+    """
     check_id(request_id)
     at = _last_event_id(request)
+    if at == END:
+        return _no_content()
     log.info("resuming %s from %d", request_id, at)
     events = Answers(bus, tenant, ChatClient(bus, tenant, workers)).again(request_id, at)
     return EventStream(events, request_id, workers.refusal)
@@ -101,13 +122,17 @@ def check_id(request_id: str) -> None:
         raise ServiceError("not_found", "There is no such request: this can't be a request id.")
 
 
-def _last_event_id(request: AnyRequest) -> int:
-    """The id of an event is the answer's length after it."""
-    given = request.headers.get("last-event-id", "")
-    if not given:
-        return 0
+def _last_event_id(request: AnyRequest) -> int | Literal["end"]:
+    """The id of an event is the answer's length after it, or `end`."""
+    given = request.headers.get("last-event-id") or "0"
+    if given == END:
+        return END
     if not given.isdecimal() or not given.isascii() or len(given) > 9:
         raise ServiceError(
             "invalid_request", f"Last-Event-ID must be the id of an event, not {given[:20]!r}."
         )
     return int(given)
+
+
+def _no_content() -> ASGIApp:
+    return ASGIResponse(status_code=204)

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from litestar.types import Receive, Scope, Send
@@ -15,6 +15,8 @@ from services.edge.presence import while_present
 
 PING_INTERVAL = 15.0  # seconds without a byte after which proxies and browsers may give up
 PING = b": ping\n\n"
+END: Literal["end"] = "end"
+"""The id of the last event. Those before it have the answer's length after them."""
 RETRY = b"retry: 500\n\n"  # milliseconds
 
 
@@ -63,7 +65,7 @@ class EventStream:
                 more = {} if logprobs is None else {"logprobs": logprobs}
                 return b"id: %d\n%b" % (at + len(text), _data({"token": text, **more}))
             case Done():
-                return _data(_done(event, self._request_id))
+                return b"id: %b\n%b" % (END.encode(), _data(_done(event, self._request_id)))
             case _:
                 return PING if time.monotonic() - self._sent_at >= PING_INTERVAL else b""
 

@@ -195,6 +195,12 @@ class Archive:
             }
         return await self._find(query, OLDEST_FIRST, limit)
 
+    async def find(self, tenant: str, request_id: str) -> Entry | None:
+        """The answer to this request; the first one if an import has copied it."""
+        query = {"tenant": tenant, "request_id": request_id}
+        found = await self._find(query, OLDEST_FIRST, 1)
+        return found[0] if found else None
+
     async def _find(self, query: Document, order: Order, limit: int) -> list[Entry]:
         try:
             async with asyncio.timeout(READ_TIMEOUT):
@@ -225,6 +231,7 @@ class Archive:
     async def _index(self) -> None:
         await self._exchanges.create_index([("key", 1), *NEWEST_FIRST])
         await self._exchanges.create_index([("tenant", 1), *NEWEST_FIRST])
+        await self._exchanges.create_index([("tenant", 1), ("request_id", 1)])
         await self._exchanges.create_index("retry_of", partialFilterExpression=ARE_RETRIES)
         await self._erased.create_index("again_at", sparse=True)
         await self._forget_by(self._exchanges, "logged_at")

@@ -18,6 +18,7 @@ from services.contract.errors import ServiceError
 from services.contract.history import Erased, Exchange, LogRecord
 from services.history.context import Snapshot
 from services.history.entry import Entry, Unreadable, read
+from services.history.requests import RequestIndex
 from services.runtime.bus import Bus
 from services.runtime.consumers import Consumer, Pending
 from services.runtime.streams import (
@@ -63,6 +64,7 @@ class Log:
         self._stream = Stream(bus, subjects.HISTORY_STREAM)
         self._snapshots = Bucket(bus, subjects.SESSIONS_BUCKET)
         self._saving = Consumer(bus, subjects.HISTORY_STREAM, SAVING)
+        self.requests = RequestIndex(bus, replicas)
         self._bus = bus
         self._database = ""
         self._archive: Consumer | None = None
@@ -81,6 +83,7 @@ class Log:
 
     async def close(self) -> None:
         await self._saving.close()
+        await self.requests.close()
         await self._close_archive()
 
     async def open_archive(self, database: str) -> None:
@@ -110,6 +113,7 @@ class Log:
             )
             await self._snapshots.ensure(self._retention, self._replicas)
             await self._saving.ensure(ACK_WAIT, MAX_ACK_PENDING)
+            await self.requests.ensure()
             if self._archive:
                 await self._ensure_archive(self._archive)
         except StreamUnavailable as error:

@@ -29,6 +29,7 @@ from services.history.archiver import Archiver
 from services.history.contexts import Contexts
 from services.history.log import Log
 from services.history.quota import Quota
+from services.history.requests import Indexer
 from services.history.saver import Saver
 from services.history.sessions import Sessions
 from services.history.settings import HistorySettings
@@ -104,7 +105,11 @@ class History:
                 subjects.tenant_of_history(subject), request.request_id
             )
         if found is None:
-            raise ServiceError("not_found", "No answer of late has this request id.")
+            raise ServiceError(
+                "not_found",
+                "No answer has this request id. Ids are kept for a day after the answer; with"
+                " MongoDB, as long as the answer is.",
+            )
         return found
 
     async def _on_clear(self, subject: str, request: ClearRequest) -> Empty:
@@ -151,6 +156,7 @@ async def start(stack: AsyncExitStack, settings: HistorySettings) -> None:
     contexts, quota = Contexts(log, settings, bus.spawn), Quota()
     await stack.enter_async_context(Archiver(log, archive).running())
     await stack.enter_async_context(Saver(log, contexts).running())
+    await stack.enter_async_context(Indexer(log.requests).running())
     await stack.enter_async_context(Trimmer(log, contexts, quota).running())
     sessions = Sessions(log, archive, contexts)
     await History(log, archive, contexts, sessions, quota).serve(bus)

@@ -6,6 +6,7 @@ requests.
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from services.contract.errors import ServiceError
@@ -27,9 +28,9 @@ from services.history.archive import Archive, ArchiveUnavailable
 from services.history.contexts import Contexts
 from services.history.entry import Entry, Place, archive_id, as_exchange
 from services.history.log import Log
+from services.history.requests import Position, is_answer
 from services.runtime.streams import Conflict
 
-LOOKED_FOR_AMONG = 500  # exchanges
 EXPORTED = 200  # exchanges at once
 # seconds that who erases waits until all is deleted: fewer than until another process is asked
 ERASE_TIMEOUT = 0.4
@@ -100,11 +101,41 @@ class Sessions:
         return found.entries + archived
 
     async def find(self, tenant: str, request_id: str) -> Exchange | None:
-        """Who asks for an answer again comes soon: it is looked for among the tenant's last."""
-        for entry in await self._last(tenant, None, LOOKED_FOR_AMONG, None):
-            if isinstance(entry.record, Exchange) and entry.record.request_id == request_id:
-                return entry.record
+        """
+        Return the answer to this request. Raises StreamUnavailable, and ServiceError where MongoDB
+        has the answer and can't be asked.
+        """
+        position = await self._log.requests.find(tenant, request_id)
+        entry = await self._log.get(position.seq) if position else None
+        if position is None or entry is None or not is_answer(entry, position, request_id):
+            entry = await self._find_archived(tenant, request_id, position)
+        if entry is None or entry.seq <= (await self._contexts.of(entry.key)).erased:
+            return None
+        return entry.record if isinstance(entry.record, Exchange) else None
+
+    async def _find_archived(
+        self, tenant: str, request_id: str, position: Position | None
+    ) -> Entry | None:
+        """`position` is where the log had it."""
+        if self._archive.connected:
+            with suppress(ArchiveUnavailable):
+                entry = await self._archive.find(tenant, request_id)
+                return entry if entry and await self._is_cleaned(entry.key) else None
+        if position and await self._is_archived(position):
+            raise ServiceError(
+                "history_unavailable", "MongoDB has the answer, and is not there.", 5
+            )
         return None
+
+    async def _is_cleaned(self, key: str) -> bool:
+        """Whether MongoDB has nothing any more of what was erased of the session."""
+        return await self._log.archived_until() >= (await self._contexts.of(key)).erased
+
+    async def _is_archived(self, position: Position) -> bool:
+        """Whether MongoDB must have what the log has dropped."""
+        if position.seq <= (await self._contexts.of(position.key)).erased:
+            return False
+        return not (await self._log.state()).drops_old
 
     async def export(self, key: str, cursor: Cursor | None) -> ExportPage:
         """

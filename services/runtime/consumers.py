@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import NamedTuple
 
 import nats.errors
+import nats.js.errors
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 
@@ -33,6 +35,13 @@ class Pending(NamedTuple):
             await self.message.term()
 
 
+class Progress(NamedTuple):
+    """Every message up to the sequence `floor` has been acknowledged."""
+
+    floor: int
+    unacknowledged: int  # messages, whether they were given out or not
+
+
 class Consumer:
     """A durable pull consumer with explicit acknowledgements; any number of processes share it."""
 
@@ -42,8 +51,15 @@ class Consumer:
         self._durable = durable
         self._subscription: JetStreamContext.PullSubscription | None = None
 
-    async def ensure(self, ack_wait: float, max_ack_pending: int) -> None:
-        """Makes the consumer, or updates its limits. `ack_wait` in seconds."""
+    async def ensure(
+        self, ack_wait: float, max_ack_pending: int, since: datetime | None = None
+    ) -> None:
+        """
+        Makes the consumer, or updates its limits. `ack_wait` in seconds.
+
+        With `since`, a new consumer begins with the messages of that time, and one that exists
+        stays as it is: nats-server refuses every update of a consumer that has a start time.
+        """
         config = api.ConsumerConfig(
             name=self._durable,
             durable_name=self._durable,
@@ -51,12 +67,28 @@ class Consumer:
             ack_wait=ack_wait,
             max_ack_pending=max_ack_pending,
         )
+        if since is not None:
+            config.deliver_policy = api.DeliverPolicy.BY_START_TIME
+            config.opt_start_time = since
         with as_unavailable():
-            await self._js.add_consumer(self._stream, config)
+            if since is None or not await self._exists():
+                await self._js.add_consumer(self._stream, config)
             if self._subscription is None:
                 self._subscription = await self._js.pull_subscribe_bind(
                     durable=self._durable, stream=self._stream
                 )
+
+    async def _exists(self) -> bool:
+        try:
+            await self._js.consumer_info(self._stream, self._durable)
+        except nats.js.errors.NotFoundError:
+            return False
+        return True
+
+    async def delete(self) -> None:
+        """Forgets what was acknowledged; nothing if there is no such consumer."""
+        with as_unavailable(), suppress(nats.js.errors.NotFoundError):
+            await self._js.delete_consumer(self._stream, self._durable)
 
     async def close(self) -> None:
         """
@@ -78,15 +110,18 @@ class Consumer:
                 return []
         return [Pending(stored_of(message), message) for message in messages]
 
+    async def progress(self) -> Progress:
+        info = await self._info()
+        floor = (info.ack_floor.stream_seq or 0) if info.ack_floor else 0
+        return Progress(floor, (info.num_pending or 0) + (info.num_ack_pending or 0))
+
     async def floor(self) -> int:
         """Every message up to this sequence has been acknowledged."""
-        floor = (await self._info()).ack_floor
-        return (floor.stream_seq or 0) if floor else 0
+        return (await self.progress()).floor
 
     async def unacknowledged(self) -> int:
         """How many messages have not been acknowledged, whether they were given out or not."""
-        info = await self._info()
-        return (info.num_pending or 0) + (info.num_ack_pending or 0)
+        return (await self.progress()).unacknowledged
 
     async def _info(self) -> api.ConsumerInfo:
         with as_unavailable():

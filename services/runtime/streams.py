@@ -206,6 +206,14 @@ class Bucket:
                 stream.duplicate_window = min(DUPLICATE_WINDOW, ttl or DUPLICATE_WINDOW)
                 await self._js.update_stream(stream)
 
+    async def exists(self) -> bool:
+        with as_unavailable():
+            try:
+                await self._js.stream_info(f"KV_{self._name}")
+            except nats.js.errors.NotFoundError:
+                return False
+        return True
+
     async def get(self, key: str) -> Value | None:
         stored = await _get(self._js, f"KV_{self._name}", subject=f"$KV.{self._name}.{key}")
         return stored and Value(stored.data, stored.seq)

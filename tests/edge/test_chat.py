@@ -61,6 +61,25 @@ async def test_the_rest_of_an_answer_that_was_read_to_its_end_is_its_end(
         assert text_of(rest) == ""
 
 
+async def test_resume_after_the_end_is_204_which_stops_an_event_source(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    async with teller(nats_url):
+        whole = await http.post("/chat", json=JSON)
+        *_, end_id = [line[4:] for line in whole.text.splitlines() if line.startswith("id: ")]
+        address = whole.headers["content-location"]
+        after_the_end = await http.get(address, headers={"Last-Event-ID": end_id})
+    assert (after_the_end.status_code, after_the_end.content) == (204, b"")
+    assert (await http.get("/chat/a*b", headers={"Last-Event-ID": end_id})).status_code == 404
+
+
+async def test_post_with_a_last_event_id_and_no_key_is_refused(http: httpx.AsyncClient) -> None:
+    for last_id in ("5", "end"):
+        answer = await http.post("/chat", json=JSON, headers={"Last-Event-ID": last_id})
+        assert answer.status_code == 400
+        assert "Idempotency-Key" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("last_id", ["-1", "x", "1.5", "٣", "9" * 10])
 async def test_an_id_that_no_event_has_is_refused(http: httpx.AsyncClient, last_id: str) -> None:
     answer = await http.get("/chat/r", headers=[(b"last-event-id", last_id.encode())])

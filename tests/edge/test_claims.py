@@ -2,28 +2,24 @@
 
 import asyncio
 import time
-from contextlib import ExitStack
 from datetime import UTC, datetime
-from pathlib import Path
 from uuid import uuid4
 
 import httpx
 import pytest
 
 from services.contract import subjects
-from services.contract.errors import ServiceError
 from services.contract.history import Exchange
 from services.contract.messages import Failed, Sampling, Timings, Usage
 from services.edge import answers
 from services.edge.chat import read_prompt
-from services.edge.claims import Claims, name_of
+from services.edge.claims import Claims, identify
 from services.runtime.bus import Bus
-from services.runtime.streams import Stream, StreamUnavailable
+from services.runtime.streams import Bucket
 from tests.client.tellers import STORY, teller
 from tests.edge.conftest import edge_on
-from tests.edge.test_chat import JSON, text_of
+from tests.edge.test_chat import JSON, text_of, until_said
 from tests.fakes import history_of
-from tests.servers import nats_cluster, running
 
 
 @pytest.fixture
@@ -51,18 +47,18 @@ async def test_two_that_come_at_once_at_two_edges_are_one(nats_url: str) -> None
 
 
 async def test_a_repeat_after_the_end_is_told_the_same(
-    http: httpx.AsyncClient, nats_url: str, key: dict[str, str]
+    http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
-    async with teller(nats_url) as worker:
+    async with teller(nats_url) as worker, history_of(bus, None):
         for _ in range(2):
             assert text_of(await http.post("/chat", json=JSON, headers=key)) == STORY
         assert len(worker.requests) == 1
 
 
 async def test_the_key_of_another_request_is_refused_and_not_to_be_tried_again(
-    http: httpx.AsyncClient, nats_url: str, key: dict[str, str]
+    http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
-    async with teller(nats_url):
+    async with teller(nats_url), history_of(bus, None):
         await http.post("/chat", json=JSON, headers=key)
         other = await http.post("/chat", json={"prompt": "other"}, headers=key)
         same = await http.post("/chat", content=b'{ "prompt":"hi" }', headers=key)
@@ -72,7 +68,11 @@ async def test_the_key_of_another_request_is_refused_and_not_to_be_tried_again(
 
 
 async def test_a_key_is_its_tenants(bus: Bus, nats_url: str, key: dict[str, str]) -> None:
-    async with edge_on(bus, "acme:one,other:two") as http, teller(nats_url):
+    async with (
+        edge_on(bus, "acme:one,other:two") as http,
+        teller(nats_url),
+        history_of(bus, None),
+    ):
         with_keys = [key | {"X-API-Key": api_key} for api_key in ("one", "two")]
         for headers, prompt in zip(with_keys, ("hi", "else"), strict=True):
             answer = await http.post("/chat", json={"prompt": prompt}, headers=headers)
@@ -101,10 +101,11 @@ async def test_one_whose_edge_died_before_it_asked_is_asked_by_another(
 ) -> None:
     """`ahead` in seconds: of its clock."""
     monkeypatch.setattr(answers, "CLAIM_TIME", 0.3)
-    name, now = name_of("_", key["Idempotency-Key"]), time.time()
+    keyed, now = identify("_", key["Idempotency-Key"], read_prompt(b'{"prompt":"hi"}')), time.time()
+    await Bucket(bus, subjects.REQUESTS_BUCKET).ensure(60)
     with monkeypatch.context() as there:
         there.setattr(time, "time", lambda: now + ahead)
-        assert await Claims(bus).take("_", name, read_prompt(b'{"prompt":"hi"}'), name)
+        assert await Claims(bus).take(keyed, keyed.name)
     async with edge_on(bus) as http, history_of(bus, None), teller(nats_url) as worker:
         got = await asyncio.gather(*(http.post("/chat", json=JSON, headers=key) for _ in range(3)))
         assert [text_of(answer) for answer in got] == [STORY] * 3
@@ -115,16 +116,10 @@ async def test_one_that_ended_long_ago_is_told_from_history(
     bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
     async with edge_on(bus) as http, teller(nats_url) as worker:
-        address = (await http.post("/chat", json=JSON, headers=key)).headers["content-location"]
+        async with history_of(bus, None):
+            address = (await http.post("/chat", json=JSON, headers=key)).headers["content-location"]
         worker.forget()
-        now = datetime.now(UTC)
-        exchange = Exchange(
-            previous=0, request_id=address.removeprefix("/chat/"), epoch=0, prompt="hi",
-            response=STORY, asked_at=now, answered_at=now, finish_reason="stop", model=None,
-            sampling=Sampling(), usage=Usage(1, 2, 0), timings=Timings(0, 0, 0),
-            stop_string="User:",
-        )  # fmt: skip
-        async with history_of(bus, exchange):
+        async with history_of(bus, exchange(address)):
             assert text_of(await http.post("/chat", json=JSON, headers=key)) == STORY
             rest = await http.get(address, headers={"Last-Event-ID": "9"})
             assert text_of(rest) == STORY[9:]
@@ -133,29 +128,87 @@ async def test_one_that_ended_long_ago_is_told_from_history(
         assert len(worker.requests) == 1
 
 
+async def test_repeat_with_last_event_id_resumes_while_running_and_after_the_end(
+    bus: Bus, nats_url: str, key: dict[str, str]
+) -> None:
+    async with edge_on(bus) as http, teller(nats_url) as worker, history_of(bus, None):
+        async with http.stream("POST", "/chat", json=JSON, headers=key) as answer:
+            last_id = await until_said(answer, STORY[:9])
+        resuming = key | {"Last-Event-ID": last_id}
+        for _ in range(2):
+            rest = await http.post("/chat", json=JSON, headers=resuming)
+            assert text_of(rest) == STORY[int(last_id) :]
+            assert rest.headers["content-location"] == answer.headers["content-location"]
+        after_the_end = await http.post("/chat", json=JSON, headers=key | {"Last-Event-ID": "end"})
+        assert (after_the_end.status_code, after_the_end.content) == (204, b"")
+        other = await http.post("/chat", json={"prompt": "other"}, headers=resuming)
+        assert other.status_code == 409
+        assert len(worker.requests) == 1
+
+
+async def test_repeat_with_last_event_id_never_begins_another_answer(
+    bus: Bus, nats_url: str, key: dict[str, str]
+) -> None:
+    async with edge_on(bus) as http, teller(nats_url) as worker, history_of(bus, None):
+        resuming = key | {"Last-Event-ID": "9"}
+        assert (await http.post("/chat", json=JSON, headers=resuming)).status_code == 404
+        assert (await http.post("/chat", json=JSON, headers=key)).status_code == 200
+        worker.forget()
+        assert (await http.post("/chat", json=JSON, headers=resuming)).status_code == 404
+        assert len(worker.requests) == 1
+
+
+async def test_answer_of_a_lost_claim_is_told_and_not_given_again(
+    bus: Bus, nats_url: str, key: dict[str, str]
+) -> None:
+    keyed = identify("_", key["Idempotency-Key"], read_prompt(b'{"prompt":"hi"}'))
+    async with edge_on(bus) as http, teller(nats_url) as worker:
+        async with history_of(bus, exchange(keyed.name)):
+            for _ in range(2):
+                other = await http.post("/chat", json={"prompt": "other"}, headers=key)
+                assert other.status_code == 409
+            assert text_of(await http.post("/chat", json=JSON, headers=key)) == STORY
+        assert worker.requests == []
+
+
+async def test_answer_that_was_erased_is_not_given_again(
+    bus: Bus, nats_url: str, key: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "CLAIM_TIME", 0.1)
+    async with edge_on(bus) as http, teller(nats_url) as worker, history_of(bus, None):
+        address = (await http.post("/chat", json=JSON, headers=key)).headers["content-location"]
+        worker.forget()
+        entry = subjects.answer_entry("_", address.removeprefix("/chat/"))
+        await Bucket(bus, subjects.REQUESTS_BUCKET).put(entry, b"it was in the log", 0)
+        for _ in range(2):
+            erased = await http.post("/chat", json=JSON, headers=key)
+            assert erased.status_code == 409 and "erased" in erased.json()["error"]["message"]
+        assert len(worker.requests) == 1
+
+
+async def test_without_history_no_key_is_claimed(
+    http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
+) -> None:
+    async with teller(nats_url) as worker:
+        async with history_of(bus, None):
+            pass
+        refused = await http.post("/chat", json=JSON, headers=key)
+        assert refused.status_code == 503 and worker.requests == []
+        async with history_of(bus, None):
+            assert text_of(await http.post("/chat", json=JSON, headers=key)) == STORY
+
+
+def exchange(address: str) -> Exchange:
+    now = datetime.now(UTC)
+    return Exchange(
+        previous=0, request_id=address.removeprefix("/chat/"), epoch=0, prompt="hi",
+        response=STORY, asked_at=now, answered_at=now, finish_reason="stop", model=None,
+        sampling=Sampling(), usage=Usage(1, 2, 0), timings=Timings(0, 0, 0),
+        stop_string="User:",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("bad", ["x" * 257, "a\tb"])
 async def test_a_key_that_is_none_is_refused(http: httpx.AsyncClient, bad: str) -> None:
     answer = await http.post("/chat", json=JSON, headers={"Idempotency-Key": bad})
     assert answer.status_code == 400 and "Idempotency-Key" in answer.json()["error"]["message"]
-
-
-@pytest.mark.timeout(60)
-async def test_claims_are_kept_by_as_many_servers_as_the_log(tmp_path: Path) -> None:
-    with ExitStack() as stack:
-        servers = [stack.enter_context(running(server)) for server in nats_cluster(tmp_path, 3)]
-        url = ",".join(f"nats://127.0.0.1:{server.port}" for server in servers)
-        async with Bus.connect(url, "test") as bus:
-            async with asyncio.timeout(20):
-                while not await is_claimed_beside_a_log(bus):
-                    await asyncio.sleep(0.2)  # a cluster chooses its leader
-            info = await bus.jetstream.stream_info(f"KV_{subjects.REQUESTS_BUCKET}")
-            assert info.config.num_replicas == 3
-
-
-async def is_claimed_beside_a_log(bus: Bus) -> bool:
-    try:
-        await Stream(bus, subjects.HISTORY_STREAM).ensure(subjects.HISTORY_LOG, 2**20, 0, 3)
-        await Claims(bus).take("_", "name", read_prompt(b'{"prompt":"hi"}'), "request")
-    except (StreamUnavailable, ServiceError):
-        return False
-    return True

@@ -39,6 +39,7 @@ async def test_an_answer_is_tokens_with_the_length_so_far_and_then_done(
     first, second, done, rest = answer.text.split("\n\n")
     assert first == 'id: 5\ndata: {"token":"Grüß "}'
     assert second == 'id: 9\ndata: {"token":"dich"}'
+    assert done.startswith("id: end\ndata: ")
     assert rest == "" and "\r" not in answer.text
     assert answer.headers["content-location"] == f"/chat/{data(done)['request_id']}"
     assert {key: value for key, value in data(done).items() if key != "request_id"} == {

@@ -1,0 +1,184 @@
+"""
+The request index: which record of the log holds the answer to a request. It is a fold of the log,
+kept in a bucket for a day, and folded anew if the bucket is lost.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+
+from msgspec import Struct
+
+from services.contract import subjects
+from services.contract.codec import decode, encode
+from services.contract.errors import ServiceError
+from services.contract.history import Exchange
+from services.history.entry import Entry, read
+from services.runtime.bus import Bus
+from services.runtime.consumers import Consumer, Pending
+from services.runtime.streams import Bucket, Conflict, Stream, StreamUnavailable
+
+KEPT_FOR = timedelta(days=1)
+DURABLE = "requests"
+ACK_WAIT = 6.0  # seconds after which a batch of a process that died is given to another
+MAX_ACK_PENDING = 5000
+# Records that a lookup reads itself. Behind by more, the index is being rebuilt
+MAX_LAG = 500
+
+BATCH = 200
+PARALLEL = 20  # entries written at once
+FETCH_TIMEOUT = 0.5  # seconds; as long a stop may wait for a fetch that brings nothing
+GATHERING = 0.05  # seconds after a batch that was not full, so that the next one is worth its cost
+PAUSE = 1.0  # seconds after a failure
+
+log = logging.getLogger(__name__)
+
+
+class Position(Struct, frozen=True):
+    """Where an exchange is: its session key, and the sequence of its record."""
+
+    key: str
+    seq: int
+
+
+class RequestIndex:
+    """
+    A request id names one exchange of its tenant: the first in the log, or a later one once that
+    is gone.
+    """
+
+    def __init__(self, bus: Bus, replicas: int | None) -> None:
+        self._replicas = replicas
+        self._log = Stream(bus, subjects.HISTORY_STREAM)
+        self._bucket = Bucket(bus, subjects.REQUESTS_BUCKET)
+        self._consumer = Consumer(bus, subjects.HISTORY_STREAM, DURABLE)
+
+    async def ensure(self) -> None:
+        """
+        Makes what is missing in JetStream. A new bucket gets all entries anew: so the consumer goes
+        before the bucket is made, whenever this process may die. Raises StreamUnavailable.
+        """
+        if not await self._bucket.exists():
+            await self._consumer.delete()
+        replicas = self._replicas or await self._log.replicas()
+        await self._bucket.ensure(KEPT_FOR.total_seconds(), replicas)
+        since = datetime.now(UTC) - KEPT_FOR
+        await self._consumer.ensure(ACK_WAIT, MAX_ACK_PENDING, since)
+
+    async def close(self) -> None:
+        await self._consumer.close()
+
+    async def find(self, tenant: str, request_id: str) -> Position | None:
+        """
+        Return where the exchange is, or was: it may have been erased or dropped since. Raises
+        StreamUnavailable, also while the index is rebuilt.
+        """
+        progress = await self._consumer.progress()  # first: what it counts as folded is found
+        value = await self._bucket.get(subjects.answer_entry(tenant, request_id))
+        if value and (position := _position(value.data)):
+            return position
+        if progress.unacknowledged > MAX_LAG:
+            raise StreamUnavailable("the index of requests is behind it, and catching up")
+        if progress.unacknowledged:
+            return await self._find_in_log(tenant, request_id, progress.floor)
+        return None
+
+    async def _find_in_log(self, tenant: str, request_id: str, above: int) -> Position | None:
+        """Look among the tenant's records that may not be folded yet."""
+        subject = subjects.log_of_tenant(tenant)
+        while stored := await self._log.next(subject, above + 1):
+            if _request_id(entry := read(stored)) == request_id:
+                return Position(entry.key, entry.seq)
+            above = stored.seq
+        return None
+
+    async def unfolded(self, batch: int, timeout: float) -> Sequence[Pending]:
+        return await self._consumer.fetch(batch, timeout)
+
+    async def add(self, entry: Entry) -> None:
+        """Nothing happens if the record is not an exchange. Raises StreamUnavailable."""
+        request_id = _request_id(entry)
+        if not subjects.is_id(request_id):
+            return
+        key = subjects.answer_entry(subjects.session_of_key(entry.key)[0], request_id)
+        position = encode(Position(entry.key, entry.seq))
+        with suppress(Conflict):
+            return await self._bucket.put(key, position, 0)
+        value = await self._bucket.get(key)
+        if value and not await self._holds(_position(value.data), request_id):
+            with suppress(Conflict):  # by another process that folds the same record
+                await self._bucket.put(key, position, value.revision)
+
+    async def _holds(self, position: Position | None, request_id: str) -> bool:
+        """Whether the log still has the exchange there."""
+        if position is None:
+            return False
+        stored = await self._log.get(position.seq)
+        return stored is not None and is_answer(read(stored), position, request_id)
+
+
+class Indexer:
+    """Keeps the index up to the log's end. Any number may run, in any number of processes."""
+
+    def __init__(self, index: RequestIndex) -> None:
+        self._index = index
+        self._stopping = False
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Stops between two batches."""
+        task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            self._stopping = True
+            await task
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            try:
+                await self._step()
+            except StreamUnavailable:
+                await asyncio.sleep(PAUSE)  # whoever needs the log reports it
+                await self._repair()
+            except Exception:
+                log.exception("indexing requests failed; trying again")
+                await asyncio.sleep(PAUSE)
+
+    async def _step(self) -> None:
+        batch = await self._index.unfolded(BATCH, FETCH_TIMEOUT)
+        entries = [read(pending.stored) for pending in batch]
+        try:
+            for start in range(0, len(entries), PARALLEL):
+                await asyncio.gather(*map(self._index.add, entries[start : start + PARALLEL]))
+        except StreamUnavailable:
+            for pending in batch:
+                await pending.give_back()
+            raise
+        for pending in batch:
+            await pending.ack()
+        if len(batch) < BATCH:
+            await asyncio.sleep(GATHERING)
+
+    async def _repair(self) -> None:
+        """The bucket or the consumer may be lost."""
+        with suppress(StreamUnavailable):
+            await self._index.ensure()
+
+
+def is_answer(entry: Entry, position: Position, request_id: str) -> bool:
+    """A log that was lost begins again: another record may have the sequence by now."""
+    return entry.key == position.key and _request_id(entry) == request_id
+
+
+def _position(data: bytes) -> Position | None:
+    """Earlier versions kept claims of an Idempotency-Key under such names, for a day."""
+    with suppress(ServiceError):
+        return decode(data, Position)
+    return None
+
+
+def _request_id(entry: Entry) -> str:
+    return entry.record.request_id if isinstance(entry.record, Exchange) else ""

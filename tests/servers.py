@@ -12,6 +12,14 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
+
+import pytest
+
+NatsVersion = Literal["pinned", "debian"]
+"""nats-server as uv.lock has it (2.15), or as Debian 12 does (2.9), the oldest that is tested."""
+NATS_VERSIONS: tuple[NatsVersion, ...] = ("pinned", "debian")
+OLD_NATS = (".data/nats/usr/sbin", "/usr/sbin")  # where deploy/setup.sh or apt puts it
 
 ROOT = Path(__file__).parents[1]
 NATS_CONFIG = ROOT / "deploy/nats.conf"
@@ -84,10 +92,15 @@ class Server:
         return accepts(self.port)
 
 
-def nats_server(folder: Path, store: Path | None = None, within: Sequence[str] = ()) -> Server:
+def nats_server(
+    folder: Path,
+    store: Path | None = None,
+    within: Sequence[str] = (),
+    version: NatsVersion = "pinned",
+) -> Server:
     """`within`: the words of a command that runs another one, somewhere."""
     port = free_port()
-    command = [*within, _nats_binary(), "-c", str(NATS_CONFIG), "-a", "127.0.0.1"]
+    command = [*within, _nats_binary(version), "-c", str(NATS_CONFIG), "-a", "127.0.0.1"]
     command += ["-p", str(port), "-js", "-sd", str(store or folder)]
     return Server("nats-server", command, port, folder / "nats.log")
 
@@ -126,14 +139,16 @@ def running(server: Server) -> Iterator[Server]:
         server.stop(signal.SIGKILL)
 
 
-def _nats_binary() -> str:
-    """As `just up` finds it: on PATH, in the sbin folders, or unpacked under .data/."""
-    path = os.pathsep.join(
-        (os.environ["PATH"], "/usr/sbin", "/usr/local/sbin", str(ROOT / ".data/nats/usr/sbin"))
-    )
-    if binary := shutil.which("nats-server", path=path):
-        return binary
-    raise RuntimeError("nats-server is missing: `just test` gets it, or install it yourself")
+def _nats_binary(version: NatsVersion) -> str:
+    """Skips the test where Debian's is asked for and the system has no such packages."""
+    if version == "debian":
+        folders = [str(ROOT / folder) for folder in OLD_NATS]
+        binary = shutil.which("nats-server", path=os.pathsep.join(folders))
+        return binary or pytest.skip("there is no nats-server of Debian here")
+    pinned = Path(sysconfig.get_path("scripts")) / "nats-server"
+    if not pinned.exists():
+        raise RuntimeError("nats-server is not in .venv: `just test` installs it")
+    return str(pinned)
 
 
 def _mongo_binary() -> str:

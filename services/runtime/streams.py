@@ -117,10 +117,12 @@ class Stream:
 
     async def append(self, subject: str, data: bytes, message_id: str, previous: int) -> Appended:
         """
-        Where the message is, once the stream has acknowledged it.
+        Return where the message is, once the stream has acknowledged it.
 
         `previous` is the sequence of the subject's last message (0: none). Raises Conflict if it is
-        no longer the last, StreamUnavailable if nothing was acknowledged: it may be stored or not.
+        no longer the last (since nats-server 2.12 also for a repeated message id, which is found
+        with the right `previous`), StreamUnavailable if nothing was acknowledged: it may be stored
+        or not.
         """
         return await _publish(self._js, subject, data, previous, {"Nats-Msg-Id": message_id})
 

@@ -86,7 +86,7 @@ async def test_each_subject_has_a_last_of_its_own(stream: Stream, append: Append
 
 async def test_a_repeated_message_id_is_stored_once(stream: Stream) -> None:
     first = await stream.append(f"{stream.name}.a", b"one", "id1", previous=0)
-    again = await stream.append(f"{stream.name}.a", b"other", "id1", previous=0)
+    again = await stream.append(f"{stream.name}.a", b"other", "id1", previous=first.seq)
     assert (first.is_new, again.is_new) == (True, False) and first.seq == again.seq
     assert (await stream.state()).messages == 1
 

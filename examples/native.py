@@ -24,7 +24,7 @@ async def main(prompt: str) -> None:
     try:
         nc = await asyncio.wait_for(nats.connect(NATS_URL, error_cb=ignore), CONNECT_TIMEOUT)
     except TimeoutError:
-        sys.exit(f"NATS at {NATS_URL} can't be reached")
+        sys.exit("NATS can't be reached: is NATS_URL right?")
     inbox = nc.new_inbox()
     answers = await nc.subscribe(inbox)  # before asking, so that nothing is missed
     await nc.publish("chat.request", json.dumps({"prompt": prompt}).encode(), reply=inbox)

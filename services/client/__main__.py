@@ -19,6 +19,7 @@ import uvloop
 from services.client.chat import ChatClient, new_request_id
 from services.contract.messages import ChatRequest, Done, Failed, StreamEvent, Token
 from services.runtime.bus import Bus
+from services.runtime.nats_url import parse_servers
 from services.runtime.settings import BadSetting, BusSettings, load
 
 with contextlib.suppress(ImportError):
@@ -112,7 +113,8 @@ async def _connect(url: str) -> AsyncIterator[Bus]:
                 bus = await stack.enter_async_context(Bus.connect(url, "chat"))
         except TimeoutError as error:
             raise ConnectionError(
-                f"NATS at {url} can't be reached: `just up` starts everything, NATS_URL names it."
+                f"NATS at {parse_servers(url)} can't be reached:"
+                " `just up` starts everything, NATS_URL names it."
             ) from error
         yield bus
 

@@ -3,6 +3,8 @@
 import base64
 import re
 
+from services.contract.errors import ServiceError
+
 OPEN_TENANT = "_"
 """The tenant of a deployment without API keys."""
 
@@ -34,6 +36,9 @@ SESSIONS_BUCKET = "sessions"
 REQUESTS_BUCKET = "requests"
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_REPLY = re.compile(r"(?:_INBOX\w*|chat\.reply)(?:\.[^\s.*>]+)+", re.ASCII)
+MAX_REPLY_LENGTH = 512
+"""Characters. nats-server ends the connection of who sends it lines of over 4 KiB."""
 
 
 def is_id(text: str) -> bool:
@@ -64,11 +69,10 @@ def is_reply(subject: str) -> bool:
     Whether a service may publish to the reply subject that a caller named.
 
     A service may publish where its callers may not (`$JS.API.STREAM.PURGE.HISTORY` purges on any
-    message), so nothing is taken as a reply subject but an inbox and `chat.reply.…`.
+    message), so nothing is taken as a reply subject but an inbox and `chat.reply.…`. An inbox may
+    have a prefix of its own, `_INBOX_alice.…`, by which NATS permissions tell callers apart.
     """
-    return (
-        subject.startswith(("_INBOX.", "chat.reply.")) and "*" not in subject and ">" not in subject
-    )
+    return len(subject) <= MAX_REPLY_LENGTH and _REPLY.fullmatch(subject) is not None
 
 
 def direct(worker_id: str, tenant: str) -> str:
@@ -132,12 +136,14 @@ def unheard(worker_id: str, key: str, attempt: int, number: int) -> str:
 
 
 def unheard_any(worker_id: str) -> str:
-    return f"chat.worker.{worker_id}.unheard.>"
+    return f"chat.worker.{worker_id}.unheard.*.*.*.*"
 
 
 def event_unheard(subject: str) -> tuple[str, int, int]:
-    """(key, attempt, number) of such a subject."""
+    """Return (key, attempt, number) of such a subject. Raises ServiceError(invalid_request)."""
     *_, tenant, request_id, attempt, number = subject.split(".")
+    if not (attempt + number).isdecimal():
+        raise ServiceError("invalid_request", f"Attempt and number must be digits: {subject!r}.")
     return f"{tenant}.{request_id}", int(attempt), int(number)
 
 
@@ -190,7 +196,11 @@ def retry(subject: str) -> str:
 
 
 def tenant_of_history(subject: str) -> str:
-    return subject.removesuffix(".any").rsplit(".", 1)[1]
+    """Return its third token. Raises ServiceError(invalid_request) if that can't be a tenant."""
+    tenant = subject.split(".")[2]
+    if not is_id(tenant):
+        raise ServiceError("invalid_request", f"{tenant!r} can't be a tenant.")
+    return tenant
 
 
 def session_key(tenant: str, session_id: str) -> str:
@@ -233,7 +243,9 @@ def key_of_log(subject: str) -> str:
 
 
 def session_of_key(key: str) -> tuple[str, str]:
-    """(tenant, session id) of a session key."""
+    """Return (tenant, session id) of a session key. Raises ValueError if it is none."""
     tenant, encoded = key.split(".")
+    if not is_id(tenant):
+        raise ValueError(f"{tenant!r} can't be a tenant")
     padding = "=" * (-len(encoded) % 4)
     return tenant, base64.urlsafe_b64decode(encoded + padding).decode()

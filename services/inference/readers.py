@@ -45,7 +45,7 @@ class Readers:
 
     def _hear_replay(self, delivery: Delivery) -> None:
         """All workers are asked: who does not know of it says nothing."""
-        if subjects.is_reply(delivery.reply) and (replay := self._replay(delivery)):
+        if self._bus.has_inbox(delivery) and (replay := self._replay(delivery)):
             self._bus.spawn(self._bus.publish(delivery.reply, replay))
 
     def _hear_direct_replay(self, delivery: Delivery) -> None:

@@ -1,6 +1,5 @@
 """Where requests arrive at a worker, and where they go: taken, passed on, or refused."""
 
-import logging
 from collections.abc import Callable
 from uuid import uuid4
 
@@ -17,7 +16,6 @@ from services.runtime.deliveries import Delivery, Endpoint
 
 FORWARD_TIMEOUT = 0.1  # seconds that another worker has to take a request
 
-log = logging.getLogger(__name__)
 Admit = Callable[[str, ChatRequest, str], Taken]
 """Of (tenant, request, reply subject). Decides at once; raises ServiceError."""
 
@@ -46,8 +44,7 @@ class Reception:
         )
 
     async def _receive(self, delivery: Delivery) -> None:
-        if not subjects.is_reply(delivery.reply):
-            log.warning("ignored a request without an inbox to reply to: %r", delivery.reply)
+        if not self._bus.has_inbox(delivery):
             return
         try:
             tenant = subjects.tenant_of_request(delivery.subject)

@@ -5,7 +5,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -13,14 +13,13 @@ import nats
 import nats.errors
 from msgspec import Struct
 from nats import micro
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ErrorCode, ServiceError
-from services.runtime.connection import Complaints, OrderlyClient
+from services.runtime.connection import NOT_AN_INBOX, Complaints, ResilientClient
 from services.runtime.deliveries import (
     Delivery,
     Endpoint,
@@ -30,6 +29,8 @@ from services.runtime.deliveries import (
     delivery_of,
     unwrap,
 )
+from services.runtime.logs import LimitedLog
+from services.runtime.nats_url import parse_servers
 
 VERSION = "0.1.0"
 REQUEST_TIMEOUT = 2.0  # seconds
@@ -54,11 +55,11 @@ class Bus:
     runs the work beside them, and keeps it until it ends.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: ResilientClient) -> None:
         self._client = client
         self._reconnected_at = -math.inf
         self._closing = False
-        self._losing = False
+        self._lost, self._unreadable, self._not_replied = (LimitedLog(log) for _ in range(3))
         self._services: list[micro.Service] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reconnected: list[Callable[[], Awaitable[None]]] = []
@@ -66,18 +67,22 @@ class Bus:
     @classmethod
     @asynccontextmanager
     async def connect(cls, url: str, name: str) -> AsyncIterator["Bus"]:
-        """Waits until a server is there; from then on reconnects by itself, for ever."""
-        client = OrderlyClient()
+        """
+        Wait until a server is there; from then on reconnect, for ever. `url` as of NATS_URL, see
+        nats_url.parse_servers. Raises BadSetting.
+        """
+        client = ResilientClient()
         bus = cls(client)
-        await client.connect(
-            url.split(","),
+        servers = parse_servers(url)
+        await client.open(
+            servers,
             name=name,
             connect_timeout=2,
             ping_interval=PING_INTERVAL,
             max_outstanding_pings=PINGS,
-            reconnect_time_wait=0.25,  # type: ignore[arg-type]  # whole seconds by annotation only
+            reconnect_time_wait=0.25,
             max_reconnect_attempts=-1,
-            error_cb=Complaints(url).hear,
+            error_cb=Complaints(servers).hear,
             disconnected_cb=bus._on_disconnected,
             reconnected_cb=bus._on_reconnected,
         )
@@ -89,6 +94,11 @@ class Bus:
     @property
     def connected(self) -> bool:
         return self._client.is_connected
+
+    @property
+    def dropped_frames(self) -> int:
+        """How many messages from NATS could not be parsed, and were dropped."""
+        return self._client.dropped_frames
 
     @property
     def reconnected_for(self) -> float:
@@ -111,18 +121,18 @@ class Bus:
 
     async def publish(self, subject: str, message: Struct, reply: str = "") -> None:
         """
-        At most once: lost, with a warning, if NATS stays away longer than there is room to
-        wait.
+        Send it at most once: it is lost, with a warning, if it is too large, or if NATS stays away
+        longer than there is room to wait.
         """
         await self._send(subject, encode(message), reply)
 
-    async def _send(self, subject: str, data: bytes, reply: str = "") -> None:
+    async def _send(
+        self, subject: str, data: bytes, reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
         try:
-            await self._client.publish(subject, data, reply=reply)
+            await self._client.publish(subject, data, reply=reply, headers=headers)
         except nats.errors.Error as error:
-            if not self._losing:
-                log.error("what is published from now on is lost: %s", error)
-            self._losing = True
+            self._lost.warning("lost a message to %r: %s", subject, error)
 
     async def request(
         self,
@@ -133,8 +143,8 @@ class Bus:
         headers: dict[str, str] | None = None,
     ) -> R:
         """
-        Raises ServiceError as the other side raised it or for what is too large, NoResponders, or
-        TimeoutError.
+        Raises ServiceError as the other side raised it, for what is too large, or (internal) for a
+        reply that can't be read; NoResponders; TimeoutError.
         """
         try:
             answer = await self._client.request(
@@ -144,15 +154,14 @@ class Bus:
             raise NoResponders from error
         except nats.errors.MaxPayloadError as error:
             raise _too_large("request", self._client.max_payload) from error
-        told = answer.headers or {}
-        if code := told.get(micro.request.ERROR_CODE_HEADER):
-            retry_after = told.get(RETRY_AFTER_HEADER)
+        if refusal := _error_in(answer.headers or {}):
+            raise refusal
+        try:
+            return decode(answer.data, kind)
+        except ServiceError as error:  # its code would blame the caller
             raise ServiceError(
-                _error_code(code),
-                told[micro.request.ERROR_HEADER],
-                float(retry_after) if retry_after else None,
-            )
-        return decode(answer.data, kind)
+                "internal", f"The service at {subject} sent an unreadable reply: {error}"
+            ) from error
 
     @asynccontextmanager
     async def inbox(self, subject: str) -> AsyncIterator[Inbox]:
@@ -173,9 +182,9 @@ class Bus:
             try:
                 handler(delivery_of(message))
             except ServiceError as error:
-                log.warning("unreadable message on %s: %s", message.subject, error)
+                self._unreadable.warning("unreadable message on %r: %s", message.subject, error)
             except Exception:
-                log.exception("hearing %s", message.subject)
+                log.exception("failed to handle a message on %r", message.subject)
 
         await self._client.subscribe(subject, cb=handle)
 
@@ -186,6 +195,7 @@ class Bus:
             name=name,
             version=VERSION,
             description=description,
+            stats_handler=lambda _: {"dropped_frames": self.dropped_frames},
             metadata={"host": socket.gethostname()},  # services/runtime/health.py looks for it
         )
         self._services.append(service)
@@ -220,10 +230,15 @@ class Bus:
         Replies with the message that `work` gives, or with the ServiceError that it raises. Nothing
         is done if the reply would go anywhere but to an inbox, where the caller may not publish.
         """
-        if subjects.is_reply(delivery.reply):
+        if self.has_inbox(delivery):
             self.spawn(self._answer(delivery, work))
-        else:
-            log.warning("ignored %s without an inbox: %r", delivery.subject, delivery.reply)
+
+    def has_inbox(self, delivery: Delivery) -> bool:
+        """Whether the request's reply subject may be published to. If not, it is logged."""
+        if subjects.is_reply(delivery.reply):
+            return True
+        self._not_replied.warning(NOT_AN_INBOX, delivery.subject, delivery.reply)
+        return False
 
     async def _answer(
         self, delivery: Delivery, work: Callable[[Delivery], Awaitable[Struct]]
@@ -261,7 +276,7 @@ class Bus:
         }
         if error.retry_after is not None:
             headers[RETRY_AFTER_HEADER] = str(error.retry_after)
-        await self._client.publish(delivery.reply, headers=headers)
+        await self._send(delivery.reply, b"", headers=headers)
 
     async def _close(self) -> None:
         """
@@ -304,7 +319,6 @@ class Bus:
     async def _on_reconnected(self) -> None:
         log.info("connected to NATS again")
         self._reconnected_at = time.monotonic()
-        self._losing = False
         for callback in self._reconnected:
             try:
                 await callback()
@@ -333,6 +347,18 @@ def _too_large(what: str, most: int) -> ServiceError:
         "payload_too_large",
         f"The {what} is over {most:,} bytes, which no message can hold: ask for less at once.",
     )
+
+
+def _error_in(headers: Mapping[str, str]) -> ServiceError | None:
+    """Return the error that a service replied with."""
+    if not (code := headers.get(micro.request.ERROR_CODE_HEADER)):
+        return None
+    try:
+        retry_after = float(headers[RETRY_AFTER_HEADER])
+    except (KeyError, ValueError):
+        retry_after = None
+    message = headers.get(micro.request.ERROR_HEADER, "")
+    return ServiceError(_error_code(code), message or "The service gave no reason.", retry_after)
 
 
 def _error_code(code: str) -> ErrorCode:

@@ -1,63 +1,190 @@
 """
-What nats-py lacks for us: a flush that flushes, connections that are closed, answers to inboxes
-alone, and complaints that are said once.
+nats-py 2.16 as the services need it. All workarounds for the library are in this module, each with
+its reason; none of them is fixed upstream, unless a link says so.
 """
 
 import asyncio
 import logging
+import re
+from typing import Any
 
+import nats.errors
 from nats.aio.client import Client, Srv
+from nats.aio.msg import Msg
+from nats.protocol import parser
 
 from services.contract import subjects
+from services.runtime.logs import LimitedLog
+from services.runtime.nats_url import Servers
+
+HEADER_OVERHEAD = 12  # bytes of a header block around its lines
+LINE_OVERHEAD = 4  # bytes of a header line around its key and its value
+NOT_AN_INBOX = (
+    "dropped a request on %r: its reply subject %.100r is not an inbox (_INBOX.… or _INBOX_name.…)"
+)
 
 log = logging.getLogger(__name__)
 
+# nats-py also splits a control line at vertical tabs and form feeds, which nats-server takes as
+# part of a subject: whoever may publish such a subject could end the connection, or slip a message
+# into any subscription.
+parser.MSG_RE = re.compile(rb"\AMSG +([^ \t\r\n]+) +(\d+) +(([^ \t\r\n]+) +)?(\d+)\r\n")
+parser.HMSG_RE = re.compile(rb"\AHMSG +([^ \t\r\n]+) +(\d+) +(([^ \t\r\n]+) +)?(\d+) +(\d+)\r\n")
 
-class OrderlyClient(Client):
-    """
-    nats-py's flush sends its PING before what is still pending. Its end would not mean that a
-    subscription is there, and a drain would lose what comes before the server hears of it.
-    """
+
+class ResilientClient(Client):
+    """A nats-py client that stays connected whatever other clients publish."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._dropped = LimitedLog(log)
+        self._not_replied = LimitedLog(log)
+
+    @property
+    def dropped_frames(self) -> int:
+        """How many messages could not be parsed since the start."""
+        return self._dropped.count
+
+    async def open(self, servers: Servers, **options: Any) -> None:
+        """
+        Connect to one of the servers. nats-py alone would send percent-encoded passwords as they
+        stand, none to a server that its cluster announces, and would show them in its errors.
+        """
+        await self.connect(
+            list(servers.urls),
+            user=servers.user,
+            password=servers.password,
+            token=servers.token,
+            **options,
+        )
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        """
+        Drop what can't be parsed. In nats-py a subject, reply or status that is not UTF-8, or a
+        header block without a line end, ends the read loop; the connection stays open and deaf.
+
+        A log record is delivered nevertheless, so that it can be set aside. Its headers are left
+        out: nats-py would take a record with a status for a message of the server, and never
+        acknowledge it.
+        """
+        if self._is_log_record(sid, subject, reply):
+            subject, headers = subject.decode(errors="replace").encode(), b""
+        try:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        except Exception as error:
+            self._dropped.warning(
+                "dropped a message from NATS that can't be parsed (%s)", type(error).__name__
+            )
+
+    def _is_log_record(self, sid: int, subject: bytes, reply: bytes) -> bool:
+        """Whether JetStream delivers it: nobody else can send another subject to an inbox."""
+        subscription = self._subs.get(sid)
+        return (
+            subscription is not None
+            and reply.startswith(b"$JS.ACK.")
+            and subscription.subject.startswith("_INBOX.")
+            and not subject.startswith(b"_INBOX.")
+        )
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg | None:
+        """
+        Pass over discovery requests whose reply subject is not an inbox: nats-py's services answer
+        them wherever they are told to (see subjects.is_reply).
+        """
+        message: Msg = super()._build_message(sid, subject, reply, data, headers)
+        if message.subject.startswith("$SRV.") and not subjects.is_reply(message.reply):
+            self._not_replied.warning(NOT_AN_INBOX, message.subject, message.reply)
+            return None
+        return message
+
+    async def _process_err(self, err_msg: str) -> None:
+        """
+        Reconnect after an error that ends the connection. nats-py would close the client for good
+        after all but a stale connection, for example when the user's credentials expire.
+        """
+        if parser.PERMISSIONS_ERR in err_msg or parser.STALE_CONNECTION in err_msg:
+            await super()._process_err(err_msg)
+            return
+        error = nats.errors.Error(f"nats: {err_msg}")
+        await self._error_cb(error)
+        await self._process_op_err(error)
+
+    async def _read_loop(self) -> None:
+        """Reconnect if the loop ends without a reason: nats-py leaves the connection deaf."""
+        await super()._read_loop()
+        if self._status == Client.CONNECTED and asyncio.current_task() is self._reading_task:
+            await self._process_op_err(nats.errors.ProtocolError())
+
+    async def _send_publish(
+        self,
+        subject: str,
+        reply: str,
+        payload: bytes,
+        payload_size: int,
+        headers: dict[str, Any] | None,
+    ) -> None:
+        """
+        Count the headers as part of the payload, as nats-server does: it ends the connection after
+        a message that is too large.
+        """
+        if headers and payload_size + _size(headers) > self.max_payload:
+            raise nats.errors.MaxPayloadError
+        await super()._send_publish(subject, reply, payload, payload_size, headers)
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """
+        Insist on TLS with a `tls://` server, before anything is sent to it. nats-py goes on in
+        plaintext if the server does not require TLS.
+        """
+        server = self._current_server
+        if initial_connection and server is not None and server.uri.scheme == "tls":
+            if not info.get("tls_required") and not info.get("tls_available"):
+                raise nats.errors.SecureConnWantedError
+            info["tls_required"] = True  # nats-py upgrades the connection by it
+        await super()._process_info(info, initial_connection)
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        """
+        Send what is pending first. nats-py's PING overtakes it, so that the end of a flush would
+        not mean that a subscription is there, and a drain would lose messages.
+        """
         if self.is_connected and self._transport is not None:
             self._transport.writelines(self._pending)
             self._pending, self._pending_data_size = [], 0
         await super()._send_ping(future)
 
     async def _connect_to_server(self, s: Srv) -> None:
-        """nats-py forgets, open, the connection to a server that froze before it said a word."""
+        """Close the last connection: nats-py forgets it, open, if the server never greeted."""
         if self._transport is not None:
             self._transport.close()  # type: ignore[no-untyped-call]
         await super()._connect_to_server(s)
 
     async def _process_pong(self) -> None:
-        """nats-py loses the connection over the answer to a ping that nobody waits for any more."""
+        """Ignore the answer to a ping whose waiter has given up: nats-py loses the connection."""
         if self._pongs and self._pongs[0].done():
             del self._pongs[0]
             self._pings_outstanding = 0
         else:
             await super()._process_pong()
 
-    async def _process_msg(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
-    ) -> None:
-        """nats-py's services say who they are wherever they are told to: see subjects.is_reply."""
-        if not subject.startswith(b"$SRV.") or subjects.is_reply(reply.decode()):
-            await super()._process_msg(sid, subject, reply, data, headers)
+
+def _size(headers: dict[str, str]) -> int:
+    lines = (len(key) + len(value.encode()) + LINE_OVERHEAD for key, value in headers.items())
+    return HEADER_OVERHEAD + sum(lines)
 
 
 class Complaints:
-    """
-    nats-py complains at each failed attempt, several times a second: said once until it is
-    another.
-    """
+    """Log nats-py's error once until it is another: it reports each failed attempt."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
         self._last = ""
 
     async def hear(self, error: Exception) -> None:
         if (text := str(error) or type(error).__name__) != self._last:
-            log.warning("NATS at %s: %s; still trying", self._url, text)
+            log.warning("NATS at %s: %s; still trying", self._servers, text)
             self._last = text

@@ -9,8 +9,9 @@ import sys
 import msgspec
 import nats.errors
 import uvloop
-from nats.aio.client import Client
 
+from services.runtime.connection import ResilientClient
+from services.runtime.nats_url import parse_servers
 from services.runtime.settings import BusSettings, load
 
 PATIENCE = 3.0  # seconds
@@ -22,10 +23,10 @@ class _Info(msgspec.Struct):
 
 async def is_healthy(service: str, host: str, url: str, patience: float = PATIENCE) -> bool:
     """All processes of the service are asked: which one a queue group picks is left to NATS."""
-    client = Client()
+    client = ResilientClient()
     try:
         async with asyncio.timeout(patience):
-            await client.connect(url.split(","), error_cb=_ignore)
+            await client.open(parse_servers(url), error_cb=_ignore)
             inbox = client.new_inbox()
             answers = await client.subscribe(inbox)
             await client.publish(f"$SRV.INFO.{service}", reply=inbox)

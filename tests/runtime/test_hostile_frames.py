@@ -1,0 +1,132 @@
+"""Whatever other clients publish, the connection is neither deaf nor lost."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Iterator
+from itertools import chain
+from typing import cast
+
+import msgspec
+import pytest
+
+from services.runtime.bus import Bus
+from services.runtime.consumers import Consumer
+from services.runtime.deliveries import Delivery
+from services.runtime.streams import Stream
+from tests import frames
+from tests.history.samples import until
+from tests.servers import NATS_VERSIONS, NatsVersion, Server, nats_server, running
+
+
+class Ask(msgspec.Struct, frozen=True):
+    text: str
+
+
+@pytest.fixture(scope="module", params=NATS_VERSIONS)
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    version = cast(NatsVersion, request.param)
+    with running(nats_server(tmp_path_factory.mktemp("nats"), version=version)) as server:
+        yield server
+
+
+@pytest.fixture
+async def own_bus(server: Server) -> AsyncIterator[Bus]:
+    async with Bus.connect(f"nats://127.0.0.1:{server.port}", "test") as bus:
+        yield bus
+
+
+async def echo(subject: str, ask: Ask) -> Ask:
+    return ask
+
+
+async def test_unparsable_messages_are_dropped_and_counted(
+    server: Server, own_bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[Delivery] = []
+    await own_bus.subscribe("hear.*", heard.append)
+    await own_bus.serve("test", "for the test", [own_bus.endpoint("ask", "ask.*", Ask, echo)])
+    bad = [
+        *chain(frames.unreadable(b"hear.x"), frames.unreadable(b"ask.x")),
+        frames.pub(b"hear.\xff"),
+        frames.pub(b"$SRV.PING", reply=b"_INBOX.\xff"),
+    ]
+    await frames.send(server.port, bad)
+    assert await own_bus.request("ask.x", Ask("after"), Ask) == Ask("after")
+    assert own_bus.dropped_frames == len(bad)
+    assert own_bus.reconnected_for == math.inf and not heard
+    assert len(caplog.records) == 1, "the log can't be flooded"
+    assert "can't be parsed" in caplog.text and "\xff" not in caplog.text
+
+
+async def test_odd_messages_end_nothing(
+    server: Server, own_bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = asyncio.Queue[Delivery]()  # whose subscription a vertical tab could name
+    for _ in range(10):
+        await own_bus.subscribe("other", other.put_nowait)
+    heard = asyncio.Queue[Delivery]()
+    await own_bus.subscribe("hear.*", heard.put_nowait)
+    await own_bus.serve("test", "for the test", [own_bus.endpoint("ask", "ask.*", Ask, echo)])
+    odd = chain(
+        frames.odd(b"hear.x"),
+        frames.odd(b"ask.x"),
+        frames.odd(b"$SRV.PING"),
+        frames.bad_tokens(b"hear."),
+        frames.bad_tokens(b"ask."),
+    )
+    await frames.send(server.port, odd)
+    assert await own_bus.request("ask.x", Ask("after"), Ask) == Ask("after")
+    assert own_bus.reconnected_for == math.inf
+    assert other.empty()
+    subjects = {heard.get_nowait().subject for _ in range(heard.qsize())}
+    assert subjects >= {"hear.x", "hear.a\x0bb", "hear.\x00"}
+    assert "Traceback" not in caplog.text and len(caplog.records) < 8
+
+
+async def test_log_record_that_nats_py_cannot_parse_is_delivered_once(
+    server: Server, own_bus: Bus
+) -> None:
+    stream = Stream(own_bus, "RECORDS")
+    await stream.ensure("records.>", 2**20, 0)
+    consumer = Consumer(own_bus, "RECORDS", "reader")
+    await consumer.ensure(ack_wait=30, max_ack_pending=1000)
+    headers = (*frames.UNREADABLE_HEADERS, *frames.ODD_HEADERS)
+    bad = [
+        *frames.bad_tokens(b"records."),
+        *(frames.hpub(b"records.x", header, b"record") for header in headers),
+        frames.pub(b"records.last"),
+    ]
+    await frames.send(server.port, bad)
+    fetched: list[str] = []
+    async with asyncio.timeout(10):
+        while "records.last" not in fetched:
+            for pending in await consumer.fetch(100, 0.5):
+                fetched.append(pending.stored.subject)
+                await pending.set_aside()
+    assert len(fetched) == len(bad)
+
+    async def is_done() -> bool:
+        return await consumer.unacknowledged() == 0
+
+    await until(is_done)
+    assert own_bus.reconnected_for == math.inf
+    await consumer.close()
+    await own_bus.jetstream.delete_stream("RECORDS")
+
+
+async def test_client_reconnects_after_an_error_that_ends_the_connection(own_bus: Bus) -> None:
+    again = asyncio.Event()
+
+    async def reconnected() -> None:
+        again.set()
+
+    own_bus.on_reconnect(reconnected)
+    client = own_bus._client
+    assert client._transport is not None
+    client._transport.write(b"NONSENSE\r\n")
+    await client._transport.drain()  # type: ignore[no-untyped-call]
+    async with asyncio.timeout(10):
+        await again.wait()
+    assert await own_bus.answers()

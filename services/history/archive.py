@@ -295,7 +295,8 @@ def _client(uri: str) -> AsyncIOMotorClient[Document]:
             socketTimeoutMS=SOCKET_TIMEOUT_MS,
         )
     except (ConfigurationError, ValueError) as error:
-        raise BadSetting(f"MONGODB_URI can't be used: {error}.") from error
+        why = str(error).partition('"')[0].strip(" .")  # it may quote a part of the password
+        raise BadSetting(f"MONGODB_URI can't be used: {why}.") from None
 
 
 def _database(client: AsyncIOMotorClient[Document], name: str) -> AsyncIOMotorDatabase[Document]:

@@ -1,6 +1,7 @@
 import pytest
 
 from services.contract import subjects
+from services.contract.errors import ServiceError
 
 
 def test_the_open_tenant_asks_on_the_plain_subject_and_others_on_their_own() -> None:
@@ -33,13 +34,52 @@ def test_the_subject_of_an_event_that_nobody_heard_says_which_one_it_was() -> No
     assert subjects.event_unheard(subject) == ("acme.r1", 3, 12)
 
 
-@pytest.mark.parametrize("subject", ["_INBOX.x.y", "chat.reply._.r.a"])
+@pytest.mark.parametrize(
+    "subject", ["_INBOX.x.y", "_INBOX_alice.x", "_INBOX.é", "chat.reply._.r.a"]
+)
 def test_inboxes_and_reply_subjects_may_be_published_to(subject: str) -> None:
     assert subjects.is_reply(subject)
 
 
 @pytest.mark.parametrize(
-    "subject", ["", "$JS.API.STREAM.PURGE.HISTORY", "history.log._.x", "chat.reply.>", "_INBOX.*"]
+    "subject",
+    [
+        "",
+        "$JS.API.STREAM.PURGE.HISTORY",
+        "history.log._.x",
+        "chat.reply",
+        "chat.reply.>",
+        "chat.reply_x.y",
+        "_INBOX",
+        "_INBOX.",
+        "_INBOX.*",
+        "_INBOX-x.y",
+        "_INBOX_x.a..b",
+        "_INBOX.a b",
+        "_INBOX.a\x0bb",
+        "_INBOX." + "x" * 512,
+    ],
 )
 def test_nothing_else_is_taken_as_a_reply_subject(subject: str) -> None:
     assert not subjects.is_reply(subject)
+
+
+@pytest.mark.parametrize("end", ["x.1", "1.x", "-1.2", "1.2_0"])
+def test_malformed_subject_of_an_unheard_event_is_an_invalid_request(end: str) -> None:
+    with pytest.raises(ServiceError, match="must be digits") as error:
+        subjects.event_unheard(f"chat.worker.w.unheard.acme.r1.{end}")
+    assert error.value.code == "invalid_request"
+
+
+@pytest.mark.parametrize("tenant", ["any", "acme"])
+def test_history_subject_names_its_tenant_also_when_repeated(tenant: str) -> None:
+    subject = subjects.history_context(tenant)
+    for asked in (subject, subjects.retry(subject)):
+        assert subjects.tenant_of_history(asked) == tenant
+
+
+def test_tenant_that_is_no_id_is_refused() -> None:
+    with pytest.raises(ServiceError, match="can't be a tenant"):
+        subjects.tenant_of_history("history.context.ä")
+    with pytest.raises(ValueError, match="can't be a tenant"):
+        subjects.session_of_key("ä.eA")

@@ -1,16 +1,20 @@
 import asyncio
+import logging
 import math
 import signal
 import time
 from pathlib import Path
 
 import msgspec
+import nats
 import pytest
+from nats.aio.msg import Msg
 
 from services.contract.errors import ServiceError
 from services.runtime import bus as bus_module
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, NoResponders
+from services.runtime.logs import LimitedLog
 from tests.servers import nats_server, running
 
 
@@ -260,3 +264,73 @@ async def test_nobody_makes_a_service_publish_where_he_may_not_himself(
         with pytest.raises(TimeoutError):
             await inbox.next(0.05)
     assert asked.is_set()
+
+
+async def test_caller_with_an_inbox_prefix_is_answered(nats_url: str, bus: Bus) -> None:
+    await serve(bus, "prefix.ask", echo)
+    client = await nats.connect(nats_url, inbox_prefix="_INBOX_alice")
+    answer = await client.request("prefix.ask", b'{"text":"x"}', timeout=5)
+    await client.close()
+    assert msgspec.json.decode(answer.data, type=Answer) == Answer("x")
+
+
+async def test_request_dropped_for_its_reply_subject_is_logged(
+    bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    await serve(bus, "dropped.ask", echo)
+    for _ in range(20):
+        await bus._client.publish("dropped.ask", b'{"text":"x"}', reply="some.where")
+    assert await bus.request("dropped.ask", Ask("after"), Answer) == Answer("after")
+    (record,) = caplog.records
+    assert "'dropped.ask': its reply subject 'some.where' is not an inbox" in record.message
+
+
+async def test_each_kind_of_lost_message_is_logged(
+    bus: Bus, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus, "_lost", LimitedLog(logging.getLogger("lost"), interval=0))
+    await bus.publish("too.large", Ask("x" * 2 * 1024 * 1024))
+    await bus.publish("bad subject", Ask("x"))
+    assert [record.message for record in caplog.records] == [
+        "lost a message to 'too.large': nats: maximum payload exceeded (1 since the start)",
+        "lost a message to 'bad subject': nats: invalid subject (2 since the start)",
+    ]
+    assert await bus.answers() and bus.reconnected_for == math.inf
+
+
+async def test_error_that_is_too_large_for_a_message_loses_no_connection(
+    bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse_at_length(subject: str, ask: Ask) -> Answer:
+        raise ServiceError("internal", "x" * 2 * 1024 * 1024)
+
+    await serve(bus, "long.refusal", refuse_at_length)
+    with pytest.raises(TimeoutError):
+        await bus.request("long.refusal", Ask("x"), Answer, timeout=0.5)
+    assert "lost a message" in caplog.text
+    assert await bus.answers() and bus.reconnected_for == math.inf
+
+
+@pytest.mark.parametrize(
+    "data, headers",
+    [
+        (b"", None),
+        (b"nonsense", None),
+        (b'{"text": 1}', None),
+        (b"\xff", None),
+        (b"", {"Nats-Service-Error-Code": "no such code"}),
+        (b"", {"Nats-Service-Error-Code": "internal", "Retry-After": "soon"}),
+    ],
+)
+async def test_unreadable_reply_of_a_service_does_not_blame_the_caller(
+    bus: Bus, data: bytes, headers: dict[str, str] | None
+) -> None:
+    async def answer(message: Msg) -> None:
+        await bus._client.publish(message.reply, data, headers=headers)
+
+    subscription = await bus._client.subscribe("unreadable.reply", cb=answer)
+    with pytest.raises(ServiceError) as error:
+        await bus.request("unreadable.reply", Ask("x"), Answer)
+    await subscription.unsubscribe()
+    assert error.value.code == "internal"
+    assert "unreadable.reply sent an unreadable reply" in error.value.message or headers

@@ -1,0 +1,162 @@
+"""Users, passwords and TLS of NATS, against real servers."""
+
+import asyncio
+import logging
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from services.runtime import logs
+from services.runtime.bus import Bus
+from services.runtime.health import is_healthy
+from services.runtime.logs import LimitedLog
+from tests.e2e.stack import Process, plain_environment
+from tests.servers import Server, free_port, nats_server, running, wait_for
+
+PASSWORD = "p@ss/w:rd,%41"
+ENCODED = "p%40ss%2Fw%3Ard%2C%2541"
+CA = "/CN=test CA"
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ca.pem, and cert.pem and key.pem of 127.0.0.1 that the CA has signed."""
+    folder = tmp_path_factory.mktemp("certificates")
+    new = "openssl req -x509 -newkey rsa:2048 -nodes -days 2"
+    for command in (
+        f"{new} -keyout ca.key -out ca.pem -subj".split() + [CA],
+        f"{new} -keyout key.pem -out cert.pem -subj /CN=nats -addext".split()
+        + ["subjectAltName=IP:127.0.0.1", "-CA", "ca.pem", "-CAkey", "ca.key"],
+    ):
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[Server]:
+    """A server that wants a user with a password."""
+    (tmp_path / "auth.conf").write_text(f'authorization {{ user: "u", password: "{PASSWORD}" }}')
+    server = nats_server(tmp_path)
+    server.command[server.command.index("-c") + 1] = str(tmp_path / "auth.conf")
+    with running(server):
+        yield server
+
+
+async def connects(url: str, seconds: float = 5) -> bool:
+    try:
+        async with asyncio.timeout(seconds), Bus.connect(url, "test") as bus:
+            return await bus.answers()
+    except TimeoutError:
+        return False
+
+
+async def test_percent_encoded_password_is_decoded(locked: Server) -> None:
+    url = f"nats://u:{ENCODED}@127.0.0.1:{locked.port}"
+    assert await connects(url)
+    assert await connects(f"nats://127.0.0.1:9,{url}"), "the password goes to all servers"
+    assert not await is_healthy("edge", "here", url, patience=1)  # it connects, nobody answers
+
+
+async def test_wrong_password_is_logged_without_it(
+    locked: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"nats://u:hush-hush@127.0.0.1:{locked.port}"
+    assert not await connects(url, seconds=1)
+    assert "authorization violation" in caplog.text.lower()
+    assert f"NATS at nats://127.0.0.1:{locked.port}" in caplog.text
+    assert "hush" not in caplog.text
+
+
+@pytest.mark.parametrize("service", ["edge", "history"])
+def test_no_process_shows_the_passwords_of_servers_it_cannot_reach(
+    service: str, tmp_path: Path
+) -> None:
+    settings = {
+        "NATS_URL": "nats://u:hush-hush@127.0.0.1:9",
+        "MONGODB_URI": "mongodb://u:hush-hush@127.0.0.1:9/",
+        "EDGE_PORT": str(free_port()),
+        "EDGE_HOST": "127.0.0.1",
+    }
+    process = Process(f"services.{service}", 0, plain_environment() | settings, tmp_path)
+    process._has_port = False
+    process.start()
+    wait_for(lambda: "still trying" in process.log.read_text(), "a warning")
+    process.stop()
+    log = process.log.read_text()
+    assert "hush" not in log and "Traceback" not in log
+
+
+BAD_ADDRESSES = [
+    ("NATS_URL", "nats://u:hush/hush:1"),
+    ("NATS_URL", "nats://u:hush-hush@host:port"),
+    ("MONGODB_URI", "mongodb://u:hush-hush@host:port"),
+    ("MONGODB_URI", "mongodb://u:pass/hush@host/"),  # to pymongo, "hush@host/" is a database
+]
+
+
+@pytest.mark.parametrize("name, value", BAD_ADDRESSES)
+def test_bad_address_ends_the_process_without_showing_it(
+    name: str, value: str, tmp_path: Path, nats_url: str
+) -> None:
+    environ = plain_environment() | {"NATS_URL": nats_url} | {name: value}
+    process = Process("services.history", 0, environ, tmp_path)
+    process.start()
+    wait_for(lambda: process.has_died, "its end")
+    log = process.log.read_text()
+    assert process.stop() == 2
+    assert f"{name} can't be used" in log
+    assert "hush" not in log and "Traceback" not in log
+
+
+def test_user_of_a_url_is_masked_wherever_it_is_logged(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    logs.configure("edge")
+    try:
+        raise ValueError("bad: 'mongodb+srv://u:hush/hu@sh@host/' of nats://hush@a:1,nats://b")
+    except ValueError:
+        logging.exception("connecting to %s", "tls://u:hush@host:4222")
+    root.handlers[:], root.level = before
+    log = capsys.readouterr().err
+    assert "hush" not in log
+    assert "connecting to tls://***@host:4222" in log and "mongodb+srv://***@host/" in log
+
+
+def test_limited_log_counts_what_it_leaves_out(caplog: pytest.LogCaptureFixture) -> None:
+    limited = LimitedLog(logging.getLogger("test"), interval=60)
+    for number in range(100):
+        limited.warning("event %d", number)
+    assert [record.message for record in caplog.records] == ["event 0 (1 since the start)"]
+    assert limited.count == 100
+
+
+def with_tls(server: Server, certificates: Path) -> Server:
+    server.command += ["-tls", "-tlscert", str(certificates / "cert.pem")]
+    server.command += ["-tlskey", str(certificates / "key.pem")]
+    return server
+
+
+@pytest.mark.parametrize("scheme", ["tls", "nats"])
+def test_tls_is_used_and_the_server_is_verified(
+    scheme: str, certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the event loop of the services; `nats://` goes on in TLS where the server requires it."""
+    with running(with_tls(nats_server(tmp_path), certificates)) as server:
+        url = f"{scheme}://127.0.0.1:{server.port}"
+        assert not uvloop.run(connects(url, seconds=1)), "its CA is not known"
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
+        assert uvloop.run(connects(url))
+
+
+async def test_tls_with_a_server_without_it_is_an_error(
+    locked: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"127.0.0.1:{locked.port}"
+    assert await connects(f"nats://u:{ENCODED}@{url}")
+    assert not await connects(f"tls://u:{ENCODED}@{url}", seconds=1)
+    assert "secure connection not available" in caplog.text

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ async def _fill(uri: str) -> None:
     """With what is missing since the last time."""
     with MongoClient[dict[str, object]](uri) as client:
         there = client[DATABASE]["exchanges"].estimated_document_count()
-    async with Archive.open(uri, DATABASE, 0) as archive:
+    async with Archive.open(uri, DATABASE, 0, sys.exit) as archive:
         while not archive.connected:
             await asyncio.sleep(0.1)
         said = _exchange()

@@ -18,7 +18,7 @@ async def serve(process: Process) -> None:
     bus = await process.stack.enter_async_context(Bus.connect(settings.nats_url, "edge"))
     leaving = asyncio.Event()
     app = await make_app(bus, keys, settings.edge_cors_origins, leaving)
-    await process.stack.enter_async_context(serving(app, listener, leaving))
+    await process.stack.enter_async_context(serving(app, listener, leaving, process.fail))
 
 
 if __name__ == "__main__":

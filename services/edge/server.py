@@ -11,6 +11,7 @@ from litestar.types import ASGIApp
 from services.runtime.bus import TASKS_DEADLINE
 from services.runtime.process import DRAIN_DEADLINE
 from services.runtime.settings import BadSetting
+from services.runtime.supervised import Fail
 
 # All in seconds. What is left of the drain is for the bus.
 LEAVE_AFTER = (
@@ -47,11 +48,12 @@ def bind(host: str, port: int) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def serving(
-    app: ASGIApp, listener: socket.socket, leaving: asyncio.Event
+    app: ASGIApp, listener: socket.socket, leaving: asyncio.Event, fail: Fail
 ) -> AsyncIterator[None]:
     """
-    Leaving it says so first (`leaving` is set), then closes the door, and waits for the streams
-    that are open; those that take too long are cancelled.
+    Serves until the body ends; calls `fail` if the server ends earlier. At the end it first says
+    that it leaves (`leaving` is set), then closes the door, and waits for the streams that are
+    open; those that take too long are cancelled.
     """
     config = uvicorn.Config(
         app,
@@ -66,6 +68,12 @@ async def serving(
     server = Server(config)
     listener.listen(config.backlog)
     serving = asyncio.create_task(server.serve([listener]))
+
+    def ended(_: asyncio.Task[None]) -> None:
+        if not server.should_exit:
+            fail("the HTTP server ended")
+
+    serving.add_done_callback(ended)
     try:
         yield
     finally:

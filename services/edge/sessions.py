@@ -10,7 +10,7 @@ from litestar.response import Stream
 from msgspec.structs import replace
 
 from services.client.chat import new_request_id
-from services.contract import prompts, subjects
+from services.contract import imports, prompts, subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.history import (
@@ -151,6 +151,7 @@ def _read(data: bytes, number: int) -> Imported:
     """One without an id gets that of its text and place, so that a repeat is known."""
     try:
         line = decode(data, Line)
+        imports.check(line)
     except ServiceError as error:
         raise ServiceError("invalid_request", f"Line {number}: {error} {LINE}.") from error
     for name, size, most in (

@@ -7,7 +7,7 @@ from services.runtime.settings import load
 
 
 async def serve(process: Process) -> None:
-    await start(process.stack, load(HistorySettings))
+    await start(process.stack, load(HistorySettings), process.fail)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from pymongo.errors import (
     AutoReconnect,
     BulkWriteError,
     ConfigurationError,
+    ExecutionTimeout,
     InvalidName,
+    NetworkTimeout,
     PyMongoError,
 )
 from pymongo.read_concern import ReadConcern
@@ -26,6 +28,7 @@ from services.history import document
 from services.history.document import Document
 from services.history.entry import Entry, Place, Unreadable
 from services.runtime.settings import BadSetting
+from services.runtime.supervised import Fail, Loop
 
 SELECTION_TIMEOUT_MS = 2000  # in which a server must be found
 SOCKET_TIMEOUT_MS = 5000  # in which a batch must be written
@@ -33,6 +36,7 @@ REPLICATION_TIMEOUT_MS = 4000  # in which a majority must have it
 READ_TIMEOUT = 1.0  # seconds for what somebody waits for; then the log is asked instead
 LOOK_TIMEOUT = 2.5  # a little more than it takes to say that there is no server
 LOOK_INTERVAL = 0.5
+UPKEEP_TIMEOUT = 5.0  # seconds for what nobody waits for
 ERASE_AGAIN_AFTER = 60.0  # seconds; the longest that a write may be under way
 
 NEWEST_FIRST = [("logged_at", DESCENDING), ("seq", DESCENDING)]
@@ -58,7 +62,10 @@ class Archive:
     it changes.
     """
 
-    def __init__(self, database: AsyncIOMotorDatabase[Document], where: str, retention: int):
+    def __init__(
+        self, database: AsyncIOMotorDatabase[Document], where: str, retention: int, fail: Fail
+    ):
+        self._database = database
         self._exchanges = database["exchanges"]
         self._meta = database["meta"]
         self._unreadable = database["unreadable"]
@@ -67,6 +74,7 @@ class Archive:
         self._retention = retention
         self._indexed = False
         self._complained = False
+        self._loop = Loop("archive's watch", self._look, fail)
         self.id = ""
         """Tells this database from any other: what the log has given to one, another lacks."""
         self.connected = False
@@ -75,15 +83,17 @@ class Archive:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, uri: str, database: str, retention: int) -> AsyncIterator["Archive"]:
+    async def open(
+        cls, uri: str, database: str, retention: int, fail: Fail
+    ) -> AsyncIterator["Archive"]:
         """Raises BadSetting; a server that can't be reached is no error."""
         client = _client(uri)
-        archive = cls(_database(client, database), f"{_without_secrets(uri)}/{database}", retention)
-        looking = asyncio.create_task(archive._keep_looking())
+        where = f"{_without_secrets(uri)}/{database}"
+        archive = cls(_database(client, database), where, retention, fail)
         try:
-            yield archive
+            async with archive._loop.running(is_cancelled=True):
+                yield archive
         finally:
-            looking.cancel()
             client.close()
 
     async def write(self, entries: Sequence[Entry]) -> list[Entry]:
@@ -202,31 +212,33 @@ class Archive:
         return found[0] if found else None
 
     async def _find(self, query: Document, order: Order, limit: int) -> list[Entry]:
-        try:
+        """Raises ArchiveUnavailable; `_look` finds out whether MongoDB is slow or lost."""
+        with self._as_unavailable():
             async with asyncio.timeout(READ_TIMEOUT):
-                found = self._exchanges.find(query).sort(order).limit(limit)
-                documents = await found.to_list(limit)
-        except (PyMongoError, TimeoutError) as error:
-            self._lost(error)
-            raise ArchiveUnavailable(_short(error)) from error
+                found = self._exchanges.find(query, max_time_ms=int(READ_TIMEOUT * 1000))
+                documents = await found.sort(order).limit(limit).to_list(limit)
         return [document.read(each) for each in documents]
 
-    async def _keep_looking(self) -> None:
-        while True:
-            await self._look()
-            await asyncio.sleep(LOOK_INTERVAL)
-
-    async def _look(self) -> None:
+    async def _look(self) -> float:
         try:
+            async with asyncio.timeout(LOOK_TIMEOUT):
+                await self._database.command("ping")
             if not self._indexed:
                 await self._index()
-            async with asyncio.timeout(LOOK_TIMEOUT):
-                self.unreadable = await self._unreadable.estimated_document_count()
-                await self._erase_again()
         except (PyMongoError, OSError) as error:
             self._lost(error)
         else:
             self._found()
+            await self._keep_up()
+        return LOOK_INTERVAL
+
+    async def _keep_up(self) -> None:
+        try:
+            async with asyncio.timeout(UPKEEP_TIMEOUT):
+                self.unreadable = await self._unreadable.estimated_document_count()
+                await self._erase_again()
+        except (PyMongoError, TimeoutError) as error:
+            log.info("upkeep of MongoDB takes long, tried again: %s", _short(error))
 
     async def _index(self) -> None:
         await self._exchanges.create_index([("key", 1), *NEWEST_FIRST])
@@ -262,9 +274,11 @@ class Archive:
     def _as_unavailable(self) -> Iterator[None]:
         try:
             yield
-        except PyMongoError as error:
+        except (PyMongoError, TimeoutError) as error:
             # any other error is an answer: the server is there, and refuses
-            if isinstance(error, AutoReconnect):
+            if isinstance(error, TimeoutError | ExecutionTimeout | NetworkTimeout):
+                self._loop.hurry()
+            elif isinstance(error, AutoReconnect):
                 self._lost(error)
             raise ArchiveUnavailable(_short(error)) from error
 

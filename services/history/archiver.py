@@ -2,21 +2,21 @@
 Takes the log's records to the archive, in batches: acknowledged to the log once they are written.
 """
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 
 from services.contract.history import Erased
 from services.history.archive import Archive, ArchiveUnavailable
-from services.history.document import checked
 from services.history.entry import Entry, Unreadable, read
 from services.history.log import Log
 from services.runtime.consumers import Pending
 from services.runtime.streams import StreamUnavailable
+from services.runtime.supervised import Fail, Loop
 
 BATCH = 500
-FETCH_TIMEOUT = 0.5  # seconds; as long a stop may wait for a fetch that brings nothing
+FETCH_TIMEOUT = 0.5  # seconds that a fetch waits for a first record
+LOOK_INTERVAL = 0.5  # seconds between two looks whether MongoDB is there
 GATHERING = 0.1  # seconds after a batch that was not full, so that the next one is worth its cost
 PAUSE = 1.0  # seconds after a failure
 
@@ -26,45 +26,35 @@ log = logging.getLogger(__name__)
 class Archiver:
     """Any number of these may run at once, in any number of processes."""
 
-    def __init__(self, history: Log, archive: Archive) -> None:
+    def __init__(self, history: Log, archive: Archive, fail: Fail) -> None:
         self._log = history
         self._archive = archive
-        self._stopping = asyncio.Event()
+        self._loop = Loop("archiver", self._step, fail)
         self._complained = False
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    def running(self) -> AbstractAsyncContextManager[None]:
         """Stops between two batches."""
-        task = asyncio.create_task(self._run())
-        try:
-            yield
-        finally:
-            self._stopping.set()
-            await task
+        return self._loop.running()
 
-    async def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                await self._step()
-            except (ArchiveUnavailable, StreamUnavailable) as error:
-                self._complain(error)
-                await self._pause(PAUSE)
-            except Exception:
-                log.exception("archiving failed; trying again")
-                await self._pause(PAUSE)
-
-    async def _step(self) -> None:
+    async def _step(self) -> float:
         if not self._archive.connected:
-            return await self._pause(FETCH_TIMEOUT)
-        await self._log.open_archive(self._archive.id)
-        if batch := await self._log.unarchived(BATCH, FETCH_TIMEOUT):
+            return LOOK_INTERVAL
+        try:
+            await self._log.open_archive(self._archive.id)
+            fetch = self._log.unarchived(BATCH, FETCH_TIMEOUT)
+            batch = await self._loop.unless_stopped(fetch) or []
             await self._archive_all(batch)
+        except (ArchiveUnavailable, StreamUnavailable) as error:
+            self._complain(error)
+            return PAUSE
+        if batch:
             self._complained = False
-            if len(batch) < BATCH:
-                await self._pause(GATHERING)
+        return 0 if len(batch) == BATCH else GATHERING
 
     async def _archive_all(self, batch: Sequence[Pending]) -> None:
-        entries = [checked(read(pending.stored)) for pending in batch]
+        if not batch:
+            return
+        entries = [read(pending.stored) for pending in batch]
         try:
             entries = await self._archive.write(entries)
             for pending, entry in zip(batch, entries, strict=True):
@@ -89,13 +79,6 @@ class Archiver:
         if self._archive.connected and not self._complained:
             log.warning("archiving waits (%s); nothing is lost, the log keeps it", error)
             self._complained = True
-
-    async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return
 
 
 def _is_unreadable(entry: Entry) -> bool:

@@ -1,6 +1,6 @@
 """An exchange as MongoDB keeps it. Knows BSON, and no connection."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import bson
@@ -12,31 +12,39 @@ from services.history.entry import Entry, Unreadable, archive_id
 
 Document = dict[str, Any]
 
+AS_JSON = "as_json"
+"""Name of the sub-document with the JSON text of each field of an exchange that BSON can't hold."""
+MAX_DEPTH = 50  # of 100 levels that MongoDB takes
+MAX_FIELD_BYTES = 2 * 1024**2  # of a field's BSON, which may be many times as long as its JSON
+BSON_INTS = range(-(2**63), 2**63)
+
 
 def is_kept(entry: Entry) -> bool:
     return isinstance(entry.record, Exchange)
 
 
-def checked(entry: Entry) -> Entry:
-    """The entry, or an unreadable one where MongoDB could never take it: a number too large."""
-    if isinstance(entry.record, Exchange):
-        try:
-            bson.encode(of(entry))
-        except (bson.errors.BSONError, OverflowError) as error:
-            return entry._replace(record=Unreadable(str(error)))
-    return entry
-
-
 def of(entry: Entry) -> Document:
-    """Of one that is kept."""
+    """
+    The document of an entry that is kept. Fields that BSON can't hold are stored as JSON text, so
+    that every exchange of the log can be archived.
+    """
     assert isinstance(entry.record, Exchange)
     tenant, session_id = subjects.session_of_key(entry.key)
     exchange: Document = msgspec.to_builtins(entry.record, builtin_types=(datetime,))
+    texts = {
+        name: msgspec.json.encode(value).decode()
+        for name, value in exchange.items()
+        if not _fits(value)
+    }
+    if texts:
+        exchange = {k: v for k, v in exchange.items() if k not in texts} | {AS_JSON: texts}
     return exchange | {
         "_id": archive_id(entry.key, entry.record.request_id),
         "key": entry.key,
         "tenant": tenant,
         "session_id": session_id,
+        "request_id": entry.record.request_id,
+        "retry_of": entry.record.retry_of,
         "seq": entry.seq,
         "logged_at": entry.logged_at,
     }
@@ -45,11 +53,43 @@ def of(entry: Entry) -> Document:
 def read(document: Document) -> Entry:
     record: Exchange | Unreadable
     try:
-        record = msgspec.convert(document, Exchange)
-    except msgspec.ValidationError as error:
+        texts = document.get(AS_JSON, {})
+        fields = {name: msgspec.json.decode(text) for name, text in texts.items()}
+        record = msgspec.convert(document | fields, Exchange)
+    except msgspec.MsgspecError as error:
         record = Unreadable(str(error))
     is_retried = "retried_by" in document
     return Entry(document["seq"], document["key"], document["logged_at"], record, is_retried)
+
+
+def _fits(value: Any) -> bool:
+    return _is_bson(value, MAX_DEPTH) and len(bson.encode({"": value})) <= MAX_FIELD_BYTES
+
+
+def _is_bson(value: Any, depth: int) -> bool:
+    """Keys with `$` or `.` are valid BSON, but older servers refuse them."""
+    match value:
+        case int():
+            return value in BSON_INTS
+        case datetime():
+            return _is_in_utc(value)
+        case dict():
+            return depth > 0 and all(
+                not (key.startswith("$") or "." in key or "\0" in key) and _is_bson(each, depth - 1)
+                for key, each in value.items()
+            )
+        case list() | tuple():
+            return depth > 0 and all(_is_bson(each, depth - 1) for each in value)
+    return True
+
+
+def _is_in_utc(time: datetime) -> bool:
+    """Whether the time, which has a zone, is within the years 1 to 9999 in UTC."""
+    try:
+        time.astimezone(UTC)
+    except OverflowError:
+        return False
+    return True
 
 
 def upsert(document: Document) -> tuple[Document, Document]:

@@ -65,15 +65,18 @@ def read(stored: Stored) -> Entry:
     try:
         subjects.session_of_key(key)
         record = cast(LogRecord, decode(stored.data, cast(Any, LogRecord)))
-        if isinstance(record, Exchange):
-            in_milliseconds(record.answered_at)  # not every time with a zone has one in UTC
-    except (ServiceError, ValueError, OverflowError) as error:
+    except (ServiceError, ValueError) as error:
         record = Unreadable(str(error))
     return Entry(stored.seq, key, in_milliseconds(stored.time), record)
 
 
 def in_milliseconds(time: datetime) -> datetime:
-    return time.astimezone(UTC).replace(microsecond=time.microsecond // 1000 * 1000)
+    """In UTC; a time before year 1 or after 9999 there becomes the first or last that there is."""
+    try:
+        utc = time.astimezone(UTC)
+    except OverflowError:
+        utc = (datetime.min if time.year == 1 else datetime.max).replace(tzinfo=UTC)
+    return utc.replace(microsecond=utc.microsecond // 1000 * 1000)
 
 
 def archive_id(key: str, request_id: str) -> str:

@@ -4,9 +4,8 @@ kept in a bucket for a day, and folded anew if the bucket is lost.
 """
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime, timedelta
 
 from msgspec import Struct
@@ -19,6 +18,7 @@ from services.history.entry import Entry, read
 from services.runtime.bus import Bus
 from services.runtime.consumers import Consumer, Pending
 from services.runtime.streams import Bucket, Conflict, Stream, StreamUnavailable
+from services.runtime.supervised import Fail, Loop
 
 KEPT_FOR = timedelta(days=1)
 DURABLE = "requests"
@@ -29,12 +29,9 @@ MAX_LAG = 500
 
 BATCH = 200
 PARALLEL = 20  # entries written at once
-FETCH_TIMEOUT = 0.5  # seconds; as long a stop may wait for a fetch that brings nothing
+FETCH_TIMEOUT = 0.5  # seconds that a fetch waits for a first record
 GATHERING = 0.05  # seconds after a batch that was not full, so that the next one is worth its cost
 PAUSE = 1.0  # seconds after a failure
-
-log = logging.getLogger(__name__)
-
 
 class Position(Struct, frozen=True):
     """Where an exchange is: its session key, and the sequence of its record."""
@@ -122,33 +119,25 @@ class RequestIndex:
 class Indexer:
     """Keeps the index up to the log's end. Any number may run, in any number of processes."""
 
-    def __init__(self, index: RequestIndex) -> None:
+    def __init__(self, index: RequestIndex, fail: Fail) -> None:
         self._index = index
-        self._stopping = False
+        self._loop = Loop("indexer", self._step, fail)
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    def running(self) -> AbstractAsyncContextManager[None]:
         """Stops between two batches."""
-        task = asyncio.create_task(self._run())
+        return self._loop.running()
+
+    async def _step(self) -> float:
         try:
-            yield
-        finally:
-            self._stopping = True
-            await task
+            fetch = self._index.unfolded(BATCH, FETCH_TIMEOUT)
+            batch = await self._loop.unless_stopped(fetch) or []
+            await self._add_all(batch)
+        except StreamUnavailable:  # whoever needs the log reports it
+            await self._repair()
+            return PAUSE
+        return 0 if len(batch) == BATCH else GATHERING
 
-    async def _run(self) -> None:
-        while not self._stopping:
-            try:
-                await self._step()
-            except StreamUnavailable:
-                await asyncio.sleep(PAUSE)  # whoever needs the log reports it
-                await self._repair()
-            except Exception:
-                log.exception("indexing requests failed; trying again")
-                await asyncio.sleep(PAUSE)
-
-    async def _step(self) -> None:
-        batch = await self._index.unfolded(BATCH, FETCH_TIMEOUT)
+    async def _add_all(self, batch: Sequence[Pending]) -> None:
         entries = [read(pending.stored) for pending in batch]
         try:
             for start in range(0, len(entries), PARALLEL):
@@ -159,8 +148,6 @@ class Indexer:
             raise
         for pending in batch:
             await pending.ack()
-        if len(batch) < BATCH:
-            await asyncio.sleep(GATHERING)
 
     async def _repair(self) -> None:
         """The bucket or the consumer may be lost."""

@@ -4,62 +4,50 @@ ends what an erasure began.
 """
 
 import asyncio
-import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 
 from services.contract.history import Erased
 from services.history.contexts import Contexts
 from services.history.entry import Entry, Unreadable, read
 from services.history.log import Log
+from services.runtime.consumers import Pending
 from services.runtime.streams import Conflict, StreamUnavailable
+from services.runtime.supervised import Fail, Loop
 
 BATCH = 100
 AT_ONCE = 4  # sessions, so that who asks something meanwhile waits little
-FETCH_TIMEOUT = 0.5  # seconds; as long a stop may wait for a fetch that brings nothing
+FETCH_TIMEOUT = 0.5  # seconds that a fetch waits for a first record
 REST = 2.0  # times as long as a full batch took: whoever asks something comes first
 GATHERING = 0.2  # seconds after a batch that was not full: most turns save their own
 PAUSE = 1.0  # seconds after a failure
-
-log = logging.getLogger(__name__)
 
 
 class Saver:
     """Any number of these may run at once, in any number of processes."""
 
-    def __init__(self, history: Log, contexts: Contexts) -> None:
+    def __init__(self, history: Log, contexts: Contexts, fail: Fail) -> None:
         self._log = history
         self._contexts = contexts
-        self._stopping = False
+        self._loop = Loop("saver", self._step, fail)
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    def running(self) -> AbstractAsyncContextManager[None]:
         """Stops between two batches."""
-        task = asyncio.create_task(self._run())
+        return self._loop.running()
+
+    async def _step(self) -> float:
         try:
-            yield
-        finally:
-            self._stopping = True
-            await task
+            fetch = self._log.unsaved(BATCH, FETCH_TIMEOUT)
+            batch = await self._loop.unless_stopped(fetch) or []
+            began = time.monotonic()
+            await self._save_all(batch)
+        except (StreamUnavailable, Conflict):
+            return PAUSE  # whoever needs the log reports it
+        return REST * (time.monotonic() - began) if len(batch) == BATCH else GATHERING
 
-    async def _run(self) -> None:
-        while not self._stopping:
-            try:
-                began = time.monotonic()
-                is_full = await self._step()
-                rest = REST * (time.monotonic() - began)
-                await asyncio.sleep(rest if is_full else GATHERING)
-            except (StreamUnavailable, Conflict):
-                await asyncio.sleep(PAUSE)  # who needs the log says so
-            except Exception:
-                log.exception("saving snapshots failed; trying again")
-                await asyncio.sleep(PAUSE)
-
-    async def _step(self) -> bool:
-        """Whether more is there for certain."""
-        batch = await self._log.unsaved(BATCH, FETCH_TIMEOUT)
+    async def _save_all(self, batch: Sequence[Pending]) -> None:
         try:
             await self._save([read(pending.stored) for pending in batch])
         except (StreamUnavailable, Conflict):
@@ -68,7 +56,6 @@ class Saver:
             raise
         for pending in batch:
             await pending.ack()
-        return len(batch) == BATCH
 
     async def _save(self, entries: Sequence[Entry]) -> None:
         """By their last records, as far as it can be told of those that are saved at once."""

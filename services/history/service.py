@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 
-from services.contract import subjects
+from services.contract import imports, subjects
 from services.contract.errors import ServiceError
 from services.contract.history import (
     ClearRequest,
@@ -36,6 +36,7 @@ from services.history.settings import HistorySettings
 from services.history.trimmer import Trimmer
 from services.runtime.bus import Bus
 from services.runtime.streams import Conflict, NoRoom, StreamUnavailable
+from services.runtime.supervised import Fail
 
 
 class History:
@@ -94,6 +95,8 @@ class History:
 
     async def _on_import(self, subject: str, request: ImportRequest) -> Empty:
         self._quota.check()
+        for exchange in request.exchanges:
+            imports.check(exchange)
         key = _key(subject, request.session_id)
         with _as_service_error():
             await self._sessions.bring_in(key, request.exchanges)
@@ -138,11 +141,11 @@ class History:
         )
 
 
-async def start(stack: AsyncExitStack, settings: HistorySettings) -> None:
+async def start(stack: AsyncExitStack, settings: HistorySettings, fail: Fail) -> None:
     """Closed last first: no more is asked, the archiver stops, what was asked is answered."""
     retention = settings.retention_seconds
     archive = await stack.enter_async_context(
-        Archive.open(settings.mongodb_uri, settings.mongodb_database, retention)
+        Archive.open(settings.mongodb_uri, settings.mongodb_database, retention, fail)
     )
     bus = await stack.enter_async_context(Bus.connect(settings.nats_url, "history"))
     log = Log(bus, retention, settings.history_replicas)
@@ -154,10 +157,10 @@ async def start(stack: AsyncExitStack, settings: HistorySettings) -> None:
 
     bus.on_reconnect(ensure_again)
     contexts, quota = Contexts(log, settings, bus.spawn), Quota()
-    await stack.enter_async_context(Archiver(log, archive).running())
-    await stack.enter_async_context(Saver(log, contexts).running())
-    await stack.enter_async_context(Indexer(log.requests).running())
-    await stack.enter_async_context(Trimmer(log, contexts, quota).running())
+    await stack.enter_async_context(Archiver(log, archive, fail).running())
+    await stack.enter_async_context(Saver(log, contexts, fail).running())
+    await stack.enter_async_context(Indexer(log.requests, fail).running())
+    await stack.enter_async_context(Trimmer(log, contexts, quota, fail).running())
     sessions = Sessions(log, archive, contexts)
     await History(log, archive, contexts, sessions, quota).serve(bus)
     stack.push_async_callback(bus.leave)

@@ -1,21 +1,18 @@
 """Makes room in the log: what the archive has goes, the oldest first, once the log is half full."""
 
-import asyncio
-import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 
 from services.history.contexts import Contexts
 from services.history.entry import Entry, Unreadable
 from services.history.log import Log
 from services.history.quota import Quota
 from services.runtime.streams import StreamUnavailable
+from services.runtime.supervised import Fail, Loop
 
 TRIM_ABOVE = 0.5  # as a share of the log's limit
 CHUNK = 500  # records dropped at once
 INTERVAL = 0.2  # seconds; what is said meanwhile must fit what a full log keeps free
-
-log = logging.getLogger(__name__)
 
 
 class Trimmer:
@@ -24,29 +21,20 @@ class Trimmer:
     sees.
     """
 
-    def __init__(self, history: Log, contexts: Contexts, quota: Quota) -> None:
+    def __init__(self, history: Log, contexts: Contexts, quota: Quota, fail: Fail) -> None:
         self._log = history
         self._contexts = contexts
         self._quota = quota
+        self._loop = Loop("trimmer", self._step, fail)
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._run())
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return self._loop.running(is_cancelled=True)
+
+    async def _step(self) -> float:
         try:
-            yield
-        finally:
-            task.cancel()
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                trimmed = await self.step()
-            except StreamUnavailable:
-                trimmed = False  # who needs the log says so
-            except Exception:
-                log.exception("trimming failed; trying again")
-                trimmed = False
-            await asyncio.sleep(0 if trimmed else INTERVAL)
+            return 0 if await self.step() else INTERVAL
+        except StreamUnavailable:
+            return INTERVAL  # whoever needs the log reports it
 
     async def step(self) -> bool:
         """Whether something was dropped."""

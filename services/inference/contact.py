@@ -1,6 +1,5 @@
 """Whether this process and NATS have lost each other for so long that others took its work over."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
@@ -26,13 +25,13 @@ class Contact:
         self._clock = clock
         self._last = clock()
 
-    async def keep(self) -> None:
-        while True:
-            is_there = await self._answers()
-            self.check()
-            if is_there:
-                self._last = self._clock()
-            await asyncio.sleep(INTERVAL)
+    async def look(self) -> float:
+        """A step of a loop: the seconds until the next look."""
+        is_there = await self._answers()
+        self.check()
+        if is_there:
+            self._last = self._clock()
+        return INTERVAL
 
     def check(self) -> None:
         if self._clock() - self._last > LIMIT:

@@ -5,6 +5,7 @@ Chat requests from the bus: admission, one answer each, cancel, drain. Knows no 
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Literal
 
 from msgspec.structs import replace
@@ -43,6 +44,7 @@ from services.inference.settings import InferenceSettings
 from services.runtime import logs
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
+from services.runtime.supervised import Fail, Loop
 
 KEEP_ALIVE = 1.0  # seconds without an event after which a caller is sent a Progress
 FINISH_DEADLINE = 22.0  # seconds that a draining worker gives to the answers it has begun
@@ -54,7 +56,7 @@ log = logging.getLogger(__name__)
 
 
 class ChatService:
-    """Serves one model. `on_death` is called if the engine dies."""
+    """Serves one model. `fail` ends the process; it is called if the engine dies."""
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class ChatService:
         worker_id: str,
         model: Model,
         workers: Workers,
-        on_death: Callable[[], None],
+        fail: Fail,
     ) -> None:
         self._bus = bus
         self._settings = settings
@@ -79,6 +81,8 @@ class ChatService:
         self._readers = Readers(bus, worker_id, self._calls)
         self._contact = Contact(bus.answers, self._lose_all)
         self._looking_ahead = asyncio.Lock()
+        self._fail = fail
+        self._loops = AsyncExitStack()
         self._dead = False
         self._draining = False
         loop = asyncio.get_running_loop()
@@ -87,7 +91,7 @@ class ChatService:
             settings.model_parallel,
             settings.model_cache * 2**20,
             emit=lambda outputs: _from_thread(loop, self._hand_out, outputs),
-            on_death=lambda: _from_thread(loop, self._die, on_death),
+            on_death=lambda: _from_thread(loop, self._die),
             heads=model.template.heads(settings.chat_system_prompt.strip()),
         )
 
@@ -109,8 +113,9 @@ class ChatService:
 
     async def start(self) -> None:
         self._engine.start()
-        works = (self._keep_alive(), self._contact.keep())
-        self._tickers = [asyncio.create_task(work) for work in works]
+        for name, step in (("keep-alive", self._keep_alive), ("contact", self._contact.look)):
+            loop = Loop(name, step, self._fail)
+            await self._loops.enter_async_context(loop.running(is_cancelled=True))
         await self._bus.subscribe(subjects.CANCEL_ANY, self._cancel)
         await self._readers.open()
         await self._reception.open(f"answers chat requests with {self._model.info.name}")
@@ -127,8 +132,7 @@ class ChatService:
             self._interrupt(call, "cancelled")
         while self._calls:  # some may be about to use the model in a thread
             await asyncio.sleep(0.02)
-        for ticker in self._tickers:
-            ticker.cancel()
+        await self._loops.aclose()
         async with self._looking_ahead:  # which uses the model in a thread, too
             await asyncio.to_thread(self._engine.close)
             self._model.backend.close()
@@ -313,26 +317,25 @@ class ChatService:
             if call and call.sequence_key == sequence_key:
                 call.outputs.put_nowait(output)
 
-    def _die(self, on_death: Callable[[], None]) -> None:
+    def _die(self) -> None:
         for call in self._calls.values():
             call.outputs.put_nowait(Broken("its engine died."))
         self._dead = True
-        on_death()
+        self._fail("the engine died")
 
-    async def _keep_alive(self) -> None:
-        while True:
-            tick = KEEP_ALIVE / 4
-            await asyncio.sleep(tick)
-            self._readers.forget_old()
-            calls = list(self._calls.values())
-            last = max((call.place for call in calls), default=0)
-            for call in calls:
-                if call.audience.is_gone:
-                    self._stop(call, Cancel())
-                place = call.place
-                if not place and not call.has_slot:  # its prompt is not put together yet
-                    place = last = last + 1
-                await call.keep_alive(place, KEEP_ALIVE - tick)  # the next look would be too late
+    async def _keep_alive(self) -> float:
+        tick = KEEP_ALIVE / 4
+        self._readers.forget_old()
+        calls = list(self._calls.values())
+        last = max((call.place for call in calls), default=0)
+        for call in calls:
+            if call.audience.is_gone:
+                self._stop(call, Cancel())
+            place = call.place
+            if not place and not call.has_slot:  # its prompt is not put together yet
+                place = last = last + 1
+            await call.keep_alive(place, KEEP_ALIVE - tick)  # the next look would be too late
+        return tick
 
 
 def _too_late() -> ServiceError:

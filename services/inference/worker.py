@@ -6,6 +6,7 @@ is.
 import asyncio
 import logging
 import time
+from contextlib import AsyncExitStack
 from typing import Literal
 from uuid import uuid4
 
@@ -19,6 +20,7 @@ from services.inference.settings import InferenceSettings
 from services.inference.tokens import TokenService
 from services.runtime.bus import Bus
 from services.runtime.process import Process
+from services.runtime.supervised import Loop
 
 REPORT_EVERY = 1.0  # seconds
 TELL_EVERY = 2.0  # seconds between two lines of the log about a model that takes its time
@@ -42,11 +44,14 @@ class Worker:
         self._service: ChatService | None = None
         self._tokens: TokenService | None = None
         self._workers = Workers()
+        self._reporting = AsyncExitStack()
 
     async def start(self) -> None:
         """Returns at once; the model may take minutes."""
         await self._bus.subscribe(subjects.REPORT_ANY, self._workers.hear)
-        self._reporting = asyncio.create_task(self._report_for_ever())
+        await self._reporting.enter_async_context(
+            Loop("report", self._report_again, self._process.fail).running(is_cancelled=True)
+        )
         self._loading = self._bus.spawn(self._load())
 
     async def drain(self) -> None:
@@ -57,7 +62,7 @@ class Worker:
             await self._tokens.close()
         if self._service:
             await self._service.drain()
-        self._reporting.cancel()
+        await self._reporting.aclose()
 
     async def _load(self) -> None:
         try:
@@ -72,7 +77,7 @@ class Worker:
         self._model, self._error = model.info, model.why_no_chat
         log.info("%s is loaded: %d tokens of context", model.info.name, model.info.context)
         self._service = ChatService(
-            self._bus, self._settings, self._id, model, self._workers, on_death=self._die
+            self._bus, self._settings, self._id, model, self._workers, self._process.fail
         )
         self._tokens = TokenService(self._bus, self._id, model)
         try:
@@ -99,13 +104,9 @@ class Worker:
             log.error("%s", why)
             self._state, self._error = "failed", why
 
-    def _die(self) -> None:
-        self._process.fail("the engine died")
-
-    async def _report_for_ever(self) -> None:
-        while True:
-            await self._report()
-            await asyncio.sleep(REPORT_EVERY)
+    async def _report_again(self) -> float:
+        await self._report()
+        return REPORT_EVERY
 
     async def _report(self) -> None:
         service = self._service

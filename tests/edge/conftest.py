@@ -27,7 +27,7 @@ async def edge_on(bus: Bus, keys: str = "") -> AsyncIterator[httpx.AsyncClient]:
     app = await make_app(bus, Keys.parse(keys), EdgeSettings().edge_cors_origins, leaving)
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    async with serving(app, listener, leaving):
+    async with serving(app, listener, leaving, pytest.fail):
         async with httpx.AsyncClient(base_url=url, timeout=10) as client:
             yield client
 

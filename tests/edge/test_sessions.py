@@ -230,6 +230,27 @@ async def test_bad_input_is_a_400_that_says_what_is_wrong(
     assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_request", param)
 
 
+@pytest.mark.parametrize(
+    ("senseless", "param"),
+    [
+        ({"asked_at": "0001-01-01T00:00:00+12:00"}, "asked_at"),
+        ({"answered_at": "9999-12-31T23:59:59-12:00"}, "answered_at"),
+        ({"usage": {"prompt_tokens": 2**63, "completion_tokens": 1, "cached_tokens": 0}}, "usage"),
+        ({"usage": {"prompt_tokens": -1, "completion_tokens": 1, "cached_tokens": 0}}, "usage"),
+        ({"model": {"name": "m", "digest": "d", "context": 2**63, "bytes": 1}}, "model"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+async def test_import_of_senseless_values_is_a_400_with_the_line(
+    http: httpx.AsyncClient, senseless: dict[str, object], param: str
+) -> None:
+    line = json.dumps({"prompt": "p", "response": "r"} | senseless).encode()
+    answer = await http.post("/sessions/s/messages", content=LINE + b"\n" + line)
+    error = error_of(answer)
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_request", param)
+    assert (error["message"] or "").startswith("Line 2: ")
+
+
 async def test_a_bad_line_is_told_by_its_number(http: httpx.AsyncClient) -> None:
     answer = await http.post("/sessions/s/messages", content=LINE + b"\n\n{}")
     assert (error_of(answer)["message"] or "").startswith("Line 3: ")

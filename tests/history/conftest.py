@@ -5,17 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from services.history import archiver, saver
 from services.runtime.bus import Bus
 from tests.history.samples import url_of
 from tests.servers import Server, mongod, nats_server, running
-
-
-@pytest.fixture(autouse=True)
-def _stops_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stop waits for a fetch that brings nothing: half of these tests' time."""
-    monkeypatch.setattr(archiver, "FETCH_TIMEOUT", 0.05)
-    monkeypatch.setattr(saver, "FETCH_TIMEOUT", 0.05)
 
 
 @pytest.fixture

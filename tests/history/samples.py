@@ -95,8 +95,13 @@ async def history(nats_url: str, mongodb_uri: str = "", **settings: Any) -> Asyn
                 mongodb_uri=mongodb_uri or f"mongodb://127.0.0.1:{free_port()}/",
                 **({"mongodb_database": "finetunellm_test"} | settings),
             ),
+            _fail,
         )
         yield
+
+
+def _fail(why: str) -> None:
+    raise AssertionError(why)
 
 
 async def context(bus: Bus, session_id: str, tenant: str = TENANT) -> Context:

@@ -4,6 +4,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -12,11 +13,11 @@ from msgspec.structs import replace
 from pymongo import ReadPreference
 
 from services.contract import subjects
+from services.contract.codec import decode, encode
 from services.contract.history import Cleared, Exchange
-from services.contract.messages import Usage
+from services.contract.messages import JsonSchema, JsonSchemaFormat, Sampling, Usage
 from services.history import document
-from services.history.archive import Archive, ArchiveUnavailable
-from services.history.document import checked
+from services.history.archive import NEWEST_FIRST, Archive, ArchiveUnavailable
 from services.history.entry import Entry, Unreadable, in_milliseconds
 from services.runtime.settings import BadSetting
 from tests.history.samples import TENANT, exchange, until, uri_of
@@ -41,7 +42,7 @@ async def archive(mongodb_uri: str) -> AsyncIterator[Archive]:
 async def opened(
     uri: str, database: str = DATABASE, retention: int = 0, wait: bool = True
 ) -> AsyncIterator[Archive]:
-    async with Archive.open(uri, database, retention) as archive:
+    async with Archive.open(uri, database, retention, pytest.fail) as archive:
         if wait:
             await becomes(archive, connected=True)
         yield archive
@@ -168,11 +169,47 @@ async def test_a_document_that_somebody_spoiled_does_not_hide_the_others(
     assert [isinstance(entry.record, Unreadable) for entry in found] == [False, True]
 
 
-def test_a_record_that_mongodb_could_not_take_is_unreadable(key: str) -> None:
-    good = entry(key, 1)
-    bad = entry(key, 2, replace(exchange("b"), usage=Usage(2**64, 0, 0)))
-    assert checked(good) is good
-    assert isinstance(checked(bad).record, Unreadable)
+def nested(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+def with_schema(**schema: Any) -> Exchange:
+    form = JsonSchemaFormat(JsonSchema("x", schema))
+    return replace(exchange("x"), sampling=Sampling(response_format=form))
+
+
+UNFIT = [
+    with_schema(maximum=2**64 - 1),
+    with_schema(minimum=-(2**63) - 1, maximum=10**40),
+    with_schema(properties={"a\0b": {}}),
+    with_schema(properties={"a.b": {}, "$ref": "#"}),
+    with_schema(items=nested(500)),
+    with_schema(enum=[[[[n]]] for n in range(300_000)]),
+    replace(exchange("x"), usage=Usage(2**64, 2**63, 0)),
+    replace(exchange("x"), asked_at=datetime.fromisoformat("9999-12-31T23:59:59-12:00")),
+    replace(exchange("x"), answered_at=datetime.fromisoformat("0001-01-01T00:00:00+12:00")),
+]
+
+
+@pytest.mark.parametrize("unfit", UNFIT, ids=range(len(UNFIT)))
+async def test_exchange_that_bson_cannot_hold_is_archived(
+    archive: Archive, key: str, unfit: Exchange
+) -> None:
+    logged = decode(encode(unfit), Exchange)
+    at = in_milliseconds(logged.asked_at)
+    if at.year == NOW.year:
+        logged = replace(logged, asked_at=at)
+    if (at := in_milliseconds(logged.answered_at)).year == NOW.year:
+        logged = replace(logged, answered_at=at)
+    before, after = entry(key, 1), entry(key, 3)
+    written = await archive.write([before, entry(key, 2, logged), after])
+    assert not any(isinstance(each.record, Unreadable) for each in written)
+    found = await archive.last(TENANT, key, 9)
+    assert [each.seq for each in found] == [3, 2, 1]
+    assert found[1].record == logged
 
 
 async def test_what_is_set_aside_is_counted_once(mongodb_uri: str, key: str) -> None:
@@ -317,6 +354,19 @@ async def test_a_server_that_goes_and_comes_back_is_said_once_each(
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "INFO"]
 
 
+async def test_slow_read_does_not_lose_the_connection(
+    mongo: Server, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(uri_of(mongo)) as archive:
+        await archive.write([entry(key, 1)])
+        slow = {"$where": "sleep(1500) || true"}
+        with pytest.raises(ArchiveUnavailable):
+            await archive._find(slow, NEWEST_FIRST, 9)
+        assert archive.connected
+        assert seqs(await archive.last(TENANT, key, 9)) == [1]
+    assert "can't be used" not in caplog.text
+
+
 async def test_a_server_that_hangs_is_lost_within_seconds(mongo: Server, key: str) -> None:
     async with opened(uri_of(mongo)) as archive:
         await archive.write([entry(key, 1)])
@@ -325,7 +375,7 @@ async def test_a_server_that_hangs_is_lost_within_seconds(mongo: Server, key: st
             async with asyncio.timeout(2):
                 with pytest.raises(ArchiveUnavailable):
                     await archive.last(TENANT, key, 9)
-            assert not archive.connected
+            await becomes(archive, connected=False)
         finally:
             mongo.signal(signal.SIGCONT)
         await becomes(archive, connected=True)

@@ -7,10 +7,12 @@ from uuid import uuid4
 
 import pytest
 from motor.motor_asyncio import AsyncIOMotorClient
+from msgspec.structs import replace
 
 from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.history import HistoryStatus
+from services.contract.messages import JsonSchema, JsonSchemaFormat, Sampling
 from services.history import log
 from services.runtime.bus import Bus
 from tests.history.samples import (
@@ -61,6 +63,24 @@ async def test_what_the_log_had_before_mongodb_was_there_is_archived(
         await archived(own_bus)
         await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
         assert len(await messages(own_bus, session_id, limit=99)) == 40
+
+
+async def test_exchange_that_bson_cannot_hold_stays_readable_everywhere(
+    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str
+) -> None:
+    schema = {"properties": {"a\0": {"maximum": 2**64 - 1}, "$b": {}}}
+    form = JsonSchemaFormat(JsonSchema("x", schema))
+    unfit = replace(exchange("unfit"), sampling=Sampling(response_format=form))
+    async with history(url_of(own_nats), uri_of(mongo)):
+        await connected(own_bus)
+        for each in (exchange("before"), unfit, exchange("after")):
+            await append(own_bus, session_id, each)
+        await archived(own_bus)
+        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert ids(await messages(own_bus, session_id)) == ["before", "unfit", "after"]
+        exported = (await export(own_bus, session_id)).exchanges
+        assert exported[1].sampling == unfit.sampling
+        assert (await status(own_bus)).unreadable == 0
 
 
 async def test_an_unreadable_record_is_set_aside_once_and_for_all(

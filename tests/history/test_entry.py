@@ -5,6 +5,7 @@ import pytest
 
 from services.contract import subjects
 from services.contract.codec import encode
+from services.history import pages
 from services.history.entry import Entry, Unreadable, read
 from services.runtime.streams import Stored
 from tests.history.samples import exchange
@@ -40,8 +41,10 @@ def test_what_can_not_be_read_says_why(subject: str, data: bytes) -> None:
     assert isinstance(record, Unreadable) and record.why
 
 
-def test_a_time_that_is_none_in_utc_makes_a_record_unreadable() -> None:
+def test_a_time_outside_utc_is_read_and_shown_at_its_bound() -> None:
     data = re.sub(
         rb'("answered_at":)"[^"]*"', rb'\1"0001-01-01T00:00:00+05:00"', encode(exchange("a"))
     )
-    assert isinstance(read(Stored(7, subjects.log(KEY), data, NOW)).record, Unreadable)
+    entry = read(Stored(7, subjects.log(KEY), data, NOW))
+    (shown,) = pages.messages([entry], 9).messages
+    assert shown.timestamp == datetime(1, 1, 1, tzinfo=UTC)

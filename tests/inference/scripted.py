@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from msgspec.structs import replace
 
 from services.client.workers import Workers
@@ -66,7 +67,7 @@ class Worker:
         self.url = url
         self.workers = Workers()
         self.backend = backend
-        self.died = asyncio.Event()
+        self.failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         template = ChatTemplate(source, backend, bos="", eos="", adds_bos=False)
         settings = InferenceSettings(
             nats_url=url,
@@ -78,7 +79,8 @@ class Worker:
         info = ModelInfo(name, f"digest of {name}", backend.context, 0)
         served = (info, *(replace(info, name=f"{name}:{adapter}") for adapter in ADAPTERS))
         model = Model(replace(info, adapters=ADAPTERS), backend, template, served)
-        self.service = ChatService(bus, settings, worker_id, model, self.workers, self.died.set)
+        fail = self.failure.set_result
+        self.service = ChatService(bus, settings, worker_id, model, self.workers, fail)
         self.report = WorkerReport(
             worker_id, "ready", parallel, 0, 0, queue, model=replace(info, adapters=ADAPTERS)
         )
@@ -151,7 +153,7 @@ async def worker(
         if not url:
             server = stack.enter_context(running(nats_server(folder)))
             url = f"nats://127.0.0.1:{server.port}"
-        await start_history(stack, HistorySettings(nats_url=url, mongodb_uri=NOBODY))
+        await start_history(stack, HistorySettings(nats_url=url, mongodb_uri=NOBODY), pytest.fail)
         bus = await stack.enter_async_context(Bus.connect(url, "test"))
         backend = backend or FakeBackend(ANSWERS, context, step_seconds)
         worker = Worker(bus, url, backend, parallel, queue, queue_bytes, worker_id, name, source)

@@ -256,7 +256,7 @@ async def test_a_step_that_fails_fails_its_answers_and_the_next_one_is_right(
 async def test_the_death_of_the_engine_fails_its_answers_and_is_reported(fast: Worker) -> None:
     *_, failed = await fast.ask("not in the script", "s")  # raises StopIteration in the engine
     assert isinstance(failed, Failed) and failed.code == "internal"
-    await asyncio.wait_for(fast.died.wait(), 5)
+    assert await asyncio.wait_for(fast.failure, 5) == "the engine died"
     (refused,) = await fast.ask("hi", "s")
     assert isinstance(refused, Failed) and refused.code == "shutting_down"
 

@@ -1,0 +1,36 @@
+"""What an imported exchange may be beyond its type: checked alike by the edge and by history."""
+
+from datetime import UTC, datetime
+
+from msgspec.structs import asdict
+
+from services.contract.errors import ServiceError
+from services.contract.history import Imported
+
+COUNTS = range(2**63)
+
+
+def check(imported: Imported) -> None:
+    """Raises ServiceError(invalid_request)."""
+    for name, time in (("asked_at", imported.asked_at), ("answered_at", imported.answered_at)):
+        if time is not None and not _is_in_utc(time):
+            raise _invalid(name, "a time within the years 1 to 9999 in UTC")
+    counts = [("usage", *each) for each in asdict(imported.usage).items()]
+    if imported.model:
+        counts += [("model", *each) for each in asdict(imported.model).items()]
+    for part, name, count in counts:
+        if isinstance(count, int) and count not in COUNTS:
+            raise _invalid(f"{part}.{name}", f"a count from 0 to {COUNTS[-1]}")
+
+
+def _is_in_utc(time: datetime) -> bool:
+    try:
+        time.astimezone(UTC)
+    except OverflowError:
+        return False
+    return True
+
+
+def _invalid(name: str, expected: str) -> ServiceError:
+    """In the words of the codec, which name the field."""
+    return ServiceError("invalid_request", f"Expected {expected} - at `$.{name}`.")

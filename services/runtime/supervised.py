@@ -1,0 +1,113 @@
+"""Loops that live as long as their process: restarted after a failure, and stopped at once."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Step = Callable[[], Awaitable[float]]
+"""One round of a loop; returns the seconds until the next one."""
+Fail = Callable[[str], None]
+"""Ends the process with an error, so that its orchestrator starts another (`Process.fail`)."""
+
+
+@dataclass(frozen=True)
+class BackOff:
+    """
+    How a loop whose step raises is restarted: after `first` seconds, then after twice as long each
+    time, at most `most`. After `failures` in a row the process fails.
+    """
+
+    first: float = 0.5
+    most: float = 30.0
+    failures: int = 10
+
+    def seconds(self, failures: int) -> float:
+        return min(self.first * 2.0 ** (failures - 1), self.most)
+
+
+class Loop:
+    """Calls `step` again and again until it is stopped. `name` is for log lines."""
+
+    def __init__(self, name: str, step: Step, fail: Fail, back_off: BackOff = BackOff()) -> None:
+        self._name = name
+        self._step = step
+        self._fail = fail
+        self._back_off = back_off
+        self._failures = 0
+        self._stopping = asyncio.Event()
+        self._hurrying = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self, is_cancelled: bool = False) -> AsyncIterator[None]:
+        """
+        Runs beside the body. At its end the step in progress is awaited, or cancelled if
+        `is_cancelled`.
+        """
+        task = asyncio.create_task(self._run(), name=self._name)
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            self.hurry()
+            if is_cancelled:
+                task.cancel()
+            await asyncio.wait({task})
+
+    async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Awaits what only waits for something to do; None if the loop is stopped meanwhile."""
+        working = asyncio.ensure_future(work)
+        stopped = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else None
+        finally:
+            stopped.cancel()
+            working.cancel()
+
+    def hurry(self) -> None:
+        """Ends the pause before the next step."""
+        self._hurrying.set()
+
+    async def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._hurrying.clear()
+            try:
+                pause = await self._step()
+                self._failures = 0
+            except asyncio.CancelledError as error:
+                if self._is_cancelled():
+                    raise
+                pause = self._failed(error)  # of something that the step awaited
+            except Exception as error:
+                pause = self._failed(error)
+            await self._pause(pause)
+
+    def _is_cancelled(self) -> bool:
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
+    def _failed(self, error: BaseException) -> float:
+        self._failures += 1
+        pause = self._back_off.seconds(self._failures)
+        log.error("%s failed; next try in %.1f s", self._name, pause, exc_info=error)
+        if self._failures == self._back_off.failures:
+            self._fail(f"{self._name} failed {self._failures} times in a row")
+        return pause
+
+    async def _pause(self, seconds: float) -> None:
+        if self._stopping.is_set():
+            return
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._hurrying.wait()
+        except TimeoutError:
+            return

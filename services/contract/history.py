@@ -218,8 +218,8 @@ class ExportPage(Struct, frozen=True):
 
 class Imported(Struct, frozen=True, kw_only=True):
     """
-    An exchange as an export has it, or as much of it as is known elsewhere. What is imported twice
-    with one `request_id`, within two minutes, is one exchange.
+    An exchange as an export has it, or as much of it as is known elsewhere. Imports with the same
+    `request_id` are one exchange, unless the session was cleared in between.
     """
 
     request_id: RequestId

@@ -23,10 +23,12 @@ from services.contract.history import (
 )
 from services.contract.messages import Empty, SessionId
 from services.runtime.bus import VERSION, Bus
-from services.runtime.deliveries import NoResponders
+from services.runtime.deliveries import NoResponders, Silent
 
 RETRY_AFTER = 1.0  # seconds
-FIRST_TRY, SECOND_TRY = 0.5, 2.5  # seconds that history has to answer
+# seconds without a sign of life, after which a history process counts as dead, or all of them do
+SILENCE, SILENCE_OF_ALL = 0.5, 2.5
+PATIENCE = 10.0  # seconds for one that lives
 
 log = logging.getLogger(__name__)
 AnyRequest = Request[Any, Any, Any]
@@ -119,20 +121,25 @@ def read_path(request: AnyRequest, kind: type[S], session_id: str) -> S:
 
 
 async def ask_history(
-    bus: Bus, subject: str, message: Struct, kind: type[S], patience: float = SECOND_TRY
+    bus: Bus, subject: str, message: Struct, kind: type[S], patience: float = PATIENCE
 ) -> S:
-    """`patience` in seconds, where the answer may take its time. Raises ServiceError."""
+    """
+    One process is asked; all of them only once it is silent, so that nothing is done twice because
+    it takes its time. `patience` in seconds. Raises ServiceError.
+    """
     check_bus(bus)
-    for asked, timeout in ((subject, FIRST_TRY), (subjects.retry(subject), patience)):
+    why = "does not answer"
+    for asked, silence in ((subject, SILENCE), (subjects.retry(subject), SILENCE_OF_ALL)):
         try:
-            return await bus.request(asked, message, kind, timeout)
-        except TimeoutError:
+            return await bus.request(asked, message, kind, patience, silence=silence)
+        except Silent:
             continue
+        except TimeoutError:
+            why = f"takes longer than {patience:.0f} s"
+            break
         except NoResponders:
             break
-    raise ServiceError(
-        "history_unavailable", "The history service does not answer; try again.", RETRY_AFTER
-    )
+    raise ServiceError("history_unavailable", f"The history service {why}; try again.", RETRY_AFTER)
 
 
 def check_bus(bus: Bus) -> None:

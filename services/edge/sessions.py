@@ -39,7 +39,7 @@ from services.edge.routes import (
 )
 from services.runtime.bus import Bus
 
-PATIENCE = 10.0  # seconds, for what takes longer the more a session has
+IMPORT_PATIENCE = 60.0  # seconds, for a batch
 IMPORT_BYTES = 512 * 1024  # of an exchange at most, and of those that are sent to history at once
 DESCRIPTION = 'Send JSON like {"title": "Holidays"}; the fields are title and system_prompt'
 LINE = 'Each line must be JSON like {"prompt": "Hello", "response": "Hi!"}, as an export has it'
@@ -88,7 +88,7 @@ async def erase(
 ) -> dict[str, str]:
     id_ = read_path(request, SessionQuery, session_id).session_id
     asked = DeleteRequest(id_, new_request_id())
-    await ask_history(bus, subjects.history_delete(tenant), asked, Empty, PATIENCE)
+    await ask_history(bus, subjects.history_delete(tenant), asked, Empty)
     return {"status": "success", "message": f"The session {id_!r} is erased."}
 
 
@@ -111,7 +111,7 @@ async def import_(
     lines = _read_lines(await request.body())
     subject = subjects.history_import(tenant)
     for batch in _batches(lines):
-        await ask_history(bus, subject, ImportRequest(id_, batch), Empty, PATIENCE)
+        await ask_history(bus, subject, ImportRequest(id_, batch), Empty, IMPORT_PATIENCE)
     return {"status": "success", "imported": len(lines)}
 
 

@@ -26,7 +26,7 @@ from pymongo.read_concern import ReadConcern
 
 from services.history import document
 from services.history.document import Document
-from services.history.entry import Entry, Place, Unreadable
+from services.history.entry import Entry, Place, Unreadable, archive_id
 from services.runtime.settings import BadSetting
 from services.runtime.supervised import Fail, Loop
 
@@ -210,6 +210,14 @@ class Archive:
         query = {"tenant": tenant, "request_id": request_id}
         found = await self._find(query, OLDEST_FIRST, 1)
         return found[0] if found else None
+
+    async def request_ids(self, key: str, epoch: int, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that exchanges of the session have which were asked in this epoch."""
+        query = {"_id": {"$in": [archive_id(key, each) for each in ids]}, "epoch": epoch}
+        with self._as_unavailable():
+            async with asyncio.timeout(READ_TIMEOUT):
+                found = await self._exchanges.find(query, {"request_id": 1}).to_list(None)
+        return {each["request_id"] for each in found}
 
     async def _find(self, query: Document, order: Order, limit: int) -> list[Entry]:
         """Raises ArchiveUnavailable; `_look` finds out whether MongoDB is slow or lost."""

@@ -236,6 +236,12 @@ class Log:
             stored = await self._stream.next(subject, stored.seq + 1)
         return found
 
+    async def request_ids(self, key: str, above: int) -> set[str]:
+        """The ids of the session's exchanges after the sequence `above`."""
+        entries = self._back(await self.last(key), above)
+        records = [entry.record async for entry in entries]
+        return {record.request_id for record in records if isinstance(record, Exchange)}
+
     async def is_whole(self, key: str, erased: int) -> bool:
         """Whether the log has all of the session since then, but for what was lost for good."""
         if (await self._stream.state()).drops_old:  # there never was an archive

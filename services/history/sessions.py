@@ -5,6 +5,8 @@ requests.
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -29,11 +31,14 @@ from services.history.contexts import Contexts
 from services.history.entry import Entry, Place, archive_id, as_exchange
 from services.history.log import Log
 from services.history.requests import Position, is_answer
-from services.runtime.streams import Conflict
+from services.runtime.streams import DUPLICATE_WINDOW, Conflict
 
 EXPORTED = 200  # exchanges at once
-# seconds that who erases waits until all is deleted: fewer than until another process is asked
+# seconds that who erases waits until all is deleted; the rest is deleted in the background
 ERASE_TIMEOUT = 0.4
+# seconds that the ids of a session are trusted while another process may append: less than the log
+# drops repeats for by itself
+TRUSTED_FOR = DUPLICATE_WINDOW / 2
 MOST_UNSAVED = 1000  # records that a list of sessions waits for
 
 log = logging.getLogger(__name__)
@@ -161,12 +166,33 @@ class Sessions:
         return pages.exchanges(found, EXPORTED, after)
 
     async def bring_in(self, key: str, imported: Sequence[Imported]) -> None:
-        """At the session's end, in this order."""
+        """
+        Appends the exchanges at the session's end, in this order, except those that it has since it
+        was cleared: a repeated import changes nothing.
+        """
         epoch = (await self._contexts.of(key)).epoch
+        there, read_at = set[str](), -math.inf
         for each in imported:
+            if time.monotonic() - read_at > TRUSTED_FOR:
+                there, read_at = await self._request_ids(key, epoch, imported), time.monotonic()
+            if each.request_id in there:
+                continue
             exchange = as_exchange(each, epoch, datetime.now(UTC))
             message_id = f"{archive_id(key, each.request_id)}.{epoch}"
             await self._log.append(key, exchange, message_id)
+
+    async def _request_ids(self, key: str, epoch: int, imported: Sequence[Imported]) -> set[str]:
+        """The ids that the session has since the epoch; of archived ones those to be imported."""
+        there = await self._log.request_ids(key, epoch)
+        if not self._archive.connected or await self._log.is_whole(key, epoch):
+            return there
+        try:
+            archived = await self._archive.request_ids(key, epoch, [i.request_id for i in imported])
+        except ArchiveUnavailable as error:
+            raise ServiceError(
+                "history_unavailable", f"MongoDB has a part of the session, and fails: {error}", 5
+            ) from error
+        return there | archived
 
     async def describe(self, key: str, said: Description, request_id: str | None) -> Session:
         record = Described(

@@ -14,11 +14,11 @@ from services.contract.errors import ServiceError
 from services.contract.history import Context, ContextRequest, Exchange
 from services.contract.messages import Stored
 from services.runtime.bus import Bus
-from services.runtime.deliveries import NoResponders
+from services.runtime.deliveries import NoResponders, Silent
 from services.runtime.streams import Conflict, NoRoom, Stream, StreamUnavailable
 
-# seconds given to each: a process that died or froze is replaced by another, and a NATS cluster
-# that lost its leader has a new one
+# seconds without a sign of life after which each try ends: a process that died or froze is replaced
+# by another, and a NATS cluster that lost its leader has a new one
 TRIES = (0.3, 0.6, 1.2, 2.4, 4.8)
 APPEND_DEADLINE = 10.0  # seconds, of which a server that restarts takes a few
 RETRY_INTERVAL = 0.3  # seconds
@@ -51,18 +51,22 @@ class Sessions:
         subject = subjects.history_context(tenant)
         request = ContextRequest(session_id, is_answered)
         unavailable = _history_silent()
-        for timeout in TRIES:
+        for silence in TRIES:
             try:
-                return await self._bus.request(subject, request, Context, timeout)
+                return await self._bus.request(
+                    subject, request, Context, sum(TRIES), silence=silence
+                )
             except NoResponders:
-                await asyncio.sleep(timeout)
-            except TimeoutError:
+                await asyncio.sleep(silence)
+            except Silent:
                 subject = subjects.retry(subjects.history_context(tenant))
+            except TimeoutError:
+                break
             except ServiceError as error:
                 if error.code != "history_unavailable":
                     raise
                 unavailable = error
-                await asyncio.sleep(timeout)
+                await asyncio.sleep(silence)
         raise unavailable
 
     async def append(self, key: str, exchange: Exchange, is_wanted: Callable[[], bool]) -> Kept:

@@ -5,8 +5,8 @@ import logging
 import math
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import nats
@@ -25,6 +25,7 @@ from services.runtime.deliveries import (
     Endpoint,
     Inbox,
     NoResponders,
+    Silent,
     deliver,
     delivery_of,
     unwrap,
@@ -42,6 +43,13 @@ PING_INTERVAL, PINGS = 1, 3
 TASKS_DEADLINE = 5.0  # seconds that a closing bus waits for what it spawned
 
 RETRY_AFTER_HEADER = "Retry-After"  # seconds
+ALIVE_HEADER = "Service-Alive"
+"""
+On a request: the seconds between the signs of life that its caller wants while it is worked on. On
+a reply without data: a sign of life, after which the answer is still to come.
+"""
+SIGNS = 4  # of life that are sent in the time after which their absence counts
+MIN_SIGN_INTERVAL = 0.02  # seconds
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Struct)
@@ -141,20 +149,27 @@ class Bus:
         kind: type[R],
         timeout: float = REQUEST_TIMEOUT,
         headers: dict[str, str] | None = None,
+        silence: float | None = None,
     ) -> R:
         """
         Raises ServiceError as the other side raised it, for what is too large, or (internal) for a
-        reply that can't be read; NoResponders; TimeoutError.
+        reply that can't be read; NoResponders; TimeoutError. With `silence`: Silent (a
+        TimeoutError) after as many seconds without a sign of life; so a request that is slow is
+        told from one that nobody works on.
         """
+        data = encode(message)
         try:
-            answer = await self._client.request(
-                subject, encode(message), timeout=timeout, headers=headers
-            )
+            if silence is None:
+                answer = delivery_of(
+                    await self._client.request(subject, data, timeout=timeout, headers=headers)
+                )
+            else:
+                answer = await self._request_alive(subject, data, timeout, headers or {}, silence)
         except nats.errors.NoRespondersError as error:
             raise NoResponders from error
         except nats.errors.MaxPayloadError as error:
             raise _too_large("request", self._client.max_payload) from error
-        if refusal := _error_in(answer.headers or {}):
+        if refusal := _error_in(answer.headers):
             raise refusal
         try:
             return decode(answer.data, kind)
@@ -162,6 +177,25 @@ class Bus:
             raise ServiceError(
                 "internal", f"The service at {subject} sent an unreadable reply: {error}"
             ) from error
+
+    async def _request_alive(
+        self, subject: str, data: bytes, timeout: float, headers: dict[str, str], silence: float
+    ) -> Delivery:
+        reply = self._client.new_inbox()
+        headers = headers | {ALIVE_HEADER: str(silence / SIGNS)}
+        deadline = time.monotonic() + timeout
+        async with self.inbox(reply) as replies:
+            await self._client.publish(subject, data, reply=reply, headers=headers)
+            while True:
+                left = deadline - time.monotonic()
+                try:
+                    answer = await replies.next(min(silence, left))
+                except TimeoutError as error:
+                    if silence < left:
+                        raise Silent from error
+                    raise
+                if ALIVE_HEADER not in answer.headers:
+                    return answer
 
     @asynccontextmanager
     async def inbox(self, subject: str) -> AsyncIterator[Inbox]:
@@ -244,7 +278,8 @@ class Bus:
         self, delivery: Delivery, work: Callable[[Delivery], Awaitable[Struct]]
     ) -> None:
         try:
-            reply = encode(await work(delivery))
+            with self._alive(delivery):
+                reply = encode(await work(delivery))
             if len(reply) > self._client.max_payload:
                 raise _too_large("answer", self._client.max_payload)
         except ServiceError as error:
@@ -254,6 +289,26 @@ class Bus:
             await self._refuse(delivery, ServiceError("internal", "It failed; see its log."))
         else:
             await self._send(delivery.reply, reply)
+
+    @contextmanager
+    def _alive(self, delivery: Delivery) -> Iterator[None]:
+        """Sends signs of life to a caller that wants them, until the body ends."""
+        try:
+            interval = max(float(delivery.headers[ALIVE_HEADER]), MIN_SIGN_INTERVAL)
+        except (KeyError, ValueError):
+            yield
+            return
+        signs = asyncio.create_task(self._sign(delivery.reply, interval))
+        try:
+            yield
+        finally:
+            signs.cancel()
+
+    async def _sign(self, reply: str, interval: float) -> None:
+        while True:
+            await asyncio.sleep(interval)
+            with suppress(nats.errors.Error):
+                await self._client.publish(reply, headers={ALIVE_HEADER: "1"})
 
     async def serve_retries(self, endpoints: list[Endpoint]) -> None:
         """Answers them outside the queue group too: of such a request, every process has a copy."""

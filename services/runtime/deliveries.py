@@ -35,6 +35,10 @@ class NoResponders(Exception):
     """Nobody is subscribed to the subject: NATS says so at once, no time-out passes."""
 
 
+class Silent(TimeoutError):
+    """Nobody who works on the request gave a sign of life in time."""
+
+
 class Inbox:
     """The messages of one subscription, in order, waited for one at a time."""
 

@@ -1,3 +1,4 @@
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,7 +28,9 @@ from services.contract.history import (
     SessionsRequest,
 )
 from services.contract.messages import Empty
+from services.edge import routes
 from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery, Endpoint
 from tests.edge.conftest import edge_on
 from tests.edge.test_errors import error_of
 from tests.edge.test_routes import MESSAGE
@@ -249,6 +252,39 @@ async def test_import_of_senseless_values_is_a_400_with_the_line(
     error = error_of(answer)
     assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_request", param)
     assert (error["message"] or "").startswith("Line 2: ")
+
+
+@pytest.mark.parametrize("is_frozen", [False, True], ids=["slow", "frozen"])
+async def test_only_a_silent_history_is_asked_twice(
+    http: httpx.AsyncClient, nats_url: str, is_frozen: bool
+) -> None:
+    """The first process takes the request; the second hears of it only by a retry."""
+    taken, retried = [], []
+    hurry = asyncio.Event()
+
+    async def work(subject: str, request: ImportRequest) -> Empty:
+        taken.append(request)
+        await hurry.wait()
+        return Empty()
+
+    async def freeze(delivery: Delivery) -> None:
+        taken.append(decode(delivery.data, ImportRequest))
+
+    async def retry(subject: str, request: ImportRequest) -> Empty:
+        retried.append(request)
+        return Empty()
+
+    at = subjects.HISTORY_IMPORT_ANY
+    async with Bus.connect(nats_url, "first") as first, Bus.connect(nats_url, "second") as second:
+        slow = first.endpoint("it", at, ImportRequest, work)
+        await first.serve("history", "first", [Endpoint("it", at, freeze) if is_frozen else slow])
+        await second.serve_retries([second.endpoint("it", at, ImportRequest, retry)])
+        asking = asyncio.create_task(http.post("/sessions/s/messages", content=LINE))
+        await asyncio.wait({asking}, timeout=3 * routes.SILENCE)
+        assert asking.done() == is_frozen
+        hurry.set()
+        assert (await asking).json()["imported"] == 1
+    assert (len(taken), len(retried)) == (1, int(is_frozen))
 
 
 async def test_a_bad_line_is_told_by_its_number(http: httpx.AsyncClient) -> None:

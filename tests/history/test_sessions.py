@@ -1,5 +1,6 @@
 """Sessions over the bus, on a real nats-server and a real mongod."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
@@ -9,6 +10,7 @@ from msgspec.structs import replace
 from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.history import Exchange, Imported
+from services.contract.messages import Usage
 from services.history.entry import in_milliseconds
 from services.runtime.bus import Bus
 from services.runtime.streams import Stream
@@ -30,7 +32,9 @@ from tests.history.samples import (
     messages,
     sessions,
     until,
+    url_of,
 )
+from tests.servers import Server
 
 NOTHING_ASKED = {"title": None, "system_prompt": None}
 
@@ -312,3 +316,66 @@ async def test_an_erasure_that_a_process_did_not_live_to_end_is_ended_by_another
             return first.seq == erased and b"prompt of" not in value.data
 
         await until(is_gone)
+
+
+async def logged(bus: Bus) -> int:
+    """Number of records in the log."""
+    count: int = (await bus.jetstream.stream_info(subjects.HISTORY_STREAM)).state.messages
+    return count
+
+
+def lines(count: int) -> list[Imported]:
+    return [Imported(request_id=f"r{n}", prompt="p", response=str(n)) for n in range(count)]
+
+
+async def test_repeated_import_appends_nothing(
+    own_nats: Server, own_bus: Bus, session_id: str
+) -> None:
+    async with history(url_of(own_nats)), history(url_of(own_nats)):
+        await asyncio.gather(*(bring_in(own_bus, session_id, lines(15)) for _ in range(3)))
+        assert await logged(own_bus) == 15
+        await bring_in(own_bus, session_id, lines(20))
+        assert await logged(own_bus) == 20
+        await clear(own_bus, session_id)
+        await bring_in(own_bus, session_id, lines(2))
+        assert ids(await context(own_bus, session_id)) == ["r0", "r1"]
+
+
+async def test_import_is_known_after_the_log_forgot_its_message_ids(
+    own_nats: Server, own_bus: Bus, session_id: str
+) -> None:
+    async with history(url_of(own_nats)):
+        config = (await own_bus.jetstream.stream_info(subjects.HISTORY_STREAM)).config
+        config.duplicate_window = 0.1
+        await own_bus.jetstream.update_stream(config)
+        await bring_in(own_bus, session_id, lines(3))
+        await asyncio.sleep(0.3)
+        await append(own_bus, f"{session_id} other", exchange("a"))
+        await asyncio.sleep(0.3)
+        await append(own_bus, f"{session_id} other", exchange("a"))
+        assert await logged(own_bus) == 5, "the log itself takes a repeat"
+        await bring_in(own_bus, session_id, lines(3))
+        assert await logged(own_bus) == 5
+
+
+async def test_repeated_import_is_known_by_the_archive(
+    own_nats: Server, own_bus: Bus, mongodb_uri: str, session_id: str
+) -> None:
+    async with history(url_of(own_nats), mongodb_uri):
+        await connected(own_bus)
+        await bring_in(own_bus, session_id, lines(3))
+        await archived(own_bus)
+        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        await bring_in(own_bus, session_id, lines(3))
+        assert await logged(own_bus) == 0
+
+
+async def test_senseless_import_is_refused_whole(
+    bus: Bus, session_id: str, is_archived: bool
+) -> None:
+    good = Imported(request_id="a", prompt="p", response="r")
+    bad = replace(good, request_id="b", usage=Usage(2**63, 0, 0))
+    with pytest.raises(ServiceError) as error:
+        await bring_in(bus, session_id, [good, bad])
+    assert error.value.code == "invalid_request"
+    assert await messages(bus, session_id) == ()

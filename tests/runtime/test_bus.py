@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 from services.contract.errors import ServiceError
 from services.runtime import bus as bus_module
 from services.runtime.bus import Bus
-from services.runtime.deliveries import Delivery, NoResponders
+from services.runtime.deliveries import Delivery, NoResponders, Silent
 from services.runtime.logs import LimitedLog
 from tests.servers import nats_server, running
 
@@ -52,6 +52,53 @@ async def test_requests_are_answered_side_by_side(bus: Bus, session_id: str) -> 
     answers = await asyncio.gather(*asks)
     assert [answer.text for answer in answers] == [str(i) for i in range(8)]
     assert time.monotonic() - began < 8 * 0.2, "nats-py alone would run them one after another"
+
+
+async def test_slow_request_outlives_the_time_of_silence(bus: Bus, session_id: str) -> None:
+    subject = session_id.replace(" ", "-")
+    released = asyncio.Event()
+
+    async def wait(subject: str, ask: Ask) -> Answer:
+        await released.wait()
+        return Answer(ask.text)
+
+    await serve(bus, subject, wait)
+    async with bus.inbox("_INBOX.signs") as signs:
+        await bus.publish(subject, Ask("unsigned"), reply="_INBOX.signs")
+        asking = asyncio.create_task(bus.request(subject, Ask("x"), Answer, 30, silence=0.2))
+        await asyncio.wait({asking}, timeout=1)  # five times as long
+        assert not asking.done()
+        released.set()
+        assert await asking == Answer("x")
+        answer = await signs.next(5)
+        assert answer.data == msgspec.json.encode(Answer("unsigned")), "not asked for: no signs"
+
+
+async def test_request_that_nobody_works_on_is_silent(bus: Bus, session_id: str) -> None:
+    subject = session_id.replace(" ", "-")
+    await bus.subscribe(subject, lambda delivery: None)
+    with pytest.raises(Silent):
+        await bus.request(subject, Ask("x"), Answer, 30, silence=0.1)
+
+
+async def test_slow_request_ends_at_its_timeout(bus: Bus, session_id: str) -> None:
+    subject = session_id.replace(" ", "-")
+    never = asyncio.Event()
+
+    async def wait(subject: str, ask: Ask) -> Answer:
+        await never.wait()
+        return Answer(ask.text)
+
+    await serve(bus, subject, wait)
+    with pytest.raises(TimeoutError) as error:
+        await bus.request(subject, Ask("x"), Answer, timeout=0.3, silence=0.2)
+    assert not isinstance(error.value, Silent)
+    never.set()
+
+
+async def test_missing_responders_are_noticed_beside_silence(bus: Bus) -> None:
+    with pytest.raises(NoResponders):
+        await bus.request("nobody.here", Ask("x"), Answer, 30, silence=10)
 
 
 async def test_an_error_that_a_handler_raises_is_the_answer(bus: Bus, session_id: str) -> None:

@@ -128,10 +128,6 @@ class NoTemplate(PlainText):
     def tokens_of(self, *_: Any) -> list[int]:
         raise ServiceError("model_unavailable", self.why)
 
-    def heads(self, system: str) -> list[list[int]]:
-        """Return no prompt beginnings: without a template every token is the caller's."""
-        return []
-
     def _refuse(self, *_: Any) -> str:
         raise ServiceError("model_unavailable", self.why)
 

@@ -83,6 +83,8 @@ CHANNELS = (
             history.DeleteRequest, messages.Empty),
     Channel("historyStatus", subjects.HISTORY_STATUS, "How history is.",
             messages.Empty, history.HistoryStatus),
+    Channel("historyDoubt", subjects.HISTORY_DOUBT, "An append failed: history probes the log.",
+            messages.Empty),
     Channel("log", subjects.log(f"{T}.{{session}}"), "The log, a JetStream stream"
             f" {subjects.HISTORY_STREAM}. Only the services append to it.",
             history.LogRecord, is_told=True),

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from services.contract.errors import ErrorCode
 from services.contract.messages import (
     FinishReason,
     ModelInfo,
@@ -249,8 +250,9 @@ class DeleteRequest(Struct, frozen=True):
 class HistoryStatus(Struct, frozen=True):
     """
     `unarchived` counts log records that MongoDB has not acknowledged, `unreadable` those that were
-    set aside; what the log would say is None where it can't be asked. `warning` says that the log
-    is nearly full, and what happens then.
+    set aside; what the log would say is None where it can't be asked. `warning` says what is wrong
+    with the log, or that it is nearly full, and what to do. `refuses` is the code that chats of
+    sessions are refused with now; None: they are answered.
     """
 
     database_connected: bool
@@ -260,3 +262,4 @@ class HistoryStatus(Struct, frozen=True):
     unreadable: int
     log_limit: int | None = None  # bytes; None: it grows with the disk
     warning: str | None = None
+    refuses: ErrorCode | None = None

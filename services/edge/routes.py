@@ -29,6 +29,7 @@ RETRY_AFTER = 1.0  # seconds
 # seconds without a sign of life, after which a history process counts as dead, or all of them do
 SILENCE, SILENCE_OF_ALL = 0.5, 2.5
 PATIENCE = 10.0  # seconds for one that lives
+READY_PATIENCE = 2.5  # seconds for /readyz
 
 log = logging.getLogger(__name__)
 AnyRequest = Request[Any, Any, Any]
@@ -62,7 +63,20 @@ async def readyz(bus: TheBus, workers: TheWorkers, leaving: Leaving) -> dict[str
     check_bus(bus)
     if not workers.ready:
         raise workers.absence()
+    await _check_log(bus)
     return {"status": "ready"}
+
+
+async def _check_log(bus: Bus) -> None:
+    """Raises ServiceError while history refuses chats. One that does not answer has no say."""
+    try:
+        history = await ask_history(
+            bus, subjects.HISTORY_STATUS, Empty(), HistoryStatus, READY_PATIENCE
+        )
+    except ServiceError:
+        return
+    if history.refuses:
+        raise ServiceError(history.refuses, history.warning or "History refuses.", RETRY_AFTER)
 
 
 @get("/status")

@@ -188,6 +188,10 @@ class Log:
                 return appended.seq
         raise Conflict
 
+    async def probe(self) -> None:
+        """Raises StreamUnavailable if the log takes no records."""
+        await self._stream.probe(subjects.HISTORY_PROBE)
+
     async def get(self, seq: int) -> Entry | None:
         stored = await self._stream.get(seq)
         return stored and read(stored)
@@ -280,7 +284,7 @@ class Log:
 
     async def unsaved(self, batch: int, timeout: float) -> Sequence[Pending]:
         """Records of sessions whose snapshots are to be brought up to date."""
-        return await self._saving.fetch(batch, timeout)
+        return await _fetch(self._saving, batch, timeout)
 
     async def _last(self, subject: str, until: int | None) -> Stored | None:
         """The subject's last message, or its last up to a sequence; it may have wildcards."""
@@ -317,7 +321,7 @@ class Log:
     async def unarchived(self, batch: int, timeout: float) -> Sequence[Pending]:
         """`open_archive` comes first."""
         assert self._archive is not None
-        return await self._archive.fetch(batch, timeout)
+        return await _fetch(self._archive, batch, timeout)
 
     async def between(self, first: int, last: int) -> AsyncIterator[Entry]:
         """All sessions' records with these sequences, oldest first."""
@@ -343,3 +347,12 @@ class Log:
         if self._archive is None:
             return (await self._stream.state()).messages
         return await self._archive.unacknowledged()
+
+
+async def _fetch(consumer: Consumer, batch: int, timeout: float) -> Sequence[Pending]:
+    """Passes over probes, which may have been given out before they were deleted."""
+    fetched = await consumer.fetch(batch, timeout)
+    for pending in fetched:
+        if pending.stored.subject == subjects.HISTORY_PROBE:
+            await pending.ack()
+    return [each for each in fetched if each.stored.subject != subjects.HISTORY_PROBE]

@@ -28,10 +28,17 @@ class Quota:
         self.warning = _warning(state, share) if share >= NEARLY_FULL else None
         self._is_full = share >= FULL and not state.drops_old
 
+    @property
+    def refusal(self) -> ServiceError | None:
+        """What chats are refused with; None if there is room."""
+        if not self._is_full:
+            return None
+        return ServiceError("history_full", self.warning or "The log is full.", RETRY_AFTER)
+
     def check(self) -> None:
         """Raises ServiceError(history_full)."""
-        if self._is_full:
-            raise ServiceError("history_full", self.warning or "The log is full.", RETRY_AFTER)
+        if refusal := self.refusal:
+            raise refusal
 
 
 def _warning(state: StreamState, share: float) -> str:

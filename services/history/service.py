@@ -27,6 +27,7 @@ from services.contract.messages import Empty
 from services.history.archive import Archive
 from services.history.archiver import Archiver
 from services.history.contexts import Contexts
+from services.history.guard import Guard
 from services.history.log import Log
 from services.history.quota import Quota
 from services.history.requests import Indexer
@@ -41,13 +42,20 @@ from services.runtime.supervised import Fail
 
 class History:
     def __init__(
-        self, log: Log, archive: Archive, contexts: Contexts, sessions: Sessions, quota: Quota
+        self,
+        log: Log,
+        archive: Archive,
+        contexts: Contexts,
+        sessions: Sessions,
+        quota: Quota,
+        guard: Guard,
     ) -> None:
         self._log = log
         self._archive = archive
         self._contexts = contexts
         self._sessions = sessions
         self._quota = quota
+        self._guard = guard
 
     async def serve(self, bus: Bus) -> None:
         at = subjects
@@ -63,6 +71,7 @@ class History:
             bus.endpoint("delete", at.HISTORY_DELETE_ANY, DeleteRequest, self._on_delete),
             bus.endpoint("status", at.HISTORY_STATUS, Empty, self._on_status),
         ]
+        await bus.subscribe(at.HISTORY_DOUBT, lambda _: self._guard.doubt())
         await bus.serve("history", "what sessions are made of", endpoints)
         await bus.serve_retries(endpoints)
 
@@ -70,6 +79,7 @@ class History:
         """Refused if what will be said could not be stored: so nothing is generated in vain."""
         if not request.is_answered:
             self._quota.check()
+            await self._guard.check()
         with _as_service_error():
             return await self._contexts.of(_key(subject, request.session_id))
 
@@ -86,7 +96,7 @@ class History:
 
     async def _on_describe(self, subject: str, request: DescribeRequest) -> Session:
         key = _key(subject, request.session_id)
-        with _as_service_error():
+        with self._changing():
             return await self._sessions.describe(key, request.description, request.request_id)
 
     async def _on_export(self, subject: str, request: ExportRequest) -> ExportPage:
@@ -95,10 +105,11 @@ class History:
 
     async def _on_import(self, subject: str, request: ImportRequest) -> Empty:
         self._quota.check()
+        await self._guard.check()
         for exchange in request.exchanges:
             imports.check(exchange)
         key = _key(subject, request.session_id)
-        with _as_service_error():
+        with self._changing():
             await self._sessions.bring_in(key, request.exchanges)
         return Empty()
 
@@ -116,20 +127,30 @@ class History:
         return found
 
     async def _on_clear(self, subject: str, request: ClearRequest) -> Empty:
-        with _as_service_error():
+        with self._changing():
             await self._sessions.clear(_key(subject, request.session_id), request.request_id)
         return Empty()
 
     async def _on_delete(self, subject: str, request: DeleteRequest) -> Empty:
-        with _as_service_error():
+        with self._changing():
             await self._sessions.erase(_key(subject, request.session_id), request.request_id)
         return Empty()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        with _as_service_error():
+            try:
+                yield
+            except StreamUnavailable:
+                self._guard.doubt()
+                raise
 
     async def _on_status(self, subject: str, request: Empty) -> HistoryStatus:
         state = unarchived = None
         with suppress(StreamUnavailable):
             state = await self._log.state()
             unarchived = await self._log.count_unarchived()
+        refusal = self._guard.refusal or self._quota.refusal
         return HistoryStatus(
             database_connected=self._archive.connected,
             log_records=state and state.messages,
@@ -137,7 +158,8 @@ class History:
             unarchived=unarchived,
             unreadable=self._archive.unreadable,
             log_limit=state and state.limit,
-            warning=self._quota.warning,
+            warning=refusal.message if refusal else self._quota.warning,
+            refuses=refusal.code if refusal else None,
         )
 
 
@@ -157,12 +179,14 @@ async def start(stack: AsyncExitStack, settings: HistorySettings, fail: Fail) ->
 
     bus.on_reconnect(ensure_again)
     contexts, quota = Contexts(log, settings, bus.spawn), Quota()
+    guard = Guard(log, fail)
+    await stack.enter_async_context(guard.running())
     await stack.enter_async_context(Archiver(log, archive, fail).running())
     await stack.enter_async_context(Saver(log, contexts, fail).running())
     await stack.enter_async_context(Indexer(log.requests, fail).running())
     await stack.enter_async_context(Trimmer(log, contexts, quota, fail).running())
     sessions = Sessions(log, archive, contexts)
-    await History(log, archive, contexts, sessions, quota).serve(bus)
+    await History(log, archive, contexts, sessions, quota, guard).serve(bus)
     stack.push_async_callback(bus.leave)
 
 

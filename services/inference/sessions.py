@@ -12,10 +12,10 @@ from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.history import Context, ContextRequest, Exchange
-from services.contract.messages import Stored
+from services.contract.messages import Empty, Stored
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders, Silent
-from services.runtime.streams import Conflict, NoRoom, Stream, StreamUnavailable
+from services.runtime.streams import Conflict, Stream, StreamUnavailable
 
 # seconds without a sign of life after which each try ends: a process that died or froze is replaced
 # by another, and a NATS cluster that lost its leader has a new one
@@ -39,15 +39,12 @@ class Sessions:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._log = Stream(bus, subjects.HISTORY_STREAM)
-        self._without_room: set[str] = set()  # requests whose exchange NATS has no room for now
 
     async def context(self, tenant: str, session_id: str, is_answered: bool = False) -> Context:
         """
         Raises ServiceError: `history_unavailable`, as a session is never answered as if it were
-        new; `history_full`, where another answer could not be stored either.
+        new; `history_full`, where the answer could not be stored.
         """
-        if self._without_room and not is_answered:
-            raise _full()
         subject = subjects.history_context(tenant)
         request = ContextRequest(session_id, is_answered)
         unavailable = _history_silent()
@@ -90,15 +87,13 @@ class Sessions:
                             return Kept("none")
                         exchange = replace(exchange, previous=previous)
                     except (StreamUnavailable, ServiceError) as error:
-                        if isinstance(error, NoRoom):
-                            self._without_room.add(exchange.request_id)
+                        # history finds out whether it takes any, and refuses chats meanwhile
+                        await self._bus.publish(subjects.HISTORY_DOUBT, Empty())
                         # a server that restarts is back in a moment
                         log.warning("the log does not take the exchange: %s; trying again", error)
                         await asyncio.sleep(RETRY_INTERVAL)
         except TimeoutError:
             log.error("the log did not take the exchange: no time left")
-        finally:
-            self._without_room.discard(exchange.request_id)
         return Kept("failed")
 
     async def _try(self, key: str, exchange: Exchange) -> Kept | None:
@@ -133,15 +128,6 @@ class Sessions:
 
 def _what(exchange: Exchange) -> tuple[str, str, str]:
     return exchange.prompt, exchange.response, exchange.finish_reason
-
-
-def _full() -> ServiceError:
-    return ServiceError(
-        "history_full",
-        "NATS has no room for what is being said: its disk is full, or max_file_store reached. Make"
-        " room, then try again.",
-        retry_after=5,
-    )
 
 
 def _history_silent() -> ServiceError:

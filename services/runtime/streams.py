@@ -126,6 +126,15 @@ class Stream:
         """
         return await _publish(self._js, subject, data, previous, {"Nats-Msg-Id": message_id})
 
+    async def probe(self, subject: str) -> None:
+        """
+        Appends an empty message and deletes it. Raises StreamUnavailable if the stream takes none:
+        after a failed write nats-server may still answer reads, and say nothing of it.
+        """
+        with as_unavailable():
+            ack = await self._js.publish(subject, b"")
+        await self.delete(ack.seq)
+
     async def last(self, subject: str) -> Stored | None:
         """The last message of the subject, which may have wildcards."""
         return await _get(self._js, self.name, subject=subject)

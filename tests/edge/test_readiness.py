@@ -2,8 +2,11 @@
 
 import asyncio
 
+from msgspec.structs import replace
+
 from services.contract import subjects
-from services.contract.messages import ModelInfo, WorkerReport
+from services.contract.history import HistoryStatus
+from services.contract.messages import Empty, ModelInfo, WorkerReport
 from services.runtime.bus import Bus
 from tests.edge.conftest import edge_on
 
@@ -32,3 +35,22 @@ async def test_reports_on_the_bus_decide_whether_the_edge_is_ready(bus: Bus) -> 
         status = (await http.get("/status")).json()
         assert status["model"]["name"] == "demo"
         assert [worker["worker_id"] for worker in status["workers"]] == ["w2", "w1"]
+
+
+async def test_an_edge_is_not_ready_while_history_refuses_chats(bus: Bus, nats_url: str) -> None:
+    status = HistoryStatus(False, 1, 1, 1, 0, warning="The disk is full.", refuses="history_full")
+
+    async def tell(subject: str, request: Empty) -> HistoryStatus:
+        return status
+
+    async with Bus.connect(nats_url, "history") as history, edge_on(bus) as http:
+        asked = history.endpoint("status", subjects.HISTORY_STATUS, Empty, tell)
+        await history.serve("history", "scripted", [asked])
+        await bus.publish(subjects.report("w1"), READY)
+        await asyncio.sleep(0.05)
+        answer = await http.get("/readyz")
+        assert answer.status_code == 503 and answer.headers["retry-after"]
+        assert answer.json()["error"]["code"] == "history_full"
+        assert answer.json()["error"]["message"] == "The disk is full."
+        status = replace(status, refuses=None)
+        assert (await http.get("/readyz")).status_code == 200

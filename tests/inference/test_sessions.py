@@ -46,19 +46,13 @@ def is_wanted() -> bool:
     return True
 
 
-async def test_while_the_log_has_no_room_no_other_answer_is_begun(full: Bus, quick: None) -> None:
-    asked = Sessions(full)
-    said = exchange("a", response="x" * SMALL)
-    appending = asyncio.create_task(asked.append(KEY, said, is_wanted))
-    await asyncio.sleep(0.1)
-    with pytest.raises(ServiceError, match="max_file_store") as refused:
-        await asked.context("alice", "other")
-    assert (refused.value.code, refused.value.retry_after) == ("history_full", 5)
-    await give_room(full)
-    assert await appending == Kept("log")
-    with pytest.raises(ServiceError) as unanswered:  # nobody serves here
-        await asked.context("alice", "other")
-    assert unanswered.value.code == "history_unavailable"
+async def test_failed_append_is_reported_to_history_and_repeated(full: Bus) -> None:
+    async with full.inbox(subjects.HISTORY_DOUBT) as doubts:
+        said = exchange("a", response="x" * SMALL)
+        appending = asyncio.create_task(Sessions(full).append(KEY, said, is_wanted))
+        await doubts.next(5)
+        await give_room(full)
+        assert await appending == Kept("log")
 
 
 async def test_an_exchange_that_finds_no_room_in_time_is_told_as_failed(

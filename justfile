@@ -9,12 +9,14 @@ default:
     @just --list --unsorted
 
 # Run everything on this machine: http://localhost:8002 (EDGE_PORT and NATS_PORT move it)
+[no-exit-message]
 up: (_setup)
-    @python -m deploy.up
+    @exec python -m deploy.up
 
 # Talk to it in the terminal, over NATS
+[no-exit-message]
 chat *options: (_setup)
-    @python -m services.client "$@"
+    @exec python -m services.client "$@"
 
 # Run the tests, with real servers and the real demo model
 [group('develop')]

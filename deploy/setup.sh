@@ -9,13 +9,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=.data/bin
-mkdir -p "$bin"
 PATH="$PWD/$bin:$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/bin"
 
 die() {
     printf '\n%s\n' "$@" >&2
     exit 1
 }
+
+mkdir -p "$bin" 2>/dev/null && [ -w .data ] ||
+    die "The folder $PWD/.data can't be written: everything that is downloaded or remembered goes there."
 
 get_uv() {
     local found

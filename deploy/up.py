@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import logging
 import os
 import shutil
@@ -10,23 +11,34 @@ import socket
 import sys
 import sysconfig
 import time
-import urllib.request
 from pathlib import Path
 
 import msgspec
 import uvloop
 
+from deploy.lock import locked
+from services.edge.server import bind
+from services.edge.settings import EdgeSettings
+from services.history import archive
+from services.history.settings import HistorySettings
+from services.inference.settings import InferenceSettings
 from services.runtime import logs
-from services.runtime.settings import BadSetting, load
+from services.runtime.settings import NO_DOTENV, BadSetting, environment, load, parse
 
 DATA = Path(".data")
 NATS_CONFIG = Path("deploy/nats.conf")
+NATS_PID = DATA / "nats.pid"
+CHILD = Path("deploy/child.py")
 SERVICES = ("history", "inference", "edge")  # in the order of starting; ended the other way round
 RESTART_AFTER = 1.0  # seconds
 END_DEADLINE = 35.0  # seconds; a service drains for at most 30
 EARLY = 3.0  # seconds; who dies sooner, and again and again, never gets up
-MOST_EARLY_DEATHS = 5
+MAX_EARLY_DEATHS = 5
 BAD_SETTING = 2  # a service's exit code: starting it again would not help
+LOOK_INTERVAL = 0.2  # seconds
+
+# Addresses to listen on that stand for every address of the machine, and where it answers then
+ALL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 log = logging.getLogger("up")
 
@@ -36,23 +48,28 @@ class UpSettings(msgspec.Struct, frozen=True):
 
     nats_url: str = ""
     nats_port: int = 4222
-    edge_port: int = 8002
 
 
 class Child:
     """
-    A process that is started again when it dies. Its group is its own: Ctrl-C is ours to pass
-    on.
+    A process that is started again when it dies, and killed when we are. Its group is its own:
+    Ctrl-C is ours to pass on. It inherits the file descriptors `kept`.
     """
 
     def __init__(
-        self, name: str, command: list[str], environ: dict[str, str], log_file: Path | None
+        self,
+        name: str,
+        command: list[str],
+        environ: dict[str, str],
+        log_file: Path | None = None,
+        kept: tuple[int, ...] = (),
     ):
         self.name = name
-        self._words = f"its words are in {log_file}" if log_file else "its words are above"
+        self._messages = f"its messages are in {log_file}" if log_file else "see its messages above"
         self._output = log_file.open("ab") if log_file else None
-        self._command = command
+        self._command = [sys.executable, str(CHILD), str(os.getpid()), *command]
         self._environ = environ
+        self._kept = kept
         self._process: asyncio.subprocess.Process | None = None
         self._ending = False
         self._ended = asyncio.Event()
@@ -69,10 +86,10 @@ class Child:
             if self._ending:
                 break
             early_deaths = early_deaths + 1 if time.monotonic() - started < EARLY else 0
-            if early_deaths == MOST_EARLY_DEATHS:
-                log.critical("%s does not get up: %s", self.name, self._words)
+            if early_deaths == MAX_EARLY_DEATHS:
+                log.critical("%s keeps failing at start, giving up: %s", self.name, self._messages)
                 return 1
-            log.error("%s ended with %d; starting it again (%s)", self.name, code, self._words)
+            log.error("%s %s: restarting it (%s)", self.name, _ended_how(code), self._messages)
             await asyncio.sleep(RESTART_AFTER)
         return 0
 
@@ -99,6 +116,7 @@ class Child:
                 stdout=self._output,
                 stderr=self._output,
                 start_new_session=True,
+                pass_fds=self._kept,
             )
             if self._ending:  # it was told so while it was being started
                 self._signal(signal.SIGTERM)
@@ -111,16 +129,44 @@ class Child:
             self._process.send_signal(signum)
 
 
-async def up(settings: UpSettings) -> int:
-    DATA.mkdir(exist_ok=True)
-    url = settings.nats_url or f"nats://127.0.0.1:{settings.nats_port}"
-    environ = os.environ | {"NATS_URL": url}
-    children = [] if settings.nats_url else [_nats_server(settings.nats_port)]
-    for name in SERVICES:
-        command = [sys.executable, "-m", f"services.{name}"]
-        children.append(Child(name, command, environ, None))
-    stop = asyncio.Event()
+def _ended_how(code: int) -> str:
+    """Say how a process ended whose exit code, as `subprocess` has it, is below 0 for a signal."""
+    return f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
 
+
+async def up(settings: UpSettings, edge: EdgeSettings, environ: dict[str, str]) -> int:
+    """
+    Run everything until it is told to end, or a part can't live. `environ` is complete: the
+    services don't read `.env` again.
+    """
+    url = settings.nats_url or f"nats://127.0.0.1:{settings.nats_port}"
+    environ = environ | {"NATS_URL": url, NO_DOTENV: "1"}
+    with contextlib.ExitStack() as stack:
+        lock = None if settings.nats_url else stack.enter_context(locked(DATA, NATS_PID))
+        with bind(edge.edge_host, edge.edge_port):
+            pass  # it is free: the edge would find out only after the others are up
+        children = [] if lock is None else [_nats_server(settings.nats_port, lock)]
+        for name in SERVICES:
+            children.append(Child(name, [sys.executable, "-m", f"services.{name}"], environ))
+        return await _run(children, edge)
+
+
+async def _run(children: list[Child], edge: EdgeSettings) -> int:
+    stop = asyncio.Event()
+    _on_signals(children, stop)
+    lives = [asyncio.create_task(child.live()) for child in children]
+    beside = [asyncio.create_task(work) for work in (_greet(edge), _watch_parent(stop))]
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([*lives, stopping], return_when=asyncio.FIRST_COMPLETED)
+    for task in (stopping, *beside):
+        task.cancel()
+    log.info("ending: answers that have begun are finished first")
+    for child in reversed(children):
+        await child.end()
+    return max(await asyncio.gather(*lives))
+
+
+def _on_signals(children: list[Child], stop: asyncio.Event) -> None:
     def hear() -> None:
         if stop.is_set():  # a second time: the person does not want to wait
             for child in children:
@@ -128,34 +174,30 @@ async def up(settings: UpSettings) -> int:
         stop.set()
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(signum, hear)
-    return await _run(children, stop, settings.edge_port)
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it
+            asyncio.get_running_loop().add_signal_handler(signum, hear)
 
 
-async def _run(children: list[Child], stop: asyncio.Event, edge_port: int) -> int:
-    lives = [asyncio.create_task(child.live()) for child in children]
-    greeting = asyncio.create_task(_greet(edge_port))
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([*lives, stopping], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    greeting.cancel()
-    log.info("ending: answers that have begun are finished first")
-    for child in reversed(children):
-        await child.end()
-    return max(await asyncio.gather(*lives))
+async def _watch_parent(stop: asyncio.Event) -> None:
+    """End with `just`, also when that was killed; with nohup, go on."""
+    parent = os.getppid()
+    while os.getppid() == parent or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        await asyncio.sleep(LOOK_INTERVAL)
+    log.warning("the process that started `just up` has ended")
+    stop.set()
 
 
-def _nats_server(port: int) -> Child:
+def _nats_server(port: int, lock: int) -> Child:
     with contextlib.closing(socket.socket()) as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise BadSetting(
-                f"Port {port} is taken: choose another with NATS_PORT, or, if a NATS server with"
-                f" JetStream listens there, use it with NATS_URL=nats://127.0.0.1:{port}."
+                f"Port {port} is taken, perhaps by a `just up` of another folder: choose another"
+                " with NATS_PORT. If it is a NATS server with JetStream, you can use it with"
+                f" NATS_URL=nats://127.0.0.1:{port}."
             )
-    store = DATA / "jetstream"
     command = [_nats_binary(), "-c", str(NATS_CONFIG), "-a", "127.0.0.1", "-p", str(port)]
-    command += ["-js", "-sd", str(store)]
-    return Child("nats-server", command, dict(os.environ), DATA / "nats.log")
+    command += ["-js", "-sd", str(DATA / "jetstream"), "-P", str(NATS_PID)]
+    return Child("nats-server", command, dict(os.environ), DATA / "nats.log", kept=(lock,))
 
 
 def _nats_binary() -> str:
@@ -168,25 +210,47 @@ def _nats_binary() -> str:
     )
 
 
-async def _greet(port: int) -> None:
+async def _greet(edge: EdgeSettings) -> None:
     """Says so once the first chat can be had."""
-    while not await asyncio.to_thread(_is_ready, port):
-        await asyncio.sleep(0.2)
-    log.info("ready: http://localhost:%d   (Ctrl-C ends it)", port)
+    while not await asyncio.to_thread(_is_ready, edge):
+        await asyncio.sleep(LOOK_INTERVAL)
+    log.info("ready: %s   (Ctrl-C ends it)", _url(edge))
 
 
-def _is_ready(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
+def _is_ready(edge: EdgeSettings) -> bool:
+    """Asks without urllib, which would ask an `http_proxy`."""
+    host = ALL_ADDRESSES.get(edge.edge_host, edge.edge_host)
+    connection = http.client.HTTPConnection(host, edge.edge_port, timeout=1)
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+
+def _url(edge: EdgeSettings) -> str:
+    host = edge.edge_host
+    if host in ALL_ADDRESSES or host == "127.0.0.1":
+        host = "localhost"
+    return f"http://[{host}]:{edge.edge_port}" if ":" in host else f"http://{host}:{edge.edge_port}"
+
+
+async def _start() -> int:
+    """Refuses what a service would refuse, before anything is started."""
+    environ = environment()
+    settings = load(UpSettings, environ)
+    edge = parse(EdgeSettings, environ)
+    parse(InferenceSettings, environ)
+    history = parse(HistorySettings, environ)
+    archive.check(history.mongodb_uri, history.mongodb_database)
+    return await up(settings, edge, environ)
 
 
 def main() -> int:
     logs.configure("up")
     try:
-        return uvloop.run(up(load(UpSettings)))
+        return uvloop.run(_start())
     except BadSetting as error:
         log.critical("%s", error)
         return BAD_SETTING

@@ -1,6 +1,9 @@
 """`python -m services.edge`: HTTP in front of the bus."""
 
 import asyncio
+import ipaddress
+import logging
+import socket
 
 from services.edge.app import make_app
 from services.edge.keys import Keys
@@ -10,15 +13,29 @@ from services.runtime.bus import Bus
 from services.runtime.process import Process, run
 from services.runtime.settings import load
 
+log = logging.getLogger(__name__)
+
 
 async def serve(process: Process) -> None:
     settings = load(EdgeSettings)
     keys = Keys.parse(settings.edge_api_keys)
     listener = process.stack.enter_context(bind(settings.edge_host, settings.edge_port))
+    if not settings.edge_api_keys:
+        _warn_if_open(listener)
     bus = await process.stack.enter_async_context(Bus.connect(settings.nats_url, "edge"))
     leaving = asyncio.Event()
     app = await make_app(bus, keys, settings.edge_cors_origins, leaving)
     await process.stack.enter_async_context(serving(app, listener, leaving, process.fail))
+
+
+def _warn_if_open(listener: socket.socket) -> None:
+    address = listener.getsockname()[0]
+    if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        log.warning(
+            "listening on %s without API keys: whoever reaches it reads and erases every session."
+            " Set EDGE_API_KEYS, or EDGE_HOST=127.0.0.1.",
+            address,
+        )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import AsyncIterator, Iterator
 
@@ -39,11 +40,18 @@ def bind(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
         except OSError as error:
-            raise BadSetting(
-                f"EDGE_HOST={host!r} with EDGE_PORT={port} can't be used: {error.strerror}."
-            ) from error
+            raise BadSetting(_why(host, port, error)) from error
         stack.pop_all()  # the caller's from here on
     return listener
+
+
+def _why(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"Port {port} of {host} is taken, perhaps by another `just up`: end that one, or"
+            f" choose another port with EDGE_PORT."
+        )
+    return f"EDGE_HOST={host!r} with EDGE_PORT={port} can't be used: {error.strerror}."
 
 
 @contextlib.asynccontextmanager

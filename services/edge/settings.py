@@ -4,11 +4,12 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from services.edge.keys import Keys
 from services.runtime.settings import BusSettings
 
 
 class EdgeSettings(BusSettings, frozen=True, kw_only=True):
-    edge_host: str = "0.0.0.0"
+    edge_host: str = "127.0.0.1"  # 0.0.0.0: whoever reaches this machine
     edge_port: Annotated[int, Meta(ge=1, le=65535)] = 8002
     edge_api_keys: str = ""  # name:key,name:key; see keys.py
     # of the browser pages that may ask; `*` stands for anything
@@ -18,3 +19,7 @@ class EdgeSettings(BusSettings, frozen=True, kw_only=True):
         "http://127.0.0.1",
         "http://127.0.0.1:*",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Keys.parse(self.edge_api_keys)  # raises BadSetting

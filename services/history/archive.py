@@ -63,7 +63,12 @@ class Archive:
     """
 
     def __init__(
-        self, database: AsyncIOMotorDatabase[Document], where: str, retention: int, fail: Fail
+        self,
+        database: AsyncIOMotorDatabase[Document],
+        where: str,
+        retention: int,
+        fail: Fail,
+        is_optional: bool,
     ):
         self._database = database
         self._exchanges = database["exchanges"]
@@ -72,6 +77,7 @@ class Archive:
         self._erased = database["erased"]
         self._where = where
         self._retention = retention
+        self._is_optional = is_optional
         self._indexed = False
         self._complained = False
         self._loop = Loop("archive's watch", self._look, fail)
@@ -84,12 +90,15 @@ class Archive:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, uri: str, database: str, retention: int, fail: Fail
+        cls, uri: str, database: str, retention: int, fail: Fail, is_optional: bool = False
     ) -> AsyncIterator["Archive"]:
-        """Raises BadSetting; a server that can't be reached is no error."""
+        """
+        Raises BadSetting; a server that can't be reached is no error, and not worth a warning while
+        nobody asked for one (`is_optional`).
+        """
         client = _client(uri)
         where = f"{_without_secrets(uri)}/{database}"
-        archive = cls(_database(client, database), where, retention, fail)
+        archive = cls(_database(client, database), where, retention, fail, is_optional)
         try:
             async with archive._loop.running(is_cancelled=True):
                 yield archive
@@ -292,19 +301,34 @@ class Archive:
 
     def _lost(self, error: Exception) -> None:
         if not self._complained:
-            log.warning(
-                "MongoDB at %s can't be used (%s): chat goes on, and what it lacks is kept in the"
-                " log. Is it running? Inside a container, localhost is the container itself.",
-                self._where,
-                _short(error),
-            )
+            self._complain(error)
         self.connected, self._complained = False, True
         self._indexed = False  # it may come back as another, or empty
+
+    def _complain(self, error: Exception) -> None:
+        if self._is_optional and not self.id:  # it was never there
+            log.info("no MongoDB at %s (optional): NATS alone keeps the history", self._where)
+            return
+        log.warning(
+            "MongoDB at %s can't be used (%s): chat goes on, and what it lacks is kept in the"
+            " log. Is it running? Inside a container, localhost is the container itself.",
+            self._where,
+            _short(error),
+        )
 
     def _found(self) -> None:
         if not self.connected:
             log.info("connected to MongoDB at %s", self._where)
         self.connected, self._complained = True, False
+
+
+def check(uri: str, database: str) -> None:
+    """Raise BadSetting for what `Archive.open` would raise it for."""
+    client = _client(uri)
+    try:
+        _database(client, database)
+    finally:
+        client.close()
 
 
 def _client(uri: str) -> AsyncIOMotorClient[Document]:

@@ -33,7 +33,7 @@ from services.history.quota import Quota
 from services.history.requests import Indexer
 from services.history.saver import Saver
 from services.history.sessions import Sessions
-from services.history.settings import HistorySettings
+from services.history.settings import DEFAULT_MONGODB, HistorySettings
 from services.history.trimmer import Trimmer
 from services.runtime.bus import Bus
 from services.runtime.streams import Conflict, NoRoom, StreamUnavailable
@@ -167,7 +167,13 @@ async def start(stack: AsyncExitStack, settings: HistorySettings, fail: Fail) ->
     """Closed last first: no more is asked, the archiver stops, what was asked is answered."""
     retention = settings.retention_seconds
     archive = await stack.enter_async_context(
-        Archive.open(settings.mongodb_uri, settings.mongodb_database, retention, fail)
+        Archive.open(
+            settings.mongodb_uri,
+            settings.mongodb_database,
+            retention,
+            fail,
+            is_optional=settings.mongodb_uri == DEFAULT_MONGODB,
+        )
     )
     bus = await stack.enter_async_context(Bus.connect(settings.nats_url, "history"))
     log = Log(bus, retention, settings.history_replicas)

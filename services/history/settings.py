@@ -1,16 +1,17 @@
 """What history is set by: the environment variables of the same names."""
 
+import re
 from typing import Annotated
 
 from msgspec import Meta
 
-from services.runtime.settings import BusSettings
+from services.runtime.settings import BadSetting, BusSettings
 
+DEFAULT_MONGODB = "mongodb://localhost:27017/"  # used if it is there; optional
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
-
 # at most 27 years, as MongoDB's TTL index counts its seconds in 31 bits
-Age = Annotated[str, Meta(pattern=r"^([1-9][0-9]{0,3}d|[1-9][0-9]{0,4}[smh])\Z")]
+_AGE = re.compile(r"[1-9][0-9]{0,3}d|[1-9][0-9]{0,4}[smh]")
 
 
 class HistorySettings(BusSettings, frozen=True, kw_only=True):
@@ -24,11 +25,19 @@ class HistorySettings(BusSettings, frozen=True, kw_only=True):
     many as do now, one at first.
     """
 
-    mongodb_uri: str = "mongodb://localhost:27017/"
+    mongodb_uri: str = DEFAULT_MONGODB
     mongodb_database: str = "finetuneLLM"
     history_exchanges: Annotated[int, Meta(ge=1, le=100)] = 10
-    history_retention: Age | None = None
+    history_retention: str | None = None
     history_replicas: Annotated[int, Meta(ge=1, le=5)] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.history_retention and not _AGE.fullmatch(self.history_retention):
+            raise BadSetting(
+                f"HISTORY_RETENTION={self.history_retention!r} can't be used: write an age such as"
+                " 90d, 12h or 30m; empty keeps everything."
+            )
 
     @property
     def retention_seconds(self) -> int:

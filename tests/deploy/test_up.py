@@ -1,13 +1,16 @@
 """`just up`, as a person uses it: one command, Ctrl-C."""
 
+import fcntl
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,63 +18,107 @@ import pytest
 from tests.e2e.stack import plain_environment
 from tests.servers import ROOT, free_port, wait_for
 
+UP = (sys.executable, "-m", "deploy.up")
+
 
 class Up:
-    """`python -m deploy.up` in a folder of its own, so that the project's .data/ is left alone."""
+    """
+    `python -m deploy.up` in a folder of its own, so that the project's .data/ is left alone. `env`
+    is the text of its `.env`, `within` a command that runs another one.
+    """
 
-    def __init__(self, folder: Path, **environ: str) -> None:
+    def __init__(
+        self, folder: Path, env: str = "", within: Sequence[str] = (), **environ: str
+    ) -> None:
         for name in ("services", "deploy", "model"):
-            (folder / name).symlink_to(ROOT / name)
+            if not (folder / name).exists():
+                (folder / name).symlink_to(ROOT / name)
+        (folder / ".env").write_text(env)
         self.port = free_port()
-        self.log = folder / "up.log"
+        self.log = folder / f"up-{self.port}.log"
         ports = {"EDGE_PORT": str(self.port), "NATS_PORT": str(free_port())}
+        environ = plain_environment() | ports | environ
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "deploy.up"],
+                [*within, *UP],
                 cwd=folder,
-                env=plain_environment() | ports | environ,
+                env={k: v for k, v in environ.items() if f"{k}=" not in env},
                 stdout=log,
                 stderr=log,
             )
 
+    def wait_until_ready(self) -> str:
+        """Its address, as it names it."""
+        wait_for(lambda: "ready: " in self.log.read_text(), "the greeting", 40)
+        return self.log.read_text().partition("ready: ")[2].split()[0]
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
+
     def chat(self, prompt: str) -> str:
+        """The whole answer; "" if there is none, or not to its end."""
         url = f"http://127.0.0.1:{self.port}/chat"
         with suppress(httpx.TransportError):
             answer = httpx.post(url, json={"prompt": prompt, "temperature": 0}, timeout=20)
-            if answer.is_success:
-                return answer.text
+            lines = [line for line in answer.text.splitlines() if line.startswith("data: ")]
+            *tokens, end = [json.loads(line.removeprefix("data: ")) for line in lines] or [{}]
+            if end.get("done"):
+                return "".join(token["token"] for token in tokens)
         return ""
 
     def children(self) -> dict[str, int]:
-        """Process ids by module."""
+        """Process ids by module; and that of nats-server."""
         listing = subprocess.run(
             ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)],
             capture_output=True,
             text=True,
         )
+        rows = [line.split() for line in listing.stdout.splitlines() if "child.py" not in line]
         return {
-            line.split()[-1]: int(line.split()[0])
-            for line in listing.stdout.splitlines()
-            if "services." in line
+            "nats-server" if "nats-server" in row[1] else row[-1]: int(row[0])
+            for row in rows
+            if "services." in row[-1] or "nats-server" in row[1]
         }
 
 
+def is_running(pid: int) -> bool:
+    with suppress(FileNotFoundError):
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
+
+
+def without_children(children: dict[str, int]) -> None:
+    wait_for(lambda: not any(map(is_running, children.values())), f"the end of {children}", 10)
+
+
 @pytest.fixture
-def up(tmp_path: Path) -> Iterator[Up]:
-    up = Up(tmp_path)
-    yield up
-    if up.process.poll() is None:
-        up.process.send_signal(signal.SIGTERM)
-        up.process.wait(60)
+def start(tmp_path: Path) -> Iterator[Callable[..., Up]]:
+    """Starts one in the test's folder; those that still run at the test's end are ended."""
+    started: list[Up] = []
+
+    def start(**options: Any) -> Up:
+        started.append(Up(tmp_path, **options))
+        return started[-1]
+
+    yield start
+    for up in started:
+        if up.process.poll() is None:
+            up.end()
+
+
+@pytest.fixture
+def up(start: Callable[..., Up]) -> Up:
+    return start()
 
 
 def test_one_command_starts_all_and_ctrl_c_ends_all(up: Up) -> None:
-    wait_for(lambda: "ready: http://localhost" in up.log.read_text(), "the greeting", 30)
-    assert "done" in up.chat("hello")
+    assert up.wait_until_ready() == f"http://localhost:{up.port}"
+    assert up.chat("hello")
     children = up.children()
-    assert len(children) == 3
+    assert len(children) == 4
     os.kill(children["services.inference"], signal.SIGKILL)
-    wait_for(lambda: "done" in up.chat("hello"), "an answer after the death of a part", 30)
+    wait_for(lambda: bool(up.chat("hello")), "an answer after the death of a part", 30)
     up.process.send_signal(signal.SIGINT)
     assert up.process.wait(60) == 0
     log = up.log.read_text()
@@ -81,7 +128,7 @@ def test_one_command_starts_all_and_ctrl_c_ends_all(up: Up) -> None:
 
 
 def test_closing_the_terminal_ends_all_and_leaves_nothing_behind(up: Up) -> None:
-    wait_for(lambda: len(up.children()) == 3, "the services")
+    wait_for(lambda: len(up.children()) == 4, "the services")
     children = up.children()
     up.process.send_signal(signal.SIGHUP)
     assert up.process.wait(60) == 0
@@ -89,7 +136,7 @@ def test_closing_the_terminal_ends_all_and_leaves_nothing_behind(up: Up) -> None
 
 
 def test_a_second_ctrl_c_does_not_wait_for_a_part_that_hangs(up: Up) -> None:
-    wait_for(lambda: len(up.children()) == 3, "the services")
+    wait_for(lambda: len(up.children()) == 4, "the services")
     children = up.children()
     os.kill(children["services.edge"], signal.SIGSTOP)
     up.process.send_signal(signal.SIGINT)
@@ -104,18 +151,129 @@ def test_a_part_that_never_gets_up_ends_it_all(tmp_path: Path) -> None:
     (tmp_path / ".data/jetstream").write_text("a file, where nats-server needs a folder")
     up = Up(tmp_path)
     assert up.process.wait(40) == 1
-    assert "nats-server does not get up: its words are in .data/nats.log" in up.log.read_text()
+    assert "nats-server keeps failing at start" in up.log.read_text()
 
 
 def test_a_taken_port_is_explained(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         up = Up(tmp_path, NATS_PORT=str(taken.getsockname()[1]))
         assert up.process.wait(20) == 2
-    assert "is taken: choose another with NATS_PORT" in up.log.read_text()
+    assert "choose another with NATS_PORT" in up.log.read_text()
 
 
-def test_a_bad_setting_ends_it_with_one_line(tmp_path: Path) -> None:
-    up = Up(tmp_path, MODEL_CONTEXT="many")
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("MODEL_CONTEXT", "many", "MODEL_CONTEXT='many' can't be used"),
+        ("HISTORY_RETENTION", "90", "write an age such as 90d"),
+        ("MONGODB_URI", "http://x", "MONGODB_URI can't be used"),
+        ("EDGE_API_KEYS", "ada", "each entry must be name:key"),
+        ("CHAT_STOP", "User:", "it must be a JSON list"),
+        ("EDGE_HOST", "nowhere.invalid", "EDGE_HOST='nowhere.invalid'"),
+    ],
+)
+def test_a_bad_setting_of_any_part_is_the_last_line_and_nothing_starts(
+    tmp_path: Path, name: str, value: str, why: str
+) -> None:
+    up = Up(tmp_path, **{name: value})
     assert up.process.wait(40) == 2
     log = up.log.read_text()
-    assert "MODEL_CONTEXT='many' can't be used" in log and "Traceback" not in log
+    assert why in log.splitlines()[-1] and log.count(why) == 1
+    assert len(log.splitlines()) == 1 and not (tmp_path / ".data/jetstream").exists()
+
+
+def test_a_taken_port_of_the_edge_is_explained_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        up = Up(tmp_path, EDGE_PORT=str(taken.getsockname()[1]))
+        assert up.process.wait(40) == 2
+    assert "choose another port with EDGE_PORT" in up.log.read_text().splitlines()[-1]
+    assert not (tmp_path / ".data/jetstream").exists()
+
+
+def test_a_data_folder_that_can_not_be_written_is_explained(tmp_path: Path) -> None:
+    (tmp_path / ".data").write_text("a file, where a folder is needed")
+    up = Up(tmp_path)
+    assert up.process.wait(40) == 2
+    assert "The folder .data can't be written" in up.log.read_text().splitlines()[-1]
+
+
+def test_a_second_one_in_the_folder_names_the_first_and_changes_nothing(up: Up) -> None:
+    up.wait_until_ready()
+    up.chat("my name is Ada")
+    before = up.children()
+    second = Up(up.log.parent)
+    assert second.process.wait(40) == 2
+    assert f"`just up` already runs in this folder (pid {up.process.pid})" in second.log.read_text()
+    assert up.children() == before
+    assert "Ada" in up.chat("what is my name?")
+
+
+def test_after_kill_9_no_part_lives_on_and_the_next_one_knows_what_was_said(
+    up: Up, start: Callable[..., Up]
+) -> None:
+    up.wait_until_ready()
+    up.chat("my name is Ada")
+    children = up.children()
+    assert len(children) == 4
+    up.process.kill()
+    up.process.wait()
+    again = start()  # at once: it waits for their end
+    without_children(children)
+    again.wait_until_ready()
+    assert "Ada" in again.chat("what is my name?")
+    assert again.end() == 0
+
+
+def test_it_ends_when_the_process_that_started_it_is_killed(start: Callable[..., Up]) -> None:
+    # a shell that stays its parent, as `just` does
+    up = start(within=["bash", "-c", '"$@"; exit', "just"])
+    started = up.process.pid
+    wait_for(lambda: bool(_children_of(started)), "its start")
+    (up_pid,) = _children_of(started)
+    wait_for(lambda: len(_children_of(up_pid)) == 4, "the services")
+    up.wait_until_ready()
+    children = {str(pid): pid for pid in _children_of(up_pid)}
+    up.process.kill()
+    up.process.wait()
+    without_children(children | {"up": up_pid})
+    log = up.log.read_text()
+    assert log.count(" bye") == 3 and "has ended" in log
+
+
+def _children_of(pid: int) -> list[int]:
+    listing = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True
+    )
+    return [int(line) for line in listing.stdout.split()]
+
+
+def test_a_nats_server_that_outlived_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".data").mkdir()
+    (tmp_path / ".data/nats.pid").write_text("4711")
+    with (tmp_path / ".data/up.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        up = Up(tmp_path)
+        assert up.process.wait(40) == 2
+    assert "end it with `kill 4711`" in up.log.read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("::1", "http://[::1]:{}"), ("0.0.0.0", "http://localhost:{}"), ("::", "http://localhost:{}")],
+)
+def test_it_says_where_the_edge_listens(start: Callable[..., Up], host: str, url: str) -> None:
+    proxy = "http://127.0.0.1:9"  # answers nothing, and is not for what is on this machine
+    up = start(EDGE_HOST=host, http_proxy=proxy, HTTP_PROXY=proxy)
+    assert up.wait_until_ready() == url.format(up.port)
+    is_open = "without API keys" in up.log.read_text()
+    assert is_open == (host != "::1")
+
+
+def test_what_is_wrong_with_dotenv_is_said_once(start: Callable[..., Up]) -> None:
+    up = start(env="MODEL_PARALLEL=2\nnot a variable\n")
+    up.wait_until_ready()
+    status = httpx.get(f"http://127.0.0.1:{up.port}/status").json()
+    assert status["workers"][0]["slots"] == 2
+    assert up.end() == 0
+    log = up.log.read_text()
+    assert log.count(".env, line 2 is not NAME=value") == 1 and "dotenv" not in log.lower()

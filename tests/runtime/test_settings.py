@@ -43,7 +43,7 @@ def test_an_empty_variable_means_the_default() -> None:
         ("MODEL_CONTEXT", "many", "Expected `int`, got `str`"),
         ("MODEL_CONTEXT", "3", ">= 64"),
         ("CHAT_STOP", "[unclosed", "malformed"),
-        ("CHAT_STOP", "User:", "Expected `array`"),
+        ("CHAT_STOP", "User:", "it must be a JSON list"),
     ],
 )
 def test_a_bad_value_is_refused_by_name_and_reason(name: str, value: str, why: str) -> None:
@@ -65,7 +65,7 @@ def test_what_no_request_may_ask_for_can_be_no_default_either() -> None:
 def test_a_misspelt_variable_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         load(Settings, {"MODEL_CONTEX": "1", "HOME": "/", "EDGE_SERVICE_HOST": "10.0.0.1"})
-    assert caplog.messages == ["MODEL_CONTEX is no setting: did you mean MODEL_CONTEXT?"]
+    assert caplog.messages == ["MODEL_CONTEX is not a setting: did you mean MODEL_CONTEXT?"]
 
 
 def test_what_kubernetes_injects_for_a_service_named_edge_is_passed_over() -> None:
@@ -80,6 +80,56 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(
     monkeypatch.setenv("MODEL_CONTEXT", "1024")
     assert load(Settings).model_context == 1024
     assert load(Settings).model_path == "from-file.gguf"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_dotenv_file_of_windows_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    (tmp_path / ".env").write_bytes("MODEL_PATH=größe.gguf\r\nEDGE_PORT=1\r\n".encode(encoding))
+    monkeypatch.chdir(tmp_path)
+    assert load(Settings) == Settings(model_path="größe.gguf", edge_port=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("EDGE_PORT=1\nMODEL_PATH=größe\n".encode("latin-1"), r"not UTF-8 \(line 2\)"),
+        ("EDGE_PORT=1\n".encode("utf-16-le"), "not a text file"),
+    ],
+)
+def test_a_dotenv_file_of_another_encoding_is_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, why: str
+) -> None:
+    (tmp_path / ".env").write_bytes(data)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadSetting, match=rf"^\.env is {why}.*save it as UTF-8\.$"):
+        load(Settings)
+
+
+def test_a_folder_in_the_place_of_dotenv_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadSetting, match=r"^\.env can't be read: Is a directory\.$"):
+        load(Settings)
+
+
+def test_a_line_of_dotenv_that_is_no_variable_is_pointed_out_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".env").write_text("# good\nEDGE_PORT=1\nexport MODEL_PATH=a\nEDGE_PORT: 2\n")
+    monkeypatch.chdir(tmp_path)
+    assert load(Settings) == Settings(model_path="a", edge_port=1)
+    assert caplog.messages == [".env, line 4 is not NAME=value: ignored"]
+
+
+def test_the_port_of_nats_moves_its_default_address() -> None:
+    assert load(Settings, {}).nats_url == "nats://127.0.0.1:4222"
+    assert load(Settings, {"NATS_PORT": "14222"}).nats_url == "nats://127.0.0.1:14222"
+    given = {"NATS_PORT": "14222", "NATS_URL": "nats://there:1 "}
+    assert load(Settings, given).nats_url == "nats://there:1"
 
 
 def test_every_setting_stands_in_the_example_file_with_its_default() -> None:
@@ -99,4 +149,4 @@ def test_every_setting_of_a_model_gets_into_its_container_and_into_the_readme() 
     for field in msgspec.structs.fields(InferenceSettings):
         name = field.name.upper()
         assert f"`{name}`" in readme
-        assert f"\n      {name}: " in compose
+        assert f"\n      {name}: " in compose or name == "NATS_PORT"  # NATS_URL names it there

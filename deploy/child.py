@@ -1,0 +1,50 @@
+"""
+python deploy/child.py PARENT COMMAND…: becomes the command, which is killed when its parent ends.
+
+`just up` starts its processes this way: however it ends, kill -9 included, none of them lives on.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+
+PR_SET_PDEATHSIG = 1  # see prctl(2): kept across exec, and sent when the thread that forked ends
+LOOK_INTERVAL = 0.5  # seconds
+
+
+def main(parent: int, command: list[str]) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        watch_from_a_fork(parent)
+    if os.getppid() == parent:  # else it ended before anybody watched
+        os.execvp(command[0], command)
+
+
+def watch_from_a_fork(parent: int) -> None:
+    """Start a process that kills this one when `parent` has ended. Works on any POSIX system."""
+    me = os.getpid()
+    if os.fork():
+        return
+    os.closerange(3, 256)  # the lock of .data is not the watcher's to hold
+    while os.getppid() == me and is_alive(parent):
+        time.sleep(LOOK_INTERVAL)
+    if os.getppid() == me:
+        os.kill(me, signal.SIGKILL)
+    os._exit(0)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])

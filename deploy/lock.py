@@ -1,0 +1,70 @@
+"""One `just up` per folder: two nats-servers on one JetStream store would mix its sessions."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from deploy.child import is_alive
+from services.runtime.settings import BadSetting
+
+PATIENCE = 5.0  # seconds in which what a killed `just up` left behind should have ended
+LOOK_INTERVAL = 0.1
+
+
+@contextmanager
+def locked(folder: Path, server_pid: Path) -> Iterator[int]:
+    """
+    Hold the folder's lock, and give its file descriptor: nats-server inherits it, so the lock
+    lasts until all who use the folder have ended.
+
+    `server_pid` is the file in which that nats-server keeps its process id. Raises BadSetting if
+    the folder can't be used, or names the process that uses it.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+        file = (folder / "up.lock").open("a+")
+    except OSError as error:
+        raise BadSetting(f"The folder {folder} can't be written: {error.strerror}.") from error
+    with file:
+        _lock(file, server_pid)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file.fileno()
+
+
+def _lock(file: IO[str], server_pid: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not _try_to_lock(file):
+        file.seek(0)
+        holder = _pid(file.read())
+        if holder and is_alive(holder):
+            raise BadSetting(
+                f"`just up` already runs in this folder (pid {holder}): end it there with Ctrl-C,"
+                f" or here with `kill {holder}`."
+            )
+        if time.monotonic() > deadline:
+            holder = _pid(server_pid.read_text()) if server_pid.exists() else None
+            raise BadSetting(
+                "The nats-server of an earlier `just up` still uses this folder:"
+                f" end it with `kill {holder or '<its pid>'}`."
+            )
+        time.sleep(LOOK_INTERVAL)
+
+
+def _try_to_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise BadSetting(f"{file.name} can't be locked: {error.strerror}.") from error
+    return True
+
+
+def _pid(text: str) -> int | None:
+    return int(text) if text.strip().isdecimal() else None

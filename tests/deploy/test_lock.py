@@ -1,0 +1,30 @@
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from deploy import lock
+from deploy.lock import locked
+from services.runtime.settings import BadSetting
+
+
+def test_a_lock_lasts_as_long_as_any_process_that_inherited_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE", 0.2)
+    server_pid = tmp_path / "nats.pid"
+    with locked(tmp_path, server_pid) as fd:
+        server = subprocess.Popen(["sleep", "60"], pass_fds=[fd])
+    server_pid.write_text(f"{server.pid}\n")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / "up.lock").write_text(str(gone.pid))  # as if `just up` had been killed
+    try:
+        with pytest.raises(BadSetting, match=f"`kill {server.pid}`"), locked(tmp_path, server_pid):
+            pass
+    finally:
+        server.kill()
+        server.wait()
+    with locked(tmp_path, server_pid):
+        assert (tmp_path / "up.lock").read_text() == str(os.getpid())

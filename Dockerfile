@@ -21,6 +21,7 @@ COPY services/contract services/contract
 COPY services/runtime services/runtime
 COPY services/client services/client
 COPY services/edge services/edge
+# A container's ports are closed until they are published.
 ENV EDGE_HOST=0.0.0.0
 USER finetunellm
 EXPOSE 8002

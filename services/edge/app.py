@@ -81,7 +81,7 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
             Exception: errors.unexpected_error,
         },
         cors_config=cors,
-        before_request=partial(_refuse_strangers, cors),
+        before_request=partial(_check, cors),
         openapi_config=OpenAPIConfig(title="FineTuneLLM", version=VERSION),
         request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
@@ -90,13 +90,18 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
     return Access(Gzip(Head(litestar)))
 
 
-async def _refuse_strangers(cors: CORSConfig, request: Request[Any, Any, Any]) -> None:
+async def _check(cors: CORSConfig, request: Request[Any, Any, Any]) -> None:
+    _refuse_strangers(cors, request)
+    routes.refuse_unknown_parameters(request)
+
+
+def _refuse_strangers(cors: CORSConfig, request: Request[Any, Any, Any]) -> None:
     """
     CORS keeps a stranger's page from reading an answer, not from asking: a browser sends a plain
     POST without a preflight.
     """
     origin = request.headers.get("origin")
-    if not origin or request.method in ("GET", "HEAD", "OPTIONS"):
+    if not origin or request.method in routes.SAFE_METHODS:
         return
     host = origin.partition("://")[2]
     if host == request.headers.get("host") or cors.is_origin_allowed(origin):

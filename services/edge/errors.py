@@ -79,9 +79,11 @@ def framework_error(request: AnyRequest, error: HTTPException) -> Response[Error
     headers = error.headers or {}
     match error.status_code:
         case 404:
-            return _response("not_found", f"There is no {where}; GET /schema lists what is.")
+            return _response("not_found", f"No such route: {where}. GET /schema lists all routes.")
         case 405:
-            message = f"{where} is not possible; {headers.get('allow')} is."
+            usable = [name for name in headers.get("allow", "").split(", ") if name != "OPTIONS"]
+            message = f"{request.method} is not allowed on {request.url.path}; use "
+            message += f"{' or '.join(usable)}. GET /schema lists all routes."
             return _response("method_not_allowed", message, headers)
         case 413:
             return _response("payload_too_large", "The body is larger than 1 MiB; send less.")

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -13,6 +13,7 @@ from msgspec import Struct
 from services.client.chat import new_request_id
 from services.client.workers import Workers
 from services.contract import subjects
+from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.history import (
     ClearRequest,
@@ -21,10 +22,11 @@ from services.contract.history import (
     Messages,
     MessagesRequest,
 )
-from services.contract.messages import Empty, SessionId
+from services.contract.messages import Empty, ModelInfo, SessionId, WorkerReport
 from services.runtime.bus import VERSION, Bus
 from services.runtime.deliveries import NoResponders, Silent
 
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
 RETRY_AFTER = 1.0  # seconds
 # seconds without a sign of life, after which a history process counts as dead, or all of them do
 SILENCE, SILENCE_OF_ALL = 0.5, 2.5
@@ -46,25 +48,60 @@ class SessionQuery(Struct, frozen=True):
     session_id: SessionId = "default"
 
 
+class ClearBody(SessionQuery, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /clear-history`."""
+
+
+class Root(Struct, frozen=True):
+    """`schema` and `details` are the paths of the documentation and of the full status."""
+
+    status: Literal["online"]
+    model_loaded: bool
+    schema: str = "/schema"
+    details: str = "/status"
+
+
+class Health(Struct, frozen=True):
+    status: Literal["alive", "ready"]
+
+
+class Status(Struct, frozen=True):
+    """`history` is null while no history process answers, `model` while no model is ready."""
+
+    status: Literal["online"]
+    version: str
+    nats_connected: bool
+    model_loaded: bool
+    database_connected: bool
+    model: ModelInfo | None
+    workers: list[WorkerReport]
+    history: HistoryStatus | None
+
+
+class Success(Struct, frozen=True):
+    message: str
+    status: Literal["success"] = "success"
+
+
 @get("/")
-async def root(workers: TheWorkers) -> dict[str, Any]:
-    return {"status": "online", "model_loaded": workers.ready}
+async def root(workers: TheWorkers) -> Root:
+    return Root("online", workers.ready)
 
 
 @get("/healthz")
-async def healthz() -> dict[str, str]:
-    return {"status": "alive"}
+async def healthz() -> Health:
+    return Health("alive")
 
 
 @get("/readyz")
-async def readyz(bus: TheBus, workers: TheWorkers, leaving: Leaving) -> dict[str, str]:
+async def readyz(bus: TheBus, workers: TheWorkers, leaving: Leaving) -> Health:
     if leaving.is_set():
         raise ServiceError("shutting_down", "This edge is leaving: ask another.", RETRY_AFTER)
     check_bus(bus)
     if not workers.ready:
         raise workers.absence()
     await _check_log(bus)
-    return {"status": "ready"}
+    return Health("ready")
 
 
 async def _check_log(bus: Bus) -> None:
@@ -80,22 +117,22 @@ async def _check_log(bus: Bus) -> None:
 
 
 @get("/status")
-async def status(bus: TheBus, workers: TheWorkers, tenant: Tenant) -> dict[str, Any]:
+async def status(bus: TheBus, workers: TheWorkers, tenant: Tenant) -> Status:
     """Never an error because something is missing: it is there to tell what is."""
     try:
         history = await ask_history(bus, subjects.HISTORY_STATUS, Empty(), HistoryStatus)
     except ServiceError:
         history = None
-    return {
-        "status": "online",
-        "version": VERSION,
-        "nats_connected": bus.connected,
-        "model_loaded": workers.ready,
-        "database_connected": history is not None and history.database_connected,
-        "model": workers.model,
-        "workers": workers.reports(),
-        "history": history,
-    }
+    return Status(
+        status="online",
+        version=VERSION,
+        nats_connected=bus.connected,
+        model_loaded=workers.ready,
+        database_connected=history is not None and history.database_connected,
+        model=workers.model,
+        workers=workers.reports(),
+        history=history,
+    )
 
 
 @get("/messages")
@@ -105,16 +142,53 @@ async def messages(request: AnyRequest, bus: TheBus, tenant: Tenant) -> tuple[Me
     return answer.messages
 
 
-@post("/clear-history", status_code=200)
-async def clear_history(request: AnyRequest, bus: TheBus, tenant: Tenant) -> dict[str, str]:
-    id_ = read_query(request, SessionQuery).session_id
+@post("/clear-history", status_code=200, query=SessionQuery)
+async def clear_history(request: AnyRequest, bus: TheBus, tenant: Tenant) -> Success:
+    id_ = _session_to_clear(request, await request.body())
     asked = ClearRequest(id_, new_request_id())
     await ask_history(bus, subjects.history_clear(tenant), asked, Empty)
-    return {"status": "success", "message": f"The session {id_!r} starts anew."}
+    return Success(f"The context of session {id_!r} was cleared; its messages stay readable.")
+
+
+def _session_to_clear(request: AnyRequest, body: bytes) -> str:
+    """Of the body or of the query, wherever it is named."""
+    asked = read_query(request, SessionQuery).session_id
+    if not body.strip():
+        return asked
+    try:
+        given = decode(body, ClearBody).session_id
+    except ServiceError as error:
+        example = 'Send JSON like {"session_id": "default"}, or no body'
+        raise ServiceError("invalid_request", f"{error} {example}.") from error
+    if "session_id" in request.query_params and given != asked:
+        raise ServiceError(
+            "invalid_request",
+            f"The URL names session {asked!r} and the body {given!r}: name one of them.",
+        )
+    return given
+
+
+def refuse_unknown_parameters(request: AnyRequest) -> None:
+    """
+    A mistyped parameter must not change something else than was meant. GETs may have any, and so
+    may /v1, which changes nothing and is asked by clients that add their own.
+    """
+    path = request.scope["path"]
+    if request.method in SAFE_METHODS or path.startswith("/v1/"):
+        return
+    query: type[Struct] | None = request.route_handler.opt.get("query")
+    known = query.__struct_fields__ if query else ()
+    for name in request.query_params:
+        if name not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ServiceError(
+                "invalid_request",
+                f"Unknown parameter {name!r} in the URL of {request.method} {path}: {takes}.",
+            )
 
 
 def read_query(request: AnyRequest, kind: type[S]) -> S:
-    """Parameters that `kind` does not have are ignored, as everywhere on the web."""
+    """Parameters that `kind` does not have are ignored; see refuse_unknown_parameters."""
     try:
         return msgspec.convert(dict(request.query_params), kind, strict=False)
     except msgspec.ValidationError as error:

@@ -1,12 +1,14 @@
 """The routes of sessions: listed, described, read page by page, taken out and in, erased."""
 
 import hashlib
-from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, Literal
 
-from litestar import delete, get, patch, post
+import msgspec
+from litestar import Response, delete, get, patch, post
 from litestar.params import FromPath
 from litestar.response import Stream
+from msgspec import Struct
 from msgspec.structs import replace
 
 from services.client.chat import new_request_id
@@ -17,6 +19,7 @@ from services.contract.history import (
     DeleteRequest,
     DescribeRequest,
     Description,
+    Exchange,
     ExportPage,
     ExportRequest,
     Imported,
@@ -28,9 +31,11 @@ from services.contract.history import (
     SessionsRequest,
 )
 from services.contract.messages import Empty, RequestId
+from services.edge.errors import service_error
 from services.edge.routes import (
     AnyRequest,
     SessionQuery,
+    Success,
     Tenant,
     TheBus,
     ask_history,
@@ -40,7 +45,9 @@ from services.edge.routes import (
 from services.runtime.bus import Bus
 
 IMPORT_PATIENCE = 60.0  # seconds, for a batch
-IMPORT_BYTES = 512 * 1024  # of an exchange at most, and of those that are sent to history at once
+BATCH_BYTES = 512 * 1024  # of exchanges that are sent to history at once, unless it is a larger one
+MAX_EXCHANGE_BYTES = 1024 * 1024 - 4096  # what an export can have: one message of NATS
+MAX_LINE_BYTES = 2 * 1024 * 1024  # JSON may be written longer than it is kept
 DESCRIPTION = 'Send JSON like {"title": "Holidays"}; the fields are title and system_prompt'
 LINE = 'Each line must be JSON like {"prompt": "Hello", "response": "Hi!"}, as an export has it'
 
@@ -53,6 +60,14 @@ class Line(Imported, frozen=True, kw_only=True):
     """An exchange that may not have an id of its own yet."""
 
     request_id: RequestId = "_"
+
+
+KNOWN = {"type", *Exchange.__struct_fields__, *Line.__struct_fields__}  # what an export has
+
+
+class Import(Struct, frozen=True):
+    imported: int
+    status: Literal["success"] = "success"
 
 
 @get("/sessions")
@@ -85,11 +100,11 @@ async def describe(
 @delete("/sessions/{session_id:str}", status_code=200)
 async def erase(
     request: AnyRequest, session_id: FromPath[str], bus: TheBus, tenant: Tenant
-) -> dict[str, str]:
+) -> Success:
     id_ = read_path(request, SessionQuery, session_id).session_id
     asked = DeleteRequest(id_, new_request_id())
     await ask_history(bus, subjects.history_delete(tenant), asked, Empty)
-    return {"status": "success", "message": f"The session {id_!r} is erased."}
+    return Success(f"The session {id_!r} is erased.")
 
 
 @get("/sessions/{session_id:str}/export")
@@ -102,17 +117,48 @@ async def export(
     return Stream(_lines(bus, tenant, asked.session_id, page), media_type="application/jsonl")
 
 
-@post("/sessions/{session_id:str}/messages", status_code=200)
+class ImportStopped(ServiceError):
+    """`imported` lines are in; sending the same again appends none of them twice."""
+
+    def __init__(self, error: ServiceError, imported: int) -> None:
+        message = error.message
+        if imported:
+            message += (
+                f" The first {imported:,} lines are imported; once this is mended, send all of it"
+                " again: nothing is imported twice."
+            )
+        super().__init__(error.code, message, error.retry_after)
+        self.imported = imported
+
+
+def _import_stopped(request: AnyRequest, error: ImportStopped) -> Response[dict[str, Any]]:
+    answer = service_error(request, error)
+    content = {**answer.content, "imported": error.imported}
+    return Response(content, status_code=answer.status_code, headers=answer.headers)
+
+
+@post(
+    "/sessions/{session_id:str}/messages",
+    status_code=200,
+    request_max_body_size=None,
+    exception_handlers={ImportStopped: _import_stopped},
+)
 async def import_(
     request: AnyRequest, session_id: FromPath[str], bus: TheBus, tenant: Tenant
-) -> dict[str, Any]:
-    """JSON Lines, oldest first, as an export has them. Who fails half-way may repeat it at once."""
+) -> Import:
+    """JSON Lines of any length, oldest first, as an export has them: appended in batches."""
     id_ = read_path(request, SessionQuery, session_id).session_id
-    lines = _read_lines(await request.body())
     subject = subjects.history_import(tenant)
-    for batch in _batches(lines):
-        await ask_history(bus, subject, ImportRequest(id_, batch), Empty, IMPORT_PATIENCE)
-    return {"status": "success", "imported": len(lines)}
+    imported = 0
+    try:
+        async for batch in _batches(_lines_of(request.stream())):
+            await ask_history(bus, subject, ImportRequest(id_, batch), Empty, IMPORT_PATIENCE)
+            imported += len(batch)
+        if not imported:
+            raise ServiceError("invalid_request", f"The body is empty. {LINE}.")
+    except ServiceError as error:
+        raise ImportStopped(error, imported) from error
+    return Import(imported)
 
 
 def _read_description(body: bytes) -> Description:
@@ -140,43 +186,60 @@ async def _lines(
         page = await _export(bus, tenant, ExportRequest(session_id, page.next))
 
 
-def _read_lines(body: bytes) -> list[Imported]:
-    lines = [_read(line, n) for n, line in enumerate(body.splitlines(), 1) if line.strip()]
-    if not lines:
-        raise ServiceError("invalid_request", f"The body is empty. {LINE}.")
-    return lines
+async def _lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[Imported]:
+    """Holds one line at a time. Raises ServiceError that names the line."""
+    number, rest = 0, b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            number += 1
+            if line.strip():
+                yield _read(line, number)
+        if len(rest) > MAX_LINE_BYTES:
+            raise _too_large(number + 1, "line", "over", MAX_LINE_BYTES)
+    if rest.strip():
+        yield _read(rest, number + 1)
 
 
 def _read(data: bytes, number: int) -> Imported:
-    """One without an id gets that of its text and place, so that a repeat is known."""
+    """A line without an id gets that of its text and place, so that a repeat is known."""
     try:
         line = decode(data, Line)
         imports.check(line)
+        unknown = decode(data, dict[str, msgspec.Raw]).keys() - KNOWN
     except ServiceError as error:
         raise ServiceError("invalid_request", f"Line {number}: {error} {LINE}.") from error
+    if unknown:
+        why = f"Object contains unknown field `{min(unknown)}`"
+        raise ServiceError("invalid_request", f"Line {number}: {why}. {LINE}.")
     for name, size, most in (
         ("prompt", len(line.prompt.encode()), prompts.MAX_BYTES),
-        ("exchange", len(encode(line)), IMPORT_BYTES),
+        ("exchange", len(encode(line)), MAX_EXCHANGE_BYTES),
     ):
         if size > most:
-            raise ServiceError(
-                "payload_too_large",
-                f"Line {number}: the {name} has {size:,} bytes, and {most:,} is the most.",
-            )
+            raise _too_large(number, name, f"{size:,}", most)
     if line.request_id != "_":
         return line
     return replace(line, request_id=hashlib.sha256(b"%d %b" % (number, data)).hexdigest()[:32])
 
 
-def _batches(lines: list[Imported]) -> Iterator[tuple[Imported, ...]]:
+def _too_large(number: int, what: str, size: str, most: int) -> ServiceError:
+    return ServiceError(
+        "payload_too_large",
+        f"Line {number}: the {what} has {size} bytes, and {most:,} is the most.",
+    )
+
+
+async def _batches(lines: AsyncIterator[Imported]) -> AsyncIterator[tuple[Imported, ...]]:
     """As many as fit one NATS message."""
     batch: list[Imported] = []
     size = 0
-    for line in lines:
+    async for line in lines:
         length = len(encode(line))
-        if batch and size + length > IMPORT_BYTES:
+        if batch and size + length > BATCH_BYTES:
             yield tuple(batch)
             batch, size = [], 0
         batch.append(line)
         size += length
-    yield tuple(batch)
+    if batch:
+        yield tuple(batch)

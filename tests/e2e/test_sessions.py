@@ -74,6 +74,26 @@ def test_a_session_is_talked_to_listed_described_retried_copied_and_erased(
     assert "Ada" not in up.chat("what is my name?", session_id).text
 
 
+def test_a_session_of_several_mib_goes_out_and_in_again_and_only_once(
+    up: Stack, session_id: str
+) -> None:
+    lines = [
+        json.dumps({"prompt": f"question {n}", "response": f"{n} " + "é" * 10_000})
+        for n in range(150)
+    ]
+    for _ in range(2):  # repeated, as one does after a failure
+        imported = up.http.post(f"/sessions/{session_id}/messages", content="\n".join(lines))
+        assert imported.json() == {"status": "success", "imported": 150}
+    exported = up.http.get(f"/sessions/{session_id}/export").content
+    copy = f"{session_id} copy"
+    assert up.http.post(f"/sessions/{copy}/messages", content=exported).json()["imported"] == 150
+    again = up.http.get(f"/sessions/{copy}/export").content
+    assert len(exported) > 3_000_000
+    for content in (exported, again):
+        prompts = [json.loads(line)["prompt"] for line in content.splitlines()]
+        assert prompts == [f"question {n}" for n in range(150)]
+
+
 def test_an_answer_whose_session_is_erased_meanwhile_ends_and_is_kept_nowhere(
     up: Stack, mongodb_uri: str, session_id: str
 ) -> None:

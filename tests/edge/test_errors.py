@@ -16,7 +16,7 @@ DEEP = b"[" * 10_000
 def error_of(answer: httpx.Response) -> dict[str, str | None]:
     """The one shape that every error has."""
     assert answer.headers["content-type"] == "application/json"
-    assert answer.json().keys() == {"error"}
+    assert answer.json().keys() - {"imported"} == {"error"}
     error: dict[str, str | None] = answer.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
     assert error["message"] and error["message"].endswith(".")
@@ -130,9 +130,11 @@ async def as_async(chunks: Iterator[bytes]):  # type: ignore[no-untyped-def]
 async def test_what_litestar_refuses_looks_the_same(http: httpx.AsyncClient) -> None:
     missing = await http.get("/nope")
     assert (missing.status_code, error_of(missing)["code"]) == (404, "not_found")
+    assert "No such route: GET /nope. GET /schema" in (error_of(missing)["message"] or "")
     wrong = await http.put("/chat")
     assert (wrong.status_code, error_of(wrong)["code"]) == (405, "method_not_allowed")
     assert "POST" in wrong.headers["allow"]
+    assert "PUT is not allowed on /chat; use POST." in (error_of(wrong)["message"] or "")
     misnamed = await http.get("/", headers={"Host": "a b"})
     assert (misnamed.status_code, error_of(misnamed)["code"]) == (400, "invalid_request")
 

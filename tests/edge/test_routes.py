@@ -11,6 +11,7 @@ from services.contract.history import ClearRequest, Message, Messages, MessagesR
 from services.contract.messages import JsonSchema, JsonSchemaFormat, Usage
 from services.runtime.bus import VERSION, Bus
 from tests.edge.conftest import edge_on, until_gone
+from tests.edge.test_errors import error_of
 from tests.fakes import HELLO, scripted_history, scripted_worker
 from tests.servers import nats_server, running
 
@@ -127,6 +128,56 @@ async def test_a_session_is_cleared(http: httpx.AsyncClient, nats_url: str) -> N
     assert isinstance(default, ClearRequest) and isinstance(mine, ClearRequest)
     assert (default.session_id, mine.session_id) == ("default", "mine")
     assert default.request_id and mine.request_id and default.request_id != mine.request_id
+
+
+async def test_the_session_to_clear_may_be_named_in_the_body(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    async with scripted_history(nats_url, Messages(())) as history:
+        answer = await http.post("/clear-history", json={"session_id": "mine"})
+        for body, path in (
+            ("{}", ""),
+            ("", "?session_id=b"),
+            ('{"session_id":"c"}', "?session_id=c"),
+        ):
+            cleared = await http.post(f"/clear-history{path}", content=body)
+            assert cleared.status_code == 200
+    assert answer.json()["message"] == (
+        "The context of session 'mine' was cleared; its messages stay readable."
+    )
+    assert [request.session_id for _, request in history.asked] == ["mine", "default", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/clear-history?sesion_id=s", ""),
+        ("POST", "/clear-history?limit=3", ""),
+        ("POST", "/clear-history", '{"sesion_id":"s"}'),
+        ("POST", "/clear-history", "session_id=s"),
+        ("POST", "/clear-history", '{"session_id":""}'),
+        ("POST", "/clear-history?session_id=a", '{"session_id":"b"}'),
+        ("POST", "/chat?session_id=s", '{"prompt":"hi"}'),
+        ("DELETE", "/chat/r1?session_id=s", ""),
+        ("PATCH", "/sessions/s?title=t", '{"title":"t"}'),
+        ("DELETE", "/sessions/s?session_id=t", ""),
+        ("POST", "/sessions/s/messages?session_id=t", '{"prompt":"p","response":"r"}'),
+    ],
+)
+async def test_a_change_with_a_name_that_is_not_known_is_refused(
+    http: httpx.AsyncClient, nats_url: str, method: str, path: str, body: str
+) -> None:
+    async with scripted_history(nats_url, Messages(())) as history:
+        answer = await http.request(method, path, content=body)
+    assert (answer.status_code, error_of(answer)["code"]) == (400, "invalid_request")
+    assert history.asked == []
+
+
+async def test_what_only_reads_may_have_any_parameter(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    async with scripted_history(nats_url, Messages(())):
+        assert (await http.get("/messages?limt=3")).status_code == 200
 
 
 async def test_the_status_tells_what_history_tells(http: httpx.AsyncClient, nats_url: str) -> None:

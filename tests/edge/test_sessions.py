@@ -173,6 +173,55 @@ async def test_a_long_import_is_sent_in_parts_in_order(
     assert prompts == [str(n) for n in range(10)]
 
 
+async def parts(*chunks: bytes) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+async def test_an_import_of_many_mib_comes_through_in_batches(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    line = json.dumps({"prompt": "p", "response": "ü" * 100_000}).encode() + b"\n"
+    whole = line * 20
+    cuts = [whole[at : at + 777_777] for at in range(0, len(whole), 777_777)]
+    async with answering(nats_url, subjects.HISTORY_IMPORT_ANY, ImportRequest, Empty()) as asked:
+        answer = await http.post("/sessions/s/messages", content=parts(*cuts))
+    assert answer.json() == {"status": "success", "imported": 20}
+    assert sum(len(request.exchanges) for request in asked) == 20
+    assert len({said.request_id for request in asked for said in request.exchanges}) == 20
+
+
+async def test_an_import_that_fails_says_how_much_is_in(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    large = json.dumps({"prompt": "p", "response": "x" * 400_000}).encode()
+    async with answering(nats_url, subjects.HISTORY_IMPORT_ANY, ImportRequest, Empty()) as asked:
+        answer = await http.post(
+            "/sessions/s/messages", content=b"\n".join([large, large, large, b'{"prompt":"p"}'])
+        )
+    assert (answer.status_code, answer.json()["imported"]) == (400, 2)
+    message = error_of(answer)["message"] or ""
+    assert message.startswith("Line 4: ") and "first 2 lines are imported" in message
+    assert len(asked) == 2
+
+    full = ServiceError("history_full", "There is no room.", 5)
+    lines = b"\n".join([large] * 3)
+    async with answering(
+        nats_url, subjects.HISTORY_IMPORT_ANY, ImportRequest, Empty(), full
+    ) as asked:
+        answer = await http.post("/sessions/s/messages", content=lines)
+    assert (answer.status_code, answer.json()["imported"]) == (503, 1)
+    assert error_of(answer)["code"] == "history_full" and answer.headers["retry-after"] == "5"
+
+
+async def test_a_line_without_an_end_is_refused_before_it_has_come(
+    http: httpx.AsyncClient,
+) -> None:
+    endless = [b'{"prompt":"p","response":"'] + [b"x" * 100_000] * 1000
+    answer = await http.post("/sessions/s/messages", content=parts(*endless))
+    assert (answer.status_code, error_of(answer)["code"]) == (413, "payload_too_large")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "param"),
     [
@@ -222,6 +271,7 @@ async def test_a_long_import_is_sent_in_parts_in_order(
             "answered_at",
         ),
         ("POST", "/sessions/" + "x" * 129 + "/messages", LINE, "session_id"),
+        ("POST", "/sessions/s/messages", b'{"prompt":"p","response":"r","modle":null}', "modle"),
     ],
     ids=lambda value: None if value is None else str(value)[:40],
 )
@@ -294,7 +344,7 @@ async def test_a_bad_line_is_told_by_its_number(http: httpx.AsyncClient) -> None
 
 @pytest.mark.parametrize(
     "line",
-    [{"prompt": "x" * 65_537, "response": "r"}, {"prompt": "p", "response": "\u0001" * 90_000}],
+    [{"prompt": "x" * 65_537, "response": "r"}, {"prompt": "p", "response": "\u0001" * 180_000}],
 )
 async def test_an_exchange_that_is_too_long_to_import_is_a_413(
     http: httpx.AsyncClient, line: dict[str, str]

@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from litestar import Litestar, Request
+import msgspec
+from litestar import Litestar, Request, Response, get
 from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
-from litestar.openapi import OpenAPIConfig
+from litestar.handlers import HTTPRouteHandler
 
 from services.client.workers import Workers
 from services.contract import subjects
 from services.contract.errors import ServiceError
-from services.edge import chat, errors, routes, schema, sessions
+from services.edge import chat, errors, pages, routes, schema, sessions
 from services.edge.access import Access
 from services.edge.claims import Claims
 from services.edge.gzip import Gzip
@@ -22,10 +23,10 @@ from services.edge.head import Head
 from services.edge.keys import Keys
 from services.edge.openai import routes as openai
 from services.edge.openai import tokens
-from services.runtime.bus import VERSION, Bus
+from services.runtime.bus import Bus
 
 MAX_BODY_BYTES = 1024 * 1024
-ROUTES = [
+ROUTES: list[HTTPRouteHandler] = [
     routes.root,
     routes.healthz,
     routes.readyz,
@@ -67,7 +68,7 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
         expose_headers=["Content-Location", "Retry-After", "X-Request-Id"],
     )
     litestar = Litestar(
-        ROUTES,
+        [*ROUTES, *_reference(schema.document(ROUTES, keys.is_open))],
         dependencies={
             "bus": Provide(lambda: bus, sync_to_thread=False),
             "claims": Provide(lambda: claims, sync_to_thread=False),
@@ -82,12 +83,34 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
         },
         cors_config=cors,
         before_request=partial(_check, cors),
-        openapi_config=OpenAPIConfig(title="FineTuneLLM", version=VERSION),
+        openapi_config=None,
         request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
     )
-    schema.describe(litestar)
     return Access(Gzip(Head(litestar)))
+
+
+def _reference(document: dict[str, Any]) -> list[HTTPRouteHandler]:
+    """The routes that describe all others: a page for browsers, the document for programs."""
+    page = pages.reference(document)
+    json, yaml = msgspec.json.encode(document), msgspec.yaml.encode(document)
+
+    @get("/schema", sync_to_thread=False)
+    def for_both(request: Request[Any, Any, Any]) -> Response[Any]:
+        return pages.answer(page) if routes.wants_html(request) else for_programs()
+
+    @get("/schema/openapi.json", sync_to_thread=False)
+    def as_json() -> Response[bytes]:
+        return for_programs()
+
+    @get(["/schema/openapi.yaml", "/schema/openapi.yml"], sync_to_thread=False)
+    def as_yaml() -> Response[bytes]:
+        return Response(yaml, media_type="application/yaml")
+
+    def for_programs() -> Response[bytes]:
+        return Response(json, media_type="application/json", headers={"Vary": "Accept"})
+
+    return [for_both, as_json, as_yaml]
 
 
 async def _check(cors: CORSConfig, request: Request[Any, Any, Any]) -> None:

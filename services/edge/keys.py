@@ -35,9 +35,14 @@ class Keys:
             raise BadSetting("EDGE_API_KEYS can't be used: it has no name:key, only separators.")
         return cls(tenants)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody may ask."""
+        return not self._tenants
+
     def tenant(self, headers: Mapping[str, str]) -> str:
         """Raises ServiceError(unauthorized)."""
-        if not self._tenants:
+        if self.is_open:
             return subjects.OPEN_TENANT
         given = _given(headers).encode()
         # each key is compared, so that the time taken tells nothing

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
 import msgspec
-from litestar import Request, get, post
+from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from msgspec import Struct
 
@@ -23,6 +23,7 @@ from services.contract.history import (
     MessagesRequest,
 )
 from services.contract.messages import Empty, ModelInfo, SessionId, WorkerReport
+from services.edge import pages
 from services.runtime.bus import VERSION, Bus
 from services.runtime.deliveries import NoResponders, Silent
 
@@ -84,8 +85,10 @@ class Success(Struct, frozen=True):
 
 
 @get("/")
-async def root(workers: TheWorkers) -> Root:
-    return Root("online", workers.ready)
+async def root(request: AnyRequest, workers: TheWorkers) -> Response[Any]:
+    if wants_html(request):
+        return pages.answer(pages.greeting(request.headers.get("host", "localhost")))
+    return Response(Root("online", workers.ready), headers={"Vary": "Accept"})
 
 
 @get("/healthz")
@@ -185,6 +188,10 @@ def refuse_unknown_parameters(request: AnyRequest) -> None:
                 "invalid_request",
                 f"Unknown parameter {name!r} in the URL of {request.method} {path}: {takes}.",
             )
+
+
+def wants_html(request: AnyRequest) -> bool:
+    return request.accept.best_match(["application/json", "text/html"]) == "text/html"
 
 
 def read_query(request: AnyRequest, kind: type[S]) -> S:

@@ -1,4 +1,7 @@
+import base64
+import hashlib
 import json
+import re
 from typing import Any
 
 import httpx
@@ -6,6 +9,8 @@ import msgspec
 import pytest
 
 from services.edge.schema import DESCRIBED
+from services.runtime.bus import Bus
+from tests.edge.conftest import edge_on
 from tests.fakes import HELLO, scripted_worker
 
 
@@ -24,14 +29,29 @@ def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]
     }
 
 
-async def test_every_route_that_reads_a_body_tells_its_schema(document: dict[str, Any]) -> None:
-    without = {
-        path
-        for (method, path), operation in operations(document).items()
-        if method in ("POST", "PATCH", "PUT") and "requestBody" not in operation
-    }
-    assert without == {"/clear-history"}
-    assert operations(document).keys() >= DESCRIBED.keys()
+async def test_every_route_is_described_and_what_reads_a_body_tells_its_schema(
+    document: dict[str, Any],
+) -> None:
+    assert operations(document).keys() == DESCRIBED.keys()
+    for (method, path), operation in operations(document).items():
+        assert operation["summary"] and operation["tags"], path
+        assert (method in ("POST", "PATCH")) == ("requestBody" in operation), path
+
+
+async def test_the_document_is_valid(document: dict[str, Any]) -> None:
+    names = [operation["operationId"] for operation in operations(document).values()]
+    assert len(set(names)) == len(names)
+    for where, operation in operations(document).items():
+        parameters = [(each["name"], each["in"]) for each in operation["parameters"]]
+        assert len(set(parameters)) == len(parameters), where
+        assert [each for each in parameters if each[0] == "session_id"] in (
+            [],
+            [("session_id", "path")],
+            [("session_id", "query")],
+        )
+        assert set(re.findall(r"{(\w+)}", where[1])) == {
+            name for name, place in parameters if place == "path"
+        }
 
 
 async def test_what_is_referred_to_is_there(document: dict[str, Any]) -> None:
@@ -45,8 +65,30 @@ async def test_every_answer_has_a_schema_or_an_example_and_every_error_too(
 ) -> None:
     for where, operation in operations(document).items():
         first, *_ = operation["responses"].values()
-        assert all(media for media in first["content"].values()), where
-        assert operation["responses"]["default"]["content"]["application/json"]["schema"], where
+        assert first["description"] and all(first["content"].values()), where
+        assert operation["responses"]["default"] == {"$ref": "#/components/responses/Error"}
+    error = document["components"]["responses"]["Error"]
+    assert error["content"]["application/json"]["schema"] and "Retry-After" in error["headers"]
+    status = operations(document)["GET", "/status"]["responses"]["200"]["content"]
+    name = status["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    assert "workers" in document["components"]["schemas"][name]["properties"]
+
+
+async def test_keys_and_headers_are_told(document: dict[str, Any], bus: Bus) -> None:
+    schemes = document["components"]["securitySchemes"]
+    assert schemes["bearer"]["scheme"] == "bearer" and schemes["apiKey"]["name"] == "X-API-Key"
+    told = operations(document)
+    assert told["POST", "/chat"]["security"] == [{"bearer": []}, {"apiKey": []}, {}]
+    assert "security" not in told["GET", "/healthz"]
+    headers = {
+        where: {each["name"] for each in operation["parameters"] if each["in"] == "header"}
+        for where, operation in told.items()
+    }
+    assert headers["POST", "/chat"] >= {"Idempotency-Key", "X-Request-Id"}
+    assert "Last-Event-ID" in headers["GET", "/chat/{request_id}"]
+    async with edge_on(bus, keys="acme:s3cret") as locked:
+        closed = (await locked.get("/schema/openapi.json")).json()
+    assert {} not in operations(closed)["POST", "/chat"]["security"]
 
 
 async def test_examples_are_what_they_are_examples_of(
@@ -68,6 +110,43 @@ async def test_a_query_is_told(document: dict[str, Any]) -> None:
     assert told["limit"]["schema"]["maximum"] == 1000 and told["session_id"]["in"] == "query"
 
 
-async def test_a_browser_gets_a_page(http: httpx.AsyncClient) -> None:
-    page = await http.get("/schema", headers={"Accept": "text/html"})
-    assert page.status_code == 200 and "openapi" in page.text
+async def test_programs_get_the_document_in_json_or_yaml(
+    http: httpx.AsyncClient, document: dict[str, Any]
+) -> None:
+    assert (await http.get("/schema")).json() == document
+    for path in ("/schema/openapi.yaml", "/schema/openapi.yml"):
+        assert msgspec.yaml.decode((await http.get(path)).content) == document
+    for path in ("swagger", "redoc", "rapidoc", "elements"):
+        assert (await http.get(f"/schema/{path}")).status_code == 404
+
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+
+async def test_a_browser_gets_pages_that_need_nothing_from_elsewhere(
+    http: httpx.AsyncClient, document: dict[str, Any]
+) -> None:
+    for path in ("/", "/schema"):
+        page = await http.get(path, headers=BROWSER)
+        assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+        assert not re.findall(r"<script|<img|<link|@import|\bsrc=|\bon\w+=", page.text)
+        targets = re.findall(r'href="([^"]*)"', page.text)
+        assert targets and all(target.startswith(("/", "#")) for target in targets)
+        (style,) = re.findall("<style>(.*)</style>", page.text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in page.headers["content-security-policy"]
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+    for method, path in operations(document):
+        assert f"<code>{method} {path}</code>" in page.text
+    ids = set(re.findall(r'id="([^"]*)"', page.text))
+    assert {target[1:] for target in targets if target.startswith("#")} <= ids
+
+
+async def test_the_root_names_the_schema_and_shows_no_host_that_is_no_text(
+    http: httpx.AsyncClient,
+) -> None:
+    greeting = (await http.get("/")).json()
+    assert greeting["status"] == "online"
+    assert (greeting["schema"], greeting["details"]) == ("/schema", "/status")
+    page = await http.get("/", headers=BROWSER | {"Host": "a<b>:1"})
+    assert "<b>" not in page.text

@@ -11,7 +11,8 @@ import sys
 
 import nats
 
-NATS_URL = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
+NATS_PORT = os.environ.get("NATS_PORT") or "4222"  # as `just up` has it
+NATS_URL = os.environ.get("NATS_URL") or f"nats://127.0.0.1:{NATS_PORT}"
 CONNECT_TIMEOUT = 3.0  # seconds
 SILENCE_LIMIT = 5.0  # seconds; a worker sends something at least once a second
 

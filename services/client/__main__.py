@@ -17,8 +17,11 @@ from uuid import uuid4
 import uvloop
 
 from services.client.chat import ChatClient, new_request_id
+from services.client.workers import Workers
+from services.contract import subjects
 from services.contract.messages import ChatRequest, Done, Failed, StreamEvent, Token
 from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery
 from services.runtime.nats_url import parse_servers
 from services.runtime.settings import BadSetting, BusSettings, load
 
@@ -26,6 +29,7 @@ with contextlib.suppress(ImportError):
     import readline  # noqa: F401  # arrow keys and a history at the prompt
 
 CONNECT_TIMEOUT = 3.0  # seconds
+REPORT_TIMEOUT = 1.5  # seconds; a worker reports once a second
 GRACE = 10.0  # seconds in which a connection that was lost may be there again
 
 
@@ -33,44 +37,91 @@ def main() -> None:
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     logging.getLogger("services.runtime").setLevel(logging.ERROR)  # said here in a sentence
     parser = argparse.ArgumentParser(prog="chat", description="Chat with the model, over NATS.")
-    parser.add_argument("--session", default=f"terminal {uuid4().hex[:8]}", help="one to go on")
+    session_help = "the session to continue (default: a new one)"
+    default = f"terminal {uuid4().hex[:8]}"
+    parser.add_argument("--session", metavar="NAME", default=default, help=session_help)
     session_id = parser.parse_args().session
+    answered = True
     try:
         url = load(BusSettings).nats_url
-        uvloop.run(_check(url))
+        print(uvloop.run(_greeting(url)))
         print(f"Session {session_id!r}. Ctrl-C stops an answer, Ctrl-D leaves.")
-        _converse(url, session_id)
+        answered = _converse(url, session_id)
     except (BadSetting, ConnectionError) as error:
         sys.exit(str(error))
-    except (KeyboardInterrupt, EOFError):
+    except KeyboardInterrupt:
         print()
+    if not answered and not sys.stdin.isatty():  # a script wants to know
+        sys.exit(1)
 
 
-def _converse(url: str, session_id: str) -> None:
+def _converse(url: str, session_id: str) -> bool:
+    """Ask until the input ends. Return whether every prompt got an answer."""
+    all_answered = True
     while True:
-        prompt = input("> ")
+        try:
+            prompt = input("> ")
+        except EOFError:
+            print()
+            return all_answered
         if not prompt.strip():
             continue
         try:
             request = ChatRequest(
                 prompt=prompt, session_id=session_id, request_id=new_request_id(), grace_s=GRACE
             )
-            uvloop.run(_answer(url, request))
+            all_answered &= uvloop.run(_answer(url, request))
         except KeyboardInterrupt:
             print("\n[stopped]")
 
 
-async def _answer(url: str, request: ChatRequest) -> None:
+async def _answer(url: str, request: ChatRequest) -> bool:
+    """Print the answer. Return False if there is none, or not all of it."""
+    answered = True
     async with _connect(url) as bus:
         client = ChatClient(bus)
         try:
             async with contextlib.aclosing(client.stream(request)) as events:
                 async for event in events:
+                    if isinstance(event, Failed):
+                        answered, event = False, await _with_reason(bus, event)
                     _show(event)
         except asyncio.CancelledError:  # by Ctrl-C: nobody comes back within the grace
             bus.spawn(client.cancel(str(request.request_id)))
             raise
     print()
+    return answered
+
+
+async def _with_reason(bus: Bus, failed: Failed) -> Failed:
+    """Say why no worker answers, as the workers themselves report it."""
+    if failed.code != "no_worker":
+        return failed
+    reason = (await _heard(bus)).refusal(failed)
+    return Failed(reason.code, reason.message)
+
+
+async def _greeting(url: str) -> str:
+    """Return which model answers, or why none does. Raises ConnectionError."""
+    async with _connect(url) as bus:
+        workers = await _heard(bus)
+    return f"Model {workers.model.name}." if workers.model else workers.absence().message
+
+
+async def _heard(bus: Bus) -> Workers:
+    """Return the workers once one that is ready has reported, or the time for a report is over."""
+    workers, ready = Workers(), asyncio.Event()
+
+    def hear(delivery: Delivery) -> None:
+        workers.hear(delivery)
+        if workers.ready:
+            ready.set()
+
+    await bus.subscribe(subjects.REPORT_ANY, hear)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REPORT_TIMEOUT):
+            await ready.wait()
+    return workers
 
 
 def _show(event: StreamEvent) -> None:
@@ -97,11 +148,6 @@ def cut_note(done: Done) -> str | None:
         case "cancelled":
             return "cancelled"
     return None
-
-
-async def _check(url: str) -> None:
-    async with _connect(url):
-        pass
 
 
 @contextlib.asynccontextmanager

@@ -83,15 +83,15 @@ class Workers:
         """Why nobody takes requests, as far as the reports tell."""
         reports = self.reports()
         if loading := [r.progress for r in reports if r.state == "loading"]:
-            percent = f"{max(loading):.0%}"
-            return ServiceError(
-                "model_loading", f"The model is being loaded ({percent} so far).", RETRY_AFTER
-            )
+            share = max(loading)
+            how = "read; warming up" if share >= 1 else f"being loaded ({share:.0%} so far)"
+            return ServiceError("model_loading", f"The model is {how}.", RETRY_AFTER)
         if failed := [r.error for r in reports if r.state == "failed"]:
             return ServiceError("model_unavailable", failed[0] or "The model can't be used.")
         return ServiceError(
             "no_worker",
-            "No inference worker is there to answer: start one, or wait for it to come back.",
+            "No inference worker answers: it may still be starting, or have failed. See the output"
+            " of `just up` or its log; GET /status lists the workers.",
             RETRY_AFTER,
         )
 

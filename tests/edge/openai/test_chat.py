@@ -434,7 +434,7 @@ async def test_the_client_repeats_what_may_help_and_nothing_else(
 
 
 async def test_no_worker_is_a_503_that_says_so(client: openai.AsyncOpenAI) -> None:
-    with pytest.raises(openai.InternalServerError, match="No inference worker") as error:
+    with pytest.raises(openai.InternalServerError, match="No inference worker answers") as error:
         await client.chat.completions.create(model="demo", messages=ASK)
     assert error.value.code == "no_worker"
 

@@ -84,17 +84,22 @@ train-adapter *options: (_setup "--group" "training")
 eval-demo *options: (_setup)
     python -m model.training.evaluate {{ options }}
 
+[no-exit-message]
 _setup *groups:
     @deploy/setup.sh python {{ groups }}
 
+[no-exit-message]
 _old-nats:
     @deploy/setup.sh old-nats
 
+[no-exit-message]
 _llama-source:
     @deploy/setup.sh llama-source
 
+[no-exit-message]
 _compose:
     @deploy/setup.sh compose
 
+[no-exit-message]
 _uv:
     @deploy/setup.sh uv

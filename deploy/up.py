@@ -34,6 +34,7 @@ RESTART_AFTER = 1.0  # seconds
 END_DEADLINE = 35.0  # seconds; a service drains for at most 30
 EARLY = 3.0  # seconds; who dies sooner, and again and again, never gets up
 MAX_EARLY_DEATHS = 5
+INTERRUPTED = 128 + signal.SIGINT  # as a shell has it; after a 0, `just` would complain
 BAD_SETTING = 2  # a service's exit code: starting it again would not help
 LOOK_INTERVAL = 0.2  # seconds
 
@@ -152,8 +153,8 @@ async def up(settings: UpSettings, edge: EdgeSettings, environ: dict[str, str]) 
 
 
 async def _run(children: list[Child], edge: EdgeSettings) -> int:
-    stop = asyncio.Event()
-    _on_signals(children, stop)
+    stop, interrupted = asyncio.Event(), asyncio.Event()
+    _on_signals(children, stop, interrupted)
     lives = [asyncio.create_task(child.live()) for child in children]
     beside = [asyncio.create_task(work) for work in (_greet(edge), _watch_parent(stop))]
     stopping = asyncio.create_task(stop.wait())
@@ -163,11 +164,14 @@ async def _run(children: list[Child], edge: EdgeSettings) -> int:
     log.info("ending: answers that have begun are finished first")
     for child in reversed(children):
         await child.end()
-    return max(await asyncio.gather(*lives))
+    code = max(await asyncio.gather(*lives))
+    return code or (INTERRUPTED if interrupted.is_set() else 0)
 
 
-def _on_signals(children: list[Child], stop: asyncio.Event) -> None:
-    def hear() -> None:
+def _on_signals(children: list[Child], stop: asyncio.Event, interrupted: asyncio.Event) -> None:
+    def hear(signum: signal.Signals) -> None:
+        if signum == signal.SIGINT:
+            interrupted.set()
         if stop.is_set():  # a second time: the person does not want to wait
             for child in children:
                 child.kill()
@@ -175,7 +179,7 @@ def _on_signals(children: list[Child], stop: asyncio.Event) -> None:
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it
-            asyncio.get_running_loop().add_signal_handler(signum, hear)
+            asyncio.get_running_loop().add_signal_handler(signum, hear, signum)
 
 
 async def _watch_parent(stop: asyncio.Event) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import signal
 import sys
 from collections.abc import AsyncIterator
 from uuid import uuid4
@@ -30,6 +31,7 @@ with contextlib.suppress(ImportError):
 
 CONNECT_TIMEOUT = 3.0  # seconds
 REPORT_TIMEOUT = 1.5  # seconds; a worker reports once a second
+INTERRUPTED = 128 + signal.SIGINT  # exit code, as a shell has it
 GRACE = 10.0  # seconds in which a connection that was lost may be there again
 
 
@@ -51,8 +53,8 @@ def main() -> None:
         sys.exit(str(error))
     except KeyboardInterrupt:
         print()
-    if not answered and not sys.stdin.isatty():  # a script wants to know
-        sys.exit(1)
+        sys.exit(INTERRUPTED)
+    sys.exit(0 if answered else 1)
 
 
 def _converse(url: str, session_id: str) -> bool:
@@ -72,6 +74,7 @@ def _converse(url: str, session_id: str) -> bool:
             )
             all_answered &= uvloop.run(_answer(url, request))
         except KeyboardInterrupt:
+            all_answered = False
             print("\n[stopped]")
 
 

@@ -79,9 +79,9 @@ class Status(Struct, frozen=True):
     history: HistoryStatus | None
 
 
-class Success(Struct, frozen=True):
-    message: str
+class Success(Struct, frozen=True, kw_only=True):
     status: Literal["success"] = "success"
+    message: str
 
 
 @get("/")
@@ -150,7 +150,9 @@ async def clear_history(request: AnyRequest, bus: TheBus, tenant: Tenant) -> Suc
     id_ = _session_to_clear(request, await request.body())
     asked = ClearRequest(id_, new_request_id())
     await ask_history(bus, subjects.history_clear(tenant), asked, Empty)
-    return Success(f"The context of session {id_!r} was cleared; its messages stay readable.")
+    return Success(
+        message=f"The context of session {id_!r} was cleared; its messages stay readable."
+    )
 
 
 def _session_to_clear(request: AnyRequest, body: bytes) -> str:

@@ -65,9 +65,9 @@ class Line(Imported, frozen=True, kw_only=True):
 KNOWN = {"type", *Exchange.__struct_fields__, *Line.__struct_fields__}  # what an export has
 
 
-class Import(Struct, frozen=True):
-    imported: int
+class Import(Struct, frozen=True, kw_only=True):
     status: Literal["success"] = "success"
+    imported: int
 
 
 @get("/sessions")
@@ -104,7 +104,7 @@ async def erase(
     id_ = read_path(request, SessionQuery, session_id).session_id
     asked = DeleteRequest(id_, new_request_id())
     await ask_history(bus, subjects.history_delete(tenant), asked, Empty)
-    return Success(f"The session {id_!r} is erased.")
+    return Success(message=f"The session {id_!r} is erased.")
 
 
 @get("/sessions/{session_id:str}/export")
@@ -158,7 +158,7 @@ async def import_(
             raise ServiceError("invalid_request", f"The body is empty. {LINE}.")
     except ServiceError as error:
         raise ImportStopped(error, imported) from error
-    return Import(imported)
+    return Import(imported=imported)
 
 
 def _read_description(body: bytes) -> Description:

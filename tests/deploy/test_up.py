@@ -37,7 +37,8 @@ class Up:
         self.port = free_port()
         self.log = folder / f"up-{self.port}.log"
         ports = {"EDGE_PORT": str(self.port), "NATS_PORT": str(free_port())}
-        environ = plain_environment() | ports | environ
+        calm = {"MODEL_THREADS": "1"}  # more would spin on the cores of a busy machine
+        environ = plain_environment() | ports | calm | environ
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*within, *UP],
@@ -119,8 +120,7 @@ def test_one_command_starts_all_and_ctrl_c_ends_all(up: Up) -> None:
     assert len(children) == 4
     os.kill(children["services.inference"], signal.SIGKILL)
     wait_for(lambda: bool(up.chat("hello")), "an answer after the death of a part", 30)
-    up.process.send_signal(signal.SIGINT)
-    assert up.process.wait(60) == 0
+    assert up.end() == 130
     log = up.log.read_text()
     assert log.count(" bye") == 3 and "Traceback" not in log
     for pid in children.values():
@@ -221,7 +221,7 @@ def test_after_kill_9_no_part_lives_on_and_the_next_one_knows_what_was_said(
     without_children(children)
     again.wait_until_ready()
     assert "Ada" in again.chat("what is my name?")
-    assert again.end() == 0
+    assert again.end() == 130
 
 
 def test_it_ends_when_the_process_that_started_it_is_killed(start: Callable[..., Up]) -> None:
@@ -274,6 +274,6 @@ def test_what_is_wrong_with_dotenv_is_said_once(start: Callable[..., Up]) -> Non
     up.wait_until_ready()
     status = httpx.get(f"http://127.0.0.1:{up.port}/status").json()
     assert status["workers"][0]["slots"] == 2
-    assert up.end() == 0
+    assert up.end() == 130
     log = up.log.read_text()
     assert log.count(".env, line 2 is not NAME=value") == 1 and "dotenv" not in log.lower()

@@ -45,8 +45,8 @@ class ChatMessage(Struct, frozen=True, omit_defaults=True):
 
 class Function(Struct, frozen=True, omit_defaults=True):
     """
-    `parameters` is a JSON schema of an object. It always holds where a call is forced, whatever
-    `strict` says.
+    `parameters` is a JSON schema of an object. It holds where a call is forced, as the schema of a
+    response format does.
     """
 
     name: Name

@@ -28,7 +28,7 @@ TokenId = Annotated[str, Meta(pattern="^[0-9]{1,9}\\Z")]
 TokenNumber = Annotated[int, Meta(ge=0, lt=2**31)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32 - 1)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
-Gbnf = Annotated[str, Meta(min_length=1, max_length=16_384)]
+Gbnf = Annotated[str, Meta(min_length=1, max_length=65_536)]
 ModelName = Annotated[str, Meta(min_length=1, max_length=512)]  # as long as two file names
 RequestId = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}\\Z")]
 Tokens = Annotated[tuple[TokenNumber, ...], Meta(min_length=1)]
@@ -51,11 +51,16 @@ class JsonObjectFormat(ResponseFormat, frozen=True, tag="json_object"):
 
 
 class JsonSchema(Struct, frozen=True, omit_defaults=True):
-    """The schema always holds, whatever `strict` says."""
+    """
+    The schema always holds. Without `strict` some keywords that can't be held are left out
+    (services/contract/schemas.py); with it they are refused by name. The model is not shown the
+    `description`.
+    """
 
     name: Annotated[str, Meta(max_length=64)]
     schema: dict[str, Any]
     strict: bool | None = None
+    description: str | None = None
 
 
 class JsonSchemaFormat(ResponseFormat, frozen=True, tag="json_schema"):

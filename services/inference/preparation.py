@@ -77,16 +77,12 @@ def without(context: Context, retried: str | None) -> Context:
     return replace(context, turns=turns)
 
 
-def sampling(model: Model, request: ChatRequest, filled_in: Sampling, tokens: int) -> Sampling:
+def sampling(model: Model, filled_in: Sampling, tokens: int) -> Sampling:
     """
     With the room that a prompt of so many `tokens` leaves, where nothing says how long the answer
-    may be, and the form of a call, where it must be one. Raises ServiceError(invalid_request).
+    may be.
     """
-    functions = model.template.functions
-    several = bool(request.parallel_tool_calls)
-    form = functions.grammar(request.tools or (), request.tool_choice, several)
-    room = filled_in.max_tokens or model.backend.context - tokens
-    return replace(filled_in, max_tokens=room, grammar=form or filled_in.grammar)
+    return replace(filled_in, max_tokens=filled_in.max_tokens or model.backend.context - tokens)
 
 
 def _stops(model: Model, call: Call) -> Stops:
@@ -105,8 +101,9 @@ def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
     if resume:
         origins.check(resume, call, model)
     tokens = origins.prompt(origin)
-    call.sampling = sampling(model, call.request, call.sampling, len(tokens))
-    sampler, stops = model.backend.sampler(call.sampling), _stops(model, call)
+    call.sampling = sampling(model, call.sampling, len(tokens))
+    sampler = model.backend.sampler(call.sampling, _forced_call(model, call.request))
+    stops = _stops(model, call)
     if resume:
         begun = resumed.answer(resume, call.sampling, sampler, model.backend, stops)
     else:
@@ -123,3 +120,9 @@ def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
         call.tenant,
         received=call.received,
     )
+
+
+def _forced_call(model: Model, request: ChatRequest) -> str | None:
+    """Return the Lark of the tool call that the answer must be. Raises ServiceError."""
+    several = bool(request.parallel_tool_calls)
+    return model.template.functions.call(request.tools or (), request.tool_choice, several)

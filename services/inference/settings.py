@@ -61,9 +61,10 @@ class InferenceSettings(BusSettings, frozen=True, kw_only=True):
 
     def fill_in(self, request: ChatRequest) -> Sampling:
         """
-        The request's own choices, and the CHAT_… settings for all that it left out. CHAT_STOP and
-        CHAT_MAX_TOKENS are for talk: what has a form would be cut by them, and who sends a
-        conversation says himself where the answer ends.
+        The request's own choices, and the CHAT_… settings for all that it left out. CHAT_STOP,
+        CHAT_REPEAT_PENALTY and CHAT_MAX_TOKENS are for talk: what has a form would be cut by the
+        first and has to repeat its brackets and names, and who sends a conversation says himself
+        where the answer ends and what is penalised.
         """
         given = {
             name: value
@@ -72,9 +73,9 @@ class InferenceSettings(BusSettings, frozen=True, kw_only=True):
         }
         has_form = request.grammar or not isinstance(request.response_format, TextFormat | None)
         is_stateless = prompts.is_stateless(request)
-        no_stop = {"stop": ()} if has_form or is_stateless else {}
+        no_talk = {"stop": (), "repeat_penalty": 1.0} if has_form or is_stateless else {}
         no_end = {"max_tokens": None} if is_stateless else {}
-        return Sampling(**(self._defaults | no_stop | no_end | given))
+        return Sampling(**(self._defaults | no_talk | no_end | given))
 
     @property
     def _defaults(self) -> dict[str, Any]:

@@ -191,7 +191,7 @@ def test_a_field_that_is_not_known_yet_is_ignored() -> None:
         (b'{"prompt":"hi","response_format":{"type":"yaml"}}', "response_format"),
         (b'{"prompt":"hi","response_format":{"type":"json_schema"}}', "json_schema"),
         (b'{"prompt":"hi","grammar":""}', "grammar"),
-        (b'{"prompt":"hi","grammar":"%s"}' % (b"x" * 16_385), "grammar"),
+        (b'{"prompt":"hi","grammar":"%s"}' % (b"x" * 65_537), "grammar"),
         (b'{"prompt":"hi","model":""}', "model"),
         (b'{"prompt":"hi","model":"' + b"x" * 513 + b'"}', "model"),
         (b"not json", "malformed"),

@@ -29,9 +29,9 @@ class Script:
     grammar, as far as it is right.
     """
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, call: str | None = None) -> None:
         constraints.check_bias(sampling, VOCABULARY)
-        self.grammar = constraints.grammar(sampling, VOCABULARY)
+        self.grammar = constraints.grammar(sampling, call, VOCABULARY)
         self.said: list[int] = []
         self.answer: list[int] | None = None
         self.closed = False
@@ -54,7 +54,7 @@ class Script:
         if not self.grammar.allows(token):
             return Stuck("scripted")
         self.grammar.accept(token)
-        return Chosen(token, is_last=self.grammar.is_finished)
+        return Chosen(token, is_last=self.grammar.is_finished, is_constrained=True)
 
     def close(self) -> None:
         assert not self.closed, "a sampler is closed once"
@@ -106,8 +106,8 @@ class FakeBackend:
     def is_end(self, token: int) -> bool:
         return token == END
 
-    def sampler(self, sampling: Sampling) -> Script:
-        self.samplers.append(Script(sampling))
+    def sampler(self, sampling: Sampling, call: str | None = None) -> Script:
+        self.samplers.append(Script(sampling, call))
         return self.samplers[-1]
 
     def decode(self, chunks: Sequence[Chunk]) -> Sequence[Choice | None]:

@@ -2,8 +2,18 @@
 
 from typing import Any
 
+import pytest
+
 from services.contract.conversation import ChatMessage, Function, Tool
-from services.contract.messages import ChatRequest, Done, Failed, Started, StreamEvent
+from services.contract.messages import (
+    ChatRequest,
+    Done,
+    Failed,
+    JsonObjectFormat,
+    Started,
+    StreamEvent,
+)
+from services.inference.settings import InferenceSettings
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.scripted import Worker, text, worker
 
@@ -32,6 +42,30 @@ async def test_no_stop_list_and_no_end_but_the_window_hold_unless_asked_for(fast
     assert text(stops) == "fine\n"
     *_, done = await ask(fast, messages=(ChatMessage("user", "long"),), max_tokens=3)
     assert isinstance(done, Done) and done.finish_reason == "length"
+
+
+TOOLS = (Tool(Function("wait")),)
+FORM: dict[str, Any] = {"response_format": JsonObjectFormat()}
+
+
+@pytest.mark.parametrize(
+    ("request_", "penalty"),
+    [
+        (ChatRequest(prompt="hi"), 1.3),
+        (ChatRequest(prompt="hi", **FORM), 1.0),
+        (ChatRequest(prompt="hi", grammar="root ::= .", repeat_penalty=1.2), 1.2),
+        (ChatRequest(messages=(ASK,)), 1.0),
+        (ChatRequest(messages=(ASK,), tools=TOOLS, tool_choice="required"), 1.0),
+        (ChatRequest(messages=(ASK,), repeat_penalty=1.2), 1.2),
+        (ChatRequest(text="Once"), 1.0),
+    ],
+    ids=["talk", "form", "form, asked for", "messages", "call", "messages, asked for", "text"],
+)
+def test_the_repeat_penalty_of_the_settings_is_for_talk(
+    request_: ChatRequest, penalty: float
+) -> None:
+    settings = InferenceSettings(chat_repeat_penalty=1.3)
+    assert settings.fill_in(request_).repeat_penalty == penalty
 
 
 async def test_an_answer_may_fill_the_context_window(tmp_path: Any) -> None:

@@ -66,7 +66,7 @@ class Answer:
             self.reason = "stop"
         elif chosen.is_last:
             self._end()
-        elif self._loops.push(chosen.token):
+        elif not chosen.is_constrained and self._loops.push(chosen.token):
             self.cut("loop")
         elif len(self.tokens) == self._max_tokens:
             self.cut("length")

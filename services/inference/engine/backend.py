@@ -12,6 +12,7 @@ class Chosen(NamedTuple):
     token: int
     logprob: TokenLogprob | None = None  # if the request asked for it
     is_last: bool = False  # the answer's grammar allows nothing after it
+    is_constrained: bool = False  # a grammar had a say in it
 
 
 class Stuck(NamedTuple):
@@ -98,9 +99,10 @@ class Backend(Protocol):
 
     def is_end(self, token: int) -> bool: ...
 
-    def sampler(self, sampling: Sampling) -> Sampler:
+    def sampler(self, sampling: Sampling, call: str | None = None) -> Sampler:
         """
-        May take a second, for a grammar; may be called in any thread.
+        Return a sampler that keeps to `call`, the Lark of a forced tool call, or to the form that
+        the request asks for. May take a second, for a grammar; may be called in any thread.
 
         Raises ServiceError for what can't be with this model.
         """

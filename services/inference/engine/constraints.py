@@ -1,32 +1,54 @@
 """What a request asks of its answer beyond likelihood, made ready for one model or refused."""
 
+import json
+from typing import Any
+
+from services.contract import schemas
 from services.contract.errors import ServiceError
 from services.contract.messages import JsonObjectFormat, JsonSchemaFormat, Sampling
-from services.inference.engine import gbnf, schema
-from services.inference.engine.grammar import Grammar
+from services.inference.engine import gbnf
+from services.inference.engine.grammar import Grammar, GrammarError, compile_lark
 from services.inference.engine.vocabulary import Vocabulary
 
+MAX_SCHEMA_BYTES = 2**17
+# As much white space as a person writes, so that no model fills an answer with it; and no `\u`, by
+# which a key could be a declared one under another spelling.
+JSON_OPTIONS = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,40}", "json_allowed_escapes": 'nrbtf\\"'}
 
-def grammar(sampling: Sampling, vocabulary: Vocabulary) -> Grammar | None:
-    """What the answer must keep to, if anything. Raises ServiceError(invalid_request)."""
+
+def grammar(sampling: Sampling, call: str | None, vocabulary: Vocabulary) -> Grammar | None:
+    """
+    Return what the answer must keep to, if anything: `call`, the Lark of a forced tool call, or
+    what the request asks for. Takes as long as compile_lark. Raises ServiceError(invalid_request).
+    """
+    field = "tools" if call else "grammar" if sampling.grammar else "response_format"
     try:
-        text = _gbnf(sampling)
-        return Grammar(gbnf.parse(text), vocabulary) if text else None
-    except gbnf.GrammarError as error:
-        field = "grammar" if sampling.grammar else "response_format"
-        raise ServiceError(
-            "invalid_request", f"The field `{field}` can't be used: {error}."
-        ) from error
+        lark = call or _lark(sampling)
+        return compile_lark(lark, vocabulary) if lark else None
+    except GrammarError as error:
+        raise _refusal(field, f"{error}.") from error
 
 
-def _gbnf(sampling: Sampling) -> str | None:
-    match sampling.response_format:
-        case JsonObjectFormat():
-            return schema.to_gbnf({"type": "object"})
-        case JsonSchemaFormat(json_schema):
-            return schema.to_gbnf(json_schema.schema)
-        case _:
-            return sampling.grammar
+def json_lark(schema: dict[str, Any], is_strict: bool, field: str) -> str:
+    """
+    Return Lark for the JSON that fits the schema. Raises ServiceError(invalid_request) for one that
+    is too long, or strict and with something that can't be held.
+    """
+    if (size := len(json.dumps(schema).encode())) > MAX_SCHEMA_BYTES:
+        raise _refusal(field, f"a schema has {size:,} bytes, and {MAX_SCHEMA_BYTES:,} is the most.")
+    held, left_out = schemas.held(schema)
+    if is_strict and left_out:
+        raise _refusal(
+            field,
+            f"its schema's `{left_out[0]}` can't be held. Leave it out, or send the schema without"
+            " `strict`, which then holds but for that.",
+        )
+    options = JSON_OPTIONS | {"coerce_one_of": not is_strict}
+    return f"%json {json.dumps(held | {'x-guidance': options}, ensure_ascii=False)}"
+
+
+def _refusal(field: str, why: str) -> ServiceError:
+    return ServiceError("invalid_request", f"The field `{field}` can't be used: {why}")
 
 
 def check_bias(sampling: Sampling, vocabulary: Vocabulary) -> None:
@@ -38,3 +60,14 @@ def check_bias(sampling: Sampling, vocabulary: Vocabulary) -> None:
                 f"The field `logit_bias` names the token {token}, and the model's last one is"
                 f" {len(vocabulary) - 1}.",
             )
+
+
+def _lark(sampling: Sampling) -> str | None:
+    match sampling.response_format:
+        case JsonObjectFormat():
+            return f"start: {json_lark({'type': 'object'}, True, 'response_format')}"
+        case JsonSchemaFormat(json_schema):
+            strict = bool(json_schema.strict)
+            return f"start: {json_lark(json_schema.schema, strict, 'response_format')}"
+        case _:
+            return gbnf.to_lark(sampling.grammar) if sampling.grammar else None

@@ -2,7 +2,7 @@
 What a model is told of the functions that it may call, and the form in which it writes a call.
 
 A template's own way is taken where its form of a call is one that is read here (its reader is
-services/client/calls.py); else they are described in a system text, in Hermes' form.
+services/client/tool_calls.py); else they are described in a system text, in Hermes' form.
 """
 
 import json
@@ -16,8 +16,7 @@ import msgspec
 from services.contract import prompts
 from services.contract.conversation import ChatMessage, NamedTool, Tool, ToolCall, ToolChoice
 from services.contract.errors import ServiceError
-from services.inference.engine import gbnf, schema
-from services.inference.engine.gbnf import GrammarError
+from services.inference.engine.constraints import json_lark
 from services.inference.engine.mark import Mark
 
 Json = dict[str, Any]
@@ -30,6 +29,7 @@ _CALL = re.compile(
     r'\s*"(?P<key>arguments|parameters)": ?\{"'
 )
 _NO_PARAMETERS: Json = {"type": "object", "properties": {}}
+_CLOSED: Json = _NO_PARAMETERS | {"additionalProperties": False}
 _MANUAL = """\
 You may call functions. They are given within <tools></tools>, as JSON:
 <tools>
@@ -77,9 +77,9 @@ class Functions:
         plain = [*_spelled(messages)]
         return ([*_with_manual(plain, tools)] if tools else plain), []
 
-    def grammar(self, tools: Sequence[Tool], choice: ToolChoice, several: bool) -> str | None:
+    def call(self, tools: Sequence[Tool], choice: ToolChoice, several: bool) -> str | None:
         """
-        GBNF for an answer that must be a call, if it must be. Raises
+        Return Lark for an answer that must be a call, or several, if it must be one. Raises
         ServiceError(invalid_request).
         """
         if choice in ("none", "auto"):
@@ -87,16 +87,13 @@ class Functions:
         if isinstance(choice, NamedTool):
             tools = [tool for tool in tools if tool.function.name == choice.function.name]
         form = self.form
-        more = f"({json.dumps(form.between)} call)*" if several and form.between else ""
-        root = f"root ::= {json.dumps(form.open)} call {more} {json.dumps(form.close)}"
-        try:
-            grammar = f"{root}\n{schema.to_gbnf(_schema(tools, form.key), 'call')}"
-            gbnf.parse(grammar)  # here it is known that it comes of `tools`
-        except GrammarError as error:
-            raise ServiceError(
-                "invalid_request", f"The field `tools` can't be used: {error}."
-            ) from error
-        return grammar
+        more = f"({_literal(form.between)} call)*" if several and form.between else ""
+        rules = [
+            f"start: {_literal(form.open)} call {more} {_literal(form.close)}",
+            "call: " + " | ".join(f"call{number}" for number in range(len(tools))),
+            *(_call_lark(number, tool, form.key) for number, tool in enumerate(tools)),
+        ]
+        return "\n".join(rules)
 
 
 def _probe(render: Render) -> tuple[str, Form | None]:
@@ -212,31 +209,19 @@ def _role(message: ChatMessage) -> str:
     return "system" if message.role == "developer" else message.role
 
 
-def _schema(tools: Sequence[Tool], key: str) -> Json:
-    """Of a call of one of them. What a function's schema refers to is in a part of this one."""
-    parts = {
-        f"f{number}": _moved(tool.function.parameters or _NO_PARAMETERS, f"#/$defs/f{number}")
-        for number, tool in enumerate(tools)
-    }
-    calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": tool.function.name}, key: {"$ref": f"#/$defs/{part}"}},
-            "required": ["name", key],
-            "additionalProperties": False,
-        }
-        for tool, part in zip(tools, parts, strict=True)
-    ]
-    return {"$defs": parts, "anyOf": calls}
+def _call_lark(number: int, tool: Tool, key: str) -> str:
+    """Return the rule of a call of this tool, spelled as templates spell calls."""
+    function = tool.function
+    begin = f'{{"name": {json.dumps(function.name, ensure_ascii=False)}, "{key}": '
+    schema = _CLOSED if function.parameters is None else _of_object(function.parameters)
+    arguments = json_lark(schema, bool(function.strict), "tools")
+    return f"call{number}: {_literal(begin)} {arguments} {_literal('}')}"
 
 
-def _moved(part: Any, place: str) -> Any:
-    """The schema, with what it refers to by `#` found at `place`."""
-    if isinstance(part, list):
-        return [_moved(item, place) for item in part]
-    if not isinstance(part, dict):
-        return part
-    moved = {key: _moved(value, place) for key, value in part.items()}
-    if isinstance(reference := part.get("$ref"), str) and reference.startswith("#"):
-        moved["$ref"] = place + reference[1:]
-    return moved
+def _of_object(parameters: Json) -> Json:
+    """Arguments are an object, also where the schema does not say so."""
+    return {"type": "object"} | parameters
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -1,19 +1,16 @@
-"""GBNF, llama.cpp's notation for grammars, to rules. Pure; any text is read in linear time."""
+"""
+GBNF, llama.cpp's notation for grammars, to Lark as llguidance reads it. Pure; linear time.
+
+Each character becomes a lexeme of its own. llguidance's lexer takes the longest lexeme, so what
+`llguidance.gbnf_to_lark` makes of a grammar means something else: `root ::= word "z"` with
+`word ::= [a-z]+` could never end, and `root ::= "x" "yz" | "xy" "w"` would refuse `xyz`.
+"""
 
 import re
-from collections.abc import Iterable, Iterator
-from itertools import chain
-from typing import NamedTuple
+from collections.abc import Iterator
 
-MAX_ELEMENTS = 50_000  # that a grammar may have once its repetitions are written out
-LAST_CODE_POINT = 0x10FFFF
+from services.inference.engine.grammar import GrammarError
 
-# a character is in one of these ranges, ends included; they are sorted and don't touch
-Chars = tuple[tuple[int, int], ...]
-Element = Chars | int | None  # one character, the rule of this number, or the end of an alternative
-Alternative = list[list[Element]]  # items: a repetition repeats all elements of the last one
-
-ANY: Chars = ((0, LAST_CODE_POINT),)
 LEXER = re.compile(
     r"""(?P<space>[ \t]+|\#[^\r\n]*)
       | (?P<newline>\r\n?|\n)
@@ -32,163 +29,97 @@ CHARACTER = re.compile(
     r'\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}|\\[trn\\"[\]-]|[^\\]', re.DOTALL
 )
 CONTROLS = {"\\t": 9, "\\r": 13, "\\n": 10}
+LAST_CODE_POINT = 0x10FFFF
+SURROGATES = range(0xD800, 0xE000)
+NOTHING = '""'
 
 
-class GrammarError(Exception):
-    """The grammar can't be used; the message says why, as the end of a sentence."""
+def to_lark(text: str) -> str:
+    """Return the grammar as Lark rules whose first one is `start`. Raises GrammarError."""
+    return _Translator(text).lark()
 
 
-class Rules(NamedTuple):
-    """All alternatives of all rules, one after another; None is the end of each."""
-
-    program: list[Element]
-    starts: list[list[int]]  # by rule, where in the program its alternatives begin
-    root: int
-
-
-def parse(text: str) -> Rules:
-    """Raises GrammarError."""
-    return _Parser(text).rules()
-
-
-def literal(text: str) -> str:
-    """The text itself, in this notation."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-class _Group(NamedTuple):
-    """A rule, or what stands in parentheses, which is a rule without a name."""
-
-    rule: int
-    alternatives: list[Alternative]
-
-
-class _Parser:
-    """
-    Reads as llama.cpp does, but for its `<token>` elements. Groups are on a stack of its own, since
-    a grammar may nest deeper than Python can.
-    """
+class _Translator:
+    """Writes Lark token by token, so that no grammar is nested too deep for it."""
 
     def __init__(self, text: str) -> None:
-        self._numbers: dict[str, int] = {}  # of the rules that have a name
-        self._rules: list[list[list[Element]]] = []  # by number; without alternatives: not defined
-        self._classes: dict[Chars, Chars] = {}  # so that the same ones are one object
-        self._size = 0
-        self._open: list[_Group] = []
-        self._read(text)
-
-    def rules(self) -> Rules:
-        if "root" not in self._numbers:
-            raise GrammarError("it has no rule `root`")
-        for name, number in self._numbers.items():
-            if not self._rules[number]:
-                raise GrammarError(f"its rule `{name}` is not defined")
-        program: list[Element] = []
-        starts: list[list[int]] = []
-        for alternatives in self._rules:
-            starts.append([])
-            for elements in alternatives:
-                starts[-1].append(len(program))
-                program += [*elements, None]
-        return Rules(program, starts, self._numbers["root"])
-
-    def _read(self, text: str) -> None:
-        before = ""
+        self._names = {"root": "start"}
+        self._rules: dict[str, list[str]] = {}  # by name in Lark; a second definition replaces one
+        self._parts: list[str] = []  # of the rule that is open
+        self._depth = 0  # of parentheses; 0 outside of a rule, 1 in it
+        self._before = ""
         for match in _lex(text):
-            kind = match.lastgroup or ""
-            if kind == "newline":
-                # a rule goes on after one only in parentheses, after `::=` and after `|`
-                if len(self._open) == 1 and before not in ("rule", "or"):
-                    self._close()
-                continue
-            if not self._open and kind != "rule":
-                raise GrammarError(f"a rule begins with a name and `::=`, not with {_shown(match)}")
-            self._take(kind, match)
-            before = kind
-        if len(self._open) > 1:
+            self._take(match.lastgroup or "", match)
+        if self._depth > 1:
             raise GrammarError("a parenthesis is not closed")
-        if self._open:
-            self._close()
+        self._end_rule()
+
+    def lark(self) -> str:
+        if "start" not in self._rules:
+            raise GrammarError("it has no rule `root`")
+        for name, lark in self._names.items():
+            if lark not in self._rules:
+                raise GrammarError(f"its rule `{name}` is not defined")
+        return "\n".join(f"{name}: {' '.join(parts)}" for name, parts in self._rules.items())
 
     def _take(self, kind: str, match: re.Match[str]) -> None:
-        match kind:
-            case "rule":
-                self._define(match)
-            case "or":
-                self._open[-1].alternatives.append([])
-            case "open":
-                self._open.append(_Group(self._new_rule(), [[]]))
-            case "repeat":
-                self._repeat(match[0])
-            case _:
-                item = self._item(kind, match)
-                self._grow(len(item))
-                self._open[-1].alternatives[-1].append(item)
+        if kind == "newline":
+            # a rule goes on after a newline only in parentheses, after `::=` and after `|`
+            if self._depth == 1 and self._before not in ("rule", "or"):
+                self._end_rule()
+            return
+        if kind == "rule":
+            self._begin_rule(match)
+        elif self._depth == 0:
+            raise GrammarError(f"a rule begins with a name and `::=`, not with {_shown(match)}")
+        else:
+            self._parts += self._part(kind, match)
+        self._before = kind
 
-    def _item(self, kind: str, match: re.Match[str]) -> list[Element]:
-        match kind:
-            case "name":
-                return [self._number(match[0])]
-            case "literal":
-                return [self._class(((at, at),)) for at in _code_points(match["literal"])]
-            case "chars":
-                return [self._class(_chars(match["chars"], bool(match["negated"])))]
-            case "any":
-                return [ANY]
-            case _:
-                if len(self._open) == 1:
-                    raise GrammarError("a parenthesis is closed that was not opened")
-                return [self._close()]
-
-    def _define(self, match: re.Match[str]) -> None:
-        if self._open:
+    def _begin_rule(self, match: re.Match[str]) -> None:
+        if self._depth:
             raise GrammarError(f"a new line is missing before {_shown(match)}")
-        self._open.append(_Group(self._number(match[0][:-3].strip()), [[]]))
+        self._parts = self._rules[self._name(match[0][:-3].strip())] = []
+        self._depth = 1
 
-    def _close(self) -> int:
-        group = self._open.pop()
-        self._rules[group.rule] = _distinct(list(chain(*items)) for items in group.alternatives)
-        return group.rule
+    def _end_rule(self) -> None:
+        self._parts += self._missing()
+        self._parts, self._depth, self._before = [], 0, ""
 
-    def _repeat(self, mark: str) -> None:
-        items = self._open[-1].alternatives[-1]
-        if not items:
+    def _part(self, kind: str, match: re.Match[str]) -> list[str]:
+        match kind:
+            case "or":
+                return [*self._missing(), "|"]
+            case "open":
+                self._depth += 1
+                return ["("]
+            case "close":
+                if self._depth == 1:
+                    raise GrammarError("a parenthesis is closed that was not opened")
+                self._depth -= 1
+                return [*self._missing(), ")"]
+            case "repeat":
+                return [self._repetition(match[0])]
+            case "name":
+                return [self._name(match[0])]
+            case _:
+                return [_characters(match)]
+
+    def _missing(self) -> list[str]:
+        """Lark has no word for an empty alternative but an empty literal."""
+        return [NOTHING] if self._before in ("rule", "or", "open") else []
+
+    def _repetition(self, mark: str) -> str:
+        if self._before in ("rule", "or", "open"):
             raise GrammarError(f"there is nothing before {mark} to repeat")
-        least, most = _bounds(mark)
-        item = items.pop()
-        if len(item) > 1:
-            item = [self._new_rule([item])]
-        self._grow(least + 3 * ((most or least) - least))
-        items.append(item * least + self._optional(item, least, most))
+        counts = [int(count) for count in re.findall(r"\d+", mark)]
+        if len(counts) == 2 and counts[0] > counts[1]:
+            raise GrammarError(f"{mark} asks for less than its least")
+        return re.sub(r"\s", "", mark)
 
-    def _optional(self, item: list[Element], least: int, most: int | None) -> list[Element]:
-        """What may come after the repetitions that must: x{0,2} is (x (x)?)?."""
-        if most is None:
-            rule = self._new_rule()
-            self._rules[rule] = [[*item, rule], []]
-            return [rule]
-        rest: list[Element] = []
-        for _ in range(most - least):
-            rest = [self._new_rule([[*item, *rest], []])]
-        return rest
-
-    def _number(self, name: str) -> int:
-        if name not in self._numbers:
-            self._numbers[name] = self._new_rule()
-        return self._numbers[name]
-
-    def _class(self, chars: Chars) -> Chars:
-        return self._classes.setdefault(chars, chars)
-
-    def _new_rule(self, alternatives: list[list[Element]] | None = None) -> int:
-        self._grow(1)
-        self._rules.append(alternatives or [])
-        return len(self._rules) - 1
-
-    def _grow(self, elements: int) -> None:
-        self._size += elements
-        if self._size > MAX_ELEMENTS:
-            raise GrammarError(f"its repetitions make more than {MAX_ELEMENTS:,} elements of it")
+    def _name(self, name: str) -> str:
+        """In lower case, so that Lark takes it for a rule and not for a lexeme."""
+        return self._names.setdefault(name, f"r{len(self._names)}")
 
 
 def _lex(text: str) -> Iterator[re.Match[str]]:
@@ -202,83 +133,53 @@ def _lex(text: str) -> Iterator[re.Match[str]]:
         at = match.end()
 
 
-def _distinct(alternatives: Iterable[list[Element]]) -> list[list[Element]]:
-    """
-    Each once, an empty one too. A class is told by its object, since its hash takes time for each
-    range, wherever the class is repeated; below zero, it is no rule's number.
-    """
-    found: dict[tuple[int | None, ...], list[Element]] = {}
-    for elements in alternatives:
-        key = tuple(-id(item) if isinstance(item, tuple) else item for item in elements)
-        found.setdefault(key, elements)
-    return list(found.values())
-
-
 def _shown(match: re.Match[str]) -> str:
     return f"{match[0][:20]!r} at character {match.start()}"
 
 
-def _bounds(mark: str) -> tuple[int, int | None]:
-    """The least and the most of a repetition; None: no end."""
-    if mark in "*+?":
-        return int(mark == "+"), 1 if mark == "?" else None
-    least, comma, most = (part.strip() for part in mark[1:-1].partition(","))
-    if not comma:
-        return int(least), int(least)
-    if most and int(most) < int(least):
-        raise GrammarError(f"{mark} asks for less than its least")
-    return int(least), int(most) if most else None
+def _characters(match: re.Match[str]) -> str:
+    if match.lastgroup == "any":
+        return "/(?s:.)/"
+    if match.lastgroup == "chars":
+        return f"/[{match['negated']}{_ranges(match['chars'])}]/"
+    points = [point for _, point in _code_points(match["literal"])]
+    return f"({' '.join(f'/{_char(point)}/' for point in points)})" if points else NOTHING
 
 
-def _code_points(text: str) -> list[int]:
-    points, at = [], 0
-    while at < len(text):
-        point, at = _code_point(text, at)
-        points.append(point)
-    return points
-
-
-def _code_point(text: str, at: int) -> tuple[int, int]:
-    """The one written at `at`, maybe as an escape, and where the next begins."""
-    match = CHARACTER.match(text, at)
-    if match is None:
-        raise GrammarError(f"{text[at : at + 2]!r} is no escape that is known")
-    if len(match[0]) == 1:
-        return ord(match[0]), match.end()
-    if match[0][1] in "xuU":
-        return int(match[0][2:], 16), match.end()
-    return CONTROLS.get(match[0], ord(match[0][1])), match.end()
-
-
-def _chars(text: str, negated: bool) -> Chars:
-    """Of what stands between [ and ]; `-` is itself where it is the last."""
-    ranges, at = [], 0
-    while at < len(text):
-        low, at = _code_point(text, at)
+def _ranges(text: str) -> str:
+    """Return what stands between [ and ] as a Rust regex has it; a last `-` is itself."""
+    signs = list(_code_points(text))
+    ranges = ""
+    while signs:
+        _, low = signs.pop(0)
         high = low
-        if text[at : at + 1] == "-" and at + 1 < len(text):
-            high, at = _code_point(text, at + 1)
-        ranges.append((low, high))
-    chars = merged(ranges)
-    return complement(chars) if negated else chars
-
-
-def merged(ranges: Iterable[tuple[int, int]]) -> Chars:
-    done: list[tuple[int, int]] = []
-    for low, high in sorted(ranges):
+        if len(signs) > 1 and signs[0][0] == "-":
+            high = signs[1][1]
+            del signs[:2]
         if low > high:
-            continue
-        if done and low <= done[-1][1] + 1:
-            low, before = done.pop()
-            high = max(high, before)
-        done.append((low, high))
-    return tuple(done)
+            raise GrammarError(f"a range of [{text[:20]}] ends before it begins")
+        ranges += f"{_char(low)}-{_char(high)}"
+    return ranges
 
 
-def complement(chars: Chars) -> Chars:
-    left, begin = [], 0
-    for low, high in chars:
-        if low > begin:
-            left.append((begin, low - 1))
-        begin = high + 1
-    return (*left, (begin, LAST_CODE_POINT)) if begin <= LAST_CODE_POINT else tuple(left)
+def _code_points(text: str) -> Iterator[tuple[str, int]]:
+    """Yield each character as it is written, maybe as an escape, and its code point."""
+    at = 0
+    while at < len(text):
+        match = CHARACTER.match(text, at)
+        if match is None:
+            raise GrammarError(f"{text[at : at + 2]!r} is no escape that is known")
+        yield match[0], _code_point(match[0])
+        at = match.end()
+
+
+def _code_point(sign: str) -> int:
+    if len(sign) == 1:
+        return ord(sign)
+    return int(sign[2:], 16) if sign[1] in "xuU" else CONTROLS.get(sign, ord(sign[1]))
+
+
+def _char(point: int) -> str:
+    if point > LAST_CODE_POINT or point in SURROGATES:
+        raise GrammarError(f"U+{point:04X} is no character")
+    return f"\\u{{{point:x}}}"

@@ -155,9 +155,9 @@ class Llama:
     def is_end(self, token: int) -> bool:
         return token in self._vocabulary.ends
 
-    def sampler(self, sampling: Sampling) -> ChainSampler:
+    def sampler(self, sampling: Sampling, call: str | None = None) -> ChainSampler:
         constraints.check_bias(sampling, self._vocabulary)
-        grammar = constraints.grammar(sampling, self._vocabulary)
+        grammar = constraints.grammar(sampling, call, self._vocabulary)
         return ChainSampler(self._vocabulary, self._candidates, sampling, grammar)
 
     def decode(self, chunks: Sequence[Chunk]) -> Sequence[Choice | None]:

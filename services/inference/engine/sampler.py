@@ -14,8 +14,7 @@ import numpy.typing as npt
 from services.contract.messages import Sampling
 from services.inference.engine.backend import Choice, Chosen, NoNumbers, Stuck
 from services.inference.engine.candidates import Candidates, likeliest
-from services.inference.engine.gbnf import GrammarError
-from services.inference.engine.grammar import Grammar
+from services.inference.engine.grammar import Grammar, GrammarError
 from services.inference.engine.logprobs import token_logprob
 from services.inference.engine.penalties import Penalties
 from services.inference.engine.vocabulary import Vocabulary
@@ -23,7 +22,6 @@ from services.inference.engine.vocabulary import Vocabulary
 NO_NUMBERS = NoNumbers("The model computed no numbers (NaN): is its file damaged?")
 LEAST_TEMPERATURE = 1e-3  # below it, only the likeliest token has a chance
 ONE, ITS_LOGIT = np.zeros(1, np.intp), np.zeros(1, np.float32)  # to draw among
-FIRST_LOOK = 256  # likeliest tokens that a grammar is asked about before all are
 
 Logits = npt.NDArray[np.float32]
 
@@ -61,19 +59,21 @@ class ChainSampler:
             is_last = self._remember(token)
         except GrammarError as error:
             return Stuck(f"The answer can't go on by its grammar: {error}.")
+        chosen = Chosen(token, is_last=is_last, is_constrained=self._grammar is not None)
         if own is None:
-            return Chosen(token, is_last=is_last)
+            return chosen
         logprob = token_logprob(own, token, self._alternatives or 0, self._vocabulary)
-        return Chosen(token, logprob, is_last)
+        return chosen._replace(logprob=logprob)
 
     def accept(self, token: int) -> Chosen | Stuck:
         self._pass_draws(2 if self._grammar else 1)
         try:
             if self._grammar and not self._grammar.allows(token):
                 return Stuck("its grammar does not allow what it says")
-            return Chosen(token, is_last=self._remember(token))
+            is_last = self._remember(token)
         except GrammarError as error:
             return Stuck(f"{error}")
+        return Chosen(token, is_last=is_last, is_constrained=self._grammar is not None)
 
     def close(self) -> None:
         llama_cpp.llama_sampler_free(self._chain)
@@ -108,14 +108,8 @@ class ChainSampler:
         return np.array([logits.argmax()]) if self._is_greedy else likeliest(logits, self._top_k)
 
     def _allowed(self, grammar: Grammar, logits: Logits) -> npt.NDArray[np.intp]:
-        """What the chain needs to see of the tokens that the grammar allows."""
-        needed = 1 if self._is_greedy else self._top_k
-        if 0 < needed <= FIRST_LOOK:
-            tokens = likeliest(logits, FIRST_LOOK)
-            tokens = tokens[grammar.allowed(tokens)]
-            if len(tokens) >= needed:
-                return tokens
-        logits[~grammar.allowed(np.arange(len(logits)))] = -np.inf
+        """Return what the chain needs to see of the tokens that the grammar allows."""
+        np.copyto(logits, -np.inf, where=~grammar.allowed())
         tokens = likeliest(logits, self._top_k)
         if not len(tokens):
             raise GrammarError("it allows no token of this model here")

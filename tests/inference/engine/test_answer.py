@@ -87,3 +87,19 @@ def test_the_string_that_stopped_an_answer_is_named_as_the_setting_has_it() -> N
     answer = Answer(Sampling(max_tokens=100), of_setting(("Example:",), ""))
     assert said(answer, "So.\n\nExample: x") == [Piece(0, "So.", (0,))]
     assert (answer.reason, answer.stop_string) == ("stop", "Example:")
+
+
+def test_an_answer_by_a_grammar_is_never_taken_for_a_loop() -> None:
+    """A row of a hundred zeros may be all that its schema allows."""
+    for is_constrained, reason in ((False, "loop"), (True, None)):
+        answer = Answer(Sampling(max_tokens=1_000))
+        for _ in range(200):
+            answer.push(Chosen(7, is_constrained=is_constrained), b"0,", is_end=False)
+        assert answer.reason == reason
+
+
+def test_an_answer_by_a_grammar_is_ended_by_max_tokens() -> None:
+    answer = Answer(Sampling(max_tokens=200))
+    for _ in range(200):
+        answer.push(Chosen(7, is_constrained=True), b"0,", is_end=False)
+    assert answer.reason == "length"

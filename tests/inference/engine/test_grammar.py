@@ -22,11 +22,13 @@ from services.contract.messages import (
     JsonSchemaFormat,
     Sampling,
 )
-from services.inference.engine import gbnf, schema
+from services.inference.engine import constraints
 from services.inference.engine.backend import Chosen, Chunk, Stuck
-from services.inference.engine.gbnf import GrammarError
-from services.inference.engine.grammar import Grammar
+from services.inference.engine.candidates import Candidates
+from services.inference.engine.gbnf import to_lark
+from services.inference.engine.grammar import GrammarError, compile_lark
 from services.inference.engine.llama import Llama
+from services.inference.engine.sampler import ChainSampler
 from services.inference.engine.vocabulary import Vocabulary
 
 END = 256
@@ -81,7 +83,12 @@ def write(llama: Llama, length: int = 400, **sampling: Any) -> tuple[str, bool]:
 
 
 def matches(rules: str, text: str) -> bool:
-    grammar = Grammar(gbnf.parse(rules), BYTES)
+    """Whether the text is an answer by these rules in GBNF."""
+    return takes(to_lark(rules), text)
+
+
+def takes(lark: str, text: str) -> bool:
+    grammar = compile_lark(lark, BYTES)
     for byte in text.encode():
         if not grammar.allows(byte):
             return False
@@ -150,35 +157,37 @@ def test_the_same_seed_writes_the_same_by_a_grammar(llama: Llama) -> None:
         JSON_GBNF,
         C_GBNF,
         ARITHMETIC_GBNF,
-        schema.to_gbnf({"type": "object"}),
-        schema.to_gbnf(PERSON),
         'root ::= ("a" | "b"? "c"){2,5} [^x-z"]+ # a comment\n "\\n" (. | [é-ü])*'.replace(
             "\n ", " "
         ),
         'root ::= (\n "x" |\n [\\u00e9-\\U0001F600]+ )? [^\\x41]\r\n',
+        'root ::= word "z" | "x" "yz" | "xy" "w"\nword ::= [a-z]+',
     ],
-    ids=["json", "c", "arithmetic", "object", "schema", "repetitions", "escapes"],
+    ids=["json", "c", "arithmetic", "repetitions", "escapes", "lexemes that begin alike"],
 )
 def test_the_same_tokens_are_allowed_as_by_llama_cpp(llama: Llama, rules: str) -> None:
     vocabulary = llama._vocabulary
     # of bytes that are no characters, and of a NUL, we think otherwise
-    same = np.array([_is_text(piece) for piece in vocabulary.pieces]) | vocabulary.is_end
-    everything = np.arange(len(vocabulary))
+    same = np.array([_is_text(piece) for piece in vocabulary.pieces]) | vocabulary_ends(llama)
     for seed in range(3):
         random = np.random.default_rng(seed)
-        ours = Grammar(gbnf.parse(rules), vocabulary)
+        ours = compile_lark(to_lark(rules), vocabulary)
         theirs = llama_cpp.llama_sampler_init_grammar(llama._vocab, rules.encode(), b"root")
         for _ in range(25):
-            allowed = ours.allowed(everything)
+            allowed = ours.allowed()
             assert (allowed == _allowed_by(theirs, len(vocabulary)))[same].all()
             assert all(ours.allows(token) == allowed[token] for token in range(0, 1500, 50))
-            choice = np.flatnonzero(allowed & same & ~vocabulary.is_end)
+            choice = np.flatnonzero(allowed & same & ~vocabulary_ends(llama))
             if not len(choice):
                 break
             token = int(random.choice(choice))
             ours.accept(token)
             llama_cpp.llama_sampler_accept(theirs, token)
         llama_cpp.llama_sampler_free(theirs)
+
+
+def vocabulary_ends(llama: Llama) -> npt.NDArray[np.bool_]:
+    return np.isin(np.arange(len(llama._vocabulary)), list(llama._vocabulary.ends))
 
 
 def _is_text(piece: bytes) -> bool:
@@ -206,14 +215,34 @@ def test_characters_of_several_bytes_are_followed_byte_by_byte() -> None:
     assert matches('root ::= [é-ü]+ "🙂"', "éü🙂")
     assert not matches("root ::= [é-ü]+", "þ")
     assert matches("root ::= [^a]+", "🙂éz世")
-    grammar = Grammar(gbnf.parse("root ::= [^a]"), BYTES)
+    assert matches("root ::= .", "\n")
     for lead, middle in ((0xC3, 0x41), (0xE0, 0x80), (0xED, 0xA0), (0xF4, 0x90), (0xFF, 0x80)):
+        grammar = compile_lark(to_lark("root ::= [^a]"), BYTES)
         assert grammar.allows(lead) == (lead != 0xFF)
-        after = Grammar(gbnf.parse("root ::= [^a]"), BYTES)
-        if after.allows(lead):
-            after.accept(lead)
-            assert not after.may_end
-            assert not after.allows(middle), f"{lead:x} {middle:x} is no UTF-8"
+        if grammar.allows(lead):
+            grammar.accept(lead)
+            assert not grammar.may_end
+            assert not grammar.allows(middle), f"{lead:x} {middle:x} is no UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("rules", "fits", "fits_not"),
+    [
+        ('root ::= word "z"\nword ::= [a-z]+', ["abz", "zz"], ["z", "ab"]),
+        ('root ::= "x" "yz" | "xy" "w"', ["xyz", "xyw"], ["xy", "xyy"]),
+        ('root ::= fooBar foo-bar 1a\nfooBar ::= "x"\nfoo-bar ::= "y"\n1a ::= "z"', ["xyz"], ["z"]),
+        ('root ::= "\\u00e9" [\\u00e9-\\u00ea] "\\x41\\t\\"" [/]', ['éêA\t"/'], ["e"]),
+        ("root ::= [^a&&b]", ["c"], ["a", "&", "b"]),
+        ('root ::= ("a" | ) "b"* (| "c"){2}', ["", "a", "bb", "acc"], ["ccc"]),
+        ('root ::= root "a" | "b"', ["b", "baa"], ["a"]),
+        ('root ::= "a" later\nlater ::= later "b" | ""', ["a", "abb"], ["b"]),
+        ('root ::= a root "z" | "x"\na ::= b\nb ::= "" | "y"', ["x", "yxz", "yyxzz"], ["y"]),
+        ('root ::= "a"{2} "b"{1,} "c"{0,2}', ["aab", "aabbcc"], ["ab", "aabccc"]),
+    ],
+)
+def test_gbnf_means_what_it_says(rules: str, fits: list[str], fits_not: list[str]) -> None:
+    assert [text for text in fits if not matches(rules, text)] == []
+    assert [text for text in fits_not if matches(rules, text)] == []
 
 
 @pytest.mark.parametrize(
@@ -230,20 +259,16 @@ def test_characters_of_several_bytes_are_followed_byte_by_byte() -> None:
         ('"a"', "begins with a name"),
         ("root ::= <think>", "can't be read"),
         ('root ::= "a"{5,2}', "less than its least"),
-        ('root ::= "a"{1,1000000}', "repetitions"),
-        ('root ::= (("a"{300}){300}){0,99999}', "repetitions"),
-        ('root ::= root "a" | "b"', "left-recursive"),
-        ("root ::= root | root", "left-recursive"),
-        ('root ::= a root "z" | "x"\na ::= b\nb ::= "" | "y"', "left-recursive"),
-        ('root ::= "a" later\nlater ::= later "b" | ""', "left-recursive"),
-        ('root ::= ("a"?){5000}', "left-recursive, or has too many"),
+        ("root ::= [z-y]", "ends before it begins"),
+        ('root ::= "\\ud800"', "no character"),
+        ("root ::= root | root", "no token of this model"),
         ("root ::= " + "(" * 16_000, "not closed"),
-        ("root ::= " + "(" * 8_000 + '"a"' + ")" * 8_000, "left-recursive, or has too many"),
+        ("root ::= " + "(" * 8_000 + '"a"' + ")" * 8_000, "nested"),
     ],
 )
 def test_a_grammar_that_can_not_be_used_is_refused_with_the_reason(rules: str, why: str) -> None:
     with pytest.raises(GrammarError, match=why):
-        Grammar(gbnf.parse(rules), BYTES)
+        compile_lark(to_lark(rules), BYTES)
 
 
 @pytest.mark.parametrize(
@@ -259,30 +284,78 @@ def test_a_grammar_that_can_not_be_used_is_refused_with_the_reason(rules: str, w
         f"root ::= x*\nc ::= [{WIDE}]\nx ::= " + "|".join(f"c [{WIDE[i]}]" for i in range(500)),
         'root ::= e{3900} "a"\ne ::= ' + "|" * 8_000,
         'root ::= e{3900} "a"\ne ::= ' + "|".join(f'"{char}"?' for char in WIDE),
+        'root ::= ("a"?){5000}',
+        'root ::= (("a"{300}){300}){0,99999}',
     ],
-    ids=["alternatives", "diamonds", "stars", "growth", "copies", "ranges", "nothing", "options"],
+    ids=[
+        "alternatives",
+        "diamonds",
+        "stars",
+        "growth",
+        "copies",
+        "ranges",
+        "nothing",
+        "options",
+        "optional",
+        "repetitions",
+    ],
 )
 def test_what_would_take_for_ever_is_followed_or_given_up_soon(llama: Llama, rules: str) -> None:
-    began = time.thread_time()
-    vocabulary = llama._vocabulary
+    """Each step by itself: the engine's other sequences wait no longer than for one."""
+    vocabulary, slowest = llama._vocabulary, 0.0
     try:
-        grammar = Grammar(gbnf.parse(rules), vocabulary)
+        began = time.thread_time()
+        grammar = compile_lark(to_lark(rules), vocabulary)
         for _ in range(40):
-            allowed = grammar.allowed(np.arange(len(vocabulary)))
-            if not allowed.any():
+            began = time.thread_time()
+            allowed = grammar.allowed()
+            token = int(allowed.argmax())
+            grammar.accept(token)
+            slowest = max(slowest, time.thread_time() - began)
+            if token in vocabulary.ends:
                 break
-            grammar.accept(int(allowed.argmax()))
     except GrammarError as error:
-        assert "too m" in str(error)
-    assert time.thread_time() - began < 1
+        assert "too " in str(error).lower() or "max" in str(error)
+    assert max(slowest, time.thread_time() - began) < 1
 
 
-def test_where_no_token_is_allowed_the_answer_is_stuck_and_says_so(llama: Llama) -> None:
-    """A character class that holds nothing can be reached, and never be left."""
-    sampler = llama.sampler(Sampling(temperature=1.0, grammar='root ::= "a" [z-y]'))
-    llama.cut(0, 0)
-    (first,) = llama.decode([Chunk(0, 0, [5], sampler)])
-    assert isinstance(first, Chosen)
-    (second,) = llama.decode([Chunk(0, 1, [first.token], sampler)])
+def test_a_chain_of_rules_does_not_end_the_process() -> None:
+    chain = "".join(f"a{i}::=a{i + 1}\n" for i in range(5_000))
+    assert matches(f'root ::= a0\n{chain}a5000 ::= "x"', "x")
+
+
+def test_a_literal_may_be_as_long_as_a_grammar() -> None:
+    text = "ab" * 32_000
+    grammar = compile_lark(to_lark(f'root ::= "{text}"'), BYTES)
+    assert grammar.allows(ord("a")) and not grammar.allows(ord("b"))
+
+
+def test_a_model_without_an_end_ends_where_the_grammar_does() -> None:
+    vocabulary = Vocabulary([b"a", b"b", b"\xff", b""], frozenset())
+    grammar = compile_lark(to_lark('root ::= "ab"'), vocabulary)
+    assert list(grammar.allowed()) == [True, False, False, False]
+    grammar.accept(0)
+    grammar.accept(1)
+    assert grammar.is_finished and not grammar.allowed().any()
+
+
+def test_every_end_of_the_model_is_allowed_where_the_grammar_is_complete() -> None:
+    vocabulary = Vocabulary([b"a", b"", b"<end>"], frozenset([1, 2]))
+    grammar = compile_lark(to_lark('root ::= "a"*'), vocabulary)
+    assert grammar.allowed().all() and grammar.allows(1) and grammar.allows(2)
+    grammar.accept(2)
+    assert grammar.may_end
+
+
+def test_where_no_token_is_allowed_the_answer_is_stuck_and_says_so() -> None:
+    """The model has no token for the next character."""
+    vocabulary = Vocabulary([b"a", b"c", b""], frozenset([2]))
+    sampling = Sampling(temperature=1.0, grammar='root ::= "ab"')
+    grammar = constraints.grammar(sampling, None, vocabulary)
+    sampler = ChainSampler(vocabulary, Candidates(3), sampling, grammar)
+    logits = np.zeros(3, np.float32)
+    first = sampler.choose(logits.copy())
+    assert isinstance(first, Chosen) and first.is_constrained
+    second = sampler.choose(logits.copy())
     assert isinstance(second, Stuck) and "allows no token" in second.message
     sampler.close()

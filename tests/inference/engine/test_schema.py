@@ -1,3 +1,6 @@
+"""JSON schemas by what they take and refuse, on a vocabulary of bytes."""
+
+import itertools
 import json
 import re
 from typing import Any
@@ -6,62 +9,244 @@ import pytest
 
 from services.contract.errors import ServiceError
 from services.contract.messages import JsonSchema, JsonSchemaFormat, Sampling
-from services.inference.engine import constraints, schema
-from services.inference.engine.gbnf import GrammarError
-from tests.inference.engine.test_grammar import BYTES, matches
+from services.inference.engine import constraints
+from services.inference.engine.grammar import GrammarError
+from tests.inference.engine.test_grammar import BYTES, takes
+
+STRING = {"type": "string"}
+COLOR = {"type": "object", "properties": {"color": {"enum": ["red", "green"]}}}
+
+
+def object_of(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def fits(schema: dict[str, Any], text: str, is_strict: bool = True) -> bool:
+    return takes(f"start: {constraints.json_lark(schema, is_strict, 'response_format')}", text)
+
+
+def ask(schema: dict[str, Any], strict: bool | None) -> None:
+    """As a request does. Raises ServiceError."""
+    form = JsonSchemaFormat(JsonSchema("s", schema, strict))
+    constraints.grammar(Sampling(response_format=form), None, BYTES)
 
 
 @pytest.mark.parametrize(
     ("part", "why"),
     [
-        ({"type": "mystery"}, "Unrecognized schema"),
-        ({"$ref": "https://example.com/schema"}, "does not begin with `#/`"),
+        ({"type": "mystery"}, "Invalid type: mystery"),
+        ({"$ref": "https://example.com/schema"}, "https://example.com/schema"),
         ({"$ref": "#/$defs/missing"}, "missing"),
-        ({"type": "array", "items": {}, "maxItems": 10**9}, "maxItems"),
-        ({"type": "string", "pattern": "^a{1,999999999}$"}, "repetitions"),
-        ({"type": "string", "pattern": "a"}, "must begin with ^"),
-        ({"type": "string", "pattern": "^a+$", "maxLength": 3}, "beside a length"),
-        ({"type": "number", "multipleOf": 0.5}, "no grammar for its `multipleOf`"),
-        ({"type": "object", "minProperties": 1}, "no grammar for its `minProperties`"),
-        ({"anyOf": []}, "`anyOf` is empty"),
-        ({"anyOf": [{"type": "object"}], "required": ["b"]}, "`required`: both"),
-        ({"allOf": [{"type": "string"}, {"type": "string", "minLength": 2}]}, "`allOf` joins"),
-        ({"allOf": [{"properties": {"b": {}}}, {"properties": {"b": {}}}]}, "`allOf` joins"),
-        ({"enum": ["x" * 20_000]}, "bytes"),
-        ({"properties": []}, "AttributeError"),
+        ({"type": "string", "pattern": "(a"}, "unclosed group"),
+        ({"type": "array", "minItems": -1}, "minItems"),
+        ({"type": "string", "minLength": 3, "maxLength": 2}, "'a' is unsatisfiable"),
+        ({"type": "integer", "minimum": 5, "maximum": 3}, "'a' is unsatisfiable"),
+        ({"type": "integer", "minimum": "1"}, "minimum"),
+        ({"anyOf": []}, "'a' is unsatisfiable"),
+        ({"required": "a", "type": "object"}, "required"),
+        ({"properties": []}, "properties"),
+        ({"enum": ["x" * 140_000]}, "bytes"),
+        (
+            {"type": "object", "properties": dict.fromkeys("bcd", STRING), "minProperties": 2},
+            "min/maxProperties",
+        ),
     ],
 )
-def test_a_schema_that_can_not_be_converted_is_refused(part: dict[str, Any], why: str) -> None:
-    form = JsonSchemaFormat(JsonSchema("s", {"type": "object", "properties": {"a": part}}))
+@pytest.mark.parametrize("strict", [True, None])
+def test_schema_that_can_not_be_used_is_refused_by_its_keyword(
+    part: dict[str, Any], why: str, strict: bool | None
+) -> None:
     with pytest.raises(ServiceError, match=re.escape(why)) as error:
-        constraints.grammar(Sampling(response_format=form), BYTES)
+        ask(object_of(a=part), strict)
     assert error.value.code == "invalid_request" and "response_format" in error.value.message
+    assert "\n" not in error.value.message and "%json" not in error.value.message
 
 
-def test_what_a_schema_refers_to_again_and_again_is_one_rule() -> None:
-    parts: dict[str, Any] = {"a 30": {"type": "string"}}
-    for i in range(30):
-        further = {"$ref": f"#/$defs/a {i + 1}"}
-        parts[f"a {i}"] = {"properties": {"x": further, "y": further}}
-    assert len(schema.to_gbnf({"$defs": parts, "$ref": "#/$defs/a 0"})) < 20_000
+NOT_HELD: dict[str, dict[str, Any]] = {
+    "uniqueItems": {"type": "array", "items": STRING, "uniqueItems": True},
+    "format": {"type": "string", "format": "binary"},
+    "pattern": {"type": "string", "pattern": "^(?!x).*$"},
+    "not": {"type": "string", "not": {"const": "b"}},
+    "if": {"type": "string", "if": {"const": "x"}, "then": {}},
+    "contains": {"type": "array", "contains": STRING},
+    "propertyNames": {"type": "object", "propertyNames": {"enum": ["a", "b"]}},
+    "dependentRequired": {"type": "object", "dependentRequired": {"a": ["b"]}},
+    "unevaluatedProperties": {"type": "object", "unevaluatedProperties": False},
+    "enum": {"enum": ["a", "\u0001"]},
+}
 
 
-def test_two_parts_whose_paths_end_alike_are_two() -> None:
-    own = {"a": {"$defs": {"n": {"const": 1}}}, "b": {"$defs": {"n": {"const": 2}}}}
-    both = {name: {"$ref": f"#/$defs/{name}/$defs/n"} for name in own}
-    rules = schema.to_gbnf(
-        {"$defs": own, "type": "object", "properties": both, "required": ["a", "b"]}
-    )
-    assert matches(rules, '{"a": 1, "b": 2}') and not matches(rules, '{"a": 1, "b": 1}')
-
-
-def test_a_schema_of_too_many_parts_is_refused() -> None:
-    with pytest.raises(GrammarError, match="parts"):
-        schema.to_gbnf({"anyOf": [{}] * 2_500})
+@pytest.mark.parametrize("keyword", NOT_HELD)
+def test_keyword_that_can_not_be_held_is_refused_by_path_where_strict(keyword: str) -> None:
+    schema = object_of(list={"type": "array", "items": NOT_HELD[keyword]})
+    with pytest.raises(ServiceError, match=f"`properties.list.items.{keyword}`"):
+        ask(schema, True)
+    ask(schema, False)
+    ask(schema, None)
 
 
 @pytest.mark.parametrize(
-    ("part", "fits", "fits_not"),
+    ("schema", "taken", "refused"),
+    [
+        (NOT_HELD["uniqueItems"], '["a", "a"]', "[1]"),
+        (NOT_HELD["format"], '"? ?"', "1"),
+        (NOT_HELD["not"], '"b"', "1"),
+        ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, "1", '"a"'),
+    ],
+)
+def test_without_strict_the_rest_of_the_schema_holds(
+    schema: dict[str, Any], taken: str, refused: str
+) -> None:
+    assert fits(schema, taken, is_strict=False) and not fits(schema, refused, is_strict=False)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"description": "any JSON"},
+        {"title": "Value"},
+        {"default": None},
+        {"$comment": "x"},
+        {"deprecated": True},
+        {"examples": [{"$ref": "other.json"}, {"maxLength": 10**9}]},
+        {"default": {"minItems": "two", "uniqueItems": True}},
+        {"uniqueItems": False},
+        {"propertyNames": {"type": "string"}},
+        {"unevaluatedProperties": True},
+        {"$schema": "http://json-schema.org/schema#"},
+        {"nullable": False, "x-order": 3},
+    ],
+)
+def test_keyword_that_says_nothing_is_taken(keywords: dict[str, Any]) -> None:
+    schema = object_of(v=keywords)
+    for value in ("1", '"a"', "[null, {}]", '{"x": true}'):
+        assert fits(schema, f'{{"v": {value}}}'), value
+    assert not fits(schema, '{"w": 1}')
+
+
+@pytest.mark.parametrize(
+    ("schema", "wrong"),
+    [
+        (COLOR | {"additionalProperties": True}, '{"color":[1]}'),
+        (COLOR | {"additionalProperties": STRING}, '{"color":"blue"}'),
+        (COLOR | {"additionalProperties": STRING}, '{"x":"1","color":"blue"}'),
+        (COLOR | {"additionalProperties": STRING}, '{"\\u0063olor":"blue"}'),
+        (
+            COLOR | {"required": ["color"], "additionalProperties": STRING},
+            '{"color":"red","color":"blue"}',
+        ),
+    ],
+)
+def test_additional_property_never_has_a_declared_name(schema: dict[str, Any], wrong: str) -> None:
+    assert not fits(schema, wrong)
+    assert fits(schema, '{"color":"red","size":"big"}')
+
+
+def test_data_is_never_taken_for_a_schema() -> None:
+    assert fits(object_of(**{"$ref": {"type": "boolean"}}), '{"$ref":true}')
+    assert fits(object_of(uniqueItems={"type": "boolean"}), '{"uniqueItems":true}')
+    const = {"a": {"const": {"$ref": "#/properties/b", "not": {}}}, "b": {"type": "boolean"}}
+    text = '{"a":{"$ref":"#/properties/b","not":{}},"b":true}'
+    assert fits(object_of(**const), text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("date", "2024-02-29", "2024-02-30"),
+        ("date-time", "2024-02-29T10:00:00Z", "2024-02-29"),
+        ("time", "10:00:00Z", "25:00:00Z"),
+        ("duration", "P3DT4H", "3 days"),
+        ("email", "a@b.co", "? ?"),
+        ("hostname", "a.example", "? ?"),
+        ("ipv4", "127.0.0.1", "127.0.0.256"),
+        ("ipv6", "::1", "1"),
+        ("uuid", "123e4567-e89b-12d3-a456-426614174000", "123"),
+        ("uri", "https://a.b/c?d#e", "? ?"),
+    ],
+)
+def test_format_holds(kind: str, good: str, bad: str) -> None:
+    schema = {"type": "string", "format": kind}
+    assert fits(schema, f'"{good}"')
+    assert not fits(schema, f'"{bad}"') and not fits(schema, '""')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "format": "uri", "minLength": 1, "maxLength": 2083},
+        {"type": "string", "maxLength": 65_536},
+        {"type": "array", "items": STRING, "maxItems": 100_000},
+        object_of(**{f"f{i}": {"type": "string", "maxLength": 255} for i in range(30)}),
+        {"enum": [f"PROD-2024-{i:05d}" for i in range(2_000)]},
+        {"type": "object", "properties": {f"p{i}": STRING for i in range(480)}},
+        {"type": "array", "minItems": 900, "items": {"type": "array", "items": STRING}},
+        object_of(**{f"name_{i:04d}": STRING | {"description": "x" * 100} for i in range(400)}),
+    ],
+    ids=[
+        "URL",
+        "long text",
+        "many items",
+        "form",
+        "2,000 values",
+        "480 optional properties",
+        "900 arrays",
+        "70 KiB",
+    ],
+)
+def test_large_schema_of_a_usual_kind_is_taken(schema: dict[str, Any]) -> None:
+    ask(schema, True)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"anyOf": [object_of(**{f"a{i}": {"const": i}}) for i in range(2_500)]},
+        {"type": "string", "pattern": "^(a{300}){300}b{60000}$"},
+        {"type": "string", "pattern": "^(.*a.{30}){10}$"},
+        {"type": "integer", "multipleOf": 1234567891},
+        {"type": "number", "minimum": -1.23e300, "maximum": 1.7e308},
+        {"allOf": [{"anyOf": [COLOR | {"title": str(j)} for j in range(4)]} for _ in range(10)]},
+        {"type": "array", "minItems": 10**6, "items": {"type": "array", "minItems": 10**6}},
+    ],
+    ids=["choices", "repetitions", "states", "multiples", "range", "product", "items"],
+)
+def test_expensive_schema_is_followed_or_refused(schema: dict[str, Any]) -> None:
+    try:
+        ask(schema, None)
+    except ServiceError as error:
+        assert error.code == "invalid_request" and "response_format" in error.message
+
+
+@pytest.mark.parametrize(
+    "level",
+    [
+        lambda inner: inner,
+        lambda inner: {"properties": {"x": inner}},
+        lambda inner: {"items": {"items": {"items": inner}}},
+        lambda inner: {"anyOf": [{"allOf": [inner]}]},
+    ],
+    ids=["alone", "in a property", "in items", "in a choice"],
+)
+def test_chain_of_references_does_not_end_the_process(level: Any) -> None:
+    depth = 1_800
+    chain = {f"a{i}": level({"$ref": f"#/$defs/a{i + 1}"}) for i in range(depth)}
+    try:
+        ask({"$defs": chain | {f"a{depth}": STRING}, "$ref": "#/$defs/a0"}, None)
+    except ServiceError as error:
+        assert error.code == "invalid_request"
+
+
+def test_what_a_schema_refers_to_again_and_again_is_one_rule() -> None:
+    parts: dict[str, Any] = {"a 30": STRING}
+    for i in range(30):
+        further = {"$ref": f"#/$defs/a {i + 1}"}
+        parts[f"a {i}"] = {"properties": {"x": further, "y": further}}
+    ask({"$defs": parts, "$ref": "#/$defs/a 0"}, True)
+
+
+@pytest.mark.parametrize(
+    ("part", "good", "bad"),
     [
         ({}, ['"a"', "[1, null]", '{"x": {}}'], ["", "a"]),
         ({"type": "array", "items": {}}, ['[1,"a"]'], ["{}"]),
@@ -71,13 +256,13 @@ def test_a_schema_of_too_many_parts_is_refused() -> None:
         ({"type": "array", "minItems": 2}, ["[1,2]"], ["[1]", "[]"]),
         (
             {"type": "array", "prefixItems": [{"type": "integer"}], "items": {"type": "null"}},
-            ["[1]"],
-            ["[null]"],
+            ["[1]", "[1,null]"],
+            ["[null]", "[1,1]"],
         ),
         (
             {"type": ["object", "null"], "properties": {"a": {"type": "null"}}, "required": ["a"]},
             ['{"a":null}', "null"],
-            ["{}", '{"a":1}'],
+            ["{}", '{"a":1}', '{"a":null,"b":1}'],
         ),
         ({"type": "object", "required": ["a"]}, ['{"a":[1]}'], ["{}", '{"b":1}']),
         (
@@ -86,7 +271,7 @@ def test_a_schema_of_too_many_parts_is_refused() -> None:
                 "properties": {"a": {"allOf": [{"$ref": "#/$defs/one"}]}},
             },
             ['{"a":1}', "{}"],
-            ['{"a":2}', '{"a":{}}'],
+            ['{"a":2}', '{"a":{}}', '{"b":1}', "1"],
         ),
         (
             {
@@ -94,45 +279,127 @@ def test_a_schema_of_too_many_parts_is_refused() -> None:
                 "allOf": [{"$ref": "#/$defs/b"}],
                 "properties": {"a": {"type": "null"}},
             },
-            ['{"b":null}', '{"b":null,"a":null}'],
+            ['{"b":null,"a":null}', '{"b":null}'],
             ["{}", '{"a":null}', '{"b":1}'],
         ),
-        ({"type": ["string", "null"]}, ['"\\u00e9é"', "null"], ['"a\nb"', "1"]),
+        (
+            {"type": "object", "patternProperties": {"^x": STRING}, "additionalProperties": False},
+            ['{"x1":"a"}', "{}"],
+            ['{"x1":1}', '{"y":"a"}'],
+        ),
+        (
+            {"type": "object", "minProperties": 1, "additionalProperties": STRING},
+            ['{"a":"b"}'],
+            ["{}"],
+        ),
+        ({"type": "number", "multipleOf": 0.01}, ["1.25", "3"], ["1.255"]),
+        ({"type": ["string", "null"]}, ['"é\\n"', "null"], ['"a\nb"', "1"]),
         (
             {"type": "string", "pattern": r"^[\w.]{2,4}-\d+\.$"},
             ['"a.b-12."'],
             ['"a-12."', '"ab-1x"'],
         ),
+        ({"type": "string", "pattern": "a", "maxLength": 3}, ['"xay"'], ['"xyz"', '"xaya"']),
         (
             {
                 "$defs": {
-                    "node": {
-                        "type": "object",
-                        "properties": {
-                            "value": {"type": "integer"},
-                            "next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]},
-                        },
-                        "required": ["value", "next"],
-                    }
+                    "node": object_of(
+                        value={"type": "integer"},
+                        next={"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]},
+                    )
                 },
                 "$ref": "#/$defs/node",
             },
             ['{"value":1,"next":{"value":2,"next":null}}'],
             ['{"value":1}'],
         ),
+        (
+            {
+                "$defs": {"A": object_of(k={"const": "a"}), "B": object_of(k={"const": "b"})},
+                "oneOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}],
+                "discriminator": {"propertyName": "k"},
+            },
+            ['{"k":"a"}', '{"k":"b"}'],
+            ['{"k":"c"}'],
+        ),
     ],
 )
-def test_a_schema_takes_what_fits_and_nothing_else(
-    part: dict[str, Any], fits: list[str], fits_not: list[str]
+def test_schema_takes_what_fits_and_nothing_else(
+    part: dict[str, Any], good: list[str], bad: list[str]
 ) -> None:
-    rules = schema.to_gbnf(part)
-    assert [text for text in fits if not matches(rules, text)] == []
-    assert [text for text in fits_not if matches(rules, text)] == []
+    assert [text for text in good if not fits(part, text)] == []
+    assert [text for text in bad if fits(part, text)] == []
 
 
-def test_a_schema_stays_as_it_was() -> None:
-    """It is kept in the log, and the converter writes into what it is given."""
+@pytest.mark.parametrize(
+    ("text", "is_taken"),
+    [
+        ('{ "a" : 1 }', True),
+        ('{\n  "a": 1,\n\n  "b": 2\n}', True),
+        ('{"a":  1}', False),
+        (' {"a": 1}', False),
+        ('{"a": 1}\n', False),
+    ],
+)
+def test_white_space_is_what_a_person_writes(text: str, is_taken: bool) -> None:
+    assert fits({"type": "object"}, text) == is_taken
+
+
+WHOLE = [*range(-130, 131), -1000, 999, 1000, 1001, 10**15]
+DECIMALS = [-10.5, -9.75, -1.5, -0.25, 0.05, 0.5, 1.25, 9.99, 10.01, 99.5]
+BOUNDS: list[dict[str, Any]] = [
+    {"minimum": 0},
+    {"minimum": 1, "maximum": 1},
+    {"minimum": 7, "maximum": 113},
+    {"minimum": -113, "maximum": -7},
+    {"maximum": -1},
+    {"minimum": -0.5, "maximum": 9.5},
+    {"exclusiveMinimum": -1, "exclusiveMaximum": 10},
+    {"minimum": 0, "exclusiveMaximum": 1},
+]
+
+
+@pytest.mark.parametrize("bounds", BOUNDS)
+def test_number_fits_between_its_bounds_only(bounds: dict[str, Any]) -> None:
+    def is_between(value: float) -> bool:
+        return bool(
+            bounds.get("minimum", value) <= value <= bounds.get("maximum", value)
+            and bounds.get("exclusiveMinimum", value - 1) < value
+            and value < bounds.get("exclusiveMaximum", value + 1)
+        )
+
+    for kind, values in (("integer", WHOLE[::7]), ("number", [*WHOLE[::7], *DECIMALS])):
+        wrong = [x for x in values if fits({"type": kind} | bounds, str(x)) != is_between(x)]
+        assert wrong == [], kind
+
+
+TEXTS = ["", "a b", "\n", "a\nb", *"a b ab aab aaab abab a.b é 7 A7 [ ] \\ a\\b x41".split(), '"']
+PATTERNS = r"^$ ^a*$ ^a{1,2}b$ ^(ab)+$ ^(a|b)+$ ^.+$ ^a\.b$ ^[^\"]+$ ^\\$ ^\S+$ ^\w+$ ^[\]\[]$"
+
+
+@pytest.mark.parametrize("pattern", PATTERNS.split())
+def test_string_fits_where_its_text_matches(pattern: str) -> None:
+    for text in TEXTS:
+        is_match = bool(re.search(pattern[:-1] + r"\Z", text, re.ASCII))
+        schema = {"type": "string", "pattern": pattern}
+        assert fits(schema, json.dumps(text, ensure_ascii=False)) == is_match, text
+
+
+def test_schema_stays_as_it_was() -> None:
+    """It is kept in the log."""
     asked = {"$defs": {"a": {"type": "null"}}, "properties": {"x": {"$ref": "#/$defs/a"}}}
     before = json.dumps(asked)
-    schema.to_gbnf(asked)
+    constraints.json_lark(asked, True, "response_format")
     assert json.dumps(asked) == before
+
+
+def test_schema_can_not_set_the_options_of_the_library() -> None:
+    lenient = {"type": "mystery", "x-guidance": {"lenient": True}}
+    with pytest.raises(GrammarError):
+        fits(lenient, "1")
+
+
+@pytest.mark.parametrize("values", [*itertools.permutations([0, False, "0", None], 2)])
+def test_value_of_another_type_is_another(values: tuple[Any, Any]) -> None:
+    one, other = values
+    assert fits({"const": one}, json.dumps(one)) and not fits({"const": one}, json.dumps(other))

@@ -1,0 +1,140 @@
+"""
+What constrained decoding costs: to compile a grammar, to mask all tokens, to ask about one token.
+
+`python -m bench.masks [GGUF …]` takes models or vocabularies; the demo model where none is named.
+"""
+
+import ctypes
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import llama_cpp
+from llama_cpp.llama_grammar import JSON_GBNF
+
+from services.contract.messages import JsonObjectFormat, JsonSchema, JsonSchemaFormat, Sampling
+from services.inference.engine import constraints
+from services.inference.engine.grammar import Grammar
+from services.inference.engine.llama import Llama
+from services.inference.engine.vocabulary import Vocabulary
+
+PERSON: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "ages": {"type": "array", "items": {"type": "integer"}},
+        "city": {"type": "string", "maxLength": 40},
+        "kind": {"enum": ["red", "green", "blue"]},
+    },
+    "required": ["name", "ages", "city", "kind"],
+    "additionalProperties": False,
+}
+PRODUCT: dict[str, Any] = {
+    "type": "object",
+    "properties": {"product": {"enum": [f"PROD-2024-{number:05d}" for number in range(300)]}},
+    "required": ["product"],
+    "additionalProperties": False,
+}
+ADA = {
+    "name": "Ada Lovelace of London, with a rather long description",
+    "ages": [1, 23, 456],
+    "city": 'Zürich "old" town',
+    "kind": "green",
+}
+
+
+class Case(NamedTuple):
+    name: str
+    sampling: Sampling
+    answer: Any
+
+
+def _schema(schema: dict[str, Any]) -> Sampling:
+    return Sampling(response_format=JsonSchemaFormat(JsonSchema("x", schema)))
+
+
+CASES = (
+    Case("schema of a person", _schema(PERSON), ADA),
+    Case("json_object", Sampling(response_format=JsonObjectFormat()), ADA),
+    Case("enum of 300", _schema(PRODUCT), {"product": "PROD-2024-00123"}),
+    Case("JSON as GBNF", Sampling(grammar=JSON_GBNF), ADA),
+)
+
+
+class Words(Llama):
+    """A model's tokenizer without the model."""
+
+    def __init__(self, path: Path) -> None:
+        llama_cpp.llama_log_set(_SILENT, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        params = llama_cpp.llama_model_default_params()
+        params.vocab_only = True
+        model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        assert model, f"{path} can't be loaded"
+        self._model = llama_cpp.llama_model_p(model)
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self._vocabulary = self._read_vocabulary()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._vocabulary
+
+
+def measure(words: Words, case: Case) -> str:
+    """Return a row: milliseconds to compile, of masks and of questions about one token."""
+    began = time.perf_counter()
+    grammar = constraints.grammar(case.sampling, None, words.vocabulary)
+    compiled = time.perf_counter() - began
+    assert grammar is not None
+    tokens = _tokens(words, json.dumps(case.answer, ensure_ascii=False))
+    times = list(_times(grammar, tokens))
+    masks, questions = sorted(mask for mask, _ in times), [question for _, question in times]
+    cells = (
+        compiled,
+        statistics.median(masks),
+        masks[int(0.9 * len(masks))],
+        masks[-1],
+        statistics.median(questions),
+    )
+    return " | ".join((case.name, *(f"{1000 * cell:.3f}" for cell in cells)))
+
+
+def _tokens(words: Words, text: str) -> list[int]:
+    """A tokenizer that puts a space before a text puts it before the `{` too, where none may be."""
+    tokens = words.tokenize(text, special=False)
+    first = words.piece(tokens[0]).lstrip()
+    return [words.vocabulary.pieces.index(first), *tokens[1:]] if first else tokens[1:]
+
+
+def _times(grammar: Grammar, tokens: list[int]) -> Iterator[tuple[float, float]]:
+    """Yield the seconds of each token's mask and of the question whether it may come."""
+    for token in tokens:
+        began = time.perf_counter()
+        mask = grammar.allowed()
+        masked = time.perf_counter()
+        assert grammar.allows(token) and mask[token]
+        yield masked - began, time.perf_counter() - masked
+        grammar.accept(token)
+
+
+def main(paths: list[str]) -> None:
+    for path in paths or ["model/demo.gguf"]:
+        words = Words(Path(path))
+        began = time.perf_counter()
+        Vocabulary(words.vocabulary.pieces, words.vocabulary.ends)
+        built = time.perf_counter() - began
+        print(f"\n{path}: {words.vocabulary_size:,} tokens, llguidance's trie in {built:.2f} s\n")
+        print("case | compile ms | mask median | 90 % | most | one token")
+        print("--- | --- | --- | --- | --- | ---")
+        for case in CASES:
+            print(measure(words, case))
+
+
+_SILENT = llama_cpp.llama_log_callback(lambda *_: None)
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

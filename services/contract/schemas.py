@@ -29,6 +29,7 @@ OF_OBJECTS = set(
     "properties required additionalProperties patternProperties minProperties maxProperties".split()
 )
 LOOKS_AROUND = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?<?[=!]|\\[1-9])")  # and back references
+LARGEST = 10**18  # what 64 bits hold; a model that knows no JSON writes digits without an end
 CONTROL = re.compile(r"\\u00[01]")  # in JSON: a character that only `\u` can write
 NEGATED = re.compile(r"(?<!\\)((?:\\\\)*)\[\^(?!])")
 IN_FRAGMENTS = "#/%$:~!'()*,;=@&+?"  # as they are; other signs of a name are written as %XX
@@ -83,7 +84,7 @@ def _kept(node: Any, path: str, left_out: list[str]) -> Any:
             kept[key] = _inside(key, _spelled(key, value), f"{path}{key}", _kept_in(left_out))
         elif not _says_nothing(key, value):
             left_out.append(f"{path}{key}")
-    return kept
+    return _bounded(kept)
 
 
 def _kept_in(left_out: list[str]) -> Callable[[Any, str], Any]:
@@ -98,6 +99,16 @@ def _is_held(key: str, value: Any) -> bool:
     if key in ("const", "enum"):
         return not CONTROL.search(json.dumps(value))
     return key not in NOT_HELD
+
+
+def _bounded(node: Json) -> Json:
+    """Return the schema with bounds for integers that have none."""
+    kinds = node.get("type")
+    if kinds != "integer" and not (isinstance(kinds, list) and "integer" in kinds):
+        return node
+    low = {} if node.keys() & {"minimum", "exclusiveMinimum"} else {"minimum": -LARGEST}
+    high = {} if node.keys() & {"maximum", "exclusiveMaximum"} else {"maximum": LARGEST}
+    return node | low | high
 
 
 def _spelled(key: str, value: Any) -> Any:

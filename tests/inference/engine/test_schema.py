@@ -250,7 +250,10 @@ def test_what_a_schema_refers_to_again_and_again_is_one_rule() -> None:
     [
         ({}, ['"a"', "[1, null]", '{"x": {}}'], ["", "a"]),
         ({"type": "array", "items": {}}, ['[1,"a"]'], ["{}"]),
-        ({"type": "integer"}, ["-17", "0"], ["1.5", "01"]),
+        ({"type": "integer"}, ["-17", "0", "9" * 18], ["1.5", "01", "9" * 20]),
+        ({"type": "integer", "exclusiveMinimum": 0}, ["1", "1" * 18], ["0", "-1", "1" * 20]),
+        ({"type": ["integer", "null"]}, ["1", "null"], ["1" * 20]),
+        ({"type": ["integer", "number"]}, ["1", "1.5"], ['"a"']),
         ({"type": ["integer", "null"], "minimum": 0}, ["17", "null"], ["-1", '"a"']),
         ({"type": ["string", "null"], "enum": ["a", None]}, ['"a"', "null"], ['"b"']),
         ({"type": "array", "minItems": 2}, ["[1,2]"], ["[1]", "[]"]),

@@ -21,7 +21,7 @@ from services.inference.engine.template import ChatTemplate
 from tests.inference.engine.test_template import CHATML, END, NO_SYSTEM, START, template
 from tests.inference.engine.test_templates_shipped import SOURCES
 from tests.inference.fake_backend import VOCABULARY, FakeBackend
-from tests.inference.vocabulary import WithMarkers, text_of
+from tests.inference.vocabulary import Vocabulary, WithMarkers, text_of
 
 QWEN, LLAMA = "Qwen-Qwen2.5-7B-Instruct", "meta-llama-Llama-3.1-8B-Instruct"
 MISTRAL = "mistralai-Mistral-Nemo-Instruct-2407"
@@ -178,6 +178,25 @@ def test_mistral_s_calls_are_a_list() -> None:
     one = '{"name": "wait", "arguments": {}}'
     assert allows(functions.call(TOOLS, "required", True), f"[{one}, {one}]")
     assert allows(functions.call(TOOLS, "required", False), f"[{one}]")
+
+
+@pytest.mark.parametrize("vocabulary", ["qwen2", "llama-bpe", "gpt-2"])
+@pytest.mark.parametrize("name", [QWEN, LLAMA, MISTRAL])
+def test_a_call_is_allowed_as_a_real_tokenizer_cuts_it(name: str, vocabulary: str) -> None:
+    """Also where a token stands on both sides of the arguments' beginning or end."""
+    functions, words = template(SOURCES[name]).functions, Vocabulary(vocabulary)
+    form = functions.form
+    anything = Tool(Function("take", None, {"type": "object", "properties": {"x": {}}}))
+    call = f'{{"name": "take", "{form.key}": {{"x": ["é \\"a\\" 🙂", {{"b": -1.5}}, null]}}}}'
+    said = form.open + (form.between or "").join([call] * (2 if form.between else 1)) + form.close
+    lark = functions.call((*TOOLS, anything), "required", True)
+    assert lark is not None
+    grammar = compile_lark(lark, words._vocabulary)
+    for token in words.tokenize(said, special=False):
+        assert grammar.allows(token) and grammar.allowed()[token], words.piece(token)
+        grammar.accept(token)
+    assert grammar.may_end
+    words.close()
 
 
 @pytest.mark.parametrize("name", [QWEN, LLAMA, MISTRAL])

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-Name = Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{1,64}\\Z")]
-CallId = Annotated[str, Meta(min_length=1, max_length=128)]
+ToolName = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
@@ -16,12 +15,17 @@ class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
 
 
 class FunctionCall(Struct, frozen=True):
-    name: Name
-    arguments: str  # a JSON object, as the model wrote it
+    """
+    A call as a model wrote it: any name, and arguments that may be no JSON object. History is shown
+    to the model, never validated.
+    """
+
+    name: str
+    arguments: str
 
 
 class ToolCall(Struct, frozen=True):
-    id: CallId
+    id: str
     function: FunctionCall
     type: Literal["function"] = "function"
 
@@ -31,9 +35,9 @@ class ChatMessage(Struct, frozen=True, omit_defaults=True):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | tuple[TextPart, ...] | None = None
-    name: Name | None = None
+    name: str | None = None
     tool_calls: tuple[ToolCall, ...] | None = None
-    tool_call_id: CallId | None = None
+    tool_call_id: str | None = None
 
     @property
     def text(self) -> str:
@@ -49,7 +53,7 @@ class Function(Struct, frozen=True, omit_defaults=True):
     response format does.
     """
 
-    name: Name
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -61,7 +65,7 @@ class Tool(Struct, frozen=True):
 
 
 class FunctionName(Struct, frozen=True):
-    name: Name
+    name: ToolName
 
 
 class NamedTool(Struct, frozen=True):
@@ -71,4 +75,4 @@ class NamedTool(Struct, frozen=True):
 
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
 Messages = Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=10_000)]
-Tools = Annotated[tuple[Tool, ...], Meta(min_length=1, max_length=128)]
+Tools = Annotated[tuple[Tool, ...], Meta(min_length=1, max_length=1024)]

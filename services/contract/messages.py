@@ -20,7 +20,7 @@ TopP = Annotated[float, Meta(gt=0, le=1)]
 TopK = Annotated[int, Meta(ge=0, le=1000)]  # 0: all tokens
 RepeatPenalty = Annotated[float, Meta(gt=0, le=10)]
 MaxTokens = Annotated[int, Meta(ge=1, le=1_000_000)]
-Stop = Annotated[str, Meta(min_length=1, max_length=64)]
+Stop = Annotated[str, Meta(min_length=1, max_length=1024)]
 Stops = Annotated[tuple[Stop, ...], Meta(max_length=32)]
 MinP = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]

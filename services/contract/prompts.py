@@ -17,7 +17,7 @@ MAX_BYTES = 64 * 1024
 MAX_CONVERSATION_BYTES = 512 * 1024
 """As JSON."""
 MAX_DEPTH = 64
-"""Of a schema, and of the arguments of a call."""
+"""Of a schema, and of the arguments of a call that a template is given as JSON."""
 ROUTED_BY = 1000
 """Characters of a plain text that a worker is chosen by."""
 
@@ -99,12 +99,31 @@ def check_depth(field: str, value: Any) -> None:
     """
     level = [value]
     for _ in range(MAX_DEPTH):
-        parts = [part for part in level if isinstance(part, dict | list)]
-        level = [x for part in parts for x in (part.values() if isinstance(part, dict) else part)]
+        level = [part for parent in level for part in _containers(parent)]
     if level:
         raise ServiceError(
             "invalid_request", f"The field `{field}` is nested deeper than {MAX_DEPTH} levels."
         )
+
+
+def _containers(parent: Any) -> list[Any]:
+    """Return the lists and objects in a list or an object. Scalars are only passed over."""
+    if not isinstance(parent, dict | list):
+        return []
+    values = parent.values() if isinstance(parent, dict) else parent
+    return [value for value in values if value.__class__ is dict or value.__class__ is list]
+
+
+def context_exceeded(field: str, tokens: str, context: int) -> ServiceError:
+    """
+    Return the error of a prompt that doesn't fit even alone. LiteLLM and others recognise it by how
+    its message begins (litellm/litellm_core_utils/exception_mapping_utils.py).
+    """
+    return ServiceError(
+        "context_length_exceeded",
+        f"This model's maximum context length is {context} tokens. However, the field `{field}` has"
+        f" {tokens} tokens: shorten it, or serve the model with a larger MODEL_CONTEXT.",
+    )
 
 
 def _check_prompt(prompt: Prompt) -> None:
@@ -140,13 +159,11 @@ def _check_stateless(request: ChatRequest) -> None:
 
 
 def _fault(message: ChatMessage) -> str | None:
-    is_call = message.role == "assistant" and message.tool_calls
-    if message.content is None and not is_call:
+    """Check what a caller can have mistyped; what a model or a tool said is taken as it is."""
+    if message.content is None and message.role not in ("assistant", "tool"):
         return f"A message of {message.role!r} needs `content`"
-    if message.tool_calls and not is_call:
+    if message.tool_calls and message.role != "assistant":
         return f"A message of {message.role!r} has no `tool_calls`"
-    if message.role == "tool" and message.tool_call_id is None:
-        return "A message of 'tool' needs the `tool_call_id` of the call that it answers"
     return None
 
 
@@ -163,12 +180,11 @@ def _check_tools(request: ChatRequest) -> None:
         raise ServiceError(
             "invalid_request", "The field `tool_choice` asks for a function that `tools` lacks."
         )
-    has_form = request.grammar or not isinstance(request.response_format, TextFormat | None)
-    if names and choice != "none" and has_form:
+    if names and choice != "none" and request.grammar:
         raise ServiceError(
             "invalid_request",
-            "With `tools` the answer can't have a form of its own too: leave out response_format"
-            " and grammar, or set tool_choice to none.",
+            "The field `grammar` can't be combined with tools: leave one of them out, or set"
+            " tool_choice to none. A response_format can.",
         )
 
 

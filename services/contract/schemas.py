@@ -71,6 +71,20 @@ def held(schema: Json) -> Held:
     return Held(kept if _joins(kept) else _closed(kept), tuple(left_out))
 
 
+def moved(node: Any, pointer: str) -> Any:
+    """Return a schema as it must read at `pointer` of another: its `$ref`s to itself still hold."""
+    if not isinstance(node, dict):
+        return node
+    parts = {
+        key: _inside(key, value, "", lambda part, _: moved(part, pointer))
+        for key, value in node.items()
+    }
+    ref = node.get("$ref")
+    if isinstance(ref, str) and ref.startswith("#"):
+        return parts | {"$ref": f"#{pointer}{ref[1:]}"}
+    return parts
+
+
 def _kept(node: Any, path: str, left_out: list[str]) -> Any:
     if not isinstance(node, dict):
         return node

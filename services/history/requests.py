@@ -33,6 +33,7 @@ FETCH_TIMEOUT = 0.5  # seconds that a fetch waits for a first record
 GATHERING = 0.05  # seconds after a batch that was not full, so that the next one is worth its cost
 PAUSE = 1.0  # seconds after a failure
 
+
 class Position(Struct, frozen=True):
     """Where an exchange is: its session key, and the sequence of its record."""
 

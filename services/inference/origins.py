@@ -63,8 +63,7 @@ def check(resume: Resume, call: Call, model: Model) -> None:
         raise ServiceError("invalid_request", "The field `resume` has no whole tokens as `prompt`.")
     tokens = prompt(origin)
     resumed.check(tokens, model.backend)
-    answer = max(call.sampling.max_tokens or 1, len(resume.ids))
-    if len(tokens) + answer > model.backend.context:
+    if len(tokens) + max(1, len(resume.ids)) > model.backend.context:
         raise ServiceError(
             "context_length_exceeded",
             "The answer was begun in a larger context window than this worker's"

@@ -7,10 +7,10 @@ from msgspec.structs import replace
 from services.contract import prompts
 from services.contract.errors import ServiceError
 from services.contract.history import Context
-from services.contract.messages import ChatRequest, Origin, Sampling
+from services.contract.messages import Origin, Sampling
 from services.inference import origins
 from services.inference.calls import Call
-from services.inference.engine import resumed
+from services.inference.engine import constraints, resumed
 from services.inference.engine.ahead import Beginning
 from services.inference.engine.answer import Answer
 from services.inference.engine.sequence import Sequence
@@ -19,6 +19,8 @@ from services.inference.engine.stops import Stops, literal, of_setting
 from services.inference.engine.template import Prompt
 from services.inference.models import Model
 
+LEAST_ROOM = 1  # tokens for the answer that a prompt must leave; max_tokens is clamped to the room
+
 
 def prompt(
     model: Model, system: str, call: Call, context: Context, answers: KnownAnswers, since: str
@@ -26,14 +28,14 @@ def prompt(
     """
     The session's next question after its context, or what the request brings. Raises ServiceError.
     """
-    request, most = call.request, call.sampling.max_tokens or 1
+    request = call.request
     if request.text is not None:
-        found = model.template.plain(request.text, most)
+        found = model.template.plain(request.text, LEAST_ROOM)
     elif request.messages is not None:
         tools = () if request.tool_choice == "none" else request.tools or ()
-        found = model.template.conversation(request.messages, tools, most, answers)
+        found = model.template.conversation(request.messages, tools, LEAST_ROOM, answers)
     else:
-        turns, question = context.turns, request.prompt
+        turns, question, most = context.turns, request.prompt, call.sampling.max_tokens or 1
         found = model.template.prompt(system, turns, question, most, answers, since)
     if not found.tokens:
         raise ServiceError("invalid_request", "The chat template makes nothing of this prompt.")
@@ -79,10 +81,11 @@ def without(context: Context, retried: str | None) -> Context:
 
 def sampling(model: Model, filled_in: Sampling, tokens: int) -> Sampling:
     """
-    With the room that a prompt of so many `tokens` leaves, where nothing says how long the answer
-    may be.
+    Return `filled_in` with `max_tokens` clamped to the room that a prompt of so many `tokens`
+    leaves.
     """
-    return replace(filled_in, max_tokens=filled_in.max_tokens or model.backend.context - tokens)
+    room = model.backend.context - tokens
+    return replace(filled_in, max_tokens=min(filled_in.max_tokens or room, room))
 
 
 def _stops(model: Model, call: Call) -> Stops:
@@ -101,17 +104,17 @@ def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
     if resume:
         origins.check(resume, call, model)
     tokens = origins.prompt(origin)
-    call.sampling = sampling(model, call.sampling, len(tokens))
-    sampler = model.backend.sampler(call.sampling, _forced_call(model, call.request))
+    chosen = sampling(model, call.sampling, len(tokens))
+    sampler = model.backend.sampler(chosen, _call_form(model, call))
     stops = _stops(model, call)
     if resume:
-        begun = resumed.answer(resume, call.sampling, sampler, model.backend, stops)
+        begun = resumed.answer(resume, chosen, sampler, model.backend, stops)
     else:
-        begun = Answer(call.sampling, stops)
+        begun = Answer(chosen, stops)
     return Sequence(
         call.sequence_key,
         tokens,
-        call.sampling,
+        chosen,
         sampler,
         call.adapter,
         prompts.conversation(call.tenant, call.request),
@@ -122,7 +125,8 @@ def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
     )
 
 
-def _forced_call(model: Model, request: ChatRequest) -> str | None:
-    """Return the Lark of the tool call that the answer must be. Raises ServiceError."""
-    several = bool(request.parallel_tool_calls)
-    return model.template.functions.call(request.tools or (), request.tool_choice, several)
+def _call_form(model: Model, call: Call) -> str | None:
+    """Return the Lark of an answer that must, or may, be a tool call. Raises ServiceError."""
+    request, answer = call.request, constraints.answer_lark(call.sampling)
+    several = request.parallel_tool_calls
+    return model.template.functions.call(request.tools or (), request.tool_choice, several, answer)

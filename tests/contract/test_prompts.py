@@ -26,6 +26,9 @@ def request(fields: str) -> ChatRequest:
         '"messages":[{"role":"user","content":[{"type":"text","text":"a"}]}]',
         '"messages":[{"role":"assistant","tool_calls":[{"id":"1","function":{"name":"f",'
         '"arguments":"{}"}}]},{"role":"tool","content":"x","tool_call_id":"1"}]',
+        '"messages":[{"role":"assistant"},{"role":"assistant","tool_calls":[{"id":"","function":'
+        '{"name":"","arguments":"{\\"a\\":"}}]},{"role":"tool"}]',
+        f'"messages":[{SAID}],"tools":[{TOOL}],"response_format":{{"type":"json_object"}}',
     ],
 )
 def test_what_a_worker_can_be_asked(fields: str) -> None:
@@ -42,7 +45,6 @@ def test_what_a_worker_can_be_asked(fields: str) -> None:
         (f'"text":"hi","messages":[{SAID}]', "one of prompt, messages and text"),
         ('"text":""', "one of prompt, messages and text"),
         ('"messages":[{"role":"user"}]', r"needs `content` - at `\$.messages\[0\]`"),
-        ('"messages":[{"role":"tool","content":"x"}]', "tool_call_id"),
         (
             '"messages":[{"role":"user","content":"x","tool_calls":[{"id":"1","function":'
             '{"name":"f","arguments":""}}]}]',
@@ -55,7 +57,7 @@ def test_what_a_worker_can_be_asked(fields: str) -> None:
             "tool_choice",
         ),
         (f'"messages":[{SAID}],"tools":[{TOOL},{TOOL}]', "same name"),
-        (f'"messages":[{SAID}],"tools":[{TOOL}],"grammar":"root ::= ."', "tool_choice to none"),
+        (f'"messages":[{SAID}],"tools":[{TOOL}],"grammar":"root ::= ."', "`grammar` can't be comb"),
     ],
 )
 def test_what_it_can_not_be_asked_is_refused_with_a_reason(fields: str, what: str) -> None:

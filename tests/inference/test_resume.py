@@ -103,7 +103,7 @@ async def test_it_is_drawn_as_it_began_though_the_request_names_no_seed(
         ({"prompt": b""}, "invalid_request", "no whole tokens"),
         ({"prompt": b"123"}, "invalid_request", "no whole tokens"),
         ({"prompt": b"\xff\xff\xff\xff"}, "invalid_request", "none of the model's"),
-        ({"prompt": b"h\0\0\0" * 1990}, "context_length_exceeded", "MODEL_CONTEXT"),
+        ({"prompt": b"h\0\0\0" * 2000}, "context_length_exceeded", "MODEL_CONTEXT"),
     ],
     ids=str,
 )

@@ -75,6 +75,24 @@ async def test_an_answer_may_fill_the_context_window(tmp_path: Any) -> None:
         assert done.usage.prompt_tokens + done.usage.completion_tokens == 200
 
 
+async def test_a_larger_limit_than_the_window_has_room_for_is_clamped(tmp_path: Any) -> None:
+    long = ChatMessage("user", "long")
+    async with worker(tmp_path, context=500) as small:
+        await small.ask("hi", "s")
+        for fields in ({"messages": (long,)}, {"prompt": "long"}):
+            *_, done = await ask(small, **fields, max_tokens=1_000_000, session_id="s")
+            assert isinstance(done, Done)
+            assert done.usage.prompt_tokens + done.usage.completion_tokens <= 500
+            assert done.exchanges_dropped == 0
+        plain = "long<|im_end|>\n<|im_start|>assistant\n"
+        *_, done = await ask(small, text=plain, max_tokens=5000)
+        assert isinstance(done, Done) and done.finish_reason == "length"
+        for fields in ({"messages": (ChatMessage("user", "x" * 500),)}, {"prompt": "x" * 500}):
+            *_, failed = await ask(small, **fields, session_id="s")
+            assert isinstance(failed, Failed) and failed.code == "context_length_exceeded"
+            assert failed.message.startswith("This model's maximum context length is 500 tokens")
+
+
 async def test_the_next_turn_computes_nothing_of_the_one_before_again(fast: Worker) -> None:
     first = await ask(fast, messages=(ASK,), session_id="")
     messages = (ASK, ChatMessage("assistant", text(first)), ASK)
@@ -125,7 +143,7 @@ async def test_functions_are_not_shown_where_none_may_be_called(fast: Worker) ->
 
 
 async def test_what_is_wrong_with_a_conversation_fails_it_alone(fast: Worker) -> None:
-    for fields in ({"messages": (ChatMessage("tool", "x"),)}, {"prompt": "hi", "messages": (ASK,)}):
+    for fields in ({"messages": (ChatMessage("user"),)}, {"prompt": "hi", "messages": (ASK,)}):
         *_, failed = await ask(fast, **fields)
         assert isinstance(failed, Failed) and failed.code == "invalid_request"
     assert text(await ask(fast, messages=(ASK,))) == "hello"

@@ -18,10 +18,11 @@ JSON_OPTIONS = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,40}", "json_allowed_esc
 
 def grammar(sampling: Sampling, call: str | None, vocabulary: Vocabulary) -> Grammar | None:
     """
-    Return what the answer must keep to, if anything: `call`, the Lark of a forced tool call, or
-    what the request asks for. Takes as long as compile_lark. Raises ServiceError(invalid_request).
+    Return what the answer must keep to, if anything: `call`, the Lark of `Functions.call`, or what
+    the request asks for. Takes as long as compile_lark. Raises ServiceError(invalid_request).
     """
-    field = "tools" if call else "grammar" if sampling.grammar else "response_format"
+    fields = {"tools": call, "grammar": sampling.grammar, "response_format": _is_json(sampling)}
+    field = "` or `".join(name for name, asked in fields.items() if asked)
     try:
         lark = call or _lark(sampling)
         return compile_lark(lark, vocabulary) if lark else None
@@ -62,12 +63,25 @@ def check_bias(sampling: Sampling, vocabulary: Vocabulary) -> None:
             )
 
 
-def _lark(sampling: Sampling) -> str | None:
+def _is_json(sampling: Sampling) -> bool:
+    return isinstance(sampling.response_format, JsonObjectFormat | JsonSchemaFormat)
+
+
+def answer_lark(sampling: Sampling) -> str | None:
+    """
+    Return Lark for the JSON that `response_format` asks for, if it asks for JSON. Raises
+    ServiceError(invalid_request).
+    """
     match sampling.response_format:
         case JsonObjectFormat():
-            return f"start: {json_lark({'type': 'object'}, True, 'response_format')}"
+            return json_lark({"type": "object"}, True, "response_format")
         case JsonSchemaFormat(json_schema):
-            strict = bool(json_schema.strict)
-            return f"start: {json_lark(json_schema.schema, strict, 'response_format')}"
+            return json_lark(json_schema.schema, bool(json_schema.strict), "response_format")
         case _:
-            return gbnf.to_lark(sampling.grammar) if sampling.grammar else None
+            return None
+
+
+def _lark(sampling: Sampling) -> str | None:
+    if answer := answer_lark(sampling):
+        return f"start: {answer}"
+    return gbnf.to_lark(sampling.grammar) if sampling.grammar else None

@@ -5,6 +5,7 @@ A template's own way is taken where its form of a call is one that is read here 
 services/client/tool_calls.py); else they are described in a system text, in Hermes' form.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from services.contract import prompts
+from services.contract import prompts, schemas
 from services.contract.conversation import ChatMessage, NamedTool, Tool, ToolCall, ToolChoice
 from services.contract.errors import ServiceError
 from services.inference.engine.constraints import json_lark
@@ -28,6 +29,9 @@ _CALL = re.compile(
     r'(?P<open><tool_call>\s*|\[TOOL_CALLS]\s*\[|)\{\s*"name": ?"(?P<name>[^"]+)",'
     r'\s*"(?P<key>arguments|parameters)": ?\{"'
 )
+_CALL_ID = re.compile(r"[A-Za-z0-9]{9}\Z")
+_NO_ARGUMENTS = ("", "null", '""', "[]", "{}")
+UNPARSED = "unparsed_arguments"
 _NO_PARAMETERS: Json = {"type": "object", "properties": {}}
 _CLOSED: Json = _NO_PARAMETERS | {"additionalProperties": False}
 _MANUAL = """\
@@ -77,23 +81,36 @@ class Functions:
         plain = [*_spelled(messages)]
         return ([*_with_manual(plain, tools)] if tools else plain), []
 
-    def call(self, tools: Sequence[Tool], choice: ToolChoice, several: bool) -> str | None:
+    def call(
+        self,
+        tools: Sequence[Tool],
+        choice: ToolChoice,
+        several: bool | None = None,
+        answer: str | None = None,
+    ) -> str | None:
         """
-        Return Lark for an answer that must be a call, or several, if it must be one. Raises
+        Return Lark for an answer that must be a call; or, where a call is up to the model, for
+        calls or `answer`, the Lark of the form that it has else. None leaves the answer free.
+
+        `several` calls are possible if it is true, or None and no call is forced. Raises
         ServiceError(invalid_request).
         """
-        if choice in ("none", "auto"):
+        if not tools or choice == "none" or (choice == "auto" and answer is None):
             return None
         if isinstance(choice, NamedTool):
             tools = [tool for tool in tools if tool.function.name == choice.function.name]
+        is_forced = choice != "auto"
         form = self.form
+        several = not is_forced if several is None else several
+        spelled = _json_call if not (is_forced or form.open) else _call_lark
         more = f"({_literal(form.between)} call)*" if several and form.between else ""
         rules = [
-            f"start: {_literal(form.open)} call {more} {_literal(form.close)}",
+            "start: calls" if is_forced else "start: calls | answer",
+            f"calls: {_literal(form.open)} call {more} {_literal(form.close)}",
             "call: " + " | ".join(f"call{number}" for number in range(len(tools))),
-            *(_call_lark(number, tool, form.key) for number, tool in enumerate(tools)),
+            *(f"call{number}: {spelled(tool, form.key)}" for number, tool in enumerate(tools)),
         ]
-        return "\n".join(rules)
+        return "\n".join(rules if is_forced else [*rules, f"answer: {answer}"])
 
 
 def _probe(render: Render) -> tuple[str, Form | None]:
@@ -150,28 +167,40 @@ def _told(messages: Sequence[ChatMessage]) -> Iterator[Json]:
         if message.tool_calls:
             names |= {call.id: call.function.name for call in message.tool_calls}
             told["tool_calls"] = [_call(call) for call in message.tool_calls]
-        if message.tool_call_id:
-            told["tool_call_id"] = message.tool_call_id
-            told["name"] = names.get(message.tool_call_id, message.name or "")
+        if message.role == "tool" or message.tool_call_id:
+            call_id = message.tool_call_id or ""
+            told["tool_call_id"] = _call_id(call_id)
+            told["name"] = names.get(call_id, message.name or "")
         yield told
 
 
 def _call(call: ToolCall) -> Json:
     function = {"name": call.function.name, "arguments": _arguments(call)}
-    return {"id": call.id, "type": "function", "function": function}
+    return {"id": _call_id(call.id), "type": "function", "function": function}
+
+
+def _call_id(given: str) -> str:
+    """
+    Return an id that every template takes: Mistral's raise for any but nine letters or digits, so a
+    conversation that began with another server would end here.
+    """
+    return given if _CALL_ID.match(given) else hashlib.sha256(given.encode()).hexdigest()[:9]
 
 
 def _arguments(call: ToolCall) -> Json:
-    """Raises ServiceError(invalid_request)."""
+    """
+    Return the arguments as an object, since templates take one for granted. Text that is none is
+    the value of UNPARSED, so that the model sees what it wrote and can mend it.
+    """
+    text = call.function.arguments
+    if text.strip() in _NO_ARGUMENTS:
+        return {}
     try:
-        arguments = msgspec.json.decode(call.function.arguments or "{}", type=Json)
+        arguments = msgspec.json.decode(text, type=Json)
         prompts.check_depth("messages", arguments)
-        return arguments
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ServiceError(
-            "invalid_request",
-            f"The arguments of the call {call.id!r} in `$.messages` are no JSON object: {error}.",
-        ) from error
+    except (msgspec.DecodeError, RecursionError, ServiceError):
+        return {UNPARSED: text}
+    return arguments
 
 
 def _spelled(messages: Sequence[ChatMessage]) -> Iterator[Json]:
@@ -209,13 +238,28 @@ def _role(message: ChatMessage) -> str:
     return "system" if message.role == "developer" else message.role
 
 
-def _call_lark(number: int, tool: Tool, key: str) -> str:
-    """Return the rule of a call of this tool, spelled as templates spell calls."""
-    function = tool.function
-    begin = f'{{"name": {json.dumps(function.name, ensure_ascii=False)}, "{key}": '
-    schema = _CLOSED if function.parameters is None else _of_object(function.parameters)
-    arguments = json_lark(schema, bool(function.strict), "tools")
-    return f"call{number}: {_literal(begin)} {arguments} {_literal('}')}"
+def _call_lark(tool: Tool, key: str) -> str:
+    """Return Lark for a call of this tool, spelled as templates spell calls."""
+    name = json.dumps(tool.function.name, ensure_ascii=False)
+    begin = f'{{"name": {name}, "{key}": '
+    arguments = json_lark(_arguments_schema(tool), bool(tool.function.strict), "tools")
+    return f"{_literal(begin)} {arguments} {_literal('}')}"
+
+
+def _json_call(tool: Tool, key: str) -> str:
+    """
+    Return Lark for a call as JSON of a schema. Where nothing but its keys tells a call from another
+    JSON, both must be split into the same lexemes.
+    """
+    arguments = schemas.moved(_arguments_schema(tool), f"/properties/{key}")
+    properties = {"name": {"const": tool.function.name}, key: arguments}
+    call = {"type": "object", "properties": properties, "required": ["name", key]}
+    return json_lark(call | {"additionalProperties": False}, bool(tool.function.strict), "tools")
+
+
+def _arguments_schema(tool: Tool) -> Json:
+    parameters = tool.function.parameters
+    return _CLOSED if parameters is None else _of_object(parameters)
 
 
 def _of_object(parameters: Json) -> Json:

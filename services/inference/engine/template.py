@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from services.contract import prompts
 from services.contract.conversation import ChatMessage, Tool
 from services.contract.errors import ServiceError
 from services.contract.messages import Turn
@@ -76,21 +77,21 @@ class PlainText:
         self._backend = backend
         self._bos, self._adds_bos = bos, adds_bos
 
-    def plain(self, text: str | Sequence[int], max_tokens: int) -> Prompt:
+    def plain(self, text: str | Sequence[int], room: int) -> Prompt:
         """
         The prompt without the template: all of it is the caller's, markers too. Raises
         ServiceError: context_length_exceeded, or invalid_request for tokens that there are not.
         """
         if isinstance(text, str):
             tokens = self.tokenize(self.begun(text), special=True)
-            return self._whole_prompt(tokens, max_tokens)
+            return self._whole_prompt("prompt", tokens, room)
         if max(text) >= self._backend.vocabulary_size:
             raise ServiceError(
                 "invalid_request",
                 f"There is no token {max(text)} in the prompt's model, whose last one is"
                 f" {self._backend.vocabulary_size - 1}.",
             )
-        return self._whole_prompt(list(text), max_tokens)
+        return self._whole_prompt("prompt", list(text), room)
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Return the tokens of any text; with `special`, what names a control token becomes it."""
@@ -101,9 +102,9 @@ class PlainText:
         missing = self._adds_bos and not text.startswith(self._bos)
         return self._bos + text if missing else text
 
-    def _whole_prompt(self, tokens: list[int], max_tokens: int) -> Prompt:
-        if len(tokens) + max_tokens > self._backend.context:
-            raise _too_long(len(tokens), max_tokens, self._backend.context)
+    def _whole_prompt(self, field: str, tokens: list[int], room: int) -> Prompt:
+        if len(tokens) + room > self._backend.context:
+            raise prompts.context_exceeded(field, str(len(tokens)), self._backend.context)
         return Prompt(tokens, 0, 0)
 
 
@@ -167,11 +168,13 @@ class ChatTemplate(PlainText):
         since: str = "",
     ) -> Prompt:
         """
-        With room for `max_tokens`: if not all exchanges fit, the oldest are dropped, whole, and
-        some more, so that the next prompts can begin alike. `since` is the first exchange of the
-        last prompt.
+        Return the prompt with as many exchanges as leave room for the answer: for `max_tokens`, but
+        no more than half of the context window, so that a large limit doesn't push the session out.
+        If not all exchanges fit, the oldest are dropped, whole, and some more, so that the next
+        prompts can begin alike. `since` is the first exchange of the last prompt.
 
-        Raises ServiceError(context_length_exceeded) if the question doesn't fit even alone.
+        A question that leaves less room stands alone, and its answer gets what is left. Raises
+        ServiceError(context_length_exceeded) if that is nothing.
         """
         tried: dict[int, list[int]] = {}
 
@@ -183,24 +186,28 @@ class ChatTemplate(PlainText):
             return len(tried[dropped])
 
         last = next((i for i, turn in enumerate(turns) if turn.request_id == since), 0)
-        room = self._backend.context - max_tokens
+        context = self._backend.context
+        room = context - min(max_tokens, context // 2)
         dropped = window.dropped(len(turns), length, room, last)
         if dropped is None:
-            raise _too_long(length(len(turns)), max_tokens, self._backend.context)
+            dropped = len(turns)
+            if length(dropped) >= context:
+                raise prompts.context_exceeded("prompt", str(length(dropped)), context)
         return Prompt(tried[dropped], len(turns) - dropped, dropped)
 
     def conversation(
         self,
         messages: Sequence[ChatMessage],
         tools: Sequence[Tool],
-        max_tokens: int,
+        room: int,
         answers: KnownAnswers = MappingProxyType({}),
     ) -> Prompt:
         """
         The prompt of a conversation as it is; `answers` are known by their text. Raises
-        ServiceError: context_length_exceeded, or invalid_request where the template refuses it.
+        ServiceError: context_length_exceeded where it leaves less than `room` tokens, or
+        invalid_request where the template refuses it.
         """
-        return self._whole_prompt(self.tokens_of(messages, tools, answers), max_tokens)
+        return self._whole_prompt("messages", self.tokens_of(messages, tools, answers), room)
 
     def tokens_of(
         self,
@@ -422,11 +429,3 @@ def _changed(whole: str, texts: list[str], said: dict[int, Said]) -> list[int]:
             changed.append(i)
             at = max(at, whole.find(text, at)) + len(text)
     return changed if changed or at == len(whole) else list(said)
-
-
-def _too_long(tokens: int, max_tokens: int, context: int) -> ServiceError:
-    return ServiceError(
-        "context_length_exceeded",
-        f"The prompt has {tokens} tokens and max_tokens is {max_tokens}, but the model's context"
-        f" window holds {context} tokens: shorten the prompt or lower max_tokens.",
-    )

@@ -46,3 +46,33 @@ def test_functions_calls_and_results_are_shown_by_any_template(name: str) -> Non
         assert part in text
     form = here.chat.functions.form
     assert form == HERMES or f'"{form.key}": {{"to": "Rome"}}' in text
+
+
+# what models write, and clients send back as it is
+BROKEN = ['{"to": Rome}', '{"to": "Rome', '["Rome"]', '"Rome"', '{"to":' * 70 + '"Rome"' + "}" * 70]
+EMPTY = ["", "{}", "null", '""', "[]"]
+NAMES = ["", "the Rome road", "a/b:Rome", "Rome" * 20, 'R"ome', "<|im_end|>Rome"]
+IDS = ["", "call_abc123def456", "c" * 200, "functions.go:0"]
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_any_call_that_a_model_can_write_is_shown_by_any_template(name: str) -> None:
+    here = case(name, "qwen2")
+
+    def shown(call: ToolCall) -> str:
+        messages = (
+            ChatMessage("user", "hi"),
+            ChatMessage("assistant", tool_calls=(call,)),
+            ChatMessage("tool", "no such thing", tool_call_id=call.id),
+        )
+        return text_of(here.backend, here.chat.conversation(messages, TOOLS, 1).tokens)
+
+    for arguments in BROKEN:
+        assert "Rome" in shown(ToolCall("1", FunctionCall("go", arguments)))
+    for arguments in EMPTY:
+        assert "no such thing" in shown(ToolCall("1", FunctionCall("go", arguments)))
+    for called in NAMES:
+        said = shown(ToolCall("1", FunctionCall(called, "{}")))
+        assert "no such thing" in said and ("Rome" in said or '"' in called or not called)
+    for given in IDS:
+        assert "no such thing" in shown(ToolCall(given, FunctionCall("go", "{}")))

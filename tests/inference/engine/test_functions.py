@@ -1,4 +1,5 @@
 import json
+import re
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from services.contract.conversation import (
     ToolCall,
 )
 from services.contract.errors import ServiceError
-from services.contract.messages import Sampling
+from services.contract.messages import JsonSchema, JsonSchemaFormat, Sampling
 from services.inference.engine.backend import SpecialToken
+from services.inference.engine.constraints import answer_lark, json_lark
 from services.inference.engine.functions import HERMES, LIST, Form
 from services.inference.engine.grammar import compile_lark
 from services.inference.engine.template import ChatTemplate
@@ -259,12 +261,59 @@ def test_a_schema_may_refer_to_itself() -> None:
     assert not allows(grammar, form % '{"out": {}}')
 
 
-@pytest.mark.parametrize("arguments", ["[1", "[]", '{"a":' * 70 + "1" + "}" * 70, "[" * 10_000])
-def test_arguments_that_are_no_json_object_are_refused(arguments: str) -> None:
+@pytest.mark.parametrize("arguments", ["[1", "[1]", '{"a":' * 70 + "1" + "}" * 70])
+def test_arguments_that_are_no_json_object_are_shown_as_they_were_written(arguments: str) -> None:
     call = ToolCall("1", FunctionCall("go", arguments))
-    with pytest.raises(ServiceError, match="no JSON object|nested deeper") as error:
-        shown(QWEN, ASK, ChatMessage("assistant", tool_calls=(call,)))
-    assert error.value.code == "invalid_request"
+    said = shown(QWEN, ASK, ChatMessage("assistant", tool_calls=(call,)))
+    assert json.dumps({"unparsed_arguments": arguments}) in said
+
+
+@pytest.mark.parametrize("arguments", ["", " ", "null", "[]", '""', "{}"])
+def test_no_arguments_are_an_empty_object(arguments: str) -> None:
+    call = ToolCall("1", FunctionCall("go", arguments))
+    said = shown(QWEN, ASK, ChatMessage("assistant", tool_calls=(call,)))
+    assert '{"name": "go", "arguments": {}}' in said
+
+
+def test_mistral_is_shown_ids_of_its_own_form_and_the_same_for_call_and_result() -> None:
+    call = ToolCall("call_abc123def456", FunctionCall("go", '{"x": 1}'))
+    result = ChatMessage("tool", "there", tool_call_id=call.id)
+    said = shown(MISTRAL, ASK, ChatMessage("assistant", tool_calls=(call,)), result, tools=TOOLS)
+    assert "call_abc" not in said
+    (of_call,) = re.findall(r'"id": "([a-z0-9]{9})"', said)
+    assert said.count(of_call) == 2
+    assert '"id": "123456789"' in shown(MISTRAL, *CALLED, tools=TOOLS)
+
+
+@pytest.mark.parametrize("name", [QWEN, LLAMA, MISTRAL])
+def test_an_answer_with_a_schema_beside_tools_is_a_call_or_fits_it(name: str) -> None:
+    functions = template(SOURCES[name]).functions
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "n": {"type": "integer"}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    answer = json_lark(schema, True, "response_format")
+    grammar = functions.call(TOOLS, "auto", None, answer)
+    form = functions.form
+    call = f'{form.open}{{"name": "wait", "{form.key}": {{}}}}{form.close}'
+    assert allows(grammar, call) and allows(grammar, '{"city": "Rome", "n": 5}')
+    assert not allows(grammar, "It is sunny.") and not allows(grammar, '{"town": "Rome"}')
+    assert not allows(functions.call(TOOLS, "required", None, answer), '{"city": "Rome"}')
+    if form.between:
+        two = f'{{"name": "wait", "{form.key}": {{}}}}'
+        both = form.open + two + form.between + two + form.close
+        assert allows(grammar, both)
+        assert not allows(functions.call(TOOLS, "auto", False, answer), both)
+
+
+def test_a_bad_schema_beside_tools_is_named() -> None:
+    form = JsonSchemaFormat(JsonSchema("x", {"type": "mystery"}))
+    asked = Sampling(response_format=form)
+    call = template().functions.call(TOOLS, "auto", None, answer_lark(asked))
+    with pytest.raises(ServiceError, match="`response_format` can't be used"):
+        FakeBackend({}).sampler(asked, call)
 
 
 def test_a_grammar_of_a_call_can_be_sampled_with() -> None:

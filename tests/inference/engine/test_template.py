@@ -223,9 +223,22 @@ def test_the_prompt_is_cut_once_in_several_turns_and_begins_alike_until_then() -
 def test_a_question_that_does_not_fit_alone_is_refused_with_both_numbers() -> None:
     for turns in ((), TURNS):
         chat = template(context=180)
-        with pytest.raises(ServiceError, match=r"has 2\d\d tokens .* holds 180 tokens") as error:
+        with pytest.raises(ServiceError, match=r"length is 180 tokens.* has 2\d\d tokens") as error:
             chat.prompt("be kind", turns, "x" * 150, 10)
         assert error.value.code == "context_length_exceeded"
+
+
+def test_a_limit_larger_than_half_the_window_does_not_push_the_session_out() -> None:
+    chat = template(context=800)
+    whole = chat.prompt("be kind", TURNS, "hi", 10)
+    assert whole.kept == len(TURNS) and len(whole.tokens) < 400
+    for max_tokens in (400, 800, 1_000_000):
+        assert chat.prompt("be kind", TURNS, "hi", max_tokens) == whole
+
+
+def test_a_question_that_leaves_less_than_was_asked_for_stands_alone() -> None:
+    prompt = template(context=180).prompt("be kind", TURNS, "x" * 60, 1000)
+    assert (prompt.kept, prompt.dropped) == (0, len(TURNS)) and 90 < len(prompt.tokens) < 180
 
 
 def test_without_a_system_role_its_text_stands_before_the_first_question() -> None:

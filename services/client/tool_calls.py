@@ -1,12 +1,13 @@
 """
 The calls of functions in an answer's text, found as it comes: `<tool_call>{…}</tool_call>` (Hermes,
-Qwen), a JSON object or list that is the whole answer (Llama, Mistral). Knows no template.
+Qwen), a JSON object or list that is the whole answer (Llama, Mistral), also within a Markdown fence
+(Qwen2.5-Coder). Knows no template.
 """
 
 import json
 import re
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 OPENINGS = ("<tool_call>", "[TOOL_CALLS]")
 CLOSING = "</tool_call>"
@@ -16,6 +17,10 @@ _START = re.compile(
 )
 _FIRST_KEY = re.compile(r'\s*\[?\s*\{\s*"([^"\\]*)"')
 _BEGINNING = re.compile(r"\s*\[?\s*(\{.*)?\Z", re.DOTALL)
+_FENCE = re.compile(r"\s*```\w*\s*")
+_FENCE_BEGINNING = re.compile(r"\s*(`{0,2}|```\w*\s*)\Z")
+_FENCED = re.compile(r"\s*```\w*\s*(?P<inner>.*?)\s*(```\s*)?\Z", re.DOTALL)
+_CALL_KEYS = {"name", "id", "type", "function", *KEYS}
 _JSON = json.JSONDecoder()
 _SIGNS = re.compile(r'["\\{}]')
 
@@ -52,6 +57,7 @@ class CallReader:
         self._before = ""  # space and the opening, which are text if it is none
         self._has_called = False
         self._is_start = True  # nothing was said yet
+        self._is_fenced = False  # the call within `_opening`
         self._braces = _Braces()
         self._parts: list[Part] = []
         self._step: Callable[[], bool] = self._read_text
@@ -73,7 +79,9 @@ class CallReader:
         while self._step == self._read_call and self._read_whole():
             while self._step():
                 pass
-        if self._step == self._read_call:
+        if self._step == self._read_fence:
+            self._parts += _calls_in_fence(self._text, self._names) or [Said(self._text)]
+        elif self._step == self._read_call:
             self._parts.append(Said(self._before + self._text))
         elif self._step == self._read_text and (self._text.strip() or not self._has_called):
             self._parts.append(Said(self._text))
@@ -92,6 +100,9 @@ class CallReader:
         if self._is_start and begun.startswith(("{", "[")) and not OPENINGS[1].startswith(begun):
             self._begin_call("", "", self._text)
             return True
+        if self._is_start and begun.startswith("`"):
+            self._step = self._read_fence
+            return True
         kept = _kept(self._text)
         self._say(self._text[:kept])
         self._text = self._text[kept:]
@@ -99,9 +110,28 @@ class CallReader:
 
     def _begin_call(self, opening: str, before: str, text: str) -> None:
         self._opening, self._before, self._text = opening, before, text
+        self._is_fenced = False
         self._step = self._read_call
 
+    def _read_fence(self) -> bool:
+        """
+        Hold back a fence that the answer begins with for as long as it can be calls and nothing
+        else, which only the answer's end tells.
+        """
+        fence = _FENCE.match(self._text)
+        if fence is None and _FENCE_BEGINNING.match(self._text):
+            return False
+        if fence:
+            inner, closing, after = self._text[fence.end() :].partition("\n```")
+            if not self._is_no_call(inner) and not (closing and after.strip()):
+                return False
+        self._is_start = False
+        self._step = self._read_text
+        return True
+
     def _read_call(self) -> bool:
+        if self._opening and not self._is_fenced and self._text.lstrip().startswith("`"):
+            return self._skip_fence()
         start = _START.match(self._text)
         if start and self._text[start.end() :].startswith("{") and self._may_be(start[1]):
             self._parts.append(Called(start[1]))
@@ -112,20 +142,31 @@ class CallReader:
             return True
         if CLOSING in self._text and self._read_whole():
             return True
-        if self._is_no_call():
+        if self._is_no_call(self._text):
             self._is_start = False
             self._say(self._before + self._text)
             self._text = ""
             self._step = self._read_text
         return False
 
-    def _is_no_call(self) -> bool:
-        if not _BEGINNING.match(self._text):
+    def _skip_fence(self) -> bool:
+        """Drop the fence that a model put around a call within its own signs."""
+        fence = _FENCE.match(self._text)
+        if fence is None or fence.end() == len(self._text):
+            self._is_fenced = fence is None and not _FENCE_BEGINNING.match(self._text)
+            return self._is_fenced
+        self._before += fence[0]
+        self._text = self._text[fence.end() :]
+        self._is_fenced = True
+        return True
+
+    def _is_no_call(self, text: str) -> bool:
+        if not _BEGINNING.match(text):
             return True
-        start, first = _START.match(self._text), _FIRST_KEY.match(self._text)
+        start, first = _START.match(text), _FIRST_KEY.match(text)
         if start and not self._may_be(start[1]):
             return True
-        return first is not None and first[1] not in ("name", "id", "type", "function", *KEYS)
+        return first is not None and first[1] not in _CALL_KEYS
 
     def _may_be(self, name: str) -> bool:
         """Between its own signs a call is one whatever it names."""
@@ -144,7 +185,7 @@ class CallReader:
     def _read_end(self) -> bool:
         """Up to the next call, or to text."""
         self._is_start = False
-        rest = self._text.lstrip(" \n\r\t},;]")
+        rest = self._text.lstrip(" \n\r\t},;]" + ("`" if self._is_fenced else ""))
         if not rest or CLOSING.startswith(rest):
             return False
         if rest.startswith(CLOSING):
@@ -159,20 +200,22 @@ class CallReader:
         return True
 
     def _read_whole(self) -> bool:
-        """JSON whose keys stand in another order, or whose arguments are JSON in a text."""
-        text = self._text.lstrip()
+        """
+        Read a call as a whole: its keys may stand in another order, and its arguments may be
+        missing, nothing, or JSON in a text.
+        """
+        text = self._text.lstrip().removeprefix("[").lstrip()
         try:
             call, end = _JSON.raw_decode(text)
-            call = call[0] if isinstance(call, list) else call
             call = call.get("function", call)
-            name, arguments = call["name"], next(call[key] for key in KEYS if key in call)
-        except (ValueError, LookupError, AttributeError, TypeError, StopIteration, RecursionError):
+            name = call["name"]
+        except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
             return False
-        if not isinstance(name, str) or not self._may_be(name):
+        is_call = isinstance(name, str) and self._may_be(name)
+        if not is_call or not (self._opening or call.keys() <= _CALL_KEYS):
             return False
-        if not isinstance(arguments, str):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        self._parts += [Called(name), Arguments(arguments)]
+        arguments = next((call[key] for key in KEYS if key in call), None)
+        self._parts += [Called(name), Arguments(_written(arguments))]
         self._has_called = True
         self._text = text[end:]
         self._step = self._read_end
@@ -209,6 +252,24 @@ class _Braces:
                         return found.end()
         self._escaped = escaped_at == len(text)
         return None
+
+
+def _written(arguments: Any) -> str:
+    """Return them as JSON text. Models write null, "" or [] where a function takes none."""
+    if isinstance(arguments, str) and arguments:
+        return arguments
+    return json.dumps(arguments or {}, ensure_ascii=False)
+
+
+def _calls_in_fence(text: str, names: Collection[str]) -> list[Part]:
+    """Return the parts of a fence that has whole calls and nothing else; else none."""
+    fenced = _FENCED.match(text)
+    if fenced is None:
+        return []
+    reader = CallReader(names)
+    parts = [*reader.push(fenced["inner"]), *reader.flush()]
+    is_whole = not reader.is_within_call and not any(isinstance(part, Said) for part in parts)
+    return parts if is_whole else []
 
 
 def _kept(text: str) -> int:

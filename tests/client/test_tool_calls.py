@@ -22,6 +22,10 @@ def read(text: str, size: int = 1) -> list[Part]:
     return together
 
 
+def as_text(text: str) -> list[Part]:
+    return [Said(text)]
+
+
 GO: list[Part] = [Called("go"), Arguments(ARGUMENTS)]
 WAIT: list[Part] = [Called("wait"), Arguments("{}")]
 CASES: list[tuple[str, list[Part]]] = [
@@ -56,6 +60,28 @@ CASES: list[tuple[str, list[Part]]] = [
     ('{"name": "go"', [Said('{"name": "go"')]),
     ("a <tool_call>\n<function=go>", [Said("a <tool_call>\n<function=go>")]),
     ("write <tool_call>", [Said("write <tool_call>")]),
+    (f'```json\n{{"name": "go", "arguments": {ARGUMENTS}}}\n```', GO),
+    ('```\n{"name": "wait"}\n```\n', WAIT),
+    ('\n```json\n[{"name": "wait", "arguments": {}}, {"name": "wait"}]\n```', [*WAIT, *WAIT]),
+    ('```json\n{"name": "wait", "arguments": {}}\n{"name": "wait", "arguments": {}}\n```',
+     [*WAIT, *WAIT]),
+    ('```json\n{"name": "wait", "arguments": {}}', WAIT),
+    ('<tool_call>\n```json\n{"name": "wait", "arguments": {}}\n```\n</tool_call>\nDone.',
+     [*WAIT, Said("Done.")]),
+    ('<tool_call>\n```json\n{"name": "wait"}\n```\n</tool_call>', WAIT),
+    ("<tool_call>`", [Said("<tool_call>`")]),
+    *((text, as_text(text)) for text in (
+        '```json\n{"name": "Ada"}\n```',
+        '```json\n{"name": "go", "arguments": {"to": "Ro',
+        '```json\n{"name": "wait", "arguments": {}}\n```\nThis waits.',
+        '```python\nprint("hi")\n```',
+        "`code` and more", "```", "``", '{"name": "Ada"}', '{"name": "wait", "age": 5}', "[]",
+    )),
+    *((before + '{"name": "wait"' + more + "}" + after, WAIT)
+      for before, after in (
+          ("<tool_call>\n", "\n</tool_call>"), ("[", "]"), ("", ""), ("[TOOL_CALLS] [", "]"))
+      for more in ("", ', "arguments": null', ', "arguments": ""', ', "parameters": []')),
+    ('[{"name": "wait"}, {"name": "wait", "arguments": null}]', [*WAIT, *WAIT]),
     ('no {"name": "go", "arguments": {}}', [Said('no {"name": "go", "arguments": {}}')]),
 ]  # fmt: skip
 

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from msgspec.structs import replace
+
 from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
@@ -80,6 +82,7 @@ class ScriptedWorker:
     async def _answer(self, reply: str) -> None:
         for step in self._script:
             if self._stopped:
+                await self._bus.publish(reply, replace(DONE, finish_reason="cancelled"))
                 return
             if isinstance(step, float):
                 await asyncio.sleep(step)

@@ -1,5 +1,6 @@
 """Bytes on the bus to messages and back. The one place that knows the wire is JSON."""
 
+import re
 from collections.abc import Hashable
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -10,6 +11,11 @@ from services.contract.errors import ServiceError
 
 T = TypeVar("T")
 
+# an escape that no backslash escapes; the other half would stand behind it, or before it
+_HALF_A_PAIR = re.compile(
+    rb"(?<!\\)(?:\\\\)*(?P<half>\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F][0-9a-fA-F]{2}))"
+)
 _encoder = msgspec.json.Encoder()
 
 
@@ -31,4 +37,30 @@ def decode(data: bytes, kind: type[T]) -> T:
     try:
         return cast(T, _decoder(cast(Hashable, kind)).decode(data))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        _check_text(data)
         raise ServiceError("invalid_request", f"{error}.") from error
+
+
+def check_utf8(data: bytes) -> None:
+    """Raises ServiceError(invalid_request) with the place."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise ServiceError(
+            "invalid_request",
+            f"Byte {error.start} is no UTF-8 ({error.reason}): send the text as UTF-8.",
+        ) from error
+
+
+def _check_text(data: bytes) -> None:
+    """
+    Raise what is wrong with the characters of data that could not be read: msgspec calls half of a
+    surrogate pair the end of the data, and counts bytes from where a string begins.
+    """
+    check_utf8(data)
+    if half := _HALF_A_PAIR.search(data):
+        raise ServiceError(
+            "invalid_request",
+            f"{half['half'].decode()} at byte {half.start('half')} is half of a surrogate pair, and"
+            " no character: send both halves, or leave it out.",
+        )

@@ -24,7 +24,7 @@ async def serve(process: Process) -> None:
         _warn_if_open(listener)
     bus = await process.stack.enter_async_context(Bus.connect(settings.nats_url, "edge"))
     leaving = asyncio.Event()
-    app = await make_app(bus, keys, settings.edge_cors_origins, leaving)
+    app = await make_app(bus, keys, settings.edge_cors_origins, leaving, settings.edge_strict)
     await process.stack.enter_async_context(serving(app, listener, leaving, process.fail))
 
 

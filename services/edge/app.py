@@ -23,6 +23,7 @@ from services.edge.head import Head
 from services.edge.keys import Keys
 from services.edge.openai import routes as openai
 from services.edge.openai import tokens
+from services.edge.openai.reading import HEADER, BodyReader, name_ignored
 from services.runtime.bus import Bus
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -52,12 +53,18 @@ ROUTES: list[HTTPRouteHandler] = [
 ]
 
 
-async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asyncio.Event) -> Access:
+async def make_app(
+    bus: Bus,
+    keys: Keys,
+    origins: Sequence[str],
+    leaving: asyncio.Event,
+    is_strict: bool = False,
+) -> Access:
     """
     `origins` are those of the browser pages that may ask; `*` in them stands for anything.
-    `leaving`: whoever can should ask another edge.
+    `leaving`: whoever can should ask another edge. `is_strict`: unknown fields of /v1 are refused.
     """
-    workers, claims = Workers(), Claims(bus)
+    workers, claims, bodies = Workers(), Claims(bus), BodyReader(is_strict)
     await bus.subscribe(subjects.REPORT_ANY, workers.hear)
 
     def tenant(request: Request[Any, Any, Any]) -> str:
@@ -65,11 +72,12 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
 
     cors = CORSConfig(
         allow_origins=list(origins),
-        expose_headers=["Content-Location", "Retry-After", "X-Request-Id"],
+        expose_headers=["Content-Location", "Retry-After", "X-Request-Id", HEADER],
     )
     litestar = Litestar(
         [*ROUTES, *_reference(schema.document(ROUTES, keys.is_open))],
         dependencies={
+            "bodies": Provide(lambda: bodies, sync_to_thread=False),
             "bus": Provide(lambda: bus, sync_to_thread=False),
             "claims": Provide(lambda: claims, sync_to_thread=False),
             "workers": Provide(lambda: workers, sync_to_thread=False),
@@ -82,6 +90,7 @@ async def make_app(bus: Bus, keys: Keys, origins: Sequence[str], leaving: asynci
             Exception: errors.unexpected_error,
         },
         cors_config=cors,
+        before_send=[name_ignored],
         before_request=partial(_check, cors),
         openapi_config=None,
         request_max_body_size=MAX_BODY_BYTES,

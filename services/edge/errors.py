@@ -44,6 +44,8 @@ TABLE: dict[ErrorCode, Kind] = {
 HOPELESS: tuple[ErrorCode, ...] = ("conflict", "model_unavailable")
 """OpenAI's SDKs would repeat them by their status, and can be told not to."""
 
+NAMES_FIELD: tuple[ErrorCode, ...] = ("invalid_request", "context_length_exceeded")
+
 # msgspec names the field: "… field `promt`", "… - at `$.prompt`", "… - at `key` in `$.logit_bias`"
 _FIELD = re.compile(r"(?:field `|(?:at|in) `\$\.)(\w+)")
 
@@ -63,7 +65,7 @@ def service_error(_: AnyRequest, error: ServiceError) -> Response[ErrorBody]:
 
 
 def body(error: ServiceError) -> ErrorBody:
-    field = _FIELD.search(error.message) if error.code == "invalid_request" else None
+    field = _FIELD.search(error.message) if error.code in NAMES_FIELD else None
     told = {
         "message": error.message,
         "type": TABLE[error.code].type,

@@ -19,6 +19,7 @@ class EdgeSettings(BusSettings, frozen=True, kw_only=True):
         "http://127.0.0.1",
         "http://127.0.0.1:*",
     )
+    edge_strict: bool = False  # a field of /v1 that nobody knows is an error
 
     def __post_init__(self) -> None:
         super().__post_init__()

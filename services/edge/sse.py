@@ -11,6 +11,7 @@ from litestar.types import Receive, Scope, Send
 
 from services.contract.errors import ServiceError
 from services.contract.messages import Accepted, Done, Failed, StreamEvent, Token
+from services.edge.lines import one_line
 from services.edge.presence import while_present
 
 PING_INTERVAL = 15.0  # seconds without a byte after which proxies and browsers may give up
@@ -108,7 +109,7 @@ async def _end(send: Send) -> None:
 
 
 def _data(content: dict[str, Any]) -> bytes:
-    return b"data: %b\n\n" % msgspec.json.encode(content)
+    return b"data: %b\n\n" % one_line(msgspec.json.encode(content))
 
 
 def _done(event: Done, request_id: str) -> dict[str, Any]:

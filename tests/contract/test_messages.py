@@ -195,7 +195,7 @@ def test_a_field_that_is_not_known_yet_is_ignored() -> None:
         (b'{"prompt":"hi","model":""}', "model"),
         (b'{"prompt":"hi","model":"' + b"x" * 513 + b'"}', "model"),
         (b"not json", "malformed"),
-        (b"\xff", "malformed|utf-8"),
+        (b"\xff", "Byte 0 is no UTF-8"),
         (b"", "truncated"),
         (b"[" * 100_000, "recursion|depth|Expected"),
     ],

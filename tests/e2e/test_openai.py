@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -211,8 +211,8 @@ def test_logprobs_say_what_was_said(client: openai.OpenAI) -> None:
     [
         ({"model": "gpt-4o"}, "model_not_found"),
         ({"messages": [{"role": "user", "content": "x " * 3000}]}, "context_length_exceeded"),
-        ({"max_tokens": 3000}, "context_length_exceeded"),
         ({"logit_bias": {"999999": 1}}, "invalid_request"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "invalid_request"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema":
             {"type": "hiccup"}}}}, "invalid_request"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters":
@@ -256,9 +256,64 @@ def test_a_conversation_that_is_too_long_is_refused_with_the_numbers(
     client: openai.OpenAI, stream: bool
 ) -> None:
     messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello " * 3000}]
-    with pytest.raises(openai.BadRequestError, match=r"\d{4} tokens.* 2048 tokens") as error:
+    said = r"This model's maximum context length is 2048 tokens.* \d{4} tokens"
+    with pytest.raises(openai.BadRequestError, match=said) as error:
         client.chat.completions.create(model="demo", messages=messages, stream=stream)
-    assert error.value.code == "context_length_exceeded"
+    assert (error.value.code, error.value.param) == ("context_length_exceeded", "messages")
+    with pytest.raises(openai.BadRequestError, match=said) as error:
+        client.completions.create(model="demo", prompt="hello " * 3000, stream=stream)
+    assert (error.value.code, error.value.param) == ("context_length_exceeded", "prompt")
+
+
+def test_a_limit_larger_than_the_window_is_clamped(up: Stack, client: openai.OpenAI) -> None:
+    got = client.chat.completions.create(
+        model="demo", messages=HI, max_tokens=32_000, temperature=0
+    )
+    assert got.choices[0].message.content and got.choices[0].finish_reason == "stop"
+    said = up.http.post("/chat", json={"prompt": "hello", "max_tokens": 32_000})
+    assert said.status_code == 200 and '"finish_reason":"stop"' in said.text
+
+
+def test_the_stream_helper_s_message_is_answered_in_a_second_turn(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "demo", "tools": [WEATHER], "max_tokens": 200}
+    with client.chat.completions.stream(messages=HI, tool_choice="required", **asked) as stream:
+        called: Any = stream.get_final_completion().choices[0].message
+    result: Any = {"role": "tool", "tool_call_id": called.tool_calls[0].id, "content": "sunny"}
+    with client.chat.completions.stream(messages=[*HI, called, result], **asked) as stream:
+        assert stream.get_final_completion().choices[0].finish_reason
+
+
+def test_an_answer_is_a_call_or_parsed_where_both_are_asked_for(client: openai.OpenAI) -> None:
+    got = client.chat.completions.parse(
+        model="demo",
+        messages=HI,
+        tools=[openai.pydantic_function_tool(Place, name="find")],
+        response_format=Trip,
+        max_tokens=300,
+        temperature=1,
+        seed=1,
+    )
+    (choice,) = got.choices
+    assert bool(choice.message.tool_calls) != (choice.message.parsed is not None)
+
+
+def test_a_cut_in_a_line_is_no_end_of_an_event(up: Stack) -> None:
+    """U+2028, U+2029 and U+0085 are line breaks for str.splitlines, and no others are in JSON."""
+    cut = "a\u2028b\u2029c\u0085d"
+    body = {"grammar": f'root ::= "{cut}"', "max_tokens": 40}
+
+    def said(path: str, read: Callable[[Any], str | None], **more: Any) -> str:
+        lines = up.http.post(path, json=body | more).text.splitlines()
+        events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        return "".join(read(event) or "" for event in events)
+
+    assert said("/chat", lambda event: event.get("token"), prompt="hi") == cut
+    assert cut == said(
+        "/v1/chat/completions",
+        lambda event: event["choices"][0]["delta"].get("content"),
+        messages=HI,
+        stream=True,
+    )
 
 
 async def test_the_benchmarks_can_ask_it_as_a_peer(up: Stack) -> None:

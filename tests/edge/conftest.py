@@ -21,10 +21,13 @@ def leaving_at_once() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def edge_on(bus: Bus, keys: str = "") -> AsyncIterator[httpx.AsyncClient]:
+async def edge_on(
+    bus: Bus, keys: str = "", is_strict: bool = False
+) -> AsyncIterator[httpx.AsyncClient]:
     """An edge behind a real uvicorn, and a client that asks it."""
     leaving = asyncio.Event()
-    app = await make_app(bus, Keys.parse(keys), EdgeSettings().edge_cors_origins, leaving)
+    origins = EdgeSettings().edge_cors_origins
+    app = await make_app(bus, Keys.parse(keys), origins, leaving, is_strict)
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with serving(app, listener, leaving, pytest.fail):

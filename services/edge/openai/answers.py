@@ -34,6 +34,10 @@ CALL_ID_LETTERS = string.ascii_letters + string.digits
 class Answer(Protocol):
     """The parts are what a streaming client is sent."""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing that the model still generates can be a part of it."""
+
     def begin(self) -> Iterable[Struct]: ...
 
     def push(self, token: Token) -> Iterable[Struct]: ...
@@ -46,7 +50,10 @@ class Answer(Protocol):
 
 
 class ChatAnswer:
-    """`names` are those of the functions that it may call, `several` of them or one."""
+    """
+    `names` are those of the functions that it may call. Without `several` it is complete at the end
+    of the first call.
+    """
 
     def __init__(self, index: int, names: Collection[str], several: bool) -> None:
         self._index = index
@@ -57,6 +64,12 @@ class ChatAnswer:
         self._calls: list[Call] = []
         self._logprobs: tuple[TokenLogprob, ...] | None = None
         self._finish_reason: FinishReason = "stop"
+
+    @property
+    def is_complete(self) -> bool:
+        if self._several or not self._calls or self._reader is None:
+            return False
+        return self._is_full or not self._reader.is_within_call
 
     def begin(self) -> Iterator[ChunkChoice]:
         content = None if self._reader else ""  # there may be none beside calls
@@ -76,8 +89,9 @@ class ChatAnswer:
         for delta in self._read(self._reader.flush() if self._reader else []):
             yield ChunkChoice(self._index, delta)
         self._finish_reason = _finish_reason(done)
-        is_cut = self._reader and self._reader.is_within_call and not self._is_full
-        if self._calls and not is_cut and self._finish_reason == "stop":
+        is_within_call = self._reader is not None and self._reader.is_within_call
+        is_whole = self._finish_reason == "stop" and not is_within_call
+        if self.is_complete or (self._calls and is_whole):
             self._finish_reason = "tool_calls"
         yield ChunkChoice(self._index, Delta(), finish_reason=self._finish_reason)
 
@@ -90,14 +104,14 @@ class ChatAnswer:
 
     def _read(self, parts: Iterable[Part]) -> Iterator[Delta]:
         for part in parts:
+            if self._calls and not self._several and not isinstance(part, Arguments):
+                self._is_full = True
             if self._is_full:
                 return
             match part:
                 case Said(text):
                     self._text += text
                     yield Delta(content=text)
-                case Called() if self._calls and not self._several:
-                    self._is_full = True
                 case Called(name):
                     self._calls.append(Call(_call_id(), Function(name)))
                     yield self._delta(Function(name), id=self._calls[-1].id, type="function")
@@ -113,6 +127,8 @@ class ChatAnswer:
 
 class TextAnswer:
     """`echo` is the prompt, where it is to stand before what follows."""
+
+    is_complete = False
 
     def __init__(self, index: int, echo: str) -> None:
         self._index = index

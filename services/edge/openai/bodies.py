@@ -19,6 +19,7 @@ from services.contract.messages import (
 Choices = Annotated[int, Meta(ge=1, le=16)]
 Prompt = Annotated[str, Meta(min_length=1)]
 Prompts = Annotated[tuple[Prompt | TokenNumber | Tokens, ...], Meta(min_length=1)]
+"""Token ids that are one prompt are a list in it once they are translated."""
 MOST_PROMPTS = 16
 MOST_ANSWERS = 64  # to all prompts: as many as a worker's queue holds
 
@@ -32,11 +33,11 @@ class Body(Sampling, frozen=True, kw_only=True):
 
     model: ModelName | None = None
     n: Choices | None = None
+    best_of: Literal[1] | None = None
     stop: Stop | Annotated[tuple[Stop, ...], Meta(max_length=32)] | None = None  # type: ignore[assignment]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    prompt_cache_key: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    prompt_cache_key: str | None = None
     user: str | None = None  # goes into the log
 
     @property
@@ -62,7 +63,6 @@ class TextBody(Body, frozen=True, kw_only=True):
 
     prompt: Prompt | Prompts
     echo: bool | None = None
-    best_of: Literal[1] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
     @property
@@ -70,29 +70,23 @@ class TextBody(Body, frozen=True, kw_only=True):
         """Raises ServiceError(invalid_request) for numbers beside texts, and for too many."""
         if isinstance(self.prompt, str):
             return [self.prompt]
-        tokens = tuple(part for part in self.prompt if isinstance(part, int))
-        several = [part for part in self.prompt if not isinstance(part, int)]
-        if tokens and several or len(several) > MOST_PROMPTS:
+        several = [part for part in self.prompt[: MOST_PROMPTS + 1] if not isinstance(part, int)]
+        if len(several) < len(self.prompt) or len(several) > MOST_PROMPTS:
             raise ServiceError(
                 "invalid_request",
                 "The field `prompt` must be a text, a list of token ids, or a list of up to"
                 f" {MOST_PROMPTS} of these.",
             )
-        return [tokens] if tokens else list(several)
+        return several
 
 
 def chat_request(body: ChatBody, session_id: str) -> ChatRequest:
     """Raises ServiceError(invalid_request) for fields that contradict each other."""
-    limits = {body.max_tokens, body.max_completion_tokens} - {None}
-    if len(limits) > 1:
-        raise ServiceError(
-            "invalid_request",
-            "The field `max_completion_tokens` says something else than `max_tokens`: give one.",
-        )
+    limits = [limit for limit in (body.max_tokens, body.max_completion_tokens) if limit]
     if body.top_logprobs is not None and not body.logprobs:
         raise ServiceError("invalid_request", "The field `top_logprobs` needs logprobs: true.")
     fields = _sampling(body) | {
-        "max_tokens": next(iter(limits), None),
+        "max_tokens": min(limits, default=None),
         "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
     }
     return ChatRequest(
@@ -127,9 +121,5 @@ def text_requests(body: TextBody, session_id: str) -> list[ChatRequest]:
 
 
 def _sampling(body: Body) -> dict[str, Any]:
-    if body.stream_options and not body.stream:
-        raise ServiceError(
-            "invalid_request", "The field `stream_options` is for answers with stream: true."
-        )
     fields = {name: getattr(body, name) for name in Sampling.__struct_fields__}
     return fields | {"stop": (body.stop,) if isinstance(body.stop, str) else body.stop}

@@ -18,6 +18,7 @@ from services.contract.errors import ServiceError
 from services.contract.messages import Accepted, Done, Failed, StreamEvent, Token
 from services.contract.messages import Usage as Counted
 from services.edge import errors
+from services.edge.lines import one_line
 from services.edge.openai.answers import Answer
 from services.edge.openai.objects import (
     ChatChunk,
@@ -48,7 +49,8 @@ TEXT = Form(TextCompletion, TextCompletion)
 class Completion(NamedTuple):
     """
     What is under way. `n` answers each belong to one prompt; `heading` are the fields that all
-    objects have.
+    objects have. `cancel` ends the generation of an answer, by its number; its Done still comes,
+    with the usage.
     """
 
     form: Form
@@ -57,6 +59,16 @@ class Completion(NamedTuple):
     streams: Sequence[Events]
     n: int
     refusal: Callable[[Failed], ServiceError]
+    cancel: Callable[[int], None]
+
+    def push(self, number: int, token: Token) -> list[Struct]:
+        """Add a token to an answer, and cancel the rest of what is complete with it."""
+        answer = self.answers[number]
+        was_complete = answer.is_complete
+        parts = [*answer.push(token)]
+        if answer.is_complete and not was_complete:
+            self.cancel(number)
+        return parts
 
     def part(self, choices: Iterable[Struct], **more: Any) -> bytes:
         return msgspec.json.encode(self.form.part(choices=tuple(choices), **self.heading, **more))
@@ -94,7 +106,7 @@ class WholeResponse:
             async for number, event in events:
                 match event:
                     case Token():
-                        list(completion.answers[number].push(event))
+                        completion.push(number, event)
                     case Done():
                         list(completion.answers[number].end(event))
                         usages[number] = event.usage
@@ -142,17 +154,17 @@ class StreamedResponse:
                     case Done():
                         usages[number] = event.usage
                 await self._start(send)
-                await self._send_parts(send, self._parts(completion.answers[number], event))
+                await self._send_parts(send, self._parts(number, event))
         if self._no_usage:
             await self._write(send, completion.part((), usage=completion.usage(usages)))
         await self._end(send)
 
-    def _parts(self, answer: Answer, event: StreamEvent) -> Iterable[Struct]:
+    def _parts(self, number: int, event: StreamEvent) -> Iterable[Struct]:
         match event:
             case Token():
-                return answer.push(event)
+                return self._completion.push(number, event)
             case Done():
-                return answer.end(event)
+                return self._completion.answers[number].end(event)
             case _:
                 return ()
 
@@ -226,4 +238,4 @@ def _shutting_down() -> ServiceError:
 
 
 def _event(content: bytes) -> bytes:
-    return b"data: %b\n\n" % content
+    return b"data: %b\n\n" % one_line(content)

@@ -1,17 +1,20 @@
 """The routes under /v1. A session that a client names only says which worker is warm."""
 
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
 from urllib.parse import unquote
 
 from litestar import get, post
+from litestar.di import NamedDependency
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 from msgspec.structs import replace
 
 from services.client.chat import ChatClient, new_request_id
 from services.client.workers import Workers
+from services.contract import prompts
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest
 from services.edge.openai.answers import Answer, ChatAnswer, TextAnswer
@@ -31,9 +34,12 @@ from services.edge.openai.completions import (
     WholeResponse,
 )
 from services.edge.openai.objects import Model, Models
-from services.edge.openai.strict import read
+from services.edge.openai.reading import BodyReader
 from services.edge.routes import AnyRequest, Tenant, TheBus, TheWorkers
+from services.runtime.bus import Bus
 
+TheBodies = NamedDependency[BodyReader]
+MAX_SESSION_ID = 128  # characters; a longer one is hashed, since it is only compared
 SESSION_HEADERS = ("x-session-id", "x-conversation-id", "x-openwebui-chat-id")
 
 log = logging.getLogger(__name__)
@@ -41,29 +47,33 @@ log = logging.getLogger(__name__)
 
 @post("/v1/chat/completions", status_code=200)
 async def chat_completions(
-    request: AnyRequest, bus: TheBus, workers: TheWorkers, tenant: Tenant
+    request: AnyRequest, bodies: TheBodies, bus: TheBus, workers: TheWorkers, tenant: Tenant
 ) -> ASGIApp:
-    body = read(await request.body(), ChatBody)
+    body = await bodies.read(request, ChatBody)
+    _check_counts("messages", len(body.messages), workers, body.model)
     asked = chat_request(body, session_of(request, body))
     n = body.n or 1
     names = [] if asked.tool_choice == "none" else [t.function.name for t in asked.tools or ()]
     several = asked.parallel_tool_calls is not False
     answers = [ChatAnswer(index, names, several) for index in range(n)]
     client = ChatClient(bus, tenant, workers)
-    return _respond(CHAT, body, [asked], answers, client, workers)
+    return _respond(CHAT, body, [asked], answers, client, workers, bus)
 
 
 @post("/v1/completions", status_code=200)
 async def completions(
-    request: AnyRequest, bus: TheBus, workers: TheWorkers, tenant: Tenant
+    request: AnyRequest, bodies: TheBodies, bus: TheBus, workers: TheWorkers, tenant: Tenant
 ) -> ASGIApp:
-    body = read(await request.body(), TextBody)
+    body = await bodies.read(request, TextBody)
+    for prompt in body.prompts:
+        if not isinstance(prompt, str):
+            _check_counts("prompt", len(prompt), workers, body.model)
     asked = text_requests(body, session_of(request, body))
     n = body.n or 1
     echoes = [str(one.text) if body.echo else "" for one in asked for _ in range(n)]
     answers = [TextAnswer(index, echo) for index, echo in enumerate(echoes)]
     client = ChatClient(bus, tenant, workers)
-    return _respond(TEXT, body, asked, answers, client, workers)
+    return _respond(TEXT, body, asked, answers, client, workers, bus)
 
 
 @get("/v1/models")
@@ -83,21 +93,26 @@ async def model(name: FromPath[str], workers: TheWorkers, tenant: Tenant) -> Mod
 def _respond(
     form: Form,
     body: Body,
-    prompts: Sequence[ChatRequest],
+    asked: Sequence[ChatRequest],
     answers: Sequence[Answer],
     client: ChatClient,
     workers: Workers,
+    bus: Bus,
 ) -> ASGIApp:
     n = body.n or 1
-    requests = [_numbered(prompt, number) for prompt in prompts for number in range(n)]
+    requests = [_numbered(one, number) for one in asked for number in range(n)]
     log.info("%s for user %.100r", ", ".join(str(r.request_id) for r in requests), body.user)
     heading = {
         "id": f"{'chatcmpl' if form is CHAT else 'cmpl'}-{requests[0].request_id}",
         "created": int(time.time()),
         **_named(workers, body.model),
     }
+
+    def cancel(number: int) -> None:
+        bus.spawn(client.cancel(str(requests[number].request_id)))
+
     streams = [client.stream(request) for request in requests]
-    completion = Completion(form, heading, answers, streams, n, workers.refusal)
+    completion = Completion(form, heading, answers, streams, n, workers.refusal, cancel)
     if body.stream:
         return StreamedResponse(completion, body.includes_usage)
     return WholeResponse(completion)
@@ -119,9 +134,19 @@ def _named(workers: Workers, name: str | None) -> dict[str, str]:
 def session_of(request: AnyRequest, body: Body) -> str:
     given = (request.headers.get(header) for header in SESSION_HEADERS)
     session_id = next(filter(None, given), body.prompt_cache_key or "")
-    if len(session_id) > 128:
-        raise ServiceError("invalid_request", "The session in the headers is over 128 characters.")
+    if len(session_id) > MAX_SESSION_ID:
+        return hashlib.sha256(session_id.encode()).hexdigest()
     return session_id
+
+
+def _check_counts(field: str, count: int, workers: Workers, model: str | None) -> None:
+    """
+    Refuse what can't fit before any work is done with it: each message has a token at least. Raises
+    ServiceError(context_length_exceeded).
+    """
+    info = workers.model_named(model)
+    if info and count >= info.context:
+        raise prompts.context_exceeded(field, f"at least {count}", info.context)
 
 
 def _model(workers: Workers, name: str) -> Model:

@@ -19,7 +19,7 @@ from services.contract.tokens import (
     TokenizeRequest,
 )
 from services.edge.openai.bodies import ChatBody, chat_request
-from services.edge.openai.strict import read
+from services.edge.openai.routes import TheBodies
 from services.edge.routes import AnyRequest, Tenant, TheBus, TheWorkers, check_bus
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders
@@ -43,9 +43,9 @@ class DetokenizeBody(DetokenizeRequest, frozen=True):
 
 @post("/v1/tokenize", status_code=200)
 async def tokenize(
-    request: AnyRequest, bus: TheBus, workers: TheWorkers, tenant: Tenant
+    request: AnyRequest, bodies: TheBodies, bus: TheBus, workers: TheWorkers, tenant: Tenant
 ) -> dict[str, list[Any]]:
-    body = read(await request.body(), TokenizeBody)
+    body = await bodies.read(request, TokenizeBody)
     asked = TokenizeRequest(body.content, body.add_special, body.parse_special, body.with_pieces)
     found = await _ask(bus, workers, body.model, subjects.tokenize, asked, Tokenized)
     if body.with_pieces:
@@ -55,9 +55,9 @@ async def tokenize(
 
 @post("/v1/detokenize", status_code=200)
 async def detokenize(
-    request: AnyRequest, bus: TheBus, workers: TheWorkers, tenant: Tenant
+    request: AnyRequest, bodies: TheBodies, bus: TheBus, workers: TheWorkers, tenant: Tenant
 ) -> dict[str, str]:
-    body = read(await request.body(), DetokenizeBody)
+    body = await bodies.read(request, DetokenizeBody)
     asked = DetokenizeRequest(body.tokens)
     found = await _ask(bus, workers, body.model, subjects.detokenize, asked, Detokenized)
     return {"content": found.text}
@@ -65,10 +65,10 @@ async def detokenize(
 
 @post("/v1/chat/completions/input_tokens", status_code=200)
 async def count(
-    request: AnyRequest, bus: TheBus, workers: TheWorkers, tenant: Tenant
+    request: AnyRequest, bodies: TheBodies, bus: TheBus, workers: TheWorkers, tenant: Tenant
 ) -> dict[str, Any]:
     """The tokens that a chat completion with this body would read."""
-    body = read(await request.body(), ChatBody)
+    body = await bodies.read(request, ChatBody)
     asked = chat_request(body, "")
     prompts.check(asked)
     found = await _ask(bus, workers, body.model, subjects.count, asked, Counted)

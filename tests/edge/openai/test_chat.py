@@ -190,18 +190,10 @@ async def test_a_session_in_a_header_is_what_routes(
     ("more", "param"),
     [
         ({"functions": [{"name": "f"}]}, "functions"),
-        ({"mood": "good"}, "mood"),
-        ({"metadata": {"a": "b"}}, "metadata"),
-        ({"store": True}, "store"),
-        ({"service_tier": "priority"}, "service_tier"),
-        ({"reasoning_effort": "low"}, "reasoning_effort"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"response_format": {"type": "sound"}}, "response_format"),
-        ({"response_format": {"type": "json_object", "schema": {}, "strict": True}}, "strict"),
         ({"n": 17}, "n"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"),
-        ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ({"messages": [{"role": "user", "content": 123}]}, "messages"),
@@ -229,7 +221,10 @@ async def test_what_asks_for_nothing_is_no_parameter(
     said: Any = {"role": "assistant", "content": "x", "refusal": None, "annotations": []}
     more: Any = {"store": False, "functions": None, "metadata": {}, "messages": [*ASK, said, *ASK]}
     async with scripted_worker(nats_url, HELLO):
-        await client.chat.completions.create(model="demo", messages=ASK, extra_body=more)
+        got = await client.chat.completions.with_raw_response.create(
+            model="demo", messages=ASK, extra_body=more
+        )
+    assert got.status_code == 200 and "x-ignored-fields" not in got.headers
 
 
 async def test_n_answers_have_seeds_of_their_own_and_count_the_prompt_once(
@@ -294,14 +289,54 @@ async def test_a_call_begins_with_no_arguments_and_not_without_any(
     assert "".join(call["function"]["arguments"] for call in calls) == '{"to": "Rome"}'
 
 
-async def test_one_call_only_where_several_are_not_wanted(
-    client: openai.AsyncOpenAI, nats_url: str
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_first_call_ends_the_answer_where_several_are_not_wanted(
+    client: openai.AsyncOpenAI, nats_url: str, stream: bool
 ) -> None:
-    async with scripted_worker(nats_url, says(f"{CALL}\n{CALL}")):
-        got = await client.chat.completions.create(
-            model="demo", messages=ASK, tools=[TOOL], parallel_tool_calls=False
-        )
-    assert len(got.choices[0].message.tool_calls or ()) == 1
+    *first, _ = says(CALL)
+    script = (*first, 0.3, *says(f"{CALL} and more")[1:-1], 30.0, DONE)
+    async with scripted_worker(nats_url, script) as worker:
+        asked: Any = {"model": "demo", "messages": ASK, "tools": [TOOL]}
+        if stream:
+            async with client.chat.completions.stream(**asked, parallel_tool_calls=False) as events:
+                got: Any = await events.get_final_completion()
+        else:
+            got = await client.chat.completions.create(**asked, parallel_tool_calls=False)
+        ((_, request),) = worker.requests
+        assert (await worker.cancelled.get())[1] == request.request_id
+        assert worker.cancelled.empty()
+    (choice,) = got.choices
+    assert choice.finish_reason == "tool_calls" and not choice.message.content
+    (call,) = choice.message.tool_calls
+    assert json.loads(call.function.arguments) == {"to": "Rome"}
+    assert stream or got.usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [CALL, '```json\n{"name": "go"}\n```', '<tool_call>{"name": "the sky", "arguments": {"a": b}}'],
+)
+async def test_the_stream_helper_s_message_can_be_sent_back(
+    client: openai.AsyncOpenAI, nats_url: str, text: str
+) -> None:
+    """Its calls have the `index` that they were streamed with, and whatever the model wrote."""
+    async with scripted_worker(nats_url, says(text)) as worker:
+        async with client.chat.completions.stream(
+            model="demo", messages=ASK, tools=[TOOL]
+        ) as stream:
+            first = await stream.get_final_completion()
+        said: Any = first.choices[0].message
+        (call,) = said.tool_calls
+        result: Any = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+        async with client.chat.completions.stream(
+            model="demo", messages=[*ASK, said, result], tools=[TOOL]
+        ) as stream:
+            await stream.get_final_completion()
+    _, (_, request) = worker.requests
+    assert request.messages is not None and request.messages[1].tool_calls is not None
+    assert request.messages[1].tool_calls == (
+        ToolCall(call.id, FunctionCall(call.function.name, call.function.arguments)),
+    )
 
 
 async def test_without_functions_what_looks_like_a_call_is_text(

@@ -97,7 +97,6 @@ async def test_logprobs_have_the_older_form(client: openai.AsyncOpenAI, nats_url
         ({"echo": True, "logprobs": 1}, "echo"),
         ({"echo": True, "prompt": [1]}, "echo"),
         ({"prompt": ["x"] * 16, "n": 16}, "n"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "messages"),
     ],
     ids=str,
 )

@@ -1,0 +1,120 @@
+"""
+The three classes of fields (docs/api.md): those that are honoured, those that are accepted without
+an effect, and those that are refused because the answer would not be what the caller builds on.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from services.contract.conversation import ChatMessage, Function, FunctionCall, Tool, ToolCall
+from services.contract.messages import JsonSchema
+from services.edge.openai.bodies import ChatBody, StreamOptions, TextBody
+
+
+class Fields(NamedTuple):
+    """
+    Of one kind of object. `harmless` ones have no effect here, but are known; a field of no class
+    is unknown. `refused` ones say what to do instead.
+    """
+
+    honoured: frozenset[str]
+    harmless: frozenset[str] = frozenset()
+    refused: Mapping[str, str] = MappingProxyType({})
+
+
+def honoured(kind: type[Struct], *more: str) -> frozenset[str]:
+    """Return the fields of a type, and `more` that are translated into them."""
+    return frozenset((*kind.__struct_fields__, *more))
+
+
+def names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+SYNONYMS = {
+    "repetition_penalty": "repeat_penalty",
+    "random_seed": "seed",
+    "n_predict": "max_tokens",
+}
+"""What other servers call a field. Our own name wins where both are given."""
+FORMS = (
+    "json_schema",
+    "guided_json",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+)
+"""What llama-server and vLLM have for the form of an answer."""
+
+_HARMLESS = names("""
+    store metadata reasoning_effort verbosity safety_identifier service_tier prediction
+    web_search_options prompt_cache_retention function_call
+    cache_prompt id_slot samplers timings_per_token return_progress return_tokens reasoning_format
+    reasoning_in_content thinking_budget_tokens thinking_forced_open parse_tool_calls
+    dynatemp_range dynatemp_exponent typical_p typ_p top_n_sigma xtc_probability xtc_threshold
+    mirostat mirostat_tau mirostat_eta repeat_last_n dry_multiplier dry_base dry_allowed_length
+    dry_penalty_last_n dry_sequence_breakers n_keep n_probs min_keep ignore_eos t_max_predict_ms
+    chat_template_kwargs chat_template enable_thinking add_generation_prompt add_special_tokens
+    continue_final_message include_reasoning priority request_id echo min_tokens
+    skip_special_tokens spaces_between_special_tokens include_stop_str_in_output use_beam_search
+    length_penalty early_stopping stop_token_ids truncate_prompt_tokens cache_salt documents
+    guided_decoding_backend bad_words prompt_logprobs kv_transfer_params
+    return_token_ids return_tokens_as_token_ids vllm_xargs mm_processor_kwargs
+    reasoning provider transforms usage route models plugins options keep_alive think thinking
+    thinking_budget num_ctx raw template format context
+    chat_id session_id conversation_id message_id id title features background_tasks language
+    files tool_ids tool_servers params variables filter_ids citations safe_prompt prompt_mode
+    cache_control extra_body extra_headers timeout top_a prompt
+""")
+_NO_IMAGES = "the model reads text only"
+_REFUSED = MappingProxyType({
+    "guided_regex": "describe the answer by response_format or grammar",
+    "audio": "the model answers with text only",
+    "lora": "name the adapter as model, `<model>:<adapter>`",
+})  # fmt: skip
+
+CHAT = Fields(
+    honoured(ChatBody, *SYNONYMS, *FORMS),
+    _HARMLESS,
+    _REFUSED | {"functions": "send them as tools"},
+)
+TEXT = Fields(
+    honoured(TextBody, *SYNONYMS, *FORMS),
+    _HARMLESS,
+    _REFUSED | {"suffix": "the model only goes on with a text"},
+)
+STREAM_OPTIONS = Fields(
+    honoured(StreamOptions), names("include_obfuscation continuous_usage_stats")
+)
+MESSAGE = Fields(
+    honoured(ChatMessage, "function_call", "refusal"),
+    names("""
+        id cache_control annotations audio reasoning reasoning_content reasoning_details
+        reasoning_text reasoning_opaque thinking thinking_blocks provider_specific_fields timestamp
+        is_error prefix status phase metadata extra extra_content images files parsed model created
+    """),
+)
+PART = Fields(
+    names("type text refusal"), names("cache_control annotations prompt_cache_breakpoint id index")
+)
+TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""The kinds of parts that are text, and which of their fields it is."""
+THOUGHTS = names("thinking reasoning reasoning_text redacted_thinking")
+"""The kinds of parts that are left out."""
+SEEN = f"{_NO_IMAGES}: leave the part out"
+CALL = Fields(
+    honoured(ToolCall, "custom"),
+    names("index extra_content thought_signature provider_specific_fields cache_control status"),
+)
+CALLED = Fields(honoured(FunctionCall), names("parsed_arguments description"))
+TOOL = Fields(
+    honoured(Tool, *Function.__struct_fields__), names("cache_control title defer_loading")
+)
+FUNCTION = Fields(
+    honoured(Function), names("title cache_control input_examples response returns annotations")
+)
+FORMAT = Fields(names("type json_schema schema"), names("name strict description"))
+SCHEMA = Fields(honoured(JsonSchema), names("description title"))

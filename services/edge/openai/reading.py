@@ -1,0 +1,103 @@
+"""
+Reads the bodies of /v1. What has no effect is named in the response, so that nothing that was sent
+is passed over in silence.
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import msgspec
+from litestar.types import Message, Scope
+from msgspec import Raw, Struct
+
+from services.contract import prompts
+from services.contract.codec import check_utf8, decode
+from services.contract.errors import ServiceError
+from services.edge.openai.bodies import ChatBody, TextBody
+from services.edge.openai.fields import Fields, honoured
+from services.edge.openai.translation import Object, Translation
+from services.edge.routes import AnyRequest
+
+HEADER = "X-Ignored-Fields"
+STATE = "ignored_fields"
+MAX_NAMED = 20  # fields in the header
+MAX_NAME = 80  # characters of one
+MAX_REMEMBERED = 1000  # names that are not logged again
+_ODD = re.compile(r"[^A-Za-z0-9_.\[\]-]")
+
+log = logging.getLogger(__name__)
+B = TypeVar("B", bound=Struct)
+
+
+class BodyReader:
+    """With `is_strict`, a field that nobody knows is an error."""
+
+    def __init__(self, is_strict: bool = False) -> None:
+        self._is_strict = is_strict
+        self._logged: set[str] = set()
+
+    async def read(self, request: AnyRequest, kind: type[B]) -> B:
+        """Raises ServiceError, which names the field and its place."""
+        translation = Translation()
+        body = _read(await request.body(), kind, translation)
+        unknown = [name for name, is_known in translation.ignored.items() if not is_known]
+        if unknown and self._is_strict:
+            path, _, name = f"$.{unknown[0]}".rpartition(".")
+            raise ServiceError(
+                "invalid_request", f"The field `{name}` is not known here - at `{path}`."
+            )
+        if translation.ignored:
+            request.scope["state"][STATE] = _header(translation.ignored)
+            self._log(translation.ignored)
+        return body
+
+    def _log(self, names: Iterable[str]) -> None:
+        """Each name once."""
+        for name in map(_clean, names):
+            if name not in self._logged and len(self._logged) < MAX_REMEMBERED:
+                self._logged.add(name)
+                log.info("accepted a field without effect here: %s", name)
+
+
+async def name_ignored(message: Message, scope: Scope) -> None:
+    """Add the header to a response; a hook of Litestar's, since it is for streams too."""
+    if message["type"] == "http.response.start" and (names := scope["state"].get(STATE)):
+        message["headers"] = [*message["headers"], (HEADER.lower().encode(), names.encode())]
+
+
+def _read(data: bytes, kind: type[B], translation: Translation) -> B:
+    check_utf8(data)  # msgspec does not look at it in what is left undecoded
+    given = decode(data, Object)
+    if (prompt := given.get("prompt")) and len(data) > prompts.MAX_CONVERSATION_BYTES:
+        _check_list(prompt)
+    if kind is ChatBody:
+        fields = translation.chat(given)
+    elif kind is TextBody:
+        fields = translation.text(given)
+    else:
+        fields = translation.keep(given, Fields(honoured(kind)), "$")
+    return decode(msgspec.json.encode(fields), kind)
+
+
+def _check_list(prompt: Raw) -> None:
+    """By its length alone: a list of token ids is as long in any form, unlike escaped text."""
+    data = bytes(prompt)
+    if data.startswith(b"[") and len(data) > prompts.MAX_CONVERSATION_BYTES:
+        raise ServiceError(
+            "payload_too_large",
+            f"The field `prompt` has {len(data):,} bytes, and {prompts.MAX_CONVERSATION_BYTES:,} is"
+            " the most: shorten it.",
+        )
+
+
+def _header(names: dict[str, Any]) -> str:
+    told = [_clean(name) for name in list(names)[:MAX_NAMED]]
+    more = [f"and {len(names) - MAX_NAMED} more"] if len(names) > MAX_NAMED else []
+    return ", ".join([*told, *more])
+
+
+def _clean(name: str) -> str:
+    """A caller chose it: nothing in it may end a header or a log line."""
+    return _ODD.sub("?", name[:MAX_NAME])

@@ -1,0 +1,375 @@
+"""
+Translates a body as clients send it into one that the types of `bodies` can read, without decoding
+what it need not look at: `{name: Raw}` in, `{name: Raw or JSON}` out.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Raw
+
+from services.contract.errors import ServiceError
+from services.edge.openai import fields
+from services.edge.openai.fields import Fields
+
+Object = dict[str, Raw]
+T = TypeVar("T")
+
+MAX_PARTS = 20_000
+"""Objects and lists in `tools` or a schema: so many take some milliseconds to decode."""
+MAX_MESSAGES = 10_000
+MAX_LIMIT = 1_000_000  # tokens; a larger max_tokens is no other wish
+SEEDS = 2**32 - 1
+LIKELIEST = 1e-6  # a top_p that leaves one token, as 0 does elsewhere
+ROLES = {b'"system"', b'"developer"', b'"user"', b'"assistant"', b'"tool"'}
+NOTHING = {b"null", b"false", b'""', b"[]", b"{}"}
+NULL = b"null"
+_NUMBERS = re.compile(r"\[\d+\]")
+
+
+class Translation:
+    """Of one body. `ignored` are the fields without effect, and whether they are known."""
+
+    def __init__(self) -> None:
+        self.ignored: dict[str, bool] = {}
+
+    def chat(self, given: Object) -> dict[str, Any]:
+        """Raises ServiceError."""
+        body = self._body(given, fields.CHAT)
+        if "messages" in body:
+            body["messages"] = self._messages(body["messages"])
+        if tools := self._tools(body.pop("tools", None)):
+            body["tools"] = tools
+        self._choose_tool(body)
+        if body.get("top_logprobs") == 0 and not _is_true(body.get("logprobs")):
+            del body["top_logprobs"]
+        return body
+
+    def text(self, given: Object) -> dict[str, Any]:
+        """Raises ServiceError."""
+        body = self._body(given, fields.TEXT)
+        if "prompt" in body and re.match(rb"\[\s*-?\d", bytes(body["prompt"])):
+            body["prompt"] = [body["prompt"]]  # token ids: one prompt
+        return body
+
+    def keep(self, given: Object, kind: Fields, path: str) -> dict[str, Any]:
+        """
+        Return the honoured fields that say something, and note the others. Raises
+        ServiceError(invalid_request) for one that is refused.
+        """
+        kept: dict[str, Any] = {}
+        for name, value in given.items():
+            if name in kind.honoured:
+                if bytes(value) != NULL:
+                    kept[name] = value
+            elif bytes(value).strip() in NOTHING:
+                continue
+            elif instead := kind.refused.get(name):
+                raise _refusal(f"The field `{name}` is not supported: {instead}", path)
+            else:
+                where = _NUMBERS.sub("[]", f"{path}.{name}").removeprefix("$.")
+                self.ignored[where] = name in kind.harmless
+        return kept
+
+    def _body(self, given: Object, kind: Fields) -> dict[str, Any]:
+        body = self.keep(given, kind, "$")
+        for name, value in VALUES.items():
+            if name in body:
+                body[name] = value(_decode(body[name], Any, f"$.{name}"))
+        body = {name: value for name, value in body.items() if value is not None}
+        for other, name in fields.SYNONYMS.items():
+            if other in body:
+                body.setdefault(name, body.pop(other))
+        if "stream_options" in body:
+            options = _decode(body["stream_options"], Object, "$.stream_options")
+            body["stream_options"] = self.keep(options, fields.STREAM_OPTIONS, "$.stream_options")
+        self._form(body)
+        return body
+
+    def _form(self, body: dict[str, Any]) -> None:
+        """Put what the answer must be into response_format or grammar, whoever's field says it."""
+        given = [name for name in ("response_format", *fields.FORMS) if name in body]
+        for name in given:
+            _check_parts(name, body[name])
+        found = [form for name in given if (form := self._form_of(name, body.pop(name)))]
+        if len(found) > 1:
+            raise _refusal(
+                f"The field `{given[-1]}` says what the answer must be, and so does {given[0]}:"
+                " leave one of them out",
+                "$",
+            )
+        if found:
+            body |= found[0]
+
+    def _form_of(self, name: str, value: Raw) -> dict[str, Any] | None:
+        match name:
+            case "response_format":
+                return self._response_format(_decode(value, Object, "$.response_format"))
+            case "json_schema" | "guided_json":
+                return _json_form(value)
+            case "guided_choice":
+                return _choice_form(_decode(value, list[str], f"$.{name}"))
+            case "guided_grammar":
+                return {"grammar": value}
+        outputs = _decode(value, Object, f"$.{name}")
+        outputs = {key: part for key, part in outputs.items() if bytes(part) not in NOTHING}
+        match [*outputs]:
+            case ["json"]:
+                return _json_form(outputs["json"])
+            case ["choice"]:
+                return _choice_form(_decode(outputs["choice"], list[str], f"$.{name}.choice"))
+            case ["grammar"]:
+                return {"grammar": outputs["grammar"]}
+            case ["json_object"]:
+                return {"response_format": {"type": "json_object"}}
+            case []:
+                return None
+        raise _refusal(
+            f"The field `{name}` can have one of json, choice, grammar and json_object here", "$"
+        )
+
+    def _response_format(self, given: Object) -> dict[str, Any] | None:
+        path = "$.response_format"
+        form = self.keep(given, fields.FORMAT, path)
+        kind = bytes(form.get("type", b""))
+        if kind == b'"text"':
+            return None
+        if kind == b'"json_object"' and "schema" in form or kind == b'"json_schema"':
+            if "json_schema" not in form and "schema" in form:
+                return _json_form(form["schema"])
+            if "json_schema" in form:
+                path += ".json_schema"
+                schema = _decode(form["json_schema"], Object, path)
+                form["json_schema"] = {"name": "answer", **self.keep(schema, fields.SCHEMA, path)}
+        return {"response_format": {k: v for k, v in form.items() if k != "schema"}}
+
+    def _messages(self, given: Raw) -> list[dict[str, Any]]:
+        messages = _decode(given, list[Object], "$.messages")
+        if len(messages) > MAX_MESSAGES:
+            raise _refusal(f"There are more than {MAX_MESSAGES:,} messages", "$.messages")
+        return [
+            message if _is_plain(message) else self._message(message, f"$.messages[{number}]")
+            for number, message in enumerate(messages)
+        ]
+
+    def _message(self, given: Object, path: str) -> dict[str, Any]:
+        message = self.keep(given, fields.MESSAGE, path)
+        if bytes(message.get("role", b"")) == b'"function"':
+            message["role"] = "tool"
+        refusal = message.pop("refusal", None)
+        if "content" in message:
+            message["content"] = self._content(message["content"], f"{path}.content")
+        elif refusal is not None:
+            message["content"] = refusal
+        elif "content" in given:  # null
+            message["content"] = ""
+        self._calls(message, path)
+        return message
+
+    def _content(self, given: Raw, path: str) -> Any:
+        match bytes(given)[:1]:
+            case b"[":
+                parts = _decode(given, list[Raw], path)
+                read = (self._part(part, f"{path}[{n}]") for n, part in enumerate(parts))
+                return [part for part in read if part is not None]
+            case b"{":  # a tool's result
+                return bytes(given).decode()
+        return given
+
+    def _part(self, given: Raw, path: str) -> dict[str, Any] | None:
+        if bytes(given)[:1] == b'"':
+            return {"type": "text", "text": given}
+        part = _decode(given, Object, path)
+        kind = _decode(part.get("type", Raw(b'"text"')), str, f"{path}.type")
+        if kind in fields.THOUGHTS:
+            self.ignored[_NUMBERS.sub("[]", path).removeprefix("$.") + f".{kind}"] = True
+            return None
+        if kind not in fields.TEXTS:
+            raise _refusal(f"The part `{kind}` can't be shown: {fields.SEEN}", path)
+        kept = self.keep(part, fields.PART, path)
+        return {"type": "text", "text": kept.get(fields.TEXTS[kind], "")}
+
+    def _calls(self, message: dict[str, Any], path: str) -> None:
+        """What a model called, whatever it made of it. A function_call is the older form."""
+        calls = _decode(message.pop("tool_calls", Raw(b"[]")), list[Object], f"{path}.tool_calls")
+        if "function_call" in message:
+            calls = calls or [{"function": message["function_call"]}]
+            del message["function_call"]
+        read = [self._call(call, f"{path}.tool_calls[{n}]") for n, call in enumerate(calls)]
+        if read:
+            message["tool_calls"] = read
+
+    def _call(self, given: Object, path: str) -> dict[str, Any]:
+        call = self.keep(given, fields.CALL, path)
+        called = _decode(call.pop("function", Raw(b"{}")), Object, f"{path}.function")
+        if "custom" in call:
+            custom = _decode(call.pop("custom"), Object, f"{path}.custom")
+            called = {"name": custom.get("name", Raw(b'""'))}
+            if "input" in custom:
+                called["arguments"] = Raw(b'{"input":%b}' % bytes(custom["input"]))
+        function = self.keep(called, fields.CALLED, f"{path}.function")
+        arguments = function.get("arguments", "")
+        if not isinstance(arguments, str) and bytes(arguments)[:1] != b'"':
+            arguments = bytes(arguments).decode()
+        function = {"name": function.get("name", ""), "arguments": arguments}
+        return {"id": call.get("id", ""), "type": "function", "function": function}
+
+    def _tools(self, given: Raw | None) -> list[dict[str, Any]]:
+        if given is None:
+            return []
+        _check_parts("tools", given)
+        tools = _decode(given, list[Object], "$.tools")
+        read = [self._tool(tool, f"$.tools[{number}]") for number, tool in enumerate(tools)]
+        return [tool for number, tool in enumerate(read) if tool not in read[:number]]
+
+    def _tool(self, given: Object, path: str) -> dict[str, Any]:
+        kind = _decode(given.get("type", Raw(b'"function"')), str, f"{path}.type")
+        if kind != "function":
+            raise _refusal(f"The tool type `{kind}` is not supported: only functions are", path)
+        tool = self.keep(given, fields.TOOL, path)
+        if "function" in tool:
+            path += ".function"
+            function = self.keep(_decode(tool["function"], Object, path), fields.FUNCTION, path)
+        else:  # as in the Responses API
+            function = {name: value for name, value in tool.items() if name != "type"}
+        return {"type": "function", "function": function}
+
+    def _choose_tool(self, body: dict[str, Any]) -> None:
+        if "tool_choice" not in body:
+            return
+        given: Any = _decode(body["tool_choice"], Any, "$.tool_choice")
+        choice = _choice(given, body) if isinstance(given, dict) else given
+        body["tool_choice"] = "required" if choice == "any" else choice
+
+
+def _choice(given: dict[str, Any], body: dict[str, Any]) -> Any:
+    """As a word, or the named function. Tools that are not allowed are left out of the body."""
+    match given:
+        case {"type": "allowed_tools", **rest}:
+            allowed = rest.get("allowed_tools", rest)
+            wanted = [_named(tool) for tool in allowed.get("tools", ())]
+            tools = body.pop("tools", [])
+            if kept := [tool for tool in tools if _tool_name(tool) in wanted]:
+                body["tools"] = kept
+            return allowed.get("mode", "auto")
+        case {"type": "auto" | "none" | "required" | "any" as word}:
+            return word
+        case {"type": "function" | "tool"}:
+            return {"type": "function", "function": {"name": _named(given)}}
+    return given
+
+
+def _named(tool: Any) -> Any:
+    function = tool.get("function", tool) if isinstance(tool, dict) else {}
+    return function.get("name") if isinstance(function, dict) else None
+
+
+def _tool_name(tool: dict[str, Any]) -> Any:
+    return msgspec.json.decode(bytes(tool["function"].get("name", b"null")))
+
+
+def _is_plain(message: Object) -> bool:
+    """Whether it is as it must be, as nearly all are."""
+    return (
+        message.keys() == {"role", "content"}
+        and bytes(message["role"]) in ROLES
+        and memoryview(message["content"])[0] == ord('"')
+    )
+
+
+def _is_true(value: Any) -> bool:
+    return value is not None and bytes(value) == b"true"
+
+
+def _json_form(schema: Raw) -> dict[str, Any]:
+    """vLLM takes a schema also as a text."""
+    if bytes(schema)[:1] == b'"':
+        schema = Raw(msgspec.json.decode(schema).encode())
+    json_schema = {"name": "answer", "schema": schema}
+    return {"response_format": {"type": "json_schema", "json_schema": json_schema}}
+
+
+def _choice_form(choices: list[str]) -> dict[str, Any]:
+    literals = (json.dumps(choice, ensure_ascii=False) for choice in choices)
+    return {"grammar": f"root ::= {' | '.join(literals)}"}
+
+
+def _check_parts(field: str, value: Raw) -> None:
+    """By counting alone, since decoding them would hold up everybody else."""
+    data = bytes(value)
+    if data.count(b"{") + data.count(b"[") > MAX_PARTS:
+        raise ServiceError(
+            "payload_too_large",
+            f"The field `{field}` has more than {MAX_PARTS:,} objects and lists: send less.",
+        )
+
+
+def _decode(value: Any, kind: type[T], path: str) -> T:
+    """Raises ServiceError(invalid_request) with the place."""
+    try:
+        return msgspec.json.decode(value, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        what, _, inner = str(error).partition(" - at `$")
+        raise _refusal(what, f"{path}{inner.removesuffix('`')}") from error
+
+
+def _refusal(what: str, path: str) -> ServiceError:
+    place = f" - at `{path}`" if path != "$" else ""
+    return ServiceError("invalid_request", f"{what}{place}.")
+
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 12.0 is 12."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _limit(value: Any) -> Any:
+    value = _whole(value)
+    if value == -1:
+        return None
+    return min(value, MAX_LIMIT) if isinstance(value, int) else value
+
+
+def _seed(value: Any) -> Any:
+    """-1 is any; others are OpenAI's 64 bits, signed, of which the same is always the same here."""
+    value = _whole(value)
+    if value == -1:
+        return None
+    return value % SEEDS if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _top_k(value: Any) -> Any:
+    value = _whole(value)
+    return 0 if value == -1 else value
+
+
+def _top_p(value: Any) -> Any:
+    return LIKELIEST if value == 0 and not isinstance(value, bool) else value
+
+
+def _stop(value: Any) -> Any:
+    """An empty one would stop at once, and is meant to be none."""
+    if isinstance(value, list):
+        return [stop for stop in value if stop != ""]
+    return value or None
+
+
+VALUES: dict[str, Callable[[Any], Any]] = {
+    "model": lambda name: None if name == "" else name,
+    "max_tokens": _limit,
+    "max_completion_tokens": _limit,
+    "n_predict": _limit,
+    "seed": _seed,
+    "random_seed": _seed,
+    "top_k": _top_k,
+    "top_p": _top_p,
+    "stop": _stop,
+    "n": _whole,
+    "best_of": _whole,
+    "logprobs": _whole,
+    "top_logprobs": _whole,
+}
+"""What a value is here that means the same, or "the default", elsewhere. None: leave it out."""

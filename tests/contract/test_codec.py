@@ -1,0 +1,40 @@
+import re
+
+import pytest
+
+from services.contract.codec import decode
+from services.contract.errors import ServiceError
+from services.contract.messages import Cancel
+
+
+@pytest.mark.parametrize(
+    ("text", "half", "at"),
+    [
+        (rb"hi \ud83d", r"\ud83d", 9),
+        (rb"hi \ud83d x", r"\ud83d", 9),
+        (rb"\uD83D\u0041", r"\uD83D", 6),
+        (rb"\udc00", r"\udc00", 6),
+        (rb"\ud83d\ude42\ude42", r"\ude42", 18),
+        (rb"\ud83d\ude42\\\ud83d", r"\ud83d", 20),
+        (rb"\\ud83d \\\\\ud83d", r"\ud83d", 18),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_named_with_its_place(text: bytes, half: str, at: int) -> None:
+    data = b'{"a":"%b"}' % text
+    assert data[at:].startswith(half.encode())
+    with pytest.raises(ServiceError, match=rf"^{re.escape(half)} at byte {at} is half of a surr"):
+        decode(data, Cancel)
+
+
+def test_whole_pairs_and_escaped_backslashes_are_no_halves() -> None:
+    for text in (rb"\ud83d\ude42", rb"\\ud83d", rb"\\\\udc00"):
+        decode(b'{"a":"%b"}' % text, Cancel)
+        with pytest.raises(ServiceError, match="truncated"):
+            decode(b'{"a":"%b"' % text, Cancel)
+
+
+def test_a_byte_that_is_no_utf_8_is_named_with_its_place_in_the_data() -> None:
+    with pytest.raises(ServiceError, match="^Byte 17 is no UTF-8"):
+        decode(b'{"worker_id":"gr\xc3\xfc\xdf"}'.replace(b"\xc3", b"x"), Cancel)
+    with pytest.raises(ServiceError, match="^Byte 14 is no UTF-8"):
+        decode(b'{"worker_id":"\xed\xa0\xbd"}', Cancel)

@@ -18,6 +18,7 @@ from services.contract.errors import ServiceError
 from services.edge import chat, errors, pages, routes, schema, sessions
 from services.edge.access import Access
 from services.edge.claims import Claims
+from services.edge.drain import Drain
 from services.edge.gzip import Gzip
 from services.edge.head import Head
 from services.edge.keys import Keys
@@ -96,7 +97,7 @@ async def make_app(
         request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
     )
-    return Access(Gzip(Head(litestar)))
+    return Access(Gzip(Head(Drain(litestar))))
 
 
 def _reference(document: dict[str, Any]) -> list[HTTPRouteHandler]:

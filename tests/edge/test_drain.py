@@ -1,0 +1,99 @@
+"""What a client hears whose body is not read: over real connections, since it is about these."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from services.edge.drain import Drain
+from services.edge.server import bind, serving
+from services.runtime.bus import Bus
+from tests.edge.conftest import edge_on
+
+MIB = 2**20
+
+
+def body(size: int) -> bytes:
+    return json.dumps({"prompt": "x" * size}).encode()
+
+
+@pytest.mark.parametrize("path", ["/chat", "/v1/chat/completions", "/v1/tokenize"])
+async def test_too_large_a_body_is_a_413_at_any_size(http: httpx.AsyncClient, path: str) -> None:
+    for size in (MIB, 2 * MIB, 8 * MIB, 8 * MIB):
+        got = await http.post(path, content=body(size))
+        assert got.status_code == 413 and got.json()["error"]["code"] == "payload_too_large"
+
+
+async def test_a_body_without_a_length_is_refused_as_well(http: httpx.AsyncClient) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(128):
+            yield b"x" * 65_536
+
+    got = await http.post("/chat", content=pieces())
+    assert got.status_code == 413
+
+
+async def test_a_large_body_hears_also_of_a_wrong_key_and_a_wrong_path(nats_url: str) -> None:
+    async with Bus.connect(nats_url, "edge") as bus, edge_on(bus, "ada:secret") as http:
+        assert (await http.post("/chat", content=body(8 * MIB))).status_code == 401
+        assert (await http.post("/nowhere", content=body(8 * MIB))).status_code == 404
+        key = {"x-api-key": "secret"}
+        assert (await http.post("/chat", content=body(8 * MIB), headers=key)).status_code == 413
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """An app that reads no body."""
+    await send({"type": "http.response.start", "status": 413, "headers": []})
+    await send({"type": "http.response.body", "body": b"no", "more_body": False})
+
+
+@asynccontextmanager
+async def served(app: ASGIApp) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to a server of this app."""
+    listener = bind("127.0.0.1", 0)
+    async with serving(app, listener, asyncio.Event()):
+        reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+        yield reader, writer
+        writer.close()
+
+
+async def head(reader: asyncio.StreamReader) -> bytes:
+    return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+
+
+async def test_who_asks_whether_to_send_is_answered_at_once() -> None:
+    async with served(Drain(refuse)) as (reader, writer):
+        writer.write(
+            b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\nexpect: 100-continue\r\n\r\n"
+        )
+        answer = await head(reader)
+    assert answer.startswith(b"HTTP/1.1 413") and b"connection: close" in answer.lower()
+
+
+async def test_no_more_than_a_bounded_rest_is_read() -> None:
+    async with served(Drain(refuse, max_bytes=100_000)) as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        for _ in range(3):
+            writer.write(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
+        answer = await head(reader)
+    assert answer.startswith(b"HTTP/1.1 413") and b"connection: close" in answer.lower()
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for_long() -> None:
+    async with served(Drain(refuse, max_seconds=0.1)) as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\nhalf")
+        answer = await head(reader)
+    assert answer.startswith(b"HTTP/1.1 413") and b"connection: close" in answer.lower()
+
+
+async def test_the_connection_is_used_again_once_the_body_is_read() -> None:
+    async with served(Drain(refuse)) as (reader, writer):
+        for _ in range(2):
+            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody")
+            answer = await head(reader)
+            assert answer.startswith(b"HTTP/1.1 413") and b"close" not in answer.lower()
+            await reader.readuntil(b"no\r\n0\r\n\r\n")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Hashable
 from functools import cache
+from itertools import islice
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -11,11 +12,11 @@ from services.contract.errors import ServiceError
 
 T = TypeVar("T")
 
-# an escape that no backslash escapes; the other half would stand behind it, or before it
 _HALF_A_PAIR = re.compile(
-    rb"(?<!\\)(?:\\\\)*(?P<half>\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
-    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F][0-9a-fA-F]{2}))"
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F][0-9a-fA-F]{2})"
 )
+MAX_LOOKED_AT = 1000
 _encoder = msgspec.json.Encoder()
 
 
@@ -58,9 +59,12 @@ def _check_text(data: bytes) -> None:
     surrogate pair the end of the data, and counts bytes from where a string begins.
     """
     check_utf8(data)
-    if half := _HALF_A_PAIR.search(data):
+    for half in islice(_HALF_A_PAIR.finditer(data), MAX_LOOKED_AT):
+        before = data[max(0, half.start() - 100) : half.start()]
+        if (len(before) - len(before.rstrip(b"\\"))) % 2:
+            continue  # it is text that an escaped backslash stands before
         raise ServiceError(
             "invalid_request",
-            f"{half['half'].decode()} at byte {half.start('half')} is half of a surrogate pair, and"
-            " no character: send both halves, or leave it out.",
+            f"{half[0].decode()} at byte {half.start()} is half of a surrogate pair, and no"
+            " character: send both halves, or leave it out.",
         )

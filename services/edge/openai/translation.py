@@ -5,29 +5,42 @@ what it need not look at: `{name: Raw}` in, `{name: Raw or JSON}` out.
 
 import json
 import re
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from services.contract.errors import ServiceError
 from services.edge.openai import fields
+from services.edge.openai.bodies import MOST_PROMPTS
 from services.edge.openai.fields import Fields
 
 Object = dict[str, Raw]
 T = TypeVar("T")
 
-MAX_PARTS = 20_000
-"""Objects and lists in `tools` or a schema: so many take some milliseconds to decode."""
+# So that no body holds up everybody else: what is counted here is decoded or looked at one by one.
+MAX_PARTS = 10_000  # objects and lists in `tools` or a schema
 MAX_MESSAGES = 10_000
+MAX_OBJECTS = 5_000  # messages where one needs translation, their parts and calls, tools
+MAX_FIELDS = 1_000  # of an object
+MAX_BYTES = 65_536  # of a field that is neither conversation, prompt, tools nor schema
+LARGE = {"messages", "prompt", "tools", "response_format", "json_schema", "guided_json"}
+LARGE |= {"structured_outputs", "grammar", "guided_grammar"}
 MAX_LIMIT = 1_000_000  # tokens; a larger max_tokens is no other wish
 SEEDS = 2**32 - 1
 LIKELIEST = 1e-6  # a top_p that leaves one token, as 0 does elsewhere
-ROLES = {b'"system"', b'"developer"', b'"user"', b'"assistant"', b'"tool"'}
 NOTHING = {b"null", b"false", b'""', b"[]", b"{}"}
 NULL = b"null"
+_IDS, _LISTS = re.compile(rb"\[\s*-?\d"), re.compile(rb"\[\s*\[")
 _NUMBERS = re.compile(r"\[\d+\]")
+
+
+class _Plain(Struct, forbid_unknown_fields=True):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str
+    name: str | None = None
+    tool_call_id: str | None = None
 
 
 class Translation:
@@ -35,6 +48,8 @@ class Translation:
 
     def __init__(self) -> None:
         self.ignored: dict[str, bool] = {}
+        self._noted: set[tuple[int, str]] = set()
+        self._objects = 0
 
     def chat(self, given: Object) -> dict[str, Any]:
         """Raises ServiceError."""
@@ -51,8 +66,8 @@ class Translation:
     def text(self, given: Object) -> dict[str, Any]:
         """Raises ServiceError."""
         body = self._body(given, fields.TEXT)
-        if "prompt" in body and re.match(rb"\[\s*-?\d", bytes(body["prompt"])):
-            body["prompt"] = [body["prompt"]]  # token ids: one prompt
+        if "prompt" in body:
+            body["prompt"] = _prompts(bytes(body["prompt"]))
         return body
 
     def keep(self, given: Object, kind: Fields, path: str) -> dict[str, Any]:
@@ -60,22 +75,34 @@ class Translation:
         Return the honoured fields that say something, and note the others. Raises
         ServiceError(invalid_request) for one that is refused.
         """
+        if len(given) > MAX_FIELDS:
+            raise _too_many(f"The object at `{path}` has more than {MAX_FIELDS:,} fields")
         kept: dict[str, Any] = {}
         for name, value in given.items():
             if name in kind.honoured:
                 if bytes(value) != NULL:
                     kept[name] = value
-            elif bytes(value).strip() in NOTHING:
-                continue
             elif instead := kind.refused.get(name):
-                raise _refusal(f"The field `{name}` is not supported: {instead}", path)
-            else:
-                where = _NUMBERS.sub("[]", f"{path}.{name}").removeprefix("$.")
-                self.ignored[where] = name in kind.harmless
+                if bytes(value).strip() not in NOTHING:
+                    raise _refusal(f"The field `{name}` is not supported: {instead}", path)
+            elif (id(kind), name) not in self._noted and bytes(value).strip() not in NOTHING:
+                self._noted.add((id(kind), name))
+                self.ignored[_place(f"{path}.{name}")] = name in kind.harmless
         return kept
+
+    def _count(self, objects: Sequence[Any]) -> None:
+        """Raises ServiceError(payload_too_large)."""
+        self._objects += len(objects)
+        if self._objects > MAX_OBJECTS:
+            raise _too_many(
+                f"The body has more than {MAX_OBJECTS:,} messages, parts, calls and tools"
+            )
 
     def _body(self, given: Object, kind: Fields) -> dict[str, Any]:
         body = self.keep(given, kind, "$")
+        for name, part in body.items():
+            if name not in LARGE and len(memoryview(part)) > MAX_BYTES:
+                raise _too_many(f"The field `{name}` has more than {MAX_BYTES:,} bytes")
         for name, value in VALUES.items():
             if name in body:
                 body[name] = value(_decode(body[name], Any, f"$.{name}"))
@@ -146,12 +173,15 @@ class Translation:
                 form["json_schema"] = {"name": "answer", **self.keep(schema, fields.SCHEMA, path)}
         return {"response_format": {k: v for k, v in form.items() if k != "schema"}}
 
-    def _messages(self, given: Raw) -> list[dict[str, Any]]:
+    def _messages(self, given: Raw) -> Any:
+        if _are_plain(given):
+            return given
         messages = _decode(given, list[Object], "$.messages")
         if len(messages) > MAX_MESSAGES:
             raise _refusal(f"There are more than {MAX_MESSAGES:,} messages", "$.messages")
+        self._count(messages)
         return [
-            message if _is_plain(message) else self._message(message, f"$.messages[{number}]")
+            self._message(message, f"$.messages[{number}]")
             for number, message in enumerate(messages)
         ]
 
@@ -173,6 +203,7 @@ class Translation:
         match bytes(given)[:1]:
             case b"[":
                 parts = _decode(given, list[Raw], path)
+                self._count(parts)
                 read = (self._part(part, f"{path}[{n}]") for n, part in enumerate(parts))
                 return [part for part in read if part is not None]
             case b"{":  # a tool's result
@@ -185,7 +216,7 @@ class Translation:
         part = _decode(given, Object, path)
         kind = _decode(part.get("type", Raw(b'"text"')), str, f"{path}.type")
         if kind in fields.THOUGHTS:
-            self.ignored[_NUMBERS.sub("[]", path).removeprefix("$.") + f".{kind}"] = True
+            self.ignored[_place(f"{path}.{kind}")] = True
             return None
         if kind not in fields.TEXTS:
             raise _refusal(f"The part `{kind}` can't be shown: {fields.SEEN}", path)
@@ -195,6 +226,7 @@ class Translation:
     def _calls(self, message: dict[str, Any], path: str) -> None:
         """What a model called, whatever it made of it. A function_call is the older form."""
         calls = _decode(message.pop("tool_calls", Raw(b"[]")), list[Object], f"{path}.tool_calls")
+        self._count(calls)
         if "function_call" in message:
             calls = calls or [{"function": message["function_call"]}]
             del message["function_call"]
@@ -222,8 +254,10 @@ class Translation:
             return []
         _check_parts("tools", given)
         tools = _decode(given, list[Object], "$.tools")
+        self._count(tools)
         read = [self._tool(tool, f"$.tools[{number}]") for number, tool in enumerate(tools)]
-        return [tool for number, tool in enumerate(read) if tool not in read[:number]]
+        distinct = {msgspec.json.encode(tool): tool for tool in reversed(read)}
+        return [*reversed(distinct.values())]
 
     def _tool(self, given: Object, path: str) -> dict[str, Any]:
         kind = _decode(given.get("type", Raw(b'"function"')), str, f"{path}.type")
@@ -271,13 +305,27 @@ def _tool_name(tool: dict[str, Any]) -> Any:
     return msgspec.json.decode(bytes(tool["function"].get("name", b"null")))
 
 
-def _is_plain(message: Object) -> bool:
-    """Whether it is as it must be, as nearly all are."""
-    return (
-        message.keys() == {"role", "content"}
-        and bytes(message["role"]) in ROLES
-        and memoryview(message["content"])[0] == ord('"')
-    )
+def _prompts(given: bytes) -> Any:
+    """Token ids are one prompt. Lists of them are counted before they are decoded."""
+    if _IDS.match(given):
+        return [Raw(given)]
+    if _LISTS.match(given) and given.count(b"[") > MOST_PROMPTS + 1:
+        raise _refusal(f"The field `prompt` has more than {MOST_PROMPTS} prompts", "$")
+    return Raw(given)
+
+
+def _are_plain(messages: Raw) -> bool:
+    """Whether they are as they must be, as nearly all are: many cost no more than a few."""
+    try:
+        msgspec.json.decode(messages, type=tuple[_Plain, ...])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _place(path: str) -> str:
+    """Without numbers, as the header has it."""
+    return _NUMBERS.sub("[]", path).removeprefix("$.")
 
 
 def _is_true(value: Any) -> bool:
@@ -301,10 +349,7 @@ def _check_parts(field: str, value: Raw) -> None:
     """By counting alone, since decoding them would hold up everybody else."""
     data = bytes(value)
     if data.count(b"{") + data.count(b"[") > MAX_PARTS:
-        raise ServiceError(
-            "payload_too_large",
-            f"The field `{field}` has more than {MAX_PARTS:,} objects and lists: send less.",
-        )
+        raise _too_many(f"The field `{field}` has more than {MAX_PARTS:,} objects and lists")
 
 
 def _decode(value: Any, kind: type[T], path: str) -> T:
@@ -319,6 +364,10 @@ def _decode(value: Any, kind: type[T], path: str) -> T:
 def _refusal(what: str, path: str) -> ServiceError:
     place = f" - at `{path}`" if path != "$" else ""
     return ServiceError("invalid_request", f"{what}{place}.")
+
+
+def _too_many(what: str) -> ServiceError:
+    return ServiceError("payload_too_large", f"{what}: send less.")
 
 
 def _whole(value: Any) -> Any:

@@ -58,7 +58,7 @@ class BodyReader:
         for name in map(_clean, names):
             if name not in self._logged and len(self._logged) < MAX_REMEMBERED:
                 self._logged.add(name)
-                log.info("accepted a field without effect here: %s", name)
+                log.info("accepted a field without effect name=%s", name)
 
 
 async def name_ignored(message: Message, scope: Scope) -> None:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 # So that no body holds up everybody else: what is counted here is decoded or looked at one by one.
 MAX_PARTS = 10_000  # objects and lists in `tools` or a schema
 MAX_MESSAGES = 10_000
-MAX_OBJECTS = 5_000  # messages where one needs translation, their parts and calls, tools
+MAX_OBJECTS = 4_000  # messages where one needs translation, their parts and calls, tools
 MAX_FIELDS = 1_000  # of an object
 MAX_BYTES = 65_536  # of a field that is neither conversation, prompt, tools nor schema
 LARGE = {"messages", "prompt", "tools", "response_format", "json_schema", "guided_json"}

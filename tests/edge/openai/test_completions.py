@@ -147,3 +147,17 @@ async def test_an_answer_tells_its_model_and_fingerprint(
             model="small:loud", messages=[{"role": "user", "content": "hi"}]
         )
     assert (got.model, got.system_fingerprint) == ("small:loud", "fp_digest of sm")
+
+
+async def test_more_than_the_context_can_hold_is_refused_by_counting(
+    alone: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 2048") as error:
+            await alone.completions.create(model="small", prompt=[1] * 2048)
+        assert (error.value.code, error.value.param) == ("context_length_exceeded", "prompt")
+        messages: Any = [{"role": "user", "content": "x"}] * 2048
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 2048") as error:
+            await alone.chat.completions.create(model="small", messages=messages)
+        assert (error.value.code, error.value.param) == ("context_length_exceeded", "messages")
+    assert not worker.requests

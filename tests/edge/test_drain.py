@@ -55,7 +55,7 @@ async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
 async def served(app: ASGIApp) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection to a server of this app."""
     listener = bind("127.0.0.1", 0)
-    async with serving(app, listener, asyncio.Event()):
+    async with serving(app, listener, asyncio.Event(), pytest.fail):
         reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])
         yield reader, writer
         writer.close()

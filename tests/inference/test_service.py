@@ -74,8 +74,8 @@ async def test_a_thought_that_the_template_opens_is_not_ended_by_the_stop_list(
     tmp_path: Path,
 ) -> None:
     said = "so\nUser: asks</think>\nFine."
-    backend = FakeBackend({"<think>\n": f"{said}\nUser: me".encode()}, context=2000)
-    async with worker(tmp_path, backend=backend, source=f"{CHATML}<think>\n") as thinking:
+    backend = FakeBackend({"<think>": f"{said}\nUser: me".encode()}, context=2000)
+    async with worker(tmp_path, backend=backend, source=f"{CHATML}<think>") as thinking:
         assert text(await thinking.ask("hi", "s")) == said
 
 

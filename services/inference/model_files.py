@@ -125,8 +125,8 @@ def _warn(sentences: Iterable[str]) -> None:
 
 def _walk(folder: Path) -> list[Path]:
     """
-    All files below it, but for adapters and for hidden files, such as the `._x.gguf` that macOS
-    writes beside x.gguf. Raises ModelError.
+    All files below it, also behind links, but for adapters and for hidden files, such as the
+    `._x.gguf` that macOS writes beside x.gguf. Raises ModelError.
     """
 
     def refuse(error: OSError) -> None:
@@ -134,8 +134,12 @@ def _walk(folder: Path) -> list[Path]:
             f"{error.filename} can't be read ({error.strerror}): chmod o+rx {error.filename}"
         ) from error
 
-    found = []
-    for place, folders, names in os.walk(folder, onerror=refuse):
+    found, walked = [], set()
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(place)) in walked:  # a link led back
+            folders.clear()
+            continue
+        walked.add(real)
         folders[:] = [each for each in folders if each != ADAPTERS and not each.startswith(".")]
         found += [Path(place, each) for each in names if not each.startswith(".")]
     return sorted(found)

@@ -43,6 +43,18 @@ def test_the_one_model_of_a_folder_is_found_instead_of_the_demo_model(
     assert find(str(tmp_path), Path("elsewhere")) == tmp_path / name
 
 
+def test_a_linked_folder_is_searched_once_and_a_link_to_nothing_explained(tmp_path: Path) -> None:
+    touch(tmp_path, "elsewhere/mine.gguf", "model/demo.gguf")
+    (tmp_path / "model/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "model/again").symlink_to(tmp_path / "model")
+    (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "elsewhere")
+    assert find("", tmp_path / "model") == tmp_path / "model/linked/mine.gguf"
+    (tmp_path / "elsewhere/mine.gguf").unlink()
+    (tmp_path / "model/mine.gguf").symlink_to(tmp_path / "elsewhere/mine.gguf")
+    with pytest.raises(ModelError, match=r"mine\.gguf can't be read: No such file"):
+        check([find("", tmp_path / "model")])
+
+
 def test_a_model_path_names_a_file_from_the_home_directory_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

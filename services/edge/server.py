@@ -3,12 +3,20 @@
 import asyncio
 import contextlib
 import errno
+import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
+import msgspec
 import uvicorn
 from litestar.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from services.contract.errors import ErrorCode, ServiceError
+from services.edge import errors
 from services.runtime.bus import TASKS_DEADLINE
 from services.runtime.process import DRAIN_DEADLINE
 from services.runtime.settings import BadSetting
@@ -22,11 +30,136 @@ STREAMS_DEADLINE = DRAIN_DEADLINE - TASKS_DEADLINE - LEAVE_AFTER - 2
 
 KEEP_ALIVE = 75  # seconds; longer than proxies keep theirs, so that none asks on a closed one
 
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """
+    What one connection may cost the edge. `overhead_bytes` bounds what a request sends beside its
+    body and as much again: headers, trailers, and the framing of chunks.
+    """
+
+    overhead_bytes: int = 64 * 1024
+    slice_bytes: int = 64 * 1024  # parsed at once, before anybody else has a turn
+    send_buffer_bytes: int = 128 * 1024  # in the kernel, which tells of progress in thirds of it
+    stall_seconds: float = 30.0  # without progress, after which a reader is dropped
+    checks: int = 6  # of its progress in that time
+    linger_seconds: float = 2.0  # for a client that is still sending to read its refusal
+
 
 class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # runtime.process owns them
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, with bounds on what a client may send and leave unread."""
+
+    def __init__(self, limits: Limits, **more: Any) -> None:
+        super().__init__(**more)
+        self._limits = limits
+        self._overhead_left = limits.overhead_bytes
+        self._has_refused = False
+        self._unread = 0  # bytes of the answer
+        self._stalled_checks = 0
+        self._next_check: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """
+        Refuse a request of endless headers or tiny chunks. Neither llhttp nor uvicorn bounds them,
+        and each chunk costs a call in Python.
+        """
+        for start in range(0, len(data), self._limits.slice_bytes):
+            if self._has_refused or self.transport.is_closing():
+                return
+            part = data[start : start + self._limits.slice_bytes]
+            self._overhead_left -= len(part)
+            super().data_received(part)
+            if self._overhead_left < 0:
+                self._refuse(431, "payload_too_large", self._too_much_overhead)
+
+    def on_message_begin(self) -> None:
+        self._overhead_left = self._limits.overhead_bytes
+        super().on_message_begin()
+
+    def on_body(self, body: bytes) -> None:
+        self._overhead_left += 2 * len(body)
+        super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer as the API does, where uvicorn sends plain text."""
+        self._refuse(400, "invalid_request", msg)
+
+    @property
+    def _too_much_overhead(self) -> str:
+        return (
+            f"The request has over {self._limits.overhead_bytes:,} bytes beside its body: send"
+            " fewer headers, or larger chunks."
+        )
+
+    def _refuse(self, status: int, code: ErrorCode, message: str) -> None:
+        """
+        Answer, and close once the client has had time to read it: closing at once would reset the
+        connection, as it is still sending.
+        """
+        if self._has_refused or self.transport.is_closing():
+            return
+        self._has_refused = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:
+                self.transport.abort()
+                return
+        content = msgspec.json.encode(errors.body(ServiceError(code, message)))
+        self.transport.write(
+            STATUS_LINE[status]
+            + b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
+            % (len(content), content)
+        )
+        self.transport.write_eof()
+        self.loop.call_later(self._limits.linger_seconds, self.transport.close)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.transport.get_write_buffer_size()
+        self._stalled_checks = 0
+        self._check_later()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_checking()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_checking()
+        super().connection_lost(exc)
+
+    def _check_later(self) -> None:
+        self._stop_checking()
+        interval = self._limits.stall_seconds / self._limits.checks
+        self._next_check = self.loop.call_later(interval, self._check_progress)
+
+    def _stop_checking(self) -> None:
+        if self._next_check is not None:
+            self._next_check.cancel()
+            self._next_check = None
+
+    def _check_progress(self) -> None:
+        unread = self.transport.get_write_buffer_size()
+        self._stalled_checks = self._stalled_checks + 1 if unread >= self._unread else 0
+        self._unread = unread
+        if self._stalled_checks < self._limits.checks:
+            self._check_later()
+            return
+        log.warning(
+            "dropped the client %s: it has read nothing for %.0f s, and %d bytes wait for it",
+            self.client and self.client[0],
+            self._limits.stall_seconds,
+            unread,
+        )
+        self.transport.abort()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -56,7 +189,11 @@ def _why(host: str, port: int, error: OSError) -> str:
 
 @contextlib.asynccontextmanager
 async def serving(
-    app: ASGIApp, listener: socket.socket, leaving: asyncio.Event, fail: Fail
+    app: ASGIApp,
+    listener: socket.socket,
+    leaving: asyncio.Event,
+    fail: Fail,
+    limits: Limits = Limits(),
 ) -> AsyncIterator[None]:
     """
     Serves until the body ends; calls `fail` if the server ends earlier. At the end it first says
@@ -65,6 +202,7 @@ async def serving(
     """
     config = uvicorn.Config(
         app,
+        http=cast(Any, partial(BoundedProtocol, limits)),
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -74,6 +212,8 @@ async def serving(
         timeout_graceful_shutdown=int(STREAMS_DEADLINE),
     )
     server = Server(config)
+    # accepted connections inherit it: the kernel would hold megabytes for each
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer_bytes)
     listener.listen(config.backlog)
     serving = asyncio.create_task(server.serve([listener]))
 

@@ -21,9 +21,11 @@ from services.contract.codec import decode, encode
 from services.contract.errors import ErrorCode, ServiceError
 from services.runtime.connection import NOT_AN_INBOX, Complaints, ResilientClient
 from services.runtime.deliveries import (
+    DEFAULT_INBOX_LIMITS,
     Delivery,
     Endpoint,
     Inbox,
+    InboxLimits,
     NoResponders,
     Silent,
     deliver,
@@ -63,8 +65,9 @@ class Bus:
     runs the work beside them, and keeps it until it ends.
     """
 
-    def __init__(self, client: ResilientClient) -> None:
+    def __init__(self, client: ResilientClient, inbox_limits: InboxLimits) -> None:
         self._client = client
+        self._inbox_limits = inbox_limits
         self._reconnected_at = -math.inf
         self._closing = False
         self._lost, self._unreadable, self._not_replied = (LimitedLog(log) for _ in range(3))
@@ -74,13 +77,15 @@ class Bus:
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, url: str, name: str) -> AsyncIterator["Bus"]:
+    async def connect(
+        cls, url: str, name: str, inbox_limits: InboxLimits = DEFAULT_INBOX_LIMITS
+    ) -> AsyncIterator["Bus"]:
         """
         Wait until a server is there; from then on reconnect, for ever. `url` as of NATS_URL, see
         nats_url.parse_servers. Raises BadSetting.
         """
         client = ResilientClient()
-        bus = cls(client)
+        bus = cls(client, inbox_limits)
         servers = parse_servers(url)
         await client.open(
             servers,
@@ -199,7 +204,7 @@ class Bus:
 
     @asynccontextmanager
     async def inbox(self, subject: str) -> AsyncIterator[Inbox]:
-        inbox = Inbox()
+        inbox = Inbox(self._inbox_limits)
         subscription = await self._client.subscribe(subject, cb=inbox.put)
         try:
             yield inbox

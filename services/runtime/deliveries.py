@@ -39,13 +39,32 @@ class Silent(TimeoutError):
     """Nobody who works on the request gave a sign of life in time."""
 
 
-class Inbox:
-    """The messages of one subscription, in order, waited for one at a time."""
+class InboxLimits(NamedTuple):
+    """How much may wait in an inbox for a reader that falls behind."""
 
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[Msg] = asyncio.Queue()
+    messages: int = 1024
+    bytes: int = 1024 * 1024
+
+
+DEFAULT_INBOX_LIMITS = InboxLimits()
+
+
+class Inbox:
+    """
+    The messages of one subscription, in order, waited for one at a time. Messages beyond the limits
+    are dropped: the reader of an answer notices the gap, and asks the worker for what it lacks.
+    """
+
+    def __init__(self, limits: InboxLimits = DEFAULT_INBOX_LIMITS) -> None:
+        self._limits = limits
+        self._queue: asyncio.Queue[Msg] = asyncio.Queue(limits.messages)
+        self._bytes = 0
 
     async def put(self, message: Msg) -> None:
+        is_too_much = self._bytes + len(message.data) > self._limits.bytes
+        if self._queue.full() or (is_too_much and not self._queue.empty()):
+            return
+        self._bytes += len(message.data)
         self._queue.put_nowait(message)
 
     async def next(self, timeout: float) -> Delivery:
@@ -55,6 +74,7 @@ class Inbox:
         """
         async with asyncio.timeout(timeout):
             message = await self._queue.get()
+        self._bytes -= len(message.data)
         if not message.data and (message.headers or {}).get("Status") == "503":
             raise NoResponders
         return delivery_of(message)

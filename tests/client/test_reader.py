@@ -29,7 +29,7 @@ from services.contract.messages import (
     WorkerReport,
 )
 from services.runtime.bus import Bus
-from services.runtime.deliveries import Delivery
+from services.runtime.deliveries import Delivery, InboxLimits
 from tests.client.tellers import CONFLICT, ORIGIN, STORY, teller
 from tests.servers import nats_server, running
 
@@ -363,3 +363,17 @@ async def test_an_answer_waits_for_a_worker_of_its_own_model_though_others_are_t
             *_, end = [event async for event in events]
     assert isinstance(end, Failed) and end.code == "worker_lost"
     assert w2.requests == []
+
+
+async def test_reader_whose_inbox_was_full_gets_the_whole_answer(nats_url: str) -> None:
+    limits = InboxLimits(messages=5)
+    async with (
+        teller(nats_url) as telling,
+        Bus.connect(nats_url, "slow reader", limits) as bus,
+        aclosing(ChatClient(bus).stream(REQUEST)) as answer,
+    ):
+        events = [await anext(answer)]
+        await telling.said.wait()
+        events += [event async for event in answer]
+    check_whole(events)
+    assert len(telling.requests) == 1

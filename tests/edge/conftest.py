@@ -8,9 +8,11 @@ import pytest
 from services.edge import server
 from services.edge.app import make_app
 from services.edge.keys import Keys
-from services.edge.server import bind, serving
+from services.edge.server import Limits, bind, serving
 from services.edge.settings import EdgeSettings
 from services.runtime.bus import Bus
+
+DEFAULT_LIMITS = Limits()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -22,7 +24,7 @@ def leaving_at_once() -> Iterator[None]:
 
 @asynccontextmanager
 async def edge_on(
-    bus: Bus, keys: str = "", is_strict: bool = False
+    bus: Bus, keys: str = "", is_strict: bool = False, limits: Limits = DEFAULT_LIMITS
 ) -> AsyncIterator[httpx.AsyncClient]:
     """An edge behind a real uvicorn, and a client that asks it."""
     leaving = asyncio.Event()
@@ -30,7 +32,7 @@ async def edge_on(
     app = await make_app(bus, Keys.parse(keys), origins, leaving, is_strict)
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    async with serving(app, listener, leaving, pytest.fail):
+    async with serving(app, listener, leaving, pytest.fail, limits):
         async with httpx.AsyncClient(base_url=url, timeout=10) as client:
             yield client
 

@@ -32,6 +32,7 @@ from services.edge.sse import PING, PING_INTERVAL
 
 log = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
+MAX_WAITING_EVENTS = 64  # of all answers, for a client that reads slowly
 Events = AsyncGenerator[StreamEvent, None]
 
 
@@ -207,18 +208,17 @@ class StreamedResponse:
 
 async def _together(streams: Sequence[Events]) -> AsyncGenerator[tuple[int, StreamEvent], None]:
     """The events of all, as they come, with the stream's number."""
-    queue: asyncio.Queue[tuple[int, StreamEvent]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, StreamEvent]] = asyncio.Queue(MAX_WAITING_EVENTS)
 
     async def hand_on(number: int, stream: Events) -> None:
         try:
             async with aclosing(stream) as events:
                 async for event in events:
-                    queue.put_nowait((number, event))
+                    await queue.put((number, event))
         except Exception:  # else who waits for an event would do so for ever
             log.exception("an answer broke off")
-            queue.put_nowait(
-                (number, Failed("internal", "The answer broke off; the log says why."))
-            )
+            failed = Failed("internal", "The answer broke off; the log says why.")
+            await queue.put((number, failed))
 
     tasks = [asyncio.create_task(hand_on(*pair)) for pair in enumerate(streams)]
     running = len(tasks)

@@ -182,7 +182,7 @@ def _why(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
             f"Port {port} of {host} is taken, perhaps by another `just up`: end that one, or"
-            f" choose another port with EDGE_PORT."
+            " choose another port with EDGE_PORT."
         )
     return f"EDGE_HOST={host!r} with EDGE_PORT={port} can't be used: {error.strerror}."
 

@@ -11,7 +11,7 @@ from services.runtime import logs
     [
         (b"trace 1/a", "trace 1/a"),
         (b"x" * 100, "x" * 64),
-        (b"a\x01\xffb", "ab"),
+        (b"a\xffb\tc", "abc"),
     ],
 )
 async def test_the_callers_request_id_is_echoed_as_far_as_it_is_printable(

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,15 @@ def test_no_process_shows_the_passwords_of_servers_it_cannot_reach(
     process.stop()
     log = process.log.read_text()
     assert "hush" not in log and "Traceback" not in log
+
+
+def test_terminal_chat_does_not_show_the_password() -> None:
+    environ = plain_environment() | {"NATS_URL": "nats://u:hush-hush@127.0.0.1:9"}
+    chat = [sys.executable, "-m", "services.client"]
+    ended = subprocess.run(chat, env=environ, capture_output=True, timeout=30)
+    shown = (ended.stdout + ended.stderr).decode()
+    assert ended.returncode == 1
+    assert "NATS at nats://127.0.0.1:9 can't be reached" in shown and "hush" not in shown
 
 
 BAD_ADDRESSES = [

@@ -55,6 +55,8 @@ async def test_unparsable_messages_are_dropped_and_counted(
     await frames.send(server.port, bad)
     assert await own_bus.request("ask.x", Ask("after"), Ask) == Ask("after")
     assert own_bus.dropped_frames == len(bad)
+    stats = await own_bus._client.request("$SRV.STATS.test", timeout=5)
+    assert b'"dropped_frames":%d' % len(bad) in stats.data.replace(b" ", b"")
     assert own_bus.reconnected_for == math.inf and not heard
     assert len(caplog.records) == 1, "the log can't be flooded"
     assert "can't be parsed" in caplog.text and "\xff" not in caplog.text

@@ -41,13 +41,20 @@ COPY services/history services/history
 USER finetunellm
 CMD ["python", "-m", "services.history"]
 
+FROM base AS llama-cpp-pin
+COPY services/inference/requirements.txt .
+RUN sed -n '/^llama-cpp-python==/,/[^\\]$/p' requirements.txt > llama-cpp-python.txt
+
 FROM base AS inference-venv
 RUN apt-get update && apt-get install -y --no-install-recommends build-essential
 RUN python -m venv /venv
-COPY services/inference/requirements.txt .
+# llama.cpp first, by its own pin: the minutes that it takes are spent again only for a new version.
+COPY --from=llama-cpp-pin /app/llama-cpp-python.txt .
 # Not for the CPU it is built on, but for any x86-64 with AVX2 (or any arm64): an image moves.
 ARG CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF"
-RUN CMAKE_ARGS="${CMAKE_ARGS}" pip install -r requirements.txt
+RUN CMAKE_ARGS="${CMAKE_ARGS}" pip install --no-deps -r llama-cpp-python.txt
+COPY services/inference/requirements.txt .
+RUN pip install -r requirements.txt
 
 FROM base AS inference
 # llama.cpp's threads are OpenMP's

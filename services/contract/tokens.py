@@ -9,6 +9,10 @@ from services.contract.messages import TokenNumber
 Text = Annotated[str, Meta(max_length=524_288)]
 
 
+ANSWER_WITHIN = 5.0
+"""Seconds that a caller waits for a worker; then nobody needs the answer any more."""
+
+
 class TokenizeRequest(Struct, frozen=True):
     """
     `add_special`: with the token that begins every prompt of the model; `parse_special`: text that

@@ -13,18 +13,23 @@ from services.inference.calls import Call
 from services.inference.engine.ahead import Beginning
 from services.inference.engine.shown import KnownAnswers
 from services.inference.models import Model
+from services.inference.pool import Pool
 from services.inference.sessions import Sessions
 
 PATIENCE = 1.0  # seconds with history, where nobody waits for what it tells
 
 
 class Conversations:
-    """`system` is the prompt of sessions that have none of their own."""
+    """
+    `system` is the prompt of sessions that have none of their own. Prompts are put together in the
+    `pool`.
+    """
 
-    def __init__(self, sessions: Sessions, model: Model, system: str) -> None:
+    def __init__(self, sessions: Sessions, model: Model, system: str, pool: Pool) -> None:
         self._sessions = sessions
         self._model = model
         self._system = system
+        self._pool = pool
         self._answers = Answers()
 
     async def begin(self, call: Call) -> Origin:
@@ -32,8 +37,8 @@ class Conversations:
         context, answers = await self._find(call)
         since = self._answers.since(call.tenant, context.turns)
         system = self._system_of(context)
-        prompt = await asyncio.to_thread(
-            preparation.prompt, self._model, system, call, context, answers, since
+        prompt = await call.unless_stopped(
+            self._pool.run(preparation.prompt, self._model, system, call, context, answers, since)
         )
         if prompt.kept:
             call.since = context.turns[prompt.dropped].request_id
@@ -70,7 +75,7 @@ class Conversations:
             async with asyncio.timeout(PATIENCE):
                 context = await self._sessions.context(call.tenant, call.request.session_id)
             answers = self._answers.of(call.tenant, context.turns)
-            beginning = await asyncio.to_thread(
+            beginning = await self._pool.run(
                 preparation.ahead, self._model, self._system_of(context), call, context, answers
             )
             self._answers.begin(call.tenant, call.request_id, call.since)

@@ -28,8 +28,8 @@ class Pool:
     ) -> T:
         """
         Return what `work` returns. If the caller is cancelled, work that has not begun never
-        begins; `discard` gets the result of work that has. Raises ServiceError(overloaded) if the
-        queue is full.
+        begins; `discard` gets the result of work that has. Raises ServiceError: overloaded if the
+        queue is full, shutting_down if the pool was closed before the work began.
         """
         if not self._places.acquire(blocking=False):
             raise ServiceError("overloaded", "The worker's queue is full: try again.", RETRY_AFTER)
@@ -38,6 +38,11 @@ class Pool:
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task and not task.cancelling():  # so it is the pool that was closed
+                raise ServiceError(
+                    "shutting_down", "The worker is shutting down: ask again.", RETRY_AFTER
+                ) from None
             if discard and not future.cancelled():
                 future.add_done_callback(partial(_discard, discard))
             raise

@@ -22,6 +22,30 @@ from services.inference.models import Model
 LEAST_ROOM = 1  # tokens for the answer that a prompt must leave; max_tokens is clamped to the room
 
 
+def check_counts(model: Model, request: ChatRequest) -> None:
+    """
+    Refuse by counts alone, before any work, what can't fit. Raises
+    ServiceError(context_length_exceeded).
+    """
+    field, least = _least_tokens(model, request)
+    if not request.resume and least > model.backend.context:
+        raise prompts.context_exceeded(field, f"at least {least}", model.backend.context)
+
+
+def _least_tokens(model: Model, request: ChatRequest) -> tuple[str, int]:
+    """
+    Return the field that holds the prompt, and how few tokens that can be. A token stands for so
+    many bytes at most. Templates may trim a text and leave out what an assistant thought.
+    """
+    if isinstance(request.text, tuple):
+        return "prompt", len(request.text)
+    messages = request.messages or ()
+    texts = [message.text.strip() for message in messages if message.role != "assistant"]
+    texts = texts if messages else [request.text or request.prompt.strip()]
+    least = sum(len(text.encode()) for text in texts) // model.template.longest_token
+    return ("messages", max(least, len(messages))) if messages else ("prompt", least)
+
+
 def prompt(
     model: Model, system: str, call: Call, context: Context, answers: KnownAnswers, since: str
 ) -> Prompt:

@@ -37,6 +37,7 @@ from services.inference.engine.answer import Piece
 from services.inference.engine.engine import Began, Broken, Engine, Finished, Output, Refused
 from services.inference.engine.sequence import Sequence
 from services.inference.models import Model
+from services.inference.pool import Pool
 from services.inference.readers import Readers
 from services.inference.reception import Reception
 from services.inference.sessions import Kept, Sessions
@@ -48,6 +49,7 @@ from services.runtime.supervised import Fail, Loop
 
 KEEP_ALIVE = 1.0  # seconds without an event after which a caller is sent a Progress
 FINISH_DEADLINE = 22.0  # seconds that a draining worker gives to the answers it has begun
+PREPARING = 2  # threads; Python runs one at a time, but not while a text is tokenized
 AHEAD_AFTER = 0.2  # seconds after an answer without a request
 NEVER = 86_400.0  # seconds; no answer takes a day
 OUT_OF_TOUCH = Failed("worker_lost", "The worker was out of touch for too long: ask again.", 1)
@@ -72,7 +74,10 @@ class ChatService:
         self._worker_id = worker_id
         self._model = model
         self._sessions = Sessions(bus)
-        self._conversations = Conversations(self._sessions, model, settings.chat_system_prompt)
+        places = settings.model_parallel + settings.model_queue
+        self._pool = Pool("preparing", PREPARING, places)
+        system = settings.chat_system_prompt
+        self._conversations = Conversations(self._sessions, model, system, self._pool)
         self._calls: dict[str, Call] = {}
         self._cancels = Cancels()
         self._attempts = 0
@@ -134,6 +139,7 @@ class ChatService:
             await asyncio.sleep(0.02)
         await self._loops.aclose()
         async with self._looking_ahead:  # which uses the model in a thread, too
+            await self._pool.close()
             await asyncio.to_thread(self._engine.close)
             self._model.backend.close()
 
@@ -142,6 +148,7 @@ class ChatService:
         sampling = self._settings.fill_in(request)
         sampling = replace(sampling, seed=origins.seed(request))
         adapter = self._model.adapter(request.model)
+        preparation.check_counts(self._model, request)
         self._attempts += 1
         call = Call(
             self._bus, tenant, request, sampling, adapter, reply, self._worker_id, self._attempts
@@ -181,7 +188,7 @@ class ChatService:
     async def _converse(self, call: Call) -> None:
         resume = call.request.resume
         origin = resume.origin if resume else await self._conversations.begin(call)
-        sequence = await asyncio.to_thread(preparation.sequence, self._model, call, origin)
+        sequence = await self._sequence(call, origin)
         if call.stop_reason:
             sequence.sampler.close()
             finished = Finished("cancelled", sequence.usage, sequence.timings)
@@ -195,6 +202,13 @@ class ChatService:
         await self._finish(call, origin, finished)
         if not prompts.is_stateless(call.request):
             self._bus.spawn(self._read_ahead(call))
+
+    async def _sequence(self, call: Call, origin: Origin) -> Sequence:
+        """Raises ServiceError, or Stopped; an answer that was begun elsewhere is not given up."""
+        preparing = self._pool.run(
+            preparation.sequence, self._model, call, origin, discard=lambda s: s.sampler.close()
+        )
+        return await (preparing if call.request.resume else call.unless_stopped(preparing))
 
     async def _generate(self, call: Call, origin: Origin, sequence: Sequence) -> Finished:
         call.sequence = sequence

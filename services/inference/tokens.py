@@ -11,6 +11,7 @@ from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest
 from services.contract.tokens import (
+    ANSWER_WITHIN,
     Counted,
     Detokenized,
     DetokenizeRequest,
@@ -19,8 +20,14 @@ from services.contract.tokens import (
     TokenizeRequest,
 )
 from services.inference.models import Model
+from services.inference.pool import Pool
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
+
+QUEUE = 64  # requests that wait for the thread
+MARGIN = 0.5  # seconds in which a caller hears that there was no time
+MAX_PIECES = 2**15
+"""Of an answer: more are larger than a message of NATS can be, and take long to encode."""
 
 K = TypeVar("K", bound=Struct)
 
@@ -33,7 +40,7 @@ class TokenService:
         self._worker_id = worker_id
         self._model = model
         self._special = model.backend.special_tokens()
-        self._running = 0
+        self._pool = Pool("counting", 1, QUEUE)
         self._closing = False
 
     async def open(self) -> None:
@@ -43,8 +50,7 @@ class TokenService:
 
     async def close(self) -> None:
         self._closing = True
-        while self._running:
-            await asyncio.sleep(0.02)
+        await self._pool.close()
 
     async def _serve(self, subject: str, kind: type[K], work: Callable[[K], Struct]) -> None:
         async def do(delivery: Delivery) -> Struct:
@@ -56,16 +62,24 @@ class TokenService:
         if self._closing:
             raise ServiceError("shutting_down", "The worker is shutting down: ask again.", 1)
         request = decode(delivery.data, kind)
-        self._running += 1
         try:
-            return await asyncio.to_thread(work, request)
-        finally:
-            self._running -= 1
+            async with asyncio.timeout(ANSWER_WITHIN - MARGIN):
+                return await self._pool.run(work, request)
+        except TimeoutError:  # what has not begun by now never begins
+            raise ServiceError(
+                "overloaded", "The worker is asked for more tokens than it can tell: try again.", 1
+            ) from None
 
     def _tokenize(self, request: TokenizeRequest) -> Tokenized:
         template = self._model.template
         tokens = template.tokenize(template.begun(""), special=True) if request.add_special else []
         tokens += template.tokenize(request.text, request.parse_special)
+        if request.with_pieces and len(tokens) > MAX_PIECES:
+            raise ServiceError(
+                "payload_too_large",
+                f"The answer would have the pieces of {len(tokens):,} tokens, which no message can"
+                " hold: send less text, or leave `with_pieces` out.",
+            )
         pieces = map(self._piece, tokens) if request.with_pieces else ()
         return Tokenized(tuple(tokens), tuple(pieces))
 

@@ -75,3 +75,15 @@ async def test_the_result_of_work_that_nobody_takes_is_discarded() -> None:
     gate.open()
     await pool.close()
     assert discarded == ["done"]
+
+
+async def test_who_waits_when_the_pool_is_closed_is_told_so() -> None:
+    pool, gate = Pool("test", 1, 1), Gate()
+    running, waiting = (asyncio.create_task(pool.run(gate.work)) for _ in range(2))
+    await gate.begun.wait()
+    closing = asyncio.create_task(pool.close())
+    with pytest.raises(ServiceError, match="shutting down"):
+        await waiting
+    gate.open()
+    await closing
+    assert await running == "done"

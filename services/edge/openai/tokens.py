@@ -11,6 +11,7 @@ from services.contract import prompts, subjects
 from services.contract.errors import ServiceError
 from services.contract.messages import ModelName
 from services.contract.tokens import (
+    ANSWER_WITHIN,
     Counted,
     Detokenized,
     DetokenizeRequest,
@@ -23,8 +24,6 @@ from services.edge.openai.routes import TheBodies
 from services.edge.routes import AnyRequest, Tenant, TheBus, TheWorkers, check_bus
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders
-
-TIMEOUT = 5.0  # seconds; half a MiB of text takes one
 
 K = TypeVar("K", bound=Struct)
 
@@ -89,7 +88,7 @@ async def _ask(
         raise ServiceError("model_not_found", f"There is no model {model!r}.")
     for worker_id in order:
         try:
-            return await bus.request(subject(worker_id), message, kind, TIMEOUT)
+            return await bus.request(subject(worker_id), message, kind, ANSWER_WITHIN)
         except (NoResponders, TimeoutError):
             continue
     raise workers.absence()

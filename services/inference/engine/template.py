@@ -93,6 +93,11 @@ class PlainText:
             )
         return self._whole_prompt("prompt", list(text), room)
 
+    @property
+    def longest_token(self) -> int:
+        """The most bytes of a text that one token stands for."""
+        return self._tokenizer.longest_token
+
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Return the tokens of any text; with `special`, what names a control token becomes it."""
         return self._tokenizer.tokenize(text, special)

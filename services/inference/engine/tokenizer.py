@@ -25,7 +25,8 @@ class Said(NamedTuple):
 
 class Tokenizer:
     """
-    `own` is what the template itself writes.
+    `own` is what the template itself writes. `longest_token` is the most bytes of a text that one
+    token stands for.
 
     Markers are the tokens that could forge something: control tokens, and what the template uses.
     A user-defined token of one character, or of spaces, is no marker: it is a letter like another.
@@ -34,6 +35,7 @@ class Tokenizer:
     def __init__(self, backend: Backend, own: str) -> None:
         self._backend = backend
         self._special = backend.special_tokens()
+        vocabulary = range(backend.vocabulary_size)
         used = {id for part in parts.split(own) for id in backend.tokenize(part, special=True)}
         self._markers = {
             id: text
@@ -42,6 +44,8 @@ class Tokenizer:
         }
         self._named = re.compile(any_of(self._markers.values()))
         self._longest = max(map(len, self._markers.values()), default=0)
+        texts = (token.text.encode() for token in self._special.values())
+        self.longest_token = max(map(len, (*texts, *map(backend.piece, vocabulary))))
         self._anchor = backend.tokenize(_ANCHOR, special=False) if self._adds_space() else []
 
     def tokenize(self, text: str, special: bool, before: Sequence[int] = ()) -> list[int]:

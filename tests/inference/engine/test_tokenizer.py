@@ -123,6 +123,10 @@ def test_a_long_ordinary_text_has_the_tokens_that_it_has_in_one_piece(name: str)
     for kind, text in ORDINARY.items():
         whole = threads.submit(partial(vocabulary._tokenize, text.encode(), True)).result()
         assert tokenizer.tokenize(text, special=True) == whole, kind
+        assert len(whole) >= len(text.encode()) // tokenizer.longest_token
+    for dense in (" ", "=", "-", "\n", "\t", "a", "中"):
+        tokens = tokenizer.tokenize(dense * 5000, special=True)
+        assert len(tokens) >= len((dense * 5000).encode()) // tokenizer.longest_token
     threads.close()
     vocabulary.close()
 

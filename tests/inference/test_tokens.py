@@ -1,6 +1,7 @@
 """What a worker tells of tokens, on a real bus."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,6 +11,7 @@ from services.contract.conversation import ChatMessage
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, ModelInfo
 from services.contract.tokens import (
+    ANSWER_WITHIN,
     Counted,
     Detokenized,
     DetokenizeRequest,
@@ -19,7 +21,7 @@ from services.contract.tokens import (
 from services.inference.engine.backend import SpecialToken
 from services.inference.engine.template import ChatTemplate
 from services.inference.models import Model
-from services.inference.tokens import TokenService
+from services.inference.tokens import QUEUE, TokenService
 from services.runtime.bus import Bus
 from tests.inference.engine.test_template import CHATML
 from tests.inference.fake_backend import FakeBackend
@@ -28,11 +30,29 @@ from tests.inference.vocabulary import ADDED, WithMarkers
 INFO = ModelInfo("fake", "digest", 1000, 0)
 
 
+class Slow(WithMarkers):
+    """Remembers what it was asked to tokenize, and does it once it may."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        super().__init__(FakeBackend({}), [SpecialToken("<|im_start|>", True)])
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        self.seen.append(text)
+        assert self.may_go_on.wait(30)
+        return super().tokenize(text, special)
+
+
 @pytest.fixture
-async def bus(nats_url: str) -> AsyncIterator[Bus]:
+def backend() -> Slow:
+    return Slow()
+
+
+@pytest.fixture
+async def bus(nats_url: str, backend: Slow) -> AsyncIterator[Bus]:
     async with Bus.connect(nats_url, "test") as bus:
-        marker = SpecialToken("<|im_start|>", True)
-        backend = WithMarkers(FakeBackend({}), [marker])
         template = ChatTemplate(CHATML, backend, bos="<|im_start|>", eos="", adds_bos=True)
         service = TokenService(bus, "w", Model(INFO, backend, template, (INFO,)))
         await service.open()
@@ -43,7 +63,7 @@ async def bus(nats_url: str) -> AsyncIterator[Bus]:
 
 
 async def ids(bus: Bus, request: TokenizeRequest) -> list[int]:
-    found = await bus.request(subjects.tokenize("w"), request, Tokenized)
+    found = await bus.request(subjects.tokenize("w"), request, Tokenized, 2 * ANSWER_WITHIN)
     return list(found.tokens)
 
 
@@ -89,3 +109,36 @@ async def test_a_conversation_is_counted_also_where_it_does_not_fit(bus: Bus) ->
 async def test_many_at_once_are_all_answered(bus: Bus) -> None:
     found = await asyncio.gather(*(ids(bus, TokenizeRequest(str(n))) for n in range(50)))
     assert [bytes(tokens).decode() for tokens in found] == [str(n) for n in range(50)]
+
+
+async def occupy(bus: Bus, backend: Slow) -> asyncio.Task[list[int]]:
+    """A request that holds the thread until the backend may go on."""
+    backend.may_go_on.clear()
+    running = asyncio.create_task(ids(bus, TokenizeRequest("first")))
+    while "first" not in backend.seen:
+        await asyncio.sleep(0.01)
+    return running
+
+
+async def test_what_the_queue_has_no_room_for_is_refused_at_once(bus: Bus, backend: Slow) -> None:
+    running = await occupy(bus, backend)
+    asked = [asyncio.create_task(ids(bus, TokenizeRequest(f"{i}"))) for i in range(QUEUE + 5)]
+    done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+    refused = done.pop().exception()
+    assert isinstance(refused, ServiceError) and refused.code == "overloaded"
+    assert "queue is full" in refused.message and refused.retry_after
+    backend.may_go_on.set()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert sum(isinstance(answer, list) for answer in answers) == QUEUE
+    assert bytes(await running).decode() == "first"
+
+
+async def test_what_nobody_waits_for_any_more_is_not_begun(bus: Bus, backend: Slow) -> None:
+    running = await occupy(bus, backend)
+    request = TokenizeRequest("too late")
+    with pytest.raises(ServiceError, match="more tokens than it can tell"):
+        await ids(bus, request)
+    backend.may_go_on.set()
+    assert isinstance(*await asyncio.gather(running, return_exceptions=True), ServiceError)
+    await ids(bus, TokenizeRequest("next"))
+    assert backend.seen[-1] == "next" and "too late" not in backend.seen

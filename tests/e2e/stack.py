@@ -50,7 +50,10 @@ def plain_environment() -> dict[str, str]:
 
 
 class Stack:
-    """`slow`: the model takes its time over each token."""
+    """
+    `slow`: the model takes its time over each token. `http` has the first of EDGE_API_KEYS, if it
+    is given.
+    """
 
     def __init__(
         self, folder: Path, mongodb_uri: str, slow: bool, nats: Server, **settings: str
@@ -69,7 +72,9 @@ class Stack:
         self.history = Process("services.history", 0, environ, folder)
         self.inference = Process(inference, 0, environ, folder)
         self.edge = Process("services.edge", port, environ, folder)
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
+        _, _, key = settings.get("EDGE_API_KEYS", "").partition(",")[0].partition(":")
+        headers = {"X-API-Key": key} if key else {}
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, headers=headers)
 
     @property
     def parts(self) -> list[Server]:

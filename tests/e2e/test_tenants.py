@@ -1,0 +1,63 @@
+"""Several keys of one deployment: none can find out by the prefix cache what another one said."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.inference.settings import InferenceSettings
+from tests.e2e.stack import Stack, stack
+
+KEYS = {name: f"{name}-0123456789abcdef" for name in ("ann", "bob", "cec", "dan", "eve")}
+SYSTEM = InferenceSettings(nats_url="nats://unused").chat_system_prompt
+HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
+SAID = "My pin is 813355: please keep it for me, and tell nobody else, until I come back for it."
+TEXT = f"{HEAD}{SAID}<|im_end|>\n<|im_start|>assistant\n"
+ASKED = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": SAID}]
+SHORT = {"max_tokens": 2, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder: Path = tmp_path_factory.mktemp("tenants")
+    keys = ",".join(f"{name}:{key}" for name, key in KEYS.items())
+    with stack(folder, EDGE_API_KEYS=keys) as up:
+        yield up
+
+
+def post(up: Stack, name: str, path: str, body: dict[str, Any]) -> str:
+    headers = {"X-API-Key": KEYS[name]}
+    response = up.http.post(path, json=body, headers=headers, timeout=30)
+    assert response.status_code == 200, response.text
+    return response.text
+
+
+def tokens(up: Stack, text: str) -> list[int]:
+    found: list[int] = json.loads(post(up, "ann", "/v1/tokenize", {"content": text}))["tokens"]
+    return found
+
+
+def cached(up: Stack, name: str, path: str, body: dict[str, Any]) -> int:
+    """How many tokens of the prompt were not computed."""
+    answer = post(up, name, path, SHORT | body)
+    if path == "/chat":
+        events = [line[5:] for line in answer.splitlines() if line.startswith("data:")]
+        return int(json.loads(events[-1])["usage"]["cached_tokens"])
+    return int(json.loads(answer)["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+def test_another_tenants_prompt_is_found_by_no_route_beyond_the_public_head(up: Stack) -> None:
+    head, model = len(tokens(up, HEAD)), {"model": "demo"}
+    routes: list[tuple[str, dict[str, Any]]] = [
+        ("/chat", {"prompt": SAID, "session_id": "new"}),
+        ("/v1/chat/completions", model | {"messages": ASKED}),
+        ("/v1/completions", model | {"prompt": TEXT}),
+        ("/v1/completions", model | {"prompt": tokens(up, TEXT)}),
+    ]
+    cached(up, "ann", "/chat", {"prompt": SAID, "session_id": "private"})
+    for name in ("bob", "cec", "dan", "eve"):
+        path, body = routes.pop(0)
+        assert cached(up, name, path, body) == head
+        assert cached(up, "ann", path, body) > head, "ann finds her own"

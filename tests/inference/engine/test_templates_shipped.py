@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from functools import cache, partial
 from itertools import pairwise
 from os.path import commonprefix
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pytest
 
+from services.contract.conversation import ChatMessage
 from services.contract.messages import Turn
 from services.inference.engine import jinja
 from services.inference.engine.backend import Backend, SpecialToken
@@ -252,3 +253,12 @@ def test_whatever_is_asked_prompts_begin_with_a_head_that_holds_no_question(
     head = here.chat.heads("be kind")[0]
     assert all(prompt[: len(head)] == head for prompt in prompts)
     assert len(commonprefix(prompts)) - len(head) <= 1, "nearly all that they have in common"
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_a_conversation_has_no_fewer_tokens_than_messages(name: str) -> None:
+    here = case(name, "qwen2")
+    for count in (1, 3, 9):
+        roles: tuple[Literal["user", "assistant"], ...] = ("user", "assistant")
+        messages = [ChatMessage(roles[i % 2], "a") for i in range(count)]
+        assert len(here.chat.tokens_of(messages, ())) >= count

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from services.contract import prompts
 from services.contract.errors import ServiceError
 from services.contract.history import Context
-from services.contract.messages import Origin, Sampling
+from services.contract.messages import ChatRequest, Origin, Sampling
 from services.inference import origins
 from services.inference.calls import Call
 from services.inference.engine import constraints, resumed

@@ -8,6 +8,7 @@ Each character becomes a lexeme of its own. llguidance's lexer takes the longest
 
 import re
 from collections.abc import Iterator
+from itertools import accumulate
 
 from services.inference.engine.grammar import GrammarError
 
@@ -60,7 +61,7 @@ class _Translator:
         for name, lark in self._names.items():
             if lark not in self._rules:
                 raise GrammarError(f"its rule `{name}` is not defined")
-        return "\n".join(f"{name}: {' '.join(parts)}" for name, parts in self._rules.items())
+        return "\n".join(f"{name}: {_body(name, parts)}" for name, parts in self._rules.items())
 
     def _take(self, kind: str, match: re.Match[str]) -> None:
         if kind == "newline":
@@ -120,6 +121,41 @@ class _Translator:
     def _name(self, name: str) -> str:
         """In lower case, so that Lark takes it for a rule and not for a lexeme."""
         return self._names.setdefault(name, f"r{len(self._names)}")
+
+
+def _body(name: str, parts: list[str]) -> str:
+    """
+    Return the rule's alternatives, with its recursion on the right as a repetition, which
+    llguidance follows without a parser state for each time: `r: a r | b` as `r: (a)* (b)`.
+    """
+    group = list(_alternatives(parts[1:-2])) if _is_optional_group(parts) else []
+    ways = [*group, [NOTHING]] if group else list(_alternatives(parts))
+    again = [" ".join(way[:-1]) for way in ways if len(way) > 1 and way[-1] == name]
+    ends = [" ".join(way) for way in ways if way[-1] != name]
+    if not again or not ends:
+        return " ".join(parts)
+    return f"({' | '.join(again)})* ({' | '.join(ends)})"
+
+
+def _is_optional_group(parts: list[str]) -> bool:
+    """Return whether all of the rule is one `( … )?`."""
+    if parts[0] != "(" or parts[-1] != "?":
+        return False
+    depths = accumulate({"(": 1, ")": -1}.get(part, 0) for part in parts)
+    return list(depths).index(0) == len(parts) - 2
+
+
+def _alternatives(parts: list[str]) -> Iterator[list[str]]:
+    """Yield what stands between the `|` outside of parentheses."""
+    depth, way = 0, list[str]()
+    for part in parts:
+        depth += {"(": 1, ")": -1}.get(part, 0)
+        if part == "|" and depth == 0:
+            yield way
+            way = []
+        else:
+            way.append(part)
+    yield way
 
 
 def _lex(text: str) -> Iterator[re.Match[str]]:

@@ -162,8 +162,9 @@ def test_the_same_seed_writes_the_same_by_a_grammar(llama: Llama) -> None:
         ),
         'root ::= (\n "x" |\n [\\u00e9-\\U0001F600]+ )? [^\\x41]\r\n',
         'root ::= word "z" | "x" "yz" | "xy" "w"\nword ::= [a-z]+',
+        'root ::= "a" root | [b-d]+ root | item ("," root)?\nitem ::= ([x-z] item)?',
     ],
-    ids=["json", "c", "arithmetic", "repetitions", "escapes", "lexemes that begin alike"],
+    ids=["json", "c", "arithmetic", "repetitions", "escapes", "lexemes", "right recursion"],
 )
 def test_the_same_tokens_are_allowed_as_by_llama_cpp(llama: Llama, rules: str) -> None:
     vocabulary = llama._vocabulary
@@ -238,6 +239,10 @@ def test_characters_of_several_bytes_are_followed_byte_by_byte() -> None:
         ('root ::= "a" later\nlater ::= later "b" | ""', ["a", "abb"], ["b"]),
         ('root ::= a root "z" | "x"\na ::= b\nb ::= "" | "y"', ["x", "yxz", "yyxzz"], ["y"]),
         ('root ::= "a"{2} "b"{1,} "c"{0,2}', ["aab", "aabbcc"], ["ab", "aabccc"]),
+        ('root ::= "a" root | root "b" | "c"', ["c", "aac", "cb", "aacbb"], ["a", "ab", "cc"]),
+        ("root ::= ([a-c] root)?", ["", "abc"], ["d"]),
+        ('root ::= ("a" root) | ("b")?', ["", "ab", "aa"], ["ba"]),
+        ('root ::= "a" root | root', [], ["", "a"]),
     ],
 )
 def test_gbnf_means_what_it_says(rules: str, fits: list[str], fits_not: list[str]) -> None:
@@ -317,6 +322,14 @@ def test_what_would_take_for_ever_is_followed_or_given_up_soon(llama: Llama, rul
     except GrammarError as error:
         assert "too " in str(error).lower() or "max" in str(error)
     assert max(slowest, time.thread_time() - began) < 1
+
+
+@pytest.mark.parametrize("rules", ['root ::= [a-z ] root | "."', 'root ::= s "."\ns ::= (. s)?'])
+def test_a_rule_that_ends_with_itself_is_followed_to_any_length(rules: str) -> None:
+    grammar = compile_lark(to_lark(rules), BYTES)
+    for byte in b"many words " * 500:
+        grammar.accept(byte)
+    assert grammar.allowed()[ord(".")]
 
 
 def test_a_chain_of_rules_does_not_end_the_process() -> None:

@@ -54,7 +54,7 @@ class Case(NamedTuple):
 
 
 def _schema(schema: dict[str, Any]) -> Sampling:
-    return Sampling(response_format=JsonSchemaFormat(JsonSchema("x", schema)))
+    return Sampling(response_format=JsonSchemaFormat(JsonSchema(schema)))
 
 
 CASES = (

@@ -57,8 +57,8 @@ class JsonSchema(Struct, frozen=True, omit_defaults=True):
     `description`.
     """
 
-    name: Annotated[str, Meta(max_length=64)]
     schema: dict[str, Any]
+    name: Annotated[str, Meta(max_length=64)] = ""
     strict: bool | None = None
     description: str | None = None
 

@@ -71,7 +71,7 @@ def test_logprobs_come_back_and_are_left_out_where_there_are_none() -> None:
     [
         TextFormat(),
         JsonObjectFormat(),
-        JsonSchemaFormat(JsonSchema("person", {"type": "object"}, strict=True)),
+        JsonSchemaFormat(JsonSchema({"type": "object"}, "person", strict=True)),
     ],
     ids=str,
 )
@@ -171,6 +171,14 @@ def test_a_native_caller_needs_to_send_a_prompt_and_nothing_else() -> None:
 
 def test_a_field_that_is_not_known_yet_is_ignored() -> None:
     assert decode(b'{"prompt":"hi","mood":"good"}', ChatRequest).prompt == "hi"
+
+
+@pytest.mark.parametrize("more", [{}, {"name": "x", "strict": None, "description": "a flag"}])
+def test_a_schema_needs_no_name_and_may_be_described(more: dict[str, Any]) -> None:
+    form = {"type": "json_schema", "json_schema": {"schema": {}} | more}
+    body = msgspec.json.encode({"prompt": "hi", "response_format": form})
+    request = decode(body, ChatRequest)
+    assert isinstance(request.response_format, JsonSchemaFormat)
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,30 @@ def test_a_grammar_holds_and_a_bad_one_is_refused(client: openai.OpenAI) -> None
     assert error.value.param == "grammar"
 
 
+def test_a_form_that_repeats_itself_is_answered_whole(client: openai.OpenAI) -> None:
+    """Where the same tokens would be taken for a loop in talk."""
+    zeros = {"type": "array", "items": {"const": 0}, "minItems": 100, "maxItems": 100}
+    form: Any = {
+        "type": "json_schema",
+        "json_schema": {"name": "mask", "description": "all zero", "schema": zeros, "strict": True},
+    }
+    got = client.chat.completions.create(
+        model="demo", messages=HI, response_format=form, max_tokens=900
+    )
+    assert got.choices[0].finish_reason == "stop"
+    assert json.loads(got.choices[0].message.content or "") == [0] * 100
+
+
+def test_a_schema_that_can_not_be_held_is_refused_by_its_keyword(client: openai.OpenAI) -> None:
+    tags = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": tags}}
+    client.chat.completions.create(model="demo", messages=HI, response_format=form, max_tokens=1)
+    form["json_schema"]["strict"] = True
+    with pytest.raises(openai.BadRequestError, match="`properties.tags.uniqueItems`") as error:
+        client.chat.completions.create(model="demo", messages=HI, response_format=form)
+    assert error.value.param == "response_format"
+
+
 def test_a_token_that_is_banned_is_not_said(up: Stack, client: openai.OpenAI) -> None:
     def say(bias: dict[str, int]) -> list[int]:
         got = client.chat.completions.create(

@@ -65,7 +65,7 @@ async def test_a_schema_reaches_the_worker_as_it_was_sent(
     async with scripted_worker(nats_url, HELLO) as worker:
         answer = await http.post("/chat", json={"prompt": "hi", "response_format": form})
     assert answer.status_code == 200
-    assert worker.requests[0][1].response_format == JsonSchemaFormat(JsonSchema("n", schema, True))
+    assert worker.requests[0][1].response_format == JsonSchemaFormat(JsonSchema(schema, "n", True))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from tests.inference.fake_backend import FakeBackend
 from tests.inference.scripted import ANSWERS, Worker, text, worker
 from tests.servers import nats_server, running
 
-SCHEMA_OF_NOTHING = JsonSchemaFormat(JsonSchema("nothing", {"type": "mystery"}))
+SCHEMA_OF_NOTHING = JsonSchemaFormat(JsonSchema({"type": "mystery"}))
 
 
 async def test_an_answer_comes_in_the_order_of_the_contract(fast: Worker) -> None:

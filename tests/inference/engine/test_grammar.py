@@ -110,7 +110,7 @@ def test_json_object_is_json_however_hot_the_model_is(llama: Llama) -> None:
 
 
 def test_a_schema_holds_with_its_enum_its_required_and_its_nested_parts(llama: Llama) -> None:
-    form = JsonSchemaFormat(JsonSchema("person", PERSON))
+    form = JsonSchemaFormat(JsonSchema(PERSON, "person"))
     ended = 0
     for seed in range(12):
         text, is_whole = write(llama, temperature=1.5, top_k=40, seed=seed, response_format=form)

@@ -38,7 +38,6 @@ SEEDED = Sampling(temperature=0.8, top_k=40, top_p=0.95, repeat_penalty=1.2, see
 TEXT = "Grüße, 世界! 👩‍👩‍👧 naïve 🙂🙂 words\n\nUnbelievably  so.\nUser: no"
 PERSON = JsonSchemaFormat(
     JsonSchema(
-        "person",
         {
             "type": "object",
             "properties": {

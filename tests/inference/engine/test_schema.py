@@ -27,7 +27,7 @@ def fits(schema: dict[str, Any], text: str, is_strict: bool = True) -> bool:
 
 def ask(schema: dict[str, Any], strict: bool | None) -> None:
     """As a request does. Raises ServiceError."""
-    form = JsonSchemaFormat(JsonSchema("s", schema, strict))
+    form = JsonSchemaFormat(JsonSchema(schema, strict=strict))
     constraints.grammar(Sampling(response_format=form), None, BYTES)
 
 

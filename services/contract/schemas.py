@@ -96,7 +96,7 @@ def _kept(node: Any, path: str, left_out: list[str]) -> Any:
             key = "anyOf"  # the branches are told apart; llguidance would have to prove it
         if _is_held(key, value):
             kept[key] = _inside(key, _spelled(key, value), f"{path}{key}", _kept_in(left_out))
-        elif not _says_nothing(key, value):
+        elif not _says_nothing(key, value, node):
             left_out.append(f"{path}{key}")
     return _bounded(kept)
 
@@ -138,7 +138,9 @@ def _spelled(key: str, value: Any) -> Any:
     return value
 
 
-def _says_nothing(key: str, value: Any) -> bool:
+def _says_nothing(key: str, value: Any, node: Json) -> bool:
+    if key == "format":
+        return "string" not in str(node.get("type", "string"))  # `int32` and the like, of numbers
     return any(value == empty and type(value) is type(empty) for empty in NOT_HELD.get(key, ()))
 
 

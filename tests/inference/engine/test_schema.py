@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 import re
 from typing import Any
 
@@ -111,6 +112,7 @@ def test_without_strict_the_rest_of_the_schema_holds(
         {"examples": [{"$ref": "other.json"}, {"maxLength": 10**9}]},
         {"default": {"minItems": "two", "uniqueItems": True}},
         {"uniqueItems": False},
+        {"anyOf": [{"type": ["integer", "null"], "format": "int32"}, {}]},
         {"propertyNames": {"type": "string"}},
         {"unevaluatedProperties": True},
         {"$schema": "http://json-schema.org/schema#"},
@@ -406,3 +408,34 @@ def test_schema_can_not_set_the_options_of_the_library() -> None:
 def test_value_of_another_type_is_another(values: tuple[Any, Any]) -> None:
     one, other = values
     assert fits({"const": one}, json.dumps(one)) and not fits({"const": one}, json.dumps(other))
+
+
+KEYWORDS = """
+    type properties required additionalProperties patternProperties minProperties items anyOf oneOf
+    prefixItems minItems maxItems enum const allOf $ref $defs format pattern minLength maxLength
+    minimum maximum exclusiveMinimum multipleOf uniqueItems not if propertyNames discriminator $id
+""".split()
+VALUES = ["object", "string", "integer", "#/$defs/a", '^[^"]+$', "date", -1, 0, 1.5, 3, True, None]
+
+
+def anything(dice: random.Random, depth: int = 3) -> Any:
+    """A schema that keywords and values of any kind are put into."""
+    kind = dice.random()
+    if depth == 0 or kind < 0.3:
+        return dice.choice(VALUES)
+    if kind < 0.45:
+        return [anything(dice, depth - 1) for _ in range(dice.randint(0, 3))]
+    names = dice.sample([*KEYWORDS, "a"], dice.randint(0, 4))
+    return {name: anything(dice, depth - 1) for name in names}
+
+
+def test_whatever_is_sent_as_a_schema_is_taken_or_refused() -> None:
+    dice, taken = random.Random(1), 0
+    for _ in range(500):
+        schema = {name: anything(dice) for name in dice.sample(KEYWORDS, dice.randint(0, 4))}
+        try:
+            ask(schema, dice.choice([True, None]))
+            taken += 1
+        except ServiceError as error:
+            assert error.code == "invalid_request" and "panic" not in error.message, schema
+    assert 20 < taken < 480

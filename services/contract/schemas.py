@@ -156,13 +156,16 @@ def _inside(key: str, value: Any, path: str, change: Callable[[Any, str], Any]) 
 
 
 def _joins(node: Any) -> bool:
-    """Return whether a value must fit two schemas at once: closing one excludes the other."""
+    """
+    Return whether a value must fit two schemas at once, or one and not another: closing one of them
+    would change what that says.
+    """
     if not isinstance(node, dict):
         return False
     places = node.keys() & IN_PLACE
     both = len(places) > 1 or bool(places and node.keys() & OF_OBJECTS)
     several = isinstance(node.get("allOf"), list) and len(node["allOf"]) > 1
-    found = [both or several]
+    found = [both or several or "oneOf" in node]
     for key, value in node.items():
         _inside(key, value, "", lambda part, _: found.append(_joins(part)))
     return any(found)

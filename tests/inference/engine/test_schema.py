@@ -101,6 +101,14 @@ def test_without_strict_the_rest_of_the_schema_holds(
     assert fits(schema, taken, is_strict=False) and not fits(schema, refused, is_strict=False)
 
 
+def test_one_of_branches_that_may_both_fit_is_refused_where_strict() -> None:
+    """Also where they would be apart if no further properties were allowed."""
+    branches = {"oneOf": [object_of(a=STRING), {"type": "object", "properties": {"b": STRING}}]}
+    with pytest.raises(ServiceError, match="oneOf"):
+        ask(branches, True)
+    ask(branches, None)
+
+
 @pytest.mark.parametrize(
     "keywords",
     [

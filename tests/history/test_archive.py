@@ -177,7 +177,7 @@ def nested(levels: int) -> dict[str, Any]:
 
 
 def with_schema(**schema: Any) -> Exchange:
-    form = JsonSchemaFormat(JsonSchema("x", schema))
+    form = JsonSchemaFormat(JsonSchema(schema))
     return replace(exchange("x"), sampling=Sampling(response_format=form))
 
 

@@ -69,7 +69,7 @@ async def test_exchange_that_bson_cannot_hold_stays_readable_everywhere(
     own_nats: Server, own_bus: Bus, mongo: Server, session_id: str
 ) -> None:
     schema = {"properties": {"a\0": {"maximum": 2**64 - 1}, "$b": {}}}
-    form = JsonSchemaFormat(JsonSchema("x", schema))
+    form = JsonSchemaFormat(JsonSchema(schema))
     unfit = replace(exchange("unfit"), sampling=Sampling(response_format=form))
     async with history(url_of(own_nats), uri_of(mongo)):
         await connected(own_bus)

@@ -309,7 +309,7 @@ def test_an_answer_with_a_schema_beside_tools_is_a_call_or_fits_it(name: str) ->
 
 
 def test_a_bad_schema_beside_tools_is_named() -> None:
-    form = JsonSchemaFormat(JsonSchema("x", {"type": "mystery"}))
+    form = JsonSchemaFormat(JsonSchema({"type": "mystery"}))
     asked = Sampling(response_format=form)
     call = template().functions.call(TOOLS, "auto", None, answer_lark(asked))
     with pytest.raises(ServiceError, match="`response_format` can't be used"):

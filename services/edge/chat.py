@@ -9,12 +9,14 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
+from msgspec import Raw
 
 from services.client.chat import ChatClient, new_request_id
 from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, Prompt
+from services.edge import limits
 from services.edge.answers import Answers
 from services.edge.claims import Claims
 from services.edge.routes import AnyRequest, Tenant, TheBus, TheWorkers, check_bus
@@ -110,8 +112,11 @@ def read_prompt(body: bytes) -> Prompt:
     if not body.strip():
         raise ServiceError("invalid_request", f"The body is empty. {EXAMPLE}.")
     try:
+        limits.check_sizes(decode(body, dict[str, Raw]))
         prompt = decode(body, ChatBody)
     except ServiceError as error:
+        if error.code != "invalid_request":
+            raise
         raise ServiceError("invalid_request", f"{error} {EXAMPLE}.") from error
     prompts.check(prompt)
     return prompt

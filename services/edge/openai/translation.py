@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from services.contract.errors import ServiceError
+from services.edge import limits
 from services.edge.openai import fields
 from services.edge.openai.bodies import MOST_PROMPTS
 from services.edge.openai.fields import Fields
@@ -19,14 +20,9 @@ from services.edge.openai.fields import Fields
 Object = dict[str, Raw]
 T = TypeVar("T")
 
-# So that no body holds up everybody else: what is counted here is decoded or looked at one by one.
-MAX_PARTS = 10_000  # objects and lists in `tools` or a schema
 MAX_MESSAGES = 10_000
-MAX_OBJECTS = 4_000  # messages where one needs translation, their parts and calls, tools
-MAX_FIELDS = 1_000  # of an object
-MAX_BYTES = 65_536  # of a field that is neither conversation, prompt, tools nor schema
-LARGE = {"messages", "prompt", "tools", "response_format", "json_schema", "guided_json"}
-LARGE |= {"structured_outputs", "grammar", "guided_grammar"}
+MAX_OBJECTS = 4_000
+"""Messages where one needs translation, their parts and calls, tools: looked at one by one."""
 MAX_LIMIT = 1_000_000  # tokens; a larger max_tokens is no other wish
 SEEDS = 2**32 - 1
 LIKELIEST = 1e-6  # a top_p that leaves one token, as 0 does elsewhere
@@ -75,8 +71,7 @@ class Translation:
         Return the honoured fields that say something, and note the others. Raises
         ServiceError(invalid_request) for one that is refused.
         """
-        if len(given) > MAX_FIELDS:
-            raise _too_many(f"The object at `{path}` has more than {MAX_FIELDS:,} fields")
+        limits.check_fields(given, path)
         kept: dict[str, Any] = {}
         for name, value in given.items():
             if name in kind.honoured:
@@ -94,15 +89,13 @@ class Translation:
         """Raises ServiceError(payload_too_large)."""
         self._objects += len(objects)
         if self._objects > MAX_OBJECTS:
-            raise _too_many(
+            raise limits.too_many(
                 f"The body has more than {MAX_OBJECTS:,} messages, parts, calls and tools"
             )
 
     def _body(self, given: Object, kind: Fields) -> dict[str, Any]:
         body = self.keep(given, kind, "$")
-        for name, part in body.items():
-            if name not in LARGE and len(memoryview(part)) > MAX_BYTES:
-                raise _too_many(f"The field `{name}` has more than {MAX_BYTES:,} bytes")
+        limits.check_sizes(body)
         for name, value in VALUES.items():
             if name in body:
                 body[name] = value(_decode(body[name], Any, f"$.{name}"))
@@ -119,8 +112,6 @@ class Translation:
     def _form(self, body: dict[str, Any]) -> None:
         """Put what the answer must be into response_format or grammar, whoever's field says it."""
         given = [name for name in ("response_format", *fields.FORMS) if name in body]
-        for name in given:
-            _check_parts(name, body[name])
         found = [form for name in given if (form := self._form_of(name, body.pop(name)))]
         if len(found) > 1:
             raise _refusal(
@@ -252,7 +243,6 @@ class Translation:
     def _tools(self, given: Raw | None) -> list[dict[str, Any]]:
         if given is None:
             return []
-        _check_parts("tools", given)
         tools = _decode(given, list[Object], "$.tools")
         self._count(tools)
         read = [self._tool(tool, f"$.tools[{number}]") for number, tool in enumerate(tools)]
@@ -345,13 +335,6 @@ def _choice_form(choices: list[str]) -> dict[str, Any]:
     return {"grammar": f"root ::= {' | '.join(literals)}"}
 
 
-def _check_parts(field: str, value: Raw) -> None:
-    """By counting alone, since decoding them would hold up everybody else."""
-    data = bytes(value)
-    if data.count(b"{") + data.count(b"[") > MAX_PARTS:
-        raise _too_many(f"The field `{field}` has more than {MAX_PARTS:,} objects and lists")
-
-
 def _decode(value: Any, kind: type[T], path: str) -> T:
     """Raises ServiceError(invalid_request) with the place."""
     try:
@@ -364,10 +347,6 @@ def _decode(value: Any, kind: type[T], path: str) -> T:
 def _refusal(what: str, path: str) -> ServiceError:
     place = f" - at `{path}`" if path != "$" else ""
     return ServiceError("invalid_request", f"{what}{place}.")
-
-
-def _too_many(what: str) -> ServiceError:
-    return ServiceError("payload_too_large", f"{what}: send less.")
 
 
 def _whole(value: Any) -> Any:

@@ -117,4 +117,9 @@ FUNCTION = Fields(
     honoured(Function), names("title cache_control input_examples response returns annotations")
 )
 FORMAT = Fields(names("type json_schema schema"), names("name strict description"))
+OUTPUTS = Fields(
+    names("json choice grammar json_object"),
+    names("backend disable_fallback disable_any_whitespace whitespace_pattern"),
+    {name: _REFUSED["guided_regex"] for name in ("regex", "structural_tag")},
+)
 SCHEMA = Fields(honoured(JsonSchema), names("description title"))

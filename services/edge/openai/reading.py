@@ -41,7 +41,7 @@ class BodyReader:
     async def read(self, request: AnyRequest, kind: type[B]) -> B:
         """Raises ServiceError, which names the field and its place."""
         translation = Translation()
-        body = _read(await request.body(), kind, translation)
+        body = parse(await request.body(), kind, translation)
         unknown = [name for name, is_known in translation.ignored.items() if not is_known]
         if unknown and self._is_strict:
             path, _, name = f"$.{unknown[0]}".rpartition(".")
@@ -67,7 +67,8 @@ async def name_ignored(message: Message, scope: Scope) -> None:
         message["headers"] = [*message["headers"], (HEADER.lower().encode(), names.encode())]
 
 
-def _read(data: bytes, kind: type[B], translation: Translation) -> B:
+def parse(data: bytes, kind: type[B], translation: Translation) -> B:
+    """Raises ServiceError."""
     check_utf8(data)  # msgspec does not look at it in what is left undecoded
     given = decode(data, Object)
     if (prompt := given.get("prompt")) and len(data) > prompts.MAX_CONVERSATION_BYTES:

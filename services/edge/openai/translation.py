@@ -24,6 +24,7 @@ MAX_MESSAGES = 10_000
 MAX_OBJECTS = 4_000
 """Messages where one needs translation, their parts and calls, tools: looked at one by one."""
 MAX_LIMIT = 1_000_000  # tokens; a larger max_tokens is no other wish
+MAX_INTEGER = 2**63
 SEEDS = 2**32 - 1
 LIKELIEST = 1e-6  # a top_p that leaves one token, as 0 does elsewhere
 NOTHING = {b"null", b"false", b'""', b"[]", b"{}"}
@@ -55,7 +56,7 @@ class Translation:
         if tools := self._tools(body.pop("tools", None)):
             body["tools"] = tools
         self._choose_tool(body)
-        if body.get("top_logprobs") == 0 and not _is_true(body.get("logprobs")):
+        if body.get("top_logprobs") == 0 and body.get("logprobs") is not True:
             del body["top_logprobs"]
         return body
 
@@ -127,27 +128,26 @@ class Translation:
             case "response_format":
                 return self._response_format(_decode(value, Object, "$.response_format"))
             case "json_schema" | "guided_json":
-                return _json_form(value)
+                return _json_form(value, f"$.{name}")
             case "guided_choice":
                 return _choice_form(_decode(value, list[str], f"$.{name}"))
             case "guided_grammar":
                 return {"grammar": value}
-        outputs = _decode(value, Object, f"$.{name}")
-        outputs = {key: part for key, part in outputs.items() if bytes(part) not in NOTHING}
-        match [*outputs]:
+        path = f"$.{name}"
+        given = self.keep(_decode(value, Object, path), fields.OUTPUTS, path)
+        asked = [key for key, part in given.items() if bytes(part) not in NOTHING]
+        if len(asked) > 1:
+            raise _refusal(f"The field `{name}` says more than once what the answer must be", "$")
+        match asked:
             case ["json"]:
-                return _json_form(outputs["json"])
+                return _json_form(given["json"], f"{path}.json")
             case ["choice"]:
-                return _choice_form(_decode(outputs["choice"], list[str], f"$.{name}.choice"))
+                return _choice_form(_decode(given["choice"], list[str], f"{path}.choice"))
             case ["grammar"]:
-                return {"grammar": outputs["grammar"]}
+                return {"grammar": given["grammar"]}
             case ["json_object"]:
                 return {"response_format": {"type": "json_object"}}
-            case []:
-                return None
-        raise _refusal(
-            f"The field `{name}` can have one of json, choice, grammar and json_object here", "$"
-        )
+        return None
 
     def _response_format(self, given: Object) -> dict[str, Any] | None:
         path = "$.response_format"
@@ -157,7 +157,7 @@ class Translation:
             return None
         if kind == b'"json_object"' and "schema" in form or kind == b'"json_schema"':
             if "json_schema" not in form and "schema" in form:
-                return _json_form(form["schema"])
+                return _json_form(form["schema"], f"{path}.schema")
             if "json_schema" in form:
                 path += ".json_schema"
                 schema = _decode(form["json_schema"], Object, path)
@@ -187,6 +187,8 @@ class Translation:
             message["content"] = refusal
         elif "content" in given:  # null
             message["content"] = ""
+        if "tool_call_id" in message:
+            message["tool_call_id"] = _text(message["tool_call_id"])
         self._calls(message, path)
         return message
 
@@ -198,7 +200,7 @@ class Translation:
                 read = (self._part(part, f"{path}[{n}]") for n, part in enumerate(parts))
                 return [part for part in read if part is not None]
             case b"{":  # a tool's result
-                return bytes(given).decode()
+                return _text(given)
         return given
 
     def _part(self, given: Raw, path: str) -> dict[str, Any] | None:
@@ -234,11 +236,8 @@ class Translation:
             if "input" in custom:
                 called["arguments"] = Raw(b'{"input":%b}' % bytes(custom["input"]))
         function = self.keep(called, fields.CALLED, f"{path}.function")
-        arguments = function.get("arguments", "")
-        if not isinstance(arguments, str) and bytes(arguments)[:1] != b'"':
-            arguments = bytes(arguments).decode()
-        function = {"name": function.get("name", ""), "arguments": arguments}
-        return {"id": call.get("id", ""), "type": "function", "function": function}
+        function = {name: _text(function.get(name)) for name in ("name", "arguments")}
+        return {"id": _text(call.get("id")), "type": "function", "function": function}
 
     def _tools(self, given: Raw | None) -> list[dict[str, Any]]:
         if given is None:
@@ -272,13 +271,16 @@ class Translation:
 def _choice(given: dict[str, Any], body: dict[str, Any]) -> Any:
     """As a word, or the named function. Tools that are not allowed are left out of the body."""
     match given:
-        case {"type": "allowed_tools", **rest}:
-            allowed = rest.get("allowed_tools", rest)
-            wanted = [_named(tool) for tool in allowed.get("tools", ())]
+        case {"type": "allowed_tools", "allowed_tools": {"tools": [*allowed], **more}} | {
+            "type": "allowed_tools",
+            "tools": [*allowed],
+            **more,
+        }:
+            wanted = [_named(tool) for tool in allowed]
             tools = body.pop("tools", [])
             if kept := [tool for tool in tools if _tool_name(tool) in wanted]:
                 body["tools"] = kept
-            return allowed.get("mode", "auto")
+            return more.get("mode", "auto")
         case {"type": "auto" | "none" | "required" | "any" as word}:
             return word
         case {"type": "function" | "tool"}:
@@ -313,19 +315,23 @@ def _are_plain(messages: Raw) -> bool:
     return True
 
 
+def _text(given: Raw | None) -> Any:
+    """As a text, whatever JSON it is: a model or another server wrote it."""
+    if given is None:
+        return ""
+    return given if bytes(given)[:1] == b'"' else bytes(given).decode()
+
+
 def _place(path: str) -> str:
     """Without numbers, as the header has it."""
     return _NUMBERS.sub("[]", path).removeprefix("$.")
 
 
-def _is_true(value: Any) -> bool:
-    return value is not None and bytes(value) == b"true"
-
-
-def _json_form(schema: Raw) -> dict[str, Any]:
+def _json_form(schema: Raw, path: str) -> dict[str, Any]:
     """vLLM takes a schema also as a text."""
     if bytes(schema)[:1] == b'"':
-        schema = Raw(msgspec.json.decode(schema).encode())
+        schema = Raw(_decode(schema, str, path).encode())
+        _decode(schema, Object, path)
     json_schema = {"name": "answer", "schema": schema}
     return {"response_format": {"type": "json_schema", "json_schema": json_schema}}
 
@@ -350,15 +356,18 @@ def _refusal(what: str, path: str) -> ServiceError:
 
 
 def _whole(value: Any) -> Any:
-    """JSON knows one kind of number: 12.0 is 12."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """JSON knows one kind of number: 12.0 is 12. What no integer type can hold stays a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    is_whole = isinstance(value, int) or value.is_integer()
+    return int(value) if is_whole and abs(value) < MAX_INTEGER else float(value)
 
 
 def _limit(value: Any) -> Any:
     value = _whole(value)
     if value == -1:
         return None
-    return min(value, MAX_LIMIT) if isinstance(value, int) else value
+    return MAX_LIMIT if isinstance(value, int | float) and value > MAX_LIMIT else value
 
 
 def _seed(value: Any) -> Any:
@@ -366,7 +375,8 @@ def _seed(value: Any) -> Any:
     value = _whole(value)
     if value == -1:
         return None
-    return value % SEEDS if isinstance(value, int) and not isinstance(value, bool) else value
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return value % SEEDS if is_whole else value
 
 
 def _top_k(value: Any) -> Any:

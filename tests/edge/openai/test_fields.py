@@ -169,6 +169,8 @@ TAKEN: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         for arguments in ({}, {"arguments": None}, {"arguments": [1]}, {"arguments": '{"a": '})
     ),
     (called(id=None), {}, ""),
+    (called(id=1, function={"name": 5, "arguments": 6}), {}, ""),
+    ({"structured_outputs": {"json": SCHEMA, "backend": "x"}}, {}, "structured_outputs.backend"),
     (called(id="c" * 300), {}, ""),
     (
         {
@@ -225,7 +227,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"functions": [FUNCTION]}, "functions"),
     ({"modalities": ["text", "audio"], "audio": {"voice": "x"}}, "audio"),
     ({"guided_regex": "a+"}, "guided_regex"),
-    ({"structured_outputs": {"regex": "a+"}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "a+"}}, "regex"),
+    ({"structured_outputs": {"json": SCHEMA, "choice": ["a"]}}, "structured_outputs"),
+    ({"guided_json": "{}}, 5"}, "guided_json"),
     ({"json_schema": SCHEMA, "response_format": FORMAT}, "json_schema"),
     ({"response_format": {"type": "sound"}}, "response_format"),
     ({"response_format": "json"}, "response_format"),

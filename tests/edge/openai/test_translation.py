@@ -1,0 +1,78 @@
+"""Whatever a field holds, it is read or refused; nothing else is raised."""
+
+import itertools
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from services.contract.errors import ServiceError
+from services.edge.openai import fields
+from services.edge.openai.bodies import ChatBody, TextBody, chat_request, text_requests
+from services.edge.openai.reading import parse
+from services.edge.openai.translation import Translation
+
+U = {"role": "user", "content": "x"}
+ODD: list[Any] = [
+    None, True, False, 0, -1, -2, 1.5, 12.0, 1e300, -1e300, 10**30, -(10**30), "", "x", "{}", [],
+    [None], [[]], ["x"], [1], [{}], {}, {"type": None}, {"type": 5}, {"type": "x"},
+    {"type": "function"}, {"type": "function", "function": 5}, {"type": "allowed_tools"},
+    {"type": "allowed_tools", "allowed_tools": 5}, {"type": "allowed_tools", "tools": [5, {}]},
+    {"type": "json_schema"}, {"type": "json_schema", "json_schema": 5}, {"type": "json_object"},
+    {"json": 5}, {"json": "x"}, {"choice": []}, {"choice": 5}, {"grammar": 5}, {"name": 5},
+]  # fmt: skip
+
+
+def read(body: dict[str, Any], kind: type[ChatBody | TextBody]) -> None:
+    try:
+        read = parse(json.dumps(body).encode(), kind, Translation())
+        if isinstance(read, ChatBody):
+            msgspec.json.encode(chat_request(read, ""))
+        else:
+            msgspec.json.encode(text_requests(read, ""))
+    except ServiceError as error:
+        assert error.code in ("invalid_request", "payload_too_large")
+
+
+@pytest.mark.parametrize("name", sorted(fields.CHAT.honoured | fields.CHAT.refused.keys()))
+def test_a_field_of_a_conversation_is_read_or_refused(name: str) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for value in ODD:
+        read({"messages": [U], name: value}, ChatBody)
+        read({"messages": [U], "tools": tools, name: value}, ChatBody)
+
+
+@pytest.mark.parametrize("name", sorted(fields.TEXT.honoured | fields.TEXT.refused.keys()))
+def test_a_field_of_a_text_is_read_or_refused(name: str) -> None:
+    for value in ODD:
+        read({"prompt": "x", name: value}, TextBody)
+
+
+@pytest.mark.parametrize("name", sorted(fields.MESSAGE.honoured))
+def test_a_field_of_a_message_is_read_or_refused(name: str) -> None:
+    for role, value in itertools.product(("user", "assistant", "tool", "function"), ODD):
+        read({"messages": [U, U | {"role": role, name: value}]}, ChatBody)
+
+
+@pytest.mark.parametrize("name", sorted(fields.CALL.honoured | fields.CALLED.honoured))
+def test_a_call_that_is_sent_back_is_never_refused_for_what_a_model_wrote(name: str) -> None:
+    for value in ODD:
+        function = {"name": "f", "arguments": "{}"}
+        if name in function:
+            call: dict[str, Any] = {"id": "1", "function": function | {name: value}}
+        else:
+            call = {"id": "1", "function": function} | {name: value}
+        body = {"messages": [U, {"role": "assistant", "tool_calls": [call]}]}
+        if name in ("id", "name", "arguments"):
+            parse(json.dumps(body).encode(), ChatBody, Translation())
+        else:
+            read(body, ChatBody)
+
+
+@pytest.mark.parametrize("name", sorted(fields.TOOL.honoured | fields.FUNCTION.honoured))
+def test_a_field_of_a_tool_is_read_or_refused(name: str) -> None:
+    for value in ODD:
+        read({"messages": [U], "tools": [{"type": "function", "name": "f", name: value}]}, ChatBody)
+        nested = {"type": "function", "function": {"name": "f", name: value}}
+        read({"messages": [U], "tools": [nested], "tool_choice": "auto"}, ChatBody)

@@ -16,7 +16,7 @@ from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, Prompt
-from services.edge import limits
+from services.edge import sizes
 from services.edge.answers import Answers
 from services.edge.claims import Claims
 from services.edge.routes import AnyRequest, Tenant, TheBus, TheWorkers, check_bus
@@ -112,7 +112,7 @@ def read_prompt(body: bytes) -> Prompt:
     if not body.strip():
         raise ServiceError("invalid_request", f"The body is empty. {EXAMPLE}.")
     try:
-        limits.check_sizes(decode(body, dict[str, Raw]))
+        sizes.check_sizes(decode(body, dict[str, Raw]))
         prompt = decode(body, ChatBody)
     except ServiceError as error:
         if error.code != "invalid_request":

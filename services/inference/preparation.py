@@ -128,17 +128,17 @@ def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
     if resume:
         origins.check(resume, call, model)
     tokens = origins.prompt(origin)
-    chosen = sampling(model, call.sampling, len(tokens))
-    sampler = model.backend.sampler(chosen, _call_form(model, call))
+    call.sampling = sampling(model, call.sampling, len(tokens))
+    sampler = model.backend.sampler(call.sampling, _call_form(model, call))
     stops = _stops(model, call)
     if resume:
-        begun = resumed.answer(resume, chosen, sampler, model.backend, stops)
+        begun = resumed.answer(resume, call.sampling, sampler, model.backend, stops)
     else:
-        begun = Answer(chosen, stops)
+        begun = Answer(call.sampling, stops)
     return Sequence(
         call.sequence_key,
         tokens,
-        chosen,
+        call.sampling,
         sampler,
         call.adapter,
         prompts.conversation(call.tenant, call.request),

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from services.contract.errors import ServiceError
-from services.edge import limits
+from services.edge import sizes
 from services.edge.openai import fields
 from services.edge.openai.bodies import MOST_PROMPTS
 from services.edge.openai.fields import Fields
@@ -72,7 +72,7 @@ class Translation:
         Return the honoured fields that say something, and note the others. Raises
         ServiceError(invalid_request) for one that is refused.
         """
-        limits.check_fields(given, path)
+        sizes.check_fields(given, path)
         kept: dict[str, Any] = {}
         for name, value in given.items():
             if name in kind.honoured:
@@ -90,13 +90,13 @@ class Translation:
         """Raises ServiceError(payload_too_large)."""
         self._objects += len(objects)
         if self._objects > MAX_OBJECTS:
-            raise limits.too_many(
+            raise sizes.too_many(
                 f"The body has more than {MAX_OBJECTS:,} messages, parts, calls and tools"
             )
 
     def _body(self, given: Object, kind: Fields) -> dict[str, Any]:
         body = self.keep(given, kind, "$")
-        limits.check_sizes(body)
+        sizes.check_sizes(body)
         for name, value in VALUES.items():
             if name in body:
                 body[name] = value(_decode(body[name], Any, f"$.{name}"))

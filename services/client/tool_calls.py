@@ -19,7 +19,8 @@ _FIRST_KEY = re.compile(r'\s*\[?\s*\{\s*"([^"\\]*)"')
 _BEGINNING = re.compile(r"\s*\[?\s*(\{.*)?\Z", re.DOTALL)
 _FENCE = re.compile(r"\s*```\w*\s*")
 _FENCE_BEGINNING = re.compile(r"\s*(`{0,2}|```\w*\s*)\Z")
-_FENCED = re.compile(r"\s*```\w*\s*(?P<inner>.*?)\s*(```\s*)?\Z", re.DOTALL)
+_BETWEEN = re.compile(r"[\s},;\]]*")  # two calls
+_BETWEEN_FENCED = re.compile(r"(?:[\s},;\]]|```\w*)*")
 _CALL_KEYS = {"name", "id", "type", "function", *KEYS}
 _JSON = json.JSONDecoder()
 _SIGNS = re.compile(r'["\\{}]')
@@ -50,8 +51,10 @@ class CallReader:
     and turns out to be none is text.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], is_fenced: bool = False) -> None:
+        """`is_fenced`: the text is what follows the beginning of a fence."""
         self._names = names
+        self._between = _BETWEEN_FENCED if is_fenced else _BETWEEN
         self._text = ""  # not told yet
         self._opening = ""  # of the call that `_text` may be
         self._before = ""  # space and the opening, which are text if it is none
@@ -80,7 +83,7 @@ class CallReader:
             while self._step():
                 pass
         if self._step == self._read_fence:
-            self._parts += _calls_in_fence(self._text, self._names) or [Said(self._text)]
+            self._parts += _calls_in_fences(self._text, self._names) or [Said(self._text)]
         elif self._step == self._read_call:
             self._parts.append(Said(self._before + self._text))
         elif self._step == self._read_text and (self._text.strip() or not self._has_called):
@@ -115,7 +118,7 @@ class CallReader:
 
     def _read_fence(self) -> bool:
         """
-        Hold back a fence that the answer begins with for as long as it can be calls and nothing
+        Hold back fences that the answer begins with for as long as they can be calls and nothing
         else, which only the answer's end tells.
         """
         fence = _FENCE.match(self._text)
@@ -123,7 +126,8 @@ class CallReader:
             return False
         if fence:
             inner, closing, after = self._text[fence.end() :].partition("\n```")
-            if not self._is_no_call(inner) and not (closing and after.strip()):
+            goes_on = bool(closing and after.strip()) and not after.lstrip().startswith("`")
+            if not self._is_no_call(inner) and not goes_on:
                 return False
         self._is_start = False
         self._step = self._read_text
@@ -185,8 +189,10 @@ class CallReader:
     def _read_end(self) -> bool:
         """Up to the next call, or to text."""
         self._is_start = False
-        rest = self._text.lstrip(" \n\r\t},;]" + ("`" if self._is_fenced else ""))
-        if not rest or CLOSING.startswith(rest):
+        between = _BETWEEN_FENCED if self._is_fenced else self._between
+        rest = between.sub("", self._text, count=1)
+        is_part_of_fence = between is _BETWEEN_FENCED and "```".startswith(rest)
+        if not rest or CLOSING.startswith(rest) or is_part_of_fence:
             return False
         if rest.startswith(CLOSING):
             self._text = rest[len(CLOSING) :]
@@ -261,13 +267,13 @@ def _written(arguments: Any) -> str:
     return json.dumps(arguments or {}, ensure_ascii=False)
 
 
-def _calls_in_fence(text: str, names: Collection[str]) -> list[Part]:
-    """Return the parts of a fence that has whole calls and nothing else; else none."""
-    fenced = _FENCED.match(text)
-    if fenced is None:
+def _calls_in_fences(text: str, names: Collection[str]) -> list[Part]:
+    """Return the parts of fences that have whole calls and nothing else; else none."""
+    fence = _FENCE.match(text)
+    if fence is None:
         return []
-    reader = CallReader(names)
-    parts = [*reader.push(fenced["inner"]), *reader.flush()]
+    reader = CallReader(names, is_fenced=True)
+    parts = [*reader.push(text[fence.end() :]), *reader.flush()]
     is_whole = not reader.is_within_call and not any(isinstance(part, Said) for part in parts)
     return parts if is_whole else []
 

@@ -31,7 +31,6 @@ _CALL = re.compile(
 )
 _CALL_ID = re.compile(r"[A-Za-z0-9]{9}\Z")
 _NO_ARGUMENTS = ("", "null", '""', "[]", "{}")
-UNPARSED = "unparsed_arguments"
 _NO_PARAMETERS: Json = {"type": "object", "properties": {}}
 _CLOSED: Json = _NO_PARAMETERS | {"additionalProperties": False}
 _MANUAL = """\
@@ -187,10 +186,10 @@ def _call_id(given: str) -> str:
     return given if _CALL_ID.match(given) else hashlib.sha256(given.encode()).hexdigest()[:9]
 
 
-def _arguments(call: ToolCall) -> Json:
+def _arguments(call: ToolCall) -> Json | str:
     """
-    Return the arguments as an object, since templates take one for granted. Text that is none is
-    the value of UNPARSED, so that the model sees what it wrote and can mend it.
+    Return the arguments as an object, as templates expect them, or as the text that a model wrote
+    where it is none: so the model sees its mistake as it made it, and nothing new to imitate.
     """
     text = call.function.arguments
     if text.strip() in _NO_ARGUMENTS:
@@ -199,7 +198,7 @@ def _arguments(call: ToolCall) -> Json:
         arguments = msgspec.json.decode(text, type=Json)
         prompts.check_depth("messages", arguments)
     except (msgspec.DecodeError, RecursionError, ServiceError):
-        return {UNPARSED: text}
+        return text
     return arguments
 
 
@@ -218,8 +217,10 @@ def _spelled(messages: Sequence[ChatMessage]) -> Iterator[Json]:
 
 
 def _spelled_call(call: ToolCall) -> str:
-    said = {"name": call.function.name, "arguments": _arguments(call)}
-    return HERMES.open + json.dumps(said, ensure_ascii=False) + HERMES.close
+    arguments = _arguments(call)
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    name = json.dumps(call.function.name, ensure_ascii=False)
+    return f'{HERMES.open}{{"name": {name}, "arguments": {text}}}{HERMES.close}'
 
 
 def _with_manual(messages: list[Json], tools: Sequence[Tool]) -> Iterator[Json]:

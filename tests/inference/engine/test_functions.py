@@ -264,8 +264,9 @@ def test_a_schema_may_refer_to_itself() -> None:
 @pytest.mark.parametrize("arguments", ["[1", "[1]", '{"a":' * 70 + "1" + "}" * 70])
 def test_arguments_that_are_no_json_object_are_shown_as_they_were_written(arguments: str) -> None:
     call = ToolCall("1", FunctionCall("go", arguments))
-    said = shown(QWEN, ASK, ChatMessage("assistant", tool_calls=(call,)))
-    assert json.dumps({"unparsed_arguments": arguments}) in said
+    called = (ASK, ChatMessage("assistant", tool_calls=(call,)))
+    assert f'{{"name": "go", "arguments": {json.dumps(arguments)}}}' in shown(QWEN, *called)
+    assert f'{{"name": "go", "arguments": {arguments}}}' in shown(CHATML, *called)
 
 
 @pytest.mark.parametrize("arguments", ["", " ", "null", "[]", '""', "{}"])

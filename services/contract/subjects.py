@@ -22,6 +22,12 @@ REPLY_HEADER = "Chat-Reply"
 
 HISTORY_STREAM = "HISTORY"
 HISTORY_LOG = "history.log.>"
+HISTORY_RESCUED_STREAM = "HISTORY_RESCUED"
+HISTORY_RESCUED = "history.rescued.>"
+HISTORY_RESCUED_RECORDS = "history.rescued.record.>"
+HISTORY_RESCUED_LOCK = "history.rescued.lock"
+HISTORY_RESCUED_WHOLE = "history.rescued.whole"
+HISTORY_RESCUED_EMPTIED = "history.rescued.emptied"
 HISTORY_PROBE = "history.log.probe"
 """Where history tries whether the log takes records; no session has it."""
 HISTORY_STATUS = "history.status"
@@ -231,14 +237,30 @@ def log(key: str) -> str:
     return f"history.log.{key}"
 
 
+def rescued(key: str) -> str:
+    """Where a record of the session is kept while its log is repaired."""
+    return f"history.rescued.record.{key}"
+
+
+def key_of_rescued(subject: str) -> str:
+    return subject.removeprefix("history.rescued.record.")
+
+
 def log_of_tenant(tenant: str) -> str:
     """All of the tenant's log subjects."""
     return f"history.log.{tenant}.>"
 
 
 def matches(pattern: str, subject: str) -> bool:
-    """Of a subject that may end in a wildcard."""
-    return subject == pattern or (pattern.endswith(">") and subject.startswith(pattern[:-1]))
+    """Whether the subject is one of the pattern's, which may have wildcards."""
+    wanted, tokens = pattern.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        wanted = wanted[:-1]
+        if len(tokens) <= len(wanted):
+            return False
+        tokens = tokens[: len(wanted)]
+    pairs = zip(wanted, tokens, strict=False)
+    return len(wanted) == len(tokens) and all(w in ("*", t) for w, t in pairs)
 
 
 def key_of_log(subject: str) -> str:

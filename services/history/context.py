@@ -66,6 +66,16 @@ def _is_activity(entry: Entry, snapshot: Snapshot) -> bool:
     return not isinstance(entry.record, Unreadable)
 
 
+def cut(snapshot: Snapshot, last_seq: int) -> Snapshot:
+    """As of a log that ends here: what comes after it is applied."""
+    return replace(
+        snapshot,
+        applied_seq=min(snapshot.applied_seq, last_seq),
+        epoch=min(snapshot.epoch, last_seq),
+        erased=min(snapshot.erased, last_seq),
+    )
+
+
 def forget(snapshot: Snapshot, before: datetime) -> Snapshot:
     """Without the turns that are older."""
     if all(turn.logged_at >= before for turn in snapshot.turns):

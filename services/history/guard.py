@@ -1,12 +1,13 @@
-"""Whether the log takes records, so that no answer is generated that could not be stored."""
+"""Whether the log can be used, so that no answer is generated that could not be stored."""
 
 import asyncio
 import logging
 from contextlib import AbstractAsyncContextManager
 
 from services.contract.errors import ErrorCode, ServiceError
+from services.history.checkup import Checkup
 from services.history.log import Log
-from services.runtime.streams import NoRoom, StreamUnavailable
+from services.runtime.streams import Damaged, NoRoom, StreamState, StreamUnavailable
 from services.runtime.supervised import Fail, Loop
 
 PROBE_INTERVAL = 1.0  # seconds between two probes of a log that takes nothing
@@ -18,24 +19,43 @@ log = logging.getLogger(__name__)
 
 class Guard:
     """
-    Probes the log once an append has failed, and again until it takes records. In the meantime
-    chats are refused.
+    Checks the log at start, after a reconnect and when its figures go back; probes it once an
+    append has failed. While it can't be used, that is repeated, and chats are refused.
     """
 
     def __init__(self, history: Log, fail: Fail) -> None:
         self._log = history
         self._loop = Loop("log guard", self._step, fail)
+        self._checkup = Checkup(history)
+        self._last: StreamState | None = None
         self._doubts = 0
-        self._settled = asyncio.Event()
-        self._settled.set()
+        self._is_probed = False
+        self._is_restarted = True  # and not checked since
+        self._settled = asyncio.Event()  # not before the first check
         self.refusal: ServiceError | None = None
 
     def running(self) -> AbstractAsyncContextManager[None]:
         return self._loop.running(is_cancelled=True)
 
-    def doubt(self) -> None:
-        """An append has failed, here or at a worker."""
+    @property
+    def warning(self) -> str | None:
+        return self.refusal.message if self.refusal else self._checkup.warning
+
+    def see(self, state: StreamState) -> None:
+        """Has the log checked if it has lost records, or its figures contradict each other."""
+        last, self._last = self._last, state
+        if last and (state.last_seq < last.last_seq or state.is_whole < last.is_whole):
+            self.doubt(is_probed=False)
+
+    def restarted(self) -> None:
+        """NATS is there again, maybe with another store."""
+        self._is_restarted = True
+        self.doubt(is_probed=False)
+
+    def doubt(self, is_probed: bool = True) -> None:
+        """An append has failed, here or at a worker; or (`is_probed` False) a check is due."""
         self._doubts += 1
+        self._is_probed |= is_probed
         self._settled.clear()
         self._loop.hurry()
 
@@ -49,16 +69,21 @@ class Guard:
         if self._settled.is_set() and self.refusal is None:
             return AT_REST
         doubts = self._doubts
-        self._see(await self._probe())
+        self._see(await self._check())
         if doubts == self._doubts:
             self._settled.set()
+            self._is_probed = self.refusal is not None
+        if self.refusal is None:
+            self._is_restarted = False
         return PROBE_INTERVAL if self.refusal else AT_REST
 
-    async def _probe(self) -> ServiceError | None:
+    async def _check(self) -> ServiceError | None:
         try:
-            await self._log.probe()
+            await self._checkup.run(self._is_probed, self._is_restarted)
         except NoRoom as error:
             return _refusal("history_full", error)
+        except Damaged as error:
+            return _damaged(error)
         except StreamUnavailable as error:
             return _refusal("history_unavailable", error)
         return None
@@ -74,7 +99,17 @@ class Guard:
 def _refusal(code: ErrorCode, error: StreamUnavailable) -> ServiceError:
     return ServiceError(
         code,
-        f"The sessions' log takes no records ({error}), so that no answer could be stored: make"
-        " room on the disk of nats-server, and restart it if it does not recover by itself.",
+        f"The sessions' log takes no records ({error}), so that no answer could be stored: check"
+        " that NATS runs with JetStream (nats-server -js) and has room on its disk, and restart it"
+        " if that does not help.",
+        RETRY_AFTER,
+    )
+
+
+def _damaged(error: Damaged) -> ServiceError:
+    return ServiceError(
+        "history_unavailable",
+        f"The store of the sessions' log is damaged ({error}): if two nats-servers run in one"
+        " folder, end one of them; then restart the other, and what can be read is rescued.",
         RETRY_AFTER,
     )

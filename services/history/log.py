@@ -16,9 +16,10 @@ from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.history import Erased, Exchange, LogRecord
-from services.history.context import Snapshot
+from services.history import requests
+from services.history.context import Snapshot, cut
 from services.history.entry import Entry, Unreadable, read
-from services.history.requests import RequestIndex
+from services.history.rescue import Rescue
 from services.runtime.bus import Bus
 from services.runtime.consumers import Consumer, Pending
 from services.runtime.streams import (
@@ -64,7 +65,7 @@ class Log:
         self._stream = Stream(bus, subjects.HISTORY_STREAM)
         self._snapshots = Bucket(bus, subjects.SESSIONS_BUCKET)
         self._saving = Consumer(bus, subjects.HISTORY_STREAM, SAVING)
-        self.requests = RequestIndex(bus, replicas)
+        self.requests = requests.RequestIndex(bus, replicas)
         self._bus = bus
         self._database = ""
         self._archive: Consumer | None = None
@@ -112,13 +113,16 @@ class Log:
                 subjects.HISTORY_LOG, MAX_BYTES, self._retention, self._replicas
             )
             await self._snapshots.ensure(self._retention, self._replicas)
-            await self._saving.ensure(ACK_WAIT, MAX_ACK_PENDING)
-            await self.requests.ensure()
-            if self._archive:
-                await self._ensure_archive(self._archive)
+            await self._ensure_consumers()
         except StreamUnavailable as error:
             return str(error)
         return ""
+
+    async def _ensure_consumers(self) -> None:
+        await self._saving.ensure(ACK_WAIT, MAX_ACK_PENDING)
+        await self.requests.ensure()
+        if self._archive:
+            await self._ensure_archive(self._archive)
 
     async def state(self) -> StreamState:
         return await self._stream.state()
@@ -187,6 +191,81 @@ class Log:
                 )
                 return appended.seq
         raise Conflict
+
+    async def rewind_consumers(self, all_of_them: bool = False) -> list[str]:
+        """
+        Has those that are ahead of the log begin anew: to do once more what they did does no harm.
+        Returns their names.
+        """
+        last_seq = (await self._stream.state()).last_seq
+        consumers = {SAVING: self._saving, requests.DURABLE: self.requests.consumer}
+        consumers |= {ARCHIVE: self._archive} if self._archive else {}
+        ahead = [n for n, c in consumers.items() if all_of_them or await c.is_ahead(last_seq)]
+        for name in ahead:
+            await consumers[name].delete()
+        await self._ensure_consumers()
+        return ahead
+
+    async def are_snapshots_ahead(self) -> bool:
+        """Whether the one that was saved last is of records that the log does not have."""
+        newest = await self._snapshots.before("", None)
+        if newest is None or not newest[1].data:
+            return False
+        snapshot = self._decode(newest[0], newest[1].data)
+        return snapshot.applied_seq > (await self._stream.state()).last_seq
+
+    async def cut_snapshots(self) -> None:
+        """
+        Has snapshots of records that the log lost go on from its end. Their turns stay: they are
+        all that is left of these records.
+        """
+        last_seq = (await self._stream.state()).last_seq
+        before: int | None = None
+        while (found := await self._snapshots.before("", before)) is not None:
+            key, value = found
+            snapshot = self._decode(key, value.data) if value.data else Snapshot()
+            if snapshot.applied_seq > last_seq:
+                last = await self.last(key)
+                end = last.seq if last else last_seq
+                await self.keep(key, cut(snapshot, end), value.revision)
+            before = value.revision
+
+    async def reset_snapshots(self) -> None:
+        """Keeps only those of sessions that the log has nothing of; the saver makes the others."""
+        last_seq = (await self._stream.state()).last_seq
+        values = await self._snapshots.readable()
+        await self._snapshots.purge()
+        for key, value in values.items():
+            if value.data and await self.last(key) is None:
+                await self.keep(key, cut(self._decode(key, value.data), last_seq), 0)
+
+    async def is_suspect(self) -> bool:
+        """Whether JetStream's figures contradict each other, or it can't find the last record."""
+        state = await self._stream.state()
+        end = await self._stream.get(state.last_seq) if state.messages else None
+        if end is None:
+            return not state.is_whole
+        last = await self._stream.last(end.subject)
+        return not state.is_whole or last is None or last.seq < end.seq
+
+    async def is_being_rescued(self) -> bool:
+        """By another process, or one that died."""
+        return await self._rescue().is_under_way()
+
+    async def rescue(self) -> int | None:
+        """
+        Empties a damaged log and appends again what can be read of it; the number of records. None
+        if another process is doing it.
+        """
+        rescue = self._rescue()
+        if (moved := await rescue.run()) is not None:
+            await self.reset_snapshots()
+            await self.rewind_consumers(all_of_them=True)
+            await rescue.finish()
+        return moved
+
+    def _rescue(self) -> Rescue:
+        return Rescue(self._bus, self._stream, self.append)
 
     async def probe(self) -> None:
         """Raises StreamUnavailable if the log takes no records."""

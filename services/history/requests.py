@@ -51,7 +51,7 @@ class RequestIndex:
         self._replicas = replicas
         self._log = Stream(bus, subjects.HISTORY_STREAM)
         self._bucket = Bucket(bus, subjects.REQUESTS_BUCKET)
-        self._consumer = Consumer(bus, subjects.HISTORY_STREAM, DURABLE)
+        self.consumer = Consumer(bus, subjects.HISTORY_STREAM, DURABLE)
 
     async def ensure(self) -> None:
         """
@@ -59,21 +59,21 @@ class RequestIndex:
         before the bucket is made, whenever this process may die. Raises StreamUnavailable.
         """
         if not await self._bucket.exists():
-            await self._consumer.delete()
+            await self.consumer.delete()
         replicas = self._replicas or await self._log.replicas()
         await self._bucket.ensure(KEPT_FOR.total_seconds(), replicas)
         since = datetime.now(UTC) - KEPT_FOR
-        await self._consumer.ensure(ACK_WAIT, MAX_ACK_PENDING, since)
+        await self.consumer.ensure(ACK_WAIT, MAX_ACK_PENDING, since)
 
     async def close(self) -> None:
-        await self._consumer.close()
+        await self.consumer.close()
 
     async def find(self, tenant: str, request_id: str) -> Position | None:
         """
         Return where the exchange is, or was: it may have been erased or dropped since. Raises
         StreamUnavailable, also while the index is rebuilt.
         """
-        progress = await self._consumer.progress()  # first: what it counts as folded is found
+        progress = await self.consumer.progress()  # first: what it counts as folded is found
         value = await self._bucket.get(subjects.answer_entry(tenant, request_id))
         if value and (position := _position(value.data)):
             return position
@@ -93,7 +93,7 @@ class RequestIndex:
         return None
 
     async def unfolded(self, batch: int, timeout: float) -> Sequence[Pending]:
-        return await self._consumer.fetch(batch, timeout)
+        return await self.consumer.fetch(batch, timeout)
 
     async def add(self, entry: Entry) -> None:
         """Nothing happens if the record is not an exchange. Raises StreamUnavailable."""

@@ -36,7 +36,7 @@ from services.history.sessions import Sessions
 from services.history.settings import DEFAULT_MONGODB, HistorySettings
 from services.history.trimmer import Trimmer
 from services.runtime.bus import Bus
-from services.runtime.streams import Conflict, NoRoom, StreamUnavailable
+from services.runtime.streams import Conflict, Damaged, NoRoom, StreamUnavailable
 from services.runtime.supervised import Fail
 
 
@@ -80,18 +80,18 @@ class History:
         if not request.is_answered:
             self._quota.check()
             await self._guard.check()
-        with _as_service_error():
+        with self._asking():
             return await self._contexts.of(_key(subject, request.session_id))
 
     async def _on_messages(self, subject: str, request: MessagesRequest) -> Messages:
         tenant = subjects.tenant_of_history(subject)
         key = subjects.session_key(tenant, request.session_id) if request.session_id else None
-        with _as_service_error():
+        with self._asking():
             return await self._sessions.messages(tenant, key, request.limit, request.before)
 
     async def _on_sessions(self, subject: str, request: SessionsRequest) -> SessionPage:
         tenant = subjects.tenant_of_history(subject)
-        with _as_service_error():
+        with self._asking():
             return await self._sessions.list(tenant, request.limit, request.before)
 
     async def _on_describe(self, subject: str, request: DescribeRequest) -> Session:
@@ -100,7 +100,7 @@ class History:
             return await self._sessions.describe(key, request.description, request.request_id)
 
     async def _on_export(self, subject: str, request: ExportRequest) -> ExportPage:
-        with _as_service_error():
+        with self._asking():
             return await self._sessions.export(_key(subject, request.session_id), request.after)
 
     async def _on_import(self, subject: str, request: ImportRequest) -> Empty:
@@ -114,7 +114,7 @@ class History:
         return Empty()
 
     async def _on_exchange(self, subject: str, request: ExchangeRequest) -> Exchange:
-        with _as_service_error():
+        with self._asking():
             found = await self._sessions.find(
                 subjects.tenant_of_history(subject), request.request_id
             )
@@ -135,6 +135,15 @@ class History:
         with self._changing():
             await self._sessions.erase(_key(subject, request.session_id), request.request_id)
         return Empty()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        with _as_service_error():
+            try:
+                yield
+            except Damaged:
+                self._guard.doubt()
+                raise
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -158,7 +167,7 @@ class History:
             unarchived=unarchived,
             unreadable=self._archive.unreadable,
             log_limit=state and state.limit,
-            warning=refusal.message if refusal else self._quota.warning,
+            warning=self._guard.warning or self._quota.warning,
             refuses=refusal.code if refusal else None,
         )
 
@@ -180,17 +189,22 @@ async def start(stack: AsyncExitStack, settings: HistorySettings, fail: Fail) ->
     stack.push_async_callback(log.close)
     await log.ensure()
 
-    async def ensure_again() -> None:  # the server may have come back with nothing
-        bus.spawn(log.ensure())
+    guard = Guard(log, fail)
+
+    async def ensure_again() -> None:  # the server may have come back with nothing, or an old store
+        bus.spawn(ensure_and_check())
+
+    async def ensure_and_check() -> None:
+        await log.ensure()
+        guard.restarted()
 
     bus.on_reconnect(ensure_again)
     contexts, quota = Contexts(log, settings, bus.spawn), Quota()
-    guard = Guard(log, fail)
     await stack.enter_async_context(guard.running())
     await stack.enter_async_context(Archiver(log, archive, fail).running())
     await stack.enter_async_context(Saver(log, contexts, fail).running())
     await stack.enter_async_context(Indexer(log.requests, fail).running())
-    await stack.enter_async_context(Trimmer(log, contexts, quota, fail).running())
+    await stack.enter_async_context(Trimmer(log, contexts, quota, guard, fail).running())
     sessions = Sessions(log, archive, contexts)
     await History(log, archive, contexts, sessions, quota, guard).serve(bus)
     stack.push_async_callback(bus.leave)

@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 
 from services.history.contexts import Contexts
 from services.history.entry import Entry, Unreadable
+from services.history.guard import Guard
 from services.history.log import Log
 from services.history.quota import Quota
 from services.runtime.streams import StreamUnavailable
@@ -17,14 +18,17 @@ INTERVAL = 0.2  # seconds; what is said meanwhile must fit what a full log keeps
 
 class Trimmer:
     """
-    Any number of these may run at once. It looks at the log anyway, so it shows the quota what it
-    sees.
+    Any number of these may run at once. It looks at the log anyway, so it shows quota and guard
+    what it sees.
     """
 
-    def __init__(self, history: Log, contexts: Contexts, quota: Quota, fail: Fail) -> None:
+    def __init__(
+        self, history: Log, contexts: Contexts, quota: Quota, guard: Guard, fail: Fail
+    ) -> None:
         self._log = history
         self._contexts = contexts
         self._quota = quota
+        self._guard = guard
         self._loop = Loop("trimmer", self._step, fail)
 
     def running(self) -> AbstractAsyncContextManager[None]:
@@ -40,6 +44,7 @@ class Trimmer:
         """Whether something was dropped."""
         state = await self._log.state()
         self._quota.see(state)
+        self._guard.see(state)
         if state.limit is None or state.drops_old or state.bytes < TRIM_ABOVE * state.limit:
             return False
         until = min(await self._log.archived_until(), state.first_seq + CHUNK - 1)

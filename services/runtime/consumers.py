@@ -85,8 +85,16 @@ class Consumer:
             return False
         return True
 
+    async def is_ahead(self, last_seq: int) -> bool:
+        """Whether it has given out what the stream, whose last message this is, does not have."""
+        given = (await self._info()).delivered
+        return given is not None and (given.stream_seq or 0) > last_seq
+
     async def delete(self) -> None:
-        """Forgets what was acknowledged; nothing if there is no such consumer."""
+        """
+        Forget what was acknowledged: `ensure` then makes one that begins with the first message.
+        Nothing if there is no such consumer.
+        """
         with as_unavailable(), suppress(nats.js.errors.NotFoundError):
             await self._js.delete_consumer(self._stream, self._durable)
 

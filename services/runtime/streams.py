@@ -1,6 +1,6 @@
 """JetStream: a stream, a key-value bucket. Knows bytes and sequences, not records."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import NamedTuple
@@ -10,6 +10,7 @@ import nats.js.errors
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 
+from services.contract import subjects
 from services.runtime.bus import Bus
 
 # nats-server's error codes
@@ -29,6 +30,13 @@ class StreamUnavailable(Exception):
 
 class NoRoom(StreamUnavailable):
     """JetStream refuses, until there is room again."""
+
+
+class Damaged(StreamUnavailable):
+    """
+    The stream contradicts itself: what it acknowledged can't be read, or it is another subject's.
+    So it is after two nats-servers have written to one store.
+    """
 
 
 class Conflict(Exception):
@@ -53,9 +61,16 @@ class StreamState(NamedTuple):
     first_seq: int
     last_seq: int
     messages: int
+    deleted: int  # between the first and the last
     bytes: int
     limit: int | None  # bytes; None: it has none
     drops_old: bool  # at its limit; else it takes nothing more
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each sequence stands for a message, or a deleted one."""
+        span = self.last_seq - self.first_seq + 1
+        return self.messages + self.deleted == span or self.messages == 0
 
 
 class Stream:
@@ -66,7 +81,7 @@ class Stream:
         self.name = name
 
     async def ensure(
-        self, subjects: str, max_bytes: int, max_age: float, replicas: int | None = None
+        self, subject: str, max_bytes: int, max_age: float, replicas: int | None = None
     ) -> None:
         """
         Makes the stream, or updates the age at which its messages go (in seconds, 0: never), and
@@ -82,7 +97,7 @@ class Stream:
                     name=self.name, storage=api.StorageType.FILE, max_bytes=max_bytes
                 )
                 change = self._js.add_stream
-            config.subjects = [subjects]
+            config.subjects = [subject]
             config.allow_direct = True
             config.max_age = max_age
             config.num_replicas = replicas or config.num_replicas
@@ -128,12 +143,35 @@ class Stream:
 
     async def probe(self, subject: str) -> None:
         """
-        Appends an empty message and deletes it. Raises StreamUnavailable if the stream takes none:
-        after a failed write nats-server may still answer reads, and say nothing of it.
+        Appends an empty message, reads it and deletes it. Raises StreamUnavailable if the stream
+        takes none: after a failed write nats-server may still answer reads, and say nothing of it.
         """
         with as_unavailable():
             ack = await self._js.publish(subject, b"")
+        stored = await self.get(ack.seq)
+        if stored is None or stored.subject != subject:
+            raise Damaged(f"{self.name} acknowledges messages that it does not have")
         await self.delete(ack.seq)
+
+    async def purge(self) -> None:
+        """Deletes all messages; the sequence goes on."""
+        with as_unavailable():
+            await self._js.purge_stream(self.name)
+
+    async def remove(self) -> None:
+        """Deletes the stream itself; nothing if there is none."""
+        with as_unavailable(), suppress(nats.js.errors.NotFoundError):
+            await self._js.delete_stream(self.name)
+
+    async def exists(self) -> bool:
+        return await self.replicas() is not None
+
+    async def readable(self) -> AsyncIterator[Stored]:
+        """The messages by their sequences, the oldest first, also where subjects are mixed up."""
+        state = await self.state()
+        for seq in range(max(state.first_seq, 1), state.last_seq + 1):
+            if stored := await self.get(seq):
+                yield stored
 
     async def last(self, subject: str) -> Stored | None:
         """The last message of the subject, which may have wildcards."""
@@ -183,6 +221,7 @@ class Stream:
             state.first_seq,
             state.last_seq,
             state.messages,
+            state.num_deleted or 0,
             state.bytes,
             limit if limit > 0 else None,
             info.config.discard != api.DiscardPolicy.NEW,
@@ -229,10 +268,24 @@ class Bucket:
         stored = await _get(self._js, f"KV_{self._name}", subject=f"$KV.{self._name}.{key}")
         return stored and Value(stored.data, stored.seq)
 
+    async def is_whole(self) -> bool:
+        return (await self._stream.state()).is_whole
+
+    async def readable(self) -> dict[str, Value]:
+        """The keys' last values, also where keys are mixed up."""
+        prefix = f"$KV.{self._name}."
+        found = self._stream.readable()
+        return {
+            each.subject.removeprefix(prefix): Value(each.data, each.seq) async for each in found
+        }
+
+    async def purge(self) -> None:
+        await self._stream.purge()
+
     async def before(self, prefix: str, revision: int | None) -> tuple[str, Value] | None:
         """
-        Of the keys that begin with `prefix`, which ends in a dot, the one that was put last (before
-        this revision), with its value.
+        Of the keys that begin with `prefix`, which is empty or ends in a dot, the one that was put
+        last (before this revision), with its value.
         """
         subject, stream = f"$KV.{self._name}.{prefix}>", self._stream
         stored = await (stream.before(subject, revision) if revision else stream.last(subject))
@@ -280,6 +333,8 @@ async def _get(
                 raise  # there is no such stream
             return None
     assert raw.seq is not None and raw.subject is not None and raw.time is not None
+    if subject is not None and not subjects.matches(subject, raw.subject):
+        raise Damaged(f"{stream} has a message of {raw.subject} as one of {subject}")
     return Stored(raw.seq, raw.subject, raw.data or b"", raw.time)
 
 

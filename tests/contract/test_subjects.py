@@ -83,3 +83,19 @@ def test_tenant_that_is_no_id_is_refused() -> None:
         subjects.tenant_of_history("history.context.ä")
     with pytest.raises(ValueError, match="can't be a tenant"):
         subjects.session_of_key("ä.eA")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "subject", "is_one"),
+    [
+        ("a.b", "a.b", True),
+        ("a.b", "a.c", False),
+        ("a.*", "a.b", True),
+        ("a.*", "a.b.c", False),
+        ("a.>", "a.b.c", True),
+        ("a.>", "a", False),
+        ("a.*.c", "a.b.c", True),
+    ],
+)
+def test_wildcards_match_as_in_nats(pattern: str, subject: str, is_one: bool) -> None:
+    assert subjects.matches(pattern, subject) == is_one

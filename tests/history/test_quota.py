@@ -16,7 +16,7 @@ def seen(percent: int, drops_old: bool = False, limit: int | None = 100 * MIB) -
 
 
 def state(percent: int, drops_old: bool = False, limit: int | None = 100 * MIB) -> StreamState:
-    return StreamState(1, 9, 9, percent * MIB, limit, drops_old)
+    return StreamState(1, 9, 9, 0, percent * MIB, limit, drops_old)
 
 
 def test_a_log_with_room_is_no_warning() -> None:

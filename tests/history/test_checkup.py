@@ -1,0 +1,316 @@
+"""Stores that don't fit: an older copy of one, and one that two nats-servers wrote to."""
+
+import asyncio
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import nats.errors
+import nats.js.errors
+import pytest
+
+from services.contract import subjects
+from services.contract.codec import encode
+from services.contract.errors import ServiceError
+from services.history import checkup as checkup_module
+from services.history import rescue
+from services.history.checkup import Checkup
+from services.history.log import Log
+from services.runtime.bus import Bus
+from services.runtime.deliveries import NoResponders
+from services.runtime.streams import Damaged, Stream, StreamUnavailable
+from tests.history.samples import (
+    TENANT,
+    append,
+    append_many,
+    archived,
+    clear,
+    connected,
+    context,
+    erase,
+    exchange,
+    history,
+    ids,
+    messages,
+    sessions,
+    status,
+    until,
+    url_of,
+)
+from tests.servers import NATS_VERSIONS, NatsVersion, Server, nats_server, running, wait_for
+
+
+@pytest.fixture(params=NATS_VERSIONS)
+def two_servers(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Server, Server]]:
+    """The same store, which each of them takes for its own."""
+    version: NatsVersion = request.param
+    (tmp_path / "store").mkdir()
+    with ExitStack() as stack:
+        servers = []
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+            server = nats_server(tmp_path / name, tmp_path / "store", version=version)
+            stack.callback(server.stop, signal.SIGKILL)
+            servers.append(server)
+        yield servers[0], servers[1]
+
+
+async def publish(bus: Bus, session_id: str, request_id: str) -> None:
+    """Without looking at what is there, which a damaged store might show."""
+    subject = subjects.log(subjects.session_key(TENANT, session_id))
+    with suppress(nats.errors.Error, nats.js.errors.Error, TimeoutError):
+        await bus.jetstream.publish(subject, encode(exchange(request_id)), timeout=1)
+        await Stream(bus, subjects.HISTORY_STREAM).last(subject)
+
+
+async def damage(first: Server, second: Server) -> None:
+    """Both write to the store; `first` has to be started again."""
+    async with Bus.connect(url_of(first), "one") as one, history(url_of(first)):
+        await asyncio.to_thread(second.start)
+        async with Bus.connect(url_of(second), "two") as two, history(url_of(second)):
+            for n in range(6):
+                await publish(one, "a", f"a{n}")
+                await publish(two, "b", f"b{n}")
+                await publish(one if n < 3 else two, "c", f"c{n}")
+                await asyncio.sleep(1)  # in which they write, and drop what they cached
+    for server in (second, first):  # the last one overwrites what the other has written
+        await asyncio.to_thread(stop, server)
+
+
+def stop(server: Server) -> None:
+    """By a signal that it may hang on: nats-server 2.15 does with a damaged store."""
+    server.signal(signal.SIGTERM)
+    with suppress(TimeoutError):
+        wait_for(lambda: server.has_died, "the server's end", 5)
+    server.stop(signal.SIGKILL)
+
+
+@pytest.mark.timeout(120)
+async def test_after_two_servers_wrote_one_store_chats_are_remembered(
+    two_servers: tuple[Server, Server],
+) -> None:
+    first, second = two_servers
+    first.start()
+    async with Bus.connect(url_of(first), "one") as one, history(url_of(first)):
+        await append(one, "old", exchange("old"))
+        await until(lambda: is_listed(one, "old"))
+    await damage(first, second)
+    await asyncio.to_thread(first.start)
+    async with Bus.connect(url_of(first), "one") as bus, history(url_of(first)):
+        await until(lambda: answers(bus), 30)
+        for session in ("old", "a", "b", "c"):
+            shown = await messages(bus, session)
+            assert {message.session_id for message in shown} <= {session}
+            assert {message.id.rstrip("0123456789") for message in shown} <= {session}
+            assert {i.rstrip("0123456789") for i in ids(await context(bus, session))} <= {session}
+        for session in ("a", "b", "new"):
+            for n in range(2):
+                await append(bus, session, exchange(f"{session}-after-{n}"))
+                assert ids(await context(bus, session))[-1] == f"{session}-after-{n}"
+            await until(partial(is_listed, bus, session))
+            assert ids(await messages(bus, session))[-1] == f"{session}-after-1"
+
+
+@pytest.mark.parametrize("version", NATS_VERSIONS)
+async def test_what_a_damaged_store_has_is_rescued(tmp_path: Path, version: NatsVersion) -> None:
+    """
+    One server's messages behind another's, in one file. nats-server 2.9 acknowledges then what it
+    can't find again; later ones read the file as far as it makes sense.
+    """
+    own, other = tmp_path / "own", tmp_path / "other"
+    own.mkdir()
+    await converse(own, version, "old")
+    shutil.copytree(own, other)
+    common = {stream: blocks(own, stream).stat().st_size for stream in STREAMS}
+    await converse(own, version, "a", "c")
+    await converse(other, version, "b")
+    for stream in STREAMS:
+        added = blocks(other, stream).read_bytes()[common[stream] :]
+        append_messages(blocks(own, stream), added)
+    with running(nats_server(own, version=version)) as nats:
+        async with Bus.connect(url_of(nats), "test") as bus, history(url_of(nats)):
+            await until(lambda: answers(bus), 30)
+            assert version == "pinned" or "damaged" in ((await status(bus)).warning or "")
+            for session in ("old", "a", "c"):
+                kept = [f"{session}{n}" for n in range(3)]
+                assert ids(await context(bus, session)) == kept
+                assert ids(await messages(bus, session)) == kept
+                await until(partial(is_listed, bus, session))
+            for session in ("a", "b", "new"):
+                await append(bus, session, exchange("after"))
+                assert ids(await context(bus, session))[-1] == "after"
+                await until(partial(is_listed, bus, session))
+
+
+STREAMS = ("HISTORY", "KV_sessions")
+
+
+def blocks(store: Path, stream: str) -> Path:
+    return store / "jetstream/$G/streams" / stream / "msgs/1.blk"
+
+
+async def converse(store: Path, version: NatsVersion, *session_ids: str) -> None:
+    nats = nats_server(store, version=version)
+    with running(nats):
+        async with Bus.connect(url_of(nats), "test") as bus, history(url_of(nats)):
+            for n in range(3):
+                for session_id in session_ids:
+                    await append(bus, session_id, exchange(f"{session_id}{n}"))
+            for session_id in session_ids:
+                await until(partial(is_listed, bus, session_id))
+        await asyncio.to_thread(nats.stop)
+
+
+def append_messages(file: Path, added: bytes) -> None:
+    """The index is left to the server, which makes it by what is in the file."""
+    file.write_bytes(file.read_bytes() + added)
+    for index in file.parent.iterdir():
+        if index != file:
+            index.unlink()
+
+
+async def answers(bus: Bus) -> bool:
+    try:
+        await context(bus, "a")
+    except ServiceError as error:
+        assert error.code == "history_unavailable"
+        return False
+    return True
+
+
+async def is_listed(bus: Bus, session_id: str) -> bool:
+    try:
+        return session_id in [each.id for each in (await sessions(bus, TENANT)).sessions]
+    except ServiceError:
+        return False
+
+
+class Changing(Log):
+    """A log whose store another server writes to; it counts how often it is emptied."""
+
+    rescues = 0
+
+    async def probe(self) -> None:
+        raise Damaged("it has not what it acknowledged")
+
+    async def rescue(self) -> int | None:
+        self.rescues += 1
+        return 0
+
+
+async def test_only_a_log_that_was_damaged_at_the_start_is_emptied(own_bus: Bus) -> None:
+    log = Changing(own_bus, 0)
+    await log.ensure()
+    checkup = Checkup(log)
+    for _ in range(2 * checkup_module.PROOFS):
+        with pytest.raises(Damaged):
+            await checkup.run(is_probed=True, is_restarted=False)
+    assert log.rescues == 0
+    for _ in range(checkup_module.PROOFS - 1):
+        with pytest.raises(Damaged):
+            await checkup.run(is_probed=True, is_restarted=True)
+    assert log.rescues == 0
+    await checkup.run(is_probed=True, is_restarted=True)
+    assert log.rescues == 1 and "damaged" in (checkup.warning or "")
+    await log.close()
+
+
+async def test_an_older_copy_of_the_store_goes_on_where_it_ends(
+    own_nats: Server, own_bus: Bus, tmp_path: Path, mongodb_uri: str
+) -> None:
+    store, copy = tmp_path / "nats", tmp_path / "copy"
+    async with history(url_of(own_nats), mongodb_uri, mongodb_database=f"test_{id(store)}"):
+        await connected(own_bus)
+        await append(own_bus, "s", exchange("before"))
+        await archived(own_bus)
+        await until(lambda: is_listed(own_bus, "s"))
+        streams = "jetstream/$G/streams"
+        shutil.copytree(store / streams / "HISTORY/msgs", copy)
+        await append_many(own_bus, "s", 5)
+        await archived(own_bus)
+        await until(lambda: is_listed(own_bus, "s"))
+        assert (await status(own_bus)).warning is None
+        await asyncio.to_thread(own_nats.stop, signal.SIGKILL)
+        shutil.rmtree(store / streams / "HISTORY/msgs")
+        shutil.copytree(copy, store / streams / "HISTORY/msgs")
+        await asyncio.to_thread(own_nats.start)
+
+        async def is_reported() -> bool:
+            try:
+                return "older copy" in ((await status(own_bus)).warning or "")
+            except (ServiceError, TimeoutError, NoResponders):
+                return False
+
+        await until(is_reported)
+        for n in range(3):
+            await append(own_bus, "s", exchange(f"after{n}"))
+        assert ids(await context(own_bus, "s"))[-3:] == ["after0", "after1", "after2"]
+        await archived(own_bus)
+        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        shown = ids(await messages(own_bus, "s"))
+        assert shown[0] == "before" and {"after0", "after1", "after2"} <= set(shown)
+
+
+async def test_rescue_keeps_order_clears_and_sessions(own_nats: Server, own_bus: Bus) -> None:
+    async with history(url_of(own_nats)):
+        await append(own_bus, "a", exchange("a0"))
+        await append(own_bus, "b", exchange("b0"))
+        await clear(own_bus, "a")
+        epoch = (await context(own_bus, "a")).epoch
+        await append(own_bus, "a", exchange("late", epoch=0))
+        await append(own_bus, "a", exchange("a1", epoch=epoch))
+        await erase(own_bus, "c")
+        log = Log(own_bus, 0)
+        await log.ensure()
+        before = (await own_bus.jetstream.stream_info(subjects.HISTORY_STREAM)).state.messages
+        assert await log.rescue() == before
+        assert ids(await context(own_bus, "a")) == ["a1"]
+        assert ids(await messages(own_bus, "a")) == ["a0", "late", "a1"]
+        assert ids(await context(own_bus, "b")) == ["b0"]
+        await until(lambda: is_listed(own_bus, "b"))
+        assert not await log.is_being_rescued()
+        assert not await log.is_suspect()
+        await log.close()
+
+
+async def test_interrupted_rescue_is_finished_by_the_next_process(
+    own_nats: Server, own_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with history(url_of(own_nats)):
+        await append_many(own_bus, "s", 6)
+    moved = 0
+    log = Log(own_bus, 0)
+    await log.ensure()
+
+    async def die(key: str, record: object, message_id: str) -> int:
+        nonlocal moved
+        moved += 1
+        if moved > 3:
+            raise StreamUnavailable("killed")
+        return await log.append(key, record, message_id)  # type: ignore[arg-type]
+
+    stream = Stream(own_bus, subjects.HISTORY_STREAM)
+    with pytest.raises(StreamUnavailable):
+        await rescue.Rescue(own_bus, stream, die).run()
+    assert await log.rescue() is None, "its lock holds"
+    monkeypatch.setattr(rescue, "LOCK_TIME", timedelta(0))
+    async with history(url_of(own_nats)):
+        await until(lambda: answers(own_bus))
+        assert ids(await messages(own_bus, "s")) == [f"r{n:03}" for n in range(6)]
+        assert ids(await context(own_bus, "s")) == [f"r{n:03}" for n in range(6)]
+    await log.close()
+
+
+async def test_a_whole_store_is_not_touched(own_nats: Server, own_bus: Bus) -> None:
+    async with history(url_of(own_nats)):
+        await append_many(own_bus, "s", 5)
+        await until(lambda: is_listed(own_bus, "s"))
+    async with history(url_of(own_nats)):
+        assert len(ids(await context(own_bus, "s"))) == 5
+        assert (await status(own_bus)).warning is None
+        state = (await own_bus.jetstream.stream_info(subjects.HISTORY_STREAM)).state
+        assert (state.last_seq, state.messages) == (5, 5)

@@ -51,6 +51,8 @@ CHANNELS = (
     Channel("events", subjects.reply(T, R, "{attempt}"), "The events of an answer.",
             messages.StreamEvent, is_told=True),
     Channel("cancel", subjects.cancel(T, R), "End an answer.", messages.Cancel),
+    Channel("erased", subjects.erased(T), "A session was erased: workers forget its answers.",
+            messages.SessionErased, is_told=True),
     Channel("replay", subjects.replay(T, R), "An answer again, from a character on.",
             messages.ReplayRequest, messages.Replay),
     Channel("replayOfWorker", subjects.direct_replay(W, T, R), "The same, of one worker.",

@@ -322,6 +322,12 @@ class Cancel(Struct, frozen=True, omit_defaults=True):
     reply: str | None = None
 
 
+class SessionErased(Struct, frozen=True):
+    """Workers keep no answer of the session for replay any more."""
+
+    session_id: SessionId
+
+
 class Empty(Struct, frozen=True):
     """A message whose subject says it all."""
 

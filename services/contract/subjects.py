@@ -16,6 +16,7 @@ permissions can hold them.
 REQUEST_ANY_TENANT = "chat.request.*"
 CANCEL_ANY = "chat.cancel.*.*"
 REPLAY_ANY = "chat.replay.*.*"
+ERASED_ANY = "chat.erased.*"
 REPORT_ANY = "chat.worker.*.report"
 REPLY_HEADER = "Chat-Reply"
 """On a request to one worker: the reply subject of the caller, who waits for events there."""
@@ -119,6 +120,15 @@ def target_of_cancel(subject: str) -> tuple[str, str]:
     """(tenant, request id) of a cancel subject."""
     _, _, tenant, request_id = subject.split(".")
     return tenant, request_id
+
+
+def erased(tenant: str) -> str:
+    """Where all workers hear that a session of the tenant was erased."""
+    return f"chat.erased.{tenant}"
+
+
+def tenant_of_erased(subject: str) -> str:
+    return subject.rsplit(".", 1)[1]
 
 
 def replay(tenant: str, request_id: str) -> str:

@@ -22,8 +22,8 @@ from services.edge.sessions import DescriptionBody, Line
 from services.runtime.bus import VERSION
 
 ANSWER = (
-    'id: 5\ndata: {"token": "Hello"}\n\ndata: {"done": true, "finish_reason": "stop", "usage":'
-    ' {"prompt_tokens": 12, "completion_tokens": 2, "cached_tokens": 0}}\n\n'
+    'id: 5\ndata: {"token": "Hello"}\n\nid: end\ndata: {"done": true, "finish_reason": "stop",'
+    ' "usage": {"prompt_tokens": 12, "completion_tokens": 2, "cached_tokens": 0}}\n\n'
 )
 CHUNKS = (
     'data: {"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [{"index": 0,'

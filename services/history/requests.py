@@ -65,6 +65,9 @@ class RequestIndex:
         since = datetime.now(UTC) - KEPT_FOR
         await self.consumer.ensure(ACK_WAIT, MAX_ACK_PENDING, since)
 
+    async def exists(self) -> bool:
+        return await self._bucket.exists()
+
     async def close(self) -> None:
         await self.consumer.close()
 
@@ -132,6 +135,8 @@ class Indexer:
         try:
             fetch = self._index.unfolded(BATCH, FETCH_TIMEOUT)
             batch = await self._loop.unless_stopped(fetch) or []
+            if not batch and not await self._index.exists():
+                raise StreamUnavailable("the request index is lost")
             await self._add_all(batch)
         except StreamUnavailable:  # whoever needs the log reports it
             await self._repair()

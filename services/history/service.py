@@ -23,7 +23,7 @@ from services.contract.history import (
     SessionPage,
     SessionsRequest,
 )
-from services.contract.messages import Empty
+from services.contract.messages import Empty, SessionErased
 from services.history.archive import Archive
 from services.history.archiver import Archiver
 from services.history.contexts import Contexts
@@ -43,6 +43,7 @@ from services.runtime.supervised import Fail
 class History:
     def __init__(
         self,
+        bus: Bus,
         log: Log,
         archive: Archive,
         contexts: Contexts,
@@ -50,6 +51,7 @@ class History:
         quota: Quota,
         guard: Guard,
     ) -> None:
+        self._bus = bus
         self._log = log
         self._archive = archive
         self._contexts = contexts
@@ -57,8 +59,8 @@ class History:
         self._quota = quota
         self._guard = guard
 
-    async def serve(self, bus: Bus) -> None:
-        at = subjects
+    async def serve(self) -> None:
+        at, bus = subjects, self._bus
         endpoints = [
             bus.endpoint("context", at.HISTORY_CONTEXT_ANY, ContextRequest, self._on_context),
             bus.endpoint("messages", at.HISTORY_MESSAGES_ANY, MessagesRequest, self._on_messages),
@@ -134,6 +136,8 @@ class History:
     async def _on_delete(self, subject: str, request: DeleteRequest) -> Empty:
         with self._changing():
             await self._sessions.erase(_key(subject, request.session_id), request.request_id)
+        tenant = subjects.tenant_of_history(subject)
+        await self._bus.publish(subjects.erased(tenant), SessionErased(request.session_id))
         return Empty()
 
     @contextmanager
@@ -206,7 +210,7 @@ async def start(stack: AsyncExitStack, settings: HistorySettings, fail: Fail) ->
     await stack.enter_async_context(Indexer(log.requests, fail).running())
     await stack.enter_async_context(Trimmer(log, contexts, quota, guard, fail).running())
     sessions = Sessions(log, archive, contexts)
-    await History(log, archive, contexts, sessions, quota, guard).serve(bus)
+    await History(bus, log, archive, contexts, sessions, quota, guard).serve()
     stack.push_async_callback(bus.leave)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
-from services.contract.messages import Replay, ReplayRequest
+from services.contract.messages import Replay, ReplayRequest, SessionErased
 from services.inference.calls import Call
 from services.inference.replays import Replays
 from services.runtime.bus import Bus
@@ -28,6 +28,7 @@ class Readers:
         await self._bus.subscribe(subjects.REPLAY_ANY, self._hear_replay)
         mine = subjects.direct_replay(self._worker_id, "*", "*")
         await self._bus.subscribe(mine, self._hear_direct_replay)
+        await self._bus.subscribe(subjects.ERASED_ANY, self._hear_erased)
         await self._bus.subscribe(subjects.unheard_any(self._worker_id), self._hear_unheard)
 
     def begin(self, call: Call) -> None:
@@ -64,6 +65,10 @@ class Readers:
                 return None  # another's by now; here it is about to be forgotten
             call.audience.came()
         return self._replays.of(key, at)
+
+    def _hear_erased(self, delivery: Delivery) -> None:
+        erased = decode(delivery.data, SessionErased)
+        self._replays.forget_session(subjects.tenant_of_erased(delivery.subject), erased.session_id)
 
     def _hear_unheard(self, delivery: Delivery) -> None:
         if delivery.headers.get("Status") != "503":

@@ -3,9 +3,11 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from services.contract import prompts
 from services.contract.codec import decode, encode
 from services.contract.errors import LOST
 from services.contract.messages import (
@@ -21,7 +23,7 @@ from services.contract.messages import (
 
 KEPT_FOR = 60.0  # seconds after an answer's end
 MOST_BYTES = 4 * 2**20  # of all answers that have ended; what runs is bounded by admission
-AROUND = 420  # bytes of memory that one takes beside its own
+AROUND = 560  # bytes of memory that one takes beside its own
 MOST_IN_ONE = 900_000  # bytes of a replay: NATS takes 1 MiB
 LEAST_IN_ONE = 2**15  # bytes of its events, however long the request is
 OVERHEAD = 250  # bytes of an event, were its text empty; on the wire it is less
@@ -40,6 +42,8 @@ class Recording:
         self._clock = clock
         self._accepted_at = clock()
         self._request = replace(request, resume=None)
+        self.is_kept = True
+        """Whether it can be replayed after its end."""
         self._worker_id = worker_id
         self._reply = reply
         self._events: list[StreamEvent] = []
@@ -60,6 +64,11 @@ class Recording:
                 return code not in LOST
         return False
 
+    @property
+    def session_id(self) -> str | None:
+        """The session that the answer is a part of."""
+        return None if prompts.is_stateless(self._request) else self._request.session_id
+
     def replay(self, at: int) -> Replay:
         """For a reader that has `at` characters of the answer."""
         return _part(self._all(self._events), at)
@@ -76,6 +85,12 @@ class Recording:
         return Replay(self._request, self._worker_id, self._reply, tuple(events), age=age)
 
 
+class _Ended(NamedTuple):
+    ended_at: float
+    packed: bytes
+    session_id: str | None
+
+
 class Replays:
     """By key of the request; of several attempts at one, the last is kept."""
 
@@ -85,7 +100,7 @@ class Replays:
         self._most = most_bytes
         self._clock = clock
         self._running: dict[str, Recording] = {}
-        self._ended: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+        self._ended: OrderedDict[str, _Ended] = OrderedDict()
         self._held = 0
 
     def begin(self, key: str, recording: Recording) -> None:
@@ -94,27 +109,38 @@ class Replays:
 
     def end(self, key: str) -> None:
         """Its last event is there; the answers that ended longest ago make room."""
-        if recording := self._running.pop(key, None):
+        recording = self._running.pop(key, None)
+        if recording and recording.is_kept:
             packed = recording.pack()
-            self._ended[key] = (self._clock(), packed)
+            self._ended[key] = _Ended(self._clock(), packed, recording.session_id)
             self._held += len(packed) + AROUND
         self.forget_old()
 
     def forget(self, key: str) -> None:
         self._running.pop(key, None)
         if ended := self._ended.pop(key, None):
-            self._held -= len(ended[1]) + AROUND
+            self._held -= len(ended.packed) + AROUND
+
+    def forget_session(self, tenant: str, session_id: str) -> None:
+        """Answers that still run are forgotten once they have ended."""
+        prefix = f"{tenant}."
+        for key, recording in self._running.items():
+            if key.startswith(prefix) and recording.session_id == session_id:
+                recording.is_kept = False
+        for key, ended in list(self._ended.items()):
+            if key.startswith(prefix) and ended.session_id == session_id:
+                self.forget(key)
 
     def forget_old(self) -> None:
         while self._ended:
-            key, (ended_at, _) = next(iter(self._ended.items()))
-            if self._held <= self._most and self._clock() - ended_at < KEPT_FOR:
+            key, ended = next(iter(self._ended.items()))
+            if self._held <= self._most and self._clock() - ended.ended_at < KEPT_FOR:
                 return
             self.forget(key)
 
     def of(self, key: str, at: int) -> Replay | None:
         if ended := self._ended.get(key):
-            return _part(decode(ended[1], Replay), at)
+            return _part(decode(ended.packed, Replay), at)
         recording = self._running.get(key)
         return recording.replay(at) if recording else None
 

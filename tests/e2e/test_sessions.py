@@ -94,6 +94,13 @@ def test_a_session_of_several_mib_goes_out_and_in_again_and_only_once(
         assert prompts == [f"question {n}" for n in range(150)]
 
 
+def test_answer_of_an_erased_session_is_404_at_once(up: Stack, session_id: str) -> None:
+    address = f"/chat/{up.chat('count to 5', session_id).end['request_id']}"
+    assert up.http.get(address).status_code == 200
+    assert up.http.delete(f"/sessions/{session_id}").status_code == 200
+    assert up.http.get(address).status_code == 404
+
+
 def test_an_answer_whose_session_is_erased_meanwhile_ends_and_is_kept_nowhere(
     up: Stack, mongodb_uri: str, session_id: str
 ) -> None:
@@ -104,6 +111,7 @@ def test_an_answer_whose_session_is_erased_meanwhile_ends_and_is_kept_nowhere(
                 assert up.http.delete(f"/sessions/{session_id}").status_code == 200
                 erased = True
     assert event["done"] and event["stored"] == "none"
+    assert up.http.get(f"/chat/{event['request_id']}").status_code == 404
     assert up.messages(session_id) == [] and session_id not in listed(up)
     time.sleep(1)  # in which the archive would have got it
     assert archived(mongodb_uri, session_id) == 0

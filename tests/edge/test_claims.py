@@ -3,6 +3,7 @@
 import asyncio
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import uuid4
 
 import httpx
@@ -20,6 +21,8 @@ from tests.client.tellers import STORY, teller
 from tests.edge.conftest import edge_on
 from tests.edge.test_chat import JSON, text_of, until_said
 from tests.fakes import history_of
+from tests.history.samples import append, history, url_of
+from tests.servers import nats_server, running
 
 
 @pytest.fixture
@@ -196,6 +199,28 @@ async def test_without_history_no_key_is_claimed(
         assert refused.status_code == 503 and worker.requests == []
         async with history_of(bus, None):
             assert text_of(await http.post("/chat", json=JSON, headers=key)) == STORY
+
+
+async def test_repeat_after_600_other_exchanges_is_answered_from_the_log(
+    tmp_path: Path, key: dict[str, str]
+) -> None:
+    with running(nats_server(tmp_path)) as server:
+        url = url_of(server)
+        async with (
+            Bus.connect(url, "edge") as bus,
+            history(url),
+            edge_on(bus) as http,
+            teller(url) as worker,
+        ):
+            first = await http.post("/chat", json=JSON, headers=key)
+            await append(bus, "default", exchange(first.headers["content-location"]), "_")
+            worker.forget()
+            for number in range(600):
+                await append(bus, f"session {number % 9}", exchange(f"r{number}"), "_")
+            repeat = await http.post("/chat", json=JSON, headers=key)
+            assert text_of(repeat) == STORY
+            assert repeat.headers["content-location"] == first.headers["content-location"]
+            assert len(worker.requests) == 1
 
 
 def exchange(address: str) -> Exchange:

@@ -17,6 +17,7 @@ from services.contract.messages import (
     Failed,
     Replay,
     ReplayRequest,
+    SessionErased,
     Token,
 )
 from services.inference import audience, contact
@@ -74,6 +75,14 @@ async def test_one_that_is_not_known_is_said_so_by_the_worker_that_was_asked_its
         await replay(slow.bus, THE_WORKER)
     with pytest.raises(TimeoutError):
         await replay(slow.bus, EVERYBODY)
+
+
+async def test_answer_of_an_erased_session_is_not_replayed(slow: Worker) -> None:
+    await slow.ask("hi", "s", request_id="r")
+    assert (await replay(slow.bus, THE_WORKER)).events
+    await slow.bus.publish(subjects.erased("_"), SessionErased("s"))
+    with pytest.raises(ServiceError, match="does not know"):
+        await replay(slow.bus, THE_WORKER)
 
 
 async def test_an_answer_is_said_again_to_an_inbox_alone(slow: Worker) -> None:

@@ -2,6 +2,8 @@ import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from msgspec.structs import replace
+
 from services.contract.messages import (
     Accepted,
     ChatRequest,
@@ -121,6 +123,28 @@ def test_many_short_answers_take_no_more_memory_than_a_few_long_ones() -> None:
     tracemalloc.stop()
     assert replays.of("0" * 36, 0) is None
     assert taken < 1.1 * 2**19
+
+
+def test_answers_of_an_erased_session_are_not_kept() -> None:
+    replays = Replays()
+    mine = replace(REQUEST, session_id="mine")
+    stateless = replace(mine, prompt="", text="once")
+    requests = {
+        "t.ended": mine,
+        "t.running": mine,
+        "t.other": REQUEST,
+        "u.ended": mine,
+        "t.text": stateless,
+    }
+    for key, request in requests.items():
+        replays.begin(key, recording(ON, DONE, request=request))
+        if key != "t.running":
+            replays.end(key)
+    replays.forget_session("t", "mine")
+    assert replays.of("t.running", 0), "its reader may lack a part of it"
+    replays.end("t.running")
+    kept = {key for key in requests if replays.of(key, 0)}
+    assert kept == {"t.other", "u.ended", "t.text"}
 
 
 def test_a_later_attempt_takes_the_place_of_an_earlier_one() -> None:

@@ -18,6 +18,8 @@ from services.runtime.bus import Bus
 
 CLAIM_TIME = 2.0  # seconds after which who claimed a request should have found a worker for it
 LOOK_INTERVAL = 0.05  # seconds
+PATIENCE = 9.0  # seconds for history to come back: as many as a worker gives it
+RETRY_INTERVAL = 0.3  # seconds
 
 
 class Claimed(NamedTuple):
@@ -109,11 +111,16 @@ class Answers:
         """Raises ServiceError(conflict) if the log had the exchange, and has it no more."""
         # in this order: what is logged meanwhile was not there to be erased
         was_answered = await claims.was_answered(self._tenant, request_id)
-        try:
-            return await self._stored(request_id)
-        except ServiceError as error:
-            if error.code != "not_found":
-                raise
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return await self._stored(request_id)
+            except ServiceError as error:
+                if error.code == "not_found":
+                    break
+                if error.code != "history_unavailable" or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(RETRY_INTERVAL)
         if was_answered:
             raise ServiceError(
                 "conflict",

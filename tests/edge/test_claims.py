@@ -190,15 +190,19 @@ async def test_answer_that_was_erased_is_not_given_again(
 
 
 async def test_without_history_no_key_is_claimed(
-    http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
+    bus: Bus, nats_url: str, key: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with teller(nats_url) as worker:
+    async with edge_on(bus) as http, teller(nats_url) as worker:
         async with history_of(bus, None):
             pass
-        refused = await http.post("/chat", json=JSON, headers=key)
+        with monkeypatch.context() as patch:
+            patch.setattr(answers, "PATIENCE", 0)
+            refused = await http.post("/chat", json=JSON, headers=key)
         assert refused.status_code == 503 and worker.requests == []
+        asking = asyncio.create_task(http.post("/chat", json=JSON, headers=key))
+        await asyncio.sleep(0.1)
         async with history_of(bus, None):
-            assert text_of(await http.post("/chat", json=JSON, headers=key)) == STORY
+            assert text_of(await asking) == STORY
 
 
 async def test_repeat_after_600_other_exchanges_is_answered_from_the_log(

@@ -148,7 +148,7 @@ async def _events(response: httpx.Response) -> AsyncIterator[tuple[int, dict[str
     """With the answer's length after each."""
     length = 0
     async for line in response.aiter_lines():
-        if line.startswith("id: "):
+        if line.startswith("id: ") and line != "id: end":
             length = int(line[4:])
         elif line.startswith("data: "):
             yield length, json.loads(line[6:])

@@ -225,6 +225,9 @@ async def test_repeat_after_600_other_exchanges_is_answered_from_the_log(
             assert text_of(repeat) == STORY
             assert repeat.headers["content-location"] == first.headers["content-location"]
             assert len(worker.requests) == 1
+            unknown = await asyncio.gather(*(http.get(f"/chat/unknown{n}") for n in range(30)))
+            assert {answer.status_code for answer in unknown} == {404}
+            assert "a day" in unknown[0].json()["error"]["message"]
 
 
 def exchange(address: str) -> Exchange:

@@ -27,7 +27,10 @@ from services.runtime.nats_url import parse_servers
 from services.runtime.settings import BadSetting, BusSettings, load
 
 with contextlib.suppress(ImportError):
-    import readline  # noqa: F401  # arrow keys and a history at the prompt
+    import readline  # arrow keys and a history at the prompt
+
+    # what is pasted is one prompt, whatever lines it has; Python turns this off
+    readline.parse_and_bind("set enable-bracketed-paste on")
 
 CONNECT_TIMEOUT = 3.0  # seconds
 REPORT_TIMEOUT = 1.5  # seconds; a worker reports once a second

@@ -71,6 +71,37 @@ async def test_why_nobody_answers_is_said_and_a_script_can_tell(
     assert said.count(reason) == 2  # before the first prompt, and as its answer
 
 
+async def test_lines_that_are_pasted_are_one_prompt(nats_url: str) -> None:
+    ours, theirs = os.openpty()
+    async with scripted_worker(nats_url, HELLO) as worker:
+        chat = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *CHAT,
+            cwd=ROOT,
+            env=os.environ | {"NATS_URL": nats_url, "TERM": "xterm"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        async with asyncio.timeout(30):
+            await asyncio.to_thread(_read_until, ours, b"> ")
+            os.write(ours, b"\x1b[200~one\ntwo\x1b[201~\r")
+            await asyncio.to_thread(_read_until, ours, b"dich")
+            await asyncio.to_thread(_read_until, ours, b"> ")
+            os.write(ours, b"\x04")
+            await chat.wait()
+    os.close(ours)
+    os.close(theirs)
+    assert [request.prompt for _, request in worker.requests] == ["one\ntwo"]
+    assert chat.returncode == 0
+
+
+def _read_until(terminal: int, text: bytes) -> None:
+    read = b""
+    while text not in read:
+        read += os.read(terminal, 1024)
+
+
 @pytest.mark.parametrize("example", EXAMPLES)
 async def test_an_example_runs_from_the_project_s_folder(
     nats_url: str, example: tuple[str, ...]

@@ -6,7 +6,8 @@ from tests.fakes import HELLO, scripted_worker
 async def test_json_is_compressed_for_who_takes_it(http: httpx.AsyncClient) -> None:
     got = await http.get("/schema/openapi.json", headers={"Accept-Encoding": "br;q=1, gzip"})
     plain = await http.get("/schema/openapi.json", headers={"Accept-Encoding": "identity"})
-    assert got.headers["content-encoding"] == "gzip" and got.headers["vary"] == "accept-encoding"
+    assert got.headers["content-encoding"] == "gzip"
+    assert "accept-encoding" in got.headers["vary"].split(", ")
     assert int(got.headers["content-length"]) < len(got.content) / 4
     assert "content-encoding" not in plain.headers and plain.json() == got.json()
 

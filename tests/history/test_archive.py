@@ -324,6 +324,23 @@ async def test_an_absent_server_is_one_warning_without_the_password(
     assert "container" in caplog.text and "secret" not in caplog.text
 
 
+async def test_an_absent_server_that_nobody_asked_for_is_one_short_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "services.history")
+    uri = f"mongodb://127.0.0.1:{(port := free_port())}/"
+    async with Archive.open(uri, DATABASE, 0, is_optional=True) as archive:
+
+        async def is_said() -> bool:
+            return bool(caplog.records)
+
+        await until(is_said)
+        await archive._look()
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO and len(record.getMessage()) < 100
+    assert f"no MongoDB at 127.0.0.1:{port}" in record.getMessage()
+
+
 async def test_a_host_name_that_does_not_exist_is_an_absent_server(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

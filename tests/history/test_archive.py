@@ -329,7 +329,7 @@ async def test_an_absent_server_that_nobody_asked_for_is_one_short_line(
 ) -> None:
     caplog.set_level(logging.INFO, "services.history")
     uri = f"mongodb://127.0.0.1:{(port := free_port())}/"
-    async with Archive.open(uri, DATABASE, 0, is_optional=True) as archive:
+    async with Archive.open(uri, DATABASE, 0, pytest.fail, is_optional=True) as archive:
 
         async def is_said() -> bool:
             return bool(caplog.records)

@@ -37,7 +37,10 @@ def decode(data: bytes, kind: type[T]) -> T:
     """
     try:
         return cast(T, _decoder(cast(Hashable, kind)).decode(data))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except RecursionError as error:
+        message = "The JSON is nested too deep to be read: send it flatter."
+        raise ServiceError("invalid_request", message) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         _check_text(data)
         raise ServiceError("invalid_request", f"{error}.") from error
 

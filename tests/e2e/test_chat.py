@@ -79,9 +79,8 @@ def test_a_prompt_too_long_for_the_model_is_refused_with_both_numbers(up: Stack)
     response = up.http.post("/chat", json=body)
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
-    assert re.search(
-        r"has \d{4,} tokens and max_tokens is 10,.* holds 2048 tokens", error["message"]
-    )
+    assert re.search(r"^This model's .* is 2048 tokens.* has \d{4,} tokens", error["message"])
+    assert error["param"] == "prompt"
 
 
 def test_the_end_says_how_many_exchanges_did_not_fit(up: Stack, session_id: str) -> None:
@@ -163,7 +162,6 @@ def test_the_status_says_what_is_loaded_and_connected(up: Stack) -> None:
         b'{"prompt": "hi", "temperature": "hot"}',
         b'{"prompt": "hi", "top_p": 2}',
         b'{"prompt": "hi", "max_tokens": 0}',
-        b'{"prompt": "hi", "max_tokens": 100000}',
         b'{"prompt": "hi", "tempreature": 1}',
         b'{"prompt": "hi", "min_p": 7}',
         b'{"prompt": "hi", "logit_bias": {"999999": 1}}',

@@ -70,6 +70,7 @@ ANSWER_HEADERS = {
     "X-Request-Id": "The id of this HTTP request in the server's logs.",
     "Retry-After": "Seconds after which to try again; where that can help.",
     "Content-Location": "The address of this answer, for `GET` (resume) and `DELETE` (stop).",
+    "X-Ignored-Fields": "The fields of a `/v1` body that had no effect.",
 }
 FIELDS = {
     "prompt": "What the person says.",
@@ -186,7 +187,7 @@ DESCRIBED = {
         {"prompt": "Hello"},
         streams=ANSWER,
         answer="`token` events, then one `done` or `error`.",
-        headers=("Idempotency-Key",),
+        headers=("Idempotency-Key", "Last-Event-ID"),
     ),
     ("GET", "/chat/{request_id}"): Described(
         "Chat",

@@ -197,7 +197,7 @@ async def test_a_repeat_of_what_was_erased_meanwhile_is_told_as_not_kept(fast: W
 
 
 async def test_what_fails_before_it_begins_is_no_exchange(fast: Worker) -> None:
-    (_, failed) = await fast.ask("hi " * 1000, "s")
+    (_, failed) = await fast.ask("hi " * 660, "s")
     assert isinstance(failed, Failed) and failed.code == "context_length_exceeded"
     assert await kept(fast, "s") == ()
 

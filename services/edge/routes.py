@@ -108,13 +108,13 @@ async def readyz(bus: TheBus, workers: TheWorkers, leaving: Leaving) -> Health:
 
 
 async def _check_log(bus: Bus) -> None:
-    """Raises ServiceError while history refuses chats. One that does not answer has no say."""
+    """Raises ServiceError while history refuses chats, or hangs. Without one nothing is refused."""
     try:
-        history = await ask_history(
-            bus, subjects.HISTORY_STATUS, Empty(), HistoryStatus, READY_PATIENCE
-        )
-    except ServiceError:
+        history = await _ask(bus, subjects.HISTORY_STATUS, Empty(), HistoryStatus, READY_PATIENCE)
+    except NoResponders:
         return
+    except TimeoutError as error:
+        raise _unavailable("does not answer") from error
     if history.refuses:
         raise ServiceError(history.refuses, history.warning or "History refuses.", RETRY_AFTER)
 
@@ -220,23 +220,32 @@ def read_path(request: AnyRequest, kind: type[S], session_id: str) -> S:
 async def ask_history(
     bus: Bus, subject: str, message: Struct, kind: type[S], patience: float = PATIENCE
 ) -> S:
+    """`patience` in seconds, for a process that works on it. Raises ServiceError."""
+    check_bus(bus)
+    try:
+        return await _ask(bus, subject, message, kind, patience)
+    except (NoResponders, Silent) as error:
+        raise _unavailable("does not answer") from error
+    except TimeoutError as error:
+        raise _unavailable(f"takes longer than {patience:.0f} s") from error
+
+
+async def _ask(bus: Bus, subject: str, message: Struct, kind: type[S], patience: float) -> S:
     """
     One process is asked; all of them only once it is silent, so that nothing is done twice because
-    it takes its time. `patience` in seconds. Raises ServiceError.
+    it takes its time.
     """
-    check_bus(bus)
-    why = "does not answer"
-    for asked, silence in ((subject, SILENCE), (subjects.retry(subject), SILENCE_OF_ALL)):
-        try:
-            return await bus.request(asked, message, kind, patience, silence=silence)
-        except Silent:
-            continue
-        except TimeoutError:
-            why = f"takes longer than {patience:.0f} s"
-            break
-        except NoResponders:
-            break
-    raise ServiceError("history_unavailable", f"The history service {why}; try again.", RETRY_AFTER)
+    try:
+        return await bus.request(subject, message, kind, patience, silence=SILENCE)
+    except Silent:
+        retry = subjects.retry(subject)
+        return await bus.request(retry, message, kind, patience, silence=SILENCE_OF_ALL)
+
+
+def _unavailable(why: str) -> ServiceError:
+    return ServiceError(
+        "history_unavailable", f"The history service {why}; try again.", RETRY_AFTER
+    )
 
 
 def check_bus(bus: Bus) -> None:

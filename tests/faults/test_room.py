@@ -14,7 +14,7 @@ from tests.faults import ledger
 from tests.faults.arena import one
 from tests.faults.load import PATIENCE, Told, ask
 from tests.faults.small_disk import small_disk
-from tests.servers import mongod, nats_server, running, wait_for
+from tests.servers import NATS_VERSIONS, NatsVersion, mongod, nats_server, running, wait_for
 
 LIMIT = 1024**2  # bytes of the log; some 1,000 exchanges
 AT_ONCE = 4
@@ -85,17 +85,22 @@ async def ask_on_a_full_disk(up: Stack) -> list[Told]:
 
 
 @pytest.mark.campaign
-def test_a_full_disk_refuses_chats_and_has_what_was_acknowledged(tmp_path: Path) -> None:
-    """nats-server itself hangs then, until it is started again."""
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("version", NATS_VERSIONS)
+def test_a_full_disk_refuses_chats_and_has_what_was_acknowledged(
+    tmp_path: Path, version: NatsVersion
+) -> None:
+    """nats-server 2.9 hangs then, 2.15 does not write any more, until it is started again."""
     (tmp_path / "disk").mkdir()
     with small_disk(tmp_path / "disk") as disk:
-        nats = nats_server(tmp_path, disk.folder, disk.within)
+        nats = nats_server(tmp_path, disk.folder, disk.within, version)
         with stack(tmp_path, nats=nats) as up:
             told = {"before": one(up, "before")}
             assert told["before"].is_acknowledged
             disk.fill()
             full = asyncio.run(ask_on_a_full_disk(up))
             told |= {f"full {n}": each for n, each in enumerate(full)}
+            assert up.http.get("/readyz").status_code == 503
             disk.make_room()
             up.nats.stop(signal.SIGKILL)
             up.nats.start()

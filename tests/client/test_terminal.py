@@ -86,8 +86,7 @@ async def test_lines_that_are_pasted_are_one_prompt(nats_url: str) -> None:
         async with asyncio.timeout(30):
             await asyncio.to_thread(_read_until, ours, b"> ")
             os.write(ours, b"\x1b[200~one\ntwo\x1b[201~\r")
-            await asyncio.to_thread(_read_until, ours, b"dich")
-            await asyncio.to_thread(_read_until, ours, b"> ")
+            await asyncio.to_thread(_read_until, ours, b"dich", b"> ")
             os.write(ours, b"\x04")
             await chat.wait()
     os.close(ours)
@@ -96,10 +95,13 @@ async def test_lines_that_are_pasted_are_one_prompt(nats_url: str) -> None:
     assert chat.returncode == 0
 
 
-def _read_until(terminal: int, text: bytes) -> None:
+def _read_until(terminal: int, *texts: bytes) -> None:
+    """Read until all of the texts have come, in this order."""
     read = b""
-    while text not in read:
-        read += os.read(terminal, 1024)
+    for text in texts:
+        while text not in read:
+            read += os.read(terminal, 1024)
+        read = read.partition(text)[2]
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

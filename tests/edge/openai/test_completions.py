@@ -149,15 +149,22 @@ async def test_an_answer_tells_its_model_and_fingerprint(
     assert (got.model, got.system_fingerprint) == ("small:loud", "fp_digest of sm")
 
 
-async def test_more_than_the_context_can_hold_is_refused_by_counting(
+async def test_more_tokens_than_the_context_holds_are_refused_by_count(
     alone: openai.AsyncOpenAI, nats_url: str
 ) -> None:
     async with scripted_worker(nats_url, HELLO) as worker:
         with pytest.raises(openai.BadRequestError, match="maximum context length is 2048") as error:
             await alone.completions.create(model="small", prompt=[1] * 2048)
-        assert (error.value.code, error.value.param) == ("context_length_exceeded", "prompt")
-        messages: Any = [{"role": "user", "content": "x"}] * 2048
+    assert (error.value.code, error.value.param) == ("context_length_exceeded", "prompt")
+    assert not worker.requests
+
+
+async def test_more_messages_than_the_context_has_tokens_are_refused_by_count(
+    alone: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    messages: Any = [{"role": "user", "content": "x"}] * 2048
+    async with scripted_worker(nats_url, HELLO) as worker:
         with pytest.raises(openai.BadRequestError, match="maximum context length is 2048") as error:
             await alone.chat.completions.create(model="small", messages=messages)
-        assert (error.value.code, error.value.param) == ("context_length_exceeded", "messages")
+    assert (error.value.code, error.value.param) == ("context_length_exceeded", "messages")
     assert not worker.requests

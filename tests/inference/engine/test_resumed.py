@@ -247,6 +247,7 @@ def test_a_loop_is_noticed_where_it_would_have_been() -> None:
         assert text + rest.text == whole.text and rest.ended == whole.ended
 
 
+@pytest.mark.timeout(180)  # half a minute on two idle cores
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -262,6 +263,7 @@ def test_the_demo_model_goes_on_from_every_character(demo: Llama, sampling: Samp
     goes_on(demo, asked(demo, "What can you do?"), sampling, whole)
 
 
+@pytest.mark.timeout(180)
 def test_the_demo_model_goes_on_after_a_long_conversation(demo: Llama) -> None:
     turn = [*asked(demo, "Thank you!"), *demo.tokenize("You are welcome!<|im_end|>\n", True)]
     prompt = [*turn * 20, *asked(demo, "Count to 20.")]

@@ -27,7 +27,6 @@ HISTORY_RESCUED_STREAM = "HISTORY_RESCUED"
 HISTORY_RESCUED = "history.rescued.>"
 HISTORY_RESCUED_RECORDS = "history.rescued.record.>"
 HISTORY_RESCUED_LOCK = "history.rescued.lock"
-HISTORY_RESCUED_WHOLE = "history.rescued.whole"
 HISTORY_RESCUED_EMPTIED = "history.rescued.emptied"
 HISTORY_PROBE = "history.log.probe"
 """Where history tries whether the log takes records; no session has it."""
@@ -250,6 +249,11 @@ def log(key: str) -> str:
 def rescued(key: str) -> str:
     """Where a record of the session is kept while its log is repaired."""
     return f"history.rescued.record.{key}"
+
+
+def rescued_clear(key: str) -> str:
+    """Where it is kept which record of the repaired log is the session's last Cleared or Erased."""
+    return f"history.rescued.clear.{key}"
 
 
 def key_of_rescued(subject: str) -> str:

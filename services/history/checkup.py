@@ -32,7 +32,7 @@ class Checkup:
                 raise
             await self._repair(error)
         if await self._log.is_being_rescued():
-            await self._rescue()
+            await self._rescue(is_under_way=True)
         await self._compare()
 
     async def _repair(self, damage: Damaged) -> None:
@@ -45,8 +45,8 @@ class Checkup:
         )
         await self._rescue()
 
-    async def _rescue(self) -> None:
-        if (moved := await self._log.rescue()) is None:
+    async def _rescue(self, is_under_way: bool = False) -> None:
+        if (moved := await self._log.rescue(is_under_way)) is None:
             raise StreamUnavailable("another history process repairs it")
         self._damages = 0
         self._report(

@@ -252,12 +252,14 @@ class Log:
         """By another process, or one that died."""
         return await self._rescue().is_under_way()
 
-    async def rescue(self) -> int | None:
+    async def rescue(self, is_under_way: bool = False) -> int | None:
         """
         Empties a damaged log and appends again what can be read of it; the number of records. None
-        if another process is doing it.
+        if another process is doing it. `is_under_way`: only if it is, still.
         """
         rescue = self._rescue()
+        if not is_under_way:
+            await rescue.begin()
         if (moved := await rescue.run()) is not None:
             await self.reset_snapshots()
             await self.rewind_consumers(all_of_them=True)

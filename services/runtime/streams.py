@@ -21,6 +21,8 @@ NO_ROOM = (
     10047,  # the server would be, with this stream
 )
 NO_MESSAGE_FOUND = 10037
+LAST_OF_SUBJECT = "Nats-Expected-Last-Subject-Sequence"
+LAST_OF_STREAM = "Nats-Expected-Last-Sequence"  # nats-server 2.9 does not look at a 0
 DUPLICATE_WINDOW = 120.0  # seconds in which the server itself drops a repeated message id
 
 
@@ -30,6 +32,10 @@ class StreamUnavailable(Exception):
 
 class NoRoom(StreamUnavailable):
     """JetStream refuses, until there is room again."""
+
+
+class TooLarge(StreamUnavailable):
+    """No message can hold it."""
 
 
 class Damaged(StreamUnavailable):
@@ -139,7 +145,15 @@ class Stream:
         with the right `previous`), StreamUnavailable if nothing was acknowledged: it may be stored
         or not.
         """
-        return await _publish(self._js, subject, data, previous, {"Nats-Msg-Id": message_id})
+        headers = {LAST_OF_SUBJECT: str(previous), "Nats-Msg-Id": message_id}
+        return await _publish(self._js, subject, data, headers)
+
+    async def append_at(self, subject: str, data: bytes, end: int) -> Appended:
+        """
+        Return where the message is. Raises as `append` does; Conflict if `end`, which is not 0, is
+        no longer the sequence of the stream's last message.
+        """
+        return await _publish(self._js, subject, data, {LAST_OF_STREAM: str(end)})
 
     async def probe(self, subject: str) -> None:
         """
@@ -153,10 +167,10 @@ class Stream:
             raise Damaged(f"{self.name} acknowledges messages that it does not have")
         await self.delete(ack.seq)
 
-    async def purge(self) -> None:
-        """Deletes all messages; the sequence goes on."""
+    async def purge(self, until: int) -> None:
+        """Deletes the messages up to this sequence, and goes on with the next one."""
         with as_unavailable():
-            await self._js.purge_stream(self.name)
+            await self._js.purge_stream(self.name, seq=until + 1)
 
     async def remove(self) -> None:
         """Deletes the stream itself; nothing if there is none."""
@@ -280,7 +294,7 @@ class Bucket:
         }
 
     async def purge(self) -> None:
-        await self._stream.purge()
+        await self._stream.purge((await self._stream.state()).last_seq)
 
     async def before(self, prefix: str, revision: int | None) -> tuple[str, Value] | None:
         """
@@ -298,13 +312,13 @@ class Bucket:
         `revision` is the one that was read (0: none). Raises Conflict if it is the last no
         more.
         """
-        await _publish(self._js, f"$KV.{self._name}.{key}", data, revision, {})
+        headers = {LAST_OF_SUBJECT: str(revision)}
+        await _publish(self._js, f"$KV.{self._name}.{key}", data, headers)
 
 
 async def _publish(
-    js: JetStreamContext, subject: str, data: bytes, previous: int, headers: dict[str, str]
+    js: JetStreamContext, subject: str, data: bytes, headers: dict[str, str]
 ) -> Appended:
-    headers["Nats-Expected-Last-Subject-Sequence"] = str(previous)
     with as_unavailable():
         try:
             ack = await js.publish(subject, data, headers=headers)
@@ -345,11 +359,13 @@ def stored_of(message: Msg) -> Stored:
 
 @contextmanager
 def as_unavailable() -> Iterator[None]:
-    """What nats-py raises becomes StreamUnavailable, or NoRoom."""
+    """What nats-py raises becomes StreamUnavailable, NoRoom or TooLarge."""
     try:
         yield
     except nats.js.errors.APIError as error:
         kind = NoRoom if error.err_code in NO_ROOM else StreamUnavailable
         raise kind(error.description or str(error)) from error
+    except nats.errors.MaxPayloadError as error:
+        raise TooLarge(str(error)) from error
     except (nats.errors.Error, TimeoutError) as error:
         raise StreamUnavailable(str(error) or type(error).__name__) from error

@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nats.errors
 import nats.js.errors
@@ -22,7 +23,7 @@ from services.history.checkup import Checkup
 from services.history.log import Log
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders
-from services.runtime.streams import Damaged, Stream, StreamUnavailable
+from services.runtime.streams import Appended, Damaged, Stream, StreamUnavailable
 from tests.history.samples import (
     TENANT,
     append,
@@ -62,7 +63,7 @@ def two_servers(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tupl
 async def publish(bus: Bus, session_id: str, request_id: str) -> None:
     """Without looking at what is there, which a damaged store might show."""
     subject = subjects.log(subjects.session_key(TENANT, session_id))
-    with suppress(nats.errors.Error, nats.js.errors.Error, TimeoutError):
+    with suppress(nats.errors.Error, nats.js.errors.Error, TimeoutError, StreamUnavailable):
         await bus.jetstream.publish(subject, encode(exchange(request_id)), timeout=1)
         await Stream(bus, subjects.HISTORY_STREAM).last(subject)
 
@@ -197,7 +198,7 @@ class Changing(Log):
     async def probe(self) -> None:
         raise Damaged("it has not what it acknowledged")
 
-    async def rescue(self) -> int | None:
+    async def rescue(self, is_under_way: bool = False) -> int | None:
         self.rescues += 1
         return 0
 
@@ -294,8 +295,10 @@ async def test_interrupted_rescue_is_finished_by_the_next_process(
         return await log.append(key, record, message_id)  # type: ignore[arg-type]
 
     stream = Stream(own_bus, subjects.HISTORY_STREAM)
+    interrupted = rescue.Rescue(own_bus, stream, die)
+    await interrupted.begin()
     with pytest.raises(StreamUnavailable):
-        await rescue.Rescue(own_bus, stream, die).run()
+        await interrupted.run()
     assert await log.rescue() is None, "its lock holds"
     monkeypatch.setattr(rescue, "LOCK_TIME", timedelta(0))
     async with history(url_of(own_nats)):
@@ -314,3 +317,119 @@ async def test_a_whole_store_is_not_touched(own_nats: Server, own_bus: Bus) -> N
         assert (await status(own_bus)).warning is None
         state = (await own_bus.jetstream.stream_info(subjects.HISTORY_STREAM)).state
         assert (state.last_seq, state.messages) == (5, 5)
+
+
+class Dying(Stream):
+    """Fails after some writes, as if its process were killed."""
+
+    writes = 0
+
+    async def append(self, *args: Any) -> Appended:
+        self._live()
+        return await super().append(*args)
+
+    async def append_at(self, *args: Any) -> Appended:
+        self._live()
+        return await super().append_at(*args)
+
+    async def delete(self, seq: int) -> None:
+        self._live()
+        await super().delete(seq)
+
+    def _live(self) -> None:
+        self.writes -= 1
+        if self.writes < 0:
+            raise StreamUnavailable("killed")
+
+
+async def is_rescued_within(bus: Bus, log: Log, writes: int) -> bool:
+    """Whether the records were moved back before the process died, after as many writes."""
+    dying = rescue.Rescue(bus, Stream(bus, subjects.HISTORY_STREAM), log.append)
+    await dying.begin()
+    dying._safe = Dying(bus, subjects.HISTORY_RESCUED_STREAM)
+    dying._safe.writes = writes
+    try:
+        await dying.run()
+    except StreamUnavailable:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("version", NATS_VERSIONS)
+async def test_rescue_that_dies_at_any_step_loses_nothing(
+    tmp_path: Path, version: NatsVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the next process goes on at once, while nats-server still drops repeats."""
+    monkeypatch.setattr(rescue, "LOCK_TIME", timedelta(0))
+    with running(nats_server(tmp_path, version=version)) as nats:
+        async with Bus.connect(url_of(nats), "test") as bus:
+            async with history(url_of(nats)):
+                for n in range(3):
+                    await append(bus, "s", exchange(f"before{n}"))
+                await clear(bus, "s")
+                epoch = (await context(bus, "s")).epoch
+                for n in range(3):
+                    await append(bus, "s", exchange(f"after{n}", epoch=epoch))
+                await until(lambda: is_listed(bus, "s"))
+            log = Log(bus, 0)
+            await log.ensure()
+            assert not await is_rescued_within(bus, log, 3)
+            await append(bus, "s", exchange("meanwhile", epoch=epoch))  # a worker's answer ends
+            deaths = 0
+            while not await is_rescued_within(bus, log, 2 + deaths % 2):
+                deaths += 1
+            assert deaths
+            await log.close()
+            async with history(url_of(nats)):
+                await until(lambda: answers(bus))
+                after = ["after0", "after1", "after2", "meanwhile"]
+                assert ids(await messages(bus, "s")) == ["before0", "before1", "before2", *after]
+                assert ids(await context(bus, "s")) == after
+
+
+class Frozen(Stream):
+    """Waits for `thawed` before its third append at the end."""
+
+    appends = 0
+
+    def __init__(self, bus: Bus, name: str) -> None:
+        super().__init__(bus, name)
+        self.frozen, self.thawed = asyncio.Event(), asyncio.Event()
+
+    async def append_at(self, *args: Any) -> Appended:
+        self.appends += 1
+        if self.appends == 3:
+            self.frozen.set()
+            await self.thawed.wait()
+        return await super().append_at(*args)
+
+
+async def test_process_that_was_frozen_in_a_rescue_writes_nothing_more(
+    own_nats: Server, own_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with history(url_of(own_nats)):
+        await append_many(own_bus, "s", 6)
+    log, stream = Log(own_bus, 0), Stream(own_bus, subjects.HISTORY_STREAM)
+    one, other = (rescue.Rescue(own_bus, stream, log.append) for _ in range(2))
+    await one.begin()
+    one._safe = safe = Frozen(own_bus, subjects.HISTORY_RESCUED_STREAM)
+    freezing = asyncio.create_task(one.run())
+    await safe.frozen.wait()
+    assert await other.run() is None, "the lock of the first one holds"
+    monkeypatch.setattr(rescue, "LOCK_TIME", timedelta(0))
+    assert await other.run() == 6
+    safe.thawed.set()
+    assert await freezing is None
+    assert await safe.next(subjects.HISTORY_RESCUED_RECORDS, 1) is None
+    state = await stream.state()
+    assert state.messages == 6
+
+
+async def test_ended_rescue_is_not_begun_again(own_nats: Server, own_bus: Bus) -> None:
+    """By a process that looked for one just before another ended it."""
+    async with history(url_of(own_nats)):
+        await append_many(own_bus, "s", 3)
+        log = Log(own_bus, 0)
+        with pytest.raises(StreamUnavailable):
+            await log.rescue(is_under_way=True)
+        assert not await log.is_being_rescued()

@@ -44,8 +44,12 @@ class Archiver:
             fetch = self._log.unarchived(BATCH, FETCH_TIMEOUT)
             batch = await self._loop.unless_stopped(fetch) or []
             await self._archive_all(batch)
-        except (ArchiveUnavailable, StreamUnavailable) as error:
+        except ArchiveUnavailable as error:
             self._complain(error)
+            return PAUSE
+        except StreamUnavailable as error:
+            self._complain(error)
+            await self._log.repair()
             return PAUSE
         if batch:
             self._complained = False

@@ -118,6 +118,11 @@ class Log:
             return str(error)
         return ""
 
+    async def repair(self) -> None:
+        """Makes consumers that are lost; nothing is done while JetStream can't be used."""
+        with suppress(StreamUnavailable):
+            await self._ensure_consumers()
+
     async def _ensure_consumers(self) -> None:
         await self._saving.ensure(ACK_WAIT, MAX_ACK_PENDING)
         await self.requests.ensure()
@@ -197,10 +202,13 @@ class Log:
         Has those that are ahead of the log begin anew: to do once more what they did does no harm.
         Returns their names.
         """
-        last_seq = (await self._stream.state()).last_seq
+        await self._ensure_consumers()  # a process may have died after it deleted them
         consumers = {SAVING: self._saving, requests.DURABLE: self.requests.consumer}
         consumers |= {ARCHIVE: self._archive} if self._archive else {}
-        ahead = [n for n, c in consumers.items() if all_of_them or await c.is_ahead(last_seq)]
+        # in this order: what is appended meanwhile is given out at once
+        given = {name: await consumer.given_until() for name, consumer in consumers.items()}
+        last_seq = (await self._stream.state()).last_seq
+        ahead = [name for name, seq in given.items() if all_of_them or seq > last_seq]
         for name in ahead:
             await consumers[name].delete()
         await self._ensure_consumers()

@@ -43,8 +43,9 @@ class Saver:
             batch = await self._loop.unless_stopped(fetch) or []
             began = time.monotonic()
             await self._save_all(batch)
-        except (StreamUnavailable, Conflict):
-            return PAUSE  # whoever needs the log reports it
+        except (StreamUnavailable, Conflict):  # whoever needs the log reports it
+            await self._log.repair()
+            return PAUSE
         return REST * (time.monotonic() - began) if len(batch) == BATCH else GATHERING
 
     async def _save_all(self, batch: Sequence[Pending]) -> None:

@@ -13,6 +13,8 @@ from nats.js import JetStreamContext, api
 from services.runtime.bus import Bus
 from services.runtime.streams import Stored, as_unavailable, stored_of
 
+NO_FILES = "no such file or directory"
+
 
 class Pending(NamedTuple):
     """A message that a consumer was given and has not acknowledged."""
@@ -72,11 +74,24 @@ class Consumer:
             config.opt_start_time = since
         with as_unavailable():
             if since is None or not await self._exists():
-                await self._js.add_consumer(self._stream, config)
+                await self._add(config)
             if self._subscription is None:
                 self._subscription = await self._js.pull_subscribe_bind(
                     durable=self._durable, stream=self._stream
                 )
+
+    async def _add(self, config: api.ConsumerConfig) -> None:
+        """
+        nats-server 2.15 keeps a consumer without its files where an update meets a deletion, as by
+        two processes: it gives out nothing and takes no update, until it is deleted again.
+        """
+        try:
+            await self._js.add_consumer(self._stream, config)
+        except nats.js.errors.ServerError as error:
+            if NO_FILES not in (error.description or ""):
+                raise
+            await self.delete()
+            await self._js.add_consumer(self._stream, config)
 
     async def _exists(self) -> bool:
         try:
@@ -85,10 +100,10 @@ class Consumer:
             return False
         return True
 
-    async def is_ahead(self, last_seq: int) -> bool:
-        """Whether it has given out what the stream, whose last message this is, does not have."""
+    async def given_until(self) -> int:
+        """The sequence of the last message that was given out; 0 if none was."""
         given = (await self._info()).delivered
-        return given is not None and (given.stream_seq or 0) > last_seq
+        return (given.stream_seq or 0) if given else 0
 
     async def delete(self) -> None:
         """

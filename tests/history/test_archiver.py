@@ -258,3 +258,24 @@ async def test_a_database_in_anothers_place_gets_all_that_the_log_has(
             await archived(own_bus)
             found = [m.id for m in await messages(own_bus, session_id)]
             assert found == ["first", "second"][: len(found)] and found[-1] == name
+
+
+async def test_lost_consumer_is_made_anew(
+    own_nats: Server, own_bus: Bus, mongodb_uri: str, session_id: str
+) -> None:
+    database = f"test_{uuid4().hex[:8]}"
+    async with history(url_of(own_nats), mongodb_uri, mongodb_database=database):
+        await connected(own_bus)
+        await append(own_bus, session_id, exchange("before"))
+        await archived(own_bus)
+        await context(own_bus, session_id)  # the log has been checked
+        for info in await own_bus.jetstream.consumers_info(subjects.HISTORY_STREAM):
+            await own_bus.jetstream.delete_consumer(subjects.HISTORY_STREAM, info.name)
+        await append(own_bus, session_id, exchange("after"))
+
+        async def is_archived() -> bool:
+            return (await status(own_bus)).unarchived == 0
+
+        await until(is_archived)
+        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert ids(await messages(own_bus, session_id)) == ["before", "after"]

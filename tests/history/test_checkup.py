@@ -17,13 +17,14 @@ import pytest
 from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.errors import ServiceError
+from services.contract.messages import Empty
 from services.history import checkup as checkup_module
-from services.history import rescue
+from services.history import requests, rescue
 from services.history.checkup import Checkup
-from services.history.log import Log
+from services.history.log import SAVING, Log
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders
-from services.runtime.streams import Appended, Damaged, Stream, StreamUnavailable
+from services.runtime.streams import Appended, Damaged, Stream, StreamState, StreamUnavailable
 from tests.history.samples import (
     TENANT,
     append,
@@ -147,6 +148,7 @@ async def test_what_a_damaged_store_has_is_rescued(tmp_path: Path, version: Nats
                 await until(partial(is_listed, bus, session))
 
 
+CONSUMERS = (SAVING, requests.DURABLE)
 STREAMS = ("HISTORY", "KV_sessions")
 
 
@@ -433,3 +435,52 @@ async def test_ended_rescue_is_not_begun_again(own_nats: Server, own_bus: Bus) -
         with pytest.raises(StreamUnavailable):
             await log.rescue(is_under_way=True)
         assert not await log.is_being_rescued()
+
+
+async def test_record_that_comes_during_a_check_is_no_sign_of_an_older_copy(
+    own_nats: Server, own_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with history(url_of(own_nats)):
+        await append(own_bus, "s", exchange("before"))
+        log = Log(own_bus, 0)
+        await log.ensure()
+        look, looks = log._stream.state, 0
+
+        async def look_and_append() -> StreamState:
+            nonlocal looks
+            looks += 1
+            state = await look()
+            seq = await append(own_bus, "s", exchange(f"meanwhile{looks}"))
+
+            async def is_processed() -> bool:
+                name = subjects.HISTORY_STREAM
+                infos = [await own_bus.jetstream.consumer_info(name, d) for d in CONSUMERS]
+                return all(info.delivered.stream_seq >= seq for info in infos if info.delivered)
+
+            await until(is_processed)
+            return state
+
+        monkeypatch.setattr(log._stream, "state", look_and_append)
+        checkup = Checkup(log)
+        await checkup.run(is_probed=False, is_restarted=False)
+        assert looks and checkup.warning is None
+        await log.close()
+
+
+@pytest.mark.parametrize("is_doubted", [False, True])
+async def test_lost_consumers_are_made_anew(
+    own_nats: Server, own_bus: Bus, is_doubted: bool
+) -> None:
+    """As when a process dies that was about to have them begin anew."""
+    async with history(url_of(own_nats)):
+        await append(own_bus, "s", exchange("before"))
+        await until(lambda: is_listed(own_bus, "s"))
+        assert await answers(own_bus), "the log has been checked"
+        for durable in CONSUMERS:
+            await own_bus.jetstream.delete_consumer(subjects.HISTORY_STREAM, durable)
+        if is_doubted:
+            await own_bus.publish(subjects.HISTORY_DOUBT, Empty())
+        await append(own_bus, "new", exchange("after"))
+        await until(lambda: is_listed(own_bus, "new"))
+        await until(lambda: answers(own_bus))
+        assert (await status(own_bus)).refuses is None

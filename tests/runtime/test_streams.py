@@ -256,3 +256,19 @@ async def test_a_bus_with_a_closed_consumer_closes_at_once(
         await consumer.close()
         closing = time.monotonic()
     assert time.monotonic() - closing < 3
+
+
+async def test_consumer_that_was_deleted_during_an_update_is_made_anew(
+    bus: Bus, stream: Stream, append: Append, nats_url: str
+) -> None:
+    async with Bus.connect(nats_url, "another") as other:
+        one, another = (Consumer(each, stream.name, "reader") for each in (bus, other))
+        for n in range(30):
+            seq = await append("s", b"%d" % n)
+            await one.ensure(6, 100)
+            await asyncio.gather(one.delete(), another.ensure(6, 100), return_exceptions=True)
+            await one.ensure(6, 100)
+            fetched = await one.fetch(100, 1)
+            assert [pending.stored.seq for pending in fetched][-1] == seq
+        await one.close()
+        await another.close()

@@ -68,18 +68,20 @@ class Guard:
     async def _step(self) -> float:
         if self._settled.is_set() and self.refusal is None:
             return AT_REST
-        doubts = self._doubts
-        self._see(await self._check())
+        doubts, is_restarted = self._doubts, self._is_restarted
+        self._is_restarted = False  # it may be again, during the check
+        self._see(await self._check(is_restarted))
+        self._is_restarted |= is_restarted and self.refusal is not None
+        self._settled.set()  # whoever waits goes on, also if doubts never end
         if doubts == self._doubts:
-            self._settled.set()
             self._is_probed = self.refusal is not None
-        if self.refusal is None:
-            self._is_restarted = False
+        else:
+            self._settled.clear()
         return PROBE_INTERVAL if self.refusal else AT_REST
 
-    async def _check(self) -> ServiceError | None:
+    async def _check(self, is_restarted: bool) -> ServiceError | None:
         try:
-            await self._checkup.run(self._is_probed, self._is_restarted)
+            await self._checkup.run(self._is_probed, is_restarted)
         except NoRoom as error:
             return _refusal("history_full", error)
         except Damaged as error:

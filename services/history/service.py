@@ -97,6 +97,7 @@ class History:
             return await self._sessions.list(tenant, request.limit, request.before)
 
     async def _on_describe(self, subject: str, request: DescribeRequest) -> Session:
+        await self._guard.check()
         key = _key(subject, request.session_id)
         with self._changing():
             return await self._sessions.describe(key, request.description, request.request_id)
@@ -129,11 +130,14 @@ class History:
         return found
 
     async def _on_clear(self, subject: str, request: ClearRequest) -> Empty:
+        await self._guard.check()
         with self._changing():
             await self._sessions.clear(_key(subject, request.session_id), request.request_id)
         return Empty()
 
     async def _on_delete(self, subject: str, request: DeleteRequest) -> Empty:
+        """Refused while the log is repaired: what is moved back would come after the erasure."""
+        await self._guard.check()
         with self._changing():
             await self._sessions.erase(_key(subject, request.session_id), request.request_id)
         tenant = subjects.tenant_of_history(subject)

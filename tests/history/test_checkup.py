@@ -33,6 +33,7 @@ from tests.history.samples import (
     clear,
     connected,
     context,
+    describe,
     erase,
     exchange,
     history,
@@ -425,6 +426,22 @@ async def test_process_that_was_frozen_in_a_rescue_writes_nothing_more(
     assert await safe.next(subjects.HISTORY_RESCUED_RECORDS, 1) is None
     state = await stream.state()
     assert state.messages == 6
+
+
+async def test_nothing_is_erased_while_another_process_repairs_the_log(
+    own_nats: Server, own_bus: Bus
+) -> None:
+    async with history(url_of(own_nats)):
+        await append(own_bus, "s", exchange("before"))
+    log = Log(own_bus, 0)
+    assert not await is_rescued_within(own_bus, log, 1)
+    async with history(url_of(own_nats)):
+        for change in (erase, clear, describe):
+            with pytest.raises(ServiceError) as refused:
+                await change(own_bus, "s")
+            assert refused.value.code == "history_unavailable"
+        assert (await status(own_bus)).refuses == "history_unavailable"
+        assert ids(await messages(own_bus, "s")) == ["before"]
 
 
 async def test_ended_rescue_is_not_begun_again(own_nats: Server, own_bus: Bus) -> None:

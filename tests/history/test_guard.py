@@ -110,3 +110,19 @@ async def test_probe_is_given_to_nobody(own_bus: Bus) -> None:
         subjects.log(subjects.session_key("alice", "s"))
     ]
     await log.close()
+
+
+async def test_doubts_without_end_hold_up_nobody(own_bus: Bus, own_nats: Server) -> None:
+    """As of workers whose answers are too large for the log."""
+    async with history(url_of(own_nats)):
+        await append(own_bus, "s", exchange("before"))
+
+        async def doubt() -> None:
+            while True:
+                await own_bus.publish(subjects.HISTORY_DOUBT, exchange("any"))
+                await asyncio.sleep(0.001)
+
+        doubting = asyncio.create_task(doubt())
+        for _ in range(20):
+            assert ids(await context(own_bus, "s")) == ["before"]
+        doubting.cancel()

@@ -78,13 +78,12 @@ class RequestIndex:
         """
         progress = await self.consumer.progress()  # first: what it counts as folded is found
         value = await self._bucket.get(subjects.answer_entry(tenant, request_id))
-        if value and (position := _position(value.data)):
+        position = _position(value.data) if value else None
+        if not progress.unacknowledged or await self._holds(position, request_id):
             return position
         if progress.unacknowledged > MAX_LAG:
             raise StreamUnavailable("the index of requests is behind it, and catching up")
-        if progress.unacknowledged:
-            return await self._find_in_log(tenant, request_id, progress.floor)
-        return None
+        return await self._find_in_log(tenant, request_id, progress.floor) or position
 
     async def _find_in_log(self, tenant: str, request_id: str, above: int) -> Position | None:
         """Look among the tenant's records that may not be folded yet."""

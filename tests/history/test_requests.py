@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 from nats.js.errors import NotFoundError
 
 from services.contract import subjects
+from services.contract.codec import encode
 from services.contract.errors import ServiceError
 from services.contract.history import Exchange, ExchangeRequest, Imported
 from services.history import requests
@@ -142,6 +143,21 @@ async def test_answer_is_found_before_it_is_indexed(
         await append(own_bus, "a session", exchange("r1", response="so it was"), tenant)
         assert await find(own_bus, tenant, "r1") == "so it was"
         assert not await is_known(own_bus, tenant, "r2")
+
+
+@pytest.mark.usefixtures("nothing_is_indexed")
+async def test_answer_that_has_moved_is_found_before_it_is_indexed_anew(
+    own_nats: Server, own_bus: Bus, tenant: str
+) -> None:
+    """As after the log was repaired: then all its records have other sequences."""
+    async with history(url_of(own_nats)):
+        moved = await append(own_bus, "a session", exchange("r1", response="so it was"), tenant)
+        key = subjects.session_key(tenant, "a session")
+        bucket = Bucket(own_bus, subjects.REQUESTS_BUCKET)
+        await bucket.put(
+            subjects.answer_entry(tenant, "r1"), encode(requests.Position(key, moved + 7)), 0
+        )
+        assert await find(own_bus, tenant, "r1") == "so it was"
 
 
 async def test_ids_are_their_tenants(nats_url: str, bus: Bus, tenant: str, session_id: str) -> None:

@@ -170,22 +170,38 @@ class Sessions:
         Appends the exchanges at the session's end, in this order, except those that it has since it
         was cleared: a repeated import changes nothing.
         """
-        epoch = (await self._contexts.of(key)).epoch
+        session = await self._contexts.of(key)
+        epoch = session.epoch
+        is_empty = session.applied_seq == epoch  # since it was cleared
         there, read_at = set[str](), -math.inf
         for each in imported:
             if time.monotonic() - read_at > TRUSTED_FOR:
-                there, read_at = await self._request_ids(key, epoch, imported), time.monotonic()
+                if not is_empty:
+                    there = await self._request_ids(key, epoch, imported)
+                is_empty, read_at = False, time.monotonic()
             if each.request_id in there:
                 continue
             exchange = as_exchange(each, epoch, datetime.now(UTC))
             message_id = f"{archive_id(key, each.request_id)}.{epoch}"
-            await self._log.append(key, exchange, message_id)
+            try:
+                await self._log.append(key, exchange, message_id)
+            except Conflict:  # with the same import in another process, which is ahead
+                there, read_at = await self._request_ids(key, epoch, imported), time.monotonic()
+                if each.request_id not in there:
+                    raise
 
     async def _request_ids(self, key: str, epoch: int, imported: Sequence[Imported]) -> set[str]:
-        """The ids that the session has since the epoch; of archived ones those to be imported."""
+        """
+        The ids that the session has since the epoch; of archived ones those to be imported. Raises
+        ServiceError where MongoDB has some of them and can't be asked.
+        """
         there = await self._log.request_ids(key, epoch)
-        if not self._archive.connected or await self._log.is_whole(key, epoch):
+        if await self._log.is_whole(key, epoch):
             return there
+        if not self._archive.connected:
+            raise ServiceError(
+                "history_unavailable", "MongoDB has a part of the session, and is not there.", 5
+            )
         try:
             archived = await self._archive.request_ids(key, epoch, [i.request_id for i in imported])
         except ArchiveUnavailable as error:

@@ -370,6 +370,25 @@ async def test_repeated_import_is_known_by_the_archive(
         assert await logged(own_bus) == 0
 
 
+async def test_repeated_import_waits_for_the_archive_that_has_a_part_of_it(
+    own_nats: Server, own_bus: Bus, mongodb_uri: str, session_id: str
+) -> None:
+    async with history(url_of(own_nats), mongodb_uri):
+        await connected(own_bus)
+        await bring_in(own_bus, session_id, lines(3))
+        await archived(own_bus)
+    for seq in (1, 2):
+        await Stream(own_bus, subjects.HISTORY_STREAM).delete(seq)
+    async with history(url_of(own_nats)):
+        with pytest.raises(ServiceError) as refused:
+            await bring_in(own_bus, session_id, lines(3))
+        assert refused.value.code == "history_unavailable"
+        await bring_in(own_bus, f"{session_id} new", lines(3))
+        await clear(own_bus, session_id)
+        await bring_in(own_bus, session_id, lines(3))
+        assert ids(await context(own_bus, session_id)) == ["r0", "r1", "r2"]
+
+
 async def test_senseless_import_is_refused_whole(
     bus: Bus, session_id: str, is_archived: bool
 ) -> None:

@@ -25,12 +25,15 @@ MAX_OBJECTS = 4_000
 """Messages where one needs translation, their parts and calls, tools: looked at one by one."""
 MAX_LIMIT = 1_000_000  # tokens; a larger max_tokens is no other wish
 MAX_INTEGER = 2**63
+LARGEST = 10**300  # that becomes a float
 SEEDS = 2**32 - 1
 LIKELIEST = 1e-6  # a top_p that leaves one token, as 0 does elsewhere
 NOTHING = {b"null", b"false", b'""', b"[]", b"{}"}
 NULL = b"null"
 _IDS, _LISTS = re.compile(rb"\[\s*-?\d"), re.compile(rb"\[\s*\[")
 _NUMBERS = re.compile(r"\[\d+\]")
+_ESCAPES = re.compile(r"\\[\\bf]")
+GBNF_ESCAPES = {r"\b": r"\u0008", r"\f": r"\u000c"}
 
 
 class _Plain(Struct, forbid_unknown_fields=True):
@@ -337,8 +340,13 @@ def _json_form(schema: Raw, path: str) -> dict[str, Any]:
 
 
 def _choice_form(choices: list[str]) -> dict[str, Any]:
-    literals = (json.dumps(choice, ensure_ascii=False) for choice in choices)
-    return {"grammar": f"root ::= {' | '.join(literals)}"}
+    return {"grammar": f"root ::= {' | '.join(map(_gbnf_literal, choices))}"}
+
+
+def _gbnf_literal(text: str) -> str:
+    """As JSON has it, but for two escapes that GBNF lacks."""
+    literal = json.dumps(text, ensure_ascii=False)
+    return _ESCAPES.sub(lambda found: GBNF_ESCAPES.get(found[0], found[0]), literal)
 
 
 def _decode(value: Any, kind: type[T], path: str) -> T:
@@ -360,7 +368,9 @@ def _whole(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     is_whole = isinstance(value, int) or value.is_integer()
-    return int(value) if is_whole and abs(value) < MAX_INTEGER else float(value)
+    if is_whole and abs(value) < MAX_INTEGER:
+        return int(value)
+    return float(min(max(value, -LARGEST), LARGEST))
 
 
 def _limit(value: Any) -> Any:

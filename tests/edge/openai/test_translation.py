@@ -15,8 +15,8 @@ from services.edge.openai.translation import Translation
 
 U = {"role": "user", "content": "x"}
 ODD: list[Any] = [
-    None, True, False, 0, -1, -2, 1.5, 12.0, 1e300, -1e300, 10**30, -(10**30), "", "x", "{}", [],
-    [None], [[]], ["x"], [1], [{}], {}, {"type": None}, {"type": 5}, {"type": "x"},
+    None, True, False, 0, -1, -2, 1.5, 12.0, 1e300, -1e300, 10**30, -(10**30), 10**400, "", "x",
+    "{}", [], [None], [[]], ["x"], [1], [{}], {}, {"type": None}, {"type": 5}, {"type": "x"},
     {"type": "function"}, {"type": "function", "function": 5}, {"type": "allowed_tools"},
     {"type": "allowed_tools", "allowed_tools": 5}, {"type": "allowed_tools", "tools": [5, {}]},
     {"type": "json_schema"}, {"type": "json_schema", "json_schema": 5}, {"type": "json_object"},
@@ -76,3 +76,9 @@ def test_a_field_of_a_tool_is_read_or_refused(name: str) -> None:
         read({"messages": [U], "tools": [{"type": "function", "name": "f", name: value}]}, ChatBody)
         nested = {"type": "function", "function": {"name": "f", name: value}}
         read({"messages": [U], "tools": [nested], "tool_choice": "auto"}, ChatBody)
+
+
+def test_choices_are_written_with_escapes_that_a_grammar_has() -> None:
+    body = {"messages": [U], "guided_choice": ["\b\f\n\0", "\\b"]}
+    read = parse(json.dumps(body).encode(), ChatBody, Translation())
+    assert read.grammar == r'root ::= "\u0008\u000c\n\u0000" | "\\b"'

@@ -8,10 +8,12 @@ data (`default`, `examples`, `enum`, `const`), and a property may have any name.
 """
 
 import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from decimal import Decimal
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 Json = dict[str, Any]
 
@@ -54,6 +56,14 @@ NOT_HELD: dict[str, tuple[Any, ...]] = {
 }
 
 
+# llguidance's own limits leave out that a text must fit several patterns, where a further one
+# doubles the work (16 take seconds, 30 hours); that it compares all patterns of names in pairs; and
+# the states of several `multipleOf` (ten of a million take a minute).
+MAX_JOINED_PATTERNS = 8
+MAX_NAME_PATTERNS = 32
+MAX_REMAINDERS = 20_000
+
+
 class Held(NamedTuple):
     """
     A schema without the keywords that can't be held, and their paths, such as
@@ -83,6 +93,102 @@ def moved(node: Any, pointer: str) -> Any:
     if isinstance(ref, str) and ref.startswith("#"):
         return parts | {"$ref": f"#{pointer}{ref[1:]}"}
     return parts
+
+
+def excess(schema: Json) -> str | None:
+    """Return what of the schema would take minutes to prepare, as a clause."""
+    if _Joined(schema).patterns() > MAX_JOINED_PATTERNS:
+        return f"more than {MAX_JOINED_PATTERNS} patterns and formats are joined by `allOf`"
+    names = _values(schema, "patternProperties")
+    if sum(len(given) for given in names if isinstance(given, dict)) > MAX_NAME_PATTERNS:
+        return f"`patternProperties` has more than {MAX_NAME_PATTERNS} patterns"
+    divisors = [_remainders(value) for value in _values(schema, "multipleOf")]
+    if max(sum(divisors), math.lcm(*divisors)) > MAX_REMAINDERS:
+        return f"the numbers of `multipleOf` need more than {MAX_REMAINDERS:,} remainders"
+    return None
+
+
+def _values(node: Any, keyword: str) -> Iterator[Any]:
+    """Yield what the keyword has, wherever it stands."""
+    if not isinstance(node, dict):
+        return
+    if keyword in node:
+        yield node[keyword]
+    parts: list[Any] = []
+    for key, value in node.items():
+        _inside(key, value, "", lambda part, _: parts.append(part))
+    for part in parts:
+        yield from _values(part, keyword)
+
+
+def _remainders(divisor: Any) -> int:
+    """Return how many must be told apart: the last digits tell those of powers of 2 and 5."""
+    if isinstance(divisor, bool) or not isinstance(divisor, int | float) or not divisor:
+        return 1
+    _, digits, _ = Decimal(repr(divisor)).as_tuple()
+    rest = int("".join(map(str, digits)))
+    for factor in (2, 5):
+        while rest and rest % factor == 0:
+            rest //= factor
+    return rest
+
+
+class _Joined:
+    """Counts how many patterns and formats one text must fit: never fewer than there are."""
+
+    def __init__(self, root: Json) -> None:
+        self._root = root
+        self._counts: dict[str, int] = {}  # by `$ref`
+        self._missing: list[str] = []
+
+    def patterns(self) -> int:
+        """Follows references one after another, as a chain of them may be long."""
+        waiting, begun = ["#"], set[str]()
+        while waiting:
+            ref = waiting[-1]
+            begun.add(ref)
+            self._missing.clear()
+            count = 0 if ref in self._counts else self._of(self._target(ref))
+            if missing := [other for other in self._missing if other not in begun]:
+                waiting += missing
+                continue
+            self._counts.setdefault(ref, count)
+            waiting.pop()
+        return self._counts["#"]
+
+    def _of(self, node: Any) -> int:
+        if not isinstance(node, dict):
+            return 0
+        counts = {key: self._counts_in(key, value) for key, value in node.items()}
+        own = ("pattern" in node) + ("format" in node)
+        within = [max(found, default=0) for key, found in counts.items() if key not in IN_PLACE]
+        both = sum(sorted(counts.get("oneOf", ()))[-2:])  # branches are compared in pairs
+        either = max(counts.get("anyOf", ()), default=0)
+        joined = sum(counts.get("allOf", ())) + both + either + self._referred(node.get("$ref"))
+        return max(own, *within, 0) + joined
+
+    def _counts_in(self, key: str, value: Any) -> list[int]:
+        counts: list[int] = []
+        _inside(key, value, "", lambda part, _: counts.append(self._of(part)))
+        return counts
+
+    def _referred(self, ref: Any) -> int:
+        if not isinstance(ref, str):
+            return 0
+        if ref not in self._counts:
+            self._missing.append(ref)
+        return self._counts.get(ref, 0)
+
+    def _target(self, ref: str) -> Any:
+        """Return what a pointer leads to; for a name, which may be anywhere, the whole schema."""
+        node: Any = self._root
+        for part in unquote(ref[2:]).split("/") if ref.startswith("#/") else ():
+            name = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(node, list):
+                node = node[int(name)] if name.isdecimal() and int(name) < len(node) else None
+            else:
+                node = node.get(name) if isinstance(node, dict) else None
+        return node
 
 
 def _kept(node: Any, path: str, left_out: list[str]) -> Any:

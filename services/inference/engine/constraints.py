@@ -37,6 +37,7 @@ def json_lark(schema: dict[str, Any], is_strict: bool, field: str) -> str:
     """
     if (size := len(json.dumps(schema).encode())) > MAX_SCHEMA_BYTES:
         raise _refusal(field, f"a schema has {size:,} bytes, and {MAX_SCHEMA_BYTES:,} is the most.")
+    check_cost(schema, field)
     held, left_out = schemas.held(schema)
     if is_strict and left_out:
         raise _refusal(
@@ -46,6 +47,12 @@ def json_lark(schema: dict[str, Any], is_strict: bool, field: str) -> str:
         )
     options = JSON_OPTIONS | {"coerce_one_of": not is_strict}
     return f"%json {json.dumps(held | {'x-guidance': options}, ensure_ascii=False)}"
+
+
+def check_cost(schema: dict[str, Any], field: str) -> None:
+    """Raises ServiceError(invalid_request) for a schema that would be compiled for minutes."""
+    if too_much := schemas.excess(schema):
+        raise _refusal(field, f"in its schema, {too_much}. Leave some of them out.")
 
 
 def _refusal(field: str, why: str) -> ServiceError:

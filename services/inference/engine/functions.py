@@ -17,7 +17,7 @@ import msgspec
 from services.contract import prompts, schemas
 from services.contract.conversation import ChatMessage, NamedTool, Tool, ToolCall, ToolChoice
 from services.contract.errors import ServiceError
-from services.inference.engine.constraints import json_lark
+from services.inference.engine.constraints import check_cost, json_lark
 from services.inference.engine.mark import Mark
 
 Json = dict[str, Any]
@@ -98,6 +98,7 @@ class Functions:
             return None
         if isinstance(choice, NamedTool):
             tools = [tool for tool in tools if tool.function.name == choice.function.name]
+        check_cost({"anyOf": [_arguments_schema(tool) for tool in tools]}, "tools")  # of all
         is_forced = choice != "auto"
         form = self.form
         several = not is_forced if several is None else several

@@ -223,6 +223,17 @@ def test_data_in_a_schema_of_arguments_stays_as_it_is() -> None:
     assert allows(call, form % "#/x") and not allows(call, form % "#/$defs/f0/x")
 
 
+def test_cost_of_all_tools_together_is_bounded() -> None:
+    def divided_by(step: int) -> Tool:
+        parameters = {"properties": {"n": {"type": "integer", "multipleOf": step}}}
+        return Tool(Function(f"f{step}", None, parameters))
+
+    functions = template().functions
+    assert functions.call([divided_by(9_999)], "required")
+    with pytest.raises(ServiceError, match="`tools`.*multipleOf"):
+        functions.call([divided_by(step) for step in range(9_901, 10_001)], "required")
+
+
 def test_nothing_is_forced_by_auto_and_none() -> None:
     functions = template().functions
     assert functions.call(TOOLS, "auto", True) is None

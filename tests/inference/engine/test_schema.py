@@ -228,6 +228,46 @@ def test_expensive_schema_is_followed_or_refused(schema: dict[str, Any]) -> None
         assert error.code == "invalid_request" and "response_format" in error.message
 
 
+def matching(number: int) -> dict[str, Any]:
+    return {"type": "string", "pattern": f".*{number}.*"}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"allOf": [nested(depth - 1), matching(depth)]} if depth else STRING
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [matching(i) for i in range(30)]},
+        nested(30),
+        {"allOf": [{"properties": {"a": matching(i)}} for i in range(30)]},
+        {
+            "$defs": {f"a{i}": matching(i) | {"$ref": f"#/$defs/a{i + 1}"} for i in range(30)}
+            | {"a30": STRING},
+            "$ref": "#/$defs/a0",
+        },
+        {"patternProperties": {f"^k{i}x": STRING for i in range(2_000)}},
+        object_of(**{f"a{i}": {"type": "integer", "multipleOf": 10**6 + i} for i in range(10)}),
+        {"allOf": [{"type": "integer", "multipleOf": i} for i in (7, 11, 13, 17, 19)]},
+    ],
+    ids=["list", "nested", "in a property", "by reference", "names", "multiples", "multiple"],
+)
+def test_schema_that_would_take_minutes_is_refused_at_once(schema: dict[str, Any]) -> None:
+    with pytest.raises(ServiceError, match="more than") as raised:
+        ask(schema, None)
+    assert raised.value.code == "invalid_request" and "response_format" in raised.value.message
+
+
+def test_schema_with_many_patterns_and_multiples_is_taken() -> None:
+    texts = {f"a{i}": {"type": "string", "pattern": f"^{i}$"} for i in range(50)}
+    named = [{"$ref": f"#/$defs/a{i}"} for i in range(50)]
+    ask({"allOf": [{"type": "object", "properties": texts}, {"required": ["a0"]}]}, None)
+    divided = [{"type": "number", "multipleOf": step} for step in (0.01, 0.5, 12, 60, 1e9, -7)]
+    ask({"anyOf": [*divided, STRING]}, None)
+    ask(object_of(first=named[0], rest={"anyOf": named}) | {"$defs": texts}, None)
+
+
 @pytest.mark.parametrize(
     "level",
     [

@@ -1,6 +1,6 @@
 # One image per service: docker build --target edge|history|inference .
-# Each final stage takes its Python environment from a build stage, so that no compiler, pip cache
-# or wheel stays in the image, and Docker's old builder works as well as BuildKit.
+# Each final stage copies its virtual environment from a build stage, so that the image contains no
+# compiler, pip cache or wheels. Works with BuildKit and with Docker's old builder.
 ARG BASE=python:3.12-slim-bookworm
 
 FROM ${BASE} AS base
@@ -21,7 +21,7 @@ COPY services/contract services/contract
 COPY services/runtime services/runtime
 COPY services/client services/client
 COPY services/edge services/edge
-# A container's ports are closed until they are published.
+# Docker publishes no port by itself, so listening on all addresses exposes nothing.
 ENV EDGE_HOST=0.0.0.0
 USER finetunellm
 EXPOSE 8002
@@ -48,7 +48,7 @@ RUN sed -n '/^llama-cpp-python==/,/[^\\]$/p' requirements.txt > llama-cpp-python
 FROM base AS inference-venv
 RUN apt-get update && apt-get install -y --no-install-recommends build-essential
 RUN python -m venv /venv
-# llama.cpp first, by its own pin: the minutes that it takes are spent again only for a new version.
+# Build llama.cpp first, from its pin alone: this slow layer is rebuilt only for a new version.
 COPY --from=llama-cpp-pin /app/llama-cpp-python.txt .
 # Not for the CPU it is built on, but for any x86-64 with AVX2 (or any arm64): an image moves.
 ARG CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF"

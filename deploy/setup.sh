@@ -3,7 +3,7 @@
 #
 #   deploy/setup.sh uv            uv, from PATH or from PyPI
 #   deploy/setup.sh python …      .venv from uv.lock; the words after are uv's (--group dev)
-#   deploy/setup.sh old-nats      Debian's nats-server, unpacked: the oldest that the tests run on
+#   deploy/setup.sh old-nats      Debian's nats-server, unpacked: the oldest version that is tested
 #   deploy/setup.sh compose       docker-compose, to check docker-compose.yml
 #   deploy/setup.sh llama-source  llama.cpp as uv.lock's llama-cpp-python carries it: for tests and benchmarks
 set -euo pipefail
@@ -17,7 +17,7 @@ die() {
 }
 
 mkdir -p "$bin" 2>/dev/null && [ -w .data ] ||
-    die "The folder $PWD/.data can't be written: everything that is downloaded or remembered goes there."
+    die "The folder $PWD/.data can't be written. It stores downloads and the history: fix its permissions."
 
 get_uv() {
     local found

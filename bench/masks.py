@@ -1,7 +1,7 @@
 """
-What constrained decoding costs: to compile a grammar, to mask all tokens, to ask about one token.
+Measure constrained decoding: compiling a grammar, masking all tokens, checking one token.
 
-`python -m bench.masks [GGUF …]` takes models or vocabularies; the demo model where none is named.
+`python -m bench.masks [GGUF …]` accepts models or vocabularies; the default is the demo model.
 """
 
 import ctypes
@@ -66,7 +66,7 @@ CASES = (
 
 
 class Words(Llama):
-    """A model's tokenizer without the model."""
+    """The tokenizer of a model, without its weights."""
 
     def __init__(self, path: Path) -> None:
         llama_cpp.llama_log_set(_SILENT, ctypes.c_void_p(0))
@@ -85,7 +85,7 @@ class Words(Llama):
 
 
 def measure(words: Words, case: Case) -> str:
-    """Return a row: milliseconds to compile, of masks and of questions about one token."""
+    """Return a table row in milliseconds: compiling, masks, and the check of one token."""
     began = time.perf_counter()
     grammar = constraints.grammar(case.sampling, None, words.vocabulary)
     compiled = time.perf_counter() - began
@@ -104,14 +104,14 @@ def measure(words: Words, case: Case) -> str:
 
 
 def _tokens(words: Words, text: str) -> list[int]:
-    """A tokenizer that puts a space before a text puts it before the `{` too, where none may be."""
+    """Tokenize JSON without the leading space that some tokenizers add, which no grammar allows."""
     tokens = words.tokenize(text, special=False)
     first = words.piece(tokens[0]).lstrip()
     return [words.vocabulary.pieces.index(first), *tokens[1:]] if first else tokens[1:]
 
 
 def _times(grammar: Grammar, tokens: list[int]) -> Iterator[tuple[float, float]]:
-    """Yield the seconds of each token's mask and of the question whether it may come."""
+    """Yield, for each token, the seconds to compute the mask and to check the token."""
     for token in tokens:
         began = time.perf_counter()
         mask = grammar.allowed()
@@ -128,7 +128,7 @@ def main(paths: list[str]) -> None:
         Vocabulary(words.vocabulary.pieces, words.vocabulary.ends)
         built = time.perf_counter() - began
         print(f"\n{path}: {words.vocabulary_size:,} tokens, llguidance's trie in {built:.2f} s\n")
-        print("case | compile ms | mask median | 90 % | most | one token")
+        print("case | compile ms | mask median | 90 % | max | one token")
         print("--- | --- | --- | --- | --- | ---")
         for case in CASES:
             print(measure(words, case))

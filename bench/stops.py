@@ -1,12 +1,11 @@
 """
-Does CHAT_STOP leave ordinary answers whole? 50 prompts, answered by a real chat model without stop
-strings; then each answer is read by the stop strings of the setting, and by the same ones as they
-are.
+Measure which ordinary answers CHAT_STOP cuts. A real chat model answers 50 prompts without stop
+strings; then the default CHAT_STOP is applied to each answer, by its rules and literally.
 
     python -m bench.stops model/qwen2.5-coder-1.5b-instruct-q4_k_m.gguf
 
-Minutes for a model of 1.5B on two cores. `--save` writes the answers for the suite, which reads
-them in tests/inference/engine/test_ordinary_answers.py.
+Takes minutes for a 1.5B model on two cores. `--save` writes the answers for
+tests/inference/engine/test_ordinary_answers.py.
 """
 
 import argparse
@@ -88,7 +87,7 @@ PROMPTS = (
 
 
 class Reading(NamedTuple):
-    """An answer by some stop strings."""
+    """What is left of an answer, and the stop string that cut it."""
 
     text: str
     stop: str | None
@@ -105,7 +104,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Does CHAT_STOP leave ordinary answers whole?")
+    parser = argparse.ArgumentParser(description="Measure which ordinary answers CHAT_STOP cuts.")
     parser.add_argument("model", type=Path, help="a chat model's GGUF")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save", action="store_true", help=f"write the answers to {SAVED}")
@@ -113,7 +112,7 @@ def _options() -> argparse.Namespace:
 
 
 def ask(path: Path, threads: int) -> dict[str, str]:
-    """The greedy answers by prompt, without any stop string."""
+    """Return the greedy answers by prompt, generated without stop strings."""
     settings = InferenceSettings(model_path=str(path), model_context=1024, model_threads=threads)
     model = models.load(settings, lambda _: True)
     answers = dict.fromkeys(PROMPTS, "")
@@ -142,7 +141,7 @@ def ask(path: Path, threads: int) -> dict[str, str]:
 
 
 def read(answer: str, stops: Stops) -> Reading:
-    """The answer as it goes out, a character at a time."""
+    """Return the answer after the stops, applied a character at a time as in a stream."""
     buffer, text = StopBuffer(stops), ""
     for character in answer:
         out, stop = buffer.push(character)
@@ -165,9 +164,10 @@ def report(model: str, answers: dict[str, str]) -> str:
         [
             "# Ordinary answers and CHAT_STOP",
             "",
-            f"{len(answers)} prompts, answered greedily by {model} in at most {MAX_TOKENS} tokens,",
-            "and read by the default CHAT_STOP: as the setting counts, and literally.",
-            f"Whole: {whole} of {len(answers)}; literally: {whole_literally}.",
+            f"{len(answers)} prompts, answered greedily by {model} in at most {MAX_TOKENS} tokens.",
+            "The default CHAT_STOP is applied by its rules, and literally. A cell of a cut answer",
+            "has the characters that are left and the stop string.",
+            f"Whole: {whole} of {len(answers)} by the rules, {whole_literally} literally.",
             "",
             "| prompt | characters | CHAT_STOP | literally |",
             "| --- | --- | --- | --- |",

@@ -1,7 +1,7 @@
 """
-python deploy/child.py PARENT COMMAND…: becomes the command, which is killed when its parent ends.
+python deploy/child.py PARENT COMMAND…: run COMMAND, and kill it when the process PARENT ends.
 
-`just up` starts its processes this way: however it ends, kill -9 included, none of them lives on.
+`just up` starts its processes this way, so that none survives it, not even after `kill -9`.
 """
 
 import ctypes
@@ -10,7 +10,9 @@ import signal
 import sys
 import time
 
-PR_SET_PDEATHSIG = 1  # see prctl(2): kept across exec, and sent when the thread that forked ends
+PR_SET_PDEATHSIG = (
+    1  # see prctl(2): survives exec; the signal comes when the thread that forked ends
+)
 LOOK_INTERVAL = 0.5  # seconds
 
 
@@ -19,16 +21,16 @@ def main(parent: int, command: list[str]) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
         watch_from_a_fork(parent)
-    if os.getppid() == parent:  # else it ended before anybody watched
+    if os.getppid() == parent:  # otherwise the parent ended before the watch began
         os.execvp(command[0], command)
 
 
 def watch_from_a_fork(parent: int) -> None:
-    """Start a process that kills this one when `parent` has ended. Works on any POSIX system."""
+    """Fork a process that kills this one after `parent` has ended. Works on any POSIX system."""
     me = os.getpid()
     if os.fork():
         return
-    os.closerange(3, 256)  # the lock of .data is not the watcher's to hold
+    os.closerange(3, 256)  # the watcher must not hold the lock of .data
     while os.getppid() == me and is_alive(parent):
         time.sleep(LOOK_INTERVAL)
     if os.getppid() == me:

@@ -11,24 +11,26 @@ from typing import IO
 from deploy.child import is_alive
 from services.runtime.settings import BadSetting
 
-PATIENCE = 5.0  # seconds in which what a killed `just up` left behind should have ended
+PATIENCE = 5.0  # seconds that the children of a killed `just up` may take to end
 LOOK_INTERVAL = 0.1
 
 
 @contextmanager
 def locked(folder: Path, server_pid: Path) -> Iterator[int]:
     """
-    Hold the folder's lock, and give its file descriptor: nats-server inherits it, so the lock
-    lasts until all who use the folder have ended.
+    Hold the folder's lock and yield its file descriptor. nats-server inherits it, so the lock lasts
+    until all processes that use the folder have ended.
 
-    `server_pid` is the file in which that nats-server keeps its process id. Raises BadSetting if
-    the folder can't be used, or names the process that uses it.
+    `server_pid` is the file with nats-server's process id. Raises BadSetting if the folder can't be
+    written, or is in use; the message has the pid.
     """
     try:
         folder.mkdir(exist_ok=True)
         file = (folder / "up.lock").open("a+")
     except OSError as error:
-        raise BadSetting(f"The folder {folder} can't be written: {error.strerror}.") from error
+        raise BadSetting(
+            f"The folder {folder} can't be written ({error.strerror}): fix its permissions."
+        ) from error
     with file:
         _lock(file, server_pid)
         file.truncate(0)
@@ -44,14 +46,14 @@ def _lock(file: IO[str], server_pid: Path) -> None:
         holder = _pid(file.read())
         if holder and is_alive(holder):
             raise BadSetting(
-                f"`just up` already runs in this folder (pid {holder}): end it there with Ctrl-C,"
-                f" or here with `kill {holder}`."
+                f"`just up` already runs in this folder (pid {holder}): stop it with Ctrl-C there,"
+                f" or with `kill {holder}` here."
             )
         if time.monotonic() > deadline:
             holder = _pid(server_pid.read_text()) if server_pid.exists() else None
             raise BadSetting(
                 "The nats-server of an earlier `just up` still uses this folder:"
-                f" end it with `kill {holder or '<its pid>'}`."
+                f" stop it with `kill {holder or '<its pid>'}`."
             )
         time.sleep(LOOK_INTERVAL)
 

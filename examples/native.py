@@ -11,7 +11,7 @@ import sys
 
 import nats
 
-NATS_PORT = os.environ.get("NATS_PORT") or "4222"  # as `just up` has it
+NATS_PORT = os.environ.get("NATS_PORT") or "4222"  # the default of `just up`
 NATS_URL = os.environ.get("NATS_URL") or f"nats://127.0.0.1:{NATS_PORT}"
 CONNECT_TIMEOUT = 3.0  # seconds
 SILENCE_LIMIT = 5.0  # seconds; a worker sends something at least once a second
@@ -25,7 +25,7 @@ async def main(prompt: str) -> None:
     try:
         nc = await asyncio.wait_for(nats.connect(NATS_URL, error_cb=ignore), CONNECT_TIMEOUT)
     except TimeoutError:
-        sys.exit("NATS can't be reached: is NATS_URL right?")
+        sys.exit("NATS can't be reached: start it with `just up`, or set NATS_URL or NATS_PORT.")
     inbox = nc.new_inbox()
     answers = await nc.subscribe(inbox)  # before asking, so that nothing is missed
     await nc.publish("chat.request", json.dumps({"prompt": prompt}).encode(), reply=inbox)

@@ -27,14 +27,14 @@ from services.runtime.nats_url import parse_servers
 from services.runtime.settings import BadSetting, BusSettings, load
 
 with contextlib.suppress(ImportError):
-    import readline  # arrow keys and a history at the prompt
+    import readline  # arrow keys and prompt history
 
-    # what is pasted is one prompt, whatever lines it has; Python turns this off
+    # a paste of several lines is one prompt; Python disables this by default
     readline.parse_and_bind("set enable-bracketed-paste on")
 
 CONNECT_TIMEOUT = 3.0  # seconds
 REPORT_TIMEOUT = 1.5  # seconds; a worker reports once a second
-INTERRUPTED = 128 + signal.SIGINT  # exit code, as a shell has it
+INTERRUPTED = 128 + signal.SIGINT  # the exit code of shells
 GRACE = 10.0  # seconds in which a connection that was lost may be there again
 
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _converse(url: str, session_id: str) -> bool:
-    """Ask until the input ends. Return whether every prompt got an answer."""
+    """Answer prompts until the input ends. Return whether every prompt got an answer."""
     all_answered = True
     while True:
         try:
@@ -82,7 +82,7 @@ def _converse(url: str, session_id: str) -> bool:
 
 
 async def _answer(url: str, request: ChatRequest) -> bool:
-    """Print the answer. Return False if there is none, or not all of it."""
+    """Print the answer. Return False if it failed or is incomplete."""
     answered = True
     async with _connect(url) as bus:
         client = ChatClient(bus)
@@ -100,7 +100,7 @@ async def _answer(url: str, request: ChatRequest) -> bool:
 
 
 async def _with_reason(bus: Bus, failed: Failed) -> Failed:
-    """Say why no worker answers, as the workers themselves report it."""
+    """Replace `no_worker` by the reason that the workers report."""
     if failed.code != "no_worker":
         return failed
     reason = (await _heard(bus)).refusal(failed)
@@ -108,14 +108,14 @@ async def _with_reason(bus: Bus, failed: Failed) -> Failed:
 
 
 async def _greeting(url: str) -> str:
-    """Return which model answers, or why none does. Raises ConnectionError."""
+    """Return a sentence that names the model, or says why there is none. Raises ConnectionError."""
     async with _connect(url) as bus:
         workers = await _heard(bus)
     return f"Model {workers.model.name}." if workers.model else workers.absence().message
 
 
 async def _heard(bus: Bus) -> Workers:
-    """Return the workers once one that is ready has reported, or the time for a report is over."""
+    """Return the workers once a ready one has reported, or after REPORT_TIMEOUT."""
     workers, ready = Workers(), asyncio.Event()
 
     def hear(delivery: Delivery) -> None:
@@ -141,16 +141,16 @@ def _show(event: StreamEvent) -> None:
 
 
 def cut_note(done: Done) -> str | None:
-    """Return what cut the answer, and which setting changes that; None if the model ended it."""
+    """Return what cut the answer, and the setting behind it; None if the model ended it."""
     match done.finish_reason:
         case "length":
-            return f"cut off after {done.usage.completion_tokens} tokens: CHAT_MAX_TOKENS"
+            return f"cut off after {done.usage.completion_tokens} tokens (CHAT_MAX_TOKENS)"
         case "stop" if done.stop_string is not None:
-            return f"stopped at {json.dumps(done.stop_string, ensure_ascii=False)}: CHAT_STOP"
+            return f"stopped at {json.dumps(done.stop_string, ensure_ascii=False)} (CHAT_STOP)"
         case "loop":
-            return "stopped, because it repeated itself: CHAT_REPEAT_PENALTY"
+            return "stopped because it repeated itself (CHAT_REPEAT_PENALTY)"
         case "timeout":
-            return "stopped, because its time was up: timeout_s"
+            return "stopped because its time was up (timeout_s)"
         case "cancelled":
             return "cancelled"
     return None
@@ -165,8 +165,8 @@ async def _connect(url: str) -> AsyncIterator[Bus]:
                 bus = await stack.enter_async_context(Bus.connect(url, "chat"))
         except TimeoutError as error:
             raise ConnectionError(
-                f"NATS at {parse_servers(url)} can't be reached:"
-                " `just up` starts everything, NATS_URL names it."
+                f"NATS at {parse_servers(url)} can't be reached: start it with `just up`, or set"
+                " NATS_URL or NATS_PORT."
             ) from error
         yield bus
 

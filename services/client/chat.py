@@ -85,8 +85,8 @@ class ChatClient:
 
     async def holder(self, request_id: str) -> Replay | None:
         """
-        What the worker has of this answer that gives it, or gave it in the last minute. Raises
-        ServiceError.
+        Return the replay of an answer that a worker generates, or finished in the last minute.
+        Raises ServiceError.
         """
         _check_id(request_id)
         subject = subjects.replay(self._tenant, request_id)
@@ -97,8 +97,8 @@ class ChatClient:
 
     async def cancel(self, request_id: str) -> None:
         """
-        Stops a request of this tenant, whoever asked it. One that has ended is left alone. Raises
-        ServiceError(not_found) for an impossible id.
+        Cancel a request of this tenant, whoever sent it; a finished one stays as it is. Raises
+        ServiceError(not_found) for an invalid id.
         """
         _check_id(request_id)
         await self._bus.publish(subjects.cancel(self._tenant, request_id), Cancel())
@@ -137,13 +137,13 @@ def _failed(request_id: str, error: Exception) -> Failed:
     if isinstance(error, ServiceError):
         return Failed(error.code, error.message, error.retry_after)
     log.error("reading the answer to %s failed", request_id, exc_info=error)
-    return Failed("internal", "Reading the answer failed; the log of this process says why.")
+    return Failed("internal", "Reading the answer failed. See the log of this process.")
 
 
 def _check_id(request_id: str) -> None:
-    """Raises ServiceError. A subject with a space or a line break would break the connection."""
+    """Raises ServiceError. A space or line break in a subject would break the connection."""
     if not subjects.is_id(request_id):
-        raise ServiceError("not_found", "There is no such request: this can't be a request id.")
+        raise ServiceError("not_found", "There is no such request: the request id is invalid.")
 
 
 def _check(request: ChatRequest) -> None:

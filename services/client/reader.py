@@ -73,10 +73,10 @@ class Reader:
         self._reply = ""  # of the attempt that is read
         self._worker_id = ""
         self._heard_at = 0.0
-        self._deadline: float | None = None  # of the answer, by the monotonic clock
+        self._deadline: float | None = None  # monotonic time at which `timeout_s` is over
         self._losses = 0
         self.has_joined = False
-        """Others may read the same attempt."""
+        """Whether it joined an attempt, which others may read too."""
         self._abandoning: dict[str, asyncio.Task[None]] = {}  # attempts, by their reply subject
 
     async def ask(self, request: ChatRequest) -> None:
@@ -199,7 +199,7 @@ class Reader:
         except TimeoutError:
             await self._catch_up()
             return None
-        if delivery.subject != self._reply:  # of another attempt, which may have replaced this one
+        if delivery.subject != self._reply:  # another attempt, which may have replaced this one
             if time.monotonic() - self._heard_at >= SILENCE:
                 await self._catch_up()
             return None
@@ -246,7 +246,7 @@ class Reader:
         """At another worker, or with whoever has done so already."""
         self._losses += 1
         if self._losses > MOST_LOSSES:
-            raise _lost(f"{why} So did {MOST_LOSSES} others before.")
+            raise _lost(f"{why} {MOST_LOSSES} other workers were lost before it.")
         self._workers.forget(self._worker_id)
         self.abandon()
         deadline = time.monotonic() + PATIENCE
@@ -257,7 +257,7 @@ class Reader:
                 raise
             except ServiceError as error:
                 if error.code not in WORTH_WAITING or time.monotonic() > deadline:
-                    raise _lost(f"{why} No other can go on: {error.message}") from error
+                    raise _lost(f"{why} No other worker can resume: {error.message}") from error
             await asyncio.sleep(RETRY_INTERVAL)
 
     async def _join_or_ask(self, why: str) -> None:
@@ -277,15 +277,15 @@ class Reader:
                 self._request, resume=self._transcript.resume(), timeout_s=self._time_left()
             )
         except Mismatch:
-            raise _given_up(f"{why} No other can go on, as the prompt is too long.") from None
+            raise _given_up(f"{why} No other worker can resume: the prompt is too long.") from None
         if len(encode(request)) > MOST_BYTES:
-            raise _given_up(f"{why} No other can go on, as the conversation is too long.")
+            raise _given_up(f"{why} No other worker can resume: the conversation is too long.")
         return request
 
     def _set_deadline(self, timeout: float | None, age: float = 0.0) -> None:
         """
-        `timeout` of an attempt that was accepted `age` seconds ago. The first one counts: the
-        `timeout_s` of those after it is what was left.
+        Set the deadline from the `timeout` of an attempt that was accepted `age` seconds ago. Only
+        the first call counts: later attempts get the time that is left as their `timeout_s`.
         """
         if timeout is not None and self._deadline is None:
             self._deadline = time.monotonic() + timeout - age
@@ -315,7 +315,7 @@ def bus_unavailable() -> ServiceError:
 
 
 class _GivenUp(ServiceError):
-    """The answer is lost, and waiting for another worker can't help."""
+    """The answer is lost, and no other worker can resume it."""
 
 
 def _given_up(message: str) -> _GivenUp:

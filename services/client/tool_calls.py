@@ -19,7 +19,7 @@ _FIRST_KEY = re.compile(r'\s*\[?\s*\{\s*"([^"\\]*)"')
 _BEGINNING = re.compile(r"\s*\[?\s*(\{.*)?\Z", re.DOTALL)
 _FENCE = re.compile(r"\s*```\w*\s*")
 _FENCE_BEGINNING = re.compile(r"\s*(`{0,2}|```\w*\s*)\Z")
-_BETWEEN = re.compile(r"[\s},;\]]*")  # two calls
+_BETWEEN = re.compile(r"[\s},;\]]*")  # separates two calls
 _BETWEEN_FENCED = re.compile(r"(?:[\s},;\]]|```\w*)*")
 _CALL_KEYS = {"name", "id", "type", "function", *KEYS}
 _JSON = json.JSONDecoder()
@@ -52,7 +52,7 @@ class CallReader:
     """
 
     def __init__(self, names: Collection[str], is_fenced: bool = False) -> None:
-        """`is_fenced`: the text is what follows the beginning of a fence."""
+        """`is_fenced`: the text follows the opening of a Markdown fence."""
         self._names = names
         self._between = _BETWEEN_FENCED if is_fenced else _BETWEEN
         self._text = ""  # not told yet
@@ -118,8 +118,8 @@ class CallReader:
 
     def _read_fence(self) -> bool:
         """
-        Hold back fences that the answer begins with for as long as they can be calls and nothing
-        else, which only the answer's end tells.
+        Hold back fences at the start of the answer while they can still contain calls only, which
+        is certain at the end of the answer.
         """
         fence = _FENCE.match(self._text)
         if fence is None and _FENCE_BEGINNING.match(self._text):
@@ -154,7 +154,7 @@ class CallReader:
         return False
 
     def _skip_fence(self) -> bool:
-        """Drop the fence that a model put around a call within its own signs."""
+        """Drop a fence around a call inside the model's own markers."""
         fence = _FENCE.match(self._text)
         if fence is None or fence.end() == len(self._text):
             self._is_fenced = fence is None and not _FENCE_BEGINNING.match(self._text)
@@ -207,8 +207,8 @@ class CallReader:
 
     def _read_whole(self) -> bool:
         """
-        Read a call as a whole: its keys may stand in another order, and its arguments may be
-        missing, nothing, or JSON in a text.
+        Read a complete call: its keys may be in any order, and its arguments missing, empty, or
+        JSON in a string.
         """
         text = self._text.lstrip().removeprefix("[").lstrip()
         try:
@@ -261,14 +261,14 @@ class _Braces:
 
 
 def _written(arguments: Any) -> str:
-    """Return them as JSON text. Models write null, "" or [] where a function takes none."""
+    """Return arguments as JSON text. Models write null, "" or [] if a function takes none."""
     if isinstance(arguments, str) and arguments:
         return arguments
     return json.dumps(arguments or {}, ensure_ascii=False)
 
 
 def _calls_in_fences(text: str, names: Collection[str]) -> list[Part]:
-    """Return the parts of fences that have whole calls and nothing else; else none."""
+    """Return the parts of fences that contain complete calls only, else an empty list."""
     fence = _FENCE.match(text)
     if fence is None:
         return []

@@ -84,7 +84,7 @@ class Workers:
         reports = self.reports()
         if loading := [r.progress for r in reports if r.state == "loading"]:
             share = max(loading)
-            how = "read; warming up" if share >= 1 else f"being loaded ({share:.0%} so far)"
+            how = "loaded and warming up" if share >= 1 else f"being loaded ({share:.0%} so far)"
             return ServiceError("model_loading", f"The model is {how}.", RETRY_AFTER)
         if failed := [r.error for r in reports if r.state == "failed"]:
             return ServiceError("model_unavailable", failed[0] or "The model can't be used.")

@@ -38,7 +38,7 @@ def decode(data: bytes, kind: type[T]) -> T:
     try:
         return cast(T, _decoder(cast(Hashable, kind)).decode(data))
     except RecursionError as error:
-        message = "The JSON is nested too deep to be read: send it flatter."
+        message = "The JSON is nested too deeply: send it with fewer levels."
         raise ServiceError("invalid_request", message) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         _check_text(data)
@@ -46,28 +46,28 @@ def decode(data: bytes, kind: type[T]) -> T:
 
 
 def check_utf8(data: bytes) -> None:
-    """Raises ServiceError(invalid_request) with the place."""
+    """Raises ServiceError(invalid_request) that names the byte."""
     try:
         data.decode()
     except UnicodeDecodeError as error:
         raise ServiceError(
             "invalid_request",
-            f"Byte {error.start} is no UTF-8 ({error.reason}): send the text as UTF-8.",
+            f"Byte {error.start} is not UTF-8 ({error.reason}): send the text as UTF-8.",
         ) from error
 
 
 def _check_text(data: bytes) -> None:
     """
-    Raise what is wrong with the characters of data that could not be read: msgspec calls half of a
-    surrogate pair the end of the data, and counts bytes from where a string begins.
+    Raise ServiceError for invalid characters in data that could not be decoded. msgspec reports
+    half of a surrogate pair as truncated data, and counts bytes from the start of a string.
     """
     check_utf8(data)
     for half in islice(_HALF_A_PAIR.finditer(data), MAX_LOOKED_AT):
         before = data[max(0, half.start() - 100) : half.start()]
         if (len(before) - len(before.rstrip(b"\\"))) % 2:
-            continue  # it is text that an escaped backslash stands before
+            continue  # the backslash itself is escaped, so this is plain text
         raise ServiceError(
             "invalid_request",
-            f"{half[0].decode()} at byte {half.start()} is half of a surrogate pair, and no"
-            " character: send both halves, or leave it out.",
+            f"{half[0].decode()} at byte {half.start()} is half of a surrogate pair: send"
+            " both halves, or remove it.",
         )

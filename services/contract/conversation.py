@@ -16,8 +16,8 @@ class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
 
 class FunctionCall(Struct, frozen=True):
     """
-    A call as a model wrote it: any name, and arguments that may be no JSON object. History is shown
-    to the model, never validated.
+    A tool call as a model wrote it: any name, and arguments that need not be a JSON object. History
+    is shown to the model, never validated.
     """
 
     name: str
@@ -49,8 +49,8 @@ class ChatMessage(Struct, frozen=True, omit_defaults=True):
 
 class Function(Struct, frozen=True, omit_defaults=True):
     """
-    `parameters` is a JSON schema of an object. It holds where a call is forced, as the schema of a
-    response format does.
+    `parameters` is a JSON schema of an object. It is enforced if a call is forced, like the schema
+    of a response format.
     """
 
     name: ToolName

@@ -44,7 +44,7 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
 
     `epoch` is that of the context it was asked in, `attempt` the one at the request that answered
     it. `retry_of` is the exchange of the session that this one takes the place of. `stop_string`
-    is the one that ended the answer, as in Done.
+    is the string that ended the answer, as in Done.
     """
 
     request_id: str
@@ -152,7 +152,7 @@ class Messages(Struct, frozen=True):
 
 
 class ExchangeRequest(Struct, frozen=True):
-    """The exchange that answered a request of the tenant, whatever its session."""
+    """Ask for the exchange of one request of the tenant, in any session."""
 
     request_id: RequestId
 
@@ -219,7 +219,7 @@ class ExportPage(Struct, frozen=True):
 
 class Imported(Struct, frozen=True, kw_only=True):
     """
-    An exchange as an export has it, or as much of it as is known elsewhere. Imports with the same
+    An exchange in the format of an export; most fields are optional. Imports with the same
     `request_id` are one exchange, unless the session was cleared in between.
     """
 
@@ -250,9 +250,9 @@ class DeleteRequest(Struct, frozen=True):
 class HistoryStatus(Struct, frozen=True):
     """
     `unarchived` counts log records that MongoDB has not acknowledged, `unreadable` those that were
-    set aside; what the log would say is None where it can't be asked. `warning` says what is wrong
-    with the log, or that it is nearly full, and what to do. `refuses` is the code that chats of
-    sessions are refused with now; None: they are answered.
+    set aside; figures of the log are None while it can't be reached. `warning` says what is wrong
+    with the log, or that it is nearly full, and what to do. `refuses` is the error code with which
+    chats of sessions are refused at present; None: they are accepted.
     """
 
     database_connected: bool

@@ -1,4 +1,4 @@
-"""What an imported exchange may be beyond its type: checked alike by the edge and by history."""
+"""Checks of imported exchanges beyond their types, shared by the edge and history."""
 
 from datetime import UTC, datetime
 
@@ -11,9 +11,9 @@ COUNTS = range(2**63)
 
 
 def check(imported: Imported) -> None:
-    """Raises ServiceError(invalid_request)."""
+    """Raises ServiceError(invalid_request) for a time or a count that is out of range."""
     for name, time in (("asked_at", imported.asked_at), ("answered_at", imported.answered_at)):
-        if time is not None and not _is_in_utc(time):
+        if time is not None and not is_in_utc(time):
             raise _invalid(name, "a time within the years 1 to 9999 in UTC")
     counts = [("usage", *each) for each in asdict(imported.usage).items()]
     if imported.model:
@@ -23,7 +23,8 @@ def check(imported: Imported) -> None:
             raise _invalid(f"{part}.{name}", f"a count from 0 to {COUNTS[-1]}")
 
 
-def _is_in_utc(time: datetime) -> bool:
+def is_in_utc(time: datetime) -> bool:
+    """Return whether a time with a zone is within the years 1 to 9999 in UTC."""
     try:
         time.astimezone(UTC)
     except OverflowError:
@@ -32,5 +33,5 @@ def _is_in_utc(time: datetime) -> bool:
 
 
 def _invalid(name: str, expected: str) -> ServiceError:
-    """In the words of the codec, which name the field."""
+    """Return an error worded like those of the codec, which name the field."""
     return ServiceError("invalid_request", f"Expected {expected} - at `$.{name}`.")

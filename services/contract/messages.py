@@ -52,9 +52,9 @@ class JsonObjectFormat(ResponseFormat, frozen=True, tag="json_object"):
 
 class JsonSchema(Struct, frozen=True, omit_defaults=True):
     """
-    The schema always holds. Without `strict` some keywords that can't be held are left out
-    (services/contract/schemas.py); with it they are refused by name. The model is not shown the
-    `description`.
+    A schema that the answer must match. Keywords that can't be enforced
+    (services/contract/schemas.py) are rejected by name with `strict`, and ignored without it. The
+    model does not see the `description`.
     """
 
     schema: dict[str, Any]
@@ -247,7 +247,7 @@ class Done(Event, frozen=True, tag="done"):
     """
     The end. `stored` says whether the log has acknowledged the exchange; `none`: there is nothing
     to keep, since nothing was said or the session was erased meanwhile. `stop_string` is the entry
-    of the request's `stop` or of CHAT_STOP that ended the answer; None: the model ended it.
+    of the request's `stop` or of CHAT_STOP that ended the answer; None: something else did.
     """
 
     finish_reason: FinishReason
@@ -284,8 +284,8 @@ class Replay(Struct, frozen=True):
     An answer's attempt, as the worker that gives it has it: who reads on `reply` and then asks for
     a replay has all of it. `events` begin with what was said before any text, and go on with the
     text that the reader lacks. `is_all` is false where there is more of it than fits: ask again.
-    `age` is the time in seconds since the worker accepted the attempt: the rest of the request's
-    `timeout_s` is what a reader has left.
+    `age` is the seconds since the worker accepted the attempt, which count against the request's
+    `timeout_s`.
     """
 
     request: ChatRequest
@@ -323,7 +323,7 @@ class Cancel(Struct, frozen=True, omit_defaults=True):
 
 
 class SessionErased(Struct, frozen=True):
-    """Workers keep no answer of the session for replay any more."""
+    """Tell workers to stop keeping answers of the session for replay."""
 
     session_id: SessionId
 
@@ -347,8 +347,8 @@ class ModelInfo(Struct, frozen=True):
 
 class WorkerReport(Struct, frozen=True):
     """
-    `error` is the sentence that says why there is no model, or why the one that is ready can't
-    chat; `progress` is the share of the file loaded.
+    `error` says why there is no model, or why a ready model can't chat; `progress` is the loaded
+    share of the file.
     """
 
     worker_id: str

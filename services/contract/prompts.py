@@ -17,7 +17,7 @@ MAX_BYTES = 64 * 1024
 MAX_CONVERSATION_BYTES = 512 * 1024
 """As JSON."""
 MAX_DEPTH = 64
-"""Of a schema, and of the arguments of a call that a template is given as JSON."""
+"""Levels of a schema, and of tool call arguments that a template gets as JSON."""
 ROUTED_BY = 1000
 """Characters of a plain text that a worker is chosen by."""
 
@@ -107,7 +107,7 @@ def check_depth(field: str, value: Any) -> None:
 
 
 def _containers(parent: Any) -> list[Any]:
-    """Return the lists and objects in a list or an object. Scalars are only passed over."""
+    """Return the lists and objects directly inside a list or an object."""
     if not isinstance(parent, dict | list):
         return []
     values = parent.values() if isinstance(parent, dict) else parent
@@ -116,8 +116,8 @@ def _containers(parent: Any) -> list[Any]:
 
 def context_exceeded(field: str, tokens: str, context: int) -> ServiceError:
     """
-    Return the error of a prompt that doesn't fit even alone. LiteLLM and others recognise it by how
-    its message begins (litellm/litellm_core_utils/exception_mapping_utils.py).
+    Return the error for a prompt that doesn't fit even alone. LiteLLM and others recognise it by
+    the start of its message (litellm/litellm_core_utils/exception_mapping_utils.py).
     """
     return ServiceError(
         "context_length_exceeded",
@@ -159,7 +159,7 @@ def _check_stateless(request: ChatRequest) -> None:
 
 
 def _fault(message: ChatMessage) -> str | None:
-    """Check what a caller can have mistyped; what a model or a tool said is taken as it is."""
+    """Check what a caller can mistype. Text of a model or a tool is accepted as it is."""
     if message.content is None and message.role not in ("assistant", "tool"):
         return f"A message of {message.role!r} needs `content`"
     if message.tool_calls and message.role != "assistant":
@@ -183,8 +183,8 @@ def _check_tools(request: ChatRequest) -> None:
     if names and choice != "none" and request.grammar:
         raise ServiceError(
             "invalid_request",
-            "The field `grammar` can't be combined with tools: leave one of them out, or set"
-            " tool_choice to none. A response_format can.",
+            "The field `grammar` can't be combined with tools: remove one of them, set tool_choice"
+            " to none, or use response_format, which can be combined with tools.",
         )
 
 

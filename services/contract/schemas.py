@@ -1,10 +1,10 @@
 """
-JSON schemas as constrained decoding can hold them. Pure, so that the edge and a worker agree.
+Prepares JSON schemas for constrained decoding. Pure, so that the edge and a worker agree.
 
-llguidance holds most of JSON Schema and refuses the rest by name
-(https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md). This module decides what
-of that rest a caller may send all the same. Keywords are looked for where a schema stands, never in
-data (`default`, `examples`, `enum`, `const`), and a property may have any name.
+llguidance enforces most of JSON Schema and rejects the rest by name
+(https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md). This module decides which
+of these keywords are ignored instead. It looks for keywords in schemas only, never in data
+(`default`, `examples`, `enum`, `const`), and a property may have any name.
 """
 
 import json
@@ -26,17 +26,17 @@ ONE = set(  # keywords whose value is a schema; of `items` also a list
 LISTS = {"anyOf", "oneOf", "allOf", "prefixItems", "items"}
 NAMED = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
 
-IN_PLACE = {"anyOf", "oneOf", "allOf", "$ref"}  # what they hold is about the same value
+IN_PLACE = {"anyOf", "oneOf", "allOf", "$ref"}  # their schemas apply to the same value
 OF_OBJECTS = set(
     "properties required additionalProperties patternProperties minProperties maxProperties".split()
 )
 LOOKS_AROUND = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?<?[=!]|\\[1-9])")  # and back references
-LARGEST = 10**18  # what 64 bits hold; a model that knows no JSON writes digits without an end
-CONTROL = re.compile(r"\\u00[01]")  # in JSON: a character that only `\u` can write
+LARGEST = 10**18  # fits 64 bits; a model that knows no JSON writes digits without end
+CONTROL = re.compile(r"\\u00[01]")  # in JSON: a character that needs a `\u` escape
 NEGATED = re.compile(r"(?<!\\)((?:\\\\)*)\[\^(?!])")
-IN_FRAGMENTS = "#/%$:~!'()*,;=@&+?"  # as they are; other signs of a name are written as %XX
+IN_FRAGMENTS = "#/%$:~!'()*,;=@&+?"  # kept as they are; all other characters are percent-encoded
 
-# Keywords that can't be held, and the values with which they say nothing.
+# Keywords that can't be enforced, and the values with which they have no effect.
 ANY_SCHEMA: tuple[Any, ...] = (True, {})
 NOT_HELD: dict[str, tuple[Any, ...]] = {
     "uniqueItems": (False,),
@@ -66,8 +66,8 @@ MAX_REMAINDERS = 20_000
 
 class Held(NamedTuple):
     """
-    A schema without the keywords that can't be held, and their paths, such as
-    `properties.tags.uniqueItems`. A value that fits this schema fits the original but for those.
+    A schema without the keywords that can't be enforced, and their paths, such as
+    `properties.tags.uniqueItems`. A value that matches it matches the original except for those.
     """
 
     schema: Json
@@ -75,14 +75,14 @@ class Held(NamedTuple):
 
 
 def held(schema: Json) -> Held:
-    """Return what of the schema can be held; each object is closed where that can be told."""
+    """Return the enforceable part of a schema, with objects closed where that is safe."""
     left_out: list[str] = []
     kept = _kept(schema, "", left_out)
     return Held(kept if _joins(kept) else _closed(kept), tuple(left_out))
 
 
 def moved(node: Any, pointer: str) -> Any:
-    """Return a schema as it must read at `pointer` of another: its `$ref`s to itself still hold."""
+    """Return a schema for use at `pointer` of another, with its `$ref`s to itself adapted."""
     if not isinstance(node, dict):
         return node
     parts = {
@@ -197,9 +197,9 @@ def _kept(node: Any, path: str, left_out: list[str]) -> Any:
     kept = {}
     for key, value in node.items():
         if key == "$schema":
-            continue  # the keywords of all drafts hold; an unknown one would have to be fetched
+            continue  # keywords of all drafts are supported; an unknown draft would be fetched
         if key == "oneOf" and "discriminator" in node:
-            key = "anyOf"  # the branches are told apart; llguidance would have to prove it
+            key = "anyOf"  # the branches are distinct; llguidance would have to prove it
         if _is_held(key, value):
             kept[key] = _inside(key, _spelled(key, value), f"{path}{key}", _kept_in(left_out))
         elif not _says_nothing(key, value, node):
@@ -222,7 +222,7 @@ def _is_held(key: str, value: Any) -> bool:
 
 
 def _bounded(node: Json) -> Json:
-    """Return the schema with bounds for integers that have none."""
+    """Return the schema with bounds for unbounded integers."""
     kinds = node.get("type")
     if kinds != "integer" and not (isinstance(kinds, list) and "integer" in kinds):
         return node
@@ -233,9 +233,9 @@ def _bounded(node: Json) -> Json:
 
 def _spelled(key: str, value: Any) -> Any:
     """
-    Return the value as llguidance 1.9.1 reads it rightly. A class of a pattern that has all control
-    characters, and not the quotation mark, would have it all the same; `json_quote` of its regular
-    expressions takes a short cut. No text has U+0000, so `[^"]` and `[^\\x00"]` mean the same here.
+    Return the value in a spelling that llguidance 1.9.1 handles correctly. Its `json_quote` adds
+    the quotation mark to a class that has all control characters but not that mark. No text
+    has U+0000, so `[^"]` and `[^\\x00"]` mean the same here.
     """
     if key == "pattern" and isinstance(value, str):
         return NEGATED.sub(r"\1[^\\x00", value)
@@ -251,7 +251,7 @@ def _says_nothing(key: str, value: Any, node: Json) -> bool:
 
 
 def _inside(key: str, value: Any, path: str, change: Callable[[Any, str], Any]) -> Any:
-    """Return the value of a keyword with `change` made to each schema that stands in it."""
+    """Return the value of a keyword with `change` applied to each schema in it."""
     if isinstance(value, list) and key in LISTS:
         return [change(part, f"{path}.{number}") for number, part in enumerate(value)]
     if isinstance(value, dict) and key in NAMED:
@@ -263,8 +263,8 @@ def _inside(key: str, value: Any, path: str, change: Callable[[Any, str], Any]) 
 
 def _joins(node: Any) -> bool:
     """
-    Return whether a value must fit two schemas at once, or one and not another: closing one of them
-    would change what that says.
+    Return whether a value must match two schemas at once, or one and not another: closing one of
+    them would change the result.
     """
     if not isinstance(node, dict):
         return False
@@ -279,8 +279,8 @@ def _joins(node: Any) -> bool:
 
 def _closed(node: Any, _: str = "") -> Any:
     """
-    Return the schema with `additionalProperties: false` where properties are declared and nothing
-    is said of others. What fits it fits the original, and a model can't make up further keys.
+    Return the schema with `additionalProperties: false` where it declares properties and has no
+    rule for others. A matching value matches the original, and a model can't invent keys.
     """
     if not isinstance(node, dict):
         return node

@@ -29,10 +29,10 @@ HISTORY_RESCUED_RECORDS = "history.rescued.record.>"
 HISTORY_RESCUED_LOCK = "history.rescued.lock"
 HISTORY_RESCUED_EMPTIED = "history.rescued.emptied"
 HISTORY_PROBE = "history.log.probe"
-"""Where history tries whether the log takes records; no session has it."""
+"""Subject of the probe with which history tests the log; no session has it."""
 HISTORY_STATUS = "history.status"
 HISTORY_DOUBT = "history.doubt"
-"""Where history hears that an append failed, from who tried it."""
+"""Subject on which workers report a failed append to history."""
 HISTORY_CONTEXT_ANY = "history.context.*"
 HISTORY_MESSAGES_ANY = "history.messages.*"
 HISTORY_CLEAR_ANY = "history.clear.*"
@@ -48,7 +48,7 @@ REQUESTS_BUCKET = "requests"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _REPLY = re.compile(r"(?:_INBOX\w*|chat\.reply)(?:\.[^\s.*>]+)+", re.ASCII)
 MAX_REPLY_LENGTH = 512
-"""Characters. nats-server ends the connection of who sends it lines of over 4 KiB."""
+"""Characters. nats-server closes the connection of a client that sends a line over 4 KiB."""
 
 
 def is_id(text: str) -> bool:
@@ -79,8 +79,8 @@ def is_reply(subject: str) -> bool:
     Whether a service may publish to the reply subject that a caller named.
 
     A service may publish where its callers may not (`$JS.API.STREAM.PURGE.HISTORY` purges on any
-    message), so nothing is taken as a reply subject but an inbox and `chat.reply.…`. An inbox may
-    have a prefix of its own, `_INBOX_alice.…`, by which NATS permissions tell callers apart.
+    message), so only an inbox and `chat.reply.…` are accepted as a reply subject. An inbox may have
+    a prefix of its own, `_INBOX_alice.…`, so that NATS permissions can tell callers apart.
     """
     return len(subject) <= MAX_REPLY_LENGTH and _REPLY.fullmatch(subject) is not None
 
@@ -122,7 +122,7 @@ def target_of_cancel(subject: str) -> tuple[str, str]:
 
 
 def erased(tenant: str) -> str:
-    """Where all workers hear that a session of the tenant was erased."""
+    """Return the subject that tells all workers that a session of the tenant was erased."""
     return f"chat.erased.{tenant}"
 
 
@@ -215,10 +215,10 @@ def retry(subject: str) -> str:
 
 
 def tenant_of_history(subject: str) -> str:
-    """Return its third token. Raises ServiceError(invalid_request) if that can't be a tenant."""
+    """Return the third token. Raises ServiceError(invalid_request) if it is no valid tenant."""
     tenant = subject.split(".")[2]
     if not is_id(tenant):
-        raise ServiceError("invalid_request", f"{tenant!r} can't be a tenant.")
+        raise ServiceError("invalid_request", f"{tenant!r} is not a valid tenant.")
     return tenant
 
 
@@ -232,12 +232,12 @@ def session_key(tenant: str, session_id: str) -> str:
 
 
 def answer_entry(tenant: str, request_id: str) -> str:
-    """Return the key in the bucket `requests` of the exchange that a request id names."""
+    """Return the key, in the bucket `requests`, of the entry of a request id."""
     return f"{tenant}.{request_id}"
 
 
 def claim_entry(tenant: str, name: str) -> str:
-    """Return the key in the bucket `requests` of an Idempotency-Key; `name` is its digest."""
+    """Return the key, in the bucket `requests`, of an Idempotency-Key with the digest `name`."""
     return f"{tenant}.key.{name}"
 
 
@@ -247,7 +247,7 @@ def log(key: str) -> str:
 
 
 def rescued(key: str) -> str:
-    """Where a record of the session is kept while its log is repaired."""
+    """Return the subject of a session's records during the repair of the log."""
     return f"history.rescued.record.{key}"
 
 
@@ -266,7 +266,7 @@ def log_of_tenant(tenant: str) -> str:
 
 
 def matches(pattern: str, subject: str) -> bool:
-    """Whether the subject is one of the pattern's, which may have wildcards."""
+    """Return whether the subject matches the pattern, which may have wildcards."""
     wanted, tokens = pattern.split("."), subject.split(".")
     if wanted[-1] == ">":
         wanted = wanted[:-1]
@@ -283,9 +283,9 @@ def key_of_log(subject: str) -> str:
 
 
 def session_of_key(key: str) -> tuple[str, str]:
-    """Return (tenant, session id) of a session key. Raises ValueError if it is none."""
+    """Return (tenant, session id) of a session key. Raises ValueError if it is invalid."""
     tenant, encoded = key.split(".")
     if not is_id(tenant):
-        raise ValueError(f"{tenant!r} can't be a tenant")
+        raise ValueError(f"{tenant!r} is not a valid tenant")
     padding = "=" * (-len(encoded) % 4)
     return tenant, base64.urlsafe_b64decode(encoded + padding).decode()

@@ -10,7 +10,7 @@ Text = Annotated[str, Meta(max_length=524_288)]
 
 
 ANSWER_WITHIN = 5.0
-"""Seconds that a caller waits for a worker; then nobody needs the answer any more."""
+"""Seconds that a caller waits for the answer of a worker."""
 
 
 class TokenizeRequest(Struct, frozen=True):

@@ -32,7 +32,7 @@ def _warn_if_open(listener: socket.socket) -> None:
     address = listener.getsockname()[0]
     if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         log.warning(
-            "listening on %s without API keys: whoever reaches it reads and erases every session."
+            "listening on %s without API keys: any client can read and erase every session."
             " Set EDGE_API_KEYS, or EDGE_HOST=127.0.0.1.",
             address,
         )

@@ -18,7 +18,7 @@ from services.runtime.bus import Bus
 
 CLAIM_TIME = 2.0  # seconds after which who claimed a request should have found a worker for it
 LOOK_INTERVAL = 0.05  # seconds
-PATIENCE = 9.0  # seconds for history to come back: as many as a worker gives it
+PATIENCE = 9.0  # seconds for history to come back, as long as a worker waits for it
 RETRY_INTERVAL = 0.3  # seconds
 
 
@@ -57,9 +57,9 @@ class Answers:
 
     async def once(self, claims: Claims, key: str, prompt: Prompt) -> Claimed:
         """
-        Of a request that may have been asked already, also this very moment at another edge. One
-        that failed is asked anew. Raises ServiceError(conflict) if the key is another request's, or
-        if its answer is no more.
+        Return the request id of a key, claimed here or, even at this moment, by another edge. A
+        failed request is repeated. Raises ServiceError(conflict) if the key belongs to another
+        request, or if its answer no longer exists.
         """
         keyed, began = identify(self._tenant, key, prompt), time.monotonic()
         while True:
@@ -78,15 +78,15 @@ class Answers:
 
     async def begun(self, claims: Claims, key: str, prompt: Prompt) -> str:
         """
-        Return the id of the request that the key stands for. Raises ServiceError(not_found) if
-        there is none: who has a part of an answer can't go on with another one.
+        Return the request id of a claimed key. Raises ServiceError(not_found) if there is none: a
+        client that has a part of an answer must not get another one.
         """
         held = await claims.held(identify(self._tenant, key, prompt))
         if not held.is_claimed:
             raise ServiceError(
                 "not_found",
-                "No answer was begun with this Idempotency-Key in the last day. Leave Last-Event-ID"
-                " out to ask for one.",
+                "No request with this Idempotency-Key in the last day. Leave out Last-Event-ID to"
+                " start one.",
             )
         return held.request_id
 
@@ -94,8 +94,8 @@ class Answers:
         self, claims: Claims, held: Held, prompt: Prompt
     ) -> Literal["whole", "failed", "nothing"]:
         """
-        What there is of an answer; one that is being given is whole. The log may have it although
-        its claim is over a day old, or lost. Raises ServiceError(conflict).
+        Return the state of an answer; a running one counts as whole. The log may have it although
+        the claim expired or was lost. Raises ServiceError(conflict).
         """
         if held.is_claimed and (replay := await self._client.holder(held.request_id)):
             failed = any(isinstance(event, Failed) for event in replay.events)
@@ -108,8 +108,8 @@ class Answers:
         return "failed" if exchange.finish_reason == "failed" else "whole"
 
     async def _logged(self, claims: Claims, request_id: str) -> Exchange | None:
-        """Raises ServiceError(conflict) if the log had the exchange, and has it no more."""
-        # in this order: what is logged meanwhile was not there to be erased
+        """Raises ServiceError(conflict) if the log had the exchange and no longer has it."""
+        # before the lookup: an exchange that is logged in between was not erased
         was_answered = await claims.was_answered(self._tenant, request_id)
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -124,8 +124,8 @@ class Answers:
         if was_answered:
             raise ServiceError(
                 "conflict",
-                "The answer of this Idempotency-Key was erased, or is no longer kept: choose a new"
-                " key to ask again.",
+                "The answer of this Idempotency-Key was erased, or is no longer kept: use a new key"
+                " to ask again.",
             )
         return None
 

@@ -63,7 +63,7 @@ async def make_app(
 ) -> Access:
     """
     `origins` are those of the browser pages that may ask; `*` in them stands for anything.
-    `leaving`: whoever can should ask another edge. `is_strict`: unknown fields of /v1 are refused.
+    `leaving`: set while the edge drains. `is_strict`: reject unknown fields of /v1.
     """
     workers, claims, bodies = Workers(), Claims(bus), BodyReader(is_strict)
     await bus.subscribe(subjects.REPORT_ANY, workers.hear)
@@ -101,7 +101,7 @@ async def make_app(
 
 
 def _reference(document: dict[str, Any]) -> list[HTTPRouteHandler]:
-    """The routes that describe all others: a page for browsers, the document for programs."""
+    """Return the routes of the reference: a page for browsers, the document for programs."""
     page = pages.reference(document)
     json, yaml = msgspec.json.encode(document), msgspec.yaml.encode(document)
 

@@ -25,8 +25,8 @@ from services.edge.sse import END, EventStream
 GRACE = 10.0  # seconds in which a client that lost its connection may come back to its answer
 
 WITHOUT_KEY = (
-    "POST /chat resumes by Last-Event-ID only with the Idempotency-Key that the answer was asked"
-    " with. Send both, or resume by GET /chat/{request_id}."
+    "POST /chat with Last-Event-ID needs the Idempotency-Key of the original request. Send both, or"
+    " resume with GET /chat/{request_id}."
 )
 
 TheClaims = NamedDependency[Claims]
@@ -51,8 +51,8 @@ async def chat(
     tenant: Tenant,
 ) -> ASGIApp:
     """
-    With an `Idempotency-Key`, a repeat is given the answer that was or is being given; with
-    `Last-Event-ID` as well, from the event after it on.
+    Answer a prompt. A repeat with the same `Idempotency-Key` gets the same answer, running or
+    finished; with `Last-Event-ID` as well, only the events after that one.
     """
     prompt = read_prompt(await request.body())
     key, at = request.headers.get("idempotency-key"), _last_event_id(request)
@@ -86,8 +86,8 @@ async def resume(
     tenant: Tenant,
 ) -> ASGIApp:
     """
-    The answer from the event on that comes after `Last-Event-ID`, or all of it. Nothing comes after
-    the end: a 204 stops an EventSource, which would ask again and again.
+    Send the events of an answer after `Last-Event-ID`, or all of them. After the last event it is
+    a 204, which stops an EventSource from reconnecting.
     """
     check_id(request_id)
     at = _last_event_id(request)
@@ -128,7 +128,7 @@ def check_id(request_id: str) -> None:
 
 
 def _last_event_id(request: AnyRequest) -> int | Literal["end"]:
-    """The id of an event is the answer's length after it, or `end`."""
+    """Return the length of the answer up to the last event that the client has, or `end`."""
     given = request.headers.get("last-event-id") or "0"
     if given == END:
         return END

@@ -1,6 +1,6 @@
 """
-Which request an Idempotency-Key stands for, agreed on by all edges: claims in the bucket
-`requests`, which history makes. Answers nothing.
+Claims of Idempotency-Keys: all edges agree which request a key stands for, by the bucket
+`requests`, which history creates.
 """
 
 import base64
@@ -25,8 +25,8 @@ MAX_KEY_LENGTH = 256
 class Keyed(NamedTuple):
     """
     A request with an Idempotency-Key. `name` is a digest of tenant and key, and the id of the first
-    request that is asked for it. `body` is a digest of what is asked. The key is a part of it, so
-    that nobody who reads the bucket can guess what somebody asked.
+    request for it. `body` is a digest of the request, made with the key, so that a reader of the
+    bucket can't guess the request.
     """
 
     tenant: str
@@ -35,7 +35,7 @@ class Keyed(NamedTuple):
 
 
 class Claim(Struct, frozen=True):
-    """`request_id` is the request that answers; `claimed_at` a time of the edge that asks it."""
+    """`request_id` is the request of the key; `claimed_at` is by the clock of the claiming edge."""
 
     body: str
     request_id: str
@@ -43,7 +43,7 @@ class Claim(Struct, frozen=True):
 
 
 class Held(NamedTuple):
-    """`revision` 0: nobody has claimed it."""
+    """A claim as found; `revision` 0: the key is not claimed."""
 
     request_id: str
     age: float  # seconds; edges' clocks may differ
@@ -85,7 +85,7 @@ class Claims:
         return Held(claim.request_id, time.time() - claim.claimed_at, value.revision)
 
     async def was_answered(self, tenant: str, request_id: str) -> bool:
-        """Whether the log had the answer, if only of the last day: it may be erased by now."""
+        """Return whether the log had the answer in the last day; it may be erased since."""
         try:
             return await self._bucket.get(subjects.answer_entry(tenant, request_id)) is not None
         except StreamUnavailable as error:
@@ -107,7 +107,7 @@ def identify(tenant: str, key: str, prompt: Prompt) -> Keyed:
 
 def conflict() -> ServiceError:
     return ServiceError(
-        "conflict", "The Idempotency-Key was used for another request: choose a new one."
+        "conflict", "The Idempotency-Key was used for another request: use a new key."
     )
 
 
@@ -116,5 +116,5 @@ def _entry(keyed: Keyed) -> str:
 
 
 def _unavailable(error: StreamUnavailable) -> ServiceError:
-    message = f"Idempotency keys can't be kept ({error}): try again, or leave the key out."
+    message = f"The Idempotency-Key can't be stored ({error}): try again, or leave it out."
     return ServiceError("bus_unavailable", message, 1)

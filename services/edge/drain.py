@@ -1,4 +1,4 @@
-"""Reads what is left of a request's body before the response, so that the client can read that."""
+"""Reads the rest of a request body before a response, so that the client receives the response."""
 
 import asyncio
 
@@ -20,9 +20,9 @@ CLOSE = (b"connection", b"close")
 
 class Drain:
     """
-    Around the app. A response that comes before the body was read (413, 401, 404) would close the
-    connection on a client that is still sending: it sees a reset, which SDKs repeat, and no reason.
-    So a bounded rest of the body is read and dropped first (as in rwf2/Rocket#2783).
+    ASGI middleware. After a response that precedes the end of the body (413, 401, 404) the server
+    closes the connection, and a client that is still sending sees a reset instead of the response,
+    and retries. So a bounded rest of the body is read and dropped first (cf. rwf2/Rocket#2783).
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Drain:
         await self._app(scope, body.receive, send_after_body)
 
     async def _drop(self, scope: HTTPScope, body: "_Body") -> bool:
-        """Whether the body is read to its end, and the connection can be used again."""
+        """Drop the rest of the body. Return whether it ended, so the connection can be reused."""
         headers = dict(scope["headers"])
-        is_asking = not body.was_asked_for and b"expect" in headers  # its body is still to come
+        is_asking = not body.was_asked_for and b"expect" in headers  # the body is not sent yet
         length = int(headers.get(b"content-length", b"0"))
         if body.is_read or body.is_being_read or is_asking or length > self._max_bytes:
             return body.is_read
@@ -66,7 +66,7 @@ class Drain:
 
 
 class _Body:
-    """What is known of a body by those who receive it."""
+    """A `receive` that keeps track of the request body."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive

@@ -37,7 +37,7 @@ class Keys:
 
     @property
     def is_open(self) -> bool:
-        """Whether everybody may ask."""
+        """Return whether no key is needed."""
         return not self._tenants
 
     def tenant(self, headers: Mapping[str, str]) -> str:

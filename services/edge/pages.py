@@ -1,6 +1,6 @@
 """
-The HTML pages: where to go from `/`, and the reference of all routes. Static, without scripts, and
-with nothing from any other host, so they work offline.
+The HTML pages: links at `/`, and the reference of all routes. They have no scripts and load nothing
+from other hosts, so they work offline.
 """
 
 import base64
@@ -50,7 +50,7 @@ def greeting(host: str) -> str:
 
 
 def reference(document: dict[str, Any]) -> str:
-    """The OpenAPI document for people."""
+    """Return the OpenAPI document as a page."""
     info = document["info"]
     parts = [
         f"<p>{_prose(info['description'])}</p>",
@@ -117,7 +117,7 @@ def _fields(schema: dict[str, Any]) -> str:
 
 
 def _type(schema: dict[str, Any]) -> str:
-    """In a few words, as HTML."""
+    """Return a short description of a type as HTML."""
     if target := schema.get("$ref"):
         name = target.rpartition("/")[2]
         return f'<a href="#{escape(name)}">{escape(_short(name))}</a>'
@@ -145,7 +145,7 @@ def _table(rows: Iterator[tuple[str, ...]]) -> str:
 
 
 def _prose(text: str) -> str:
-    """Escaped, and `code` as such."""
+    """Return escaped HTML with `code` as code."""
     parts = escape(text).split("`")
     return "".join(f"<code>{part}</code>" if n % 2 else part for n, part in enumerate(parts))
 

@@ -29,9 +29,9 @@ from services.runtime.deliveries import NoResponders, Silent
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
 RETRY_AFTER = 1.0  # seconds
-# seconds without a sign of life, after which a history process counts as dead, or all of them do
+# seconds without a sign of life after which one history process counts as dead, or all of them
 SILENCE, SILENCE_OF_ALL = 0.5, 2.5
-PATIENCE = 10.0  # seconds for one that lives
+PATIENCE = 10.0  # seconds for a process that is alive
 READY_PATIENCE = 2.5  # seconds for /readyz
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ async def readyz(bus: TheBus, workers: TheWorkers, leaving: Leaving) -> Health:
 
 
 async def _check_log(bus: Bus) -> None:
-    """Raises ServiceError while history refuses chats, or hangs. Without one nothing is refused."""
+    """Raises ServiceError while history refuses chats or hangs; not if there is no history."""
     try:
         history = await _ask(bus, subjects.HISTORY_STATUS, Empty(), HistoryStatus, READY_PATIENCE)
     except NoResponders:
@@ -116,7 +116,9 @@ async def _check_log(bus: Bus) -> None:
     except TimeoutError as error:
         raise _unavailable("does not answer") from error
     if history.refuses:
-        raise ServiceError(history.refuses, history.warning or "History refuses.", RETRY_AFTER)
+        raise ServiceError(
+            history.refuses, history.warning or "History refuses chats.", RETRY_AFTER
+        )
 
 
 @get("/status")
@@ -151,12 +153,12 @@ async def clear_history(request: AnyRequest, bus: TheBus, tenant: Tenant) -> Suc
     asked = ClearRequest(id_, new_request_id())
     await ask_history(bus, subjects.history_clear(tenant), asked, Empty)
     return Success(
-        message=f"The context of session {id_!r} was cleared; its messages stay readable."
+        message=f"The context of session {id_!r} is cleared; its messages stay readable."
     )
 
 
 def _session_to_clear(request: AnyRequest, body: bytes) -> str:
-    """Of the body or of the query, wherever it is named."""
+    """Return the session that the body or the query names."""
     asked = read_query(request, SessionQuery).session_id
     if not body.strip():
         return asked
@@ -168,15 +170,15 @@ def _session_to_clear(request: AnyRequest, body: bytes) -> str:
     if "session_id" in request.query_params and given != asked:
         raise ServiceError(
             "invalid_request",
-            f"The URL names session {asked!r} and the body {given!r}: name one of them.",
+            f"The URL names session {asked!r}, the body {given!r}: send only one of them.",
         )
     return given
 
 
 def refuse_unknown_parameters(request: AnyRequest) -> None:
     """
-    A mistyped parameter must not change something else than was meant. GETs may have any, and so
-    may /v1, which changes nothing and is asked by clients that add their own.
+    Raise ServiceError for an unknown parameter of a route that changes something: a mistyped one
+    must not change the wrong thing. GET and /v1, whose clients add their own, accept any.
     """
     path = request.scope["path"]
     if request.method in SAFE_METHODS or path.startswith("/v1/"):
@@ -197,7 +199,7 @@ def wants_html(request: AnyRequest) -> bool:
 
 
 def read_query(request: AnyRequest, kind: type[S]) -> S:
-    """Parameters that `kind` does not have are ignored; see refuse_unknown_parameters."""
+    """Return the query. Ignores unknown parameters; see refuse_unknown_parameters."""
     try:
         return msgspec.convert(dict(request.query_params), kind, strict=False)
     except msgspec.ValidationError as error:
@@ -220,7 +222,7 @@ def read_path(request: AnyRequest, kind: type[S], session_id: str) -> S:
 async def ask_history(
     bus: Bus, subject: str, message: Struct, kind: type[S], patience: float = PATIENCE
 ) -> S:
-    """`patience` in seconds, for a process that works on it. Raises ServiceError."""
+    """Ask history; `patience` in seconds for a process that works on it. Raises ServiceError."""
     check_bus(bus)
     try:
         return await _ask(bus, subject, message, kind, patience)
@@ -232,8 +234,8 @@ async def ask_history(
 
 async def _ask(bus: Bus, subject: str, message: Struct, kind: type[S], patience: float) -> S:
     """
-    One process is asked; all of them only once it is silent, so that nothing is done twice because
-    it takes its time.
+    Ask one process, and all of them only after it is silent, so that a slow request is not
+    repeated.
     """
     try:
         return await bus.request(subject, message, kind, patience, silence=SILENCE)

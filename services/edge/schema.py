@@ -1,6 +1,6 @@
 """
-The OpenAPI document of all routes, made of the routes and of the types that do the reading and
-writing. What no type can tell is written here.
+The OpenAPI document of all routes, built from the routes and from the types of bodies and
+responses. Descriptions and examples are written here.
 """
 
 import re
@@ -37,119 +37,119 @@ JSON, JSONL, EVENTS = "application/json", "application/jsonl", "text/event-strea
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 TAGS = {
-    "Chat": "Ask, with a memory for each session. Answers are server-sent events.",
-    "Sessions": "Read, describe, export, import, clear and erase what was said.",
-    "OpenAI": "OpenAI's API, for any client that speaks it. The client keeps the conversation.",
-    "Server": "What is loaded, connected and ready.",
+    "Chat": "Ask within a session, which is remembered. Answers are server-sent events.",
+    "Sessions": "Read, describe, export, import, clear and erase conversations.",
+    "OpenAI": "OpenAI's API, for any OpenAI client. The client keeps the conversation.",
+    "Server": "Health and status.",
 }
 SECURITY = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "`Authorization: Bearer KEY`, with a key of EDGE_API_KEYS.",
+        "description": "`Authorization: Bearer KEY`, with a key from EDGE_API_KEYS.",
     },
     "apiKey": {
         "type": "apiKey",
         "in": "header",
         "name": "X-API-Key",
-        "description": "The same key in a header of its own.",
+        "description": "The same key in its own header.",
     },
 }
 HEADERS = {
-    "X-Request-Id": "An id for this HTTP request, for the logs; the answer has it, or a new one.",
+    "X-Request-Id": "An id of this HTTP request for logs and response; default: a new one.",
     "Idempotency-Key": (
-        "Any text of up to 256 characters. A repeat with the same key, within a day, is given the"
-        " same answer and generates nothing; with another body it is a 409."
+        "Up to 256 printable characters. A repeat with the same key within a day returns the same"
+        " answer and generates nothing; with another body it is a 409."
     ),
     "Last-Event-ID": (
-        "The `id` of the last event that you received. The answer goes on after it; without it,"
-        " it begins anew."
+        "The `id` of the last event that was received: the stream resumes after it. Without it, the"
+        " stream starts at the beginning."
     ),
 }
 ANSWER_HEADERS = {
     "X-Request-Id": "The id of this HTTP request in the server's logs.",
-    "Retry-After": "Seconds after which to try again; where that can help.",
+    "Retry-After": "Seconds after which to retry, if that can help.",
     "Content-Location": "The address of this answer, for `GET` (resume) and `DELETE` (stop).",
     "X-Ignored-Fields": "The fields of a `/v1` body that had no effect.",
 }
 FIELDS = {
-    "prompt": "What the person says.",
-    "session_id": "Which conversation is meant. Each has a memory of its own.",
-    "model": "`name`, or `name:adapter` for a LoRA adapter. Left out: the model as it is.",
+    "prompt": "The user's message.",
+    "session_id": "The conversation. Each one has its own history.",
+    "model": "`name`, or `name:adapter` for a LoRA adapter. Default: the model without an adapter.",
     "retry_of": "The request id of the session's last exchange, which this one replaces.",
-    "timeout_s": "Seconds after which the answer ends with what there is by then.",
+    "timeout_s": "Seconds after which the answer ends, with the text generated so far.",
     "temperature": "Randomness. 0 always takes the likeliest token.",
     "top_p": "Sample from the likeliest tokens whose probabilities add up to this.",
     "top_k": "Sample from this many of the likeliest tokens; 0: from all.",
     "min_p": "Leave out tokens less likely than this share of the likeliest one.",
-    "repeat_penalty": "Make tokens that this answer has already less likely; 1: not at all.",
-    "presence_penalty": "Lower the logit of each token that this answer has already.",
-    "frequency_penalty": "Lower the logit of a token by this, as often as this answer has it.",
+    "repeat_penalty": "Make tokens less likely that the answer already contains; 1: off.",
+    "presence_penalty": "Lower the logit of each token that the answer already contains.",
+    "frequency_penalty": "Lower the logit of a token by this for each occurrence in the answer.",
     "logit_bias": "Add to the logits of tokens, by token id; -100 bans one.",
     "seed": "The same seed and request give the same answer on the same server.",
-    "max_tokens": "The most tokens that the answer may have.",
+    "max_tokens": "Maximum number of tokens of the answer.",
     "max_completion_tokens": "The same as `max_tokens`.",
-    "stop": "Texts that end the answer; they are not part of it.",
-    "logprobs": "Send the log probabilities of the tokens, too.",
-    "top_logprobs": "How many likely tokens to send with each one.",
-    "response_format": "Force JSON, or JSON of a schema.",
+    "stop": "Strings that end the answer; they are not part of it.",
+    "logprobs": "Also send the log probabilities of the tokens.",
+    "top_logprobs": "How many of the likeliest tokens to send with each token.",
+    "response_format": "Force JSON, or JSON that matches a schema.",
     "grammar": "A GBNF grammar that the answer must match.",
-    "json_schema": "The schema, with a name for it.",
-    "title": "A name for people. null: the beginning of the first prompt.",
-    "system_prompt": 'Instructions for the model in this session. null: the server\'s; "": none.',
-    "limit": "The most items of a page.",
-    "before": "The `next` of the page before this one.",
-    "after": "The `next` of the page before this one.",
-    "next": "Where the following page begins: send it as `before`. null: there is none.",
+    "json_schema": "The schema and its name.",
+    "title": "A name for display. null: the start of the first prompt.",
+    "system_prompt": 'Instructions for the model. null: CHAT_SYSTEM_PROMPT; "": none.',
+    "limit": "Maximum number of items per page.",
+    "before": "The `next` of the previous page.",
+    "after": "The `next` of the previous page.",
+    "next": "Cursor of the following page: send it as `before`. null: this is the last page.",
     "request_id": "The id of the exchange.",
-    "response": "What the model answered.",
-    "asked_at": "When it was asked.",
-    "answered_at": "When the answer ended.",
+    "response": "The model's answer.",
+    "asked_at": "Time of the request.",
+    "answered_at": "Time of the end of the answer.",
     "finish_reason": "Why the answer ended.",
-    "usage": "Counts of tokens.",
+    "usage": "Token counts.",
     "timings": "Durations in seconds: waiting for a slot, prefill, decode.",
     "prompt_tokens": "Tokens of the prompt.",
     "completion_tokens": "Tokens of the answer.",
-    "cached_tokens": "Tokens of the prompt that did not have to be computed.",
+    "cached_tokens": "Tokens of the prompt that came from the prefix cache.",
     "messages": "The conversation, oldest message first.",
     "tools": "Functions that the model may call.",
-    "tool_choice": "Whether and which function has to be called.",
-    "parallel_tool_calls": "Whether several functions may be called at once.",
-    "n": "How many answers to give.",
+    "tool_choice": "Whether a function must be called, and which.",
+    "parallel_tool_calls": "Whether one answer may contain several calls.",
+    "n": "Number of answers.",
     "stream": "Send the answer as server-sent events, while it is generated.",
-    "stream_options": "`include_usage` adds a last event with the counts of tokens.",
-    "prompt_cache_key": "A name of the conversation, which helps to find its cached prefix.",
-    "user": "Goes into the log.",
-    "echo": "Begin the answer with the prompt.",
-    "status": "Always the same: the request was answered.",
-    "model_loaded": "Whether a model is ready to answer.",
+    "stream_options": "`include_usage` adds a last event with the token counts.",
+    "prompt_cache_key": "An id of the conversation, which helps to find its cached prefix.",
+    "user": "Recorded in the log.",
+    "echo": "Start the answer with the prompt.",
+    "status": "A constant.",
+    "model_loaded": "Whether a model is ready.",
     "database_connected": "Whether MongoDB, which is optional, is connected.",
     "nats_connected": "Whether NATS is connected.",
     "version": "The version of FineTuneLLM.",
-    "workers": "The inference processes that reported in the last seconds.",
-    "history": "The history service's own status; null: it does not answer.",
+    "workers": "The inference workers that reported in the last 3 seconds.",
+    "history": "Status of the history service; null: it does not reply.",
     "running": "Requests that have a slot.",
     "waiting": "Requests that wait for a slot.",
-    "slots": "How many requests are answered at once.",
-    "progress": "The share of the model's file that is loaded.",
-    "error": "Why there is no model.",
-    "warning": "What will soon be a problem; null: nothing.",
-    "imported": "How many lines were imported.",
-    "message": "For people.",
+    "slots": "How many requests can run at once.",
+    "progress": "Loaded share of the model file, 0 to 1.",
+    "error": "Why there is no model, or why it can't chat.",
+    "warning": "What is wrong or will be soon, and what to do; null: nothing.",
+    "imported": "Number of imported lines.",
+    "message": "A sentence for people.",
     "content": "The text.",
     "tokens": "Token ids.",
 }
 DESCRIPTION = """\
-FineTuneLLM serves a GGUF model over HTTP: `POST /chat` keeps a memory for each session, `/v1` is
-OpenAI's API. Every error is `{"error": {"message", "type", "param", "code"}}`. Unknown parameters
-are refused on everything that changes something."""
-OPEN = "Without EDGE_API_KEYS, as here, no key is needed."
+FineTuneLLM serves a GGUF model over HTTP: `POST /chat` remembers each session, `/v1` is OpenAI's
+API. Every error is `{"error": {"message", "type", "param", "code"}}`. Unknown query parameters of
+a POST, PATCH or DELETE are a 400, except under `/v1`."""
+OPEN = "EDGE_API_KEYS is not set, so this server needs no key."
 
 
 class Described(NamedTuple):
     """
-    A route in words. `streams` is an example of the events; `answers` the JSON, where no annotation
-    tells it.
+    The description of a route. `streams` is an example of the events; `answers` is the type of the
+    JSON, if the handler's annotation does not have it.
     """
 
     tag: str
@@ -169,20 +169,22 @@ class Described(NamedTuple):
 
 DESCRIBED = {
     ("GET", "/"): Described(
-        "Server", "Greet", "JSON for programs, a page of links for browsers.", answers=Root
+        "Server", "Get started", "JSON for programs, a page of links for browsers.", answers=Root
     ),
-    ("GET", "/healthz"): Described("Server", "Tell whether the process lives"),
+    ("GET", "/healthz"): Described("Server", "Check whether the process is alive"),
     ("GET", "/readyz"): Described(
-        "Server", "Tell whether a chat can be answered now", "503, with the reason, if not."
+        "Server", "Check whether chats can be answered now", "If not: 503 with the reason."
     ),
     ("GET", "/status"): Described(
-        "Server", "Tell what is loaded, connected and waiting", "Never an error."
+        "Server",
+        "Get what is loaded, connected and waiting",
+        "A part that is down shows in the fields.",
     ),
     ("POST", "/chat"): Described(
         "Chat",
         "Ask within a session",
-        "The session's earlier exchanges are part of the prompt. Closing the connection stops the"
-        " answer 10 seconds later, unless somebody comes back for it.",
+        "The session's earlier exchanges are part of the prompt. The answer is cancelled 10 seconds"
+        " after its last reader disconnects, unless a client resumes it.",
         PromptBody,
         {"prompt": "Hello"},
         streams=ANSWER,
@@ -192,26 +194,28 @@ DESCRIBED = {
     ("GET", "/chat/{request_id}"): Described(
         "Chat",
         "Receive an answer again, or the rest of it",
-        "While it is generated and after its end, on any edge.",
+        "While it is generated and for a day after its end, at any edge. 204 after `done`.",
         streams=ANSWER,
         answer="`token` events, then one `done` or `error`.",
         headers=("Last-Event-ID",),
     ),
     ("DELETE", "/chat/{request_id}"): Described(
-        "Chat", "Stop an answer", "Only its worker knows whether there is one: always a 202."
+        "Chat",
+        "Stop an answer",
+        "Always a 202: only the worker knows whether the answer still runs.",
     ),
     ("GET", "/messages"): Described(
         "Sessions",
         "Read the last exchanges",
-        "Oldest first; of one session, or without `session_id` of all.",
+        "Oldest first, of one session or, without `session_id`, of all.",
         query=MessagesRequest,
         answer="The exchanges.",
     ),
     ("POST", "/clear-history"): Described(
         "Sessions",
         "Clear a session's context",
-        "The model forgets what was said; the messages stay readable. The session is named in the"
-        " body or in the query; in neither: `default`.",
+        "The model forgets the conversation; its messages stay readable. Name the session in the"
+        " body or in the query; the default is `default`.",
         ClearBody,
         {"session_id": "default"},
         query=SessionQuery,
@@ -234,7 +238,7 @@ DESCRIBED = {
     ("PATCH", "/sessions/{session_id}"): Described(
         "Sessions",
         "Set a session's title and system prompt",
-        "Also before anything is said in it; null takes a value back.",
+        "Possible before its first exchange; null resets a value.",
         DescriptionBody,
         {"title": "Holidays"},
         answer="The session.",
@@ -242,13 +246,13 @@ DESCRIBED = {
     ("DELETE", "/sessions/{session_id}"): Described(
         "Sessions",
         "Erase a session everywhere",
-        "Also what is still being answered. This can't be undone.",
+        "Running answers of the session are erased too. This can't be undone.",
     ),
     ("GET", "/sessions/{session_id}/export"): Described(
         "Sessions",
         "Export a session",
-        "JSON Lines, oldest exchange first, of any length. A connection that breaks off means"
-        " that something is missing.",
+        "JSON Lines, oldest exchange first, of any length. If the connection breaks off, the export"
+        " is incomplete.",
         answers=Exchange,
         answer="An exchange on each line.",
         answer_media=JSONL,
@@ -256,8 +260,8 @@ DESCRIBED = {
     ("POST", "/sessions/{session_id}/messages"): Described(
         "Sessions",
         "Import into a session",
-        "JSON Lines, as an export has them, of any length. A failure says in `imported` how many"
-        " lines are in; sending the same again imports nothing twice.",
+        "JSON Lines in the format of an export, of any length. An error has the number of imported"
+        " lines in `imported`; sending the same lines again imports none twice.",
         Line,
         {"prompt": "Hello", "response": "Hi!"},
         body_media=JSONL,
@@ -309,7 +313,7 @@ DESCRIBED = {
 
 
 class _Operation(NamedTuple):
-    """`returns` is what its handler's annotation says; `is_keyed`: it needs an API key."""
+    """A route and method. `returns` is its return annotation; `is_keyed`: it needs an API key."""
 
     method: str
     path: str
@@ -320,7 +324,7 @@ class _Operation(NamedTuple):
 
 
 def document(handlers: Sequence[HTTPRouteHandler], is_open: bool) -> dict[str, Any]:
-    """`is_open`: no API keys are set."""
+    """Return the OpenAPI document. `is_open`: no API keys are set."""
     operations = [*_operations(handlers)]
     bodies = [each.described.body or dict for each in operations]
     answers = [each.described.answers or each.returns for each in operations]
@@ -391,7 +395,7 @@ def _operation(each: _Operation, body: Any, answer: Any, is_open: bool) -> dict[
 
 
 def _parameters(each: _Operation) -> Iterator[dict[str, Any]]:
-    """None of a query or of the headers is required: a route has a default for each."""
+    """Yield the parameters of a route. Those of query and headers all have defaults."""
     in_path = re.findall(r"{(\w+)}", each.path)
     for name in in_path:
         text = FIELDS.get(name, f"The {name} that is meant.")
@@ -426,7 +430,7 @@ def _answer(each: _Operation, schema: Any) -> dict[str, Any]:
 def _error(schema: Any) -> dict[str, Any]:
     codes = ", ".join(f"`{code}` ({kind.status})" for code, kind in TABLE.items())
     return {
-        "description": f"An error: `message` is for people, `code` for programs. Codes: {codes}.",
+        "description": f"An error: `message` for people, `code` for programs. Codes: {codes}.",
         "headers": _refer(["X-Request-Id", "Retry-After"]),
         "content": {JSON: {"schema": schema}},
     }
@@ -437,7 +441,7 @@ def _refer(headers: Sequence[str]) -> dict[str, Any]:
 
 
 def _with_words(schema: dict[str, Any]) -> dict[str, Any]:
-    """A component, each of its fields described. The docstrings of types are for their readers."""
+    """Return a component with a description of each field, and without the type's docstring."""
     fields = {
         name: {"description": FIELDS[name], **field} if name in FIELDS else field
         for name, field in schema.get("properties", {}).items()

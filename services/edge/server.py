@@ -36,16 +36,16 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Limits:
     """
-    What one connection may cost the edge. `overhead_bytes` bounds what a request sends beside its
-    body and as much again: headers, trailers, and the framing of chunks.
+    Limits of one connection. The headers, trailers and chunk framing of a request may take
+    `overhead_bytes` and as many bytes as its body.
     """
 
     overhead_bytes: int = 64 * 1024
-    slice_bytes: int = 64 * 1024  # parsed at once, before anybody else has a turn
-    send_buffer_bytes: int = 128 * 1024  # in the kernel, which tells of progress in thirds of it
-    stall_seconds: float = 30.0  # without progress, after which a reader is dropped
-    checks: int = 6  # of its progress in that time
-    linger_seconds: float = 2.0  # for a client that is still sending to read its refusal
+    slice_bytes: int = 64 * 1024  # parsed at once, before other connections have a turn
+    send_buffer_bytes: int = 128 * 1024  # in the kernel, which reports progress in thirds of it
+    stall_seconds: float = 30.0  # without progress, after which a client is disconnected
+    checks: int = 6  # of progress in that time
+    linger_seconds: float = 2.0  # for a client that is still sending to receive its error
 
 
 class Server(uvicorn.Server):
@@ -68,8 +68,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """
-        Refuse a request of endless headers or tiny chunks. Neither llhttp nor uvicorn bounds them,
-        and each chunk costs a call in Python.
+        Reject a request of endless headers or tiny chunks. Neither llhttp nor uvicorn bounds them,
+        and each chunk costs a Python call.
         """
         for start in range(0, len(data), self._limits.slice_bytes):
             if self._has_refused or self.transport.is_closing():
@@ -89,20 +89,20 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer as the API does, where uvicorn sends plain text."""
+        """Send the error as JSON, like the rest of the API; uvicorn sends plain text."""
         self._refuse(400, "invalid_request", msg)
 
     @property
     def _too_much_overhead(self) -> str:
         return (
-            f"The request has over {self._limits.overhead_bytes:,} bytes beside its body: send"
+            f"The request has over {self._limits.overhead_bytes:,} bytes besides its body: send"
             " fewer headers, or larger chunks."
         )
 
     def _refuse(self, status: int, code: ErrorCode, message: str) -> None:
         """
-        Answer, and close once the client has had time to read it: closing at once would reset the
-        connection, as it is still sending.
+        Send an error, and close after the client had time to read it: closing at once would reset
+        the connection of a client that is still sending.
         """
         if self._has_refused or self.transport.is_closing():
             return
@@ -154,7 +154,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._check_later()
             return
         log.warning(
-            "dropped the client %s: it has read nothing for %.0f s, and %d bytes wait for it",
+            "dropped the client %s: it read nothing for %.0f s, unread bytes=%d",
             self.client and self.client[0],
             self._limits.stall_seconds,
             unread,
@@ -181,7 +181,7 @@ def bind(host: str, port: int) -> socket.socket:
 def _why(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
-            f"Port {port} of {host} is taken, perhaps by another `just up`: end that one, or"
+            f"Port {port} of {host} is taken, perhaps by another `just up`: stop that one, or"
             " choose another port with EDGE_PORT."
         )
     return f"EDGE_HOST={host!r} with EDGE_PORT={port} can't be used: {error.strerror}."
@@ -196,9 +196,9 @@ async def serving(
     limits: Limits = Limits(),
 ) -> AsyncIterator[None]:
     """
-    Serves until the body ends; calls `fail` if the server ends earlier. At the end it first says
-    that it leaves (`leaving` is set), then closes the door, and waits for the streams that are
-    open; those that take too long are cancelled.
+    Serve until the body ends; call `fail` if the server ends earlier. At the end set `leaving`,
+    then stop accepting connections, and wait for open streams; those that take too long are
+    cancelled.
     """
     config = uvicorn.Config(
         app,
@@ -212,7 +212,7 @@ async def serving(
         timeout_graceful_shutdown=int(STREAMS_DEADLINE),
     )
     server = Server(config)
-    # accepted connections inherit it: the kernel would hold megabytes for each
+    # inherited by accepted connections: the kernel would buffer megabytes for each
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer_bytes)
     listener.listen(config.backlog)
     serving = asyncio.create_task(server.serve([listener]))

@@ -45,9 +45,9 @@ from services.edge.routes import (
 from services.runtime.bus import Bus
 
 IMPORT_PATIENCE = 60.0  # seconds, for a batch
-BATCH_BYTES = 512 * 1024  # of exchanges that are sent to history at once, unless it is a larger one
-MAX_EXCHANGE_BYTES = 1024 * 1024 - 4096  # what an export can have: one message of NATS
-MAX_LINE_BYTES = 2 * 1024 * 1024  # JSON may be written longer than it is kept
+BATCH_BYTES = 512 * 1024  # of exchanges sent to history at once; a single exchange may be larger
+MAX_EXCHANGE_BYTES = 1024 * 1024 - 4096  # the largest that an export can have: one NATS message
+MAX_LINE_BYTES = 2 * 1024 * 1024  # escapes may make the JSON longer
 DESCRIPTION = 'Send JSON like {"title": "Holidays"}; the fields are title and system_prompt'
 LINE = 'Each line must be JSON like {"prompt": "Hello", "response": "Hi!"}, as an export has it'
 
@@ -62,7 +62,7 @@ class Line(Imported, frozen=True, kw_only=True):
     request_id: RequestId = "_"
 
 
-KNOWN = {"type", *Exchange.__struct_fields__, *Line.__struct_fields__}  # what an export has
+KNOWN = {"type", *Exchange.__struct_fields__, *Line.__struct_fields__}  # the fields of an export
 
 
 class Import(Struct, frozen=True, kw_only=True):
@@ -118,14 +118,14 @@ async def export(
 
 
 class ImportStopped(ServiceError):
-    """`imported` lines are in; sending the same again appends none of them twice."""
+    """An import failed after `imported` lines. Sending the same again imports none twice."""
 
     def __init__(self, error: ServiceError, imported: int) -> None:
         message = error.message
         if imported:
             message += (
-                f" The first {imported:,} lines are imported; once this is mended, send all of it"
-                " again: nothing is imported twice."
+                f" The first {imported:,} lines are imported. Fix this, and send all lines again:"
+                " none is imported twice."
             )
         super().__init__(error.code, message, error.retry_after)
         self.imported = imported
@@ -146,7 +146,7 @@ def _import_stopped(request: AnyRequest, error: ImportStopped) -> Response[dict[
 async def import_(
     request: AnyRequest, session_id: FromPath[str], bus: TheBus, tenant: Tenant
 ) -> Import:
-    """JSON Lines of any length, oldest first, as an export has them: appended in batches."""
+    """Append JSON Lines of any length, oldest first, in the format of an export, in batches."""
     id_ = read_path(request, SessionQuery, session_id).session_id
     subject = subjects.history_import(tenant)
     imported = 0
@@ -187,7 +187,7 @@ async def _lines(
 
 
 async def _lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[Imported]:
-    """Holds one line at a time. Raises ServiceError that names the line."""
+    """Yield one line at a time. Raises ServiceError that names the line."""
     number, rest = 0, b""
     async for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
@@ -202,7 +202,7 @@ async def _lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[Imported]:
 
 
 def _read(data: bytes, number: int) -> Imported:
-    """A line without an id gets that of its text and place, so that a repeat is known."""
+    """Decode a line. Without an id it gets one from its text and number, to detect repeats."""
     try:
         line = decode(data, Line)
         imports.check(line)
@@ -226,7 +226,7 @@ def _read(data: bytes, number: int) -> Imported:
 def _too_large(number: int, what: str, size: str, most: int) -> ServiceError:
     return ServiceError(
         "payload_too_large",
-        f"Line {number}: the {what} has {size} bytes, and {most:,} is the most.",
+        f"Line {number}: the {what} has {size} bytes; the maximum is {most:,}.",
     )
 
 

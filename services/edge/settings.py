@@ -9,7 +9,7 @@ from services.runtime.settings import BusSettings
 
 
 class EdgeSettings(BusSettings, frozen=True, kw_only=True):
-    edge_host: str = "127.0.0.1"  # 0.0.0.0: whoever reaches this machine
+    edge_host: str = "127.0.0.1"  # 0.0.0.0: all interfaces
     edge_port: Annotated[int, Meta(ge=1, le=65535)] = 8002
     edge_api_keys: str = ""  # name:key,name:key; see keys.py
     # of the browser pages that may ask; `*` stands for anything
@@ -19,7 +19,7 @@ class EdgeSettings(BusSettings, frozen=True, kw_only=True):
         "http://127.0.0.1",
         "http://127.0.0.1:*",
     )
-    edge_strict: bool = False  # a field of /v1 that nobody knows is an error
+    edge_strict: bool = False  # unknown fields of /v1 are an error
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,6 @@
 """
-What is refused by its size or count alone, so that decoding one body holds up nobody else: msgspec
-takes a third of a microsecond for each list, and a MiB has room for many.
+Limits of size and count, checked before decoding, so that one body does not block the event loop:
+msgspec takes a third of a microsecond for each list, and a MiB has room for many.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from services.contract.errors import ServiceError
 
 MAX_PARTS = 10_000  # objects and lists in `tools` or a schema
 MAX_FIELDS = 1_000  # of an object
-MAX_BYTES = 65_536  # of a field that has no other limit here
-MAX_FORM_BYTES = 131_072  # of one that says what the answer must be
+MAX_BYTES = 65_536  # of a field without another limit
+MAX_FORM_BYTES = 131_072  # of a field for the format of the answer
 FORMS = {"response_format", "json_schema", "guided_json", "structured_outputs"}
 NESTED = {"tools", *FORMS}
-# Of these the types, prompts.check and the body's own limit say how large they may be.
+# Limited by their types, by prompts.check and by the limit of the body.
 LARGE = {"messages", "prompt", "tools", "content", "tokens"}
 
 

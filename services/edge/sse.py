@@ -17,7 +17,7 @@ from services.edge.presence import while_present
 PING_INTERVAL = 15.0  # seconds without a byte after which proxies and browsers may give up
 PING = b": ping\n\n"
 END: Literal["end"] = "end"
-"""The id of the last event. Those before it have the answer's length after them."""
+"""The id of the last event. The id of any other is the length of the answer up to it."""
 RETRY = b"retry: 500\n\n"  # milliseconds
 
 

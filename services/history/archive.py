@@ -36,7 +36,7 @@ REPLICATION_TIMEOUT_MS = 4000  # in which a majority must have it
 READ_TIMEOUT = 1.0  # seconds for what somebody waits for; then the log is asked instead
 LOOK_TIMEOUT = 2.5  # a little more than it takes to say that there is no server
 LOOK_INTERVAL = 0.5
-UPKEEP_TIMEOUT = 5.0  # seconds for what nobody waits for
+UPKEEP_TIMEOUT = 5.0  # seconds for work in the background
 ERASE_AGAIN_AFTER = 60.0  # seconds; the longest that a write may be under way
 
 NEWEST_FIRST = [("logged_at", DESCENDING), ("seq", DESCENDING)]
@@ -93,8 +93,8 @@ class Archive:
         cls, uri: str, database: str, retention: int, fail: Fail, is_optional: bool = False
     ) -> AsyncIterator["Archive"]:
         """
-        Raises BadSetting; a server that can't be reached is no error, and not worth a warning while
-        nobody asked for one (`is_optional`).
+        Raises BadSetting. A server that can't be reached is no error, and with `is_optional` (the
+        default address) not worth a warning.
         """
         client = _client(uri)
         where = f"{_without_secrets(uri)}/{database}"
@@ -215,13 +215,13 @@ class Archive:
         return await self._find(query, OLDEST_FIRST, limit)
 
     async def find(self, tenant: str, request_id: str) -> Entry | None:
-        """The answer to this request; the first one if an import has copied it."""
+        """Return the exchange of this request; the first one if an import copied it."""
         query = {"tenant": tenant, "request_id": request_id}
         found = await self._find(query, OLDEST_FIRST, 1)
         return found[0] if found else None
 
     async def request_ids(self, key: str, epoch: int, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that exchanges of the session have which were asked in this epoch."""
+        """Return those of the ids that belong to exchanges of the session in this epoch."""
         query = {"_id": {"$in": [archive_id(key, each) for each in ids]}, "epoch": epoch}
         with self._as_unavailable():
             async with asyncio.timeout(READ_TIMEOUT):
@@ -229,7 +229,7 @@ class Archive:
         return {each["request_id"] for each in found}
 
     async def _find(self, query: Document, order: Order, limit: int) -> list[Entry]:
-        """Raises ArchiveUnavailable; `_look` finds out whether MongoDB is slow or lost."""
+        """Raises ArchiveUnavailable; `_look` then decides whether MongoDB is slow or lost."""
         with self._as_unavailable():
             async with asyncio.timeout(READ_TIMEOUT):
                 found = self._exchanges.find(query, max_time_ms=int(READ_TIMEOUT * 1000))
@@ -255,7 +255,7 @@ class Archive:
                 self.unreadable = await self._unreadable.estimated_document_count()
                 await self._erase_again()
         except (PyMongoError, TimeoutError) as error:
-            log.info("upkeep of MongoDB takes long, tried again: %s", _short(error))
+            log.info("upkeep of MongoDB failed, retrying: %s", _short(error))
 
     async def _index(self) -> None:
         await self._exchanges.create_index([("key", 1), *NEWEST_FIRST])
@@ -306,12 +306,12 @@ class Archive:
         self._indexed = False  # it may come back as another, or empty
 
     def _complain(self, error: Exception) -> None:
-        if self._is_optional and not self.id:  # it was never there
+        if self._is_optional and not self.id:  # it was never connected
             log.info("no MongoDB at %s (optional): NATS alone keeps the history", self._where)
             return
         log.warning(
-            "MongoDB at %s can't be used (%s): chat goes on, and what it lacks is kept in the"
-            " log. Is it running? Inside a container, localhost is the container itself.",
+            "MongoDB at %s can't be used (%s): chats continue, and the log keeps what it misses."
+            " Is it running? Inside a container, localhost is the container itself.",
             self._where,
             _short(error),
         )
@@ -323,7 +323,7 @@ class Archive:
 
 
 def check(uri: str, database: str) -> None:
-    """Raise BadSetting for what `Archive.open` would raise it for."""
+    """Raise BadSetting for settings with which `Archive.open` would raise it."""
     client = _client(uri)
     try:
         _database(client, database)
@@ -341,7 +341,7 @@ def _client(uri: str) -> AsyncIOMotorClient[Document]:
             socketTimeoutMS=SOCKET_TIMEOUT_MS,
         )
     except (ConfigurationError, ValueError) as error:
-        why = str(error).partition('"')[0].strip(" .")  # it may quote a part of the password
+        why = str(error).partition('"')[0].strip(" .")  # the rest may quote a part of the password
         raise BadSetting(f"MONGODB_URI can't be used: {why}.") from None
 
 

@@ -16,7 +16,7 @@ from services.runtime.supervised import Fail, Loop
 
 BATCH = 500
 FETCH_TIMEOUT = 0.5  # seconds that a fetch waits for a first record
-LOOK_INTERVAL = 0.5  # seconds between two looks whether MongoDB is there
+LOOK_INTERVAL = 0.5  # seconds between checks whether MongoDB is connected
 GATHERING = 0.1  # seconds after a batch that was not full, so that the next one is worth its cost
 PAUSE = 1.0  # seconds after a failure
 

@@ -1,11 +1,11 @@
-"""Finds out whether log, consumers and snapshots fit each other, and mends what does not."""
+"""Checks that log, consumers and snapshots are consistent, and repairs what is not."""
 
 import logging
 
 from services.history.log import Log
 from services.runtime.streams import Damaged, StreamUnavailable
 
-PROOFS = 3  # probes in a row that find a damage, before the log is emptied to repair it
+PROOFS = 3  # failed probes in a row that prove damage, before the log is emptied and rebuilt
 
 log = logging.getLogger(__name__)
 
@@ -15,13 +15,13 @@ class Checkup:
         self._log = history
         self._damages = 0
         self.warning: str | None = None
-        """What was found, and what became of it."""
+        """What was found and what was done about it."""
 
     async def run(self, is_probed: bool, is_restarted: bool) -> None:
         """
-        Raises StreamUnavailable if the log can't be used. `is_probed`: also whether it takes
-        records. A damaged log is only repaired if it was so when nats-server `is_restarted`: one
-        that gets damaged meanwhile has another nats-server writing to it.
+        Raises StreamUnavailable if the log can't be used; with `is_probed` also if it takes no
+        records. A damaged log is repaired only if it was found at a start or reconnect
+        (`is_restarted`): if it is damaged later, another nats-server is writing to it.
         """
         try:
             if is_probed or await self._log.is_suspect():
@@ -41,7 +41,7 @@ class Checkup:
             raise damage
         self._report(
             f"The store of the sessions' log is damaged ({damage}), as by two nats-servers in one"
-            " folder; what can be read is being rescued."
+            " folder. All readable records are being rescued."
         )
         await self._rescue()
 
@@ -50,12 +50,12 @@ class Checkup:
             raise StreamUnavailable("another history process repairs it")
         self._damages = 0
         self._report(
-            f"The store of the sessions' log was damaged, as by two nats-servers in one folder;"
-            f" {moved} records could be read and were kept, what else it had is lost."
+            f"The store of the sessions' log was damaged, as by two nats-servers in one folder."
+            f" {moved} readable records were kept; all others are lost."
         )
 
     async def _compare(self) -> None:
-        """After a rescue all fits; it does not where NATS's store is an older copy."""
+        """Adapt consumers and snapshots to a log that ends before them, as an older copy does."""
         ahead = await self._log.rewind_consumers()
         if await self._log.are_snapshots_ahead() or ahead:
             await self._log.cut_snapshots()
@@ -63,7 +63,7 @@ class Checkup:
             self._report(
                 "The sessions' log ends before records that were already processed"
                 f" ({', '.join(ahead) or 'snapshots'}): NATS's store is an older copy, or damaged."
-                " The rest was adapted to it; what the log lost is not shown any more."
+                " Consumers and snapshots were adapted; the missing exchanges are not shown."
             )
 
     def _report(self, warning: str) -> None:

@@ -67,7 +67,7 @@ def _is_activity(entry: Entry, snapshot: Snapshot) -> bool:
 
 
 def cut(snapshot: Snapshot, last_seq: int) -> Snapshot:
-    """As of a log that ends here: what comes after it is applied."""
+    """Return the snapshot of a log that ends at `last_seq`, so that later records are applied."""
     return replace(
         snapshot,
         applied_seq=min(snapshot.applied_seq, last_seq),

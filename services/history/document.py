@@ -1,6 +1,6 @@
 """An exchange as MongoDB keeps it. Knows BSON, and no connection."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import bson
@@ -8,14 +8,15 @@ import msgspec
 
 from services.contract import subjects
 from services.contract.history import Exchange
+from services.contract.imports import is_in_utc
 from services.history.entry import Entry, Unreadable, archive_id
 
 Document = dict[str, Any]
 
 AS_JSON = "as_json"
-"""Name of the sub-document with the JSON text of each field of an exchange that BSON can't hold."""
-MAX_DEPTH = 50  # of 100 levels that MongoDB takes
-MAX_FIELD_BYTES = 2 * 1024**2  # of a field's BSON, which may be many times as long as its JSON
+"""Name of the sub-document with the JSON text of the fields that BSON can't hold."""
+MAX_DEPTH = 50  # levels; MongoDB's limit for a document is 100
+MAX_FIELD_BYTES = 2 * 1024**2  # BSON size of a field, which can be many times its JSON size
 BSON_INTS = range(-(2**63), 2**63)
 
 
@@ -25,8 +26,8 @@ def is_kept(entry: Entry) -> bool:
 
 def of(entry: Entry) -> Document:
     """
-    The document of an entry that is kept. Fields that BSON can't hold are stored as JSON text, so
-    that every exchange of the log can be archived.
+    Return the document of an exchange. Fields that BSON can't hold are stored as JSON text, so that
+    every exchange of the log can be archived.
     """
     assert isinstance(entry.record, Exchange)
     tenant, session_id = subjects.session_of_key(entry.key)
@@ -67,12 +68,12 @@ def _fits(value: Any) -> bool:
 
 
 def _is_bson(value: Any, depth: int) -> bool:
-    """Keys with `$` or `.` are valid BSON, but older servers refuse them."""
+    """Return whether MongoDB can store the value. Older servers reject keys with `$` or `.`."""
     match value:
         case int():
             return value in BSON_INTS
         case datetime():
-            return _is_in_utc(value)
+            return is_in_utc(value)
         case dict():
             return depth > 0 and all(
                 not (key.startswith("$") or "." in key or "\0" in key) and _is_bson(each, depth - 1)
@@ -80,15 +81,6 @@ def _is_bson(value: Any, depth: int) -> bool:
             )
         case list() | tuple():
             return depth > 0 and all(_is_bson(each, depth - 1) for each in value)
-    return True
-
-
-def _is_in_utc(time: datetime) -> bool:
-    """Whether the time, which has a zone, is within the years 1 to 9999 in UTC."""
-    try:
-        time.astimezone(UTC)
-    except OverflowError:
-        return False
     return True
 
 

@@ -71,7 +71,7 @@ def read(stored: Stored) -> Entry:
 
 
 def in_milliseconds(time: datetime) -> datetime:
-    """In UTC; a time before year 1 or after 9999 there becomes the first or last that there is."""
+    """Return the time in UTC, clamped to the years 1 to 9999, in milliseconds as BSON has it."""
     try:
         utc = time.astimezone(UTC)
     except OverflowError:

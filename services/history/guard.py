@@ -1,4 +1,4 @@
-"""Whether the log can be used, so that no answer is generated that could not be stored."""
+"""Decides whether the log can be used, so that no answer is generated that can't be stored."""
 
 import asyncio
 import logging
@@ -10,17 +10,17 @@ from services.history.log import Log
 from services.runtime.streams import Damaged, NoRoom, StreamState, StreamUnavailable
 from services.runtime.supervised import Fail, Loop
 
-PROBE_INTERVAL = 1.0  # seconds between two probes of a log that takes nothing
+PROBE_INTERVAL = 1.0  # seconds between two probes of a log that takes no records
 RETRY_AFTER = 5.0  # seconds
-AT_REST = 3600.0  # seconds; a doubt ends them
+AT_REST = 3600.0  # seconds; a doubt ends the pause
 
 log = logging.getLogger(__name__)
 
 
 class Guard:
     """
-    Checks the log at start, after a reconnect and when its figures go back; probes it once an
-    append has failed. While it can't be used, that is repeated, and chats are refused.
+    Checks the log at start, after a reconnect and when its figures go back, and probes it after a
+    failed append. While it can't be used, the check is repeated and chats are refused.
     """
 
     def __init__(self, history: Log, fail: Fail) -> None:
@@ -30,8 +30,8 @@ class Guard:
         self._last: StreamState | None = None
         self._doubts = 0
         self._is_probed = False
-        self._is_restarted = True  # and not checked since
-        self._settled = asyncio.Event()  # not before the first check
+        self._is_restarted = True  # NATS was (re)connected and the log not checked since
+        self._settled = asyncio.Event()  # set after the first check
         self.refusal: ServiceError | None = None
 
     def running(self) -> AbstractAsyncContextManager[None]:
@@ -42,25 +42,25 @@ class Guard:
         return self.refusal.message if self.refusal else self._checkup.warning
 
     def see(self, state: StreamState) -> None:
-        """Has the log checked if it has lost records, or its figures contradict each other."""
+        """Schedule a check if the log has lost records or its figures are inconsistent."""
         last, self._last = self._last, state
         if last and (state.last_seq < last.last_seq or state.is_whole < last.is_whole):
             self.doubt(is_probed=False)
 
     def restarted(self) -> None:
-        """NATS is there again, maybe with another store."""
+        """Schedule a check: NATS is connected again, maybe with another store."""
         self._is_restarted = True
         self.doubt(is_probed=False)
 
     def doubt(self, is_probed: bool = True) -> None:
-        """An append has failed, here or at a worker; or (`is_probed` False) a check is due."""
+        """Schedule a check, with a probe if `is_probed`: an append failed, here or at a worker."""
         self._doubts += 1
         self._is_probed |= is_probed
         self._settled.clear()
         self._loop.hurry()
 
     async def check(self) -> None:
-        """Raises ServiceError if the log takes no records; waits for a probe that is due."""
+        """Wait for a check that is due. Raises ServiceError if the log can't be used."""
         await self._settled.wait()
         if self.refusal:
             raise self.refusal
@@ -101,9 +101,9 @@ class Guard:
 def _refusal(code: ErrorCode, error: StreamUnavailable) -> ServiceError:
     return ServiceError(
         code,
-        f"The sessions' log takes no records ({error}), so that no answer could be stored: check"
-        " that NATS runs with JetStream (nats-server -js) and has room on its disk, and restart it"
-        " if that does not help.",
+        f"The sessions' log takes no records ({error}), so no answer could be stored. Check that"
+        " NATS runs with JetStream (nats-server -js) and has room on its disk, and restart it if"
+        " that does not help.",
         RETRY_AFTER,
     )
 
@@ -111,7 +111,7 @@ def _refusal(code: ErrorCode, error: StreamUnavailable) -> ServiceError:
 def _damaged(error: Damaged) -> ServiceError:
     return ServiceError(
         "history_unavailable",
-        f"The store of the sessions' log is damaged ({error}): if two nats-servers run in one"
-        " folder, end one of them; then restart the other, and what can be read is rescued.",
+        f"The store of the sessions' log is damaged ({error}). If two nats-servers run in one"
+        " folder, stop one of them; then restart the other, and all readable records are rescued.",
         RETRY_AFTER,
     )

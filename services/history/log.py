@@ -199,8 +199,8 @@ class Log:
 
     async def rewind_consumers(self, all_of_them: bool = False) -> list[str]:
         """
-        Has those that are ahead of the log begin anew: to do once more what they did does no harm.
-        Returns their names.
+        Restart the consumers that are ahead of the log; their work is idempotent. Return their
+        names.
         """
         await self._ensure_consumers()  # a process may have died after it deleted them
         consumers = {SAVING: self._saving, requests.DURABLE: self.requests.consumer}
@@ -215,7 +215,7 @@ class Log:
         return ahead
 
     async def are_snapshots_ahead(self) -> bool:
-        """Whether the one that was saved last is of records that the log does not have."""
+        """Return whether the newest snapshot has records that the log does not have."""
         newest = await self._snapshots.before("", None)
         if newest is None or not newest[1].data:
             return False
@@ -224,8 +224,8 @@ class Log:
 
     async def cut_snapshots(self) -> None:
         """
-        Has snapshots of records that the log lost go on from its end. Their turns stay: they are
-        all that is left of these records.
+        Cut the snapshots that are ahead of the log to its end. They keep their turns, which are all
+        that is left of the lost records.
         """
         last_seq = (await self._stream.state()).last_seq
         before: int | None = None
@@ -239,7 +239,7 @@ class Log:
             before = value.revision
 
     async def reset_snapshots(self) -> None:
-        """Keeps only those of sessions that the log has nothing of; the saver makes the others."""
+        """Keep only the snapshots of sessions without records; the saver rebuilds the others."""
         last_seq = (await self._stream.state()).last_seq
         values = await self._snapshots.readable()
         await self._snapshots.purge()
@@ -248,7 +248,7 @@ class Log:
                 await self.keep(key, cut(self._decode(key, value.data), last_seq), 0)
 
     async def is_suspect(self) -> bool:
-        """Whether JetStream's figures contradict each other, or it can't find the last record."""
+        """Return whether JetStream's figures are inconsistent, or it can't find the last record."""
         state = await self._stream.state()
         end = await self._stream.get(state.last_seq) if state.messages else None
         if end is None:
@@ -257,7 +257,7 @@ class Log:
         return not state.is_whole or last is None or last.seq < end.seq
 
     async def is_being_rescued(self) -> bool:
-        """By another process, or one that died."""
+        """Return whether a process, maybe one that died, has begun a rescue."""
         return await self._rescue().is_under_way()
 
     async def rescue(self, is_under_way: bool = False) -> int | None:
@@ -330,7 +330,7 @@ class Log:
         return found
 
     async def request_ids(self, key: str, above: int) -> set[str]:
-        """The ids of the session's exchanges after the sequence `above`."""
+        """Return the request ids of the session's exchanges after the sequence `above`."""
         entries = self._back(await self.last(key), above)
         records = [entry.record async for entry in entries]
         return {record.request_id for record in records if isinstance(record, Exchange)}
@@ -439,7 +439,7 @@ class Log:
 
 
 async def _fetch(consumer: Consumer, batch: int, timeout: float) -> Sequence[Pending]:
-    """Passes over probes, which may have been given out before they were deleted."""
+    """Fetch records without probes, which may be delivered before they are deleted."""
     fetched = await consumer.fetch(batch, timeout)
     for pending in fetched:
         if pending.stored.subject == subjects.HISTORY_PROBE:

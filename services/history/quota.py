@@ -30,7 +30,7 @@ class Quota:
 
     @property
     def refusal(self) -> ServiceError | None:
-        """What chats are refused with; None if there is room."""
+        """Return the error that chats get while the log is full, else None."""
         if not self._is_full:
             return None
         return ServiceError("history_full", self.warning or "The log is full.", RETRY_AFTER)

@@ -1,6 +1,6 @@
 """
 The request index: which record of the log holds the answer to a request. It is a fold of the log,
-kept in a bucket for a day, and folded anew if the bucket is lost.
+kept in a bucket for a day, and rebuilt if the bucket is lost.
 """
 
 import asyncio
@@ -22,15 +22,14 @@ from services.runtime.supervised import Fail, Loop
 
 KEPT_FOR = timedelta(days=1)
 DURABLE = "requests"
-ACK_WAIT = 6.0  # seconds after which a batch of a process that died is given to another
+ACK_WAIT = 6.0  # seconds after which the batch of a dead process is redelivered
 MAX_ACK_PENDING = 5000
-# Records that a lookup reads itself. Behind by more, the index is being rebuilt
-MAX_LAG = 500
+MAX_LAG = 500  # unfolded records that a lookup searches itself; with more, it is unavailable
 
 BATCH = 200
 PARALLEL = 20  # entries written at once
 FETCH_TIMEOUT = 0.5  # seconds that a fetch waits for a first record
-GATHERING = 0.05  # seconds after a batch that was not full, so that the next one is worth its cost
+GATHERING = 0.05  # seconds after a batch that was not full, so that the next one is larger
 PAUSE = 1.0  # seconds after a failure
 
 
@@ -43,8 +42,8 @@ class Position(Struct, frozen=True):
 
 class RequestIndex:
     """
-    A request id names one exchange of its tenant: the first in the log, or a later one once that
-    is gone.
+    Maps a request id to one exchange of its tenant: the first in the log, or a later one once the
+    first is gone.
     """
 
     def __init__(self, bus: Bus, replicas: int | None) -> None:
@@ -55,8 +54,9 @@ class RequestIndex:
 
     async def ensure(self) -> None:
         """
-        Makes what is missing in JetStream. A new bucket gets all entries anew: so the consumer goes
-        before the bucket is made, whenever this process may die. Raises StreamUnavailable.
+        Create the bucket and the consumer if they are missing. A new bucket needs all entries
+        again, so the consumer is deleted first: then this process may die at any point. Raises
+        StreamUnavailable.
         """
         if not await self._bucket.exists():
             await self.consumer.delete()
@@ -76,7 +76,7 @@ class RequestIndex:
         Return where the exchange is, or was: it may have been erased or dropped since. Raises
         StreamUnavailable, also while the index is rebuilt.
         """
-        progress = await self.consumer.progress()  # first: what it counts as folded is found
+        progress = await self.consumer.progress()  # before the entry: folded records are then found
         value = await self._bucket.get(subjects.answer_entry(tenant, request_id))
         position = _position(value.data) if value else None
         if not progress.unacknowledged or await self._holds(position, request_id):
@@ -86,7 +86,7 @@ class RequestIndex:
         return await self._find_in_log(tenant, request_id, progress.floor) or position
 
     async def _find_in_log(self, tenant: str, request_id: str, above: int) -> Position | None:
-        """Look among the tenant's records that may not be folded yet."""
+        """Search the tenant's records that may not be folded yet."""
         subject = subjects.log_of_tenant(tenant)
         while stored := await self._log.next(subject, above + 1):
             if _request_id(entry := read(stored)) == request_id:
@@ -98,7 +98,7 @@ class RequestIndex:
         return await self.consumer.fetch(batch, timeout)
 
     async def add(self, entry: Entry) -> None:
-        """Nothing happens if the record is not an exchange. Raises StreamUnavailable."""
+        """Index the record if it is an exchange. Raises StreamUnavailable."""
         request_id = _request_id(entry)
         if not subjects.is_id(request_id):
             return
@@ -108,11 +108,11 @@ class RequestIndex:
             return await self._bucket.put(key, position, 0)
         value = await self._bucket.get(key)
         if value and not await self._holds(_position(value.data), request_id):
-            with suppress(Conflict):  # by another process that folds the same record
+            with suppress(Conflict):  # another process folds the same record
                 await self._bucket.put(key, position, value.revision)
 
     async def _holds(self, position: Position | None, request_id: str) -> bool:
-        """Whether the log still has the exchange there."""
+        """Return whether the log still has the exchange at this position."""
         if position is None:
             return False
         stored = await self._log.get(position.seq)
@@ -120,7 +120,7 @@ class RequestIndex:
 
 
 class Indexer:
-    """Keeps the index up to the log's end. Any number may run, in any number of processes."""
+    """Folds new records into the index. Any number may run, in any number of processes."""
 
     def __init__(self, index: RequestIndex, fail: Fail) -> None:
         self._index = index
@@ -137,7 +137,7 @@ class Indexer:
             if not batch and not await self._index.exists():
                 raise StreamUnavailable("the request index is lost")
             await self._add_all(batch)
-        except StreamUnavailable:  # whoever needs the log reports it
+        except StreamUnavailable:  # reported by those who need the log
             await self._repair()
             return PAUSE
         return 0 if len(batch) == BATCH else GATHERING
@@ -155,18 +155,18 @@ class Indexer:
             await pending.ack()
 
     async def _repair(self) -> None:
-        """The bucket or the consumer may be lost."""
+        """Create the bucket or the consumer again, if it is lost."""
         with suppress(StreamUnavailable):
             await self._index.ensure()
 
 
 def is_answer(entry: Entry, position: Position, request_id: str) -> bool:
-    """A log that was lost begins again: another record may have the sequence by now."""
+    """Return whether the entry answers the request. A recreated log reuses sequences."""
     return entry.key == position.key and _request_id(entry) == request_id
 
 
 def _position(data: bytes) -> Position | None:
-    """Earlier versions kept claims of an Idempotency-Key under such names, for a day."""
+    """Decode an entry. Earlier versions stored claims of an Idempotency-Key under such names."""
     with suppress(ServiceError):
         return decode(data, Position)
     return None

@@ -1,6 +1,6 @@
 """
-Repairs a log whose store is damaged, as after two nats-servers wrote to it: nats-server then
-acknowledges records that it can't find again, also after a restart, until the stream is emptied.
+Repairs a log whose store was damaged by two nats-servers. nats-server then acknowledges records
+that it can't find again, even after a restart, until the stream is emptied.
 """
 
 import logging

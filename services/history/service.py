@@ -124,8 +124,8 @@ class History:
         if found is None:
             raise ServiceError(
                 "not_found",
-                "No answer has this request id. Ids are kept for a day after the answer; with"
-                " MongoDB, as long as the answer is.",
+                "No answer has this request id. Answers can be found for a day; with MongoDB, as"
+                " long as they are kept.",
             )
         return found
 
@@ -199,7 +199,7 @@ async def start(stack: AsyncExitStack, settings: HistorySettings, fail: Fail) ->
 
     guard = Guard(log, fail)
 
-    async def ensure_again() -> None:  # the server may have come back with nothing, or an old store
+    async def ensure_again() -> None:  # the server may be back with an empty or an older store
         bus.spawn(ensure_and_check())
 
     async def ensure_and_check() -> None:

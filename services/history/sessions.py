@@ -34,10 +34,10 @@ from services.history.requests import Position, is_answer
 from services.runtime.streams import DUPLICATE_WINDOW, Conflict
 
 EXPORTED = 200  # exchanges at once
-# seconds that who erases waits until all is deleted; the rest is deleted in the background
+# seconds that a caller waits for an erasure; the rest is deleted in the background
 ERASE_TIMEOUT = 0.4
-# seconds that the ids of a session are trusted while another process may append: less than the log
-# drops repeats for by itself
+# seconds for which the ids of a session are trusted while other processes may append: shorter than
+# the window in which the log itself drops duplicates
 TRUSTED_FOR = DUPLICATE_WINDOW / 2
 MOST_UNSAVED = 1000  # records that a list of sessions waits for
 
@@ -107,8 +107,8 @@ class Sessions:
 
     async def find(self, tenant: str, request_id: str) -> Exchange | None:
         """
-        Return the answer to this request. Raises StreamUnavailable, and ServiceError where MongoDB
-        has the answer and can't be asked.
+        Return the answer to this request. Raises StreamUnavailable, and ServiceError if only
+        MongoDB has the answer and it can't be reached.
         """
         position = await self._log.requests.find(tenant, request_id)
         entry = await self._log.get(position.seq) if position else None
@@ -121,23 +121,23 @@ class Sessions:
     async def _find_archived(
         self, tenant: str, request_id: str, position: Position | None
     ) -> Entry | None:
-        """`position` is where the log had it."""
+        """`position` is where the log had it. Raises ServiceError if MongoDB must have it."""
         if self._archive.connected:
             with suppress(ArchiveUnavailable):
                 entry = await self._archive.find(tenant, request_id)
                 return entry if entry and await self._is_cleaned(entry.key) else None
         if position and await self._is_archived(position):
             raise ServiceError(
-                "history_unavailable", "MongoDB has the answer, and is not there.", 5
+                "history_unavailable", "The answer is in MongoDB, which can't be reached.", 5
             )
         return None
 
     async def _is_cleaned(self, key: str) -> bool:
-        """Whether MongoDB has nothing any more of what was erased of the session."""
+        """Return whether MongoDB has deleted all that was erased of the session."""
         return await self._log.archived_until() >= (await self._contexts.of(key)).erased
 
     async def _is_archived(self, position: Position) -> bool:
-        """Whether MongoDB must have what the log has dropped."""
+        """Return whether MongoDB must have the record that the log dropped."""
         if position.seq <= (await self._contexts.of(position.key)).erased:
             return False
         return not (await self._log.state()).drops_old
@@ -167,8 +167,8 @@ class Sessions:
 
     async def bring_in(self, key: str, imported: Sequence[Imported]) -> None:
         """
-        Appends the exchanges at the session's end, in this order, except those that it has since it
-        was cleared: a repeated import changes nothing.
+        Append the exchanges to the session, in this order, except those that it has since it was
+        cleared: a repeated import changes nothing.
         """
         session = await self._contexts.of(key)
         epoch = session.epoch
@@ -206,7 +206,9 @@ class Sessions:
             archived = await self._archive.request_ids(key, epoch, [i.request_id for i in imported])
         except ArchiveUnavailable as error:
             raise ServiceError(
-                "history_unavailable", f"MongoDB has a part of the session, and fails: {error}", 5
+                "history_unavailable",
+                f"A part of the session is in MongoDB, which fails: {error}",
+                5,
             ) from error
         return there | archived
 

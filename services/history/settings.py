@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from services.runtime.settings import BadSetting, BusSettings
 
-DEFAULT_MONGODB = "mongodb://localhost:27017/"  # used if it is there; optional
+DEFAULT_MONGODB = "mongodb://localhost:27017/"  # optional: used if it is running
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 # at most 27 years, as MongoDB's TTL index counts its seconds in 31 bits
@@ -35,8 +35,8 @@ class HistorySettings(BusSettings, frozen=True, kw_only=True):
         super().__post_init__()
         if self.history_retention and not _AGE.fullmatch(self.history_retention):
             raise BadSetting(
-                f"HISTORY_RETENTION={self.history_retention!r} can't be used: write an age such as"
-                " 90d, 12h or 30m; empty keeps everything."
+                f"HISTORY_RETENTION={self.history_retention!r} can't be used: set an age such as"
+                " 90d, 12h or 30m, or leave it empty to keep everything."
             )
 
     @property

@@ -18,8 +18,8 @@ INTERVAL = 0.2  # seconds; what is said meanwhile must fit what a full log keeps
 
 class Trimmer:
     """
-    Any number of these may run at once. It looks at the log anyway, so it shows quota and guard
-    what it sees.
+    Any number may run at once. It reads the state of the log anyway, so it passes it to quota and
+    guard.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Trimmer:
         try:
             return 0 if await self.step() else INTERVAL
         except StreamUnavailable:
-            return INTERVAL  # whoever needs the log reports it
+            return INTERVAL  # reported by those who need the log
 
     async def step(self) -> bool:
         """Whether something was dropped."""

@@ -26,7 +26,7 @@ class Contact:
         self._last = clock()
 
     async def look(self) -> float:
-        """A step of a loop: the seconds until the next look."""
+        """Check the connection; a step of a Loop. Return the seconds until the next check."""
         is_there = await self._answers()
         self.check()
         if is_there:

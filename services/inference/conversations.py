@@ -21,8 +21,7 @@ PATIENCE = 1.0  # seconds with history, where nobody waits for what it tells
 
 class Conversations:
     """
-    `system` is the prompt of sessions that have none of their own. Prompts are put together in the
-    `pool`.
+    `system` is the system prompt of sessions that set none. Prompts are prepared in the `pool`.
     """
 
     def __init__(self, sessions: Sessions, model: Model, system: str, pool: Pool) -> None:

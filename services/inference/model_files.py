@@ -1,6 +1,6 @@
 """
-Which GGUF file to serve: the one that MODEL_PATH names, the one in its folder, or the demo model.
-Whatever else in the folder looks like a model is served or explained, never passed over in silence.
+Chooses the GGUF file to serve: the file in MODEL_PATH, the only model in its folder, or the demo
+model. Every other file that looks like a model is explained, never ignored silently.
 """
 
 import logging
@@ -16,7 +16,9 @@ from services.inference.engine.llama import ModelError
 log = logging.getLogger(__name__)
 
 MODELS = Path("model")
-ADAPTERS = "adapters"  # the folder beside a model's file, with one for each model's own in it
+ADAPTERS = (
+    "adapters"  # folder beside a model's file; a subfolder has the adapters of one model only
+)
 DEMO = "demo.gguf"
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)\Z", re.IGNORECASE)
@@ -27,10 +29,10 @@ _CONVERT = "convert it with llama.cpp's convert_hf_to_gguf.py, see model/README.
 
 def find(model_path: str, folder: Path) -> Path:
     """
-    Return the model's file; of a model in several parts the first one. Raises ModelError.
+    Return the model's file, or its first part. Raises ModelError.
 
-    `folder` and its sub-folders are searched if there is no `model_path`, which may name another
-    folder. The demo model stands in only where nothing in `folder` looks like a model.
+    Without `model_path`, which may name another folder, `folder` and its subfolders are searched.
+    The demo model is served only if nothing else in `folder` looks like a model.
     """
     if not model_path:
         return _only_model(folder)
@@ -67,13 +69,13 @@ def parts_of(path: Path) -> tuple[Path, ...]:
 
 
 def model_name(path: Path) -> str:
-    """Return what requests call the model: its file's name, without the number of a part."""
+    """Return the model's name in requests: its file name, without the number of a part."""
     match = _PART.match(path.name)
     return match[1] if match else path.stem
 
 
 def adapters(path: Path) -> Iterator[Path]:
-    """Yield the adapters for any model in its folder and in MODELS, and those for it alone."""
+    """Yield the adapters for all models of its folder and of MODELS, and those for it only."""
     folders = {path.parent, *([MODELS] if MODELS in path.parents else [])}
     for folder in sorted(folders):
         for place in (folder / ADAPTERS, folder / ADAPTERS / model_name(path)):
@@ -83,13 +85,13 @@ def adapters(path: Path) -> Iterator[Path]:
 
 
 def check(files: Iterable[Path]) -> None:
-    """Raises ModelError for a file that can't be read, or that is no GGUF."""
+    """Raises ModelError for a file that can't be read or is not a GGUF."""
     for file in files:
         try:
             with file.open("rb") as opened:
                 magic = opened.read(4)
         except PermissionError as error:
-            raise ModelError(f"{file} can't be read by this user: chmod o+r {file}") from error
+            raise ModelError(f"{file} can't be read by this user: run chmod o+r {file}") from error
         except OSError as error:
             raise ModelError(f"{file} can't be read: {error.strerror}.") from error
         if not magic:
@@ -106,7 +108,9 @@ def _only_model(folder: Path) -> Path:
     models = [file for file in ggufs if file not in why_not]
     if len(models) > 1:
         names = ", ".join(str(file.relative_to(folder)) for file in models)
-        raise ModelError(f"{folder}/ holds several models ({names}): name one with MODEL_PATH.")
+        raise ModelError(
+            f"{folder}/ contains several models ({names}): choose one with MODEL_PATH."
+        )
     others = [*why_not.values(), *_why_not_ggufs(files)]
     if models:
         _warn(others)
@@ -114,7 +118,7 @@ def _only_model(folder: Path) -> Path:
     if others:
         raise ModelError(" ".join(others[:3]))
     if not (folder / DEMO).exists():
-        raise ModelError(f"{folder}/ holds no .gguf file: put one there, or set MODEL_PATH.")
+        raise ModelError(f"{folder}/ contains no .gguf file: put one there, or set MODEL_PATH.")
     return folder / DEMO
 
 
@@ -125,13 +129,13 @@ def _warn(sentences: Iterable[str]) -> None:
 
 def _walk(folder: Path) -> list[Path]:
     """
-    All files below it, also behind links, but for adapters and for hidden files, such as the
-    `._x.gguf` that macOS writes beside x.gguf. Raises ModelError.
+    Return all files below a folder, also through links, except adapters and hidden files such as
+    the `._x.gguf` that macOS writes beside x.gguf. Raises ModelError.
     """
 
     def refuse(error: OSError) -> None:
         raise ModelError(
-            f"{error.filename} can't be read ({error.strerror}): chmod o+rx {error.filename}"
+            f"{error.filename} can't be read ({error.strerror}): run chmod o+rx {error.filename}"
         ) from error
 
     found, walked = [], set()
@@ -146,7 +150,7 @@ def _walk(folder: Path) -> list[Path]:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """Sorted by name; none where there is no such folder."""
+    """Return its visible files by name, or nothing if there is no such folder."""
     if not folder.is_dir():
         return []
     return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
@@ -157,7 +161,7 @@ def _is_gguf(file: Path) -> bool:
 
 
 def _without_later_parts(files: Iterable[Path]) -> Sequence[Path]:
-    """One file of each model."""
+    """Return the first file of each model."""
     first: dict[Path, Path] = {}
     for file in files:
         first.setdefault(file.with_name(model_name(file)), file)
@@ -165,10 +169,10 @@ def _without_later_parts(files: Iterable[Path]) -> Sequence[Path]:
 
 
 def _why_not_served(file: Path) -> str | None:
-    """A sentence, if it is a GGUF of another kind than a model that writes text."""
+    """Return a sentence if the GGUF is not a model that generates text."""
     try:
         header = gguf_header.read(file)
-    except (NotGguf, OSError):  # `check` explains it, once it is the file to serve
+    except (NotGguf, OSError):  # explained by `check` if it is the file to serve
         header = {}
     architecture, kind = header.get("general.architecture", ""), header.get("general.type")
     if kind == "adapter" or "adapter.type" in header:
@@ -185,20 +189,20 @@ def _why_not_served(file: Path) -> str | None:
 def _why_no_text(file: Path, architecture: str, header: dict[str, Value]) -> str | None:
     pooling = header.get(f"{architecture}.pooling_type", 0)
     if pooling == _RERANKER:
-        return f"{file} is a reranker, not a chat model: it scores texts and can't write any."
+        return f"{file} is a reranker, not a chat model: it can't generate text."
     if pooling or header.get(f"{architecture}.attention.causal") is False:
-        return f"{file} is an embedding model, not a chat model: it can't write text."
+        return f"{file} is an embedding model, not a chat model: it can't generate text."
     return None
 
 
 def _why_not_ggufs(files: Iterable[Path]) -> list[str]:
-    """A sentence for each folder that has a model in another format: many have it in parts."""
+    """Return one sentence for each folder with a model in another format, often in many files."""
     found = {file.parent: why for file in files if (why := _why_not_gguf(file))}
     return list(found.values())
 
 
 def _why_not_gguf(file: Path) -> str | None:
-    """A sentence, if it is a model in another format, or a GGUF that is not there yet."""
+    """Return a sentence if the file is a model in another format, or an incomplete GGUF."""
     lower = file.name.lower()
     if lower.startswith("adapter_model."):
         return f"{file} is a LoRA adapter: convert it with llama.cpp's convert_lora_to_gguf.py."

@@ -34,7 +34,7 @@ class Model(NamedTuple):
 
     @property
     def why_no_chat(self) -> str | None:
-        """A sentence, if it has no chat template."""
+        """Why it can't chat, if it has no chat template."""
         return self.template.why if isinstance(self.template, NoTemplate) else None
 
     def adapter(self, name: str | None) -> int:
@@ -72,7 +72,7 @@ def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> M
         base = _info(path, parts, llama.context)
         served = (base, *(_adapted(base, file) for file in adapters))
         if _states(files) != before:
-            raise ModelError(f"{path} changed while it was loaded: start again once it is copied.")
+            raise ModelError(f"{path} changed while it was loaded: restart once it is copied.")
     except ModelError:
         llama.close()
         raise
@@ -89,7 +89,7 @@ def _info(path: Path, parts: Sequence[Path], context: int) -> ModelInfo:
 
 
 def _states(files: Iterable[Path]) -> list[tuple[int, int, int]]:
-    """What of each file changes when it is written or replaced."""
+    """Return what changes when one of the files is written or replaced."""
     stats = [file.stat() for file in files]
     return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
 
@@ -104,11 +104,11 @@ def _adapters(path: Path) -> list[Path]:
 
 
 def _template(path: Path, chosen: str, llama: Llama) -> ChatTemplate | NoTemplate:
-    """`chosen` is MODEL_CHAT_TEMPLATE. Raises ModelError."""
+    """Return the chat template; `chosen` is MODEL_CHAT_TEMPLATE. Raises ModelError."""
     source = _chosen_template(chosen) if chosen else llama.template
     if source is None:
         why = (
-            f"{path} carries no chat template, so it can't chat: set MODEL_CHAT_TEMPLATE to a file"
+            f"{path} has no chat template, so it can't chat: set MODEL_CHAT_TEMPLATE to a file"
             f" or to the format that it was trained on ({templates.NAMES})."
             " /v1/completions works without one."
         )

@@ -1,4 +1,4 @@
-"""Work that takes milliseconds to seconds, beside the event loop. Knows no model and no bus."""
+"""Runs work of milliseconds to seconds outside the event loop. Knows no model and no bus."""
 
 import asyncio
 import threading
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Pool:
-    """`threads` threads with a queue of at most `queue` pieces of work before them."""
+    """`threads` threads with a queue of at most `queue` items."""
 
     def __init__(self, name: str, threads: int, queue: int) -> None:
         self._threads = Threads(name, threads)
@@ -27,9 +27,9 @@ class Pool:
         self, work: Callable[..., T], *arguments: object, discard: Callable[[T], None] | None = None
     ) -> T:
         """
-        Return what `work` returns. If the caller is cancelled, work that has not begun never
-        begins; `discard` gets the result of work that has. Raises ServiceError: overloaded if the
-        queue is full, shutting_down if the pool was closed before the work began.
+        Return the result of `work`. If the caller is cancelled, work that has not started never
+        starts, and `discard` gets the result of work that has. Raises ServiceError: overloaded if
+        the queue is full, shutting_down if the pool was closed before the work started.
         """
         if not self._places.acquire(blocking=False):
             raise ServiceError("overloaded", "The worker's queue is full: try again.", RETRY_AFTER)
@@ -39,16 +39,16 @@ class Pool:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if task and not task.cancelling():  # so it is the pool that was closed
+            if task and not task.cancelling():  # the pool was closed
                 raise ServiceError(
-                    "shutting_down", "The worker is shutting down: ask again.", RETRY_AFTER
+                    "shutting_down", "The worker is shutting down: try again.", RETRY_AFTER
                 ) from None
             if discard and not future.cancelled():
                 future.add_done_callback(partial(_discard, discard))
             raise
 
     async def close(self) -> None:
-        """Waits for the work that has begun; the rest is cancelled."""
+        """Wait for running work, and cancel the rest."""
         await asyncio.to_thread(self._threads.close)
 
 

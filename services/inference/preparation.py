@@ -19,12 +19,12 @@ from services.inference.engine.stops import Stops, literal, of_setting
 from services.inference.engine.template import Prompt
 from services.inference.models import Model
 
-LEAST_ROOM = 1  # tokens for the answer that a prompt must leave; max_tokens is clamped to the room
+LEAST_ROOM = 1  # tokens that a prompt must leave for the answer; max_tokens is clamped to the room
 
 
 def check_counts(model: Model, request: ChatRequest) -> None:
     """
-    Refuse by counts alone, before any work, what can't fit. Raises
+    Reject a prompt that can't fit by counts alone, before any work. Raises
     ServiceError(context_length_exceeded).
     """
     field, least = _least_tokens(model, request)
@@ -34,8 +34,8 @@ def check_counts(model: Model, request: ChatRequest) -> None:
 
 def _least_tokens(model: Model, request: ChatRequest) -> tuple[str, int]:
     """
-    Return the field that holds the prompt, and how few tokens that can be. A token stands for so
-    many bytes at most. Templates may trim a text and leave out what an assistant thought.
+    Return the field of the prompt and a lower bound of its tokens, from the maximum bytes per
+    token. Texts are stripped and assistant messages ignored, since templates may drop these parts.
     """
     if isinstance(request.text, tuple):
         return "prompt", len(request.text)
@@ -150,7 +150,7 @@ def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
 
 
 def _call_form(model: Model, call: Call) -> str | None:
-    """Return the Lark of an answer that must, or may, be a tool call. Raises ServiceError."""
+    """Return the Lark of an answer that must or may be a tool call. Raises ServiceError."""
     request, answer = call.request, constraints.answer_lark(call.sampling)
     several = request.parallel_tool_calls
     return model.template.functions.call(request.tools or (), request.tool_choice, several, answer)

@@ -104,7 +104,7 @@ class Reception:
 def _read(tenant: str, data: bytes) -> ChatRequest:
     """With an id. Raises ServiceError."""
     if not subjects.is_id(tenant):
-        raise ServiceError("invalid_request", f"{tenant!r} can't be a tenant.")
+        raise ServiceError("invalid_request", f"{tenant!r} is not a valid tenant.")
     request = decode(data, ChatRequest)
     prompts.check(request)
     return msgspec.structs.replace(request, request_id=request.request_id or uuid4().hex)

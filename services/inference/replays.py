@@ -66,7 +66,7 @@ class Recording:
 
     @property
     def session_id(self) -> str | None:
-        """The session that the answer is a part of."""
+        """The session of the answer; None for a stateless request."""
         return None if prompts.is_stateless(self._request) else self._request.session_id
 
     def replay(self, at: int) -> Replay:
@@ -122,7 +122,7 @@ class Replays:
             self._held -= len(ended.packed) + AROUND
 
     def forget_session(self, tenant: str, session_id: str) -> None:
-        """Answers that still run are forgotten once they have ended."""
+        """Forget the answers of a session; running ones once they have ended."""
         prefix = f"{tenant}."
         for key, recording in self._running.items():
             if key.startswith(prefix) and recording.session_id == session_id:

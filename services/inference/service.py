@@ -49,7 +49,7 @@ from services.runtime.supervised import Fail, Loop
 
 KEEP_ALIVE = 1.0  # seconds without an event after which a caller is sent a Progress
 FINISH_DEADLINE = 22.0  # seconds that a draining worker gives to the answers it has begun
-PREPARING = 2  # threads; Python runs one at a time, but not while a text is tokenized
+PREPARING = 2  # threads; they run in parallel only while a text is tokenized
 AHEAD_AFTER = 0.2  # seconds after an answer without a request
 NEVER = 86_400.0  # seconds; no answer takes a day
 OUT_OF_TOUCH = Failed("worker_lost", "The worker was out of touch for too long: ask again.", 1)
@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 
 class ChatService:
-    """Serves one model. `fail` ends the process; it is called if the engine dies."""
+    """Serves one model. `fail` ends the process, for example if the engine dies."""
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ class ChatService:
             self._bus.spawn(self._read_ahead(call))
 
     async def _sequence(self, call: Call, origin: Origin) -> Sequence:
-        """Raises ServiceError, or Stopped; an answer that was begun elsewhere is not given up."""
+        """Raises ServiceError, or Stopped unless the answer is a resumed one."""
         preparing = self._pool.run(
             preparation.sequence, self._model, call, origin, discard=lambda s: s.sampler.close()
         )
@@ -346,9 +346,9 @@ class ChatService:
             if call.audience.is_gone:
                 self._stop(call, Cancel())
             place = call.place
-            if not place and not call.has_slot:  # its prompt is not put together yet
+            if not place and not call.has_slot:  # its prompt is still being prepared
                 place = last = last + 1
-            await call.keep_alive(place, KEEP_ALIVE - tick)  # the next look would be too late
+            await call.keep_alive(place, KEEP_ALIVE - tick)  # the next round would be too late
         return tick
 
 

@@ -17,8 +17,8 @@ from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders, Silent
 from services.runtime.streams import Conflict, Stream, StreamUnavailable
 
-# seconds without a sign of life after which each try ends: a process that died or froze is replaced
-# by another, and a NATS cluster that lost its leader has a new one
+# seconds without a sign of life after which each try ends; in all, enough to replace a process that
+# died or froze, and for a NATS cluster to elect a leader
 TRIES = (0.3, 0.6, 1.2, 2.4, 4.8)
 APPEND_DEADLINE = 10.0  # seconds, of which a server that restarts takes a few
 RETRY_INTERVAL = 0.3  # seconds
@@ -87,7 +87,7 @@ class Sessions:
                             return Kept("none")
                         exchange = replace(exchange, previous=previous)
                     except (StreamUnavailable, ServiceError) as error:
-                        # history finds out whether it takes any, and refuses chats meanwhile
+                        # history probes the log, and refuses chats meanwhile
                         await self._bus.publish(subjects.HISTORY_DOUBT, Empty())
                         # a server that restarts is back in a moment
                         log.warning("the log does not take the exchange: %s; trying again", error)

@@ -61,10 +61,10 @@ class InferenceSettings(BusSettings, frozen=True, kw_only=True):
 
     def fill_in(self, request: ChatRequest) -> Sampling:
         """
-        The request's own choices, and the CHAT_… settings for all that it left out. CHAT_STOP,
-        CHAT_REPEAT_PENALTY and CHAT_MAX_TOKENS are for talk: what has a form would be cut by the
-        first and has to repeat its brackets and names, and who sends a conversation says himself
-        where the answer ends and what is penalised.
+        Return the request's own parameters, with the CHAT_… settings as defaults. CHAT_STOP and
+        CHAT_REPEAT_PENALTY do not apply to answers with a grammar or JSON format, which would be
+        cut and have to repeat brackets and names. They and CHAT_MAX_TOKENS do not apply to
+        stateless requests, whose callers set their own limits.
         """
         given = {
             name: value

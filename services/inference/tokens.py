@@ -25,9 +25,9 @@ from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
 
 QUEUE = 64  # requests that wait for the thread
-MARGIN = 0.5  # seconds in which a caller hears that there was no time
+MARGIN = 0.5  # seconds left to send the error before the caller stops waiting
 MAX_PIECES = 2**15
-"""Of an answer: more are larger than a message of NATS can be, and take long to encode."""
+"""Maximum per answer: more would exceed a NATS message, and take long to encode."""
 
 K = TypeVar("K", bound=Struct)
 
@@ -65,9 +65,9 @@ class TokenService:
         try:
             async with asyncio.timeout(ANSWER_WITHIN - MARGIN):
                 return await self._pool.run(work, request)
-        except TimeoutError:  # what has not begun by now never begins
+        except TimeoutError:  # work that has not started by now never starts
             raise ServiceError(
-                "overloaded", "The worker is asked for more tokens than it can tell: try again.", 1
+                "overloaded", "The worker has too many requests to count tokens: try again.", 1
             ) from None
 
     def _tokenize(self, request: TokenizeRequest) -> Tokenized:
@@ -77,8 +77,8 @@ class TokenService:
         if request.with_pieces and len(tokens) > MAX_PIECES:
             raise ServiceError(
                 "payload_too_large",
-                f"The answer would have the pieces of {len(tokens):,} tokens, which no message can"
-                " hold: send less text, or leave `with_pieces` out.",
+                f"The pieces of {len(tokens):,} tokens don't fit into one message: send less text,"
+                " or leave out `with_pieces`.",
             )
         pieces = map(self._piece, tokens) if request.with_pieces else ()
         return Tokenized(tuple(tokens), tuple(pieces))

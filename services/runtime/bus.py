@@ -47,10 +47,10 @@ TASKS_DEADLINE = 5.0  # seconds that a closing bus waits for what it spawned
 RETRY_AFTER_HEADER = "Retry-After"  # seconds
 ALIVE_HEADER = "Service-Alive"
 """
-On a request: the seconds between the signs of life that its caller wants while it is worked on. On
-a reply without data: a sign of life, after which the answer is still to come.
+On a request: the interval in seconds of the signs of life that the caller wants while a service
+works on it. On a reply without data: a sign of life; the real reply is still to come.
 """
-SIGNS = 4  # of life that are sent in the time after which their absence counts
+SIGNS = 4  # signs of life per time of silence after which a service counts as silent
 MIN_SIGN_INTERVAL = 0.02  # seconds
 
 log = logging.getLogger(__name__)
@@ -81,8 +81,8 @@ class Bus:
         cls, url: str, name: str, inbox_limits: InboxLimits = DEFAULT_INBOX_LIMITS
     ) -> AsyncIterator["Bus"]:
         """
-        Wait until a server is there; from then on reconnect, for ever. `url` as of NATS_URL, see
-        nats_url.parse_servers. Raises BadSetting.
+        Wait until a server is there; from then on reconnect without limit. `url` has the format of
+        NATS_URL (nats_url.parse_servers). Raises BadSetting.
         """
         client = ResilientClient()
         bus = cls(client, inbox_limits)
@@ -110,7 +110,7 @@ class Bus:
 
     @property
     def dropped_frames(self) -> int:
-        """How many messages from NATS could not be parsed, and were dropped."""
+        """Return how many messages were dropped because they could not be parsed."""
         return self._client.dropped_frames
 
     @property
@@ -134,8 +134,8 @@ class Bus:
 
     async def publish(self, subject: str, message: Struct, reply: str = "") -> None:
         """
-        Send it at most once: it is lost, with a warning, if it is too large, or if NATS stays away
-        longer than there is room to wait.
+        Send it at most once. It is lost, with a warning, if it is too large, or if NATS is away for
+        so long that the buffer is full.
         """
         await self._send(subject, encode(message), reply)
 
@@ -157,10 +157,10 @@ class Bus:
         silence: float | None = None,
     ) -> R:
         """
-        Raises ServiceError as the other side raised it, for what is too large, or (internal) for a
-        reply that can't be read; NoResponders; TimeoutError. With `silence`: Silent (a
-        TimeoutError) after as many seconds without a sign of life; so a request that is slow is
-        told from one that nobody works on.
+        Raises the ServiceError that the service replied with, or one for a message that is too
+        large or a reply that can't be decoded (internal); NoResponders; TimeoutError. With
+        `silence`: Silent (a TimeoutError) after as many seconds without a sign of life, which tells
+        a request that nobody works on from a slow one.
         """
         data = encode(message)
         try:
@@ -273,7 +273,7 @@ class Bus:
             self.spawn(self._answer(delivery, work))
 
     def has_inbox(self, delivery: Delivery) -> bool:
-        """Whether the request's reply subject may be published to. If not, it is logged."""
+        """Return whether its reply subject may be published to; log a request whose may not."""
         if subjects.is_reply(delivery.reply):
             return True
         self._not_replied.warning(NOT_AN_INBOX, delivery.subject, delivery.reply)
@@ -297,7 +297,7 @@ class Bus:
 
     @contextmanager
     def _alive(self, delivery: Delivery) -> Iterator[None]:
-        """Sends signs of life to a caller that wants them, until the body ends."""
+        """Send signs of life, until the body ends, to a caller that asked for them."""
         try:
             interval = max(float(delivery.headers[ALIVE_HEADER]), MIN_SIGN_INTERVAL)
         except (KeyError, ValueError):
@@ -410,7 +410,7 @@ def _too_large(what: str, most: int) -> ServiceError:
 
 
 def _error_in(headers: Mapping[str, str]) -> ServiceError | None:
-    """Return the error that a service replied with."""
+    """Return the error that a service replied with, if any."""
     if not (code := headers.get(micro.request.ERROR_CODE_HEADER)):
         return None
     try:

@@ -1,6 +1,6 @@
 """
-nats-py 2.16 as the services need it. All workarounds for the library are in this module, each with
-its reason; none of them is fixed upstream, unless a link says so.
+All workarounds for nats-py 2.16, each with its reason. None of them is fixed upstream, unless a
+link says so.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ NOT_AN_INBOX = (
 
 log = logging.getLogger(__name__)
 
-# nats-py also splits a control line at vertical tabs and form feeds, which nats-server takes as
-# part of a subject: whoever may publish such a subject could end the connection, or slip a message
+# nats-py also splits a control line at vertical tabs and form feeds, which nats-server allows in a
+# subject: a client that publishes such a subject could break the connection, or inject a message
 # into any subscription.
 parser.MSG_RE = re.compile(rb"\AMSG +([^ \t\r\n]+) +(\d+) +(([^ \t\r\n]+) +)?(\d+)\r\n")
 parser.HMSG_RE = re.compile(rb"\AHMSG +([^ \t\r\n]+) +(\d+) +(([^ \t\r\n]+) +)?(\d+) +(\d+)\r\n")
@@ -42,13 +42,13 @@ class ResilientClient(Client):
 
     @property
     def dropped_frames(self) -> int:
-        """How many messages could not be parsed since the start."""
+        """Return how many messages could not be parsed since the start."""
         return self._dropped.count
 
     async def open(self, servers: Servers, **options: Any) -> None:
         """
-        Connect to one of the servers. nats-py alone would send percent-encoded passwords as they
-        stand, none to a server that its cluster announces, and would show them in its errors.
+        Connect to one of the servers. nats-py by itself does not decode percent-encoded passwords,
+        sends none to servers that a cluster announces, and shows them in its errors.
         """
         await self.connect(
             list(servers.urls),
@@ -62,12 +62,13 @@ class ResilientClient(Client):
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
     ) -> None:
         """
-        Drop what can't be parsed. In nats-py a subject, reply or status that is not UTF-8, or a
-        header block without a line end, ends the read loop; the connection stays open and deaf.
+        Drop a message that can't be parsed. In nats-py a subject, reply or status that is not
+        UTF-8, or a header block without a line end, ends the read loop; the connection stays open
+        and receives nothing.
 
-        A log record is delivered nevertheless, so that it can be set aside. Its headers are left
-        out: nats-py would take a record with a status for a message of the server, and never
-        acknowledge it.
+        A log record is still delivered, so that it can be set aside, but without its headers:
+        nats-py would treat a record with a status as a message of the server, which nobody
+        acknowledges.
         """
         if self._is_log_record(sid, subject, reply):
             subject, headers = subject.decode(errors="replace").encode(), b""
@@ -79,7 +80,7 @@ class ResilientClient(Client):
             )
 
     def _is_log_record(self, sid: int, subject: bytes, reply: bytes) -> bool:
-        """Whether JetStream delivers it: nobody else can send another subject to an inbox."""
+        """Return whether JetStream delivers it: only JetStream sends other subjects to an inbox."""
         subscription = self._subs.get(sid)
         return (
             subscription is not None
@@ -92,8 +93,8 @@ class ResilientClient(Client):
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
     ) -> Msg | None:
         """
-        Pass over discovery requests whose reply subject is not an inbox: nats-py's services answer
-        them wherever they are told to (see subjects.is_reply).
+        Ignore discovery requests whose reply subject is not an inbox: nats-py's services reply to
+        any subject (see subjects.is_reply).
         """
         message: Msg = super()._build_message(sid, subject, reply, data, headers)
         if message.subject.startswith("$SRV.") and not subjects.is_reply(message.reply):
@@ -103,8 +104,8 @@ class ResilientClient(Client):
 
     async def _process_err(self, err_msg: str) -> None:
         """
-        Reconnect after an error that ends the connection. nats-py would close the client for good
-        after all but a stale connection, for example when the user's credentials expire.
+        Reconnect after an error that ends the connection. nats-py closes the client for good after
+        any error but a stale connection, for example when the user's credentials expire.
         """
         if parser.PERMISSIONS_ERR in err_msg or parser.STALE_CONNECTION in err_msg:
             await super()._process_err(err_msg)
@@ -114,7 +115,7 @@ class ResilientClient(Client):
         await self._process_op_err(error)
 
     async def _read_loop(self) -> None:
-        """Reconnect if the loop ends without a reason: nats-py leaves the connection deaf."""
+        """Reconnect if the loop ends without a reason: nats-py keeps the connection, unread."""
         await super()._read_loop()
         if self._status == Client.CONNECTED and asyncio.current_task() is self._reading_task:
             await self._process_op_err(nats.errors.ProtocolError())
@@ -128,8 +129,8 @@ class ResilientClient(Client):
         headers: dict[str, Any] | None,
     ) -> None:
         """
-        Count the headers as part of the payload, as nats-server does: it ends the connection after
-        a message that is too large.
+        Count the headers as part of the payload, as nats-server does, which closes the connection
+        after a message that is too large.
         """
         if headers and payload_size + _size(headers) > self.max_payload:
             raise nats.errors.MaxPayloadError
@@ -137,20 +138,20 @@ class ResilientClient(Client):
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         """
-        Insist on TLS with a `tls://` server, before anything is sent to it. nats-py goes on in
+        Require TLS for a `tls://` server, before anything is sent to it. nats-py continues in
         plaintext if the server does not require TLS.
         """
         server = self._current_server
         if initial_connection and server is not None and server.uri.scheme == "tls":
             if not info.get("tls_required") and not info.get("tls_available"):
                 raise nats.errors.SecureConnWantedError
-            info["tls_required"] = True  # nats-py upgrades the connection by it
+            info["tls_required"] = True  # makes nats-py upgrade the connection
         await super()._process_info(info, initial_connection)
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         """
-        Send what is pending first. nats-py's PING overtakes it, so that the end of a flush would
-        not mean that a subscription is there, and a drain would lose messages.
+        Send pending data first. nats-py's PING overtakes it, so a completed flush would not mean
+        that a subscription is active, and a drain would lose messages.
         """
         if self.is_connected and self._transport is not None:
             self._transport.writelines(self._pending)
@@ -158,13 +159,13 @@ class ResilientClient(Client):
         await super()._send_ping(future)
 
     async def _connect_to_server(self, s: Srv) -> None:
-        """Close the last connection: nats-py forgets it, open, if the server never greeted."""
+        """Close the last connection: nats-py leaves it open if the server never sent INFO."""
         if self._transport is not None:
             self._transport.close()  # type: ignore[no-untyped-call]
         await super()._connect_to_server(s)
 
     async def _process_pong(self) -> None:
-        """Ignore the answer to a ping whose waiter has given up: nats-py loses the connection."""
+        """Ignore the PONG for a ping whose waiter gave up: nats-py drops the connection."""
         if self._pongs and self._pongs[0].done():
             del self._pongs[0]
             self._pings_outstanding = 0
@@ -178,7 +179,7 @@ def _size(headers: dict[str, str]) -> int:
 
 
 class Complaints:
-    """Log nats-py's error once until it is another: it reports each failed attempt."""
+    """Log a connection error once until it changes: nats-py reports each failed attempt."""
 
     def __init__(self, servers: Servers) -> None:
         self._servers = servers

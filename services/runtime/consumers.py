@@ -38,10 +38,10 @@ class Pending(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Every message up to the sequence `floor` has been acknowledged."""
+    """Every message up to the sequence `floor` is acknowledged."""
 
     floor: int
-    unacknowledged: int  # messages, whether they were given out or not
+    unacknowledged: int  # messages, delivered or not
 
 
 class Consumer:
@@ -57,10 +57,10 @@ class Consumer:
         self, ack_wait: float, max_ack_pending: int, since: datetime | None = None
     ) -> None:
         """
-        Makes the consumer, or updates its limits. `ack_wait` in seconds.
+        Create the consumer, or update its limits. `ack_wait` in seconds.
 
-        With `since`, a new consumer begins with the messages of that time, and one that exists
-        stays as it is: nats-server refuses every update of a consumer that has a start time.
+        With `since`, a new consumer starts with the messages of that time, and an existing one is
+        not updated: nats-server rejects every update of a consumer that has a start time.
         """
         config = api.ConsumerConfig(
             name=self._durable,
@@ -107,8 +107,7 @@ class Consumer:
 
     async def delete(self) -> None:
         """
-        Forget what was acknowledged: `ensure` then makes one that begins with the first message.
-        Nothing if there is no such consumer.
+        Delete the consumer, if it exists. A new one from `ensure` starts with the first message.
         """
         with as_unavailable(), suppress(nats.js.errors.NotFoundError):
             await self._js.delete_consumer(self._stream, self._durable)

@@ -36,11 +36,11 @@ class NoResponders(Exception):
 
 
 class Silent(TimeoutError):
-    """Nobody who works on the request gave a sign of life in time."""
+    """No service sent a sign of life for the request in time."""
 
 
 class InboxLimits(NamedTuple):
-    """How much may wait in an inbox for a reader that falls behind."""
+    """How much an inbox holds for a reader that falls behind."""
 
     messages: int = 1024
     bytes: int = 1024 * 1024
@@ -51,8 +51,8 @@ DEFAULT_INBOX_LIMITS = InboxLimits()
 
 class Inbox:
     """
-    The messages of one subscription, in order, waited for one at a time. Messages beyond the limits
-    are dropped: the reader of an answer notices the gap, and asks the worker for what it lacks.
+    The messages of one subscription, in order, taken one at a time. Messages beyond the limits are
+    dropped: the reader of an answer notices the gap and asks the worker for a replay.
     """
 
     def __init__(self, limits: InboxLimits = DEFAULT_INBOX_LIMITS) -> None:

@@ -14,14 +14,14 @@ REPEAT_INTERVAL = 10.0  # seconds
 
 
 class LimitedLog:
-    """Log an event that others can cause at will: at once, then one line per interval."""
+    """Log an event that clients can cause at will: at once, then at most once per interval."""
 
     def __init__(self, logger: logging.Logger, interval: float = REPEAT_INTERVAL) -> None:
         self._logger = logger
         self._interval = interval
         self._silent_until = -float("inf")
         self.count = 0
-        """How often the event has happened."""
+        """Number of events since the start."""
 
     def warning(self, message: str, *args: object) -> None:
         self.count += 1
@@ -32,7 +32,7 @@ class LimitedLog:
 
 
 class SecretsFormatter(logging.Formatter):
-    """Leave user and password out of every URL, wherever a library or a traceback shows one."""
+    """Mask user and password in every URL, also in messages of libraries and in tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return _USER_OF_URL.sub("***@", super().format(record))

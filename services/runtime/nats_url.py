@@ -1,4 +1,4 @@
-"""NATS_URL as a list of servers and one user. Only this module takes passwords out of it."""
+"""Parses NATS_URL into servers and credentials. No other module handles its passwords."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,15 +10,15 @@ from services.runtime.settings import BadSetting
 DEFAULT_PORT = 4222
 SCHEMES = ("nats", "tls")
 HELP = (
-    "NATS_URL can't be used: {}. Use nats://host:4222, or tls://host:4222 to insist on TLS, with"
-    " user:password@ before the host if the server wants it; separate servers with commas, and"
-    " write special characters of a password as %40 and the like."
+    "NATS_URL can't be used: {}. Use nats://host:4222, or tls://host:4222 to require TLS, with"
+    " user:password@ before the host if the server needs it; separate servers with commas, and"
+    " percent-encode special characters of a password (@ is %40)."
 )
 
 
 @dataclass(frozen=True)
 class Servers:
-    """The servers of one NATS, and who we are there. Its text and repr hold no secret."""
+    """The servers of one NATS system and our credentials. str() and repr() contain no secret."""
 
     urls: tuple[str, ...]
     user: str | None = field(default=None, repr=False)
@@ -31,10 +31,10 @@ class Servers:
 
 def parse_servers(nats_url: str) -> Servers:
     """
-    Return the servers that `nats_url` lists. User and password may be percent-encoded; they go to
-    all servers, also to those that a cluster announces by itself.
+    Return the servers that `nats_url` lists. User and password may be percent-encoded; all servers
+    get them, also those that a cluster announces.
 
-    Raises BadSetting, whose text repeats nothing of the value: any part may be a password.
+    Raises BadSetting, whose text quotes no part of the value: any part may be a password.
     """
     urls: list[str] = []
     users: set[str] = set()
@@ -56,8 +56,8 @@ def parse_servers(nats_url: str) -> Servers:
 
 def _split(nats_url: str) -> Iterator[str]:
     """
-    Split at commas, except for those inside a password: they stand before an @ that the server
-    does not have yet.
+    Split at commas, except for those inside a password: these come before the @ of a server that
+    has none yet.
     """
     pieces = [piece.strip() for piece in nats_url.split(",")]
     server = ""
@@ -78,7 +78,7 @@ def _address(scheme: str, address: str) -> str:
         parts = urlsplit(f"//{address}")
         port = parts.port or DEFAULT_PORT
     except ValueError:
-        raise BadSetting(HELP.format("a server's port is no number")) from None
+        raise BadSetting(HELP.format("the port of a server is not a number")) from None
     if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
         raise BadSetting(HELP.format("a server is not host:port"))
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
@@ -86,7 +86,7 @@ def _address(scheme: str, address: str) -> str:
 
 
 def _credentials(user_info: str) -> tuple[str | None, str | None, str | None]:
-    """User, password and token; a user without a password is a token."""
+    """Return user, password and token; a user without a password is a token."""
     user, has_password, password = user_info.partition(":")
     if has_password:
         return unquote(user), unquote(password), None

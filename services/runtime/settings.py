@@ -15,15 +15,15 @@ import msgspec
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
-NO_DOTENV = "PYTHON_DOTENV_DISABLED"  # python-dotenv's own variable: `.env` is not read
+NO_DOTENV = "PYTHON_DOTENV_DISABLED"  # python-dotenv's variable: disables `.env`
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 log = logging.getLogger(__name__)
-logging.getLogger("dotenv").setLevel(logging.ERROR)  # _warn_of_bad_lines says it, once
+logging.getLogger("dotenv").setLevel(logging.ERROR)  # _warn_of_bad_lines does it, once
 
 
 class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What every service needs: NATS at `nats_url`, by default on `nats_port` of this machine."""
+    """Settings of every service: NATS at `nats_url`, by default at `nats_port` of this machine."""
 
     nats_url: str = ""
     nats_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 4222
@@ -42,7 +42,7 @@ class BadSetting(Exception):
 
 def load(kind: type[S], environ: Mapping[str, str] | None = None) -> S:
     """
-    Return the settings of one service. The environment wins over `.env`; an empty value means the
+    Return the settings of one service. The environment overrides `.env`; an empty value means the
     default.
 
     Raises BadSetting for a value that can't be used; warns of a variable that looks misspelt.
@@ -53,7 +53,7 @@ def load(kind: type[S], environ: Mapping[str, str] | None = None) -> S:
 
 
 def parse(kind: type[S], environ: Mapping[str, str]) -> S:
-    """Do as `load` does, without the warnings."""
+    """Do the same as `load`, without the warnings."""
     fields = {field.name.upper(): field for field in msgspec.structs.fields(kind)}
     given = {
         field.name: _convert(name, environ[name], field.type)
@@ -65,8 +65,8 @@ def parse(kind: type[S], environ: Mapping[str, str]) -> S:
 
 def environment() -> dict[str, str]:
     """
-    Return the variables of `.env` and, over them, those of the process. Warns of each line of
-    `.env` that is not one. Raises BadSetting if the file can't be read.
+    Return the variables of the process, and those of `.env` that it does not set. Warn of each
+    line of `.env` that is not NAME=value. Raises BadSetting if the file can't be read.
     """
     if os.environ.get(NO_DOTENV):
         return dict(os.environ)
@@ -77,7 +77,7 @@ def environment() -> dict[str, str]:
 
 
 def _read_dotenv(path: Path) -> str:
-    """Accepts UTF-8, with or without a byte order mark, and UTF-16 with one, as PowerShell does."""
+    """Decode UTF-8, with or without a byte order mark, and UTF-16 with one (PowerShell)."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -40,8 +40,8 @@ class TooLarge(StreamUnavailable):
 
 class Damaged(StreamUnavailable):
     """
-    The stream contradicts itself: what it acknowledged can't be read, or it is another subject's.
-    So it is after two nats-servers have written to one store.
+    The stream is inconsistent: an acknowledged message can't be read, or has another subject. This
+    happens after two nats-servers wrote to one store.
     """
 
 
@@ -67,14 +67,14 @@ class StreamState(NamedTuple):
     first_seq: int
     last_seq: int
     messages: int
-    deleted: int  # between the first and the last
+    deleted: int  # messages between the first and the last
     bytes: int
     limit: int | None  # bytes; None: it has none
     drops_old: bool  # at its limit; else it takes nothing more
 
     @property
     def is_whole(self) -> bool:
-        """Whether each sequence stands for a message, or a deleted one."""
+        """Return whether every sequence is that of a message or of a deleted one."""
         span = self.last_seq - self.first_seq + 1
         return self.messages + self.deleted == span or self.messages == 0
 
@@ -157,14 +157,14 @@ class Stream:
 
     async def probe(self, subject: str) -> None:
         """
-        Appends an empty message, reads it and deletes it. Raises StreamUnavailable if the stream
-        takes none: after a failed write nats-server may still answer reads, and say nothing of it.
+        Append an empty message, read it and delete it. Raises StreamUnavailable if that fails:
+        after a failed write nats-server may still answer reads without reporting an error.
         """
         with as_unavailable():
             ack = await self._js.publish(subject, b"")
         stored = await self.get(ack.seq)
         if stored is None or stored.subject != subject:
-            raise Damaged(f"{self.name} acknowledges messages that it does not have")
+            raise Damaged(f"{self.name} acknowledges messages that it does not store")
         await self.delete(ack.seq)
 
     async def purge(self, until: int) -> None:
@@ -173,7 +173,7 @@ class Stream:
             await self._js.purge_stream(self.name, seq=until + 1)
 
     async def remove(self) -> None:
-        """Deletes the stream itself; nothing if there is none."""
+        """Delete the stream itself, if it exists."""
         with as_unavailable(), suppress(nats.js.errors.NotFoundError):
             await self._js.delete_stream(self.name)
 
@@ -181,7 +181,7 @@ class Stream:
         return await self.replicas() is not None
 
     async def readable(self) -> AsyncIterator[Stored]:
-        """The messages by their sequences, the oldest first, also where subjects are mixed up."""
+        """Yield all messages by sequence, oldest first, also if subjects are mixed up."""
         state = await self.state()
         for seq in range(max(state.first_seq, 1), state.last_seq + 1):
             if stored := await self.get(seq):
@@ -286,7 +286,7 @@ class Bucket:
         return (await self._stream.state()).is_whole
 
     async def readable(self) -> dict[str, Value]:
-        """The keys' last values, also where keys are mixed up."""
+        """Return the last value of each key, also if keys are mixed up."""
         prefix = f"$KV.{self._name}."
         found = self._stream.readable()
         return {
@@ -298,8 +298,8 @@ class Bucket:
 
     async def before(self, prefix: str, revision: int | None) -> tuple[str, Value] | None:
         """
-        Of the keys that begin with `prefix`, which is empty or ends in a dot, the one that was put
-        last (before this revision), with its value.
+        Return the key that was put last (before this revision), with its value, of those that begin
+        with `prefix`, which is empty or ends in a dot.
         """
         subject, stream = f"$KV.{self._name}.{prefix}>", self._stream
         stored = await (stream.before(subject, revision) if revision else stream.last(subject))
@@ -348,7 +348,7 @@ async def _get(
             return None
     assert raw.seq is not None and raw.subject is not None and raw.time is not None
     if subject is not None and not subjects.matches(subject, raw.subject):
-        raise Damaged(f"{stream} has a message of {raw.subject} as one of {subject}")
+        raise Damaged(f"{stream} returned a message of {raw.subject} for {subject}")
     return Stored(raw.seq, raw.subject, raw.data or b"", raw.time)
 
 

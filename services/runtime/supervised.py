@@ -1,4 +1,4 @@
-"""Loops that live as long as their process: restarted after a failure, and stopped at once."""
+"""Loops that run as long as their process: retried after a failure, and stopped at once."""
 
 import asyncio
 import logging
@@ -11,16 +11,16 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Step = Callable[[], Awaitable[float]]
-"""One round of a loop; returns the seconds until the next one."""
+"""One iteration of a loop; returns the seconds until the next one."""
 Fail = Callable[[str], None]
-"""Ends the process with an error, so that its orchestrator starts another (`Process.fail`)."""
+"""Ends the process with an error, so that its orchestrator restarts it (`Process.fail`)."""
 
 
 @dataclass(frozen=True)
 class BackOff:
     """
-    How a loop whose step raises is restarted: after `first` seconds, then after twice as long each
-    time, at most `most`. After `failures` in a row the process fails.
+    How a failed step is retried: after `first` seconds, doubled each time up to `most`. After
+    `failures` in a row the process fails.
     """
 
     first: float = 0.5
@@ -32,7 +32,7 @@ class BackOff:
 
 
 class Loop:
-    """Calls `step` again and again until it is stopped. `name` is for log lines."""
+    """Calls `step` repeatedly until it is stopped. `name` is for log lines."""
 
     def __init__(self, name: str, step: Step, fail: Fail, back_off: BackOff = BackOff()) -> None:
         self._name = name
@@ -46,7 +46,7 @@ class Loop:
     @asynccontextmanager
     async def running(self, is_cancelled: bool = False) -> AsyncIterator[None]:
         """
-        Runs beside the body. At its end the step in progress is awaited, or cancelled if
+        Run the loop during the body. At its end the step in progress is awaited, or cancelled if
         `is_cancelled`.
         """
         task = asyncio.create_task(self._run(), name=self._name)
@@ -60,7 +60,7 @@ class Loop:
             await asyncio.wait({task})
 
     async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """Awaits what only waits for something to do; None if the loop is stopped meanwhile."""
+        """Await `work`, which only waits for something to do; None if the loop is stopped first."""
         working = asyncio.ensure_future(work)
         stopped = asyncio.ensure_future(self._stopping.wait())
         try:
@@ -71,7 +71,7 @@ class Loop:
             working.cancel()
 
     def hurry(self) -> None:
-        """Ends the pause before the next step."""
+        """End the pause before the next step."""
         self._hurrying.set()
 
     async def _run(self) -> None:
@@ -83,7 +83,7 @@ class Loop:
             except asyncio.CancelledError as error:
                 if self._is_cancelled():
                     raise
-                pause = self._failed(error)  # of something that the step awaited
+                pause = self._failed(error)  # a task that the step awaited was cancelled
             except Exception as error:
                 pause = self._failed(error)
             await self._pause(pause)
@@ -95,7 +95,7 @@ class Loop:
     def _failed(self, error: BaseException) -> float:
         self._failures += 1
         pause = self._back_off.seconds(self._failures)
-        log.error("%s failed; next try in %.1f s", self._name, pause, exc_info=error)
+        log.error("%s failed, retrying in %.1f s", self._name, pause, exc_info=error)
         if self._failures == self._back_off.failures:
             self._fail(f"{self._name} failed {self._failures} times in a row")
         return pause

@@ -7,7 +7,7 @@ def test_a_report_tells_which_answers_were_cut_and_where() -> None:
         "And this?": "It is this.\n\nExample: x",
     }
     table = report("m", answers)
-    assert "Whole: 1 of 2; literally: 0." in table
+    assert "Whole: 1 of 2 by the rules, 0 literally." in table
     assert '| What is it? | 23 | whole | 11, `"Let me"` |' in table
     assert '| And this? | 23 | 11, `"Example:"` | 13, `"Example:"` |' in table
 

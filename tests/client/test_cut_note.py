@@ -8,11 +8,11 @@ from services.contract.messages import Done, FinishReason, Timings, Usage
     ("reason", "stop_string", "note"),
     [
         ("stop", None, None),
-        ("stop", "\nQuestion:", 'stopped at "\\nQuestion:": CHAT_STOP'),
-        ("stop", "用户：", 'stopped at "用户：": CHAT_STOP'),
-        ("length", None, "cut off after 150 tokens: CHAT_MAX_TOKENS"),
-        ("loop", None, "stopped, because it repeated itself: CHAT_REPEAT_PENALTY"),
-        ("timeout", None, "stopped, because its time was up: timeout_s"),
+        ("stop", "\nQuestion:", 'stopped at "\\nQuestion:" (CHAT_STOP)'),
+        ("stop", "用户：", 'stopped at "用户：" (CHAT_STOP)'),
+        ("length", None, "cut off after 150 tokens (CHAT_MAX_TOKENS)"),
+        ("loop", None, "stopped because it repeated itself (CHAT_REPEAT_PENALTY)"),
+        ("timeout", None, "stopped because its time was up (timeout_s)"),
         ("cancelled", None, "cancelled"),
     ],
 )

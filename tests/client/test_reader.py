@@ -241,7 +241,7 @@ async def test_an_answer_that_nobody_can_go_on_with_ends_in_an_error(
         await first.die()
         *_, failed = await reading
     assert isinstance(failed, Failed) and failed.code == "worker_lost" and failed.retry_after
-    assert "No other can go on" in failed.message
+    assert "No other worker can resume" in failed.message
 
 
 async def test_who_is_lost_again_and_again_is_given_up(bus: Bus, nats_url: str) -> None:

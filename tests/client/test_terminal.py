@@ -55,7 +55,10 @@ async def test_the_model_is_named_and_answers(bus: Bus, nats_url: str) -> None:
     ("worker", "reason"),
     [
         (WorkerReport("w", "loading", 8, 0, 0, progress=0.42), "being loaded (42% so far)"),
-        (WorkerReport("w", "loading", 8, 0, 0, progress=1.0), "The model is read; warming up."),
+        (
+            WorkerReport("w", "loading", 8, 0, 0, progress=1.0),
+            "The model is loaded and warming up.",
+        ),
         (WorkerReport("w", "failed", 8, 0, 0, error="x.gguf is empty."), "x.gguf is empty."),
         (None, "No inference worker answers"),
     ],

@@ -203,7 +203,7 @@ def test_a_schema_needs_no_name_and_may_be_described(more: dict[str, Any]) -> No
         (b'{"prompt":"hi","model":""}', "model"),
         (b'{"prompt":"hi","model":"' + b"x" * 513 + b'"}', "model"),
         (b"not json", "malformed"),
-        (b"\xff", "Byte 0 is no UTF-8"),
+        (b"\xff", "Byte 0 is not UTF-8"),
         (b"", "truncated"),
         (b"[" * 100_000, "too deep|Expected"),
     ],

@@ -165,7 +165,7 @@ def test_a_taken_port_is_explained(tmp_path: Path) -> None:
     ("name", "value", "why"),
     [
         ("MODEL_CONTEXT", "many", "MODEL_CONTEXT='many' can't be used"),
-        ("HISTORY_RETENTION", "90", "write an age such as 90d"),
+        ("HISTORY_RETENTION", "90", "set an age such as 90d"),
         ("MONGODB_URI", "http://x", "MONGODB_URI can't be used"),
         ("EDGE_API_KEYS", "ada", "each entry must be name:key"),
         ("CHAT_STOP", "User:", "it must be a JSON list"),
@@ -254,7 +254,7 @@ def test_a_nats_server_that_outlived_it_is_named(tmp_path: Path) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         up = Up(tmp_path)
         assert up.process.wait(40) == 2
-    assert "end it with `kill 4711`" in up.log.read_text().splitlines()[-1]
+    assert "stop it with `kill 4711`" in up.log.read_text().splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A model whose GGUF carries no chat template, over HTTP: texts work, chats say what to do."""
+"""A model without a chat template, over HTTP: completions work, chats are refused."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pytest
 from tests.e2e.stack import Stack, stack
 from tests.inference.gguf_files import without_template
 
-WHY = "base.gguf carries no chat template, so it can't chat: set MODEL_CHAT_TEMPLATE to a file"
+WHY = "base.gguf has no chat template, so it can't chat: set MODEL_CHAT_TEMPLATE to a file"
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,7 @@ async def test_the_session_to_clear_may_be_named_in_the_body(
             cleared = await http.post(f"/clear-history{path}", content=body)
             assert cleared.status_code == 200
     assert answer.json()["message"] == (
-        "The context of session 'mine' was cleared; its messages stay readable."
+        "The context of session 'mine' is cleared; its messages stay readable."
     )
     assert [request.session_id for _, request in history.asked] == ["mine", "default", "b", "c"]
 

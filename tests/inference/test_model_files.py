@@ -67,13 +67,15 @@ def test_a_model_path_names_a_file_from_the_home_directory_too(
 def test_a_model_path_without_a_file_is_an_error_that_quotes_it(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"^MODEL_PATH=model/nope\.gguf: no such file\.$"):
         find("model/nope.gguf", tmp_path)
-    with pytest.raises(ModelError, match=r"holds no \.gguf file: put one there, or set MODEL_PATH"):
+    with pytest.raises(
+        ModelError, match=r"contains no \.gguf file: put one there, or set MODEL_PATH"
+    ):
         find(str(tmp_path), tmp_path)
 
 
 def test_several_models_without_a_choice_are_an_error_that_lists_them(tmp_path: Path) -> None:
     touch(tmp_path, "b.gguf", "folder/a.GGUF", "demo.gguf", "c-00001-of-00001.gguf")
-    names = r"\(b\.gguf, c-00001-of-00001\.gguf, folder/a\.GGUF\): name one with MODEL_PATH"
+    names = r"\(b\.gguf, c-00001-of-00001\.gguf, folder/a\.GGUF\): choose one with MODEL_PATH"
     with pytest.raises(ModelError, match=names):
         find("", tmp_path)
 
@@ -189,10 +191,10 @@ def test_a_file_that_this_user_can_not_read_is_explained(tmp_path: Path) -> None
     os.seteuid(65534)
     try:
         with pytest.raises(
-            ModelError, match=r"can't be read by this user: chmod o\+r .*mine\.gguf"
+            ModelError, match=r"can't be read by this user: run chmod o\+r .*mine\.gguf"
         ):
             check([tmp_path / "mine.gguf"])
-        with pytest.raises(ModelError, match=r"folder can't be read .*: chmod o\+rx .*folder"):
+        with pytest.raises(ModelError, match=r"folder can't be read .*: run chmod o\+rx .*folder"):
             find("", tmp_path)
     finally:
         os.seteuid(0)

@@ -146,7 +146,7 @@ def test_a_file_that_changes_while_it_is_loaded_is_an_error(tmp_path: Path) -> N
             file.write(b"x")
         return True
 
-    with pytest.raises(ModelError, match="changed while it was loaded: start again once it is"):
+    with pytest.raises(ModelError, match="changed while it was loaded: restart once it is"):
         models.load(InferenceSettings(model_path=str(path)), write)
 
 
@@ -154,12 +154,10 @@ def test_a_model_without_a_chat_template_goes_on_with_texts_and_says_why_it_can_
     tmp_path: Path,
 ) -> None:
     model = load(without_template(tmp_path / "base.gguf"))
-    assert model.why_no_chat and "carries no chat template" in model.why_no_chat
+    assert model.why_no_chat and "has no chat template" in model.why_no_chat
     tokens = model.template.plain("Once upon a time", 10).tokens
     assert tokens == model.backend.tokenize("Once upon a time", special=True)
-    why = (
-        r"base\.gguf carries no chat template.* MODEL_CHAT_TEMPLATE .*chatml, gemma, .*completions"
-    )
+    why = r"base\.gguf has no chat template.* MODEL_CHAT_TEMPLATE .*chatml, gemma, .*completions"
     message = ChatMessage("user", "hi")
     for ask in (
         lambda: model.template.prompt("", (), "hi", 10),

@@ -36,7 +36,7 @@ class Answer(Protocol):
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing that the model still generates can be a part of it."""
+        """Return whether nothing that the model still generates can belong to the answer."""
 
     def begin(self) -> Iterable[Struct]: ...
 
@@ -51,8 +51,8 @@ class Answer(Protocol):
 
 class ChatAnswer:
     """
-    `names` are those of the functions that it may call. Without `several` it is complete at the end
-    of the first call.
+    `names` are the functions that it may call. Without `several` it is complete at the end of the
+    first call.
     """
 
     def __init__(self, index: int, names: Collection[str], several: bool) -> None:

@@ -19,7 +19,7 @@ from services.contract.messages import (
 Choices = Annotated[int, Meta(ge=1, le=16)]
 Prompt = Annotated[str, Meta(min_length=1)]
 Prompts = Annotated[tuple[Prompt | TokenNumber | Tokens, ...], Meta(min_length=1)]
-"""Token ids that are one prompt are a list in it once they are translated."""
+"""After translation: a list of token ids that form one prompt is an element of this list."""
 MOST_PROMPTS = 16
 MOST_ANSWERS = 64  # to all prompts: as many as a worker's queue holds
 

@@ -32,7 +32,7 @@ from services.edge.sse import PING, PING_INTERVAL
 
 log = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
-MAX_WAITING_EVENTS = 64  # of all answers, for a client that reads slowly
+MAX_WAITING_EVENTS = 64  # of all answers, while the client reads slowly
 Events = AsyncGenerator[StreamEvent, None]
 
 
@@ -50,8 +50,8 @@ TEXT = Form(TextCompletion, TextCompletion)
 class Completion(NamedTuple):
     """
     What is under way. `n` answers each belong to one prompt; `heading` are the fields that all
-    objects have. `cancel` ends the generation of an answer, by its number; its Done still comes,
-    with the usage.
+    objects have. `cancel` stops an answer, by its number; its Done, with the usage, still
+    follows.
     """
 
     form: Form
@@ -63,7 +63,7 @@ class Completion(NamedTuple):
     cancel: Callable[[int], None]
 
     def push(self, number: int, token: Token) -> list[Struct]:
-        """Add a token to an answer, and cancel the rest of what is complete with it."""
+        """Add a token to an answer, and cancel its generation if that completes it."""
         answer = self.answers[number]
         was_complete = answer.is_complete
         parts = [*answer.push(token)]
@@ -217,7 +217,7 @@ async def _together(streams: Sequence[Events]) -> AsyncGenerator[tuple[int, Stre
                     await queue.put((number, event))
         except Exception:  # else who waits for an event would do so for ever
             log.exception("an answer broke off")
-            failed = Failed("internal", "The answer broke off; the log says why.")
+            failed = Failed("internal", "The answer broke off. See the server's log.")
             await queue.put((number, failed))
 
     tasks = [asyncio.create_task(hand_on(*pair)) for pair in enumerate(streams)]

@@ -1,6 +1,6 @@
 """
-The three classes of fields (docs/api.md): those that are honoured, those that are accepted without
-an effect, and those that are refused because the answer would not be what the caller builds on.
+The three classes of fields (docs/api.md): honoured, accepted without effect, and refused because
+the caller's result depends on them.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from services.edge.openai.bodies import ChatBody, StreamOptions, TextBody
 
 class Fields(NamedTuple):
     """
-    Of one kind of object. `harmless` ones have no effect here, but are known; a field of no class
-    is unknown. `refused` ones say what to do instead.
+    The classes of one kind of object. `harmless` fields are known and have no effect; `refused`
+    fields map to what to do instead; all others are unknown.
     """
 
     honoured: frozenset[str]
@@ -26,7 +26,7 @@ class Fields(NamedTuple):
 
 
 def honoured(kind: type[Struct], *more: str) -> frozenset[str]:
-    """Return the fields of a type, and `more` that are translated into them."""
+    """Return the fields of a type, and `more` fields that are translated to them."""
     return frozenset((*kind.__struct_fields__, *more))
 
 
@@ -39,7 +39,7 @@ SYNONYMS = {
     "random_seed": "seed",
     "n_predict": "max_tokens",
 }
-"""What other servers call a field. Our own name wins where both are given."""
+"""Names that other servers use. Our own name wins if both are sent."""
 FORMS = (
     "json_schema",
     "guided_json",
@@ -47,7 +47,7 @@ FORMS = (
     "guided_grammar",
     "structured_outputs",
 )
-"""What llama-server and vLLM have for the form of an answer."""
+"""Fields of llama-server and vLLM for the format of an answer."""
 
 _HARMLESS = names("""
     store metadata reasoning_effort verbosity safety_identifier service_tier prediction
@@ -71,8 +71,8 @@ _HARMLESS = names("""
 """)
 _NO_IMAGES = "the model reads text only"
 _REFUSED = MappingProxyType({
-    "guided_regex": "describe the answer by response_format or grammar",
-    "audio": "the model answers with text only",
+    "guided_regex": "use response_format or grammar",
+    "audio": "the model generates text only",
     "lora": "name the adapter as model, `<model>:<adapter>`",
 })  # fmt: skip
 
@@ -84,7 +84,7 @@ CHAT = Fields(
 TEXT = Fields(
     honoured(TextBody, *SYNONYMS, *FORMS),
     _HARMLESS,
-    _REFUSED | {"suffix": "the model only goes on with a text"},
+    _REFUSED | {"suffix": "the model can only continue a text"},
 )
 STREAM_OPTIONS = Fields(
     honoured(StreamOptions), names("include_obfuscation continuous_usage_stats")
@@ -101,10 +101,10 @@ PART = Fields(
     names("type text refusal"), names("cache_control annotations prompt_cache_breakpoint id index")
 )
 TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-"""The kinds of parts that are text, and which of their fields it is."""
+"""The kinds of parts that are text, and the field that has it."""
 THOUGHTS = names("thinking reasoning reasoning_text redacted_thinking")
-"""The kinds of parts that are left out."""
-SEEN = f"{_NO_IMAGES}: leave the part out"
+"""The kinds of parts that are dropped."""
+SEEN = f"{_NO_IMAGES}; remove the part"
 CALL = Fields(
     honoured(ToolCall, "custom"),
     names("index extra_content thought_signature provider_specific_fields cache_control status"),

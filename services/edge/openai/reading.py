@@ -1,6 +1,5 @@
 """
-Reads the bodies of /v1. What has no effect is named in the response, so that nothing that was sent
-is passed over in silence.
+Reads the bodies of /v1. The response header X-Ignored-Fields names the fields without effect.
 """
 
 import logging
@@ -32,14 +31,14 @@ B = TypeVar("B", bound=Struct)
 
 
 class BodyReader:
-    """With `is_strict`, a field that nobody knows is an error."""
+    """Reads bodies; with `is_strict` an unknown field is an error."""
 
     def __init__(self, is_strict: bool = False) -> None:
         self._is_strict = is_strict
         self._logged: set[str] = set()
 
     async def read(self, request: AnyRequest, kind: type[B]) -> B:
-        """Raises ServiceError, which names the field and its place."""
+        """Return the translated body. Raises ServiceError that names the field and its place."""
         translation = Translation()
         body = parse(await request.body(), kind, translation)
         unknown = [name for name, is_known in translation.ignored.items() if not is_known]
@@ -54,7 +53,7 @@ class BodyReader:
         return body
 
     def _log(self, names: Iterable[str]) -> None:
-        """Each name once."""
+        """Log each name once."""
         for name in map(_clean, names):
             if name not in self._logged and len(self._logged) < MAX_REMEMBERED:
                 self._logged.add(name)
@@ -62,14 +61,14 @@ class BodyReader:
 
 
 async def name_ignored(message: Message, scope: Scope) -> None:
-    """Add the header to a response; a hook of Litestar's, since it is for streams too."""
+    """Add the header to a response. A Litestar hook, so that it covers streams too."""
     if message["type"] == "http.response.start" and (names := scope["state"].get(STATE)):
         message["headers"] = [*message["headers"], (HEADER.lower().encode(), names.encode())]
 
 
 def parse(data: bytes, kind: type[B], translation: Translation) -> B:
     """Raises ServiceError."""
-    check_utf8(data)  # msgspec does not look at it in what is left undecoded
+    check_utf8(data)  # msgspec does not check fields that stay undecoded
     given = decode(data, Object)
     if (prompt := given.get("prompt")) and len(data) > prompts.MAX_CONVERSATION_BYTES:
         _check_list(prompt)
@@ -83,7 +82,7 @@ def parse(data: bytes, kind: type[B], translation: Translation) -> B:
 
 
 def _check_list(prompt: Raw) -> None:
-    """By its length alone: a list of token ids is as long in any form, unlike escaped text."""
+    """Check a list of token ids by its length alone, as it has no escapes that inflate it."""
     data = bytes(prompt)
     if data.startswith(b"[") and len(data) > prompts.MAX_CONVERSATION_BYTES:
         raise ServiceError(
@@ -100,5 +99,5 @@ def _header(names: dict[str, Any]) -> str:
 
 
 def _clean(name: str) -> str:
-    """A caller chose it: nothing in it may end a header or a log line."""
+    """Replace characters that could end a header or a log line: the caller chose the name."""
     return _ODD.sub("?", name[:MAX_NAME])

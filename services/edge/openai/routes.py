@@ -39,7 +39,7 @@ from services.edge.routes import AnyRequest, Tenant, TheBus, TheWorkers
 from services.runtime.bus import Bus
 
 TheBodies = NamedDependency[BodyReader]
-MAX_SESSION_ID = 128  # characters; a longer one is hashed, since it is only compared
+MAX_SESSION_ID = 128  # characters; a longer one is hashed, as it is only compared
 SESSION_HEADERS = ("x-session-id", "x-conversation-id", "x-openwebui-chat-id")
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def session_of(request: AnyRequest, body: Body) -> str:
 
 def _check_counts(field: str, count: int, workers: Workers, model: str | None) -> None:
     """
-    Refuse what can't fit before any work is done with it: each message has a token at least. Raises
+    Reject a prompt that can't fit before any work: each message has at least one token. Raises
     ServiceError(context_length_exceeded).
     """
     info = workers.model_named(model)

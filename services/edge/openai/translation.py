@@ -1,6 +1,6 @@
 """
-Translates a body as clients send it into one that the types of `bodies` can read, without decoding
-what it need not look at: `{name: Raw}` in, `{name: Raw or JSON}` out.
+Translates a body as clients send it to one that the types of `bodies` decode. Takes
+`{name: Raw}`, returns `{name: Raw or JSON}`, and decodes only what it has to change.
 """
 
 import json
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 MAX_MESSAGES = 10_000
 MAX_OBJECTS = 4_000
-"""Messages where one needs translation, their parts and calls, tools: looked at one by one."""
-MAX_LIMIT = 1_000_000  # tokens; a larger max_tokens is no other wish
+"""Limit of messages (if any needs translation), parts, calls and tools, handled one by one."""
+MAX_LIMIT = 1_000_000  # tokens; a larger max_tokens means the same
 MAX_INTEGER = 2**63
 LARGEST = 10**300  # that becomes a float
 SEEDS = 2**32 - 1
-LIKELIEST = 1e-6  # a top_p that leaves one token, as 0 does elsewhere
+LIKELIEST = 1e-6  # a top_p that leaves one token; other servers take 0 for that
 NOTHING = {b"null", b"false", b'""', b"[]", b"{}"}
 NULL = b"null"
 _IDS, _LISTS = re.compile(rb"\[\s*-?\d"), re.compile(rb"\[\s*\[")
@@ -44,7 +44,7 @@ class _Plain(Struct, forbid_unknown_fields=True):
 
 
 class Translation:
-    """Of one body. `ignored` are the fields without effect, and whether they are known."""
+    """Translates one body. `ignored` maps fields without effect to whether they are known."""
 
     def __init__(self) -> None:
         self.ignored: dict[str, bool] = {}
@@ -72,8 +72,8 @@ class Translation:
 
     def keep(self, given: Object, kind: Fields, path: str) -> dict[str, Any]:
         """
-        Return the honoured fields that say something, and note the others. Raises
-        ServiceError(invalid_request) for one that is refused.
+        Return the honoured fields that are not null, and note the ignored ones. Raises
+        ServiceError(invalid_request) for a refused field.
         """
         sizes.check_fields(given, path)
         kept: dict[str, Any] = {}
@@ -114,13 +114,13 @@ class Translation:
         return body
 
     def _form(self, body: dict[str, Any]) -> None:
-        """Put what the answer must be into response_format or grammar, whoever's field says it."""
+        """Translate every field for the format of the answer to response_format or grammar."""
         given = [name for name in ("response_format", *fields.FORMS) if name in body]
         found = [form for name in given if (form := self._form_of(name, body.pop(name)))]
         if len(found) > 1:
             raise _refusal(
-                f"The field `{given[-1]}` says what the answer must be, and so does {given[0]}:"
-                " leave one of them out",
+                f"The fields `{given[-1]}` and `{given[0]}` both set the format of the answer:"
+                " remove one of them",
                 "$",
             )
         if found:
@@ -140,7 +140,7 @@ class Translation:
         given = self.keep(_decode(value, Object, path), fields.OUTPUTS, path)
         asked = [key for key, part in given.items() if bytes(part) not in NOTHING]
         if len(asked) > 1:
-            raise _refusal(f"The field `{name}` says more than once what the answer must be", "$")
+            raise _refusal(f"The field `{name}` sets the format of the answer more than once", "$")
         match asked:
             case ["json"]:
                 return _json_form(given["json"], f"{path}.json")
@@ -215,12 +215,12 @@ class Translation:
             self.ignored[_place(f"{path}.{kind}")] = True
             return None
         if kind not in fields.TEXTS:
-            raise _refusal(f"The part `{kind}` can't be shown: {fields.SEEN}", path)
+            raise _refusal(f"The part type `{kind}` is not supported: {fields.SEEN}", path)
         kept = self.keep(part, fields.PART, path)
         return {"type": "text", "text": kept.get(fields.TEXTS[kind], "")}
 
     def _calls(self, message: dict[str, Any], path: str) -> None:
-        """What a model called, whatever it made of it. A function_call is the older form."""
+        """Translate tool calls, or the older function_call, whatever a model wrote in them."""
         calls = _decode(message.pop("tool_calls", Raw(b"[]")), list[Object], f"{path}.tool_calls")
         self._count(calls)
         if "function_call" in message:
@@ -254,7 +254,7 @@ class Translation:
     def _tool(self, given: Object, path: str) -> dict[str, Any]:
         kind = _decode(given.get("type", Raw(b'"function"')), str, f"{path}.type")
         if kind != "function":
-            raise _refusal(f"The tool type `{kind}` is not supported: only functions are", path)
+            raise _refusal(f"The tool type `{kind}` is not supported: only `function` is", path)
         tool = self.keep(given, fields.TOOL, path)
         if "function" in tool:
             path += ".function"
@@ -272,7 +272,7 @@ class Translation:
 
 
 def _choice(given: dict[str, Any], body: dict[str, Any]) -> Any:
-    """As a word, or the named function. Tools that are not allowed are left out of the body."""
+    """Return a tool_choice in OpenAI's form. Remove tools that are not allowed from the body."""
     match given:
         case {"type": "allowed_tools", "allowed_tools": {"tools": [*allowed], **more}} | {
             "type": "allowed_tools",
@@ -301,7 +301,7 @@ def _tool_name(tool: dict[str, Any]) -> Any:
 
 
 def _prompts(given: bytes) -> Any:
-    """Token ids are one prompt. Lists of them are counted before they are decoded."""
+    """Wrap token ids as one prompt. Count lists of them before they are decoded."""
     if _IDS.match(given):
         return [Raw(given)]
     if _LISTS.match(given) and given.count(b"[") > MOST_PROMPTS + 1:
@@ -310,7 +310,7 @@ def _prompts(given: bytes) -> Any:
 
 
 def _are_plain(messages: Raw) -> bool:
-    """Whether they are as they must be, as nearly all are: many cost no more than a few."""
+    """Return whether no message needs translation, as in most bodies; that check is fast."""
     try:
         msgspec.json.decode(messages, type=tuple[_Plain, ...])
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -319,19 +319,19 @@ def _are_plain(messages: Raw) -> bool:
 
 
 def _text(given: Raw | None) -> Any:
-    """As a text, whatever JSON it is: a model or another server wrote it."""
+    """Return any JSON as a string: a model or another server wrote it."""
     if given is None:
         return ""
     return given if bytes(given)[:1] == b'"' else bytes(given).decode()
 
 
 def _place(path: str) -> str:
-    """Without numbers, as the header has it."""
+    """Return the path as in the header, without indexes."""
     return _NUMBERS.sub("[]", path).removeprefix("$.")
 
 
 def _json_form(schema: Raw, path: str) -> dict[str, Any]:
-    """vLLM takes a schema also as a text."""
+    """Return the response_format of a schema, which may be a JSON string, as vLLM allows."""
     if bytes(schema)[:1] == b'"':
         schema = Raw(_decode(schema, str, path).encode())
         _decode(schema, Object, path)
@@ -350,7 +350,7 @@ def _gbnf_literal(text: str) -> str:
 
 
 def _decode(value: Any, kind: type[T], path: str) -> T:
-    """Raises ServiceError(invalid_request) with the place."""
+    """Raises ServiceError(invalid_request) that names the place."""
     try:
         return msgspec.json.decode(value, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -364,7 +364,7 @@ def _refusal(what: str, path: str) -> ServiceError:
 
 
 def _whole(value: Any) -> Any:
-    """JSON knows one kind of number: 12.0 is 12. What no integer type can hold stays a float."""
+    """Return 12 for 12.0: JSON has one kind of number. Numbers over 64 bits stay floats."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     is_whole = isinstance(value, int) or value.is_integer()
@@ -381,7 +381,7 @@ def _limit(value: Any) -> Any:
 
 
 def _seed(value: Any) -> Any:
-    """-1 is any; others are OpenAI's 64 bits, signed, of which the same is always the same here."""
+    """Map OpenAI's signed 64-bit seeds to ours, always in the same way; -1 means any seed."""
     value = _whole(value)
     if value == -1:
         return None
@@ -399,7 +399,7 @@ def _top_p(value: Any) -> Any:
 
 
 def _stop(value: Any) -> Any:
-    """An empty one would stop at once, and is meant to be none."""
+    """Drop empty strings, which would stop at once and are meant as none."""
     if isinstance(value, list):
         return [stop for stop in value if stop != ""]
     return value or None
@@ -420,4 +420,4 @@ VALUES: dict[str, Callable[[Any], Any]] = {
     "logprobs": _whole,
     "top_logprobs": _whole,
 }
-"""What a value is here that means the same, or "the default", elsewhere. None: leave it out."""
+"""Translations of values that mean the same, or the default, elsewhere. None: left out."""

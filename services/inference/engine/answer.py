@@ -37,7 +37,7 @@ class Answer:
     """
 
     def __init__(self, sampling: Sampling, stops: Stops | None = None) -> None:
-        """`stops` is how `sampling.stop` is meant; None: literally."""
+        """`stops` are the rules of `sampling.stop`; None: it matches literally."""
         self._max_tokens = sampling.max_tokens
         self._detokenizer = Detokenizer()
         self._stops = StopBuffer(literal(sampling.stop or ()) if stops is None else stops)
@@ -49,7 +49,7 @@ class Answer:
         self._untold: list[_Untold] = []
         self.tokens: list[int] = []
         self.reason: FinishReason | None = None  # why it ends with its last token, if it does
-        self.stop_string: str | None = None  # that ended it, as the request or CHAT_STOP has it
+        self.stop_string: str | None = None  # that ended it, as in the request or CHAT_STOP
 
     def push(self, chosen: Chosen, piece: bytes, is_end: bool) -> None:
         """A token that is `piece`, or by which the model ended the answer."""
@@ -72,7 +72,7 @@ class Answer:
             self.cut("length")
 
     def cut(self, reason: FinishReason) -> None:
-        """It ends before the model ended it: what is held back may be half of a stop string."""
+        """End the answer early, without the held-back text that may be half of a stop string."""
         self._say(self._stops.cut())
         self.reason = reason
 

@@ -12,7 +12,7 @@ class Chosen(NamedTuple):
     token: int
     logprob: TokenLogprob | None = None  # if the request asked for it
     is_last: bool = False  # the answer's grammar allows nothing after it
-    is_constrained: bool = False  # a grammar had a say in it
+    is_constrained: bool = False  # by a grammar
 
 
 class Stuck(NamedTuple):
@@ -87,8 +87,8 @@ class Backend(Protocol):
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """
-        With `special`, text such as `<|im_end|>` becomes the control token it names. At most
-        `parts.MAX_CHARS` characters at once: `Tokenizer` takes texts of any length.
+        Return the tokens of at most `parts.MAX_CHARS` characters; `Tokenizer` accepts texts of any
+        length. With `special`, text such as `<|im_end|>` becomes the control token it names.
         """
 
     def special_tokens(self) -> dict[int, SpecialToken]:
@@ -101,8 +101,8 @@ class Backend(Protocol):
 
     def sampler(self, sampling: Sampling, call: str | None = None) -> Sampler:
         """
-        Return a sampler that keeps to `call`, the Lark of a forced tool call, or to the form that
-        the request asks for. May take a second, for a grammar; may be called in any thread.
+        Return a sampler constrained by `call`, the Lark of a tool call, or by the format that the
+        request asks for. May take a second, for a grammar; may be called in any thread.
 
         Raises ServiceError for what can't be with this model.
         """

@@ -11,15 +11,15 @@ from services.inference.engine.grammar import Grammar, GrammarError, compile_lar
 from services.inference.engine.vocabulary import Vocabulary
 
 MAX_SCHEMA_BYTES = 2**17
-# As much white space as a person writes, so that no model fills an answer with it; and no `\u`, by
-# which a key could be a declared one under another spelling.
+# Allow only as much white space as a person writes, so that no model fills an answer with it. Allow
+# no `\u` escapes, with which a model could spell a declared key differently.
 JSON_OPTIONS = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,40}", "json_allowed_escapes": 'nrbtf\\"'}
 
 
 def grammar(sampling: Sampling, call: str | None, vocabulary: Vocabulary) -> Grammar | None:
     """
-    Return what the answer must keep to, if anything: `call`, the Lark of `Functions.call`, or what
-    the request asks for. Takes as long as compile_lark. Raises ServiceError(invalid_request).
+    Return the grammar of an answer, if any: of `call`, the Lark of `Functions.call`, or of the
+    format in the request. Takes as long as compile_lark. Raises ServiceError(invalid_request).
     """
     fields = {"tools": call, "grammar": sampling.grammar, "response_format": _is_json(sampling)}
     field = "` or `".join(name for name, asked in fields.items() if asked)
@@ -32,8 +32,8 @@ def grammar(sampling: Sampling, call: str | None, vocabulary: Vocabulary) -> Gra
 
 def json_lark(schema: dict[str, Any], is_strict: bool, field: str) -> str:
     """
-    Return Lark for the JSON that fits the schema. Raises ServiceError(invalid_request) for one that
-    is too long, or strict and with something that can't be held.
+    Return Lark for JSON that matches the schema. Raises ServiceError(invalid_request) if it is too
+    long, or strict with a keyword that can't be enforced.
     """
     if (size := len(json.dumps(schema).encode())) > MAX_SCHEMA_BYTES:
         raise _refusal(field, f"a schema has {size:,} bytes, and {MAX_SCHEMA_BYTES:,} is the most.")
@@ -42,8 +42,8 @@ def json_lark(schema: dict[str, Any], is_strict: bool, field: str) -> str:
     if is_strict and left_out:
         raise _refusal(
             field,
-            f"its schema's `{left_out[0]}` can't be held. Leave it out, or send the schema without"
-            " `strict`, which then holds but for that.",
+            f"its schema's `{left_out[0]}` can't be enforced. Remove it, or send the schema without"
+            " `strict`, which ignores it.",
         )
     options = JSON_OPTIONS | {"coerce_one_of": not is_strict}
     return f"%json {json.dumps(held | {'x-guidance': options}, ensure_ascii=False)}"
@@ -76,7 +76,7 @@ def _is_json(sampling: Sampling) -> bool:
 
 def answer_lark(sampling: Sampling) -> str | None:
     """
-    Return Lark for the JSON that `response_format` asks for, if it asks for JSON. Raises
+    Return Lark for a `response_format` of JSON, or None for any other. Raises
     ServiceError(invalid_request).
     """
     match sampling.response_format:

@@ -61,7 +61,7 @@ class Engine:
     """
     `budget` is how many bytes of RAM idle conversations may take. `emit` gets a step's outputs at
     once, as (key, output), in the engine's thread. `heads` are the public heads of prompts, which
-    tenants share (`slots.py`).
+    all tenants share (`slots.py`).
 
     Every sequence submitted ends in exactly one Finished, Broken or Refused. `on_death` is called
     if the thread dies of an error; nothing is answered after that.

@@ -88,10 +88,10 @@ class Functions:
         answer: str | None = None,
     ) -> str | None:
         """
-        Return Lark for an answer that must be a call; or, where a call is up to the model, for
-        calls or `answer`, the Lark of the form that it has else. None leaves the answer free.
+        Return Lark for an answer that must be a call or, if that is up to the model, for calls or
+        `answer`, the Lark of any other answer. None: the answer is not constrained.
 
-        `several` calls are possible if it is true, or None and no call is forced. Raises
+        `several` calls are allowed if it is true, or None while no call is forced. Raises
         ServiceError(invalid_request).
         """
         if not tools or choice == "none" or (choice == "auto" and answer is None):
@@ -181,16 +181,16 @@ def _call(call: ToolCall) -> Json:
 
 def _call_id(given: str) -> str:
     """
-    Return an id that every template takes: Mistral's raise for any but nine letters or digits, so a
-    conversation that began with another server would end here.
+    Return an id that every template accepts: Mistral's raise unless it has nine letters or digits,
+    so a conversation from another server could not continue here.
     """
     return given if _CALL_ID.match(given) else hashlib.sha256(given.encode()).hexdigest()[:9]
 
 
 def _arguments(call: ToolCall) -> Json | str:
     """
-    Return the arguments as an object, as templates expect them, or as the text that a model wrote
-    where it is none: so the model sees its mistake as it made it, and nothing new to imitate.
+    Return the arguments as an object, as templates expect, or as the model's own text if that is
+    not an object: so the model sees its mistake unchanged.
     """
     text = call.function.arguments
     if text.strip() in _NO_ARGUMENTS:
@@ -241,7 +241,7 @@ def _role(message: ChatMessage) -> str:
 
 
 def _call_lark(tool: Tool, key: str) -> str:
-    """Return Lark for a call of this tool, spelled as templates spell calls."""
+    """Return Lark for a call of this tool, with the spacing that templates use."""
     name = json.dumps(tool.function.name, ensure_ascii=False)
     begin = f'{{"name": {name}, "{key}": '
     arguments = json_lark(_arguments_schema(tool), bool(tool.function.strict), "tools")
@@ -250,8 +250,8 @@ def _call_lark(tool: Tool, key: str) -> str:
 
 def _json_call(tool: Tool, key: str) -> str:
     """
-    Return Lark for a call as JSON of a schema. Where nothing but its keys tells a call from another
-    JSON, both must be split into the same lexemes.
+    Return Lark for a call as JSON that matches a schema. If only its keys distinguish a call from
+    other JSON, both must have the same lexemes.
     """
     arguments = schemas.moved(_arguments_schema(tool), f"/properties/{key}")
     properties = {"name": {"const": tool.function.name}, key: arguments}
@@ -265,7 +265,7 @@ def _arguments_schema(tool: Tool) -> Json:
 
 
 def _of_object(parameters: Json) -> Json:
-    """Arguments are an object, also where the schema does not say so."""
+    """Return the schema with `type: object`: arguments are always an object."""
     return {"type": "object"} | parameters
 
 

@@ -1,9 +1,9 @@
 """
-GBNF, llama.cpp's notation for grammars, to Lark as llguidance reads it. Pure; linear time.
+Translates GBNF, llama.cpp's notation for grammars, to llguidance's Lark. Pure; linear time.
 
-Each character becomes a lexeme of its own. llguidance's lexer takes the longest lexeme, so what
-`llguidance.gbnf_to_lark` makes of a grammar means something else: `root ::= word "z"` with
-`word ::= [a-z]+` could never end, and `root ::= "x" "yz" | "xy" "w"` would refuse `xyz`.
+Each character becomes its own lexeme. llguidance's lexer takes the longest lexeme, so the output of
+`llguidance.gbnf_to_lark` has another meaning: `root ::= word "z"` with `word ::= [a-z]+` never
+ends, and `root ::= "x" "yz" | "xy" "w"` rejects `xyz`.
 """
 
 import re
@@ -41,11 +41,13 @@ def to_lark(text: str) -> str:
 
 
 class _Translator:
-    """Writes Lark token by token, so that no grammar is nested too deep for it."""
+    """Writes Lark token by token, without recursion, so that no grammar is nested too deeply."""
 
     def __init__(self, text: str) -> None:
         self._names = {"root": "start"}
-        self._rules: dict[str, list[str]] = {}  # by name in Lark; a second definition replaces one
+        self._rules: dict[
+            str, list[str]
+        ] = {}  # by name in Lark; a second definition replaces the first
         self._parts: list[str] = []  # of the rule that is open
         self._depth = 0  # of parentheses; 0 outside of a rule, 1 in it
         self._before = ""
@@ -107,7 +109,7 @@ class _Translator:
                 return [_characters(match)]
 
     def _missing(self) -> list[str]:
-        """Lark has no word for an empty alternative but an empty literal."""
+        """Return the empty literal if an alternative is empty: Lark needs one."""
         return [NOTHING] if self._before in ("rule", "or", "open") else []
 
     def _repetition(self, mark: str) -> str:
@@ -115,18 +117,18 @@ class _Translator:
             raise GrammarError(f"there is nothing before {mark} to repeat")
         counts = [int(count) for count in re.findall(r"\d+", mark)]
         if len(counts) == 2 and counts[0] > counts[1]:
-            raise GrammarError(f"{mark} asks for less than its least")
+            raise GrammarError(f"{mark} has a maximum below its minimum")
         return re.sub(r"\s", "", mark)
 
     def _name(self, name: str) -> str:
-        """In lower case, so that Lark takes it for a rule and not for a lexeme."""
+        """Return a lower-case name: Lark takes upper-case ones for lexemes."""
         return self._names.setdefault(name, f"r{len(self._names)}")
 
 
 def _body(name: str, parts: list[str]) -> str:
     """
-    Return the rule's alternatives, with its recursion on the right as a repetition, which
-    llguidance follows without a parser state for each time: `r: a r | b` as `r: (a)* (b)`.
+    Return the rule's alternatives with right recursion as a repetition, which llguidance parses
+    without a state per iteration: `r: a r | b` becomes `r: (a)* (b)`.
     """
     group = list(_alternatives(parts[1:-2])) if _is_optional_group(parts) else []
     ways = [*group, [NOTHING]] if group else list(_alternatives(parts))
@@ -138,7 +140,7 @@ def _body(name: str, parts: list[str]) -> str:
 
 
 def _is_optional_group(parts: list[str]) -> bool:
-    """Return whether all of the rule is one `( … )?`."""
+    """Return whether the whole rule is one `( … )?`."""
     if parts[0] != "(" or parts[-1] != "?":
         return False
     depths = accumulate({"(": 1, ")": -1}.get(part, 0) for part in parts)
@@ -146,7 +148,7 @@ def _is_optional_group(parts: list[str]) -> bool:
 
 
 def _alternatives(parts: list[str]) -> Iterator[list[str]]:
-    """Yield what stands between the `|` outside of parentheses."""
+    """Yield the parts between each `|` outside parentheses."""
     depth, way = 0, list[str]()
     for part in parts:
         depth += {"(": 1, ")": -1}.get(part, 0)
@@ -183,7 +185,7 @@ def _characters(match: re.Match[str]) -> str:
 
 
 def _ranges(text: str) -> str:
-    """Return what stands between [ and ] as a Rust regex has it; a last `-` is itself."""
+    """Return the inside of [ and ] in Rust regex syntax; a trailing `-` is literal."""
     signs = list(_code_points(text))
     ranges = ""
     while signs:
@@ -199,12 +201,12 @@ def _ranges(text: str) -> str:
 
 
 def _code_points(text: str) -> Iterator[tuple[str, int]]:
-    """Yield each character as it is written, maybe as an escape, and its code point."""
+    """Yield each character as written, possibly an escape, and its code point."""
     at = 0
     while at < len(text):
         match = CHARACTER.match(text, at)
         if match is None:
-            raise GrammarError(f"{text[at : at + 2]!r} is no escape that is known")
+            raise GrammarError(f"{text[at : at + 2]!r} is not a known escape")
         yield match[0], _code_point(match[0])
         at = match.end()
 
@@ -217,5 +219,5 @@ def _code_point(sign: str) -> int:
 
 def _char(point: int) -> str:
     if point > LAST_CODE_POINT or point in SURROGATES:
-        raise GrammarError(f"U+{point:04X} is no character")
+        raise GrammarError(f"U+{point:04X} is not a character")
     return f"\\u{{{point:x}}}"

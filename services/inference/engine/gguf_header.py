@@ -1,6 +1,5 @@
 """
-What a GGUF file says of itself, read without loading it: so that a file which is no chat model can
-be explained in a sentence.
+Reads the metadata of a GGUF file without loading it, to explain why a file is not a chat model.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 MAGIC = b"GGUF"
-MAX_TEXT = 2**20  # bytes of a key or a text; a longer one is no GGUF
+MAX_TEXT = 2**20  # bytes of a key or a string; a longer one is not valid
 MAX_KEYS = 4096
-MAX_ITEMS = 2**16  # of a list before the vocabulary
+MAX_ITEMS = 2**16  # of a list
 
 Value = str | int | float | bool
 _NUMBERS = {
@@ -24,7 +23,7 @@ _TEXT, _LIST = 8, 9
 
 
 class NotGguf(Exception):
-    """The file is no GGUF, or is cut off within its header."""
+    """The file is not a GGUF, or its header is truncated."""
 
 
 def read(path: Path) -> dict[str, Value]:

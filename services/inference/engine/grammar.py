@@ -1,4 +1,4 @@
-"""Which tokens may come next in an answer that has a form, by llguidance."""
+"""Constrained decoding by llguidance: which tokens a grammar allows next."""
 
 import functools
 import re
@@ -10,12 +10,12 @@ from llguidance import LLMatcher, LLParserLimits
 from services.inference.engine.stack import Threads
 from services.inference.engine.vocabulary import Vocabulary
 
-# llguidance recurses through a grammar's rules and $refs: up to 5 KiB a level, and ten bytes of
-# text can make one. On a usual stack a chain of 1,000 $refs ends the process.
+# llguidance recurses through rules and $refs, with up to 5 KiB per level, and ten bytes of text can
+# make a level. On a default stack a chain of 1,000 $refs crashes the process.
 STACK = 2**27
-# What is over its limits is an error and not a wait: a mask takes at most some 0.3 s.
+# An expensive grammar is an error instead of a wait: a mask takes at most about 0.3 s.
 LIMITS = LLParserLimits(verbose_errors=False)
-# Any token is allowed that goes on rightly, not only the one that the tokenizer would choose.
+# Allow every token that continues the text, not only the one that the tokenizer would choose.
 OPTIONS = '%llguidance {"no_forcing": true}\n'
 PLACE = re.compile(
     r"^(?:(?:at )?\d+\(\d+\): )?(?:failed to compile JSON schema: |[Pp]arser [Ee]rror: )?"
@@ -24,13 +24,13 @@ DETAIL = re.compile(r"^error: (.*)$", re.MULTILINE)  # of a regular expression
 
 
 class GrammarError(Exception):
-    """The grammar can't be used; the message says why, as the end of a sentence."""
+    """The grammar can't be used. The message is the end of a sentence and says why."""
 
 
 class Grammar:
     """
-    What one answer must keep to, and how far it is. Its methods raise GrammarError where the
-    grammar asks for too much work.
+    The grammar of one answer and its state. Methods raise GrammarError if the grammar is too
+    expensive.
     """
 
     def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary) -> None:
@@ -43,7 +43,7 @@ class Grammar:
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing may follow."""
+        """Return whether nothing may follow."""
         return self._matcher.is_stopped()
 
     def allows(self, token: int) -> bool:
@@ -73,15 +73,15 @@ class Grammar:
 
 def compile_lark(lark: str, vocabulary: Vocabulary) -> Grammar:
     """
-    Return the grammar with its first mask computed, so that one that is too expensive is known by
-    now. Takes milliseconds, at worst a second; not for the event loop. Raises GrammarError.
+    Return the grammar with its first mask computed, so that an expensive one fails here. Takes
+    milliseconds, at worst a second; not for the event loop. Raises GrammarError.
     """
     return _compiler().submit(lambda: _compiled(lark, vocabulary)).result()
 
 
 @functools.cache
 def _compiler() -> Threads:
-    """Return the one thread that compiles grammars: two at once would need twice the memory."""
+    """Return the thread that compiles grammars: only one, as its stack takes memory."""
     return Threads("compiling", 1, STACK)
 
 
@@ -94,7 +94,7 @@ def _compiled(lark: str, vocabulary: Vocabulary) -> Grammar:
 
 
 def _reason(error: str) -> str:
-    """Return the first line without its place in the Lark text, which the caller did not write."""
+    """Return the first line without the position in the Lark text, which no caller wrote."""
     line = PLACE.sub("", error.partition("\n")[0].partition(" Enable ")[0])
     if line == "NoExtensionBias":
         return "it allows no token of this model here"

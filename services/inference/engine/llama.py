@@ -40,9 +40,9 @@ log = logging.getLogger(__name__)
 # an unknown token is found as control tokens are
 CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
 USER_DEFINED = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
-# Many tokenizers use std::regex, which goes some 400 bytes deeper with each letter of a word.
+# Many tokenizers use std::regex, which recurses about 400 bytes deeper per letter of a word.
 STACK_PER_CHAR = 2048
-SHALLOW = 2**8  # characters of a text for which any thread's stack is enough
+SHALLOW = 2**8  # characters for which the stack of any thread is enough
 NO_CELLS = 1  # llama_decode: the KV cache is full
 
 
@@ -278,7 +278,7 @@ class Llama:
 
 @cache
 def _deep_threads() -> Threads:
-    """Those in which texts are tokenized: as many as there are callers at once, or nearly."""
+    """Return the threads that tokenize texts: about as many as there are concurrent callers."""
     return Threads("tokenizing", 2, STACK_PER_CHAR * parts.MAX_CHARS)
 
 
@@ -311,8 +311,8 @@ def _load(
 ) -> llama_cpp.llama_model_p:
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
-    # A mapped file that is overwritten changes the weights of the running model, and one that gets
-    # shorter ends the process by SIGBUS: so the file is read into memory.
+    # Read the file into memory instead of mapping it: overwriting a mapped file changes the weights
+    # of the running model, and truncating it kills the process by SIGBUS.
     params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
     params.progress_callback = llama_cpp.llama_progress_callback(
         lambda share, _: on_progress(share)

@@ -18,8 +18,8 @@ class LoopGuard:
     A loop is an end of the answer that is 8 times or more the same 1 to 32 tokens, and 128 tokens
     or more: so one token 128 times, or a sentence of 20 tokens 8 times.
 
-    It guards answers without a form only: what a grammar forces, such as a row of a hundred zeros,
-    is no loop, and `max_tokens` ends an answer by a grammar that goes on for ever.
+    Not used with a grammar: what a grammar forces, such as a hundred zeros, is no loop, and
+    `max_tokens` ends an answer whose grammar never ends.
 
     Long enough that a table's rules, a row of zeros or a laugh are not taken for one: what people
     want repeated differs somewhere (a number, a name), and one difference begins the count anew.

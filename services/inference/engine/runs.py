@@ -1,7 +1,7 @@
 """
 Runs of computed tokens as bytes, so that they are compared at memory speed: four bytes a token,
-behind a header of how they were computed (with which adapter, and whether exactly) and for which
-tenant. So runs of two adapters or of two tenants have no common beginning.
+behind a header that has the adapter, whether they were computed exactly, and the tenant. So runs
+of two adapters or of two tenants have no common prefix.
 """
 
 import hashlib
@@ -12,11 +12,11 @@ from collections.abc import Iterable
 import numpy as np
 
 ITEM = array("i").itemsize
-_WAY = ITEM  # bytes of the header that say how a run was computed
+_WAY = ITEM  # bytes of the header for adapter and exactness
 _TENANT = 4 * ITEM
 _HEADER = _WAY + _TENANT
 PUBLIC = ""
-"""The tenant of runs that hold no tenant's words: the public heads of prompts."""
+"""The tenant of runs without any tenant's text: the public heads of prompts."""
 
 
 def pack(
@@ -26,7 +26,7 @@ def pack(
 
 
 def packed(tokens: Iterable[int]) -> bytes:
-    """Return the tokens as a run holds them, without a header."""
+    """Return the tokens in the format of a run, without a header."""
     return array("i", tokens).tobytes()
 
 
@@ -40,17 +40,17 @@ def is_same_tenant(a: bytes | bytearray, b: bytes | bytearray) -> bool:
 
 
 def is_same_way(a: bytes | bytearray, b: bytes | bytearray) -> bool:
-    """Whether both were computed with the same adapter, and both exactly or both not."""
+    """Return whether both were computed with the same adapter and the same exactness."""
     return a[:_WAY] == b[:_WAY]
 
 
 def begins_with(run: bytes | bytearray, head: bytes) -> bool:
-    """Whether the run's tokens begin with those of `head`, which is `packed`."""
+    """Return whether the run's tokens begin with `head`, which is `packed`."""
     return run.startswith(head, _HEADER)
 
 
 def public(run: bytes | bytearray, head: bytes) -> bytes:
-    """Return `head`, which is `packed`, as a run of no tenant that is computed as `run` is."""
+    """Return `head`, which is `packed`, as a public run with the adapter and exactness of `run`."""
     return bytes(run[:_WAY]) + _digest(PUBLIC) + head
 
 
@@ -70,7 +70,7 @@ def length(run: bytes | bytearray) -> int:
 
 def shared(a: bytes | bytearray, b: bytes | bytearray) -> int:
     """
-    How many tokens both begin with; 0 if they were computed in two ways, or for two tenants.
+    Return how many tokens both begin with; 0 if adapter, exactness or tenant differ.
     """
     count = min(len(a), len(b)) // ITEM
     differ = np.frombuffer(a, np.int32, count) != np.frombuffer(b, np.int32, count)

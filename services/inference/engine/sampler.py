@@ -108,7 +108,7 @@ class ChainSampler:
         return np.array([logits.argmax()]) if self._is_greedy else likeliest(logits, self._top_k)
 
     def _allowed(self, grammar: Grammar, logits: Logits) -> npt.NDArray[np.intp]:
-        """Return what the chain needs to see of the tokens that the grammar allows."""
+        """Return the candidates for the chain among the tokens that the grammar allows."""
         np.copyto(logits, -np.inf, where=~grammar.allowed())
         tokens = likeliest(logits, self._top_k)
         if not len(tokens):

@@ -33,8 +33,10 @@ class Sequence:
     adapter: int = 0  # 0: the model as it is
     session: str = ""  # whose conversation it is; "" is nobody's
     is_exact: bool = False  # read so that its logits are the same each time
-    begun: InitVar[Answer | None] = None  # maybe elsewhere; None: a new one, its stops literal
-    tenant: str = runs.PUBLIC  # whose words the prompt holds
+    begun: InitVar[Answer | None] = (
+        None  # maybe by another worker; None: a new answer with literal stops
+    )
+    tenant: str = runs.PUBLIC  # whose text the prompt contains
     answer: Answer = field(init=False)
     given: list[int] = field(init=False)  # the prompt, and what was said elsewhere: read first
     run: bytes = field(init=False)  # what of this can be reused: all but the last token

@@ -34,9 +34,9 @@ class Slots:
     The longest beginning that a prompt shares with any of these, running or idle, is not computed
     again: it is kept, or copied.
 
-    Tenants share nothing but public heads, and these only whole: `heads` are the tokens that
-    prompts begin with and that no tenant wrote. Everything else is shared within its tenant alone,
-    so neither a count of cached tokens nor the time of a prefill tells what another tenant said.
+    Tenants share only public heads, and these only whole: `heads` are the tokens at the start of
+    prompts that no tenant wrote. Everything else is shared within its tenant only, so neither the
+    number of cached tokens nor the prefill time reveals what another tenant sent.
 
     What is nobody's (of no session) never goes to RAM, and of what would be lost it goes first.
     """
@@ -61,8 +61,8 @@ class Slots:
 
     def shared(self, run: bytes, other: bytes | bytearray) -> int:
         """
-        How many tokens of `run` need not be computed where `other` was. If that is another
-        tenant's: those of the longest public head that both begin with, whole.
+        Return how many tokens of `run` can be copied from `other`. For runs of two tenants, these
+        are the tokens of the longest public head that both begin with.
         """
         if runs.is_same_tenant(run, other):
             return runs.shared(run, other)
@@ -169,11 +169,11 @@ class Slots:
         return source, lengths[source]
 
     def _heads_of(self, run: bytes) -> list[bytes]:
-        """The public heads that the run begins with, the longest first."""
+        """Return the public heads that the run begins with, longest first."""
         return [head for head in self._heads if runs.begins_with(run, head)]
 
     def _public(self, run: bytes) -> bytes:
-        """The longest public head that the run begins with, as a run; empty if there is none."""
+        """Return the longest public head that the run begins with, as a run, or an empty one."""
         heads = self._heads_of(run)
         return runs.public(run, heads[0]) if heads else b""
 

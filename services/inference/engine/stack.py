@@ -1,4 +1,4 @@
-"""Threads that are all there from the start, with as deep a stack as their work needs."""
+"""Permanent threads with a stack as deep as their work needs."""
 
 import threading
 from collections.abc import Callable
@@ -11,8 +11,8 @@ _PAGE = 2**16  # bytes; some systems want a multiple of theirs
 
 class Threads:
     """
-    `count` threads, started here, so that no request needs a new one. Each has `stack` bytes of
-    stack; 0 is the system's default.
+    `count` threads, all started here, so that no request has to start one. Each has `stack` bytes
+    of stack; 0 is the system's default.
     """
 
     def __init__(self, name: str, count: int, stack: int = 0) -> None:
@@ -30,5 +30,5 @@ class Threads:
         return self._executor.submit(work)
 
     def close(self) -> None:
-        """Waits for the work that has begun; the rest is cancelled."""
+        """Wait for running work, and cancel the rest."""
         self._executor.shutdown(cancel_futures=True)

@@ -52,7 +52,7 @@ class States:
         """
         The one that has the longest beginning in common with `run`; but rather a root, which is
         nothing more than that, where another has only a few tokens more in common. `public` is the
-        head of `run` that no tenant wrote, and is looked for among the roots of no tenant.
+        public head of `run`, which is looked up among the public roots.
         """
         at = bisect_left(self._runs, run)
         neighbours = self._runs[max(0, at - 1) : at + 1]
@@ -67,7 +67,7 @@ class States:
         return Match(self._by_use[self._runs[first]], length)
 
     def root(self, run: bytes, public: bytes = b"") -> bytes:
-        """The longest root that `run` or `public` begins with; empty if there is none."""
+        """Return the longest root that `run` or `public` begins with, or an empty one."""
         found = (r for r in self._roots if run.startswith(r) or public.startswith(r))
         return max(found, key=len, default=b"")
 

@@ -1,9 +1,8 @@
 """
 Stop strings in a stream: none leaks, not even in part, and no character waits longer than it must.
 
-A request's own `stop` is literal. The strings of CHAT_STOP are to end what a model adds to its
-answer by itself, and most of them are also found within ordinary answers: so they count only where
-they do that.
+A request's own `stop` is literal. The strings of CHAT_STOP end what a model appends to its answer,
+but most of them also occur in ordinary answers, so they match only in certain places.
 """
 
 import re
@@ -11,7 +10,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 _FENCE = re.compile(r"[\s>]*(?:[-*+]|\d+[.)])?\s*(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)\Z")
-_ANNOUNCES = re.compile(r"\s*#|.*[:：][*_\s]*\Z|\s*\*\*[^*]+\*\*\s*\Z")  # colon, heading, bold
+_ANNOUNCES = re.compile(
+    r"\s*#|.*[:：][*_\s]*\Z|\s*\*\*[^*]+\*\*\s*\Z"
+)  # a colon at the end, a heading, a bold line
 _LABEL = re.compile(r"[^:：]{1,64}[:：]")
 _WORD = re.compile(r"\w")
 _OPEN, _CLOSE = "<think>", "</think>"
@@ -19,9 +20,9 @@ _OPEN, _CLOSE = "<think>", "</think>"
 
 class Rule(NamedTuple):
     """
-    `text` ends the answer: a literal one everywhere, another in prose, and a label, such as
-    `User:`, only where the answer does not call for such a line. `name` is as the request or
-    CHAT_STOP has it.
+    A stop string. `text` matches everywhere if it is literal, else in prose; a label, such as
+    `User:`, only if the answer does not call for such a line. `name` is the string as in the
+    request or CHAT_STOP.
     """
 
     name: str
@@ -32,27 +33,29 @@ class Rule(NamedTuple):
 
 class Stops(NamedTuple):
     rules: tuple[Rule, ...] = ()
-    openers: tuple[str, ...] = ()  # a paragraph of one line that begins so goes with a label
-    is_thinking: bool = False  # where the answer begins
+    openers: tuple[
+        str, ...
+    ] = ()  # a one-line paragraph that begins so is removed with the label after it
+    is_thinking: bool = False  # at the start of the answer
 
 
 def literal(strings: Sequence[str]) -> Stops:
-    """What a request says itself, as OpenAI's API has it."""
+    """Return the rules of a request's own `stop`, as in OpenAI's API."""
     return Stops(tuple(Rule(string, string, is_literal=True) for string in strings))
 
 
 def of_setting(strings: Sequence[str], prompt: str, is_thinking: bool = False) -> Stops:
     """
-    CHAT_STOP, for an answer to `prompt`. Nothing counts in code and in reasoning (`<think>`), and
-    what begins with a newline only after some text.
+    Return the rules of CHAT_STOP for an answer to `prompt`. No string matches in code or reasoning
+    (`<think>`), and one that begins with a newline only after some text.
 
-    A label is what begins with a letter and ends with a colon ("Example:"), or begins with a letter
-    after a newline. It counts at the start of a line: after a blank line, or after any where the
-    string has the newline; unless the prompt names it, a line such as "Here is a quiz:" announces
-    it, or the answer begins with it or has used it before.
+    A label begins with a letter and ends with a colon ("Example:"), or begins with a letter after a
+    newline. It matches at the start of a line: after a blank line, or after any line if the string
+    has the newline; unless the prompt mentions it, a line such as "Here is a quiz:" announces it,
+    or the answer begins with it or has used it before.
 
-    Other words ("Let me") are how ordinary sentences begin. They count only in the line before a
-    label, which they introduce, and go with it.
+    Other phrases ("Let me") start ordinary sentences. They match only in the line before a label,
+    which is removed with it.
     """
     rules, openers = [], []
     for string in strings:
@@ -67,19 +70,19 @@ def of_setting(strings: Sequence[str], prompt: str, is_thinking: bool = False) -
 
 
 def _is_named(label: str, prompt: str) -> bool:
-    """In the plural too: "Write two questions", "Explain it with an example"."""
+    """Return whether the prompt mentions the label, also in the plural ("two questions")."""
     word = re.escape(label.strip("\n:： "))
     return re.search(rf"\b{word}s?\b", prompt, re.IGNORECASE) is not None
 
 
 class _Place(NamedTuple):
-    """Where in an answer it is: after all the text that was put into it."""
+    """The state of an answer after some of its text."""
 
-    line: str = ""  # that is not at its end
-    before: str = ""  # the last whole line that has a word, or the end of a code block
-    fence: str = ""  # that opened the code block
+    line: str = ""  # the unfinished last line
+    before: str = ""  # the last complete line with a word, or the end of a code block
+    fence: str = ""  # the one that opened the current code block
     is_thinking: bool = False
-    used: frozenset[str] = frozenset()  # labels that lines began with
+    used: frozenset[str] = frozenset()  # labels at the start of earlier lines
 
     def after(self, text: str) -> "_Place":
         *lines, rest = (self.line + text).split("\n")
@@ -94,7 +97,7 @@ class _Place(NamedTuple):
 
     @property
     def is_prose(self) -> bool:
-        """Neither code nor reasoning."""
+        """Whether this is neither code nor reasoning."""
         place = self._with(self.line)
         is_code = self.line.count("`") % 2 and not _FENCE.match(self.line)
         return not (place.fence or place.is_thinking or is_code)
@@ -104,11 +107,11 @@ class _Place(NamedTuple):
 
     @property
     def is_announcement(self) -> bool:
-        """Whether the last line says that something follows."""
+        """Whether the last line announces what follows."""
         return _ANNOUNCES.match(self._with(self.line).before) is not None
 
     def _with(self, line: str) -> "_Place":
-        """After this whole line, which began with `self.line`."""
+        """Return the state after this complete line, which began with `self.line`."""
         if self.is_thinking or not self.before and line.lstrip().startswith(_OPEN):
             _, close, rest = line.partition(_CLOSE)
             place = _Place(is_thinking=not close)
@@ -128,7 +131,7 @@ class _Place(NamedTuple):
 
 
 class Text(NamedTuple):
-    """What may go out, and the stop string that followed it, if one did."""
+    """Text that can be sent, and the stop string that followed it, if any."""
 
     out: str
     stop: str | None = None
@@ -161,12 +164,12 @@ class StopBuffer:
         return Text(self._release(text, introduction.start() if introduction else keep))
 
     def flush(self) -> str:
-        """Return what was held back, at the end of the answer: it was no stop string after all."""
+        """Return the held-back text at the end of the answer: it is no stop string."""
         held, self._held = self._held, ""
         return held
 
     def cut(self) -> str:
-        """Return what was held back, where the answer is cut, without half of a stop string."""
+        """Return the held-back text of a cut answer, without half of a stop string."""
         return self._release(self._held, _beginning_of_one(self._texts, self._held))
 
     def _release(self, text: str, end: int) -> str:
@@ -196,7 +199,7 @@ class StopBuffer:
 
 
 def _beginning_of_one(strings: Sequence[str], text: str) -> int:
-    """Where the longest suffix of `text` starts that is a proper prefix of one of the strings."""
+    """Return the start of the longest suffix of `text` that is a proper prefix of a string."""
     longest = max(map(len, strings), default=1)
     for start in range(max(0, len(text) - longest + 1), len(text)):
         if any(string.startswith(text[start:]) for string in strings):

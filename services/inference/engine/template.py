@@ -26,7 +26,7 @@ from services.inference.engine.shown import KnownAnswers, Message, Shown, merge_
 from services.inference.engine.tokenizer import Said, Tokenizer
 
 _PROBES = ("a", "B", "1", ".", " a", "\na", "\u00e9", "\u4e2d")
-"""Contents with nothing in common: what prompts with them begin with, the template itself wrote."""
+"""Contents without a common prefix: the common prefix of their prompts is the template's."""
 
 
 class TemplateError(Exception):
@@ -47,15 +47,15 @@ class _Piece(NamedTuple):
 
 
 class _Style(NamedTuple):
-    """How a template wants its variables, which only rendering it tells."""
+    """The variables that a template expects, found by rendering it."""
 
-    absent: Json  # what stands for tools and documents that are not there
-    parts: frozenset[str]  # the roles whose content it reads as a list of parts, never as a text
+    absent: Json  # variables for missing tools and documents
+    parts: frozenset[str]  # the roles whose content must be a list of parts
 
     def variants(self, roles: Sequence[str]) -> Iterator["_Style"]:
         """
-        The usual ones first: Hugging Face passes None where others pass nothing, and most
-        templates take a text.
+        Yield the styles to try, the common ones first: Hugging Face passes None where others pass
+        nothing, and most templates take a string.
         """
         for absent in ({"tools": None, "documents": None}, {}):
             for more in ((), *((role,) for role in roles), roles):
@@ -68,9 +68,9 @@ class _Style(NamedTuple):
 
 
 class PlainText:
-    """Prompts without a template: a text or tokens that the model goes on with."""
+    """Prompts without a template: text or tokens that the model continues."""
 
-    opens_reasoning = False  # whether the prompt ends within a thought that the answer goes on with
+    opens_reasoning = False  # whether the prompt ends inside <think>, which the answer continues
     _tokenizer: Tokenizer
 
     def __init__(self, backend: Backend, *, bos: str, adds_bos: bool) -> None:
@@ -79,8 +79,8 @@ class PlainText:
 
     def plain(self, text: str | Sequence[int], room: int) -> Prompt:
         """
-        The prompt without the template: all of it is the caller's, markers too. Raises
-        ServiceError: context_length_exceeded, or invalid_request for tokens that there are not.
+        Return the prompt without the template: the caller writes all of it, markers too. Raises
+        ServiceError: context_length_exceeded, or invalid_request for unknown token ids.
         """
         if isinstance(text, str):
             tokens = self.tokenize(self.begun(text), special=True)
@@ -88,22 +88,22 @@ class PlainText:
         if max(text) >= self._backend.vocabulary_size:
             raise ServiceError(
                 "invalid_request",
-                f"There is no token {max(text)} in the prompt's model, whose last one is"
+                f"The prompt has token {max(text)}, but the last token of the model is"
                 f" {self._backend.vocabulary_size - 1}.",
             )
         return self._whole_prompt("prompt", list(text), room)
 
     @property
     def longest_token(self) -> int:
-        """The most bytes of a text that one token stands for."""
+        """The maximum number of bytes of text that one token stands for."""
         return self._tokenizer.longest_token
 
     def tokenize(self, text: str, special: bool) -> list[int]:
-        """Return the tokens of any text; with `special`, what names a control token becomes it."""
+        """Return the tokens of a text; with `special`, names of control tokens become these."""
         return self._tokenizer.tokenize(text, special)
 
     def begun(self, text: str) -> str:
-        """With what begins every prompt of this model."""
+        """Return the text with the BOS of the model, if its prompts begin with one."""
         missing = self._adds_bos and not text.startswith(self._bos)
         return self._bos + text if missing else text
 
@@ -114,7 +114,7 @@ class PlainText:
 
 
 class NoTemplate(PlainText):
-    """Of a model that carries none: `why` says so to whoever asks for a chat, and what to do."""
+    """Stands in for a missing template: chats are refused with `why`, which says what to do."""
 
     def __init__(self, why: str, backend: Backend, *, bos: str, adds_bos: bool) -> None:
         super().__init__(backend, bos=bos, adds_bos=adds_bos)
@@ -173,13 +173,13 @@ class ChatTemplate(PlainText):
         since: str = "",
     ) -> Prompt:
         """
-        Return the prompt with as many exchanges as leave room for the answer: for `max_tokens`, but
-        no more than half of the context window, so that a large limit doesn't push the session out.
-        If not all exchanges fit, the oldest are dropped, whole, and some more, so that the next
-        prompts can begin alike. `since` is the first exchange of the last prompt.
+        Return the prompt with as many exchanges as leave room for the answer: `max_tokens`, but at
+        most half of the context window, so that a large limit doesn't push the session out. If not
+        all exchanges fit, the oldest are dropped, whole, and some more, so that the next prompts
+        can share a prefix. `since` is the first exchange of the last prompt.
 
-        A question that leaves less room stands alone, and its answer gets what is left. Raises
-        ServiceError(context_length_exceeded) if that is nothing.
+        A question that leaves less room is sent without exchanges, and its answer gets the rest.
+        Raises ServiceError(context_length_exceeded) if there is none.
         """
         tried: dict[int, list[int]] = {}
 
@@ -209,8 +209,8 @@ class ChatTemplate(PlainText):
     ) -> Prompt:
         """
         The prompt of a conversation as it is; `answers` are known by their text. Raises
-        ServiceError: context_length_exceeded where it leaves less than `room` tokens, or
-        invalid_request where the template refuses it.
+        ServiceError: context_length_exceeded if it leaves less than `room` tokens, or
+        invalid_request if the template rejects it.
         """
         return self._whole_prompt("messages", self.tokens_of(messages, tools, answers), room)
 
@@ -233,8 +233,8 @@ class ChatTemplate(PlainText):
 
     def heads(self, system: str) -> list[list[int]]:
         """
-        What prompts begin with and no caller wrote, as tokens: the template's own beginning, with
-        the server's `system` prompt, with a caller's, and without one.
+        Return the public heads as tokens: how prompts begin before any caller's text, with the
+        server's `system` prompt, with a caller's, and without one.
         """
         head = Message("system", system)
         questions = [Message("user", probe) for probe in _PROBES]
@@ -246,7 +246,7 @@ class ChatTemplate(PlainText):
         return [found for each in conversations if (found := self._common(each))]
 
     def _common(self, conversations: Sequence[list[Message]]) -> list[int]:
-        """The tokens that the prompts of all conversations begin with."""
+        """Return the common prefix of the prompts of all conversations."""
         if not self._has_system_role:
             conversations = [merge_system(messages) for messages in conversations]
         return list(commonprefix([self._tokens(Shown(each)) for each in conversations]))
@@ -394,8 +394,8 @@ class ChatTemplate(PlainText):
 
     def _fit(self, *roles: str) -> str | None:
         """
-        Settle on the first style in which the template shows such a conversation. Return why it
-        can't show one, if it can't in any.
+        Set the first style in which the template can render a conversation of these roles. Return
+        None, or why it can't in any.
         """
         settled, reasons = self._style, []
         for style in settled.variants(roles):

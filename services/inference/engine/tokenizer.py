@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from services.inference.engine import parts
 from services.inference.engine.backend import Backend
 
-_WINDOW = 2**16  # characters that are searched at once: no other thread runs meanwhile
+_WINDOW = 2**16  # characters searched at once: the search holds the GIL
 _ANCHOR = "\n"  # no tokenizer that puts a space before a text has a token that goes on from it
 
 
@@ -25,8 +25,8 @@ class Said(NamedTuple):
 
 class Tokenizer:
     """
-    `own` is what the template itself writes. `longest_token` is the most bytes of a text that one
-    token stands for.
+    `own` is the text that the template itself writes. `longest_token` is the maximum number of
+    bytes that one token stands for.
 
     Markers are the tokens that could forge something: control tokens, and what the template uses.
     A user-defined token of one character, or of spaces, is no marker: it is a letter like another.
@@ -50,8 +50,8 @@ class Tokenizer:
 
     def tokenize(self, text: str, special: bool, before: Sequence[int] = ()) -> list[int]:
         """
-        Return the tokens of text after the tokens `before`. With `special`, what names a control
-        token becomes it. A text of more than `parts.MAX_CHARS` is tokenized in parts.
+        Return the tokens of a text that follows the tokens `before`. With `special`, names of
+        control tokens become these. Texts over `parts.MAX_CHARS` are tokenized in parts.
         """
         done = list(before[-1:])
         for part in parts.split(text, self._named if special else None):
@@ -82,7 +82,7 @@ class Tokenizer:
         return any(self._named.search(text, at, at + _WINDOW + self._longest) for at in windows)
 
     def _starts(self, text: str) -> Iterator[int]:
-        """Where the markers begin that a text names, also those within others."""
+        """Yield where markers start in a text, also inside other markers."""
         at = 0
         while found := self._named.search(text, at):
             yield found.start()
@@ -134,16 +134,15 @@ class Tokenizer:
 
 def any_of(texts: Iterable[str]) -> str:
     """
-    Return a regex that finds any of the texts; of two that begin at one place, the longer. Their
-    common beginnings are tried once, so that a search takes no longer with a thousand of them:
-    Python lets no other thread run meanwhile.
+    Return a regex that matches any of the texts, preferring longer ones. Common prefixes are tried
+    once, so that a search with a thousand texts is as fast: it holds the GIL.
     """
     by_first = groupby(sorted(filter(None, texts)), key=lambda text: text[0])
     return "|".join(_branch(list(group)) for _, group in by_first) or "(?!)"
 
 
 def _branch(texts: list[str]) -> str:
-    """Of texts with the same first character."""
+    """Return the regex of texts with the same first character."""
     begin = commonprefix(texts)
     rests = {text[len(begin) :] for text in texts}
     if rests == {""}:

@@ -1,4 +1,4 @@
-"""A model's tokens as bytes, and llguidance's trie of them."""
+"""The tokens of a model as bytes, and llguidance's trie of them."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ class Vocabulary:
     `pieces` are the tokens' bytes by id: maybe parts of characters, none for a control token.
     `ends` are the tokens that end an answer.
 
-    To make one takes half a second for 150,000 tokens.
+    Construction takes half a second for 150,000 tokens.
     """
 
     def __init__(self, pieces: Sequence[bytes], ends: frozenset[int]) -> None:
@@ -29,8 +29,8 @@ class Vocabulary:
 
 class _Pieces:
     """
-    What llguidance asks of a tokenizer. It has one token more than the model, which ends an answer
-    of a model that has no token for that.
+    The tokenizer interface of llguidance. It has one token more than the model, as the end of an
+    answer for models without such a token.
     """
 
     bos_token_id = None
@@ -41,5 +41,5 @@ class _Pieces:
         self.tokens = [*texts, b""]
 
     def __call__(self, text: bytes) -> list[int]:
-        """Not needed: grammars are compiled with `no_forcing`."""
+        """Return nothing: grammars with `no_forcing` need no tokenizer."""
         return []

@@ -334,7 +334,7 @@ async def test_half_of_a_surrogate_pair_is_named_with_its_place(http: httpx.Asyn
 async def test_a_byte_that_is_no_utf_8_is_named_with_its_place(http: httpx.AsyncClient) -> None:
     body = b'{"store": true, "messages": [{"role": "user", "content": "gr\xfc\xdf"}]}'
     got = await http.post(CHAT, content=body)
-    assert f"Byte {body.index(0xFC)} is no UTF-8" in got.json()["error"]["message"]
+    assert f"Byte {body.index(0xFC)} is not UTF-8" in got.json()["error"]["message"]
 
 
 MIB = 2**20

@@ -1,6 +1,6 @@
 """
-Chat templates of well-known model families, for a GGUF that carries none: a file for each, with
-the source of its format.
+Chat templates of well-known model families, for a GGUF without one. Each file names the source of
+its format.
 """
 
 from importlib import resources
@@ -15,7 +15,7 @@ NAMES = ", ".join(sorted(_FILES))
 
 
 def read(choice: str) -> str:
-    """Return the template that MODEL_CHAT_TEMPLATE names, or of its file. Raises OSError."""
+    """Return the template of this name, or of this file. Raises OSError, UnicodeDecodeError."""
     if choice in _FILES:
         return _FILES[choice].read_text()
     return Path(choice).expanduser().read_text()

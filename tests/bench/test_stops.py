@@ -1,7 +1,7 @@
 from bench.stops import PROMPTS, report
 
 
-def test_a_report_tells_which_answers_were_cut_and_where() -> None:
+def test_report_names_cut_answers_and_their_stop_strings() -> None:
     answers = {
         "What is it?": "It is so.\n\nLet me know.",
         "And this?": "It is this.\n\nExample: x",

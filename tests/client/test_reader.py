@@ -121,9 +121,7 @@ async def test_who_goes_on_has_only_the_time_that_is_left(bus: Bus, nats_url: st
     assert resumed.timeout_s and 25 < resumed.timeout_s < 30
 
 
-async def test_joined_reader_resumes_with_the_time_that_is_left_since_acceptance(
-    bus: Bus, nats_url: str
-) -> None:
+async def test_joined_reader_resumes_with_the_remaining_timeout(bus: Bus, nats_url: str) -> None:
     async with teller(nats_url, "w1", until=9) as dying:
         reading = asyncio.create_task(read(bus, replace(REQUEST, timeout_s=30)))
         await dying.said.wait()

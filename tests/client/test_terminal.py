@@ -63,7 +63,7 @@ async def test_the_model_is_named_and_answers(bus: Bus, nats_url: str) -> None:
         (None, "No inference worker answers"),
     ],
 )
-async def test_why_nobody_answers_is_said_and_a_script_can_tell(
+async def test_missing_worker_is_explained_and_exits_with_1(
     bus: Bus, nats_url: str, worker: WorkerReport | None, reason: str
 ) -> None:
     reports = bus.spawn(reporting(bus, worker)) if worker else None
@@ -127,7 +127,7 @@ async def test_nats_port_moves_all_of_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [*EXAMPLES, CHAT])
-async def test_without_nats_it_ends_soon_with_a_sentence(command: tuple[str, ...]) -> None:
+async def test_example_without_nats_exits_soon_with_a_message(command: tuple[str, ...]) -> None:
     code, said = await run(f"nats://127.0.0.1:{free_port()}", *command)
     assert code == 1
     assert "can't be reached" in said.splitlines()[-1] and "Traceback" not in said

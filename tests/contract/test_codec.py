@@ -33,7 +33,7 @@ def test_whole_pairs_and_escaped_backslashes_are_no_halves() -> None:
             decode(b'{"a":"%b"' % text, Cancel)
 
 
-def test_a_byte_that_is_no_utf_8_is_named_with_its_place_in_the_data() -> None:
+def test_invalid_utf8_byte_is_named_with_its_position_in_the_data() -> None:
     with pytest.raises(ServiceError, match="^Byte 17 is not UTF-8"):
         decode(b'{"worker_id":"gr\xc3\xfc\xdf"}'.replace(b"\xc3", b"x"), Cancel)
     with pytest.raises(ServiceError, match="^Byte 14 is not UTF-8"):

@@ -172,7 +172,7 @@ def test_a_taken_port_is_explained(tmp_path: Path) -> None:
         ("EDGE_HOST", "nowhere.invalid", "EDGE_HOST='nowhere.invalid'"),
     ],
 )
-def test_a_bad_setting_of_any_part_is_the_last_line_and_nothing_starts(
+def test_bad_setting_is_the_last_line_and_nothing_starts(
     tmp_path: Path, name: str, value: str, why: str
 ) -> None:
     up = Up(tmp_path, **{name: value})
@@ -182,7 +182,7 @@ def test_a_bad_setting_of_any_part_is_the_last_line_and_nothing_starts(
     assert len(log.splitlines()) == 1 and not (tmp_path / ".data/jetstream").exists()
 
 
-def test_a_taken_port_of_the_edge_is_explained_before_anything_starts(tmp_path: Path) -> None:
+def test_taken_edge_port_is_explained_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         up = Up(tmp_path, EDGE_PORT=str(taken.getsockname()[1]))
         assert up.process.wait(40) == 2
@@ -197,7 +197,7 @@ def test_a_data_folder_that_can_not_be_written_is_explained(tmp_path: Path) -> N
     assert "The folder .data can't be written" in up.log.read_text().splitlines()[-1]
 
 
-def test_a_second_one_in_the_folder_names_the_first_and_changes_nothing(up: Up) -> None:
+def test_second_just_up_in_a_folder_names_the_first_and_exits(up: Up) -> None:
     up.wait_until_ready()
     up.chat("my name is Ada")
     before = up.children()
@@ -208,9 +208,7 @@ def test_a_second_one_in_the_folder_names_the_first_and_changes_nothing(up: Up) 
     assert "Ada" in up.chat("what is my name?")
 
 
-def test_after_kill_9_no_part_lives_on_and_the_next_one_knows_what_was_said(
-    up: Up, start: Callable[..., Up]
-) -> None:
+def test_kill_9_leaves_no_process_and_loses_no_history(up: Up, start: Callable[..., Up]) -> None:
     up.wait_until_ready()
     up.chat("my name is Ada")
     children = up.children()
@@ -224,7 +222,7 @@ def test_after_kill_9_no_part_lives_on_and_the_next_one_knows_what_was_said(
     assert again.end() == 130
 
 
-def test_it_ends_when_the_process_that_started_it_is_killed(start: Callable[..., Up]) -> None:
+def test_just_up_ends_when_its_parent_is_killed(start: Callable[..., Up]) -> None:
     # a shell that stays its parent, as `just` does
     up = start(within=["bash", "-c", '"$@"; exit', "just"])
     started = up.process.pid
@@ -261,7 +259,7 @@ def test_a_nats_server_that_outlived_it_is_named(tmp_path: Path) -> None:
     ("host", "url"),
     [("::1", "http://[::1]:{}"), ("0.0.0.0", "http://localhost:{}"), ("::", "http://localhost:{}")],
 )
-def test_it_says_where_the_edge_listens(start: Callable[..., Up], host: str, url: str) -> None:
+def test_ready_line_has_the_url_of_the_edge(start: Callable[..., Up], host: str, url: str) -> None:
     proxy = "http://127.0.0.1:9"  # answers nothing, and is not for what is on this machine
     up = start(EDGE_HOST=host, http_proxy=proxy, HTTP_PROXY=proxy)
     assert up.wait_until_ready() == url.format(up.port)
@@ -269,7 +267,7 @@ def test_it_says_where_the_edge_listens(start: Callable[..., Up], host: str, url
     assert is_open == (host != "::1")
 
 
-def test_what_is_wrong_with_dotenv_is_said_once(start: Callable[..., Up]) -> None:
+def test_dotenv_problem_is_logged_once(start: Callable[..., Up]) -> None:
     up = start(env="MODEL_PARALLEL=2\nnot a variable\n")
     up.wait_until_ready()
     status = httpx.get(f"http://127.0.0.1:{up.port}/status").json()

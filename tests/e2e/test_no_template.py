@@ -17,7 +17,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield up
 
 
-def test_the_status_says_that_the_model_is_ready_and_can_not_chat(up: Stack) -> None:
+def test_status_reports_a_ready_model_that_can_not_chat(up: Stack) -> None:
     (worker,) = up.status()["workers"]
     assert worker["state"] == "ready" and WHY in worker["error"]
 
@@ -30,7 +30,7 @@ def test_the_status_says_that_the_model_is_ready_and_can_not_chat(up: Stack) -> 
         ("/v1/chat/completions/input_tokens", {"messages": [{"role": "user", "content": "hi"}]}),
     ],
 )
-def test_a_chat_is_refused_in_a_sentence_that_names_the_setting(
+def test_chat_without_template_names_the_setting(
     up: Stack, path: str, body: dict[str, object]
 ) -> None:
     answer = up.http.post(path, json={"model": "base"} | body)
@@ -39,7 +39,7 @@ def test_a_chat_is_refused_in_a_sentence_that_names_the_setting(
     assert WHY in answer.json()["error"]["message"]
 
 
-def test_texts_are_continued_and_tokens_told(up: Stack) -> None:
+def test_texts_are_continued_and_tokens_counted(up: Stack) -> None:
     body = {"model": "base", "prompt": "Once upon a time", "max_tokens": 4}
     answer = up.http.post("/v1/completions", json=body)
     assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 4

@@ -252,7 +252,7 @@ def test_a_form_that_repeats_itself_is_answered_whole(client: openai.OpenAI) -> 
     assert json.loads(got.choices[0].message.content or "") == [0] * 100
 
 
-def test_a_schema_that_can_not_be_held_is_refused_by_its_keyword(client: openai.OpenAI) -> None:
+def test_unenforceable_schema_is_rejected_by_keyword(client: openai.OpenAI) -> None:
     tags = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}}
     form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": tags}}
     client.chat.completions.create(model="demo", messages=HI, response_format=form, max_tokens=1)
@@ -298,7 +298,7 @@ def test_a_limit_larger_than_the_window_is_clamped(up: Stack, client: openai.Ope
     assert said.status_code == 200 and '"finish_reason":"stop"' in said.text
 
 
-def test_the_stream_helper_s_message_is_answered_in_a_second_turn(client: openai.OpenAI) -> None:
+def test_message_of_the_stream_helper_works_in_a_second_turn(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "demo", "tools": [WEATHER], "max_tokens": 200}
     with client.chat.completions.stream(messages=HI, tool_choice="required", **asked) as stream:
         called: Any = stream.get_final_completion().choices[0].message
@@ -307,7 +307,7 @@ def test_the_stream_helper_s_message_is_answered_in_a_second_turn(client: openai
         assert stream.get_final_completion().choices[0].finish_reason
 
 
-def test_an_answer_is_a_call_or_parsed_where_both_are_asked_for(client: openai.OpenAI) -> None:
+def test_answer_with_tools_and_schema_is_a_call_or_parses(client: openai.OpenAI) -> None:
     got = client.chat.completions.parse(
         model="demo",
         messages=HI,

@@ -74,9 +74,7 @@ def test_a_session_is_talked_to_listed_described_retried_copied_and_erased(
     assert "Ada" not in up.chat("what is my name?", session_id).text
 
 
-def test_a_session_of_several_mib_goes_out_and_in_again_and_only_once(
-    up: Stack, session_id: str
-) -> None:
+def test_large_session_round_trips_and_is_imported_only_once(up: Stack, session_id: str) -> None:
     lines = [
         json.dumps({"prompt": f"question {n}", "response": f"{n} " + "é" * 10_000})
         for n in range(150)

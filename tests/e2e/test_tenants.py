@@ -48,7 +48,7 @@ def cached(up: Stack, name: str, path: str, body: dict[str, Any]) -> int:
     return int(json.loads(answer)["usage"]["prompt_tokens_details"]["cached_tokens"])
 
 
-def test_another_tenants_prompt_is_found_by_no_route_beyond_the_public_head(up: Stack) -> None:
+def test_no_route_reuses_another_tenants_prompt_beyond_public_head(up: Stack) -> None:
     head, model = len(tokens(up, HEAD)), {"model": "demo"}
     routes: list[tuple[str, dict[str, Any]]] = [
         ("/chat", {"prompt": SAID, "session_id": "new"}),

@@ -161,7 +161,7 @@ async def test_repeat_with_last_event_id_never_begins_another_answer(
         assert len(worker.requests) == 1
 
 
-async def test_answer_of_a_lost_claim_is_told_and_not_given_again(
+async def test_answer_of_a_lost_claim_is_returned_not_regenerated(
     bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
     keyed = identify("_", key["Idempotency-Key"], read_prompt(b'{"prompt":"hi"}'))
@@ -174,7 +174,7 @@ async def test_answer_of_a_lost_claim_is_told_and_not_given_again(
         assert worker.requests == []
 
 
-async def test_answer_that_was_erased_is_not_given_again(
+async def test_erased_answer_is_not_generated_again(
     bus: Bus, nats_url: str, key: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answers, "CLAIM_TIME", 0.1)

@@ -37,7 +37,7 @@ async def test_a_body_without_a_length_is_refused_as_well(http: httpx.AsyncClien
     assert got.status_code == 413
 
 
-async def test_a_large_body_hears_also_of_a_wrong_key_and_a_wrong_path(nats_url: str) -> None:
+async def test_large_body_gets_its_401_and_404(nats_url: str) -> None:
     async with Bus.connect(nats_url, "edge") as bus, edge_on(bus, "ada:secret") as http:
         assert (await http.post("/chat", content=body(8 * MIB))).status_code == 401
         assert (await http.post("/nowhere", content=body(8 * MIB))).status_code == 404
@@ -65,7 +65,7 @@ async def head(reader: asyncio.StreamReader) -> bytes:
     return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
 
 
-async def test_who_asks_whether_to_send_is_answered_at_once() -> None:
+async def test_expect_100_continue_is_answered_at_once() -> None:
     async with served(Drain(refuse)) as (reader, writer):
         writer.write(
             b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\nexpect: 100-continue\r\n\r\n"

@@ -164,7 +164,7 @@ async def test_the_session_to_clear_may_be_named_in_the_body(
         ("POST", "/sessions/s/messages?session_id=t", '{"prompt":"p","response":"r"}'),
     ],
 )
-async def test_a_change_with_a_name_that_is_not_known_is_refused(
+async def test_change_with_an_unknown_parameter_is_rejected(
     http: httpx.AsyncClient, nats_url: str, method: str, path: str, body: str
 ) -> None:
     async with scripted_history(nats_url, Messages(())) as history:
@@ -173,9 +173,7 @@ async def test_a_change_with_a_name_that_is_not_known_is_refused(
     assert history.asked == []
 
 
-async def test_what_only_reads_may_have_any_parameter(
-    http: httpx.AsyncClient, nats_url: str
-) -> None:
+async def test_get_accepts_any_parameter(http: httpx.AsyncClient, nats_url: str) -> None:
     async with scripted_history(nats_url, Messages(())):
         assert (await http.get("/messages?limt=3")).status_code == 200
 

@@ -29,7 +29,7 @@ def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]
     }
 
 
-async def test_every_route_is_described_and_what_reads_a_body_tells_its_schema(
+async def test_every_route_is_described_with_the_schema_of_its_body(
     document: dict[str, Any],
 ) -> None:
     assert operations(document).keys() == DESCRIBED.keys()
@@ -74,7 +74,7 @@ async def test_every_answer_has_a_schema_or_an_example_and_every_error_too(
     assert "workers" in document["components"]["schemas"][name]["properties"]
 
 
-async def test_keys_and_headers_are_told(document: dict[str, Any], bus: Bus) -> None:
+async def test_document_describes_keys_and_headers(document: dict[str, Any], bus: Bus) -> None:
     schemes = document["components"]["securitySchemes"]
     assert schemes["bearer"]["scheme"] == "bearer" and schemes["apiKey"]["name"] == "X-API-Key"
     told = operations(document)
@@ -142,7 +142,7 @@ async def test_a_browser_gets_pages_that_need_nothing_from_elsewhere(
     assert {target[1:] for target in targets if target.startswith("#")} <= ids
 
 
-async def test_the_root_names_the_schema_and_shows_no_host_that_is_no_text(
+async def test_root_links_the_schema_and_escapes_the_host(
     http: httpx.AsyncClient,
 ) -> None:
     greeting = (await http.get("/")).json()

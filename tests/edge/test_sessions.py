@@ -191,7 +191,7 @@ async def test_an_import_of_many_mib_comes_through_in_batches(
     assert len({said.request_id for request in asked for said in request.exchanges}) == 20
 
 
-async def test_an_import_that_fails_says_how_much_is_in(
+async def test_failed_import_reports_the_imported_lines(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
     large = json.dumps({"prompt": "p", "response": "x" * 400_000}).encode()

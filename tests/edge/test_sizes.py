@@ -24,7 +24,7 @@ def schema(items: str) -> str:
     ],
     ids=lambda value: value[:20],
 )
-async def test_what_is_too_large_to_be_looked_at_is_refused_by_its_name(
+async def test_oversized_field_is_rejected_by_name(
     http: httpx.AsyncClient, field: str, value: str
 ) -> None:
     got = await http.post("/chat", content=f'{{"prompt":"hi","{field}":{value}}}')
@@ -36,7 +36,7 @@ async def test_thousands_of_fields_are_refused(http: httpx.AsyncClient) -> None:
     assert got.status_code == 413 and "more than 1,000 fields" in got.text
 
 
-async def test_a_long_prompt_is_no_matter_of_these_limits(
+async def test_long_prompt_is_not_subject_to_these_limits(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
     async with scripted_worker(nats_url, HELLO):

@@ -324,7 +324,7 @@ async def test_an_absent_server_is_one_warning_without_the_password(
     assert "container" in caplog.text and "secret" not in caplog.text
 
 
-async def test_an_absent_server_that_nobody_asked_for_is_one_short_line(
+async def test_absent_default_mongodb_is_one_info_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "services.history")

@@ -93,7 +93,7 @@ def stop(server: Server) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_after_two_servers_wrote_one_store_chats_are_remembered(
+async def test_store_written_by_two_servers_is_repaired_and_remembers(
     two_servers: tuple[Server, Server],
 ) -> None:
     first, second = two_servers
@@ -119,7 +119,9 @@ async def test_after_two_servers_wrote_one_store_chats_are_remembered(
 
 
 @pytest.mark.parametrize("version", NATS_VERSIONS)
-async def test_what_a_damaged_store_has_is_rescued(tmp_path: Path, version: NatsVersion) -> None:
+async def test_readable_records_of_a_damaged_store_are_rescued(
+    tmp_path: Path, version: NatsVersion
+) -> None:
     """
     One server's messages behind another's, in one file. nats-server 2.9 acknowledges then what it
     can't find again; later ones read the file as far as it makes sense.

@@ -23,7 +23,7 @@ KEY = subjects.session_key("alice", "s")
 
 
 @pytest.mark.parametrize("version", NATS_VERSIONS)
-async def test_after_a_failed_append_chats_are_refused_until_the_log_takes_records(
+async def test_failed_append_refuses_chats_until_the_log_takes_records(
     tmp_path: Path, version: NatsVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sessions, "APPEND_DEADLINE", 4.0)
@@ -100,7 +100,7 @@ async def limit(bus: Bus, max_bytes: int) -> None:
     await bus.jetstream.update_stream(config)
 
 
-async def test_probe_is_given_to_nobody(own_bus: Bus) -> None:
+async def test_probe_is_delivered_to_no_consumer(own_bus: Bus) -> None:
     log = Log(own_bus, 0)
     await log.ensure()
     await own_bus.jetstream.publish(subjects.HISTORY_PROBE, b"")

@@ -160,7 +160,9 @@ async def test_answer_that_has_moved_is_found_before_it_is_indexed_anew(
         assert await find(own_bus, tenant, "r1") == "so it was"
 
 
-async def test_ids_are_their_tenants(nats_url: str, bus: Bus, tenant: str, session_id: str) -> None:
+async def test_request_id_belongs_to_its_tenant(
+    nats_url: str, bus: Bus, tenant: str, session_id: str
+) -> None:
     async with history(nats_url):
         await append(bus, session_id, exchange("r1"), tenant)
         assert await is_known(bus, tenant, "r1")
@@ -184,7 +186,7 @@ async def test_answer_of_an_erased_session_is_not_found(
         assert await is_known(bus, tenant, "r2")
 
 
-async def test_answer_of_a_cleared_session_stays_readable_as_its_messages_do(
+async def test_answer_of_a_cleared_session_stays_readable(
     nats_url: str, bus: Bus, tenant: str, session_id: str
 ) -> None:
     async with history(nats_url):
@@ -268,7 +270,7 @@ async def test_index_lost_while_history_was_down_is_rebuilt_from_the_log(
 
 
 @pytest.mark.usefixtures("nothing_is_indexed")
-async def test_lookup_in_an_index_that_is_far_behind_is_refused_and_not_answered_wrongly(
+async def test_lookup_in_a_lagging_index_is_unavailable_not_a_false_404(
     own_nats: Server, own_bus: Bus, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(requests, "MAX_LAG", 1)

@@ -341,7 +341,7 @@ async def test_repeated_import_appends_nothing(
         assert ids(await context(own_bus, session_id)) == ["r0", "r1"]
 
 
-async def test_import_is_known_after_the_log_forgot_its_message_ids(
+async def test_import_is_deduplicated_after_the_duplicate_window(
     own_nats: Server, own_bus: Bus, session_id: str
 ) -> None:
     async with history(url_of(own_nats)):
@@ -358,7 +358,7 @@ async def test_import_is_known_after_the_log_forgot_its_message_ids(
         assert await logged(own_bus) == 5
 
 
-async def test_repeated_import_is_known_by_the_archive(
+async def test_repeated_import_is_deduplicated_by_the_archive(
     own_nats: Server, own_bus: Bus, mongodb_uri: str, session_id: str
 ) -> None:
     async with history(url_of(own_nats), mongodb_uri):

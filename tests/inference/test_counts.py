@@ -61,7 +61,7 @@ def message(text: str, role: Any = "user") -> ChatMessage:
     ],
     ids=["messages", "empty messages", "long messages", "tokens", "text", "question"],
 )
-async def test_what_can_not_fit_is_refused_before_any_work(
+async def test_prompt_that_can_not_fit_is_rejected_before_any_work(
     watched: tuple[Worker, Watched], request_: dict[str, Any]
 ) -> None:
     fast, backend = watched
@@ -82,7 +82,7 @@ async def test_what_can_not_fit_is_refused_before_any_work(
     ],
     ids=["messages", "a long answer, which a template may cut", "tokens", "text"],
 )
-async def test_what_might_fit_is_looked_at(
+async def test_prompt_that_might_fit_is_prepared(
     watched: tuple[Worker, Watched], request_: dict[str, Any]
 ) -> None:
     fast, backend = watched
@@ -100,7 +100,7 @@ async def occupied(fast: Worker, backend: Watched) -> list[asyncio.Task[list[Str
     return busy
 
 
-async def test_a_request_that_nobody_waits_for_any_more_is_not_prepared(
+async def test_request_without_a_listener_is_not_prepared(
     watched: tuple[Worker, Watched],
 ) -> None:
     fast, backend = watched
@@ -116,7 +116,7 @@ async def test_a_request_that_nobody_waits_for_any_more_is_not_prepared(
     assert not any("unwanted" in seen for seen in backend.seen)
 
 
-async def test_a_request_s_own_deadline_ends_it_while_others_are_prepared(
+async def test_timeout_ends_a_request_that_waits_for_preparation(
     watched: tuple[Worker, Watched],
 ) -> None:
     fast, backend = watched

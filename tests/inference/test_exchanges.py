@@ -68,7 +68,7 @@ async def test_an_exchange_is_kept_whole(fast: Worker) -> None:
     assert exchange.asked_at.tzinfo == exchange.answered_at.tzinfo == UTC
 
 
-async def test_the_stop_string_that_ended_an_answer_is_logged_kept_and_told_again(
+async def test_stop_string_of_an_answer_is_logged_stored_and_replayed(
     fast: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

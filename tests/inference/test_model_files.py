@@ -33,9 +33,7 @@ def touch(folder: Path, *names: str) -> None:
         "mine-00001-of-00001.gguf",
     ],
 )
-def test_the_one_model_of_a_folder_is_found_instead_of_the_demo_model(
-    tmp_path: Path, name: str
-) -> None:
+def test_only_model_of_a_folder_replaces_the_demo_model(tmp_path: Path, name: str) -> None:
     touch(tmp_path, "demo.gguf")
     assert find("", tmp_path) == tmp_path / "demo.gguf"
     touch(tmp_path, name, "._mine.gguf", ".cache/other.gguf", "adapters/a.gguf", "README.md")
@@ -43,7 +41,7 @@ def test_the_one_model_of_a_folder_is_found_instead_of_the_demo_model(
     assert find(str(tmp_path), Path("elsewhere")) == tmp_path / name
 
 
-def test_a_linked_folder_is_searched_once_and_a_link_to_nothing_explained(tmp_path: Path) -> None:
+def test_linked_folder_is_searched_once_and_broken_link_explained(tmp_path: Path) -> None:
     touch(tmp_path, "elsewhere/mine.gguf", "model/demo.gguf")
     (tmp_path / "model/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "model/again").symlink_to(tmp_path / "model")
@@ -73,7 +71,7 @@ def test_a_model_path_without_a_file_is_an_error_that_quotes_it(tmp_path: Path) 
         find(str(tmp_path), tmp_path)
 
 
-def test_several_models_without_a_choice_are_an_error_that_lists_them(tmp_path: Path) -> None:
+def test_several_models_without_model_path_are_listed_in_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "b.gguf", "folder/a.GGUF", "demo.gguf", "c-00001-of-00001.gguf")
     names = r"\(b\.gguf, c-00001-of-00001\.gguf, folder/a\.GGUF\): choose one with MODEL_PATH"
     with pytest.raises(ModelError, match=names):
@@ -123,7 +121,7 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_gguf_that_is_no_chat_model_is_explained_and_never_served(
+def test_gguf_other_than_a_chat_model_is_explained_never_served(
     tmp_path: Path, write: Callable[[Path], object], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     touch(tmp_path, "demo.gguf")
@@ -148,7 +146,7 @@ def test_a_gguf_that_is_no_chat_model_is_explained_and_never_served(
         ("mine.gguf.part", "is not a .gguf file: finish its download"),
     ],
 )
-def test_a_model_in_another_format_is_explained_and_not_replaced_by_the_demo_model(
+def test_model_in_another_format_is_explained_not_replaced_by_demo(
     tmp_path: Path, name: str, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     touch(tmp_path, "demo.gguf", name, "config.json")
@@ -158,7 +156,7 @@ def test_a_model_in_another_format_is_explained_and_not_replaced_by_the_demo_mod
     assert find("", tmp_path).name == "mine.gguf" and name in caplog.text
 
 
-def test_a_header_that_is_damaged_is_left_to_who_loads_the_file(tmp_path: Path) -> None:
+def test_damaged_header_is_left_to_the_loader(tmp_path: Path) -> None:
     whole = write_header(tmp_path / "mine.gguf", **EMBEDDING).read_bytes()
     for size in range(4, len(whole)):
         (tmp_path / "mine.gguf").write_bytes(whole[:size])
@@ -200,7 +198,7 @@ def test_a_file_that_this_user_can_not_read_is_explained(tmp_path: Path) -> None
         os.seteuid(0)
 
 
-def test_adapters_are_those_beside_the_model_and_those_of_the_models_folder(
+def test_adapters_come_from_model_folder_and_shared_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)

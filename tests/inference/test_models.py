@@ -96,7 +96,7 @@ def test_an_adapter_that_does_not_fit_is_an_error_that_names_it(tmp_path: Path) 
         load(path)
 
 
-def test_a_model_in_parts_is_loaded_by_its_first_and_digested_whole(tmp_path: Path) -> None:
+def test_split_model_is_loaded_by_first_part_and_digested_whole(tmp_path: Path) -> None:
     parts = split_demo(tmp_path / "mine.gguf")
     assert [part.name[:10] for part in parts] == ["mine-00001", "mine-00002"]
     model = load(parts[1])
@@ -127,7 +127,7 @@ def test_a_part_that_was_cut_off_is_an_error_of_that_model(tmp_path: Path) -> No
         load(tmp_path)
 
 
-def test_a_file_that_is_written_over_while_it_is_served_changes_nothing(tmp_path: Path) -> None:
+def test_overwriting_a_served_file_changes_nothing(tmp_path: Path) -> None:
     path = Path(shutil.copy(DEMO, tmp_path / "mine.gguf"))
     model = load(path)
     before = said_by(model)
@@ -150,7 +150,7 @@ def test_a_file_that_changes_while_it_is_loaded_is_an_error(tmp_path: Path) -> N
         models.load(InferenceSettings(model_path=str(path)), write)
 
 
-def test_a_model_without_a_chat_template_goes_on_with_texts_and_says_why_it_can_not_chat(
+def test_model_without_template_completes_texts_and_refuses_chats(
     tmp_path: Path,
 ) -> None:
     model = load(without_template(tmp_path / "base.gguf"))
@@ -186,7 +186,7 @@ def test_a_chat_template_is_chosen_by_its_name_or_its_file(tmp_path: Path) -> No
     model.backend.close()
 
 
-def test_a_chat_template_that_can_not_be_used_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_unusable_chat_template_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"=chatmll can't be read .*: it must be .*chatml, gemma"):
         load(DEMO, "chatmll")
     (tmp_path / "bad.jinja").write_text("{% for %}")

@@ -25,7 +25,7 @@ class Gate:
         self._may_end.set()
 
 
-async def test_work_gives_its_result_or_its_error_and_sees_its_caller_s_context() -> None:
+async def test_work_returns_result_or_error_and_has_its_callers_context() -> None:
     pool, name = Pool("test", 1, 1), ContextVar("name", default="")
     name.set("caller")
     assert await pool.run(lambda a: (a, name.get()), 7) == (7, "caller")
@@ -34,7 +34,7 @@ async def test_work_gives_its_result_or_its_error_and_sees_its_caller_s_context(
     await pool.close()
 
 
-async def test_what_the_queue_has_no_room_for_is_refused_and_told_when_to_come_again() -> None:
+async def test_full_queue_rejects_with_retry_after() -> None:
     pool, gate = Pool("test", 1, 1), Gate()
     running, waiting = (asyncio.create_task(pool.run(gate.work)) for _ in range(2))
     await gate.begun.wait()
@@ -48,7 +48,7 @@ async def test_what_the_queue_has_no_room_for_is_refused_and_told_when_to_come_a
     await pool.close()
 
 
-async def test_work_that_nobody_waits_for_is_not_begun_and_leaves_its_place() -> None:
+async def test_cancelled_work_never_starts_and_frees_its_place() -> None:
     pool, gate = Pool("test", 1, 1), Gate()
     begun: list[int] = []
     running = asyncio.create_task(pool.run(gate.work))
@@ -65,7 +65,7 @@ async def test_work_that_nobody_waits_for_is_not_begun_and_leaves_its_place() ->
     await pool.close()
 
 
-async def test_the_result_of_work_that_nobody_takes_is_discarded() -> None:
+async def test_result_of_cancelled_work_is_discarded() -> None:
     pool, gate = Pool("test", 1, 0), Gate()
     discarded: list[str] = []
     abandoned = asyncio.create_task(pool.run(gate.work, discard=discarded.append))
@@ -77,7 +77,7 @@ async def test_the_result_of_work_that_nobody_takes_is_discarded() -> None:
     assert discarded == ["done"]
 
 
-async def test_who_waits_when_the_pool_is_closed_is_told_so() -> None:
+async def test_waiting_work_of_a_closed_pool_fails_with_shutting_down() -> None:
     pool, gate = Pool("test", 1, 1), Gate()
     running, waiting = (asyncio.create_task(pool.run(gate.work)) for _ in range(2))
     await gate.begun.wait()

@@ -40,7 +40,7 @@ def test_all_is_told_to_who_has_nothing_but_what_is_over() -> None:
     assert made.replay(0) == Replay(REQUEST, "w", REPLY, (ACCEPTED, STARTED, ON, CE, DONE))
 
 
-def test_replay_tells_the_seconds_since_the_request_was_accepted() -> None:
+def test_replay_has_the_seconds_since_acceptance() -> None:
     now = 100.0
     made = recording(ACCEPTED, ON, clock=lambda: now)
     now += 7

@@ -70,7 +70,7 @@ async def test_the_stop_list_of_the_settings_holds_unless_the_request_brings_its
         assert done.stop_string == stop_string
 
 
-async def test_a_thought_that_the_template_opens_is_not_ended_by_the_stop_list(
+async def test_stop_list_ignores_reasoning_opened_by_the_template(
     tmp_path: Path,
 ) -> None:
     said = "so\nUser: asks</think>\nFine."
@@ -79,7 +79,7 @@ async def test_a_thought_that_the_template_opens_is_not_ended_by_the_stop_list(
         assert text(await thinking.ask("hi", "s")) == said
 
 
-async def test_a_role_that_the_prompt_asks_for_does_not_end_the_answer(fast: Worker) -> None:
+async def test_role_named_in_the_prompt_does_not_end_the_answer(fast: Worker) -> None:
     assert text(await fast.ask("Who is the user? stop", "s")) == "fine\nUser: me"
 
 

@@ -75,7 +75,7 @@ async def test_an_answer_may_fill_the_context_window(tmp_path: Any) -> None:
         assert done.usage.prompt_tokens + done.usage.completion_tokens == 200
 
 
-async def test_a_larger_limit_than_the_window_has_room_for_is_clamped(tmp_path: Any) -> None:
+async def test_max_tokens_beyond_the_window_is_clamped(tmp_path: Any) -> None:
     long = ChatMessage("user", "long")
     async with worker(tmp_path, context=500) as small:
         await small.ask("hi", "s")

@@ -63,7 +63,7 @@ async def test_a_tenants_cached_tokens_never_exceed_the_public_head(
     assert again.cached_tokens >= said, "the tenant itself goes on from its own"
 
 
-async def test_what_one_route_computed_is_no_other_tenants_by_another(fast: Worker) -> None:
+async def test_prefix_of_one_route_is_not_shared_with_another_tenant(fast: Worker) -> None:
     await ask(fast, "ann", **ROUTES["chat"])
     for number, (name, request) in enumerate(ROUTES.items()):
         found = (await ask(fast, f"bob{number}", **request)).cached_tokens
@@ -71,12 +71,12 @@ async def test_what_one_route_computed_is_no_other_tenants_by_another(fast: Work
     assert (await ask(fast, "ann", **ROUTES["tokens"])).cached_tokens == len(PROMPT) - 1
 
 
-async def test_the_server_s_system_prompt_is_computed_once_for_all_tenants(fast: Worker) -> None:
+async def test_server_system_prompt_is_prefilled_once_for_all_tenants(fast: Worker) -> None:
     found = [(await ask(fast, t, prompt="hi", session_id="s")).cached_tokens for t in "abc"]
     assert found == [0, len(HEAD), len(HEAD)]
 
 
-async def test_guessing_tells_nothing_of_what_a_tenant_said_and_left_long_ago(
+async def test_guessing_reveals_nothing_of_an_offloaded_conversation(
     tmp_path: Path,
 ) -> None:
     backend = FakeBackend(ANSWERS | {"": b"?"}, context=2000)

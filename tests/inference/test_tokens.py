@@ -133,7 +133,7 @@ async def test_what_the_queue_has_no_room_for_is_refused_at_once(bus: Bus, backe
     assert bytes(await running).decode() == "first"
 
 
-async def test_what_nobody_waits_for_any_more_is_not_begun(bus: Bus, backend: Slow) -> None:
+async def test_abandoned_token_count_never_starts(bus: Bus, backend: Slow) -> None:
     running = await occupy(bus, backend)
     request = TokenizeRequest("too late")
     with pytest.raises(ServiceError, match="too many requests to count tokens"):

@@ -98,7 +98,7 @@ def test_a_dotenv_file_of_windows_is_read(
         ("EDGE_PORT=1\n".encode("utf-16-le"), "not a text file"),
     ],
 )
-def test_a_dotenv_file_of_another_encoding_is_refused_in_a_sentence(
+def test_dotenv_in_another_encoding_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, why: str
 ) -> None:
     (tmp_path / ".env").write_bytes(data)
@@ -116,7 +116,7 @@ def test_a_folder_in_the_place_of_dotenv_is_refused(
         load(Settings)
 
 
-def test_a_line_of_dotenv_that_is_no_variable_is_pointed_out_once(
+def test_invalid_dotenv_line_is_warned_about_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / ".env").write_text("# good\nEDGE_PORT=1\nexport MODEL_PATH=a\nEDGE_PORT: 2\n")

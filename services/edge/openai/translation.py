@@ -119,8 +119,8 @@ class Translation:
         found = [form for name in given if (form := self._form_of(name, body.pop(name)))]
         if len(found) > 1:
             raise _refusal(
-                f"The fields `{given[-1]}` and `{given[0]}` both set the format of the answer:"
-                " remove one of them",
+                f"The field `{given[-1]}` sets the format of the answer, and so does"
+                f" `{given[0]}`: remove one of them",
                 "$",
             )
         if found:

@@ -36,7 +36,9 @@ def json_lark(schema: dict[str, Any], is_strict: bool, field: str) -> str:
     long, or strict with a keyword that can't be enforced.
     """
     if (size := len(json.dumps(schema).encode())) > MAX_SCHEMA_BYTES:
-        raise _refusal(field, f"a schema has {size:,} bytes, and {MAX_SCHEMA_BYTES:,} is the most.")
+        raise _refusal(
+            field, f"its schema has {size:,} bytes; the maximum is {MAX_SCHEMA_BYTES:,}."
+        )
     check_cost(schema, field)
     held, left_out = schemas.held(schema)
     if is_strict and left_out:

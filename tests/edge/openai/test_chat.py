@@ -290,7 +290,7 @@ async def test_a_call_begins_with_no_arguments_and_not_without_any(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_first_call_ends_the_answer_where_several_are_not_wanted(
+async def test_first_call_ends_an_answer_without_parallel_calls(
     client: openai.AsyncOpenAI, nats_url: str, stream: bool
 ) -> None:
     *first, _ = says(CALL)

@@ -149,7 +149,7 @@ async def test_an_answer_tells_its_model_and_fingerprint(
     assert (got.model, got.system_fingerprint) == ("small:loud", "fp_digest of sm")
 
 
-async def test_more_tokens_than_the_context_holds_are_refused_by_count(
+async def test_prompt_over_the_context_is_rejected_by_its_count(
     alone: openai.AsyncOpenAI, nats_url: str
 ) -> None:
     async with scripted_worker(nats_url, HELLO) as worker:

@@ -256,7 +256,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("body", "param"), REFUSED, ids=lambda case: str(case)[:60])
-async def test_what_can_not_be_done_is_refused_by_its_name(
+async def test_unsupported_field_is_rejected_by_name(
     http: httpx.AsyncClient, body: dict[str, Any], param: str
 ) -> None:
     got = await http.post(CHAT, json={"model": "demo", "messages": [U], **body})
@@ -273,7 +273,7 @@ async def test_a_place_is_named_with_its_number(http: httpx.AsyncClient) -> None
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_fields_without_effect_are_named_also_for_texts_and_streams(
+async def test_ignored_fields_are_named_for_completions_and_streams(
     http: httpx.AsyncClient, nats_url: str, stream: bool
 ) -> None:
     body = {"prompt": "once", "stream": stream, "mood": "good", "n_predict": 2}
@@ -304,7 +304,7 @@ async def test_a_field_without_effect_is_logged_once(
     assert [message.rpartition("name=")[2] for message in told] == ["mood", "store"]
 
 
-async def test_a_strict_edge_refuses_what_nobody_knows_and_takes_what_is_harmless(
+async def test_strict_edge_rejects_unknown_and_accepts_harmless_fields(
     nats_url: str,
 ) -> None:
     async with Bus.connect(nats_url, "edge") as bus, edge_on(bus, is_strict=True) as http:
@@ -365,7 +365,7 @@ def filled(before: str, item: str, after: str) -> bytes:
     ],
     ids=lambda case: str(case)[:60],
 )
-async def test_a_body_of_many_things_is_refused_by_counting_them(
+async def test_body_of_too_many_elements_is_rejected_by_their_count(
     http: httpx.AsyncClient, path: str, body: bytes
 ) -> None:
     got = await http.post(path, content=body)
@@ -374,9 +374,7 @@ async def test_a_body_of_many_things_is_refused_by_counting_them(
     assert any(word in said for word in (" more than ", " bytes, ", "length <= "))
 
 
-async def test_what_has_no_effect_is_not_even_decoded(
-    http: httpx.AsyncClient, nats_url: str
-) -> None:
+async def test_ignored_field_is_not_decoded(http: httpx.AsyncClient, nats_url: str) -> None:
     body = filled('{"messages":[{"role":"user","content":"x"}],"mood":[', "[]", "]}")
     async with scripted_worker(nats_url, HELLO):
         got = await http.post(CHAT, content=body)

@@ -56,7 +56,7 @@ def test_a_field_of_a_message_is_read_or_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(fields.CALL.honoured | fields.CALLED.honoured))
-def test_a_call_that_is_sent_back_is_never_refused_for_what_a_model_wrote(name: str) -> None:
+def test_call_in_history_is_never_rejected_for_its_content(name: str) -> None:
     for value in ODD:
         function = {"name": "f", "arguments": "{}"}
         if name in function:

@@ -74,7 +74,7 @@ def test_what_went_out_elsewhere_though_it_is_held_back_here_is_not_said_twice()
     assert said(answer, "d") == [Piece(3, "Used", (1, 2, 3))]
 
 
-def test_a_sentence_that_waited_for_a_label_is_told_where_the_answer_is_cut() -> None:
+def test_cut_answer_includes_the_sentence_held_back_for_a_label() -> None:
     for text, told in (("So.\n\nLet me", "So.\n\nLet me"), ("So.\n\nLet me\nUs", "So.\n\nLet me")):
         answer = Answer(Sampling(max_tokens=100), of_setting(("Let me", "\nUser:"), ""))
         assert said(answer, text) == [Piece(0, "So.", (0,))]
@@ -83,7 +83,7 @@ def test_a_sentence_that_waited_for_a_label_is_told_where_the_answer_is_cut() ->
         assert answer.take() == Piece(3, told[3:], ())
 
 
-def test_the_string_that_stopped_an_answer_is_named_as_the_setting_has_it() -> None:
+def test_stop_string_is_reported_as_in_the_setting() -> None:
     answer = Answer(Sampling(max_tokens=100), of_setting(("Example:",), ""))
     assert said(answer, "So.\n\nExample: x") == [Piece(0, "So.", (0,))]
     assert (answer.reason, answer.stop_string) == ("stop", "Example:")

@@ -56,7 +56,7 @@ IDS = ["", "call_abc123def456", "c" * 200, "functions.go:0"]
 
 
 @pytest.mark.parametrize("name", USABLE)
-def test_any_call_that_a_model_can_write_is_shown_by_any_template(name: str) -> None:
+def test_every_template_renders_any_call_of_a_model(name: str) -> None:
     here = case(name, "qwen2")
 
     def shown(call: ToolCall) -> str:

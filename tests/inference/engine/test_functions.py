@@ -256,7 +256,7 @@ def test_a_schema_that_can_not_be_followed_is_refused_by_name(parameters: dict[s
         FakeBackend({}).sampler(Sampling(), functions.call(tools, "required", False))
 
 
-def test_a_strict_function_is_refused_by_the_keyword_that_can_not_be_held() -> None:
+def test_strict_function_with_unenforceable_keyword_is_rejected() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
     with pytest.raises(ServiceError, match="`tools`.*`properties.a.uniqueItems`"):
         template().functions.call((Tool(Function("f", None, schema, True)),), "required", False)
@@ -273,7 +273,7 @@ def test_a_schema_may_refer_to_itself() -> None:
 
 
 @pytest.mark.parametrize("arguments", ["[1", "[1]", '{"a":' * 70 + "1" + "}" * 70])
-def test_arguments_that_are_no_json_object_are_shown_as_they_were_written(arguments: str) -> None:
+def test_arguments_other_than_objects_are_shown_unchanged(arguments: str) -> None:
     call = ToolCall("1", FunctionCall("go", arguments))
     called = (ASK, ChatMessage("assistant", tool_calls=(call,)))
     assert f'{{"name": "go", "arguments": {json.dumps(arguments)}}}' in shown(QWEN, *called)
@@ -287,7 +287,7 @@ def test_no_arguments_are_an_empty_object(arguments: str) -> None:
     assert '{"name": "go", "arguments": {}}' in said
 
 
-def test_mistral_is_shown_ids_of_its_own_form_and_the_same_for_call_and_result() -> None:
+def test_mistral_gets_valid_ids_that_match_call_and_result() -> None:
     call = ToolCall("call_abc123def456", FunctionCall("go", '{"x": 1}'))
     result = ChatMessage("tool", "there", tool_call_id=call.id)
     said = shown(MISTRAL, ASK, ChatMessage("assistant", tool_calls=(call,)), result, tools=TOOLS)
@@ -298,7 +298,7 @@ def test_mistral_is_shown_ids_of_its_own_form_and_the_same_for_call_and_result()
 
 
 @pytest.mark.parametrize("name", [QWEN, LLAMA, MISTRAL])
-def test_an_answer_with_a_schema_beside_tools_is_a_call_or_fits_it(name: str) -> None:
+def test_answer_with_schema_and_tools_is_a_call_or_matches_it(name: str) -> None:
     functions = template(SOURCES[name]).functions
     schema = {
         "type": "object",

@@ -325,7 +325,7 @@ def test_what_would_take_for_ever_is_followed_or_given_up_soon(llama: Llama, rul
 
 
 @pytest.mark.parametrize("rules", ['root ::= [a-z ] root | "."', 'root ::= s "."\ns ::= (. s)?'])
-def test_a_rule_that_ends_with_itself_is_followed_to_any_length(rules: str) -> None:
+def test_right_recursive_rule_has_no_length_limit(rules: str) -> None:
     grammar = compile_lark(to_lark(rules), BYTES)
     for byte in b"many words " * 500:
         grammar.accept(byte)
@@ -352,7 +352,7 @@ def test_a_model_without_an_end_ends_where_the_grammar_does() -> None:
     assert grammar.is_finished and not grammar.allowed().any()
 
 
-def test_every_end_of_the_model_is_allowed_where_the_grammar_is_complete() -> None:
+def test_complete_grammar_allows_every_end_token_of_the_model() -> None:
     vocabulary = Vocabulary([b"a", b"", b"<end>"], frozenset([1, 2]))
     grammar = compile_lark(to_lark('root ::= "a"*'), vocabulary)
     assert grammar.allowed().all() and grammar.allows(1) and grammar.allows(2)
@@ -360,7 +360,7 @@ def test_every_end_of_the_model_is_allowed_where_the_grammar_is_complete() -> No
     assert grammar.may_end
 
 
-def test_where_no_token_is_allowed_the_answer_is_stuck_and_says_so() -> None:
+def test_answer_without_an_allowed_token_raises_stuck() -> None:
     """The model has no token for the next character."""
     vocabulary = Vocabulary([b"a", b"c", b""], frozenset([2]))
     sampling = Sampling(temperature=1.0, grammar='root ::= "ab"')

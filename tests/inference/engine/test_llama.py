@@ -147,7 +147,7 @@ def test_pieces_put_together_are_the_text_that_was_tokenized(backend: Backend) -
     assert b"".join(backend.piece(token) for token in tokens).decode() == text
 
 
-def test_a_longer_text_than_the_stack_is_for_is_an_error_and_no_crash(llama: Llama) -> None:
+def test_text_too_long_for_the_stack_is_an_error_not_a_crash(llama: Llama) -> None:
     assert len(llama.tokenize("!" * MAX_CHARS, special=False)) > 0
     with pytest.raises(ValueError, match="in parts"):
         llama.tokenize("!" * (MAX_CHARS + 1), special=False)

@@ -9,7 +9,7 @@ def test_a_short_text_is_one_part() -> None:
         assert list(split(text)) == [text]
 
 
-def test_a_long_text_is_cut_at_a_line_s_beginning_or_else_at_a_word_s() -> None:
+def test_long_text_is_split_at_a_line_or_else_a_word_start() -> None:
     lines, words = "A few words.\n" * 2000, "word " * 4000
     assert all(part.startswith("A few") for part in split(lines))
     assert all(part.startswith(" word") for part in list(split(words))[1:])
@@ -27,7 +27,7 @@ def test_a_text_without_any_of_them_is_cut_all_the_same() -> None:
     assert [len(part) for part in split("x" * (2 * MAX_CHARS + 1))] == [MAX_CHARS, MAX_CHARS, 1]
 
 
-def test_whatever_the_text_nothing_is_lost_and_no_part_is_too_long() -> None:
+def test_split_loses_nothing_and_bounds_every_part() -> None:
     dice = random.Random(1)
     for _ in range(50):
         pieces = dice.choices(["a", " ", "\n", "一", "。", "<s>", "!", "word", "\r\n"], k=3)

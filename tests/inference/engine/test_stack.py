@@ -5,7 +5,7 @@ import pytest
 from services.inference.engine.stack import Threads
 
 
-def test_all_threads_are_there_before_any_work_and_others_keep_the_usual_stack() -> None:
+def test_threads_start_before_work_and_others_keep_default_stack() -> None:
     usual, before = threading.stack_size(), threading.active_count()
     threads = Threads("test", 3, 1_000_001)
     assert threading.active_count() == before + 3
@@ -17,7 +17,7 @@ def test_all_threads_are_there_before_any_work_and_others_keep_the_usual_stack()
     assert threading.active_count() == before
 
 
-def test_its_answer_or_error_is_the_work_s() -> None:
+def test_submitted_work_returns_its_result_or_error() -> None:
     threads = Threads("test", 1)
     assert threads.submit(lambda: 7).result() == 7
     with pytest.raises(ZeroDivisionError):

@@ -87,9 +87,7 @@ def answer(
         ("🙂\nUser: hi", "🙂", "\nUser:"),
     ],
 )
-def test_what_a_model_adds_to_its_answer_is_cut_off_and_named(
-    text: str, said: str, stop: str
-) -> None:
+def test_text_appended_to_an_answer_is_cut_and_named(text: str, said: str, stop: str) -> None:
     assert answer(text) == (said, stop)
 
 
@@ -124,7 +122,7 @@ def test_an_ordinary_answer_is_whole(text: str) -> None:
     assert answer(text) == (text, None)
 
 
-def test_what_the_prompt_names_is_not_cut_off() -> None:
+def test_label_in_the_prompt_does_not_end_the_answer() -> None:
     text = "It calls itself.\n\nExample: the factorial.\n\nExample: a tree."
     for prompt in ("Explain recursion with an example.", "EXAMPLES of recursion", "an Example: x"):
         assert answer(text, prompt) == (text, None)
@@ -132,7 +130,7 @@ def test_what_the_prompt_names_is_not_cut_off() -> None:
         assert answer(text, prompt) == ("It calls itself.", "Example:")
 
 
-def test_what_the_prompt_names_leaves_the_other_strings_as_they_are() -> None:
+def test_label_in_the_prompt_leaves_other_strings_active() -> None:
     said = answer("Hi.\nHuman: so</s>", "Write a dialogue with a user </s>")
     assert said == ("Hi.", "\nHuman:")
 
@@ -156,7 +154,7 @@ def test_a_thought_that_the_prompt_began_is_whole() -> None:
         ("[INST]", "It is so. [INST]", "It is so. "),
     ],
 )
-def test_a_string_of_one_s_own_counts_by_its_shape(
+def test_custom_stop_string_is_classified_by_its_shape(
     string: str, text: str, said: str | None
 ) -> None:
     assert answer(text, stops=(string,)) == ((said, string) if said else (text, None))
@@ -169,7 +167,7 @@ def test_a_sentence_waits_for_no_more_than_the_line_after_it() -> None:
     assert buffer.push("e it").out == "\n\nLet me show it:\n\nUse it"
 
 
-def test_where_an_answer_is_cut_only_half_of_a_stop_string_is_lost() -> None:
+def test_cut_answer_loses_only_half_of_a_stop_string() -> None:
     buffer = StopBuffer(of_setting(STOPS, "hi"))
     assert buffer.push("So.\n\nLet me show it:\n").out == "So."
     assert buffer.cut() == "\n\nLet me show it:"

@@ -228,7 +228,7 @@ def test_a_question_that_does_not_fit_alone_is_refused_with_both_numbers() -> No
         assert error.value.code == "context_length_exceeded"
 
 
-def test_a_limit_larger_than_half_the_window_does_not_push_the_session_out() -> None:
+def test_max_tokens_over_half_the_window_keeps_the_session() -> None:
     chat = template(context=800)
     whole = chat.prompt("be kind", TURNS, "hi", 10)
     assert whole.kept == len(TURNS) and len(whole.tokens) < 400
@@ -236,7 +236,7 @@ def test_a_limit_larger_than_half_the_window_does_not_push_the_session_out() -> 
         assert chat.prompt("be kind", TURNS, "hi", max_tokens) == whole
 
 
-def test_a_question_that_leaves_less_than_was_asked_for_stands_alone() -> None:
+def test_question_that_leaves_less_room_is_sent_without_exchanges() -> None:
     prompt = template(context=180).prompt("be kind", TURNS, "x" * 60, 1000)
     assert (prompt.kept, prompt.dropped) == (0, len(TURNS)) and 90 < len(prompt.tokens) < 180
 
@@ -286,7 +286,7 @@ PARTS = (
         "{% else %}{{ m.content[0].text }}{% endif %};{% endfor %}",
     ],
 )
-def test_content_is_shown_as_parts_where_a_template_reads_nothing_else(source: str) -> None:
+def test_content_is_a_list_of_parts_if_the_template_needs_that(source: str) -> None:
     shown = text(template(source), "be kind", TURNS[:1], "hi")
     assert shown == "system:be kind;user:first;assistant:one;user:hi;"
 
@@ -300,7 +300,7 @@ def test_content_is_shown_as_parts_where_a_template_reads_nothing_else(source: s
         "tools is defined and tools | length",  # which only an absent one passes
     ],
 )
-def test_tools_and_documents_that_are_not_there_are_what_a_template_asks_for(
+def test_missing_tools_and_documents_are_none_or_undefined_as_needed(
     condition: str,
 ) -> None:
     source = f"{{% if {condition} %}}{{{{ raise_exception('tools') }}}}{{% endif %}}{CHATML}"

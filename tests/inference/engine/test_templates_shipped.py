@@ -244,7 +244,7 @@ def test_as_far_as_the_text_is_the_same_the_tokens_are(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "vocabulary_name"), CASES)
-def test_whatever_is_asked_prompts_begin_with_a_head_that_holds_no_question(
+def test_prompts_begin_with_a_head_that_contains_no_question(
     name: str, vocabulary_name: str
 ) -> None:
     here = case(name, vocabulary_name)

@@ -24,9 +24,7 @@ def pool(slots: int = 4, budget: int = 10_000) -> Pool:
 
 @pytest.mark.parametrize("head", [[], BARE, SYSTEM], ids=["none", "bare", "system"])
 @pytest.mark.parametrize("slots", [1, 4], ids=["from RAM", "from slots"])
-def test_another_tenant_shares_the_public_head_and_the_same_tenant_all(
-    head: list[int], slots: int
-) -> None:
+def test_tenants_share_public_head_and_own_prompts_share_all(head: list[int], slots: int) -> None:
     shared = pool(slots)
     prompt = [*head, *talk(1)]
     shared.run(prompt, "ann's", tenant="ann")
@@ -37,7 +35,7 @@ def test_another_tenant_shares_the_public_head_and_the_same_tenant_all(
         assert shared.run([*prompt, 5], f"{tenant}'s", tenant=tenant)[1] == len(prompt)
 
 
-def test_a_head_that_a_tenant_wrote_in_part_is_not_shared_in_part() -> None:
+def test_head_that_a_tenant_wrote_in_part_is_not_shared() -> None:
     shared = pool()
     shared.run([*SYSTEM[:-1], *talk(1)], "a", tenant="ann")
     assert shared.run([*SYSTEM, *talk(2)], "b", tenant="bob")[1] == len(BARE)
@@ -53,7 +51,7 @@ def test_a_head_is_kept_for_all_tenants_once_two_have_shared_it() -> None:
     assert shared.backend.restored - before == len(SYSTEM)
 
 
-def test_a_tenants_own_common_beginning_is_kept_for_that_tenant_alone() -> None:
+def test_common_prefix_of_a_tenant_is_kept_for_that_tenant_only() -> None:
     shared = pool(slots=3)
     prompt = [*SYSTEM, *talk(1, 100)]
     for number in (2, 3):
@@ -73,7 +71,7 @@ def test_a_head_that_another_adapter_computed_is_not_shared() -> None:
 
 
 @pytest.mark.parametrize("is_idle", [False, True], ids=["running", "in RAM"])
-def test_guessing_token_by_token_tells_nothing_of_another_tenants_prompt(is_idle: bool) -> None:
+def test_guessing_tokens_reveals_nothing_of_another_tenants_prompt(is_idle: bool) -> None:
     shared = pool(slots=8)
     slot, _ = shared.start([*SYSTEM, *SECRET, 0], session="private", tenant="ann")
     if is_idle:
@@ -88,7 +86,7 @@ def test_guessing_token_by_token_tells_nothing_of_another_tenants_prompt(is_idle
         assert shared.slots.cached(own) == len(SYSTEM) + known + 1, "the tenant itself finds it"
 
 
-def test_what_was_read_ahead_is_its_tenants() -> None:
+def test_idle_prefill_is_kept_per_tenant() -> None:
     shared = pool(slots=2)
     ahead = Ahead(shared.backend, shared.slots)
     ahead.add(Beginning([*SYSTEM, *SECRET], 0, "ann.s", "ann"))
@@ -99,7 +97,7 @@ def test_what_was_read_ahead_is_its_tenants() -> None:
         assert shared.slots.cached(runs.pack(0, prompt, tenant=tenant)) == found
 
 
-def test_nobody_waits_for_what_another_tenant_is_computing_but_for_a_head() -> None:
+def test_request_waits_for_another_tenants_head_only() -> None:
     run = Run(slots=3, heads=[SYSTEM])
     prompt = [*SYSTEM[:64], *[9] * 600]
     run.add("a", prompt, tenant="ann")
@@ -149,7 +147,7 @@ class World:
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_a_tenant_sees_the_same_whatever_words_another_one_uses(seed: int) -> None:
+def test_tenant_observes_the_same_whatever_another_one_sends(seed: int) -> None:
     alike, apart = World(seed, shift=0).run(), World(seed, shift=1000).run()
     assert alike.seen == apart.seen
     assert any(alike.seen), "bob's own prompts are found again"

@@ -116,7 +116,7 @@ NAMES = [path.stem.removeprefix("ggml-vocab-") for path in LLAMA_CPP.glob("model
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {*EMBEDDING}))
-def test_a_long_ordinary_text_has_the_tokens_that_it_has_in_one_piece(name: str) -> None:
+def test_long_text_has_the_same_tokens_in_parts_as_whole(name: str) -> None:
     vocabulary = Vocabulary(name)
     tokenizer = Tokenizer(vocabulary, "")
     threads = Threads("test", 1, 2**28)

@@ -158,7 +158,7 @@ async def scripted_history(nats_url: str, messages: Messages) -> AsyncIterator[S
 
 @asynccontextmanager
 async def history_of(bus: Bus, exchange: Exchange | None) -> AsyncIterator[None]:
-    """A history of one exchange, or none, that is only asked for exchanges; with its bucket."""
+    """A history with at most one exchange, and its bucket."""
     await Bucket(bus, subjects.REQUESTS_BUCKET).ensure(60)
 
     async def find(subject: str, request: ExchangeRequest) -> Exchange:

@@ -1,4 +1,4 @@
-"""Messages that nats-server passes on and that nats-py, or a reader of subjects, trips over."""
+"""Messages that nats-server accepts, but that nats-py or a parser of subjects can't handle."""
 
 import asyncio
 from collections.abc import Iterable, Iterator
@@ -33,7 +33,7 @@ ODD_HEADERS = (
 
 
 def unreadable(subject: bytes) -> Iterator[bytes]:
-    """Messages on `subject` that can't be parsed."""
+    """Yield messages on `subject` that can't be parsed."""
     yield pub(subject, reply=b"_INBOX.\xff")
     yield pub(subject, reply=b"\xc3\x28")
     for headers in UNREADABLE_HEADERS:
@@ -42,7 +42,7 @@ def unreadable(subject: bytes) -> Iterator[bytes]:
 
 
 def odd(subject: bytes) -> Iterator[bytes]:
-    """Messages on `subject` that can be parsed, and must change nothing."""
+    """Yield messages on `subject` that can be parsed and must have no effect."""
     for headers in ODD_HEADERS:
         yield hpub(subject, headers)
         yield hpub(subject, headers, b"\xff", b"_INBOX.x.y")
@@ -55,13 +55,13 @@ def odd(subject: bytes) -> Iterator[bytes]:
 
 
 def bad_tokens(before: bytes, after: bytes = b"") -> Iterator[bytes]:
-    """Messages whose subjects have an odd token between `before` and `after`."""
+    """Yield messages whose subjects have an odd token between `before` and `after`."""
     for token in (b"\xff\xfe", b"\xc3\x28", b"a\x0bb", b"a\x0b1", b"a\x0c1\x0c2", b"\x00", b"\x7f"):
         yield pub(before + token + after)
 
 
 async def send(port: int, frames: Iterable[bytes]) -> None:
-    """Publish them over a connection of their own, as no client library would."""
+    """Publish raw messages over their own connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     await reader.readline()  # INFO
     writer.write(b'CONNECT {"verbose":false,"headers":true,"lang":"raw","version":"0"}\r\n')
@@ -69,7 +69,7 @@ async def send(port: int, frames: Iterable[bytes]) -> None:
     writer.write(b"PING\r\n")
     while (line := await reader.readline()) != b"PONG\r\n":
         assert line, "nats-server closed the connection"
-        # since 2.10, nats-server lets nobody name a reply subject of its acknowledgements
+        # since 2.10, nats-server rejects reply subjects of its acknowledgements
         assert not line.startswith(b"-ERR") or b"$JS.ACK" in line, line
     writer.close()
     await writer.wait_closed()

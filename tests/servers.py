@@ -19,7 +19,7 @@ import pytest
 NatsVersion = Literal["pinned", "debian"]
 """nats-server as uv.lock has it (2.15), or as Debian 12 does (2.9), the oldest that is tested."""
 NATS_VERSIONS: tuple[NatsVersion, ...] = ("pinned", "debian")
-OLD_NATS = (".data/nats/usr/sbin", "/usr/sbin")  # where deploy/setup.sh or apt puts it
+OLD_NATS = (".data/nats/usr/sbin", "/usr/sbin")  # where deploy/setup.sh or apt installs it
 
 ROOT = Path(__file__).parents[1]
 NATS_CONFIG = ROOT / "deploy/nats.conf"
@@ -140,7 +140,7 @@ def running(server: Server) -> Iterator[Server]:
 
 
 def _nats_binary(version: NatsVersion) -> str:
-    """Skips the test where Debian's is asked for and the system has no such packages."""
+    """Skip the test if it needs Debian's nats-server and the system has no apt."""
     if version == "debian":
         folders = [str(ROOT / folder) for folder in OLD_NATS]
         binary = shutil.which("nats-server", path=os.pathsep.join(folders))

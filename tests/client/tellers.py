@@ -58,7 +58,7 @@ class Teller:
         """All that it says before `until`."""
         self.replayed = asyncio.Event()
         self.accepted_before = 0.0
-        """Seconds that its replays say the request was accepted before it was."""
+        """Seconds by which replays shift the time of acceptance into the past."""
 
     async def serve(self, waits_for_requests: bool) -> None:
         await self._bus.subscribe(subjects.CANCEL_ANY, self._hear_cancel)

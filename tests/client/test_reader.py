@@ -146,7 +146,7 @@ async def test_joined_reader_switches_to_the_attempt_that_replaced_its_own(
         reading.cancel()
         async with aclosing(ChatClient(bus).resume("r")) as joined:
             assert await text_of(joined, len(begun)) == begun
-            await first._bus.leave()  # takes no more requests
+            await first._bus.leave()  # it accepts no more requests
             first.forget()
             async with teller(nats_url, "w2", until=40) as second:
                 reply = subjects.reply("_", "r", "second")

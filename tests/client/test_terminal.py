@@ -20,7 +20,7 @@ EXAMPLES = [("examples/client.py",), ("-m", "examples.client"), ("examples/nativ
 
 
 async def run(nats_url: str, *command: str, typed: str = "", **environ: str) -> tuple[int, str]:
-    """The exit code and all that it said."""
+    """Return the exit code and the output."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *command,
@@ -71,7 +71,7 @@ async def test_missing_worker_is_explained_and_exits_with_1(
     if reports:
         reports.cancel()
     assert code == 1
-    assert said.count(reason) == 2  # before the first prompt, and as its answer
+    assert said.count(reason) == 2  # at the start, and as the answer to the prompt
 
 
 async def test_lines_that_are_pasted_are_one_prompt(nats_url: str) -> None:

@@ -1,4 +1,4 @@
-"""The images hold all that a service imports; checked without a Docker engine."""
+"""Each image contains everything that its service imports; checked without Docker."""
 
 import ast
 import importlib.metadata

@@ -49,7 +49,7 @@ class Up:
             )
 
     def wait_until_ready(self) -> str:
-        """Its address, as it names it."""
+        """The URL in its ready line."""
         wait_for(lambda: "ready: " in self.log.read_text(), "the greeting", 40)
         return self.log.read_text().partition("ready: ")[2].split()[0]
 
@@ -58,7 +58,7 @@ class Up:
         return self.process.wait(60)
 
     def chat(self, prompt: str) -> str:
-        """The whole answer; "" if there is none, or not to its end."""
+        """The answer, or "" if it is missing or incomplete."""
         url = f"http://127.0.0.1:{self.port}/chat"
         with suppress(httpx.TransportError):
             answer = httpx.post(url, json={"prompt": prompt, "temperature": 0}, timeout=20)
@@ -69,7 +69,7 @@ class Up:
         return ""
 
     def children(self) -> dict[str, int]:
-        """Process ids by module; and that of nats-server."""
+        """Return process ids by module, and that of nats-server."""
         listing = subprocess.run(
             ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)],
             capture_output=True,
@@ -95,7 +95,7 @@ def without_children(children: dict[str, int]) -> None:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Up]]:
-    """Starts one in the test's folder; those that still run at the test's end are ended."""
+    """Start `just up` in the test's folder; those still running at the end are stopped."""
     started: list[Up] = []
 
     def start(**options: Any) -> Up:
@@ -215,7 +215,7 @@ def test_kill_9_leaves_no_process_and_loses_no_history(up: Up, start: Callable[.
     assert len(children) == 4
     up.process.kill()
     up.process.wait()
-    again = start()  # at once: it waits for their end
+    again = start()  # at once: it waits until they have ended
     without_children(children)
     again.wait_until_ready()
     assert "Ada" in again.chat("what is my name?")
@@ -260,7 +260,7 @@ def test_a_nats_server_that_outlived_it_is_named(tmp_path: Path) -> None:
     [("::1", "http://[::1]:{}"), ("0.0.0.0", "http://localhost:{}"), ("::", "http://localhost:{}")],
 )
 def test_ready_line_has_the_url_of_the_edge(start: Callable[..., Up], host: str, url: str) -> None:
-    proxy = "http://127.0.0.1:9"  # answers nothing, and is not for what is on this machine
+    proxy = "http://127.0.0.1:9"  # nothing listens there, and local requests must not use it
     up = start(EDGE_HOST=host, http_proxy=proxy, HTTP_PROXY=proxy)
     assert up.wait_until_ready() == url.format(up.port)
     is_open = "without API keys" in up.log.read_text()

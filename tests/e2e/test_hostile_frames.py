@@ -1,4 +1,4 @@
-"""The services answer on, whatever is published to the subjects that they listen to."""
+"""Services keep answering whatever is published to their subjects."""
 
 import asyncio
 from collections.abc import Iterator

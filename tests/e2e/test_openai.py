@@ -239,7 +239,7 @@ def test_a_grammar_holds_and_a_bad_one_is_refused(client: openai.OpenAI) -> None
 
 
 def test_a_form_that_repeats_itself_is_answered_whole(client: openai.OpenAI) -> None:
-    """Where the same tokens would be taken for a loop in talk."""
+    """With tokens that the loop guard would take for a loop."""
     zeros = {"type": "array", "items": {"const": 0}, "minItems": 100, "maxItems": 100}
     form: Any = {
         "type": "json_schema",
@@ -322,7 +322,7 @@ def test_answer_with_tools_and_schema_is_a_call_or_parses(client: openai.OpenAI)
 
 
 def test_a_cut_in_a_line_is_no_end_of_an_event(up: Stack) -> None:
-    """U+2028, U+2029 and U+0085 are line breaks for str.splitlines, and no others are in JSON."""
+    """U+2028, U+2029 and U+0085 are the only line breaks of str.splitlines allowed in JSON."""
     cut = "a\u2028b\u2029c\u0085d"
     body = {"grammar": f'root ::= "{cut}"', "max_tokens": 40}
 

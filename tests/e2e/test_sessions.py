@@ -79,7 +79,7 @@ def test_large_session_round_trips_and_is_imported_only_once(up: Stack, session_
         json.dumps({"prompt": f"question {n}", "response": f"{n} " + "é" * 10_000})
         for n in range(150)
     ]
-    for _ in range(2):  # repeated, as one does after a failure
+    for _ in range(2):  # repeated, as after a failure
         imported = up.http.post(f"/sessions/{session_id}/messages", content="\n".join(lines))
         assert imported.json() == {"status": "success", "imported": 150}
     exported = up.http.get(f"/sessions/{session_id}/export").content

@@ -1,4 +1,4 @@
-"""Several keys of one deployment: none can find out by the prefix cache what another one said."""
+"""Tenants can't read each other's prompts through the prefix cache."""
 
 import json
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def tokens(up: Stack, text: str) -> list[int]:
 
 
 def cached(up: Stack, name: str, path: str, body: dict[str, Any]) -> int:
-    """How many tokens of the prompt were not computed."""
+    """Return the number of cached tokens of the prompt."""
     answer = post(up, name, path, SHORT | body)
     if path == "/chat":
         events = [line[5:] for line in answer.splitlines() if line.startswith("data:")]

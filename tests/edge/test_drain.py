@@ -1,4 +1,4 @@
-"""What a client hears whose body is not read: over real connections, since it is about these."""
+"""Responses that precede the end of a request body, over real connections."""
 
 import asyncio
 import json
@@ -46,14 +46,14 @@ async def test_large_body_gets_its_401_and_404(nats_url: str) -> None:
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    """An app that reads no body."""
+    """An app that does not read the body."""
     await send({"type": "http.response.start", "status": 413, "headers": []})
     await send({"type": "http.response.body", "body": b"no", "more_body": False})
 
 
 @asynccontextmanager
 async def served(app: ASGIApp) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection to a server of this app."""
+    """Open a connection to a server of this app."""
     listener = bind("127.0.0.1", 0)
     async with serving(app, listener, asyncio.Event(), pytest.fail):
         reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])

@@ -306,7 +306,7 @@ async def test_import_of_senseless_values_is_a_400_with_the_line(
 async def test_only_a_silent_history_is_asked_twice(
     http: httpx.AsyncClient, nats_url: str, is_frozen: bool
 ) -> None:
-    """The first process takes the request; the second hears of it only by a retry."""
+    """The first process gets the request; the second one only a retry."""
     taken, retried = [], []
     hurry = asyncio.Event()
 

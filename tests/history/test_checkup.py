@@ -1,4 +1,4 @@
-"""Stores that don't fit: an older copy of one, and one that two nats-servers wrote to."""
+"""Inconsistent stores: an older copy, and one that two nats-servers wrote to."""
 
 import asyncio
 import shutil
@@ -49,7 +49,7 @@ from tests.servers import NATS_VERSIONS, NatsVersion, Server, nats_server, runni
 
 @pytest.fixture(params=NATS_VERSIONS)
 def two_servers(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Server, Server]]:
-    """The same store, which each of them takes for its own."""
+    """Two servers on one store."""
     version: NatsVersion = request.param
     (tmp_path / "store").mkdir()
     with ExitStack() as stack:
@@ -63,7 +63,7 @@ def two_servers(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tupl
 
 
 async def publish(bus: Bus, session_id: str, request_id: str) -> None:
-    """Without looking at what is there, which a damaged store might show."""
+    """Append without reading the damaged store."""
     subject = subjects.log(subjects.session_key(TENANT, session_id))
     with suppress(nats.errors.Error, nats.js.errors.Error, TimeoutError, StreamUnavailable):
         await bus.jetstream.publish(subject, encode(exchange(request_id)), timeout=1)
@@ -71,7 +71,7 @@ async def publish(bus: Bus, session_id: str, request_id: str) -> None:
 
 
 async def damage(first: Server, second: Server) -> None:
-    """Both write to the store; `first` has to be started again."""
+    """Let both write to the store; `first` must be restarted."""
     async with Bus.connect(url_of(first), "one") as one, history(url_of(first)):
         await asyncio.to_thread(second.start)
         async with Bus.connect(url_of(second), "two") as two, history(url_of(second)):
@@ -79,13 +79,13 @@ async def damage(first: Server, second: Server) -> None:
                 await publish(one, "a", f"a{n}")
                 await publish(two, "b", f"b{n}")
                 await publish(one if n < 3 else two, "c", f"c{n}")
-                await asyncio.sleep(1)  # in which they write, and drop what they cached
+                await asyncio.sleep(1)  # they write, and drop their caches
     for server in (second, first):  # the last one overwrites what the other has written
         await asyncio.to_thread(stop, server)
 
 
 def stop(server: Server) -> None:
-    """By a signal that it may hang on: nats-server 2.15 does with a damaged store."""
+    """Stop it; nats-server 2.15 may hang on a signal if its store is damaged."""
     server.signal(signal.SIGTERM)
     with suppress(TimeoutError):
         wait_for(lambda: server.has_died, "the server's end", 5)
@@ -172,7 +172,7 @@ async def converse(store: Path, version: NatsVersion, *session_ids: str) -> None
 
 
 def append_messages(file: Path, added: bytes) -> None:
-    """The index is left to the server, which makes it by what is in the file."""
+    """Remove the index, which the server rebuilds from the file."""
     file.write_bytes(file.read_bytes() + added)
     for index in file.parent.iterdir():
         if index != file:
@@ -196,7 +196,7 @@ async def is_listed(bus: Bus, session_id: str) -> bool:
 
 
 class Changing(Log):
-    """A log whose store another server writes to; it counts how often it is emptied."""
+    """A log whose store another server writes to; counts rescues."""
 
     rescues = 0
 

@@ -1,4 +1,4 @@
-"""A log that can't be written: on a disk that is full, on both versions of nats-server."""
+"""A log that can't be written, on a full disk, with both versions of nats-server."""
 
 import asyncio
 import signal
@@ -39,7 +39,7 @@ async def test_failed_append_refuses_chats_until_the_log_takes_records(
                 await append(other, "s", exchange("before"))
                 await asyncio.to_thread(disk.fill)
                 worker = Sessions(bus)
-                for n in range(9):  # what nats-server has reserved is used up before it fails
+                for n in range(9):  # use up what nats-server has reserved, then it fails
                     said = exchange(f"lost{n}", response=LARGE)
                     last = await Stream(bus, subjects.HISTORY_STREAM).last(subjects.log(KEY))
                     said = replace(said, previous=last.seq if last else 0)
@@ -72,7 +72,7 @@ async def test_failed_append_refuses_chats_until_the_log_takes_records(
 
 
 async def test_refusal_is_reported_and_ends_by_itself(own_bus: Bus, own_nats: Server) -> None:
-    """By a limit, since that can be lifted while the server runs."""
+    """Fill the log by a limit, which can be lifted while the server runs."""
     async with history(url_of(own_nats)):
         await append(own_bus, "s", exchange("before"))
         await Stream(own_bus, subjects.HISTORY_STREAM).refuse_when_full()

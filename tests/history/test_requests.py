@@ -70,13 +70,13 @@ async def is_known(bus: Bus, tenant: str, request_id: str) -> bool:
 
 
 async def indexed(bus: Bus) -> None:
-    """Waits until the index and the snapshots have all of the log."""
+    """Wait until index and snapshots include the whole log."""
 
     async def is_done() -> bool:
         for durable in (requests.DURABLE, SAVING):
             try:
                 info = await bus.jetstream.consumer_info(subjects.HISTORY_STREAM, durable)
-            except NotFoundError:  # the index is about to be folded anew
+            except NotFoundError:  # the index is about to be rebuilt
                 return False
             if info.num_pending or info.num_ack_pending:
                 return False
@@ -87,7 +87,7 @@ async def indexed(bus: Bus) -> None:
 
 @asynccontextmanager
 async def counted_reads(nats_url: str) -> AsyncIterator[list[str]]:
-    """The subjects of what JetStream is asked for."""
+    """Return the subjects of all JetStream requests."""
     client = await nats.connect(nats_url)
     asked: list[str] = []
 
@@ -248,7 +248,7 @@ async def test_lost_index_is_rebuilt_from_the_log_without_a_false_404(
 
 
 async def is_known_at_last(bus: Bus, tenant: str, request_id: str) -> bool:
-    """Asks until history can tell."""
+    """Ask until history can answer."""
     async with asyncio.timeout(15):
         while True:
             try:

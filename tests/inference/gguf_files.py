@@ -1,4 +1,4 @@
-"""GGUF files of all kinds, made by hand or of the demo model."""
+"""Makes GGUF files of all kinds, from nothing or from the demo model."""
 
 import struct
 from pathlib import Path
@@ -11,7 +11,7 @@ _KINDS = {str: (8, "<Q"), bool: (7, "<?"), int: (4, "<I")}  # a text begins with
 
 
 def write_header(path: Path, **values: Value) -> Path:
-    """A file without tensors that says this of itself; `general__type` is `general.type`."""
+    """Write a GGUF without tensors and with this metadata; `general__type` is `general.type`."""
     head = struct.pack("<4sIQQ", b"GGUF", 3, 0, len(values))
     for name, value in values.items():
         kind, layout = _KINDS[type(value)]
@@ -24,7 +24,7 @@ def write_header(path: Path, **values: Value) -> Path:
 
 
 def split_demo(path: Path, tensors: int = 30) -> list[Path]:
-    """The demo model in parts of so many tensors, as llama.cpp's gguf-split makes them."""
+    """Split the demo model into parts of so many tensors, like llama.cpp's gguf-split."""
     reader = gguf.GGUFReader(DEMO)
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=tensors)
     for key, field in reader.fields.items():
@@ -41,7 +41,7 @@ def split_demo(path: Path, tensors: int = 30) -> list[Path]:
 
 
 def without_template(path: Path) -> Path:
-    """The demo model, as a GGUF of a base model is: without a chat template."""
+    """Write the demo model without its chat template, like a base model."""
     key = b"tokenizer.chat_template"
     data = DEMO.read_bytes()
     assert data.count(key) == 1

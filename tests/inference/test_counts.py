@@ -1,4 +1,4 @@
-"""What can't fit is refused by counts alone, and what nobody waits for is not prepared."""
+"""Prompts that can't fit are rejected by counts, and abandoned requests never prepared."""
 
 import asyncio
 import threading
@@ -19,7 +19,7 @@ CONTEXT = 2000
 
 
 class Watched(FakeBackend):
-    """Remembers what it was asked to tokenize, and does it once it may."""
+    """Records what it has to tokenize, and continues when allowed to."""
 
     def __init__(self) -> None:
         super().__init__(ANSWERS, CONTEXT)
@@ -92,7 +92,7 @@ async def test_prompt_that_might_fit_is_prepared(
 
 
 async def occupied(fast: Worker, backend: Watched) -> list[asyncio.Task[list[StreamEvent]]]:
-    """Requests that hold all threads until the backend may go on."""
+    """Occupy all threads until the backend may continue."""
     backend.may_go_on.clear()
     busy = [asyncio.create_task(fast.ask("hi", f"{i}")) for i in range(PREPARING)]
     while len(backend.seen) < PREPARING:

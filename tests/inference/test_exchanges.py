@@ -72,7 +72,7 @@ async def test_stop_string_of_an_answer_is_logged_stored_and_replayed(
     fast: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    for _ in range(2):  # the second time it is the one that the log has
+    for _ in range(2):  # the second time it comes from the log
         *_, done = await fast.ask("stop", "s", request_id="r1")
         assert isinstance(done, Done) and (done.stop_string, done.stored) == ("\nUser:", "log")
     assert r"request finished reason=stop stop_string='\nUser:' prompt_tokens=" in caplog.text

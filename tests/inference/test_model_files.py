@@ -1,4 +1,4 @@
-"""Which file of a folder is served; whatever looks like a model is served or explained."""
+"""Which file of a folder is served, and how all other model files are explained."""
 
 import logging
 import os

@@ -29,7 +29,7 @@ def load(path: Path, template: str = "") -> models.Model:
 
 
 def said_by(model: models.Model) -> list[int]:
-    """Its first tokens of an answer."""
+    """Return the first tokens of an answer."""
     sampler = model.backend.sampler(Sampling(temperature=0))
     tokens = model.template.prompt("", (), "Who are you?", 10).tokens
     said: list[int] = []
@@ -133,7 +133,7 @@ def test_overwriting_a_served_file_changes_nothing(tmp_path: Path) -> None:
     before = said_by(model)
     path.write_bytes(random.Random(1).randbytes(path.stat().st_size))
     assert said_by(model) == before
-    path.write_bytes(b"")  # where a mapped file would be a SIGBUS
+    path.write_bytes(b"")  # a mapped file would cause a SIGBUS
     assert said_by(model) == before
     model.backend.close()
 
@@ -181,7 +181,7 @@ def test_a_chat_template_is_chosen_by_its_name_or_its_file(tmp_path: Path) -> No
         shown[chosen] = b"".join(map(model.backend.piece, tokens)).decode()
         model.backend.close()
     assert shown == {"chatml": "user\nhi\nassistant\n", str(tmp_path / "mine.jinja"): "[hi]"}
-    model = load(DEMO, str(tmp_path / "mine.jinja"))  # it wins over the file's own
+    model = load(DEMO, str(tmp_path / "mine.jinja"))  # overrides the file's own template
     assert model.template.prompt("", (), "hi", 10).tokens == model.backend.tokenize("[hi]", True)
     model.backend.close()
 

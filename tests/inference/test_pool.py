@@ -9,7 +9,7 @@ from services.inference.pool import Pool
 
 
 class Gate:
-    """Work that has begun, and ends once it may."""
+    """Work that runs until it may end."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()

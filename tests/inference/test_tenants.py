@@ -1,4 +1,4 @@
-"""What tenants share of the prefix cache, by every way in which a prompt reaches a worker."""
+"""What tenants share of the prefix cache, for every route of a prompt to a worker."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ ALL = {name + how: route | way for name, route in ROUTES.items() for how, way in
 
 
 async def ask(worker: Worker, tenant: str, **fields: Any) -> Started:
-    """The request's Started; what it says was not cached has been computed."""
+    """Return the Started of a request, after its prompt was prefilled."""
     before = worker.backend.computed
     events = [e async for e in worker.events(ChatRequest(**fields), tenant)]
     (started,) = (e for e in events if isinstance(e, Started))
@@ -82,7 +82,7 @@ async def test_guessing_reveals_nothing_of_an_offloaded_conversation(
     backend = FakeBackend(ANSWERS | {"": b"?"}, context=2000)
     async with worker(tmp_path, parallel=2, backend=backend) as two:
         await ask(two, "ann", prompt=f"{SECRET}hi", session_id="private")
-        for number in range(4):  # what ann said is in RAM alone then
+        for number in range(4):  # evicts ann's conversation to RAM
             await ask(two, "ann", prompt="hi", session_id=f"{number}")
         for length in (0, 1, 20, len(SECRET) - 1):
             for guess in (SECRET[length], "#"):

@@ -31,7 +31,7 @@ INFO = ModelInfo("fake", "digest", 1000, 0)
 
 
 class Slow(WithMarkers):
-    """Remembers what it was asked to tokenize, and does it once it may."""
+    """Records what it has to tokenize, and continues when allowed to."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -112,7 +112,7 @@ async def test_many_at_once_are_all_answered(bus: Bus) -> None:
 
 
 async def occupy(bus: Bus, backend: Slow) -> asyncio.Task[list[int]]:
-    """A request that holds the thread until the backend may go on."""
+    """Occupy the thread until the backend may continue."""
     backend.may_go_on.clear()
     running = asyncio.create_task(ids(bus, TokenizeRequest("first")))
     while "first" not in backend.seen:

@@ -1,4 +1,4 @@
-"""Whatever other clients publish, the connection is neither deaf nor lost."""
+"""The connection survives whatever other clients publish."""
 
 import asyncio
 import math

@@ -319,7 +319,7 @@ async def test_first_call_ends_an_answer_without_parallel_calls(
 async def test_the_stream_helper_s_message_can_be_sent_back(
     client: openai.AsyncOpenAI, nats_url: str, text: str
 ) -> None:
-    """Its calls have the `index` that they were streamed with, and whatever the model wrote."""
+    """Calls keep the `index` of the stream and the model's text."""
     async with scripted_worker(nats_url, says(text)) as worker:
         async with client.chat.completions.stream(
             model="demo", messages=ASK, tools=[TOOL]

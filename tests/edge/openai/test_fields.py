@@ -1,4 +1,4 @@
-"""Which requests are taken, and what becomes of each of their fields: one line per case."""
+"""Which bodies of /v1 are accepted, and what each field does: one line per case."""
 
 import json
 from typing import Any
@@ -30,7 +30,7 @@ def said(**more: Any) -> dict[str, Any]:
     return {"messages": [U, {"role": "assistant", **more}, U]}
 
 
-# body, what the request on the bus then has, the fields that are named as without effect
+# body, fields of the request on the bus, fields in X-Ignored-Fields
 TAKEN: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     # of OpenAI
     ({"store": True, "metadata": {"a": "1"}}, {}, "store, metadata"),
@@ -69,7 +69,7 @@ TAKEN: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"mood": "good", "chat_template_kwargs": {"a": 1}}, {}, "mood, chat_template_kwargs"),
     ({"evil\r\nx: y": 1}, {}, "evil??x??y"),
     ({"model": ""}, {"model": None}, ""),
-    # what the answer must be
+    # the format of the answer
     ({"response_format": {"type": "text"}}, {"response_format": None}, ""),
     ({"response_format": FORMAT}, {"response_format": FORMAT}, ""),
     (
@@ -215,14 +215,14 @@ async def test_a_request_is_taken(
 
 
 def sent(request: ChatRequest, name: str) -> Any:
-    """As JSON has it, but for tuples."""
+    """Return it as JSON types, with lists for tuples."""
     value = getattr(request, name)
     if name in ("messages", "tools", "response_format", "tool_choice") and value is not None:
         return msgspec.json.decode(msgspec.json.encode(value))
     return value
 
 
-# body, the field that is named
+# body, field named in the error
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"functions": [FUNCTION]}, "functions"),
     ({"modalities": ["text", "audio"], "audio": {"voice": "x"}}, "audio"),

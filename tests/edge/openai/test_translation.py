@@ -1,4 +1,4 @@
-"""Whatever a field holds, it is read or refused; nothing else is raised."""
+"""Any value of a field is accepted or rejected; nothing else is raised."""
 
 import itertools
 import json

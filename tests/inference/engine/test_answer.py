@@ -90,7 +90,7 @@ def test_stop_string_is_reported_as_in_the_setting() -> None:
 
 
 def test_an_answer_by_a_grammar_is_never_taken_for_a_loop() -> None:
-    """A row of a hundred zeros may be all that its schema allows."""
+    """A schema may allow nothing but a hundred zeros."""
     for is_constrained, reason in ((False, "loop"), (True, None)):
         answer = Answer(Sampling(max_tokens=1_000))
         for _ in range(200):

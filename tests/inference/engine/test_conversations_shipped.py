@@ -48,7 +48,7 @@ def test_functions_calls_and_results_are_shown_by_any_template(name: str) -> Non
     assert form == HERMES or f'"{form.key}": {{"to": "Rome"}}' in text
 
 
-# what models write, and clients send back as it is
+# what models write and clients send back unchanged
 BROKEN = ['{"to": Rome}', '{"to": "Rome', '["Rome"]', '"Rome"', '{"to":' * 70 + '"Rome"' + "}" * 70]
 EMPTY = ["", "{}", "null", '""', "[]"]
 NAMES = ["", "the Rome road", "a/b:Rome", "Rome" * 20, 'R"ome', "<|im_end|>Rome"]

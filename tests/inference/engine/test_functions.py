@@ -185,7 +185,7 @@ def test_mistral_s_calls_are_a_list() -> None:
 @pytest.mark.parametrize("vocabulary", ["qwen2", "llama-bpe", "gpt-2"])
 @pytest.mark.parametrize("name", [QWEN, LLAMA, MISTRAL])
 def test_a_call_is_allowed_as_a_real_tokenizer_cuts_it(name: str, vocabulary: str) -> None:
-    """Also where a token stands on both sides of the arguments' beginning or end."""
+    """Also if a token spans the start or the end of the arguments."""
     functions, words = template(SOURCES[name]).functions, Vocabulary(vocabulary)
     form = functions.form
     anything = Tool(Function("take", None, {"type": "object", "properties": {"x": {}}}))

@@ -83,7 +83,7 @@ def write(llama: Llama, length: int = 400, **sampling: Any) -> tuple[str, bool]:
 
 
 def matches(rules: str, text: str) -> bool:
-    """Whether the text is an answer by these rules in GBNF."""
+    """Return whether the text matches these GBNF rules."""
     return takes(to_lark(rules), text)
 
 
@@ -306,7 +306,7 @@ def test_a_grammar_that_can_not_be_used_is_refused_with_the_reason(rules: str, w
     ],
 )
 def test_what_would_take_for_ever_is_followed_or_given_up_soon(llama: Llama, rules: str) -> None:
-    """Each step by itself: the engine's other sequences wait no longer than for one."""
+    """Each step is bounded: other sequences wait for one step at most."""
     vocabulary, slowest = llama._vocabulary, 0.0
     try:
         began = time.thread_time()

@@ -1,4 +1,4 @@
-"""JSON schemas by what they take and refuse, on a vocabulary of bytes."""
+"""What JSON schemas accept and reject, on a vocabulary of bytes."""
 
 import itertools
 import json
@@ -102,7 +102,7 @@ def test_without_strict_the_rest_of_the_schema_holds(
 
 
 def test_strict_one_of_with_overlapping_branches_is_rejected() -> None:
-    """Also where they would be apart if no further properties were allowed."""
+    """Also if the branches would be distinct without further properties."""
     branches = {"oneOf": [object_of(a=STRING), {"type": "object", "properties": {"b": STRING}}]}
     with pytest.raises(ServiceError, match="oneOf"):
         ask(branches, True)
@@ -467,7 +467,7 @@ VALUES = ["object", "string", "integer", "#/$defs/a", '^[^"]+$', "date", -1, 0, 
 
 
 def anything(dice: random.Random, depth: int = 3) -> Any:
-    """A schema that keywords and values of any kind are put into."""
+    """Return a schema with random keywords and values."""
     kind = dice.random()
     if depth == 0 or kind < 0.3:
         return dice.choice(VALUES)

@@ -15,7 +15,7 @@ def run(stops: Stops, pieces: list[str]) -> tuple[str, str | None]:
 
 
 def say(stops: tuple[str, ...], pieces: list[str]) -> tuple[str, bool]:
-    """By the `stop` of a request."""
+    """Apply the `stop` of a request."""
     said, stop = run(literal(stops), pieces)
     return said, stop is not None
 
@@ -60,7 +60,7 @@ def test_without_stop_strings_nothing_waits() -> None:
 def answer(
     text: str, prompt: str = "hi", stops: tuple[str, ...] = STOPS, is_thinking: bool = False
 ) -> tuple[str, str | None]:
-    """By CHAT_STOP: the same however the text comes in pieces."""
+    """Apply CHAT_STOP, with the same result for any split of the text."""
     rules = of_setting(stops, prompt, is_thinking)
     whole = run(rules, [text])
     assert run(rules, list(text)) == whole

@@ -297,7 +297,7 @@ def test_content_is_a_list_of_parts_if_the_template_needs_that(source: str) -> N
         "tools is not none and tools | length",
         "documents is not none and documents | length",
         "tools is defined and tools is not none and tools[0]",
-        "tools is defined and tools | length",  # which only an absent one passes
+        "tools is defined and tools | length",  # only an undefined variable passes this
     ],
 )
 def test_missing_tools_and_documents_are_none_or_undefined_as_needed(

@@ -1,4 +1,4 @@
-"""The chat templates that MODEL_CHAT_TEMPLATE names: each is what its family was trained on."""
+"""The templates of MODEL_CHAT_TEMPLATE match the formats of their model families."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from services.inference.engine.template import ChatTemplate
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.vocabulary import LLAMA_CPP
 
-SHIPPED = {  # llama.cpp ships the model's own
+SHIPPED = {  # the model's own template, shipped with llama.cpp
     "gemma": "google-gemma-2-2b-it",
     "phi3": "microsoft-Phi-3.5-mini-instruct",
 }

@@ -12,7 +12,7 @@ from services.inference.engine.states import MIN_SHARED
 from tests.inference.engine.test_scheduler import Run
 from tests.inference.engine.test_slots import Pool, talk
 
-BARE = [1, 2, 3] * MIN_SHARED  # what the template writes before a caller's words
+BARE = [1, 2, 3] * MIN_SHARED  # what the template writes before a caller's text
 SYSTEM = [*BARE, *[7] * (2 * MIN_SHARED)]  # what it writes with the server's system prompt
 HEADS = (BARE, SYSTEM)
 SECRET = [8, 1, 3, 3, 5, 5]
@@ -30,7 +30,7 @@ def test_tenants_share_public_head_and_own_prompts_share_all(head: list[int], sl
     shared.run(prompt, "ann's", tenant="ann")
     for tenant in ("bob", "cec"):
         assert shared.run(prompt, f"{tenant}'s", tenant=tenant)[1] == len(head)
-        shared.run(talk(9), "another", tenant=tenant)  # takes the only slot, where there is one
+        shared.run(talk(9), "another", tenant=tenant)  # takes the only slot, if there is just one
     for tenant in ("ann", "bob", "cec"):
         assert shared.run([*prompt, 5], f"{tenant}'s", tenant=tenant)[1] == len(prompt)
 
@@ -110,7 +110,7 @@ def test_request_waits_for_another_tenants_head_only() -> None:
 
 
 class World:
-    """A schedule of two tenants; ann's words are `shift` away from bob's."""
+    """A schedule of two tenants; the tokens of ann are shifted by `shift`."""
 
     def __init__(self, seed: int, shift: int) -> None:
         self._dice = random.Random(seed)
@@ -118,7 +118,7 @@ class World:
         self._shift = shift
         self._said: dict[str, list[list[int]]] = {"ann": [], "bob": []}
         self._running: list[int] = []
-        self.seen: list[int] = []  # by bob: how much was cached of each of his prompts
+        self.seen: list[int] = []  # cached tokens of each of bob's prompts
 
     def run(self) -> "World":
         for _ in range(200):

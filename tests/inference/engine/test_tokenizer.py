@@ -90,7 +90,7 @@ def test_what_an_answer_said_is_found_in_its_text() -> None:
     ("name", "letter"), [("falcon", "!"), ("deepseek-llm", "中"), ("gpt-neox", "1")]
 )
 def test_a_word_of_any_length_is_tokenized(name: str, letter: str) -> None:
-    """On a usual stack, 20,000 letters end the process."""
+    """On a default stack, 20,000 letters crash the process."""
     vocabulary = Vocabulary(name)
     before = threading.active_count()
     text = letter * 150_000
@@ -111,7 +111,7 @@ ORDINARY = {
     "Chinese": "这是一个很长的中文段落，没有空格，也没有换行。我们用它来测试分词器。" * 300,
     "mixed": (LLAMA_CPP / "models/ggml-vocab-gpt-2.gguf.inp").read_text(errors="replace") * 9,
 }
-EMBEDDING = ("bert-bge", "nomic-bert-moe")  # models that no chat is held with
+EMBEDDING = ("bert-bge", "nomic-bert-moe")  # not chat models
 NAMES = [path.stem.removeprefix("ggml-vocab-") for path in LLAMA_CPP.glob("models/*.gguf")]
 
 

@@ -26,6 +26,7 @@ HISTORY_LOG = "history.log.>"
 HISTORY_RESCUED_STREAM = "HISTORY_RESCUED"
 HISTORY_RESCUED = "history.rescued.>"
 HISTORY_RESCUED_RECORDS = "history.rescued.record.>"
+HISTORY_RESCUED_SNAPSHOTS = "history.rescued.snapshot.>"
 HISTORY_RESCUED_LOCK = "history.rescued.lock"
 HISTORY_RESCUED_EMPTIED = "history.rescued.emptied"
 HISTORY_PROBE = "history.log.probe"
@@ -256,8 +257,14 @@ def rescued_clear(key: str) -> str:
     return f"history.rescued.clear.{key}"
 
 
+def rescued_snapshot(key: str) -> str:
+    """Where a session's snapshot is kept while the bucket of snapshots is emptied."""
+    return f"history.rescued.snapshot.{key}"
+
+
 def key_of_rescued(subject: str) -> str:
-    return subject.removeprefix("history.rescued.record.")
+    """The session key of a record or a snapshot."""
+    return subject.split(".", 3)[3]
 
 
 def log_of_tenant(tenant: str) -> str:

@@ -238,14 +238,15 @@ class Log:
                 await self.keep(key, cut(snapshot, end), value.revision)
             before = value.revision
 
-    async def reset_snapshots(self) -> None:
+    async def _reset_snapshots(self, rescue: Rescue) -> None:
         """Keep only the snapshots of sessions without records; the saver rebuilds the others."""
         last_seq = (await self._stream.state()).last_seq
-        values = await self._snapshots.readable()
-        await self._snapshots.purge()
-        for key, value in values.items():
+        for key, value in (await self._snapshots.readable()).items():
             if value.data and await self.last(key) is None:
-                await self.keep(key, cut(self._decode(key, value.data), last_seq), 0)
+                await rescue.keep_snapshot(key, value.data)
+        await self._snapshots.purge()
+        async for key, data in rescue.snapshots():
+            await self.keep(key, cut(self._decode(key, data), last_seq), 0)
 
     async def is_suspect(self) -> bool:
         """Return whether JetStream's figures are inconsistent, or it can't find the last record."""
@@ -268,10 +269,13 @@ class Log:
         rescue = self._rescue()
         if not is_under_way:
             await rescue.begin()
-        if (moved := await rescue.run()) is not None:
-            await self.reset_snapshots()
-            await self.rewind_consumers(all_of_them=True)
-            await rescue.finish()
+        try:
+            moved = await rescue.run()
+            await self._reset_snapshots(rescue)
+        except Conflict:
+            return None
+        await self.rewind_consumers(all_of_them=True)
+        await rescue.finish()
         return moved
 
     def _rescue(self) -> Rescue:

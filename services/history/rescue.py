@@ -6,7 +6,7 @@ that it can't find again, even after a restart, until the stream is emptied.
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from uuid import uuid4
@@ -56,19 +56,28 @@ class Rescue:
     async def begin(self) -> None:
         await self._safe.ensure(subjects.HISTORY_RESCUED, NO_LIMIT, 0)
 
-    async def run(self) -> int | None:
+    async def run(self) -> int:
         """
-        Return the number of records that were moved back; None if another process is doing it.
-        Raises StreamUnavailable, also if nobody began a rescue, or another process has ended it.
+        Return the number of records that were moved back. Raises Conflict if another process is
+        doing it; StreamUnavailable, also if nobody began a rescue, or another process has ended it.
         """
-        try:
-            await self._take_lock()
-            if await self._safe.last(subjects.HISTORY_RESCUED_EMPTIED) is None:
-                await self._empty()
-                await self._write(subjects.HISTORY_RESCUED_EMPTIED, b"")
-            return await self._move_back()
-        except Conflict:
-            return None
+        await self._take_lock()
+        if await self._safe.last(subjects.HISTORY_RESCUED_EMPTIED) is None:
+            await self._empty()
+            await self._write(subjects.HISTORY_RESCUED_EMPTIED, b"")
+        return await self._move_back()
+
+    async def keep_snapshot(self, key: str, data: bytes) -> None:
+        """Until `finish`. Raises Conflict if another process has taken over."""
+        await self._keep_lock()
+        await self._write(subjects.rescued_snapshot(key), data)
+
+    async def snapshots(self) -> AsyncIterator[tuple[str, bytes]]:
+        """Keys and data of those that were kept, also by a process that died since."""
+        stored = await self._safe.next(subjects.HISTORY_RESCUED_SNAPSHOTS, 1)
+        while stored is not None:
+            yield subjects.key_of_rescued(stored.subject), stored.data
+            stored = await self._safe.next(subjects.HISTORY_RESCUED_SNAPSHOTS, stored.seq + 1)
 
     async def finish(self) -> None:
         await self._safe.remove()

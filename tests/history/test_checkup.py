@@ -24,7 +24,15 @@ from services.history.checkup import Checkup
 from services.history.log import SAVING, Log
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders
-from services.runtime.streams import Appended, Damaged, Stream, StreamState, StreamUnavailable
+from services.runtime.streams import (
+    Appended,
+    Bucket,
+    Conflict,
+    Damaged,
+    Stream,
+    StreamState,
+    StreamUnavailable,
+)
 from tests.history.samples import (
     TENANT,
     append,
@@ -420,11 +428,13 @@ async def test_process_that_was_frozen_in_a_rescue_writes_nothing_more(
     one._safe = safe = Frozen(own_bus, subjects.HISTORY_RESCUED_STREAM)
     freezing = asyncio.create_task(one.run())
     await safe.frozen.wait()
-    assert await other.run() is None, "the lock of the first one holds"
+    with pytest.raises(Conflict):  # the lock of the first one holds
+        await other.run()
     monkeypatch.setattr(rescue, "LOCK_TIME", timedelta(0))
     assert await other.run() == 6
     safe.thawed.set()
-    assert await freezing is None
+    with pytest.raises(Conflict):
+        await freezing
     assert await safe.next(subjects.HISTORY_RESCUED_RECORDS, 1) is None
     state = await stream.state()
     assert state.messages == 6
@@ -503,3 +513,32 @@ async def test_lost_consumers_are_made_anew(
         await until(lambda: is_listed(own_bus, "new"))
         await until(lambda: answers(own_bus))
         assert (await status(own_bus)).refuses is None
+
+
+async def test_rescue_that_dies_keeps_snapshots_of_sessions_that_the_log_dropped(
+    own_nats: Server, own_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rescue, "LOCK_TIME", timedelta(0))
+    log, stream = Log(own_bus, 0), Stream(own_bus, subjects.HISTORY_STREAM)
+    async with history(url_of(own_nats)):
+        dropped = await append(own_bus, "dropped", exchange("d0"))
+        await append(own_bus, "s", exchange("s0"))
+        await until(lambda: is_listed(own_bus, "dropped"))
+        await until(lambda: is_listed(own_bus, "s"))
+    await stream.delete(dropped)
+    await log.ensure()
+
+    async def die(*_: Any) -> bool:
+        raise StreamUnavailable("killed")
+
+    with monkeypatch.context() as dying:
+        dying.setattr(log, "keep", die)
+        with pytest.raises(StreamUnavailable):
+            await log.rescue()
+    assert await Bucket(own_bus, subjects.SESSIONS_BUCKET).readable() == {}, "it is emptied"
+    await log.close()
+    async with history(url_of(own_nats)):
+        await until(lambda: answers(own_bus))
+        for session in ("dropped", "s"):
+            assert ids(await context(own_bus, session)) == [f"{session[0]}0"]
+            await until(partial(is_listed, own_bus, session))

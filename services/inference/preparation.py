@@ -19,7 +19,7 @@ from services.inference.engine.stops import Stops, literal, of_setting
 from services.inference.engine.template import Prompt
 from services.inference.models import Model
 
-LEAST_ROOM = 1  # tokens that a prompt must leave for the answer; max_tokens is clamped to the room
+MIN_ROOM = 1  # tokens that a prompt must leave for the answer; max_tokens is clamped to the room
 
 
 def check_counts(model: Model, request: ChatRequest) -> None:
@@ -54,10 +54,10 @@ def prompt(
     """
     request = call.request
     if request.text is not None:
-        found = model.template.plain(request.text, LEAST_ROOM)
+        found = model.template.plain(request.text, MIN_ROOM)
     elif request.messages is not None:
         tools = () if request.tool_choice == "none" else request.tools or ()
-        found = model.template.conversation(request.messages, tools, LEAST_ROOM, answers)
+        found = model.template.conversation(request.messages, tools, MIN_ROOM, answers)
     else:
         turns, question, most = context.turns, request.prompt, call.sampling.max_tokens or 1
         found = model.template.prompt(system, turns, question, most, answers, since)

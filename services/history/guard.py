@@ -87,6 +87,7 @@ class Guard:
         except Damaged as error:
             return _damaged(error)
         except StreamUnavailable as error:
+            await self._log.repair()
             return _refusal("history_unavailable", error)
         return None
 

@@ -119,9 +119,8 @@ class Log:
         return ""
 
     async def repair(self) -> None:
-        """Makes consumers that are lost; nothing is done while JetStream can't be used."""
-        with suppress(StreamUnavailable):
-            await self._ensure_consumers()
+        """Makes what is lost in JetStream; nothing is done while that can't be used."""
+        await self._why_not_ensured()
 
     async def _ensure_consumers(self) -> None:
         await self._saving.ensure(ACK_WAIT, MAX_ACK_PENDING)

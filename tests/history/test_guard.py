@@ -126,3 +126,24 @@ async def test_doubts_without_end_hold_up_nobody(own_bus: Bus, own_nats: Server)
         for _ in range(20):
             assert ids(await context(own_bus, "s")) == ["before"]
         doubting.cancel()
+
+
+@pytest.mark.parametrize("lost", ["HISTORY", "KV_sessions", "KV_requests"])
+async def test_lost_stream_is_made_anew(own_bus: Bus, own_nats: Server, lost: str) -> None:
+    """While NATS stays connected, as by an operator's mistake."""
+    async with history(url_of(own_nats)):
+        await append(own_bus, "s", exchange("before"))
+        assert ids(await context(own_bus, "s")) == ["before"]
+        await own_bus.jetstream.delete_stream(lost)
+        await own_bus.publish(subjects.HISTORY_DOUBT, exchange("any"))
+
+        async def is_taken() -> bool:
+            try:
+                await context(own_bus, "s")
+            except ServiceError:
+                return False
+            return True
+
+        await until(is_taken)
+        await append(own_bus, "s", exchange("after"))
+        assert ids(await context(own_bus, "s"))[-1] == "after"

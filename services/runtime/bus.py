@@ -299,7 +299,8 @@ class Bus:
     def _alive(self, delivery: Delivery) -> Iterator[None]:
         """Send signs of life, until the body ends, to a caller that asked for them."""
         try:
-            interval = max(float(delivery.headers[ALIVE_HEADER]), MIN_SIGN_INTERVAL)
+            # in this order, a NaN is the minimum
+            interval = max(MIN_SIGN_INTERVAL, float(delivery.headers[ALIVE_HEADER]))
         except (KeyError, ValueError):
             yield
             return

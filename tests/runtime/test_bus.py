@@ -74,6 +74,30 @@ async def test_slow_request_outlives_the_time_of_silence(bus: Bus, session_id: s
         assert answer.data == msgspec.json.encode(Answer("unsigned")), "not asked for: no signs"
 
 
+@pytest.mark.parametrize("wanted", ["nan", "0", "-1", "1e-9"])
+async def test_signs_of_life_come_at_a_bounded_pace(
+    bus: Bus, nats_url: str, session_id: str, wanted: str
+) -> None:
+    subject = session_id.replace(" ", "-")
+    await serve(bus, subject, echo)
+    client = await nats.connect(nats_url)
+    signs: list[Msg] = []
+    answered = asyncio.Event()
+    inbox = client.new_inbox()
+
+    async def hear(message: Msg) -> None:
+        signs.append(message)
+        if message.data:
+            answered.set()
+
+    await client.subscribe(inbox, cb=hear)
+    headers = {bus_module.ALIVE_HEADER: wanted}
+    await client.publish(subject, b'{"text":"x"}', reply=inbox, headers=headers)
+    await asyncio.wait_for(answered.wait(), 10)
+    await client.close()
+    assert 2 <= len(signs) <= 1 + 0.2 / bus_module.MIN_SIGN_INTERVAL
+
+
 async def test_request_that_nobody_works_on_is_silent(bus: Bus, session_id: str) -> None:
     subject = session_id.replace(" ", "-")
     await bus.subscribe(subject, lambda delivery: None)

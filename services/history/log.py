@@ -204,10 +204,10 @@ class Log:
         await self._ensure_consumers()  # a process may have died after it deleted them
         consumers = {SAVING: self._saving, requests.DURABLE: self.requests.consumer}
         consumers |= {ARCHIVE: self._archive} if self._archive else {}
-        # in this order: what is appended meanwhile is given out at once
-        given = {name: await consumer.given_until() for name, consumer in consumers.items()}
+        delivered = {name: await consumer.delivered() for name, consumer in consumers.items()}
+        # read after the consumers: a record that is appended in between puts none of them ahead
         last_seq = (await self._stream.state()).last_seq
-        ahead = [name for name, seq in given.items() if all_of_them or seq > last_seq]
+        ahead = [name for name, seq in delivered.items() if all_of_them or seq > last_seq]
         for name in ahead:
             await consumers[name].delete()
         await self._ensure_consumers()

@@ -100,8 +100,8 @@ class Consumer:
             return False
         return True
 
-    async def given_until(self) -> int:
-        """The sequence of the last message that was given out; 0 if none was."""
+    async def delivered(self) -> int:
+        """Return the sequence of the last message that it has delivered; 0 if there is none."""
         given = (await self._info()).delivered
         return (given.stream_seq or 0) if given else 0
 

@@ -140,7 +140,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_part_that_hangs(up: Up) -> None:
     children = up.children()
     os.kill(children["services.edge"], signal.SIGSTOP)
     up.process.send_signal(signal.SIGINT)
-    wait_for(lambda: "ending" in up.log.read_text(), "the first signal to be heard")
+    wait_for(lambda: "shutting down" in up.log.read_text(), "the first signal to be heard")
     up.process.send_signal(signal.SIGINT)
     up.process.wait(10)
     assert not any(Path(f"/proc/{pid}").exists() for pid in children.values())
@@ -158,7 +158,7 @@ def test_a_taken_port_is_explained(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         up = Up(tmp_path, NATS_PORT=str(taken.getsockname()[1]))
         assert up.process.wait(20) == 2
-    assert "choose another with NATS_PORT" in up.log.read_text()
+    assert "choose another port with NATS_PORT" in up.log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -87,5 +87,5 @@ def test_a_plain_text_is_tokenized_as_it_is_with_what_begins_every_prompt() -> N
 
 def test_tokens_are_taken_as_they_are_if_there_are_such() -> None:
     assert template(adds_bos=True).plain((1, 2, 256), 1).tokens == [1, 2, 256]
-    with pytest.raises(ServiceError, match="no token 257.*last one is 256"):
+    with pytest.raises(ServiceError, match="has token 257.*last token of the model is 256"):
         template().plain((1, 257), 1)

@@ -49,7 +49,7 @@ class Archiver:
             return PAUSE
         except StreamUnavailable as error:
             self._complain(error)
-            await self._log.repair()
+            await self._log.repair_consumers()
             return PAUSE
         if batch:
             self._complained = False

@@ -119,8 +119,16 @@ class Log:
         return ""
 
     async def repair(self) -> None:
-        """Makes what is lost in JetStream; nothing is done while that can't be used."""
+        """
+        Makes what is lost in JetStream, for which a check is due then; nothing is done while that
+        can't be used.
+        """
         await self._why_not_ensured()
+
+    async def repair_consumers(self) -> None:
+        """The same of consumers, as long as the stream is there."""
+        with suppress(StreamUnavailable):
+            await self._ensure_consumers()
 
     async def _ensure_consumers(self) -> None:
         await self._saving.ensure(ACK_WAIT, MAX_ACK_PENDING)

@@ -44,7 +44,7 @@ class Saver:
             began = time.monotonic()
             await self._save_all(batch)
         except (StreamUnavailable, Conflict):  # whoever needs the log reports it
-            await self._log.repair()
+            await self._log.repair_consumers()
             return PAUSE
         return REST * (time.monotonic() - began) if len(batch) == BATCH else GATHERING
 

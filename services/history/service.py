@@ -82,7 +82,7 @@ class History:
         if not request.is_answered:
             self._quota.check()
             await self._guard.check()
-        with self._asking():
+        with self._changing():  # if it can't be read, nothing will be appended that shows it
             return await self._contexts.of(_key(subject, request.session_id))
 
     async def _on_messages(self, subject: str, request: MessagesRequest) -> Messages:

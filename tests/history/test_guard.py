@@ -135,7 +135,6 @@ async def test_lost_stream_is_made_anew(own_bus: Bus, own_nats: Server, lost: st
         await append(own_bus, "s", exchange("before"))
         assert ids(await context(own_bus, "s")) == ["before"]
         await own_bus.jetstream.delete_stream(lost)
-        await own_bus.publish(subjects.HISTORY_DOUBT, exchange("any"))
 
         async def is_taken() -> bool:
             try:

@@ -9,10 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_FENCE = re.compile(r"[\s>]*(?:[-*+]|\d+[.)])?\s*(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)\Z")
-_ANNOUNCES = re.compile(
-    r"\s*#|.*[:：][*_\s]*\Z|\s*\*\*[^*]+\*\*\s*\Z"
-)  # a colon at the end, a heading, a bold line
+_FENCE = re.compile(r"[\s>]*(?:(?:[-*+]|\d+[.)])\s*)?(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)\Z")
+_ANNOUNCES = re.compile(r"\s*#|.*[:：][*_\s]*\Z|\s*\*\*[^*]+\*\*\s*\Z")  # colon, heading, bold
 _LABEL = re.compile(r"[^:：]{1,64}[:：]")
 _WORD = re.compile(r"\w")
 _OPEN, _CLOSE = "<think>", "</think>"

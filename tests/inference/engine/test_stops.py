@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from services.inference.engine.stops import StopBuffer, Stops, literal, of_setting
@@ -171,3 +173,12 @@ def test_cut_answer_loses_only_half_of_a_stop_string() -> None:
     buffer = StopBuffer(of_setting(STOPS, "hi"))
     assert buffer.push("So.\n\nLet me show it:\n").out == "So."
     assert buffer.cut() == "\n\nLet me show it:"
+
+
+@pytest.mark.parametrize("sign", [" ", ">", "`", "- ", ": ", "* ", "~"])
+def test_long_line_of_signs_takes_no_longer_than_another(sign: str) -> None:
+    buffer = StopBuffer(of_setting(("\nUser:", "Let me", "\n\n\n"), "hi"))
+    began = time.process_time()
+    for text in ("a\n", sign * 20_000, "x\n", "b\nUser:"):
+        buffer.push(text)
+    assert time.process_time() - began < 1

@@ -13,10 +13,10 @@ OPENINGS = ("<tool_call>", "[TOOL_CALLS]")
 CLOSING = "</tool_call>"
 KEYS = ("arguments", "parameters")
 _START = re.compile(
-    r'\s*\[?\s*\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*'
+    r'\s*(?:\[\s*)?\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*'
 )
-_FIRST_KEY = re.compile(r'\s*\[?\s*\{\s*"([^"\\]*)"')
-_BEGINNING = re.compile(r"\s*\[?\s*(\{.*)?\Z", re.DOTALL)
+_FIRST_KEY = re.compile(r'\s*(?:\[\s*)?\{\s*"([^"\\]*)"')
+_BEGINNING = re.compile(r"\s*(?:\[\s*)?(\{.*)?\Z", re.DOTALL)
 _FENCE = re.compile(r"\s*```\w*\s*")
 _FENCE_BEGINNING = re.compile(r"\s*(`{0,2}|```\w*\s*)\Z")
 _BETWEEN = re.compile(r"[\s},;\]]*")  # separates two calls

@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 
@@ -121,3 +122,11 @@ def test_a_long_call_takes_time_in_proportion_to_its_length() -> None:
     call = {"name": "go", "arguments": {"to": ['{x}\\"'] * 20_000}}
     parts = read(f"<tool_call>{json.dumps(call)}</tool_call>", 7)
     assert parts[1] == Arguments(json.dumps(call["arguments"]))
+
+
+def test_long_space_before_a_call_is_read_in_linear_time() -> None:
+    reader = CallReader({"f"})
+    began = time.process_time()
+    for text in ("<tool_call>", " " * 20_000, '{"name": "f", "arguments": {}}</tool_call>'):
+        reader.push(text)
+    assert time.process_time() - began < 1

@@ -98,5 +98,7 @@ def _reason(error: str) -> str:
     line = PLACE.sub("", error.partition("\n")[0].partition(" Enable ")[0])
     if line == "NoExtensionBias":
         return "it allows no token of this model here"
+    if line.startswith("panic"):  # of llguidance; its text would not help the caller
+        return "it is too complex to be compiled"
     detail = DETAIL.search(error)
     return f"{line} {detail[1]}" if detail else line.rstrip(".")

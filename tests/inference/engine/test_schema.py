@@ -236,6 +236,17 @@ def nested(depth: int) -> dict[str, Any]:
     return {"allOf": [nested(depth - 1), matching(depth)]} if depth else STRING
 
 
+def test_failure_inside_the_library_is_one_plain_sentence() -> None:
+    names = [(f"a{i}", f"b{i}") for i in range(11)]
+    required = [
+        {"anyOf": [{"type": "object", "properties": {n: STRING}, "required": [n]} for n in pair]}
+        for pair in names
+    ]
+    with pytest.raises(ServiceError, match="too complex to be compiled") as error:
+        ask({"allOf": required}, None)
+    assert error.value.code == "invalid_request" and "panic" not in error.value.message
+
+
 @pytest.mark.parametrize(
     "schema",
     [
@@ -250,8 +261,9 @@ def nested(depth: int) -> dict[str, Any]:
         {"patternProperties": {f"^k{i}x": STRING for i in range(2_000)}},
         object_of(**{f"a{i}": {"type": "integer", "multipleOf": 10**6 + i} for i in range(10)}),
         {"allOf": [{"type": "integer", "multipleOf": i} for i in (7, 11, 13, 17, 19)]},
+        object_of(**{f"a{i}": STRING for i in range(3_000)}),
     ],
-    ids=["list", "nested", "in a property", "by reference", "names", "multiples", "multiple"],
+    ids="list,nested,in a property,by reference,names,multiples,multiple,properties".split(","),
 )
 def test_schema_that_would_take_minutes_is_refused_at_once(schema: dict[str, Any]) -> None:
     with pytest.raises(ServiceError, match="more than") as raised:

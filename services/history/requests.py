@@ -82,7 +82,7 @@ class RequestIndex:
         if not progress.unacknowledged or await self._holds(position, request_id):
             return position
         if progress.unacknowledged > MAX_LAG:
-            raise StreamUnavailable("the index of requests is behind it, and catching up")
+            raise StreamUnavailable("the request index is being rebuilt")
         return await self._find_in_log(tenant, request_id, progress.floor) or position
 
     async def _find_in_log(self, tenant: str, request_id: str, above: int) -> Position | None:

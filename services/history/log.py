@@ -340,11 +340,15 @@ class Log:
             stored = await self._stream.next(subject, stored.seq + 1)
         return found
 
-    async def request_ids(self, key: str, above: int) -> set[str]:
-        """Return the request ids of the session's exchanges after the sequence `above`."""
-        entries = self._back(await self.last(key), above)
-        records = [entry.record async for entry in entries]
-        return {record.request_id for record in records if isinstance(record, Exchange)}
+    async def request_ids(self, key: str, above: int) -> tuple[set[str], int]:
+        """
+        Return the request ids of the session's exchanges after the sequence `above`, and its last
+        sequence.
+        """
+        last = await self.last(key)
+        records = [entry.record async for entry in self._back(last, above)]
+        found = {record.request_id for record in records if isinstance(record, Exchange)}
+        return found, last.seq if last else 0
 
     async def is_whole(self, key: str, erased: int) -> bool:
         """Whether the log has all of the session since then, but for what was lost for good."""

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
+import msgspec
+
 from services.contract.errors import ServiceError
 from services.contract.history import (
     Cleared,
@@ -39,9 +41,22 @@ ERASE_TIMEOUT = 0.4
 # seconds for which the ids of a session are trusted while other processes may append: shorter than
 # the window in which the log itself drops duplicates
 TRUSTED_FOR = DUPLICATE_WINDOW / 2
+# seconds that the ids of a session are kept for the next batch of its import, which takes as long
+# at most; and of how many sessions
+KEPT_FOR = 60.0
+MAX_KEPT = 8
 MOST_UNSAVED = 1000  # records that a list of sessions waits for
 
 log = logging.getLogger(__name__)
+
+
+class _Logged(msgspec.Struct):
+    """The ids of a session's exchanges after `epoch` and up to the sequence `seq` of the log."""
+
+    epoch: int
+    seq: int
+    ids: set[str]
+    read_at: float
 
 
 class Sessions:
@@ -49,6 +64,7 @@ class Sessions:
         self._log = log
         self._archive = archive
         self._contexts = contexts
+        self._logged: dict[str, _Logged] = {}  # by key, the last imported ones
 
     async def clear(self, key: str, request_id: str | None) -> None:
         """Also what is being answered, which is why a session that is clear is cleared again."""
@@ -192,10 +208,10 @@ class Sessions:
 
     async def _request_ids(self, key: str, epoch: int, imported: Sequence[Imported]) -> set[str]:
         """
-        The ids that the session has since the epoch; of archived ones those to be imported. Raises
-        ServiceError where MongoDB has some of them and can't be asked.
+        Return the ids that the session has since the epoch; of archived ones, those to be imported.
+        Raises ServiceError if MongoDB has some of them and can't be asked.
         """
-        there = await self._log.request_ids(key, epoch)
+        there = await self._logged_ids(key, epoch)
         if await self._log.is_whole(key, epoch):
             return there
         if not self._archive.connected:
@@ -211,6 +227,25 @@ class Sessions:
                 5,
             ) from error
         return there | archived
+
+    async def _logged_ids(self, key: str, epoch: int) -> set[str]:
+        """
+        Return the ids of the session's exchanges in the log. Reads only records after those of the
+        previous batch: else the time of an import would grow with its square.
+        """
+        known = self._logged.pop(key, None)
+        now = time.monotonic()
+        if known is None or known.epoch != epoch or now - known.read_at > KEPT_FOR:
+            known = _Logged(epoch, epoch, set(), now)
+        found, last = await self._log.request_ids(key, known.seq)
+        if last < known.seq:  # the log went back
+            known = _Logged(epoch, epoch, set(), now)
+            found, last = await self._log.request_ids(key, epoch)
+        ids = known.ids | found
+        self._logged[key] = _Logged(epoch, max(last, epoch), ids, time.monotonic())
+        while len(self._logged) > MAX_KEPT:
+            del self._logged[next(iter(self._logged))]
+        return ids
 
     async def describe(self, key: str, said: Description, request_id: str | None) -> Session:
         record = Described(

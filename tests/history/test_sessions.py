@@ -12,6 +12,7 @@ from services.contract.errors import ServiceError
 from services.contract.history import Exchange, Imported
 from services.contract.messages import Usage
 from services.history.entry import in_milliseconds
+from services.history.log import Log
 from services.runtime.bus import Bus
 from services.runtime.streams import Stream
 from tests.history.samples import (
@@ -245,6 +246,33 @@ async def test_what_was_exported_can_be_imported(
     await erase(bus, copy)
     await bring_in(bus, copy, taken)
     assert ids(await context(bus, copy)) == [e.request_id for e in exported]
+
+
+async def test_an_import_reads_no_record_twice(
+    nats_url: str, bus: Bus, session_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_above: list[int] = []
+    request_ids = Log.request_ids
+
+    async def watched(log: Log, key: str, above: int) -> tuple[set[str], int]:
+        read_above.append(above)
+        return await request_ids(log, key, above)
+
+    monkeypatch.setattr(Log, "request_ids", watched)
+    lines = [Imported(request_id=f"r{i}", prompt="p", response="r") for i in range(6)]
+    async with history(nats_url, ""):
+        for _ in range(2):
+            for start in range(0, 6, 2):
+                await bring_in(bus, session_id, lines[start : start + 2])
+        assert [e.request_id for e in (await export(bus, session_id)).exchanges] == [
+            line.request_id for line in lines
+        ]
+        first, *later = read_above
+        assert first == later[0] == 0  # nothing was there when the first batch was read
+        assert 0 < later[1] < later[2] < later[3] == later[4]
+        await erase(bus, session_id)
+        await bring_in(bus, session_id, lines)
+        assert len((await export(bus, session_id)).exchanges) == len(lines)
 
 
 async def test_of_what_is_imported_only_prompt_and_response_must_be_known(

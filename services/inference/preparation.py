@@ -105,8 +105,8 @@ def without(context: Context, retried: str | None) -> Context:
 
 def sampling(model: Model, filled_in: Sampling, tokens: int) -> Sampling:
     """
-    Return `filled_in` with `max_tokens` clamped to the room that a prompt of so many `tokens`
-    leaves.
+    Return `filled_in` with `max_tokens` clamped to what a prompt of `tokens` tokens leaves of the
+    context window.
     """
     room = model.backend.context - tokens
     return replace(filled_in, max_tokens=min(filled_in.max_tokens or room, room))
@@ -150,7 +150,9 @@ def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
 
 
 def _call_form(model: Model, call: Call) -> str | None:
-    """Return the Lark of an answer that must or may be a tool call. Raises ServiceError."""
-    request, answer = call.request, constraints.answer_lark(call.sampling)
-    several = request.parallel_tool_calls
-    return model.template.functions.call(request.tools or (), request.tool_choice, several, answer)
+    """Return the Lark of an answer that must, or may, be a tool call. Raises ServiceError."""
+    request = call.request
+    if not request.tools:
+        return None
+    answer, several = constraints.answer_lark(call.sampling), request.parallel_tool_calls
+    return model.template.functions.call(request.tools, request.tool_choice, several, answer)

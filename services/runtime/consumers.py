@@ -14,6 +14,7 @@ from services.runtime.bus import Bus
 from services.runtime.streams import Stored, as_unavailable, stored_of
 
 NO_FILES = "no such file or directory"
+HAS_ANOTHER_START = "start time can not be updated"
 
 
 class Pending(NamedTuple):
@@ -82,13 +83,18 @@ class Consumer:
 
     async def _add(self, config: api.ConsumerConfig) -> None:
         """
-        nats-server 2.15 keeps a consumer without its files where an update meets a deletion, as by
-        two processes: it gives out nothing and takes no update, until it is deleted again.
+        Create or update the consumer. nats-server 2.15 keeps a consumer without its files where an
+        update meets a deletion by another process: it delivers nothing and rejects every update
+        until it is deleted again. A consumer with another start time has been created by another
+        process in this moment, and is used as it is.
         """
         try:
             await self._js.add_consumer(self._stream, config)
         except nats.js.errors.ServerError as error:
-            if NO_FILES not in (error.description or ""):
+            description = error.description or ""
+            if HAS_ANOTHER_START in description:
+                return
+            if NO_FILES not in description:
                 raise
             await self.delete()
             await self._js.add_consumer(self._stream, config)

@@ -1,6 +1,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -272,3 +273,19 @@ async def test_consumer_that_was_deleted_during_an_update_is_made_anew(
             assert [pending.stored.seq for pending in fetched][-1] == seq
         await one.close()
         await another.close()
+
+
+async def test_two_processes_create_a_consumer_with_a_start_time_at_once(
+    bus: Bus, stream: Stream, append: Append
+) -> None:
+    since = datetime.now(UTC) - timedelta(days=1)
+    consumers = [Consumer(bus, stream.name, "reader") for _ in range(5)]
+    starts = [since + timedelta(milliseconds=n) for n in range(5)]
+    await asyncio.gather(
+        *(each.ensure(6, 100, at) for each, at in zip(consumers, starts, strict=True))
+    )
+    seq = await append("s", b"one")
+    (pending,) = await consumers[-1].fetch(10, timeout=5)
+    assert pending.stored.seq == seq
+    for consumer in consumers:
+        await consumer.close()

@@ -117,14 +117,14 @@ async def _publish(url: str, server: int, told: bool) -> tuple[float, float]:
     token = Token(100, " and", (300,))
     async with Bus.connect(url, "bench") as bus, Bus.connect(url, "listener") as listener:
         async with listener.inbox(reply):
-            await listener.answers()
+            await listener.is_responsive()
             ours, theirs = time.process_time(), _cpu(server)
             for number in range(PUBLISHED):
-                unheard = subjects.unheard("w" * 32, "_.r", 7, number) if told else ""
+                unheard = subjects.undelivered("w" * 32, "_.r", 7, number) if told else ""
                 await bus.publish(reply, token, unheard)
                 if number % 100 == 99:
                     await asyncio.sleep(0)
-            await bus.answers()
+            await bus.is_responsive()
             ours, theirs = time.process_time() - ours, _cpu(server) - theirs
     return ours / PUBLISHED * 1e6, theirs / PUBLISHED * 1e6
 

@@ -17,7 +17,7 @@ from bench.pairs import Plan, interleave
 from bench.report import Row, Section, compared
 from services.inference.engine.backend import Chosen, Chunk
 from services.inference.engine.llama import Llama
-from services.inference.engine.pace import CHUNK_MAX
+from services.inference.engine.scheduling.prefill_budget import CHUNK_MAX
 
 # Tokens, as the synthetic models count the loads' words.
 BEGINNING = 44  # system prompt and template, that all begin with

@@ -28,7 +28,7 @@ from services.contract.history import Exchange
 from services.contract.messages import ModelInfo, Sampling, Timings, Usage
 from services.history.archive import Archive
 from services.history.entry import Entry
-from services.inference.sessions import Kept, Sessions
+from services.inference.sessions import HistoryClient, Kept
 from services.runtime.bus import Bus
 from tests.e2e.stack import Stack, stack
 from tests.servers import mongod, running
@@ -110,7 +110,7 @@ def _exchange() -> Exchange:
 
 async def _measure(up: Stack, runs: int) -> list[Row]:
     async with Bus.connect(f"nats://127.0.0.1:{up.nats.port}", "bench") as bus:
-        sessions = Sessions(bus)
+        sessions = HistoryClient(bus)
         measured = {count: await _turns_of(sessions, count, runs) for count in SESSIONS}
         rows = turn_rows(measured)
         await _until_archived(up)
@@ -122,7 +122,7 @@ async def _measure(up: Stack, runs: int) -> list[Row]:
     return rows
 
 
-async def _turns_of(sessions: Sessions, count: int, runs: int) -> list[Turns]:
+async def _turns_of(sessions: HistoryClient, count: int, runs: int) -> list[Turns]:
     names = [uuid4().hex for _ in range(count)]
     for _ in range(WINDOW):
         await at_most(AT_ONCE, [_turn(sessions, name, Turns([], [])) for name in names])
@@ -136,7 +136,7 @@ async def _turns_of(sessions: Sessions, count: int, runs: int) -> list[Turns]:
     return done
 
 
-async def _turn(sessions: Sessions, name: str, turns: Turns) -> None:
+async def _turn(sessions: HistoryClient, name: str, turns: Turns) -> None:
     said = _exchange()
     key = subjects.session_key(subjects.OPEN_TENANT, name)
     began = time.perf_counter()
@@ -170,7 +170,7 @@ def latency_rows(what: str, runs: Sequence[Sequence[float]], bar: Bar) -> list[R
     return [Row(f"{what}: p50, ms", (), p50, bar), Row(f"{what}: p99, ms", (), p99)]
 
 
-async def _archive(up: Stack, sessions: Sessions) -> float:
+async def _archive(up: Stack, sessions: HistoryClient) -> float:
     """A backlog's exchanges per second, from when the archiver begins with it."""
     up.history.stop()
     names = [uuid4().hex for _ in range(BACKLOG)]

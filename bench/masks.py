@@ -17,10 +17,10 @@ import llama_cpp
 from llama_cpp.llama_grammar import JSON_GBNF
 
 from services.contract.messages import JsonObjectFormat, JsonSchema, JsonSchemaFormat, Sampling
-from services.inference.engine import constraints
-from services.inference.engine.grammar import Grammar
 from services.inference.engine.llama import Llama
-from services.inference.engine.vocabulary import Vocabulary
+from services.inference.engine.sampling import constraints
+from services.inference.engine.sampling.grammar import Grammar
+from services.inference.engine.sampling.vocabulary import Vocabulary
 
 PERSON: dict[str, Any] = {
     "type": "object",

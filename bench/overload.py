@@ -14,11 +14,19 @@ from bench.bars import Bar, Spread
 from bench.pairs import Plan, tell
 from bench.report import Row, Section
 from bench.words import words
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
-from services.contract.messages import Cancel, ChatRequest, Done, Failed, StreamEvent, Taken, Token
+from services.contract.messages import (
+    Cancel,
+    ChatRequest,
+    Done,
+    Failed,
+    RequestAdmitted,
+    StreamEvent,
+    Token,
+)
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Inbox
 
@@ -50,11 +58,11 @@ class Asker:
             prompt=words(length), session_id=request_id, request_id=request_id,
             max_tokens=tokens, stop=(),
         )  # fmt: skip
-        subject = subjects.direct(self._worker_id, subjects.OPEN_TENANT)
+        subject = subjects.worker_request(self._worker_id, subjects.OPEN_TENANT)
         headers = {subjects.REPLY_HEADER: self._reply}
         began = time.monotonic()
         try:
-            await self._bus.request(subject, request, Taken, headers=headers)
+            await self._bus.request(subject, request, RequestAdmitted, headers=headers)
         except ServiceError as error:
             assert error.code == "overloaded", error
             return 1000 * (time.monotonic() - began)
@@ -102,9 +110,9 @@ async def _measure(plan: Plan, url: str) -> list[Row]:
 
 @asynccontextmanager
 async def asking(url: str) -> AsyncIterator[Asker]:
-    workers, reply = Workers(), f"_INBOX.{uuid4().hex}"
+    workers, reply = WorkerDirectory(), f"_INBOX.{uuid4().hex}"
     async with Bus.connect(url, "bench") as bus, bus.inbox(reply) as inbox:
-        await bus.subscribe(subjects.REPORT_ANY, workers.hear)
+        await bus.subscribe(subjects.REPORT_ANY, workers.on_report)
         while not workers.ready:
             await asyncio.sleep(0.05)
         yield Asker(bus, workers.reports()[0].worker_id, inbox, reply)

@@ -18,7 +18,7 @@ from bench.pairs import Plan, interleave
 from bench.report import Section, compared
 from bench.words import words
 from services.client.chat import ChatClient
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import subjects
 from services.contract.messages import ChatRequest, Failed, Token
 from services.runtime.bus import Bus
@@ -36,7 +36,7 @@ as a queue group would have it: it has what it read when the conversation last c
 of turns {FIRST} to {TURNS}."""
 
 
-class Anywhere(Workers):
+class Anywhere(WorkerDirectory):
     """As if no session had a worker."""
 
     def order(self, key: str, model: str | None, digest: str | None = None) -> list[str]:
@@ -61,12 +61,12 @@ def run(plan: Plan) -> Section:
 
 
 async def _measure(plan: Plan, url: str) -> Sequence[tuple[float, ...]]:
-    anywhere, routed = Anywhere(), Workers()
+    anywhere, routed = Anywhere(), WorkerDirectory()
     async with Bus.connect(url, "bench") as bus:
         for workers in (anywhere, routed):
-            await bus.subscribe(subjects.REPORT_ANY, workers.hear)
+            await bus.subscribe(subjects.REPORT_ANY, workers.on_report)
             while len(workers.reports()) < WORKERS:
-                await bus.answers()
+                await bus.is_responsive()
         runs = [partial(_converse, ChatClient(bus, workers=each)) for each in (anywhere, routed)]
         return await interleave("routing", runs, plan.pairs, lambda milliseconds: milliseconds)
 

@@ -14,11 +14,11 @@ from bench.bars import Bar, Spread
 from bench.pairs import Plan, tell
 from bench.report import Row, Section
 from services.contract.messages import Sampling
-from services.inference.engine.answer import Piece
 from services.inference.engine.engine import Engine, Output
 from services.inference.engine.llama import Llama
-from services.inference.engine.sampler import ChainSampler
-from services.inference.engine.sequence import Sequence as Conversation
+from services.inference.engine.output.answer import TextChunk
+from services.inference.engine.sampling.sampler import SamplerChain
+from services.inference.engine.scheduling.sequence import Sequence as Conversation
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,14 +65,14 @@ class Clock:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """While it is open, the parts of a step are timed."""
-        decode, choose = llama_cpp.llama_decode, ChainSampler.choose
+        decode, choose = llama_cpp.llama_decode, SamplerChain.choose
         llama_cpp.llama_decode = self.timed("computing", decode)
-        ChainSampler.choose = self.timed("choosing", choose)  # type: ignore[method-assign]
+        SamplerChain.choose = self.timed("choosing", choose)  # type: ignore[method-assign]
         try:
             yield
         finally:
             llama_cpp.llama_decode = decode
-            ChainSampler.choose = choose  # type: ignore[method-assign]
+            SamplerChain.choose = choose  # type: ignore[method-assign]
 
 
 def run(plan: Plan) -> Section:
@@ -97,7 +97,7 @@ def _decoding(backend: Llama) -> Engine:
     speaking: set[str] = set()
 
     def hear(outputs: list[tuple[str, Output]]) -> None:
-        speaking.update(key for key, output in outputs if isinstance(output, Piece))
+        speaking.update(key for key, output in outputs if isinstance(output, TextChunk))
 
     engine = Engine(backend, SEQUENCES, budget=0, emit=hear, on_death=lambda: None)
     for i in range(SEQUENCES):

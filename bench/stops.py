@@ -5,7 +5,7 @@ strings; then the default CHAT_STOP is applied to each answer, by its rules and 
     python -m bench.stops model/qwen2.5-coder-1.5b-instruct-q4_k_m.gguf
 
 Takes minutes for a 1.5B model on two cores. `--save` writes the answers for
-tests/inference/engine/test_ordinary_answers.py.
+tests/inference/engine/output/test_ordinary_answers.py.
 """
 
 import argparse
@@ -16,15 +16,15 @@ from typing import NamedTuple
 from bench.report import RESULTS
 from services.contract.messages import Sampling
 from services.inference import models
-from services.inference.engine.answer import Piece
 from services.inference.engine.engine import Engine, Finished, Output
-from services.inference.engine.sequence import Sequence
-from services.inference.engine.stops import StopBuffer, Stops, literal, of_setting
+from services.inference.engine.output.answer import TextChunk
+from services.inference.engine.output.stops import StopBuffer, StopRules, literal, of_setting
+from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.settings import STOPS, InferenceSettings
 
 MAX_TOKENS = 160
 SAMPLING = Sampling(temperature=0, repeat_penalty=1.1, max_tokens=MAX_TOKENS, stop=())
-SAVED = Path("tests/inference/engine/ordinary_answers.json")
+SAVED = Path("tests/inference/engine/output/ordinary_answers.json")
 PROMPTS = (
     # examples
     "Give me an example of a for loop in C.",
@@ -120,7 +120,7 @@ def ask(path: Path, threads: int) -> dict[str, str]:
 
     def hear(outputs: list[tuple[str, Output]]) -> None:
         for prompt, output in outputs:
-            if isinstance(output, Piece):
+            if isinstance(output, TextChunk):
                 answers[prompt] += output.text
             elif isinstance(output, Finished):
                 finished.add(prompt)
@@ -140,7 +140,7 @@ def ask(path: Path, threads: int) -> dict[str, str]:
     return answers
 
 
-def read(answer: str, stops: Stops) -> Reading:
+def read(answer: str, stops: StopRules) -> Reading:
     """Return the answer after the stops, applied a character at a time as in a stream."""
     buffer, text = StopBuffer(stops), ""
     for character in answer:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from deploy.child import is_alive
-from services.runtime.settings import BadSetting
+from services.runtime.settings import InvalidSetting
 
 PATIENCE = 5.0  # seconds that the children of a killed `just up` may take to end
 LOOK_INTERVAL = 0.1
@@ -21,14 +21,14 @@ def locked(folder: Path, server_pid: Path) -> Iterator[int]:
     Hold the folder's lock and yield its file descriptor. nats-server inherits it, so the lock lasts
     until all processes that use the folder have ended.
 
-    `server_pid` is the file with nats-server's process id. Raises BadSetting if the folder can't be
-    written, or is in use; the message has the pid.
+    `server_pid` is the file with nats-server's process id. Raises InvalidSetting if the folder
+    can't be written, or is in use; the message has the pid.
     """
     try:
         folder.mkdir(exist_ok=True)
         file = (folder / "up.lock").open("a+")
     except OSError as error:
-        raise BadSetting(
+        raise InvalidSetting(
             f"The folder {folder} can't be written ({error.strerror}): fix its permissions."
         ) from error
     with file:
@@ -45,13 +45,13 @@ def _lock(file: IO[str], server_pid: Path) -> None:
         file.seek(0)
         holder = _pid(file.read())
         if holder and is_alive(holder):
-            raise BadSetting(
+            raise InvalidSetting(
                 f"`just up` already runs in this folder (pid {holder}): stop it with Ctrl-C there,"
                 f" or with `kill {holder}` here."
             )
         if time.monotonic() > deadline:
             holder = _pid(server_pid.read_text()) if server_pid.exists() else None
-            raise BadSetting(
+            raise InvalidSetting(
                 "The nats-server of an earlier `just up` still uses this folder:"
                 f" stop it with `kill {holder or '<its pid>'}`."
             )
@@ -64,7 +64,7 @@ def _try_to_lock(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        raise BadSetting(f"{file.name} can't be locked: {error.strerror}.") from error
+        raise InvalidSetting(f"{file.name} can't be locked: {error.strerror}.") from error
     return True
 
 

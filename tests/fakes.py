@@ -12,9 +12,9 @@ from services.contract.errors import ServiceError
 from services.contract.history import (
     ClearRequest,
     Exchange,
+    ExchangePage,
     ExchangeRequest,
     HistoryStatus,
-    Messages,
     MessagesRequest,
 )
 from services.contract.messages import (
@@ -24,8 +24,8 @@ from services.contract.messages import (
     Done,
     Empty,
     ModelInfo,
+    RequestAdmitted,
     StreamEvent,
-    Taken,
     Timings,
     Token,
     Usage,
@@ -62,14 +62,14 @@ class ScriptedWorker:
 
     async def hear_direct(self, delivery: Delivery) -> None:
         if not self.is_frozen:
-            self._bus.answer(delivery, self._take)
+            self._bus.respond(delivery, self._take)
 
-    async def _take(self, delivery: Delivery) -> Taken:
+    async def _take(self, delivery: Delivery) -> RequestAdmitted:
         if self.refuses:
             raise self.refuses
         self.requests.append((delivery.subject, decode(delivery.data, ChatRequest)))
         self._bus.spawn(self._answer(delivery.headers[subjects.REPLY_HEADER]))
-        return Taken(len(self.requests), 0)
+        return RequestAdmitted(len(self.requests), 0)
 
     def hear_cancel(self, delivery: Delivery) -> None:
         cancel = decode(delivery.data, Cancel)
@@ -115,7 +115,7 @@ async def direct_worker(
     async with Bus.connect(nats_url, "scripted worker") as bus:
         worker = ScriptedWorker(bus, script)
         await bus.subscribe(subjects.CANCEL_ANY, worker.hear_cancel)
-        subject = subjects.direct_any_tenant(worker_id)
+        subject = subjects.worker_request_any_tenant(worker_id)
         await bus.serve("scripted", "scripted", [Endpoint("direct", subject, worker.hear_direct)])
         yield worker
 
@@ -125,11 +125,11 @@ def report(worker_id: str, model: ModelInfo = MODEL, in_flight: int = 0) -> Work
 
 
 class ScriptedHistory:
-    def __init__(self, messages: Messages) -> None:
+    def __init__(self, messages: ExchangePage) -> None:
         self._messages = messages
         self.asked: list[tuple[str, MessagesRequest | ClearRequest]] = []
 
-    async def messages(self, subject: str, request: MessagesRequest) -> Messages:
+    async def messages(self, subject: str, request: MessagesRequest) -> ExchangePage:
         self.asked.append((subject, request))
         return self._messages
 
@@ -144,7 +144,7 @@ class ScriptedHistory:
 
 
 @asynccontextmanager
-async def scripted_history(nats_url: str, messages: Messages) -> AsyncIterator[ScriptedHistory]:
+async def scripted_history(nats_url: str, messages: ExchangePage) -> AsyncIterator[ScriptedHistory]:
     async with Bus.connect(nats_url, "scripted history") as bus:
         fake = ScriptedHistory(messages)
         endpoints = [
@@ -169,4 +169,4 @@ async def history_of(bus: Bus, exchange: Exchange | None) -> AsyncIterator[None]
     endpoint = bus.endpoint("exchange", subjects.HISTORY_EXCHANGE_ANY, ExchangeRequest, find)
     await bus.serve("history", "scripted", [endpoint])
     yield
-    await bus.leave()
+    await bus.stop_serving()

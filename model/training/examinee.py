@@ -8,9 +8,9 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from services.contract.messages import ChatRequest, Turn
-from services.inference.engine.answer import Piece
 from services.inference.engine.engine import Began, Engine, Finished, Output
-from services.inference.engine.sequence import Sequence
+from services.inference.engine.output.answer import TextChunk
+from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.models import load
 from services.inference.settings import InferenceSettings
 
@@ -72,7 +72,7 @@ class Examinee:
 
     def _take(self, outputs: list[tuple[str, Output]]) -> None:
         for key, output in outputs:
-            if isinstance(output, Piece):
+            if isinstance(output, TextChunk):
                 self._texts[key] += output.text
             elif isinstance(output, Finished):
                 self._replies[key] = Reply(self._texts[key], output.reason == "stop")

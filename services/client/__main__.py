@@ -18,13 +18,13 @@ from uuid import uuid4
 import uvloop
 
 from services.client.chat import ChatClient, new_request_id
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import subjects
 from services.contract.messages import ChatRequest, Done, Failed, StreamEvent, Token
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
 from services.runtime.nats_url import parse_servers
-from services.runtime.settings import BadSetting, BusSettings, load
+from services.runtime.settings import BusSettings, InvalidSetting, load
 
 with contextlib.suppress(ImportError):
     import readline  # arrow keys and prompt history
@@ -52,7 +52,7 @@ def main() -> None:
         print(uvloop.run(_greeting(url)))
         print(f"Session {session_id!r}. Ctrl-C stops an answer, Ctrl-D leaves.")
         answered = _converse(url, session_id)
-    except (BadSetting, ConnectionError) as error:
+    except (InvalidSetting, ConnectionError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         print()
@@ -114,12 +114,12 @@ async def _greeting(url: str) -> str:
     return f"Model {workers.model.name}." if workers.model else workers.absence().message
 
 
-async def _heard(bus: Bus) -> Workers:
+async def _heard(bus: Bus) -> WorkerDirectory:
     """Return the workers once a ready one has reported, or after REPORT_TIMEOUT."""
-    workers, ready = Workers(), asyncio.Event()
+    workers, ready = WorkerDirectory(), asyncio.Event()
 
     def hear(delivery: Delivery) -> None:
-        workers.hear(delivery)
+        workers.on_report(delivery)
         if workers.ready:
             ready.set()
 

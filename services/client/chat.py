@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from services.client.reader import JOIN_TIMEOUT, Reader, bus_unavailable
 from services.client.replays import replay
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import prompts, subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
@@ -48,11 +48,11 @@ class ChatClient:
     """
 
     def __init__(
-        self, bus: Bus, tenant: str = subjects.OPEN_TENANT, workers: Workers | None = None
+        self, bus: Bus, tenant: str = subjects.OPEN_TENANT, workers: WorkerDirectory | None = None
     ) -> None:
         self._bus = bus
         self._tenant = tenant
-        self._workers = workers or Workers()
+        self._workers = workers or WorkerDirectory()
 
     def stream(self, request: ChatRequest) -> AsyncGenerator[StreamEvent, None]:
         """

@@ -2,10 +2,10 @@
 
 from collections.abc import Awaitable, Callable, Iterable
 
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import subjects
 from services.contract.errors import ErrorCode, ServiceError
-from services.contract.messages import Cancel, ChatRequest, Taken
+from services.contract.messages import Cancel, ChatRequest, RequestAdmitted
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders
 
@@ -19,7 +19,7 @@ class Unanswered(Exception):
 
 async def offer(
     bus: Bus,
-    workers: Workers,
+    workers: WorkerDirectory,
     worker_id: str,
     tenant: str,
     request: ChatRequest,
@@ -31,11 +31,11 @@ async def offer(
     it refuses, or Unanswered; should it come to itself later, it drops the request then.
     """
     assert request.request_id is not None
-    subject = subjects.direct(worker_id, tenant)
+    subject = subjects.worker_request(worker_id, tenant)
     with workers.asked(worker_id):
         try:
             taken = await bus.request(
-                subject, request, Taken, timeout, {subjects.REPLY_HEADER: reply}
+                subject, request, RequestAdmitted, timeout, {subjects.REPLY_HEADER: reply}
             )
         except NoResponders as error:
             workers.forget(worker_id)

@@ -16,10 +16,10 @@ from msgspec.structs import replace
 from services.client.offers import first_to_take, offer
 from services.client.replays import replay
 from services.client.transcript import Gap, Mismatch, Transcript, after
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import prompts, subjects
 from services.contract.codec import decode, encode
-from services.contract.errors import LOST, ErrorCode, ServiceError
+from services.contract.errors import FAILOVER_CODES, ErrorCode, ServiceError
 from services.contract.messages import (
     Accepted,
     Cancel,
@@ -48,7 +48,7 @@ MOST_LOSSES = 3  # of workers, for one answer
 TRIES = 6  # of a request that NATS picks a worker for: it may pick a frozen one again and again
 ABANDONED_FOR = 8  # times RETRY_INTERVAL and more: as long as a worker needs to drop it by itself
 MOST_BYTES = 1_000_000  # of a request: NATS takes 1 MiB, with the headers
-WORTH_WAITING: tuple[ErrorCode, ...] = ("overloaded", "no_worker", "model_loading", *LOST)
+WORTH_WAITING: tuple[ErrorCode, ...] = ("overloaded", "no_worker", "model_loading", *FAILOVER_CODES)
 
 
 class Reader:
@@ -58,7 +58,7 @@ class Reader:
     """
 
     def __init__(
-        self, bus: Bus, workers: Workers, tenant: str, request_id: str, told: int = 0
+        self, bus: Bus, workers: WorkerDirectory, tenant: str, request_id: str, told: int = 0
     ) -> None:
         self._bus = bus
         self._workers = workers
@@ -82,7 +82,7 @@ class Reader:
     async def ask(self, request: ChatRequest) -> None:
         """An answer that is being given already under the request's id is joined."""
         self._request = self._request or request
-        digest = request.resume.origin.model if request.resume else None
+        digest = request.resume.state.model if request.resume else None
         route = prompts.route(self._tenant, request)
         order = self._workers.order(route, request.model, digest)
         if digest and not order and self._workers.ready:
@@ -112,7 +112,7 @@ class Reader:
         if abandoning := self._abandoning.pop(held.reply, None):
             abandoning.cancel()  # this very attempt is alive
         self._request = held.request
-        self._set_deadline(held.request.timeout_s, held.age)
+        self._set_deadline(held.request.timeout_s, held.age_seconds)
         self.has_joined = True
         self._take_up(held)
 
@@ -143,7 +143,7 @@ class Reader:
                 raise _lost("The answer goes on otherwise than it began.") from None
             if isinstance(event, Accepted):
                 self._worker_id = event.worker_id
-            if isinstance(event, Failed) and event.code in LOST:
+            if isinstance(event, Failed) and event.code in FAILOVER_CODES:
                 await self._go_on(event.message)
             elif news and (untold := after(news, self._told)):
                 return untold
@@ -227,14 +227,14 @@ class Reader:
 
     async def _probe(self) -> Replay:
         if self._worker_id:
-            subject = subjects.direct_replay(self._worker_id, self._tenant, self._request_id)
+            subject = subjects.worker_replay(self._worker_id, self._tenant, self._request_id)
         else:
             subject = subjects.replay(self._tenant, self._request_id)
         ask = partial(replay, self._bus, subject, self._transcript.length, PROBE_TIMEOUT)
         try:
             return await ask()
         except NoResponders:
-            await asyncio.sleep(max(BLINK, RECONNECT - self._bus.reconnected_for))
+            await asyncio.sleep(max(BLINK, RECONNECT - self._bus.seconds_since_reconnect))
             return await ask()
 
     def _take_up(self, held: Replay) -> None:

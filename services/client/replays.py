@@ -13,11 +13,11 @@ async def replay(bus: Bus, subject: str, at: int, timeout: float) -> Replay:
     """
     part = await bus.request(subject, ReplayRequest(at), Replay, timeout)
     events = list(part.events)
-    while not part.is_all:
+    while not part.is_complete:
         part = await bus.request(subject, ReplayRequest(_end(events)), Replay, timeout)
         events += part.events
     return replace(part, events=tuple(events))
 
 
 def _end(events: list[StreamEvent]) -> int:
-    return max(event.at + len(event.text) for event in events if isinstance(event, Token))
+    return max(event.offset + len(event.text) for event in events if isinstance(event, Token))

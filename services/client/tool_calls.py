@@ -26,23 +26,23 @@ _JSON = json.JSONDecoder()
 _SIGNS = re.compile(r'["\\{}]')
 
 
-class Said(NamedTuple):
+class TextPart(NamedTuple):
     text: str
 
 
-class Called(NamedTuple):
+class CallStart(NamedTuple):
     """A call begins; its arguments follow."""
 
     name: str
 
 
-class Arguments(NamedTuple):
+class ArgumentsPart(NamedTuple):
     """More of the arguments of the call that began last, as JSON."""
 
     text: str
 
 
-Part = Said | Called | Arguments
+Part = TextPart | CallStart | ArgumentsPart
 
 
 class CallReader:
@@ -83,13 +83,13 @@ class CallReader:
             while self._step():
                 pass
         if self._step == self._read_fence:
-            self._parts += _calls_in_fences(self._text, self._names) or [Said(self._text)]
+            self._parts += _calls_in_fences(self._text, self._names) or [TextPart(self._text)]
         elif self._step == self._read_call:
-            self._parts.append(Said(self._before + self._text))
+            self._parts.append(TextPart(self._before + self._text))
         elif self._step == self._read_text and (self._text.strip() or not self._has_called):
-            self._parts.append(Said(self._text))
+            self._parts.append(TextPart(self._text))
         parts, self._parts = self._parts, []
-        return [part for part in parts if part != Said("")]
+        return [part for part in parts if part != TextPart("")]
 
     def _read_text(self) -> bool:
         found = [(at, sign) for sign in OPENINGS if (at := self._text.find(sign)) >= 0]
@@ -138,7 +138,7 @@ class CallReader:
             return self._skip_fence()
         start = _START.match(self._text)
         if start and self._text[start.end() :].startswith("{") and self._may_be(start[1]):
-            self._parts.append(Called(start[1]))
+            self._parts.append(CallStart(start[1]))
             self._has_called = True
             self._text = self._text[start.end() :]
             self._braces = _Braces()
@@ -180,7 +180,7 @@ class CallReader:
         end = self._braces.push(self._text)
         said, self._text = self._text[:end], self._text[end:] if end is not None else ""
         if said:
-            self._parts.append(Arguments(said))
+            self._parts.append(ArgumentsPart(said))
         if end is None:
             return False
         self._step = self._read_end
@@ -221,7 +221,7 @@ class CallReader:
         if not is_call or not (self._opening or call.keys() <= _CALL_KEYS):
             return False
         arguments = next((call[key] for key in KEYS if key in call), None)
-        self._parts += [Called(name), Arguments(_written(arguments))]
+        self._parts += [CallStart(name), ArgumentsPart(_written(arguments))]
         self._has_called = True
         self._text = text[end:]
         self._step = self._read_end
@@ -230,7 +230,7 @@ class CallReader:
     def _say(self, text: str) -> None:
         if text:
             self._is_start = self._is_start and not text.strip()
-            self._parts.append(Said(text))
+            self._parts.append(TextPart(text))
 
 
 class _Braces:
@@ -274,7 +274,7 @@ def _calls_in_fences(text: str, names: Collection[str]) -> list[Part]:
         return []
     reader = CallReader(names, is_fenced=True)
     parts = [*reader.push(text[fence.end() :]), *reader.flush()]
-    is_whole = not reader.is_within_call and not any(isinstance(part, Said) for part in parts)
+    is_whole = not reader.is_within_call and not any(isinstance(part, TextPart) for part in parts)
     return parts if is_whole else []
 
 

@@ -22,10 +22,10 @@ class Mismatch(Exception):
 
 def after(event: StreamEvent, told: int) -> StreamEvent | None:
     """What of the event comes after so many characters of the answer; None: nothing."""
-    if not isinstance(event, Token) or event.at >= told:
+    if not isinstance(event, Token) or event.offset >= told:
         return event
-    text = event.text[told - event.at :]
-    return msgspec.structs.replace(event, at=told, text=text) if text else None
+    text = event.text[told - event.offset :]
+    return msgspec.structs.replace(event, offset=told, text=text) if text else None
 
 
 class Transcript:
@@ -62,18 +62,18 @@ class Transcript:
         What another worker needs to go on; None if nothing was said yet, so that it can simply be
         asked. Raises Mismatch if it can't go on.
         """
-        origin = self._started.origin if self._started else None
+        origin = self._started.resume_state if self._started else None
         if not self.text:
             return None
         if origin is None:
             raise Mismatch
-        ids = tuple(token_id for token in self._tokens for token_id in token.ids)
+        ids = tuple(token_id for token in self._tokens for token_id in token.token_ids)
         return Resume(origin, ids, self.text)
 
     def _read(self, token: Token) -> Token | None:
-        if token.at > self.length:
+        if token.offset > self.length:
             raise Gap
-        known, new = self.text[token.at :], token.text[self.length - token.at :]
+        known, new = self.text[token.offset :], token.text[self.length - token.offset :]
         if not known.startswith(token.text[: len(known)]):
             raise Mismatch
         if not new:
@@ -81,13 +81,13 @@ class Transcript:
         at = self.length
         self._keep(token)
         self.text += new
-        return msgspec.structs.replace(token, at=at, text=new) if known else token
+        return msgspec.structs.replace(token, offset=at, text=new) if known else token
 
     def _keep(self, token: Token) -> None:
         """In the place of those that say the same: where tokens end only their events tell."""
-        while self._tokens and self._tokens[-1].at >= token.at:
+        while self._tokens and self._tokens[-1].offset >= token.offset:
             self._tokens.pop()
-        end = self._tokens[-1].at + len(self._tokens[-1].text) if self._tokens else 0
-        if end != token.at:
+        end = self._tokens[-1].offset + len(self._tokens[-1].text) if self._tokens else 0
+        if end != token.offset:
             raise Mismatch
         self._tokens.append(token)

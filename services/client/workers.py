@@ -10,20 +10,20 @@ from msgspec.structs import replace
 from services.client import routing
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
-from services.contract.messages import Failed, ModelInfo, Taken, WorkerReport
+from services.contract.messages import Failed, ModelInfo, RequestAdmitted, WorkerReport
 from services.runtime.deliveries import Delivery
 
 SILENCE_LIMIT = 3.0  # seconds without a report after which a worker is gone
 RETRY_AFTER = 2.0  # seconds
 
 
-class Workers:
+class WorkerDirectory:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._heard: dict[str, tuple[float, WorkerReport]] = {}
         self._asked: Counter[str] = Counter()
 
-    def hear(self, delivery: Delivery) -> None:
+    def on_report(self, delivery: Delivery) -> None:
         report = decode(delivery.data, WorkerReport)
         self._forget_the_silent()
         self._heard[report.worker_id] = (self._clock(), report)
@@ -43,7 +43,7 @@ class Workers:
             if not self._asked[worker_id]:
                 del self._asked[worker_id]
 
-    def taken(self, worker_id: str, taken: Taken) -> None:
+    def taken(self, worker_id: str, taken: RequestAdmitted) -> None:
         """What the worker acknowledged is newer than its report."""
         if heard := self._heard.get(worker_id):
             report = replace(heard[1], running=taken.running, waiting=taken.waiting)

@@ -74,5 +74,5 @@ class NamedTool(Struct, frozen=True):
 
 
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
-Messages = Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=10_000)]
+Conversation = Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=10_000)]
 Tools = Annotated[tuple[Tool, ...], Meta(min_length=1, max_length=1024)]

@@ -28,7 +28,7 @@ ErrorCode = Literal[
     "internal",
 ]
 
-LOST: tuple[ErrorCode, ...] = ("worker_lost", "shutting_down")
+FAILOVER_CODES: tuple[ErrorCode, ...] = ("worker_lost", "shutting_down")
 """What a worker says that leaves its answer to another: who reads it goes on there."""
 
 

@@ -10,10 +10,10 @@ from services.contract.errors import ErrorCode
 from services.contract.messages import (
     FinishReason,
     ModelInfo,
-    Moment,
     RequestId,
     Sampling,
     SessionId,
+    Timestamp,
     Timings,
     Turn,
     Usage,
@@ -21,7 +21,7 @@ from services.contract.messages import (
 
 Title = Annotated[str, Meta(min_length=1, max_length=200)]
 SystemPrompt = Annotated[str, Meta(max_length=16_384)]  # "": none at all
-Limit = Annotated[int, Meta(ge=1, le=1000)]
+PageLimit = Annotated[int, Meta(ge=1, le=1000)]
 # Where a page ends: a time in milliseconds and a sequence. To its readers a word without meaning
 Cursor = Annotated[str, Meta(pattern="^[0-9]{1,14}-[1-9][0-9]{0,17}\\Z")]
 
@@ -53,8 +53,8 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
     epoch: int
     prompt: str
     response: str
-    asked_at: Moment
-    answered_at: Moment
+    asked_at: Timestamp
+    answered_at: Timestamp
     finish_reason: FinishReason
     model: ModelInfo | None  # None: it was imported, and nobody knows
     sampling: Sampling
@@ -66,19 +66,19 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
 class Cleared(Record, frozen=True, tag="cleared", kw_only=True):
     """The session's context is empty from here on; its exchanges stay readable."""
 
-    cleared_at: Moment
+    cleared_at: Timestamp
 
 
 class Erased(Record, frozen=True, tag="erased", kw_only=True):
     """What the session was before is deleted everywhere, also what was still being answered."""
 
-    erased_at: Moment
+    erased_at: Timestamp
 
 
 class Described(Record, frozen=True, tag="described", kw_only=True):
     """What a person says about the session; None takes it back, and what is left out stays."""
 
-    described_at: Moment
+    described_at: Timestamp
     title: Title | None | UnsetType = UNSET
     system_prompt: SystemPrompt | None | UnsetType = UNSET
 
@@ -119,12 +119,12 @@ class MessagesRequest(Struct, frozen=True):
     those that come before a page whose `next` it was.
     """
 
-    limit: Limit = 20
+    limit: PageLimit = 20
     session_id: SessionId | None = None
     before: Cursor | None = None
 
 
-class Message(Struct, frozen=True):
+class ExchangeView(Struct, frozen=True):
     """
     An exchange as `GET /messages` shows it. `retried` says that another has taken its place, and
     that the model is not shown it any more.
@@ -134,20 +134,20 @@ class Message(Struct, frozen=True):
     session_id: str
     user_prompt: str
     model_response: str
-    timestamp: Moment
+    timestamp: Timestamp
     finish_reason: FinishReason
     model: str  # "": it was imported, and nobody knows
     usage: Usage
     retried: bool = False
 
 
-class Messages(Struct, frozen=True):
+class ExchangePage(Struct, frozen=True):
     """
     Oldest first; fewer than asked for where they would not fit one NATS message of 1 MiB. `next` is
     the `before` of those that come before them; None: there are none.
     """
 
-    messages: tuple[Message, ...]
+    messages: tuple[ExchangeView, ...]
     next: Cursor | None = None
 
 
@@ -177,13 +177,13 @@ class Session(Struct, frozen=True):
     title: str
     system_prompt: str | None
     exchanges: int
-    last_activity: Moment
+    last_activity: Timestamp
 
 
 class SessionsRequest(Struct, frozen=True):
     """The tenant's sessions, the last active first; `before` is the `next` of the page before."""
 
-    limit: Limit = 20
+    limit: PageLimit = 20
     before: Cursor | None = None
 
 
@@ -226,8 +226,8 @@ class Imported(Struct, frozen=True, kw_only=True):
     request_id: RequestId
     prompt: Annotated[str, Meta(min_length=1)]
     response: str
-    asked_at: Moment | None = None
-    answered_at: Moment | None = None
+    asked_at: Timestamp | None = None
+    answered_at: Timestamp | None = None
     retry_of: RequestId | None = None
     finish_reason: FinishReason = "stop"
     model: ModelInfo | None = None

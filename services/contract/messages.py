@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from services.contract.conversation import Messages as Conversation
+from services.contract.conversation import Conversation as Conversation
 from services.contract.conversation import ToolChoice, Tools
 from services.contract.errors import ErrorCode
 
 SessionId = Annotated[str, Meta(min_length=1, max_length=128)]
-Moment = Annotated[datetime, Meta(tz=True)]
+Timestamp = Annotated[datetime, Meta(tz=True)]
 FinishReason = Literal["stop", "length", "loop", "cancelled", "timeout", "failed"]
 Temperature = Annotated[float, Meta(ge=0, le=5)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
@@ -24,15 +24,15 @@ Stop = Annotated[str, Meta(min_length=1, max_length=1024)]
 Stops = Annotated[tuple[Stop, ...], Meta(max_length=32)]
 MinP = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-TokenId = Annotated[str, Meta(pattern="^[0-9]{1,9}\\Z")]
-TokenNumber = Annotated[int, Meta(ge=0, lt=2**31)]
+TokenIdKey = Annotated[str, Meta(pattern="^[0-9]{1,9}\\Z")]
+TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32 - 1)]
-Bias = Annotated[float, Meta(ge=-100, le=100)]
+LogitBias = Annotated[float, Meta(ge=-100, le=100)]
 Gbnf = Annotated[str, Meta(min_length=1, max_length=65_536)]
 ModelName = Annotated[str, Meta(min_length=1, max_length=512)]  # as long as two file names
 RequestId = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}\\Z")]
-Tokens = Annotated[tuple[TokenNumber, ...], Meta(min_length=1)]
-Stored = Literal["log", "failed", "none"]
+Tokens = Annotated[tuple[TokenId, ...], Meta(min_length=1)]
+StoredState = Literal["log", "failed", "none"]
 
 
 # --- a request, from anyone to a worker -----------------------------------------------------------
@@ -83,14 +83,14 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     min_p: MinP | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=300)] | None = None
+    logit_bias: Annotated[dict[TokenIdKey, LogitBias], Meta(max_length=300)] | None = None
     # How many of the likeliest tokens to tell with each one; None: no logprobs at all
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
     grammar: Gbnf | None = None
 
 
-class Prompt(Sampling, frozen=True, kw_only=True):
+class PromptRequest(Sampling, frozen=True, kw_only=True):
     """What a person asks: the body of `POST /chat`."""
 
     prompt: Annotated[str, Meta(min_length=1)]
@@ -101,7 +101,7 @@ class Prompt(Sampling, frozen=True, kw_only=True):
     timeout_s: Annotated[float, Meta(gt=0, le=3600)] | None = None
 
 
-class Origin(Struct, frozen=True):
+class ResumeState(Struct, frozen=True):
     """
     What an answer began from: with it and what was said so far, another worker goes on as if it had
     been asked at first, whatever has become of the session meanwhile.
@@ -112,7 +112,7 @@ class Origin(Struct, frozen=True):
     exchanges_kept: int
     exchanges_dropped: int
     seed: Seed  # that the request gave, or the worker drew
-    asked_at: Moment
+    asked_at: Timestamp
     epoch: int  # of the session's context, as is the next
     applied_seq: int
     adapter: str = ""  # digest of the model with it, where the answer has one
@@ -124,12 +124,12 @@ class Resume(Struct, frozen=True):
     text decides where the two differ; it must be a beginning of what the ids say.
     """
 
-    origin: Origin
-    ids: tuple[TokenNumber, ...]
+    state: ResumeState
+    token_ids: tuple[TokenId, ...]
     text: str
 
 
-class ChatRequest(Prompt, frozen=True, kw_only=True):
+class ChatRequest(PromptRequest, frozen=True, kw_only=True):
     """
     What a worker is asked: a session's next `prompt`; or all `messages` of a conversation, or a
     `text` to go on with, without the template. For these two the session is neither read nor
@@ -195,7 +195,7 @@ class Progress(Event, frozen=True, tag="progress"):
 
     queue_position: int  # 1 is next, as the queue is now; 0 once it has a slot
     prompt_tokens: int  # 0 until the prompt is tokenized
-    prompt_tokens_read: int
+    prefilled_tokens: int
 
 
 class Started(Event, frozen=True, tag="started", omit_defaults=True):
@@ -210,10 +210,10 @@ class Started(Event, frozen=True, tag="started", omit_defaults=True):
     cached_tokens: int
     exchanges_kept: int
     exchanges_dropped: int
-    origin: Origin | None = None
+    resume_state: ResumeState | None = None
 
 
-class Candidate(Struct, frozen=True):
+class TokenProbability(Struct, frozen=True):
     """
     A token and the logarithm of its probability, as the model has it: before penalties, bias,
     temperature and grammar. `bytes` tells what `text` can't, where it is a part of a character.
@@ -225,10 +225,10 @@ class Candidate(Struct, frozen=True):
     logprob: float
 
 
-class TokenLogprob(Candidate, frozen=True):
+class TokenLogprob(TokenProbability, frozen=True):
     """The token that was chosen, and those that were likeliest, in this order."""
 
-    top: tuple[Candidate, ...]
+    top: tuple[TokenProbability, ...]
 
 
 class Token(Event, frozen=True, tag="token", omit_defaults=True):
@@ -237,9 +237,9 @@ class Token(Event, frozen=True, tag="token", omit_defaults=True):
     made of, `logprobs` is about the same tokens, if the request asked for it.
     """
 
-    at: int
+    offset: int
     text: str
-    ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
@@ -254,7 +254,7 @@ class Done(Event, frozen=True, tag="done"):
     usage: Usage
     timings: Timings
     exchanges_dropped: int
-    stored: Stored
+    stored: StoredState
     length: int | None = None  # of the answer in characters: who has less has lost a part of it
     stop_string: str | None = None
 
@@ -276,7 +276,7 @@ StreamEvent = Accepted | Progress | Started | Token | Done | Failed
 class ReplayRequest(Struct, frozen=True):
     """`at` is the length in characters of what the reader has."""
 
-    at: Annotated[int, Meta(ge=0)] = 0
+    offset: Annotated[int, Meta(ge=0)] = 0
 
 
 class Replay(Struct, frozen=True):
@@ -292,14 +292,14 @@ class Replay(Struct, frozen=True):
     worker_id: str
     reply: str
     events: tuple[StreamEvent, ...]
-    is_all: bool = True
-    age: float = 0.0
+    is_complete: bool = True
+    age_seconds: float = 0.0
 
 
 # --- what goes to one worker ----------------------------------------------------------------------
 
 
-class Taken(Struct, frozen=True):
+class RequestAdmitted(Struct, frozen=True):
     """
     The acknowledgement of a request that one worker alone was asked: it will answer. The counts are
     those of its report, with this request.

@@ -10,7 +10,7 @@ from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.conversation import ChatMessage
 from services.contract.errors import ServiceError
-from services.contract.messages import ChatRequest, JsonSchemaFormat, Prompt, TextFormat
+from services.contract.messages import ChatRequest, JsonSchemaFormat, PromptRequest, TextFormat
 
 MAX_BYTES = 64 * 1024
 """So that ten exchanges and a prompt fit NATS's message limit of 1 MiB."""
@@ -74,7 +74,7 @@ def size(request: ChatRequest) -> int:
     return len(request.prompt.encode())
 
 
-def check(prompt: Prompt) -> None:
+def check(prompt: PromptRequest) -> None:
     """
     Raises ServiceError: payload_too_large for a long one, invalid_request for a blank one, or for
     fields that contradict each other.
@@ -126,7 +126,7 @@ def context_exceeded(field: str, tokens: str, context: int) -> ServiceError:
     )
 
 
-def _check_prompt(prompt: Prompt) -> None:
+def _check_prompt(prompt: PromptRequest) -> None:
     if not prompt.prompt.strip():
         raise ServiceError("invalid_request", "The prompt is blank: it must say something.")
     if not prompt.session_id:

@@ -23,16 +23,16 @@ REPLY_HEADER = "Chat-Reply"
 
 HISTORY_STREAM = "HISTORY"
 HISTORY_LOG = "history.log.>"
-HISTORY_RESCUED_STREAM = "HISTORY_RESCUED"
-HISTORY_RESCUED = "history.rescued.>"
-HISTORY_RESCUED_RECORDS = "history.rescued.record.>"
-HISTORY_RESCUED_SNAPSHOTS = "history.rescued.snapshot.>"
-HISTORY_RESCUED_LOCK = "history.rescued.lock"
-HISTORY_RESCUED_EMPTIED = "history.rescued.emptied"
+HISTORY_REPAIR_STREAM = "HISTORY_REPAIR"
+HISTORY_REPAIR = "history.repair.>"
+HISTORY_REPAIR_RECORDS = "history.repair.record.>"
+HISTORY_REPAIR_SNAPSHOTS = "history.repair.snapshot.>"
+HISTORY_REPAIR_LOCK = "history.repair.lock"
+HISTORY_REPAIR_EMPTIED = "history.repair.emptied"
 HISTORY_PROBE = "history.log.probe"
 """Subject of the probe with which history tests the log; no session has it."""
 HISTORY_STATUS = "history.status"
-HISTORY_DOUBT = "history.doubt"
+HISTORY_APPEND_FAILED = "history.append_failed"
 """Subject on which workers report a failed append to history."""
 HISTORY_CONTEXT_ANY = "history.context.*"
 HISTORY_MESSAGES_ANY = "history.messages.*"
@@ -86,16 +86,16 @@ def is_reply(subject: str) -> bool:
     return len(subject) <= MAX_REPLY_LENGTH and _REPLY.fullmatch(subject) is not None
 
 
-def direct(worker_id: str, tenant: str) -> str:
+def worker_request(worker_id: str, tenant: str) -> str:
     """Where one worker alone is asked; it acknowledges that it takes the request."""
     return f"chat.worker.{worker_id}.request.{tenant}"
 
 
-def direct_any_tenant(worker_id: str) -> str:
-    return direct(worker_id, "*")
+def worker_request_any_tenant(worker_id: str) -> str:
+    return worker_request(worker_id, "*")
 
 
-def tenant_of_direct(subject: str) -> str:
+def tenant_of_worker_request(subject: str) -> str:
     return subject.rsplit(".", 1)[1]
 
 
@@ -136,7 +136,7 @@ def replay(tenant: str, request_id: str) -> str:
     return f"chat.replay.{tenant}.{request_id}"
 
 
-def direct_replay(worker_id: str, tenant: str, request_id: str) -> str:
+def worker_replay(worker_id: str, tenant: str, request_id: str) -> str:
     """The same of one worker, which also says so if it does not know of the request."""
     return f"chat.worker.{worker_id}.replay.{tenant}.{request_id}"
 
@@ -147,19 +147,19 @@ def target_of_replay(subject: str) -> tuple[str, str]:
     return tenant, request_id
 
 
-def unheard(worker_id: str, key: str, attempt: int, number: int) -> str:
+def undelivered(worker_id: str, key: str, attempt: int, number: int) -> str:
     """
     The reply subject of an event, on which NATS itself says that nobody heard it: `key` is that of
     the request, `attempt` and `number` count the worker's attempts and the attempt's events.
     """
-    return f"chat.worker.{worker_id}.unheard.{key}.{attempt}.{number}"
+    return f"chat.worker.{worker_id}.undelivered.{key}.{attempt}.{number}"
 
 
-def unheard_any(worker_id: str) -> str:
-    return f"chat.worker.{worker_id}.unheard.*.*.*.*"
+def undelivered_any(worker_id: str) -> str:
+    return f"chat.worker.{worker_id}.undelivered.*.*.*.*"
 
 
-def event_unheard(subject: str) -> tuple[str, int, int]:
+def undelivered_event(subject: str) -> tuple[str, int, int]:
     """Return (key, attempt, number) of such a subject. Raises ServiceError(invalid_request)."""
     *_, tenant, request_id, attempt, number = subject.split(".")
     if not (attempt + number).isdecimal():
@@ -232,12 +232,12 @@ def session_key(tenant: str, session_id: str) -> str:
     return f"{tenant}.{encoded}"
 
 
-def answer_entry(tenant: str, request_id: str) -> str:
+def request_entry(tenant: str, request_id: str) -> str:
     """Return the key, in the bucket `requests`, of the entry of a request id."""
     return f"{tenant}.{request_id}"
 
 
-def claim_entry(tenant: str, name: str) -> str:
+def idempotency_entry(tenant: str, name: str) -> str:
     """Return the key, in the bucket `requests`, of an Idempotency-Key with the digest `name`."""
     return f"{tenant}.key.{name}"
 
@@ -247,22 +247,22 @@ def log(key: str) -> str:
     return f"history.log.{key}"
 
 
-def rescued(key: str) -> str:
+def repair_record(key: str) -> str:
     """Return the subject of a session's records during the repair of the log."""
-    return f"history.rescued.record.{key}"
+    return f"history.repair.record.{key}"
 
 
-def rescued_clear(key: str) -> str:
+def repair_clear(key: str) -> str:
     """Where it is kept which record of the repaired log is the session's last Cleared or Erased."""
-    return f"history.rescued.clear.{key}"
+    return f"history.repair.clear.{key}"
 
 
-def rescued_snapshot(key: str) -> str:
+def repair_snapshot(key: str) -> str:
     """Where a session's snapshot is kept while the bucket of snapshots is emptied."""
-    return f"history.rescued.snapshot.{key}"
+    return f"history.repair.snapshot.{key}"
 
 
-def key_of_rescued(subject: str) -> str:
+def key_of_repair(subject: str) -> str:
     """The session key of a record or a snapshot."""
     return subject.split(".", 3)[3]
 

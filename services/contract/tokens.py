@@ -4,12 +4,12 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from services.contract.messages import TokenNumber
+from services.contract.messages import TokenId
 
 Text = Annotated[str, Meta(max_length=524_288)]
 
 
-ANSWER_WITHIN = 5.0
+TOKENS_TIMEOUT_SECONDS = 5.0
 """Seconds that a caller waits for the answer of a worker."""
 
 
@@ -25,7 +25,7 @@ class TokenizeRequest(Struct, frozen=True):
     with_pieces: bool = False
 
 
-class Piece(Struct, frozen=True):
+class TokenPiece(Struct, frozen=True):
     """`bytes` tells what `text` can't, where it is a part of a character."""
 
     id: int
@@ -33,20 +33,20 @@ class Piece(Struct, frozen=True):
     bytes: tuple[int, ...]
 
 
-class Tokenized(Struct, frozen=True):
-    tokens: tuple[TokenNumber, ...]
-    pieces: tuple[Piece, ...] = ()  # of the same tokens, if they were asked for
+class TokenizeReply(Struct, frozen=True):
+    tokens: tuple[TokenId, ...]
+    pieces: tuple[TokenPiece, ...] = ()  # of the same tokens, if they were asked for
 
 
 class DetokenizeRequest(Struct, frozen=True):
-    tokens: Annotated[tuple[TokenNumber, ...], Meta(max_length=262_144)]
+    tokens: Annotated[tuple[TokenId, ...], Meta(max_length=262_144)]
 
 
-class Detokenized(Struct, frozen=True):
+class DetokenizeReply(Struct, frozen=True):
     text: str
 
 
-class Counted(Struct, frozen=True):
+class TokenCount(Struct, frozen=True):
     """Tokens that the prompt of a request would have."""
 
     tokens: int

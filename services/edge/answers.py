@@ -11,8 +11,8 @@ from services.client.transcript import after
 from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.history import Exchange, ExchangeRequest
-from services.contract.messages import Done, Failed, Prompt, StreamEvent, Token
-from services.edge.claims import Claims, Held, conflict, identify
+from services.contract.messages import Done, Failed, PromptRequest, StreamEvent, Token
+from services.edge.claims import HeldClaim, IdempotencyKeys, conflict, identify
 from services.edge.routes import ask_history
 from services.runtime.bus import Bus
 
@@ -29,7 +29,7 @@ class Claimed(NamedTuple):
     is_mine: bool
 
 
-class Answers:
+class StoredAnswers:
     """Of one tenant."""
 
     def __init__(self, bus: Bus, tenant: str, client: ChatClient) -> None:
@@ -55,7 +55,7 @@ class Answers:
             if untold := after(event, at):
                 yield untold
 
-    async def once(self, claims: Claims, key: str, prompt: Prompt) -> Claimed:
+    async def once(self, claims: IdempotencyKeys, key: str, prompt: PromptRequest) -> Claimed:
         """
         Return the request id of a key, claimed here or, even at this moment, by another edge. A
         failed request is repeated. Raises ServiceError(conflict) if the key belongs to another
@@ -76,7 +76,7 @@ class Answers:
                     return Claimed(request_id, is_mine=True)
             await asyncio.sleep(LOOK_INTERVAL)
 
-    async def begun(self, claims: Claims, key: str, prompt: Prompt) -> str:
+    async def begun(self, claims: IdempotencyKeys, key: str, prompt: PromptRequest) -> str:
         """
         Return the request id of a claimed key. Raises ServiceError(not_found) if there is none: a
         client that has a part of an answer must not get another one.
@@ -91,7 +91,7 @@ class Answers:
         return held.request_id
 
     async def _found(
-        self, claims: Claims, held: Held, prompt: Prompt
+        self, claims: IdempotencyKeys, held: HeldClaim, prompt: PromptRequest
     ) -> Literal["whole", "failed", "nothing"]:
         """
         Return the state of an answer; a running one counts as whole. The log may have it although
@@ -107,7 +107,7 @@ class Answers:
             raise conflict()
         return "failed" if exchange.finish_reason == "failed" else "whole"
 
-    async def _logged(self, claims: Claims, request_id: str) -> Exchange | None:
+    async def _logged(self, claims: IdempotencyKeys, request_id: str) -> Exchange | None:
         """Raises ServiceError(conflict) if the log had the exchange and no longer has it."""
         # before the lookup: an exchange that is logged in between was not erased
         was_answered = await claims.was_answered(self._tenant, request_id)

@@ -12,19 +12,19 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.edge import chat, errors, pages, routes, schema, sessions
 from services.edge.access import Access
-from services.edge.claims import Claims
-from services.edge.drain import Drain
+from services.edge.api import routes as openai
+from services.edge.api import tokens
+from services.edge.api.reading import HEADER, BodyReader, name_ignored
+from services.edge.claims import IdempotencyKeys
+from services.edge.drain import BodyDrain
 from services.edge.gzip import Gzip
 from services.edge.head import Head
 from services.edge.keys import Keys
-from services.edge.openai import routes as openai
-from services.edge.openai import tokens
-from services.edge.openai.reading import HEADER, BodyReader, name_ignored
 from services.runtime.bus import Bus
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -65,8 +65,8 @@ async def make_app(
     `origins` are those of the browser pages that may ask; `*` in them stands for anything.
     `leaving`: set while the edge drains. `is_strict`: reject unknown fields of /v1.
     """
-    workers, claims, bodies = Workers(), Claims(bus), BodyReader(is_strict)
-    await bus.subscribe(subjects.REPORT_ANY, workers.hear)
+    workers, claims, bodies = WorkerDirectory(), IdempotencyKeys(bus), BodyReader(is_strict)
+    await bus.subscribe(subjects.REPORT_ANY, workers.on_report)
 
     def tenant(request: Request[Any, Any, Any]) -> str:
         return keys.tenant(request.headers)
@@ -97,7 +97,7 @@ async def make_app(
         request_max_body_size=MAX_BODY_BYTES,
         logging_config=None,
     )
-    return Access(Gzip(Head(Drain(litestar))))
+    return Access(Gzip(Head(BodyDrain(litestar))))
 
 
 def _reference(document: dict[str, Any]) -> list[HTTPRouteHandler]:

@@ -15,10 +15,10 @@ from services.client.chat import ChatClient, new_request_id
 from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
-from services.contract.messages import ChatRequest, Prompt
+from services.contract.messages import ChatRequest, PromptRequest
 from services.edge import sizes
-from services.edge.answers import Answers
-from services.edge.claims import Claims
+from services.edge.answers import StoredAnswers
+from services.edge.claims import IdempotencyKeys
 from services.edge.routes import AnyRequest, Tenant, TheBus, TheWorkers, check_bus
 from services.edge.sse import END, EventStream
 
@@ -29,11 +29,11 @@ WITHOUT_KEY = (
     " resume with GET /chat/{request_id}."
 )
 
-TheClaims = NamedDependency[Claims]
+TheClaims = NamedDependency[IdempotencyKeys]
 log = logging.getLogger(__name__)
 
 
-class ChatBody(Prompt, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ChatBody(PromptRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /chat`. A name that we don't know is a typo, and refused."""
 
 
@@ -57,7 +57,7 @@ async def chat(
     prompt = read_prompt(await request.body())
     key, at = request.headers.get("idempotency-key"), _last_event_id(request)
     client = ChatClient(bus, tenant, workers)
-    answers = Answers(bus, tenant, client)
+    answers = StoredAnswers(bus, tenant, client)
     if at and not key:
         raise ServiceError("invalid_request", WITHOUT_KEY)
     if at == END:
@@ -94,7 +94,7 @@ async def resume(
     if at == END:
         return _no_content()
     log.info("resuming %s from %d", request_id, at)
-    events = Answers(bus, tenant, ChatClient(bus, tenant, workers)).again(request_id, at)
+    events = StoredAnswers(bus, tenant, ChatClient(bus, tenant, workers)).again(request_id, at)
     return EventStream(events, request_id, workers.refusal)
 
 
@@ -107,7 +107,7 @@ async def cancel(request_id: FromPath[str], bus: TheBus, tenant: Tenant) -> dict
     return {"status": "cancelling", "request_id": request_id}
 
 
-def read_prompt(body: bytes) -> Prompt:
+def read_prompt(body: bytes) -> PromptRequest:
     """Of JSON, whatever the content type says: `curl -d` calls it a form."""
     if not body.strip():
         raise ServiceError("invalid_request", f"The body is empty. {EXAMPLE}.")

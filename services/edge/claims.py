@@ -1,5 +1,5 @@
 """
-Claims of Idempotency-Keys: all edges agree which request a key stands for, by the bucket
+IdempotencyKeys of Idempotency-Keys: all edges agree which request a key stands for, by the bucket
 `requests`, which history creates.
 """
 
@@ -15,7 +15,7 @@ from msgspec import Struct
 from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
-from services.contract.messages import Prompt
+from services.contract.messages import PromptRequest
 from services.runtime.bus import Bus
 from services.runtime.streams import Bucket, Conflict, StreamUnavailable
 
@@ -42,7 +42,7 @@ class Claim(Struct, frozen=True):
     claimed_at: float
 
 
-class Held(NamedTuple):
+class HeldClaim(NamedTuple):
     """A claim as found; `revision` 0: the key is not claimed."""
 
     request_id: str
@@ -54,7 +54,7 @@ class Held(NamedTuple):
         return self.revision > 0
 
 
-class Claims:
+class IdempotencyKeys:
     def __init__(self, bus: Bus) -> None:
         self._bucket = Bucket(bus, subjects.REQUESTS_BUCKET)
 
@@ -71,28 +71,28 @@ class Claims:
             raise _unavailable(error) from error
         return True
 
-    async def held(self, keyed: Keyed) -> Held:
+    async def held(self, keyed: Keyed) -> HeldClaim:
         """Raises ServiceError(conflict) if it was claimed for something else."""
         try:
             value = await self._bucket.get(_entry(keyed))
         except StreamUnavailable as error:
             raise _unavailable(error) from error
         if value is None:
-            return Held(keyed.name, math.inf, 0)
+            return HeldClaim(keyed.name, math.inf, 0)
         claim = decode(value.data, Claim)
         if claim.body != keyed.body:
             raise conflict()
-        return Held(claim.request_id, time.time() - claim.claimed_at, value.revision)
+        return HeldClaim(claim.request_id, time.time() - claim.claimed_at, value.revision)
 
     async def was_answered(self, tenant: str, request_id: str) -> bool:
         """Return whether the log had the answer in the last day; it may be erased since."""
         try:
-            return await self._bucket.get(subjects.answer_entry(tenant, request_id)) is not None
+            return await self._bucket.get(subjects.request_entry(tenant, request_id)) is not None
         except StreamUnavailable as error:
             raise _unavailable(error) from error
 
 
-def identify(tenant: str, key: str, prompt: Prompt) -> Keyed:
+def identify(tenant: str, key: str, prompt: PromptRequest) -> Keyed:
     """Raises ServiceError(invalid_request)."""
     if not key.isprintable() or len(key) > MAX_KEY_LENGTH:
         raise ServiceError(
@@ -112,7 +112,7 @@ def conflict() -> ServiceError:
 
 
 def _entry(keyed: Keyed) -> str:
-    return subjects.claim_entry(keyed.tenant, keyed.name)
+    return subjects.idempotency_entry(keyed.tenant, keyed.name)
 
 
 def _unavailable(error: StreamUnavailable) -> ServiceError:

@@ -18,7 +18,7 @@ MAX_SECONDS = 10.0
 CLOSE = (b"connection", b"close")
 
 
-class Drain:
+class BodyDrain:
     """
     ASGI middleware. After a response that precedes the end of the body (413, 401, 404) the server
     closes the connection, and a client that is still sending sees a reset instead of the response,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from services.contract import subjects
 from services.contract.errors import ServiceError
-from services.runtime.settings import BadSetting
+from services.runtime.settings import InvalidSetting
 
 
 class Keys:
@@ -20,19 +20,21 @@ class Keys:
         for entry in filter(None, map(str.strip, setting.split(","))):
             name, _, key = map(str.strip, entry.partition(":"))
             if not key or not key.isascii():
-                raise BadSetting(
+                raise InvalidSetting(
                     "EDGE_API_KEYS can't be used: each entry must be name:key, the key in ASCII."
                 )
             if not subjects.is_id(name) or name == subjects.OPEN_TENANT:
-                raise BadSetting(
+                raise InvalidSetting(
                     f"EDGE_API_KEYS can't be used: {name!r} must be 1 to 64 of A-Z a-z 0-9 _ -, "
                     "and more than a single underscore."
                 )
             if key in tenants:
-                raise BadSetting(f"EDGE_API_KEYS can't be used: {name} has the key of another.")
+                raise InvalidSetting(f"EDGE_API_KEYS can't be used: {name} has the key of another.")
             tenants[key] = name
         if setting and not tenants:
-            raise BadSetting("EDGE_API_KEYS can't be used: it has no name:key, only separators.")
+            raise InvalidSetting(
+                "EDGE_API_KEYS can't be used: it has no name:key, only separators."
+            )
         return cls(tenants)
 
     @property

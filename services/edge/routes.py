@@ -11,21 +11,21 @@ from litestar.di import NamedDependency
 from msgspec import Struct
 
 from services.client.chat import new_request_id
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.history import (
     ClearRequest,
+    ExchangePage,
+    ExchangeView,
     HistoryStatus,
-    Message,
-    Messages,
     MessagesRequest,
 )
 from services.contract.messages import Empty, ModelInfo, SessionId, WorkerReport
 from services.edge import pages
 from services.runtime.bus import VERSION, Bus
-from services.runtime.deliveries import NoResponders, Silent
+from services.runtime.deliveries import NoResponders, RequestSilent
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
 RETRY_AFTER = 1.0  # seconds
@@ -37,7 +37,7 @@ READY_PATIENCE = 2.5  # seconds for /readyz
 log = logging.getLogger(__name__)
 AnyRequest = Request[Any, Any, Any]
 TheBus = NamedDependency[Bus]
-TheWorkers = NamedDependency[Workers]
+TheWorkers = NamedDependency[WorkerDirectory]
 Leaving = NamedDependency[asyncio.Event]
 Tenant = NamedDependency[str]  # whose key it is; asking for it is what makes a route need a key
 S = TypeVar("S", bound=Struct)
@@ -141,9 +141,9 @@ async def status(bus: TheBus, workers: TheWorkers, tenant: Tenant) -> Status:
 
 
 @get("/messages")
-async def messages(request: AnyRequest, bus: TheBus, tenant: Tenant) -> tuple[Message, ...]:
+async def messages(request: AnyRequest, bus: TheBus, tenant: Tenant) -> tuple[ExchangeView, ...]:
     asked = read_query(request, MessagesRequest)
-    answer = await ask_history(bus, subjects.history_messages(tenant), asked, Messages)
+    answer = await ask_history(bus, subjects.history_messages(tenant), asked, ExchangePage)
     return answer.messages
 
 
@@ -226,7 +226,7 @@ async def ask_history(
     check_bus(bus)
     try:
         return await _ask(bus, subject, message, kind, patience)
-    except (NoResponders, Silent) as error:
+    except (NoResponders, RequestSilent) as error:
         raise _unavailable("does not answer") from error
     except TimeoutError as error:
         raise _unavailable(f"takes longer than {patience:.0f} s") from error
@@ -239,7 +239,7 @@ async def _ask(bus: Bus, subject: str, message: Struct, kind: type[S], patience:
     """
     try:
         return await bus.request(subject, message, kind, patience, silence=SILENCE)
-    except Silent:
+    except RequestSilent:
         retry = subjects.retry(subject)
         return await bus.request(retry, message, kind, patience, silence=SILENCE_OF_ALL)
 

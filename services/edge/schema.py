@@ -12,11 +12,11 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
 from services.contract.history import Exchange, MessagesRequest, SessionsRequest
+from services.edge.api.bodies import ChatCompletionBody, CompletionBody
+from services.edge.api.objects import ChatCompletion, TextCompletion
+from services.edge.api.tokens import DetokenizeBody, TokenizeBody
 from services.edge.chat import ChatBody as PromptBody
 from services.edge.errors import TABLE, ErrorBody
-from services.edge.openai.bodies import ChatBody, TextBody
-from services.edge.openai.objects import ChatCompletion, TextCompletion
-from services.edge.openai.tokens import DetokenizeBody, TokenizeBody
 from services.edge.routes import ClearBody, Root, SessionQuery
 from services.edge.sessions import DescriptionBody, Line
 from services.runtime.bus import VERSION
@@ -146,7 +146,7 @@ a POST, PATCH or DELETE are a 400, except under `/v1`."""
 OPEN = "EDGE_API_KEYS is not set, so this server needs no key."
 
 
-class Described(NamedTuple):
+class Operation(NamedTuple):
     """
     The description of a route. `streams` is an example of the events; `answers` is the type of the
     JSON, if the handler's annotation does not have it.
@@ -168,19 +168,19 @@ class Described(NamedTuple):
 
 
 DESCRIBED = {
-    ("GET", "/"): Described(
+    ("GET", "/"): Operation(
         "Server", "Get started", "JSON for programs, a page of links for browsers.", answers=Root
     ),
-    ("GET", "/healthz"): Described("Server", "Check whether the process is alive"),
-    ("GET", "/readyz"): Described(
+    ("GET", "/healthz"): Operation("Server", "Check whether the process is alive"),
+    ("GET", "/readyz"): Operation(
         "Server", "Check whether chats can be answered now", "If not: 503 with the reason."
     ),
-    ("GET", "/status"): Described(
+    ("GET", "/status"): Operation(
         "Server",
         "Get what is loaded, connected and waiting",
         "A part that is down shows in the fields.",
     ),
-    ("POST", "/chat"): Described(
+    ("POST", "/chat"): Operation(
         "Chat",
         "Ask within a session",
         "The session's earlier exchanges are part of the prompt. The answer is cancelled 10 seconds"
@@ -191,7 +191,7 @@ DESCRIBED = {
         answer="`token` events, then one `done` or `error`.",
         headers=("Idempotency-Key", "Last-Event-ID"),
     ),
-    ("GET", "/chat/{request_id}"): Described(
+    ("GET", "/chat/{request_id}"): Operation(
         "Chat",
         "Receive an answer again, or the rest of it",
         "While it is generated and for a day after its end, at any edge. 204 after `done`.",
@@ -199,19 +199,19 @@ DESCRIBED = {
         answer="`token` events, then one `done` or `error`.",
         headers=("Last-Event-ID",),
     ),
-    ("DELETE", "/chat/{request_id}"): Described(
+    ("DELETE", "/chat/{request_id}"): Operation(
         "Chat",
         "Stop an answer",
         "Always a 202: only the worker knows whether the answer still runs.",
     ),
-    ("GET", "/messages"): Described(
+    ("GET", "/messages"): Operation(
         "Sessions",
         "Read the last exchanges",
         "Oldest first, of one session or, without `session_id`, of all.",
         query=MessagesRequest,
         answer="The exchanges.",
     ),
-    ("POST", "/clear-history"): Described(
+    ("POST", "/clear-history"): Operation(
         "Sessions",
         "Clear a session's context",
         "The model forgets the conversation; its messages stay readable. Name the session in the"
@@ -221,21 +221,21 @@ DESCRIBED = {
         query=SessionQuery,
         body_required=False,
     ),
-    ("GET", "/sessions"): Described(
+    ("GET", "/sessions"): Operation(
         "Sessions",
         "List the sessions",
         "Last active first.",
         query=SessionsRequest,
         answer="A page of sessions.",
     ),
-    ("GET", "/sessions/{session_id}/messages"): Described(
+    ("GET", "/sessions/{session_id}/messages"): Operation(
         "Sessions",
         "Read a session's exchanges",
         "Newest first, a page at a time.",
         query=MessagesRequest,
         answer="A page of exchanges.",
     ),
-    ("PATCH", "/sessions/{session_id}"): Described(
+    ("PATCH", "/sessions/{session_id}"): Operation(
         "Sessions",
         "Set a session's title and system prompt",
         "Possible before its first exchange; null resets a value.",
@@ -243,12 +243,12 @@ DESCRIBED = {
         {"title": "Holidays"},
         answer="The session.",
     ),
-    ("DELETE", "/sessions/{session_id}"): Described(
+    ("DELETE", "/sessions/{session_id}"): Operation(
         "Sessions",
         "Erase a session everywhere",
         "Running answers of the session are erased too. This can't be undone.",
     ),
-    ("GET", "/sessions/{session_id}/export"): Described(
+    ("GET", "/sessions/{session_id}/export"): Operation(
         "Sessions",
         "Export a session",
         "JSON Lines, oldest exchange first, of any length. If the connection breaks off, the export"
@@ -257,7 +257,7 @@ DESCRIBED = {
         answer="An exchange on each line.",
         answer_media=JSONL,
     ),
-    ("POST", "/sessions/{session_id}/messages"): Described(
+    ("POST", "/sessions/{session_id}/messages"): Operation(
         "Sessions",
         "Import into a session",
         "JSON Lines in the format of an export, of any length. An error has the number of imported"
@@ -266,46 +266,46 @@ DESCRIBED = {
         {"prompt": "Hello", "response": "Hi!"},
         body_media=JSONL,
     ),
-    ("POST", "/v1/chat/completions"): Described(
+    ("POST", "/v1/chat/completions"): Operation(
         "OpenAI",
         "Complete a conversation",
-        body=ChatBody,
+        body=ChatCompletionBody,
         example={"model": "demo", "messages": MESSAGES},
         answers=ChatCompletion,
         answer="The completion; with `stream` as server-sent events.",
         streams=CHUNKS,
     ),
-    ("POST", "/v1/completions"): Described(
+    ("POST", "/v1/completions"): Operation(
         "OpenAI",
         "Complete a text",
-        body=TextBody,
+        body=CompletionBody,
         example={"model": "demo", "prompt": "Once"},
         answers=TextCompletion,
         answer="The completion; with `stream` as server-sent events.",
         streams=PARTS,
     ),
-    ("GET", "/v1/models"): Described(
+    ("GET", "/v1/models"): Operation(
         "OpenAI", "List the models and their adapters", answer="The models."
     ),
-    ("GET", "/v1/models/{name}"): Described("OpenAI", "Describe a model", answer="The model."),
-    ("POST", "/v1/tokenize"): Described(
+    ("GET", "/v1/models/{name}"): Operation("OpenAI", "Describe a model", answer="The model."),
+    ("POST", "/v1/tokenize"): Operation(
         "OpenAI",
         "Turn text into token ids",
         body=TokenizeBody,
         example={"content": "Hello", "with_pieces": True},
         answer="The token ids.",
     ),
-    ("POST", "/v1/detokenize"): Described(
+    ("POST", "/v1/detokenize"): Operation(
         "OpenAI",
         "Turn token ids into text",
         body=DetokenizeBody,
         example={"tokens": [72, 101]},
         answer="The text.",
     ),
-    ("POST", "/v1/chat/completions/input_tokens"): Described(
+    ("POST", "/v1/chat/completions/input_tokens"): Operation(
         "OpenAI",
         "Count the tokens of a conversation",
-        body=ChatBody,
+        body=ChatCompletionBody,
         example={"model": "demo", "messages": MESSAGES},
         answer="The count.",
     ),
@@ -320,7 +320,7 @@ class _Operation(NamedTuple):
     status: int
     returns: Any
     is_keyed: bool
-    described: Described
+    described: Operation
 
 
 def document(handlers: Sequence[HTTPRouteHandler], is_open: bool) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from services.contract.errors import ErrorCode, ServiceError
 from services.edge import errors
 from services.runtime.bus import TASKS_DEADLINE
 from services.runtime.process import DRAIN_DEADLINE
-from services.runtime.settings import BadSetting
+from services.runtime.settings import InvalidSetting
 from services.runtime.supervised import Fail
 
 # All in seconds. What is left of the drain is for the bus.
@@ -173,7 +173,7 @@ def bind(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
         except OSError as error:
-            raise BadSetting(_why(host, port, error)) from error
+            raise InvalidSetting(_why(host, port, error)) from error
         stack.pop_all()  # the caller's from here on
     return listener
 

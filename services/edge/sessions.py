@@ -20,11 +20,11 @@ from services.contract.history import (
     DescribeRequest,
     Description,
     Exchange,
+    ExchangePage,
     ExportPage,
     ExportRequest,
     Imported,
     ImportRequest,
-    Messages,
     MessagesRequest,
     Session,
     SessionPage,
@@ -79,11 +79,11 @@ async def sessions(request: AnyRequest, bus: TheBus, tenant: Tenant) -> SessionP
 @get("/sessions/{session_id:str}/messages")
 async def messages(
     request: AnyRequest, session_id: FromPath[str], bus: TheBus, tenant: Tenant
-) -> Messages:
+) -> ExchangePage:
     """Newest first."""
     asked = read_path(request, MessagesRequest, session_id)
-    page = await ask_history(bus, subjects.history_messages(tenant), asked, Messages)
-    return Messages(page.messages[::-1], page.next)
+    page = await ask_history(bus, subjects.history_messages(tenant), asked, ExchangePage)
+    return ExchangePage(page.messages[::-1], page.next)
 
 
 @patch("/sessions/{session_id:str}")

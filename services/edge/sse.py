@@ -62,7 +62,7 @@ class EventStream:
 
     def _format(self, event: StreamEvent) -> bytes:
         match event:
-            case Token(at=at, text=text, logprobs=logprobs):
+            case Token(offset=at, text=text, logprobs=logprobs):
                 more = {} if logprobs is None else {"logprobs": logprobs}
                 return b"id: %d\n%b" % (at + len(text), _data({"token": text, **more}))
             case Done():

@@ -27,8 +27,8 @@ from pymongo.read_concern import ReadConcern
 from services.history import document
 from services.history.document import Document
 from services.history.entry import Entry, Place, Unreadable, archive_id
-from services.runtime.settings import BadSetting
-from services.runtime.supervised import Fail, Loop
+from services.runtime.settings import InvalidSetting
+from services.runtime.supervised import Fail, SupervisedLoop
 
 SELECTION_TIMEOUT_MS = 2000  # in which a server must be found
 SOCKET_TIMEOUT_MS = 5000  # in which a batch must be written
@@ -80,7 +80,7 @@ class Archive:
         self._is_optional = is_optional
         self._indexed = False
         self._complained = False
-        self._loop = Loop("archive's watch", self._look, fail)
+        self._loop = SupervisedLoop("archive's watch", self._look, fail)
         self.id = ""
         """Tells this database from any other: what the log has given to one, another lacks."""
         self.connected = False
@@ -93,8 +93,8 @@ class Archive:
         cls, uri: str, database: str, retention: int, fail: Fail, is_optional: bool = False
     ) -> AsyncIterator["Archive"]:
         """
-        Raises BadSetting. A server that can't be reached is no error, and with `is_optional` (the
-        default address) not worth a warning.
+        Open the archive. Raises InvalidSetting. A server that can't be reached is no error; with
+        `is_optional` (the default address) it is not worth a warning either.
         """
         client = _client(uri)
         where = f"{_without_secrets(uri)}/{database}"
@@ -323,7 +323,7 @@ class Archive:
 
 
 def check(uri: str, database: str) -> None:
-    """Raise BadSetting for settings with which `Archive.open` would raise it."""
+    """Raise InvalidSetting for settings with which `Archive.open` would raise it."""
     client = _client(uri)
     try:
         _database(client, database)
@@ -342,7 +342,7 @@ def _client(uri: str) -> AsyncIOMotorClient[Document]:
         )
     except (ConfigurationError, ValueError) as error:
         why = str(error).partition('"')[0].strip(" .")  # the rest may quote a part of the password
-        raise BadSetting(f"MONGODB_URI can't be used: {why}.") from None
+        raise InvalidSetting(f"MONGODB_URI can't be used: {why}.") from None
 
 
 def _database(client: AsyncIOMotorClient[Document], name: str) -> AsyncIOMotorDatabase[Document]:
@@ -353,7 +353,7 @@ def _database(client: AsyncIOMotorClient[Document], name: str) -> AsyncIOMotorDa
     """
     write = client.write_concern
     if not write.acknowledged:
-        raise BadSetting("MONGODB_URI must not have w=0: nobody would know what was written.")
+        raise InvalidSetting("MONGODB_URI must not have w=0: nobody would know what was written.")
     if write.is_server_default:
         write = WriteConcern("majority", wtimeout=REPLICATION_TIMEOUT_MS, j=True)
     read = client.read_concern if client.read_concern.level else ReadConcern("majority")
@@ -362,7 +362,7 @@ def _database(client: AsyncIOMotorClient[Document], name: str) -> AsyncIOMotorDa
             name, read_preference=ReadPreference.PRIMARY, write_concern=write, read_concern=read
         )
     except InvalidName as error:
-        raise BadSetting(f"MONGODB_DATABASE={name!r} can't be used: {error}.") from error
+        raise InvalidSetting(f"MONGODB_DATABASE={name!r} can't be used: {error}.") from error
 
 
 def _without_secrets(uri: str) -> str:

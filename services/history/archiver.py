@@ -10,9 +10,9 @@ from services.contract.history import Erased
 from services.history.archive import Archive, ArchiveUnavailable
 from services.history.entry import Entry, Unreadable, read
 from services.history.log import Log
-from services.runtime.consumers import Pending
+from services.runtime.consumers import PendingMessage
 from services.runtime.streams import StreamUnavailable
-from services.runtime.supervised import Fail, Loop
+from services.runtime.supervised import Fail, SupervisedLoop
 
 BATCH = 500
 FETCH_TIMEOUT = 0.5  # seconds that a fetch waits for a first record
@@ -29,7 +29,7 @@ class Archiver:
     def __init__(self, history: Log, archive: Archive, fail: Fail) -> None:
         self._log = history
         self._archive = archive
-        self._loop = Loop("archiver", self._step, fail)
+        self._loop = SupervisedLoop("archiver", self._step, fail)
         self._complained = False
 
     def running(self) -> AbstractAsyncContextManager[None]:
@@ -55,7 +55,7 @@ class Archiver:
             self._complained = False
         return 0 if len(batch) == BATCH else GATHERING
 
-    async def _archive_all(self, batch: Sequence[Pending]) -> None:
+    async def _archive_all(self, batch: Sequence[PendingMessage]) -> None:
         if not batch:
             return
         entries = [read(pending.stored) for pending in batch]

@@ -3,7 +3,7 @@
 import logging
 
 from services.history.log import Log
-from services.runtime.streams import Damaged, StreamUnavailable
+from services.runtime.streams import StreamDamaged, StreamUnavailable
 
 PROOFS = 3  # failed probes in a row that prove damage, before the log is emptied and rebuilt
 
@@ -27,7 +27,7 @@ class Checkup:
             if is_probed or await self._log.is_suspect():
                 await self._log.probe()
             self._damages = 0
-        except Damaged as error:
+        except StreamDamaged as error:
             if not is_restarted:
                 raise
             await self._repair(error)
@@ -35,7 +35,7 @@ class Checkup:
             await self._rescue(is_under_way=True)
         await self._compare()
 
-    async def _repair(self, damage: Damaged) -> None:
+    async def _repair(self, damage: StreamDamaged) -> None:
         self._damages += 1
         if self._damages < PROOFS:
             raise damage

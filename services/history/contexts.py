@@ -9,7 +9,7 @@ from services.history.context import Snapshot, fold, forget
 from services.history.entry import Entry, Unreadable
 from services.history.log import Log
 from services.history.settings import HistorySettings
-from services.runtime.streams import Conflict, Stored
+from services.runtime.streams import Conflict, StoredMessage
 
 SAVE_TRIES = 10  # each lost to another process that saved the same session's snapshot
 
@@ -88,7 +88,7 @@ class Contexts:
         return snapshot
 
 
-def _seq(stored: Stored | None) -> int:
+def _seq(stored: StoredMessage | None) -> int:
     return stored.seq if stored else 0
 
 

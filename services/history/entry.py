@@ -10,7 +10,7 @@ from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.history import Cursor, Exchange, Imported, LogRecord
-from services.runtime.streams import Stored
+from services.runtime.streams import StoredMessage
 
 S = TypeVar("S", bound=Struct)
 
@@ -58,7 +58,7 @@ class Place(NamedTuple):
         return f"{(self.logged_at - EPOCH) // timedelta(milliseconds=1)}-{self.seq}"
 
 
-def read(stored: Stored) -> Entry:
+def read(stored: StoredMessage) -> Entry:
     """What the log holds, as it is; never raises."""
     key = subjects.key_of_log(stored.subject)
     record: LogRecord | Unreadable

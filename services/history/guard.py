@@ -7,8 +7,8 @@ from contextlib import AbstractAsyncContextManager
 from services.contract.errors import ErrorCode, ServiceError
 from services.history.checkup import Checkup
 from services.history.log import Log
-from services.runtime.streams import Damaged, NoRoom, StreamState, StreamUnavailable
-from services.runtime.supervised import Fail, Loop
+from services.runtime.streams import StreamDamaged, StreamFull, StreamState, StreamUnavailable
+from services.runtime.supervised import Fail, SupervisedLoop
 
 PROBE_INTERVAL = 1.0  # seconds between two probes of a log that takes no records
 RETRY_AFTER = 5.0  # seconds
@@ -25,7 +25,7 @@ class Guard:
 
     def __init__(self, history: Log, fail: Fail) -> None:
         self._log = history
-        self._loop = Loop("log guard", self._step, fail)
+        self._loop = SupervisedLoop("log guard", self._step, fail)
         self._checkup = Checkup(history)
         self._last: StreamState | None = None
         self._doubts = 0
@@ -82,9 +82,9 @@ class Guard:
     async def _check(self, is_restarted: bool) -> ServiceError | None:
         try:
             await self._checkup.run(self._is_probed, is_restarted)
-        except NoRoom as error:
+        except StreamFull as error:
             return _refusal("history_full", error)
-        except Damaged as error:
+        except StreamDamaged as error:
             return _damaged(error)
         except StreamUnavailable as error:
             await self._log.repair()
@@ -109,7 +109,7 @@ def _refusal(code: ErrorCode, error: StreamUnavailable) -> ServiceError:
     )
 
 
-def _damaged(error: Damaged) -> ServiceError:
+def _damaged(error: StreamDamaged) -> ServiceError:
     return ServiceError(
         "history_unavailable",
         f"The store of the sessions' log is damaged ({error}). If two nats-servers run in one"

@@ -19,13 +19,13 @@ from services.contract.history import Erased, Exchange, LogRecord
 from services.history import requests
 from services.history.context import Snapshot, cut
 from services.history.entry import Entry, Unreadable, read
-from services.history.rescue import Rescue
+from services.history.log_repair import LogRepair
 from services.runtime.bus import Bus
-from services.runtime.consumers import Consumer, Pending
+from services.runtime.consumers import Consumer, PendingMessage
 from services.runtime.streams import (
     Bucket,
     Conflict,
-    Stored,
+    StoredMessage,
     Stream,
     StreamState,
     StreamUnavailable,
@@ -166,12 +166,12 @@ class Log:
             return False
         return True
 
-    async def last(self, key: str) -> Stored | None:
+    async def last(self, key: str) -> StoredMessage | None:
         """The session's last record."""
         return await self._stream.last(subjects.log(key))
 
     async def since(
-        self, key: str, snapshot: Snapshot, last: Stored | None
+        self, key: str, snapshot: Snapshot, last: StoredMessage | None
     ) -> tuple[Snapshot, list[Entry]]:
         """
         The session's records that the snapshot lacks, oldest first, up to the `last` one that there
@@ -245,7 +245,7 @@ class Log:
                 await self.keep(key, cut(snapshot, end), value.revision)
             before = value.revision
 
-    async def _reset_snapshots(self, rescue: Rescue) -> None:
+    async def _reset_snapshots(self, rescue: LogRepair) -> None:
         """Keep only the snapshots of sessions without records; the saver rebuilds the others."""
         last_seq = (await self._stream.state()).last_seq
         for key, value in (await self._snapshots.readable()).items():
@@ -285,8 +285,8 @@ class Log:
         await rescue.finish()
         return moved
 
-    def _rescue(self) -> Rescue:
-        return Rescue(self._bus, self._stream, self.append)
+    def _rescue(self) -> LogRepair:
+        return LogRepair(self._bus, self._stream, self.append)
 
     async def probe(self) -> None:
         """Raises StreamUnavailable if the log takes no records."""
@@ -386,11 +386,11 @@ class Log:
                 yield key, self._decode(key, value.data), value.revision
             before = value.revision
 
-    async def unsaved(self, batch: int, timeout: float) -> Sequence[Pending]:
+    async def unsaved(self, batch: int, timeout: float) -> Sequence[PendingMessage]:
         """Records of sessions whose snapshots are to be brought up to date."""
         return await _fetch(self._saving, batch, timeout)
 
-    async def _last(self, subject: str, until: int | None) -> Stored | None:
+    async def _last(self, subject: str, until: int | None) -> StoredMessage | None:
         """The subject's last message, or its last up to a sequence; it may have wildcards."""
         if until is None:
             return await self._stream.last(subject)
@@ -399,14 +399,16 @@ class Log:
             return stored
         return await self._stream.before(subject, until)
 
-    async def _back(self, stored: Stored | None, above: int) -> AsyncIterator[Entry]:
+    async def _back(self, stored: StoredMessage | None, above: int) -> AsyncIterator[Entry]:
         """From this message to the first of its session, each by the one that comes after it."""
         while stored is not None and stored.seq > above:
             entry = read(stored)
             yield entry
             stored = await self._previous(stored, entry, above)
 
-    async def _previous(self, stored: Stored, entry: Entry, above: int) -> Stored | None:
+    async def _previous(
+        self, stored: StoredMessage, entry: Entry, above: int
+    ) -> StoredMessage | None:
         if not isinstance(entry.record, Unreadable) and entry.record.previous < stored.seq:
             if entry.record.previous <= above:
                 return None
@@ -416,13 +418,13 @@ class Log:
         return await self._stream.before(stored.subject, stored.seq)
 
     async def _back_in(
-        self, subject: str, stored: Stored | None, above: int
+        self, subject: str, stored: StoredMessage | None, above: int
     ) -> AsyncIterator[Entry]:
         while stored is not None and stored.seq > above:
             yield read(stored)
             stored = await self._stream.before(subject, stored.seq)
 
-    async def unarchived(self, batch: int, timeout: float) -> Sequence[Pending]:
+    async def unarchived(self, batch: int, timeout: float) -> Sequence[PendingMessage]:
         """`open_archive` comes first."""
         assert self._archive is not None
         return await _fetch(self._archive, batch, timeout)
@@ -453,7 +455,7 @@ class Log:
         return await self._archive.unacknowledged()
 
 
-async def _fetch(consumer: Consumer, batch: int, timeout: float) -> Sequence[Pending]:
+async def _fetch(consumer: Consumer, batch: int, timeout: float) -> Sequence[PendingMessage]:
     """Fetch records without probes, which may be delivered before they are deleted."""
     fetched = await consumer.fetch(batch, timeout)
     for pending in fetched:

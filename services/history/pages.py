@@ -6,9 +6,9 @@ from typing import NamedTuple
 from services.contract import subjects
 from services.contract.history import (
     Exchange,
+    ExchangePage,
+    ExchangeView,
     ExportPage,
-    Message,
-    Messages,
     Session,
     SessionPage,
 )
@@ -23,7 +23,7 @@ from services.history.entry import (
 )
 
 
-class Said(NamedTuple):
+class PagedExchange(NamedTuple):
     """An entry that is an exchange."""
 
     place: Place
@@ -40,15 +40,15 @@ class Listed(NamedTuple):
     place: Place
 
 
-def messages(entries: Iterable[Entry], limit: int, before: Place | None = None) -> Messages:
+def messages(entries: Iterable[Entry], limit: int, before: Place | None = None) -> ExchangePage:
     """The last `limit` exchanges before this place, oldest first; fewer where they don't fit."""
     found = _unique(entries)
     retried = {archive_id(said.key, said.exchange.retry_of or "") for said in found}
     earlier = [said for said in found if before is None or said.place < before]
     shown = newest_that_fit(_message(said, retried) for said in earlier[-limit:])
     if len(shown) == len(earlier):
-        return Messages(shown)
-    return Messages(shown, earlier[-len(shown)].place.cursor)
+        return ExchangePage(shown)
+    return ExchangePage(shown, earlier[-len(shown)].place.cursor)
 
 
 def exchanges(entries: Iterable[Entry], limit: int, after: Place | None) -> ExportPage:
@@ -82,19 +82,19 @@ def listed(key: str, snapshot: Snapshot, revision: int) -> Listed | None:
     return Listed(session, snapshot.applied_seq, Place(snapshot.active_at, revision))
 
 
-def _unique(entries: Iterable[Entry]) -> list[Said]:
+def _unique(entries: Iterable[Entry]) -> list[PagedExchange]:
     """The exchanges among them, oldest first, each once."""
-    by_id: dict[str, Said] = {}
+    by_id: dict[str, PagedExchange] = {}
     for entry in sorted(entries, key=lambda entry: entry.place):
         if isinstance(entry.record, Exchange):
-            said = Said(entry.place, entry.key, entry.record, entry.is_retried)
+            said = PagedExchange(entry.place, entry.key, entry.record, entry.is_retried)
             by_id.setdefault(archive_id(entry.key, entry.record.request_id), said)
     return list(by_id.values())
 
 
-def _message(said: Said, retried: set[str]) -> Message:
+def _message(said: PagedExchange, retried: set[str]) -> ExchangeView:
     exchange = said.exchange
-    return Message(
+    return ExchangeView(
         id=exchange.request_id,
         session_id=subjects.session_of_key(said.key)[1],
         user_prompt=exchange.prompt,

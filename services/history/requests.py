@@ -16,9 +16,9 @@ from services.contract.errors import ServiceError
 from services.contract.history import Exchange
 from services.history.entry import Entry, read
 from services.runtime.bus import Bus
-from services.runtime.consumers import Consumer, Pending
+from services.runtime.consumers import Consumer, PendingMessage
 from services.runtime.streams import Bucket, Conflict, Stream, StreamUnavailable
-from services.runtime.supervised import Fail, Loop
+from services.runtime.supervised import Fail, SupervisedLoop
 
 KEPT_FOR = timedelta(days=1)
 DURABLE = "requests"
@@ -77,7 +77,7 @@ class RequestIndex:
         StreamUnavailable, also while the index is rebuilt.
         """
         progress = await self.consumer.progress()  # before the entry: folded records are then found
-        value = await self._bucket.get(subjects.answer_entry(tenant, request_id))
+        value = await self._bucket.get(subjects.request_entry(tenant, request_id))
         position = _position(value.data) if value else None
         if not progress.unacknowledged or await self._holds(position, request_id):
             return position
@@ -94,7 +94,7 @@ class RequestIndex:
             above = stored.seq
         return None
 
-    async def unfolded(self, batch: int, timeout: float) -> Sequence[Pending]:
+    async def unfolded(self, batch: int, timeout: float) -> Sequence[PendingMessage]:
         return await self.consumer.fetch(batch, timeout)
 
     async def add(self, entry: Entry) -> None:
@@ -102,7 +102,7 @@ class RequestIndex:
         request_id = _request_id(entry)
         if not subjects.is_id(request_id):
             return
-        key = subjects.answer_entry(subjects.session_of_key(entry.key)[0], request_id)
+        key = subjects.request_entry(subjects.session_of_key(entry.key)[0], request_id)
         position = encode(Position(entry.key, entry.seq))
         with suppress(Conflict):
             return await self._bucket.put(key, position, 0)
@@ -124,7 +124,7 @@ class Indexer:
 
     def __init__(self, index: RequestIndex, fail: Fail) -> None:
         self._index = index
-        self._loop = Loop("indexer", self._step, fail)
+        self._loop = SupervisedLoop("indexer", self._step, fail)
 
     def running(self) -> AbstractAsyncContextManager[None]:
         """Stops between two batches."""
@@ -142,7 +142,7 @@ class Indexer:
             return PAUSE
         return 0 if len(batch) == BATCH else GATHERING
 
-    async def _add_all(self, batch: Sequence[Pending]) -> None:
+    async def _add_all(self, batch: Sequence[PendingMessage]) -> None:
         entries = [read(pending.stored) for pending in batch]
         try:
             for start in range(0, len(entries), PARALLEL):

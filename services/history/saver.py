@@ -13,9 +13,9 @@ from services.contract.history import Erased
 from services.history.contexts import Contexts
 from services.history.entry import Entry, Unreadable, read
 from services.history.log import Log
-from services.runtime.consumers import Pending
+from services.runtime.consumers import PendingMessage
 from services.runtime.streams import Conflict, StreamUnavailable
-from services.runtime.supervised import Fail, Loop
+from services.runtime.supervised import Fail, SupervisedLoop
 
 BATCH = 100
 AT_ONCE = 4  # sessions, so that who asks something meanwhile waits little
@@ -31,7 +31,7 @@ class Saver:
     def __init__(self, history: Log, contexts: Contexts, fail: Fail) -> None:
         self._log = history
         self._contexts = contexts
-        self._loop = Loop("saver", self._step, fail)
+        self._loop = SupervisedLoop("saver", self._step, fail)
 
     def running(self) -> AbstractAsyncContextManager[None]:
         """Stops between two batches."""
@@ -48,7 +48,7 @@ class Saver:
             return PAUSE
         return REST * (time.monotonic() - began) if len(batch) == BATCH else GATHERING
 
-    async def _save_all(self, batch: Sequence[Pending]) -> None:
+    async def _save_all(self, batch: Sequence[PendingMessage]) -> None:
         try:
             await self._save([read(pending.stored) for pending in batch])
         except (StreamUnavailable, Conflict):

@@ -12,12 +12,12 @@ from services.contract.history import (
     DeleteRequest,
     DescribeRequest,
     Exchange,
+    ExchangePage,
     ExchangeRequest,
     ExportPage,
     ExportRequest,
     HistoryStatus,
     ImportRequest,
-    Messages,
     MessagesRequest,
     Session,
     SessionPage,
@@ -36,7 +36,7 @@ from services.history.sessions import Sessions
 from services.history.settings import DEFAULT_MONGODB, HistorySettings
 from services.history.trimmer import Trimmer
 from services.runtime.bus import Bus
-from services.runtime.streams import Conflict, Damaged, NoRoom, StreamUnavailable
+from services.runtime.streams import Conflict, StreamDamaged, StreamFull, StreamUnavailable
 from services.runtime.supervised import Fail
 
 
@@ -73,7 +73,7 @@ class History:
             bus.endpoint("delete", at.HISTORY_DELETE_ANY, DeleteRequest, self._on_delete),
             bus.endpoint("status", at.HISTORY_STATUS, Empty, self._on_status),
         ]
-        await bus.subscribe(at.HISTORY_DOUBT, lambda _: self._guard.doubt())
+        await bus.subscribe(at.HISTORY_APPEND_FAILED, lambda _: self._guard.doubt())
         await bus.serve("history", "what sessions are made of", endpoints)
         await bus.serve_retries(endpoints)
 
@@ -85,7 +85,7 @@ class History:
         with self._changing():  # if it can't be read, nothing will be appended that shows it
             return await self._contexts.of(_key(subject, request.session_id))
 
-    async def _on_messages(self, subject: str, request: MessagesRequest) -> Messages:
+    async def _on_messages(self, subject: str, request: MessagesRequest) -> ExchangePage:
         tenant = subjects.tenant_of_history(subject)
         key = subjects.session_key(tenant, request.session_id) if request.session_id else None
         with self._asking():
@@ -149,7 +149,7 @@ class History:
         with _as_service_error():
             try:
                 yield
-            except Damaged:
+            except StreamDamaged:
                 self._guard.doubt()
                 raise
 
@@ -215,7 +215,7 @@ async def start(stack: AsyncExitStack, settings: HistorySettings, fail: Fail) ->
     await stack.enter_async_context(Trimmer(log, contexts, quota, guard, fail).running())
     sessions = Sessions(log, archive, contexts)
     await History(bus, log, archive, contexts, sessions, quota, guard).serve()
-    stack.push_async_callback(bus.leave)
+    stack.push_async_callback(bus.stop_serving)
 
 
 def _key(subject: str, session_id: str) -> str:
@@ -226,7 +226,7 @@ def _key(subject: str, session_id: str) -> str:
 def _as_service_error() -> Iterator[None]:
     try:
         yield
-    except NoRoom as error:
+    except StreamFull as error:
         raise ServiceError(
             "history_full", f"JetStream has no room ({error}): give it some, then try again.", 5
         ) from error

@@ -21,9 +21,9 @@ from services.contract.history import (
     Description,
     Erased,
     Exchange,
+    ExchangePage,
     ExportPage,
     Imported,
-    Messages,
     Session,
     SessionPage,
 )
@@ -94,11 +94,11 @@ class Sessions:
 
     async def messages(
         self, tenant: str, key: str | None, limit: int, cursor: Cursor | None = None
-    ) -> Messages:
+    ) -> ExchangePage:
         """The last exchanges before the cursor, of one session or of all of the tenant's."""
         before = Place.parse(cursor) if cursor else None
         if before and key and before.seq <= (await self._contexts.of(key)).erased:
-            return Messages(())
+            return ExchangePage(())
         # one more tells whether there is more, and one at the cursor whether the next was retried
         return pages.messages(await self._last(tenant, key, limit + 2, before), limit, before)
 

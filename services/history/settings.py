@@ -5,7 +5,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from services.runtime.settings import BadSetting, BusSettings
+from services.runtime.settings import BusSettings, InvalidSetting
 
 DEFAULT_MONGODB = "mongodb://localhost:27017/"  # optional: used if it is running
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -34,7 +34,7 @@ class HistorySettings(BusSettings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.history_retention and not _AGE.fullmatch(self.history_retention):
-            raise BadSetting(
+            raise InvalidSetting(
                 f"HISTORY_RETENTION={self.history_retention!r} can't be used: set an age such as"
                 " 90d, 12h or 30m, or leave it empty to keep everything."
             )

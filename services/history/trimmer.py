@@ -9,7 +9,7 @@ from services.history.guard import Guard
 from services.history.log import Log
 from services.history.quota import Quota
 from services.runtime.streams import StreamUnavailable
-from services.runtime.supervised import Fail, Loop
+from services.runtime.supervised import Fail, SupervisedLoop
 
 TRIM_ABOVE = 0.5  # as a share of the log's limit
 CHUNK = 500  # records dropped at once
@@ -29,7 +29,7 @@ class Trimmer:
         self._contexts = contexts
         self._quota = quota
         self._guard = guard
-        self._loop = Loop("trimmer", self._step, fail)
+        self._loop = SupervisedLoop("trimmer", self._step, fail)
 
     def running(self) -> AbstractAsyncContextManager[None]:
         return self._loop.running(is_cancelled=True)

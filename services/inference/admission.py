@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from services.contract.errors import ServiceError
-from services.inference.calls import Call
+from services.inference.calls import InFlightRequest
 from services.inference.settings import InferenceSettings
 
 LEAST_WAIT, MOST_WAIT = 1.0, 60.0  # seconds that who is refused is told to wait
@@ -19,7 +19,9 @@ class Admission:
         self._bytes = settings.model_queue_bytes
         self._usual = 0.0  # tokens of an answer; 0 until there was one
 
-    def check(self, call: Call, calls: Collection[Call], speed: float) -> None:
+    def check(
+        self, call: InFlightRequest, calls: Collection[InFlightRequest], speed: float
+    ) -> None:
         """
         Raises ServiceError(overloaded). `calls` are those that have been taken, `speed` is in
         tokens per second. One prompt has room always, however long it is.
@@ -37,11 +39,11 @@ class Admission:
         if tokens:
             self._usual += (WEIGHT if self._usual else 1) * (tokens - self._usual)
 
-    def work(self, calls: Collection[Call]) -> int:
+    def work(self, calls: Collection[InFlightRequest]) -> int:
         """Tokens that are still to be computed for those that have no slot yet."""
         return sum(self._of(call) for call in calls if not call.has_slot)
 
-    def _wait(self, calls: Collection[Call], speed: float) -> float:
+    def _wait(self, calls: Collection[InFlightRequest], speed: float) -> float:
         """
         Seconds until the queue that there is now has been worked off; if there is none, until the
         first slot is free.
@@ -50,7 +52,7 @@ class Admission:
         wait = tokens / speed if speed else LEAST_WAIT
         return round(min(max(wait, LEAST_WAIT), MOST_WAIT), 1)
 
-    def _of(self, call: Call) -> int:
+    def _of(self, call: InFlightRequest) -> int:
         """An answer that is not there yet is taken to be as long as others were."""
         most = call.sampling.max_tokens or self._usual
         length = min(self._usual or most, most)

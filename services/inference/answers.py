@@ -21,7 +21,7 @@ class _Given(NamedTuple):
     since: str
 
 
-class Answers:
+class AnswerTokens:
     """Of most recent use; the oldest are forgotten first. A lost one costs time, nothing else."""
 
     def __init__(self, most_tokens: int = MOST_TOKENS) -> None:

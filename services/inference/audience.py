@@ -6,7 +6,7 @@ from collections.abc import Callable
 LEAST_GRACE = 2.0  # seconds: a reader that lost NATS for a moment is back by then
 
 
-class Audience:
+class Listeners:
     """
     Events are numbered from 1. NATS says of an event that nobody heard it, and nothing of one that
     somebody did; so those that it says nothing of, between two that it does, were heard.

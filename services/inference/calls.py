@@ -20,9 +20,9 @@ from services.contract.messages import (
     StreamEvent,
     Token,
 )
-from services.inference.audience import Audience
+from services.inference.audience import Listeners
 from services.inference.engine.engine import Output
-from services.inference.engine.sequence import Sequence
+from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.replays import Recording
 from services.runtime.bus import Bus
 
@@ -35,7 +35,7 @@ class Stopped(Exception):
     """The call is to end before it came to the engine."""
 
 
-class Call:
+class InFlightRequest:
     """
     `request` has its id, and `sampling` is filled in. `attempt` tells this one from others at the
     same request.
@@ -58,7 +58,7 @@ class Call:
         self.attempt = attempt
         self.reply = reply
         self.recording = Recording(request, worker_id, reply)
-        self.audience = Audience(request.grace_s)
+        self.audience = Listeners(request.grace_s)
         self._bytes = prompts.size(request)
         self._last_sent = time.monotonic()
         self.tenant = tenant
@@ -152,7 +152,7 @@ class Call:
         self._last_sent = time.monotonic()
         self.recording.add(event)
         number = self.audience.next_number()
-        unheard = subjects.unheard(self._worker_id, self.key, self.attempt, number)
+        unheard = subjects.undelivered(self._worker_id, self.key, self.attempt, number)
         await self._bus.publish(self.reply, event, unheard)
 
     async def fail(self, error: ServiceError) -> None:

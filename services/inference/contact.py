@@ -7,7 +7,7 @@ LIMIT = 3.0  # seconds; a reader gives its worker up after more than that (clien
 INTERVAL = 0.25  # seconds
 
 
-class Contact:
+class NatsWatch:
     """
     `answers` says whether NATS answers now. `on_loss` is called once contact was lost for longer
     than LIMIT, before anything else happens: also in a process that was frozen, however it wakes,

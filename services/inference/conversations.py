@@ -6,15 +6,15 @@ from contextlib import suppress
 from services.contract import prompts
 from services.contract.errors import ServiceError
 from services.contract.history import Context
-from services.contract.messages import Origin
+from services.contract.messages import ResumeState
 from services.inference import origins, preparation
-from services.inference.answers import Answers
-from services.inference.calls import Call
-from services.inference.engine.ahead import Beginning
-from services.inference.engine.shown import KnownAnswers
-from services.inference.models import Model
+from services.inference.answers import AnswerTokens
+from services.inference.calls import InFlightRequest
+from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
+from services.inference.engine.prompt.conversation import KnownAnswers
+from services.inference.models import LoadedModel
 from services.inference.pool import Pool
-from services.inference.sessions import Sessions
+from services.inference.sessions import HistoryClient
 
 PATIENCE = 1.0  # seconds with history, where nobody waits for what it tells
 
@@ -24,14 +24,16 @@ class Conversations:
     `system` is the system prompt of sessions that set none. Prompts are prepared in the `pool`.
     """
 
-    def __init__(self, sessions: Sessions, model: Model, system: str, pool: Pool) -> None:
+    def __init__(
+        self, sessions: HistoryClient, model: LoadedModel, system: str, pool: Pool
+    ) -> None:
         self._sessions = sessions
         self._model = model
         self._system = system
         self._pool = pool
-        self._answers = Answers()
+        self._answers = AnswerTokens()
 
-    async def begin(self, call: Call) -> Origin:
+    async def begin(self, call: InFlightRequest) -> ResumeState:
         """Raises ServiceError, or Stopped."""
         context, answers = await self._find(call)
         since = self._answers.since(call.tenant, context.turns)
@@ -43,7 +45,7 @@ class Conversations:
             call.since = context.turns[prompt.dropped].request_id
         return origins.begun(call, self._model, context, prompt)
 
-    async def _find(self, call: Call) -> tuple[Context, KnownAnswers]:
+    async def _find(self, call: InFlightRequest) -> tuple[Context, KnownAnswers]:
         """What the session brings, if it is asked for, and the answers whose tokens are known."""
         request = call.request
         if prompts.is_stateless(request):
@@ -56,7 +58,7 @@ class Conversations:
         own = context.system_prompt
         return (self._system if own is None else own).strip()
 
-    def remember(self, call: Call, tokens: list[int]) -> None:
+    def remember(self, call: InFlightRequest, tokens: list[int]) -> None:
         """The answer's tokens, which the next turn's prompt repeats."""
         if tokens and self._model.backend.is_end(tokens[-1]):
             tokens = tokens[:-1]
@@ -65,7 +67,7 @@ class Conversations:
         else:
             self._answers.remember(call.tenant, call.request_id, tokens, call.since)
 
-    async def ahead(self, call: Call) -> Beginning | None:
+    async def ahead(self, call: InFlightRequest) -> IdlePrompt | None:
         """
         What the session's next prompt will begin with, if that is not what this one did: the window
         is cut before it. What is wrong is told to who asks the next question.

@@ -4,12 +4,14 @@ from datetime import UTC, datetime
 
 from services.contract import subjects
 from services.contract.history import Exchange
-from services.contract.messages import ModelInfo, Origin
-from services.inference.calls import Call
+from services.contract.messages import ModelInfo, ResumeState
+from services.inference.calls import InFlightRequest
 from services.inference.engine.engine import Finished
 
 
-def of(call: Call, origin: Origin, finished: Finished, model: ModelInfo) -> Exchange:
+def of(
+    call: InFlightRequest, origin: ResumeState, finished: Finished, model: ModelInfo
+) -> Exchange:
     return Exchange(
         previous=origin.applied_seq,
         request_id=call.request_id,
@@ -29,11 +31,11 @@ def of(call: Call, origin: Origin, finished: Finished, model: ModelInfo) -> Exch
     )
 
 
-def is_same(call: Call, exchange: Exchange) -> bool:
+def is_same(call: InFlightRequest, exchange: Exchange) -> bool:
     return (exchange.prompt, exchange.response) == (call.request.prompt, call.text)
 
 
-def goes_on(call: Call, exchange: Exchange) -> bool:
+def goes_on(call: InFlightRequest, exchange: Exchange) -> bool:
     """Whether it is what the call would have said, further or to another end."""
     is_asked = exchange.prompt == call.request.prompt and exchange.finish_reason != "failed"
     return is_asked and exchange.response.startswith(call.text)
@@ -43,7 +45,7 @@ def end(exchange: Exchange) -> Finished:
     return Finished(exchange.finish_reason, exchange.usage, exchange.timings, exchange.stop_string)
 
 
-def unfinished(call: Call) -> Finished:
+def unfinished(call: InFlightRequest) -> Finished:
     """As far as it was when it failed."""
     assert call.sequence is not None
     return Finished("failed", call.sequence.usage, call.sequence.timings)

@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 from services.contract.errors import ServiceError
 from services.contract.messages import ModelInfo
-from services.inference.engine import templates
 from services.inference.engine.backend import Backend
 from services.inference.engine.llama import Llama, ModelError
-from services.inference.engine.template import ChatTemplate, NoTemplate, TemplateError
+from services.inference.engine.prompt import templates
+from services.inference.engine.prompt.chat_template import ChatTemplate, NoTemplate, TemplateError
 from services.inference.model_files import MODELS, check, find, model_name, parts_of
 from services.inference.model_files import adapters as adapters_of
 from services.inference.settings import InferenceSettings
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 MIB = 2**20
 
 
-class Model(NamedTuple):
+class LoadedModel(NamedTuple):
     """A model that is ready to serve."""
 
     info: ModelInfo
@@ -49,7 +49,7 @@ class Model(NamedTuple):
         return names.index(name)
 
 
-def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> Model:
+def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> LoadedModel:
     """Takes seconds to minutes; ends when `on_progress` returns False. Raises ModelError."""
     path = find(settings.model_path, MODELS)
     parts, adapters = parts_of(path), _adapters(path)
@@ -78,7 +78,7 @@ def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> M
         raise
     changed = int(max(file.stat().st_mtime for file in parts))
     info = replace(base, adapters=tuple(file.stem for file in adapters), changed=changed)
-    return Model(info, llama, template, served)
+    return LoadedModel(info, llama, template, served)
 
 
 def _info(path: Path, parts: Sequence[Path], context: int) -> ModelInfo:

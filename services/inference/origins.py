@@ -6,11 +6,11 @@ import numpy as np
 
 from services.contract.errors import ServiceError
 from services.contract.history import Context
-from services.contract.messages import ChatRequest, Origin, Resume
-from services.inference.calls import Call
-from services.inference.engine import resumed
-from services.inference.engine.template import Prompt
-from services.inference.models import Model
+from services.contract.messages import ChatRequest, Resume, ResumeState
+from services.inference.calls import InFlightRequest
+from services.inference.engine.output.resume import check_resumable
+from services.inference.engine.prompt.chat_template import RenderedPrompt
+from services.inference.models import LoadedModel
 
 MOST_TOLD = 2**16  # tokens of a prompt that a Started tells: a third of what NATS takes
 
@@ -18,13 +18,15 @@ MOST_TOLD = 2**16  # tokens of a prompt that a Started tells: a third of what NA
 def seed(request: ChatRequest) -> int:
     """Drawn here if the request leaves it out, since another worker may have to go on with it."""
     if request.resume:
-        return request.resume.origin.seed
+        return request.resume.state.seed
     return secrets.randbelow(2**32 - 1) if request.seed is None else request.seed
 
 
-def begun(call: Call, model: Model, context: Context, prompt: Prompt) -> Origin:
+def begun(
+    call: InFlightRequest, model: LoadedModel, context: Context, prompt: RenderedPrompt
+) -> ResumeState:
     assert call.sampling.seed is not None
-    return Origin(
+    return ResumeState(
         model=model.info.digest,
         prompt=np.array(prompt.tokens, "<i4").tobytes(),
         exchanges_kept=prompt.kept,
@@ -37,23 +39,23 @@ def begun(call: Call, model: Model, context: Context, prompt: Prompt) -> Origin:
     )
 
 
-def told(origin: Origin) -> Origin | None:
+def told(origin: ResumeState) -> ResumeState | None:
     """None if it is too long for a message."""
     return origin if len(origin.prompt) <= MOST_TOLD * 4 else None
 
 
-def prompt(origin: Origin) -> list[int]:
+def prompt(origin: ResumeState) -> list[int]:
     """Its tokens."""
     tokens: list[int] = np.frombuffer(origin.prompt, "<i4").tolist()
     return tokens
 
 
-def check(resume: Resume, call: Call, model: Model) -> None:
+def check(resume: Resume, call: InFlightRequest, model: LoadedModel) -> None:
     """
     Whether what others began can go on here. Raises ServiceError(model_not_found, invalid_request
     or context_length_exceeded).
     """
-    origin = resume.origin
+    origin = resume.state
     if (origin.model, origin.adapter) != (model.info.digest, _adapter(call, model)):
         raise ServiceError(
             "model_not_found",
@@ -62,8 +64,8 @@ def check(resume: Resume, call: Call, model: Model) -> None:
     if not origin.prompt or len(origin.prompt) % 4:
         raise ServiceError("invalid_request", "The field `resume` has no whole tokens as `prompt`.")
     tokens = prompt(origin)
-    resumed.check(tokens, model.backend)
-    if len(tokens) + max(1, len(resume.ids)) > model.backend.context:
+    check_resumable(tokens, model.backend)
+    if len(tokens) + max(1, len(resume.token_ids)) > model.backend.context:
         raise ServiceError(
             "context_length_exceeded",
             "The answer was begun in a larger context window than this worker's"
@@ -71,6 +73,6 @@ def check(resume: Resume, call: Call, model: Model) -> None:
         )
 
 
-def _adapter(call: Call, model: Model) -> str:
+def _adapter(call: InFlightRequest, model: LoadedModel) -> str:
     """The digest that stands for it."""
     return model.served[call.adapter].digest if call.adapter else ""

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from services.contract.errors import ServiceError
-from services.inference.engine.stack import Threads
+from services.inference.engine.threads import DeepStackThreads
 
 RETRY_AFTER = 1.0  # seconds
 
@@ -20,7 +20,7 @@ class Pool:
     """`threads` threads with a queue of at most `queue` items."""
 
     def __init__(self, name: str, threads: int, queue: int) -> None:
-        self._threads = Threads(name, threads)
+        self._threads = DeepStackThreads(name, threads)
         self._places = threading.BoundedSemaphore(threads + queue)
 
     async def run(

@@ -7,22 +7,23 @@ from msgspec.structs import replace
 from services.contract import prompts
 from services.contract.errors import ServiceError
 from services.contract.history import Context
-from services.contract.messages import ChatRequest, Origin, Sampling
+from services.contract.messages import ChatRequest, ResumeState, Sampling
 from services.inference import origins
-from services.inference.calls import Call
-from services.inference.engine import constraints, resumed
-from services.inference.engine.ahead import Beginning
-from services.inference.engine.answer import Answer
-from services.inference.engine.sequence import Sequence
-from services.inference.engine.shown import KnownAnswers
-from services.inference.engine.stops import Stops, literal, of_setting
-from services.inference.engine.template import Prompt
-from services.inference.models import Model
+from services.inference.calls import InFlightRequest
+from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
+from services.inference.engine.output.answer import GeneratedText
+from services.inference.engine.output.resume import resumed_answer
+from services.inference.engine.output.stops import StopRules, literal, of_setting
+from services.inference.engine.prompt.chat_template import RenderedPrompt
+from services.inference.engine.prompt.conversation import KnownAnswers
+from services.inference.engine.sampling import constraints
+from services.inference.engine.scheduling.sequence import Sequence
+from services.inference.models import LoadedModel
 
 MIN_ROOM = 1  # tokens that a prompt must leave for the answer; max_tokens is clamped to the room
 
 
-def check_counts(model: Model, request: ChatRequest) -> None:
+def check_counts(model: LoadedModel, request: ChatRequest) -> None:
     """
     Reject a prompt that can't fit by counts alone, before any work. Raises
     ServiceError(context_length_exceeded).
@@ -32,7 +33,7 @@ def check_counts(model: Model, request: ChatRequest) -> None:
         raise prompts.context_exceeded(field, f"at least {least}", model.backend.context)
 
 
-def _least_tokens(model: Model, request: ChatRequest) -> tuple[str, int]:
+def _least_tokens(model: LoadedModel, request: ChatRequest) -> tuple[str, int]:
     """
     Return the field of the prompt and a lower bound of its tokens, from the maximum bytes per
     token. Texts are stripped and assistant messages ignored, since templates may drop these parts.
@@ -47,8 +48,13 @@ def _least_tokens(model: Model, request: ChatRequest) -> tuple[str, int]:
 
 
 def prompt(
-    model: Model, system: str, call: Call, context: Context, answers: KnownAnswers, since: str
-) -> Prompt:
+    model: LoadedModel,
+    system: str,
+    call: InFlightRequest,
+    context: Context,
+    answers: KnownAnswers,
+    since: str,
+) -> RenderedPrompt:
     """
     The session's next question after its context, or what the request brings. Raises ServiceError.
     """
@@ -67,8 +73,8 @@ def prompt(
 
 
 def ahead(
-    model: Model, system: str, call: Call, context: Context, answers: KnownAnswers
-) -> Beginning | None:
+    model: LoadedModel, system: str, call: InFlightRequest, context: Context, answers: KnownAnswers
+) -> IdlePrompt | None:
     """
     All of the session's next prompt before its question, which is taken to be as long as the last
     one. `call.since` is where it begins then. None if that is where the last prompt began, or if
@@ -86,7 +92,7 @@ def ahead(
     other = model.template.prompt(system, turns[likely.dropped :], "", most, answers)
     known = list(commonprefix((likely.tokens, other.tokens)))
     session = prompts.conversation(call.tenant, call.request)
-    return Beginning(known, call.adapter, session, call.tenant)
+    return IdlePrompt(known, call.adapter, session, call.tenant)
 
 
 def without(context: Context, retried: str | None) -> Context:
@@ -103,7 +109,7 @@ def without(context: Context, retried: str | None) -> Context:
     return replace(context, turns=turns)
 
 
-def sampling(model: Model, filled_in: Sampling, tokens: int) -> Sampling:
+def sampling(model: LoadedModel, filled_in: Sampling, tokens: int) -> Sampling:
     """
     Return `filled_in` with `max_tokens` clamped to what a prompt of `tokens` tokens leaves of the
     context window.
@@ -112,14 +118,14 @@ def sampling(model: Model, filled_in: Sampling, tokens: int) -> Sampling:
     return replace(filled_in, max_tokens=min(filled_in.max_tokens or room, room))
 
 
-def _stops(model: Model, call: Call) -> Stops:
+def _stops(model: LoadedModel, call: InFlightRequest) -> StopRules:
     strings = call.sampling.stop or ()
     if call.request.stop is not None:
         return literal(strings)
     return of_setting(strings, call.request.prompt, model.template.opens_reasoning)
 
 
-def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
+def sequence(model: LoadedModel, call: InFlightRequest, origin: ResumeState) -> Sequence:
     """
     All that may take time before the engine, and all that can be wrong with what is asked of the
     answer: it raises ServiceError. For a thread of its own.
@@ -132,9 +138,9 @@ def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
     sampler = model.backend.sampler(call.sampling, _call_form(model, call))
     stops = _stops(model, call)
     if resume:
-        begun = resumed.answer(resume, call.sampling, sampler, model.backend, stops)
+        begun = resumed_answer(resume, call.sampling, sampler, model.backend, stops)
     else:
-        begun = Answer(call.sampling, stops)
+        begun = GeneratedText(call.sampling, stops)
     return Sequence(
         call.sequence_key,
         tokens,
@@ -149,7 +155,7 @@ def sequence(model: Model, call: Call, origin: Origin) -> Sequence:
     )
 
 
-def _call_form(model: Model, call: Call) -> str | None:
+def _call_form(model: LoadedModel, call: InFlightRequest) -> str | None:
     """Return the Lark of an answer that must, or may, be a tool call. Raises ServiceError."""
     request = call.request
     if not request.tools:

@@ -6,17 +6,17 @@ from uuid import uuid4
 import msgspec
 
 from services.client.offers import first_to_take, offer
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
-from services.contract.messages import ChatRequest, Failed, Taken
+from services.contract.messages import ChatRequest, Failed, RequestAdmitted
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, Endpoint
 
 FORWARD_TIMEOUT = 0.1  # seconds that another worker has to take a request
 
-Admit = Callable[[str, ChatRequest, str], Taken]
+Admit = Callable[[str, ChatRequest, str], RequestAdmitted]
 """Of (tenant, request, reply subject). Decides at once; raises ServiceError."""
 
 
@@ -26,14 +26,16 @@ class Reception:
     What this worker alone was asked it takes or refuses.
     """
 
-    def __init__(self, bus: Bus, worker_id: str, workers: Workers, admit: Admit) -> None:
+    def __init__(self, bus: Bus, worker_id: str, workers: WorkerDirectory, admit: Admit) -> None:
         self._bus = bus
         self._worker_id = worker_id
         self._workers = workers
         self._admit = admit
 
     async def open(self, description: str) -> None:
-        await self._bus.subscribe(subjects.direct_any_tenant(self._worker_id), self._hear_direct)
+        await self._bus.subscribe(
+            subjects.worker_request_any_tenant(self._worker_id), self._hear_direct
+        )
         await self._bus.serve(
             "inference",
             description,
@@ -44,7 +46,7 @@ class Reception:
         )
 
     async def _receive(self, delivery: Delivery) -> None:
-        if not self._bus.has_inbox(delivery):
+        if not self._bus.has_reply_inbox(delivery):
             return
         try:
             tenant = subjects.tenant_of_request(delivery.subject)
@@ -58,10 +60,10 @@ class Reception:
             await self._refuse(delivery.reply, error)
 
     def _hear_direct(self, delivery: Delivery) -> None:
-        self._bus.answer(delivery, self._take)
+        self._bus.respond(delivery, self._take)
 
-    async def _take(self, delivery: Delivery) -> Taken:
-        tenant = subjects.tenant_of_direct(delivery.subject)
+    async def _take(self, delivery: Delivery) -> RequestAdmitted:
+        tenant = subjects.tenant_of_worker_request(delivery.subject)
         reply = delivery.headers.get(subjects.REPLY_HEADER, "")
         if not subjects.is_reply(reply):
             raise ServiceError(

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from services.contract import prompts
 from services.contract.codec import decode, encode
-from services.contract.errors import LOST
+from services.contract.errors import FAILOVER_CODES
 from services.contract.messages import (
     ChatRequest,
     Done,
@@ -48,7 +48,7 @@ class Recording:
         self._reply = reply
         self._events: list[StreamEvent] = []
         if (resume := request.resume) and resume.text:  # who comes later needs the beginning too
-            self.add(Token(0, resume.text, resume.ids))
+            self.add(Token(0, resume.text, resume.token_ids))
 
     def add(self, event: StreamEvent) -> None:
         if not isinstance(event, Progress):
@@ -61,7 +61,7 @@ class Recording:
             case [Done()]:
                 return True
             case [Failed(code=code)]:
-                return code not in LOST
+                return code not in FAILOVER_CODES
         return False
 
     @property
@@ -82,7 +82,7 @@ class Recording:
 
     def _all(self, events: Sequence[StreamEvent]) -> Replay:
         age = self._clock() - self._accepted_at
-        return Replay(self._request, self._worker_id, self._reply, tuple(events), age=age)
+        return Replay(self._request, self._worker_id, self._reply, tuple(events), age_seconds=age)
 
 
 class _Ended(NamedTuple):
@@ -150,7 +150,7 @@ def _merged(events: Sequence[StreamEvent]) -> Sequence[StreamEvent]:
     if any(token.logprobs for token in tokens):
         return events
     kept = [
-        replace(event, origin=None) if isinstance(event, Started) else event
+        replace(event, resume_state=None) if isinstance(event, Started) else event
         for event in events
         if not isinstance(event, Token)
     ]
@@ -167,14 +167,14 @@ def _part(whole: Replay, at: int) -> Replay:
             continue
         room -= _size(event)
         if room < 0 and events:
-            return replace(whole, events=tuple(events), is_all=False)
+            return replace(whole, events=tuple(events), is_complete=False)
         events.append(event)
     return replace(whole, events=tuple(events))
 
 
 def _is_known(event: StreamEvent, at: int) -> bool:
     if isinstance(event, Token):
-        return event.at + len(event.text) <= at
+        return event.offset + len(event.text) <= at
     return at > 0 and not isinstance(event, Done | Failed)
 
 
@@ -184,7 +184,7 @@ def _size(event: StreamEvent) -> int:
         case Token(text=text, logprobs=logprobs):
             candidates = sum(1 + len(chosen.top) for chosen in logprobs or ())
             return OVERHEAD + len(text.encode()) + OVERHEAD * candidates
-        case Started(origin=origin) if origin:
+        case Started(resume_state=origin) if origin:
             return OVERHEAD + len(origin.prompt) * 4 // 3
         case _:
             return OVERHEAD

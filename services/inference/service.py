@@ -10,7 +10,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
@@ -20,32 +20,32 @@ from services.contract.messages import (
     ChatRequest,
     Done,
     Failed,
-    Origin,
+    RequestAdmitted,
+    ResumeState,
     Started,
-    Taken,
     Timings,
     Token,
     Usage,
 )
 from services.inference import exchanges, origins, preparation
 from services.inference.admission import Admission
-from services.inference.calls import Call, Stopped
+from services.inference.calls import InFlightRequest, Stopped
 from services.inference.cancels import Cancels
-from services.inference.contact import Contact
+from services.inference.contact import NatsWatch
 from services.inference.conversations import Conversations
-from services.inference.engine.answer import Piece
 from services.inference.engine.engine import Began, Broken, Engine, Finished, Output, Refused
-from services.inference.engine.sequence import Sequence
-from services.inference.models import Model
+from services.inference.engine.output.answer import TextChunk
+from services.inference.engine.scheduling.sequence import Sequence
+from services.inference.models import LoadedModel
 from services.inference.pool import Pool
 from services.inference.readers import Readers
 from services.inference.reception import Reception
-from services.inference.sessions import Kept, Sessions
+from services.inference.sessions import HistoryClient, Kept
 from services.inference.settings import InferenceSettings
 from services.runtime import logs
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
-from services.runtime.supervised import Fail, Loop
+from services.runtime.supervised import Fail, SupervisedLoop
 
 KEEP_ALIVE = 1.0  # seconds without an event after which a caller is sent a Progress
 FINISH_DEADLINE = 22.0  # seconds that a draining worker gives to the answers it has begun
@@ -65,26 +65,26 @@ class ChatService:
         bus: Bus,
         settings: InferenceSettings,
         worker_id: str,
-        model: Model,
-        workers: Workers,
+        model: LoadedModel,
+        workers: WorkerDirectory,
         fail: Fail,
     ) -> None:
         self._bus = bus
         self._settings = settings
         self._worker_id = worker_id
         self._model = model
-        self._sessions = Sessions(bus)
+        self._sessions = HistoryClient(bus)
         places = settings.model_parallel + settings.model_queue
         self._pool = Pool("preparing", PREPARING, places)
         system = settings.chat_system_prompt
         self._conversations = Conversations(self._sessions, model, system, self._pool)
-        self._calls: dict[str, Call] = {}
+        self._calls: dict[str, InFlightRequest] = {}
         self._cancels = Cancels()
         self._attempts = 0
         self._admission = Admission(settings)
         self._reception = Reception(bus, worker_id, workers, self._admit)
         self._readers = Readers(bus, worker_id, self._calls)
-        self._contact = Contact(bus.answers, self._lose_all)
+        self._contact = NatsWatch(bus.is_responsive, self._lose_all)
         self._looking_ahead = asyncio.Lock()
         self._fail = fail
         self._loops = AsyncExitStack()
@@ -119,7 +119,7 @@ class ChatService:
     async def start(self) -> None:
         self._engine.start()
         for name, step in (("keep-alive", self._keep_alive), ("contact", self._contact.look)):
-            loop = Loop(name, step, self._fail)
+            loop = SupervisedLoop(name, step, self._fail)
             await self._loops.enter_async_context(loop.running(is_cancelled=True))
         await self._bus.subscribe(subjects.CANCEL_ANY, self._cancel)
         await self._readers.open()
@@ -127,7 +127,7 @@ class ChatService:
 
     async def drain(self) -> None:
         """Takes no more, finishes what it has begun, fails what can't be finished in time."""
-        await self._bus.leave()
+        await self._bus.stop_serving()
         self._draining = True
         deadline = asyncio.get_running_loop().time() + FINISH_DEADLINE
         while self._calls and asyncio.get_running_loop().time() < deadline:
@@ -143,14 +143,14 @@ class ChatService:
             await asyncio.to_thread(self._engine.close)
             self._model.backend.close()
 
-    def _admit(self, tenant: str, request: ChatRequest, reply: str) -> Taken:
+    def _admit(self, tenant: str, request: ChatRequest, reply: str) -> RequestAdmitted:
         """Decides by counts and bytes alone, before any work. Raises ServiceError."""
         sampling = self._settings.fill_in(request)
         sampling = replace(sampling, seed=origins.seed(request))
         adapter = self._model.adapter(request.model)
         preparation.check_counts(self._model, request)
         self._attempts += 1
-        call = Call(
+        call = InFlightRequest(
             self._bus, tenant, request, sampling, adapter, reply, self._worker_id, self._attempts
         )
         if call.key in self._calls:
@@ -163,9 +163,9 @@ class ChatService:
             self._stop(call, cancel)
         self._readers.begin(call)
         self._bus.spawn(self._answer(call))
-        return Taken(self.running, self.waiting)
+        return RequestAdmitted(self.running, self.waiting)
 
-    async def _answer(self, call: Call) -> None:
+    async def _answer(self, call: InFlightRequest) -> None:
         logs.request_id.set(call.request_id)
         deadline = self._deadline(call)
         try:
@@ -185,9 +185,9 @@ class ChatService:
             self._readers.end(call)
             self._engine.cancel(call.sequence_key)  # if it is still there
 
-    async def _converse(self, call: Call) -> None:
+    async def _converse(self, call: InFlightRequest) -> None:
         resume = call.request.resume
-        origin = resume.origin if resume else await self._conversations.begin(call)
+        origin = resume.state if resume else await self._conversations.begin(call)
         sequence = await self._sequence(call, origin)
         if call.stop_reason:
             sequence.sampler.close()
@@ -203,14 +203,16 @@ class ChatService:
         if not prompts.is_stateless(call.request):
             self._bus.spawn(self._read_ahead(call))
 
-    async def _sequence(self, call: Call, origin: Origin) -> Sequence:
+    async def _sequence(self, call: InFlightRequest, origin: ResumeState) -> Sequence:
         """Raises ServiceError, or Stopped unless the answer is a resumed one."""
         preparing = self._pool.run(
             preparation.sequence, self._model, call, origin, discard=lambda s: s.sampler.close()
         )
         return await (preparing if call.request.resume else call.unless_stopped(preparing))
 
-    async def _generate(self, call: Call, origin: Origin, sequence: Sequence) -> Finished:
+    async def _generate(
+        self, call: InFlightRequest, origin: ResumeState, sequence: Sequence
+    ) -> Finished:
         call.sequence = sequence
         self._engine.submit(call.sequence)
         while True:
@@ -225,7 +227,7 @@ class ChatService:
                             origins.told(origin),
                         )
                     )
-                case Piece(at, text, ids, logprobs):
+                case TextChunk(at, text, ids, logprobs):
                     await call.send(Token(at, text, ids, logprobs))
                 case Refused(message):
                     raise ServiceError("invalid_request", message)
@@ -234,7 +236,7 @@ class ChatService:
                 case Finished() as finished:
                     return finished
 
-    async def _read_ahead(self, call: Call) -> None:
+    async def _read_ahead(self, call: InFlightRequest) -> None:
         """A cut window, while nobody asks: it would have to be read before the next answer."""
         await asyncio.sleep(AHEAD_AFTER)
         async with self._looking_ahead:
@@ -245,7 +247,7 @@ class ChatService:
             if beginning and newest == self._attempts:  # else the conversation may have gone on
                 self._engine.read_ahead(beginning)
 
-    async def _finish(self, call: Call, origin: Origin, finished: Finished) -> None:
+    async def _finish(self, call: InFlightRequest, origin: ResumeState, finished: Finished) -> None:
         """
         The exchange is in the log before the caller hears Done: so the next question finds
         it.
@@ -274,14 +276,14 @@ class ChatService:
         dropped = origin.exchanges_dropped
         await call.send(Done(reason, usage, timings, dropped, stored, len(call.text), stop_string))
 
-    async def _store(self, call: Call, origin: Origin, finished: Finished) -> Kept:
+    async def _store(self, call: InFlightRequest, origin: ResumeState, finished: Finished) -> Kept:
         self._contact.check()
         if call.ended or prompts.is_stateless(call.request):
             return Kept("none")
         exchange = exchanges.of(call, origin, finished, self._model.served[call.adapter])
         return await self._sessions.append(call.session_key, exchange, lambda: not call.ended)
 
-    async def _end_unsaid(self, call: Call) -> None:
+    async def _end_unsaid(self, call: InFlightRequest) -> None:
         if call.stop_reason == "timeout":
             await call.fail(_too_late())
         else:
@@ -297,14 +299,14 @@ class ChatService:
         if call := self._calls.get(key):
             self._stop(call, cancel)
 
-    def _stop(self, call: Call, cancel: Cancel) -> None:
+    def _stop(self, call: InFlightRequest, cancel: Cancel) -> None:
         if cancel.reply not in (None, call.reply):
             return
         if cancel != Cancel():
             call.drop()
         self._interrupt(call, "cancelled")
 
-    def _interrupt(self, call: Call, reason: Literal["cancelled", "timeout"]) -> None:
+    def _interrupt(self, call: InFlightRequest, reason: Literal["cancelled", "timeout"]) -> None:
         """Before the engine's next step; at once while it waits, since a step may take long."""
         call.stop(reason)
         if call.sequence and not call.has_slot:
@@ -312,7 +314,7 @@ class ChatService:
             call.outputs.put_nowait(Finished("cancelled", usage, timings))
         self._engine.cancel(call.sequence_key)
 
-    def _deadline(self, call: Call) -> asyncio.TimerHandle:
+    def _deadline(self, call: InFlightRequest) -> asyncio.TimerHandle:
         seconds = call.request.timeout_s or NEVER
         return asyncio.get_running_loop().call_later(seconds, self._interrupt, call, "timeout")
 

@@ -12,9 +12,9 @@ from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.history import Context, ContextRequest, Exchange
-from services.contract.messages import Empty, Stored
+from services.contract.messages import Empty, StoredState
 from services.runtime.bus import Bus
-from services.runtime.deliveries import NoResponders, Silent
+from services.runtime.deliveries import NoResponders, RequestSilent
 from services.runtime.streams import Conflict, Stream, StreamUnavailable
 
 # seconds without a sign of life after which each try ends; in all, enough to replace a process that
@@ -31,11 +31,11 @@ class Kept(NamedTuple):
     `other`, beside `log`: what is there instead, of another attempt at the request that was first.
     """
 
-    stored: Stored
+    stored: StoredState
     other: Exchange | None = None
 
 
-class Sessions:
+class HistoryClient:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._log = Stream(bus, subjects.HISTORY_STREAM)
@@ -55,7 +55,7 @@ class Sessions:
                 )
             except NoResponders:
                 await asyncio.sleep(silence)
-            except Silent:
+            except RequestSilent:
                 subject = subjects.retry(subjects.history_context(tenant))
             except TimeoutError:
                 break
@@ -88,7 +88,7 @@ class Sessions:
                         exchange = replace(exchange, previous=previous)
                     except (StreamUnavailable, ServiceError) as error:
                         # history probes the log, and refuses chats meanwhile
-                        await self._bus.publish(subjects.HISTORY_DOUBT, Empty())
+                        await self._bus.publish(subjects.HISTORY_APPEND_FAILED, Empty())
                         # a server that restarts is back in a moment
                         log.warning("the log does not take the exchange: %s; trying again", error)
                         await asyncio.sleep(RETRY_INTERVAL)

@@ -11,15 +11,15 @@ from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest
 from services.contract.tokens import (
-    ANSWER_WITHIN,
-    Counted,
-    Detokenized,
+    TOKENS_TIMEOUT_SECONDS,
+    DetokenizeReply,
     DetokenizeRequest,
-    Piece,
-    Tokenized,
+    TokenCount,
+    TokenizeReply,
     TokenizeRequest,
+    TokenPiece,
 )
-from services.inference.models import Model
+from services.inference.models import LoadedModel
 from services.inference.pool import Pool
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
@@ -35,7 +35,7 @@ K = TypeVar("K", bound=Struct)
 class TokenService:
     """Closed before its model is."""
 
-    def __init__(self, bus: Bus, worker_id: str, model: Model) -> None:
+    def __init__(self, bus: Bus, worker_id: str, model: LoadedModel) -> None:
         self._bus = bus
         self._worker_id = worker_id
         self._model = model
@@ -56,21 +56,21 @@ class TokenService:
         async def do(delivery: Delivery) -> Struct:
             return await self._do(delivery, kind, work)
 
-        await self._bus.subscribe(subject, lambda delivery: self._bus.answer(delivery, do))
+        await self._bus.subscribe(subject, lambda delivery: self._bus.respond(delivery, do))
 
     async def _do(self, delivery: Delivery, kind: type[K], work: Callable[[K], Struct]) -> Struct:
         if self._closing:
             raise ServiceError("shutting_down", "The worker is shutting down: ask again.", 1)
         request = decode(delivery.data, kind)
         try:
-            async with asyncio.timeout(ANSWER_WITHIN - MARGIN):
+            async with asyncio.timeout(TOKENS_TIMEOUT_SECONDS - MARGIN):
                 return await self._pool.run(work, request)
         except TimeoutError:  # work that has not started by now never starts
             raise ServiceError(
                 "overloaded", "The worker has too many requests to count tokens: try again.", 1
             ) from None
 
-    def _tokenize(self, request: TokenizeRequest) -> Tokenized:
+    def _tokenize(self, request: TokenizeRequest) -> TokenizeReply:
         template = self._model.template
         tokens = template.tokenize(template.begun(""), special=True) if request.add_special else []
         tokens += template.tokenize(request.text, request.parse_special)
@@ -81,9 +81,9 @@ class TokenService:
                 " or leave out `with_pieces`.",
             )
         pieces = map(self._piece, tokens) if request.with_pieces else ()
-        return Tokenized(tuple(tokens), tuple(pieces))
+        return TokenizeReply(tuple(tokens), tuple(pieces))
 
-    def _detokenize(self, request: DetokenizeRequest) -> Detokenized:
+    def _detokenize(self, request: DetokenizeRequest) -> DetokenizeReply:
         size = self._model.backend.vocabulary_size
         if wrong := [token for token in request.tokens if token >= size]:
             raise ServiceError(
@@ -91,17 +91,17 @@ class TokenService:
                 f"The field `tokens` has {wrong[0]}, and the model's last token is {size - 1}.",
             )
         pieces = b"".join(map(self._model.backend.piece, request.tokens))
-        return Detokenized(pieces.decode(errors="replace"))
+        return DetokenizeReply(pieces.decode(errors="replace"))
 
-    def _count(self, request: ChatRequest) -> Counted:
+    def _count(self, request: ChatRequest) -> TokenCount:
         prompts.check(request)
         if request.messages is None:
             raise ServiceError("invalid_request", "The field `messages` is missing.")
         tools = () if request.tool_choice == "none" else request.tools or ()
-        return Counted(len(self._model.template.tokens_of(request.messages, tools)))
+        return TokenCount(len(self._model.template.tokens_of(request.messages, tools)))
 
-    def _piece(self, token: int) -> Piece:
+    def _piece(self, token: int) -> TokenPiece:
         data = self._model.backend.piece(token)
         special = self._special.get(token)
         text = special.text if special else data.decode(errors="replace")
-        return Piece(token, text, tuple(data))
+        return TokenPiece(token, text, tuple(data))

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from typing import Literal
 from uuid import uuid4
 
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import subjects
 from services.contract.messages import ModelInfo, WorkerReport
 from services.inference import models
@@ -20,7 +20,7 @@ from services.inference.settings import InferenceSettings
 from services.inference.tokens import TokenService
 from services.runtime.bus import Bus
 from services.runtime.process import Process
-from services.runtime.supervised import Loop
+from services.runtime.supervised import SupervisedLoop
 
 REPORT_EVERY = 1.0  # seconds
 TELL_EVERY = 2.0  # seconds between two lines of the log about a model that takes its time
@@ -43,14 +43,16 @@ class Worker:
         self._model: ModelInfo | None = None
         self._service: ChatService | None = None
         self._tokens: TokenService | None = None
-        self._workers = Workers()
+        self._workers = WorkerDirectory()
         self._reporting = AsyncExitStack()
 
     async def start(self) -> None:
         """Returns at once; the model may take minutes."""
-        await self._bus.subscribe(subjects.REPORT_ANY, self._workers.hear)
+        await self._bus.subscribe(subjects.REPORT_ANY, self._workers.on_report)
         await self._reporting.enter_async_context(
-            Loop("report", self._report_again, self._process.fail).running(is_cancelled=True)
+            SupervisedLoop("report", self._report_again, self._process.fail).running(
+                is_cancelled=True
+            )
         )
         self._loading = self._bus.spawn(self._load())
 

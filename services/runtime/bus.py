@@ -19,7 +19,7 @@ from nats.js import JetStreamContext
 from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ErrorCode, ServiceError
-from services.runtime.connection import NOT_AN_INBOX, Complaints, ResilientClient
+from services.runtime.connection import NOT_AN_INBOX, ErrorReporter, ResilientClient
 from services.runtime.deliveries import (
     DEFAULT_INBOX_LIMITS,
     Delivery,
@@ -27,12 +27,12 @@ from services.runtime.deliveries import (
     Inbox,
     InboxLimits,
     NoResponders,
-    Silent,
+    RequestSilent,
     deliver,
     delivery_of,
     unwrap,
 )
-from services.runtime.logs import LimitedLog
+from services.runtime.logs import RateLimitedLog
 from services.runtime.nats_url import parse_servers
 
 VERSION = "0.1.0"
@@ -70,7 +70,7 @@ class Bus:
         self._inbox_limits = inbox_limits
         self._reconnected_at = -math.inf
         self._closing = False
-        self._lost, self._unreadable, self._not_replied = (LimitedLog(log) for _ in range(3))
+        self._lost, self._unreadable, self._not_replied = (RateLimitedLog(log) for _ in range(3))
         self._services: list[micro.Service] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reconnected: list[Callable[[], Awaitable[None]]] = []
@@ -95,7 +95,7 @@ class Bus:
             max_outstanding_pings=PINGS,
             reconnect_time_wait=0.25,
             max_reconnect_attempts=-1,
-            error_cb=Complaints(servers).hear,
+            error_cb=ErrorReporter(servers).on_error,
             disconnected_cb=bus._on_disconnected,
             reconnected_cb=bus._on_reconnected,
         )
@@ -114,7 +114,7 @@ class Bus:
         return self._client.dropped_frames
 
     @property
-    def reconnected_for(self) -> float:
+    def seconds_since_reconnect(self) -> float:
         """Seconds since NATS was found again; infinite if it was never lost."""
         return time.monotonic() - self._reconnected_at
 
@@ -159,8 +159,8 @@ class Bus:
         """
         Raises the ServiceError that the service replied with, or one for a message that is too
         large or a reply that can't be decoded (internal); NoResponders; TimeoutError. With
-        `silence`: Silent (a TimeoutError) after as many seconds without a sign of life, which tells
-        a request that nobody works on from a slow one.
+        `silence`: RequestSilent (a TimeoutError) after as many seconds without a sign of life,
+        which tells a request that nobody works on from a slow one.
         """
         data = encode(message)
         try:
@@ -197,7 +197,7 @@ class Bus:
                     answer = await replies.next(min(silence, left))
                 except TimeoutError as error:
                     if silence < left:
-                        raise Silent from error
+                        raise RequestSilent from error
                     raise
                 if ALIVE_HEADER not in answer.headers:
                     return answer
@@ -260,19 +260,19 @@ class Bus:
             return await handler(delivery.subject, decode(delivery.data, kind))
 
         async def hand_over(delivery: Delivery) -> None:
-            self.answer(delivery, work)
+            self.respond(delivery, work)
 
         return Endpoint(name, subject, hand_over)
 
-    def answer(self, delivery: Delivery, work: Callable[[Delivery], Awaitable[Struct]]) -> None:
+    def respond(self, delivery: Delivery, work: Callable[[Delivery], Awaitable[Struct]]) -> None:
         """
         Replies with the message that `work` gives, or with the ServiceError that it raises. Nothing
         is done if the reply would go anywhere but to an inbox, where the caller may not publish.
         """
-        if self.has_inbox(delivery):
+        if self.has_reply_inbox(delivery):
             self.spawn(self._answer(delivery, work))
 
-    def has_inbox(self, delivery: Delivery) -> bool:
+    def has_reply_inbox(self, delivery: Delivery) -> bool:
         """Return whether its reply subject may be published to; log a request whose may not."""
         if subjects.is_reply(delivery.reply):
             return True
@@ -323,10 +323,10 @@ class Bus:
                 subjects.retry(endpoint.subject), cb=deliver(endpoint.handler)
             )
 
-    async def leave(self) -> None:
+    async def stop_serving(self) -> None:
         """Takes no more requests; those already on their way are still handed over."""
         services, self._services = self._services, []
-        if await self.answers():  # a server that hangs does not hold up who leaves
+        if await self.is_responsive():  # a server that hangs does not hold up who leaves
             for service in services:
                 await _leave(service)
 
@@ -345,20 +345,20 @@ class Bus:
         lost.
         """
         self._closing = True
-        await self.leave()
+        await self.stop_serving()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=TASKS_DEADLINE)
             for task in late:
                 log.error("did not end in time: %s", task.get_coro())
                 task.cancel()
-        if await self.answers():
+        if await self.is_responsive():
             await self._client.drain()
         else:
             # what is still to be sent goes to a broken transport, which only uvloop complains of
             with suppress(RuntimeError, OSError):
                 await self._client.close()
 
-    async def answers(self) -> bool:
+    async def is_responsive(self) -> bool:
         """Whether NATS answers now. What was published before has then arrived."""
         if not self._client.is_connected:
             return False

@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 from nats.protocol import parser
 
 from services.contract import subjects
-from services.runtime.logs import LimitedLog
+from services.runtime.logs import RateLimitedLog
 from services.runtime.nats_url import Servers
 
 HEADER_OVERHEAD = 12  # bytes of a header block around its lines
@@ -37,8 +37,8 @@ class ResilientClient(Client):
 
     def __init__(self) -> None:
         super().__init__()
-        self._dropped = LimitedLog(log)
-        self._not_replied = LimitedLog(log)
+        self._dropped = RateLimitedLog(log)
+        self._not_replied = RateLimitedLog(log)
 
     @property
     def dropped_frames(self) -> int:
@@ -178,14 +178,14 @@ def _size(headers: dict[str, str]) -> int:
     return HEADER_OVERHEAD + sum(lines)
 
 
-class Complaints:
+class ErrorReporter:
     """Log a connection error once until it changes: nats-py reports each failed attempt."""
 
     def __init__(self, servers: Servers) -> None:
         self._servers = servers
         self._last = ""
 
-    async def hear(self, error: Exception) -> None:
+    async def on_error(self, error: Exception) -> None:
         if (text := str(error) or type(error).__name__) != self._last:
             log.warning("NATS at %s: %s; still trying", self._servers, text)
             self._last = text

@@ -11,16 +11,16 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 
 from services.runtime.bus import Bus
-from services.runtime.streams import Stored, as_unavailable, stored_of
+from services.runtime.streams import StoredMessage, as_unavailable, stored_message
 
 NO_FILES = "no such file or directory"
 HAS_ANOTHER_START = "start time can not be updated"
 
 
-class Pending(NamedTuple):
+class PendingMessage(NamedTuple):
     """A message that a consumer was given and has not acknowledged."""
 
-    stored: Stored
+    stored: StoredMessage
     message: Msg
 
     async def ack(self) -> None:
@@ -38,7 +38,7 @@ class Pending(NamedTuple):
             await self.message.term()
 
 
-class Progress(NamedTuple):
+class ConsumerProgress(NamedTuple):
     """Every message up to the sequence `floor` is acknowledged."""
 
     floor: int
@@ -128,7 +128,7 @@ class Consumer:
                 await self._subscription.unsubscribe()
             self._subscription = None
 
-    async def fetch(self, batch: int, timeout: float) -> Sequence[Pending]:
+    async def fetch(self, batch: int, timeout: float) -> Sequence[PendingMessage]:
         """At most `batch` messages; none if none came in `timeout` seconds."""
         assert self._subscription is not None, "ensure() comes first"
         with as_unavailable():
@@ -136,12 +136,12 @@ class Consumer:
                 messages = await self._subscription.fetch(batch, timeout=timeout)
             except TimeoutError:
                 return []
-        return [Pending(stored_of(message), message) for message in messages]
+        return [PendingMessage(stored_message(message), message) for message in messages]
 
-    async def progress(self) -> Progress:
+    async def progress(self) -> ConsumerProgress:
         info = await self._info()
         floor = (info.ack_floor.stream_seq or 0) if info.ack_floor else 0
-        return Progress(floor, (info.num_pending or 0) + (info.num_ack_pending or 0))
+        return ConsumerProgress(floor, (info.num_pending or 0) + (info.num_ack_pending or 0))
 
     async def floor(self) -> int:
         """Every message up to this sequence has been acknowledged."""

@@ -35,7 +35,7 @@ class NoResponders(Exception):
     """Nobody is subscribed to the subject: NATS says so at once, no time-out passes."""
 
 
-class Silent(TimeoutError):
+class RequestSilent(TimeoutError):
     """No service sent a sign of life for the request in time."""
 
 

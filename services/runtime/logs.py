@@ -13,7 +13,7 @@ _USER_OF_URL = re.compile(r"(?<=://)[^\s'\"]*@")
 REPEAT_INTERVAL = 10.0  # seconds
 
 
-class LimitedLog:
+class RateLimitedLog:
     """Log an event that clients can cause at will: at once, then at most once per interval."""
 
     def __init__(self, logger: logging.Logger, interval: float = REPEAT_INTERVAL) -> None:

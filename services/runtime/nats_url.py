@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from urllib.parse import unquote, urlsplit
 
-from services.runtime.settings import BadSetting
+from services.runtime.settings import InvalidSetting
 
 DEFAULT_PORT = 4222
 SCHEMES = ("nats", "tls")
@@ -34,7 +34,7 @@ def parse_servers(nats_url: str) -> Servers:
     Return the servers that `nats_url` lists. User and password may be percent-encoded; all servers
     get them, also those that a cluster announces.
 
-    Raises BadSetting, whose text quotes no part of the value: any part may be a password.
+    Raises InvalidSetting, whose text quotes no part of the value: any part may be a password.
     """
     urls: list[str] = []
     users: set[str] = set()
@@ -42,15 +42,15 @@ def parse_servers(nats_url: str) -> Servers:
     for server in _split(nats_url):
         given, separator, rest = server.rpartition("://")
         if separator and urls and given.lower() != scheme:
-            raise BadSetting(HELP.format("all servers need the same scheme"))
+            raise InvalidSetting(HELP.format("all servers need the same scheme"))
         scheme = given.lower() if separator else scheme
         user, _, address = rest.rpartition("@")
         urls.append(f"{scheme}://{_address(scheme, address)}")
         users.update(filter(None, [user]))
     if not urls:
-        raise BadSetting(HELP.format("it names no server"))
+        raise InvalidSetting(HELP.format("it names no server"))
     if len(users) > 1:
-        raise BadSetting(HELP.format("all servers need the same user and password"))
+        raise InvalidSetting(HELP.format("all servers need the same user and password"))
     return Servers(tuple(urls), *_credentials("".join(users)))
 
 
@@ -73,14 +73,14 @@ def _split(nats_url: str) -> Iterator[str]:
 
 def _address(scheme: str, address: str) -> str:
     if scheme not in SCHEMES:
-        raise BadSetting(HELP.format("its scheme is neither nats nor tls"))
+        raise InvalidSetting(HELP.format("its scheme is neither nats nor tls"))
     try:
         parts = urlsplit(f"//{address}")
         port = parts.port or DEFAULT_PORT
     except ValueError:
-        raise BadSetting(HELP.format("the port of a server is not a number")) from None
+        raise InvalidSetting(HELP.format("the port of a server is not a number")) from None
     if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
-        raise BadSetting(HELP.format("a server is not host:port"))
+        raise InvalidSetting(HELP.format("a server is not host:port"))
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{host}:{port}"
 

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 import uvloop
 
 from services.runtime import logs
-from services.runtime.settings import BadSetting
+from services.runtime.settings import InvalidSetting
 
 DRAIN_DEADLINE = 30.0  # seconds from the signal to the exit; docker-compose.yml gives a little more
 
@@ -46,7 +46,7 @@ class Process:
             if await self._start(serve):
                 log.info("up")
                 await self._stop.wait()
-        except BadSetting as error:
+        except InvalidSetting as error:
             log.critical("%s", error)
             self._exit_code = 2
         finally:

@@ -36,7 +36,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
 S = TypeVar("S", bound=msgspec.Struct)
 
 
-class BadSetting(Exception):
+class InvalidSetting(Exception):
     """Names the variable, its value, and what it must be."""
 
 
@@ -45,7 +45,7 @@ def load(kind: type[S], environ: Mapping[str, str] | None = None) -> S:
     Return the settings of one service. The environment overrides `.env`; an empty value means the
     default.
 
-    Raises BadSetting for a value that can't be used; warns of a variable that looks misspelt.
+    Raises InvalidSetting for a value that can't be used; warns of a variable that looks misspelt.
     """
     environ = environment() if environ is None else environ
     _warn_of_misspelt({field.name.upper() for field in msgspec.structs.fields(kind)}, environ)
@@ -66,7 +66,7 @@ def parse(kind: type[S], environ: Mapping[str, str]) -> S:
 def environment() -> dict[str, str]:
     """
     Return the variables of the process, and those of `.env` that it does not set. Warn of each
-    line of `.env` that is not NAME=value. Raises BadSetting if the file can't be read.
+    line of `.env` that is not NAME=value. Raises InvalidSetting if the file can't be read.
     """
     if os.environ.get(NO_DOTENV):
         return dict(os.environ)
@@ -83,14 +83,14 @@ def _read_dotenv(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        raise BadSetting(f"{path} can't be read: {error.strerror}.") from error
+        raise InvalidSetting(f"{path} can't be read: {error.strerror}.") from error
     try:
         text = data.decode("utf-16" if data.startswith(UTF_16) else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise BadSetting(f"{path} is not UTF-8 (line {line}): save it as UTF-8.") from error
+        raise InvalidSetting(f"{path} is not UTF-8 (line {line}): save it as UTF-8.") from error
     if "\0" in text:
-        raise BadSetting(f"{path} is not a text file in UTF-8: save it as UTF-8.")
+        raise InvalidSetting(f"{path} is not a text file in UTF-8: save it as UTF-8.")
     return text
 
 
@@ -107,7 +107,7 @@ def _convert(name: str, value: str, kind: object) -> object:
         return msgspec.convert(parsed, kind, strict=False)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         why = "it must be a JSON list" if "Expected `array`" in str(error) else error
-        raise BadSetting(f"{name}={value!r} can't be used: {why}.") from error
+        raise InvalidSetting(f"{name}={value!r} can't be used: {why}.") from error
 
 
 def _injected_by_kubernetes(name: str, value: str) -> bool:

@@ -15,7 +15,7 @@ from services.runtime.bus import Bus
 
 # nats-server's error codes
 WRONG_LAST_SEQUENCE = (10071, 10164)  # a failed compare-and-set
-NO_ROOM = (
+FULL_CODES = (
     10077,  # the stream is at its limit
     10023,  # the server is
     10047,  # the server would be, with this stream
@@ -30,15 +30,15 @@ class StreamUnavailable(Exception):
     """JetStream did not answer, or not with success."""
 
 
-class NoRoom(StreamUnavailable):
+class StreamFull(StreamUnavailable):
     """JetStream refuses, until there is room again."""
 
 
-class TooLarge(StreamUnavailable):
+class MessageTooLarge(StreamUnavailable):
     """No message can hold it."""
 
 
-class Damaged(StreamUnavailable):
+class StreamDamaged(StreamUnavailable):
     """
     The stream is inconsistent: an acknowledged message can't be read, or has another subject. This
     happens after two nats-servers wrote to one store.
@@ -49,7 +49,7 @@ class Conflict(Exception):
     """Someone else appended first: the expected sequence is no longer the last."""
 
 
-class Stored(NamedTuple):
+class StoredMessage(NamedTuple):
     seq: int
     subject: str
     data: bytes
@@ -164,7 +164,7 @@ class Stream:
             ack = await self._js.publish(subject, b"")
         stored = await self.get(ack.seq)
         if stored is None or stored.subject != subject:
-            raise Damaged(f"{self.name} acknowledges messages that it does not store")
+            raise StreamDamaged(f"{self.name} acknowledges messages that it does not store")
         await self.delete(ack.seq)
 
     async def purge(self, until: int) -> None:
@@ -180,26 +180,26 @@ class Stream:
     async def exists(self) -> bool:
         return await self.replicas() is not None
 
-    async def readable(self) -> AsyncIterator[Stored]:
+    async def readable(self) -> AsyncIterator[StoredMessage]:
         """Yield all messages by sequence, oldest first, also if subjects are mixed up."""
         state = await self.state()
         for seq in range(max(state.first_seq, 1), state.last_seq + 1):
             if stored := await self.get(seq):
                 yield stored
 
-    async def last(self, subject: str) -> Stored | None:
+    async def last(self, subject: str) -> StoredMessage | None:
         """The last message of the subject, which may have wildcards."""
         return await _get(self._js, self.name, subject=subject)
 
-    async def get(self, seq: int) -> Stored | None:
+    async def get(self, seq: int) -> StoredMessage | None:
         """The message with this sequence; None if there is none (any more)."""
         return await _get(self._js, self.name, seq=seq)
 
-    async def next(self, subject: str, seq: int) -> Stored | None:
+    async def next(self, subject: str, seq: int) -> StoredMessage | None:
         """The first message of the subject, which may have wildcards, from this sequence on."""
         return await _get(self._js, self.name, seq=seq, subject=subject)
 
-    async def before(self, subject: str, seq: int) -> Stored | None:
+    async def before(self, subject: str, seq: int) -> StoredMessage | None:
         """
         The last message of the subject, which may have wildcards, before this sequence.
 
@@ -214,7 +214,7 @@ class Stream:
             end, step = start, step * 2
         return None
 
-    async def _latest(self, subject: str, found: Stored, end: int) -> Stored:
+    async def _latest(self, subject: str, found: StoredMessage, end: int) -> StoredMessage:
         while found.seq + 1 < end:
             middle = (found.seq + 1 + end) // 2
             if later := await self._first(subject, middle, end):
@@ -223,7 +223,7 @@ class Stream:
                 end = middle
         return found
 
-    async def _first(self, subject: str, start: int, end: int) -> Stored | None:
+    async def _first(self, subject: str, start: int, end: int) -> StoredMessage | None:
         stored = await self.next(subject, start)
         return stored if stored is not None and stored.seq < end else None
 
@@ -242,7 +242,7 @@ class Stream:
         )
 
 
-class Value(NamedTuple):
+class BucketValue(NamedTuple):
     data: bytes
     revision: int
 
@@ -278,25 +278,26 @@ class Bucket:
                 return False
         return True
 
-    async def get(self, key: str) -> Value | None:
+    async def get(self, key: str) -> BucketValue | None:
         stored = await _get(self._js, f"KV_{self._name}", subject=f"$KV.{self._name}.{key}")
-        return stored and Value(stored.data, stored.seq)
+        return stored and BucketValue(stored.data, stored.seq)
 
     async def is_whole(self) -> bool:
         return (await self._stream.state()).is_whole
 
-    async def readable(self) -> dict[str, Value]:
+    async def readable(self) -> dict[str, BucketValue]:
         """Return the last value of each key, also if keys are mixed up."""
         prefix = f"$KV.{self._name}."
         found = self._stream.readable()
         return {
-            each.subject.removeprefix(prefix): Value(each.data, each.seq) async for each in found
+            each.subject.removeprefix(prefix): BucketValue(each.data, each.seq)
+            async for each in found
         }
 
     async def purge(self) -> None:
         await self._stream.purge((await self._stream.state()).last_seq)
 
-    async def before(self, prefix: str, revision: int | None) -> tuple[str, Value] | None:
+    async def before(self, prefix: str, revision: int | None) -> tuple[str, BucketValue] | None:
         """
         Return the key that was put last (before this revision), with its value, of those that begin
         with `prefix`, which is empty or ends in a dot.
@@ -305,7 +306,9 @@ class Bucket:
         stored = await (stream.before(subject, revision) if revision else stream.last(subject))
         if stored is None:
             return None
-        return stored.subject.removeprefix(f"$KV.{self._name}."), Value(stored.data, stored.seq)
+        return stored.subject.removeprefix(f"$KV.{self._name}."), BucketValue(
+            stored.data, stored.seq
+        )
 
     async def put(self, key: str, data: bytes, revision: int) -> None:
         """
@@ -331,7 +334,7 @@ async def _publish(
 
 async def _get(
     js: JetStreamContext, stream: str, seq: int | None = None, subject: str | None = None
-) -> Stored | None:
+) -> StoredMessage | None:
     """
     With both `seq` and `subject`: the subject's first message from that sequence on.
 
@@ -348,24 +351,26 @@ async def _get(
             return None
     assert raw.seq is not None and raw.subject is not None and raw.time is not None
     if subject is not None and not subjects.matches(subject, raw.subject):
-        raise Damaged(f"{stream} returned a message of {raw.subject} for {subject}")
-    return Stored(raw.seq, raw.subject, raw.data or b"", raw.time)
+        raise StreamDamaged(f"{stream} returned a message of {raw.subject} for {subject}")
+    return StoredMessage(raw.seq, raw.subject, raw.data or b"", raw.time)
 
 
-def stored_of(message: Msg) -> Stored:
+def stored_message(message: Msg) -> StoredMessage:
     metadata = message.metadata
-    return Stored(metadata.sequence.stream, message.subject, message.data, metadata.timestamp)
+    return StoredMessage(
+        metadata.sequence.stream, message.subject, message.data, metadata.timestamp
+    )
 
 
 @contextmanager
 def as_unavailable() -> Iterator[None]:
-    """What nats-py raises becomes StreamUnavailable, NoRoom or TooLarge."""
+    """What nats-py raises becomes StreamUnavailable, StreamFull or MessageTooLarge."""
     try:
         yield
     except nats.js.errors.APIError as error:
-        kind = NoRoom if error.err_code in NO_ROOM else StreamUnavailable
+        kind = StreamFull if error.err_code in FULL_CODES else StreamUnavailable
         raise kind(error.description or str(error)) from error
     except nats.errors.MaxPayloadError as error:
-        raise TooLarge(str(error)) from error
+        raise MessageTooLarge(str(error)) from error
     except (nats.errors.Error, TimeoutError) as error:
         raise StreamUnavailable(str(error) or type(error).__name__) from error

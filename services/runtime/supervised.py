@@ -31,7 +31,7 @@ class BackOff:
         return min(self.first * 2.0 ** (failures - 1), self.most)
 
 
-class Loop:
+class SupervisedLoop:
     """Calls `step` repeatedly until it is stopped. `name` is for log lines."""
 
     def __init__(self, name: str, step: Step, fail: Fail, back_off: BackOff = BackOff()) -> None:

@@ -16,9 +16,9 @@ from services.contract.messages import (
     ChatRequest,
     Done,
     Failed,
-    Origin,
     Replay,
     ReplayRequest,
+    ResumeState,
     Started,
     StreamEvent,
     Timings,
@@ -30,7 +30,7 @@ from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, Endpoint
 
 STORY = "Es war einmal eine 🙂, die hieß Grüße und wohnte in einem Bus."
-ORIGIN = Origin("digest", b"\0\0\0\0", 0, 0, 1, datetime.now(UTC), 0, 0)
+ORIGIN = ResumeState("digest", b"\0\0\0\0", 0, 0, 1, datetime.now(UTC), 0, 0)
 STEP = 0.004  # seconds
 CONFLICT = ServiceError("conflict", "It is being answered already.")
 
@@ -63,7 +63,7 @@ class Teller:
     async def serve(self, waits_for_requests: bool) -> None:
         await self._bus.subscribe(subjects.CANCEL_ANY, self._hear_cancel)
         await self._bus.subscribe(subjects.REPLAY_ANY, self._hear_replay)
-        mine = subjects.direct_replay(self.worker_id, "*", "*")
+        mine = subjects.worker_replay(self.worker_id, "*", "*")
         await self._bus.subscribe(mine, self._hear_replay)
         if waits_for_requests:
             await self._bus.serve(
@@ -127,15 +127,15 @@ class Teller:
             return
         is_known = ".".join(subjects.target_of_replay(delivery.subject)) in self._recordings
         if is_known or not delivery.subject.startswith("chat.replay."):
-            self._bus.answer(delivery, self._replay)
+            self._bus.respond(delivery, self._replay)
 
     async def _replay(self, delivery: Delivery) -> Replay:
         recording = self._recordings.get(".".join(subjects.target_of_replay(delivery.subject)))
         if recording is None:
             raise ServiceError("not_found", "It is not known here.")
         self.replayed.set()
-        replay = recording.replay(decode(delivery.data, ReplayRequest).at)
-        return replace(replay, age=replay.age + self.accepted_before)
+        replay = recording.replay(decode(delivery.data, ReplayRequest).offset)
+        return replace(replay, age_seconds=replay.age_seconds + self.accepted_before)
 
 
 @asynccontextmanager

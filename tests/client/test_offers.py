@@ -9,7 +9,7 @@ import pytest
 
 from services.client import reader
 from services.client.chat import ChatClient
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.errors import ServiceError
@@ -22,20 +22,20 @@ from tests.fakes import HELLO, ScriptedWorker, direct_worker, report, scripted_w
 class Pair(NamedTuple):
     """Two workers that reports told of: `first` is the session's."""
 
-    workers: Workers
+    workers: WorkerDirectory
     first: ScriptedWorker
     second: ScriptedWorker
     ids: list[str]
 
 
-def hear(workers: Workers, *worker_ids: str) -> None:
+def hear(workers: WorkerDirectory, *worker_ids: str) -> None:
     for worker_id in worker_ids:
-        workers.hear(Delivery(subjects.report(worker_id), encode(report(worker_id)), ""))
+        workers.on_report(Delivery(subjects.report(worker_id), encode(report(worker_id)), ""))
 
 
 @pytest.fixture
 async def pair(nats_url: str) -> AsyncIterator[Pair]:
-    workers = Workers()
+    workers = WorkerDirectory()
     hear(workers, "one", "two")
     ids = workers.order(subjects.session_key(subjects.OPEN_TENANT, "default"), None)
     async with (
@@ -45,7 +45,7 @@ async def pair(nats_url: str) -> AsyncIterator[Pair]:
         yield Pair(workers, first, second, ids)
 
 
-async def ask(bus: Bus, workers: Workers, **more: Any) -> list[StreamEvent]:
+async def ask(bus: Bus, workers: WorkerDirectory, **more: Any) -> list[StreamEvent]:
     client = ChatClient(bus, workers=workers)
     async with aclosing(client.stream(ChatRequest(prompt="hi", **more))) as events:
         return [event async for event in events]
@@ -54,7 +54,7 @@ async def ask(bus: Bus, workers: Workers, **more: Any) -> list[StreamEvent]:
 async def test_the_sessions_worker_is_asked_directly(bus: Bus, pair: Pair) -> None:
     assert await ask(bus, pair.workers) == list(HELLO)
     ((subject, request),) = pair.first.requests
-    assert subject == subjects.direct(pair.ids[0], subjects.OPEN_TENANT)
+    assert subject == subjects.worker_request(pair.ids[0], subjects.OPEN_TENANT)
     assert request.prompt == "hi" and pair.second.requests == []
 
 
@@ -119,5 +119,5 @@ async def test_a_worker_that_is_gone_is_passed_over_at_once_and_forgotten(
 
 async def test_where_no_report_was_heard_nats_picks_a_worker(bus: Bus, nats_url: str) -> None:
     async with scripted_worker(nats_url, HELLO) as worker:
-        assert await ask(bus, Workers()) == list(HELLO)
+        assert await ask(bus, WorkerDirectory()) == list(HELLO)
     assert [subject for subject, _ in worker.requests] == [subjects.REQUEST]

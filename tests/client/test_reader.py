@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from services.client import reader
 from services.client.chat import ChatClient
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.errors import ServiceError
@@ -73,7 +73,7 @@ def check_whole(events: list[StreamEvent], begins_at: int = 0) -> None:
     text = STORY[:begins_at]
     for event in events:
         if isinstance(event, Token):
-            assert event.at == len(text)
+            assert event.offset == len(text)
             text += event.text
     assert text == STORY
     assert isinstance(events[-1], Done)
@@ -146,7 +146,7 @@ async def test_joined_reader_switches_to_the_attempt_that_replaced_its_own(
         reading.cancel()
         async with aclosing(ChatClient(bus).resume("r")) as joined:
             assert await text_of(joined, len(begun)) == begun
-            await first._bus.leave()  # it accepts no more requests
+            await first._bus.stop_serving()  # it accepts no more requests
             first.forget()
             async with teller(nats_url, "w2", until=40) as second:
                 reply = subjects.reply("_", "r", "second")
@@ -347,9 +347,9 @@ async def test_an_answer_goes_on_after_nats_was_away(tmp_path: Path) -> None:
 async def test_an_answer_waits_for_a_worker_of_its_own_model_though_others_are_there(
     bus: Bus, nats_url: str
 ) -> None:
-    workers, model = Workers(), ModelInfo("other", "digest of other", 100, 0)
+    workers, model = WorkerDirectory(), ModelInfo("other", "digest of other", 100, 0)
     other = WorkerReport("w2", "ready", 8, 0, 0, 8, model=model)
-    workers.hear(Delivery(subjects.report("w2"), encode(other), ""))
+    workers.on_report(Delivery(subjects.report("w2"), encode(other), ""))
     client = ChatClient(bus, workers=workers)
     async with aclosing(client.stream(replace(REQUEST, model="mine"))) as events:
         async with teller(nats_url, "w1", until=9) as mine:

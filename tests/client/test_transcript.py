@@ -6,9 +6,9 @@ from services.client.transcript import Gap, Mismatch, Transcript
 from services.contract.messages import (
     Accepted,
     Done,
-    Origin,
     Progress,
     Resume,
+    ResumeState,
     Started,
     StreamEvent,
     Timings,
@@ -16,7 +16,7 @@ from services.contract.messages import (
     Usage,
 )
 
-ORIGIN = Origin("digest", b"", 0, 0, 1, datetime.now(UTC), 0, 0)
+ORIGIN = ResumeState("digest", b"", 0, 0, 1, datetime.now(UTC), 0, 0)
 STARTED = Started(5, 0, 0, 0, ORIGIN)
 
 

@@ -1,6 +1,6 @@
 import msgspec
 
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.messages import Failed, ModelInfo, WorkerReport
@@ -19,27 +19,27 @@ class Clock:
         return self.now
 
 
-def hear(workers: Workers, *reports: WorkerReport) -> None:
+def hear(workers: WorkerDirectory, *reports: WorkerReport) -> None:
     for report in reports:
-        workers.hear(Delivery(subjects.report(report.worker_id), encode(report), ""))
+        workers.on_report(Delivery(subjects.report(report.worker_id), encode(report), ""))
 
 
 def test_a_ready_worker_has_its_model_loaded() -> None:
-    workers = Workers()
+    workers = WorkerDirectory()
     hear(workers, LOADING, READY)
     assert workers.ready and workers.model == MODEL
     assert workers.reports() == [LOADING, READY]
 
 
 def test_a_worker_that_loads_or_drains_or_failed_is_not_ready() -> None:
-    workers = Workers()
+    workers = WorkerDirectory()
     hear(workers, LOADING, FAILED, msgspec.structs.replace(READY, state="draining"))
     assert not workers.ready and workers.model is None
 
 
 def test_a_worker_that_was_silent_for_3_seconds_is_gone() -> None:
     clock = Clock()
-    workers = Workers(clock)
+    workers = WorkerDirectory(clock)
     hear(workers, READY)
     clock.now += 2.9
     assert workers.ready
@@ -48,13 +48,13 @@ def test_a_worker_that_was_silent_for_3_seconds_is_gone() -> None:
 
 
 def test_the_last_report_of_a_worker_counts() -> None:
-    workers = Workers()
+    workers = WorkerDirectory()
     hear(workers, READY, msgspec.structs.replace(READY, running=3))
     assert [report.running for report in workers.reports()] == [3]
 
 
 def test_why_nobody_answers_is_told_as_far_as_the_reports_know() -> None:
-    workers = Workers()
+    workers = WorkerDirectory()
     assert workers.absence().code == "no_worker"
     hear(workers, FAILED)
     assert workers.absence().code == "model_unavailable"
@@ -65,7 +65,7 @@ def test_why_nobody_answers_is_told_as_far_as_the_reports_know() -> None:
 
 
 def test_only_a_missing_worker_is_explained_by_the_reports() -> None:
-    workers = Workers()
+    workers = WorkerDirectory()
     hear(workers, LOADING)
     assert workers.refusal(Failed("no_worker", "nobody")).code == "model_loading"
     overloaded = workers.refusal(Failed("overloaded", "full", 2.5))

@@ -9,7 +9,6 @@ from services.contract.errors import ServiceError
 from services.contract.history import Cleared, Described, Erased, Exchange, LogRecord
 from services.contract.messages import (
     Accepted,
-    Candidate,
     ChatRequest,
     Done,
     Failed,
@@ -17,10 +16,10 @@ from services.contract.messages import (
     JsonSchema,
     JsonSchemaFormat,
     ModelInfo,
-    Origin,
     Progress,
     Replay,
     Resume,
+    ResumeState,
     Sampling,
     Started,
     StreamEvent,
@@ -28,12 +27,13 @@ from services.contract.messages import (
     Timings,
     Token,
     TokenLogprob,
+    TokenProbability,
     Usage,
 )
 
 MANY = b",".join(b'"%d":1' % token for token in range(301))
 USAGE, TIMINGS = Usage(3, 2, 1), Timings(0.1, 0.2, 0.3)
-ORIGIN = Origin(
+ORIGIN = ResumeState(
     model="abc",
     prompt=b"\x01\x00\x00\x00",
     exchanges_kept=3,
@@ -60,7 +60,7 @@ def test_every_event_comes_back_as_it_went(event: StreamEvent) -> None:
 
 
 def test_logprobs_come_back_and_are_left_out_where_there_are_none() -> None:
-    half = Candidate(7, "\ufffd", (0xC3,), -0.5)
+    half = TokenProbability(7, "\ufffd", (0xC3,), -0.5)
     token = Token(0, "a", (3,), (TokenLogprob(3, "a", (97,), -1.5, (half,)),))
     assert decode(encode(token), StreamEvent) == token  # type: ignore[arg-type]
     assert b"logprobs" not in encode(Token(0, "a", (3,)))
@@ -101,7 +101,7 @@ def test_what_is_to_be_resumed_comes_back_as_it_went() -> None:
 
 def test_a_start_that_was_told_before_there_was_an_origin_can_be_read() -> None:
     counts = b'"prompt_tokens":1,"cached_tokens":0,"exchanges_kept":0,"exchanges_dropped":0'
-    assert decode(b'{"type":"started",%b}' % counts, Started).origin is None
+    assert decode(b'{"type":"started",%b}' % counts, Started).resume_state is None
 
 
 def test_every_kind_of_event_is_tried_above() -> None:

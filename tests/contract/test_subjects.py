@@ -25,13 +25,13 @@ def test_a_cancel_names_its_target() -> None:
 
 
 def test_a_replay_names_its_target_whether_all_are_asked_or_one() -> None:
-    for subject in (subjects.replay("acme", "r1"), subjects.direct_replay("w", "acme", "r1")):
+    for subject in (subjects.replay("acme", "r1"), subjects.worker_replay("w", "acme", "r1")):
         assert subjects.target_of_replay(subject) == ("acme", "r1")
 
 
 def test_the_subject_of_an_event_that_nobody_heard_says_which_one_it_was() -> None:
-    subject = subjects.unheard("w", "acme.r1", attempt=3, number=12)
-    assert subjects.event_unheard(subject) == ("acme.r1", 3, 12)
+    subject = subjects.undelivered("w", "acme.r1", attempt=3, number=12)
+    assert subjects.undelivered_event(subject) == ("acme.r1", 3, 12)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_nothing_else_is_taken_as_a_reply_subject(subject: str) -> None:
 @pytest.mark.parametrize("end", ["x.1", "1.x", "-1.2", "1.2_0"])
 def test_malformed_subject_of_an_unheard_event_is_an_invalid_request(end: str) -> None:
     with pytest.raises(ServiceError, match="must be digits") as error:
-        subjects.event_unheard(f"chat.worker.w.unheard.acme.r1.{end}")
+        subjects.undelivered_event(f"chat.worker.w.unheard.acme.r1.{end}")
     assert error.value.code == "invalid_request"
 
 

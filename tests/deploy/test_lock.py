@@ -6,7 +6,7 @@ import pytest
 
 from deploy import lock
 from deploy.lock import locked
-from services.runtime.settings import BadSetting
+from services.runtime.settings import InvalidSetting
 
 
 def test_a_lock_lasts_as_long_as_any_process_that_inherited_it(
@@ -21,7 +21,10 @@ def test_a_lock_lasts_as_long_as_any_process_that_inherited_it(
     gone.wait()
     (tmp_path / "up.lock").write_text(str(gone.pid))  # as if `just up` had been killed
     try:
-        with pytest.raises(BadSetting, match=f"`kill {server.pid}`"), locked(tmp_path, server_pid):
+        with (
+            pytest.raises(InvalidSetting, match=f"`kill {server.pid}`"),
+            locked(tmp_path, server_pid),
+        ):
             pass
     finally:
         server.kill()

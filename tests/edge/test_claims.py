@@ -14,7 +14,7 @@ from services.contract.history import Exchange
 from services.contract.messages import Failed, Sampling, Timings, Usage
 from services.edge import answers
 from services.edge.chat import read_prompt
-from services.edge.claims import Claims, identify
+from services.edge.claims import IdempotencyKeys, identify
 from services.runtime.bus import Bus
 from services.runtime.streams import Bucket
 from tests.client.tellers import STORY, teller
@@ -108,7 +108,7 @@ async def test_one_whose_edge_died_before_it_asked_is_asked_by_another(
     await Bucket(bus, subjects.REQUESTS_BUCKET).ensure(60)
     with monkeypatch.context() as there:
         there.setattr(time, "time", lambda: now + ahead)
-        assert await Claims(bus).take(keyed, keyed.name)
+        assert await IdempotencyKeys(bus).take(keyed, keyed.name)
     async with edge_on(bus) as http, history_of(bus, None), teller(nats_url) as worker:
         got = await asyncio.gather(*(http.post("/chat", json=JSON, headers=key) for _ in range(3)))
         assert [text_of(answer) for answer in got] == [STORY] * 3
@@ -181,7 +181,7 @@ async def test_erased_answer_is_not_generated_again(
     async with edge_on(bus) as http, teller(nats_url) as worker, history_of(bus, None):
         address = (await http.post("/chat", json=JSON, headers=key)).headers["content-location"]
         worker.forget()
-        entry = subjects.answer_entry("_", address.removeprefix("/chat/"))
+        entry = subjects.request_entry("_", address.removeprefix("/chat/"))
         await Bucket(bus, subjects.REQUESTS_BUCKET).put(entry, b"it was in the log", 0)
         for _ in range(2):
             erased = await http.post("/chat", json=JSON, headers=key)

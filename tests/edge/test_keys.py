@@ -4,7 +4,7 @@ import pytest
 from services.contract.errors import ServiceError
 from services.edge.keys import Keys
 from services.runtime.bus import Bus
-from services.runtime.settings import BadSetting
+from services.runtime.settings import InvalidSetting
 from tests.edge.conftest import edge_on
 from tests.fakes import HELLO, scripted_worker
 
@@ -61,7 +61,7 @@ def test_anything_else_is_unauthorized(headers: dict[str, str]) -> None:
     ],
 )
 def test_bad_keys_are_refused_without_being_shown(setting: str) -> None:
-    with pytest.raises(BadSetting, match="EDGE_API_KEYS") as caught:
+    with pytest.raises(InvalidSetting, match="EDGE_API_KEYS") as caught:
         Keys.parse(setting)
     assert "s3cret" not in str(caught.value)
 

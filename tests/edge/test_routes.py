@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.contract.history import ClearRequest, Message, Messages, MessagesRequest
+from services.contract.history import ClearRequest, ExchangePage, ExchangeView, MessagesRequest
 from services.contract.messages import JsonSchema, JsonSchemaFormat, Usage
 from services.runtime.bus import VERSION, Bus
 from tests.edge.conftest import edge_on, until_gone
@@ -15,7 +15,7 @@ from tests.edge.test_errors import error_of
 from tests.fakes import HELLO, scripted_history, scripted_worker
 from tests.servers import nats_server, running
 
-MESSAGE = Message(
+MESSAGE = ExchangeView(
     "m1",
     "s1",
     "hi",
@@ -104,7 +104,7 @@ async def test_what_can_not_be_a_request_id_is_not_found(
 
 
 async def test_messages_are_a_plain_list(http: httpx.AsyncClient, nats_url: str) -> None:
-    async with scripted_history(nats_url, Messages((MESSAGE,))) as history:
+    async with scripted_history(nats_url, ExchangePage((MESSAGE,))) as history:
         answer = await http.get("/messages")
         await http.get("/messages", params={"limit": 1000, "session_id": "ü %"})
     (message,) = answer.json()
@@ -120,7 +120,7 @@ async def test_messages_are_a_plain_list(http: httpx.AsyncClient, nats_url: str)
 
 
 async def test_a_session_is_cleared(http: httpx.AsyncClient, nats_url: str) -> None:
-    async with scripted_history(nats_url, Messages(())) as history:
+    async with scripted_history(nats_url, ExchangePage(())) as history:
         answer = await http.post("/clear-history")
         await http.post("/clear-history?session_id=mine")
     assert answer.json()["status"] == "success" and answer.json()["message"]
@@ -133,7 +133,7 @@ async def test_a_session_is_cleared(http: httpx.AsyncClient, nats_url: str) -> N
 async def test_the_session_to_clear_may_be_named_in_the_body(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
-    async with scripted_history(nats_url, Messages(())) as history:
+    async with scripted_history(nats_url, ExchangePage(())) as history:
         answer = await http.post("/clear-history", json={"session_id": "mine"})
         for body, path in (
             ("{}", ""),
@@ -167,19 +167,19 @@ async def test_the_session_to_clear_may_be_named_in_the_body(
 async def test_change_with_an_unknown_parameter_is_rejected(
     http: httpx.AsyncClient, nats_url: str, method: str, path: str, body: str
 ) -> None:
-    async with scripted_history(nats_url, Messages(())) as history:
+    async with scripted_history(nats_url, ExchangePage(())) as history:
         answer = await http.request(method, path, content=body)
     assert (answer.status_code, error_of(answer)["code"]) == (400, "invalid_request")
     assert history.asked == []
 
 
 async def test_get_accepts_any_parameter(http: httpx.AsyncClient, nats_url: str) -> None:
-    async with scripted_history(nats_url, Messages(())):
+    async with scripted_history(nats_url, ExchangePage(())):
         assert (await http.get("/messages?limt=3")).status_code == 200
 
 
 async def test_the_status_tells_what_history_tells(http: httpx.AsyncClient, nats_url: str) -> None:
-    async with scripted_history(nats_url, Messages(())):
+    async with scripted_history(nats_url, ExchangePage(())):
         status = (await http.get("/status")).json()
     assert status["version"] == VERSION
     assert status["nats_connected"] is True and status["database_connected"] is True

@@ -11,7 +11,7 @@ import pytest
 
 from services.contract.messages import Progress, Token
 from services.edge.server import bind
-from services.runtime.settings import BadSetting
+from services.runtime.settings import InvalidSetting
 from tests.fakes import DONE, scripted_worker
 from tests.servers import ROOT, accepts, free_port, wait_for
 
@@ -58,7 +58,7 @@ async def test_a_signal_is_told_then_closes_the_door_and_lets_open_streams_finis
 def test_an_address_that_is_taken_names_its_settings(tmp_path: Path) -> None:
     with bind("127.0.0.1", 0) as taken:
         taken.listen()
-        with pytest.raises(BadSetting, match="EDGE_PORT"):
+        with pytest.raises(InvalidSetting, match="EDGE_PORT"):
             bind("127.0.0.1", taken.getsockname()[1])
 
 

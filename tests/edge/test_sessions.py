@@ -18,10 +18,10 @@ from services.contract.history import (
     DescribeRequest,
     Description,
     Exchange,
+    ExchangePage,
     ExportPage,
     ExportRequest,
     ImportRequest,
-    Messages,
     MessagesRequest,
     Session,
     SessionPage,
@@ -85,7 +85,7 @@ async def test_sessions_are_listed_a_page_at_a_time(http: httpx.AsyncClient, nat
 async def test_the_messages_of_a_session_are_newest_first(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
-    page = Messages((MESSAGE, replace(MESSAGE, id="m2")), "9-1")
+    page = ExchangePage((MESSAGE, replace(MESSAGE, id="m2")), "9-1")
     async with answering(nats_url, subjects.HISTORY_MESSAGES_ANY, MessagesRequest, page) as asked:
         answer = await http.get(f"/sessions/{STRANGE_PATH}/messages?limit=2&before=5-5")
     assert [message["id"] for message in answer.json()["messages"]] == ["m2", "m1"]

@@ -7,16 +7,16 @@ from typing import Any
 import httpx
 import pytest
 
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract.errors import ServiceError
 from services.contract.messages import (
-    Candidate,
     Failed,
     Progress,
     Started,
     StreamEvent,
     Token,
     TokenLogprob,
+    TokenProbability,
 )
 from services.edge import sse
 from services.edge.sse import EventStream
@@ -54,7 +54,7 @@ async def test_an_answer_is_tokens_with_the_length_so_far_and_then_done(
 
 
 async def test_logprobs_come_with_their_tokens(http: httpx.AsyncClient, nats_url: str) -> None:
-    other = Candidate(2, "in", (105, 110), -2.5)
+    other = TokenProbability(2, "in", (105, 110), -2.5)
     token = Token(0, "on", (1,), (TokenLogprob(1, "on", (111, 110), -0.5, (other,)),))
     async with scripted_worker(nats_url, [token, DONE]):
         answer = await http.post("/chat", json={"prompt": "hi", "logprobs": 1})
@@ -171,7 +171,7 @@ async def test_the_events_are_closed_when_the_client_leaves_a_stream_it_does_not
     async def send_to_a_full_socket(message: Any) -> None:
         await asyncio.sleep(5)
 
-    stream = EventStream(events(), "r1", Workers().refusal)
+    stream = EventStream(events(), "r1", WorkerDirectory().refusal)
     answering = asyncio.create_task(stream({}, receive, send_to_a_full_socket))  # type: ignore[arg-type]
     await asyncio.sleep(0.02)
     leaves.set()
@@ -209,5 +209,5 @@ async def run(events: AsyncGenerator[StreamEvent, None], sent: list[Any] | None 
         sent.append(message)
 
     async with aclosing(events):
-        await EventStream(events, "r1", Workers().refusal)({}, stay, send)  # type: ignore[arg-type]
+        await EventStream(events, "r1", WorkerDirectory().refusal)({}, stay, send)  # type: ignore[arg-type]
     return sent

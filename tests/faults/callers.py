@@ -15,7 +15,7 @@ from uuid import uuid4
 import httpx
 
 from services.client.chat import ChatClient, new_request_id
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.messages import ChatRequest, Done, Failed, StreamEvent, Token
@@ -154,7 +154,7 @@ async def _events(response: httpx.Response) -> AsyncIterator[tuple[int, dict[str
             yield length, json.loads(line[6:])
 
 
-async def over_nats(bus: Bus, workers: Workers, prompt: str) -> Told:
+async def over_nats(bus: Bus, workers: WorkerDirectory, prompt: str) -> Told:
     """With ChatClient, which replaces a worker that is lost by itself."""
     reading = Reading("client", prompt)
     request = _request(reading, prompt)
@@ -189,7 +189,7 @@ async def plainly(bus: Bus, prompt: str) -> Told:
 
 def _is_after_a_gap(event: StreamEvent, length: int) -> bool:
     match event:
-        case Token(at=at):
+        case Token(offset=at):
             return at != length
         case Done(length=whole):
             return whole != length
@@ -205,7 +205,7 @@ def _request(reading: Reading, prompt: str) -> ChatRequest:
 
 def _take(reading: Reading, event: StreamEvent) -> None:
     match event:
-        case Token(at=at, text=text):
+        case Token(offset=at, text=text):
             reading.take(at, text)
         case Done(finish_reason=reason, stored=stored):
             reading.end = {"done": True, "finish_reason": reason, "stored": stored}

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import subjects
 from services.contract.history import Exchange
 from services.history.entry import read
@@ -85,8 +85,8 @@ async def ask_until(up: Fleet, is_over: Callable[[], bool], seed: int) -> list[T
     """AT_ONCE answers at any time, of all kinds."""
     choose = random.Random(seed)
     async with Bus.connect(up.nats_url, "campaign") as bus:
-        workers = Workers()
-        await bus.subscribe(subjects.REPORT_ANY, workers.hear)
+        workers = WorkerDirectory()
+        await bus.subscribe(subjects.REPORT_ANY, workers.on_report)
 
         async def keep_asking() -> list[Told]:
             told = []
@@ -98,7 +98,9 @@ async def ask_until(up: Fleet, is_over: Callable[[], bool], seed: int) -> list[T
     return [told for each in asked for told in each]
 
 
-def _one(up: Fleet, bus: Bus, workers: Workers, choose: random.Random) -> Coroutine[Any, Any, Told]:
+def _one(
+    up: Fleet, bus: Bus, workers: WorkerDirectory, choose: random.Random
+) -> Coroutine[Any, Any, Told]:
     prompt = choose.choice(PROMPTS)
     match choose.randrange(8):
         case 0:

@@ -9,13 +9,15 @@ from collections.abc import Callable
 
 from services.contract.history import Exchange
 from services.inference.__main__ import serve
-from services.inference.sessions import Kept, Sessions
+from services.inference.sessions import HistoryClient, Kept
 from services.runtime.process import run
 
-_append = Sessions.append
+_append = HistoryClient.append
 
 
-async def _die(self: Sessions, key: str, exchange: Exchange, is_wanted: Callable[[], bool]) -> Kept:
+async def _die(
+    self: HistoryClient, key: str, exchange: Exchange, is_wanted: Callable[[], bool]
+) -> Kept:
     if os.environ["DIES"] == "after":
         assert await _append(self, key, exchange, is_wanted) == Kept("log")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -23,5 +25,5 @@ async def _die(self: Sessions, key: str, exchange: Exchange, is_wanted: Callable
 
 
 if __name__ == "__main__":
-    Sessions.append = _die  # type: ignore[method-assign]
+    HistoryClient.append = _die  # type: ignore[method-assign]
     run("inference", serve)

@@ -191,7 +191,7 @@ def test_an_answer_survives_that_nats_cuts_off_a_consumer_that_is_too_slow(
         if part == "inference":
             slow = two.answering()
             (worker_id,) = (key for key, worker in two.workers.items() if worker is slow)
-            heard_by_it = subjects.direct(worker_id, subjects.OPEN_TENANT)
+            heard_by_it = subjects.worker_request(worker_id, subjects.OPEN_TENANT)
         before = times_cut_off()
         slow.signal(signal.SIGSTOP)
         asyncio.run(flood(two, heard_by_it))

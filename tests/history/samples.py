@@ -19,13 +19,13 @@ from services.contract.history import (
     DescribeRequest,
     Description,
     Exchange,
+    ExchangePage,
+    ExchangeView,
     ExportPage,
     ExportRequest,
     HistoryStatus,
     Imported,
     ImportRequest,
-    Message,
-    Messages,
     MessagesRequest,
     Session,
     SessionPage,
@@ -120,7 +120,7 @@ async def erase(bus: Bus, session_id: str, tenant: str = TENANT) -> None:
 
 async def messages(
     bus: Bus, session_id: str | None, limit: int = 20, tenant: str = TENANT
-) -> tuple[Message, ...]:
+) -> tuple[ExchangeView, ...]:
     return (await message_page(bus, session_id, limit, tenant=tenant)).messages
 
 
@@ -130,9 +130,9 @@ async def message_page(
     limit: int = 20,
     before: str | None = None,
     tenant: str = TENANT,
-) -> Messages:
+) -> ExchangePage:
     request = MessagesRequest(limit, session_id, before)
-    return await bus.request(subjects.history_messages(tenant), request, Messages, timeout=5)
+    return await bus.request(subjects.history_messages(tenant), request, ExchangePage, timeout=5)
 
 
 async def sessions(
@@ -198,7 +198,7 @@ def uri_of(mongo: Server) -> str:
     return f"mongodb://127.0.0.1:{mongo.port}/"
 
 
-def ids(of: Context | tuple[Message, ...]) -> list[str]:
+def ids(of: Context | tuple[ExchangeView, ...]) -> list[str]:
     if isinstance(of, Context):
         return [turn.request_id for turn in of.turns]
     return [message.id for message in of]

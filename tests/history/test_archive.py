@@ -19,7 +19,7 @@ from services.contract.messages import JsonSchema, JsonSchemaFormat, Sampling, U
 from services.history import document
 from services.history.archive import NEWEST_FIRST, Archive, ArchiveUnavailable
 from services.history.entry import Entry, Unreadable, in_milliseconds
-from services.runtime.settings import BadSetting
+from services.runtime.settings import InvalidSetting
 from tests.history.samples import TENANT, exchange, until, uri_of
 from tests.servers import Server, free_port
 
@@ -294,14 +294,14 @@ async def test_a_retention_is_an_index_that_follows_the_setting(mongodb_uri: str
     ],
 )
 async def test_an_address_that_can_not_be_is_a_bad_setting(uri: str) -> None:
-    with pytest.raises(BadSetting, match="^MONGODB_URI") as raised:
+    with pytest.raises(InvalidSetting, match="^MONGODB_URI") as raised:
         async with opened(uri, wait=False):
             pass
     assert "sec" not in str(raised.value)
 
 
 async def test_a_database_name_that_can_not_be_is_a_bad_setting() -> None:
-    with pytest.raises(BadSetting, match="^MONGODB_DATABASE='a b'"):
+    with pytest.raises(InvalidSetting, match="^MONGODB_DATABASE='a b'"):
         async with opened("mongodb://127.0.0.1/", "a b", wait=False):
             pass
 

@@ -19,7 +19,7 @@ from services.contract.codec import encode
 from services.contract.errors import ServiceError
 from services.contract.messages import Empty
 from services.history import checkup as checkup_module
-from services.history import requests, rescue
+from services.history import log_repair, requests
 from services.history.checkup import Checkup
 from services.history.log import SAVING, Log
 from services.runtime.bus import Bus
@@ -28,8 +28,8 @@ from services.runtime.streams import (
     Appended,
     Bucket,
     Conflict,
-    Damaged,
     Stream,
+    StreamDamaged,
     StreamState,
     StreamUnavailable,
 )
@@ -209,7 +209,7 @@ class Changing(Log):
     rescues = 0
 
     async def probe(self) -> None:
-        raise Damaged("it has not what it acknowledged")
+        raise StreamDamaged("it has not what it acknowledged")
 
     async def rescue(self, is_under_way: bool = False) -> int | None:
         self.rescues += 1
@@ -221,11 +221,11 @@ async def test_only_a_log_that_was_damaged_at_the_start_is_emptied(own_bus: Bus)
     await log.ensure()
     checkup = Checkup(log)
     for _ in range(2 * checkup_module.PROOFS):
-        with pytest.raises(Damaged):
+        with pytest.raises(StreamDamaged):
             await checkup.run(is_probed=True, is_restarted=False)
     assert log.rescues == 0
     for _ in range(checkup_module.PROOFS - 1):
-        with pytest.raises(Damaged):
+        with pytest.raises(StreamDamaged):
             await checkup.run(is_probed=True, is_restarted=True)
     assert log.rescues == 0
     await checkup.run(is_probed=True, is_restarted=True)
@@ -308,12 +308,12 @@ async def test_interrupted_rescue_is_finished_by_the_next_process(
         return await log.append(key, record, message_id)  # type: ignore[arg-type]
 
     stream = Stream(own_bus, subjects.HISTORY_STREAM)
-    interrupted = rescue.Rescue(own_bus, stream, die)
+    interrupted = log_repair.LogRepair(own_bus, stream, die)
     await interrupted.begin()
     with pytest.raises(StreamUnavailable):
         await interrupted.run()
     assert await log.rescue() is None, "its lock holds"
-    monkeypatch.setattr(rescue, "LOCK_TIME", timedelta(0))
+    monkeypatch.setattr(log_repair, "LOCK_TIME", timedelta(0))
     async with history(url_of(own_nats)):
         await until(lambda: answers(own_bus))
         assert ids(await messages(own_bus, "s")) == [f"r{n:03}" for n in range(6)]
@@ -357,9 +357,9 @@ class Dying(Stream):
 
 async def is_rescued_within(bus: Bus, log: Log, writes: int) -> bool:
     """Whether the records were moved back before the process died, after as many writes."""
-    dying = rescue.Rescue(bus, Stream(bus, subjects.HISTORY_STREAM), log.append)
+    dying = log_repair.LogRepair(bus, Stream(bus, subjects.HISTORY_STREAM), log.append)
     await dying.begin()
-    dying._safe = Dying(bus, subjects.HISTORY_RESCUED_STREAM)
+    dying._safe = Dying(bus, subjects.HISTORY_REPAIR_STREAM)
     dying._safe.writes = writes
     try:
         await dying.run()
@@ -373,7 +373,7 @@ async def test_rescue_that_dies_at_any_step_loses_nothing(
     tmp_path: Path, version: NatsVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if the next process goes on at once, while nats-server still drops repeats."""
-    monkeypatch.setattr(rescue, "LOCK_TIME", timedelta(0))
+    monkeypatch.setattr(log_repair, "LOCK_TIME", timedelta(0))
     with running(nats_server(tmp_path, version=version)) as nats:
         async with Bus.connect(url_of(nats), "test") as bus:
             async with history(url_of(nats)):
@@ -423,19 +423,19 @@ async def test_process_that_was_frozen_in_a_rescue_writes_nothing_more(
     async with history(url_of(own_nats)):
         await append_many(own_bus, "s", 6)
     log, stream = Log(own_bus, 0), Stream(own_bus, subjects.HISTORY_STREAM)
-    one, other = (rescue.Rescue(own_bus, stream, log.append) for _ in range(2))
+    one, other = (log_repair.LogRepair(own_bus, stream, log.append) for _ in range(2))
     await one.begin()
-    one._safe = safe = Frozen(own_bus, subjects.HISTORY_RESCUED_STREAM)
+    one._safe = safe = Frozen(own_bus, subjects.HISTORY_REPAIR_STREAM)
     freezing = asyncio.create_task(one.run())
     await safe.frozen.wait()
     with pytest.raises(Conflict):  # the lock of the first one holds
         await other.run()
-    monkeypatch.setattr(rescue, "LOCK_TIME", timedelta(0))
+    monkeypatch.setattr(log_repair, "LOCK_TIME", timedelta(0))
     assert await other.run() == 6
     safe.thawed.set()
     with pytest.raises(Conflict):
         await freezing
-    assert await safe.next(subjects.HISTORY_RESCUED_RECORDS, 1) is None
+    assert await safe.next(subjects.HISTORY_REPAIR_RECORDS, 1) is None
     state = await stream.state()
     assert state.messages == 6
 
@@ -508,7 +508,7 @@ async def test_lost_consumers_are_made_anew(
         for durable in CONSUMERS:
             await own_bus.jetstream.delete_consumer(subjects.HISTORY_STREAM, durable)
         if is_doubted:
-            await own_bus.publish(subjects.HISTORY_DOUBT, Empty())
+            await own_bus.publish(subjects.HISTORY_APPEND_FAILED, Empty())
         await append(own_bus, "new", exchange("after"))
         await until(lambda: is_listed(own_bus, "new"))
         await until(lambda: answers(own_bus))
@@ -518,7 +518,7 @@ async def test_lost_consumers_are_made_anew(
 async def test_rescue_that_dies_keeps_snapshots_of_sessions_that_the_log_dropped(
     own_nats: Server, own_bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rescue, "LOCK_TIME", timedelta(0))
+    monkeypatch.setattr(log_repair, "LOCK_TIME", timedelta(0))
     log, stream = Log(own_bus, 0), Stream(own_bus, subjects.HISTORY_STREAM)
     async with history(url_of(own_nats)):
         dropped = await append(own_bus, "dropped", exchange("d0"))

@@ -5,7 +5,7 @@ from services.history.contexts import Contexts
 from services.history.log import Log
 from services.history.settings import HistorySettings
 from services.runtime.bus import Bus
-from services.runtime.streams import Stored
+from services.runtime.streams import StoredMessage
 from tests.history.samples import TENANT, append, exchange
 
 
@@ -21,7 +21,7 @@ async def test_what_is_logged_and_saved_while_a_context_is_read_is_in_it(
     assert await contexts.save(key)
     read = log.last
 
-    async def last(key: str) -> Stored | None:
+    async def last(key: str) -> StoredMessage | None:
         return early.pop() if early else await read(key)
 
     monkeypatch.setattr(log, "last", last)

@@ -11,7 +11,7 @@ from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.history.log import Log
 from services.inference import sessions
-from services.inference.sessions import Sessions
+from services.inference.sessions import HistoryClient
 from services.runtime.bus import Bus
 from services.runtime.streams import Stream
 from tests.faults.small_disk import small_disk
@@ -38,7 +38,7 @@ async def test_failed_append_refuses_chats_until_the_log_takes_records(
             ):
                 await append(other, "s", exchange("before"))
                 await asyncio.to_thread(disk.fill)
-                worker = Sessions(bus)
+                worker = HistoryClient(bus)
                 for n in range(9):  # use up what nats-server has reserved, then it fails
                     said = exchange(f"lost{n}", response=LARGE)
                     last = await Stream(bus, subjects.HISTORY_STREAM).last(subjects.log(KEY))
@@ -77,7 +77,7 @@ async def test_refusal_is_reported_and_ends_by_itself(own_bus: Bus, own_nats: Se
         await append(own_bus, "s", exchange("before"))
         await Stream(own_bus, subjects.HISTORY_STREAM).refuse_when_full()
         await limit(own_bus, (await status(own_bus)).log_bytes or 0)
-        await own_bus.publish(subjects.HISTORY_DOUBT, exchange("any"))
+        await own_bus.publish(subjects.HISTORY_APPEND_FAILED, exchange("any"))
 
         async def refuses(code: str | None) -> bool:
             return (await status(own_bus)).refuses == code
@@ -119,7 +119,7 @@ async def test_doubts_without_end_hold_up_nobody(own_bus: Bus, own_nats: Server)
 
         async def doubt() -> None:
             while True:
-                await own_bus.publish(subjects.HISTORY_DOUBT, exchange("any"))
+                await own_bus.publish(subjects.HISTORY_APPEND_FAILED, exchange("any"))
                 await asyncio.sleep(0.001)
 
         doubting = asyncio.create_task(doubt())

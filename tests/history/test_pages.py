@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from services.contract import subjects
 from services.contract.codec import encode
-from services.contract.history import Exchange, Message, Session
+from services.contract.history import Exchange, ExchangeView, Session
 from services.history import pages
 from services.history.context import Snapshot
 from services.history.entry import MAX_BYTES, Entry, Place
@@ -26,7 +26,7 @@ def entry(
     return Entry(seq, key, NOW + timedelta(seconds=seq), said)
 
 
-def shown_of(entries: list[Entry], limit: int) -> tuple[Message, ...]:
+def shown_of(entries: list[Entry], limit: int) -> tuple[ExchangeView, ...]:
     return pages.messages(entries, limit).messages
 
 

@@ -20,7 +20,7 @@ from services.history import requests
 from services.history.log import SAVING
 from services.history.requests import RequestIndex
 from services.runtime.bus import Bus
-from services.runtime.consumers import Pending
+from services.runtime.consumers import PendingMessage
 from services.runtime.streams import Bucket, Stream, StreamUnavailable
 from tests.history.samples import (
     append,
@@ -46,7 +46,7 @@ def tenant() -> str:
 
 @pytest.fixture
 def nothing_is_indexed(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def none_yet(index: RequestIndex, batch: int, timeout: float) -> Sequence[Pending]:
+    async def none_yet(index: RequestIndex, batch: int, timeout: float) -> Sequence[PendingMessage]:
         await asyncio.sleep(timeout)
         return ()
 
@@ -155,7 +155,7 @@ async def test_answer_that_has_moved_is_found_before_it_is_indexed_anew(
         key = subjects.session_key(tenant, "a session")
         bucket = Bucket(own_bus, subjects.REQUESTS_BUCKET)
         await bucket.put(
-            subjects.answer_entry(tenant, "r1"), encode(requests.Position(key, moved + 7)), 0
+            subjects.request_entry(tenant, "r1"), encode(requests.Position(key, moved + 7)), 0
         )
         assert await find(own_bus, tenant, "r1") == "so it was"
 

@@ -17,7 +17,7 @@ from services.contract.history import (
     Description,
     Exchange,
     ExchangeRequest,
-    Message,
+    ExchangeView,
     Session,
 )
 from services.contract.messages import Empty
@@ -374,7 +374,7 @@ async def test_messages_are_never_behind_an_answer(
 async def test_messages_are_the_same_from_log_and_archive(
     nats_url: str, mongodb_uri: str, bus: Bus, session_id: str
 ) -> None:
-    listed: list[tuple[Message, ...]] = []
+    listed: list[tuple[ExchangeView, ...]] = []
     async with history(nats_url):
         await append_many(bus, session_id, 25)
         listed.append(await messages(bus, session_id))

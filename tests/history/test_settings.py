@@ -1,7 +1,7 @@
 import pytest
 
 from services.history.settings import HistorySettings
-from services.runtime.settings import BadSetting, load
+from services.runtime.settings import InvalidSetting, load
 
 
 @pytest.mark.parametrize(
@@ -17,11 +17,11 @@ def test_without_a_retention_all_is_kept() -> None:
 
 @pytest.mark.parametrize("text", ["30", "0d", "-1d", "30 d", "forever", "30000d"])
 def test_what_is_no_retention_is_a_bad_setting(text: str) -> None:
-    with pytest.raises(BadSetting, match="HISTORY_RETENTION"):
+    with pytest.raises(InvalidSetting, match="HISTORY_RETENTION"):
         load(HistorySettings, {"HISTORY_RETENTION": text})
 
 
 @pytest.mark.parametrize("text", ["0", "101", "ten"])
 def test_the_number_of_exchanges_has_limits(text: str) -> None:
-    with pytest.raises(BadSetting, match="HISTORY_EXCHANGES"):
+    with pytest.raises(InvalidSetting, match="HISTORY_EXCHANGES"):
         load(HistorySettings, {"HISTORY_EXCHANGES": text})

@@ -13,7 +13,7 @@ from services.contract.history import Exchange, Imported
 from services.history import trimmer
 from services.history.log import Log
 from services.runtime.bus import Bus
-from services.runtime.streams import NoRoom, Stream
+from services.runtime.streams import Stream, StreamFull
 from tests.history.samples import (
     TENANT,
     append,
@@ -74,7 +74,7 @@ async def trimmed(bus: Bus) -> None:
 async def fill(bus: Bus, session_id: str) -> list[str]:
     """Appends until the log refuses; the ids of what it took."""
     taken: list[str] = []
-    with pytest.raises(NoRoom):
+    with pytest.raises(StreamFull):
         while True:
             await append(bus, session_id, large(f"r{len(taken):03}"))
             taken.append(f"r{len(taken):03}")

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from services.inference.engine.backend import Choice, Chunk, State
-from services.inference.engine.candidates import Candidates
-from services.inference.engine.sampler import ChainSampler
+from services.inference.engine.sampling.candidates import Candidates
+from services.inference.engine.sampling.sampler import SamplerChain
 from tests.inference.fake_backend import FakeState
 from tests.inference.vocabulary import Vocabulary
 
@@ -49,7 +49,7 @@ class Dream(Vocabulary):
         cells.extend(chunk.tokens)
         if chunk.sampler is None:
             return None
-        assert isinstance(chunk.sampler, ChainSampler)
+        assert isinstance(chunk.sampler, SamplerChain)
         return chunk.sampler.choose(self._logits_after(cells))
 
     def _logits_after(self, cells: list[int]) -> "np.typing.NDArray[np.float32]":

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from services.contract.messages import Sampling
-from services.inference.engine import constraints
 from services.inference.engine.backend import (
     BackendError,
     Choice,
@@ -16,7 +15,8 @@ from services.inference.engine.backend import (
     State,
     Stuck,
 )
-from services.inference.engine.vocabulary import Vocabulary
+from services.inference.engine.sampling import constraints
+from services.inference.engine.sampling.vocabulary import Vocabulary
 
 END = 256
 NAN = 0  # where an answer has this byte, the model computes no numbers

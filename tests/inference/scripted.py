@@ -9,14 +9,14 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from services.client.workers import Workers
+from services.client.workers import WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.history import (
     Context,
     ContextRequest,
-    Message,
-    Messages,
+    ExchangePage,
+    ExchangeView,
     MessagesRequest,
 )
 from services.contract.messages import (
@@ -30,13 +30,13 @@ from services.contract.messages import (
 )
 from services.history.service import start as start_history
 from services.history.settings import HistorySettings
-from services.inference.engine.template import ChatTemplate
-from services.inference.models import Model
+from services.inference.engine.prompt.chat_template import ChatTemplate
+from services.inference.models import LoadedModel
 from services.inference.service import ChatService
 from services.inference.settings import InferenceSettings
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, Inbox
-from tests.inference.engine.test_template import CHATML
+from tests.inference.engine.prompt.test_chat_template import CHATML
 from tests.inference.fake_backend import FakeBackend
 from tests.servers import nats_server, running
 
@@ -65,7 +65,7 @@ class Worker:
     ) -> None:
         self.bus = bus
         self.url = url
-        self.workers = Workers()
+        self.workers = WorkerDirectory()
         self.backend = backend
         self.failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         template = ChatTemplate(source, backend, bos="", eos="", adds_bos=False)
@@ -78,7 +78,7 @@ class Worker:
         )
         info = ModelInfo(name, f"digest of {name}", backend.context, 0)
         served = (info, *(replace(info, name=f"{name}:{adapter}") for adapter in ADAPTERS))
-        model = Model(replace(info, adapters=ADAPTERS), backend, template, served)
+        model = LoadedModel(replace(info, adapters=ADAPTERS), backend, template, served)
         fail = self.failure.set_result
         self.service = ChatService(bus, settings, worker_id, model, self.workers, fail)
         self.report = WorkerReport(
@@ -88,7 +88,7 @@ class Worker:
     def hear(self, *reports: WorkerReport) -> None:
         for report in reports:
             subject = subjects.report(report.worker_id)
-            self.workers.hear(Delivery(subject, encode(report), ""))
+            self.workers.on_report(Delivery(subject, encode(report), ""))
 
     async def rest_of(self, inbox: Inbox) -> list[StreamEvent]:
         """What came, and what comes until nothing has for a while."""
@@ -114,9 +114,9 @@ class Worker:
         request = ChatRequest(prompt=prompt, session_id=session, **more)
         return [event async for event in self.events(request)]
 
-    async def messages(self) -> tuple[Message, ...]:
+    async def messages(self) -> tuple[ExchangeView, ...]:
         subject = subjects.history_messages(subjects.OPEN_TENANT)
-        return (await self.bus.request(subject, MessagesRequest(), Messages)).messages
+        return (await self.bus.request(subject, MessagesRequest(), ExchangePage)).messages
 
     async def context(self, session: str) -> Context:
         subject = subjects.history_context(subjects.OPEN_TENANT)

@@ -1,4 +1,4 @@
-from services.inference.audience import LEAST_GRACE, Audience
+from services.inference.audience import LEAST_GRACE, Listeners
 
 
 class Clock:
@@ -10,7 +10,7 @@ class Clock:
 
 def test_it_is_there_until_an_event_is_not_heard_for_all_of_the_grace() -> None:
     clock = Clock()
-    audience = Audience(10, clock)
+    audience = Listeners(10, clock)
     for number in range(1, 4):
         assert audience.next_number() == number
     clock.now = 100
@@ -24,7 +24,7 @@ def test_it_is_there_until_an_event_is_not_heard_for_all_of_the_grace() -> None:
 
 def test_an_event_that_was_heard_starts_the_grace_anew() -> None:
     clock = Clock()
-    audience = Audience(10, clock)
+    audience = Listeners(10, clock)
     for _ in range(3):
         audience.next_number()
     audience.missed(1)
@@ -39,7 +39,7 @@ def test_an_event_that_was_heard_starts_the_grace_anew() -> None:
 
 def test_events_missed_one_after_another_count_from_the_first() -> None:
     clock = Clock()
-    audience = Audience(10, clock)
+    audience = Listeners(10, clock)
     for number in (1, 2, 3):
         audience.next_number()
         audience.missed(number)
@@ -49,7 +49,7 @@ def test_events_missed_one_after_another_count_from_the_first() -> None:
 
 def test_who_asks_for_a_replay_is_there() -> None:
     clock = Clock()
-    audience = Audience(10, clock)
+    audience = Listeners(10, clock)
     audience.missed(audience.next_number())
     clock.now = 9
     audience.came()
@@ -59,7 +59,7 @@ def test_who_asks_for_a_replay_is_there() -> None:
 
 def test_without_any_grace_a_reader_may_still_lose_its_connection_for_a_moment() -> None:
     clock = Clock()
-    audience = Audience(0, clock)
+    audience = Listeners(0, clock)
     audience.missed(audience.next_number())
     assert not audience.is_gone
     clock.now = LEAST_GRACE

@@ -12,7 +12,7 @@ from services.contract.messages import (
     Started,
 )
 from services.inference import preparation
-from services.inference.engine.ahead import Beginning
+from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.scripted import ANSWERS, Worker, text, worker
 
@@ -103,10 +103,10 @@ async def test_nothing_is_read_ahead_of_a_session_that_goes_on_meanwhile(
 ) -> None:
     looking, gone_on = threading.Event(), threading.Event()
 
-    def ahead(*_: object) -> Beginning:
+    def ahead(*_: object) -> IdlePrompt:
         looking.set()
         gone_on.wait(20)
-        return Beginning([1] * 100, 0, "open.s")
+        return IdlePrompt([1] * 100, 0, "open.s")
 
     monkeypatch.setattr(preparation, "ahead", ahead)
     async with worker(tmp_path) as fast:

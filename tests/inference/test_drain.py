@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from services.client.chat import ChatClient
 from services.contract.messages import Accepted, ChatRequest, Done, Failed, StreamEvent, Token
 from services.inference import preparation, service
-from services.inference.models import Model
-from services.inference.sessions import Sessions
+from services.inference.models import LoadedModel
+from services.inference.sessions import HistoryClient
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.scripted import LONG, Worker, text, worker
 from tests.inference.test_reception import pair
@@ -83,7 +83,7 @@ async def test_who_leaves_waits_no_longer_for_history(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(service, "FINISH_DEADLINE", 0)
-    monkeypatch.setattr(Sessions, "context", never)
+    monkeypatch.setattr(HistoryClient, "context", never)
     async with worker(tmp_path) as leaving:
         asked = asyncio.create_task(leaving.ask("hi", "s"))
         while not leaving.service.waiting:
@@ -99,7 +99,7 @@ async def test_the_model_is_closed_once_nobody_looks_at_the_next_prompt(
 ) -> None:
     looking, was_closed = threading.Event(), []
 
-    def ahead(model: Model, *_: object) -> None:
+    def ahead(model: LoadedModel, *_: object) -> None:
         looking.set()
         time.sleep(0.3)
         was_closed.append(cast(FakeBackend, model.backend).closed)
@@ -122,10 +122,10 @@ async def test_who_leaves_does_not_wait_for_history_to_tell_the_next_prompt(
     asked = asyncio.Event()
     async with worker(tmp_path) as leaving:
         await leaving.ask("hi", "s")
-        monkeypatch.setattr(Sessions, "context", never)
+        monkeypatch.setattr(HistoryClient, "context", never)
         await asked.wait()
         async with asyncio.timeout(3):
             await leaving.service.drain()
-            await leaving.bus.leave()
+            await leaving.bus.stop_serving()
             while any("_read_ahead" in str(task) for task in asyncio.all_tasks()):
                 await asyncio.sleep(0.05)

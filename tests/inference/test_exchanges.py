@@ -29,7 +29,7 @@ from services.contract.messages import (
     StreamEvent,
     Token,
 )
-from services.inference.sessions import Kept, Sessions
+from services.inference.sessions import HistoryClient, Kept
 from tests.inference.scripted import Worker, text
 
 TENANT = subjects.OPEN_TENANT
@@ -193,7 +193,7 @@ async def test_a_repeat_of_what_was_erased_meanwhile_is_told_as_not_kept(fast: W
     erase = subjects.history_delete(TENANT)
     await fast.bus.request(erase, DeleteRequest("s"), Empty)
     key = subjects.session_key(TENANT, "s")
-    assert await Sessions(fast.bus).append(key, exchange, lambda: True) == Kept("none")
+    assert await HistoryClient(fast.bus).append(key, exchange, lambda: True) == Kept("none")
 
 
 async def test_what_fails_before_it_begins_is_no_exchange(fast: Worker) -> None:

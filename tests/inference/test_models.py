@@ -23,12 +23,12 @@ def beside_the_demo_model(folder: Path, *adapters: str) -> Path:
     return folder / "demo.gguf"
 
 
-def load(path: Path, template: str = "") -> models.Model:
+def load(path: Path, template: str = "") -> models.LoadedModel:
     settings = InferenceSettings(model_path=str(path), model_chat_template=template)
     return models.load(settings, lambda _: True)
 
 
-def said_by(model: models.Model) -> list[int]:
+def said_by(model: models.LoadedModel) -> list[int]:
     """Return the first tokens of an answer."""
     sampler = model.backend.sampler(Sampling(temperature=0))
     tokens = model.template.prompt("", (), "Who are you?", 10).tokens

@@ -26,7 +26,7 @@ from tests.inference.scripted import LONG, Worker, text, worker
 
 REQUEST = ChatRequest(prompt="long", session_id="s", request_id="r")
 EVERYBODY = subjects.replay("_", "r")
-THE_WORKER = subjects.direct_replay("worker", "_", "r")
+THE_WORKER = subjects.worker_replay("worker", "_", "r")
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ async def test_an_answer_that_runs_and_one_that_has_ended_is_said_again(
     seen = []
     async for event in slow.events(REQUEST):
         seen.append(event)
-        if isinstance(event, Token) and event.at == 0:
+        if isinstance(event, Token) and event.offset == 0:
             running = await replay(slow.bus, subject)
             assert running.request == REQUEST and running.reply.startswith("_INBOX.")
             assert list(running.events)[:3] == seen and isinstance(seen[0], Accepted)
@@ -88,7 +88,7 @@ async def test_answer_of_an_erased_session_is_not_replayed(slow: Worker) -> None
 async def test_an_answer_is_said_again_to_an_inbox_alone(slow: Worker) -> None:
     await slow.ask("hi", "s", request_id="r")
     async with slow.bus.inbox("elsewhere") as inbox:
-        for subject in (EVERYBODY, THE_WORKER, subjects.direct("worker", "_")):
+        for subject in (EVERYBODY, THE_WORKER, subjects.worker_request("worker", "_")):
             await slow.bus.publish(subject, ReplayRequest(0), reply="elsewhere")
         assert (await replay(slow.bus, EVERYBODY)).events
         with pytest.raises(TimeoutError):
@@ -136,7 +136,7 @@ async def test_a_worker_that_was_frozen_drops_what_it_holds_and_stores_nothing(
     events = []
     async for event in slow.events(REQUEST):
         events.append(event)
-        if isinstance(event, Token) and event.at == 0:
+        if isinstance(event, Token) and event.offset == 0:
             time.sleep(0.8)  # nothing of this process runs but the model
     assert isinstance(events[-1], Failed) and events[-1].code == "worker_lost"
     assert len(text(events)) < 10

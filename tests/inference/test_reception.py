@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from services.contract import subjects
 from services.contract.errors import ServiceError
-from services.contract.messages import Accepted, Cancel, ChatRequest, Done, Failed, Taken
+from services.contract.messages import Accepted, Cancel, ChatRequest, Done, Failed, RequestAdmitted
 from tests.inference.scripted import Worker, worker
 
 SESSIONS = [f"session {number}" for number in range(12)]
@@ -70,17 +70,19 @@ async def test_a_session_whose_worker_is_busy_is_answered_by_the_other(tmp_path:
 async def test_who_can_not_pass_a_request_on_keeps_it(tmp_path: Path) -> None:
     async with worker(tmp_path) as alone:
         frozen = replace(alone.report, worker_id="frozen")
-        await alone.bus.subscribe(subjects.direct_any_tenant("frozen"), lambda delivery: None)
+        await alone.bus.subscribe(
+            subjects.worker_request_any_tenant("frozen"), lambda delivery: None
+        )
         for report in (frozen, replace(frozen, worker_id="gone"), alone.report):
             alone.hear(report)
         for session in SESSIONS:
             assert await answered_by(alone, session) == "worker"
 
 
-async def direct(worker: Worker, request: ChatRequest, reply: str) -> Taken:
-    subject = subjects.direct(worker.report.worker_id, subjects.OPEN_TENANT)
+async def direct(worker: Worker, request: ChatRequest, reply: str) -> RequestAdmitted:
+    subject = subjects.worker_request(worker.report.worker_id, subjects.OPEN_TENANT)
     headers = {subjects.REPLY_HEADER: reply}
-    return await worker.bus.request(subject, request, Taken, headers=headers)
+    return await worker.bus.request(subject, request, RequestAdmitted, headers=headers)
 
 
 async def test_a_request_to_one_worker_is_acknowledged_with_its_load_or_refused(

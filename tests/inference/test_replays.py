@@ -8,10 +8,10 @@ from services.contract.messages import (
     Accepted,
     ChatRequest,
     Done,
-    Origin,
     Progress,
     Replay,
     Resume,
+    ResumeState,
     Started,
     Timings,
     Token,
@@ -44,7 +44,7 @@ def test_replay_has_the_seconds_since_acceptance() -> None:
     now = 100.0
     made = recording(ACCEPTED, ON, clock=lambda: now)
     now += 7
-    assert made.replay(0).age == 7
+    assert made.replay(0).age_seconds == 7
 
 
 def test_who_has_some_text_gets_what_is_missing() -> None:
@@ -59,7 +59,7 @@ def test_the_end_is_told_to_who_has_all_the_text() -> None:
 
 
 def test_what_the_answer_goes_on_from_is_told_as_its_beginning() -> None:
-    origin = Origin("digest", b"", 0, 0, 1, datetime.now(UTC), 0, 0)
+    origin = ResumeState("digest", b"", 0, 0, 1, datetime.now(UTC), 0, 0)
     request = ChatRequest(prompt="hi", request_id="r", resume=Resume(origin, (1,), "on"))
     made = recording(ACCEPTED, CE, request=request)
     assert made.replay(0) == Replay(REQUEST, "w", REPLY, (Token(0, "on", (1,)), ACCEPTED, CE))
@@ -75,7 +75,7 @@ def test_a_long_answer_comes_in_parts_of_which_each_goes_on_where_the_last_ended
         replay = made.replay(at)
         got += replay.events
         at = sum(len(e.text) for e in got if isinstance(e, Token))
-        is_all = replay.is_all
+        is_all = replay.is_complete
     assert got == [ACCEPTED, *tokens, DONE]
 
 

@@ -10,8 +10,8 @@ from services.contract.messages import (
     ChatRequest,
     Done,
     Failed,
-    Origin,
     Resume,
+    ResumeState,
     Started,
     StreamEvent,
     Token,
@@ -21,13 +21,13 @@ from tests.inference.scripted import LONG, Worker, text, worker
 LATER = 100  # of the answer's characters are seen before its worker is lost
 
 
-def origin_of(events: list[StreamEvent]) -> Origin:
+def origin_of(events: list[StreamEvent]) -> ResumeState:
     (started,) = (event for event in events if isinstance(event, Started))
-    assert started.origin is not None
-    return started.origin
+    assert started.resume_state is not None
+    return started.resume_state
 
 
-async def begun(worker: Worker, prompt: str, **more: Any) -> tuple[Origin, list[StreamEvent]]:
+async def begun(worker: Worker, prompt: str, **more: Any) -> tuple[ResumeState, list[StreamEvent]]:
     """What another worker would say, by one whose session is not this one."""
     events = await worker.ask(prompt, "elsewhere", **more)
     return origin_of(events), events
@@ -40,7 +40,7 @@ async def test_it_goes_on_where_it_was_cut_off_and_the_whole_of_it_is_stored(
     resume = Resume(origin, tuple(LONG[:LATER]), LONG[: LATER - 1].decode())
     accepted, started, *tokens, done = await fast.ask("long", "s", resume=resume, request_id="r")
     first = tokens[0]
-    assert isinstance(first, Token) and first.at == LATER - 1
+    assert isinstance(first, Token) and first.offset == LATER - 1
     assert resume.text + text(tokens) == LONG.decode()
     assert isinstance(done, Done) and isinstance(whole[-1], Done)
     assert (done.usage.completion_tokens, done.length) == (len(LONG) + 1, len(LONG))

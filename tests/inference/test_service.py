@@ -27,7 +27,7 @@ from services.contract.messages import (
 from services.inference import service
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders
-from tests.inference.engine.test_template import CHATML
+from tests.inference.engine.prompt.test_chat_template import CHATML
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.scripted import ANSWERS, Worker, text, worker
 from tests.servers import nats_server, running
@@ -85,7 +85,7 @@ async def test_role_named_in_the_prompt_does_not_end_the_answer(fast: Worker) ->
 
 async def test_characters_come_whole(fast: Worker) -> None:
     tokens = [e for e in await fast.ask("emoji", "s") if isinstance(e, Token)]
-    assert [(t.at, t.text, len(t.ids)) for t in tokens] == [(0, "é", 2), (1, "🙂", 4)]
+    assert [(t.offset, t.text, len(t.token_ids)) for t in tokens] == [(0, "é", 2), (1, "🙂", 4)]
 
 
 async def test_max_tokens_ends_an_answer_with_length(fast: Worker) -> None:

@@ -9,7 +9,7 @@ from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.history import Context, ContextRequest
 from services.inference import sessions
-from services.inference.sessions import Kept, Sessions
+from services.inference.sessions import HistoryClient, Kept
 from services.runtime.bus import Bus
 from services.runtime.streams import Stream
 from tests.history.samples import exchange, url_of
@@ -47,9 +47,9 @@ def is_wanted() -> bool:
 
 
 async def test_failed_append_is_reported_to_history_and_repeated(full: Bus) -> None:
-    async with full.inbox(subjects.HISTORY_DOUBT) as doubts:
+    async with full.inbox(subjects.HISTORY_APPEND_FAILED) as doubts:
         said = exchange("a", response="x" * SMALL)
-        appending = asyncio.create_task(Sessions(full).append(KEY, said, is_wanted))
+        appending = asyncio.create_task(HistoryClient(full).append(KEY, said, is_wanted))
         await doubts.next(5)
         await give_room(full)
         assert await appending == Kept("log")
@@ -59,7 +59,7 @@ async def test_an_exchange_that_finds_no_room_in_time_is_told_as_failed(
     full: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sessions, "APPEND_DEADLINE", 0.5)
-    asked = Sessions(full)
+    asked = HistoryClient(full)
     said = exchange("a", response="x" * SMALL)
     assert await asked.append(KEY, said, is_wanted) == Kept("failed")
 
@@ -87,7 +87,7 @@ async def test_a_history_without_a_log_for_a_moment_is_asked_again(
             asked = bus.endpoint("context", subject, ContextRequest, history.context)
             await bus.serve("history", "stumbles", [asked])
             try:
-                found = await Sessions(bus).context(subjects.OPEN_TENANT, "s")
+                found = await HistoryClient(bus).context(subjects.OPEN_TENANT, "s")
                 assert found.epoch == epoch
             except ServiceError as error:
                 assert epoch is None and error.code == code

@@ -11,19 +11,19 @@ from services.contract.conversation import ChatMessage
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, ModelInfo
 from services.contract.tokens import (
-    ANSWER_WITHIN,
-    Counted,
-    Detokenized,
+    TOKENS_TIMEOUT_SECONDS,
+    DetokenizeReply,
     DetokenizeRequest,
-    Tokenized,
+    TokenCount,
+    TokenizeReply,
     TokenizeRequest,
 )
 from services.inference.engine.backend import SpecialToken
-from services.inference.engine.template import ChatTemplate
-from services.inference.models import Model
+from services.inference.engine.prompt.chat_template import ChatTemplate
+from services.inference.models import LoadedModel
 from services.inference.tokens import QUEUE, TokenService
 from services.runtime.bus import Bus
-from tests.inference.engine.test_template import CHATML
+from tests.inference.engine.prompt.test_chat_template import CHATML
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.vocabulary import ADDED, WithMarkers
 
@@ -54,7 +54,7 @@ def backend() -> Slow:
 async def bus(nats_url: str, backend: Slow) -> AsyncIterator[Bus]:
     async with Bus.connect(nats_url, "test") as bus:
         template = ChatTemplate(CHATML, backend, bos="<|im_start|>", eos="", adds_bos=True)
-        service = TokenService(bus, "w", Model(INFO, backend, template, (INFO,)))
+        service = TokenService(bus, "w", LoadedModel(INFO, backend, template, (INFO,)))
         await service.open()
         yield bus
         await service.close()
@@ -63,18 +63,20 @@ async def bus(nats_url: str, backend: Slow) -> AsyncIterator[Bus]:
 
 
 async def ids(bus: Bus, request: TokenizeRequest) -> list[int]:
-    found = await bus.request(subjects.tokenize("w"), request, Tokenized, 2 * ANSWER_WITHIN)
+    found = await bus.request(
+        subjects.tokenize("w"), request, TokenizeReply, 2 * TOKENS_TIMEOUT_SECONDS
+    )
     return list(found.tokens)
 
 
 async def test_a_text_is_told_as_tokens_and_back(bus: Bus) -> None:
     asked = TokenizeRequest("é!", with_pieces=True)
-    found = await bus.request(subjects.tokenize("w"), asked, Tokenized)
+    found = await bus.request(subjects.tokenize("w"), asked, TokenizeReply)
     assert [piece.bytes for piece in found.pieces] == [(0xC3,), (0xA9,), (33,)]
     assert found.pieces[2].text == "!"
     assert found.tokens == tuple(piece.id for piece in found.pieces)
     asked_back = DetokenizeRequest(found.tokens)
-    back = await bus.request(subjects.detokenize("w"), asked_back, Detokenized)
+    back = await bus.request(subjects.detokenize("w"), asked_back, DetokenizeReply)
     assert back.text == "é!"
 
 
@@ -96,13 +98,13 @@ async def test_a_long_text_is_told_but_not_its_pieces(bus: Bus) -> None:
 
 async def test_a_token_that_there_is_not_is_refused(bus: Bus) -> None:
     with pytest.raises(ServiceError, match="The field `tokens` has 300"):
-        await bus.request(subjects.detokenize("w"), DetokenizeRequest((300,)), Detokenized)
+        await bus.request(subjects.detokenize("w"), DetokenizeRequest((300,)), DetokenizeReply)
 
 
 async def test_a_conversation_is_counted_also_where_it_does_not_fit(bus: Bus) -> None:
     for length in (1, 5000):
         request = ChatRequest(messages=(ChatMessage("user", "x" * length),))
-        counted = await bus.request(subjects.count("w"), request, Counted)
+        counted = await bus.request(subjects.count("w"), request, TokenCount)
         assert counted.tokens == len("user\n<|im_end|>\nassistant\n") + 2 + length
 
 

@@ -13,8 +13,8 @@ from nats.aio.msg import Msg
 from services.contract.errors import ServiceError
 from services.runtime import bus as bus_module
 from services.runtime.bus import Bus
-from services.runtime.deliveries import Delivery, NoResponders, Silent
-from services.runtime.logs import LimitedLog
+from services.runtime.deliveries import Delivery, NoResponders, RequestSilent
+from services.runtime.logs import RateLimitedLog
 from tests.servers import nats_server, running
 
 
@@ -101,7 +101,7 @@ async def test_signs_of_life_come_at_a_bounded_pace(
 async def test_request_that_nobody_works_on_is_silent(bus: Bus, session_id: str) -> None:
     subject = session_id.replace(" ", "-")
     await bus.subscribe(subject, lambda delivery: None)
-    with pytest.raises(Silent):
+    with pytest.raises(RequestSilent):
         await bus.request(subject, Ask("x"), Answer, 30, silence=0.1)
 
 
@@ -116,7 +116,7 @@ async def test_slow_request_ends_at_its_timeout(bus: Bus, session_id: str) -> No
     await serve(bus, subject, wait)
     with pytest.raises(TimeoutError) as error:
         await bus.request(subject, Ask("x"), Answer, timeout=0.3, silence=0.2)
-    assert not isinstance(error.value, Silent)
+    assert not isinstance(error.value, RequestSilent)
     never.set()
 
 
@@ -271,7 +271,7 @@ async def test_a_connection_that_a_server_never_greeted_is_closed(tmp_path: Path
             async with asyncio.timeout(10):
                 await closed.wait()
                 server.start()
-                while not await bus.answers():
+                while not await bus.is_responsive():
                     await asyncio.sleep(0.01)
 
 
@@ -302,13 +302,13 @@ async def test_a_server_that_hangs_does_not_answer_and_is_not_lost_when_it_wakes
     monkeypatch.setattr(bus_module, "ANSWER_TIMEOUT", 0.2)
     with running(nats_server(tmp_path)) as server:
         async with Bus.connect(f"nats://127.0.0.1:{server.port}", "test") as bus:
-            assert await bus.answers()
+            assert await bus.is_responsive()
             server.signal(signal.SIGSTOP)
             await asyncio.sleep(0.05)
-            assert not await bus.answers()
+            assert not await bus.is_responsive()
             server.signal(signal.SIGCONT)
             await asyncio.sleep(0.1)  # the late answer comes
-            assert await bus.answers() and bus.reconnected_for == math.inf
+            assert await bus.is_responsive() and bus.seconds_since_reconnect == math.inf
             async with bus.inbox("a.b") as inbox:
                 await bus.publish("a.b", Ask("still heard"))
                 assert b"still heard" in (await inbox.next(1)).data
@@ -359,14 +359,14 @@ async def test_request_dropped_for_its_reply_subject_is_logged(
 async def test_each_kind_of_lost_message_is_logged(
     bus: Bus, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bus, "_lost", LimitedLog(logging.getLogger("lost"), interval=0))
+    monkeypatch.setattr(bus, "_lost", RateLimitedLog(logging.getLogger("lost"), interval=0))
     await bus.publish("too.large", Ask("x" * 2 * 1024 * 1024))
     await bus.publish("bad subject", Ask("x"))
     assert [record.message for record in caplog.records] == [
         "lost a message to 'too.large': nats: maximum payload exceeded (1 since the start)",
         "lost a message to 'bad subject': nats: invalid subject (2 since the start)",
     ]
-    assert await bus.answers() and bus.reconnected_for == math.inf
+    assert await bus.is_responsive() and bus.seconds_since_reconnect == math.inf
 
 
 async def test_error_that_is_too_large_for_a_message_loses_no_connection(
@@ -379,7 +379,7 @@ async def test_error_that_is_too_large_for_a_message_loses_no_connection(
     with pytest.raises(TimeoutError):
         await bus.request("long.refusal", Ask("x"), Answer, timeout=0.5)
     assert "lost a message" in caplog.text
-    assert await bus.answers() and bus.reconnected_for == math.inf
+    assert await bus.is_responsive() and bus.seconds_since_reconnect == math.inf
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ async def test_a_server_that_is_frozen_is_left_for_another(cluster: list[Server]
         frozen.signal(signal.SIGSTOP)
         try:
             async with asyncio.timeout(8):
-                while bus._client.connected_url == url or not await bus.answers():
+                while bus._client.connected_url == url or not await bus.is_responsive():
                     await asyncio.sleep(0.1)
         finally:
             frozen.signal(signal.SIGCONT)

@@ -13,7 +13,7 @@ import uvloop
 from services.runtime import logs
 from services.runtime.bus import Bus
 from services.runtime.health import is_healthy
-from services.runtime.logs import LimitedLog
+from services.runtime.logs import RateLimitedLog
 from tests.e2e.stack import Process, plain_environment
 from tests.servers import Server, free_port, nats_server, running, wait_for
 
@@ -49,7 +49,7 @@ def locked(tmp_path: Path) -> Iterator[Server]:
 async def connects(url: str, seconds: float = 5) -> bool:
     try:
         async with asyncio.timeout(seconds), Bus.connect(url, "test") as bus:
-            return await bus.answers()
+            return await bus.is_responsive()
     except TimeoutError:
         return False
 
@@ -140,7 +140,7 @@ def test_user_of_a_url_is_masked_wherever_it_is_logged(
 
 
 def test_limited_log_counts_what_it_leaves_out(caplog: pytest.LogCaptureFixture) -> None:
-    limited = LimitedLog(logging.getLogger("test"), interval=60)
+    limited = RateLimitedLog(logging.getLogger("test"), interval=60)
     for number in range(100):
         limited.warning("event %d", number)
     assert [record.message for record in caplog.records] == ["event 0 (1 since the start)"]

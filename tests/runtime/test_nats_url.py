@@ -1,7 +1,7 @@
 import pytest
 
 from services.runtime.nats_url import parse_servers
-from services.runtime.settings import BadSetting
+from services.runtime.settings import InvalidSetting
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_user_without_password_is_a_token() -> None:
     ],
 )
 def test_bad_value_is_refused_without_repeating_it(given: str) -> None:
-    with pytest.raises(BadSetting, match="NATS_URL can't be used") as error:
+    with pytest.raises(InvalidSetting, match="NATS_URL can't be used") as error:
         parse_servers(given)
     chain = [error.value, error.value.__cause__ or "", error.value.__context__ or ""]
     assert "hush" not in str(chain[:2])

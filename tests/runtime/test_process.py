@@ -7,7 +7,7 @@ import sys
 PROGRAM = """
 import asyncio
 from services.runtime.process import run
-from services.runtime.settings import BadSetting
+from services.runtime.settings import InvalidSetting
 
 async def drain():
     print("draining", flush=True)
@@ -79,7 +79,7 @@ def test_a_start_that_swallows_its_cancel_is_waited_for_and_then_drained() -> No
 
 
 def test_a_bad_setting_is_one_line_and_exit_code_2() -> None:
-    code, _, err = end(start("raise BadSetting('MODEL_CONTEXT is wrong')"))
+    code, _, err = end(start("raise InvalidSetting('MODEL_CONTEXT is wrong')"))
     assert code == 2
     assert "MODEL_CONTEXT is wrong" in err and "Traceback" not in err
 

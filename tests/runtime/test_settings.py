@@ -8,7 +8,7 @@ import pytest
 from services.edge.settings import EdgeSettings
 from services.history.settings import HistorySettings
 from services.inference.settings import InferenceSettings
-from services.runtime.settings import BadSetting, BusSettings, load
+from services.runtime.settings import BusSettings, InvalidSetting, load
 
 
 class Settings(BusSettings, frozen=True, kw_only=True):
@@ -47,7 +47,7 @@ def test_an_empty_variable_means_the_default() -> None:
     ],
 )
 def test_a_bad_value_is_refused_by_name_and_reason(name: str, value: str, why: str) -> None:
-    with pytest.raises(BadSetting, match=f"{name}='.*{why}"):
+    with pytest.raises(InvalidSetting, match=f"{name}='.*{why}"):
         load(Settings, {name: value})
 
 
@@ -58,7 +58,7 @@ def test_a_text_may_begin_with_a_bracket() -> None:
 
 def test_what_no_request_may_ask_for_can_be_no_default_either() -> None:
     for name, value in (("CHAT_STOP", '[""]'), ("CHAT_MAX_TOKENS", "2000000")):
-        with pytest.raises(BadSetting, match=name):
+        with pytest.raises(InvalidSetting, match=name):
             load(InferenceSettings, {name: value})
 
 
@@ -103,7 +103,7 @@ def test_dotenv_in_another_encoding_is_an_error(
 ) -> None:
     (tmp_path / ".env").write_bytes(data)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadSetting, match=rf"^\.env is {why}.*save it as UTF-8\.$"):
+    with pytest.raises(InvalidSetting, match=rf"^\.env is {why}.*save it as UTF-8\.$"):
         load(Settings)
 
 
@@ -112,7 +112,7 @@ def test_a_folder_in_the_place_of_dotenv_is_refused(
 ) -> None:
     (tmp_path / ".env").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadSetting, match=r"^\.env can't be read: Is a directory\.$"):
+    with pytest.raises(InvalidSetting, match=r"^\.env can't be read: Is a directory\.$"):
         load(Settings)
 
 

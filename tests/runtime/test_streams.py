@@ -9,7 +9,7 @@ import pytest
 
 from services.runtime.bus import Bus
 from services.runtime.consumers import Consumer
-from services.runtime.streams import Bucket, Conflict, NoRoom, Stream, StreamUnavailable
+from services.runtime.streams import Bucket, Conflict, Stream, StreamFull, StreamUnavailable
 from tests.history.samples import until
 from tests.servers import nats_server, running
 
@@ -134,7 +134,7 @@ async def test_a_full_stream_drops_its_oldest_until_it_is_told_to_refuse(
     state = await stream.state()
     assert state.first_seq > 1 and state.drops_old and state.limit == MEBIBYTE
     await stream.refuse_when_full()
-    with pytest.raises(NoRoom, match="maximum bytes exceeded"):
+    with pytest.raises(StreamFull, match="maximum bytes exceeded"):
         await append("a", b"x" * 100_000)
     assert not (await stream.state()).drops_old
     await stream.ensure(f"{stream.name}.>", MEBIBYTE, 0)

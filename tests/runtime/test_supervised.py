@@ -3,7 +3,7 @@ import logging
 
 import pytest
 
-from services.runtime.supervised import BackOff, Loop
+from services.runtime.supervised import BackOff, SupervisedLoop
 
 SOON = BackOff(first=0.001, most=0.002, failures=3)
 LONG = 3600.0
@@ -25,8 +25,8 @@ class Steps:
         self.succeeded.set()
         return LONG
 
-    def loop(self) -> Loop:
-        return Loop("sweeper", self.step, self.failed.put_nowait, SOON)
+    def loop(self) -> SupervisedLoop:
+        return SupervisedLoop("sweeper", self.step, self.failed.put_nowait, SOON)
 
 
 async def test_failed_step_is_logged_and_retried(caplog: pytest.LogCaptureFixture) -> None:
@@ -79,7 +79,7 @@ async def test_stop_ends_a_wait_and_lets_the_step_finish() -> None:
         finished.set()
         return 0
 
-    loop = Loop("sweeper", step, pytest.fail)
+    loop = SupervisedLoop("sweeper", step, pytest.fail)
     async with asyncio.timeout(5), loop.running():
         await waiting.wait()
     assert finished.is_set()
@@ -93,7 +93,10 @@ async def test_stop_cancels_a_step_that_may_be_cancelled() -> None:
         await asyncio.sleep(LONG)
         return 0
 
-    async with asyncio.timeout(5), Loop("sweeper", step, pytest.fail).running(is_cancelled=True):
+    async with (
+        asyncio.timeout(5),
+        SupervisedLoop("sweeper", step, pytest.fail).running(is_cancelled=True),
+    ):
         await began.wait()
 
 

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from services.contract.messages import FinishReason, Timings, Usage
-from services.inference.engine.ahead import Ahead, Beginning
-from services.inference.engine.answer import Piece
 from services.inference.engine.backend import Backend, BackendError, Choice, NoNumbers, Stuck
-from services.inference.engine.fixed_cost import fixed_cost
-from services.inference.engine.pace import PIECE_INTERVAL
-from services.inference.engine.scheduler import Scheduler
-from services.inference.engine.sequence import Sequence
-from services.inference.engine.slots import Slots
-from services.inference.engine.speed import Speed
+from services.inference.engine.kv_cache.idle_prefill import IdlePrefill, IdlePrompt
+from services.inference.engine.kv_cache.slots import Slots
+from services.inference.engine.output.answer import TextChunk
+from services.inference.engine.scheduling.prefill_budget import PIECE_INTERVAL
+from services.inference.engine.scheduling.scheduler import Scheduler
+from services.inference.engine.scheduling.sequence import Sequence
+from services.inference.engine.scheduling.step_overhead import fixed_cost
+from services.inference.engine.scheduling.throughput import Throughput
 
 TIDY_AFTER = 0.3  # seconds without a request
 
@@ -52,8 +52,8 @@ class Refused(NamedTuple):
     message: str
 
 
-Output = Began | Piece | Finished | Broken | Refused
-_Item = Sequence | Beginning | str | None  # to compute, to read ahead, to cancel, the end
+Output = Began | TextChunk | Finished | Broken | Refused
+_Item = Sequence | IdlePrompt | str | None  # to compute, to read ahead, to cancel, the end
 Emit = Callable[[list[tuple[str, Output]]], None]
 
 
@@ -83,8 +83,8 @@ class Engine:
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._slots = Slots(backend, parallel, budget, heads)
         self._scheduler = Scheduler(self._slots)
-        self._ahead = Ahead(backend, self._slots)
-        self.speed = Speed()
+        self._ahead = IdlePrefill(backend, self._slots)
+        self.speed = Throughput()
         self._outputs: list[tuple[str, Output]] = []
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -95,7 +95,7 @@ class Engine:
     def submit(self, sequence: Sequence) -> None:
         self._inbox.put(sequence)
 
-    def read_ahead(self, beginning: Beginning) -> None:
+    def read_ahead(self, beginning: IdlePrompt) -> None:
         """While there is nothing else to do, so that the conversation's next answer comes soon."""
         self._inbox.put(beginning)
 
@@ -146,7 +146,7 @@ class Engine:
     def _handle(self, item: _Item) -> None:
         if item is None:
             self._closing = True
-        elif isinstance(item, Beginning):
+        elif isinstance(item, IdlePrompt):
             self._ahead.add(item)
         elif isinstance(item, Sequence):
             self._ahead.forget(item.owner)

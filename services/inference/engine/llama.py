@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from services.contract.messages import Sampling
-from services.inference.engine import constraints, parts
 from services.inference.engine.backend import (
     BackendError,
     Choice,
@@ -27,13 +26,15 @@ from services.inference.engine.backend import (
     SpecialToken,
     State,
 )
-from services.inference.engine.batch import Batch
-from services.inference.engine.candidates import Candidates
-from services.inference.engine.grouping import Grouping
-from services.inference.engine.pace import CHUNK_MAX
-from services.inference.engine.sampler import ChainSampler
-from services.inference.engine.stack import Threads
-from services.inference.engine.vocabulary import Vocabulary
+from services.inference.engine.llama_batch import LlamaBatch
+from services.inference.engine.prompt import text_splitting
+from services.inference.engine.sampling import constraints
+from services.inference.engine.sampling.candidates import Candidates
+from services.inference.engine.sampling.sampler import SamplerChain
+from services.inference.engine.sampling.vocabulary import Vocabulary
+from services.inference.engine.scheduling.batch_grouping import BatchGrouping
+from services.inference.engine.scheduling.prefill_budget import CHUNK_MAX
+from services.inference.engine.threads import DeepStackThreads
 
 log = logging.getLogger(__name__)
 
@@ -90,11 +91,11 @@ class Llama:
             raise
         self._adapter = 0  # the one that the context computes with
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._batch = Batch(CHUNK_MAX)
+        self._batch = LlamaBatch(CHUNK_MAX)
         self._vocabulary = self._read_vocabulary()
         self._candidates = Candidates(len(self._vocabulary))
         self._parallel = parallel
-        self._grouping = Grouping()
+        self._grouping = BatchGrouping()
         self._logits_at = 0
         self._all_logits = np.zeros((0, 0), np.float32)
 
@@ -125,7 +126,7 @@ class Llama:
         data = text.encode()
         if len(text) <= SHALLOW:
             return self._tokenize(data, special)
-        if len(text) > parts.MAX_CHARS:
+        if len(text) > text_splitting.MAX_CHARS:
             raise ValueError(f"A text of {len(text)} characters must be tokenized in parts.")
         return _deep_threads().submit(lambda: self._tokenize(data, special)).result()
 
@@ -155,10 +156,10 @@ class Llama:
     def is_end(self, token: int) -> bool:
         return token in self._vocabulary.ends
 
-    def sampler(self, sampling: Sampling, call: str | None = None) -> ChainSampler:
+    def sampler(self, sampling: Sampling, call: str | None = None) -> SamplerChain:
         constraints.check_bias(sampling, self._vocabulary)
         grammar = constraints.grammar(sampling, call, self._vocabulary)
-        return ChainSampler(self._vocabulary, self._candidates, sampling, grammar)
+        return SamplerChain(self._vocabulary, self._candidates, sampling, grammar)
 
     def decode(self, chunks: Sequence[Chunk]) -> Sequence[Choice | None]:
         self._use(chunks[0].adapter)
@@ -184,7 +185,7 @@ class Llama:
         self._compute(chunks)
         rows = iter(self._logits(sum(chunk.sampler is not None for chunk in chunks)))
         return [
-            chunk.sampler.choose(next(rows)) if isinstance(chunk.sampler, ChainSampler) else None
+            chunk.sampler.choose(next(rows)) if isinstance(chunk.sampler, SamplerChain) else None
             for chunk in chunks
         ]
 
@@ -277,9 +278,9 @@ class Llama:
 
 
 @cache
-def _deep_threads() -> Threads:
+def _deep_threads() -> DeepStackThreads:
     """Return the threads that tokenize texts: about as many as there are concurrent callers."""
-    return Threads("tokenizing", 2, STACK_PER_CHAR * parts.MAX_CHARS)
+    return DeepStackThreads("tokenizing", 2, STACK_PER_CHAR * text_splitting.MAX_CHARS)
 
 
 def _bytes(state: npt.NDArray[np.uint8]) -> ctypes.Array[ctypes.c_uint8]:

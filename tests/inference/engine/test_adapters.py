@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from services.contract.messages import Sampling
-from services.inference.engine import turns
-from services.inference.engine.answer import Piece
 from services.inference.engine.engine import Began, Engine, Finished, Output
 from services.inference.engine.llama import Llama, ModelError
-from services.inference.engine.sequence import Sequence
-from services.inference.engine.template import ChatTemplate
+from services.inference.engine.output.answer import TextChunk
+from services.inference.engine.prompt.chat_template import ChatTemplate
+from services.inference.engine.scheduling import adapter_turns
+from services.inference.engine.scheduling.sequence import Sequence
 from tests.inference.lora import write_lora
 
 DEMO = Path("model/demo.gguf")
@@ -66,7 +66,7 @@ class Asked:
             match output:
                 case Began(_, cached):
                     self.texts[key], self.cached[key] = "", cached
-                case Piece(_, text):
+                case TextChunk(_, text):
                     self.texts[key] += text
                 case Finished():
                     self._ended.add(key)
@@ -93,7 +93,7 @@ def test_an_adapter_changes_what_the_model_says_and_leaves_the_model_as_it_was(
 def test_each_says_beside_the_others_what_it_says_alone(
     llama: Llama, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, "TURN", 0.0)  # a turn of one step
+    monkeypatch.setattr(adapter_turns, "TURN", 0.0)  # a turn of one step
     alone = {0: "", 1: "", 2: ""}
     for adapter in alone:
         asked.ask(Sequence(f"{adapter}", prompt(llama), GREEDY, llama.sampler(GREEDY), adapter))

@@ -4,9 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from services.contract.messages import Sampling
-from services.inference.engine import runs
-from services.inference.engine.ahead import Beginning
-from services.inference.engine.answer import Piece
 from services.inference.engine.engine import (
     Began,
     Broken,
@@ -15,7 +12,10 @@ from services.inference.engine.engine import (
     Output,
     Refused,
 )
-from services.inference.engine.sequence import Sequence
+from services.inference.engine.kv_cache import prefix
+from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
+from services.inference.engine.output.answer import TextChunk
+from services.inference.engine.scheduling.sequence import Sequence
 from tests.inference.fake_backend import FakeBackend
 
 LONG = {"long": b"".join(b"%d " % number for number in range(300))[:900], "hi": b"hello"}
@@ -47,7 +47,7 @@ class Run:
     def finish(self, key: str = "a") -> tuple[str, Finished | Broken | Refused]:
         """The text and the end of one answer."""
         outputs = self.until(lambda k, o: k == key and isinstance(o, Finished | Broken | Refused))
-        text = "".join(o.text for k, o in outputs if k == key and isinstance(o, Piece))
+        text = "".join(o.text for k, o in outputs if k == key and isinstance(o, TextChunk))
         end = outputs[-1][1]
         assert isinstance(end, Finished | Broken | Refused)
         return text, end
@@ -97,8 +97,8 @@ def test_it_begins_with_the_counts_and_every_piece_says_where_it_stands() -> Non
         outputs = [o for _, o in run.until(lambda _, o: isinstance(o, Finished))]
         assert outputs[:3] == [
             Began(2, 0),
-            Piece(0, "n", (ord("n"),)),
-            Piece(1, "é", tuple("é".encode())),
+            TextChunk(0, "n", (ord("n"),)),
+            TextChunk(1, "é", tuple("é".encode())),
         ]
 
 
@@ -167,7 +167,7 @@ def test_many_are_answered_in_one_batch_each_with_its_own_answer() -> None:
     while len(backend.steps) < 8 + 8:
         run.engine.step()
         for key, output in run.drain():
-            texts[key] += output.text if isinstance(output, Piece) else ""
+            texts[key] += output.text if isinstance(output, TextChunk) else ""
     assert texts == {str(i): f"answer {i}" for i in range(8)}
     assert [len(step) for step in backend.steps] == [1] * 8 + [8] * 8
 
@@ -175,7 +175,7 @@ def test_many_are_answered_in_one_batch_each_with_its_own_answer() -> None:
 def test_a_cancel_frees_the_slot_at_the_next_step() -> None:
     with running(FakeBackend(LONG, step_seconds=0.001), parallel=1) as run:
         run.ask("long", max_tokens=900)
-        run.until(lambda _, o: isinstance(o, Piece))
+        run.until(lambda _, o: isinstance(o, TextChunk))
         run.engine.cancel("a")
         text, end = run.finish()
         assert isinstance(end, Finished) and end.reason == "cancelled" and len(text) < 900
@@ -235,7 +235,7 @@ def test_an_answer_that_the_model_computes_no_numbers_for_fails_alone() -> None:
         backend._answers["badso"] = b"fine"
         run.ask("badso")
         assert run.finish()[0] == "fine", "what its slot held is not trusted"
-        assert run.engine._slots.cached(runs.pack(0, list(b"bads"))) == 4
+        assert run.engine._slots.cached(prefix.pack(0, list(b"bads"))) == 4
 
 
 def test_each_adapter_gives_its_own_answer_beside_the_others() -> None:
@@ -246,7 +246,7 @@ def test_each_adapter_gives_its_own_answer_beside_the_others() -> None:
         ended: set[str] = set()
         while len(ended) < 4:
             ((key, output),) = run.until(lambda *_: True)
-            texts[key] += output.text if isinstance(output, Piece) else ""
+            texts[key] += output.text if isinstance(output, TextChunk) else ""
             ended |= {key} if isinstance(output, Finished) else set()
     small, large = "x" * 90, "X" * 90
     assert texts == {"a": small, "b": large, "c": small, "d": large}
@@ -267,7 +267,7 @@ def test_a_failed_step_of_one_adapter_leaves_the_others_answerable() -> None:
 def test_a_cancel_of_the_only_stream_of_an_adapter_leaves_the_turn_to_the_others() -> None:
     with running(FakeBackend(LONG, step_seconds=0.001)) as run:
         run.ask("long", "a", adapter=1, max_tokens=900)
-        run.until(lambda key, output: isinstance(output, Piece))
+        run.until(lambda key, output: isinstance(output, TextChunk))
         run.ask("hi", "b")
         run.engine.cancel("a")
         text, end = run.finish("b")
@@ -283,14 +283,14 @@ def test_text_does_not_wait_while_a_prompt_is_read() -> None:
     run.ask("y" * 400 + "hi", key="b")
     while all(chunk.slot == 0 for chunk in backend.steps[-1]):
         run.engine.step()
-    said = sum(len(o.text) for key, o in run.drain() if key == "a" and isinstance(o, Piece))
+    said = sum(len(o.text) for key, o in run.drain() if key == "a" and isinstance(o, TextChunk))
     assert said == sum(step[0].slot == 0 for step in backend.steps)
 
 
 def test_reading_ahead_is_interrupted_by_a_request_and_goes_on_behind_it() -> None:
     backend = FakeBackend({"hi": b"hello"}, step_seconds=0.03)
     with running(backend) as run:
-        run.engine.read_ahead(Beginning([7] * 500, 0, "s"))
+        run.engine.read_ahead(IdlePrompt([7] * 500, 0, "s"))
         while not backend.computed:
             time.sleep(0.01)
         run.ask("hi")

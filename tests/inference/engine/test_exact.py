@@ -9,7 +9,7 @@ import pytest
 from services.contract.messages import Sampling
 from services.inference.engine.engine import Engine, Finished, Output
 from services.inference.engine.llama import Llama
-from services.inference.engine.sequence import Sequence
+from services.inference.engine.scheduling.sequence import Sequence
 
 PROMPT = "Of numbers, names and other things. " * 30
 HOT = Sampling(temperature=2.0, top_k=0, max_tokens=30, seed=7)

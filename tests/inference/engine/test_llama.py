@@ -10,8 +10,8 @@ import pytest
 from services.contract.messages import Sampling
 from services.inference.engine.backend import Backend, Choice, Chosen, Chunk
 from services.inference.engine.llama import Llama, ModelError
-from services.inference.engine.parts import MAX_CHARS
-from services.inference.engine.template import ChatTemplate
+from services.inference.engine.prompt.chat_template import ChatTemplate
+from services.inference.engine.prompt.text_splitting import MAX_CHARS
 from tests.inference.fake_backend import FakeBackend
 
 DEMO = Path("model/demo.gguf")

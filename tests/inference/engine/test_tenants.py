@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from services.inference.engine import runs
-from services.inference.engine.ahead import Ahead, Beginning
-from services.inference.engine.states import MIN_SHARED
-from tests.inference.engine.test_scheduler import Run
-from tests.inference.engine.test_slots import Pool, talk
+from services.inference.engine.kv_cache import prefix
+from services.inference.engine.kv_cache.host_cache import MIN_SHARED
+from services.inference.engine.kv_cache.idle_prefill import IdlePrefill, IdlePrompt
+from tests.inference.engine.kv_cache.test_slots import Pool, talk
+from tests.inference.engine.scheduling.test_scheduler import Run
 
 BARE = [1, 2, 3] * MIN_SHARED  # what the template writes before a caller's text
 SYSTEM = [*BARE, *[7] * (2 * MIN_SHARED)]  # what it writes with the server's system prompt
@@ -58,7 +58,7 @@ def test_common_prefix_of_a_tenant_is_kept_for_that_tenant_only() -> None:
         shared.run([*prompt, *talk(number, 500)], f"{number}", tenant="ann")
     shared.run([*prompt, *talk(2)], "bob's", tenant="bob")
     roots = [s.run for s in shared.slots.states._by_use.values() if not s.session]
-    assert sorted(map(runs.length, roots)) == [len(SYSTEM), len(prompt)]
+    assert sorted(map(prefix.length, roots)) == [len(SYSTEM), len(prompt)]
     assert shared.run([*prompt, *talk(4)], "", tenant="cec")[1] == len(SYSTEM)
     assert shared.run([*prompt, *talk(4)], "", tenant="ann")[1] == len(prompt)
 
@@ -80,21 +80,23 @@ def test_guessing_tokens_reveals_nothing_of_another_tenants_prompt(is_idle: bool
             pass
     for known in range(len(SECRET)):
         guesses = ([*SYSTEM, *SECRET[:known], guess, 0] for guess in range(10))
-        found = {shared.slots.cached(runs.pack(0, prompt[:-1], tenant="bob")) for prompt in guesses}
+        found = {
+            shared.slots.cached(prefix.pack(0, prompt[:-1], tenant="bob")) for prompt in guesses
+        }
         assert found == {len(SYSTEM)}
-        own = runs.pack(0, [*SYSTEM, *SECRET[: known + 1]], tenant="ann")
+        own = prefix.pack(0, [*SYSTEM, *SECRET[: known + 1]], tenant="ann")
         assert shared.slots.cached(own) == len(SYSTEM) + known + 1, "the tenant itself finds it"
 
 
 def test_idle_prefill_is_kept_per_tenant() -> None:
     shared = pool(slots=2)
-    ahead = Ahead(shared.backend, shared.slots)
-    ahead.add(Beginning([*SYSTEM, *SECRET], 0, "ann.s", "ann"))
+    ahead = IdlePrefill(shared.backend, shared.slots)
+    ahead.add(IdlePrompt([*SYSTEM, *SECRET], 0, "ann.s", "ann"))
     while ahead.read(30):
         pass
     prompt = [*SYSTEM, *SECRET, 0]
     for tenant, found in (("ann", len(prompt) - 1), ("bob", len(SYSTEM))):
-        assert shared.slots.cached(runs.pack(0, prompt, tenant=tenant)) == found
+        assert shared.slots.cached(prefix.pack(0, prompt, tenant=tenant)) == found
 
 
 def test_request_waits_for_another_tenants_head_only() -> None:

@@ -1,0 +1,125 @@
+"""
+The three classes of fields (docs/api.md): honoured, accepted without effect, and refused because
+the caller's result depends on them.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from services.contract.conversation import ChatMessage, Function, FunctionCall, Tool, ToolCall
+from services.contract.messages import JsonSchema
+from services.edge.api.bodies import ChatCompletionBody, CompletionBody, StreamOptions
+
+
+class Fields(NamedTuple):
+    """
+    The classes of one kind of object. `harmless` fields are known and have no effect; `refused`
+    fields map to what to do instead; all others are unknown.
+    """
+
+    honoured: frozenset[str]
+    harmless: frozenset[str] = frozenset()
+    refused: Mapping[str, str] = MappingProxyType({})
+
+
+def honoured(kind: type[Struct], *more: str) -> frozenset[str]:
+    """Return the fields of a type, and `more` fields that are translated to them."""
+    return frozenset((*kind.__struct_fields__, *more))
+
+
+def names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+SYNONYMS = {
+    "repetition_penalty": "repeat_penalty",
+    "random_seed": "seed",
+    "n_predict": "max_tokens",
+}
+"""Names that other servers use. Our own name wins if both are sent."""
+FORMS = (
+    "json_schema",
+    "guided_json",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+)
+"""Fields of llama-server and vLLM for the format of an answer."""
+
+_HARMLESS = names("""
+    store metadata reasoning_effort verbosity safety_identifier service_tier prediction
+    web_search_options prompt_cache_retention function_call
+    cache_prompt id_slot samplers timings_per_token return_progress return_tokens reasoning_format
+    reasoning_in_content thinking_budget_tokens thinking_forced_open parse_tool_calls
+    dynatemp_range dynatemp_exponent typical_p typ_p top_n_sigma xtc_probability xtc_threshold
+    mirostat mirostat_tau mirostat_eta repeat_last_n dry_multiplier dry_base dry_allowed_length
+    dry_penalty_last_n dry_sequence_breakers n_keep n_probs min_keep ignore_eos t_max_predict_ms
+    chat_template_kwargs chat_template enable_thinking add_generation_prompt add_special_tokens
+    continue_final_message include_reasoning priority request_id echo min_tokens
+    skip_special_tokens spaces_between_special_tokens include_stop_str_in_output use_beam_search
+    length_penalty early_stopping stop_token_ids truncate_prompt_tokens cache_salt documents
+    guided_decoding_backend bad_words prompt_logprobs kv_transfer_params
+    return_token_ids return_tokens_as_token_ids vllm_xargs mm_processor_kwargs
+    reasoning provider transforms usage route models plugins options keep_alive think thinking
+    thinking_budget num_ctx raw template format context
+    chat_id session_id conversation_id message_id id title features background_tasks language
+    files tool_ids tool_servers params variables filter_ids citations safe_prompt prompt_mode
+    cache_control extra_body extra_headers timeout top_a prompt
+""")
+_NO_IMAGES = "the model reads text only"
+_REFUSED = MappingProxyType({
+    "guided_regex": "use response_format or grammar",
+    "audio": "the model generates text only",
+    "lora": "name the adapter as model, `<model>:<adapter>`",
+})  # fmt: skip
+
+CHAT = Fields(
+    honoured(ChatCompletionBody, *SYNONYMS, *FORMS),
+    _HARMLESS,
+    _REFUSED | {"functions": "send them as tools"},
+)
+TEXT = Fields(
+    honoured(CompletionBody, *SYNONYMS, *FORMS),
+    _HARMLESS,
+    _REFUSED | {"suffix": "the model can only continue a text"},
+)
+STREAM_OPTIONS = Fields(
+    honoured(StreamOptions), names("include_obfuscation continuous_usage_stats")
+)
+MESSAGE = Fields(
+    honoured(ChatMessage, "function_call", "refusal"),
+    names("""
+        id cache_control annotations audio reasoning reasoning_content reasoning_details
+        reasoning_text reasoning_opaque thinking thinking_blocks provider_specific_fields timestamp
+        is_error prefix status phase metadata extra extra_content images files parsed model created
+    """),
+)
+PART = Fields(
+    names("type text refusal"), names("cache_control annotations prompt_cache_breakpoint id index")
+)
+TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""The kinds of parts that are text, and the field that has it."""
+THOUGHTS = names("thinking reasoning reasoning_text redacted_thinking")
+"""The kinds of parts that are dropped."""
+SEEN = f"{_NO_IMAGES}; remove the part"
+CALL = Fields(
+    honoured(ToolCall, "custom"),
+    names("index extra_content thought_signature provider_specific_fields cache_control status"),
+)
+CALLED = Fields(honoured(FunctionCall), names("parsed_arguments description"))
+TOOL = Fields(
+    honoured(Tool, *Function.__struct_fields__), names("cache_control title defer_loading")
+)
+FUNCTION = Fields(
+    honoured(Function), names("title cache_control input_examples response returns annotations")
+)
+FORMAT = Fields(names("type json_schema schema"), names("name strict description"))
+OUTPUTS = Fields(
+    names("json choice grammar json_object"),
+    names("backend disable_fallback disable_any_whitespace whitespace_pattern"),
+    {name: _REFUSED["guided_regex"] for name in ("regex", "structural_tag")},
+)
+SCHEMA = Fields(honoured(JsonSchema), names("description title"))

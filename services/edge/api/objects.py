@@ -1,0 +1,133 @@
+"""What OpenAI-style clients are sent. No behaviour, no I/O."""
+
+from typing import Literal
+
+from msgspec import UNSET, Struct, UnsetType
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class PromptDetails(Struct, frozen=True):
+    cached_tokens: int
+
+
+class CompletionUsage(Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class Likely(Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: tuple[int, ...]
+
+
+class ChoiceLogprob(Likely, frozen=True):
+    top_logprobs: tuple[Likely, ...]
+
+
+class Logprobs(Struct, frozen=True):
+    content: tuple[ChoiceLogprob, ...]
+    refusal: None = None
+
+
+class CalledFunction(Struct, frozen=True):
+    name: str | UnsetType = UNSET
+    arguments: str = ""
+
+
+class CompletionToolCall(Struct, frozen=True):
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class CallDelta(Struct, frozen=True):
+    """The first of a call has its id and name, the others have more of its arguments."""
+
+    index: int
+    function: CalledFunction
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
+class AssistantMessage(Struct, frozen=True):
+    content: str | None
+    tool_calls: tuple[CompletionToolCall, ...] | UnsetType = UNSET
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class Delta(Struct, frozen=True):
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    tool_calls: tuple[CallDelta, ...] | UnsetType = UNSET
+
+
+class ChatChoice(Struct, frozen=True):
+    index: int
+    message: AssistantMessage
+    logprobs: Logprobs | None
+    finish_reason: FinishReason
+
+
+class ChunkChoice(Struct, frozen=True):
+    index: int
+    delta: Delta
+    logprobs: Logprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class TextLogprobs(Struct, frozen=True):
+    """As the older endpoint has them, by lists of the same length."""
+
+    tokens: tuple[str, ...]
+    token_logprobs: tuple[float, ...]
+    top_logprobs: tuple[dict[str, float], ...]
+    text_offset: tuple[int, ...]
+
+
+class TextChoice(Struct, frozen=True):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class Completion(Struct, frozen=True, kw_only=True):
+    """A whole answer, or a part of one that is streamed."""
+
+    id: str
+    created: int  # Unix time
+    model: str
+    system_fingerprint: str
+    usage: CompletionUsage | UnsetType | None = UNSET
+
+
+class ChatCompletion(Completion, frozen=True, kw_only=True):
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: tuple[ChatChoice, ...]
+
+
+class ChatChunk(Completion, frozen=True, kw_only=True):
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    choices: tuple[ChunkChoice, ...]
+
+
+class TextCompletion(Completion, frozen=True, kw_only=True):
+    object: Literal["text_completion"] = "text_completion"
+    choices: tuple[TextChoice, ...]
+
+
+class ModelObject(Struct, frozen=True):
+    id: str
+    created: int
+    owned_by: str = "finetunellm"
+    object: Literal["model"] = "model"
+
+
+class ModelList(Struct, frozen=True):
+    data: tuple[ModelObject, ...]
+    object: Literal["list"] = "list"

@@ -1,0 +1,176 @@
+"""Plain completions, and the list of models, by OpenAI's own client."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import openai
+import pytest
+
+from services.contract import subjects
+from services.contract.messages import (
+    ModelInfo,
+    Token,
+    TokenLogprob,
+    TokenProbability,
+    WorkerReport,
+)
+from services.runtime.bus import Bus
+from tests.edge.conftest import edge_on
+from tests.fakes import ACCEPTED, DONE, HELLO, scripted_worker
+
+
+async def test_a_text_is_gone_on_with(client: openai.AsyncOpenAI, nats_url: str) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        got = await client.completions.create(
+            model="demo", prompt="once", max_tokens=7, stop=["\n"], seed=1
+        )
+    (choice,) = got.choices
+    assert got.id.startswith("cmpl-") and got.object == "text_completion"
+    assert (choice.text, choice.finish_reason, choice.logprobs) == ("Grüß dich", "stop", None)
+    assert got.usage is not None and got.usage.total_tokens == 7
+    ((_, request),) = worker.requests
+    assert (request.text, request.max_tokens, request.stop, request.seed) == ("once", 7, ("\n",), 1)
+    assert request.messages is None and request.session_id == ""
+
+
+async def test_it_is_streamed(client: openai.AsyncOpenAI, nats_url: str) -> None:
+    async with scripted_worker(nats_url, HELLO):
+        stream = await client.completions.create(
+            model="demo", prompt="once", stream=True, stream_options={"include_usage": True}
+        )
+        *parts, usage = [part async for part in stream]
+    assert "".join(part.choices[0].text for part in parts) == "Grüß dich"
+    assert [part.choices[0].finish_reason for part in parts] == [None, None, "stop"]
+    assert usage.choices == [] and usage.usage is not None and usage.usage.total_tokens == 7
+
+
+async def test_the_prompt_is_echoed_if_asked_for(client: openai.AsyncOpenAI, nats_url: str) -> None:
+    async with scripted_worker(nats_url, HELLO):
+        got = await client.completions.create(model="demo", prompt="Sag: ", echo=True)
+        stream = await client.completions.create(
+            model="demo", prompt="Sag: ", echo=True, stream=True
+        )
+        text = "".join([part.choices[0].text async for part in stream])
+    assert got.choices[0].text == text == "Sag: Grüß dich"
+
+
+async def test_several_prompts_and_answers_are_numbered_in_order(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        got = await client.completions.create(
+            model="demo", prompt=["a", "b"], n=2, echo=True, best_of=1
+        )
+        await client.completions.create(model="demo", prompt=[1, 2, 3])
+        await client.completions.create(model="demo", prompt=[[1], [2, 3]])
+    assert [(choice.index, choice.text[0]) for choice in got.choices] == [
+        (0, "a"),
+        (1, "a"),
+        (2, "b"),
+        (3, "b"),
+    ]
+    assert got.usage is not None
+    assert (got.usage.prompt_tokens, got.usage.completion_tokens) == (10, 8)
+    asked = [request.text for _, request in worker.requests]
+    assert sorted(map(str, asked[:4])) == ["a", "a", "b", "b"]
+    assert asked[4] == (1, 2, 3) and set(asked[5:]) == {(1,), (2, 3)}
+
+
+async def test_logprobs_have_the_older_form(client: openai.AsyncOpenAI, nats_url: str) -> None:
+    told = TokenLogprob(1, "ab", (97, 98), -0.5, (TokenProbability(2, "e", (101,), -0.25),))
+    script = (ACCEPTED, Token(0, "abab", (1, 1), (told, told)), Token(4, "ab", (1,), (told,)), DONE)
+    async with scripted_worker(nats_url, script) as worker:
+        got = await client.completions.create(model="demo", prompt="x", logprobs=1)
+    assert worker.requests[0][1].logprobs == 1
+    logprobs = got.choices[0].logprobs
+    assert logprobs is not None and logprobs.tokens == ["ab", "ab", "ab"]
+    assert (logprobs.text_offset, logprobs.token_logprobs) == ([0, 2, 4], [-0.5] * 3)
+    assert logprobs.top_logprobs == [{"e": -0.25}] * 3
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 2}, "best_of"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt"),
+        ({"prompt": ["a"] * 17}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"echo": True, "prompt": [1]}, "echo"),
+        ({"prompt": ["x"] * 16, "n": 16}, "n"),
+    ],
+    ids=str,
+)
+async def test_what_is_not_honoured_is_refused_by_its_name(
+    client: openai.AsyncOpenAI, more: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        await client.completions.create(model="demo", prompt="x", extra_body=more)
+    assert error.value.param == param
+
+
+def report(worker_id: str, name: str, *adapters: str) -> WorkerReport:
+    info = ModelInfo(name, f"digest of {name}", 2048, 1, adapters)
+    return WorkerReport(worker_id, "ready", 1, 0, 0, model=info)
+
+
+@pytest.fixture
+async def alone(nats_url: str) -> AsyncIterator[openai.AsyncOpenAI]:
+    """An edge that has heard of two workers."""
+    async with Bus.connect(nats_url, "edge") as bus, edge_on(bus) as http:
+        for told in (report("1", "small", "loud"), report("2", "org/large")):
+            await bus.publish(subjects.report(told.worker_id), told)
+        base = f"{http.base_url}/v1"
+        async with openai.AsyncOpenAI(base_url=base, api_key="x", max_retries=0) as client:
+            async with asyncio.timeout(2):
+                while not (await client.models.list()).data:
+                    await asyncio.sleep(0.01)
+            yield client
+
+
+async def test_models_are_all_that_are_on_the_bus_with_their_adapters(
+    alone: openai.AsyncOpenAI,
+) -> None:
+    models = await alone.models.list()
+    assert [model.id for model in models.data] == ["org/large", "small", "small:loud"]
+    assert (await alone.models.retrieve("small:loud")).id == "small:loud"
+    assert (await alone.models.retrieve("org/large")).object == "model"
+    with pytest.raises(openai.NotFoundError) as error:
+        await alone.models.retrieve("other")
+    assert error.value.code == "model_not_found"
+
+
+async def test_an_answer_tells_its_model_and_fingerprint(
+    alone: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO):
+        got = await alone.chat.completions.create(
+            model="small:loud", messages=[{"role": "user", "content": "hi"}]
+        )
+    assert (got.model, got.system_fingerprint) == ("small:loud", "fp_digest of sm")
+
+
+async def test_prompt_over_the_context_is_rejected_by_its_count(
+    alone: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 2048") as error:
+            await alone.completions.create(model="small", prompt=[1] * 2048)
+    assert (error.value.code, error.value.param) == ("context_length_exceeded", "prompt")
+    assert not worker.requests
+
+
+async def test_more_messages_than_the_context_has_tokens_are_refused_by_count(
+    alone: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    messages: Any = [{"role": "user", "content": "x"}] * 2048
+    async with scripted_worker(nats_url, HELLO) as worker:
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 2048") as error:
+            await alone.chat.completions.create(model="small", messages=messages)
+    assert (error.value.code, error.value.param) == ("context_length_exceeded", "messages")
+    assert not worker.requests

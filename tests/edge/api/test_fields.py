@@ -1,0 +1,388 @@
+"""Which bodies of /v1 are accepted, and what each field does: one line per case."""
+
+import json
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from services.contract.messages import ChatRequest
+from services.runtime.bus import Bus
+from tests.edge.conftest import edge_on
+from tests.fakes import HELLO, scripted_worker
+
+U = {"role": "user", "content": "hello"}
+FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object"}}
+TOOL = {"type": "function", "function": FUNCTION}
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
+RESULT = {"role": "tool", "tool_call_id": "c1", "content": "ok"}
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+def called(**more: Any) -> dict[str, Any]:
+    return {"messages": [U, {"role": "assistant", "tool_calls": [CALL | more]}, RESULT]}
+
+
+def said(**more: Any) -> dict[str, Any]:
+    return {"messages": [U, {"role": "assistant", **more}, U]}
+
+
+# body, fields of the request on the bus, fields in X-Ignored-Fields
+TAKEN: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    # of OpenAI
+    ({"store": True, "metadata": {"a": "1"}}, {}, "store, metadata"),
+    ({"reasoning_effort": "low", "verbosity": "low"}, {}, "reasoning_effort, verbosity"),
+    ({"service_tier": "flex", "safety_identifier": "u"}, {}, "service_tier, safety_identifier"),
+    ({"prediction": {"type": "content", "content": "x"}}, {}, "prediction"),
+    ({"prompt_cache_key": "k" * 200}, {}, ""),
+    ({"stream_options": {"include_usage": True}}, {}, ""),
+    (
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        {},
+        "stream_options.include_obfuscation",
+    ),
+    ({"modalities": ["text"], "n": 1.0, "best_of": 1}, {}, ""),
+    # limits and sampling
+    ({"max_tokens": -1}, {"max_tokens": None}, ""),
+    ({"max_completion_tokens": -1}, {"max_tokens": None}, ""),
+    ({"max_tokens": 5, "max_completion_tokens": 6}, {"max_tokens": 5}, ""),
+    ({"max_tokens": 2**40}, {"max_tokens": 1_000_000}, ""),
+    ({"max_tokens": 12.0, "top_k": 40.0}, {"max_tokens": 12, "top_k": 40}, ""),
+    ({"n_predict": 5}, {"max_tokens": 5}, ""),
+    ({"top_p": 0, "top_k": -1}, {"top_p": 1e-6, "top_k": 0}, ""),
+    ({"seed": -1}, {"seed": None}, ""),
+    ({"seed": 42}, {"seed": 42}, ""),
+    ({"seed": 2**40 + 7}, {"seed": (2**40 + 7) % (2**32 - 1)}, ""),
+    ({"seed": -(2**62)}, {"seed": -(2**62) % (2**32 - 1)}, ""),
+    ({"random_seed": 3.0}, {"seed": 3}, ""),
+    ({"repetition_penalty": 1.2}, {"repeat_penalty": 1.2}, ""),
+    ({"stop": ""}, {"stop": None}, ""),
+    ({"stop": ["\n", ""]}, {"stop": ("\n",)}, ""),
+    ({"stop": "x" * 1000}, {"stop": ("x" * 1000,)}, ""),
+    ({"top_logprobs": 0}, {"logprobs": None}, ""),
+    ({"logprobs": False, "top_logprobs": 0}, {"logprobs": None}, ""),
+    ({"dynatemp_range": 0.5, "samplers": ["top_k"]}, {}, "dynatemp_range, samplers"),
+    ({"ignore_eos": True, "cache_prompt": True}, {}, "ignore_eos, cache_prompt"),
+    ({"mood": "good", "chat_template_kwargs": {"a": 1}}, {}, "mood, chat_template_kwargs"),
+    ({"evil\r\nx: y": 1}, {}, "evil??x??y"),
+    ({"model": ""}, {"model": None}, ""),
+    # the format of the answer
+    ({"response_format": {"type": "text"}}, {"response_format": None}, ""),
+    ({"response_format": FORMAT}, {"response_format": FORMAT}, ""),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+        {"response_format": FORMAT},
+        "",
+    ),
+    (
+        {"response_format": {"type": "json_object", "schema": SCHEMA}},
+        {"response_format": FORMAT},
+        "",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "schema": SCHEMA}},
+        {"response_format": FORMAT},
+        "",
+    ),
+    ({"json_schema": SCHEMA}, {"response_format": FORMAT}, ""),
+    ({"guided_json": json.dumps(SCHEMA)}, {"response_format": FORMAT}, ""),
+    ({"structured_outputs": {"json": SCHEMA, "regex": None}}, {"response_format": FORMAT}, ""),
+    ({"structured_outputs": {"choice": ["a", 'b"']}}, {"grammar": 'root ::= "a" | "b\\""'}, ""),
+    ({"tools": [TOOL], "response_format": FORMAT}, {"response_format": FORMAT}, ""),
+    # tools
+    ({"tools": []}, {"tools": None}, ""),
+    ({"tools": [], "tool_choice": "auto"}, {"tools": None, "tool_choice": "auto"}, ""),
+    ({"tools": None, "tool_choice": None, "parallel_tool_calls": True}, {"tools": None}, ""),
+    ({"tools": [TOOL, TOOL]}, {"tools": [TOOL]}, ""),
+    ({"tools": [{"type": "function", **FUNCTION}]}, {"tools": [TOOL]}, ""),
+    ({"tools": [TOOL | {"cache_control": {"type": "x"}}]}, {}, "tools[].cache_control"),
+    (
+        {"tools": [{"type": "function", "function": FUNCTION | {"title": "t"}}]},
+        {"tools": [TOOL]},
+        "tools[].function.title",
+    ),
+    *(
+        ({"tools": [{"type": "function", "function": {"name": name}}]}, {}, "")
+        for name in ("a/b", "a:b", "a" * 200, "Zeit?")
+    ),
+    ({"tools": [TOOL], "tool_choice": "any"}, {"tool_choice": "required"}, ""),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "name": "f"}},
+        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+        "",
+    ),
+    (
+        {
+            "tools": [TOOL, {"type": "function", "function": {"name": "g"}}],
+            "tool_choice": {
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": "required", "tools": [TOOL]},
+            },
+        },
+        {"tools": [TOOL], "tool_choice": "required"},
+        "",
+    ),
+    # messages
+    ({"messages": [U | {"name": "Bob Smith"}, U | {"name": "Jürgen"}]}, {}, ""),
+    ({"messages": [U | {"cache_control": {"type": "x"}}]}, {}, "messages[].cache_control"),
+    ({"messages": [{"role": "user", "content": None}]}, {}, ""),
+    ({"messages": [{"role": "user", "content": ["hello"]}]}, {}, ""),
+    ({"messages": [{"role": "user", "content": []}]}, {}, ""),
+    (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "input_text", "text": "a"},
+                        {"type": "output_text", "text": "b", "annotations": [1]},
+                        {"type": "refusal", "refusal": "c"},
+                        {"type": "thinking", "thinking": "d"},
+                    ],
+                }
+            ]
+        },
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": text} for text in "abc"]}
+            ]
+        },
+        "messages[].content[].annotations, messages[].content[].thinking",
+    ),
+    (said(content=None), {}, ""),
+    (said(), {}, ""),
+    (said(content=None, refusal="no"), {"messages": said(content="no")["messages"]}, ""),
+    (said(content="x", tool_calls=[], function_call=None), {}, ""),
+    (said(content="x", reasoning_content="hm"), {}, "messages[].reasoning_content"),
+    (said(content="x", something="new"), {}, "messages[].something"),
+    (called(index=0), {"messages": called()["messages"]}, "messages[].tool_calls[].index"),
+    (
+        called(function={"name": "f", "arguments": {"a": 1}}),
+        {"messages": called()["messages"]},
+        "",
+    ),
+    *(
+        (called(function={"name": "the sky", **arguments}), {}, "")
+        for arguments in ({}, {"arguments": None}, {"arguments": [1]}, {"arguments": '{"a": '})
+    ),
+    (called(id=None), {}, ""),
+    (called(id=1, function={"name": 5, "arguments": 6}), {}, ""),
+    ({"structured_outputs": {"json": SCHEMA, "backend": "x"}}, {}, "structured_outputs.backend"),
+    (called(id="c" * 300), {}, ""),
+    (
+        {
+            "messages": [
+                U,
+                {"role": "assistant", "function_call": {"name": "f", "arguments": '{"a":1}'}},
+                {"role": "function", "name": "f", "content": "ok"},
+            ]
+        },
+        {
+            "messages": [
+                U,
+                {"role": "assistant", "tool_calls": [CALL | {"id": ""}]},
+                {"role": "tool", "name": "f", "content": "ok"},
+            ]
+        },
+        "",
+    ),
+    (
+        {"messages": [U, {"role": "tool", "content": {"a": 1}}]},
+        {"messages": [U, {"role": "tool", "content": '{"a":1}'}]},
+        "",
+    ),
+    (called(type="custom", function=None, custom={"name": "f", "input": "x"}), {}, ""),
+]
+
+
+@pytest.mark.parametrize(("body", "asked", "ignored"), TAKEN, ids=lambda case: str(case)[:60])
+async def test_a_request_is_taken(
+    http: httpx.AsyncClient,
+    nats_url: str,
+    body: dict[str, Any],
+    asked: dict[str, Any],
+    ignored: str,
+) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        got = await http.post(CHAT, json={"model": "demo", "messages": [U], **body})
+    assert got.status_code == 200, got.text
+    assert got.headers.get("x-ignored-fields", "") == ignored
+    ((_, request),) = worker.requests
+    assert {name: sent(request, name) for name in asked} == asked
+
+
+def sent(request: ChatRequest, name: str) -> Any:
+    """Return it as JSON types, with lists for tuples."""
+    value = getattr(request, name)
+    if name in ("messages", "tools", "response_format", "tool_choice") and value is not None:
+        return msgspec.json.decode(msgspec.json.encode(value))
+    return value
+
+
+# body, field named in the error
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"functions": [FUNCTION]}, "functions"),
+    ({"modalities": ["text", "audio"], "audio": {"voice": "x"}}, "audio"),
+    ({"guided_regex": "a+"}, "guided_regex"),
+    ({"structured_outputs": {"regex": "a+"}}, "regex"),
+    ({"structured_outputs": {"json": SCHEMA, "choice": ["a"]}}, "structured_outputs"),
+    ({"guided_json": "{}}, 5"}, "guided_json"),
+    ({"json_schema": SCHEMA, "response_format": FORMAT}, "json_schema"),
+    ({"response_format": {"type": "sound"}}, "response_format"),
+    ({"response_format": "json"}, "response_format"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"n": 0}, "n"),
+    ({"n": 17}, "n"),
+    ({"best_of": 2}, "best_of"),
+    ({"temperature": "0.5"}, "temperature"),
+    ({"seed": "x"}, "seed"),
+    ({"stop": [1]}, "stop"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"tools": [{"type": "web_search"}]}, "tools"),
+    ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools"),
+    ({"tools": "f"}, "tools"),
+    ({"tool_choice": "required", "tools": []}, "tool_choice"),
+    ({"messages": [{"role": "user", "contents": "hello"}]}, "messages"),
+    ({"messages": [{"role": "wizard", "content": "x"}]}, "messages"),
+    ({"messages": [U, {"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+    ({"messages": [U, RESULT | {"content": [{"type": "image_url"}]}]}, "messages"),
+    ({"messages": "hello"}, "messages"),
+    ({"messages": ["hello"]}, "messages"),
+    ({"messages": [U] * 10_001}, "messages"),
+]
+
+
+@pytest.mark.parametrize(("body", "param"), REFUSED, ids=lambda case: str(case)[:60])
+async def test_unsupported_field_is_rejected_by_name(
+    http: httpx.AsyncClient, body: dict[str, Any], param: str
+) -> None:
+    got = await http.post(CHAT, json={"model": "demo", "messages": [U], **body})
+    assert got.status_code == 400, got.text
+    assert got.json()["error"]["param"] == param
+
+
+async def test_a_place_is_named_with_its_number(http: httpx.AsyncClient) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+    got = await http.post(CHAT, json={"messages": [U, {"role": "user", "content": parts}]})
+    assert "at `$.messages[1].content[1]`" in got.json()["error"]["message"]
+    got = await http.post(CHAT, json={"messages": [U, {"role": "user", "content": 5}]})
+    assert "at `$.messages[1].content`" in got.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_ignored_fields_are_named_for_completions_and_streams(
+    http: httpx.AsyncClient, nats_url: str, stream: bool
+) -> None:
+    body = {"prompt": "once", "stream": stream, "mood": "good", "n_predict": 2}
+    async with scripted_worker(nats_url, HELLO) as worker:
+        got = await http.post(TEXT, json=body)
+    assert got.status_code == 200 and got.headers["x-ignored-fields"] == "mood"
+    assert worker.requests[0][1].max_tokens == 2
+
+
+async def test_the_names_in_the_header_are_bounded(http: httpx.AsyncClient, nats_url: str) -> None:
+    more = {f"field{number:03}" + "x" * 200: 1 for number in range(500)}
+    async with scripted_worker(nats_url, HELLO):
+        got = await http.post(CHAT, json={"messages": [U], **more})
+    assert got.status_code == 200
+    header = got.headers["x-ignored-fields"]
+    assert header.endswith("and 480 more") and len(header) < 2000
+
+
+async def test_a_field_without_effect_is_logged_once(
+    nats_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "services.edge.api.reading")
+    async with Bus.connect(nats_url, "edge") as bus, edge_on(bus) as http:
+        async with scripted_worker(nats_url, HELLO):
+            for _ in range(2):
+                await http.post(CHAT, json={"messages": [U], "mood": "good", "store": True})
+    told = [r.getMessage() for r in caplog.records if "field without effect" in r.getMessage()]
+    assert [message.rpartition("name=")[2] for message in told] == ["mood", "store"]
+
+
+async def test_strict_edge_rejects_unknown_and_accepts_harmless_fields(
+    nats_url: str,
+) -> None:
+    async with Bus.connect(nats_url, "edge") as bus, edge_on(bus, is_strict=True) as http:
+        async with scripted_worker(nats_url, HELLO):
+            taken = await http.post(CHAT, json={"messages": [U], "store": True})
+            refused = await http.post(CHAT, json={"messages": [U], "temprature": 1})
+            deep = await http.post(CHAT, json={"messages": [U | {"contnet": "x"}]})
+    assert (taken.status_code, taken.headers["x-ignored-fields"]) == (200, "store")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "temprature")
+    assert "`contnet` is not known here - at `$.messages[]`" in deep.json()["error"]["message"]
+
+
+async def test_half_of_a_surrogate_pair_is_named_with_its_place(http: httpx.AsyncClient) -> None:
+    for text, at in (
+        (rb"hi \ud83d", 45),
+        (rb"hi \ud83d x", 45),
+        (rb"\\\udc00", 44),
+        (rb"\udc00", 42),
+    ):
+        body = b'{"messages": [{"role": "user", "content": "%b"}]}' % text
+        got = await http.post(CHAT, content=body)
+        assert got.status_code == 400
+        message = got.json()["error"]["message"]
+        assert f"at byte {at + 1} is half of a surrogate pair" in message, message
+
+
+async def test_a_byte_that_is_no_utf_8_is_named_with_its_place(http: httpx.AsyncClient) -> None:
+    body = b'{"store": true, "messages": [{"role": "user", "content": "gr\xfc\xdf"}]}'
+    got = await http.post(CHAT, content=body)
+    assert f"Byte {body.index(0xFC)} is not UTF-8" in got.json()["error"]["message"]
+
+
+MIB = 2**20
+
+
+def filled(before: str, item: str, after: str) -> bytes:
+    """A body of nearly a MiB."""
+    count = (MIB - 1000) // (len(item) + 1)
+    return (before + ",".join([item] * count) + after).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (TEXT, filled('{"prompt":[', "1", "]}")),
+        (TEXT, filled('{"prompt":[', "[]", "]}")),
+        (CHAT, filled('{"messages":[', "{}", "]}")),
+        (CHAT, filled('{"messages":[', '{"role":"user","content":""}', "]}")),
+        (CHAT, filled('{"messages":[{"role":"user","content":[', '""', "]}]}")),
+        (CHAT, filled('{"messages":[{"role":"assistant","tool_calls":[', "{}", "]}]}")),
+        (CHAT, filled('{"messages":[],"tools":[', '{"name":"f"}', "]}")),
+        (CHAT, filled('{"messages":[],"tools":[{"name":"f","parameters":{"a":[', "[]", "]}}]}")),
+        (CHAT, filled('{"messages":[],"json_schema":{"enum":[', "[]", "]}}")),
+        (CHAT, filled('{"messages":[],"guided_choice":[', '""', "]}")),
+        (CHAT, filled('{"messages":[],"stop":[', "[]", "]}")),
+        (CHAT, filled('{"messages":[],"tool_choice":[', "[]", "]}")),
+        (CHAT, filled('{"messages":[],"logit_bias":{', '"1":1', "}}")),
+    ],
+    ids=lambda case: str(case)[:60],
+)
+async def test_body_of_too_many_elements_is_rejected_by_their_count(
+    http: httpx.AsyncClient, path: str, body: bytes
+) -> None:
+    got = await http.post(path, content=body)
+    assert got.status_code in (400, 413), got.text
+    said = got.json()["error"]["message"]
+    assert any(word in said for word in (" more than ", " bytes, ", "length <= "))
+
+
+async def test_ignored_field_is_not_decoded(http: httpx.AsyncClient, nats_url: str) -> None:
+    body = filled('{"messages":[{"role":"user","content":"x"}],"mood":[', "[]", "]}")
+    async with scripted_worker(nats_url, HELLO):
+        got = await http.post(CHAT, content=body)
+    assert got.status_code == 200 and got.headers["x-ignored-fields"] == "mood"
+
+
+async def test_thousands_of_fields_are_refused(http: httpx.AsyncClient) -> None:
+    fields = {f"f{number}": 1 for number in range(2000)}
+    for body in ({"messages": [U], **fields}, {"messages": [U | fields]}):
+        got = await http.post(CHAT, json=body)
+        assert got.status_code == 413 and "more than 1,000 fields" in got.text

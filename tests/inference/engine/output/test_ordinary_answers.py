@@ -1,0 +1,41 @@
+"""
+Answers of a real chat model to 50 ordinary prompts, as `python -m bench.stops … --save` wrote them:
+CHAT_STOP leaves all of them whole, and still ends what follows them.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.stops import PROMPTS, read
+from services.inference.engine.output.stops import literal, of_setting
+from services.inference.settings import STOPS
+
+ANSWERS: dict[str, str] = json.loads(
+    Path("tests/inference/engine/output/ordinary_answers.json").read_text()
+)
+CUT_IN_CODE = [prompt for prompt, answer in ANSWERS.items() if answer.count("`") % 2]
+NAMES_A_ROLE = [prompt for prompt in PROMPTS if "user" in prompt]
+
+
+def test_all_prompts_are_answered() -> None:
+    assert tuple(ANSWERS) == PROMPTS and len(PROMPTS) == 50
+
+
+@pytest.mark.parametrize("prompt", ANSWERS)
+def test_an_ordinary_answer_is_whole(prompt: str) -> None:
+    assert read(ANSWERS[prompt], of_setting(STOPS, prompt)) == (ANSWERS[prompt], None)
+
+
+def test_the_same_strings_taken_literally_cut_many() -> None:
+    cut = [prompt for prompt, answer in ANSWERS.items() if read(answer, literal(STOPS)).stop]
+    assert len(cut) > 5 and "Explain recursion with an example." in cut
+
+
+@pytest.mark.parametrize("prompt", [p for p in PROMPTS if p not in CUT_IN_CODE + NAMES_A_ROLE])
+@pytest.mark.parametrize("added", ["\nUser: thanks", "\n\nHere's an example:\n\nUser: thanks"])
+def test_a_role_line_after_an_ordinary_answer_ends_it(prompt: str, added: str) -> None:
+    answer = ANSWERS[prompt].rstrip()
+    text, stop = read(answer + added, of_setting(STOPS, prompt))
+    assert (text, stop and stop.strip()) == (answer, "User:")

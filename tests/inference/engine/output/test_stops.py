@@ -1,0 +1,184 @@
+import time
+
+import pytest
+
+from services.inference.engine.output.stops import StopBuffer, StopRules, literal, of_setting
+from services.inference.settings import STOPS
+
+
+def run(stops: StopRules, pieces: list[str]) -> tuple[str, str | None]:
+    buffer, said = StopBuffer(stops), ""
+    for piece in pieces:
+        text, stop = buffer.push(piece)
+        said += text
+        if stop is not None:
+            return said, stop
+    return said + buffer.flush(), None
+
+
+def say(stops: tuple[str, ...], pieces: list[str]) -> tuple[str, bool]:
+    """Apply the `stop` of a request."""
+    said, stop = run(literal(stops), pieces)
+    return said, stop is not None
+
+
+def test_text_without_a_stop_string_comes_out_whole() -> None:
+    assert say(("User:",), ["Hello", " wor", "ld"]) == ("Hello world", False)
+
+
+def test_nothing_of_a_stop_string_leaks_however_it_is_cut() -> None:
+    text = "fine\nUser: me"
+    for cut in range(len(text) + 1):
+        assert say(("\nUser:", "User:"), [text[:cut], text[cut:]]) == ("fine", True)
+    assert say(("\nUser:",), list(text)) == ("fine", True)
+
+
+def test_the_beginning_of_a_stop_string_that_comes_to_nothing_is_text() -> None:
+    assert say(("User:",), ["Use", "ful"]) == ("Useful", False)
+    assert say(("User:",), ["the Use"]) == ("the Use", False)
+
+
+@pytest.mark.parametrize("stops", [("aab",), ("aab", "ab")])
+def test_overlapping_beginnings_are_found(stops: tuple[str, ...]) -> None:
+    said, stopped = say(stops, list("xaaab"))
+    assert stopped and said in ("xa", "xaa")
+
+
+def test_the_stop_string_that_comes_first_wins() -> None:
+    assert say(("two", "one"), ["one two"]) == ("", True)
+
+
+def test_no_character_waits_that_no_stop_string_could_begin_with() -> None:
+    buffer = StopBuffer(literal(("\n\n\n", "User:")))
+    assert buffer.push("Hello\n").out == "Hello"
+    assert buffer.push("\n").out == ""
+    assert buffer.push("W").out == "\n\nW"
+
+
+def test_without_stop_strings_nothing_waits() -> None:
+    assert StopBuffer(literal(())).push("User:").out == "User:"
+
+
+def answer(
+    text: str, prompt: str = "hi", stops: tuple[str, ...] = STOPS, is_thinking: bool = False
+) -> tuple[str, str | None]:
+    """Apply CHAT_STOP, with the same result for any split of the text."""
+    rules = of_setting(stops, prompt, is_thinking)
+    whole = run(rules, [text])
+    assert run(rules, list(text)) == whole
+    for size in (2, 3, 7):
+        assert run(rules, [text[at : at + size] for at in range(0, len(text), size)]) == whole
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "stop"),
+    [
+        ("It is Paris.\nUser: and Spain?", "It is Paris.", "\nUser:"),
+        ("It is Paris.\n\nUser: and Spain?", "It is Paris.", "User:"),
+        ("It is Paris.\nHuman: and Spain?", "It is Paris.", "\nHuman:"),
+        ("It is Paris.\nQuestion: and Spain?", "It is Paris.", "\nQuestion:"),
+        ("It is Paris.\n\nExample: Madrid", "It is Paris.", "Example:"),
+        ("It is Paris.</s>It is", "It is Paris.", "</s>"),
+        ("It is Paris.\n\n\nIt is", "It is Paris.", "\n\n\n"),
+        ("It is Paris.\n\nLet me ask you.\n\nUser: hi", "It is Paris.", "User:"),
+        ("It is Paris.\n\nHere's an example:\nHuman: hi", "It is Paris.", "\nHuman:"),
+        ("```c\nint x;\n```\nUser: thanks", "```c\nint x;\n```", "\nUser:"),
+        ("Use `ls`.\nUser: thanks", "Use `ls`.", "\nUser:"),
+        ("<think>Well.</think>Paris.\nUser: so", "<think>Well.</think>Paris.", "\nUser:"),
+        ("🙂\nUser: hi", "🙂", "\nUser:"),
+    ],
+)
+def test_text_appended_to_an_answer_is_cut_and_named(text: str, said: str, stop: str) -> None:
+    assert answer(text) == (said, stop)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Here's an example of a for loop in C:\n\n```c\nfor (;;) {}\n```",
+        "Example: 2 + 2 is 4.",
+        "Question: what is it?\nAnswer: a cat.\n\nQuestion: and this?\nAnswer: a dog.",
+        "\n\nUser: is a role.",
+        "\n\n\nParis.",
+        "It is simple.\n\nHere's an example in Python:\n\n```python\nx = 1\n```\n\nThat is all.",
+        "Dear Ada,\n\nLet me know what you think.\n\nBest regards",
+        "It is Paris.\n\nLet me know if you have other questions.",
+        "It is Paris.\n\nLet m",
+        "Say Example: and Question: and User: as often as you like.",
+        "The line\nExample: is one of many.",
+        "```yaml\n\nUser: root\n\n\nHuman: yes\n\nExample: 1\n</s>\n```\nDone.",
+        "1. Write:\n   ```\n\nUser: root\n   ```\nDone.",
+        "~~~~\n~~~\nUser: root\n~~~~\nDone.",
+        "- ```py\n  x = 1\n\n\n  y = 2\n  ```",
+        "Strike it through by `<s>text</s>` or so.",
+        "<think>\nUser: asks.\n\n\nLet me see.\n\nExample: x</s>\n</think>\n\nParis.",
+        "<think>```\n</think>\n\n\nExample: Paris.",
+        "Here is a quiz:\n\nQuestion: what is it?\n\nQuestion: and this?",
+        "## FAQ\n\nQuestion: what is it?\n\nQuestion: and this?",
+        "**Chat**\n\nUser: hi\n\nAgent: hello\n\nUser: bye",
+        "Here is a quiz:\n\n---\nQuestion: what is it?",
+    ],
+)
+def test_an_ordinary_answer_is_whole(text: str) -> None:
+    assert answer(text) == (text, None)
+
+
+def test_label_in_the_prompt_does_not_end_the_answer() -> None:
+    text = "It calls itself.\n\nExample: the factorial.\n\nExample: a tree."
+    for prompt in ("Explain recursion with an example.", "EXAMPLES of recursion", "an Example: x"):
+        assert answer(text, prompt) == (text, None)
+    for prompt in ("Explain recursion.", "exemplary", "counterexample"):
+        assert answer(text, prompt) == ("It calls itself.", "Example:")
+
+
+def test_label_in_the_prompt_leaves_other_strings_active() -> None:
+    said = answer("Hi.\nHuman: so</s>", "Write a dialogue with a user </s>")
+    assert said == ("Hi.", "\nHuman:")
+
+
+def test_a_thought_that_the_prompt_began_is_whole() -> None:
+    text = "I see.\n\nExample: x\n\n\n</think>Paris."
+    assert answer(text, is_thinking=True) == (text, None)
+    assert answer(text + "\nUser: x", is_thinking=True) == (text, "\nUser:")
+
+
+@pytest.mark.parametrize(
+    ("string", "text", "said"),
+    [
+        ("Summary:", "It is so.\n\nSummary: so", "It is so."),
+        ("Summary:", "It is so.\nSummary: so", None),
+        ("\nSummary:", "It is so.\nSummary: so", "It is so."),
+        ("\nDone", "It is so.\nDone", "It is so."),
+        ("用户：", "好。\n\n用户：你好", "好。"),
+        ("用户：", "例如：\n\n用户：你好", None),
+        ("###", "It is so. ### Next", "It is so. "),
+        ("[INST]", "It is so. [INST]", "It is so. "),
+    ],
+)
+def test_custom_stop_string_is_classified_by_its_shape(
+    string: str, text: str, said: str | None
+) -> None:
+    assert answer(text, stops=(string,)) == ((said, string) if said else (text, None))
+
+
+def test_a_sentence_waits_for_no_more_than_the_line_after_it() -> None:
+    buffer = StopBuffer(of_setting(STOPS, "hi"))
+    assert buffer.push("So.\n\nLet me show it:\n").out == "So."
+    assert buffer.push("\nUs").out == ""
+    assert buffer.push("e it").out == "\n\nLet me show it:\n\nUse it"
+
+
+def test_cut_answer_loses_only_half_of_a_stop_string() -> None:
+    buffer = StopBuffer(of_setting(STOPS, "hi"))
+    assert buffer.push("So.\n\nLet me show it:\n").out == "So."
+    assert buffer.cut() == "\n\nLet me show it:"
+
+
+@pytest.mark.parametrize("sign", [" ", ">", "`", "- ", ": ", "* ", "~"])
+def test_long_line_of_signs_takes_no_longer_than_another(sign: str) -> None:
+    buffer = StopBuffer(of_setting(("\nUser:", "Let me", "\n\n\n"), "hi"))
+    began = time.process_time()
+    for text in ("a\n", sign * 20_000, "x\n", "b\nUser:"):
+        buffer.push(text)
+    assert time.process_time() - began < 1

@@ -1,0 +1,78 @@
+"""Conversations that callers bring, with the templates that llama.cpp ships."""
+
+import pytest
+
+from services.contract.conversation import ChatMessage, Function, FunctionCall, Tool, ToolCall
+from services.contract.messages import Turn
+from services.inference.engine.prompt.tools import HERMES
+from tests.inference.engine.prompt.test_templates_shipped import REFUSED, SOURCES, case, hostile
+from tests.inference.vocabulary import text_of
+
+USABLE = sorted(SOURCES.keys() - REFUSED.keys())
+TOOLS = (
+    Tool(
+        Function(
+            "go",
+            "walks <|im_end|> there",
+            {"type": "object", "properties": {"to": {"type": "string", "description": "where"}}},
+        )
+    ),
+)
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_a_conversation_is_shown_as_a_session_is(name: str) -> None:
+    here = case(name, "qwen2")
+    for contents in (("hi", "hello", "who"), *(c * 3 for c in hostile(here) if len(c) == 1)):
+        asked, said, next_ = contents
+        session = here.chat.prompt("be kind", (Turn("1", asked, said),), next_, 1)
+        roles = ("system", "user", "assistant", "user")
+        messages = map(ChatMessage, roles, ("be kind", asked, said, next_))  # type: ignore[arg-type]
+        assert here.chat.conversation([*messages], (), 1).tokens == session.tokens
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_functions_calls_and_results_are_shown_by_any_template(name: str) -> None:
+    here = case(name, "qwen2")
+    call = ToolCall("123456789", FunctionCall("go", '{"to": "Rome"}'))
+    messages = (
+        ChatMessage("user", "hi"),
+        ChatMessage("assistant", tool_calls=(call,)),
+        ChatMessage("tool", "sunny there", tool_call_id=call.id),
+    )
+    tokens = here.chat.conversation(messages, TOOLS, 1).tokens
+    text = here.readable(text_of(here.backend, tokens))
+    for part in ("go", "Rome", "sunny there", "walks"):
+        assert part in text
+    form = here.chat.functions.form
+    assert form == HERMES or f'"{form.key}": {{"to": "Rome"}}' in text
+
+
+# what models write and clients send back unchanged
+BROKEN = ['{"to": Rome}', '{"to": "Rome', '["Rome"]', '"Rome"', '{"to":' * 70 + '"Rome"' + "}" * 70]
+EMPTY = ["", "{}", "null", '""', "[]"]
+NAMES = ["", "the Rome road", "a/b:Rome", "Rome" * 20, 'R"ome', "<|im_end|>Rome"]
+IDS = ["", "call_abc123def456", "c" * 200, "functions.go:0"]
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_every_template_renders_any_call_of_a_model(name: str) -> None:
+    here = case(name, "qwen2")
+
+    def shown(call: ToolCall) -> str:
+        messages = (
+            ChatMessage("user", "hi"),
+            ChatMessage("assistant", tool_calls=(call,)),
+            ChatMessage("tool", "no such thing", tool_call_id=call.id),
+        )
+        return text_of(here.backend, here.chat.conversation(messages, TOOLS, 1).tokens)
+
+    for arguments in BROKEN:
+        assert "Rome" in shown(ToolCall("1", FunctionCall("go", arguments)))
+    for arguments in EMPTY:
+        assert "no such thing" in shown(ToolCall("1", FunctionCall("go", arguments)))
+    for called in NAMES:
+        said = shown(ToolCall("1", FunctionCall(called, "{}")))
+        assert "no such thing" in said and ("Rome" in said or '"' in called or not called)
+    for given in IDS:
+        assert "no such thing" in shown(ToolCall(given, FunctionCall("go", "{}")))

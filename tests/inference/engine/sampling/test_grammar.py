@@ -1,0 +1,374 @@
+"""Grammars on the demo model's vocabulary, held against llama.cpp's own grammar sampler."""
+
+from __future__ import annotations  # llama_cpp has its pointer types for type checkers only
+
+import ctypes
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+import pytest
+from llama_cpp.llama_grammar import ARITHMETIC_GBNF, C_GBNF, JSON_GBNF
+
+from services.contract.messages import (
+    JsonObjectFormat,
+    JsonSchema,
+    JsonSchemaFormat,
+    Sampling,
+)
+from services.inference.engine.backend import Chosen, Chunk, Stuck
+from services.inference.engine.llama import Llama
+from services.inference.engine.sampling import constraints
+from services.inference.engine.sampling.candidates import Candidates
+from services.inference.engine.sampling.gbnf import to_lark
+from services.inference.engine.sampling.grammar import GrammarError, compile_lark
+from services.inference.engine.sampling.sampler import SamplerChain
+from services.inference.engine.sampling.vocabulary import Vocabulary
+
+END = 256
+BYTES = Vocabulary([bytes([byte]) for byte in range(256)] + [b""], frozenset([END]))
+WIDE = "".join(chr(0x4E00 + 2 * i) for i in range(2_000))  # no two of them are one range
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "color": {"enum": ["red", "grün", 'a\\b "c"\n']},
+        "lives": {
+            "type": "object",
+            "properties": {"floor": {"type": "integer"}, "warm": {"type": "boolean"}},
+            "required": ["floor"],
+        },
+        "tags": {"type": "array", "items": {"const": "x"}, "maxItems": 2},
+    },
+    "required": ["name", "color", "lives"],
+}
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[Llama]:
+    llama = Llama(
+        Path("model/demo.gguf"),
+        context=512,
+        parallel=1,
+        threads=2,
+        gpu_layers=0,
+        on_progress=lambda _: True,
+    )
+    yield llama
+    llama.close()
+
+
+def write(llama: Llama, length: int = 400, **sampling: Any) -> tuple[str, bool]:
+    """What the model says by a grammar, and whether it came to an end."""
+    sampler = llama.sampler(Sampling(**sampling))
+    llama.cut(0, 0)
+    said = b""
+    tokens, position = llama.tokenize("<|im_start|>user\n", special=True), 0
+    is_last = False
+    while position + len(tokens) < length and not is_last:
+        (chosen,) = llama.decode([Chunk(0, position, tokens, sampler)])
+        assert isinstance(chosen, Chosen)
+        position += len(tokens)
+        tokens = [chosen.token]
+        said += llama.piece(chosen.token)
+        is_last = chosen.is_last or llama.is_end(chosen.token)
+    sampler.close()
+    return said.decode(errors="replace"), is_last
+
+
+def matches(rules: str, text: str) -> bool:
+    """Return whether the text matches these GBNF rules."""
+    return takes(to_lark(rules), text)
+
+
+def takes(lark: str, text: str) -> bool:
+    grammar = compile_lark(lark, BYTES)
+    for byte in text.encode():
+        if not grammar.allows(byte):
+            return False
+        grammar.accept(byte)
+    return grammar.may_end
+
+
+def test_json_object_is_json_however_hot_the_model_is(llama: Llama) -> None:
+    """The demo model has never seen JSON, so what ends strings and objects is made likelier."""
+    ends = {str(token): 9.0 for text in ('"', "}") for token in llama.tokenize(text, False)}
+    form = JsonObjectFormat()
+    answers = [
+        write(llama, temperature=1.5, seed=seed, response_format=form, logit_bias=ends)
+        for seed in range(12)
+    ]
+    whole = [json.loads(text) for text, ended in answers if ended]
+    assert len(whole) > 8 and all(isinstance(value, dict) for value in whole)
+    assert any(whole) and all(text.startswith("{") for text, _ in answers)
+
+
+def test_a_schema_holds_with_its_enum_its_required_and_its_nested_parts(llama: Llama) -> None:
+    form = JsonSchemaFormat(JsonSchema(PERSON, "person"))
+    ended = 0
+    for seed in range(12):
+        text, is_whole = write(llama, temperature=1.5, top_k=40, seed=seed, response_format=form)
+        if not is_whole:
+            continue
+        ended += 1
+        person = json.loads(text)
+        assert set(person) >= {"name", "color", "lives"} and set(person) <= set(
+            PERSON["properties"]
+        )
+        assert isinstance(person["name"], str) and len(person["name"]) <= 12
+        assert person["color"] in ["red", "grün", 'a\\b "c"\n']
+        assert isinstance(person["lives"]["floor"], int)
+        assert person.get("tags", []) in ([], ["x"], ["x", "x"])
+    assert ended > 6
+
+
+def test_the_answer_ends_where_nothing_more_may_come(llama: Llama) -> None:
+    text, ended = write(llama, temperature=1.5, grammar='root ::= "yes" | "no" "!"{3}')
+    assert text in ("yes", "no!!!") and ended
+
+
+def test_an_end_is_allowed_only_where_the_grammar_is_complete(llama: Llama) -> None:
+    for seed in range(5):
+        text, ended = write(llama, temperature=1.5, seed=seed, grammar="root ::= ([a-z]+ [0-9])+")
+        assert re.fullmatch("([a-z]+[0-9])+" if ended else "([a-z]+[0-9])*[a-z]*", text)
+
+
+def test_a_grammar_is_followed_at_temperature_0_and_with_all_tokens_as_well(llama: Llama) -> None:
+    rules = 'root ::= [A-Z] [a-zé]{5,9} "."'
+    for sampling in ({"temperature": 0}, {"temperature": 1.5, "top_k": 0, "top_p": 1.0}):
+        text, ended = write(llama, grammar=rules, **sampling)
+        assert re.fullmatch(r"[A-Z][a-zé]{5,9}\.", text) and ended
+
+
+def test_the_same_seed_writes_the_same_by_a_grammar(llama: Llama) -> None:
+    asked = {"temperature": 1.5, "seed": 3, "response_format": JsonObjectFormat()}
+    assert write(llama, 80, **asked) == write(llama, 80, **asked)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        JSON_GBNF,
+        C_GBNF,
+        ARITHMETIC_GBNF,
+        'root ::= ("a" | "b"? "c"){2,5} [^x-z"]+ # a comment\n "\\n" (. | [é-ü])*'.replace(
+            "\n ", " "
+        ),
+        'root ::= (\n "x" |\n [\\u00e9-\\U0001F600]+ )? [^\\x41]\r\n',
+        'root ::= word "z" | "x" "yz" | "xy" "w"\nword ::= [a-z]+',
+        'root ::= "a" root | [b-d]+ root | item ("," root)?\nitem ::= ([x-z] item)?',
+    ],
+    ids=["json", "c", "arithmetic", "repetitions", "escapes", "lexemes", "right recursion"],
+)
+def test_the_same_tokens_are_allowed_as_by_llama_cpp(llama: Llama, rules: str) -> None:
+    vocabulary = llama._vocabulary
+    # of bytes that are no characters, and of a NUL, we think otherwise
+    same = np.array([_is_text(piece) for piece in vocabulary.pieces]) | vocabulary_ends(llama)
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        ours = compile_lark(to_lark(rules), vocabulary)
+        theirs = llama_cpp.llama_sampler_init_grammar(llama._vocab, rules.encode(), b"root")
+        for _ in range(25):
+            allowed = ours.allowed()
+            assert (allowed == _allowed_by(theirs, len(vocabulary)))[same].all()
+            assert all(ours.allows(token) == allowed[token] for token in range(0, 1500, 50))
+            choice = np.flatnonzero(allowed & same & ~vocabulary_ends(llama))
+            if not len(choice):
+                break
+            token = int(random.choice(choice))
+            ours.accept(token)
+            llama_cpp.llama_sampler_accept(theirs, token)
+        llama_cpp.llama_sampler_free(theirs)
+
+
+def vocabulary_ends(llama: Llama) -> npt.NDArray[np.bool_]:
+    return np.isin(np.arange(len(llama._vocabulary)), list(llama._vocabulary.ends))
+
+
+def _is_text(piece: bytes) -> bool:
+    try:
+        return piece.decode() != "" and piece[0] != 0
+    except UnicodeDecodeError:
+        return False
+
+
+def _allowed_by(sampler: llama_cpp.llama_sampler_p, size: int) -> npt.NDArray[np.bool_]:
+    data = np.zeros(size, [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+    data["id"] = np.arange(size)
+    array = llama_cpp.llama_token_data_array(
+        data=data.ctypes.data_as(llama_cpp.llama_token_data_p),
+        size=size,
+        selected=-1,
+        sorted=False,
+    )
+    llama_cpp.llama_sampler_apply(sampler, ctypes.byref(array))
+    allowed: npt.NDArray[np.bool_] = np.isfinite(data["logit"])
+    return allowed
+
+
+def test_characters_of_several_bytes_are_followed_byte_by_byte() -> None:
+    assert matches('root ::= [é-ü]+ "🙂"', "éü🙂")
+    assert not matches("root ::= [é-ü]+", "þ")
+    assert matches("root ::= [^a]+", "🙂éz世")
+    assert matches("root ::= .", "\n")
+    for lead, middle in ((0xC3, 0x41), (0xE0, 0x80), (0xED, 0xA0), (0xF4, 0x90), (0xFF, 0x80)):
+        grammar = compile_lark(to_lark("root ::= [^a]"), BYTES)
+        assert grammar.allows(lead) == (lead != 0xFF)
+        if grammar.allows(lead):
+            grammar.accept(lead)
+            assert not grammar.may_end
+            assert not grammar.allows(middle), f"{lead:x} {middle:x} is no UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("rules", "fits", "fits_not"),
+    [
+        ('root ::= word "z"\nword ::= [a-z]+', ["abz", "zz"], ["z", "ab"]),
+        ('root ::= "x" "yz" | "xy" "w"', ["xyz", "xyw"], ["xy", "xyy"]),
+        ('root ::= fooBar foo-bar 1a\nfooBar ::= "x"\nfoo-bar ::= "y"\n1a ::= "z"', ["xyz"], ["z"]),
+        ('root ::= "\\u00e9" [\\u00e9-\\u00ea] "\\x41\\t\\"" [/]', ['éêA\t"/'], ["e"]),
+        ("root ::= [^a&&b]", ["c"], ["a", "&", "b"]),
+        ('root ::= ("a" | ) "b"* (| "c"){2}', ["", "a", "bb", "acc"], ["ccc"]),
+        ('root ::= root "a" | "b"', ["b", "baa"], ["a"]),
+        ('root ::= "a" later\nlater ::= later "b" | ""', ["a", "abb"], ["b"]),
+        ('root ::= a root "z" | "x"\na ::= b\nb ::= "" | "y"', ["x", "yxz", "yyxzz"], ["y"]),
+        ('root ::= "a"{2} "b"{1,} "c"{0,2}', ["aab", "aabbcc"], ["ab", "aabccc"]),
+        ('root ::= "a" root | root "b" | "c"', ["c", "aac", "cb", "aacbb"], ["a", "ab", "cc"]),
+        ("root ::= ([a-c] root)?", ["", "abc"], ["d"]),
+        ('root ::= ("a" root) | ("b")?', ["", "ab", "aa"], ["ba"]),
+        ('root ::= "a" root | root', [], ["", "a"]),
+    ],
+)
+def test_gbnf_means_what_it_says(rules: str, fits: list[str], fits_not: list[str]) -> None:
+    assert [text for text in fits if not matches(rules, text)] == []
+    assert [text for text in fits_not if matches(rules, text)] == []
+
+
+@pytest.mark.parametrize(
+    ("rules", "why"),
+    [
+        ('item ::= "a"', "no rule `root`"),
+        ("root ::= a b", "rule `a` is not defined"),
+        ('root ::= "a', "character 9 can't be read"),
+        ('root ::= ("a"', "not closed"),
+        ('root ::= "a")', "closed that was not opened"),
+        ('root ::= * "a"', "nothing before"),
+        ('root ::= "\\q"', "not a known escape"),
+        ('root ::= "a" a ::= "b"', "new line is missing"),
+        ('"a"', "begins with a name"),
+        ("root ::= <think>", "can't be read"),
+        ('root ::= "a"{5,2}', "maximum below its minimum"),
+        ("root ::= [z-y]", "ends before it begins"),
+        ('root ::= "\\ud800"', "not a character"),
+        ("root ::= root | root", "no token of this model"),
+        ("root ::= " + "(" * 16_000, "not closed"),
+        ("root ::= " + "(" * 8_000 + '"a"' + ")" * 8_000, "nested"),
+    ],
+)
+def test_a_grammar_that_can_not_be_used_is_refused_with_the_reason(rules: str, why: str) -> None:
+    with pytest.raises(GrammarError, match=why):
+        compile_lark(to_lark(rules), BYTES)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        'root ::= ([^e]|[^e]|[^e]|[^e]|[^e]|[^e])* "!"',  # not in 12 s by llama.cpp
+        "root ::= a0\n"
+        + "".join(f"a{i} ::= a{i + 1} | a{i + 1}\n" for i in range(40))
+        + "a40 ::= .",
+        "root ::= (a a a a a a a a)*\na ::= b b b b b b b b\nb ::= [^x]*",
+        "root ::= . root root | .",
+        f"root ::= x*\nc ::= [{WIDE}]\nx ::= " + "|".join(["c c"] * 500),
+        f"root ::= x*\nc ::= [{WIDE}]\nx ::= " + "|".join(f"c [{WIDE[i]}]" for i in range(500)),
+        'root ::= e{3900} "a"\ne ::= ' + "|" * 8_000,
+        'root ::= e{3900} "a"\ne ::= ' + "|".join(f'"{char}"?' for char in WIDE),
+        'root ::= ("a"?){5000}',
+        'root ::= (("a"{300}){300}){0,99999}',
+    ],
+    ids=[
+        "alternatives",
+        "diamonds",
+        "stars",
+        "growth",
+        "copies",
+        "ranges",
+        "nothing",
+        "options",
+        "optional",
+        "repetitions",
+    ],
+)
+def test_what_would_take_for_ever_is_followed_or_given_up_soon(llama: Llama, rules: str) -> None:
+    """Each step is bounded: other sequences wait for one step at most."""
+    vocabulary, slowest = llama._vocabulary, 0.0
+    try:
+        began = time.thread_time()
+        grammar = compile_lark(to_lark(rules), vocabulary)
+        for _ in range(40):
+            began = time.thread_time()
+            allowed = grammar.allowed()
+            token = int(allowed.argmax())
+            grammar.accept(token)
+            slowest = max(slowest, time.thread_time() - began)
+            if token in vocabulary.ends:
+                break
+    except GrammarError as error:
+        assert "too " in str(error).lower() or "max" in str(error)
+    assert max(slowest, time.thread_time() - began) < 1
+
+
+@pytest.mark.parametrize("rules", ['root ::= [a-z ] root | "."', 'root ::= s "."\ns ::= (. s)?'])
+def test_right_recursive_rule_has_no_length_limit(rules: str) -> None:
+    grammar = compile_lark(to_lark(rules), BYTES)
+    for byte in b"many words " * 500:
+        grammar.accept(byte)
+    assert grammar.allowed()[ord(".")]
+
+
+def test_a_chain_of_rules_does_not_end_the_process() -> None:
+    chain = "".join(f"a{i}::=a{i + 1}\n" for i in range(5_000))
+    assert matches(f'root ::= a0\n{chain}a5000 ::= "x"', "x")
+
+
+def test_a_literal_may_be_as_long_as_a_grammar() -> None:
+    text = "ab" * 32_000
+    grammar = compile_lark(to_lark(f'root ::= "{text}"'), BYTES)
+    assert grammar.allows(ord("a")) and not grammar.allows(ord("b"))
+
+
+def test_a_model_without_an_end_ends_where_the_grammar_does() -> None:
+    vocabulary = Vocabulary([b"a", b"b", b"\xff", b""], frozenset())
+    grammar = compile_lark(to_lark('root ::= "ab"'), vocabulary)
+    assert list(grammar.allowed()) == [True, False, False, False]
+    grammar.accept(0)
+    grammar.accept(1)
+    assert grammar.is_finished and not grammar.allowed().any()
+
+
+def test_complete_grammar_allows_every_end_token_of_the_model() -> None:
+    vocabulary = Vocabulary([b"a", b"", b"<end>"], frozenset([1, 2]))
+    grammar = compile_lark(to_lark('root ::= "a"*'), vocabulary)
+    assert grammar.allowed().all() and grammar.allows(1) and grammar.allows(2)
+    grammar.accept(2)
+    assert grammar.may_end
+
+
+def test_answer_without_an_allowed_token_raises_stuck() -> None:
+    """The model has no token for the next character."""
+    vocabulary = Vocabulary([b"a", b"c", b""], frozenset([2]))
+    sampling = Sampling(temperature=1.0, grammar='root ::= "ab"')
+    grammar = constraints.grammar(sampling, None, vocabulary)
+    sampler = SamplerChain(vocabulary, Candidates(3), sampling, grammar)
+    logits = np.zeros(3, np.float32)
+    first = sampler.choose(logits.copy())
+    assert isinstance(first, Chosen) and first.is_constrained
+    second = sampler.choose(logits.copy())
+    assert isinstance(second, Stuck) and "allows no token" in second.message
+    sampler.close()

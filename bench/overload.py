@@ -112,7 +112,7 @@ async def _measure(plan: Plan, url: str) -> list[Row]:
 async def asking(url: str) -> AsyncIterator[Asker]:
     workers, reply = WorkerDirectory(), f"_INBOX.{uuid4().hex}"
     async with Bus.connect(url, "bench") as bus, bus.inbox(reply) as inbox:
-        await bus.subscribe(subjects.REPORT_ANY, workers.on_report)
+        await bus.subscribe(subjects.report(subjects.ANY), workers.on_report)
         while not workers.ready:
             await asyncio.sleep(0.05)
         yield Asker(bus, workers.reports()[0].worker_id, inbox, reply)

@@ -64,7 +64,7 @@ async def _measure(plan: Plan, url: str) -> Sequence[tuple[float, ...]]:
     anywhere, routed = Anywhere(), WorkerDirectory()
     async with Bus.connect(url, "bench") as bus:
         for workers in (anywhere, routed):
-            await bus.subscribe(subjects.REPORT_ANY, workers.on_report)
+            await bus.subscribe(subjects.report(subjects.ANY), workers.on_report)
             while len(workers.reports()) < WORKERS:
                 await bus.is_responsive()
         runs = [partial(_converse, ChatClient(bus, workers=each)) for each in (anywhere, routed)]

@@ -77,7 +77,7 @@ class ScriptedWorker:
             self.dropped.put_nowait(cancel)
             return
         self._stopped = True
-        self.cancelled.put_nowait(subjects.target_of_cancel(delivery.subject))
+        self.cancelled.put_nowait(subjects.target_of(delivery.subject))
 
     async def _answer(self, reply: str) -> None:
         for step in self._script:
@@ -95,10 +95,10 @@ async def scripted_worker(nats_url: str, script: Script) -> AsyncIterator[Script
     """On a connection of its own, so that it has left for certain when the test ends."""
     async with Bus.connect(nats_url, "scripted worker") as bus:
         worker = ScriptedWorker(bus, script)
-        await bus.subscribe(subjects.CANCEL_ANY, worker.hear_cancel)
+        await bus.subscribe(subjects.cancel(subjects.ANY, subjects.ANY), worker.hear_cancel)
         endpoints = [
-            Endpoint("chat", subjects.REQUEST, worker.receive),
-            Endpoint("tenant-chat", subjects.REQUEST_ANY_TENANT, worker.receive),
+            Endpoint("chat", subjects.request(subjects.OPEN_TENANT), worker.receive),
+            Endpoint("tenant-chat", subjects.request(subjects.ANY), worker.receive),
         ]
         await bus.serve("inference", "scripted", endpoints)
         yield worker
@@ -114,8 +114,8 @@ async def direct_worker(
     """A worker that is asked directly, and reports nothing."""
     async with Bus.connect(nats_url, "scripted worker") as bus:
         worker = ScriptedWorker(bus, script)
-        await bus.subscribe(subjects.CANCEL_ANY, worker.hear_cancel)
-        subject = subjects.worker_request_any_tenant(worker_id)
+        await bus.subscribe(subjects.cancel(subjects.ANY, subjects.ANY), worker.hear_cancel)
+        subject = subjects.worker_request(worker_id, subjects.ANY)
         await bus.serve("scripted", "scripted", [Endpoint("direct", subject, worker.hear_direct)])
         yield worker
 
@@ -148,8 +148,15 @@ async def scripted_history(nats_url: str, messages: ExchangePage) -> AsyncIterat
     async with Bus.connect(nats_url, "scripted history") as bus:
         fake = ScriptedHistory(messages)
         endpoints = [
-            bus.endpoint("messages", subjects.HISTORY_MESSAGES_ANY, MessagesRequest, fake.messages),
-            bus.endpoint("clear", subjects.HISTORY_CLEAR_ANY, ClearRequest, fake.clear),
+            bus.endpoint(
+                "messages",
+                subjects.history("messages", subjects.ANY),
+                MessagesRequest,
+                fake.messages,
+            ),
+            bus.endpoint(
+                "clear", subjects.history("clear", subjects.ANY), ClearRequest, fake.clear
+            ),
             bus.endpoint("status", subjects.HISTORY_STATUS, Empty, fake.status),
         ]
         await bus.serve("history", "scripted", endpoints)
@@ -166,7 +173,9 @@ async def history_of(bus: Bus, exchange: Exchange | None) -> AsyncIterator[None]
             raise ServiceError("not_found", "It is not there.")
         return exchange
 
-    endpoint = bus.endpoint("exchange", subjects.HISTORY_EXCHANGE_ANY, ExchangeRequest, find)
+    endpoint = bus.endpoint(
+        "exchange", subjects.history("exchange", subjects.ANY), ExchangeRequest, find
+    )
     await bus.serve("history", "scripted", [endpoint])
     yield
     await bus.stop_serving()

@@ -123,7 +123,7 @@ async def _heard(bus: Bus) -> WorkerDirectory:
         if workers.ready:
             ready.set()
 
-    await bus.subscribe(subjects.REPORT_ANY, hear)
+    await bus.subscribe(subjects.report(subjects.ANY), hear)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(REPORT_TIMEOUT):
             await ready.wait()

@@ -130,7 +130,7 @@ class StoredAnswers:
         return None
 
     async def _stored(self, request_id: str) -> Exchange:
-        subject = subjects.history_exchange(self._tenant)
+        subject = subjects.history("exchange", self._tenant)
         return await ask_history(self._bus, subject, ExchangeRequest(request_id), Exchange)
 
 

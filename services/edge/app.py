@@ -66,7 +66,7 @@ async def make_app(
     `leaving`: set while the edge drains. `is_strict`: reject unknown fields of /v1.
     """
     workers, claims, bodies = WorkerDirectory(), IdempotencyKeys(bus), BodyReader(is_strict)
-    await bus.subscribe(subjects.REPORT_ANY, workers.on_report)
+    await bus.subscribe(subjects.report(subjects.ANY), workers.on_report)
 
     def tenant(request: Request[Any, Any, Any]) -> str:
         return keys.tenant(request.headers)

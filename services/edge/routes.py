@@ -143,7 +143,7 @@ async def status(bus: TheBus, workers: TheWorkers, tenant: Tenant) -> Status:
 @get("/messages")
 async def messages(request: AnyRequest, bus: TheBus, tenant: Tenant) -> tuple[ExchangeView, ...]:
     asked = read_query(request, MessagesRequest)
-    answer = await ask_history(bus, subjects.history_messages(tenant), asked, ExchangePage)
+    answer = await ask_history(bus, subjects.history("messages", tenant), asked, ExchangePage)
     return answer.messages
 
 
@@ -151,7 +151,7 @@ async def messages(request: AnyRequest, bus: TheBus, tenant: Tenant) -> tuple[Ex
 async def clear_history(request: AnyRequest, bus: TheBus, tenant: Tenant) -> Success:
     id_ = _session_to_clear(request, await request.body())
     asked = ClearRequest(id_, new_request_id())
-    await ask_history(bus, subjects.history_clear(tenant), asked, Empty)
+    await ask_history(bus, subjects.history("clear", tenant), asked, Empty)
     return Success(
         message=f"The context of session {id_!r} is cleared; its messages stay readable."
     )

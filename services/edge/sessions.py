@@ -73,7 +73,7 @@ class Import(Struct, frozen=True, kw_only=True):
 @get("/sessions")
 async def sessions(request: AnyRequest, bus: TheBus, tenant: Tenant) -> SessionPage:
     asked = read_query(request, SessionsRequest)
-    return await ask_history(bus, subjects.history_sessions(tenant), asked, SessionPage)
+    return await ask_history(bus, subjects.history("sessions", tenant), asked, SessionPage)
 
 
 @get("/sessions/{session_id:str}/messages")
@@ -82,7 +82,7 @@ async def messages(
 ) -> ExchangePage:
     """Newest first."""
     asked = read_path(request, MessagesRequest, session_id)
-    page = await ask_history(bus, subjects.history_messages(tenant), asked, ExchangePage)
+    page = await ask_history(bus, subjects.history("messages", tenant), asked, ExchangePage)
     return ExchangePage(page.messages[::-1], page.next)
 
 
@@ -94,7 +94,7 @@ async def describe(
     id_ = read_path(request, SessionQuery, session_id).session_id
     description = _read_description(await request.body())
     asked = DescribeRequest(id_, description, new_request_id())
-    return await ask_history(bus, subjects.history_describe(tenant), asked, Session)
+    return await ask_history(bus, subjects.history("describe", tenant), asked, Session)
 
 
 @delete("/sessions/{session_id:str}", status_code=200)
@@ -103,7 +103,7 @@ async def erase(
 ) -> Success:
     id_ = read_path(request, SessionQuery, session_id).session_id
     asked = DeleteRequest(id_, new_request_id())
-    await ask_history(bus, subjects.history_delete(tenant), asked, Empty)
+    await ask_history(bus, subjects.history("delete", tenant), asked, Empty)
     return Success(message=f"The session {id_!r} is erased.")
 
 
@@ -148,7 +148,7 @@ async def import_(
 ) -> Import:
     """Append JSON Lines of any length, oldest first, in the format of an export, in batches."""
     id_ = read_path(request, SessionQuery, session_id).session_id
-    subject = subjects.history_import(tenant)
+    subject = subjects.history("import", tenant)
     imported = 0
     try:
         async for batch in _batches(_lines_of(request.stream())):
@@ -172,7 +172,7 @@ def _read_description(body: bytes) -> Description:
 
 
 async def _export(bus: Bus, tenant: str, asked: ExportRequest) -> ExportPage:
-    return await ask_history(bus, subjects.history_export(tenant), asked, ExportPage)
+    return await ask_history(bus, subjects.history("export", tenant), asked, ExportPage)
 
 
 async def _lines(

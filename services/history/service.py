@@ -62,15 +62,25 @@ class History:
     async def serve(self) -> None:
         at, bus = subjects, self._bus
         endpoints = [
-            bus.endpoint("context", at.HISTORY_CONTEXT_ANY, ContextRequest, self._on_context),
-            bus.endpoint("messages", at.HISTORY_MESSAGES_ANY, MessagesRequest, self._on_messages),
-            bus.endpoint("sessions", at.HISTORY_SESSIONS_ANY, SessionsRequest, self._on_sessions),
-            bus.endpoint("describe", at.HISTORY_DESCRIBE_ANY, DescribeRequest, self._on_describe),
-            bus.endpoint("export", at.HISTORY_EXPORT_ANY, ExportRequest, self._on_export),
-            bus.endpoint("import", at.HISTORY_IMPORT_ANY, ImportRequest, self._on_import),
-            bus.endpoint("exchange", at.HISTORY_EXCHANGE_ANY, ExchangeRequest, self._on_exchange),
-            bus.endpoint("clear", at.HISTORY_CLEAR_ANY, ClearRequest, self._on_clear),
-            bus.endpoint("delete", at.HISTORY_DELETE_ANY, DeleteRequest, self._on_delete),
+            bus.endpoint(
+                "context", at.history("context", at.ANY), ContextRequest, self._on_context
+            ),
+            bus.endpoint(
+                "messages", at.history("messages", at.ANY), MessagesRequest, self._on_messages
+            ),
+            bus.endpoint(
+                "sessions", at.history("sessions", at.ANY), SessionsRequest, self._on_sessions
+            ),
+            bus.endpoint(
+                "describe", at.history("describe", at.ANY), DescribeRequest, self._on_describe
+            ),
+            bus.endpoint("export", at.history("export", at.ANY), ExportRequest, self._on_export),
+            bus.endpoint("import", at.history("import", at.ANY), ImportRequest, self._on_import),
+            bus.endpoint(
+                "exchange", at.history("exchange", at.ANY), ExchangeRequest, self._on_exchange
+            ),
+            bus.endpoint("clear", at.history("clear", at.ANY), ClearRequest, self._on_clear),
+            bus.endpoint("delete", at.history("delete", at.ANY), DeleteRequest, self._on_delete),
             bus.endpoint("status", at.HISTORY_STATUS, Empty, self._on_status),
         ]
         await bus.subscribe(at.HISTORY_APPEND_FAILED, lambda _: self._guard.doubt())

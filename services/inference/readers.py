@@ -25,10 +25,10 @@ class Readers:
         self._replays = Replays()
 
     async def open(self) -> None:
-        await self._bus.subscribe(subjects.REPLAY_ANY, self._hear_replay)
+        await self._bus.subscribe(subjects.replay(subjects.ANY, subjects.ANY), self._hear_replay)
         mine = subjects.worker_replay(self._worker_id, "*", "*")
         await self._bus.subscribe(mine, self._hear_direct_replay)
-        await self._bus.subscribe(subjects.ERASED_ANY, self._hear_erased)
+        await self._bus.subscribe(subjects.erased(subjects.ANY), self._hear_erased)
         await self._bus.subscribe(subjects.undelivered_any(self._worker_id), self._hear_unheard)
 
     def begin(self, call: InFlightRequest) -> None:
@@ -58,7 +58,7 @@ class Readers:
         raise ServiceError("not_found", "This worker does not know of the request.")
 
     def _replay(self, delivery: Delivery) -> Replay | None:
-        key = ".".join(subjects.target_of_replay(delivery.subject))
+        key = ".".join(subjects.target_of(delivery.subject))
         at = decode(delivery.data or b"{}", ReplayRequest).offset
         if call := self._calls.get(key):
             if call.ended and not call.recording.is_whole:
@@ -68,7 +68,7 @@ class Readers:
 
     def _hear_erased(self, delivery: Delivery) -> None:
         erased = decode(delivery.data, SessionErased)
-        self._replays.forget_session(subjects.tenant_of_erased(delivery.subject), erased.session_id)
+        self._replays.forget_session(subjects.tenant_of(delivery.subject), erased.session_id)
 
     def _hear_unheard(self, delivery: Delivery) -> None:
         if delivery.headers.get("Status") != "503":

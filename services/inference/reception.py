@@ -34,14 +34,14 @@ class Reception:
 
     async def open(self, description: str) -> None:
         await self._bus.subscribe(
-            subjects.worker_request_any_tenant(self._worker_id), self._hear_direct
+            subjects.worker_request(self._worker_id, subjects.ANY), self._hear_direct
         )
         await self._bus.serve(
             "inference",
             description,
             [
-                Endpoint("chat", subjects.REQUEST, self._receive),
-                Endpoint("tenant-chat", subjects.REQUEST_ANY_TENANT, self._receive),
+                Endpoint("chat", subjects.request(subjects.OPEN_TENANT), self._receive),
+                Endpoint("tenant-chat", subjects.request(subjects.ANY), self._receive),
             ],
         )
 
@@ -63,7 +63,7 @@ class Reception:
         self._bus.respond(delivery, self._take)
 
     async def _take(self, delivery: Delivery) -> RequestAdmitted:
-        tenant = subjects.tenant_of_worker_request(delivery.subject)
+        tenant = subjects.tenant_of(delivery.subject)
         reply = delivery.headers.get(subjects.REPLY_HEADER, "")
         if not subjects.is_reply(reply):
             raise ServiceError(

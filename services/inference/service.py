@@ -121,7 +121,7 @@ class ChatService:
         for name, step in (("keep-alive", self._keep_alive), ("contact", self._contact.look)):
             loop = SupervisedLoop(name, step, self._fail)
             await self._loops.enter_async_context(loop.running(is_cancelled=True))
-        await self._bus.subscribe(subjects.CANCEL_ANY, self._cancel)
+        await self._bus.subscribe(subjects.cancel(subjects.ANY, subjects.ANY), self._cancel)
         await self._readers.open()
         await self._reception.open(f"answers chat requests with {self._model.info.name}")
 
@@ -291,7 +291,7 @@ class ChatService:
             await call.send(Done("cancelled", nothing, Timings(0, 0, 0), 0, "none", 0))
 
     def _cancel(self, delivery: Delivery) -> None:
-        key = ".".join(subjects.target_of_cancel(delivery.subject))
+        key = ".".join(subjects.target_of(delivery.subject))
         cancel = decode(delivery.data or b"{}", Cancel)
         if cancel.worker_id not in (None, self._worker_id):
             return

@@ -45,7 +45,7 @@ class HistoryClient:
         Raises ServiceError: `history_unavailable`, as a session is never answered as if it were
         new; `history_full`, where the answer could not be stored.
         """
-        subject = subjects.history_context(tenant)
+        subject = subjects.history("context", tenant)
         request = ContextRequest(session_id, is_answered)
         unavailable = _history_silent()
         for silence in TRIES:
@@ -56,7 +56,7 @@ class HistoryClient:
             except NoResponders:
                 await asyncio.sleep(silence)
             except RequestSilent:
-                subject = subjects.retry(subjects.history_context(tenant))
+                subject = subjects.retry(subjects.history("context", tenant))
             except TimeoutError:
                 break
             except ServiceError as error:

@@ -48,7 +48,7 @@ class Worker:
 
     async def start(self) -> None:
         """Returns at once; the model may take minutes."""
-        await self._bus.subscribe(subjects.REPORT_ANY, self._workers.on_report)
+        await self._bus.subscribe(subjects.report(subjects.ANY), self._workers.on_report)
         await self._reporting.enter_async_context(
             SupervisedLoop("report", self._report_again, self._process.fail).running(
                 is_cancelled=True

@@ -61,13 +61,15 @@ class Teller:
         """Seconds by which replays shift the time of acceptance into the past."""
 
     async def serve(self, waits_for_requests: bool) -> None:
-        await self._bus.subscribe(subjects.CANCEL_ANY, self._hear_cancel)
-        await self._bus.subscribe(subjects.REPLAY_ANY, self._hear_replay)
+        await self._bus.subscribe(subjects.cancel(subjects.ANY, subjects.ANY), self._hear_cancel)
+        await self._bus.subscribe(subjects.replay(subjects.ANY, subjects.ANY), self._hear_replay)
         mine = subjects.worker_replay(self.worker_id, "*", "*")
         await self._bus.subscribe(mine, self._hear_replay)
         if waits_for_requests:
             await self._bus.serve(
-                "inference", "tells", [Endpoint("chat", subjects.REQUEST, self._receive)]
+                "inference",
+                "tells",
+                [Endpoint("chat", subjects.request(subjects.OPEN_TENANT), self._receive)],
             )
 
     def forget(self) -> None:
@@ -125,12 +127,12 @@ class Teller:
     def _hear_replay(self, delivery: Delivery) -> None:
         if self.is_frozen:
             return
-        is_known = ".".join(subjects.target_of_replay(delivery.subject)) in self._recordings
+        is_known = ".".join(subjects.target_of(delivery.subject)) in self._recordings
         if is_known or not delivery.subject.startswith("chat.replay."):
             self._bus.respond(delivery, self._replay)
 
     async def _replay(self, delivery: Delivery) -> Replay:
-        recording = self._recordings.get(".".join(subjects.target_of_replay(delivery.subject)))
+        recording = self._recordings.get(".".join(subjects.target_of(delivery.subject)))
         if recording is None:
             raise ServiceError("not_found", "It is not known here.")
         self.replayed.set()

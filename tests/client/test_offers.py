@@ -120,4 +120,4 @@ async def test_a_worker_that_is_gone_is_passed_over_at_once_and_forgotten(
 async def test_where_no_report_was_heard_nats_picks_a_worker(bus: Bus, nats_url: str) -> None:
     async with scripted_worker(nats_url, HELLO) as worker:
         assert await ask(bus, WorkerDirectory()) == list(HELLO)
-    assert [subject for subject, _ in worker.requests] == [subjects.REQUEST]
+    assert [subject for subject, _ in worker.requests] == [subjects.request(subjects.OPEN_TENANT)]

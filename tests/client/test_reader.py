@@ -151,7 +151,7 @@ async def test_joined_reader_switches_to_the_attempt_that_replaced_its_own(
             async with teller(nats_url, "w2", until=40) as second:
                 reply = subjects.reply("_", "r", "second")
                 again = replace(REQUEST, resume=Resume(ORIGIN, tuple(map(ord, begun)), begun))
-                await bus.publish(subjects.REQUEST, again, reply)
+                await bus.publish(subjects.request(subjects.OPEN_TENANT), again, reply)
                 lives = asyncio.create_task(send_progress(bus, reply))
                 try:
                     assert await text_of(joined, len(more)) == more

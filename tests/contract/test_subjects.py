@@ -21,12 +21,12 @@ def test_any_session_id_makes_one_token_of_a_subject_and_comes_back(session: str
 
 
 def test_a_cancel_names_its_target() -> None:
-    assert subjects.target_of_cancel(subjects.cancel("acme", "r1")) == ("acme", "r1")
+    assert subjects.target_of(subjects.cancel("acme", "r1")) == ("acme", "r1")
 
 
 def test_a_replay_names_its_target_whether_all_are_asked_or_one() -> None:
     for subject in (subjects.replay("acme", "r1"), subjects.worker_replay("w", "acme", "r1")):
-        assert subjects.target_of_replay(subject) == ("acme", "r1")
+        assert subjects.target_of(subject) == ("acme", "r1")
 
 
 def test_the_subject_of_an_event_that_nobody_heard_says_which_one_it_was() -> None:
@@ -73,7 +73,7 @@ def test_malformed_subject_of_an_unheard_event_is_an_invalid_request(end: str) -
 
 @pytest.mark.parametrize("tenant", ["any", "acme"])
 def test_history_subject_names_its_tenant_also_when_repeated(tenant: str) -> None:
-    subject = subjects.history_context(tenant)
+    subject = subjects.history("context", tenant)
     for asked in (subject, subjects.retry(subject)):
         assert subjects.tenant_of_history(asked) == tenant
 

@@ -1,15 +1,16 @@
 import fnmatch
 import inspect
 import re
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
 from deploy import asyncapi
 from services.contract import conversation, history, messages, subjects, tokens
+from services.contract.subjects import ANY
 
-BASES = {"Event", "Record", "ResponseFormat", "Prompt"}
+BASES = {"Event", "Record", "ResponseFormat", "PromptRequest"}
 
 
 def structs() -> set[str]:
@@ -39,8 +40,17 @@ def test_every_message_of_the_contract_is_in_it() -> None:
 
 def test_every_subject_that_services_listen_to_is_in_it() -> None:
     addresses = [re.sub(r"\{\w+}", "x", channel.subject) for channel in asyncapi.CHANNELS]
-    patterns = [value for name, value in vars(subjects).items() if name.endswith("_ANY")]
-    for pattern in [*patterns, subjects.REQUEST_ANY_TENANT, subjects.HISTORY_LOG]:
+    patterns = [
+        subjects.request(ANY),
+        subjects.worker_request(ANY, ANY),
+        subjects.report(ANY),
+        subjects.cancel(ANY, ANY),
+        subjects.replay(ANY, ANY),
+        subjects.erased(ANY),
+        *(subjects.history(verb, ANY) for verb in get_args(subjects.HistoryVerb)),
+        subjects.HISTORY_LOG,
+    ]
+    for pattern in patterns:
         assert fnmatch.filter(addresses, pattern.replace(">", "*")), pattern
 
 

@@ -64,7 +64,9 @@ async def answering(
 
 async def test_sessions_are_listed_a_page_at_a_time(http: httpx.AsyncClient, nats_url: str) -> None:
     page = SessionPage((SESSION,), "17-4")
-    async with answering(nats_url, subjects.HISTORY_SESSIONS_ANY, SessionsRequest, page) as asked:
+    async with answering(
+        nats_url, subjects.history("sessions", subjects.ANY), SessionsRequest, page
+    ) as asked:
         answer = await http.get("/sessions")
         await http.get("/sessions", params={"limit": 3, "before": "17-4"})
     assert answer.json() == {
@@ -86,7 +88,9 @@ async def test_the_messages_of_a_session_are_newest_first(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
     page = ExchangePage((MESSAGE, replace(MESSAGE, id="m2")), "9-1")
-    async with answering(nats_url, subjects.HISTORY_MESSAGES_ANY, MessagesRequest, page) as asked:
+    async with answering(
+        nats_url, subjects.history("messages", subjects.ANY), MessagesRequest, page
+    ) as asked:
         answer = await http.get(f"/sessions/{STRANGE_PATH}/messages?limit=2&before=5-5")
     assert [message["id"] for message in answer.json()["messages"]] == ["m2", "m1"]
     assert answer.json()["next"] == "9-1"
@@ -95,7 +99,7 @@ async def test_the_messages_of_a_session_are_newest_first(
 
 async def test_a_session_is_described(http: httpx.AsyncClient, nats_url: str) -> None:
     async with answering(
-        nats_url, subjects.HISTORY_DESCRIBE_ANY, DescribeRequest, SESSION
+        nats_url, subjects.history("describe", subjects.ANY), DescribeRequest, SESSION
     ) as asked:
         answer = await http.patch("/sessions/s%201", json={"title": "Holidays"})
         await http.patch("/sessions/s", json={"title": None, "system_prompt": ""})
@@ -108,7 +112,9 @@ async def test_a_session_is_described(http: httpx.AsyncClient, nats_url: str) ->
 
 
 async def test_a_session_is_erased(http: httpx.AsyncClient, nats_url: str) -> None:
-    async with answering(nats_url, subjects.HISTORY_DELETE_ANY, DeleteRequest, Empty()) as asked:
+    async with answering(
+        nats_url, subjects.history("delete", subjects.ANY), DeleteRequest, Empty()
+    ) as asked:
         answer = await http.delete(f"/sessions/{STRANGE_PATH}")
     assert (answer.status_code, answer.json()["status"]) == (200, "success")
     (request,) = asked
@@ -117,7 +123,9 @@ async def test_a_session_is_erased(http: httpx.AsyncClient, nats_url: str) -> No
 
 async def test_a_session_is_exported_as_json_lines(http: httpx.AsyncClient, nats_url: str) -> None:
     pages = ExportPage((exchange("a"), exchange("b")), "1-2"), ExportPage((exchange("c"),))
-    async with answering(nats_url, subjects.HISTORY_EXPORT_ANY, ExportRequest, *pages) as asked:
+    async with answering(
+        nats_url, subjects.history("export", subjects.ANY), ExportRequest, *pages
+    ) as asked:
         answer = await http.get("/sessions/s/export")
     assert answer.headers["content-type"].startswith("application/jsonl")
     lines = [decode(line, Exchange) for line in answer.content.splitlines()]
@@ -126,7 +134,9 @@ async def test_a_session_is_exported_as_json_lines(http: httpx.AsyncClient, nats
 
 
 async def test_an_export_of_nothing_is_empty(http: httpx.AsyncClient, nats_url: str) -> None:
-    async with answering(nats_url, subjects.HISTORY_EXPORT_ANY, ExportRequest, ExportPage(())):
+    async with answering(
+        nats_url, subjects.history("export", subjects.ANY), ExportRequest, ExportPage(())
+    ):
         answer = await http.get("/sessions/s/export")
     assert (answer.status_code, answer.content) == (200, b"")
 
@@ -136,14 +146,16 @@ async def test_an_export_that_fails_in_the_middle_is_broken_off(
 ) -> None:
     lost = ServiceError("history_unavailable", "Gone.")
     pages = ExportPage((exchange("a"),), "1-2"), lost
-    async with answering(nats_url, subjects.HISTORY_EXPORT_ANY, ExportRequest, *pages):
+    async with answering(nats_url, subjects.history("export", subjects.ANY), ExportRequest, *pages):
         with pytest.raises(httpx.RemoteProtocolError):
             await http.get("/sessions/s/export")
 
 
 async def test_what_was_exported_is_imported(http: httpx.AsyncClient, nats_url: str) -> None:
     body = json.dumps({"prompt": "p", "response": "r", "request_id": "r1", "type": "exchange"})
-    async with answering(nats_url, subjects.HISTORY_IMPORT_ANY, ImportRequest, Empty()) as asked:
+    async with answering(
+        nats_url, subjects.history("import", subjects.ANY), ImportRequest, Empty()
+    ) as asked:
         answer = await http.post("/sessions/s%201/messages", content=f"\n{body}\n{body}\n\n")
     assert answer.json() == {"status": "success", "imported": 2}
     (request,) = asked
@@ -154,7 +166,9 @@ async def test_what_was_exported_is_imported(http: httpx.AsyncClient, nats_url: 
 async def test_a_line_without_an_id_has_the_same_one_each_time(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
-    async with answering(nats_url, subjects.HISTORY_IMPORT_ANY, ImportRequest, Empty()) as asked:
+    async with answering(
+        nats_url, subjects.history("import", subjects.ANY), ImportRequest, Empty()
+    ) as asked:
         for _ in range(2):
             await http.post("/sessions/s/messages", content=LINE + b"\n" + LINE)
     assert asked[0] == asked[1]
@@ -166,7 +180,9 @@ async def test_a_long_import_is_sent_in_parts_in_order(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
     lines = [json.dumps({"prompt": f"{n}", "response": "x" * 100_000}) for n in range(10)]
-    async with answering(nats_url, subjects.HISTORY_IMPORT_ANY, ImportRequest, Empty()) as asked:
+    async with answering(
+        nats_url, subjects.history("import", subjects.ANY), ImportRequest, Empty()
+    ) as asked:
         answer = await http.post("/sessions/s/messages", content="\n".join(lines))
     assert answer.json()["imported"] == 10 and len(asked) > 1
     prompts = [said.prompt for request in asked for said in request.exchanges]
@@ -184,7 +200,9 @@ async def test_an_import_of_many_mib_comes_through_in_batches(
     line = json.dumps({"prompt": "p", "response": "ü" * 100_000}).encode() + b"\n"
     whole = line * 20
     cuts = [whole[at : at + 777_777] for at in range(0, len(whole), 777_777)]
-    async with answering(nats_url, subjects.HISTORY_IMPORT_ANY, ImportRequest, Empty()) as asked:
+    async with answering(
+        nats_url, subjects.history("import", subjects.ANY), ImportRequest, Empty()
+    ) as asked:
         answer = await http.post("/sessions/s/messages", content=parts(*cuts))
     assert answer.json() == {"status": "success", "imported": 20}
     assert sum(len(request.exchanges) for request in asked) == 20
@@ -195,7 +213,9 @@ async def test_failed_import_reports_the_imported_lines(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
     large = json.dumps({"prompt": "p", "response": "x" * 400_000}).encode()
-    async with answering(nats_url, subjects.HISTORY_IMPORT_ANY, ImportRequest, Empty()) as asked:
+    async with answering(
+        nats_url, subjects.history("import", subjects.ANY), ImportRequest, Empty()
+    ) as asked:
         answer = await http.post(
             "/sessions/s/messages", content=b"\n".join([large, large, large, b'{"prompt":"p"}'])
         )
@@ -207,7 +227,7 @@ async def test_failed_import_reports_the_imported_lines(
     full = ServiceError("history_full", "There is no room.", 5)
     lines = b"\n".join([large] * 3)
     async with answering(
-        nats_url, subjects.HISTORY_IMPORT_ANY, ImportRequest, Empty(), full
+        nats_url, subjects.history("import", subjects.ANY), ImportRequest, Empty(), full
     ) as asked:
         answer = await http.post("/sessions/s/messages", content=lines)
     assert (answer.status_code, answer.json()["imported"]) == (503, 1)
@@ -322,7 +342,7 @@ async def test_only_a_silent_history_is_asked_twice(
         retried.append(request)
         return Empty()
 
-    at = subjects.HISTORY_IMPORT_ANY
+    at = subjects.history("import", subjects.ANY)
     async with Bus.connect(nats_url, "first") as first, Bus.connect(nats_url, "second") as second:
         slow = first.endpoint("it", at, ImportRequest, work)
         await first.serve("history", "first", [Endpoint("it", at, freeze) if is_frozen else slow])
@@ -375,7 +395,7 @@ async def test_without_history_it_is_a_503_and_without_a_key_a_401(
 
 async def test_a_key_sees_its_own_sessions(bus: Bus, nats_url: str) -> None:
     async with edge_on(bus, keys="acme:s3cret") as http:
-        subject = subjects.history_sessions("acme")
+        subject = subjects.history("sessions", "acme")
         async with answering(nats_url, subject, SessionsRequest, SessionPage(())):
             answer = await http.get("/sessions", headers={"X-API-Key": "s3cret"})
     assert answer.json() == {"sessions": [], "next": None}

@@ -76,13 +76,13 @@ class Arena:
 
 async def erase(up: Stack, session: str) -> None:
     """As the edge does it; again until it is done."""
-    subject = subjects.history_delete(subjects.OPEN_TENANT)
+    subject = subjects.history("delete", subjects.OPEN_TENANT)
     async with Bus.connect(f"nats://127.0.0.1:{up.nats.port}", "arena") as bus:
         while True:
             with suppress(TimeoutError, NoResponders, ServiceError):
                 await bus.request(subject, DeleteRequest(session), Empty, timeout=7)
                 return
-            subject = subjects.retry(subjects.history_delete(subjects.OPEN_TENANT))
+            subject = subjects.retry(subjects.history("delete", subjects.OPEN_TENANT))
             await asyncio.sleep(0.1)
 
 

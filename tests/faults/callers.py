@@ -172,7 +172,7 @@ async def plainly(bus: Bus, prompt: str) -> Told:
         reading.text, request = "", _request(reading, prompt)
         inbox_name = f"_INBOX.{uuid4().hex}"
         async with bus.inbox(inbox_name) as inbox:
-            await bus.publish(subjects.REQUEST, request, reply=inbox_name)
+            await bus.publish(subjects.request(subjects.OPEN_TENANT), request, reply=inbox_name)
             try:
                 while not reading.is_over:
                     event: StreamEvent = decode((await inbox.next(SILENCE)).data, StreamEvent)  # type: ignore[arg-type]

@@ -86,7 +86,7 @@ async def ask_until(up: Fleet, is_over: Callable[[], bool], seed: int) -> list[T
     choose = random.Random(seed)
     async with Bus.connect(up.nats_url, "campaign") as bus:
         workers = WorkerDirectory()
-        await bus.subscribe(subjects.REPORT_ANY, workers.on_report)
+        await bus.subscribe(subjects.report(subjects.ANY), workers.on_report)
 
         async def keep_asking() -> list[Told]:
             told = []

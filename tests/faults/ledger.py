@@ -86,7 +86,7 @@ async def _in_log(bus: Bus, sessions: list[str]) -> Ids:
 
 
 async def _in_context(bus: Bus, session: str) -> list[str]:
-    subject = subjects.history_context(subjects.OPEN_TENANT)
+    subject = subjects.history("context", subjects.OPEN_TENANT)
     context = await bus.request(subject, ContextRequest(session), Context, timeout=5)
     return [turn.request_id for turn in context.turns]
 

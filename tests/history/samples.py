@@ -106,16 +106,18 @@ def _fail(why: str) -> None:
 
 async def context(bus: Bus, session_id: str, tenant: str = TENANT) -> Context:
     return await bus.request(
-        subjects.history_context(tenant), ContextRequest(session_id), Context, timeout=5
+        subjects.history("context", tenant), ContextRequest(session_id), Context, timeout=5
     )
 
 
 async def clear(bus: Bus, session_id: str, tenant: str = TENANT) -> None:
-    await bus.request(subjects.history_clear(tenant), ClearRequest(session_id), Empty, timeout=5)
+    await bus.request(subjects.history("clear", tenant), ClearRequest(session_id), Empty, timeout=5)
 
 
 async def erase(bus: Bus, session_id: str, tenant: str = TENANT) -> None:
-    await bus.request(subjects.history_delete(tenant), DeleteRequest(session_id), Empty, timeout=5)
+    await bus.request(
+        subjects.history("delete", tenant), DeleteRequest(session_id), Empty, timeout=5
+    )
 
 
 async def messages(
@@ -132,33 +134,33 @@ async def message_page(
     tenant: str = TENANT,
 ) -> ExchangePage:
     request = MessagesRequest(limit, session_id, before)
-    return await bus.request(subjects.history_messages(tenant), request, ExchangePage, timeout=5)
+    return await bus.request(subjects.history("messages", tenant), request, ExchangePage, timeout=5)
 
 
 async def sessions(
     bus: Bus, tenant: str, limit: int = 20, before: str | None = None
 ) -> SessionPage:
     request = SessionsRequest(limit, before)
-    return await bus.request(subjects.history_sessions(tenant), request, SessionPage, timeout=5)
+    return await bus.request(subjects.history("sessions", tenant), request, SessionPage, timeout=5)
 
 
 async def describe(bus: Bus, session_id: str, tenant: str = TENANT, **said: Any) -> Session:
     request = DescribeRequest(session_id, Description(**said))
-    return await bus.request(subjects.history_describe(tenant), request, Session, timeout=5)
+    return await bus.request(subjects.history("describe", tenant), request, Session, timeout=5)
 
 
 async def export(
     bus: Bus, session_id: str, after: str | None = None, tenant: str = TENANT
 ) -> ExportPage:
     request = ExportRequest(session_id, after)
-    return await bus.request(subjects.history_export(tenant), request, ExportPage, timeout=5)
+    return await bus.request(subjects.history("export", tenant), request, ExportPage, timeout=5)
 
 
 async def bring_in(
     bus: Bus, session_id: str, exchanges: Sequence[Imported], tenant: str = TENANT
 ) -> None:
     request = ImportRequest(session_id, tuple(exchanges))
-    await bus.request(subjects.history_import(tenant), request, Empty, timeout=5)
+    await bus.request(subjects.history("import", tenant), request, Empty, timeout=5)
 
 
 async def status(bus: Bus) -> HistoryStatus:

@@ -56,7 +56,7 @@ def nothing_is_indexed(monkeypatch: pytest.MonkeyPatch) -> None:
 async def find(bus: Bus, tenant: str, request_id: str) -> str:
     """The text of the answer."""
     asked = ExchangeRequest(request_id)
-    return (await bus.request(subjects.history_exchange(tenant), asked, Exchange, 5)).response
+    return (await bus.request(subjects.history("exchange", tenant), asked, Exchange, 5)).response
 
 
 async def is_known(bus: Bus, tenant: str, request_id: str) -> bool:

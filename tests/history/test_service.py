@@ -137,10 +137,14 @@ async def test_an_erased_session_can_begin_again(served: None, bus: Bus, session
 async def test_a_change_that_is_heard_late_for_a_second_time_changes_nothing(
     served: None, bus: Bus, session_id: str
 ) -> None:
-    erasing = subjects.history_delete(TENANT), DeleteRequest(session_id, "r"), Empty
-    clearing = subjects.history_clear(TENANT), ClearRequest(session_id, "r"), Empty
+    erasing = subjects.history("delete", TENANT), DeleteRequest(session_id, "r"), Empty
+    clearing = subjects.history("clear", TENANT), ClearRequest(session_id, "r"), Empty
     title = Description(title="first")
-    describing = subjects.history_describe(TENANT), DescribeRequest(session_id, title, "r"), Session
+    describing = (
+        subjects.history("describe", TENANT),
+        DescribeRequest(session_id, title, "r"),
+        Session,
+    )
     for asked in (erasing, clearing, describing):
         await bus.request(*asked)
     await describe(bus, session_id, title="second")
@@ -392,7 +396,7 @@ async def test_an_exchange_is_found_by_its_request_in_the_log_and_in_the_archive
     said = exchange("r1", response="so it was")
 
     async def found(request_id: str = "r1", of: str = tenant) -> str:
-        subject = subjects.history_exchange(of)
+        subject = subjects.history("exchange", of)
         return (await bus.request(subject, ExchangeRequest(request_id), Exchange)).response
 
     async with history(nats_url):

@@ -115,11 +115,11 @@ class Worker:
         return [event async for event in self.events(request)]
 
     async def messages(self) -> tuple[ExchangeView, ...]:
-        subject = subjects.history_messages(subjects.OPEN_TENANT)
+        subject = subjects.history("messages", subjects.OPEN_TENANT)
         return (await self.bus.request(subject, MessagesRequest(), ExchangePage)).messages
 
     async def context(self, session: str) -> Context:
-        subject = subjects.history_context(subjects.OPEN_TENANT)
+        subject = subjects.history("context", subjects.OPEN_TENANT)
         return await self.bus.request(subject, ContextRequest(session), Context)
 
 

@@ -36,13 +36,13 @@ TENANT = subjects.OPEN_TENANT
 
 
 async def kept(worker: Worker, session: str) -> tuple[Exchange, ...]:
-    subject = subjects.history_export(TENANT)
+    subject = subjects.history("export", TENANT)
     return (await worker.bus.request(subject, ExportRequest(session), ExportPage)).exchanges
 
 
 async def describe(worker: Worker, session: str, system_prompt: str | None) -> None:
     asked = DescribeRequest(session, Description(system_prompt=system_prompt))
-    await worker.bus.request(subjects.history_describe(TENANT), asked, Session)
+    await worker.bus.request(subjects.history("describe", TENANT), asked, Session)
 
 
 def read(worker: Worker) -> str:
@@ -55,7 +55,7 @@ async def test_an_exchange_is_kept_whole(fast: Worker) -> None:
     reply = subjects.reply(TENANT, "r1", "attempt1")
     async with fast.bus.inbox(reply) as inbox:
         request = ChatRequest(prompt="hi", session_id="s", request_id="r1", seed=7)
-        await fast.bus.publish(subjects.REQUEST, request, reply)
+        await fast.bus.publish(subjects.request(subjects.OPEN_TENANT), request, reply)
         while b'"done"' not in (await inbox.next(5)).data:
             pass
     (exchange,) = await kept(fast, "s")
@@ -190,7 +190,7 @@ async def test_another_question_under_the_id_of_one_that_is_stored_is_not_answer
 async def test_a_repeat_of_what_was_erased_meanwhile_is_told_as_not_kept(fast: Worker) -> None:
     await fast.ask("hi", "s", request_id="r1")
     (exchange,) = await kept(fast, "s")
-    erase = subjects.history_delete(TENANT)
+    erase = subjects.history("delete", TENANT)
     await fast.bus.request(erase, DeleteRequest("s"), Empty)
     key = subjects.session_key(TENANT, "s")
     assert await HistoryClient(fast.bus).append(key, exchange, lambda: True) == Kept("none")

@@ -71,7 +71,7 @@ async def test_who_can_not_pass_a_request_on_keeps_it(tmp_path: Path) -> None:
     async with worker(tmp_path) as alone:
         frozen = replace(alone.report, worker_id="frozen")
         await alone.bus.subscribe(
-            subjects.worker_request_any_tenant("frozen"), lambda delivery: None
+            subjects.worker_request("frozen", subjects.ANY), lambda delivery: None
         )
         for report in (frozen, replace(frozen, worker_id="gone"), alone.report):
             alone.hear(report)

@@ -155,8 +155,10 @@ async def test_a_request_that_names_no_inbox_makes_the_worker_publish_nowhere(
 ) -> None:
     await fast.ask("hi", "s")
     purge = "$JS.API.STREAM.PURGE.HISTORY"
-    await fast.bus.publish(subjects.REQUEST, ChatRequest(prompt="hi"), reply=purge)
-    await fast.bus.publish(subjects.REQUEST, ChatRequest(prompt="hi"))
+    await fast.bus.publish(
+        subjects.request(subjects.OPEN_TENANT), ChatRequest(prompt="hi"), reply=purge
+    )
+    await fast.bus.publish(subjects.request(subjects.OPEN_TENANT), ChatRequest(prompt="hi"))
     await fast.ask("hi", "other")
     assert len((await fast.context("s")).turns) == 1
 
@@ -177,7 +179,7 @@ async def test_a_cancel_ends_the_answer_and_what_was_said_is_kept(slow: Worker) 
 async def test_an_answer_whose_session_is_erased_meanwhile_is_not_kept_and_its_end_says_so(
     slow: Worker,
 ) -> None:
-    erased = subjects.history_delete(subjects.OPEN_TENANT)
+    erased = subjects.history("delete", subjects.OPEN_TENANT)
     events: list[StreamEvent] = []
     async for event in slow.events(ChatRequest(prompt="long", session_id="s", max_tokens=50)):
         if isinstance(event, Token) and not any(isinstance(e, Token) for e in events):

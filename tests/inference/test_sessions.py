@@ -83,7 +83,7 @@ async def test_a_history_without_a_log_for_a_moment_is_asked_again(
     history = Stumbling([ServiceError(code, "no leader") for _ in range(2)])  # type: ignore[arg-type]
     with running(nats_server(tmp_path)) as server:
         async with Bus.connect(url_of(server), "test") as bus:
-            subject = subjects.history_context(subjects.OPEN_TENANT)
+            subject = subjects.history("context", subjects.OPEN_TENANT)
             asked = bus.endpoint("context", subject, ContextRequest, history.context)
             await bus.serve("history", "stumbles", [asked])
             try:

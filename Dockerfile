@@ -16,6 +16,7 @@ RUN pip install -r requirements.txt
 
 FROM base AS edge
 COPY --from=edge-venv /venv /venv
+COPY pyproject.toml .
 COPY services/__init__.py services/
 COPY services/contract services/contract
 COPY services/runtime services/runtime
@@ -34,6 +35,7 @@ RUN pip install -r requirements.txt
 
 FROM base AS history
 COPY --from=history-venv /venv /venv
+COPY pyproject.toml .
 COPY services/__init__.py services/
 COPY services/contract services/contract
 COPY services/runtime services/runtime
@@ -61,6 +63,7 @@ FROM base AS inference
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=inference-venv /venv /venv
+COPY pyproject.toml .
 COPY services/__init__.py services/
 COPY services/contract services/contract
 COPY services/runtime services/runtime

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from services.contract import history, messages, subjects, tokens
-from services.runtime.bus import VERSION
+from services.contract.version import VERSION
 
 PATH = Path("docs/asyncapi.yaml")
 HEAD = "# Made from services/contract by `just lock`: change the types, not this file.\n"

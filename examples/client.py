@@ -14,14 +14,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the folder that contains `
 from services.client.chat import ChatClient
 from services.contract.messages import ChatRequest, Done, Failed, Token
 from services.runtime.bus import Bus
-from services.runtime.settings import BusSettings, load
+from services.runtime.settings import ServiceSettings, load
 
 CONNECT_TIMEOUT = 3.0  # seconds; Bus.connect itself waits without limit
 
 
 async def main(prompt: str) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        connecting = Bus.connect(load(BusSettings).nats_url, "example")
+        connecting = Bus.connect(load(ServiceSettings).nats_url, "example")
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 bus = await stack.enter_async_context(connecting)

@@ -24,7 +24,7 @@ from services.contract.messages import ChatRequest, Done, Failed, StreamEvent, T
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
 from services.runtime.nats_url import parse_servers
-from services.runtime.settings import BusSettings, InvalidSetting, load
+from services.runtime.settings import InvalidSetting, ServiceSettings, load
 
 with contextlib.suppress(ImportError):
     import readline  # arrow keys and prompt history
@@ -48,7 +48,7 @@ def main() -> None:
     session_id = parser.parse_args().session
     answered = True
     try:
-        url = load(BusSettings).nats_url
+        url = load(ServiceSettings).nats_url
         print(uvloop.run(_greeting(url)))
         print(f"Session {session_id!r}. Ctrl-C stops an answer, Ctrl-D leaves.")
         answered = _converse(url, session_id)

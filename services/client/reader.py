@@ -83,7 +83,7 @@ class Reader:
         """An answer that is being given already under the request's id is joined."""
         self._request = self._request or request
         digest = request.resume.state.model if request.resume else None
-        route = prompts.route(self._tenant, request)
+        route = prompts.routing_key(self._tenant, request)
         order = self._workers.order(route, request.model, digest)
         if digest and not order and self._workers.ready:
             message = "No worker is there of the model that began the answer."

@@ -18,7 +18,7 @@ MAX_CONVERSATION_BYTES = 512 * 1024
 """As JSON."""
 MAX_DEPTH = 64
 """Levels of a schema, and of tool call arguments that a template gets as JSON."""
-ROUTED_BY = 1000
+ROUTING_CHARACTERS = 1000
 """Characters of a plain text that a worker is chosen by."""
 
 
@@ -27,7 +27,7 @@ def is_stateless(request: ChatRequest) -> bool:
     return request.messages is not None or request.text is not None
 
 
-def route(tenant: str, request: ChatRequest) -> str:
+def routing_key(tenant: str, request: ChatRequest) -> str:
     """
     What its worker is chosen by: the session; where that is nobody's, the beginning of what it
     brings, which a conversation's next turns repeat.
@@ -37,7 +37,7 @@ def route(tenant: str, request: ChatRequest) -> str:
     return f"{tenant}.{_digest(_beginning(request))}"
 
 
-def conversation(tenant: str, request: ChatRequest) -> str:
+def conversation_key(tenant: str, request: ChatRequest) -> str:
     """
     Whose tokens are kept for a next turn. Where a caller keeps a conversation, its beginning tells
     it, beside the session: a request for the chat's title is another one. Empty: nobody's, as
@@ -53,7 +53,7 @@ def conversation(tenant: str, request: ChatRequest) -> str:
 
 def _beginning(request: ChatRequest) -> str:
     if not request.messages:
-        return str(request.text)[:ROUTED_BY]
+        return str(request.text)[:ROUTING_CHARACTERS]
     asked = next((i for i, m in enumerate(request.messages) if m.role == "user"), 0)
     return "".join(message.text for message in request.messages[: asked + 1])
 
@@ -62,7 +62,7 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def size(request: ChatRequest) -> int:
+def size_bytes(request: ChatRequest) -> int:
     """
     Bytes of all that is to be read: never fewer than its tokens, but for what a template adds.
     """

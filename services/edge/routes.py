@@ -23,8 +23,9 @@ from services.contract.history import (
     MessagesRequest,
 )
 from services.contract.messages import Empty, ModelInfo, SessionId, WorkerReport
+from services.contract.version import VERSION
 from services.edge import pages
-from services.runtime.bus import VERSION, Bus
+from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders, RequestSilent
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing

@@ -12,6 +12,7 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
 from services.contract.history import Exchange, MessagesRequest, SessionsRequest
+from services.contract.version import VERSION
 from services.edge.api.bodies import ChatCompletionBody, CompletionBody
 from services.edge.api.objects import ChatCompletion, TextCompletion
 from services.edge.api.tokens import DetokenizeBody, TokenizeBody
@@ -19,7 +20,6 @@ from services.edge.chat import ChatBody as PromptBody
 from services.edge.errors import TABLE, ErrorBody
 from services.edge.routes import ClearBody, Root, SessionQuery
 from services.edge.sessions import DescriptionBody, Line
-from services.runtime.bus import VERSION
 
 ANSWER = (
     'id: 5\ndata: {"token": "Hello"}\n\nid: end\ndata: {"done": true, "finish_reason": "stop",'

@@ -5,10 +5,10 @@ from typing import Annotated
 from msgspec import Meta
 
 from services.edge.keys import Keys
-from services.runtime.settings import BusSettings
+from services.runtime.settings import ServiceSettings
 
 
-class EdgeSettings(BusSettings, frozen=True, kw_only=True):
+class EdgeSettings(ServiceSettings, frozen=True, kw_only=True):
     edge_host: str = "127.0.0.1"  # 0.0.0.0: all interfaces
     edge_port: Annotated[int, Meta(ge=1, le=65535)] = 8002
     edge_api_keys: str = ""  # name:key,name:key; see keys.py

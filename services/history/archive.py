@@ -294,7 +294,7 @@ class Archive:
         except (PyMongoError, TimeoutError) as error:
             # any other error is an answer: the server is there, and refuses
             if isinstance(error, TimeoutError | ExecutionTimeout | NetworkTimeout):
-                self._loop.hurry()
+                self._loop.wake()
             elif isinstance(error, AutoReconnect):
                 self._lost(error)
             raise ArchiveUnavailable(_short(error)) from error

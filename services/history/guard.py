@@ -57,7 +57,7 @@ class Guard:
         self._doubts += 1
         self._is_probed |= is_probed
         self._settled.clear()
-        self._loop.hurry()
+        self._loop.wake()
 
     async def check(self) -> None:
         """Wait for a check that is due. Raises ServiceError if the log can't be used."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from services.runtime.settings import BusSettings, InvalidSetting
+from services.runtime.settings import InvalidSetting, ServiceSettings
 
 DEFAULT_MONGODB = "mongodb://localhost:27017/"  # optional: used if it is running
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -14,7 +14,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _AGE = re.compile(r"[1-9][0-9]{0,3}d|[1-9][0-9]{0,4}[smh]")
 
 
-class HistorySettings(BusSettings, frozen=True, kw_only=True):
+class HistorySettings(ServiceSettings, frozen=True, kw_only=True):
     """
     `history_exchanges`: how many exchanges of a session the model is shown, at least.
 

@@ -59,7 +59,7 @@ class InFlightRequest:
         self.reply = reply
         self.recording = Recording(request, worker_id, reply)
         self.audience = Listeners(request.grace_s)
-        self._bytes = prompts.size(request)
+        self._bytes = prompts.size_bytes(request)
         self._last_sent = time.monotonic()
         self.tenant = tenant
         self.request = request

@@ -91,7 +91,7 @@ def ahead(
     call.since = turns[likely.dropped].request_id
     other = model.template.prompt(system, turns[likely.dropped :], "", most, answers)
     known = list(commonprefix((likely.tokens, other.tokens)))
-    session = prompts.conversation(call.tenant, call.request)
+    session = prompts.conversation_key(call.tenant, call.request)
     return IdlePrompt(known, call.adapter, session, call.tenant)
 
 
@@ -147,7 +147,7 @@ def sequence(model: LoadedModel, call: InFlightRequest, origin: ResumeState) -> 
         call.sampling,
         sampler,
         call.adapter,
-        prompts.conversation(call.tenant, call.request),
+        prompts.conversation_key(call.tenant, call.request),
         call.request.seed is not None,
         begun,
         call.tenant,

@@ -73,7 +73,7 @@ class Reception:
 
     def _order(self, tenant: str, request: ChatRequest) -> list[str]:
         """Raises ServiceError(model_not_found). This worker alone, if no report says otherwise."""
-        key = prompts.route(tenant, request)
+        key = prompts.routing_key(tenant, request)
         order = self._workers.order(key, request.model)
         if not order and request.model and (names := self._workers.names()):
             raise ServiceError(

@@ -17,7 +17,7 @@ from services.contract.messages import (
     TopK,
     TopP,
 )
-from services.runtime.settings import BusSettings
+from services.runtime.settings import ServiceSettings
 
 STOPS = (
     "</s>",
@@ -34,7 +34,7 @@ STOPS = (
 )
 
 
-class InferenceSettings(BusSettings, frozen=True, kw_only=True):
+class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
     model_path: str = ""
     model_chat_template: str = ""
     model_context: Annotated[int, Meta(ge=64)] = 2048

@@ -19,6 +19,7 @@ from nats.js import JetStreamContext
 from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ErrorCode, ServiceError
+from services.contract.version import VERSION
 from services.runtime.connection import NOT_AN_INBOX, ErrorReporter, ResilientClient
 from services.runtime.deliveries import (
     DEFAULT_INBOX_LIMITS,
@@ -35,7 +36,6 @@ from services.runtime.deliveries import (
 from services.runtime.logs import RateLimitedLog
 from services.runtime.nats_url import parse_servers
 
-VERSION = "0.1.0"
 REQUEST_TIMEOUT = 2.0  # seconds
 JETSTREAM_TIMEOUT = 1.5  # less, so that who asked a service is still told why it can't answer
 ANSWER_TIMEOUT = 1  # second that a NATS server has to answer a ping

@@ -12,7 +12,7 @@ import uvloop
 
 from services.runtime.connection import ResilientClient
 from services.runtime.nats_url import parse_servers
-from services.runtime.settings import BusSettings, load
+from services.runtime.settings import ServiceSettings, load
 
 PATIENCE = 3.0  # seconds
 
@@ -49,5 +49,5 @@ async def _ignore(error: Exception) -> None:
 
 
 if __name__ == "__main__":
-    healthy = is_healthy(sys.argv[1], socket.gethostname(), load(BusSettings).nats_url)
+    healthy = is_healthy(sys.argv[1], socket.gethostname(), load(ServiceSettings).nats_url)
     sys.exit(0 if uvloop.run(healthy) else f"{sys.argv[1]} does not answer on this host")

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("dotenv").setLevel(logging.ERROR)  # _warn_of_bad_lines does it, once
 
 
-class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
+class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of every service: NATS at `nats_url`, by default at `nats_port` of this machine."""
 
     nats_url: str = ""

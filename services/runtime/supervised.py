@@ -41,7 +41,7 @@ class SupervisedLoop:
         self._back_off = back_off
         self._failures = 0
         self._stopping = asyncio.Event()
-        self._hurrying = asyncio.Event()
+        self._woken = asyncio.Event()
 
     @asynccontextmanager
     async def running(self, is_cancelled: bool = False) -> AsyncIterator[None]:
@@ -54,7 +54,7 @@ class SupervisedLoop:
             yield
         finally:
             self._stopping.set()
-            self.hurry()
+            self.wake()
             if is_cancelled:
                 task.cancel()
             await asyncio.wait({task})
@@ -70,13 +70,13 @@ class SupervisedLoop:
             stopped.cancel()
             working.cancel()
 
-    def hurry(self) -> None:
+    def wake(self) -> None:
         """End the pause before the next step."""
-        self._hurrying.set()
+        self._woken.set()
 
     async def _run(self) -> None:
         while not self._stopping.is_set():
-            self._hurrying.clear()
+            self._woken.clear()
             try:
                 pause = await self._step()
                 self._failures = 0
@@ -108,6 +108,6 @@ class SupervisedLoop:
             return
         try:
             async with asyncio.timeout(seconds):
-                await self._hurrying.wait()
+                await self._woken.wait()
         except TimeoutError:
             return

@@ -99,15 +99,15 @@ def test_a_conversation_of_nobody_s_meets_the_worker_that_read_its_beginning() -
         roles = ("system", "user", "assistant", "user")
         messages = (f'{{"role":"{r}","content":"{t}"}}' for r, t in zip(roles, said, strict=False))
         fields = f'"session_id":"{session}","messages":[{",".join(messages)}]'
-        return prompts.route("t", request(fields))
+        return prompts.routing_key("t", request(fields))
 
     assert route("be kind", "hi") == route("be kind", "hi", "hello", "and?")
     assert route("be kind", "hi") != route("be kind", "ho") != route("be rude", "ho")
     assert route("be kind", "hi", session="s") == "t.cw"
     long = "x" * 2000
-    assert prompts.route("t", request(f'"text":"{long}","session_id":""')) == prompts.route(
-        "t", request(f'"text":"{long}y","session_id":""')
-    )
+    assert prompts.routing_key(
+        "t", request(f'"text":"{long}","session_id":""')
+    ) == prompts.routing_key("t", request(f'"text":"{long}y","session_id":""'))
 
 
 def test_a_conversation_is_told_by_its_beginning_beside_its_session() -> None:
@@ -115,10 +115,10 @@ def test_a_conversation_is_told_by_its_beginning_beside_its_session() -> None:
         roles = ("user", "assistant", "user")
         messages = (f'{{"role":"{r}","content":"{t}"}}' for r, t in zip(roles, said, strict=False))
         fields = f'"session_id":"{session}","messages":[{",".join(messages)}]'
-        return prompts.conversation("t", request(fields))
+        return prompts.conversation_key("t", request(fields))
 
-    assert of("hi") == "" == prompts.conversation("t", request('"text":"hi","session_id":""'))
+    assert of("hi") == "" == prompts.conversation_key("t", request('"text":"hi","session_id":""'))
     assert of("hi", "hello", "and?") == of("hi", "hello", "and?", session="") != ""
     assert of("hi", session="s") == of("hi", "hello", "and?", session="s") != of("hi", "hello")
     assert of("hi", session="s") != of("a title, please", session="s")
-    assert prompts.conversation("t", request('"prompt":"hi","session_id":"s"')) == "t.cw"
+    assert prompts.conversation_key("t", request('"prompt":"hi","session_id":"s"')) == "t.cw"

@@ -76,3 +76,9 @@ def test_image_holds_every_import_of_its_service(service: str) -> None:
             else:
                 top = module.split(".")[0]
                 assert top in libraries | set(sys.stdlib_module_names), f"{path} imports {top}"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_image_holds_the_source_of_its_version(service: str) -> None:
+    assert "COPY pyproject.toml .\n" in final_stage(service)
+    assert "!pyproject.toml" in (ROOT / ".dockerignore").read_text().splitlines()

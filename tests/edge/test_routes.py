@@ -9,7 +9,8 @@ import pytest
 
 from services.contract.history import ClearRequest, ExchangePage, ExchangeView, MessagesRequest
 from services.contract.messages import JsonSchema, JsonSchemaFormat, Usage
-from services.runtime.bus import VERSION, Bus
+from services.contract.version import VERSION
+from services.runtime.bus import Bus
 from tests.edge.conftest import edge_on, until_gone
 from tests.edge.test_errors import error_of
 from tests.fakes import HELLO, scripted_history, scripted_worker

@@ -8,10 +8,10 @@ import pytest
 from services.edge.settings import EdgeSettings
 from services.history.settings import HistorySettings
 from services.inference.settings import InferenceSettings
-from services.runtime.settings import BusSettings, InvalidSetting, load
+from services.runtime.settings import InvalidSetting, ServiceSettings, load
 
 
-class Settings(BusSettings, frozen=True, kw_only=True):
+class Settings(ServiceSettings, frozen=True, kw_only=True):
     model_context: Annotated[int, msgspec.Meta(ge=64)] = 2048
     model_path: str = ""
     edge_port: int = 8002

@@ -53,7 +53,7 @@ async def test_success_resets_the_count_of_failures() -> None:
         await steps.succeeded.wait()
         steps.failures = [ValueError("c"), ValueError("d")]
         steps.succeeded.clear()
-        loop.hurry()
+        loop.wake()
         await steps.succeeded.wait()
     assert steps.failed.empty()
 
@@ -100,12 +100,12 @@ async def test_stop_cancels_a_step_that_may_be_cancelled() -> None:
         await began.wait()
 
 
-async def test_hurry_ends_the_pause() -> None:
+async def test_wake_ends_the_pause() -> None:
     steps = Steps()
     loop = steps.loop()
     async with asyncio.timeout(5), loop.running():
         await steps.succeeded.wait()
         steps.succeeded.clear()
-        loop.hurry()
+        loop.wake()
         await steps.succeeded.wait()
     assert steps.count == 2

@@ -3,6 +3,6 @@
 import tomllib
 from pathlib import Path
 
-_PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+_PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
 VERSION: str = tomllib.loads(_PYPROJECT.read_text("utf-8"))["project"]["version"]

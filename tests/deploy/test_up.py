@@ -49,9 +49,13 @@ class Up:
             )
 
     def wait_until_ready(self) -> str:
-        """The URL in its ready line."""
-        wait_for(lambda: "ready: " in self.log.read_text(), "the greeting", 40)
+        """Return the URL in its ready line."""
+        wait_for(self._is_ready, "the ready line", 40)
         return self.log.read_text().partition("ready: ")[2].split()[0]
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, f"it has ended:\n{self.log.read_text()[-2000:]}"
+        return "ready: " in self.log.read_text()
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGINT)

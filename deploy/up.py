@@ -13,7 +13,6 @@ import sysconfig
 import time
 from pathlib import Path
 
-import msgspec
 import uvloop
 
 from deploy.lock import locked
@@ -23,7 +22,8 @@ from services.history import archive
 from services.history.settings import HistorySettings
 from services.inference.settings import InferenceSettings
 from services.runtime import logs
-from services.runtime.settings import NO_DOTENV, InvalidSetting, environment, load, parse
+from services.runtime.process import configure_logs
+from services.runtime.settings import NO_DOTENV, InvalidSetting, LogSettings, load, parse
 
 DATA = Path(".data")
 NATS_CONFIG = Path("deploy/nats.conf")
@@ -44,7 +44,7 @@ ALL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 log = logging.getLogger("up")
 
 
-class UpSettings(msgspec.Struct, frozen=True):
+class UpSettings(LogSettings, frozen=True):
     """NATS_URL names a server that runs already; else an own one listens on NATS_PORT."""
 
     nats_url: str = ""
@@ -242,7 +242,7 @@ def _url(edge: EdgeSettings) -> str:
 
 async def _start() -> int:
     """Check the settings of all services, before any is started. Raises InvalidSetting."""
-    environ = environment()
+    environ = configure_logs("up")
     settings = load(UpSettings, environ)
     edge = parse(EdgeSettings, environ)
     parse(InferenceSettings, environ)

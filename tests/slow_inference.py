@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from services.inference.__main__ import serve
 from services.inference.engine.backend import Choice, Chunk
 from services.inference.engine.llama import Llama
+from services.inference.settings import InferenceSettings
 from services.runtime.process import run
 
 STEP_SECONDS = 0.03
@@ -23,4 +24,4 @@ def _decode_slowly(self: Llama, chunks: Sequence[Chunk]) -> Sequence[Choice | No
 
 if __name__ == "__main__":
     Llama.decode = _decode_slowly  # type: ignore[method-assign]
-    run("inference", serve)
+    run("inference", InferenceSettings, serve)

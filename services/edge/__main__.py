@@ -11,13 +11,11 @@ from services.edge.server import bind, serving
 from services.edge.settings import EdgeSettings
 from services.runtime.bus import Bus
 from services.runtime.process import Process, run
-from services.runtime.settings import load
 
 log = logging.getLogger(__name__)
 
 
-async def serve(process: Process) -> None:
-    settings = load(EdgeSettings)
+async def serve(process: Process, settings: EdgeSettings) -> None:
     keys = Keys.parse(settings.edge_api_keys)
     listener = process.stack.enter_context(bind(settings.edge_host, settings.edge_port))
     if not settings.edge_api_keys:
@@ -39,4 +37,4 @@ def _warn_if_open(listener: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    run("edge", serve)
+    run("edge", EdgeSettings, serve)

@@ -3,12 +3,11 @@
 from services.history.service import start
 from services.history.settings import HistorySettings
 from services.runtime.process import Process, run
-from services.runtime.settings import load
 
 
-async def serve(process: Process) -> None:
-    await start(process.stack, load(HistorySettings), process.fail)
+async def serve(process: Process, settings: HistorySettings) -> None:
+    await start(process.stack, settings, process.fail)
 
 
 if __name__ == "__main__":
-    run("history", serve)
+    run("history", HistorySettings, serve)

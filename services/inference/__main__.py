@@ -4,11 +4,9 @@ from services.inference.settings import InferenceSettings
 from services.inference.worker import Worker
 from services.runtime.bus import Bus
 from services.runtime.process import Process, run
-from services.runtime.settings import load
 
 
-async def serve(process: Process) -> None:
-    settings = load(InferenceSettings)
+async def serve(process: Process, settings: InferenceSettings) -> None:
     bus = await process.stack.enter_async_context(Bus.connect(settings.nats_url, "inference"))
     worker = Worker(bus, settings, process)
     process.stack.push_async_callback(worker.drain)
@@ -16,4 +14,4 @@ async def serve(process: Process) -> None:
 
 
 if __name__ == "__main__":
-    run("inference", serve)
+    run("inference", InferenceSettings, serve)

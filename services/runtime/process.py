@@ -1,4 +1,4 @@
-"""How a service's process lives: start, serve until a signal, drain with a deadline, exit code."""
+"""A service as a process: start, wait for a signal, drain with a deadline, exit code."""
 
 import asyncio
 import logging
@@ -6,21 +6,30 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from typing import TypeVar
 
 import uvloop
 
 from services.runtime import logs
-from services.runtime.settings import InvalidSetting
+from services.runtime.settings import (
+    InvalidSetting,
+    LogSettings,
+    ServiceSettings,
+    environment,
+    load,
+    parse,
+    warn_of_invalid_lines,
+)
 
 DRAIN_DEADLINE = 30.0  # seconds from the signal to the exit; docker-compose.yml gives a little more
+INVALID_SETTING = 2  # exit code: restarting the process would not help
 
 log = logging.getLogger(__name__)
+S = TypeVar("S", bound=ServiceSettings)
 
 
 class Process:
-    """
-    What a service gets to build itself in: resources go on `stack`, and are closed last first.
-    """
+    """The process around a service, which pushes its resources on `stack`: last in, first out."""
 
     def __init__(self) -> None:
         self.stack = AsyncExitStack()
@@ -28,40 +37,45 @@ class Process:
         self._exit_code = 0
 
     def stop(self) -> None:
+        """Drain and exit. The second call exits at once."""
         if self._stop.is_set():
-            sys.exit("stopped at once, on the second signal")
+            log.critical("second signal: exiting without draining")
+            sys.exit(1)
         self._stop.set()
 
-    def fail(self, why: str) -> None:
-        """Something that the service can't live without has died: drain, and exit with 1."""
-        log.critical("%s; the process ends", why)
+    def fail(self, reason: str) -> None:
+        """Drain and exit with 1, because a part that the service needs has died."""
+        log.critical("process failed: %s", reason)
         self._exit_code = 1
         self._stop.set()
 
-    async def live(self, serve: Callable[["Process"], Awaitable[None]]) -> int:
-        """Builds the service, waits for a signal, takes it down again; returns the exit code."""
+    async def run(self, start: Callable[["Process"], Awaitable[None]]) -> int:
+        """Start the service, wait for a signal and drain. Return the exit code."""
         for name in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(name, self.stop)
         try:
-            if await self._start(serve):
+            if await self._start(start):
                 log.info("up")
                 await self._stop.wait()
         except InvalidSetting as error:
             log.critical("%s", error)
-            self._exit_code = 2
+            self._exit_code = INVALID_SETTING
+        except Exception:
+            log.critical("start failed", exc_info=True)
+            self._exit_code = 1
         finally:
             await self._drain()
         return self._exit_code
 
-    async def _start(self, serve: Callable[["Process"], Awaitable[None]]) -> bool:
-        """Whether it got up; False if a signal came first (NATS may be long in coming)."""
-        starting = asyncio.ensure_future(serve(self))
+    async def _start(self, start: Callable[["Process"], Awaitable[None]]) -> bool:
+        """Return whether the service started; False if a signal came while it waited for NATS."""
+        starting = asyncio.ensure_future(start(self))
         stopping = asyncio.ensure_future(self._stop.wait())
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if not starting.done():
             starting.cancel()
-            # nats-py can swallow a cancel: it may even have succeeded
+            # nats-py may swallow the cancellation, and even complete
             await asyncio.wait({starting})
             return False
         starting.result()
@@ -78,10 +92,24 @@ class Process:
         log.info("bye")
 
 
-def run(name: str, serve: Callable[[Process], Awaitable[None]]) -> None:
+def run(name: str, kind: type[S], serve: Callable[[Process, S], Awaitable[None]]) -> None:
     """
-    The main function of every service. Exits 0 after a clean drain, 2 on a bad setting, 1 on
-    any other failure.
+    Run a service until a signal ends it: the main function of each service.
+
+    `serve` starts it with its settings. Exits with 0 after a clean drain, with 2 if a setting is
+    invalid, with 1 after any other failure.
     """
+
+    async def start(process: Process) -> None:
+        await serve(process, load(kind, configure_logs(name)))
+
     logs.configure(name)
-    sys.exit(uvloop.run(Process().live(serve)))
+    sys.exit(uvloop.run(Process().run(start)))
+
+
+def configure_logs(service: str) -> dict[str, str]:
+    """Return the environment, after setting up the log as its LOG_FORMAT says."""
+    environ = environment()
+    logs.configure(service, parse(LogSettings, environ).log_format)
+    warn_of_invalid_lines()
+    return environ

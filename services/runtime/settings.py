@@ -1,5 +1,8 @@
 """
-Environment variables and `.env`, typed and checked at start; each is a field's name in capitals.
+Settings: environment variables and `.env`, typed and checked at startup.
+
+Each variable is the name of a field of the service's settings type, in capitals. The types are the
+source of docs/settings.md (deploy/settings.py).
 """
 
 import codecs
@@ -14,19 +17,40 @@ from typing import Annotated, TypeVar
 import msgspec
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
+from msgspec import Meta
+
+from services.runtime.logs import LogFormat
 
 NO_DOTENV = "PYTHON_DOTENV_DISABLED"  # python-dotenv's variable: disables `.env`
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 log = logging.getLogger(__name__)
-logging.getLogger("dotenv").setLevel(logging.ERROR)  # _warn_of_bad_lines does it, once
+logging.getLogger("dotenv").setLevel(logging.ERROR)  # warn_of_invalid_lines does it, once
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
-class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of every service: NATS at `nats_url`, by default at `nats_port` of this machine."""
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
+    log_format: Annotated[
+        LogFormat, Meta(description="`json` writes one JSON object per log line, for machines.")
+    ] = "text"
 
-    nats_url: str = ""
-    nats_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 4222
+
+class ServiceSettings(LogSettings, frozen=True, kw_only=True):
+    """Settings of every service. `nats_url` is never empty: its default is built from the port."""
+
+    nats_url: Annotated[
+        str,
+        Meta(
+            description="Address of a running NATS server; separate those of a cluster with"
+            " commas. `tls://` requires TLS. Credentials: `nats://user:password@host:4222`, with"
+            " special characters percent-encoded (`@` is `%40`). Empty: a server on `NATS_PORT` of"
+            " this machine, which `just up` starts."
+        ),
+    ] = ""
+    nats_port: Annotated[
+        Port, Meta(description="Port of the nats-server that `just up` starts.")
+    ] = 4222
 
     def __post_init__(self) -> None:
         url = self.nats_url.strip() or f"nats://127.0.0.1:{self.nats_port}"
@@ -45,9 +69,12 @@ def load(kind: type[S], environ: Mapping[str, str] | None = None) -> S:
     Return the settings of one service. The environment overrides `.env`; an empty value means the
     default.
 
-    Raises InvalidSetting for a value that can't be used; warns of a variable that looks misspelt.
+    Raises InvalidSetting if a value can't be used. Warns of variables that look misspelt and, if it
+    reads `.env` itself, of invalid lines.
     """
-    environ = environment() if environ is None else environ
+    if environ is None:
+        environ = environment()
+        warn_of_invalid_lines()
     _warn_of_misspelt({field.name.upper() for field in msgspec.structs.fields(kind)}, environ)
     return parse(kind, environ)
 
@@ -58,26 +85,32 @@ def parse(kind: type[S], environ: Mapping[str, str]) -> S:
     given = {
         field.name: _convert(name, environ[name], field.type)
         for name, field in fields.items()
-        if environ.get(name) and not _injected_by_kubernetes(name, environ[name])
+        if environ.get(name) and not _is_injected_by_kubernetes(name, environ[name])
     }
     return kind(**given)
 
 
 def environment() -> dict[str, str]:
     """
-    Return the variables of the process, and those of `.env` that it does not set. Warn of each
-    line of `.env` that is not NAME=value. Raises InvalidSetting if the file can't be read.
+    Return the variables of the process, and those of `.env` that it does not set.
+
+    Raises InvalidSetting if the file can't be read.
     """
-    if os.environ.get(NO_DOTENV):
-        return dict(os.environ)
-    text = _read_dotenv(Path(".env"))
-    _warn_of_bad_lines(text)
-    values = dotenv_values(stream=io.StringIO(text))
-    return {k: v for k, v in values.items() if v is not None} | dict(os.environ)
+    values = dotenv_values(stream=io.StringIO(_read_dotenv()))
+    return {name: value for name, value in values.items() if value is not None} | dict(os.environ)
 
 
-def _read_dotenv(path: Path) -> str:
+def warn_of_invalid_lines() -> None:
+    """Log a warning for each line of `.env` that is not NAME=value."""
+    for binding in parse_stream(io.StringIO(_read_dotenv())):
+        if binding.error:
+            log.warning(".env, line %d is not NAME=value: ignored", binding.original.line)
+
+
+def _read_dotenv(path: Path = Path(".env")) -> str:
     """Decode UTF-8, with or without a byte order mark, and UTF-16 with one (PowerShell)."""
+    if os.environ.get(NO_DOTENV):
+        return ""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -94,12 +127,6 @@ def _read_dotenv(path: Path) -> str:
     return text
 
 
-def _warn_of_bad_lines(text: str) -> None:
-    for binding in parse_stream(io.StringIO(text)):
-        if binding.error:
-            log.warning(".env, line %d is not NAME=value: ignored", binding.original.line)
-
-
 def _convert(name: str, value: str, kind: object) -> object:
     try:
         is_list = kind is not str and value.lstrip().startswith("[")
@@ -110,7 +137,7 @@ def _convert(name: str, value: str, kind: object) -> object:
         raise InvalidSetting(f"{name}={value!r} can't be used: {why}.") from error
 
 
-def _injected_by_kubernetes(name: str, value: str) -> bool:
+def _is_injected_by_kubernetes(name: str, value: str) -> bool:
     """For a service named `edge`, Kubernetes sets EDGE_PORT=tcp://10.0.0.1:8002 in every pod."""
     return name.endswith("_PORT") and value.startswith("tcp://")
 

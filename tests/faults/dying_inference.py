@@ -10,6 +10,7 @@ from collections.abc import Callable
 from services.contract.history import Exchange
 from services.inference.__main__ import serve
 from services.inference.sessions import HistoryClient, Kept
+from services.inference.settings import InferenceSettings
 from services.runtime.process import run
 
 _append = HistoryClient.append
@@ -26,4 +27,4 @@ async def _die(
 
 if __name__ == "__main__":
     HistoryClient.append = _die  # type: ignore[method-assign]
-    run("inference", serve)
+    run("inference", InferenceSettings, serve)

@@ -1,7 +1,6 @@
 """Users, passwords and TLS of NATS, against real servers."""
 
 import asyncio
-import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,10 +9,8 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from services.runtime import logs
 from services.runtime.bus import Bus
 from services.runtime.health import is_healthy
-from services.runtime.logs import RateLimitedLog
 from tests.e2e.stack import Process, plain_environment
 from tests.servers import Server, free_port, nats_server, running, wait_for
 
@@ -121,30 +118,6 @@ def test_bad_address_ends_the_process_without_showing_it(
     assert process.stop() == 2
     assert f"{name} can't be used" in log
     assert "hush" not in log and "Traceback" not in log
-
-
-def test_user_of_a_url_is_masked_wherever_it_is_logged(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    logs.configure("edge")
-    try:
-        raise ValueError("bad: 'mongodb+srv://u:hush/hu@sh@host/' of nats://hush@a:1,nats://b")
-    except ValueError:
-        logging.exception("connecting to %s", "tls://u:hush@host:4222")
-    root.handlers[:], root.level = before
-    log = capsys.readouterr().err
-    assert "hush" not in log
-    assert "connecting to tls://***@host:4222" in log and "mongodb+srv://***@host/" in log
-
-
-def test_limited_log_counts_what_it_leaves_out(caplog: pytest.LogCaptureFixture) -> None:
-    limited = RateLimitedLog(logging.getLogger("test"), interval=60)
-    for number in range(100):
-        limited.warning("event %d", number)
-    assert [record.message for record in caplog.records] == ["event 0 (1 since the start)"]
-    assert limited.count == 100
 
 
 def with_tls(server: Server, certificates: Path) -> Server:

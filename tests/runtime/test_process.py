@@ -1,5 +1,7 @@
 """Real processes: what a service's process does with signals, bad settings and its own death."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -7,31 +9,32 @@ import sys
 PROGRAM = """
 import asyncio
 from services.runtime.process import run
-from services.runtime.settings import InvalidSetting
+from services.runtime.settings import InvalidSetting, ServiceSettings
 
 async def drain():
     print("draining", flush=True)
     await asyncio.sleep(0.3)
     print("drained", flush=True)
 
-async def serve(process):
+async def serve(process, settings):
     process.stack.push_async_callback(drain)
     {body}
     print("up", flush=True)
 
-run("test", serve)
+run("test", ServiceSettings, serve)
 """
 
 
-def start(body: str = "pass") -> subprocess.Popen[str]:
+def start(body: str = "pass", **environ: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM.format(body=body)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=os.environ | environ,
     )
     assert process.stdout is not None
-    if body == "pass":
+    if body == "pass" and not environ:
         assert process.stdout.readline() == "up\n"
     return process
 
@@ -94,3 +97,16 @@ def test_the_death_of_what_it_needs_drains_it_and_exits_with_1() -> None:
     code, out, err = end(start("process.fail('the engine died')"))
     assert (code, out) == (1, "up\ndraining\ndrained\n")
     assert "the engine died" in err
+
+
+def test_json_log_stays_json_when_the_start_fails() -> None:
+    code, _, err = end(start("raise RuntimeError('no\\nluck')", LOG_FORMAT="json"))
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert code == 1 and {line["service"] for line in lines} == {"test"}
+    assert "RuntimeError: no\nluck" in lines[0]["exception"]
+
+
+def test_invalid_log_format_ends_it_and_names_the_variable() -> None:
+    code, out, err = end(start(LOG_FORMAT="xml"))
+    assert (code, out) == (2, "")
+    assert "LOG_FORMAT='xml' can't be used: Invalid enum value 'xml'" in err

@@ -42,6 +42,7 @@ check: (_setup "--group" "dev")
     uv lock --check
     python -m deploy.requirements --check
     python -m deploy.asyncapi --check
+    python -m deploy.settings --check
 
 # Check docker-compose.yml
 [group('develop')]
@@ -60,13 +61,14 @@ fmt: (_setup "--group" "dev")
     ruff check --fix
     ruff format
 
-# After a change of pyproject.toml or the contract: uv.lock, requirements.txt, docs/asyncapi.yaml
+# After a change of dependencies, contract or settings: write all generated files
 [group('develop')]
 lock: _uv
     uv lock
     python3 -m deploy.requirements
     @deploy/setup.sh python --group dev
     python -m deploy.asyncapi
+    python -m deploy.settings
 
 # Train model/demo.gguf again: 8 minutes on an H100, hours on a CPU; `--resume` goes on with it
 [group('model')]

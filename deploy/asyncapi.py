@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from deploy.generated import write_or_check
 from services.contract import history, messages, subjects, tokens
 from services.contract.version import VERSION
 
@@ -180,14 +181,5 @@ def text() -> str:
     return HEAD + "\n".join(yaml(document())) + "\n"
 
 
-def main(check: bool) -> int:
-    if not check:
-        PATH.write_text(text())
-    elif not PATH.exists() or PATH.read_text() != text():
-        print(f"stale: {PATH}; `just lock` makes it again", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(check="--check" in sys.argv))
+    sys.exit(write_or_check({PATH: text()}, sys.argv))

@@ -1,11 +1,14 @@
 """
-services/<name>/requirements.txt from uv.lock, for those who use pip; --check only says if it is
-stale.
+Generate services/<name>/requirements.txt from uv.lock, for those who use pip.
+
+`--check` only reports whether they are stale.
 """
 
 import subprocess
 import sys
 from pathlib import Path
+
+from deploy.generated import write_or_check
 
 SERVICES = ("edge", "history", "inference")
 
@@ -15,18 +18,6 @@ def export(service: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def main(check: bool) -> int:
-    stale = []
-    for service in SERVICES:
-        path, text = Path("services", service, "requirements.txt"), export(service)
-        if check and (not path.exists() or path.read_text() != text):
-            stale.append(str(path))
-        elif not check:
-            path.write_text(text)
-    if stale:
-        print(f"stale: {', '.join(stale)}; `just lock` makes them again", file=sys.stderr)
-    return 1 if stale else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(check="--check" in sys.argv))
+    files = {Path("services", name, "requirements.txt"): export(name) for name in SERVICES}
+    sys.exit(write_or_check(files, sys.argv))

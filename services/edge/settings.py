@@ -1,26 +1,44 @@
-"""What the edge is told by its environment."""
+"""Settings of the edge. docs/settings.md is generated from them."""
 
 from typing import Annotated
 
 from msgspec import Meta
 
 from services.edge.keys import Keys
-from services.runtime.settings import ServiceSettings
+from services.runtime.settings import Port, ServiceSettings
 
 
 class EdgeSettings(ServiceSettings, frozen=True, kw_only=True):
-    edge_host: str = "127.0.0.1"  # 0.0.0.0: all interfaces
-    edge_port: Annotated[int, Meta(ge=1, le=65535)] = 8002
-    edge_api_keys: str = ""  # name:key,name:key; see keys.py
-    # of the browser pages that may ask; `*` stands for anything
-    edge_cors_origins: tuple[str, ...] = (
-        "http://localhost",
-        "http://localhost:*",
-        "http://127.0.0.1",
-        "http://127.0.0.1:*",
-    )
-    edge_strict: bool = False  # unknown fields of /v1 are an error
+    edge_host: Annotated[
+        str,
+        Meta(
+            description="Address to listen on. With `0.0.0.0` other machines can connect: set"
+            " `EDGE_API_KEYS` too."
+        ),
+    ] = "127.0.0.1"
+    edge_port: Annotated[Port, Meta(description="Port to listen on.")] = 8002
+    edge_api_keys: Annotated[
+        str,
+        Meta(
+            description="API keys as `name:key,name:key`. Each name is a tenant with its own"
+            " sessions. Empty: no key is needed."
+        ),
+    ] = ""
+    edge_cors_origins: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Origins whose web pages may call the API. `*` stands for any text within"
+            " an origin."
+        ),
+    ] = ("http://localhost", "http://localhost:*", "http://127.0.0.1", "http://127.0.0.1:*")
+    edge_strict: Annotated[
+        bool,
+        Meta(
+            description="`true` rejects unknown fields in `/v1` bodies. `false` ignores them and"
+            " lists them in the header `X-Ignored-Fields`."
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Keys.parse(self.edge_api_keys)  # raises BadSetting
+        Keys.parse(self.edge_api_keys)  # raises InvalidSetting

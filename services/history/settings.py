@@ -1,4 +1,4 @@
-"""What history is set by: the environment variables of the same names."""
+"""Settings of history. docs/settings.md is generated from them."""
 
 import re
 from typing import Annotated
@@ -15,21 +15,47 @@ _AGE = re.compile(r"[1-9][0-9]{0,3}d|[1-9][0-9]{0,4}[smh]")
 
 
 class HistorySettings(ServiceSettings, frozen=True, kw_only=True):
-    """
-    `history_exchanges`: how many exchanges of a session the model is shown, at least.
-
-    `history_retention`: the age at which the log, the snapshots and MongoDB forget an exchange, as
-    a number and a unit: `90d`, `12h`, `30m`, `600s`. None: never.
-
-    `history_replicas`: how many servers of a NATS cluster keep the log and the snapshots. None: as
-    many as do now, one at first.
-    """
-
-    mongodb_uri: str = DEFAULT_MONGODB
-    mongodb_database: str = "finetuneLLM"
-    history_exchanges: Annotated[int, Meta(ge=1, le=100)] = 10
-    history_retention: str | None = None
-    history_replicas: Annotated[int, Meta(ge=1, le=5)] | None = None
+    mongodb_uri: Annotated[
+        str,
+        Meta(
+            description="MongoDB that archives the history. It is optional: without it the history"
+            " is kept by NATS alone. Reads and writes use the concern `majority` unless the URI"
+            " sets another (`?w=1&readConcernLevel=local`)."
+        ),
+    ] = DEFAULT_MONGODB
+    mongodb_database: Annotated[str, Meta(description="Name of the database.")] = "finetuneLLM"
+    history_exchanges: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100,
+            description="Number of past exchanges of a session that are in the prompt. Fewer are if"
+            " they do not fit the context window.",
+        ),
+    ] = 10
+    history_retention: (
+        Annotated[
+            str,
+            Meta(
+                description="Age at which the log, the snapshots and MongoDB delete an exchange: a"
+                " number and `d`, `h`, `m` or `s`, such as `90d`. Empty: never."
+            ),
+        ]
+        | None
+    ) = None
+    history_replicas: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=5,
+                description="Number of servers of a NATS cluster that keep the log, the snapshots"
+                " and the idempotency keys; 3 survive the loss of any one. Empty: unchanged, 1 for"
+                " a new log.",
+            ),
+        ]
+        | None
+    ) = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,7 +67,7 @@ class HistorySettings(ServiceSettings, frozen=True, kw_only=True):
 
     @property
     def retention_seconds(self) -> int:
-        """0: for ever."""
+        """Return the age at which exchanges are deleted, or 0 for never."""
         if self.history_retention is None:
             return 0
         return int(self.history_retention[:-1]) * _SECONDS[self.history_retention[-1]]

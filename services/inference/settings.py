@@ -1,4 +1,4 @@
-"""What the inference service can be told by environment variables (docs: README, settings)."""
+"""Settings of a worker. docs/settings.md is generated from them."""
 
 import os
 from typing import Annotated, Any
@@ -35,36 +35,107 @@ STOPS = (
 
 
 class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
-    model_path: str = ""
-    model_chat_template: str = ""
-    model_context: Annotated[int, Meta(ge=64)] = 2048
-    model_parallel: Annotated[int, Meta(ge=1, le=64)] = 8
-    model_queue: Annotated[int, Meta(ge=0)] = 64
-    model_queue_bytes: Annotated[int, Meta(ge=0)] = 2**20
-    model_cache: Annotated[int, Meta(ge=0)] = 4096  # MiB
-    model_threads: Annotated[int, Meta(ge=1)] = 4
-    model_gpu_layers: Annotated[int, Meta(ge=-1)] = -1
-    chat_system_prompt: str = "You are a helpful, friendly assistant. Answer briefly and clearly."
-    chat_temperature: Temperature = 0.5
-    chat_top_p: TopP = 0.9
-    chat_top_k: TopK = 40
-    chat_repeat_penalty: RepeatPenalty = 1.1
-    chat_max_tokens: MaxTokens = 150
-    chat_stop: Stops = STOPS
+    model_path: Annotated[
+        str,
+        Meta(
+            description="GGUF file, or a folder that contains one model. Empty: the only model in"
+            " `model/` and its subfolders, else `model/demo.gguf`."
+        ),
+    ] = ""
+    model_chat_template: Annotated[
+        str,
+        Meta(
+            description="Chat template to use instead of the model's own: a Jinja file, or one of"
+            " chatml, gemma, llama2, llama3, mistral, phi3, vicuna and zephyr."
+        ),
+    ] = ""
+    model_context: Annotated[
+        int,
+        Meta(
+            ge=64,
+            description="Context window of each conversation in tokens. The KV cache has"
+            " `MODEL_CONTEXT` × `MODEL_PARALLEL` tokens.",
+        ),
+    ] = 2048
+    model_parallel: Annotated[
+        int, Meta(ge=1, le=64, description="Number of slots: requests that are answered at once.")
+    ] = 8
+    model_queue: Annotated[
+        int,
+        Meta(
+            ge=0, description="Maximum requests waiting for a slot. Others are rejected with 503."
+        ),
+    ] = 64
+    model_queue_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Maximum bytes of prompts that wait for prefill. Requests beyond it are"
+            " rejected with 503, except the first one.",
+        ),
+    ] = 2**20
+    model_cache: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Maximum size in MiB of the host KV cache, which keeps idle conversations"
+            " so that their next turn needs no new prefill.",
+        ),
+    ] = 4096
+    model_threads: Annotated[
+        int, Meta(ge=1, description="Maximum CPU threads; never more than the CPUs available.")
+    ] = 4
+    model_gpu_layers: Annotated[
+        int,
+        Meta(ge=-1, description="Layers on the GPU, if llama.cpp was built for one. `-1`: all."),
+    ] = -1
+    chat_system_prompt: Annotated[
+        str,
+        Meta(description="System prompt of sessions that have none of their own. One space: none."),
+    ] = "You are a helpful, friendly assistant. Answer briefly and clearly."
+    chat_temperature: Annotated[
+        Temperature, Meta(description="Default of the request field `temperature`.")
+    ] = 0.5
+    chat_top_p: Annotated[TopP, Meta(description="Default of the request field `top_p`.")] = 0.9
+    chat_top_k: Annotated[
+        TopK, Meta(description="Default of the request field `top_k`. `0`: all tokens.")
+    ] = 40
+    chat_repeat_penalty: Annotated[
+        RepeatPenalty,
+        Meta(
+            description="Default of the request field `repeat_penalty`. It applies to sessions"
+            " only, and not to answers with a grammar or JSON format."
+        ),
+    ] = 1.1
+    chat_max_tokens: Annotated[
+        MaxTokens,
+        Meta(description="Default of the request field `max_tokens`. Applies to sessions only."),
+    ] = 150
+    chat_stop: Annotated[
+        Stops,
+        Meta(
+            description="Strings that end an answer in a session and are removed from it, outside"
+            " code and `<think>`. A label such as `Example:` matches at the start of a line after"
+            " a blank line; with a leading newline (`\\nUser:`) at the start of any line. It is"
+            " ignored if the prompt or the answer calls for it. Other phrases (`Let me`) only"
+            " remove the line before a label. All other strings (`</s>`) match anywhere."
+        ),
+    ] = STOPS
 
     @property
     def threads(self) -> int:
-        """Never more than the CPUs that this process may use."""
+        """Return the number of threads, at most the CPUs that this process may use."""
         has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
         cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
         return min(self.model_threads, cpus or 1)
 
     def fill_in(self, request: ChatRequest) -> Sampling:
         """
-        Return the request's own parameters, with the CHAT_… settings as defaults. CHAT_STOP and
-        CHAT_REPEAT_PENALTY do not apply to answers with a grammar or JSON format, which would be
-        cut and have to repeat brackets and names. They and CHAT_MAX_TOKENS do not apply to
-        stateless requests, whose callers set their own limits.
+        Return the request's own parameters, with the CHAT_… settings as defaults.
+
+        CHAT_STOP and CHAT_REPEAT_PENALTY do not apply to answers with a grammar or JSON format,
+        which would be cut and have to repeat brackets and names. They and CHAT_MAX_TOKENS do not
+        apply to stateless requests, whose callers set their own limits.
         """
         given = {
             name: value

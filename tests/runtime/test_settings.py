@@ -5,17 +5,8 @@ from typing import Annotated
 import msgspec
 import pytest
 
-from services.edge.settings import EdgeSettings
-from services.history.settings import HistorySettings
 from services.inference.settings import InferenceSettings
 from services.runtime.settings import InvalidSetting, ServiceSettings, load
-
-SERVICES: dict[str, type[ServiceSettings]] = {
-    "edge": EdgeSettings,
-    "history": HistorySettings,
-    "inference": InferenceSettings,
-}
-SET_BY_COMPOSE = ("NATS_PORT", "EDGE_PORT")  # NATS_URL and the published port replace them
 
 
 class Settings(ServiceSettings, frozen=True, kw_only=True):
@@ -137,24 +128,3 @@ def test_the_port_of_nats_moves_its_default_address() -> None:
     assert load(Settings, {"NATS_PORT": "14222"}).nats_url == "nats://127.0.0.1:14222"
     given = {"NATS_PORT": "14222", "NATS_URL": "nats://there:1 "}
     assert load(Settings, given).nats_url == "nats://there:1"
-
-
-def test_every_setting_stands_in_the_example_file_with_its_default() -> None:
-    example = dict(
-        line.removeprefix("#").split("=", 1)
-        for line in Path(".env.example").read_text().splitlines()
-        if "=" in line and not line.startswith("# ")
-    )
-    for kind in SERVICES.values():
-        names = [field.name.upper() for field in msgspec.structs.fields(kind)]
-        given = {name: example[name] for name in names}
-        assert load(kind, given) == kind()
-
-
-@pytest.mark.parametrize("name", SERVICES)
-def test_compose_passes_every_setting_to_its_container(name: str) -> None:
-    compose = Path("docker-compose.yml").read_text()
-    container = compose.partition(f"\n  {name}:\n")[2].partition("\n\n")[0]
-    for field in msgspec.structs.fields(SERVICES[name]):
-        variable = field.name.upper()
-        assert f"\n      {variable}: " in container or variable in SET_BY_COMPOSE

@@ -18,10 +18,10 @@ up: (_setup)
 chat *options: (_setup)
     @exec python -m services.client "$@"
 
-# Run the tests, with real servers and the real demo model
+# Run the tests, four files at a time, with real servers and the real demo model; `-n 0`: one at a time
 [group('develop')]
 test *options: (_setup "--group" "dev" "--group" "bench") _old-nats _llama-source
-    @python -m pytest "$@"
+    @python -m pytest -n 4 --dist loadfile --no-loadscope-reorder "$@"
 
 # Kill, freeze and fill up parts under load, and count what is left: 3 minutes
 [group('develop')]

@@ -1,5 +1,6 @@
 """
-Real servers, shared by a whole test run; each test has sessions of its own, so nothing is wiped.
+Real servers, shared by all tests of a process; each test has sessions of its own, so nothing is
+wiped.
 """
 
 import os
@@ -11,14 +12,29 @@ import pytest
 from services.runtime.bus import Bus
 from tests.servers import mongod, nats_server, running
 
+SLOWEST_FIRST = (
+    "tests/faults/",
+    "tests/e2e/",
+    "tests/deploy/",
+    "tests/history/",
+    "tests/inference/engine/",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--campaign", action="store_true", help="tests/faults in their long form")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the campaigns, and let the slowest files begin first: each runs in one process."""
     if not config.getoption("--campaign"):
         items[:] = [item for item in items if "campaign" not in item.keywords]
+    items.sort(key=lambda item: _rank(item.nodeid))  # stable
+
+
+def _rank(node_id: str) -> int:
+    ranks = (rank for rank, path in enumerate(SLOWEST_FIRST) if node_id.startswith(path))
+    return next(ranks, len(SLOWEST_FIRST))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@ Real servers for the tests: nats-server and mongod, each on a free port, with it
 """
 
 import contextlib
+import functools
+import itertools
 import os
 import shutil
 import signal
@@ -25,11 +27,44 @@ ROOT = Path(__file__).parents[1]
 NATS_CONFIG = ROOT / "deploy/nats.conf"
 
 
+class PortBlock:
+    """
+    Ports that only this process hands out: test processes run side by side, and a port that was
+    found free and closed again could be given to two of them.
+
+    A listener on the block's first port claims it for as long as the process lives. The blocks lie
+    below the ports that Linux and macOS pick for outgoing connections.
+    """
+
+    FIRST, LAST, SIZE = 10_000, 30_000, 200
+
+    def __init__(self) -> None:
+        self._claim, first = self._claim_block()
+        self._ports = itertools.cycle(range(first + 1, first + self.SIZE))
+
+    def next_free(self) -> int:
+        """Return a port of the block that nothing listens on, and each one as rarely as can be."""
+        for port in itertools.islice(self._ports, self.SIZE):
+            with contextlib.suppress(OSError), _bind(port):
+                return port
+        raise RuntimeError("every port of the block is in use: servers of earlier tests still run")
+
+    def _claim_block(self) -> tuple[socket.socket, int]:
+        for first in range(self.FIRST, self.LAST, self.SIZE):
+            with contextlib.suppress(OSError):
+                return _bind(first), first
+        raise RuntimeError("no block of ports is free: too many test processes run at once")
+
+
+def _bind(port: int) -> socket.socket:
+    return socket.create_server(("127.0.0.1", port))
+
+
+_port_block = functools.cache(PortBlock)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return _port_block().next_free()
 
 
 def wait_for(ready: Callable[[], bool], what: str, seconds: float = 20) -> None:

@@ -5,17 +5,15 @@ import socket
 import threading
 from collections.abc import Iterator
 
-from tests.servers import free_port
-
 
 class Wire:
     def __init__(self, to: int) -> None:
-        self.port = free_port()
         self._to = to
         self._alive = threading.Event()
         self._alive.set()
         self._sockets: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property

@@ -2,6 +2,8 @@ set positional-arguments
 
 set shell := ["bash", "-euo", "pipefail", "-c"]
 
+# Tests and `just up` start many Python processes: none compiles what another one has compiled.
+export PYTHONDONTWRITEBYTECODE := ""
 export PATH := justfile_directory() + "/.venv/bin:" + justfile_directory() + "/.data/bin:" + env("PATH")
 
 [private]

@@ -24,7 +24,7 @@ def open_llama(*adapters: Path) -> Llama:
         DEMO,
         context=512,
         parallel=4,
-        threads=2,
+        threads=1,
         gpu_layers=0,
         on_progress=lambda _: True,
         adapters=adapters,

@@ -22,7 +22,7 @@ def llama(monkeypatch: pytest.MonkeyPatch) -> Iterator[Llama]:
     monkeypatch.setattr(Llama, "_attention", lambda _: on)
     path = Path("model/demo.gguf")
     llama = Llama(
-        path, context=512, parallel=2, threads=2, gpu_layers=0, on_progress=lambda _: True
+        path, context=512, parallel=2, threads=1, gpu_layers=0, on_progress=lambda _: True
     )
     yield llama
     llama.close()

@@ -23,7 +23,7 @@ def open_llama(path: Path = DEMO, context: int = 256) -> Llama:
         path,
         context=context,
         parallel=4,
-        threads=2,
+        threads=1,
         gpu_layers=0,
         on_progress=lambda _: True,
     )
@@ -110,7 +110,7 @@ def test_a_cut_sequence_goes_on_from_the_cut(backend: Backend) -> None:
 
 def test_logits_are_the_same_to_the_last_bit_however_a_sequence_was_computed() -> None:
     llama = Llama(
-        DEMO, context=640, parallel=2, threads=2, gpu_layers=0, on_progress=lambda _: True
+        DEMO, context=640, parallel=2, threads=1, gpu_layers=0, on_progress=lambda _: True
     )
     tokens = llama.tokenize("Of numbers, names and other things. " * 60, special=False)[:600]
     sampler = llama.sampler(Sampling(temperature=0, logprobs=20))

@@ -82,7 +82,7 @@ def demo() -> Iterator[Llama]:
         Path("model/demo.gguf"),
         context=512,
         parallel=2,
-        threads=2,
+        threads=1,
         gpu_layers=0,
         on_progress=lambda _: True,
     )

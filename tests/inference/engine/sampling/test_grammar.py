@@ -56,7 +56,7 @@ def llama() -> Iterator[Llama]:
         Path("model/demo.gguf"),
         context=512,
         parallel=1,
-        threads=2,
+        threads=1,
         gpu_layers=0,
         on_progress=lambda _: True,
     )

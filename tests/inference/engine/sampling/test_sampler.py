@@ -33,7 +33,7 @@ def llama() -> Iterator[Llama]:
         Path("model/demo.gguf"),
         context=128,
         parallel=1,
-        threads=2,
+        threads=1,
         gpu_layers=0,
         on_progress=lambda _: True,
     )

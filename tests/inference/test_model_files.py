@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -180,22 +181,25 @@ def test_a_file_that_is_no_gguf_is_explained(tmp_path: Path, content: bytes, why
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_file_that_this_user_can_not_read_is_explained(tmp_path: Path) -> None:
-    touch(tmp_path, "mine.gguf", "folder/mine.gguf")
-    (tmp_path / "mine.gguf").chmod(0o600)
-    (tmp_path / "folder").chmod(0o700)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    os.seteuid(65534)
-    try:
-        with pytest.raises(
-            ModelError, match=r"can't be read by this user: run chmod o\+r .*mine\.gguf"
-        ):
-            check([tmp_path / "mine.gguf"])
-        with pytest.raises(ModelError, match=r"folder can't be read .*: run chmod o\+rx .*folder"):
-            find("", tmp_path)
-    finally:
-        os.seteuid(0)
+def test_a_file_that_this_user_can_not_read_is_explained() -> None:
+    with TemporaryDirectory() as name:  # the folders above pytest's own are closed to others
+        public = Path(name)
+        public.chmod(0o755)
+        touch(public, "mine.gguf", "folder/mine.gguf")
+        (public / "mine.gguf").chmod(0o600)
+        (public / "folder").chmod(0o700)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(
+                ModelError, match=r"can't be read by this user: run chmod o\+r .*mine\.gguf"
+            ):
+                check([public / "mine.gguf"])
+            with pytest.raises(
+                ModelError, match=r"folder can't be read .*: run chmod o\+rx .*folder"
+            ):
+                find("", public)
+        finally:
+            os.seteuid(0)
 
 
 def test_adapters_come_from_model_folder_and_shared_folder(

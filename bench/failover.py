@@ -35,7 +35,7 @@ def run(plan: Plan) -> Section:
             _row("death: gap, s", _gaps(two, KILLS, _kill), Bar("<", 2)),
             _row("freeze: gap, s", _gaps(two, FREEZES, _freeze), Bar("<", 6)),
         ]
-        with second_edge(two.up, Path(folder)) as edge:
+        with second_edge(two.stack, Path(folder)) as edge:
             rows.append(_row("resume: first event, ms", _resumes(two, edge.port)))
         rows += _costs(two)
     return Section("failover", "failover", NOTE, (), rows)
@@ -101,8 +101,8 @@ def _resumes(two: Pair, port: int) -> list[float]:
 
 
 def _costs(two: Pair) -> list[Row]:
-    url = f"nats://127.0.0.1:{two.up.nats.port}"
-    runs = [uvloop.run(_publish(url, two.up.nats.pid, told)) for told in (False, True) * RUNS]
+    url = f"nats://127.0.0.1:{two.stack.nats.port}"
+    runs = [uvloop.run(_publish(url, two.stack.nats.pid, told)) for told in (False, True) * RUNS]
     rows = []
     for who, column in (("clients", 0), ("nats-server", 1)):
         for what, told in (("without", False), ("with", True)):

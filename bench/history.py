@@ -30,7 +30,7 @@ from services.history.archive import Archive
 from services.history.entry import Entry
 from services.inference.sessions import HistoryClient, Kept
 from services.runtime.bus import Bus
-from tests.e2e.stack import Stack, stack
+from tests.e2e.stack import Stack, running_stack
 from tests.servers import mongod, running
 
 FOLDER = Path("bench/.mongo")  # kept, since it takes a minute to fill
@@ -63,7 +63,7 @@ def run(plan: Plan) -> Section:
     with running(mongod(FOLDER)) as mongo, tempfile.TemporaryDirectory() as folder:
         uri = f"mongodb://127.0.0.1:{mongo.port}/"
         uvloop.run(_fill(uri))
-        with stack(Path(folder), uri) as up:
+        with running_stack(Path(folder), uri) as up:
             rows = uvloop.run(_measure(up, plan.pairs))
         mongo.stop(signal.SIGTERM)  # so that it need not recover next time
     return Section("history", "history", NOTE, (), rows)

@@ -11,7 +11,7 @@ import httpx
 
 from bench.load import FineTune, OpenAI, Target
 from bench.pairs import Plan
-from tests.e2e.stack import NO_MONGO, Stack, stack
+from tests.e2e.stack import NO_MONGO, Stack, running_stack
 from tests.servers import free_port, wait_for
 
 THREADS = 2
@@ -38,7 +38,7 @@ def whole_stack(model: Path, **settings: str) -> Iterator[Stack]:
     }
     with (
         tempfile.TemporaryDirectory() as folder,
-        stack(Path(folder), NO_MONGO, False, None, **(ours | settings)) as up,
+        running_stack(Path(folder), NO_MONGO, False, None, **(ours | settings)) as up,
     ):
         yield up
 

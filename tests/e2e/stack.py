@@ -1,6 +1,4 @@
-"""
-The whole of FineTuneLLM as real processes on free ports, and a client that speaks to it over HTTP.
-"""
+"""All services as real processes on free ports, and an HTTP client for them."""
 
 import asyncio
 import json
@@ -27,11 +25,12 @@ NO_MONGO = "mongodb://127.0.0.1:9/"
 
 class Answer(NamedTuple):
     text: str
-    end: dict[str, Any]  # the last event
+    end: dict[str, Any]
+    """The last event: `done`, or an error."""
 
 
 class Process(Server):
-    """One process of a service; only the edge has a port to wait for."""
+    """A process of a service. `start` waits for the edge's port; the others have none."""
 
     def __init__(self, module: str, port: int, environ: dict[str, str], folder: Path) -> None:
         super().__init__(module, [sys.executable, "-m", module], port, folder / f"{module}.log")
@@ -43,7 +42,10 @@ class Process(Server):
 
 
 def plain_environment() -> dict[str, str]:
-    """Ours, with every setting at its default, and the demo model: not the developer's `.env`."""
+    """
+    Return this process' environment with the demo model and every other setting at its default, so
+    that a developer's `.env` has no effect.
+    """
     kinds = (EdgeSettings, HistorySettings, InferenceSettings)
     names = [field.name.upper() for kind in kinds for field in msgspec.structs.fields(kind)]
     return os.environ | dict.fromkeys(names, "") | {"MODEL_PATH": "model/demo.gguf"}
@@ -51,8 +53,10 @@ def plain_environment() -> dict[str, str]:
 
 class Stack:
     """
-    `slow`: the model takes its time over each token. `http` has the first of EDGE_API_KEYS, if it
-    is given.
+    One process of each service and their nats-server.
+
+    With `slow`, each decoding step takes 30 ms longer. `http` sends the first of EDGE_API_KEYS, if
+    there are any. `settings` are environment variables of all processes.
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class Stack:
             "MONGODB_URI": mongodb_uri,
             "EDGE_HOST": "127.0.0.1",
             "EDGE_PORT": str(port),
-            "MODEL_THREADS": "1",  # two processes that spin on two cores would wait for each other
+            "MODEL_THREADS": "1",  # llama.cpp's threads spin, and slow other processes down
             **settings,
         }
         inference = "tests.slow_inference" if slow else "services.inference"
@@ -84,7 +88,7 @@ class Stack:
         wait_for(self._is_ready, "the stack")
 
     def chat(self, prompt: str, session: str, **more: Any) -> Answer:
-        """A whole answer. The last event may be an error."""
+        """Return a whole answer. Its last event may be an error."""
         text, end = "", {}
         with self.open(prompt, session, **more) as events:
             for event in events:
@@ -93,7 +97,7 @@ class Stack:
 
     @contextmanager
     def open(self, prompt: str, session: str, **more: Any) -> Iterator[Iterator[dict[str, Any]]]:
-        """An answer as it comes; leaving closes the connection."""
+        """Yield the events of an answer as they come; leaving the block disconnects."""
         body = GREEDY | {"prompt": prompt, "session_id": session} | more
         with self.http.stream("POST", "/chat", json=body) as response:
             assert response.status_code == 200, response.read()
@@ -110,11 +114,11 @@ class Stack:
         return found
 
     def running(self) -> int:
-        """Requests that have a slot."""
+        """Return the number of requests that have a slot."""
         return sum(worker["running"] for worker in self.status()["workers"])
 
     def histories(self) -> int:
-        """How many history processes answer a question that all of them hear."""
+        """Return the number of history processes that answer a ping within 0.3 s."""
 
         async def ask() -> int:
             client = await nats.connect(f"nats://127.0.0.1:{self.nats.port}")
@@ -135,19 +139,19 @@ class Stack:
 
 
 @contextmanager
-def stack(
+def running_stack(
     folder: Path,
     mongodb_uri: str = NO_MONGO,
     slow: bool = False,
     nats: Server | None = None,
     **settings: str,
 ) -> Iterator[Stack]:
-    """All processes up and ready; killed at the end, whatever the test left of them."""
-    made = Stack(folder, mongodb_uri, slow, nats or nats_server(folder), **settings)
+    """Start all processes and wait until they are ready; kill them at the end."""
+    stack = Stack(folder, mongodb_uri, slow, nats or nats_server(folder), **settings)
     with ExitStack() as cleanup:
-        cleanup.callback(made.http.close)
-        for part in made.parts:
+        cleanup.callback(stack.http.close)
+        for part in stack.parts:
             cleanup.callback(part.stop, signal.SIGKILL)
             part.start()
-        made.wait_until_ready()
-        yield made
+        stack.wait_until_ready()
+        yield stack

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.e2e.stack import Stack, stack
+from tests.e2e.stack import Stack, running_stack
 from tests.inference.lora import write_lora
 
 QUESTION = "count to 12"
@@ -14,32 +14,34 @@ MODELS = ["demo", "demo:shout", "demo:whisper"]
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
     shutil.copy("model/demo.gguf", folder)
     for seed, name in enumerate(("shout", "whisper"), start=1):
         write_lora(folder / f"adapters/{name}.gguf", seed)
-    with stack(folder, MODEL_PATH=str(folder / "demo.gguf")) as up:
-        yield up
+    with running_stack(folder, MODEL_PATH=str(folder / "demo.gguf")) as stack:
+        yield stack
 
 
 def test_each_adapter_answers_in_its_own_way_alone_and_beside_the_others(
-    up: Stack, session_id: str
+    stack: Stack, session_id: str
 ) -> None:
-    alone = {m: up.chat(QUESTION, f"{session_id} {m}", model=m).text for m in MODELS}
-    assert alone["demo"] == up.chat(QUESTION, f"{session_id} plain").text
+    alone = {m: stack.chat(QUESTION, f"{session_id} {m}", model=m).text for m in MODELS}
+    assert alone["demo"] == stack.chat(QUESTION, f"{session_id} plain").text
     assert len(set(alone.values())) == 3
     with ThreadPoolExecutor(6) as pool:
         asked = [(i, MODELS[i % 3]) for i in range(6)]
-        said = pool.map(lambda a: up.chat(QUESTION, f"{session_id} {a[0]}", model=a[1]).text, asked)
+        said = pool.map(
+            lambda a: stack.chat(QUESTION, f"{session_id} {a[0]}", model=a[1]).text, asked
+        )
     assert list(said) == [alone[model] for _, model in asked]
 
 
 def test_the_next_turn_of_an_adapter_goes_on_from_what_it_computed_and_from_nothing_else(
-    up: Stack, session_id: str
+    stack: Stack, session_id: str
 ) -> None:
     usages = [
-        up.chat("hello", session_id, model=model).end["usage"]
+        stack.chat("hello", session_id, model=model).end["usage"]
         for model in ("demo", "demo:shout", "demo:shout", "demo")
     ]
     first, other, again, back = usages
@@ -49,8 +51,8 @@ def test_the_next_turn_of_an_adapter_goes_on_from_what_it_computed_and_from_noth
     assert back["cached_tokens"] >= first["prompt_tokens"]
 
 
-def test_an_unknown_adapter_is_a_404_that_lists_what_there_is(up: Stack) -> None:
-    response = up.http.post("/chat", json={"prompt": "hi", "model": "demo:sing"})
+def test_an_unknown_adapter_is_a_404_that_lists_what_there_is(stack: Stack) -> None:
+    response = stack.http.post("/chat", json={"prompt": "hi", "model": "demo:sing"})
     assert response.status_code == 404
     error = response.json()["error"]
     assert error["code"] == "model_not_found"
@@ -60,8 +62,8 @@ def test_an_unknown_adapter_is_a_404_that_lists_what_there_is(up: Stack) -> None
 
 
 def test_status_and_messages_tell_which_adapters_there_are_and_which_one_answered(
-    up: Stack, session_id: str
+    stack: Stack, session_id: str
 ) -> None:
-    assert up.status()["model"]["adapters"] == ["shout", "whisper"]
-    up.chat("hello", session_id, model="demo:shout")
-    assert [message["model"] for message in up.messages(session_id)] == ["demo:shout"]
+    assert stack.status()["model"]["adapters"] == ["shout", "whisper"]
+    stack.chat("hello", session_id, model="demo:shout")
+    assert [message["model"] for message in stack.messages(session_id)] == ["demo:shout"]

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.e2e.stack import Stack, stack
+from tests.e2e.stack import Stack, running_stack
 from tests.servers import wait_for
 
 FACTS = [
@@ -23,42 +23,44 @@ FACTS = [
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory, mongodb_uri: str) -> Iterator[Stack]:
-    with stack(tmp_path_factory.mktemp("stack"), mongodb_uri, MONGODB_DATABASE="e2e") as up:
-        yield up
+def stack(tmp_path_factory: pytest.TempPathFactory, mongodb_uri: str) -> Iterator[Stack]:
+    with running_stack(
+        tmp_path_factory.mktemp("stack"), mongodb_uri, MONGODB_DATABASE="e2e"
+    ) as stack:
+        yield stack
 
 
-def test_what_was_said_is_remembered_until_it_is_cleared(up: Stack, session_id: str) -> None:
-    up.chat("my name is Ada", session_id)
-    assert "Ada" in up.chat("what is my name?", session_id).text
-    cleared = up.http.post("/clear-history", params={"session_id": session_id})
+def test_what_was_said_is_remembered_until_it_is_cleared(stack: Stack, session_id: str) -> None:
+    stack.chat("my name is Ada", session_id)
+    assert "Ada" in stack.chat("what is my name?", session_id).text
+    cleared = stack.http.post("/clear-history", params={"session_id": session_id})
     assert cleared.json()["status"] == "success"
-    assert "Ada" not in up.chat("what is my name?", session_id).text
-    assert len(up.messages(session_id)) == 3
+    assert "Ada" not in stack.chat("what is my name?", session_id).text
+    assert len(stack.messages(session_id)) == 3
 
 
 def test_the_adapter_that_ships_with_the_demo_model_makes_a_pirate_of_it(
-    up: Stack, session_id: str
+    stack: Stack, session_id: str
 ) -> None:
     said = {}
     for model in ("demo", "demo:pirate"):
-        up.chat("my name is Ada", f"{session_id} {model}", model=model)
-        said[model] = up.chat("what is my name?", f"{session_id} {model}", model=model).text
+        stack.chat("my name is Ada", f"{session_id} {model}", model=model)
+        said[model] = stack.chat("what is my name?", f"{session_id} {model}", model=model).text
     assert said == {"demo": "Your name is Ada.", "demo:pirate": "Yer name be Ada, arr!"}
 
 
-def test_two_sessions_are_kept_apart(up: Stack, session_id: str) -> None:
-    up.chat("my name is Ada", session_id)
-    up.chat("my name is Bruno", session_id + "'")
-    assert "Ada" in up.chat("what is my name?", session_id).text
-    assert "Bruno" in up.chat("what is my name?", session_id + "'").text
+def test_two_sessions_are_kept_apart(stack: Stack, session_id: str) -> None:
+    stack.chat("my name is Ada", session_id)
+    stack.chat("my name is Bruno", session_id + "'")
+    assert "Ada" in stack.chat("what is my name?", session_id).text
+    assert "Bruno" in stack.chat("what is my name?", session_id + "'").text
 
 
-def test_eight_chats_at_once_each_get_their_own_answer(up: Stack, session_id: str) -> None:
+def test_eight_chats_at_once_each_get_their_own_answer(stack: Stack, session_id: str) -> None:
     def converse(number: int) -> str:
         told, asked, _ = FACTS[number]
-        up.chat(told, f"{session_id} {number}")
-        return up.chat(asked, f"{session_id} {number}").text
+        stack.chat(told, f"{session_id} {number}")
+        return stack.chat(asked, f"{session_id} {number}").text
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(converse, range(8)))
@@ -66,59 +68,59 @@ def test_eight_chats_at_once_each_get_their_own_answer(up: Stack, session_id: st
         assert value in answer
 
 
-def test_the_end_says_what_it_took(up: Stack, session_id: str) -> None:
-    first = up.chat("hello", session_id).end
+def test_the_end_says_what_it_took(stack: Stack, session_id: str) -> None:
+    first = stack.chat("hello", session_id).end
     assert first["done"] and first["finish_reason"] == "stop" and first["stored"] == "log"
-    second = up.chat("how are you?", session_id).end
+    second = stack.chat("how are you?", session_id).end
     held = first["usage"]["prompt_tokens"] + first["usage"]["completion_tokens"] - 1  # the end's
     assert second["usage"]["cached_tokens"] == held
 
 
-def test_a_prompt_too_long_for_the_model_is_refused_with_both_numbers(up: Stack) -> None:
+def test_a_prompt_too_long_for_the_model_is_refused_with_both_numbers(stack: Stack) -> None:
     body = {"prompt": "my name is Ada " * 1000, "max_tokens": 10}
-    response = up.http.post("/chat", json=body)
+    response = stack.http.post("/chat", json=body)
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
     length = r"^This model's .* is 2048 tokens.* has (at least )?\d{4,} tokens"
     assert re.search(length, error["message"]) and error["param"] == "prompt"
 
 
-def test_the_end_says_how_many_exchanges_did_not_fit(up: Stack, session_id: str) -> None:
-    ends = [up.chat("my name is Ada " * 120, session_id, max_tokens=10).end for _ in range(4)]
+def test_the_end_says_how_many_exchanges_did_not_fit(stack: Stack, session_id: str) -> None:
+    ends = [stack.chat("my name is Ada " * 120, session_id, max_tokens=10).end for _ in range(4)]
     assert [end["exchanges_dropped"] for end in ends] == [0, 0, 1, 2]
     assert all(end["usage"]["prompt_tokens"] + 10 <= 2048 for end in ends)
 
 
-def test_an_answer_can_be_asked_for_as_json_of_a_schema(up: Stack, session_id: str) -> None:
+def test_an_answer_can_be_asked_for_as_json_of_a_schema(stack: Stack, session_id: str) -> None:
     schema = {
         "type": "object",
         "properties": {"color": {"enum": ["red", "blue"]}, "count": {"type": "integer"}},
         "required": ["color", "count"],
     }
     form = {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema}}
-    answer = up.chat("hi", session_id, response_format=form, temperature=1.0, seed=1)
+    answer = stack.chat("hi", session_id, response_format=form, temperature=1.0, seed=1)
     thing = json.loads(answer.text)
     assert thing["color"] in ("red", "blue") and isinstance(thing["count"], int)
     assert answer.end["finish_reason"] == "stop"
 
 
 def test_the_same_seed_gives_the_same_answer_and_another_another(
-    up: Stack, session_id: str
+    stack: Stack, session_id: str
 ) -> None:
     wild = {"temperature": 3.0, "top_k": 0, "top_p": 1.0}
 
     def said(seed: int, attempt: int) -> str:
         session = f"{session_id} {seed} {attempt}"
-        return up.chat("tell me something", session, **wild, seed=seed).text
+        return stack.chat("tell me something", session, **wild, seed=seed).text
 
     assert said(5, 1) == said(5, 2) == said(5, 3)
     assert len({said(seed, 1) for seed in range(4)}) > 1
 
 
 def test_a_token_s_probability_is_told_with_those_of_the_likeliest(
-    up: Stack, session_id: str
+    stack: Stack, session_id: str
 ) -> None:
-    with up.open("hi", session_id, logprobs=3, logit_bias={"5": -100}, min_p=0.1) as events:
+    with stack.open("hi", session_id, logprobs=3, logit_bias={"5": -100}, min_p=0.1) as events:
         *tokens, end = events
     logprobs = [about for event in tokens for about in event["logprobs"]]
     assert "".join(event["token"] for event in tokens) == "".join(p["text"] for p in logprobs)
@@ -127,25 +129,25 @@ def test_a_token_s_probability_is_told_with_those_of_the_likeliest(
 
 
 def test_messages_are_listed_oldest_first_with_what_a_page_needs(
-    up: Stack, session_id: str
+    stack: Stack, session_id: str
 ) -> None:
     for prompt in ("hello", "what are you?"):
-        answer = up.chat(prompt, session_id)
-    first, second = up.messages(session_id)
+        answer = stack.chat(prompt, session_id)
+    first, second = stack.messages(session_id)
     assert (first["user_prompt"], second["user_prompt"]) == ("hello", "what are you?")
     assert second["model_response"] == answer.text
     assert second["session_id"] == session_id and second["timestamp"] > first["timestamp"]
-    assert up.messages(session_id, limit=1) == [second]
+    assert stack.messages(session_id, limit=1) == [second]
 
 
-def test_the_status_says_what_is_loaded_and_connected(up: Stack) -> None:
-    status = up.status()
+def test_the_status_says_what_is_loaded_and_connected(stack: Stack) -> None:
+    status = stack.status()
     assert status["model_loaded"] is True and status["database_connected"] is True
     assert status["model"]["name"] == "demo"
-    root = up.http.get("/").json()
+    root = stack.http.get("/").json()
     assert root["status"] == "online" and root["model_loaded"] is True
     assert (root["schema"], root["details"]) == ("/schema", "/status")
-    assert up.http.get("/healthz").status_code == up.http.get("/readyz").status_code == 200
+    assert stack.http.get("/healthz").status_code == stack.http.get("/readyz").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -181,8 +183,8 @@ def test_the_status_says_what_is_loaded_and_connected(up: Stack) -> None:
     ],
     ids=lambda body: repr(body[:40]),
 )
-def test_bad_input_gets_a_4xx_that_says_what_is_wrong(up: Stack, body: bytes) -> None:
-    response = up.http.post("/chat", content=body)
+def test_bad_input_gets_a_4xx_that_says_what_is_wrong(stack: Stack, body: bytes) -> None:
+    response = stack.http.post("/chat", content=body)
     assert 400 <= response.status_code < 500
     error = response.json()["error"]
     assert error["code"] and len(error["message"]) > 20
@@ -192,16 +194,16 @@ def test_bad_input_gets_a_4xx_that_says_what_is_wrong(up: Stack, body: bytes) ->
     ("field", "value"),
     [("grammar", "root ::= x"), ("logit_bias", {"999999": 1}), ("min_p", 2)],
 )
-def test_the_error_names_the_field(up: Stack, field: str, value: object) -> None:
-    response = up.http.post("/chat", json={"prompt": "hi", field: value})
+def test_the_error_names_the_field(stack: Stack, field: str, value: object) -> None:
+    response = stack.http.post("/chat", json={"prompt": "hi", field: value})
     assert response.status_code == 400 and response.json()["error"]["param"] == field
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "many", "1001", "99999999999999999999"])
-def test_a_bad_limit_gets_a_400(up: Stack, limit: str) -> None:
-    assert up.http.get("/messages", params={"limit": limit}).status_code == 400
+def test_a_bad_limit_gets_a_400(stack: Stack, limit: str) -> None:
+    assert stack.http.get("/messages", params={"limit": limit}).status_code == 400
 
 
-def test_nothing_of_all_that_kept_a_slot(up: Stack) -> None:
+def test_nothing_of_all_that_kept_a_slot(stack: Stack) -> None:
     # the report that /status shows may be a second old, and tell of the test before
-    wait_for(lambda: up.running() == 0, "the slots", seconds=3)
+    wait_for(lambda: stack.running() == 0, "the slots", seconds=3)

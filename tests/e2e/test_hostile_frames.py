@@ -9,7 +9,7 @@ import pytest
 
 from services.contract import subjects
 from tests import frames
-from tests.e2e.stack import Process, Stack, stack
+from tests.e2e.stack import Process, Stack, running_stack
 from tests.servers import NATS_VERSIONS, NatsVersion, nats_server, wait_for
 
 HEARD_BY_WORKERS = ("chat.request", "chat.request.ann", "chat.cancel.ann.x", "chat.replay.ann.x")
@@ -57,21 +57,21 @@ def test_next_chat_is_answered_without_a_reconnect(
 ) -> None:
     nats = nats_server(tmp_path, version=version)
     database = f"frames_{version}"
-    with stack(tmp_path, mongodb_uri, nats=nats, MONGODB_DATABASE=database) as up:
-        assert up.chat("my name is Ada", "s").end["done"]
-        worker_id = up.status()["workers"][0]["worker_id"]
+    with running_stack(tmp_path, mongodb_uri, nats=nats, MONGODB_DATABASE=database) as stack:
+        assert stack.chat("my name is Ada", "s").end["done"]
+        worker_id = stack.status()["workers"][0]["worker_id"]
         asyncio.run(frames.send(nats.port, hostile_frames(worker_id)))
-        assert "Ada" in up.chat("what is my name?", "s").text
+        assert "Ada" in stack.chat("what is my name?", "s").text
         records = poisonous_records()
         asyncio.run(frames.send(nats.port, records))
-        assert "Ada" in up.chat("what is my name again?", "s").text
-        wait_for(lambda: _are_set_aside(up, len(records)), "records set aside")
-        for process in (up.history, up.inference, up.edge):
+        assert "Ada" in stack.chat("what is my name again?", "s").text
+        wait_for(lambda: _are_set_aside(stack, len(records)), "records set aside")
+        for process in (stack.history, stack.inference, stack.edge):
             check_log(process)
 
 
-def _are_set_aside(up: Stack, records: int) -> bool:
-    history = up.status()["history"]
+def _are_set_aside(stack: Stack, records: int) -> bool:
+    history = stack.status()["history"]
     return history is not None and (history["unreadable"], history["unarchived"]) == (records, 0)
 
 

@@ -4,21 +4,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.stack import Stack, stack
+from tests.e2e.stack import Stack, running_stack
 from tests.inference.gguf_files import without_template
 
 WHY = "base.gguf has no chat template, so it can't chat: set MODEL_CHAT_TEMPLATE to a file"
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
-    with stack(folder, MODEL_PATH=str(without_template(folder / "base.gguf"))) as up:
-        yield up
+    with running_stack(folder, MODEL_PATH=str(without_template(folder / "base.gguf"))) as stack:
+        yield stack
 
 
-def test_status_reports_a_ready_model_that_can_not_chat(up: Stack) -> None:
-    (worker,) = up.status()["workers"]
+def test_status_reports_a_ready_model_that_can_not_chat(stack: Stack) -> None:
+    (worker,) = stack.status()["workers"]
     assert worker["state"] == "ready" and WHY in worker["error"]
 
 
@@ -31,18 +31,18 @@ def test_status_reports_a_ready_model_that_can_not_chat(up: Stack) -> None:
     ],
 )
 def test_chat_without_template_names_the_setting(
-    up: Stack, path: str, body: dict[str, object]
+    stack: Stack, path: str, body: dict[str, object]
 ) -> None:
-    answer = up.http.post(path, json={"model": "base"} | body)
+    answer = stack.http.post(path, json={"model": "base"} | body)
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "model_unavailable"
     assert WHY in answer.json()["error"]["message"]
 
 
-def test_texts_are_continued_and_tokens_counted(up: Stack) -> None:
+def test_texts_are_continued_and_tokens_counted(stack: Stack) -> None:
     body = {"model": "base", "prompt": "Once upon a time", "max_tokens": 4}
-    answer = up.http.post("/v1/completions", json=body)
+    answer = stack.http.post("/v1/completions", json=body)
     assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 4
-    tokens = up.http.post("/v1/tokenize", json={"content": "Once upon a time"}).json()["tokens"]
-    text = up.http.post("/v1/detokenize", json={"tokens": tokens}).json()["content"]
+    tokens = stack.http.post("/v1/tokenize", json={"content": "Once upon a time"}).json()["tokens"]
+    text = stack.http.post("/v1/detokenize", json={"tokens": tokens}).json()["content"]
     assert text == "Once upon a time"

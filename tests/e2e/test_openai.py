@@ -12,7 +12,7 @@ from openai.types.chat import ChatCompletionMessageParam, ParsedFunctionToolCall
 from pydantic import BaseModel
 
 from bench import servers
-from tests.e2e.stack import Stack, stack
+from tests.e2e.stack import Stack, running_stack
 from tests.servers import wait_for
 
 HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
@@ -48,19 +48,21 @@ class Trip(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with stack(tmp_path_factory.mktemp("openai")) as up:
-        yield up
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running_stack(tmp_path_factory.mktemp("openai")) as stack:
+        yield stack
 
 
 @pytest.fixture(scope="module")
-def client(up: Stack) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{up.http.base_url}/v1", api_key="any", max_retries=0) as client:
+def client(stack: Stack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=f"{stack.http.base_url}/v1", api_key="any", max_retries=0
+    ) as client:
         yield client
 
 
 def test_a_conversation_is_answered_and_nothing_of_it_kept(
-    up: Stack, client: openai.OpenAI
+    stack: Stack, client: openai.OpenAI
 ) -> None:
     told: list[ChatCompletionMessageParam] = [
         {"role": "user", "content": "my name is Ada"},
@@ -72,7 +74,7 @@ def test_a_conversation_is_answered_and_nothing_of_it_kept(
     )
     assert "Ada" in (got.choices[0].message.content or "")
     assert got.choices[0].finish_reason == "stop" and got.model == "demo"
-    assert up.messages("default") == []
+    assert stack.messages("default") == []
 
 
 def test_a_next_turn_reads_only_what_is_new(client: openai.OpenAI) -> None:
@@ -99,7 +101,7 @@ def test_a_stream_says_what_the_whole_says(client: openai.OpenAI) -> None:
     assert streamed.choices[0].finish_reason == "stop"
 
 
-def test_eight_streams_at_once_by_the_asynchronous_client(up: Stack) -> None:
+def test_eight_streams_at_once_by_the_asynchronous_client(stack: Stack) -> None:
     async def ask(client: openai.AsyncOpenAI, number: int) -> str:
         messages: list[ChatCompletionMessageParam] = [
             {"role": "user", "content": f"my name is Ada number {number}"}
@@ -110,7 +112,9 @@ def test_eight_streams_at_once_by_the_asynchronous_client(up: Stack) -> None:
         return "".join([c.choices[0].delta.content or "" async for c in stream if c.choices])
 
     async def all_of_them() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=f"{up.http.base_url}/v1", api_key="any") as client:
+        async with openai.AsyncOpenAI(
+            base_url=f"{stack.http.base_url}/v1", api_key="any"
+        ) as client:
             return await asyncio.gather(*(ask(client, number) for number in range(8)))
 
     assert all(asyncio.run(all_of_them()))
@@ -262,13 +266,15 @@ def test_unenforceable_schema_is_rejected_by_keyword(client: openai.OpenAI) -> N
     assert error.value.param == "response_format"
 
 
-def test_a_token_that_is_banned_is_not_said(up: Stack, client: openai.OpenAI) -> None:
+def test_a_token_that_is_banned_is_not_said(stack: Stack, client: openai.OpenAI) -> None:
     def say(bias: dict[str, int]) -> list[int]:
         got = client.chat.completions.create(
             model="demo", messages=HI, temperature=0, logit_bias=bias, max_tokens=20
         )
         content = got.choices[0].message.content
-        tokens: list[int] = up.http.post("/v1/tokenize", json={"content": content}).json()["tokens"]
+        tokens: list[int] = stack.http.post("/v1/tokenize", json={"content": content}).json()[
+            "tokens"
+        ]
         return tokens
 
     banned = say({})
@@ -289,12 +295,12 @@ def test_a_conversation_that_is_too_long_is_refused_with_the_numbers(
     assert (error.value.code, error.value.param) == ("context_length_exceeded", "prompt")
 
 
-def test_a_limit_larger_than_the_window_is_clamped(up: Stack, client: openai.OpenAI) -> None:
+def test_a_limit_larger_than_the_window_is_clamped(stack: Stack, client: openai.OpenAI) -> None:
     got = client.chat.completions.create(
         model="demo", messages=HI, max_tokens=32_000, temperature=0
     )
     assert got.choices[0].message.content and got.choices[0].finish_reason == "stop"
-    said = up.http.post("/chat", json={"prompt": "hello", "max_tokens": 32_000})
+    said = stack.http.post("/chat", json={"prompt": "hello", "max_tokens": 32_000})
     assert said.status_code == 200 and '"finish_reason":"stop"' in said.text
 
 
@@ -321,13 +327,13 @@ def test_answer_with_tools_and_schema_is_a_call_or_parses(client: openai.OpenAI)
     assert bool(choice.message.tool_calls) != (choice.message.parsed is not None)
 
 
-def test_a_cut_in_a_line_is_no_end_of_an_event(up: Stack) -> None:
+def test_a_cut_in_a_line_is_no_end_of_an_event(stack: Stack) -> None:
     """U+2028, U+2029 and U+0085 are the only line breaks of str.splitlines allowed in JSON."""
     cut = "a\u2028b\u2029c\u0085d"
     body = {"grammar": f'root ::= "{cut}"', "max_tokens": 40}
 
     def said(path: str, read: Callable[[Any], str | None], **more: Any) -> str:
-        lines = up.http.post(path, json=body | more).text.splitlines()
+        lines = stack.http.post(path, json=body | more).text.splitlines()
         events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
         return "".join(read(event) or "" for event in events)
 
@@ -340,8 +346,8 @@ def test_a_cut_in_a_line_is_no_end_of_an_event(up: Stack) -> None:
     )
 
 
-async def test_the_benchmarks_can_ask_it_as_a_peer(up: Stack) -> None:
-    peer = servers.peer(str(up.http.base_url).rstrip("/"))
+async def test_the_benchmarks_can_ask_it_as_a_peer(stack: Stack) -> None:
+    peer = servers.peer(str(stack.http.base_url).rstrip("/"))
     first = await peer.ask("s", "hello there", 20)
     second = await peer.ask("s", "how are you?", 20)
     assert first.pieces and first.completion_tokens > 0
@@ -353,23 +359,23 @@ def test_the_models_are_listed(client: openai.OpenAI) -> None:
     assert (model.id, adapter.id) == ("demo", "demo:pirate") and model.created > 1_600_000_000
 
 
-def test_tokens_are_counted_and_told(up: Stack, client: openai.OpenAI) -> None:
+def test_tokens_are_counted_and_told(stack: Stack, client: openai.OpenAI) -> None:
     content = "What is the capital of France? 🙂"
-    told = up.http.post("/v1/tokenize", json={"content": content}).json()["tokens"]
-    assert up.http.post("/v1/detokenize", json={"tokens": told}).json()["content"] == content
+    told = stack.http.post("/v1/tokenize", json={"content": content}).json()["tokens"]
+    assert stack.http.post("/v1/detokenize", json={"tokens": told}).json()["content"] == content
     body = {"messages": HI, "tools": [WEATHER]}
-    counted = up.http.post("/v1/chat/completions/input_tokens", json=body).json()["input_tokens"]
+    counted = stack.http.post("/v1/chat/completions/input_tokens", json=body).json()["input_tokens"]
     got = client.chat.completions.create(model="demo", messages=HI, tools=[WEATHER], max_tokens=1)
     assert got.usage is not None and got.usage.prompt_tokens == counted
 
 
-def test_nothing_of_all_that_kept_a_slot(up: Stack) -> None:
-    wait_for(lambda: up.running() == 0, "the slots to be free")
+def test_nothing_of_all_that_kept_a_slot(stack: Stack) -> None:
+    wait_for(lambda: stack.running() == 0, "the slots to be free")
 
 
 def test_who_closes_the_connection_frees_the_slot(tmp_path: Any) -> None:
-    with stack(tmp_path, slow=True) as up:
-        base = f"{up.http.base_url}/v1"
+    with running_stack(tmp_path, slow=True) as stack:
+        base = f"{stack.http.base_url}/v1"
         with openai.OpenAI(base_url=base, api_key="x", max_retries=0, timeout=1.5) as client:
             stream = client.chat.completions.create(
                 model="demo",
@@ -379,9 +385,9 @@ def test_who_closes_the_connection_frees_the_slot(tmp_path: Any) -> None:
                 extra_body={"grammar": ENDLESS},
             )
             next(iter(stream))
-            wait_for(lambda: up.running() == 1, "the answer to run")
+            wait_for(lambda: stack.running() == 1, "the answer to run")
             stream.close()
-            wait_for(lambda: up.running() == 0, "the slot to be free")
+            wait_for(lambda: stack.running() == 0, "the slot to be free")
             with ThreadPoolExecutor(1) as pool, pytest.raises(openai.APITimeoutError):
                 waiting = pool.submit(
                     client.chat.completions.create,
@@ -389,6 +395,6 @@ def test_who_closes_the_connection_frees_the_slot(tmp_path: Any) -> None:
                     messages=HI,
                     extra_body={"grammar": ENDLESS},
                 )
-                wait_for(lambda: up.running() == 1, "the answer to run")
+                wait_for(lambda: stack.running() == 1, "the answer to run")
                 waiting.result()
-            wait_for(lambda: up.running() == 0, "the slot to be free")
+            wait_for(lambda: stack.running() == 0, "the slot to be free")

@@ -1,155 +1,183 @@
-"""Parts that die, come back, or leave, while people talk."""
+"""Parts of the stack stop, die, freeze and come back while a client chats."""
 
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services.client.reader import PATIENCE
-from tests.e2e.stack import Answer, Process, Stack, stack
+from tests.e2e.stack import Answer, Process, Stack, running_stack
 from tests.servers import mongod, running, wait_for
 
-LONG = "count to 50"
-OTHER = {"prompt": "hello", "session_id": "other"}
+LONG_PROMPT = "count to 50"
+PARTS = ("history", "inference", "edge", "nats")
 
 
-class Asking:
-    """An answer that is being read in a thread; `begun` once its first token is there."""
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Shared: every test leaves all parts running."""
+    with running_stack(tmp_path_factory.mktemp("stack")) as stack:
+        yield stack
 
-    def __init__(self, up: Stack, prompt: str, session: str) -> None:
-        self.begun = threading.Event()
+
+@pytest.fixture(scope="module")
+def slow_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Answers take seconds. Shared: every test leaves all parts running."""
+    with running_stack(tmp_path_factory.mktemp("slow"), slow=True) as stack:
+        yield stack
+
+
+@contextmanager
+def stopped(stack: Stack, part: Process, how: signal.Signals = signal.SIGTERM) -> Iterator[int]:
+    """Stop a part and yield its exit code; at the end, start it again as it was."""
+    environ = part.environ
+    try:
+        yield part.stop(how)
+    finally:
+        part.environ = environ
+        part.stop()
+        part.start()
+        stack.wait_until_ready()
+
+
+class BackgroundChat:
+    """An answer that a thread reads, created once its first token has come."""
+
+    def __init__(self, stack: Stack, prompt: str, session: str) -> None:
+        self._has_token = threading.Event()
         self._text = ""
         self._end: dict[str, Any] = {}
-        self._thread = threading.Thread(target=self._read, args=(up, prompt, session))
+        self._thread = threading.Thread(target=self._read, args=(stack, prompt, session))
         self._thread.start()
-        assert self.begun.wait(20)
+        assert self._has_token.wait(20)
 
-    def answer(self) -> Answer:
+    def result(self) -> Answer:
+        """Wait for the end of the stream and return what came."""
         self._thread.join(30)
         return Answer(self._text, self._end)
 
-    def _read(self, up: Stack, prompt: str, session: str) -> None:
-        with up.open(prompt, session) as events:
+    def _read(self, stack: Stack, prompt: str, session: str) -> None:
+        with stack.open(prompt, session) as events:
             for event in events:
                 self._text, self._end = self._text + event.get("token", ""), event
                 if self._text:
-                    self.begun.set()
+                    self._has_token.set()
 
 
-def test_the_conversation_survives_a_restart_of_every_part(tmp_path: Path) -> None:
-    with stack(tmp_path) as up:
-        up.chat("my name is Ada", "s")
-        for part in (up.history, up.inference, up.edge, up.nats):
-            part.stop()
-            part.start()
-            up.wait_until_ready()
-            assert "Ada" in up.chat("what is my name?", "s").text, f"after {part.name}"
-        assert len(up.messages("s")) == 5
+def test_restart_of_each_part_keeps_the_conversation(stack: Stack, session_id: str) -> None:
+    stack.chat("my name is Ada", session_id)
+    for name in PARTS:
+        part: Process = getattr(stack, name)
+        part.stop()
+        part.start()
+        stack.wait_until_ready()
+        assert "Ada" in stack.chat("what is my name?", session_id).text, f"after {name}"
+    assert len(stack.messages(session_id)) == 5
 
 
-def test_the_conversation_survives_the_death_of_every_part(tmp_path: Path) -> None:
-    with stack(tmp_path) as up:
-        up.chat("my name is Ada", "s")
-        for part in (up.history, up.inference, up.edge, up.nats):
-            part.stop(signal.SIGKILL)
-            part.start()
-            up.wait_until_ready()
-            # the edge believes in a killed worker until it has been silent for 3 s
-            wait_for(lambda: up.http.post("/chat", json=OTHER).is_success, "a chat")
-            assert "Ada" in up.chat("what is my name?", "s").text, f"after {part.name}"
+def test_kill_of_each_part_keeps_the_conversation(stack: Stack, session_id: str) -> None:
+    other = {"prompt": "hello", "session_id": f"{session_id} other"}
+    stack.chat("my name is Ada", session_id)
+    for name in PARTS:
+        part: Process = getattr(stack, name)
+        part.stop(signal.SIGKILL)
+        part.start()
+        stack.wait_until_ready()
+        # the edge lists a killed worker until it has been silent for 3 s
+        wait_for(lambda: stack.http.post("/chat", json=other).is_success, "a chat")
+        assert "Ada" in stack.chat("what is my name?", session_id).text, f"after {name}"
 
 
-def test_mongo_down_and_back_loses_nothing(tmp_path: Path) -> None:
+def test_mongodb_outage_loses_no_exchange(tmp_path: Path) -> None:
     database = mongod(tmp_path)
     uri = f"mongodb://127.0.0.1:{database.port}/"
-    with running(database), stack(tmp_path, uri) as up:
-        wait_for(lambda: up.status()["database_connected"], "the database")
-        up.chat("one", "s")
+    with running(database), running_stack(tmp_path, uri) as stack:
+        wait_for(lambda: stack.status()["database_connected"], "the database")
+        stack.chat("one", "s")
         database.stop(signal.SIGKILL)
-        wait_for(lambda: not up.status()["database_connected"], "the loss of the database")
+        wait_for(lambda: not stack.status()["database_connected"], "the loss of the database")
         for prompt in ("two", "three"):
-            assert up.chat(prompt, "s").end["stored"] == "log"
+            assert stack.chat(prompt, "s").end["stored"] == "log"
         prompts = ["one", "two", "three"]
-        assert [m["user_prompt"] for m in up.messages("s")] == prompts
+        assert [m["user_prompt"] for m in stack.messages("s")] == prompts
         database.start()
-        wait_for(lambda: up.status()["history"]["unarchived"] == 0, "the archive")
-        assert up.status()["database_connected"]
-        assert [m["user_prompt"] for m in up.messages("s")] == prompts
+        wait_for(lambda: stack.status()["history"]["unarchived"] == 0, "the archive")
+        assert stack.status()["database_connected"]
+        assert [m["user_prompt"] for m in stack.messages("s")] == prompts
 
 
-def test_an_answer_goes_on_for_a_client_that_lost_its_connection(tmp_path: Path) -> None:
-    with stack(tmp_path, slow=True) as up:
-        with up.open(LONG, "s") as events:
-            assert any("token" in event for event in events)
-            wait_for(lambda: up.running() == 1, "the report")
-        wait_for(lambda: up.running() == 0, "the slot", seconds=10)
-        (message,) = up.messages("s")
-        assert message["finish_reason"] == "stop"
-        assert message["model_response"].rstrip(".").endswith("49, 50")
+def test_answer_continues_after_its_client_disconnects(slow_stack: Stack, session_id: str) -> None:
+    with slow_stack.open(LONG_PROMPT, session_id) as events:
+        assert any("token" in event for event in events)
+        wait_for(lambda: slow_stack.running() == 1, "the report")
+    wait_for(lambda: slow_stack.running() == 0, "the free slot", seconds=10)
+    (message,) = slow_stack.messages(session_id)
+    assert message["finish_reason"] == "stop"
+    assert message["model_response"].rstrip(".").endswith("49, 50")
 
 
 @pytest.mark.parametrize("name", ["edge", "inference", "history"])
-def test_a_signal_in_the_middle_of_an_answer_loses_no_reply(tmp_path: Path, name: str) -> None:
-    with stack(tmp_path, slow=True) as up:
-        asking = Asking(up, LONG, "s")
-        assert getattr(up, name).stop(signal.SIGTERM) == 0
-        text, end = asking.answer()
-        assert end.get("done") and end["stored"] == "log"
-        assert text.rstrip(".").endswith("49, 50")
+def test_sigterm_of_a_part_during_an_answer_loses_nothing(
+    slow_stack: Stack, session_id: str, name: str
+) -> None:
+    chat = BackgroundChat(slow_stack, LONG_PROMPT, session_id)
+    with stopped(slow_stack, getattr(slow_stack, name)) as exit_code:
+        assert exit_code == 0
+        text, end = chat.result()
+    assert end.get("done") and end["stored"] == "log"
+    assert text.rstrip(".").endswith("49, 50")
 
 
-def test_an_answer_whose_worker_dies_ends_in_an_error_and_never_in_done(tmp_path: Path) -> None:
-    with stack(tmp_path, slow=True) as up:
-        asking = Asking(up, LONG, "s")
-        up.inference.stop(signal.SIGKILL)
-        text, end = asking.answer()
+def test_kill_of_the_only_worker_ends_the_answer_in_an_error(
+    slow_stack: Stack, session_id: str
+) -> None:
+    chat = BackgroundChat(slow_stack, LONG_PROMPT, session_id)
+    with stopped(slow_stack, slow_stack.inference, signal.SIGKILL):
+        text, end = chat.result()
         assert end["code"] == "worker_lost" and end["error"]
-        assert text and up.messages("s") == []
+        assert text and slow_stack.messages(session_id) == []
 
 
-def test_without_a_worker_a_chat_is_refused_at_once_with_503(tmp_path: Path) -> None:
-    with stack(tmp_path) as up:
-        up.inference.stop()
+def test_chat_without_a_worker_is_a_503_at_once(stack: Stack) -> None:
+    with stopped(stack, stack.inference):
         began = time.monotonic()
-        response = up.http.post("/chat", json={"prompt": "hi"})
+        response = stack.http.post("/chat", json={"prompt": "hi"})
         assert response.status_code == 503 and response.headers["Retry-After"]
         assert response.json()["error"]["code"] == "no_worker"
         assert time.monotonic() - began < PATIENCE
 
 
-def test_a_model_that_can_not_be_loaded_is_explained_and_the_service_stays_up(
-    tmp_path: Path,
-) -> None:
+def test_broken_model_is_explained_and_the_worker_stays_up(stack: Stack, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(Path("model/demo.gguf").read_bytes()[:100_000])
-    with stack(tmp_path) as up:
-        up.inference.stop()
-        up.inference.environ["MODEL_PATH"] = str(broken)
-        up.inference.start()
-        wait_for(lambda: any(w["error"] for w in up.status()["workers"]), "the report")
-        assert up.status()["model_loaded"] is False
-        response = up.http.post("/chat", json={"prompt": "hi"})
+    with stopped(stack, stack.inference):
+        stack.inference.environ = stack.inference.environ | {"MODEL_PATH": str(broken)}
+        stack.inference.start()
+        wait_for(lambda: any(w["error"] for w in stack.status()["workers"]), "the report")
+        assert stack.status()["model_loaded"] is False
+        response = stack.http.post("/chat", json={"prompt": "hi"})
         assert response.status_code == 503
         error = response.json()["error"]
         assert error["code"] == "model_unavailable" and "broken.gguf" in error["message"]
-        assert up.inference.stop() == 0
+        assert stack.inference.stop() == 0
 
 
-def test_a_history_process_that_is_frozen_is_passed_over(tmp_path: Path) -> None:
-    with stack(tmp_path) as up:
-        up.chat("my name is Ada", "s")
-        second = Process("services.history", 0, up.history.environ, tmp_path)
-        second.start()
-        wait_for(lambda: up.histories() == 2, "the second history process")
-        up.history.signal(signal.SIGSTOP)
-        try:
-            for _ in range(6):
-                assert up.chat("what is my name?", "s").text == "Your name is Ada."
-                assert up.messages("s")
-        finally:
-            up.history.signal(signal.SIGCONT)
-            second.stop()
-        assert len(up.messages("s")) == 7
+def test_frozen_history_process_is_skipped(stack: Stack, session_id: str, tmp_path: Path) -> None:
+    stack.chat("my name is Ada", session_id)
+    second = Process("services.history", 0, stack.history.environ, tmp_path)
+    second.start()
+    wait_for(lambda: stack.histories() == 2, "the second history process")
+    stack.history.signal(signal.SIGSTOP)
+    try:
+        for _ in range(6):
+            assert stack.chat("what is my name?", session_id).text == "Your name is Ada."
+            assert stack.messages(session_id)
+    finally:
+        stack.history.signal(signal.SIGCONT)
+        second.stop()
+    assert len(stack.messages(session_id)) == 7

@@ -8,21 +8,21 @@ from typing import Any
 import pymongo
 import pytest
 
-from tests.e2e.stack import Stack, stack
+from tests.e2e.stack import Stack, running_stack
 from tests.servers import wait_for
 
 DATABASE = "e2e_sessions"
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory, mongodb_uri: str) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory, mongodb_uri: str) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
-    with stack(folder, mongodb_uri, slow=True, MONGODB_DATABASE=DATABASE) as up:
-        yield up
+    with running_stack(folder, mongodb_uri, slow=True, MONGODB_DATABASE=DATABASE) as stack:
+        yield stack
 
 
-def listed(up: Stack) -> dict[str, dict[str, Any]]:
-    sessions = up.http.get("/sessions", params={"limit": 1000}).json()["sessions"]
+def listed(stack: Stack) -> dict[str, dict[str, Any]]:
+    sessions = stack.http.get("/sessions", params={"limit": 1000}).json()["sessions"]
     return {session["id"]: session for session in sessions}
 
 
@@ -32,84 +32,84 @@ def archived(mongodb_uri: str, session: str) -> int:
 
 
 def test_a_session_is_talked_to_listed_described_retried_copied_and_erased(
-    up: Stack, mongodb_uri: str, session_id: str
+    stack: Stack, mongodb_uri: str, session_id: str
 ) -> None:
     path = f"/sessions/{session_id}"
 
     # it is listed by what was asked first, the last active one first
-    up.chat("my name is Ada", session_id)
-    up.chat("hello", f"{session_id} other")
-    last = up.chat("what is my name?", session_id).end
-    assert list(listed(up))[:2] == [session_id, f"{session_id} other"]
-    session = listed(up)[session_id]
+    stack.chat("my name is Ada", session_id)
+    stack.chat("hello", f"{session_id} other")
+    last = stack.chat("what is my name?", session_id).end
+    assert list(listed(stack))[:2] == [session_id, f"{session_id} other"]
+    session = listed(stack)[session_id]
     assert (session["title"], session["exchanges"]) == ("my name is Ada", 2)
 
     # it gets a title and a system prompt of its own
-    described = up.http.patch(path, json={"title": "Names", "system_prompt": "Be brief."})
-    assert described.json()["title"] == listed(up)[session_id]["title"] == "Names"
+    described = stack.http.patch(path, json={"title": "Names", "system_prompt": "Be brief."})
+    assert described.json()["title"] == listed(stack)[session_id]["title"] == "Names"
 
     # its last exchange is retried: that one stays, marked
-    retry = up.chat("what is my name?", session_id, retry_of=last["request_id"])
+    retry = stack.chat("what is my name?", session_id, retry_of=last["request_id"])
     assert "Ada" in retry.text and retry.end["stored"] == "log"
-    page = up.http.get(f"{path}/messages", params={"limit": 2}).json()
+    page = stack.http.get(f"{path}/messages", params={"limit": 2}).json()
     assert [message["retried"] for message in page["messages"]] == [False, True]
-    page = up.http.get(f"{path}/messages", params={"before": page["next"]}).json()
+    page = stack.http.get(f"{path}/messages", params={"before": page["next"]}).json()
     assert [m["user_prompt"] for m in page["messages"]] == ["my name is Ada"]
     assert page["next"] is None
 
     # a copy of it knows what was said
-    exported = up.http.get(f"{path}/export").content
+    exported = stack.http.get(f"{path}/export").content
     first = json.loads(exported.splitlines()[0])
     assert first["prompt"] == "my name is Ada" and first["model"]["digest"]
     copy = f"{session_id} copy"
-    imported = up.http.post(f"/sessions/{copy}/messages", content=exported)
+    imported = stack.http.post(f"/sessions/{copy}/messages", content=exported)
     assert imported.json()["imported"] == 3
-    assert "Ada" in up.chat("what is my name?", copy).text
+    assert "Ada" in stack.chat("what is my name?", copy).text
 
     # it is erased everywhere, and the copy is not
     wait_for(lambda: archived(mongodb_uri, session_id) == 3, "the archive")
-    assert up.http.delete(path).status_code == 200
-    assert session_id not in listed(up) and copy in listed(up)
-    assert up.messages(session_id) == [] and archived(mongodb_uri, session_id) == 0
-    assert "Ada" not in up.chat("what is my name?", session_id).text
+    assert stack.http.delete(path).status_code == 200
+    assert session_id not in listed(stack) and copy in listed(stack)
+    assert stack.messages(session_id) == [] and archived(mongodb_uri, session_id) == 0
+    assert "Ada" not in stack.chat("what is my name?", session_id).text
 
 
-def test_large_session_round_trips_and_is_imported_only_once(up: Stack, session_id: str) -> None:
+def test_large_session_round_trips_and_is_imported_only_once(stack: Stack, session_id: str) -> None:
     lines = [
         json.dumps({"prompt": f"question {n}", "response": f"{n} " + "é" * 10_000})
         for n in range(150)
     ]
     for _ in range(2):  # repeated, as after a failure
-        imported = up.http.post(f"/sessions/{session_id}/messages", content="\n".join(lines))
+        imported = stack.http.post(f"/sessions/{session_id}/messages", content="\n".join(lines))
         assert imported.json() == {"status": "success", "imported": 150}
-    exported = up.http.get(f"/sessions/{session_id}/export").content
+    exported = stack.http.get(f"/sessions/{session_id}/export").content
     copy = f"{session_id} copy"
-    assert up.http.post(f"/sessions/{copy}/messages", content=exported).json()["imported"] == 150
-    again = up.http.get(f"/sessions/{copy}/export").content
+    assert stack.http.post(f"/sessions/{copy}/messages", content=exported).json()["imported"] == 150
+    again = stack.http.get(f"/sessions/{copy}/export").content
     assert len(exported) > 3_000_000
     for content in (exported, again):
         prompts = [json.loads(line)["prompt"] for line in content.splitlines()]
         assert prompts == [f"question {n}" for n in range(150)]
 
 
-def test_answer_of_an_erased_session_is_404_at_once(up: Stack, session_id: str) -> None:
-    address = f"/chat/{up.chat('count to 5', session_id).end['request_id']}"
-    assert up.http.get(address).status_code == 200
-    assert up.http.delete(f"/sessions/{session_id}").status_code == 200
-    assert up.http.get(address).status_code == 404
+def test_answer_of_an_erased_session_is_404_at_once(stack: Stack, session_id: str) -> None:
+    address = f"/chat/{stack.chat('count to 5', session_id).end['request_id']}"
+    assert stack.http.get(address).status_code == 200
+    assert stack.http.delete(f"/sessions/{session_id}").status_code == 200
+    assert stack.http.get(address).status_code == 404
 
 
 def test_an_answer_whose_session_is_erased_meanwhile_ends_and_is_kept_nowhere(
-    up: Stack, mongodb_uri: str, session_id: str
+    stack: Stack, mongodb_uri: str, session_id: str
 ) -> None:
     erased = False
-    with up.open("count to 50", session_id) as events:
+    with stack.open("count to 50", session_id) as events:
         for event in events:
             if not erased and event.get("token"):
-                assert up.http.delete(f"/sessions/{session_id}").status_code == 200
+                assert stack.http.delete(f"/sessions/{session_id}").status_code == 200
                 erased = True
     assert event["done"] and event["stored"] == "none"
-    assert up.http.get(f"/chat/{event['request_id']}").status_code == 404
-    assert up.messages(session_id) == [] and session_id not in listed(up)
+    assert stack.http.get(f"/chat/{event['request_id']}").status_code == 404
+    assert stack.messages(session_id) == [] and session_id not in listed(stack)
     time.sleep(1)  # in which the archive would have got it
     assert archived(mongodb_uri, session_id) == 0

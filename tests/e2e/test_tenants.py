@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from services.inference.settings import InferenceSettings
-from tests.e2e.stack import Stack, stack
+from tests.e2e.stack import Stack, running_stack
 
 KEYS = {name: f"{name}-0123456789abcdef" for name in ("ann", "bob", "cec", "dan", "eve")}
 SYSTEM = InferenceSettings(nats_url="nats://unused").chat_system_prompt
@@ -20,44 +20,44 @@ SHORT = {"max_tokens": 2, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder: Path = tmp_path_factory.mktemp("tenants")
     keys = ",".join(f"{name}:{key}" for name, key in KEYS.items())
-    with stack(folder, EDGE_API_KEYS=keys) as up:
-        yield up
+    with running_stack(folder, EDGE_API_KEYS=keys) as stack:
+        yield stack
 
 
-def post(up: Stack, name: str, path: str, body: dict[str, Any]) -> str:
+def post(stack: Stack, name: str, path: str, body: dict[str, Any]) -> str:
     headers = {"X-API-Key": KEYS[name]}
-    response = up.http.post(path, json=body, headers=headers, timeout=30)
+    response = stack.http.post(path, json=body, headers=headers, timeout=30)
     assert response.status_code == 200, response.text
     return response.text
 
 
-def tokens(up: Stack, text: str) -> list[int]:
-    found: list[int] = json.loads(post(up, "ann", "/v1/tokenize", {"content": text}))["tokens"]
+def tokens(stack: Stack, text: str) -> list[int]:
+    found: list[int] = json.loads(post(stack, "ann", "/v1/tokenize", {"content": text}))["tokens"]
     return found
 
 
-def cached(up: Stack, name: str, path: str, body: dict[str, Any]) -> int:
+def cached(stack: Stack, name: str, path: str, body: dict[str, Any]) -> int:
     """Return the number of cached tokens of the prompt."""
-    answer = post(up, name, path, SHORT | body)
+    answer = post(stack, name, path, SHORT | body)
     if path == "/chat":
         events = [line[5:] for line in answer.splitlines() if line.startswith("data:")]
         return int(json.loads(events[-1])["usage"]["cached_tokens"])
     return int(json.loads(answer)["usage"]["prompt_tokens_details"]["cached_tokens"])
 
 
-def test_no_route_reuses_another_tenants_prompt_beyond_public_head(up: Stack) -> None:
-    head, model = len(tokens(up, HEAD)), {"model": "demo"}
+def test_no_route_reuses_another_tenants_prompt_beyond_public_head(stack: Stack) -> None:
+    head, model = len(tokens(stack, HEAD)), {"model": "demo"}
     routes: list[tuple[str, dict[str, Any]]] = [
         ("/chat", {"prompt": SAID, "session_id": "new"}),
         ("/v1/chat/completions", model | {"messages": ASKED}),
         ("/v1/completions", model | {"prompt": TEXT}),
-        ("/v1/completions", model | {"prompt": tokens(up, TEXT)}),
+        ("/v1/completions", model | {"prompt": tokens(stack, TEXT)}),
     ]
-    cached(up, "ann", "/chat", {"prompt": SAID, "session_id": "private"})
+    cached(stack, "ann", "/chat", {"prompt": SAID, "session_id": "private"})
     for name in ("bob", "cec", "dan", "eve"):
         path, body = routes.pop(0)
-        assert cached(up, name, path, body) == head
-        assert cached(up, "ann", path, body) > head, "ann finds her own"
+        assert cached(stack, name, path, body) == head
+        assert cached(stack, "ann", path, body) > head, "ann finds her own"

@@ -34,8 +34,8 @@ AT_ONCE = 20
 
 
 class Arena:
-    def __init__(self, up: Stack, mongo: Server, folder: Path, size: Size) -> None:
-        self.up = up
+    def __init__(self, stack: Stack, mongo: Server, folder: Path, size: Size) -> None:
+        self.stack = stack
         self.mongo = mongo
         self.size = size
         self._folder = folder
@@ -45,39 +45,39 @@ class Arena:
         return f"mongodb://127.0.0.1:{self.mongo.port}/"
 
     def load(self, name: str, lasting: float = 0) -> Load:
-        url = str(self.up.http.base_url)
+        url = str(self.stack.http.base_url)
         load = Load(url, name, self.size.sessions, self.size.turns, AT_ONCE, lasting)
-        self.up.chat("hello", load.doomed)
+        self.stack.chat("hello", load.doomed)
         return load
 
     def erase_doomed(self, load: Load) -> None:
         """After one more exchange, which may still wait to be archived."""
-        one(self.up, load.doomed)
-        asyncio.run(erase(self.up, load.doomed))
+        one(self.stack, load.doomed)
+        asyncio.run(erase(self.stack, load.doomed))
 
     def check(self, load: Load) -> None:
         """See `ledger.check`; all that were asked were answered, and what was erased is gone."""
         assert len(load.all) == self.size.sessions * self.size.turns
-        there = ledger.check(self.up, self.mongodb_uri, load.acknowledged)
-        ledger.check_erased(self.up, self.mongodb_uri, load.doomed)
+        there = ledger.check(self.stack, self.mongodb_uri, load.acknowledged)
+        ledger.check_erased(self.stack, self.mongodb_uri, load.doomed)
         acknowledged = sum(map(len, load.acknowledged.values()))
         print(f"{len(load.all)} asked, {acknowledged} acknowledged, {there} there")
 
     @contextmanager
     def second_history(self) -> Iterator[Process]:
-        second = Process("services.history", 0, self.up.history.environ, self._folder)
+        second = Process("services.history", 0, self.stack.history.environ, self._folder)
         second.start()
         try:
-            wait_for(lambda: self.up.histories() == 2, "the second history process")
+            wait_for(lambda: self.stack.histories() == 2, "the second history process")
             yield second
         finally:
             second.stop()
 
 
-async def erase(up: Stack, session: str) -> None:
+async def erase(stack: Stack, session: str) -> None:
     """As the edge does it; again until it is done."""
     subject = subjects.history("delete", subjects.OPEN_TENANT)
-    async with Bus.connect(f"nats://127.0.0.1:{up.nats.port}", "arena") as bus:
+    async with Bus.connect(f"nats://127.0.0.1:{stack.nats.port}", "arena") as bus:
         while True:
             with suppress(TimeoutError, NoResponders, ServiceError):
                 await bus.request(subject, DeleteRequest(session), Empty, timeout=7)
@@ -86,11 +86,11 @@ async def erase(up: Stack, session: str) -> None:
             await asyncio.sleep(0.1)
 
 
-def one(up: Stack, session: str, prompt: str = "hello") -> Told:
+def one(stack: Stack, session: str, prompt: str = "hello") -> Told:
     """One turn."""
 
     async def asked() -> Told:
-        async with httpx.AsyncClient(base_url=up.http.base_url, timeout=PATIENCE) as http:
+        async with httpx.AsyncClient(base_url=stack.http.base_url, timeout=PATIENCE) as http:
             return await ask(http, session, prompt)
 
     return asyncio.run(asked())

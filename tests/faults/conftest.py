@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.stack import stack
+from tests.e2e.stack import running_stack
 from tests.faults.arena import CAMPAIGN, SHORT, Arena, Size
 from tests.servers import mongod, running
 
@@ -17,5 +17,5 @@ def arena(tmp_path_factory: pytest.TempPathFactory, size: Size) -> Iterator[Aren
     """Shared: each test has sessions of its own, and leaves every part running."""
     folder = tmp_path_factory.mktemp("arena")
     mongo = mongod(folder)
-    with running(mongo), stack(folder, f"mongodb://127.0.0.1:{mongo.port}/") as up:
-        yield Arena(up, mongo, folder, size)
+    with running(mongo), running_stack(folder, f"mongodb://127.0.0.1:{mongo.port}/") as stack:
+        yield Arena(stack, mongo, folder, size)

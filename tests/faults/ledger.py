@@ -20,14 +20,14 @@ Ids = dict[str, list[str]]
 """Request ids, by session, in order."""
 
 
-def check(up: Stack, mongodb_uri: str, acknowledged: Ids) -> int:
+def check(stack: Stack, mongodb_uri: str, acknowledged: Ids) -> int:
     """
     Every exchange that was acknowledged is in the log, in its session's order; and context and
     MongoDB have what the log has, each exchange once. How many there are.
     """
-    wait_for_archive(up)
+    wait_for_archive(stack)
     sessions = list(acknowledged)
-    logged, shown = logged_and_shown(up, sessions)
+    logged, shown = logged_and_shown(stack, sessions)
     archived = in_mongodb(mongodb_uri, sessions)
     for session, expected in acknowledged.items():
         found = logged[session]
@@ -40,25 +40,25 @@ def check(up: Stack, mongodb_uri: str, acknowledged: Ids) -> int:
     return sum(map(len, logged.values()))
 
 
-def logged_and_shown(up: Stack, sessions: list[str]) -> tuple[Ids, Ids]:
+def logged_and_shown(stack: Stack, sessions: list[str]) -> tuple[Ids, Ids]:
     """What the log has, and the contexts."""
 
     async def read_both() -> tuple[Ids, Ids]:
-        async with Bus.connect(f"nats://127.0.0.1:{up.nats.port}", "ledger") as bus:
+        async with Bus.connect(f"nats://127.0.0.1:{stack.nats.port}", "ledger") as bus:
             shown = {session: await _in_context(bus, session) for session in sessions}
             return await _in_log(bus, sessions), shown
 
     return asyncio.run(read_both())
 
 
-def wait_for_archive(up: Stack) -> None:
-    wait_for(lambda: up.status()["database_connected"], "MongoDB")
-    wait_for(lambda: up.status()["history"]["unarchived"] == 0, "the archive", 60)
+def wait_for_archive(stack: Stack) -> None:
+    wait_for(lambda: stack.status()["database_connected"], "MongoDB")
+    wait_for(lambda: stack.status()["history"]["unarchived"] == 0, "the archive", 60)
 
 
-def check_erased(up: Stack, mongodb_uri: str, session: str) -> None:
-    wait_for_archive(up)
-    logged, shown = logged_and_shown(up, [session])
+def check_erased(stack: Stack, mongodb_uri: str, session: str) -> None:
+    wait_for_archive(stack)
+    logged, shown = logged_and_shown(stack, [session])
     there = logged[session], shown[session], in_mongodb(mongodb_uri, [session])[session]
     assert there == ([], [], []), f"{session}: log, context, MongoDB have {there}"
 

@@ -14,7 +14,7 @@ import msgspec
 from services.client import routing
 from services.contract.messages import WorkerReport
 from services.contract.subjects import OPEN_TENANT, session_key
-from tests.e2e.stack import GREEDY, Process, Stack, stack
+from tests.e2e.stack import GREEDY, Process, Stack, running_stack
 from tests.servers import NATS_CONFIG, Server, free_port, nats_server, wait_for
 
 AFTER = 25  # characters of an answer after which something happens
@@ -47,16 +47,16 @@ class Heard:
 class Pair:
     """Processes are told apart by the id under which their worker reports."""
 
-    def __init__(self, up: Stack, folder: Path) -> None:
-        self.up = up
-        first = up.status()["workers"][0]["worker_id"]
-        self.workers = {first: up.inference}
+    def __init__(self, stack: Stack, folder: Path) -> None:
+        self.stack = stack
+        first = stack.status()["workers"][0]["worker_id"]
+        self.workers = {first: stack.inference}
         self.added: list[Process] = []
         self._folder = folder
 
     def add_worker(self, **settings: str) -> Process:
-        module = self.up.inference.name
-        added = Process(module, 0, self.up.inference.environ | settings, self._folder)
+        module = self.stack.inference.name
+        added = Process(module, 0, self.stack.inference.environ | settings, self._folder)
         self.added.append(added)
         self.start(added)
         return added
@@ -72,7 +72,7 @@ class Pair:
 
     def session_of(self, worker: Process, name: str) -> str:
         """A session that this worker is asked for."""
-        reports = msgspec.convert(self.up.status()["workers"], list[WorkerReport])
+        reports = msgspec.convert(self.stack.status()["workers"], list[WorkerReport])
         for number in range(100):
             session = f"{name} {number}"
             order = routing.order(session_key(OPEN_TENANT, session), None, reports)
@@ -84,7 +84,7 @@ class Pair:
         """The worker that gives the one answer that there is."""
 
         def busy() -> list[str]:
-            return [w["worker_id"] for w in self.up.status()["workers"] if w["running"]]
+            return [w["worker_id"] for w in self.stack.status()["workers"] if w["running"]]
 
         wait_for(lambda: len(busy()) == 1, "the report of who answers")
         return self.workers[busy()[0]]
@@ -93,7 +93,7 @@ class Pair:
         """`disturb` is done in the middle of the answer."""
         disturbed = False
         body = GREEDY | {"prompt": "count to 50", "session_id": session} | more
-        with self.up.http.stream("POST", "/chat", json=body) as answer:
+        with self.stack.http.stream("POST", "/chat", json=body) as answer:
             assert answer.status_code == 200, answer.read()
             heard = Heard(answer.headers["content-location"])
             for event_id, event in events(answer):
@@ -105,7 +105,7 @@ class Pair:
         return heard
 
     def _ready(self) -> set[str]:
-        return {w["worker_id"] for w in self.up.status()["workers"] if w["state"] == "ready"}
+        return {w["worker_id"] for w in self.stack.status()["workers"] if w["state"] == "ready"}
 
 
 def events(answer: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -119,8 +119,8 @@ def events(answer: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextmanager
 def pair(folder: Path) -> Iterator[Pair]:
-    with stack(folder, slow=True, nats=impatient_nats(folder)) as up:
-        made = Pair(up, folder)
+    with running_stack(folder, slow=True, nats=impatient_nats(folder)) as stack:
+        made = Pair(stack, folder)
         try:
             made.add_worker()
             yield made
@@ -138,9 +138,9 @@ def impatient_nats(folder: Path) -> Server:
 
 
 @contextmanager
-def second_edge(up: Stack, folder: Path) -> Iterator[Process]:
+def second_edge(stack: Stack, folder: Path) -> Iterator[Process]:
     port = free_port()
-    environ = up.edge.environ | {"EDGE_PORT": str(port)}
+    environ = stack.edge.environ | {"EDGE_PORT": str(port)}
     edge = Process("services.edge", port, environ, folder)
     edge.start()
     try:

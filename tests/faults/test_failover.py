@@ -38,7 +38,7 @@ def undisturbed(two: Pair) -> Heard:
 
 def check_stored_once(two: Pair, session: str, heard: Heard) -> None:
     """With the text that its client saw."""
-    (message,) = two.up.messages(session)
+    (message,) = two.stack.messages(session)
     assert message["model_response"] == heard.text
     assert message["id"] == heard.end["request_id"]
 
@@ -80,8 +80,8 @@ def test_an_answer_goes_on_after_its_workers_freeze_and_the_frozen_one_does_no_h
         frozen[0].signal(signal.SIGCONT)
     assert heard.text == undisturbed.text
     assert heard.end["done"] and heard.longest_gap < 2 * LOST_AFTER
-    wait_for(lambda: len(two.up.status()["workers"]) == 2, "the frozen one's report")
-    wait_for(lambda: two.up.running() == 0, "its slot")
+    wait_for(lambda: len(two.stack.status()["workers"]) == 2, "the frozen one's report")
+    wait_for(lambda: two.stack.running() == 0, "its slot")
     time.sleep(0.5)  # in which it could store what it had
     check_stored_once(two, "frozen", heard)
 
@@ -104,7 +104,7 @@ def test_an_answer_survives_a_freeze_of_its_worker_that_nobody_noticed(
 def test_an_answer_goes_on_at_another_edge_after_its_own_was_killed(
     two: Pair, undisturbed: Heard, tmp_path: Path
 ) -> None:
-    with second_edge(two.up, tmp_path) as edge:
+    with second_edge(two.stack, tmp_path) as edge:
         heard = Heard()
         body = {"prompt": "count to 50", "session_id": "edge", "temperature": 0}
         url = f"http://127.0.0.1:{edge.port}"
@@ -116,7 +116,7 @@ def test_an_answer_goes_on_at_another_edge_after_its_own_was_killed(
                     if len(heard.text) >= AFTER:
                         edge.stop(signal.SIGKILL)
     last_id = {"Last-Event-ID": str(len(heard.text))}
-    with two.up.http.stream("GET", heard.address, headers=last_id) as answer:
+    with two.stack.http.stream("GET", heard.address, headers=last_id) as answer:
         for event_id, event in events(answer):
             heard.take(event_id, event)
     assert heard.text == undisturbed.text
@@ -130,19 +130,19 @@ def test_an_answer_goes_on_after_nats_was_away(
     """For longer than 3 s: then its worker has dropped it, and it is asked for again."""
 
     def restart(_: Heard) -> None:
-        two.up.nats.stop(signal.SIGKILL)
+        two.stack.nats.stop(signal.SIGKILL)
         time.sleep(seconds)
-        two.up.nats.start()
+        two.stack.nats.start()
 
     heard = two.ask(f"nats away for {seconds}", restart)
     assert heard.text == undisturbed.text and heard.end["stored"] == "log"
-    two.up.wait_until_ready()
+    two.stack.wait_until_ready()
     check_stored_once(two, f"nats away for {seconds}", heard)
 
 
 def test_a_chat_in_the_terminal_goes_on_by_itself(two: Pair) -> None:
     command = [sys.executable, "-m", "services.client", "--session", "terminal"]
-    environ = two.up.edge.environ
+    environ = two.stack.edge.environ
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True, env=environ) as chat:
         assert chat.stdin and chat.stdout
         chat.stdin.write("count to 50\n")
@@ -152,7 +152,7 @@ def test_a_chat_in_the_terminal_goes_on_by_itself(two: Pair) -> None:
         chat.stdin.close()
         told = chat.stdout.read()
     two.start(worker)
-    (message,) = two.up.messages("terminal")
+    (message,) = two.stack.messages("terminal")
     assert told.endswith(f"> {message['model_response']}\n> \n")
 
 
@@ -160,7 +160,7 @@ def test_an_answer_whose_only_reader_died_is_cancelled_after_its_grace(two: Pair
     """A native caller that asks for none gets 2 s."""
 
     async def ask_and_die() -> None:
-        client = await nats.connect(f"nats://127.0.0.1:{two.up.nats.port}")
+        client = await nats.connect(f"nats://127.0.0.1:{two.stack.nats.port}")
         inbox = client.new_inbox()
         events = await client.subscribe(inbox)
         body = {"prompt": "count to 50", "session_id": "gone", "temperature": 0}
@@ -171,9 +171,9 @@ def test_an_answer_whose_only_reader_died_is_cancelled_after_its_grace(two: Pair
 
     asyncio.run(ask_and_die())
     began = time.monotonic()
-    wait_for(lambda: bool(two.up.messages("gone")), "the exchange", seconds=6)
+    wait_for(lambda: bool(two.stack.messages("gone")), "the exchange", seconds=6)
     assert time.monotonic() - began > 1.5
-    (message,) = two.up.messages("gone")
+    (message,) = two.stack.messages("gone")
     assert message["finish_reason"] == "cancelled"
     assert 0 < len(message["model_response"]) < 150
 
@@ -183,11 +183,11 @@ def test_an_answer_survives_that_nats_cuts_off_a_consumer_that_is_too_slow(
     two: Pair, undisturbed: Heard, part: str
 ) -> None:
     def times_cut_off() -> int:
-        lines = two.up.nats.log.read_text().splitlines()
+        lines = two.stack.nats.log.read_text().splitlines()
         return sum("Slow Consumer" in line and f":{part}" in line for line in lines)
 
     def fall_behind(_: Heard) -> None:
-        slow, heard_by_it = two.up.edge, subjects.report("x")
+        slow, heard_by_it = two.stack.edge, subjects.report("x")
         if part == "inference":
             slow = two.answering()
             (worker_id,) = (key for key, worker in two.workers.items() if worker is slow)
@@ -205,7 +205,7 @@ def test_an_answer_survives_that_nats_cuts_off_a_consumer_that_is_too_slow(
 
 async def flood(two: Pair, subject: str) -> None:
     """More than the 64 MiB that nats-server keeps for one client."""
-    client = await nats.connect(f"nats://127.0.0.1:{two.up.nats.port}")
+    client = await nats.connect(f"nats://127.0.0.1:{two.stack.nats.port}")
     for _ in range(100):
         await client.publish(subject, bytes(1_000_000))
         await client.flush()
@@ -218,7 +218,7 @@ async def flood(two: Pair, subject: str) -> None:
 def test_an_answer_survives_its_workers_being_cut_off(
     two: Pair, undisturbed: Heard, seconds: float, within: float
 ) -> None:
-    with wire(two.up.nats.port) as line:
+    with wire(two.stack.nats.port) as line:
         third = two.add_worker(NATS_URL=f"nats://127.0.0.1:{line.port}")
         session = two.session_of(third, f"cut off for {seconds}")
 
@@ -231,7 +231,7 @@ def test_an_answer_survives_its_workers_being_cut_off(
         heard = two.ask(session, cut_off)
         assert heard.text == undisturbed.text and heard.end["stored"] == "log"
         assert (3 if seconds else 0) < heard.longest_gap < within
-        wait_for(lambda: two.up.running() == 0 and line.is_alive, "its slot")
+        wait_for(lambda: two.stack.running() == 0 and line.is_alive, "its slot")
         time.sleep(1.5)  # in which it could store what it had
         assert third.stop(signal.SIGTERM) == 0
     check_stored_once(two, session, heard)

@@ -15,9 +15,9 @@ from tests.servers import wait_for
 
 @contextmanager
 def dying_worker(arena: Arena, dies: str, folder: Path) -> Iterator[Process]:
-    environ = arena.up.inference.environ | {"DIES": dies}
+    environ = arena.stack.inference.environ | {"DIES": dies}
     dying = Process("tests.faults.dying_inference", 0, environ, folder)
-    before = len(arena.up.status()["workers"])
+    before = len(arena.stack.status()["workers"])
     dying.start()
     try:
         wait_for(lambda: len(ready(arena)) > before, "the dying worker")
@@ -27,7 +27,7 @@ def dying_worker(arena: Arena, dies: str, folder: Path) -> Iterator[Process]:
 
 
 def ready(arena: Arena) -> list[object]:
-    return [w for w in arena.up.status()["workers"] if w["state"] == "ready"]
+    return [w for w in arena.stack.status()["workers"] if w["state"] == "ready"]
 
 
 @pytest.mark.parametrize("dies", ["before", "after"])
@@ -38,10 +38,10 @@ def test_another_worker_ends_the_answer_which_is_stored_once(
     with dying_worker(arena, dies, tmp_path) as dying:
         while not dying.has_died:
             session = f"last token {dies} {len(told)}"
-            told[session] = one(arena.up, session)
+            told[session] = one(arena.stack, session)
     assert all(each.is_acknowledged for each in told.values()), told
     acknowledged = {session: [each.request_id] for session, each in told.items()}
-    assert ledger.check(arena.up, arena.mongodb_uri, acknowledged) == len(told)
+    assert ledger.check(arena.stack, arena.mongodb_uri, acknowledged) == len(told)
 
 
 @pytest.mark.campaign
@@ -50,13 +50,13 @@ def test_where_there_is_no_other_worker_the_client_is_told_that_it_is_lost(
     arena: Arena, tmp_path: Path, dies: str, stored: int
 ) -> None:
     session = f"alone {dies}"
-    arena.up.inference.stop()
-    wait_for(lambda: not arena.up.status()["workers"], "the end of the other worker's reports")
+    arena.stack.inference.stop()
+    wait_for(lambda: not arena.stack.status()["workers"], "the end of the other worker's reports")
     try:
         with dying_worker(arena, dies, tmp_path):
-            told = one(arena.up, session)
+            told = one(arena.stack, session)
     finally:
-        arena.up.inference.start()
-        arena.up.wait_until_ready()
+        arena.stack.inference.start()
+        arena.stack.wait_until_ready()
     assert told.end["code"] == "worker_lost" and not told.is_acknowledged
-    assert ledger.check(arena.up, arena.mongodb_uri, {session: []}) == stored
+    assert ledger.check(arena.stack, arena.mongodb_uri, {session: []}) == stored

@@ -57,7 +57,7 @@ def call(client: openai.OpenAI, in_the_middle: Callable[[], object]) -> str:
 
 def test_a_call_goes_on_in_the_middle_of_its_arguments(tmp_path: Path) -> None:
     with pair(tmp_path) as two:
-        base = f"{two.up.http.base_url}/v1"
+        base = f"{two.stack.http.base_url}/v1"
         with openai.OpenAI(base_url=base, api_key="any", max_retries=0) as client:
             undisturbed = call(client, lambda: None)
             disturbed = call(client, lambda: two.answering().stop(signal.SIGKILL))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.e2e.stack import stack
+from tests.e2e.stack import running_stack
 from tests.faults import ledger
 from tests.faults.arena import Arena, Size, one
 from tests.faults.load import Load, Told, ask
@@ -24,9 +24,9 @@ def test_the_only_history_process_is_killed_and_comes_back(arena: Arena) -> None
     load = arena.load("one history")
     with load.running():
         load.wait_for(0.2)
-        arena.up.history.stop(signal.SIGKILL)
+        arena.stack.history.stop(signal.SIGKILL)
         time.sleep(0.5)
-        arena.up.history.start()
+        arena.stack.history.start()
         arena.erase_doomed(load)
     assert failures(load) == []
     arena.check(load)
@@ -59,7 +59,7 @@ def test_one_of_two_history_processes_is_frozen(arena: Arena) -> None:
 def test_a_frozen_history_process_costs_one_retry(arena: Arena) -> None:
     with arena.second_history() as second:
         second.signal(signal.SIGSTOP)
-        answers = [one(arena.up, f"retry {n}") for n in range(16)]
+        answers = [one(arena.stack, f"retry {n}") for n in range(16)]
         second.signal(signal.SIGCONT)
     assert all(told.is_acknowledged for told in answers)
     slow = [told.seconds for told in answers if told.seconds >= RETRY]
@@ -70,18 +70,18 @@ def test_the_nats_server_is_killed_and_comes_back_on_its_store(arena: Arena) -> 
     load = arena.load("nats")
     with load.running():
         load.wait_for(0.2)
-        arena.up.nats.stop(signal.SIGKILL)
+        arena.stack.nats.stop(signal.SIGKILL)
         time.sleep(0.5)
-        arena.up.nats.start()
+        arena.stack.nats.start()
         arena.erase_doomed(load)
-    arena.up.wait_until_ready()
+    arena.stack.wait_until_ready()
     arena.check(load)
 
 
 def test_mongodb_comes_after_all_the_others(tmp_path: Path, size: Size) -> None:
     mongo = mongod(tmp_path)
-    with stack(tmp_path, f"mongodb://127.0.0.1:{mongo.port}/") as up:
-        arena = Arena(up, mongo, tmp_path, size)
+    with running_stack(tmp_path, f"mongodb://127.0.0.1:{mongo.port}/") as stack:
+        arena = Arena(stack, mongo, tmp_path, size)
         load = arena.load("no mongod yet")
         with load.running():
             load.wait_for(0.5)
@@ -95,11 +95,11 @@ def test_two_turns_of_a_session_that_end_at_the_same_moment_are_both_kept(arena:
     pairs = asyncio.run(pairs_of_turns(arena, "pairs", 100))
     told = [told for pair in pairs for told in pair]
     assert all(each.is_acknowledged for each in told)
-    assert ledger.check(arena.up, arena.mongodb_uri, {"pairs": []}) == len(told)
+    assert ledger.check(arena.stack, arena.mongodb_uri, {"pairs": []}) == len(told)
 
 
 async def pairs_of_turns(arena: Arena, session: str, count: int) -> list[tuple[Told, Told]]:
-    async with httpx.AsyncClient(base_url=arena.up.http.base_url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=arena.stack.http.base_url, timeout=30) as http:
         return [
             await asyncio.gather(ask(http, session, "hello"), ask(http, session, "goodbye"))
             for _ in range(count)

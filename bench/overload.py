@@ -14,7 +14,7 @@ from bench.bars import Bar, Spread
 from bench.pairs import Plan, tell
 from bench.report import Row, Section
 from bench.words import words
-from services.client.workers import WorkerDirectory
+from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError

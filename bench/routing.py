@@ -17,8 +17,8 @@ from bench.bars import Bar
 from bench.pairs import Plan, interleave
 from bench.report import Section, compared
 from bench.words import words
-from services.client.chat import ChatClient
-from services.client.workers import WorkerDirectory
+from services.client.chat_client import ChatClient
+from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.messages import ChatRequest, Failed, Token
 from services.runtime.bus import Bus
@@ -37,10 +37,10 @@ of turns {FIRST} to {TURNS}."""
 
 
 class Anywhere(WorkerDirectory):
-    """As if no session had a worker."""
+    """Rank the workers at random, without session affinity."""
 
-    def order(self, key: str, model: str | None, digest: str | None = None) -> list[str]:
-        found = super().order(key, model, digest)
+    def rank(self, key: str, model: str | None, digest: str | None = None) -> list[str]:
+        found = super().rank(key, model, digest)
         return random.sample(found, len(found))
 
 

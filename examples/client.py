@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the folder that contains `services`
 
-from services.client.chat import ChatClient
+from services.client.chat_client import ChatClient
 from services.contract.messages import ChatRequest, Done, Failed, Token
 from services.runtime.bus import Bus
 from services.runtime.settings import ServiceSettings, load

@@ -17,8 +17,8 @@ from uuid import uuid4
 
 import uvloop
 
-from services.client.chat import ChatClient, new_request_id
-from services.client.workers import WorkerDirectory
+from services.client.chat_client import ChatClient, new_request_id
+from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.messages import ChatRequest, Done, Failed, StreamEvent, Token
 from services.runtime.bus import Bus
@@ -103,7 +103,7 @@ async def _with_reason(bus: Bus, failed: Failed) -> Failed:
     """Replace `no_worker` by the reason that the workers report."""
     if failed.code != "no_worker":
         return failed
-    reason = (await _heard(bus)).refusal(failed)
+    reason = (await _heard(bus)).to_error(failed)
     return Failed(reason.code, reason.message)
 
 
@@ -111,7 +111,7 @@ async def _greeting(url: str) -> str:
     """Return a sentence that names the model, or says why there is none. Raises ConnectionError."""
     async with _connect(url) as bus:
         workers = await _heard(bus)
-    return f"Model {workers.model.name}." if workers.model else workers.absence().message
+    return f"Model {workers.model.name}." if workers.model else workers.unavailable_error().message
 
 
 async def _heard(bus: Bus) -> WorkerDirectory:

@@ -1,53 +1,84 @@
-"""Which worker a request goes to. Pure: reports in, an order of worker ids out."""
+"""
+Choose the worker for a request from the workers' reports, and offer the request to workers in turn.
+"""
 
 import hashlib
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
-from services.contract.messages import ModelInfo, WorkerReport
+from msgspec.structs import replace
 
-MOST_AHEAD = 2  # requests in flight that a session's worker may have more than the least loaded
+from services.contract import subjects
+from services.contract.codec import decode
+from services.contract.errors import ErrorCode, ServiceError
+from services.contract.messages import (
+    Cancel,
+    ChatRequest,
+    Failed,
+    ModelInfo,
+    RequestAdmitted,
+    WorkerReport,
+)
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery, NoResponders
+
+MAX_LOAD_DIFFERENCE = 2
+"""In-flight requests that a session's worker may have more than the least loaded worker."""
+MAX_REPORT_AGE_SECONDS = 3.0
+"""Workers report once a second; one that has not reported for longer is gone."""
+RETRY_AFTER_SECONDS = 2.0
+RETRIABLE_ELSEWHERE: tuple[ErrorCode, ...] = ("overloaded", "shutting_down")
+"""Errors of one worker that another worker may not return."""
 
 
-def order(
+# --- ranking: pure --------------------------------------------------------------------------------
+
+
+def rank_workers(
     key: str, model: str | None, reports: Iterable[WorkerReport], digest: str | None = None
 ) -> list[str]:
     """
-    Who is to answer a session's request, then who is asked next if it refuses. With `digest`, only
-    workers of this very model.
+    Return the ids of the workers that can serve `model`, best first. With `digest`: only workers
+    that have loaded exactly this model.
 
-    A session's worker is named by rendezvous hashing, so that its prompts find what was computed
-    for them, and only the sessions of a worker that leaves move. It comes after others while it has
-    no free slot and another has, or too many requests more than another.
+    Rendezvous hashing of `key` (the session) and the worker ids gives each session one worker, so
+    that its prompts find their cached prefix there, and moves only the sessions of a worker that
+    shuts down. A worker ranks lower while it has no free slot and another one has, or while it has
+    over MAX_LOAD_DIFFERENCE more requests in flight than the least loaded one; full ones rank last.
     """
-    able = having(model, reports, digest)
+    able = workers_of_model(model, reports, digest)
     least = min(map(in_flight, able), default=0)
     is_any_free = any(in_flight(report) < report.slots for report in able)
 
-    def misfit(report: WorkerReport) -> tuple[bool, bool]:
-        waits = is_any_free and in_flight(report) >= report.slots
-        is_full = in_flight(report) >= report.slots + report.queue
-        return is_full, waits or in_flight(report) > least + MOST_AHEAD
+    def penalty(report: WorkerReport) -> tuple[bool, bool]:
+        load = in_flight(report)
+        must_wait = is_any_free and load >= report.slots
+        is_full = load >= report.slots + report.queue
+        return is_full, must_wait or load > least + MAX_LOAD_DIFFERENCE
 
     by_weight = sorted(able, key=lambda report: _weight(key, report.worker_id), reverse=True)
-    return [report.worker_id for report in sorted(by_weight, key=misfit)]
+    return [report.worker_id for report in sorted(by_weight, key=penalty)]
 
 
-def having(
-    model: str | None, reports: Iterable[WorkerReport], digest: str | None
+def workers_of_model(
+    model: str | None, reports: Iterable[WorkerReport], digest: str | None = None
 ) -> Sequence[WorkerReport]:
     """
-    The ready workers of one model: the named one, or, with None, that of most workers. Where a name
-    stands for several files, as while models are being changed, it is the file of most of them.
+    Return the ready workers of one model: the named one or, with None, the most common one. While a
+    model is being replaced, its name stands for several files: the most common file wins.
     """
-    able = [r for r in reports if r.state == "ready" and (model is None or model in names(r.model))]
+    able = [
+        r for r in reports if r.state == "ready" and (model is None or model in names_of(r.model))
+    ]
     digests = Counter(_digest(report) for report in able)
     chosen = digest or max(digests, key=lambda each: (digests[each], each), default="")
     return [report for report in able if _digest(report) == chosen]
 
 
-def names(model: ModelInfo | None) -> tuple[str, ...]:
-    """What a request may call it: the model as it is, and with each of its adapters."""
+def names_of(model: ModelInfo | None) -> tuple[str, ...]:
+    """Return the names by which requests select the model: plain, and with each adapter."""
     if model is None:
         return ()
     return (model.name, *(f"{model.name}:{adapter}" for adapter in model.adapters))
@@ -63,3 +94,159 @@ def _digest(report: WorkerReport) -> str:
 
 def _weight(key: str, worker_id: str) -> bytes:
     return hashlib.blake2b(f"{worker_id} {key}".encode(), digest_size=8).digest()
+
+
+# --- the workers on the bus -----------------------------------------------------------------------
+
+
+class WorkerDirectory:
+    """The live workers, by the report that each of them sends once a second."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._reports: dict[str, tuple[float, WorkerReport]] = {}  # with the time of receipt
+        self._offered: Counter[str] = Counter()
+
+    def on_report(self, delivery: Delivery) -> None:
+        report = decode(delivery.data, WorkerReport)
+        self._remove_silent()
+        self._reports[report.worker_id] = (self._clock(), report)
+
+    def remove(self, worker_id: str) -> None:
+        self._reports.pop(worker_id, None)
+
+    @contextmanager
+    def offering(self, worker_id: str) -> Iterator[None]:
+        """Count a request as in flight at the worker before it is in the worker's report."""
+        self._offered[worker_id] += 1
+        try:
+            yield
+        finally:
+            self._offered[worker_id] -= 1
+            if not self._offered[worker_id]:
+                del self._offered[worker_id]
+
+    def on_admitted(self, worker_id: str, admitted: RequestAdmitted) -> None:
+        """Update the worker's load, which the acknowledgement knows better than its report."""
+        if worker_id in self._reports:
+            received_at, report = self._reports[worker_id]
+            report = replace(report, running=admitted.running, waiting=admitted.waiting)
+            self._reports[worker_id] = (received_at, report)
+
+    def rank(self, key: str, model: str | None, digest: str | None = None) -> list[str]:
+        """Return worker ids, best first (see rank_workers)."""
+        reports = (
+            replace(report, waiting=report.waiting + self._offered[report.worker_id])
+            for report in self.reports()
+        )
+        return rank_workers(key, model, reports, digest)
+
+    def model_names(self) -> list[str]:
+        """Return the names of all models and adapters that a request can select."""
+        ready = (r.model for r in self.reports() if r.state == "ready")
+        return sorted({name for model in ready for name in names_of(model)})
+
+    def reports(self) -> list[WorkerReport]:
+        self._remove_silent()
+        return [report for _, report in self._reports.values()]
+
+    def find_model(self, name: str | None) -> ModelInfo | None:
+        """Return the model that serves requests for `name`."""
+        return next((r.model for r in workers_of_model(name, self.reports())), None)
+
+    @property
+    def model(self) -> ModelInfo | None:
+        """The model of a ready worker."""
+        return next((r.model for r in self.reports() if r.state == "ready"), None)
+
+    @property
+    def ready(self) -> bool:
+        return any(report.state == "ready" for report in self.reports())
+
+    def unavailable_error(self) -> ServiceError:
+        """Return the reason why no worker takes requests, as far as the reports tell."""
+        reports = self.reports()
+        if loading := [r.progress for r in reports if r.state == "loading"]:
+            share = max(loading)
+            how = "loaded and warming up" if share >= 1 else f"being loaded ({share:.0%} so far)"
+            return ServiceError("model_loading", f"The model is {how}.", RETRY_AFTER_SECONDS)
+        if failed := [r.error for r in reports if r.state == "failed"]:
+            return ServiceError("model_unavailable", failed[0] or "The model can't be used.")
+        return ServiceError(
+            "no_worker",
+            "No inference worker answers: it may still be starting, or have failed. See the output"
+            " of `just up` or its log; GET /status lists the workers.",
+            RETRY_AFTER_SECONDS,
+        )
+
+    def to_error(self, failed: Failed) -> ServiceError:
+        """Convert a Failed event; `no_worker` becomes the reason that the reports tell."""
+        if failed.code == "no_worker":
+            return self.unavailable_error()
+        return ServiceError(failed.code, failed.message, failed.retry_after)
+
+    def _remove_silent(self) -> None:
+        oldest = self._clock() - MAX_REPORT_AGE_SECONDS
+        self._reports = {k: v for k, v in self._reports.items() if v[0] > oldest}
+
+
+# --- offering a request ---------------------------------------------------------------------------
+
+
+class WorkerUnresponsive(Exception):
+    """The worker is gone, or did not reply to an offer in time."""
+
+
+async def offer(
+    bus: Bus,
+    workers: WorkerDirectory,
+    worker_id: str,
+    tenant: str,
+    request: ChatRequest,
+    reply: str,
+    timeout: float,
+) -> None:
+    """
+    Ask one worker to admit the request and send its events to `reply`. Raises the worker's
+    ServiceError if it rejects the request, or WorkerUnresponsive after `timeout` seconds; a worker
+    that resumes later then drops the request.
+    """
+    assert request.request_id is not None
+    subject = subjects.worker_request(worker_id, tenant)
+    with workers.offering(worker_id):
+        try:
+            admitted = await bus.request(
+                subject, request, RequestAdmitted, timeout, {subjects.REPLY_HEADER: reply}
+            )
+        except NoResponders as error:
+            workers.remove(worker_id)
+            raise WorkerUnresponsive from error
+        except TimeoutError as error:
+            cancel = subjects.cancel(tenant, request.request_id)
+            await bus.publish(cancel, Cancel(worker_id, reply))
+            raise WorkerUnresponsive from error
+    workers.on_admitted(worker_id, admitted)
+
+
+async def offer_in_turn(
+    ranked: Iterable[str], offer_to: Callable[[str], Awaitable[None]]
+) -> str | None:
+    """
+    Return the id of the first worker that admits the request, or None if none responds. Raises
+    ServiceError: an error that every worker would return, or, if all workers rejected the request,
+    the rejection with the shortest wait.
+    """
+    rejections = []
+    for worker_id in ranked:
+        try:
+            await offer_to(worker_id)
+            return worker_id
+        except WorkerUnresponsive:
+            continue
+        except ServiceError as error:
+            if error.code not in RETRIABLE_ELSEWHERE:
+                raise
+            rejections.append(error)
+    if rejections:
+        raise min(rejections, key=lambda error: error.retry_after or 0)
+    return None

@@ -26,26 +26,26 @@ _JSON = json.JSONDecoder()
 _SIGNS = re.compile(r'["\\{}]')
 
 
-class TextPart(NamedTuple):
+class TextDelta(NamedTuple):
     text: str
 
 
-class CallStart(NamedTuple):
+class ToolCallStart(NamedTuple):
     """A call begins; its arguments follow."""
 
     name: str
 
 
-class ArgumentsPart(NamedTuple):
+class ArgumentsDelta(NamedTuple):
     """More of the arguments of the call that began last, as JSON."""
 
     text: str
 
 
-Part = TextPart | CallStart | ArgumentsPart
+AnswerPart = TextDelta | ToolCallStart | ArgumentsDelta
 
 
-class CallReader:
+class ToolCallParser:
     """
     `names` are those of the functions: JSON that names another is no call. What looks like a call
     and turns out to be none is text.
@@ -62,7 +62,7 @@ class CallReader:
         self._is_start = True  # nothing was said yet
         self._is_fenced = False  # the call within `_opening`
         self._braces = _Braces()
-        self._parts: list[Part] = []
+        self._parts: list[AnswerPart] = []
         self._step: Callable[[], bool] = self._read_text
 
     @property
@@ -70,26 +70,26 @@ class CallReader:
         """At the answer's end: the last call was cut off."""
         return self._step == self._read_arguments
 
-    def push(self, text: str) -> list[Part]:
+    def push(self, text: str) -> list[AnswerPart]:
         self._text += text
         while self._step():
             pass
         parts, self._parts = self._parts, []
         return parts
 
-    def flush(self) -> list[Part]:
+    def flush(self) -> list[AnswerPart]:
         """What is left at the answer's end."""
         while self._step == self._read_call and self._read_whole():
             while self._step():
                 pass
         if self._step == self._read_fence:
-            self._parts += _calls_in_fences(self._text, self._names) or [TextPart(self._text)]
+            self._parts += _calls_in_fences(self._text, self._names) or [TextDelta(self._text)]
         elif self._step == self._read_call:
-            self._parts.append(TextPart(self._before + self._text))
+            self._parts.append(TextDelta(self._before + self._text))
         elif self._step == self._read_text and (self._text.strip() or not self._has_called):
-            self._parts.append(TextPart(self._text))
+            self._parts.append(TextDelta(self._text))
         parts, self._parts = self._parts, []
-        return [part for part in parts if part != TextPart("")]
+        return [part for part in parts if part != TextDelta("")]
 
     def _read_text(self) -> bool:
         found = [(at, sign) for sign in OPENINGS if (at := self._text.find(sign)) >= 0]
@@ -138,7 +138,7 @@ class CallReader:
             return self._skip_fence()
         start = _START.match(self._text)
         if start and self._text[start.end() :].startswith("{") and self._may_be(start[1]):
-            self._parts.append(CallStart(start[1]))
+            self._parts.append(ToolCallStart(start[1]))
             self._has_called = True
             self._text = self._text[start.end() :]
             self._braces = _Braces()
@@ -180,7 +180,7 @@ class CallReader:
         end = self._braces.push(self._text)
         said, self._text = self._text[:end], self._text[end:] if end is not None else ""
         if said:
-            self._parts.append(ArgumentsPart(said))
+            self._parts.append(ArgumentsDelta(said))
         if end is None:
             return False
         self._step = self._read_end
@@ -221,7 +221,7 @@ class CallReader:
         if not is_call or not (self._opening or call.keys() <= _CALL_KEYS):
             return False
         arguments = next((call[key] for key in KEYS if key in call), None)
-        self._parts += [CallStart(name), ArgumentsPart(_written(arguments))]
+        self._parts += [ToolCallStart(name), ArgumentsDelta(_written(arguments))]
         self._has_called = True
         self._text = text[end:]
         self._step = self._read_end
@@ -230,7 +230,7 @@ class CallReader:
     def _say(self, text: str) -> None:
         if text:
             self._is_start = self._is_start and not text.strip()
-            self._parts.append(TextPart(text))
+            self._parts.append(TextDelta(text))
 
 
 class _Braces:
@@ -267,14 +267,14 @@ def _written(arguments: Any) -> str:
     return json.dumps(arguments or {}, ensure_ascii=False)
 
 
-def _calls_in_fences(text: str, names: Collection[str]) -> list[Part]:
+def _calls_in_fences(text: str, names: Collection[str]) -> list[AnswerPart]:
     """Return the parts of fences that contain complete calls only, else an empty list."""
     fence = _FENCE.match(text)
     if fence is None:
         return []
-    reader = CallReader(names, is_fenced=True)
+    reader = ToolCallParser(names, is_fenced=True)
     parts = [*reader.push(text[fence.end() :]), *reader.flush()]
-    is_whole = not reader.is_within_call and not any(isinstance(part, TextPart) for part in parts)
+    is_whole = not reader.is_within_call and not any(isinstance(part, TextDelta) for part in parts)
     return parts if is_whole else []
 
 

@@ -1,76 +1,75 @@
-"""What of an answer has been read, whichever workers said it. Pure: events in, news out."""
+"""The part of an answer that was received, from whichever workers. Pure: events in, news out."""
 
-import msgspec
+from msgspec.structs import replace
 
-from services.contract.messages import (
-    Accepted,
-    Done,
-    Resume,
-    Started,
-    StreamEvent,
-    Token,
-)
+from services.contract.messages import Accepted, Done, Resume, Started, StreamEvent, Token
 
 
 class Gap(Exception):
-    """A part of the answer is missing before this event."""
+    """Events are missing before this one."""
 
 
 class Mismatch(Exception):
-    """The event says otherwise what was read already, so the two can't be one answer."""
+    """The event contradicts the text so far: it belongs to another answer."""
 
 
-def after(event: StreamEvent, told: int) -> StreamEvent | None:
-    """What of the event comes after so many characters of the answer; None: nothing."""
-    if not isinstance(event, Token) or event.offset >= told:
+class NotResumable(Exception):
+    """The worker sent no resume state."""
+
+
+def after_offset(event: StreamEvent, offset: int) -> StreamEvent | None:
+    """Return what of the event follows the answer's first `offset` characters, None if nothing."""
+    if not isinstance(event, Token) or event.offset >= offset:
         return event
-    text = event.text[told - event.offset :]
-    return msgspec.structs.replace(event, offset=told, text=text) if text else None
+    text = event.text[offset - event.offset :]
+    return replace(event, offset=offset, text=text) if text else None
 
 
 class Transcript:
-    """It grows by whole events: so its text and the ids of its tokens always go together."""
+    """
+    The text so far with the tokens that it consists of. It grows by whole events, so that text and
+    token ids always match.
+    """
 
     def __init__(self) -> None:
         self.text = ""
         self._tokens: list[Token] = []
-        self._accepted = False
+        self._is_accepted = False
         self._started: Started | None = None
 
     @property
     def length(self) -> int:
+        """In characters."""
         return len(self.text)
 
-    def take(self, event: StreamEvent) -> StreamEvent | None:
-        """What of the event is new; None: nothing. Raises Gap or Mismatch."""
+    def add(self, event: StreamEvent) -> StreamEvent | None:
+        """Return what of the event is new, None if nothing. Raises Gap or Mismatch."""
         match event:
             case Accepted():
-                is_first, self._accepted = not self._accepted, True
-                return event if is_first else None
+                is_new, self._is_accepted = not self._is_accepted, True
+                return event if is_new else None
             case Started():
-                is_first = self._started is None
-                self._started = self._started or event
-                return event if is_first else None
+                is_new, self._started = self._started is None, self._started or event
+                return event if is_new else None
             case Token():
-                return self._read(event)
+                return self._add_token(event)
             case Done(length=int(length)) if length > self.length:
                 raise Gap
         return event
 
     def resume(self) -> Resume | None:
         """
-        What another worker needs to go on; None if nothing was said yet, so that it can simply be
-        asked. Raises Mismatch if it can't go on.
+        Return what another worker needs to resume the answer, or None before its first text: then
+        it can start anew. Raises NotResumable.
         """
-        origin = self._started.resume_state if self._started else None
         if not self.text:
             return None
-        if origin is None:
-            raise Mismatch
+        if self._started is None or self._started.resume_state is None:
+            raise NotResumable
         ids = tuple(token_id for token in self._tokens for token_id in token.token_ids)
-        return Resume(origin, ids, self.text)
+        return Resume(self._started.resume_state, ids, self.text)
 
-    def _read(self, token: Token) -> Token | None:
+    def _add_token(self, token: Token) -> Token | None:
         if token.offset > self.length:
             raise Gap
         known, new = self.text[token.offset :], token.text[self.length - token.offset :]
@@ -78,13 +77,16 @@ class Transcript:
             raise Mismatch
         if not new:
             return None
-        at = self.length
-        self._keep(token)
+        offset = self.length
+        self._replace_tail(token)
         self.text += new
-        return msgspec.structs.replace(token, offset=at, text=new) if known else token
+        return replace(token, offset=offset, text=new) if known else token
 
-    def _keep(self, token: Token) -> None:
-        """In the place of those that say the same: where tokens end only their events tell."""
+    def _replace_tail(self, token: Token) -> None:
+        """
+        Append the token event, in place of the events that it repeats. Raises Mismatch if it begins
+        within an earlier event, as only the events tell which ids belong to which text.
+        """
         while self._tokens and self._tokens[-1].offset >= token.offset:
             self._tokens.pop()
         end = self._tokens[-1].offset + len(self._tokens[-1].text) if self._tokens else 0

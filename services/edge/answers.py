@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Literal, NamedTuple
 
-from services.client.chat import ChatClient, new_request_id
-from services.client.transcript import after
+from services.client.chat_client import ChatClient, new_request_id
+from services.client.transcript import after_offset
 from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.history import Exchange, ExchangeRequest
@@ -52,7 +52,7 @@ class StoredAnswers:
             yield Failed(error.code, error.message, error.retry_after)
             return
         for event in _told(exchange):
-            if untold := after(event, at):
+            if untold := after_offset(event, at):
                 yield untold
 
     async def once(self, claims: IdempotencyKeys, key: str, prompt: PromptRequest) -> Claimed:
@@ -97,7 +97,7 @@ class StoredAnswers:
         Return the state of an answer; a running one counts as whole. The log may have it although
         the claim expired or was lost. Raises ServiceError(conflict).
         """
-        if held.is_claimed and (replay := await self._client.holder(held.request_id)):
+        if held.is_claimed and (replay := await self._client.find_replay(held.request_id)):
             failed = any(isinstance(event, Failed) for event in replay.events)
             return "failed" if failed else "whole"
         exchange = await self._logged(claims, held.request_id)

@@ -12,7 +12,7 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 
-from services.client.workers import WorkerDirectory
+from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.edge import chat, errors, pages, routes, schema, sessions

@@ -11,7 +11,7 @@ from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
 from msgspec import Raw
 
-from services.client.chat import ChatClient, new_request_id
+from services.client.chat_client import ChatClient, new_request_id
 from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
@@ -74,7 +74,7 @@ async def chat(
         events = client.stream(ChatRequest(**fields, request_id=request_id, grace_s=GRACE))
     else:
         events = answers.again(request_id, at)
-    return EventStream(events, request_id, workers.refusal)
+    return EventStream(events, request_id, workers.to_error)
 
 
 @get("/chat/{request_id:str}")
@@ -95,7 +95,7 @@ async def resume(
         return _no_content()
     log.info("resuming %s from %d", request_id, at)
     events = StoredAnswers(bus, tenant, ChatClient(bus, tenant, workers)).again(request_id, at)
-    return EventStream(events, request_id, workers.refusal)
+    return EventStream(events, request_id, workers.to_error)
 
 
 @delete("/chat/{request_id:str}", status_code=202)

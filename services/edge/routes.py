@@ -10,8 +10,8 @@ from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from msgspec import Struct
 
-from services.client.chat import new_request_id
-from services.client.workers import WorkerDirectory
+from services.client.chat_client import new_request_id
+from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
@@ -103,7 +103,7 @@ async def readyz(bus: TheBus, workers: TheWorkers, leaving: Leaving) -> Health:
         raise ServiceError("shutting_down", "This edge is leaving: ask another.", RETRY_AFTER)
     check_bus(bus)
     if not workers.ready:
-        raise workers.absence()
+        raise workers.unavailable_error()
     await _check_log(bus)
     return Health("ready")
 

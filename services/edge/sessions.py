@@ -11,7 +11,7 @@ from litestar.response import Stream
 from msgspec import Struct
 from msgspec.structs import replace
 
-from services.client.chat import new_request_id
+from services.client.chat_client import new_request_id
 from services.contract import imports, prompts, subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError

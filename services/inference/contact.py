@@ -3,7 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable
 
-LIMIT = 3.0  # seconds; a reader gives its worker up after more than that (client/reader.py)
+LIMIT = 3.0  # seconds; a reader gives its worker up after more than that (client/failover.py)
 INTERVAL = 0.25  # seconds
 
 

@@ -5,8 +5,7 @@ from uuid import uuid4
 
 import msgspec
 
-from services.client.offers import first_to_take, offer
-from services.client.workers import WorkerDirectory
+from services.client.routing import WorkerDirectory, offer, offer_in_turn
 from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
@@ -74,8 +73,8 @@ class Reception:
     def _order(self, tenant: str, request: ChatRequest) -> list[str]:
         """Raises ServiceError(model_not_found). This worker alone, if no report says otherwise."""
         key = prompts.routing_key(tenant, request)
-        order = self._workers.order(key, request.model)
-        if not order and request.model and (names := self._workers.names()):
+        order = self._workers.rank(key, request.model)
+        if not order and request.model and (names := self._workers.model_names()):
             raise ServiceError(
                 "model_not_found",
                 f"There is no model {request.model!r}; there is {', '.join(names)}.",
@@ -94,7 +93,7 @@ class Reception:
             )
 
         try:
-            if await first_to_take(order, offering) is None:
+            if await offer_in_turn(order, offering) is None:
                 self._admit(tenant, request, reply)
         except ServiceError as error:
             await self._refuse(reply, error)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from services.client.workers import WorkerDirectory
+from services.client.routing import WorkerDirectory
 from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from typing import Literal
 from uuid import uuid4
 
-from services.client.workers import WorkerDirectory
+from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.messages import ModelInfo, WorkerReport
 from services.inference import models

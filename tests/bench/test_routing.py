@@ -9,4 +9,4 @@ def test_without_routing_a_session_goes_to_any_worker() -> None:
     workers = Anywhere()
     for worker_id in "abc":
         workers.on_report(Delivery(subjects.report(worker_id), encode(report(worker_id)), ""))
-    assert {workers.order("_.s", None)[0] for _ in range(100)} == set("abc")
+    assert {workers.rank("_.s", None)[0] for _ in range(100)} == set("abc")

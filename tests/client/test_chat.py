@@ -7,8 +7,8 @@ from uuid import UUID
 
 import pytest
 
-from services.client import reader
-from services.client.chat import ChatClient, new_request_id
+from services.client.chat_client import ChatClient, new_request_id
+from services.client.failover import FailoverPolicy
 from services.client.transcript import Transcript
 from services.contract import subjects
 from services.contract.messages import ChatRequest, Failed, Progress, StreamEvent, Token
@@ -67,13 +67,11 @@ async def test_without_a_worker_the_request_fails_at_once(bus: Bus) -> None:
     assert isinstance(failed, Failed) and failed.code == "no_worker"
 
 
-async def test_progress_keeps_a_slow_answer_alive(
-    bus: Bus, nats_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reader, "SILENCE", 0.3)
+async def test_progress_keeps_a_slow_answer_alive(bus: Bus, nats_url: str) -> None:
     slow: Script = (ACCEPTED, *(0.2, Progress(0, 5, 5)) * 4, DONE)
     async with scripted_worker(nats_url, slow):
-        assert (await read(ChatClient(bus), ChatRequest(prompt="hi")))[-1] == DONE
+        client = ChatClient(bus, policy=FailoverPolicy(silence_seconds=0.3))
+        assert (await read(client, ChatRequest(prompt="hi")))[-1] == DONE
 
 
 async def test_text_that_says_otherwise_than_before_ends_the_answer_as_lost(
@@ -178,7 +176,7 @@ async def test_unforeseen_error_within_the_answer_ends_the_stream_as_failed(
     async with contextlib.aclosing(ChatClient(bus).stream(request)) as events:
         while not isinstance(await anext(events), Token):
             pass
-        monkeypatch.setattr(Transcript, "take", break_down)
+        monkeypatch.setattr(Transcript, "add", break_down)
         (failed,) = [event async for event in events]
     assert isinstance(failed, Failed) and failed.code == "internal"
     async with asyncio.timeout(1):

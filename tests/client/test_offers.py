@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from services.client import reader
-from services.client.chat import ChatClient
-from services.client.workers import WorkerDirectory
+from services.client.chat_client import ChatClient
+from services.client.failover import FailoverPolicy
+from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.errors import ServiceError
@@ -17,6 +17,8 @@ from services.contract.messages import ChatRequest, Failed, StreamEvent
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
 from tests.fakes import HELLO, ScriptedWorker, direct_worker, report, scripted_worker
+
+POLICY = FailoverPolicy(admission_seconds=0.1)
 
 
 class Pair(NamedTuple):
@@ -37,7 +39,7 @@ def hear(workers: WorkerDirectory, *worker_ids: str) -> None:
 async def pair(nats_url: str) -> AsyncIterator[Pair]:
     workers = WorkerDirectory()
     hear(workers, "one", "two")
-    ids = workers.order(subjects.session_key(subjects.OPEN_TENANT, "default"), None)
+    ids = workers.rank(subjects.session_key(subjects.OPEN_TENANT, "default"), None)
     async with (
         direct_worker(nats_url, ids[0], HELLO) as first,
         direct_worker(nats_url, ids[1], HELLO) as second,
@@ -46,7 +48,7 @@ async def pair(nats_url: str) -> AsyncIterator[Pair]:
 
 
 async def ask(bus: Bus, workers: WorkerDirectory, **more: Any) -> list[StreamEvent]:
-    client = ChatClient(bus, workers=workers)
+    client = ChatClient(bus, workers=workers, policy=POLICY)
     async with aclosing(client.stream(ChatRequest(prompt="hi", **more))) as events:
         return [event async for event in events]
 
@@ -67,8 +69,8 @@ async def test_what_a_worker_acknowledged_counts_before_its_next_report(
 
 
 async def test_requests_that_are_not_acknowledged_yet_count_too(bus: Bus, pair: Pair) -> None:
-    with pair.workers.asked(pair.ids[0]), pair.workers.asked(pair.ids[0]):
-        with pair.workers.asked(pair.ids[0]):
+    with pair.workers.offering(pair.ids[0]), pair.workers.offering(pair.ids[0]):
+        with pair.workers.offering(pair.ids[0]):
             await ask(bus, pair.workers)
     assert pair.first.requests == [] and len(pair.second.requests) == 1
 
@@ -96,9 +98,8 @@ async def test_what_every_worker_would_refuse_is_refused_by_the_first(bus: Bus, 
 
 
 async def test_a_frozen_worker_is_passed_over_and_told_to_drop_the_request(
-    bus: Bus, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    bus: Bus, pair: Pair
 ) -> None:
-    monkeypatch.setattr(reader, "ACK_TIMEOUT", 0.1)
     pair.first.is_frozen = True
     assert await ask(bus, pair.workers, request_id="r1") == list(HELLO)
     async with asyncio.timeout(1):

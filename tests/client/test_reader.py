@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from services.client import reader
-from services.client.chat import ChatClient
-from services.client.workers import WorkerDirectory
+from services.client.chat_client import ChatClient
+from services.client.failover import FailoverPolicy
+from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.errors import ServiceError
@@ -34,6 +34,17 @@ from tests.client.tellers import CONFLICT, ORIGIN, STORY, teller
 from tests.servers import nats_server, running
 
 REQUEST = ChatRequest(prompt="hi", request_id="r", grace_s=10)
+FAST = FailoverPolicy(
+    silence_seconds=0.15,
+    probe_seconds=0.1,
+    lost_seconds=0.5,
+    worker_reconnect_seconds=0.05,
+    admission_seconds=0.2,
+    join_seconds=0.2,
+    give_up_seconds=1.0,
+    retry_seconds=0.05,
+    max_publish_tries=1000,  # NATS picks a frozen worker half of the time
+)
 
 
 @pytest.fixture
@@ -43,28 +54,13 @@ def nats_url(tmp_path: Path) -> Iterator[str]:
         yield f"nats://127.0.0.1:{server.port}"
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {
-        "SILENCE": 0.15,
-        "PROBE_TIMEOUT": 0.1,
-        "LOST_AFTER": 0.5,
-        "BLINK": 0.05,
-        "ACK_TIMEOUT": 0.2,
-        "JOIN_TIMEOUT": 0.2,
-        "PATIENCE": 1.0,
-        "RETRY_INTERVAL": 0.05,
-    }.items():
-        monkeypatch.setattr(reader, name, seconds)
-
-
 async def read(bus: Bus, request: ChatRequest = REQUEST) -> list[StreamEvent]:
-    async with aclosing(ChatClient(bus).stream(request)) as events:
+    async with aclosing(ChatClient(bus, policy=FAST).stream(request)) as events:
         return [event async for event in events]
 
 
 async def resume(bus: Bus, at: int = 0) -> list[StreamEvent]:
-    async with aclosing(ChatClient(bus).resume("r", at)) as events:
+    async with aclosing(ChatClient(bus, policy=FAST).resume("r", at)) as events:
         return [event async for event in events]
 
 
@@ -144,7 +140,7 @@ async def test_joined_reader_switches_to_the_attempt_that_replaced_its_own(
         reading = asyncio.create_task(read(bus))
         await first.said.wait()
         reading.cancel()
-        async with aclosing(ChatClient(bus).resume("r")) as joined:
+        async with aclosing(ChatClient(bus, policy=FAST).resume("r")) as joined:
             assert await text_of(joined, len(begun)) == begun
             await first._bus.stop_serving()  # it accepts no more requests
             first.forget()
@@ -176,9 +172,8 @@ async def send_progress(bus: Bus, reply: str) -> None:
 
 
 async def test_another_goes_on_where_a_worker_froze_and_its_attempt_is_dropped(
-    bus: Bus, nats_url: str, monkeypatch: pytest.MonkeyPatch
+    bus: Bus, nats_url: str
 ) -> None:
-    monkeypatch.setattr(reader, "TRIES", 1000)  # NATS picks the frozen one half of the time
     async with teller(nats_url, "w1", 20) as first:
         reading = asyncio.create_task(read(bus))
         await first.said.wait()
@@ -247,7 +242,7 @@ async def test_who_is_lost_again_and_again_is_given_up(bus: Bus, nats_url: str) 
     async with teller(nats_url, "w1", 20, failed) as worker:
         *_, end = await read(bus)
     assert isinstance(end, Failed) and end.code == "worker_lost"
-    assert len(worker.requests) == 1 + reader.MOST_LOSSES
+    assert len(worker.requests) == 1 + FAST.max_losses
 
 
 async def test_other_failures_are_the_answers_end(bus: Bus, nats_url: str) -> None:
@@ -321,7 +316,7 @@ async def test_who_leaves_an_answer_that_has_a_grace_does_not_cancel_it(
     bus: Bus, nats_url: str
 ) -> None:
     async with teller(nats_url) as worker:
-        async with aclosing(ChatClient(bus).stream(REQUEST)) as events:
+        async with aclosing(ChatClient(bus, policy=FAST).stream(REQUEST)) as events:
             async for event in events:
                 if isinstance(event, Token):
                     break
@@ -350,7 +345,7 @@ async def test_an_answer_waits_for_a_worker_of_its_own_model_though_others_are_t
     workers, model = WorkerDirectory(), ModelInfo("other", "digest of other", 100, 0)
     other = WorkerReport("w2", "ready", 8, 0, 0, 8, model=model)
     workers.on_report(Delivery(subjects.report("w2"), encode(other), ""))
-    client = ChatClient(bus, workers=workers)
+    client = ChatClient(bus, workers=workers, policy=FAST)
     async with aclosing(client.stream(replace(REQUEST, model="mine"))) as events:
         async with teller(nats_url, "w1", until=9) as mine:
             while not isinstance(await anext(events), Token):
@@ -368,7 +363,7 @@ async def test_reader_whose_inbox_was_full_gets_the_whole_answer(nats_url: str) 
     async with (
         teller(nats_url) as telling,
         Bus.connect(nats_url, "slow reader", limits) as bus,
-        aclosing(ChatClient(bus).stream(REQUEST)) as answer,
+        aclosing(ChatClient(bus, policy=FAST).stream(REQUEST)) as answer,
     ):
         events = [await anext(answer)]
         await telling.said.wait()

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 from msgspec.structs import replace
 
-from services.client.routing import order
+from services.client.routing import rank_workers
 from services.contract.messages import ModelInfo, WorkerReport
 
 DEMO = ModelInfo("demo", "d1", 2048, 1000, adapters=("shout",))
@@ -20,7 +20,7 @@ def report(worker_id: str, in_flight: int = 0, model: ModelInfo = DEMO) -> Worke
 
 
 def first(key: str, *reports: WorkerReport, model: str | None = None) -> str:
-    return order(key, model, reports)[0]
+    return rank_workers(key, model, reports)[0]
 
 
 def test_a_session_goes_to_one_worker_whoever_asks_and_sessions_spread() -> None:
@@ -38,8 +38,12 @@ def test_only_the_sessions_of_a_worker_that_left_move() -> None:
 
 
 def test_who_is_asked_next_is_all_the_others() -> None:
-    assert sorted(order("_.s", None, [report(worker_id) for worker_id in "abc"])) == ["a", "b", "c"]
-    assert order("_.s", None, []) == []
+    assert sorted(rank_workers("_.s", None, [report(worker_id) for worker_id in "abc"])) == [
+        "a",
+        "b",
+        "c",
+    ]
+    assert rank_workers("_.s", None, []) == []
 
 
 def test_a_worker_without_a_free_slot_is_passed_over_while_another_has_one() -> None:
@@ -56,31 +60,31 @@ def test_nobody_has_more_than_two_more_in_flight_than_the_least_loaded() -> None
 
 def test_a_full_worker_is_asked_last() -> None:
     full = report("a", 12)
-    assert order("_.s", None, [full, report("b", 11), report("c", 11)])[-1] == "a"
+    assert rank_workers("_.s", None, [full, report("b", 11), report("c", 11)])[-1] == "a"
 
 
 @pytest.mark.parametrize("state", ["loading", "draining", "failed"])
 def test_only_a_ready_worker_is_asked(state: str) -> None:
     away = replace(report("a"), state=state)
-    assert order("_.s", None, [away, report("b")]) == ["b"]
+    assert rank_workers("_.s", None, [away, report("b")]) == ["b"]
 
 
 def test_a_model_that_is_named_is_answered_by_its_workers_alone() -> None:
     workers = [report("a"), report("b", model=OTHER), report("c", model=OTHER)]
-    assert order("_.s", "demo", workers) == ["a"]
-    assert order("_.s", "demo:shout", workers) == ["a"]
-    assert sorted(order("_.s", "other", workers)) == ["b", "c"]
-    assert order("_.s", "third", workers) == []
+    assert rank_workers("_.s", "demo", workers) == ["a"]
+    assert rank_workers("_.s", "demo:shout", workers) == ["a"]
+    assert sorted(rank_workers("_.s", "other", workers)) == ["b", "c"]
+    assert rank_workers("_.s", "third", workers) == []
 
 
 def test_the_default_model_and_a_name_of_two_files_are_those_of_most_workers() -> None:
     workers = [report("a"), report("b", model=TUNED), report("c", model=TUNED)]
     for name in (None, "demo"):
-        assert sorted(order("_.s", name, workers)) == ["b", "c"]
-        assert order("_.s", name, workers[:2]) == order("_.s", name, workers[1::-1])
+        assert sorted(rank_workers("_.s", name, workers)) == ["b", "c"]
+        assert rank_workers("_.s", name, workers[:2]) == rank_workers("_.s", name, workers[1::-1])
 
 
 def test_what_only_one_file_can_answer_goes_to_its_workers_however_few() -> None:
     workers = [report("a"), report("b", model=TUNED), report("c", model=TUNED)]
-    assert order("_.s", None, workers, digest="d1") == ["a"]
-    assert order("_.s", "demo", workers, digest="d3") == []
+    assert rank_workers("_.s", None, workers, digest="d1") == ["a"]
+    assert rank_workers("_.s", "demo", workers, digest="d3") == []

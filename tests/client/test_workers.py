@@ -1,6 +1,6 @@
 import msgspec
 
-from services.client.workers import WorkerDirectory
+from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.messages import Failed, ModelInfo, WorkerReport
@@ -55,20 +55,20 @@ def test_the_last_report_of_a_worker_counts() -> None:
 
 def test_why_nobody_answers_is_told_as_far_as_the_reports_know() -> None:
     workers = WorkerDirectory()
-    assert workers.absence().code == "no_worker"
+    assert workers.unavailable_error().code == "no_worker"
     hear(workers, FAILED)
-    assert workers.absence().code == "model_unavailable"
-    assert workers.absence().message == "No model is there."
+    assert workers.unavailable_error().code == "model_unavailable"
+    assert workers.unavailable_error().message == "No model is there."
     hear(workers, LOADING)
-    assert workers.absence().code == "model_loading"
-    assert "42%" in workers.absence().message
+    assert workers.unavailable_error().code == "model_loading"
+    assert "42%" in workers.unavailable_error().message
 
 
 def test_only_a_missing_worker_is_explained_by_the_reports() -> None:
     workers = WorkerDirectory()
     hear(workers, LOADING)
-    assert workers.refusal(Failed("no_worker", "nobody")).code == "model_loading"
-    overloaded = workers.refusal(Failed("overloaded", "full", 2.5))
+    assert workers.to_error(Failed("no_worker", "nobody")).code == "model_loading"
+    overloaded = workers.to_error(Failed("overloaded", "full", 2.5))
     assert (overloaded.code, overloaded.message, overloaded.retry_after) == (
         "overloaded",
         "full",

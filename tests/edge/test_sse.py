@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.client.workers import WorkerDirectory
+from services.client.routing import WorkerDirectory
 from services.contract.errors import ServiceError
 from services.contract.messages import (
     Failed,
@@ -171,7 +171,7 @@ async def test_the_events_are_closed_when_the_client_leaves_a_stream_it_does_not
     async def send_to_a_full_socket(message: Any) -> None:
         await asyncio.sleep(5)
 
-    stream = EventStream(events(), "r1", WorkerDirectory().refusal)
+    stream = EventStream(events(), "r1", WorkerDirectory().to_error)
     answering = asyncio.create_task(stream({}, receive, send_to_a_full_socket))  # type: ignore[arg-type]
     await asyncio.sleep(0.02)
     leaves.set()
@@ -209,5 +209,5 @@ async def run(events: AsyncGenerator[StreamEvent, None], sent: list[Any] | None 
         sent.append(message)
 
     async with aclosing(events):
-        await EventStream(events, "r1", WorkerDirectory().refusal)({}, stay, send)  # type: ignore[arg-type]
+        await EventStream(events, "r1", WorkerDirectory().to_error)({}, stay, send)  # type: ignore[arg-type]
     return sent

@@ -14,8 +14,8 @@ from uuid import uuid4
 
 import httpx
 
-from services.client.chat import ChatClient, new_request_id
-from services.client.workers import WorkerDirectory
+from services.client.chat_client import ChatClient, new_request_id
+from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.messages import ChatRequest, Done, Failed, StreamEvent, Token

@@ -75,7 +75,7 @@ class Pair:
         reports = msgspec.convert(self.stack.status()["workers"], list[WorkerReport])
         for number in range(100):
             session = f"{name} {number}"
-            order = routing.order(session_key(OPEN_TENANT, session), None, reports)
+            order = routing.rank_workers(session_key(OPEN_TENANT, session), None, reports)
             if self.workers[order[0]] is worker:
                 return session
         raise AssertionError("no session of 100 is this worker's")

@@ -16,7 +16,7 @@ import httpx
 import nats
 import pytest
 
-from services.client.reader import LOST_AFTER
+from services.client.failover import DEFAULT_POLICY
 from services.contract import subjects
 from tests.faults.pair import AFTER, Heard, Pair, events, pair, second_edge
 from tests.faults.wire import wire
@@ -61,7 +61,7 @@ def test_an_answer_goes_on_after_its_workers_death_without_waiting_for_its_silen
     assert heard.end["usage"] == whole.end["usage"] | {
         "cached_tokens": heard.end["usage"]["cached_tokens"]
     }
-    assert heard.longest_gap < LOST_AFTER
+    assert heard.longest_gap < DEFAULT_POLICY.lost_seconds
     check_stored_once(two, f"killed {sampling}", heard)
 
 
@@ -79,7 +79,7 @@ def test_an_answer_goes_on_after_its_workers_freeze_and_the_frozen_one_does_no_h
     finally:
         frozen[0].signal(signal.SIGCONT)
     assert heard.text == undisturbed.text
-    assert heard.end["done"] and heard.longest_gap < 2 * LOST_AFTER
+    assert heard.end["done"] and heard.longest_gap < 2 * DEFAULT_POLICY.lost_seconds
     wait_for(lambda: len(two.stack.status()["workers"]) == 2, "the frozen one's report")
     wait_for(lambda: two.stack.running() == 0, "its slot")
     time.sleep(0.5)  # in which it could store what it had
@@ -213,7 +213,9 @@ async def flood(two: Pair, subject: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "within"), [(5, 2 * LOST_AFTER), (0, LOST_AFTER)], ids=["dead for 5 s", "cut"]
+    ("seconds", "within"),
+    [(5, 2 * DEFAULT_POLICY.lost_seconds), (0, DEFAULT_POLICY.lost_seconds)],
+    ids=["dead for 5 s", "cut"],
 )
 def test_an_answer_survives_its_workers_being_cut_off(
     two: Pair, undisturbed: Heard, seconds: float, within: float

@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 
-from services.client.chat import ChatClient
+from services.client.chat_client import ChatClient
 from services.contract import subjects
 from services.contract.messages import ChatRequest, Done, Empty, Failed, StreamEvent
 from tests.inference.scripted import text, worker

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 from msgspec.structs import replace
 
-from services.client.chat import ChatClient
+from services.client.chat_client import ChatClient
 from services.contract.messages import Accepted, ChatRequest, Done, Failed, StreamEvent, Token
 from services.inference import preparation, service
 from services.inference.models import LoadedModel

@@ -9,7 +9,13 @@ from typing import Any, Protocol
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
-from services.client.tool_calls import ArgumentsPart, CallReader, CallStart, Part, TextPart
+from services.client.tool_calls import (
+    AnswerPart,
+    ArgumentsDelta,
+    TextDelta,
+    ToolCallParser,
+    ToolCallStart,
+)
 from services.contract.messages import Done, Token, TokenProbability
 from services.edge.api.objects import (
     AssistantMessage,
@@ -57,7 +63,7 @@ class ChatChoiceBuilder:
 
     def __init__(self, index: int, names: Collection[str], several: bool) -> None:
         self._index = index
-        self._reader = CallReader(names) if names else None
+        self._reader = ToolCallParser(names) if names else None
         self._several = several
         self._is_full = False
         self._text = ""
@@ -79,7 +85,7 @@ class ChatChoiceBuilder:
         logprobs = _logprobs(token)
         if logprobs:
             self._logprobs = (self._logprobs or ()) + logprobs.content
-        parts = self._reader.push(token.text) if self._reader else [TextPart(token.text)]
+        parts = self._reader.push(token.text) if self._reader else [TextDelta(token.text)]
         deltas = [*self._read(parts)] or ([Delta()] if logprobs else [])
         for delta in deltas:
             yield ChunkChoice(self._index, delta, logprobs)
@@ -102,20 +108,20 @@ class ChatChoiceBuilder:
         logprobs = None if self._logprobs is None else Logprobs(self._logprobs)
         return ChatChoice(self._index, message, logprobs, self._finish_reason)
 
-    def _read(self, parts: Iterable[Part]) -> Iterator[Delta]:
+    def _read(self, parts: Iterable[AnswerPart]) -> Iterator[Delta]:
         for part in parts:
-            if self._calls and not self._several and not isinstance(part, ArgumentsPart):
+            if self._calls and not self._several and not isinstance(part, ArgumentsDelta):
                 self._is_full = True
             if self._is_full:
                 return
             match part:
-                case TextPart(text):
+                case TextDelta(text):
                     self._text += text
                     yield Delta(content=text)
-                case CallStart(name):
+                case ToolCallStart(name):
                     self._calls.append(CompletionToolCall(_call_id(), CalledFunction(name)))
                     yield self._delta(CalledFunction(name), id=self._calls[-1].id, type="function")
-                case ArgumentsPart(text):
+                case ArgumentsDelta(text):
                     call = self._calls[-1]
                     said = replace(call.function, arguments=call.function.arguments + text)
                     self._calls[-1] = replace(call, function=said)

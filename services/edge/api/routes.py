@@ -12,8 +12,8 @@ from litestar.params import FromPath
 from litestar.types import ASGIApp
 from msgspec.structs import replace
 
-from services.client.chat import ChatClient, new_request_id
-from services.client.workers import WorkerDirectory
+from services.client.chat_client import ChatClient, new_request_id
+from services.client.routing import WorkerDirectory
 from services.contract import prompts
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest
@@ -79,13 +79,13 @@ async def completions(
 @get("/v1/models")
 async def models(workers: TheWorkers, tenant: Tenant) -> ModelList:
     """Every model on the bus that is ready, and each of its adapters."""
-    return ModelList(tuple(_model(workers, name) for name in workers.names()))
+    return ModelList(tuple(_model(workers, name) for name in workers.model_names()))
 
 
 @get("/v1/models/{name:path}")
 async def model(name: FromPath[str], workers: TheWorkers, tenant: Tenant) -> ModelObject:
     name = unquote(name.removeprefix("/"))
-    if name not in workers.names():
+    if name not in workers.model_names():
         raise ServiceError("model_not_found", f"There is no model {name!r}.")
     return _model(workers, name)
 
@@ -112,7 +112,7 @@ def _respond(
         bus.spawn(client.cancel(str(requests[number].request_id)))
 
     streams = [client.stream(request) for request in requests]
-    completion = CompletionBuilder(form, heading, answers, streams, n, workers.refusal, cancel)
+    completion = CompletionBuilder(form, heading, answers, streams, n, workers.to_error, cancel)
     if body.stream:
         return StreamedResponse(completion, body.includes_usage)
     return WholeResponse(completion)
@@ -125,7 +125,7 @@ def _numbered(request: ChatRequest, number: int) -> ChatRequest:
 
 
 def _named(workers: WorkerDirectory, name: str | None) -> dict[str, str]:
-    info = workers.model_named(name)
+    info = workers.find_model(name)
     if info is None:  # the request will fail, and say why
         return {"model": name or "", "system_fingerprint": ""}
     return {"model": name or info.name, "system_fingerprint": f"fp_{info.digest[:12]}"}
@@ -144,11 +144,11 @@ def _check_counts(field: str, count: int, workers: WorkerDirectory, model: str |
     Reject a prompt that can't fit before any work: each message has at least one token. Raises
     ServiceError(context_length_exceeded).
     """
-    info = workers.model_named(model)
+    info = workers.find_model(model)
     if info and count >= info.context:
         raise prompts.context_exceeded(field, f"at least {count}", info.context)
 
 
 def _model(workers: WorkerDirectory, name: str) -> ModelObject:
-    info = workers.model_named(name)
+    info = workers.find_model(name)
     return ModelObject(name, created=info.changed if info else 0)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from litestar import post
 from msgspec import Struct
 
-from services.client.workers import WorkerDirectory
+from services.client.routing import WorkerDirectory
 from services.contract import prompts, subjects
 from services.contract.errors import ServiceError
 from services.contract.messages import ModelName
@@ -83,12 +83,12 @@ async def _ask(
     kind: type[K],
 ) -> K:
     check_bus(bus)
-    order = workers.order("", model)
-    if not order and model and workers.names():
+    order = workers.rank("", model)
+    if not order and model and workers.model_names():
         raise ServiceError("model_not_found", f"There is no model {model!r}.")
     for worker_id in order:
         try:
             return await bus.request(subject(worker_id), message, kind, TOKENS_TIMEOUT_SECONDS)
         except (NoResponders, TimeoutError):
             continue
-    raise workers.absence()
+    raise workers.unavailable_error()

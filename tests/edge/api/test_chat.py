@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 from openai.types.chat import ChatCompletionMessageParam
 
-from services.client.chat import ChatClient
+from services.client.chat_client import ChatClient
 from services.contract.conversation import (
     ChatMessage,
     Function,

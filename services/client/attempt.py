@@ -1,0 +1,186 @@
+"""
+One attempt at an answer: listen to one worker's events, notice its silence, and have it replay what
+is missing.
+"""
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+from typing import cast
+
+from msgspec.structs import replace
+
+from services.client.failover import (
+    RETRY_AFTER_SECONDS,
+    FailoverPolicy,
+    bus_unavailable,
+    worker_lost,
+)
+from services.client.transcript import Gap, Mismatch, Transcript
+from services.contract import subjects
+from services.contract.codec import decode
+from services.contract.errors import FAILOVER_CODES, ServiceError
+from services.contract.messages import Accepted, Failed, Replay, ReplayRequest, StreamEvent, Token
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Inbox, NoResponders
+
+
+class AttemptLost(Exception):
+    """The worker will not finish this attempt, but another one may resume the answer."""
+
+
+class AttemptReplaced(Exception):
+    """The worker runs another attempt at the same answer."""
+
+
+@dataclass
+class Attempt:
+    """
+    The events that one worker publishes to `reply`, without gaps or repetitions: call `next` until
+    it returns a Done or a Failed. `inbox` may hold events of other attempts too.
+    """
+
+    bus: Bus
+    policy: FailoverPolicy
+    tenant: str
+    request_id: str
+    transcript: Transcript
+    inbox: Inbox
+    reply: str
+    worker_id: str = ""  # until the worker is known
+    _replayed: deque[StreamEvent] = field(default_factory=deque, init=False)
+    _last_event_at: float = field(default_factory=time.monotonic, init=False)
+
+    async def wait_for_admission(self) -> None:
+        """
+        Wait for the first event. Raises ServiceError if no worker listens or the worker rejects the
+        request, TimeoutError if the worker does not respond.
+        """
+        try:
+            delivery = await self.inbox.next(self.policy.admission_seconds)
+        except NoResponders:
+            message = "No inference worker is running: start one, or wait for it."
+            raise ServiceError("no_worker", message, RETRY_AFTER_SECONDS) from None
+        event = _decode(delivery.data)
+        if isinstance(event, Failed):
+            raise ServiceError(event.code, event.message, event.retry_after)
+        self._replayed.append(event)
+
+    def adopt(self, replay: Replay) -> None:
+        """Continue with the attempt that the worker replays."""
+        self.reply, self.worker_id = replay.reply, replay.worker_id
+        self._replayed.extend(replay.events)
+        self._last_event_at = time.monotonic()
+
+    async def next(self) -> StreamEvent:
+        """
+        Return the next event that is not in the transcript yet, and add it. Raises AttemptLost,
+        AttemptReplaced, or a ServiceError that ends the answer.
+        """
+        while True:
+            is_replayed = bool(self._replayed)
+            try:
+                event = self._replayed.popleft() if is_replayed else await self._receive()
+                if news := self._add(event):
+                    return news
+            except Gap:
+                if is_replayed:
+                    raise worker_lost("The worker lost a part of the answer.") from None
+                await self._catch_up()
+
+    def _add(self, event: StreamEvent) -> StreamEvent | None:
+        try:
+            news = self.transcript.add(event)
+        except Mismatch:
+            raise worker_lost("The worker continued the answer with other text.") from None
+        if isinstance(event, Accepted):
+            self.worker_id = event.worker_id
+        if isinstance(event, Failed) and event.code in FAILOVER_CODES:
+            raise AttemptLost(event.message)
+        return news
+
+    async def _receive(self) -> StreamEvent:
+        """Return the next live event. Raises Gap after a silence, in which events may be lost."""
+        while True:
+            try:
+                delivery = await self.inbox.next(self.policy.silence_seconds)
+            except TimeoutError:
+                raise Gap from None
+            if delivery.subject == self.reply:
+                self._last_event_at = time.monotonic()
+                return _decode(delivery.data)
+            if self._silent_seconds >= self.policy.silence_seconds:
+                raise Gap  # other attempts send events: one may have replaced this one
+
+    async def _catch_up(self) -> None:
+        """Request a replay of what is missing, which also shows whether the worker is alive."""
+        if not self.bus.connected:
+            await self._wait_for_bus()
+        try:
+            replay = await self._probe()
+        except NoResponders:
+            raise AttemptLost("The worker has disconnected.") from None
+        except TimeoutError:
+            if self._silent_seconds >= self.policy.lost_seconds:
+                raise AttemptLost("The worker has stopped responding.") from None
+        except ServiceError:  # it is alive, but does not know the request
+            raise AttemptLost("The worker has lost the answer.") from None
+        else:
+            if replay.reply != self.reply:
+                raise AttemptReplaced
+            self.adopt(replay)
+
+    async def _probe(self) -> Replay:
+        subject = (
+            subjects.worker_replay(self.worker_id, self.tenant, self.request_id)
+            if self.worker_id
+            else subjects.replay(self.tenant, self.request_id)
+        )
+        fetch = partial(
+            fetch_replay, self.bus, subject, self.transcript.length, self.policy.probe_seconds
+        )
+        try:
+            return await fetch()
+        except NoResponders:  # it may be reconnecting
+            since_reconnect = self.bus.seconds_since_reconnect
+            delay = self.policy.nats_reconnect_seconds - since_reconnect
+            await asyncio.sleep(max(self.policy.worker_reconnect_seconds, delay))
+            return await fetch()
+
+    async def _wait_for_bus(self) -> None:
+        gives_up_at = time.monotonic() + self.policy.give_up_seconds
+        while not self.bus.connected:
+            if time.monotonic() > gives_up_at:
+                raise bus_unavailable()
+            await asyncio.sleep(self.policy.worker_reconnect_seconds)
+        self._last_event_at = time.monotonic()
+
+    @property
+    def _silent_seconds(self) -> float:
+        return time.monotonic() - self._last_event_at
+
+
+async def fetch_replay(bus: Bus, subject: str, offset: int, timeout: float) -> Replay:
+    """
+    Return an answer's events from character `offset` on, in as many parts as it takes. Raises the
+    exceptions of Bus.request; `timeout` is in seconds, for each part.
+    """
+    part = await bus.request(subject, ReplayRequest(offset), Replay, timeout)
+    events = list(part.events)
+    while not part.is_complete:
+        part = await bus.request(subject, ReplayRequest(_end(events)), Replay, timeout)
+        events += part.events
+    return replace(part, events=tuple(events))
+
+
+def _end(events: list[StreamEvent]) -> int:
+    return max(event.offset + len(event.text) for event in events if isinstance(event, Token))
+
+
+def _decode(data: bytes) -> StreamEvent:
+    try:
+        return decode(data, cast(type[StreamEvent], StreamEvent))
+    except ServiceError as error:  # whose code would blame the caller
+        raise ServiceError("internal", f"The worker sent an unreadable event: {error}") from error

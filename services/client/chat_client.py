@@ -1,0 +1,384 @@
+"""
+Send requests to workers over NATS and read the answers, whichever workers are lost meanwhile.
+
+    async with Bus.connect("nats://127.0.0.1:4222", "my-service") as bus:
+        client = ChatClient(bus)
+        async with contextlib.aclosing(client.stream(ChatRequest(prompt="Hello"))) as events:
+            async for event in events:
+                match event:
+                    case Token(text=text):
+                        print(text, end="", flush=True)
+                    case Failed(message=message):
+                        print(message)
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from uuid import UUID
+
+from msgspec.structs import replace
+
+from services.client.attempt import Attempt, AttemptLost, AttemptReplaced, fetch_replay
+from services.client.failover import (
+    DEFAULT_POLICY,
+    RETRY_AFTER_SECONDS,
+    FailoverPolicy,
+    FailoverState,
+    bus_unavailable,
+    worker_lost,
+)
+from services.client.routing import WorkerDirectory, offer, offer_in_turn
+from services.client.transcript import Transcript, after_offset
+from services.contract import prompts, subjects
+from services.contract.codec import decode, encode
+from services.contract.errors import ServiceError
+from services.contract.messages import Cancel, ChatRequest, Done, Failed, Replay, StreamEvent
+from services.runtime.bus import Bus
+from services.runtime.deliveries import NoResponders
+
+log = logging.getLogger(__name__)
+
+
+def new_request_id() -> str:
+    """Return a UUIDv7 (Python has one from 3.14 on): ids sort by the time of their creation."""
+    milliseconds = time.time_ns() // 1_000_000
+    bits = milliseconds << 80 | 0x7 << 76 | secrets.randbits(12) << 64
+    return str(UUID(int=bits | 0b10 << 62 | secrets.randbits(62)))
+
+
+class ChatClient:
+    """
+    Any number of concurrent requests of one tenant.
+
+    A request goes straight to its session's worker, which has cached the session's prefix, if
+    `workers` receives the workers' reports. Without reports NATS picks a worker, which forwards the
+    request.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        tenant: str = subjects.OPEN_TENANT,
+        workers: WorkerDirectory | None = None,
+        policy: FailoverPolicy = DEFAULT_POLICY,
+    ) -> None:
+        self._bus = bus
+        self._tenant = tenant
+        self._workers = workers or WorkerDirectory()
+        self._policy = policy
+
+    def stream(self, request: ChatRequest) -> AsyncGenerator[StreamEvent, None]:
+        """
+        Yield the answer's events. The last one is a Done or a Failed, whatever happens; nothing is
+        raised. If the worker is lost, another one resumes the answer.
+
+        Leaving earlier (break, cancelled task, closed generator) cancels the request: at once, or,
+        with `grace_s`, unless somebody calls `resume` in that time. Iterate inside
+        `contextlib.aclosing`, so that leaving closes the generator.
+        """
+        request = replace(request, request_id=request.request_id or new_request_id())
+
+        async def start(reader: AnswerReader) -> None:
+            _check(request)
+            await reader.start(request)
+
+        return self._read(str(request.request_id), start, cancel_on_exit=not request.grace_s)
+
+    def resume(self, request_id: str, offset: int = 0) -> AsyncGenerator[StreamEvent, None]:
+        """
+        Yield the events of an existing request's answer, from character `offset` on. Workers keep
+        answers for a minute after their end; Failed(not_found) if none has it.
+        """
+
+        async def join(reader: AnswerReader) -> None:
+            _check_id(request_id)
+            await reader.join()
+
+        return self._read(request_id, join, cancel_on_exit=False, offset=offset)
+
+    async def find_replay(self, request_id: str) -> Replay | None:
+        """
+        Return the replay of an answer that a worker generates, or finished in the last minute.
+        Raises ServiceError.
+        """
+        _check_id(request_id)
+        subject = subjects.replay(self._tenant, request_id)
+        try:
+            return await fetch_replay(self._bus, subject, 0, self._policy.join_seconds)
+        except (NoResponders, TimeoutError):
+            return None
+
+    async def cancel(self, request_id: str) -> None:
+        """
+        Cancel a request of this tenant, whoever sent it; a finished one stays as it is. Raises
+        ServiceError(not_found) for an invalid id.
+        """
+        _check_id(request_id)
+        await self._bus.publish(subjects.cancel(self._tenant, request_id), Cancel())
+
+    async def _read(
+        self,
+        request_id: str,
+        begin: Callable[["AnswerReader"], Awaitable[None]],
+        cancel_on_exit: bool,
+        offset: int = 0,
+    ) -> AsyncGenerator[StreamEvent, None]:
+        reader = AnswerReader(
+            self._bus, self._workers, self._policy, self._tenant, request_id, offset
+        )
+        has_ended = False
+        try:
+            if not self._bus.connected:
+                raise bus_unavailable()
+            await begin(reader)
+            while not has_ended:
+                event = await reader.next()
+                has_ended = isinstance(event, Done | Failed)
+                yield event
+        except Exception as error:
+            has_ended = True
+            if not reader.has_joined:
+                reader.abandon()
+            yield _failed(request_id, error)
+        finally:
+            await reader.close()
+            if not has_ended and cancel_on_exit:
+                # spawned, because a cancelled task can't await here
+                self._bus.spawn(self.cancel(request_id))
+
+
+class AnswerReader:
+    """
+    Reads one answer through as many attempts as it takes.
+
+        start or join ──► reading ──► Done or Failed
+                            │  ▲
+           worker lost,     ▼  │  joined or resumed
+           attempt replaced: recovering ──► ServiceError(worker_lost)
+
+    Call `start` or `join`, then `next` until it returns a Done or a Failed, then `close`. All raise
+    ServiceError. The first `offset` characters of the text are not returned.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        workers: WorkerDirectory,
+        policy: FailoverPolicy,
+        tenant: str,
+        request_id: str,
+        offset: int = 0,
+    ) -> None:
+        self._bus = bus
+        self._workers = workers
+        self._policy = policy
+        self._tenant = tenant
+        self._request_id = request_id
+        self._offset = offset
+        self._request: ChatRequest | None = None
+        self._transcript = Transcript()
+        self._failover = FailoverState()
+        self._attempt: Attempt | None = None
+        self._subscription = AsyncExitStack()
+        self._deadline: float | None = None  # monotonic time at which `timeout_s` is over
+        self._drops: dict[str, asyncio.Task[None]] = {}  # by the attempt's reply subject
+        self.has_joined = False
+        """Whether other readers may read the attempt too."""
+
+    async def start(self, request: ChatRequest) -> None:
+        """Start an attempt, or join the running one if the request's id is in use."""
+        self._request = self._request or request
+        try:
+            await self._start_attempt(request)
+        except ServiceError as error:
+            if error.code != "conflict":
+                raise
+            await self._join_running()
+        self._set_deadline(request.timeout_s)
+
+    async def join(self) -> None:
+        """
+        Join the attempt that a worker runs or has finished. Raises ServiceError: not_found if no
+        worker knows the request, conflict if it differs from this reader's.
+        """
+        attempt = await self._open_attempt("*")
+        subject = subjects.replay(self._tenant, self._request_id)
+        try:
+            replay = await fetch_replay(
+                self._bus, subject, self._transcript.length, self._policy.join_seconds
+            )
+        except (NoResponders, TimeoutError) as error:
+            raise ServiceError("not_found", "No worker knows this request.") from error
+        if self._request and not _is_same(self._request, replay.request):
+            raise ServiceError("conflict", "Another request has the same id: use a new id.")
+        if drop := self._drops.pop(replay.reply, None):
+            drop.cancel()  # the attempt is alive after all
+        self._request = replay.request
+        self._set_deadline(replay.request.timeout_s, replay.age_seconds)
+        self.has_joined = True
+        attempt.adopt(replay)
+        self._attempt = attempt
+
+    async def next(self) -> StreamEvent:
+        """Wait for the next event."""
+        while True:
+            assert self._attempt is not None
+            try:
+                event = await self._attempt.next()
+            except AttemptReplaced:
+                await self.join()
+            except AttemptLost as loss:
+                await self._recover(str(loss))
+            else:
+                if news := after_offset(event, self._offset):
+                    return news
+
+    def abandon(self) -> None:
+        """Have the worker drop the current attempt."""
+        if self._attempt:
+            self._drop(self._attempt.reply)
+            self._attempt = None
+
+    async def close(self) -> None:
+        await self._subscription.aclose()
+
+    # --- starting an attempt ---
+
+    async def _start_attempt(self, request: ChatRequest) -> None:
+        digest = request.resume.state.model if request.resume else None
+        ranked = self._workers.rank(prompts.routing_key(self._tenant, request), request.model, digest)
+        if digest and not ranked and self._workers.ready:
+            message = "No worker has the model that began the answer."
+            raise ServiceError("no_worker", message, RETRY_AFTER_SECONDS)
+        if not await offer_in_turn(ranked, partial(self._offer, request)):
+            await self._publish(request)
+
+    async def _offer(self, request: ChatRequest, worker_id: str) -> None:
+        attempt = await self._open_attempt()
+        timeout = self._policy.admission_seconds
+        await offer(
+            self._bus, self._workers, worker_id, self._tenant, request, attempt.reply, timeout
+        )
+        attempt.worker_id = worker_id
+        self._attempt = attempt
+
+    async def _publish(self, request: ChatRequest) -> None:
+        """Send the request to the worker that NATS picks, which may be a frozen one."""
+        for _ in range(self._policy.max_publish_tries):
+            attempt = await self._open_attempt()
+            await self._bus.publish(subjects.request(self._tenant), request, attempt.reply)
+            try:
+                await attempt.wait_for_admission()
+            except TimeoutError:
+                self._drop(attempt.reply)
+            else:
+                self._attempt = attempt
+                return
+        raise worker_lost("No worker responds.") if self._bus.connected else bus_unavailable()
+
+    async def _open_attempt(self, attempt_id: str = "") -> Attempt:
+        """Subscribe to an attempt (`*`: to all), and no longer to the previous one."""
+        self._attempt = None
+        await self._subscription.aclose()
+        reply = subjects.reply(self._tenant, self._request_id, attempt_id or secrets.token_hex(8))
+        inbox = await self._subscription.enter_async_context(self._bus.inbox(reply))
+        return Attempt(
+            self._bus,
+            self._policy,
+            self._tenant,
+            self._request_id,
+            self._transcript,
+            inbox,
+            reply,
+        )
+
+    async def _join_running(self) -> None:
+        """Join the worker that reported a conflict."""
+        try:
+            await self.join()
+        except ServiceError as error:
+            if error.code != "not_found":
+                raise
+            message = "The worker that was generating this answer has just lost it."
+            raise worker_lost(message) from error
+
+    # --- failover ---
+
+    async def _recover(self, reason: str) -> None:
+        """Resume the answer in another attempt."""
+        assert self._attempt is not None
+        self._failover = self._policy.after_loss(self._failover, reason, time.monotonic())
+        self._workers.remove(self._attempt.worker_id)
+        self.abandon()
+        while True:
+            try:
+                return await self._join_or_resume()
+            except ServiceError as error:
+                delay = self._policy.retry_delay(self._failover, error, time.monotonic())
+            await asyncio.sleep(delay)
+
+    async def _join_or_resume(self) -> None:
+        if self.has_joined:  # another reader may have resumed the answer already
+            try:
+                return await self.join()
+            except ServiceError as error:
+                if error.code != "not_found":
+                    raise
+        assert self._request is not None
+        left = None if self._deadline is None else self._deadline - time.monotonic()
+        resumed = self._policy.resume_request(self._failover, self._request, self._transcript, left)
+        await self.start(resumed)
+
+    def _set_deadline(self, timeout: float | None, age: float = 0.0) -> None:
+        """
+        Set the deadline from the `timeout` of an attempt that was accepted `age` seconds ago. Only
+        the first call counts: later attempts get the remaining time as their `timeout_s`.
+        """
+        if timeout is not None and self._deadline is None:
+            self._deadline = time.monotonic() + timeout - age
+
+    def _drop(self, reply: str) -> None:
+        self._drops[reply] = self._bus.spawn(self._send_drops(reply))
+
+    async def _send_drops(self, reply: str) -> None:
+        """Repeat the message, because a disconnected worker may be back in a moment."""
+        subject = subjects.cancel(self._tenant, self._request_id)
+        for _ in range(self._policy.drop_messages):
+            await self._bus.publish(subject, Cancel(reply=reply))
+            await asyncio.sleep(self._policy.retry_seconds)
+
+
+def _failed(request_id: str, error: Exception) -> Failed:
+    if isinstance(error, ServiceError):
+        return Failed(error.code, error.message, error.retry_after)
+    log.error("reading the answer failed request_id=%s", request_id, exc_info=error)
+    return Failed("internal", "Reading the answer failed. See the log of this process.")
+
+
+def _check_id(request_id: str) -> None:
+    """Raise ServiceError(not_found): a space or line break would break the NATS connection."""
+    if not subjects.is_id(request_id):
+        raise ServiceError("not_found", "There is no such request: the request id is invalid.")
+
+
+def _check(request: ChatRequest) -> None:
+    """Raise ServiceError if the request is invalid: msgspec checks fields only while decoding."""
+    try:
+        prompts.check(decode(encode(request), ChatRequest))
+    except UnicodeEncodeError as error:
+        message = "The prompt contains half of a surrogate pair: send valid Unicode."
+        raise ServiceError("invalid_request", message) from error
+
+
+def _is_same(one: ChatRequest, other: ChatRequest) -> bool:
+    """Compare without the fields in which attempts at one answer differ."""
+
+    def common(request: ChatRequest) -> ChatRequest:
+        return replace(request, resume=None, grace_s=0, timeout_s=None)
+
+    return common(one) == common(other)

@@ -18,6 +18,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from uuid import UUID
 
@@ -51,6 +52,7 @@ def new_request_id() -> str:
     return str(UUID(int=bits | 0b10 << 62 | secrets.randbits(62)))
 
 
+@dataclass(frozen=True)
 class ChatClient:
     """
     Any number of concurrent requests of one tenant.
@@ -60,17 +62,10 @@ class ChatClient:
     request.
     """
 
-    def __init__(
-        self,
-        bus: Bus,
-        tenant: str = subjects.OPEN_TENANT,
-        workers: WorkerDirectory | None = None,
-        policy: FailoverPolicy = DEFAULT_POLICY,
-    ) -> None:
-        self._bus = bus
-        self._tenant = tenant
-        self._workers = workers or WorkerDirectory()
-        self._policy = policy
+    bus: Bus
+    tenant: str = subjects.OPEN_TENANT
+    workers: WorkerDirectory = field(default_factory=WorkerDirectory)
+    policy: FailoverPolicy = DEFAULT_POLICY
 
     def stream(self, request: ChatRequest) -> AsyncGenerator[StreamEvent, None]:
         """
@@ -101,15 +96,15 @@ class ChatClient:
 
         return self._read(request_id, join, cancel_on_exit=False, offset=offset)
 
-    async def find_replay(self, request_id: str) -> Replay | None:
+    async def find_replay(self, request_id: str, offset: int = 0) -> Replay | None:
         """
-        Return the replay of an answer that a worker generates, or finished in the last minute.
-        Raises ServiceError.
+        Return the events, from character `offset` on, of an answer that a worker generates or has
+        finished in the last minute; None if there is no such worker. Raises ServiceError.
         """
         _check_id(request_id)
-        subject = subjects.replay(self._tenant, request_id)
+        subject = subjects.replay(self.tenant, request_id)
         try:
-            return await fetch_replay(self._bus, subject, 0, self._policy.join_seconds)
+            return await fetch_replay(self.bus, subject, offset, self.policy.join_seconds)
         except (NoResponders, TimeoutError):
             return None
 
@@ -119,7 +114,7 @@ class ChatClient:
         ServiceError(not_found) for an invalid id.
         """
         _check_id(request_id)
-        await self._bus.publish(subjects.cancel(self._tenant, request_id), Cancel())
+        await self.bus.publish(subjects.cancel(self.tenant, request_id), Cancel())
 
     async def _read(
         self,
@@ -128,12 +123,10 @@ class ChatClient:
         cancel_on_exit: bool,
         offset: int = 0,
     ) -> AsyncGenerator[StreamEvent, None]:
-        reader = AnswerReader(
-            self._bus, self._workers, self._policy, self._tenant, request_id, offset
-        )
+        reader = AnswerReader(self, request_id, offset)
         has_ended = False
         try:
-            if not self._bus.connected:
+            if not self.bus.connected:
                 raise bus_unavailable()
             await begin(reader)
             while not has_ended:
@@ -149,7 +142,7 @@ class ChatClient:
             await reader.close()
             if not has_ended and cancel_on_exit:
                 # spawned, because a cancelled task can't await here
-                self._bus.spawn(self.cancel(request_id))
+                self.bus.spawn(self.cancel(request_id))
 
 
 class AnswerReader:
@@ -165,19 +158,8 @@ class AnswerReader:
     ServiceError. The first `offset` characters of the text are not returned.
     """
 
-    def __init__(
-        self,
-        bus: Bus,
-        workers: WorkerDirectory,
-        policy: FailoverPolicy,
-        tenant: str,
-        request_id: str,
-        offset: int = 0,
-    ) -> None:
-        self._bus = bus
-        self._workers = workers
-        self._policy = policy
-        self._tenant = tenant
+    def __init__(self, client: ChatClient, request_id: str, offset: int = 0) -> None:
+        self._client = client
         self._request_id = request_id
         self._offset = offset
         self._request: ChatRequest | None = None
@@ -198,31 +180,17 @@ class AnswerReader:
         except ServiceError as error:
             if error.code != "conflict":
                 raise
-            await self._join_running()
+            if not await self._try_join():
+                raise worker_lost("The worker that generated this answer has lost it.") from error
         self._set_deadline(request.timeout_s)
 
     async def join(self) -> None:
         """
         Join the attempt that a worker runs or has finished. Raises ServiceError: not_found if no
-        worker knows the request, conflict if it differs from this reader's.
+        worker knows the request, conflict if its request differs from this one.
         """
-        attempt = await self._open_attempt("*")
-        subject = subjects.replay(self._tenant, self._request_id)
-        try:
-            replay = await fetch_replay(
-                self._bus, subject, self._transcript.length, self._policy.join_seconds
-            )
-        except (NoResponders, TimeoutError) as error:
-            raise ServiceError("not_found", "No worker knows this request.") from error
-        if self._request and not _is_same(self._request, replay.request):
-            raise ServiceError("conflict", "Another request has the same id: use a new id.")
-        if drop := self._drops.pop(replay.reply, None):
-            drop.cancel()  # the attempt is alive after all
-        self._request = replay.request
-        self._set_deadline(replay.request.timeout_s, replay.age_seconds)
-        self.has_joined = True
-        attempt.adopt(replay)
-        self._attempt = attempt
+        if not await self._try_join():
+            raise ServiceError("not_found", "No worker knows this request.")
 
     async def next(self) -> StreamEvent:
         """Wait for the next event."""
@@ -247,12 +215,13 @@ class AnswerReader:
     async def close(self) -> None:
         await self._subscription.aclose()
 
-    # --- starting an attempt ---
+    # --- beginning an attempt ---
 
     async def _start_attempt(self, request: ChatRequest) -> None:
+        workers = self._client.workers
         digest = request.resume.state.model if request.resume else None
-        ranked = self._workers.rank(prompts.routing_key(self._tenant, request), request.model, digest)
-        if digest and not ranked and self._workers.ready:
+        ranked = workers.rank(prompts.routing_key(self._client.tenant, request), request.model, digest)
+        if digest and not ranked and workers.ready:
             message = "No worker has the model that began the answer."
             raise ServiceError("no_worker", message, RETRY_AFTER_SECONDS)
         if not await offer_in_turn(ranked, partial(self._offer, request)):
@@ -260,18 +229,18 @@ class AnswerReader:
 
     async def _offer(self, request: ChatRequest, worker_id: str) -> None:
         attempt = await self._open_attempt()
-        timeout = self._policy.admission_seconds
-        await offer(
-            self._bus, self._workers, worker_id, self._tenant, request, attempt.reply, timeout
-        )
+        bus, workers, tenant = self._client.bus, self._client.workers, self._client.tenant
+        timeout = self._client.policy.admission_seconds
+        await offer(bus, workers, worker_id, tenant, request, attempt.reply, timeout)
         attempt.worker_id = worker_id
         self._attempt = attempt
 
     async def _publish(self, request: ChatRequest) -> None:
         """Send the request to the worker that NATS picks, which may be a frozen one."""
-        for _ in range(self._policy.max_publish_tries):
+        bus, subject = self._client.bus, subjects.request(self._client.tenant)
+        for _ in range(self._client.policy.max_publish_tries):
             attempt = await self._open_attempt()
-            await self._bus.publish(subjects.request(self._tenant), request, attempt.reply)
+            await bus.publish(subject, request, attempt.reply)
             try:
                 await attempt.wait_for_admission()
             except TimeoutError:
@@ -279,59 +248,58 @@ class AnswerReader:
             else:
                 self._attempt = attempt
                 return
-        raise worker_lost("No worker responds.") if self._bus.connected else bus_unavailable()
+        raise worker_lost("No worker responds.") if bus.connected else bus_unavailable()
+
+    async def _try_join(self) -> bool:
+        """Return whether a worker had an attempt to join."""
+        attempt = await self._open_attempt("*")
+        replay = await self._client.find_replay(self._request_id, self._transcript.length)
+        if replay is None:
+            return False
+        if self._request and not _is_same(self._request, replay.request):
+            raise ServiceError("conflict", "Another request has the same id: use a new id.")
+        if drop := self._drops.pop(replay.reply, None):
+            drop.cancel()  # the attempt is alive after all
+        self._request = replay.request
+        self._set_deadline(replay.request.timeout_s, replay.age_seconds)
+        self.has_joined = True
+        attempt.adopt(replay)
+        self._attempt = attempt
+        return True
 
     async def _open_attempt(self, attempt_id: str = "") -> Attempt:
         """Subscribe to an attempt (`*`: to all), and no longer to the previous one."""
         self._attempt = None
         await self._subscription.aclose()
-        reply = subjects.reply(self._tenant, self._request_id, attempt_id or secrets.token_hex(8))
-        inbox = await self._subscription.enter_async_context(self._bus.inbox(reply))
-        return Attempt(
-            self._bus,
-            self._policy,
-            self._tenant,
-            self._request_id,
-            self._transcript,
-            inbox,
-            reply,
-        )
-
-    async def _join_running(self) -> None:
-        """Join the worker that reported a conflict."""
-        try:
-            await self.join()
-        except ServiceError as error:
-            if error.code != "not_found":
-                raise
-            message = "The worker that was generating this answer has just lost it."
-            raise worker_lost(message) from error
+        bus, policy, tenant = self._client.bus, self._client.policy, self._client.tenant
+        reply = subjects.reply(tenant, self._request_id, attempt_id or secrets.token_hex(8))
+        inbox = await self._subscription.enter_async_context(bus.inbox(reply))
+        return Attempt(bus, policy, tenant, self._request_id, self._transcript, inbox, reply)
 
     # --- failover ---
 
     async def _recover(self, reason: str) -> None:
         """Resume the answer in another attempt."""
         assert self._attempt is not None
-        self._failover = self._policy.after_loss(self._failover, reason, time.monotonic())
-        self._workers.remove(self._attempt.worker_id)
+        policy = self._client.policy
+        self._failover = policy.after_loss(self._failover, reason, time.monotonic())
+        self._client.workers.remove(self._attempt.worker_id)
         self.abandon()
         while True:
             try:
                 return await self._join_or_resume()
             except ServiceError as error:
-                delay = self._policy.retry_delay(self._failover, error, time.monotonic())
+                delay = policy.retry_delay(self._failover, error, time.monotonic())
             await asyncio.sleep(delay)
 
     async def _join_or_resume(self) -> None:
-        if self.has_joined:  # another reader may have resumed the answer already
-            try:
-                return await self.join()
-            except ServiceError as error:
-                if error.code != "not_found":
-                    raise
+        if self.has_joined and await self._try_join():
+            return  # another reader has resumed the answer
         assert self._request is not None
         left = None if self._deadline is None else self._deadline - time.monotonic()
-        resumed = self._policy.resume_request(self._failover, self._request, self._transcript, left)
+        resumed = self._client.policy.resume_request(
+            self._failover, self._request, self._transcript, left
+        )
         await self.start(resumed)
 
     def _set_deadline(self, timeout: float | None, age: float = 0.0) -> None:
@@ -343,14 +311,14 @@ class AnswerReader:
             self._deadline = time.monotonic() + timeout - age
 
     def _drop(self, reply: str) -> None:
-        self._drops[reply] = self._bus.spawn(self._send_drops(reply))
+        self._drops[reply] = self._client.bus.spawn(self._send_drops(reply))
 
     async def _send_drops(self, reply: str) -> None:
         """Repeat the message, because a disconnected worker may be back in a moment."""
-        subject = subjects.cancel(self._tenant, self._request_id)
-        for _ in range(self._policy.drop_messages):
-            await self._bus.publish(subject, Cancel(reply=reply))
-            await asyncio.sleep(self._policy.retry_seconds)
+        subject = subjects.cancel(self._client.tenant, self._request_id)
+        for _ in range(self._client.policy.drop_messages):
+            await self._client.bus.publish(subject, Cancel(reply=reply))
+            await asyncio.sleep(self._client.policy.retry_seconds)
 
 
 def _failed(request_id: str, error: Exception) -> Failed:

@@ -118,13 +118,11 @@ class WorkerDirectory:
     @contextmanager
     def offering(self, worker_id: str) -> Iterator[None]:
         """Count a request as in flight at the worker before it is in the worker's report."""
-        self._offered[worker_id] += 1
+        self._offered += Counter([worker_id])
         try:
             yield
         finally:
-            self._offered[worker_id] -= 1
-            if not self._offered[worker_id]:
-                del self._offered[worker_id]
+            self._offered -= Counter([worker_id])  # removes an entry that becomes zero
 
     def on_admitted(self, worker_id: str, admitted: RequestAdmitted) -> None:
         """Update the worker's load, which the acknowledgement knows better than its report."""

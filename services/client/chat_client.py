@@ -220,7 +220,9 @@ class AnswerReader:
     async def _start_attempt(self, request: ChatRequest) -> None:
         workers = self._client.workers
         digest = request.resume.state.model if request.resume else None
-        ranked = workers.rank(prompts.routing_key(self._client.tenant, request), request.model, digest)
+        ranked = workers.rank(
+            prompts.routing_key(self._client.tenant, request), request.model, digest
+        )
         if digest and not ranked and workers.ready:
             message = "No worker has the model that began the answer."
             raise ServiceError("no_worker", message, RETRY_AFTER_SECONDS)

@@ -15,9 +15,8 @@ from bench import burst, prefix, servers, turns
 from bench.load import KEPT, OpenAI
 from bench.pairs import Plan, interleave
 from bench.report import Row, Section, compared
-from services.inference.engine.backend import Chosen, Chunk
+from services.inference.engine.backend import MAX_BATCH_TOKENS, Chunk, SampledToken
 from services.inference.engine.llama import Llama
-from services.inference.engine.scheduling.prefill_budget import CHUNK_MAX
 
 # Tokens, as the synthetic models count the loads' words.
 BEGINNING = 44  # system prompt and template, that all begin with
@@ -33,8 +32,8 @@ be if everything but llama.cpp took no time."""
 class Silent:
     """A sampler that has llama.cpp compute the logits, and does not look at them."""
 
-    def accept(self, token: int) -> Chosen:
-        return Chosen(token)
+    def accept(self, token: int) -> SampledToken:
+        return SampledToken(token)
 
     def close(self) -> None:
         pass
@@ -55,9 +54,9 @@ class Bare:
 
     def read(self, slot: int, at: int, count: int) -> None:
         """A prompt of which `at` tokens are there."""
-        self.backend.cut(slot, at)
-        for first in range(at, at + count, CHUNK_MAX):
-            tokens = _tokens(min(CHUNK_MAX, at + count - first))
+        self.backend.truncate(slot, at)
+        for first in range(at, at + count, MAX_BATCH_TOKENS):
+            tokens = _tokens(min(MAX_BATCH_TOKENS, at + count - first))
             self.backend.decode([Chunk(slot, first, tokens, Silent())])
 
     def answer(self, slots: int, tokens: int) -> None:

@@ -99,7 +99,7 @@ def _decoding(backend: Llama) -> Engine:
     def hear(outputs: list[tuple[str, Output]]) -> None:
         speaking.update(key for key, output in outputs if isinstance(output, TextChunk))
 
-    engine = Engine(backend, SEQUENCES, budget=0, emit=hear, on_death=lambda: None)
+    engine = Engine(backend, SEQUENCES, host_cache_bytes=0, emit=hear, on_death=lambda: None)
     for i in range(SEQUENCES):
         prompt = random.choices(range(1000, 30000), k=PROMPT)
         engine.submit(Conversation(str(i), prompt, SAMPLING, backend.sampler(SAMPLING)))

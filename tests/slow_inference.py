@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from services.inference.__main__ import serve
-from services.inference.engine.backend import Choice, Chunk
+from services.inference.engine.backend import Chunk, SampleResult
 from services.inference.engine.llama import Llama
 from services.inference.settings import InferenceSettings
 from services.runtime.process import run
@@ -17,7 +17,7 @@ STEP_SECONDS = 0.03
 _decode = Llama.decode
 
 
-def _decode_slowly(self: Llama, chunks: Sequence[Chunk]) -> Sequence[Choice | None]:
+def _decode_slowly(self: Llama, chunks: Sequence[Chunk]) -> Sequence[SampleResult | None]:
     time.sleep(STEP_SECONDS)
     return _decode(self, chunks)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from services.contract.messages import ChatRequest, Turn
-from services.inference.engine.engine import Began, Engine, Finished, Output
+from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
 from services.inference.engine.output.answer import TextChunk
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.models import load
@@ -76,5 +76,5 @@ class Examinee:
                 self._texts[key] += output.text
             elif isinstance(output, Finished):
                 self._replies[key] = Reply(self._texts[key], output.reason == "stop")
-            elif not isinstance(output, Began):
+            elif not isinstance(output, PrefillStarted):
                 raise RuntimeError(f"the model failed: {output.message}")

@@ -97,7 +97,7 @@ class InFlightRequest:
         Of the prompt, until the model has read it. A text has no more tokens than bytes. What its
         session adds is not known before history answers, and never more than the context window.
         """
-        is_read = self.sequence is not None and not self.sequence.unread
+        is_read = self.sequence is not None and not self.sequence.remaining_prefill
         return 0 if is_read else self._bytes
 
     @property
@@ -105,7 +105,7 @@ class InFlightRequest:
         """That are to be computed of the prompt; a guess until it is tokenized."""
         if self.sequence is None:
             return self._bytes // BYTES_PER_TOKEN
-        return max(0, self.sequence.unread - (0 if self.has_slot else self.sequence.found))
+        return self.sequence.remaining_prefill
 
     @property
     def said_tokens(self) -> int:
@@ -114,7 +114,7 @@ class InFlightRequest:
     @property
     def place(self) -> int:
         """In the engine's queue, 1 is next; 0: not in it."""
-        return self.sequence.place if self.sequence else 0
+        return self.sequence.queue_position if self.sequence else 0
 
     @property
     def has_slot(self) -> bool:
@@ -163,5 +163,5 @@ class InFlightRequest:
         if time.monotonic() - self._last_sent >= interval:
             sequence = self.sequence
             total = len(sequence.prompt) if sequence else 0
-            read = min(sequence.computed, total) if sequence else 0
+            read = min(sequence.computed_tokens, total) if sequence else 0
             await self.send(Progress(position, total, read))

@@ -151,7 +151,7 @@ def sequence(model: LoadedModel, call: InFlightRequest, origin: ResumeState) -> 
         call.request.seed is not None,
         begun,
         call.tenant,
-        received=call.received,
+        received_at=call.received,
     )
 
 

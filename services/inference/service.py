@@ -33,7 +33,8 @@ from services.inference.calls import InFlightRequest, Stopped
 from services.inference.cancels import Cancels
 from services.inference.contact import NatsWatch
 from services.inference.conversations import Conversations
-from services.inference.engine.engine import Began, Broken, Engine, Finished, Output, Refused
+from services.inference.engine.backend import ComputeFailure, ConstraintFailure
+from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
 from services.inference.engine.output.answer import TextChunk
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.models import LoadedModel
@@ -97,7 +98,7 @@ class ChatService:
             settings.model_cache * 2**20,
             emit=lambda outputs: _from_thread(loop, self._hand_out, outputs),
             on_death=lambda: _from_thread(loop, self._die),
-            heads=model.template.heads(settings.chat_system_prompt.strip()),
+            public_prefixes=model.template.heads(settings.chat_system_prompt.strip()),
         )
 
     @property
@@ -114,7 +115,7 @@ class ChatService:
 
     @property
     def tokens_per_second(self) -> float:
-        return self._engine.speed.per_second
+        return self._engine.tokens_per_second
 
     async def start(self) -> None:
         self._engine.start()
@@ -157,7 +158,7 @@ class ChatService:
             raise ServiceError("conflict", f"Request {call.request_id} is being answered already.")
         if self._dead or self._draining:
             raise _shutting_down()
-        self._admission.check(call, self._calls.values(), self._engine.speed.per_second)
+        self._admission.check(call, self._calls.values(), self._engine.tokens_per_second)
         self._calls[call.key] = call
         for cancel in self._cancels.of(call.key):  # it has overtaken its request
             self._stop(call, cancel)
@@ -217,7 +218,7 @@ class ChatService:
         self._engine.submit(call.sequence)
         while True:
             match await call.outputs.get():
-                case Began(prompt_tokens, cached_tokens):
+                case PrefillStarted(prompt_tokens, cached_tokens):
                     await call.send(
                         Started(
                             prompt_tokens,
@@ -229,9 +230,9 @@ class ChatService:
                     )
                 case TextChunk(at, text, ids, logprobs):
                     await call.send(Token(at, text, ids, logprobs))
-                case Refused(message):
+                case ConstraintFailure(message):
                     raise ServiceError("invalid_request", message)
-                case Broken(message):
+                case ComputeFailure(message):
                     raise ServiceError("internal", f"The model failed: {message} Try again.")
                 case Finished() as finished:
                     return finished
@@ -245,7 +246,7 @@ class ChatService:
             newest = self._attempts
             beginning = await self._conversations.ahead(call)
             if beginning and newest == self._attempts:  # else the conversation may have gone on
-                self._engine.read_ahead(beginning)
+                self._engine.prefill_when_idle(beginning)
 
     async def _finish(self, call: InFlightRequest, origin: ResumeState, finished: Finished) -> None:
         """
@@ -335,7 +336,7 @@ class ChatService:
 
     def _die(self) -> None:
         for call in self._calls.values():
-            call.outputs.put_nowait(Broken("its engine died."))
+            call.outputs.put_nowait(ComputeFailure("its engine died."))
         self._dead = True
         self._fail("the engine died")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from services.inference.engine.backend import Choice, Chunk, State
+from services.inference.engine.backend import Chunk, SampleResult, SequenceState
 from services.inference.engine.sampling.candidates import Candidates
 from services.inference.engine.sampling.sampler import SamplerChain
 from tests.inference.fake_backend import FakeState
@@ -30,20 +30,20 @@ class Dream(Vocabulary):
         self._noise = noise.astype(np.float32)
         self._cells: dict[int, list[int]] = {}
 
-    def decode(self, chunks: Sequence[Chunk]) -> Sequence[Choice | None]:
+    def decode(self, chunks: Sequence[Chunk]) -> Sequence[SampleResult | None]:
         return [self._compute_one(chunk) for chunk in chunks]
 
-    def cut(self, slot: int, length: int) -> bool:
+    def truncate(self, slot: int, length: int) -> bool:
         self._cells[slot] = self._cells.get(slot, [])[:length]
         return True
 
     def length(self, slot: int) -> int:
         return len(self._cells.get(slot, []))
 
-    def save(self, slot: int) -> State:  # type: ignore[override]
+    def save(self, slot: int) -> SequenceState:  # type: ignore[override]
         return FakeState(tuple(self._cells[slot]), 0)
 
-    def _compute_one(self, chunk: Chunk) -> Choice | None:
+    def _compute_one(self, chunk: Chunk) -> SampleResult | None:
         cells = self._cells.setdefault(chunk.slot, [])
         assert chunk.position == len(cells)
         cells.extend(chunk.tokens)

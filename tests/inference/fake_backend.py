@@ -7,13 +7,13 @@ from typing import NamedTuple
 from services.contract.messages import Sampling
 from services.inference.engine.backend import (
     BackendError,
-    Choice,
-    Chosen,
     Chunk,
-    NoNumbers,
+    ComputeFailure,
+    ConstraintFailure,
+    SampledToken,
+    SampleResult,
+    SequenceState,
     SpecialToken,
-    State,
-    Stuck,
 )
 from services.inference.engine.sampling import constraints
 from services.inference.engine.sampling.vocabulary import Vocabulary
@@ -41,20 +41,20 @@ class Script:
         assert answer[:said] == self.said, "what goes on is what was said"
         self.answer = answer[said:]
 
-    def choose(self) -> Choice:
+    def choose(self) -> SampleResult:
         assert self.answer is not None
         if self.answer[0] == NAN:
-            return NoNumbers("scripted")
+            return ComputeFailure("scripted")
         return self.accept(self.answer.pop(0))
 
-    def accept(self, token: int) -> Chosen | Stuck:
+    def accept(self, token: int) -> SampledToken | ConstraintFailure:
         self.said.append(token)
         if self.grammar is None:
-            return Chosen(token)
+            return SampledToken(token)
         if not self.grammar.allows(token):
-            return Stuck("scripted")
+            return ConstraintFailure("scripted")
         self.grammar.accept(token)
-        return Chosen(token, is_last=self.grammar.is_finished, is_constrained=True)
+        return SampledToken(token, is_last=self.grammar.is_finished, is_constrained=True)
 
     def close(self) -> None:
         assert not self.closed, "a sampler is closed once"
@@ -110,7 +110,7 @@ class FakeBackend:
         self.samplers.append(Script(sampling, call))
         return self.samplers[-1]
 
-    def decode(self, chunks: Sequence[Chunk]) -> Sequence[Choice | None]:
+    def decode(self, chunks: Sequence[Chunk]) -> Sequence[SampleResult | None]:
         if self.fails:
             self.fails = False
             raise BackendError("scripted")
@@ -122,7 +122,7 @@ class FakeBackend:
         assert slots == sorted(slots), "they stand in the order of their slots"
         return [self._compute(chunk) for chunk in chunks]
 
-    def cut(self, slot: int, length: int) -> bool:
+    def truncate(self, slot: int, length: int) -> bool:
         held = self.cells.get(slot, [])
         assert length <= len(held), "only what is held can be kept"
         self.cells[slot] = held[:length]
@@ -131,11 +131,11 @@ class FakeBackend:
     def length(self, slot: int) -> int:
         return len(self.cells.get(slot, []))
 
-    def save(self, slot: int) -> State:
+    def save(self, slot: int) -> SequenceState:
         self.saved += 1
         return FakeState(tuple(self.cells[slot]), self.adapters.get(slot, 0))
 
-    def restore(self, slot: int, state: State) -> bool:
+    def restore(self, slot: int, state: SequenceState) -> bool:
         assert isinstance(state, FakeState)
         self.cells[slot] = list(state.cells)
         self.adapters[slot] = state.adapter
@@ -145,7 +145,7 @@ class FakeBackend:
     def close(self) -> None:
         self.closed = True
 
-    def _compute(self, chunk: Chunk) -> Choice | None:
+    def _compute(self, chunk: Chunk) -> SampleResult | None:
         held = self.cells.setdefault(chunk.slot, [])
         assert chunk.position == len(held), "a sequence has no gaps and computes nothing twice"
         assert chunk.tokens, "a chunk is never empty"

@@ -84,9 +84,9 @@ async def test_a_turn_that_was_followed_soon_is_not_looked_behind(tmp_path: Path
 class Recurrent(FakeBackend):
     """Of a sequence it keeps all or nothing."""
 
-    def cut(self, slot: int, length: int) -> bool:
+    def truncate(self, slot: int, length: int) -> bool:
         is_whole = length == self.length(slot)
-        return super().cut(slot, length if is_whole else 0) and is_whole
+        return super().truncate(slot, length if is_whole else 0) and is_whole
 
 
 async def test_what_was_read_ahead_is_of_use_to_a_model_that_keeps_all_or_nothing(

@@ -8,7 +8,7 @@ from services.contract.conversation import ChatMessage
 from services.contract.errors import ServiceError
 from services.contract.messages import Sampling
 from services.inference import models
-from services.inference.engine.backend import Chosen, Chunk
+from services.inference.engine.backend import Chunk, SampledToken
 from services.inference.engine.llama import ModelError
 from services.inference.settings import InferenceSettings
 from tests.inference.gguf_files import DEMO, split_demo, without_template
@@ -36,10 +36,10 @@ def said_by(model: models.LoadedModel) -> list[int]:
     while len(said) < 8:
         chunk = Chunk(0, model.backend.length(0), tokens, sampler)
         (choice,) = model.backend.decode([chunk])
-        assert isinstance(choice, Chosen)
+        assert isinstance(choice, SampledToken)
         said.append(choice.token)
         tokens = said[-1:]
-    model.backend.cut(0, 0)
+    model.backend.truncate(0, 0)
     sampler.close()
     return said
 

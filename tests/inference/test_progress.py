@@ -11,7 +11,7 @@ import pytest
 
 from services.contract.messages import ChatRequest, Failed, Progress, StreamEvent, Token
 from services.inference import service
-from services.inference.engine.scheduling.prefill_budget import CHUNK_MAX
+from services.inference.engine.backend import MAX_BATCH_TOKENS
 from services.runtime.bus import Bus
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.scripted import ANSWERS, Worker, text, worker
@@ -80,7 +80,7 @@ async def test_while_the_prompt_is_tokenized(tmp_path: Path) -> None:
 
 async def test_while_a_long_prompt_is_read_it_counts_up(tmp_path: Path) -> None:
     async with worker(tmp_path, step_seconds=SECOND / 2, context=20_000) as slow:
-        told = progress(await hear(slow, "x" * 5 * CHUNK_MAX + "hi"))
+        told = progress(await hear(slow, "x" * 5 * MAX_BATCH_TOKENS + "hi"))
     counts = [event.prefilled_tokens for event in told if event.prefilled_tokens]
     assert len(counts) >= 3 and counts == sorted(counts)
     assert counts[-1] > counts[0] and counts[-1] <= told[-1].prompt_tokens

@@ -1,7 +1,4 @@
-"""
-The one thread that owns the model: takes requests in, steps, gives events out. Knows no asyncio and
-no NATS.
-"""
+"""The engine: one thread that owns the model. It knows neither asyncio nor NATS."""
 
 import logging
 import queue
@@ -11,23 +8,28 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from services.contract.messages import FinishReason, Timings, Usage
-from services.inference.engine.backend import Backend, BackendError, Choice, NoNumbers, Stuck
+from services.inference.engine.backend import (
+    Backend,
+    BackendError,
+    ComputeFailure,
+    ConstraintFailure,
+    SampledToken,
+    SampleResult,
+)
 from services.inference.engine.kv_cache.idle_prefill import IdlePrefill, IdlePrompt
 from services.inference.engine.kv_cache.slots import Slots
 from services.inference.engine.output.answer import TextChunk
-from services.inference.engine.scheduling.prefill_budget import PIECE_INTERVAL
-from services.inference.engine.scheduling.scheduler import Scheduler
+from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, SchedulerLimits
+from services.inference.engine.scheduling.prefill_budget import Throughput
+from services.inference.engine.scheduling.scheduler import Scheduler, Step
 from services.inference.engine.scheduling.sequence import Sequence
-from services.inference.engine.scheduling.step_overhead import fixed_cost
-from services.inference.engine.scheduling.throughput import Throughput
-
-TIDY_AFTER = 0.3  # seconds without a request
+from services.inference.engine.scheduling.step_overhead import measure_step_overhead
 
 log = logging.getLogger(__name__)
 
 
-class Began(NamedTuple):
-    """The sequence has a slot."""
+class PrefillStarted(NamedTuple):
+    """The sequence got a slot."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -37,210 +39,213 @@ class Finished(NamedTuple):
     reason: FinishReason
     usage: Usage
     timings: Timings
-    stop_string: str | None = None  # that ended the answer
+    stop_string: str | None = None  # the one that ended the answer
 
 
-class Broken(NamedTuple):
-    """The model failed; the answer ends here, unfinished."""
-
-    message: str
-
-
-class Refused(NamedTuple):
-    """What was asked of the answer can't be; it ends here, unfinished."""
-
-    message: str
-
-
-Output = Began | TextChunk | Finished | Broken | Refused
-_Item = Sequence | IdlePrompt | str | None  # to compute, to read ahead, to cancel, the end
+Output = PrefillStarted | TextChunk | Finished | ConstraintFailure | ComputeFailure
 Emit = Callable[[list[tuple[str, Output]]], None]
+_Command = Sequence | IdlePrompt | str | None  # generate, idle prefill, cancel by key, close
 
 
 class Engine:
     """
-    `budget` is how many bytes of RAM idle conversations may take. `emit` gets a step's outputs at
-    once, as (key, output), in the engine's thread. `heads` are the public heads of prompts, which
-    all tenants share (`slots.py`).
+    Generates answers for all submitted sequences at once, by continuous batching. `start` runs it
+    in a thread; tests and benchmarks call `step` instead.
 
-    Every sequence submitted ends in exactly one Finished, Broken or Refused. `on_death` is called
-    if the thread dies of an error; nothing is answered after that.
+    `emit` gets a step's outputs as (key, output), in the engine's thread. Each sequence ends in
+    exactly one Finished, ConstraintFailure or ComputeFailure. If the thread dies of an error,
+    `on_death` is called, and there are no more outputs.
+
+    `host_cache_bytes` bounds the host KV cache. `public_prefixes` are the starts of prompts that
+    all tenants share (`kv_cache/slots.py`).
     """
 
     def __init__(
         self,
         backend: Backend,
         parallel: int,
-        budget: int,
+        host_cache_bytes: int,
         emit: Emit,
         on_death: Callable[[], None],
-        heads: Iterable[list[int]] = (),
+        public_prefixes: Iterable[list[int]] = (),
+        limits: SchedulerLimits = DEFAULT_LIMITS,
     ) -> None:
         self._backend = backend
         self._parallel = parallel
         self._emit = emit
         self._on_death = on_death
-        self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-        self._slots = Slots(backend, parallel, budget, heads)
-        self._scheduler = Scheduler(self._slots)
-        self._ahead = IdlePrefill(backend, self._slots)
-        self.speed = Throughput()
+        self._limits = limits
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._slots = Slots(backend, parallel, host_cache_bytes, public_prefixes)
+        self._scheduler = Scheduler(self._slots, limits)
+        self._idle_prefill = IdlePrefill(backend, self._slots)
+        self._throughput = Throughput()
         self._outputs: list[tuple[str, Output]] = []
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Recent throughput, prefill and decode together; 0 until something was computed."""
+        return self._throughput.tokens_per_second
 
     def start(self) -> None:
         self._thread.start()
 
     def submit(self, sequence: Sequence) -> None:
-        self._inbox.put(sequence)
+        self._commands.put(sequence)
 
-    def read_ahead(self, beginning: IdlePrompt) -> None:
-        """While there is nothing else to do, so that the conversation's next answer comes soon."""
-        self._inbox.put(beginning)
+    def prefill_when_idle(self, prompt: IdlePrompt) -> None:
+        """Compute a conversation's probable next prompt once there is nothing else to do."""
+        self._commands.put(prompt)
 
     def cancel(self, key: str) -> None:
-        """Ends the sequence before the next step; does nothing if it has ended."""
-        self._inbox.put(key)
+        """End a sequence before the next step. Does nothing if it has ended."""
+        self._commands.put(key)
 
     def close(self) -> None:
-        """Ends the thread after the step that it is in. What still runs gets no more outputs."""
-        self._inbox.put(None)
+        """Stop the thread after the current step. Running sequences get no more outputs."""
+        self._commands.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         try:
             if self._backend.on_gpu:
-                self._scheduler.fixed_cost = fixed_cost(self._backend, self._parallel)
+                overhead = measure_step_overhead(self._backend, self._parallel)
+                self._scheduler.step_overhead = overhead
             while not self._closing:
                 self.step()
         except Exception:
-            log.exception("the engine died")
+            log.exception("engine died")
             self._on_death()
 
     def step(self) -> None:
-        self._take_in()
-        self._start_waiting()
+        """Handle commands, admit sequences, compute one batch, emit. Blocks while idle."""
+        self._receive()
+        for sequence in self._scheduler.admit():
+            usage = sequence.usage
+            self._put(sequence, PrefillStarted(usage.prompt_tokens, usage.cached_tokens))
         if self._scheduler.running:
             self._compute()
-        self._send()
+        self._flush()
 
-    def _take_in(self) -> None:
-        """Blocks while there is nothing to do."""
+    def _receive(self) -> None:
         if self._scheduler.is_idle:
-            self._scheduler.check()
-            self._handle(self._wait())
-        while not self._inbox.empty():
-            self._handle(self._inbox.get())
+            self._scheduler.check_invariants()
+            self._handle(self._next_command())
+        while not self._commands.empty():
+            self._handle(self._commands.get())
 
-    def _wait(self) -> _Item:
-        """Reads ahead and tidies up meanwhile, but not where the next turn may follow at once."""
+    def _next_command(self) -> _Command:
+        """Wait for a command; after `idle_after_seconds` without one, do idle work meanwhile."""
         try:
-            return self._inbox.get(timeout=TIDY_AFTER)
+            return self._commands.get(timeout=self._limits.idle_after_seconds)
         except queue.Empty:
-            read, pace = self._ahead.read, self._scheduler.pace
-            while self._inbox.empty() and (read(pace.chunk_ahead) or self._slots.tidy()):
+            while self._commands.empty() and self._idle_step():
                 pass
-            return self._inbox.get()
+            return self._commands.get()
 
-    def _handle(self, item: _Item) -> None:
-        if item is None:
-            self._closing = True
-        elif isinstance(item, IdlePrompt):
-            self._ahead.add(item)
-        elif isinstance(item, Sequence):
-            self._ahead.forget(item.owner)
-            self._scheduler.add(item)
-            self._end_if_due(item)  # one that was begun elsewhere may lack nothing but its end
-        elif sequence := self._scheduler.find(item):
-            self._finish(sequence, "cancelled")
+    def _idle_step(self) -> bool:
+        chunk = self._scheduler.budget.idle_chunk
+        return self._idle_prefill.step(chunk) or self._slots.offload_next()
 
-    def _start_waiting(self) -> None:
-        for sequence in self._scheduler.admit():
-            self._put(sequence, Began(sequence.usage.prompt_tokens, sequence.usage.cached_tokens))
+    def _handle(self, command: _Command) -> None:
+        match command:
+            case None:
+                self._closing = True
+            case IdlePrompt():
+                self._idle_prefill.add(command)
+            case Sequence():
+                self._idle_prefill.cancel(command.owner)
+                self._scheduler.add(command)
+                self._finish_if_due(command)  # a resumed answer may already be complete
+            case str():
+                if sequence := self._scheduler.find(command):
+                    self._finish(sequence, "cancelled")
 
     def _compute(self) -> None:
         try:
-            step = self._scheduler.plan()
+            step = self._scheduler.schedule()
         except BackendError as error:  # a sequence was lost on its way to another slot
-            self._break(self._scheduler.running, str(error))
+            self._fail(self._scheduler.running, str(error))
             return
-        if step.is_read:
-            self._send_all_text()
+        if step.is_prefill:  # it takes longer than text should wait
+            self._emit_all_text()
         began = time.monotonic()
         try:
-            chosen = self._backend.decode([p.chunk for p in step.planned])
+            results = self._backend.decode(step.chunks)
         except BackendError as error:
-            self._break([p.sequence for p in step.planned], str(error))
+            self._fail([each.sequence for each in step.scheduled], str(error))
             return
-        seconds = time.monotonic() - began
+        self._commit(step, time.monotonic() - began)
+        for (sequence, _), result in zip(step.scheduled, results, strict=True):
+            if result is not None:
+                self._accept(sequence, result)
+
+    def _commit(self, step: Step, seconds: float) -> None:
         self._scheduler.commit(step, seconds)
-        self.speed.add(sum(len(p.chunk.tokens) for p in step.planned), seconds)
-        for (sequence, _), choice in zip(step.planned, chosen, strict=True):
-            if choice is not None:
-                self._accept(sequence, choice)
+        self._throughput.record(step.tokens, seconds)
 
-    def _accept(self, sequence: Sequence, choice: Choice) -> None:
-        """A new token: its text goes out now, or with what comes in the next PIECE_INTERVAL."""
-        if isinstance(choice, Stuck):
-            self._send_text(sequence)
-            self._remove(sequence)
-            self._put(sequence, Refused(choice.message))
-            return
-        if isinstance(choice, NoNumbers):
-            self._break([sequence], choice.message)
-            return
-        sequence.last_token = time.monotonic()
-        sequence.first_token = sequence.first_token or sequence.last_token
-        token = choice.token
-        sequence.answer.push(choice, self._backend.piece(token), self._backend.is_end(token))
-        if sequence.last_token - sequence.last_sent >= PIECE_INTERVAL:
-            self._send_text(sequence)
-        self._end_if_due(sequence)
+    def _accept(self, sequence: Sequence, result: SampleResult) -> None:
+        match result:
+            case SampledToken():
+                self._append(sequence, result)
+            case ConstraintFailure():
+                self._end(sequence, result)
+            case ComputeFailure(message):
+                self._fail([sequence], message)
 
-    def _end_if_due(self, sequence: Sequence) -> None:
+    def _append(self, sequence: Sequence, sampled: SampledToken) -> None:
+        """Append a token. Its text is emitted now, or with that of the next `emit_interval`."""
+        sequence.last_token_at = time.monotonic()
+        sequence.first_token_at = sequence.first_token_at or sequence.last_token_at
+        token = sampled.token
+        sequence.answer.push(sampled, self._backend.piece(token), self._backend.is_end(token))
+        if sequence.last_token_at - sequence.last_emit_at >= self._limits.emit_interval_seconds:
+            self._put_text(sequence)
+        self._finish_if_due(sequence)
+
+    def _finish_if_due(self, sequence: Sequence) -> None:
         if sequence.answer.reason:
             self._finish(sequence, sequence.answer.reason)
         elif sequence.length == self._backend.context:
             self._finish(sequence, "length")
 
-    def _send_text(self, sequence: Sequence) -> None:
-        if piece := sequence.answer.take():
-            self._put(sequence, piece)
-            sequence.last_sent = sequence.last_token
-
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        if not sequence.answer.reason:
-            sequence.answer.cut(reason)
-        self._send_text(sequence)
-        self._remove(sequence)
-        stop_string = sequence.answer.stop_string
-        self._put(sequence, Finished(reason, sequence.usage, sequence.timings, stop_string))
+        answer = sequence.answer
+        if not answer.reason:
+            answer.cut(reason)
+        self._end(sequence, Finished(reason, sequence.usage, sequence.timings, answer.stop_string))
 
-    def _send_all_text(self) -> None:
-        """A read takes longer than a piece should wait."""
-        for sequence in self._scheduler.running:
-            self._send_text(sequence)
-        self._send()
-
-    def _break(self, sequences: list[Sequence], message: str) -> None:
-        """They end; what their slots hold can't be trusted."""
-        log.error("a step failed: %s", message)
+    def _fail(self, sequences: Iterable[Sequence], message: str) -> None:
+        """End sequences of a failed step. Their slots are undefined, so they are cleared."""
+        log.error("step failed error=%s", message)
         for sequence in list(sequences):
             assert sequence.slot is not None
-            self._send_text(sequence)
-            self._slots.forget(sequence.slot)
-            self._remove(sequence)
-            self._put(sequence, Broken(message))
+            self._slots.invalidate(sequence.slot)
+            self._end(sequence, ComputeFailure(message))
 
-    def _remove(self, sequence: Sequence) -> None:
+    def _end(self, sequence: Sequence, output: Output) -> None:
+        """Emit the rest of the text and the last output, and free slot and sampler."""
+        self._put_text(sequence)
         self._scheduler.remove(sequence)
         sequence.sampler.close()
+        self._put(sequence, output)
+
+    def _emit_all_text(self) -> None:
+        for sequence in self._scheduler.running:
+            self._put_text(sequence)
+        self._flush()
+
+    def _put_text(self, sequence: Sequence) -> None:
+        if chunk := sequence.answer.take():
+            self._put(sequence, chunk)
+            sequence.last_emit_at = sequence.last_token_at
 
     def _put(self, sequence: Sequence, output: Output) -> None:
         self._outputs.append((sequence.key, output))
 
-    def _send(self) -> None:
+    def _flush(self) -> None:
         if self._outputs:
             outputs, self._outputs = self._outputs, []
             self._emit(outputs)

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 MAGIC = b"GGUF"
-MAX_TEXT = 2**20  # bytes of a key or a string; a longer one is not valid
+MAX_STRING_BYTES = 2**20  # a longer one is invalid
 MAX_KEYS = 4096
-MAX_ITEMS = 2**16  # of a list
+MAX_ARRAY_ITEMS = 2**16  # that are skipped
 
 Value = str | int | float | bool
 _NUMBERS = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q",
     12: "<d",
 }  # fmt: skip
-_TEXT, _LIST = 8, 9
+_STRING, _ARRAY = 8, 9
 
 
 class NotGguf(Exception):
@@ -28,54 +28,54 @@ class NotGguf(Exception):
 
 def read(path: Path) -> dict[str, Value]:
     """
-    Return the values before the vocabulary, without lists: the file's type, its architecture and
+    Return the values before the vocabulary, without arrays: the file's type, its architecture and
     the model's shape. Raises NotGguf or OSError.
     """
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
             raise NotGguf
         _version, _tensors, count = _unpack(file, "<IQQ")
-        return dict(_before_the_vocabulary(file, min(count, MAX_KEYS)))
+        return dict(_items_before_vocabulary(file, min(count, MAX_KEYS)))
 
 
-def _before_the_vocabulary(file: BinaryIO, count: int) -> Iterator[tuple[str, Value]]:
+def _items_before_vocabulary(file: BinaryIO, count: int) -> Iterator[tuple[str, Value]]:
     for _ in range(count):
-        key = _text(file)
+        key = _string(file)
         if key.startswith("tokenizer."):
             return
         (kind,) = _unpack(file, "<I")
-        if kind == _LIST:
-            _skip_list(file)
+        if kind == _ARRAY:
+            _skip_array(file)
         else:
             yield key, _value(file, kind)
 
 
-def _skip_list(file: BinaryIO) -> None:
+def _skip_array(file: BinaryIO) -> None:
     kind, count = _unpack(file, "<IQ")
-    for _ in range(min(count, MAX_ITEMS)):
+    for _ in range(min(count, MAX_ARRAY_ITEMS)):
         _value(file, kind)
 
 
 def _value(file: BinaryIO, kind: int) -> Value:
-    if kind == _TEXT:
-        return _text(file)
+    if kind == _STRING:
+        return _string(file)
     if kind not in _NUMBERS:
         raise NotGguf
     return _unpack(file, _NUMBERS[kind])[0]
 
 
-def _text(file: BinaryIO) -> str:
+def _string(file: BinaryIO) -> str:
     (length,) = _unpack(file, "<Q")
-    if length > MAX_TEXT:
+    if length > MAX_STRING_BYTES:
         raise NotGguf
-    return _exactly(file, length).decode(errors="replace")
+    return _read_exactly(file, length).decode(errors="replace")
 
 
 def _unpack(file: BinaryIO, layout: str) -> tuple[int, ...]:
-    return struct.unpack(layout, _exactly(file, struct.calcsize(layout)))
+    return struct.unpack(layout, _read_exactly(file, struct.calcsize(layout)))
 
 
-def _exactly(file: BinaryIO, length: int) -> bytes:
+def _read_exactly(file: BinaryIO, length: int) -> bytes:
     data = file.read(length)
     if len(data) < length:
         raise NotGguf

@@ -4,31 +4,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from services.contract.messages import Sampling
-from services.inference.engine.engine import (
-    Began,
-    Broken,
-    Engine,
-    Finished,
-    Output,
-    Refused,
-)
+from services.inference.engine.backend import ComputeFailure, ConstraintFailure
+from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
 from services.inference.engine.kv_cache import prefix
 from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
 from services.inference.engine.output.answer import TextChunk
+from services.inference.engine.scheduling.limits import SchedulerLimits
 from services.inference.engine.scheduling.sequence import Sequence
 from tests.inference.fake_backend import FakeBackend
 
+FAST = SchedulerLimits(idle_after_seconds=0.01)
+End = Finished | ComputeFailure | ConstraintFailure
 LONG = {"long": b"".join(b"%d " % number for number in range(300))[:900], "hi": b"hello"}
 
 
 class Run:
-    """An engine over a scripted model, and all that it has put out."""
+    """An engine over a scripted backend, and its outputs."""
 
-    def __init__(self, backend: FakeBackend, parallel: int, budget: int = 10_000) -> None:
+    def __init__(self, backend: FakeBackend, parallel: int) -> None:
         self.died = False
         self._backend = backend
         self._outputs: queue.SimpleQueue[tuple[str, Output]] = queue.SimpleQueue()
-        self.engine = Engine(backend, parallel, budget, self._take, self._die)
+        self.engine = Engine(backend, parallel, 10_000, self._take, self._die, limits=FAST)
 
     def ask(self, prompt: str, key: str = "a", adapter: int = 0, **sampling: object) -> None:
         filled = Sampling(**({"max_tokens": 100} | sampling))  # type: ignore[arg-type]
@@ -44,12 +41,12 @@ class Run:
     def drain(self) -> list[tuple[str, Output]]:
         return [self._outputs.get() for _ in range(self._outputs.qsize())]
 
-    def finish(self, key: str = "a") -> tuple[str, Finished | Broken | Refused]:
-        """The text and the end of one answer."""
-        outputs = self.until(lambda k, o: k == key and isinstance(o, Finished | Broken | Refused))
+    def finish(self, key: str = "a") -> tuple[str, End]:
+        """Return the text and the last output of one answer."""
+        outputs = self.until(lambda k, o: k == key and isinstance(o, End))
         text = "".join(o.text for k, o in outputs if k == key and isinstance(o, TextChunk))
         end = outputs[-1][1]
-        assert isinstance(end, Finished | Broken | Refused)
+        assert isinstance(end, End)
         return text, end
 
     def _take(self, outputs: list[tuple[str, Output]]) -> None:
@@ -67,22 +64,22 @@ def running(backend: FakeBackend, parallel: int = 2) -> Iterator[Run]:
     yield run
     run.engine.close()
     assert not run.died
-    run.engine._scheduler.check()
+    run.engine._scheduler.check_invariants()
     assert all(sampler.closed for sampler in backend.samplers)
 
 
-def test_on_a_gpu_it_measures_before_it_answers_what_a_step_costs() -> None:
+def test_gpu_step_overhead_is_measured_before_first_answer() -> None:
     backend = FakeBackend({"hi": b"hello"}, step_seconds=0.05)
     backend.on_gpu = True
     with running(backend, parallel=4) as run:
         for key in "abc":
             run.ask("hi", key)
         assert run.finish("c")[0] == "hello"
-    read = [len(step) for step in backend.steps if len(step[0].tokens) == len("hi")]
-    assert 1 < max(read) <= 3, "prompts are read together"
+    prompts = [len(step) for step in backend.steps if len(step[0].tokens) == len("hi")]
+    assert 1 < max(prompts) <= 3, "prompts are prefilled in one step"
 
 
-def test_an_answer_is_said_whole_and_ends_with_stop() -> None:
+def test_answer_is_complete_and_ends_with_stop() -> None:
     with running(FakeBackend({"hi": b"hello"})) as run:
         run.ask("hi")
         text, end = run.finish()
@@ -91,74 +88,74 @@ def test_an_answer_is_said_whole_and_ends_with_stop() -> None:
         assert (end.reason, end.usage.prompt_tokens, end.usage.completion_tokens) == ("stop", 2, 6)
 
 
-def test_it_begins_with_the_counts_and_every_piece_says_where_it_stands() -> None:
+def test_outputs_start_with_counts_and_chunks_have_offsets() -> None:
     with running(FakeBackend({"hi": "né".encode()})) as run:
         run.ask("hi")
         outputs = [o for _, o in run.until(lambda _, o: isinstance(o, Finished))]
         assert outputs[:3] == [
-            Began(2, 0),
+            PrefillStarted(2, 0),
             TextChunk(0, "n", (ord("n"),)),
             TextChunk(1, "é", tuple("é".encode())),
         ]
 
 
-def test_max_tokens_ends_it_with_length() -> None:
+def test_max_tokens_ends_answer_with_length() -> None:
     with running(FakeBackend({"hi": b"hello"})) as run:
         run.ask("hi", max_tokens=3)
         text, end = run.finish()
         assert text == "hel" and isinstance(end, Finished) and end.reason == "length"
 
 
-def test_the_context_window_ends_it_with_length() -> None:
+def test_full_context_window_ends_answer_with_length() -> None:
     with running(FakeBackend({"hi": b"x" * 100}, context=12)) as run:
         run.ask("hi")
         text, end = run.finish()
         assert text == "x" * 10 and isinstance(end, Finished) and end.reason == "length"
 
 
-def test_a_stop_string_ends_it_and_does_not_leak() -> None:
+def test_stop_string_ends_answer_and_is_not_emitted() -> None:
     with running(FakeBackend({"hi": b"fine\nUser: and on"})) as run:
         run.ask("hi", stop=("\nUser:",))
         text, end = run.finish()
         assert text == "fine" and isinstance(end, Finished) and end.reason == "stop"
 
 
-def test_what_only_looked_like_a_stop_string_is_said_at_the_end() -> None:
+def test_partial_stop_string_is_emitted_at_the_end() -> None:
     with running(FakeBackend({"hi": b"fine\nUse"})) as run:
         run.ask("hi", stop=("\nUser:",))
         assert run.finish()[0] == "fine\nUse"
 
 
-def test_half_a_stop_string_is_not_said_where_max_tokens_ends_the_answer() -> None:
+def test_partial_stop_string_is_dropped_at_max_tokens() -> None:
     with running(FakeBackend({"hi": b"fine\nUser: me"})) as run:
         run.ask("hi", stop=("\nUser:",), max_tokens=8)
         text, end = run.finish()
         assert text == "fine" and isinstance(end, Finished) and end.reason == "length"
 
 
-def test_a_loop_ends_it_with_its_own_reason() -> None:
+def test_repetition_loop_ends_answer_with_loop() -> None:
     with running(FakeBackend({"hi": b"so " * 200})) as run:
         run.ask("hi", max_tokens=600)
         text, end = run.finish()
         assert text == ("so " * 43)[:128] and isinstance(end, Finished) and end.reason == "loop"
 
 
-def test_the_end_of_its_grammar_ends_it_with_stop_and_nothing_is_held_back() -> None:
+def test_end_of_grammar_ends_answer_with_stop() -> None:
     with running(FakeBackend({"hi": b"yes, and on"})) as run:
         run.ask("hi", grammar='root ::= "yes"', stop=("s and",))
         text, end = run.finish()
         assert text == "yes" and isinstance(end, Finished) and end.reason == "stop"
 
 
-def test_an_answer_that_can_not_go_on_is_refused_and_the_others_do_go_on() -> None:
+def test_constraint_failure_ends_only_its_own_answer() -> None:
     with running(FakeBackend({"no": b"yes or no", "hi": b"hello"})) as run:
         run.ask("no", grammar='root ::= "yes" [0-9]')
-        assert run.finish() == ("yes", Refused("scripted"))
+        assert run.finish() == ("yes", ConstraintFailure("scripted"))
         run.ask("hi", key="b")
         assert run.finish("b")[0] == "hello"
 
 
-def test_many_are_answered_in_one_batch_each_with_its_own_answer() -> None:
+def test_eight_sequences_are_decoded_in_one_batch() -> None:
     backend = FakeBackend({f"q{i}": f"answer {i}".encode() for i in range(8)})
     run = Run(backend, parallel=8)
     for i in range(8):
@@ -172,7 +169,7 @@ def test_many_are_answered_in_one_batch_each_with_its_own_answer() -> None:
     assert [len(step) for step in backend.steps] == [1] * 8 + [8] * 8
 
 
-def test_a_cancel_frees_the_slot_at_the_next_step() -> None:
+def test_cancel_frees_slot_at_next_step() -> None:
     with running(FakeBackend(LONG, step_seconds=0.001), parallel=1) as run:
         run.ask("long", max_tokens=900)
         run.until(lambda _, o: isinstance(o, TextChunk))
@@ -183,7 +180,7 @@ def test_a_cancel_frees_the_slot_at_the_next_step() -> None:
         assert run.finish("b")[0] == "hello"
 
 
-def test_a_cancel_in_the_queue_ends_it_before_it_has_a_slot() -> None:
+def test_cancel_in_the_queue_ends_waiting_sequence() -> None:
     with running(FakeBackend(LONG, step_seconds=0.001), parallel=1) as run:
         run.ask("long", max_tokens=900)
         run.ask("hi", key="b")
@@ -194,7 +191,7 @@ def test_a_cancel_in_the_queue_ends_it_before_it_has_a_slot() -> None:
         run.finish("a")
 
 
-def test_a_cancel_of_nothing_does_nothing() -> None:
+def test_cancel_of_unknown_key_does_nothing() -> None:
     with running(FakeBackend({"hi": b"hello"})) as run:
         run.engine.cancel("a")
         run.ask("hi")
@@ -202,7 +199,7 @@ def test_a_cancel_of_nothing_does_nothing() -> None:
         run.engine.cancel("a")
 
 
-def test_the_next_turn_computes_only_what_is_new() -> None:
+def test_next_turn_computes_only_new_tokens() -> None:
     backend = FakeBackend({"hi": b"hello", "hihello?": b"yes"})
     with running(backend) as run:
         run.ask("hi")
@@ -213,32 +210,32 @@ def test_the_next_turn_computes_only_what_is_new() -> None:
         assert backend.computed - before == len("?") + len("yes")
 
 
-def test_a_failed_step_ends_what_was_running_and_the_engine_lives_on() -> None:
+def test_failed_step_ends_its_sequences_not_the_engine() -> None:
     backend = FakeBackend({"hi": b"hello"})
     with running(backend) as run:
         backend.fails = True
         run.ask("hi")
         text, end = run.finish()
-        assert text == "" and end == Broken("scripted")
+        assert text == "" and end == ComputeFailure("scripted")
         run.ask("hi", key="b")
         assert run.finish("b")[0] == "hello"
 
 
-def test_an_answer_that_the_model_computes_no_numbers_for_fails_alone() -> None:
+def test_invalid_logits_fail_one_answer_and_clear_its_slot() -> None:
     backend = FakeBackend({"bad": b"so\0", "long": b"x" * 90})
     with running(backend) as run:
         run.ask("long", key="b")
         run.ask("bad")
-        assert run.finish() == ("so", Broken("scripted"))
+        assert run.finish() == ("so", ComputeFailure("scripted"))
         text, end = run.finish("b")
         assert text.endswith("x") and isinstance(end, Finished) and end.reason == "stop"
         backend._answers["badso"] = b"fine"
         run.ask("badso")
-        assert run.finish()[0] == "fine", "what its slot held is not trusted"
-        assert run.engine._slots.cached(prefix.pack(0, list(b"bads"))) == 4
+        assert run.finish()[0] == "fine", "its slot was cleared"
+        assert run.engine._slots.cached_length(prefix.pack(0, list(b"bads"))) == 4
 
 
-def test_each_adapter_gives_its_own_answer_beside_the_others() -> None:
+def test_adapters_generate_their_own_answers_concurrently() -> None:
     with running(FakeBackend({"long": b"x" * 90}, step_seconds=0.001), parallel=4) as run:
         for key, adapter in (("a", 0), ("b", 1), ("c", 0), ("d", 2)):
             run.ask("long", key, adapter)
@@ -252,19 +249,19 @@ def test_each_adapter_gives_its_own_answer_beside_the_others() -> None:
     assert texts == {"a": small, "b": large, "c": small, "d": large}
 
 
-def test_a_failed_step_of_one_adapter_leaves_the_others_answerable() -> None:
+def test_failed_step_of_one_adapter_leaves_others_usable() -> None:
     backend = FakeBackend({"hi": b"hello"})
     with running(backend) as run:
         backend.fails = True
         run.ask("hi", adapter=1)
-        assert run.finish()[1] == Broken("scripted")
+        assert run.finish()[1] == ComputeFailure("scripted")
         run.ask("hi", "b", adapter=2)
         assert run.finish("b")[0] == "HELLO"
         run.ask("hi", "c")
         assert run.finish("c")[0] == "hello"
 
 
-def test_a_cancel_of_the_only_stream_of_an_adapter_leaves_the_turn_to_the_others() -> None:
+def test_cancel_of_adapters_only_stream_passes_the_turn() -> None:
     with running(FakeBackend(LONG, step_seconds=0.001)) as run:
         run.ask("long", "a", adapter=1, max_tokens=900)
         run.until(lambda key, output: isinstance(output, TextChunk))
@@ -274,7 +271,7 @@ def test_a_cancel_of_the_only_stream_of_an_adapter_leaves_the_turn_to_the_others
         assert text == "hello" and isinstance(end, Finished)
 
 
-def test_text_does_not_wait_while_a_prompt_is_read() -> None:
+def test_pending_text_is_emitted_before_prefill() -> None:
     backend = FakeBackend({"long": b"x" * 900, "hi": b"hello"})
     run = Run(backend, parallel=2)
     run.ask("long", max_tokens=900)
@@ -283,20 +280,24 @@ def test_text_does_not_wait_while_a_prompt_is_read() -> None:
     run.ask("y" * 400 + "hi", key="b")
     while all(chunk.slot == 0 for chunk in backend.steps[-1]):
         run.engine.step()
-    said = sum(len(o.text) for key, o in run.drain() if key == "a" and isinstance(o, TextChunk))
-    assert said == sum(step[0].slot == 0 for step in backend.steps)
+    emitted = sum(len(o.text) for key, o in run.drain() if key == "a" and isinstance(o, TextChunk))
+    assert emitted == sum(step[0].slot == 0 for step in backend.steps)
 
 
-def test_reading_ahead_is_interrupted_by_a_request_and_goes_on_behind_it() -> None:
+def test_request_interrupts_idle_prefill_which_resumes_later() -> None:
     backend = FakeBackend({"hi": b"hello"}, step_seconds=0.03)
     with running(backend) as run:
-        run.engine.read_ahead(IdlePrompt([7] * 500, 0, "s"))
-        while not backend.computed:
-            time.sleep(0.01)
+        run.engine.prefill_when_idle(IdlePrompt([7] * 500, 0, "s"))
+        wait_for_tokens(backend, 1)
         run.ask("hi")
         run.finish()
         assert backend.computed < 300
-        while backend.computed < 500 + len("hihello"):
-            time.sleep(0.01)
-        time.sleep(0.1)
-        assert backend.computed == 500 + len("hihello")
+        wait_for_tokens(backend, 500 + len("hihello"))
+    assert backend.computed == 500 + len("hihello")
+
+
+def wait_for_tokens(backend: FakeBackend, computed: int) -> None:
+    deadline = time.monotonic() + 10
+    while backend.computed < computed:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,7 +1,6 @@
-"""The same seed and request, alone on the machine: the same answer, whatever the cache holds."""
+"""Deterministic prefill: the same seed gives the same answer, from a cold or a warm cache."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import llama_cpp
 import pytest
@@ -9,61 +8,61 @@ import pytest
 from services.contract.messages import Sampling
 from services.inference.engine.engine import Engine, Finished, Output
 from services.inference.engine.llama import Llama
+from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, SchedulerLimits
 from services.inference.engine.scheduling.sequence import Sequence
+from tests.inference.engine.demo import clear_slots, open_demo
 
-PROMPT = "Of numbers, names and other things. " * 30
+TEXT = "Of numbers, names and other things. " * 30
 HOT = Sampling(temperature=2.0, top_k=0, max_tokens=30, seed=7)
+PARALLEL = 2
 
 
-@pytest.fixture
-def llama(monkeypatch: pytest.MonkeyPatch) -> Iterator[Llama]:
-    """With flash attention, as models with grouped-query attention have it."""
-    on = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-    monkeypatch.setattr(Llama, "_attention", lambda _: on)
-    path = Path("model/demo.gguf")
-    llama = Llama(
-        path, context=512, parallel=2, threads=1, gpu_layers=0, on_progress=lambda _: True
-    )
+class WithFlashAttention(Llama):
+    """As for models with grouped-query attention."""
+
+    def _flash_attention(self) -> int:
+        return int(llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[Llama]:
+    llama = open_demo(parallel=PARALLEL, kind=WithFlashAttention)
     yield llama
     llama.close()
 
 
-class Asked:
-    """The engine runs step by step in this thread."""
+class Generator:
+    """An engine with an empty cache that is stepped in this thread."""
 
-    def __init__(self, llama: Llama) -> None:
+    def __init__(self, llama: Llama, limits: SchedulerLimits = DEFAULT_LIMITS) -> None:
+        clear_slots(llama, PARALLEL)
         self._llama = llama
-        self._ended = 0
-        self.engine = Engine(llama, 2, 2**24, self._take, lambda: None)
+        self._finished = 0
+        self._engine = Engine(llama, PARALLEL, 2**24, self._collect, lambda: None, limits=limits)
 
-    def ask(self, text: str, is_exact: bool = True) -> list[int]:
+    def generate(self, text: str, is_deterministic: bool = True) -> list[int]:
         tokens = self._llama.tokenize(text, special=False)
         sampler = self._llama.sampler(HOT)
-        sequence = Sequence("a", tokens, HOT, sampler, session="s", is_exact=is_exact)
-        self.engine.submit(sequence)
-        ended = self._ended
-        while self._ended == ended:
-            self.engine.step()
+        sequence = Sequence("a", tokens, HOT, sampler, 0, "session", is_deterministic)
+        self._engine.submit(sequence)
+        finished = self._finished
+        while self._finished == finished:
+            self._engine.step()
         return sequence.generated
 
-    def _take(self, outputs: list[tuple[str, Output]]) -> None:
-        self._ended += sum(isinstance(output, Finished) for _, output in outputs)
+    def _collect(self, outputs: list[tuple[str, Output]]) -> None:
+        self._finished += sum(isinstance(output, Finished) for _, output in outputs)
 
 
 @pytest.mark.parametrize("length", [300, 331, 1000])
-def test_an_answer_is_the_same_cold_and_warm_and_however_fast_its_prompt_is_read(
-    llama: Llama, length: int
-) -> None:
-    text = PROMPT[:length]
-    asked = Asked(llama)
-    cold = asked.ask(text)
-    assert asked.ask(text) == cold
-    asked.ask(text, is_exact=False)
-    assert asked.ask(text) == cold
-    asked.ask(text[: length // 2])
-    assert asked.ask(text) == cold
-    slow = Asked(llama)
-    slow.engine._scheduler.pace.has_read(20, 1.0, beside=False)
-    for slot in range(2):
-        llama.cut(slot, 0)
-    assert slow.ask(text) == cold
+def test_seeded_answer_is_independent_of_cache_and_chunk_size(llama: Llama, length: int) -> None:
+    text = TEXT[:length]
+    engine = Generator(llama)
+    cold = engine.generate(text)
+    assert engine.generate(text) == cold
+    engine.generate(text, is_deterministic=False)
+    assert engine.generate(text) == cold
+    engine.generate(text[: length // 2])
+    assert engine.generate(text) == cold
+    small_chunks = SchedulerLimits(initial_prefill_rate=40)
+    assert Generator(llama, small_chunks).generate(text) == cold

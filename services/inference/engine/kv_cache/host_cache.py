@@ -1,111 +1,117 @@
-"""
-Conversations that have no slot, in RAM: what the KV cache held of them, to be put back when they
-go on.
-"""
+"""Host KV cache: sequences offloaded from their slots to RAM, restored when they are continued."""
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from services.inference.engine.backend import State
+from services.inference.engine.backend import SequenceState
 from services.inference.engine.kv_cache import prefix
 
-MIN_SHARED = 16  # tokens; fewer are as soon computed as they are fetched
+# Shorter prefixes are not copied: prefilling so few tokens takes about as long as the copy.
+MIN_SHARED_TOKENS = 16
 
 
 class SavedState(NamedTuple):
     run: bytes
-    state: State
-    session: str  # whose it is; "" is nobody's: what several begin with
+    state: SequenceState
+    owner: str  # the conversation; "" for a prefix that several conversations share
 
 
 class Match(NamedTuple):
     saved: SavedState | None
-    length: int  # tokens of the common beginning
+    length: int  # tokens of the common prefix
 
 
 class HostCache:
     """
-    At most `budget` bytes; the least recently used goes first. A session has one: its next replaces
-    it, since what its window has cut off never comes again.
+    At most `max_bytes` of saved states, with LRU eviction. Iteration is from the least to the most
+    recently used one.
+
+    Invariants (`check_invariants`): runs are unique and sorted; an owner has one state, which its
+    next one replaces, since the exchanges that its prompt has dropped never come back; states
+    without an owner are shared prefixes.
     """
 
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
-        self._runs: list[bytes] = []  # sorted, so that neighbours have most in common
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._runs: list[bytes] = []  # sorted: the neighbours of a run share the longest prefix
         self._by_use: OrderedDict[bytes, SavedState] = OrderedDict()
-        self._of_session: dict[str, bytes] = {}
-        self._roots: list[bytes] = []
+        self._by_owner: dict[str, bytes] = {}
+        self._shared_prefixes: list[bytes] = []
         self._bytes = 0
 
     @property
     def is_off(self) -> bool:
-        return self._budget == 0
+        return self._max_bytes == 0
 
     def __len__(self) -> int:
         return len(self._runs)
 
+    def __iter__(self) -> Iterator[SavedState]:
+        return iter(self._by_use.values())
+
     def __contains__(self, run: bytes) -> bool:
         return run in self._by_use
 
-    def longest(self, run: bytes, public: bytes = b"") -> Match:
+    def longest_match(self, run: bytes, public: bytes = b"") -> Match:
         """
-        The one that has the longest beginning in common with `run`; but rather a root, which is
-        nothing more than that, where another has only a few tokens more in common. `public` is the
-        public head of `run`, which is looked up among the public roots.
+        Return the state with the longest common prefix; but a shared prefix wins over a longer
+        match by fewer than MIN_SHARED_TOKENS, since it is restored without a rest to throw away.
+        `public` is the public prefix of `run`, which all tenants share.
         """
         at = bisect_left(self._runs, run)
         neighbours = self._runs[max(0, at - 1) : at + 1]
-        length = max((prefix.shared(run, other) for other in neighbours), default=0)
-        root = self.root(run, public)
-        if root and length - prefix.length(root) < MIN_SHARED:
-            return Match(self._by_use[root], prefix.length(root))
+        length = max((prefix.shared_length(run, other) for other in neighbours), default=0)
+        shared = self.shared_prefix(run, public)
+        if shared and length - prefix.length(shared) < MIN_SHARED_TOKENS:
+            return Match(self._by_use[shared], prefix.length(shared))
         if length == 0:
             return Match(None, 0)
-        # all that begin so stand together
-        first = bisect_left(self._runs, prefix.cut(run, length))
+        # runs with the same prefix are adjacent
+        first = bisect_left(self._runs, prefix.truncate(run, length))
         return Match(self._by_use[self._runs[first]], length)
 
-    def root(self, run: bytes, public: bytes = b"") -> bytes:
-        """Return the longest root that `run` or `public` begins with, or an empty one."""
-        found = (r for r in self._roots if run.startswith(r) or public.startswith(r))
+    def shared_prefix(self, run: bytes, public: bytes = b"") -> bytes:
+        """Return the longest shared prefix of `run` or `public` that is saved, else b""."""
+        found = (p for p in self._shared_prefixes if run.startswith(p) or public.startswith(p))
         return max(found, key=len, default=b"")
 
     def add(self, saved: SavedState) -> None:
-        """Not kept if it is larger than the whole budget."""
+        """Add a state, unless it exceeds `max_bytes`; replace its owner's previous one."""
         self.remove(saved.run)
-        self.remove(self._of_session.get(saved.session, b""))
-        if saved.state.nbytes > self._budget:
+        self.remove(self._by_owner.get(saved.owner, b""))
+        if saved.state.nbytes > self._max_bytes:
             return
         insort(self._runs, saved.run)
         self._by_use[saved.run] = saved
-        if saved.session:
-            self._of_session[saved.session] = saved.run
+        if saved.owner:
+            self._by_owner[saved.owner] = saved.run
         else:
-            self._roots.append(saved.run)
+            self._shared_prefixes.append(saved.run)
         self._bytes += saved.state.nbytes
-        while self._bytes > self._budget:
+        while self._bytes > self._max_bytes:
             self.remove(next(iter(self._by_use)))
 
     def touch(self, run: bytes) -> None:
-        """It was used now."""
+        """Mark a state as the most recently used one."""
         self._by_use.move_to_end(run)
 
     def remove(self, run: bytes) -> None:
-        """Does nothing if it is not there."""
+        """Remove a state, if it is there."""
         if saved := self._by_use.pop(run, None):
             del self._runs[bisect_left(self._runs, run)]
             self._bytes -= saved.state.nbytes
-            if saved.session:
-                del self._of_session[saved.session]
+            if saved.owner:
+                del self._by_owner[saved.owner]
             else:
-                self._roots.remove(run)
+                self._shared_prefixes.remove(run)
 
-    def check(self) -> None:
-        """Raises AssertionError if the books are wrong."""
-        assert self._runs == sorted(self._by_use), "a state is listed once"
-        assert self._bytes == sum(saved.state.nbytes for saved in self._by_use.values())
-        assert self._bytes <= self._budget, "the budget holds"
-        owned = {saved.session: run for run, saved in self._by_use.items() if saved.session}
-        assert self._of_session == owned, "a session has one state"
-        assert len(self._roots) == len(self._by_use) - len(owned), "what is nobody's is a root"
+    def check_invariants(self) -> None:
+        """Raises AssertionError."""
+        assert self._runs == sorted(self._by_use), "the sorted runs are not those that are saved"
+        assert self._bytes == sum(saved.state.nbytes for saved in self), "the byte count is wrong"
+        assert self._bytes <= self._max_bytes, "the byte limit is exceeded"
+        owned = {saved.owner: saved.run for saved in self if saved.owner}
+        assert self._by_owner == owned, "an owner has more than one state"
+        assert sorted(self._shared_prefixes) == sorted(s.run for s in self if not s.owner)

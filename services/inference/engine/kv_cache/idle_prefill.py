@@ -1,20 +1,22 @@
-"""What conversations will go on with, read while the engine has nothing else to do."""
+"""
+Idle prefill: while the engine has no request, it computes prompts that conversations will probably
+send next.
+"""
 
 import logging
 from typing import NamedTuple
 
 from services.inference.engine.backend import Backend, BackendError, Chunk
 from services.inference.engine.kv_cache import prefix
-from services.inference.engine.kv_cache.slots import Lease, Slots
-from services.inference.engine.scheduling.sequence import owner
+from services.inference.engine.kv_cache.slots import Lease, Slots, cache_owner
 
-MOST = 16  # conversations that wait for it; the oldest are left out
+MAX_WAITING = 16  # conversations; the oldest one is dropped for a new one
 
 log = logging.getLogger(__name__)
 
 
 class IdlePrompt(NamedTuple):
-    """All that is known already of a conversation's next prompt."""
+    """The part of a conversation's next prompt that is known before its question."""
 
     tokens: list[int]
     adapter: int
@@ -23,7 +25,7 @@ class IdlePrompt(NamedTuple):
 
     @property
     def owner(self) -> str:
-        return owner(self.adapter, self.session)
+        return cache_owner(self.adapter, self.session)
 
     @property
     def run(self) -> bytes:
@@ -31,53 +33,47 @@ class IdlePrompt(NamedTuple):
 
 
 class IdlePrefill:
-    """
-    A conversation's newest beginning is read, the conversations in the order in which they came.
-    """
+    """Prefills the newest prompt of each conversation, first come, first served."""
 
     def __init__(self, backend: Backend, slots: Slots) -> None:
         self._backend = backend
         self._slots = slots
-        self._beginnings: dict[str, IdlePrompt] = {}
-        self._computed = 0  # tokens of the first of them
+        self._waiting: dict[str, IdlePrompt] = {}  # by owner, oldest first
+        self._computed = 0  # tokens of the oldest one
 
-    def add(self, beginning: IdlePrompt) -> None:
-        self.forget(beginning.owner)
-        self._beginnings[beginning.owner] = beginning
-        if len(self._beginnings) > MOST:
-            self.forget(next(iter(self._beginnings)))
+    def add(self, prompt: IdlePrompt) -> None:
+        self.cancel(prompt.owner)
+        self._waiting[prompt.owner] = prompt
+        if len(self._waiting) > MAX_WAITING:
+            self.cancel(next(iter(self._waiting)))
 
-    def forget(self, owner: str) -> None:
-        """The conversation goes on, or has been read."""
-        self._beginnings.pop(owner, None)
+    def cancel(self, owner: str) -> None:
+        self._waiting.pop(owner, None)
         self._computed = 0
 
-    def read(self, most: int) -> bool:
+    def step(self, max_tokens: int) -> bool:
         """
-        Some of one, at most so many tokens, while all slots are free. False if nothing is left.
+        Prefill the next chunk of the oldest prompt; all slots must be free. Return False if no
+        prompt is waiting.
         """
-        if not self._beginnings:
+        if not self._waiting:
             return False
-        beginning = next(iter(self._beginnings.values()))
-        lease = self._slots.acquire(beginning.run, beginning.owner)
-        if lease.cached < self._computed:
-            self.forget(beginning.owner)  # this kind of model does not keep it
-        else:
-            self._compute(beginning, lease, most)
+        prompt = next(iter(self._waiting.values()))
+        lease = self._slots.acquire(prompt.run, prompt.owner)
+        is_lost = lease.cached < self._computed  # recurrent models can't keep a part of a sequence
+        tokens = prompt.tokens[lease.cached : lease.cached + max_tokens]
+        if is_lost or not tokens or not self._compute(prompt, lease, tokens):
+            self.cancel(prompt.owner)
         self._slots.release(lease.slot)
         return True
 
-    def _compute(self, beginning: IdlePrompt, lease: Lease, most: int) -> None:
-        tokens = beginning.tokens[lease.cached : lease.cached + most]
-        if not tokens:
-            self.forget(beginning.owner)
-            return
+    def _compute(self, prompt: IdlePrompt, lease: Lease, tokens: list[int]) -> bool:
         try:
-            self._backend.decode([Chunk(lease.slot, lease.cached, tokens, None, beginning.adapter)])
+            self._backend.decode([Chunk(lease.slot, lease.cached, tokens, None, prompt.adapter)])
         except BackendError as error:
-            log.error("a conversation could not be read ahead: %s", error)
-            self._slots.forget(lease.slot)
-            self.forget(beginning.owner)
-        else:
-            self._slots.update(lease.slot, tokens)
-            self._computed = lease.cached + len(tokens)
+            log.error("idle prefill failed error=%s", error)
+            self._slots.invalidate(lease.slot)
+            return False
+        self._slots.extend(lease.slot, tokens)
+        self._computed = lease.cached + len(tokens)
+        return True

@@ -1,7 +1,9 @@
 """
-Runs of computed tokens as bytes, so that they are compared at memory speed: four bytes a token,
-behind a header that has the adapter, whether they were computed exactly, and the tenant. So runs
-of two adapters or of two tenants have no common prefix.
+Token runs: computed tokens as bytes, so that two runs are compared at memory speed.
+
+A run is a header and four bytes per token. The header has everything besides the tokens that the
+KV cache depends on or that forbids sharing: adapter and deterministic prefill (4 bytes), and a
+digest of the tenant (16 bytes). Runs with different headers share no prefix.
 """
 
 import hashlib
@@ -11,76 +13,77 @@ from collections.abc import Iterable
 
 import numpy as np
 
-ITEM = array("i").itemsize
-_WAY = ITEM  # bytes of the header for adapter and exactness
-_TENANT = 4 * ITEM
-_HEADER = _WAY + _TENANT
+TOKEN_BYTES = array("i").itemsize
+_MODE_BYTES = TOKEN_BYTES  # adapter and deterministic prefill
+_TENANT_BYTES = 4 * TOKEN_BYTES
+_HEADER_BYTES = _MODE_BYTES + _TENANT_BYTES
+# The tenant of runs that contain no tenant's text, such as the system prompt of the server.
 PUBLIC = ""
-"""The tenant of runs without any tenant's text: the public heads of prompts."""
+
+TokenRun = bytes | bytearray
 
 
 def pack(
-    adapter: int, tokens: Iterable[int], is_exact: bool = False, tenant: str = PUBLIC
+    adapter: int, tokens: Iterable[int], is_deterministic: bool = False, tenant: str = PUBLIC
 ) -> bytes:
-    return _way(adapter, is_exact) + _digest(tenant) + packed(tokens)
+    return _mode(adapter, is_deterministic) + _digest(tenant) + pack_tokens(tokens)
 
 
-def packed(tokens: Iterable[int]) -> bytes:
-    """Return the tokens in the format of a run, without a header."""
+def pack_tokens(tokens: Iterable[int]) -> bytes:
+    """Return the tokens as in a run, without a header."""
     return array("i", tokens).tobytes()
 
 
-def adapter(run: bytes | bytearray) -> int:
-    """What the run was computed with."""
-    return int.from_bytes(run[:_WAY], sys.byteorder) // 2
-
-
-def is_same_tenant(a: bytes | bytearray, b: bytes | bytearray) -> bool:
-    return a[_WAY:_HEADER] == b[_WAY:_HEADER]
-
-
-def is_same_way(a: bytes | bytearray, b: bytes | bytearray) -> bool:
-    """Return whether both were computed with the same adapter and the same exactness."""
-    return a[:_WAY] == b[:_WAY]
-
-
-def begins_with(run: bytes | bytearray, head: bytes) -> bool:
-    """Return whether the run's tokens begin with `head`, which is `packed`."""
-    return run.startswith(head, _HEADER)
-
-
-def public(run: bytes | bytearray, head: bytes) -> bytes:
-    """Return `head`, which is `packed`, as a public run with the adapter and exactness of `run`."""
-    return bytes(run[:_WAY]) + _digest(PUBLIC) + head
+def as_public(run: TokenRun, tokens: bytes) -> bytes:
+    """Return packed `tokens` as a public run with the adapter and prefill mode of `run`."""
+    return bytes(run[:_MODE_BYTES]) + _digest(PUBLIC) + tokens
 
 
 def extend(run: bytearray, tokens: Iterable[int]) -> None:
-    run += packed(tokens)
+    run += pack_tokens(tokens)
 
 
-def cut(run: bytes | bytearray, length: int) -> bytes:
-    """Its first `length` tokens."""
-    return bytes(run[: _HEADER + length * ITEM])
+def truncate(run: TokenRun, length: int) -> bytes:
+    """Return the run's first `length` tokens."""
+    return bytes(run[: _HEADER_BYTES + length * TOKEN_BYTES])
 
 
-def length(run: bytes | bytearray) -> int:
-    """In tokens."""
-    return max(0, len(run) - _HEADER) // ITEM
+def length(run: TokenRun) -> int:
+    """Return the number of tokens."""
+    return max(0, len(run) - _HEADER_BYTES) // TOKEN_BYTES
 
 
-def shared(a: bytes | bytearray, b: bytes | bytearray) -> int:
-    """
-    Return how many tokens both begin with; 0 if adapter, exactness or tenant differ.
-    """
-    count = min(len(a), len(b)) // ITEM
+def adapter_of(run: TokenRun) -> int:
+    return int.from_bytes(run[:_MODE_BYTES], sys.byteorder) // 2
+
+
+def is_same_tenant(a: TokenRun, b: TokenRun) -> bool:
+    return a[_MODE_BYTES:_HEADER_BYTES] == b[_MODE_BYTES:_HEADER_BYTES]
+
+
+def is_same_mode(a: TokenRun, b: TokenRun) -> bool:
+    """Return whether both have the same adapter and the same prefill mode."""
+    return a[:_MODE_BYTES] == b[:_MODE_BYTES]
+
+
+def starts_with(run: TokenRun, tokens: bytes) -> bool:
+    """Return whether the run starts with packed `tokens`, whatever its header."""
+    return run.startswith(tokens, _HEADER_BYTES)
+
+
+def shared_length(a: TokenRun, b: TokenRun) -> int:
+    """Return the length of the common prefix in tokens: 0 if the headers differ."""
+    count = min(len(a), len(b)) // TOKEN_BYTES
     differ = np.frombuffer(a, np.int32, count) != np.frombuffer(b, np.int32, count)
     same = int(differ.argmax()) if differ.any() else count
-    return max(0, same - _HEADER // ITEM)
+    return max(0, same - _HEADER_BYTES // TOKEN_BYTES)
 
 
-def _way(adapter: int, is_exact: bool) -> bytes:
-    return packed((2 * adapter + is_exact,))
+def _mode(adapter: int, is_deterministic: bool) -> bytes:
+    return pack_tokens((2 * adapter + is_deterministic,))
 
 
 def _digest(tenant: str) -> bytes:
-    return hashlib.sha256(tenant.encode()).digest()[:_TENANT] if tenant else bytes(_TENANT)
+    if tenant == PUBLIC:
+        return bytes(_TENANT_BYTES)
+    return hashlib.sha256(tenant.encode()).digest()[:_TENANT_BYTES]

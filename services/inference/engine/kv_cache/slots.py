@@ -1,15 +1,21 @@
-"""
-Which sequence of the KV cache belongs to whom, and what was computed before and need not be again.
-"""
+"""KV cache slots: which sequence has which slot, and which cached prefix a new sequence reuses."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from services.inference.engine.backend import Backend, BackendError, State
+from services.inference.engine.backend import Backend, BackendError
 from services.inference.engine.kv_cache import prefix
-from services.inference.engine.kv_cache.host_cache import MIN_SHARED, HostCache, SavedState
+from services.inference.engine.kv_cache.host_cache import MIN_SHARED_TOKENS, HostCache, SavedState
 
-SPARE = 32  # tokens of a conversation that may be lost to another one, or be read again
+# A sequence that would lose at most so many tokens is continued in place; else its prefix is copied
+# and the rest stays cached. Chosen, not measured: so few tokens are not worth a second copy.
+MAX_DISCARDED_TOKENS = 32
+
+
+def cache_owner(adapter: int, session: str) -> str:
+    """Return the owner of a conversation's cached tokens, which differ per adapter."""
+    return f"{adapter}.{session}" if session else ""
 
 
 class Lease(NamedTuple):
@@ -17,260 +23,252 @@ class Lease(NamedTuple):
     cached: int  # tokens of the run that the slot already holds
 
 
-class _Moved(NamedTuple):
-    """A held sequence on its way to another slot."""
-
-    run: bytes
-    state: State
-    session: str
+@dataclass(slots=True)
+class _Slot:
+    run: bytearray = field(default_factory=bytearray)
+    owner: str = ""  # the conversation that has, or last had, the slot; "" for stateless requests
+    is_offload_done: bool = False  # the host cache has a copy, or is not to have one
 
 
 class Slots:
     """
-    A fixed number of slots, each free or held. A free one keeps its last sequence, until somebody
-    else needs the slot: then it is copied to RAM (`states`), if it was not before, and comes back
-    when it is continued.
+    A fixed number of slots, each leased to a running sequence or free. A free slot keeps its last
+    sequence until the slot is needed: then the sequence is offloaded to the host cache, if it has
+    an owner. Sequences without an owner (stateless requests) are evicted first and never offloaded.
 
-    The longest beginning that a prompt shares with any of these, running or idle, is not computed
-    again: it is kept, or copied.
+    Automatic prefix caching: `acquire` reuses the longest prefix that any slot, leased or free, or
+    the host cache holds, by continuing that slot or by copying the prefix.
 
-    Tenants share only public heads, and these only whole: `heads` are the tokens at the start of
-    prompts that no tenant wrote. Everything else is shared within its tenant only, so neither the
-    number of cached tokens nor the prefill time reveals what another tenant sent.
+    Tenants share `public_prefixes` only, and only whole ones: the tokens at the start of prompts
+    that no tenant wrote. So neither the number of cached tokens nor the prefill time reveals what
+    another tenant sent (docs/decisions/0002-prefix-cache-per-tenant.md).
 
-    What is nobody's (of no session) never goes to RAM, and of what would be lost it goes first.
+    Invariants (`check_invariants`): a slot is either leased or in the free list, once; its run has
+    exactly the tokens that its KV cache holds.
     """
 
     def __init__(
-        self, backend: Backend, count: int, budget: int, heads: Iterable[Sequence[int]] = ()
+        self,
+        backend: Backend,
+        count: int,
+        host_cache_bytes: int,
+        public_prefixes: Iterable[Sequence[int]] = (),
     ) -> None:
         self._backend = backend
-        self._heads = sorted(map(prefix.packed, heads), key=len, reverse=True)
-        self._runs = [bytearray() for _ in range(count)]
-        self._sessions = [""] * count  # whose each is, or was
-        self._is_stored = [False] * count  # what it holds is in RAM too
+        self._public = sorted(map(prefix.pack_tokens, public_prefixes), key=len, reverse=True)
+        self._slots = [_Slot() for _ in range(count)]
         self._free = list(range(count))  # least recently used first
-        self.states = HostCache(budget)
+        self.host_cache = HostCache(host_cache_bytes)
 
     def can_acquire(self) -> bool:
         return bool(self._free)
 
-    def cached(self, run: bytes) -> int:
-        """How many of its tokens have been computed."""
-        return max(self._nearest(run)[1], self.states.longest(run, self._public(run)).length)
+    def cached_length(self, run: bytes) -> int:
+        """Return how many tokens of the run would be reused."""
+        saved = self.host_cache.longest_match(run, self._public_run(run))
+        return max(self._best_source(run)[1], saved.length)
 
-    def shared(self, run: bytes, other: bytes | bytearray) -> int:
+    def shareable_length(self, run: bytes, other: prefix.TokenRun) -> int:
         """
-        Return how many tokens of `run` can be copied from `other`. For runs of two tenants, these
-        are the tokens of the longest public head that both begin with.
+        Return how many tokens of `run` can be copied from `other`: of the same tenant the common
+        prefix, of another one the longest public prefix that both start with.
         """
         if prefix.is_same_tenant(run, other):
-            return prefix.shared(run, other)
-        if not prefix.is_same_way(run, other):
+            return prefix.shared_length(run, other)
+        if not prefix.is_same_mode(run, other):
             return 0
-        heads = (head for head in self._heads_of(run) if prefix.begins_with(other, head))
-        return len(next(heads, b"")) // prefix.ITEM
+        common = (p for p in self._public_prefixes_of(run) if prefix.starts_with(other, p))
+        return len(next(common, b"")) // prefix.TOKEN_BYTES
 
-    def acquire(self, run: bytes, session: str = "") -> Lease:
+    def acquire(self, run: bytes, owner: str = "") -> Lease:
         """
-        Takes a free slot, with as much of `run` in it as there is; there must be a free one. What
-        else is kept of the session is replaced by this; "" is nobody's.
+        Lease a free slot (`can_acquire`) that holds the longest cached prefix of the run. Whatever
+        else is cached for this owner is superseded.
         """
-        source, here = self._nearest(run)
-        saved, there = self.states.longest(run, self._public(run))
-        is_told_anew = False
-        if here >= there and source in self._free and self._is_continued(self._runs[source], here):
+        source, here = self._best_source(run)
+        saved, there = self.host_cache.longest_match(run, self._public_run(run))
+        is_retry = False
+        if here >= there and source in self._free and self._is_continuation(source, here):
             slot = source
-        elif max(here, there) < MIN_SHARED:
-            slot = self._room(prefix.adapter(run))
-            self.forget(slot)
-        elif saved and here - there < MIN_SHARED:
-            slot = self._fetch(saved)
+        elif max(here, there) < MIN_SHARED_TOKENS:
+            slot = self._evict(prefix.adapter_of(run))
+            self.invalidate(slot)
+        elif saved and here - there < MIN_SHARED_TOKENS:
+            self.host_cache.touch(saved.run)
+            slot = self._evict(prefix.adapter_of(saved.run))
+            self._write(slot, saved)
         else:
-            is_told_anew = not session and self._may_be_told_anew(run, here)
-            slot = self._copy(source)
+            is_retry = not owner and self._is_stateless_retry(run, here)
+            copy = self._read(source)
+            slot = self._evict(prefix.adapter_of(copy.run))
+            self._write(slot, copy)
         self._free.remove(slot)
-        self._abandon(session)
-        self._sessions[slot], self._is_stored[slot] = session, False
-        had, shared = self._keep_shared(slot, run)
-        if shared >= MIN_SHARED and not self._is_continued(had, shared) and not is_told_anew:
-            self._keep_root(slot)
-        return Lease(slot, shared)
+        self._drop_superseded(owner)
+        return self._lease(slot, run, owner, is_retry)
 
-    def update(self, slot: int, new: Iterable[int]) -> None:
-        """`new` tokens of the slot's sequence have been computed."""
-        prefix.extend(self._runs[slot], new)
+    def extend(self, slot: int, tokens: Iterable[int]) -> None:
+        """Record that the slot's sequence has these tokens now, too."""
+        prefix.extend(self._slots[slot].run, tokens)
 
-    def cut(self, slot: int, length: int) -> None:
-        """The rest of the slot's sequence will be computed anew."""
-        is_kept = self._backend.cut(slot, length)
-        assert is_kept, "what this kind of model computed can't be cut"
-        self._runs[slot] = bytearray(prefix.cut(self._runs[slot], length))
+    def truncate(self, slot: int, length: int) -> None:
+        """Drop the tokens of the slot behind the first `length`, which will be computed again."""
+        is_kept = self._backend.truncate(slot, length)
+        assert is_kept, "this kind of model can't keep a part of a sequence"
+        self._slots[slot].run = bytearray(prefix.truncate(self._slots[slot].run, length))
 
     def release(self, slot: int) -> None:
+        """End the lease. The slot keeps its sequence for reuse."""
         self._free.append(slot)
 
-    def forget(self, slot: int) -> None:
-        """What the slot holds can't be trusted (a step failed)."""
-        self._backend.cut(slot, 0)
-        self._runs[slot] = bytearray()
+    def invalidate(self, slot: int) -> None:
+        """Drop all tokens of the slot, for example because a step failed."""
+        self._backend.truncate(slot, 0)
+        self._slots[slot].run = bytearray()
 
-    def tidy(self) -> bool:
+    def offload_next(self) -> bool:
         """
-        Copies one idle conversation to RAM, so that its slot can be given away at once. False if
-        there is none left: so it is done bit by bit while there is nothing else to do.
+        Copy one idle sequence to the host cache, so that its slot can be reused without delay.
+        Return False if all are copied. One at a time, so that requests can come in between.
         """
         for slot in self._free:
-            if not self._is_stored[slot]:
-                self._store(slot)
+            if not self._slots[slot].is_offload_done:
+                self._offload(slot)
                 return True
         return False
 
     def move(self, source: int, target: int) -> None:
         """
-        The held sequence goes on in the slot `target`; one that held that goes on in `source`.
-        Raises BackendError.
+        Move a leased sequence to slot `target`, whose sequence moves to `source` if it is leased,
+        and is offloaded if not. Raises BackendError: then both slots are undefined.
         """
+        moving = self._read(source)
         if target in self._free:
-            self._store(target)
-            self._give(target, self._take(source))
-            self.forget(source)
+            self._offload(target)
+            self._write_or_raise(target, moving)
+            self.invalidate(source)
             self._free[self._free.index(target)] = source
         else:
-            one, other = self._take(source), self._take(target)
-            self._give(target, one)
-            self._give(source, other)
+            other = self._read(target)
+            self._write_or_raise(target, moving)
+            self._write_or_raise(source, other)
 
-    def check(self, held: int) -> None:
-        """Raises AssertionError if a slot was lost or given twice, or holds what it should not."""
+    def check_invariants(self, leased: int) -> None:
+        """Check the invariants for a number of `leased` slots. Raises AssertionError."""
         assert len(set(self._free)) == len(self._free), "a slot is free twice"
-        assert len(self._free) + held == len(self._runs), "a slot is lost"
-        for slot, run in enumerate(self._runs):
-            assert self._backend.length(slot) == prefix.length(run), (
-                "a slot holds what is not known"
+        assert len(self._free) + leased == len(self._slots), "a slot is lost"
+        for number, slot in enumerate(self._slots):
+            assert self._backend.length(number) == prefix.length(slot.run), (
+                f"the KV cache of slot {number} differs from its run"
             )
-        self.states.check()
+        self.host_cache.check_invariants()
 
-    def _held(self, adapter: int) -> list[int]:
-        """Those whose sequences are computed with it."""
-        held = set(range(len(self._runs))) - set(self._free)
-        return sorted(slot for slot in held if prefix.adapter(self._runs[slot]) == adapter)
+    def _lease(self, number: int, run: bytes, owner: str, is_retry: bool) -> Lease:
+        slot = self._slots[number]
+        slot.owner, slot.is_offload_done = owner, False
+        shared = self.shareable_length(run, slot.run)
+        if not self._backend.truncate(number, shared):
+            shared = 0
+        is_continuation = self._is_continuation(number, shared)
+        slot.run = bytearray(prefix.truncate(run, shared))
+        if shared >= MIN_SHARED_TOKENS and not is_continuation and not is_retry:
+            self._save_shared_prefix(number)
+        return Lease(number, shared)
 
-    def _take(self, slot: int) -> _Moved:
-        return _Moved(bytes(self._runs[slot]), self._backend.save(slot), self._sessions[slot])
-
-    def _give(self, slot: int, moved: _Moved) -> None:
-        if not self._put(slot, moved.run, moved.state):
-            raise BackendError("A sequence could not be moved to another slot.")
-        self._sessions[slot], self._is_stored[slot] = moved.session, False
-
-    def _nearest(self, run: bytes) -> tuple[int, int]:
-        """(slot, common beginning); of equals a free one, so that nothing needs to be copied."""
-        lengths = [self.shared(run, other) for other in self._runs]
+    def _best_source(self, run: bytes) -> tuple[int, int]:
+        """Return the slot with the longest shareable prefix, preferably a free one; its length."""
+        lengths = [self.shareable_length(run, slot.run) for slot in self._slots]
         source = max(range(len(lengths)), key=lambda slot: (lengths[slot], slot in self._free))
         return source, lengths[source]
 
-    def _heads_of(self, run: bytes) -> list[bytes]:
-        """Return the public heads that the run begins with, longest first."""
-        return [head for head in self._heads if prefix.begins_with(run, head)]
+    def _public_prefixes_of(self, run: bytes) -> list[bytes]:
+        """Return the public prefixes that the run starts with, longest first."""
+        return [p for p in self._public if prefix.starts_with(run, p)]
 
-    def _public(self, run: bytes) -> bytes:
-        """Return the longest public head that the run begins with, as a run, or an empty one."""
-        heads = self._heads_of(run)
-        return prefix.public(run, heads[0]) if heads else b""
+    def _public_run(self, run: bytes) -> bytes:
+        """Return the longest public prefix of the run as a public run, else b""."""
+        longest = next(iter(self._public_prefixes_of(run)), b"")
+        return prefix.as_public(run, longest) if longest else b""
 
-    def _is_continued(self, run: bytes | bytearray, shared: int) -> bool:
-        """Whether it is this very conversation that goes on, or one that is as soon read again."""
-        return prefix.length(run) - shared <= SPARE
+    def _is_continuation(self, slot: int, shared: int) -> bool:
+        """Return whether the slot's sequence loses next to nothing if only `shared` is kept."""
+        return prefix.length(self._slots[slot].run) - shared <= MAX_DISCARDED_TOKENS
 
-    def _fetch(self, saved: SavedState) -> int:
-        """From RAM into a free slot."""
-        self.states.touch(saved.run)
-        slot = self._room(prefix.adapter(saved.run))
-        self._put(slot, saved.run, saved.state)
-        return slot
-
-    def _copy(self, source: int) -> int:
-        """From a slot that stays as it is into a free one."""
-        run, state = bytes(self._runs[source]), self._backend.save(source)
-        slot = self._room(prefix.adapter(run))
-        self._put(slot, run, state)
-        return slot
-
-    def _put(self, slot: int, run: bytes, state: State) -> bool:
-        if self._backend.restore(slot, state):
-            self._runs[slot] = bytearray(run)
-            return True
-        self.forget(slot)
-        return False
-
-    def _may_be_told_anew(self, run: bytes, shared: int) -> bool:
+    def _is_stateless_retry(self, run: bytes, shared: int) -> bool:
         """
-        Whether what has so much in common with it is nobody's and has ended: maybe turns of one
-        conversation, whose caller sends all of it each time, and not several that begin so.
+        Return whether the prefix is probably that of one stateless conversation, whose client sends
+        all of it each time: all slots that share it are free, without an owner, and of this tenant.
+        Else several conversations share it, so it is worth a place in the host cache.
         """
-        sources = [s for s, other in enumerate(self._runs) if self.shared(run, other) == shared]
         return all(
-            source in self._free
-            and not self._sessions[source]
-            and prefix.is_same_tenant(run, self._runs[source])
-            for source in sources
+            number in self._free and not slot.owner and prefix.is_same_tenant(run, slot.run)
+            for number, slot in enumerate(self._slots)
+            if self.shareable_length(run, slot.run) == shared
         )
 
-    def _keep_shared(self, slot: int, run: bytes) -> tuple[bytearray, int]:
-        """Keeps what the slot and the new run have in common: (what it had, how much is kept)."""
-        had = self._runs[slot]
-        shared = self.shared(run, had)
-        if not self._backend.cut(slot, shared):
-            shared = 0
-        self._runs[slot] = bytearray(prefix.cut(run, shared))
-        return had, shared
+    def _save_shared_prefix(self, slot: int) -> None:
+        """Save what the slot holds as a prefix that the next conversation restores by itself."""
+        run = bytes(self._slots[slot].run)
+        public = self._public_run(run)
+        if prefix.length(public) == prefix.length(run):
+            run = public  # so that all tenants find it
+        longer = prefix.length(run) - prefix.length(self.host_cache.shared_prefix(run, public))
+        if longer >= MIN_SHARED_TOKENS and not self.host_cache.is_off:
+            self.host_cache.add(SavedState(run, self._backend.save(slot), owner=""))
 
-    def _keep_root(self, slot: int) -> None:
-        """A beginning of several conversations: the next one is spared the rest of this one."""
-        root = bytes(self._runs[slot])
-        public = self._public(root)
-        if prefix.length(public) == prefix.length(root):
-            root = public  # so that all tenants find it
-        longer = prefix.length(root) - prefix.length(self.states.root(root, public))
-        if longer >= MIN_SHARED and not self.states.is_off:
-            self.states.add(SavedState(root, self._backend.save(slot), session=""))
-
-    def _room(self, adapter: int) -> int:
+    def _evict(self, adapter: int) -> int:
         """
-        A free slot, between or beside those held with the adapter if that can be: llama.cpp
-        computes neighbours in one batch. What it held goes to RAM.
+        Return a free slot, and offload what it holds. Preferably it is between, else next to, the
+        slots leased with this adapter, since llama.cpp batches only neighbouring slots.
         """
-        held = self._held(adapter)
-        slot = next((free for free in self._free if held and held[0] < free < held[-1]), None)
+        leased = self._leased_slots(adapter)
+        slot = next((s for s in self._free if leased and leased[0] < s < leased[-1]), None)
         if slot is None:
-            slot = min(self._free, key=lambda free: (self._loss(free), _distance(free, held)))
-        self._store(slot)
+            slot = min(self._free, key=lambda s: (self._eviction_cost(s), _distance(s, leased)))
+        self._offload(slot)
         return slot
 
-    def _loss(self, slot: int) -> int:
-        """Of giving it away: none; what nobody may come back for; a conversation's copy."""
-        if not self._is_warm(slot):
+    def _leased_slots(self, adapter: int) -> list[int]:
+        leased = set(range(len(self._slots))) - set(self._free)
+        return sorted(s for s in leased if prefix.adapter_of(self._slots[s].run) == adapter)
+
+    def _eviction_cost(self, slot: int) -> int:
+        """Return 0 if nothing is lost, 1 for a sequence without an owner, 2 for a copy to RAM."""
+        if not self._has_unsaved(slot):
             return 0
-        return 2 if self._sessions[slot] else 1
+        return 2 if self._slots[slot].owner else 1
 
-    def _is_warm(self, slot: int) -> bool:
-        """Whether it holds what is not in RAM."""
-        return prefix.length(self._runs[slot]) > 0 and bytes(self._runs[slot]) not in self.states
+    def _has_unsaved(self, slot: int) -> bool:
+        run = self._slots[slot].run
+        return prefix.length(run) > 0 and bytes(run) not in self.host_cache
 
-    def _store(self, slot: int) -> None:
-        """What it holds of a session is copied to RAM, if it is not there."""
-        self._is_stored[slot] = True
-        session = self._sessions[slot]
-        if session and self._is_warm(slot) and not self.states.is_off:
-            run = bytes(self._runs[slot])
-            self.states.add(SavedState(run, self._backend.save(slot), session))
+    def _offload(self, number: int) -> None:
+        """Copy the slot's sequence to the host cache, if it has an owner and is not there."""
+        slot = self._slots[number]
+        slot.is_offload_done = True
+        if slot.owner and self._has_unsaved(number) and not self.host_cache.is_off:
+            self.host_cache.add(self._read(number))
 
-    def _abandon(self, session: str) -> None:
-        """What a free slot holds of a session that goes on in another is not to be kept."""
+    def _read(self, slot: int) -> SavedState:
+        held = self._slots[slot]
+        return SavedState(bytes(held.run), self._backend.save(slot), held.owner)
+
+    def _write(self, slot: int, saved: SavedState) -> bool:
+        """Replace the slot's sequence. Return False if that failed: then the slot is empty."""
+        if self._backend.restore(slot, saved.state):
+            self._slots[slot] = _Slot(bytearray(saved.run), saved.owner)
+            return True
+        self.invalidate(slot)
+        return False
+
+    def _write_or_raise(self, slot: int, saved: SavedState) -> None:
+        if not self._write(slot, saved):
+            raise BackendError("A sequence could not be moved to another slot.")
+
+    def _drop_superseded(self, owner: str) -> None:
+        """Drop what free slots hold of a conversation that is continued in another slot."""
         for slot in self._free:
-            if session and self._sessions[slot] == session:
-                self.forget(slot)
+            if owner and self._slots[slot].owner == owner:
+                self.invalidate(slot)
 
 
 def _distance(slot: int, others: list[int]) -> int:

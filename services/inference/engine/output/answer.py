@@ -6,7 +6,7 @@ no model and no slot.
 from typing import NamedTuple
 
 from services.contract.messages import FinishReason, Sampling, TokenLogprob
-from services.inference.engine.backend import Chosen
+from services.inference.engine.backend import SampledToken
 from services.inference.engine.output.detokenizer import Detokenizer
 from services.inference.engine.output.loop_guard import LoopGuard
 from services.inference.engine.output.stops import StopBuffer, StopRules, literal
@@ -25,7 +25,7 @@ class TextChunk(NamedTuple):
 
 
 class _Untold(NamedTuple):
-    chosen: Chosen
+    chosen: SampledToken
     begin: int  # the first character that it is a part of
 
 
@@ -51,7 +51,7 @@ class GeneratedText:
         self.reason: FinishReason | None = None  # why it ends with its last token, if it does
         self.stop_string: str | None = None  # that ended it, as in the request or CHAT_STOP
 
-    def push(self, chosen: Chosen, piece: bytes, is_end: bool) -> None:
+    def push(self, chosen: SampledToken, piece: bytes, is_end: bool) -> None:
         """A token that is `piece`, or by which the model ended the answer."""
         self.tokens.append(chosen.token)
         if is_end:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from services.contract.errors import ServiceError
 from services.contract.messages import Resume, Sampling
-from services.inference.engine.backend import Backend, Sampler, Stuck
+from services.inference.engine.backend import Backend, ConstraintFailure, Sampler
 from services.inference.engine.output.answer import GeneratedText
 from services.inference.engine.output.detokenizer import Detokenizer
 from services.inference.engine.output.stops import StopRules
@@ -45,7 +45,7 @@ def _say_again(
 ) -> GeneratedText:
     for token in resume.token_ids:
         chosen = sampler.accept(token)
-        if isinstance(chosen, Stuck):
+        if isinstance(chosen, ConstraintFailure):
             raise _refusal(chosen.message)
         answer.push(chosen, backend.piece(token), backend.is_end(token))
         if answer.reason:

@@ -12,14 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import Choice, Chosen, NoNumbers, Stuck
+from services.inference.engine.backend import (
+    ComputeFailure,
+    ConstraintFailure,
+    SampledToken,
+    SampleResult,
+)
 from services.inference.engine.sampling.candidates import Candidates, likeliest
 from services.inference.engine.sampling.grammar import Grammar, GrammarError
 from services.inference.engine.sampling.logprobs import token_logprob
 from services.inference.engine.sampling.penalties import Penalties
 from services.inference.engine.sampling.vocabulary import Vocabulary
 
-NO_NUMBERS = NoNumbers("The model computed no numbers (NaN): is its file damaged?")
+NO_NUMBERS = ComputeFailure("The model computed no numbers (NaN): is its file damaged?")
 LEAST_TEMPERATURE = 1e-3  # below it, only the likeliest token has a chance
 ONE, ITS_LOGIT = np.zeros(1, np.intp), np.zeros(1, np.float32)  # to draw among
 
@@ -47,7 +52,7 @@ class SamplerChain:
         self._is_greedy = (sampling.temperature or 0.0) < LEAST_TEMPERATURE
         self._chain = _chain(sampling)
 
-    def choose(self, logits: Logits) -> Choice:
+    def choose(self, logits: Logits) -> SampleResult:
         """The next token, by its `logits`, one for each of the vocabulary, which may be changed."""
         own = None if self._alternatives is None else logits.copy()
         self._penalties.apply(logits)
@@ -58,22 +63,22 @@ class SamplerChain:
             token = self._choose(logits, tokens)
             is_last = self._remember(token)
         except GrammarError as error:
-            return Stuck(f"The answer can't go on by its grammar: {error}.")
-        chosen = Chosen(token, is_last=is_last, is_constrained=self._grammar is not None)
+            return ConstraintFailure(f"The answer can't go on by its grammar: {error}.")
+        chosen = SampledToken(token, is_last=is_last, is_constrained=self._grammar is not None)
         if own is None:
             return chosen
         logprob = token_logprob(own, token, self._alternatives or 0, self._vocabulary)
         return chosen._replace(logprob=logprob)
 
-    def accept(self, token: int) -> Chosen | Stuck:
+    def accept(self, token: int) -> SampledToken | ConstraintFailure:
         self._pass_draws(2 if self._grammar else 1)
         try:
             if self._grammar and not self._grammar.allows(token):
-                return Stuck("its grammar does not allow what it says")
+                return ConstraintFailure("its grammar does not allow what it says")
             is_last = self._remember(token)
         except GrammarError as error:
-            return Stuck(f"{error}")
-        return Chosen(token, is_last=is_last, is_constrained=self._grammar is not None)
+            return ConstraintFailure(f"{error}")
+        return SampledToken(token, is_last=is_last, is_constrained=self._grammar is not None)
 
     def close(self) -> None:
         llama_cpp.llama_sampler_free(self._chain)

@@ -1,40 +1,42 @@
-"""Whether a few streams are decoded in one batch or one by one: whichever was faster. Pure."""
+"""Learns whether a few streams decode faster in one batch or one by one. Reads no clock."""
 
 from collections import Counter
 
-MOST = 8  # streams; more are always faster in a batch
-TRIES = 8  # of each way, of which the fastest counts: others may have been held up
-HOPELESS = 1.5  # times as slow after ENOUGH tries: not tried again
-ENOUGH = 3
-FORGET = 5000  # steps after which both ways are tried anew
+MAX_STREAMS = 8  # more are always faster in a batch
+MIN_SAMPLES = 8  # of each way; the fastest counts, since others may have been interrupted
+HOPELESS_RATIO = 1.5  # one by one is given up if so much slower after HOPELESS_SAMPLES
+HOPELESS_SAMPLES = 3
+RELEARN_STEPS = 5000  # both ways are measured again after so many steps
 
 
 class BatchGrouping:
     """
-    llama.cpp's kernels for few tokens can be poor: 2 sequences of a Q8_0 model take 14 ms in a
-    batch on AVX-512, and 5 ms each. Learned from the steps themselves, for each number of streams,
-    since a measurement at start meets other processes that start.
+    llama.cpp's kernels for small batches can be slow: a step of 2 sequences of a Q8_0 model takes
+    14 ms in a batch on AVX-512, and 5 ms each. Learned from the steps themselves, per number of
+    streams: a benchmark at start is disturbed by other processes that start.
     """
 
     def __init__(self) -> None:
-        self._tries: Counter[tuple[int, bool]] = Counter()
-        self._fastest: dict[tuple[int, bool], float] = {}
+        self._samples: Counter[tuple[int, bool]] = Counter()
+        self._fastest: dict[tuple[int, bool], float] = {}  # seconds
 
-    def is_apart(self, streams: int) -> bool:
-        """Whether the next step is better computed one by one, or should be, to know."""
-        together, apart = (streams, False), (streams, True)
-        if not 1 < streams <= MOST or self._tries[together] < TRIES:
+    def is_split(self, streams: int) -> bool:
+        """Return whether to decode the next step one by one: because it is faster, or to learn."""
+        batched, split = (streams, False), (streams, True)
+        if not 1 < streams <= MAX_STREAMS or self._samples[batched] < MIN_SAMPLES:
             return False
-        is_hopeless = self._fastest.get(apart, 0.0) > HOPELESS * self._fastest[together]
-        if is_hopeless and self._tries[apart] >= ENOUGH:
+        is_hopeless = self._fastest.get(split, 0.0) > HOPELESS_RATIO * self._fastest[batched]
+        if is_hopeless and self._samples[split] >= HOPELESS_SAMPLES:
             return False
-        return self._tries[apart] < TRIES or self._fastest[apart] < self._fastest[together]
+        if self._samples[split] < MIN_SAMPLES:
+            return True
+        return self._fastest[split] < self._fastest[batched]
 
-    def took(self, streams: int, is_apart: bool, seconds: float) -> None:
-        key = streams, is_apart
-        self._tries[key] += 1
+    def record(self, streams: int, is_split: bool, seconds: float) -> None:
+        key = streams, is_split
+        self._samples[key] += 1
         self._fastest[key] = min(seconds, self._fastest.get(key, seconds))
-        if self._tries[key] >= FORGET:
+        if self._samples[key] >= RELEARN_STEPS:
             for way in ((streams, False), (streams, True)):
-                self._tries[way] = 0
+                self._samples[way] = 0
                 self._fastest.pop(way, None)

@@ -1,69 +1,85 @@
 """
-How often a stream's text goes out, how much of a prompt is read at once, and how often that is done
-beside streams. Learns from measured times; knows no clock.
+How many tokens of a prompt a step prefills, and how often it does so beside running streams.
+
+Both classes learn from the measured times of steps; they read no clock.
 """
 
-from math import ceil
+from math import ceil, exp
 
-# Seconds. Thirty pieces a second read as smoothly as more, and each costs four processes a turn on
-# the CPUs that compute the next token.
-PIECE_INTERVAL = 1 / 30
-SLOWDOWN = 2.1  # gap between two pieces of a stream while a prompt is read, by that before
-CHUNK_MIN = 16  # tokens; fewer cost a CPU nearly as much time
-CHUNK_MAX = 512
-CHUNK_SECONDS = 0.5  # so that a cancel does not wait longer
-FAR_TOO_LONG = 1.0  # seconds for a chunk: what was measured before is worth nothing
-AHEAD_SECONDS = 0.1  # so that who comes meanwhile does not wait longer
-WEIGHT = 0.3  # of the newest measurement in an average
+from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, SchedulerLimits
+
+THROUGHPUT_WINDOW_SECONDS = 10.0
 
 
 class PrefillBudget:
     """
-    Reading is made up for by decode steps before more is read. A chunk takes no longer than the
-    streams may wait for their next piece, unless it would be so small that it is a waste.
+    Chunked prefill: a chunk takes no longer than the running streams may wait for their next text,
+    unless it would be inefficiently small, and decode steps pay for it before the next chunk.
     """
 
-    def __init__(self) -> None:
-        self._speed = 250.0  # tokens read a second; a guess, until it is measured
-        self._decode = 0.0  # seconds of a decode step
-        self._debt = 0.0  # seconds of reading that decode steps have to make up for
+    def __init__(self, limits: SchedulerLimits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
+        self._prefill_rate = limits.initial_prefill_rate  # tokens per second
+        self._decode_seconds = 0.0  # of a step
+        self._debt_seconds = 0.0  # of prefill that decode steps have not paid for
 
     @property
-    def may_read(self) -> bool:
-        return self._debt <= 0
+    def can_prefill(self) -> bool:
+        """Whether the running streams have made up for the last chunk."""
+        return self._debt_seconds <= 0
 
-    def seconds(self, tokens: int) -> float:
-        """That it takes to read them."""
-        return tokens / self._speed
+    def prefill_seconds(self, tokens: int) -> float:
+        """Estimate how long the prefill of so many tokens takes."""
+        return tokens / self._prefill_rate
 
     @property
     def chunk(self) -> int:
-        """Tokens, while nobody is kept waiting."""
-        return _tokens(self._speed * CHUNK_SECONDS)
+        """Tokens of a chunk while no stream is kept waiting."""
+        return self._clamped(self._prefill_rate * self._limits.max_chunk_seconds)
 
     @property
-    def chunk_ahead(self) -> int:
-        """Tokens, while nobody has asked for them."""
-        return _tokens(self._speed * AHEAD_SECONDS)
+    def idle_chunk(self) -> int:
+        """Tokens of a chunk while there is no request."""
+        return self._clamped(self._prefill_rate * self._limits.max_idle_chunk_seconds)
 
     @property
-    def chunk_beside(self) -> int:
-        """Tokens, while streams wait for their next piece."""
-        steps = ceil(PIECE_INTERVAL / self._decode) if self._decode else 1
-        return min(self.chunk, _tokens(self._speed * steps * self._decode * (SLOWDOWN - 1)))
+    def interleaved_chunk(self) -> int:
+        """Tokens of a chunk while streams wait for their next text."""
+        decode, limits = self._decode_seconds, self._limits
+        steps = ceil(limits.emit_interval_seconds / decode) if decode else 1
+        seconds = steps * decode * (limits.max_slowdown - 1)
+        return min(self.chunk, self._clamped(self._prefill_rate * seconds))
 
-    def has_read(self, tokens: int, seconds: float, beside: bool) -> None:
-        """`beside` running streams, which were kept waiting."""
-        if tokens >= CHUNK_MIN and seconds > 0:
-            weight = 1.0 if seconds > FAR_TOO_LONG else WEIGHT
-            self._speed += weight * (tokens / seconds - self._speed)
-        if beside:
-            self._debt += seconds
+    def record_prefill(self, tokens: int, seconds: float, is_interleaved: bool) -> None:
+        """Record a prefill step. It is paid for if it kept running streams waiting."""
+        limits = self._limits
+        if tokens >= limits.min_chunk_tokens and seconds > 0:
+            weight = 1.0 if seconds > limits.outlier_seconds else limits.average_weight
+            self._prefill_rate += weight * (tokens / seconds - self._prefill_rate)
+        if is_interleaved:
+            self._debt_seconds += seconds
 
-    def has_decoded(self, seconds: float) -> None:
-        self._decode += (WEIGHT if self._decode else 1.0) * (seconds - self._decode)
-        self._debt = max(0.0, self._debt - seconds * (SLOWDOWN - 1))
+    def record_decode(self, seconds: float) -> None:
+        weight = self._limits.average_weight if self._decode_seconds else 1.0
+        self._decode_seconds += weight * (seconds - self._decode_seconds)
+        paid = seconds * (self._limits.max_slowdown - 1)
+        self._debt_seconds = max(0.0, self._debt_seconds - paid)
+
+    def _clamped(self, tokens: float) -> int:
+        return int(min(max(tokens, self._limits.min_chunk_tokens), self._limits.max_chunk_tokens))
 
 
-def _tokens(worth: float) -> int:
-    return int(min(max(worth, CHUNK_MIN), CHUNK_MAX))
+class Throughput:
+    """Tokens computed per second of computing, prefill and decode of all requests together."""
+
+    def __init__(self) -> None:
+        self._tokens = 0.0
+        self._seconds = 0.0
+        self.tokens_per_second = 0.0  # 0 until something was computed
+
+    def record(self, tokens: int, seconds: float) -> None:
+        decay = exp(-seconds / THROUGHPUT_WINDOW_SECONDS)
+        self._tokens = self._tokens * decay + tokens
+        self._seconds = self._seconds * decay + seconds
+        if self._seconds:
+            self.tokens_per_second = self._tokens / self._seconds

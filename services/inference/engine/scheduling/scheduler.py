@@ -1,56 +1,59 @@
 """
-Who computes what in the next step. Pure: no llama.cpp, no thread, no clock but the sequences' own.
+Decides what the next step computes. Calls no llama.cpp, starts no thread, and measures no time: the
+clock only tells how long sequences have waited.
 """
 
 import time
 from collections import deque
+from collections.abc import Collection
 from itertools import islice
 from typing import NamedTuple
 
 from services.inference.engine.backend import Chunk
 from services.inference.engine.kv_cache.slots import Slots
-from services.inference.engine.scheduling.adapter_turns import AdapterRoundRobin
+from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, SchedulerLimits
 from services.inference.engine.scheduling.prefill_budget import PrefillBudget
 from services.inference.engine.scheduling.sequence import Sequence
 
-WORTH_WAITING = 64  # tokens of a common beginning that another is reading
-LOOKED_AT = 32  # of those who wait, when a slot is free
-AGEING = 500  # unread tokens that a second of waiting outweighs
-TOGETHER = 0.1  # seconds after a stream's first token in which one that was there got its slot
-# Seconds that streams are held for those that came with them, at most: 16 prompts of 50 tokens take
-# a 500M model 2.6 on two cores, and read beside streams a third longer, with a fifth fewer tokens.
-HELD = 4.0
-MOVED_FOR = 64  # computed tokens that may be copied for each one that is still to come
 
-
-class Planned(NamedTuple):
+class ScheduledChunk(NamedTuple):
     sequence: Sequence
     chunk: Chunk
 
 
 class Step(NamedTuple):
-    planned: list[Planned]  # in the order of their slots
-    is_read: bool  # chunks of prompts; else the next token of an adapter's streams
-    beside: bool = False  # streams that are kept waiting by it
+    scheduled: list[ScheduledChunk]  # sorted by slot
+    is_prefill: bool  # else the next token of all streams of one adapter
+    is_interleaved: bool = False  # prefill that keeps running streams waiting
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        return [each.chunk for each in self.scheduled]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(chunk.tokens) for chunk in self.chunks)
 
 
 class Scheduler:
     """
-    A step is either the next token of every running stream, or a chunk of one prompt, or of
-    several where a step costs more than they do. llama.cpp computes with one adapter at a time:
-    where streams have several, they take turns.
+    Continuous batching over a waiting queue and the running sequences. A step is either the next
+    token of every running stream, or a chunk of one prompt's prefill; of several prompts where the
+    step overhead exceeds them. llama.cpp computes with one adapter at a time, so the streams of
+    several adapters take turns.
 
-    The shortest prompt is read first, and who waits gains on it. A stream is held only for prompts
-    that got their slots when it did, so that those who come together soon decode together; beside
-    older streams a prompt is read at the pace that these can bear.
+    The shortest prompt is prefilled first; waiting raises the priority. Sequences that arrive
+    together are all prefilled before they decode together. Beside older streams, a prompt is
+    prefilled in chunks that these streams can bear (`PrefillBudget`).
     """
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: Slots, limits: SchedulerLimits = DEFAULT_LIMITS) -> None:
         self._slots = slots
-        self.pace = PrefillBudget()
-        self.fixed_cost = 0
-        """Of a step, in tokens of a prompt that take as long to read; 0 on a CPU."""
-        self._turns = AdapterRoundRobin()
+        self._limits = limits
+        self._round_robin = AdapterRoundRobin(limits.adapter_turn_seconds)
+        self.budget = PrefillBudget(limits)
+        # In prompt tokens whose prefill takes as long; 0 on a CPU.
+        self.step_overhead = 0
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
 
@@ -59,185 +62,207 @@ class Scheduler:
         return not self.waiting and not self.running
 
     def add(self, sequence: Sequence) -> None:
-        sequence.found = self._slots.cached(sequence.run)
+        sequence.cached_estimate = self._slots.cached_length(sequence.run)
         self.waiting.append(sequence)
-        self._number()
+        self._update_positions()
 
     def find(self, key: str) -> Sequence | None:
         return next((s for s in (*self.running, *self.waiting) if s.key == key), None)
 
-    def admit(self) -> list[Sequence]:
-        """Gives free slots to those who wait; returns them."""
-        if not self.waiting or not self._slots.can_acquire():
-            return []
-        for sequence in islice(self.waiting, LOOKED_AT):
-            sequence.found = self._slots.cached(sequence.run)
-        admitted = []
-        for sequence in self._queue()[:LOOKED_AT]:
-            if not self._slots.can_acquire():
-                break
-            if not self._is_being_read(sequence):
-                self.waiting.remove(sequence)
-                self._start(sequence)
-                admitted.append(sequence)
-        self._number()
-        return admitted
-
-    def _queue(self) -> list[Sequence]:
-        """Those who wait, in the order in which they would get slots now."""
-        now = time.monotonic()
-        first = islice(self.waiting, LOOKED_AT)
-        by_urgency = sorted(first, key=lambda s: _urgency(s, s.unread - s.found, now))
-        return [*by_urgency, *islice(self.waiting, LOOKED_AT, None)]
-
-    def _number(self) -> None:
-        for place, sequence in enumerate(self._queue(), start=1):
-            sequence.place = place
-
-    def _is_being_read(self, sequence: Sequence) -> bool:
-        """Whether another is reading the same beginning: in a few steps it can be shared."""
-        reading = (s.run for s in self.running if not s.is_prefilled)
-        coming = max((self._slots.shared(sequence.run, other) for other in reading), default=0)
-        return coming >= WORTH_WAITING and coming > sequence.found
-
-    def _start(self, sequence: Sequence) -> None:
-        lease = self._slots.acquire(sequence.run, sequence.owner)
-        sequence.slot, sequence.place = lease.slot, 0
-        sequence.computed = sequence.cached = lease.cached
-        sequence.started = time.monotonic()
-        self.running.append(sequence)
-
-    def plan(self) -> Step:
-        """Raises BackendError."""
-        streams = [s for s in self.running if s.is_prefilled]
-        reader = self._reader()
-        if reader is None:
-            return self._decode(streams)
-        if not streams or self._holds(reader, streams):
-            return Step(self._read(reader, self.pace.chunk), is_read=True)
-        if self.pace.may_read:
-            return Step(self._read(reader, self.pace.chunk_beside), is_read=True, beside=True)
-        return self._decode(streams)
-
-    def _reader(self) -> Sequence | None:
-        """Whose prompt is read next."""
-        now = time.monotonic()
-        reading = (s for s in self.running if not s.is_prefilled)
-        return min(reading, key=lambda s: _urgency(s, s.unread, now), default=None)
-
-    def _read(self, reader: Sequence, most: int) -> list[Planned]:
-        """
-        At most so many tokens. llama.cpp cuts a batch in two where lengths differ, so of those that
-        have less to read than others in it the last tokens that are computed are read again.
-        """
-        together = self._with_neighbours(reader, most)
-        length = max(s.unread for s in together)
-        for sequence in together:
-            if sequence.unread < length:
-                sequence.computed -= length - sequence.unread
-                assert sequence.slot is not None
-                self._slots.cut(sequence.slot, sequence.computed)
-        return _in_order(together, most)
-
-    def _with_neighbours(self, reader: Sequence, most: int) -> list[Sequence]:
-        """Also those that came later: it costs who waits less than a step of their own would."""
-        assert reader.slot is not None
-        by_slot = {s.slot: s for s in self.running if not s.is_prefilled}
-        together = [reader]
-        for direction in (1, -1):
-            slot = reader.slot + direction
-            while (other := by_slot.get(slot)) and self._saves_time(together, other, most):
-                together.append(other)
-                slot += direction
-        return together
-
-    def _saves_time(self, together: list[Sequence], other: Sequence, most: int) -> bool:
-        """
-        Whether they have their first tokens sooner on average. k prompts of n tokens in one step
-        of f + k n have theirs then, one by one after (k + 1) / 2 (f + n): later, if n < f.
-        """
-        if any(s.is_exact or s.adapter != other.adapter for s in (*together, other)):
-            return False
-        group = [*together, other]
-        length = max(s.unread for s in group)
-        more = length * len(group) - max(s.unread for s in together) * len(together)
-        has_so_many = all(s.length >= length for s in group)
-        return more < self.fixed_cost and length * len(group) <= most and has_so_many
-
-    def _holds(self, reader: Sequence, streams: list[Sequence]) -> bool:
-        """Whether they came together, and it will not take long."""
-        began = min(stream.first_token for stream in streams)
-        those = [
-            s
-            for s in self.running
-            if not s.is_prefilled and s.received < began and s.started <= began + TOGETHER
-        ]
-        return reader in those and self.pace.seconds(sum(s.unread for s in those)) <= HELD
-
-    def _decode(self, streams: list[Sequence]) -> Step:
-        adapter = self._turns.of({s.adapter for s in streams})
-        streams = [s for s in streams if s.adapter == adapter]
-        self._close_up(adapter)
-        return Step(_in_order(streams, 1), is_read=False)
-
-    def _close_up(self, adapter: int) -> None:
-        """
-        llama.cpp computes only neighbouring slots in one batch: the adapter's last sequence moves
-        to a slot before it that is free or another adapter's, if so much is still to come that
-        this is worth the copies.
-        """
-        held = {s.slot: s for s in self.running if s.slot is not None}
-        own = {slot for slot, s in held.items() if s.adapter == adapter}
-        hole = next((slot for slot in range(min(own), max(own)) if slot not in own), None)
-        if hole is None:
-            return
-        last, other = held[max(own)], held.get(hole)
-        copied = last.computed + (other.computed if other else 0)
-        if copied <= MOVED_FOR * last.remaining:
-            self._slots.move(max(own), hole)
-            last.slot = hole
-            if other:
-                other.slot = max(own)
-
-    def commit(self, step: Step, seconds: float) -> None:
-        """The step was computed, in so much time."""
-        for sequence, chunk in step.planned:
-            sequence.computed += len(chunk.tokens)
-            self._slots.update(chunk.slot, chunk.tokens)
-        if step.is_read:
-            tokens = sum(len(planned.chunk.tokens) for planned in step.planned)
-            self.pace.has_read(tokens, seconds, step.beside)
-        else:
-            self.pace.has_decoded(seconds)
-            self._turns.has_decoded(seconds)
-
     def remove(self, sequence: Sequence) -> None:
-        """The sequence has ended, wherever it was; its slot is free and stays warm."""
+        """Remove a waiting or running sequence. Its slot becomes free, and stays cached."""
         if sequence.slot is None:
             self.waiting.remove(sequence)
-            self._number()
+            self._update_positions()
+        else:
+            self.running.remove(sequence)
+            self._slots.release(sequence.slot)
+
+    def admit(self) -> list[Sequence]:
+        """Lease free slots to waiting sequences. Return those that are running now."""
+        if not self.waiting or not self._slots.can_acquire():
+            return []
+        for sequence in islice(self.waiting, self._limits.max_ranked):
+            sequence.cached_estimate = self._slots.cached_length(sequence.run)
+        admitted = []
+        for sequence in self._ranked()[: self._limits.max_ranked]:
+            if not self._slots.can_acquire():
+                break
+            if not self._should_await_prefix(sequence):
+                self._start(sequence)
+                admitted.append(sequence)
+        self._update_positions()
+        return admitted
+
+    def schedule(self) -> Step:
+        """Return the next step; some sequence must be running. Raises BackendError."""
+        streams = [s for s in self.running if s.is_prefilled]
+        first = self._next_prefill()
+        if first is None:
+            return self._decode(streams)
+        if not streams or self._should_hold(streams, first):
+            return Step(self._prefill(first, self.budget.chunk), is_prefill=True)
+        if self.budget.can_prefill:
+            chunks = self._prefill(first, self.budget.interleaved_chunk)
+            return Step(chunks, is_prefill=True, is_interleaved=True)
+        return self._decode(streams)
+
+    def commit(self, step: Step, seconds: float) -> None:
+        """Record that a step was computed, and how long it took."""
+        for sequence, chunk in step.scheduled:
+            sequence.computed_tokens += len(chunk.tokens)
+            self._slots.extend(chunk.slot, chunk.tokens)
+        if step.is_prefill:
+            self.budget.record_prefill(step.tokens, seconds, step.is_interleaved)
+        else:
+            self.budget.record_decode(seconds)
+            self._round_robin.record_decode(seconds)
+
+    def check_invariants(self) -> None:
+        self._slots.check_invariants(len(self.running))
+
+    def _ranked(self) -> list[Sequence]:
+        """Return the waiting sequences in the order in which they would get slots now."""
+        now = time.monotonic()
+        first = islice(self.waiting, self._limits.max_ranked)
+        by_urgency = sorted(first, key=lambda s: self._rank(s, now))
+        return [*by_urgency, *islice(self.waiting, self._limits.max_ranked, None)]
+
+    def _rank(self, sequence: Sequence, now: float) -> float:
+        """Return the tokens of remaining prefill, reduced by aging: the lowest rank is first."""
+        waited = now - sequence.received_at
+        return sequence.remaining_prefill - self._limits.aging_tokens_per_second * waited
+
+    def _update_positions(self) -> None:
+        for position, sequence in enumerate(self._ranked(), start=1):
+            sequence.queue_position = position
+
+    def _should_await_prefix(self, sequence: Sequence) -> bool:
+        """Return whether another sequence is prefilling a longer prefix than what is cached."""
+        prefilling = (s.run for s in self.running if not s.is_prefilled)
+        lengths = (self._slots.shareable_length(sequence.run, other) for other in prefilling)
+        coming = max(lengths, default=0)
+        return coming >= self._limits.min_awaited_tokens and coming > sequence.cached_estimate
+
+    def _start(self, sequence: Sequence) -> None:
+        self.waiting.remove(sequence)
+        lease = self._slots.acquire(sequence.run, sequence.owner)
+        sequence.slot, sequence.queue_position = lease.slot, 0
+        sequence.computed_tokens = sequence.cached_tokens = lease.cached
+        sequence.started_at = time.monotonic()
+        self.running.append(sequence)
+
+    def _next_prefill(self) -> Sequence | None:
+        now = time.monotonic()
+        prefilling = (s for s in self.running if not s.is_prefilled)
+        return min(prefilling, key=lambda s: self._rank(s, now), default=None)
+
+    def _should_hold(self, streams: list[Sequence], first: Sequence) -> bool:
+        """Return whether streams wait for `first`: they arrived together, and it won't be long."""
+        began = min(stream.first_token_at for stream in streams)
+        latest_start = began + self._limits.batch_window_seconds
+        companions = [
+            s
+            for s in self.running
+            if not s.is_prefilled and s.received_at < began and s.started_at <= latest_start
+        ]
+        tokens = sum(s.remaining_prefill for s in companions)
+        seconds = self.budget.prefill_seconds(tokens)
+        return first in companions and seconds <= self._limits.max_hold_seconds
+
+    def _prefill(self, first: Sequence, max_tokens: int) -> list[ScheduledChunk]:
+        """
+        Schedule at most `max_tokens` tokens of `first` and maybe its neighbours. llama.cpp splits a
+        batch where lengths differ, so shorter ones compute some of their last tokens again.
+        """
+        batch = self._with_neighbours(first, max_tokens)
+        length = max(s.remaining_prefill for s in batch)
+        for sequence in batch:
+            if sequence.remaining_prefill < length:
+                sequence.computed_tokens -= length - sequence.remaining_prefill
+                assert sequence.slot is not None
+                self._slots.truncate(sequence.slot, sequence.computed_tokens)
+        return _scheduled(batch, max_tokens)
+
+    def _with_neighbours(self, first: Sequence, max_tokens: int) -> list[Sequence]:
+        """Return `first` and the prefills in slots next to it that are faster in the same step."""
+        assert first.slot is not None
+        by_slot = {s.slot: s for s in self.running if not s.is_prefilled}
+        batch = [first]
+        for direction in (1, -1):
+            slot = first.slot + direction
+            while (other := by_slot.get(slot)) and self._saves_time(batch, other, max_tokens):
+                batch.append(other)
+                slot += direction
+        return batch
+
+    def _saves_time(self, batch: list[Sequence], other: Sequence, max_tokens: int) -> bool:
+        """
+        Return whether adding `other` to the step lowers the mean time to first token: k prompts of
+        n tokens take a step of f + k n, where f is the step overhead; one by one the mean is
+        (k + 1) / 2 (f + n), which is more if n < f.
+        """
+        if any(s.is_deterministic or s.adapter != other.adapter for s in (*batch, other)):
+            return False
+        group = [*batch, other]
+        length = max(s.remaining_prefill for s in group)
+        added = length * len(group) - max(s.remaining_prefill for s in batch) * len(batch)
+        is_long_enough = all(s.length >= length for s in group)
+        return added < self.step_overhead and length * len(group) <= max_tokens and is_long_enough
+
+    def _decode(self, streams: list[Sequence]) -> Step:
+        adapter = self._round_robin.next({s.adapter for s in streams})
+        self._compact(adapter)
+        return Step(_scheduled([s for s in streams if s.adapter == adapter], 1), is_prefill=False)
+
+    def _compact(self, adapter: int) -> None:
+        """
+        Move the adapter's last sequence into the first gap between its slots, since llama.cpp
+        batches only neighbouring slots; but not if it will end too soon to be worth the copies.
+        """
+        by_slot = {s.slot: s for s in self.running if s.slot is not None}
+        own = {slot for slot, s in by_slot.items() if s.adapter == adapter}
+        end = max(own)
+        gap = next((slot for slot in range(min(own), end) if slot not in own), None)
+        if gap is None:
             return
-        self.running.remove(sequence)
-        self._slots.release(sequence.slot)
-
-    def check(self) -> None:
-        self._slots.check(len(self.running))
-
-
-def _urgency(sequence: Sequence, unread: int, now: float) -> float:
-    """The lower, the sooner."""
-    return unread - AGEING * (now - sequence.received)
+        last, other = by_slot[end], by_slot.get(gap)
+        copied = last.computed_tokens + (other.computed_tokens if other else 0)
+        if copied <= self._limits.max_moved_per_remaining_token * last.remaining_tokens:
+            self._slots.move(end, gap)
+            last.slot = gap
+            if other:
+                other.slot = end
 
 
-def _in_order(sequences: list[Sequence], most: int) -> list[Planned]:
-    """Of their slots, as llama.cpp wants them; at most so many tokens of each."""
-    return sorted((_plan(s, most) for s in sequences), key=lambda p: p.chunk.slot)
+class AdapterRoundRobin:
+    """Decodes the streams of one adapter after the other. Reads no clock."""
+
+    def __init__(self, turn_seconds: float) -> None:
+        self._turn_seconds = turn_seconds
+        self._adapter = 0
+        self._seconds_left = turn_seconds
+
+    def next(self, adapters: Collection[int]) -> int:
+        """Return which of `adapters`, those with streams, the next step decodes."""
+        if self._adapter not in adapters or self._seconds_left <= 0:
+            self._adapter = min(adapters, key=lambda a: (a <= self._adapter, a))
+            self._seconds_left = self._turn_seconds
+        return self._adapter
+
+    def record_decode(self, seconds: float) -> None:
+        self._seconds_left -= seconds
 
 
-def _plan(sequence: Sequence, most: int) -> Planned:
+def _scheduled(sequences: list[Sequence], max_tokens: int) -> list[ScheduledChunk]:
+    """Schedule at most `max_tokens` tokens of each, sorted by slot as llama.cpp wants them."""
+    chunks = (ScheduledChunk(s, _chunk(s, max_tokens)) for s in sequences)
+    return sorted(chunks, key=lambda each: each.chunk.slot)
+
+
+def _chunk(sequence: Sequence, max_tokens: int) -> Chunk:
     assert sequence.slot is not None
-    tokens = sequence.next_tokens(most)
-    is_last = sequence.computed + len(tokens) == sequence.length
+    tokens = sequence.next_tokens(max_tokens)
+    is_last = sequence.computed_tokens + len(tokens) == sequence.length
     sampler = sequence.sampler if is_last else None
-    chunk = Chunk(sequence.slot, sequence.computed, tokens, sampler, sequence.adapter)
-    return Planned(sequence, chunk)
+    return Chunk(sequence.slot, sequence.computed_tokens, tokens, sampler, sequence.adapter)

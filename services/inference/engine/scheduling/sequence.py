@@ -1,4 +1,4 @@
-"""One request inside the engine: its tokens, how far they are computed, and its answer."""
+"""One request inside the engine: its tokens, its progress, and its answer."""
 
 import time
 from dataclasses import InitVar, dataclass, field
@@ -6,62 +6,55 @@ from dataclasses import InitVar, dataclass, field
 from services.contract.messages import Sampling, Timings, Usage
 from services.inference.engine.backend import Sampler
 from services.inference.engine.kv_cache import prefix
+from services.inference.engine.kv_cache.slots import cache_owner
 from services.inference.engine.output.answer import GeneratedText
 
-# Tokens that are read at once where it must be exact. llama.cpp computes a single one, and by flash
-# attention more than these, in other ways, whose logits differ by a tenth.
-LEAST_EXACT, MOST_EXACT = 2, 63
-
-
-def owner(adapter: int, session: str) -> str:
-    """Of what was computed: a session has something else with each adapter; "" is nobody."""
-    return f"{adapter}.{session}" if session else ""
+# Tokens of a chunk in a deterministic prefill. llama.cpp computes one token alone, and with flash
+# attention 64 and more, by other kernels, whose logits differ by up to 0.1 (docs/architecture.md).
+MIN_DETERMINISTIC_CHUNK, MAX_DETERMINISTIC_CHUNK = 2, 63
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """
-    Facts only; what follows from them is a property.
-
-    The engine's thread owns it once it is submitted; others may read its counts.
+    Stores facts; what follows from them is a property. Owned by the engine's thread once submitted;
+    other threads may read its counts. Times are those of time.monotonic(), 0 if not reached.
     """
 
     key: str  # of the request, unique among those in the engine
     prompt: list[int]
-    sampling: Sampling  # filled in: max_tokens and stop are set
+    sampling: Sampling  # with max_tokens and stop set
     sampler: Sampler  # closed by the engine
-    adapter: int = 0  # 0: the model as it is
-    session: str = ""  # whose conversation it is; "" is nobody's
-    is_exact: bool = False  # read so that its logits are the same each time
-    begun: InitVar[GeneratedText | None] = (
-        None  # maybe by another worker; None: a new answer with literal stops
-    )
+    adapter: int = 0  # 0: the base model
+    session: str = ""  # "" for a stateless request
+    is_deterministic: bool = False  # same logits for each prefill, cold or cached
+    resumed_answer: InitVar[GeneratedText | None] = None  # None: a new one with literal stops
     tenant: str = prefix.PUBLIC  # whose text the prompt contains
     answer: GeneratedText = field(init=False)
-    given: list[int] = field(init=False)  # the prompt, and what was said elsewhere: read first
-    run: bytes = field(init=False)  # what of this can be reused: all but the last token
-    computed: int = 0  # tokens, from the first on, that the KV cache holds
-    cached: int = 0  # of these, how many it held before the request came
-    place: int = 0  # in the queue, 1 is next; 0: not in it
-    found: int = 0  # tokens that the KV cache held of it when the queue was last put in order
+    prefill_tokens: list[int] = field(init=False)  # the prompt, and the answer before a failover
+    run: bytes = field(init=False)  # those of prefill_tokens that the prefix cache may supply
+    cached_estimate: int = 0  # tokens that were cached at the last look, while it waits
+    computed_tokens: int = 0  # that the slot holds, including the cached ones
+    cached_tokens: int = 0  # that the slot held when the sequence got it
+    queue_position: int = 0  # 1 is next; 0: not waiting
     slot: int | None = None
-    received: float = field(default_factory=time.monotonic)
-    started: float = 0.0
-    first_token: float = 0.0
-    last_token: float = 0.0
-    last_sent: float = 0.0
+    received_at: float = field(default_factory=time.monotonic)
+    started_at: float = 0.0  # it got a slot
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
+    last_emit_at: float = 0.0
 
-    def __post_init__(self, begun: GeneratedText | None) -> None:
-        self.answer = begun or GeneratedText(self.sampling)
-        self.given = [*self.prompt, *self.answer.tokens]
-        # the last token's logits are needed, so it is always computed
-        computed_anew = LEAST_EXACT if self.is_exact else 1
-        reused = self.given[:-computed_anew]
-        self.run = prefix.pack(self.adapter, reused, self.is_exact, self.tenant)
+    def __post_init__(self, resumed_answer: GeneratedText | None) -> None:
+        self.answer = resumed_answer or GeneratedText(self.sampling)
+        self.prefill_tokens = [*self.prompt, *self.answer.tokens]
+        # the last token is always computed, since its logits are needed
+        min_computed = MIN_DETERMINISTIC_CHUNK if self.is_deterministic else 1
+        reusable = self.prefill_tokens[:-min_computed]
+        self.run = prefix.pack(self.adapter, reusable, self.is_deterministic, self.tenant)
 
     @property
     def owner(self) -> str:
-        return owner(self.adapter, self.session)
+        return cache_owner(self.adapter, self.session)
 
     @property
     def generated(self) -> list[int]:
@@ -73,38 +66,37 @@ class Sequence:
 
     @property
     def is_prefilled(self) -> bool:
-        """Whether all but the newest token is computed: a decode step is next."""
-        return self.length - 1 == self.computed >= len(self.given)
+        """Whether all tokens but the newest are computed, so that a decode step is next."""
+        return self.length - 1 == self.computed_tokens >= len(self.prefill_tokens)
 
     @property
-    def unread(self) -> int:
-        """Tokens that are to be computed before the next one is chosen for the first time."""
-        return max(0, len(self.given) - self.computed)
+    def remaining_prefill(self) -> int:
+        """Tokens to compute before the first one is sampled: an estimate while it waits."""
+        done = self.cached_estimate if self.slot is None else self.computed_tokens
+        return max(0, len(self.prefill_tokens) - done)
 
     @property
-    def remaining(self) -> int:
+    def remaining_tokens(self) -> int:
         """Tokens that may still be generated."""
         return (self.sampling.max_tokens or 0) - len(self.generated)
 
-    def next_tokens(self, most: int) -> list[int]:
-        """The next tokens to compute, at most `most`."""
+    def next_tokens(self, max_tokens: int) -> list[int]:
+        """Return the next at most `max_tokens` tokens to compute."""
         if self.is_prefilled:
             return self.generated[-1:]
-        if self.is_exact:
-            most = min(most, MOST_EXACT)
-            most -= 0 < self.unread - most < LEAST_EXACT
-        return self.given[self.computed : self.computed + most]
+        if self.is_deterministic:
+            max_tokens = min(max_tokens, MAX_DETERMINISTIC_CHUNK)
+            max_tokens -= 0 < self.remaining_prefill - max_tokens < MIN_DETERMINISTIC_CHUNK
+        return self.prefill_tokens[self.computed_tokens : self.computed_tokens + max_tokens]
 
     @property
     def usage(self) -> Usage:
-        """Of what was cached, only the prompt's is counted."""
         prompt = len(self.prompt)
-        return Usage(prompt, len(self.generated), min(prompt, self.cached))
+        return Usage(prompt, len(self.generated), min(prompt, self.cached_tokens))
 
     @property
     def timings(self) -> Timings:
-        """Phases that were not reached are 0."""
-        queued = (self.started or time.monotonic()) - self.received
-        prefill = self.first_token - self.started if self.first_token else 0.0
-        decode = self.last_token - self.first_token
+        queued = (self.started_at or time.monotonic()) - self.received_at
+        prefill = self.first_token_at - self.started_at if self.first_token_at else 0.0
+        decode = self.last_token_at - self.first_token_at
         return Timings(round(queued, 6), round(prefill, 6), round(decode, 6))

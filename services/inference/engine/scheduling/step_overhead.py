@@ -1,65 +1,67 @@
 """
-What a step costs however little is computed in it: on a GPU far more than the tokens of a question.
+Measures the step overhead: what a step costs regardless of its tokens. On a GPU it exceeds the
+prefill of a short question by far.
 """
 
 import logging
 import time
+from collections.abc import Callable
 
-from services.inference.engine.backend import Backend, BackendError, Chunk
-from services.inference.engine.scheduling.prefill_budget import CHUNK_MAX
+from services.inference.engine.backend import MAX_BATCH_TOKENS, Backend, BackendError, Chunk
 
-PROMPT = 32  # tokens
-MOST = 4  # prompts
-TRIES = 4  # of which the fastest counts; the first one also loads the GPU's programs
+PROMPT_TOKENS = 32
+MAX_PROMPTS = 4
+SAMPLES = 4  # the fastest one counts; the first one also compiles or loads GPU kernels
 
 log = logging.getLogger(__name__)
 
 
-def fixed_cost(backend: Backend, slots: int) -> int:
+def measure_step_overhead(
+    backend: Backend, slots: int, clock: Callable[[], float] = time.monotonic
+) -> int:
     """
-    In tokens of a prompt that take as long to read, at most CHUNK_MAX: by the times of one prompt
-    and of several in one step. 0 if there is one slot only, or what it holds can't be cut. The
-    slots are empty before and after.
+    Compare steps that prefill one prompt and several. Return the overhead as the number of prompt
+    tokens whose prefill takes as long, at most MAX_BATCH_TOKENS; 0 if there is one slot only, the
+    model can't truncate a sequence, or a step fails. Slots must be empty, and are empty afterwards.
     """
-    prompts = min(slots, MOST)
+    prompts = min(slots, MAX_PROMPTS)
+
+    def seconds(count: int) -> float:
+        _clear(backend, prompts)
+        began = clock()
+        _prefill(backend, count)
+        return clock() - began
+
     try:
-        if prompts < 2 or not _can_be_cut(backend):
+        if prompts < 2 or not _can_truncate(backend):
             return 0
-        tries = [(_seconds(backend, 1), _seconds(backend, prompts)) for _ in range(TRIES)]
+        samples = [(seconds(1), seconds(prompts)) for _ in range(SAMPLES)]
     except BackendError as error:
-        log.warning("what a step costs could not be measured: %s", error)
+        log.warning("step overhead not measured error=%s", error)
         return 0
     finally:
-        _empty(backend, prompts)
-    one, several = (min(times) for times in zip(*tries, strict=True))
+        _clear(backend, prompts)
+    one, several = (min(times) for times in zip(*samples, strict=True))
     prompt = (several - one) / (prompts - 1)
-    tokens = PROMPT * (one - prompt) / prompt if prompt > 0 else CHUNK_MAX
-    cost = min(CHUNK_MAX, max(0, round(tokens)))
-    log.info("a step costs as much as %d tokens of a prompt", cost)
-    return cost
+    tokens = PROMPT_TOKENS * (one - prompt) / prompt if prompt > 0 else MAX_BATCH_TOKENS
+    overhead = min(MAX_BATCH_TOKENS, max(0, round(tokens)))
+    log.info("step overhead measured tokens=%d", overhead)
+    return overhead
 
 
-def _can_be_cut(backend: Backend) -> bool:
-    _seconds(backend, 1)
-    return backend.cut(0, PROMPT // 2)
+def _can_truncate(backend: Backend) -> bool:
+    _prefill(backend, 1)
+    return backend.truncate(0, PROMPT_TOKENS // 2)
 
 
-def _seconds(backend: Backend, prompts: int) -> float:
-    """
-    That a step takes which reads so many prompts. They differ: a mixture of experts would read
-    equal ones faster.
-    """
-    _empty(backend, prompts)
-    middle = backend.vocabulary_size // 2
-    chunks = [
-        Chunk(slot, 0, range(middle + slot * PROMPT, middle + (slot + 1) * PROMPT), None)
-        for slot in range(prompts)
-    ]
-    began = time.monotonic()
-    backend.decode(chunks)
-    return time.monotonic() - began
+def _prefill(backend: Backend, prompts: int) -> None:
+    """Prefill so many prompts. They differ, since equal ones favour mixtures of experts."""
+    first = backend.vocabulary_size // 2
+    starts = [first + slot * PROMPT_TOKENS for slot in range(prompts)]
+    tokens = (range(start, start + PROMPT_TOKENS) for start in starts)
+    backend.decode([Chunk(slot, 0, each, None) for slot, each in enumerate(tokens)])
 
 
-def _empty(backend: Backend, slots: int) -> None:
+def _clear(backend: Backend, slots: int) -> None:
     for slot in range(slots):
-        backend.cut(slot, 0)
+        backend.truncate(slot, 0)

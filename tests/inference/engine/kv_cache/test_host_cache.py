@@ -9,74 +9,74 @@ class Bytes(NamedTuple):
     nbytes: int
 
 
-def saved(*tokens: int, size: int = 1, adapter: int = 0, session: str = "") -> SavedState:
-    return SavedState(prefix.pack(adapter, tokens), Bytes(size), session)
+def saved(*tokens: int, size: int = 1, adapter: int = 0, owner: str = "") -> SavedState:
+    return SavedState(prefix.pack(adapter, tokens), Bytes(size), owner)
 
 
-def filled(*all_saved: SavedState, budget: int = 100) -> HostCache:
-    states = HostCache(budget)
-    for each in all_saved:
-        states.add(each)
-    states.check()
-    return states
+def cache_of(*states: SavedState, max_bytes: int = 100) -> HostCache:
+    cache = HostCache(max_bytes)
+    for each in states:
+        cache.add(each)
+    cache.check_invariants()
+    return cache
 
 
-def test_the_longest_common_beginning_is_found_among_all() -> None:
+def test_longest_match_among_several_states() -> None:
     long, short, other = saved(1, 2, 3, 4), saved(1, 2, 9), saved(7, 7)
-    states = filled(long, short, other)
-    assert states.longest(prefix.pack(0, [1, 2, 3, 5])) == (long, 3)
-    assert states.longest(prefix.pack(0, [1, 2, 9, 9, 9])) == (short, 3)
-    assert states.longest(prefix.pack(0, [8])) == (None, 0)
-    assert states.longest(prefix.pack(1, [1, 2, 3])) == (None, 0)
+    cache = cache_of(long, short, other)
+    assert cache.longest_match(prefix.pack(0, [1, 2, 3, 5])) == (long, 3)
+    assert cache.longest_match(prefix.pack(0, [1, 2, 9, 9, 9])) == (short, 3)
+    assert cache.longest_match(prefix.pack(0, [8])) == (None, 0)
+    assert cache.longest_match(prefix.pack(1, [1, 2, 3])) == (None, 0)
 
 
-def test_of_equals_the_shortest_is_found() -> None:
+def test_longest_match_prefers_shared_prefix() -> None:
     root = saved(1, 2)
-    states = filled(saved(1, 2, 3), root, saved(1, 2, 4, 4))
-    assert states.longest(prefix.pack(0, [1, 2, 8])) == (root, 2)
+    cache = cache_of(saved(1, 2, 3), root, saved(1, 2, 4, 4))
+    assert cache.longest_match(prefix.pack(0, [1, 2, 8])) == (root, 2)
 
 
-def test_it_finds_what_a_look_at_every_one_finds() -> None:
+def test_longest_match_equals_linear_search() -> None:
     dice = random.Random(1)
-    states = HostCache(10_000)
+    cache = HostCache(10_000)
     for i in range(300):
-        states.add(saved(*dice.choices(range(3), k=dice.randint(1, 12)), session=f"{i}"))
-    states.check()
+        cache.add(saved(*dice.choices(range(3), k=dice.randint(1, 12)), owner=f"{i}"))
+    cache.check_invariants()
     for _ in range(300):
         run = prefix.pack(0, dice.choices(range(3), k=dice.randint(1, 12)))
-        longest = max(prefix.shared(run, other) for other in states._runs)
-        found, length = states.longest(run)
+        longest = max(prefix.shared_length(run, saved.run) for saved in cache)
+        found, length = cache.longest_match(run)
         assert length == longest
-        assert length == 0 or found and prefix.shared(run, found.run) == longest
+        assert length == 0 or found and prefix.shared_length(run, found.run) == longest
 
 
-def test_the_least_recently_used_goes_when_the_budget_is_spent() -> None:
+def test_full_cache_evicts_least_recently_used_state() -> None:
     a, b, c = saved(1, size=40), saved(2, size=40), saved(3, size=40)
-    states = filled(a, b, budget=100)
-    states.touch(a.run)
-    states.add(c)
-    states.check()
-    assert a.run in states and c.run in states and b.run not in states
+    cache = cache_of(a, b, max_bytes=100)
+    cache.touch(a.run)
+    cache.add(c)
+    cache.check_invariants()
+    assert a.run in cache and c.run in cache and b.run not in cache
 
 
-def test_what_is_larger_than_the_budget_is_not_kept() -> None:
-    states = filled(saved(1, size=50), saved(2, size=101), budget=100)
-    assert len(states) == 1
-    assert len(filled(saved(1), budget=0)) == 0
+def test_state_larger_than_cache_is_not_kept() -> None:
+    cache = cache_of(saved(1, size=50), saved(2, size=101), max_bytes=100)
+    assert len(cache) == 1
+    assert len(cache_of(saved(1), max_bytes=0)) == 0
 
 
-def test_the_same_run_is_kept_once() -> None:
-    states = filled(saved(1, size=60), saved(1, size=70), budget=100)
-    assert len(states) == 1
-    states.remove(saved(1).run)
-    states.remove(saved(1).run)
-    states.check()
-    assert len(states) == 0
+def test_same_run_is_kept_once() -> None:
+    cache = cache_of(saved(1, size=60), saved(1, size=70), max_bytes=100)
+    assert len(cache) == 1
+    cache.remove(saved(1).run)
+    cache.remove(saved(1).run)
+    cache.check_invariants()
+    assert len(cache) == 0
 
 
-def test_a_session_has_one_state_and_its_next_replaces_it() -> None:
-    states = filled(saved(1, 2, session="a"), saved(1, 2, 3, session="a"), saved(1, 9, session="b"))
-    assert len(states) == 2 and saved(1, 2).run not in states
-    states.add(saved(7, size=101, session="a"))  # larger than the budget: it has none then
-    states.check()
-    assert len(states) == 1
+def test_owner_has_one_state_which_next_one_replaces() -> None:
+    cache = cache_of(saved(1, 2, owner="a"), saved(1, 2, 3, owner="a"), saved(1, 9, owner="b"))
+    assert len(cache) == 2 and saved(1, 2).run not in cache
+    cache.add(saved(7, size=101, owner="a"))  # exceeds max_bytes, so it has none then
+    cache.check_invariants()
+    assert len(cache) == 1

@@ -3,93 +3,94 @@ from collections.abc import Iterable
 import pytest
 
 from services.inference.engine.kv_cache import prefix
-from services.inference.engine.kv_cache.host_cache import MIN_SHARED
-from services.inference.engine.kv_cache.slots import SPARE, Slots
+from services.inference.engine.kv_cache.host_cache import MIN_SHARED_TOKENS
+from services.inference.engine.kv_cache.slots import MAX_DISCARDED_TOKENS, Slots
 from tests.inference.fake_backend import FakeBackend
 
-SYSTEM = [7] * MIN_SHARED
+SYSTEM = [7] * MIN_SHARED_TOKENS
 
 
-def talk(number: int, length: int = SPARE + 1) -> list[int]:
-    """What one conversation says, and no other; long enough to be worth keeping."""
+def talk(number: int, length: int = MAX_DISCARDED_TOKENS + 1) -> list[int]:
+    """Return tokens that only this conversation has, enough to be worth keeping."""
     return [100 + number] * length
 
 
 class Pool:
     """
-    Slots over a fake cache, filled as the engine would. A prompt's session is named after its
-    talk, if the test does not say whose it is.
+    Slots over a fake backend, used as the engine does. A prompt's owner is named after its largest
+    token, if the test names none.
     """
 
-    def __init__(self, count: int, budget: int = 10_000, heads: Iterable[list[int]] = ()) -> None:
+    def __init__(
+        self, count: int, max_bytes: int = 10_000, public_prefixes: Iterable[list[int]] = ()
+    ) -> None:
         self.backend = FakeBackend({})
-        self.slots = Slots(self.backend, count, budget, heads)
-        self.held = 0
+        self.slots = Slots(self.backend, count, max_bytes, public_prefixes)
+        self.leased = 0
 
     def start(
         self,
         prompt: list[int],
         adapter: int = 0,
-        session: str | None = None,
+        owner: str | None = None,
         tenant: str = "",
     ) -> tuple[int, int]:
-        owner = f"{max(prompt)}" if session is None else session
+        """Compute a prompt, and return its slot and its number of cached tokens."""
+        owner = f"{max(prompt)}" if owner is None else owner
         slot, cached = self.slots.acquire(prefix.pack(adapter, prompt[:-1], tenant=tenant), owner)
-        self.held += 1
+        self.leased += 1
         assert self.backend.cells.get(slot, []) == prompt[:cached]
         self.backend.cells[slot] = list(prompt)
-        self.slots.update(slot, prompt[cached:])
-        self.slots.check(self.held)
+        self.slots.extend(slot, prompt[cached:])
+        self.slots.check_invariants(self.leased)
         return slot, cached
 
     def end(self, slot: int) -> None:
         self.slots.release(slot)
-        self.held -= 1
-        self.slots.check(self.held)
+        self.leased -= 1
+        self.slots.check_invariants(self.leased)
 
-    def run(
-        self, prompt: list[int], session: str | None = None, tenant: str = ""
-    ) -> tuple[int, int]:
-        slot, cached = self.start(prompt, session=session, tenant=tenant)
+    def run(self, prompt: list[int], owner: str | None = None, tenant: str = "") -> tuple[int, int]:
+        slot, cached = self.start(prompt, owner=owner, tenant=tenant)
         self.end(slot)
         return slot, cached
 
 
-def test_the_next_turn_of_a_conversation_reads_only_what_is_new() -> None:
+def test_next_turn_prefills_only_new_tokens() -> None:
     pool = Pool(2)
     slot, _ = pool.run([1, 2, 3, 4])
     assert pool.run([1, 2, 3, 4, 5, 6]) == (slot, 4)
     assert pool.backend.restored == 0
 
 
-def test_the_last_token_is_always_computed_since_its_logits_are_needed() -> None:
+def test_last_token_is_computed_even_if_all_is_cached() -> None:
     pool = Pool(1)
     slot, _ = pool.run([1, 2, 3])
     assert pool.run([1, 2, 3]) == (slot, 2)
 
 
-def test_a_beginning_is_shared_with_a_sequence_that_is_still_running() -> None:
+def test_prefix_is_copied_from_running_sequence() -> None:
     pool = Pool(2)
     first, _ = pool.start([*SYSTEM, 4])
     second, cached = pool.start([*SYSTEM, 9])
     assert (cached, second != first) == (len(SYSTEM), True)
 
 
-def test_a_beginning_that_is_as_soon_computed_is_not_copied() -> None:
+def test_short_prefix_is_not_copied() -> None:
     pool = Pool(2)
     pool.start([*SYSTEM[1:], *talk(1, 500)])
     assert pool.start([*SYSTEM[1:], 9])[1] == 0 and pool.backend.saved == 0
 
 
-def test_an_empty_slot_is_given_before_a_warm_one() -> None:
-    pool = Pool(4, budget=0)
+def test_empty_slot_is_leased_before_cached_one() -> None:
+    pool = Pool(4, max_bytes=0)
     pool.start(talk(0))
     for i in (1, 2, 1, 2):
         cached = pool.run(talk(i))[1]
     assert cached == len(talk(1)) - 1
 
 
-def test_a_conversation_without_a_slot_goes_on_where_it_was() -> None:
+def test_evicted_conversation_continues_from_host_cache() -> None:
     pool = Pool(1)
     pool.run(talk(1))
     pool.run(talk(2))
@@ -97,7 +98,7 @@ def test_a_conversation_without_a_slot_goes_on_where_it_was() -> None:
     assert pool.run([*talk(2), 5])[1] == len(talk(2))
 
 
-def test_many_conversations_take_turns_on_few_slots() -> None:
+def test_many_conversations_share_few_slots() -> None:
     pool = Pool(2)
     prompts = {i: [*SYSTEM, *talk(i)] for i in range(20)}
     for turn in range(3):
@@ -107,14 +108,14 @@ def test_many_conversations_take_turns_on_few_slots() -> None:
             assert turn == 0 or cached == len(prompts[i]) - 1
 
 
-def test_a_new_session_takes_the_system_prompt_from_a_warm_one_and_leaves_it_warm() -> None:
+def test_new_session_copies_system_prompt_of_cached_one() -> None:
     pool = Pool(2)
     warm, _ = pool.run([*SYSTEM, *talk(1)])
     assert pool.run([*SYSTEM, *talk(2)])[1] == len(SYSTEM)
     assert pool.run([*SYSTEM, *talk(1), 3])[1] == len(SYSTEM) + len(talk(1))
 
 
-def test_once_two_share_a_beginning_a_third_is_spared_the_copy_of_the_rest() -> None:
+def test_third_user_of_prefix_copies_only_the_prefix() -> None:
     pool = Pool(3)
     pool.start([*SYSTEM, *talk(1, 500)])
     pool.start([*SYSTEM, *talk(2, 500)])
@@ -123,39 +124,40 @@ def test_once_two_share_a_beginning_a_third_is_spared_the_copy_of_the_rest() -> 
     assert pool.backend.restored - before == len(SYSTEM)
 
 
-def test_a_word_more_in_common_makes_no_root_of_its_own() -> None:
+def test_slightly_longer_prefix_is_not_saved_separately() -> None:
     pool = Pool(3)
     for i in range(9):
-        pool.run([*SYSTEM, i % 3, *talk(i, 300)], session=f"{i}")
-    states = pool.slots.states._by_use.values()
-    assert [prefix.length(saved.run) for saved in states if not saved.session] == [len(SYSTEM)]
+        pool.run([*SYSTEM, i % 3, *talk(i, 300)], owner=f"{i}")
+    assert [prefix.length(saved.run) for saved in pool.slots.host_cache if not saved.owner] == [
+        len(SYSTEM)
+    ]
     before = pool.backend.restored
-    assert pool.run([*SYSTEM, 1, *talk(99)], session="new")[1] == len(SYSTEM)
+    assert pool.run([*SYSTEM, 1, *talk(99)], owner="new")[1] == len(SYSTEM)
     assert pool.backend.restored - before == len(SYSTEM)
 
 
-def test_a_common_beginning_stays_when_those_who_share_it_have_gone() -> None:
-    pool = Pool(1, budget=150)
+def test_shared_prefix_outlives_its_conversations() -> None:
+    pool = Pool(1, max_bytes=150)
     for i in range(10):
         pool.run([*SYSTEM, *talk(i)])
     assert pool.run([*SYSTEM, *talk(99)])[1] == len(SYSTEM)
 
 
-def test_what_one_adapter_computed_is_not_shared_with_another() -> None:
+def test_prefix_is_not_shared_between_adapters() -> None:
     pool = Pool(3)
     pool.start([*SYSTEM, 4], adapter=0)
     assert pool.start([*SYSTEM, 4], adapter=1)[1] == 0
     assert pool.start([*SYSTEM, 9], adapter=1)[1] == len(SYSTEM)
 
 
-def test_without_ram_for_it_an_idle_conversation_is_read_again() -> None:
-    pool = Pool(1, budget=0)
+def test_without_host_cache_evicted_conversation_is_prefilled() -> None:
+    pool = Pool(1, max_bytes=0)
     pool.run(talk(1))
     pool.run(talk(2))
     assert pool.run(talk(1))[1] == 0
 
 
-def test_a_slot_beside_the_held_ones_is_given() -> None:
+def test_slot_next_to_leased_ones_is_leased() -> None:
     pool = Pool(5)
     slots = [pool.start(talk(i))[0] for i in range(3)]
     assert slots == [0, 1, 2]
@@ -163,29 +165,29 @@ def test_a_slot_beside_the_held_ones_is_given() -> None:
     assert pool.start(talk(9))[0] == 1
 
 
-def test_a_hole_between_held_slots_is_closed_by_a_move() -> None:
+def test_move_closes_gap_and_offloads_cached_sequence() -> None:
     pool = Pool(4)
     for i in range(3):
         pool.start(talk(i))
     pool.end(1)
     pool.slots.move(2, 1)
-    pool.slots.check(pool.held)
+    pool.slots.check_invariants(pool.leased)
     assert pool.backend.cells[1] == talk(2)
-    assert pool.start([*talk(1), 1])[1] == len(talk(1)), "what was in the hole went to RAM"
+    assert pool.start([*talk(1), 1])[1] == len(talk(1)), "the gap's sequence was offloaded"
 
 
-def test_two_held_sequences_change_places() -> None:
+def test_move_swaps_two_leased_sequences() -> None:
     pool = Pool(2)
     pool.start(talk(1))
     pool.start(talk(2), adapter=1)
     pool.slots.move(0, 1)
-    pool.slots.check(pool.held)
+    pool.slots.check_invariants(pool.leased)
     assert pool.backend.cells == {0: talk(2), 1: talk(1)}
     pool.end(0)
     assert pool.start([*talk(2), 5], adapter=1) == (0, len(talk(2)))
 
 
-def test_a_slot_beside_those_of_the_same_adapter_is_given() -> None:
+def test_slot_next_to_those_of_same_adapter_is_leased() -> None:
     pool = Pool(6)
     slots = [pool.start(talk(i), adapter=i % 2)[0] for i in range(4)]
     assert slots == [0, 1, 2, 3]
@@ -194,131 +196,131 @@ def test_a_slot_beside_those_of_the_same_adapter_is_given() -> None:
     assert pool.start(talk(8), adapter=0)[0] == 1
 
 
-def test_what_was_tidied_up_costs_nothing_when_its_slot_is_needed() -> None:
+def test_slot_offloaded_while_idle_is_evicted_without_copy() -> None:
     pool = Pool(2)
     prompts = [talk(1), talk(2)]
     for prompt in prompts:
         pool.run(prompt)
-    while pool.slots.tidy():
-        pool.slots.check(pool.held)
+    while pool.slots.offload_next():
+        pool.slots.check_invariants(pool.leased)
     saved = pool.backend.saved
     pool.run(talk(3))
     assert pool.backend.saved == saved
     assert [pool.run([*prompt, 1])[1] for prompt in prompts] == [len(talk(1))] * 2
 
 
-def test_a_session_has_one_copy_however_often_it_goes_on_and_whatever_its_window_cuts_off() -> None:
+def test_session_has_one_saved_state_after_many_turns() -> None:
     pool = Pool(2)
     for turn in range(12):
-        window = [*SYSTEM, *(t for i in range(turn // 4 * 4, turn + 1) for t in talk(i))]
-        pool.run(window, session="a")
-        pool.run([*SYSTEM, *talk(50 + turn)], session=f"other {turn % 3}")
-        while pool.slots.tidy():
+        prompt = [*SYSTEM, *(t for i in range(turn // 4 * 4, turn + 1) for t in talk(i))]
+        pool.run(prompt, owner="a")
+        pool.run([*SYSTEM, *talk(50 + turn)], owner=f"other {turn % 3}")
+        while pool.slots.offload_next():
             pass
-    sessions = [saved.session for saved in pool.slots.states._by_use.values()]
-    assert sorted(filter(None, sessions)) == ["a", "other 0", "other 1", "other 2"]
+    owners = [saved.owner for saved in pool.slots.host_cache]
+    assert sorted(filter(None, owners)) == ["a", "other 0", "other 1", "other 2"]
 
 
-def test_what_was_cut_off_does_not_replace_what_goes_on() -> None:
+def test_superseded_prompt_does_not_replace_newer_one() -> None:
     pool = Pool(3)
     old, new = [*SYSTEM, *talk(1, 300)], [*SYSTEM, *talk(2, 300)]
-    pool.run(old, session="a")
-    pool.run(new, session="a")
-    while pool.slots.tidy():
+    pool.run(old, owner="a")
+    pool.run(new, owner="a")
+    while pool.slots.offload_next():
         pass
     for i in range(3):
         pool.run(talk(10 + i))
-    assert pool.run([*new, 1], session="a")[1] == len(new)
+    assert pool.run([*new, 1], owner="a")[1] == len(new)
 
 
-def test_what_is_nobodys_leaves_no_copy_in_ram_and_no_session_is_pushed_out_for_it() -> None:
-    pool = Pool(2, budget=60)
+def test_stateless_requests_are_not_saved_and_evict_no_session() -> None:
+    pool = Pool(2, max_bytes=60)
     pool.run(talk(1))
     for i in range(10, 20):
-        pool.run([*SYSTEM, *talk(i)], session="")
-        while pool.slots.tidy():
+        pool.run([*SYSTEM, *talk(i)], owner="")
+        while pool.slots.offload_next():
             pass
-    assert [saved.session for saved in pool.slots.states._by_use.values()] == ["101"]
+    assert [saved.owner for saved in pool.slots.host_cache] == ["101"]
     assert pool.run([*talk(1), 5])[1] == len(talk(1))
 
 
-def test_what_is_nobodys_is_read_on_while_its_slot_is_not_needed() -> None:
+def test_stateless_turns_reuse_slots_that_nobody_needs() -> None:
     pool = Pool(3)
     prompts = {i: [*SYSTEM, *talk(i)] for i in range(3)}
     for turn in range(4):
         for i in prompts:
             prompts[i] = [*prompts[i], *talk(10 + turn)]
-            cached = pool.run(prompts[i], session="")[1]
+            cached = pool.run(prompts[i], owner="")[1]
             assert cached >= (len(prompts[i]) - len(talk(0)) if turn else 0)
-    assert len(pool.slots.states) == 0
+    assert len(pool.slots.host_cache) == 0
 
 
-def test_what_is_nobodys_goes_before_a_session_that_is_not_in_ram() -> None:
+def test_stateless_sequence_is_evicted_before_unsaved_session() -> None:
     pool = Pool(3)
     for i in range(2):
         pool.run(talk(i))
-    pool.run(talk(5), session="")
-    pool.run(talk(6), session="")
+    pool.run(talk(5), owner="")
+    pool.run(talk(6), owner="")
     assert pool.backend.saved == 0
     assert [pool.run([*talk(i), 1])[1] for i in range(2)] == [len(talk(0))] * 2
 
 
-def test_what_nobodys_turns_have_in_common_makes_no_root_unless_they_run_at_once() -> None:
+def test_stateless_prefix_is_saved_only_if_shared_concurrently() -> None:
     pool = Pool(4)
     for i in range(4):
-        pool.run([*SYSTEM, *talk(1, 40 * i), *talk(2 + i)], session="")
-    assert len(pool.slots.states) == 0
-    pool.start([*SYSTEM, *talk(7)], session="")
-    pool.start([*SYSTEM, *talk(8)], session="")
-    assert [saved.run for saved in pool.slots.states._by_use.values()] == [prefix.pack(0, SYSTEM)]
+        pool.run([*SYSTEM, *talk(1, 40 * i), *talk(2 + i)], owner="")
+    assert len(pool.slots.host_cache) == 0
+    pool.start([*SYSTEM, *talk(7)], owner="")
+    pool.start([*SYSTEM, *talk(8)], owner="")
+    assert [saved.run for saved in pool.slots.host_cache] == [prefix.pack(0, SYSTEM)]
 
 
-def test_what_a_session_and_nobody_have_in_common_is_kept() -> None:
+def test_prefix_shared_by_session_and_stateless_is_saved() -> None:
     pool = Pool(1)
     pool.run([*SYSTEM, *talk(1)])
-    pool.run([*SYSTEM, *talk(2)], session="")
+    pool.run([*SYSTEM, *talk(2)], owner="")
     pool.run(talk(3))
-    assert pool.run([*SYSTEM, *talk(4)], session="")[1] == len(SYSTEM)
+    assert pool.run([*SYSTEM, *talk(4)], owner="")[1] == len(SYSTEM)
 
 
-def test_a_model_that_keeps_no_part_of_a_sequence_computes_all_of_it(
+def test_model_without_truncation_prefills_whole_prompt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pool = Pool(2)
 
-    def whole_or_nothing(slot: int, length: int) -> bool:
-        kept = length == len(pool.backend.cells.get(slot, []))
-        pool.backend.cells[slot] = pool.backend.cells.get(slot, []) if kept else []
-        return kept
+    def keep_all_or_nothing(slot: int, length: int) -> bool:
+        is_kept = length == len(pool.backend.cells.get(slot, []))
+        pool.backend.cells[slot] = pool.backend.cells.get(slot, []) if is_kept else []
+        return is_kept
 
-    monkeypatch.setattr(pool.backend, "cut", whole_or_nothing)
+    monkeypatch.setattr(pool.backend, "truncate", keep_all_or_nothing)
     pool.run([1, 2, 3])
     assert pool.run([1, 2, 3, 4])[1] == 3
     assert pool.run([1, 2, 9, 9])[1] == 0
 
 
-def test_a_forgotten_slot_is_not_reused() -> None:
+def test_invalidated_slot_is_not_reused() -> None:
     pool = Pool(1)
     slot, _ = pool.start([1, 2, 3])
-    pool.slots.forget(slot)
+    pool.slots.invalidate(slot)
     pool.end(slot)
     assert pool.run([1, 2, 3, 4]) == (slot, 0)
 
 
-def test_a_slot_that_is_lost_or_freed_twice_is_noticed() -> None:
+def test_check_finds_lost_and_twice_freed_slots() -> None:
     pool = Pool(2)
     slot, _ = pool.start([1])
     with pytest.raises(AssertionError, match="lost"):
-        pool.slots.check(held=0)
+        pool.slots.check_invariants(leased=0)
     pool.end(slot)
     pool.slots.release(slot)
     with pytest.raises(AssertionError, match="twice"):
-        pool.slots.check(held=0)
+        pool.slots.check_invariants(leased=0)
 
 
-def test_cells_that_nobody_knows_of_are_noticed() -> None:
+def test_check_finds_unknown_tokens_in_kv_cache() -> None:
     pool = Pool(2)
     slot, _ = pool.start([1, 2])
     pool.backend.cells[slot].append(3)
-    with pytest.raises(AssertionError, match="not known"):
-        pool.slots.check(held=1)
+    with pytest.raises(AssertionError, match="differs from its run"):
+        pool.slots.check_invariants(leased=1)

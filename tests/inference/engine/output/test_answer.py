@@ -1,5 +1,5 @@
 from services.contract.messages import Sampling
-from services.inference.engine.backend import Chosen
+from services.inference.engine.backend import SampledToken
 from services.inference.engine.output.answer import GeneratedText, TextChunk
 from services.inference.engine.output.stops import of_setting
 
@@ -9,7 +9,7 @@ def said(answer: GeneratedText, *pieces: str | bytes) -> list[TextChunk]:
     sent = []
     for piece in pieces:
         data = piece.encode() if isinstance(piece, str) else piece
-        answer.push(Chosen(len(answer.tokens)), data, is_end=False)
+        answer.push(SampledToken(len(answer.tokens)), data, is_end=False)
         if (out := answer.take()) is not None:
             sent.append(out)
     return sent
@@ -46,7 +46,7 @@ def test_a_token_is_not_told_while_all_of_its_text_is_held_back() -> None:
 def test_the_tokens_of_a_stop_string_are_not_told_however_much_goes_out_at_once() -> None:
     answer = with_stop("\nUser:")
     for number, piece in enumerate(("a", "b\n", "User", ":", " me")):
-        answer.push(Chosen(number), piece.encode(), is_end=False)
+        answer.push(SampledToken(number), piece.encode(), is_end=False)
         if answer.reason:
             break
     assert answer.reason == "stop" and answer.tokens == [0, 1, 2, 3]
@@ -62,7 +62,7 @@ def test_nor_are_those_that_max_tokens_left_half_of_one_of() -> None:
 def test_what_went_out_elsewhere_is_not_said_twice_and_what_did_not_is() -> None:
     answer = with_stop("\nUser:")
     for number, piece in enumerate(("ab", "c\n")):
-        answer.push(Chosen(number), piece.encode(), is_end=False)
+        answer.push(SampledToken(number), piece.encode(), is_end=False)
     answer.was_sent(2)
     assert answer.take() == TextChunk(2, "c", ())
     assert said(answer, "d") == [TextChunk(3, "\nd", (2,))]
@@ -70,7 +70,7 @@ def test_what_went_out_elsewhere_is_not_said_twice_and_what_did_not_is() -> None
 
 def test_what_went_out_elsewhere_though_it_is_held_back_here_is_not_said_twice() -> None:
     answer = with_stop("\nUser:")
-    answer.push(Chosen(0), b"ab\n", is_end=False)
+    answer.push(SampledToken(0), b"ab\n", is_end=False)
     answer.was_sent(3)
     assert answer.take() is None
     assert said(answer, "Us", "e") == []
@@ -97,12 +97,12 @@ def test_an_answer_by_a_grammar_is_never_taken_for_a_loop() -> None:
     for is_constrained, reason in ((False, "loop"), (True, None)):
         answer = GeneratedText(Sampling(max_tokens=1_000))
         for _ in range(200):
-            answer.push(Chosen(7, is_constrained=is_constrained), b"0,", is_end=False)
+            answer.push(SampledToken(7, is_constrained=is_constrained), b"0,", is_end=False)
         assert answer.reason == reason
 
 
 def test_an_answer_by_a_grammar_is_ended_by_max_tokens() -> None:
     answer = GeneratedText(Sampling(max_tokens=200))
     for _ in range(200):
-        answer.push(Chosen(7, is_constrained=True), b"0,", is_end=False)
+        answer.push(SampledToken(7, is_constrained=True), b"0,", is_end=False)
     assert answer.reason == "length"

@@ -21,13 +21,13 @@ from services.contract.messages import (
     ResumeState,
     Sampling,
 )
-from services.inference.engine import engine
 from services.inference.engine.backend import Backend
 from services.inference.engine.engine import Engine, Finished, Output
 from services.inference.engine.llama import Llama
 from services.inference.engine.output.answer import GeneratedText, TextChunk
 from services.inference.engine.output.resume import resumed_answer
 from services.inference.engine.output.stops import StopRules, of_setting
+from services.inference.engine.scheduling.limits import SchedulerLimits
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.settings import STOPS
 from tests.inference.dream import Dream
@@ -71,9 +71,7 @@ class Said(NamedTuple):
         return reason, stop_string, usage.prompt_tokens, usage.completion_tokens
 
 
-@pytest.fixture(autouse=True)
-def each_token_goes_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "PIECE_INTERVAL", 0.0)
+EMIT_EACH_TOKEN = SchedulerLimits(emit_interval_seconds=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +105,14 @@ def say(
     def died() -> None:
         raise AssertionError
 
-    run = Engine(backend, 1, 0, lambda put: outputs.extend(output for _, output in put), died)
-    run.submit(Sequence("a", prompt, sampling, sampler, begun=begun))
+    def emit(new: list[tuple[str, Output]]) -> None:
+        outputs.extend(output for _, output in new)
+
+    run = Engine(backend, 1, 0, emit, died, limits=EMIT_EACH_TOKEN)
+    run.submit(Sequence("a", prompt, sampling, sampler, resumed_answer=begun))
     while not outputs or not isinstance(outputs[-1], Finished):
         run.step()
-    backend.cut(0, 0)
+    backend.truncate(0, 0)
     return Said([o for o in outputs if isinstance(o, TextChunk)], outputs[-1])
 
 

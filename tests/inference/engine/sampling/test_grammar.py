@@ -22,7 +22,7 @@ from services.contract.messages import (
     JsonSchemaFormat,
     Sampling,
 )
-from services.inference.engine.backend import Chosen, Chunk, Stuck
+from services.inference.engine.backend import Chunk, ConstraintFailure, SampledToken
 from services.inference.engine.llama import Llama
 from services.inference.engine.sampling import constraints
 from services.inference.engine.sampling.candidates import Candidates
@@ -67,13 +67,13 @@ def llama() -> Iterator[Llama]:
 def write(llama: Llama, length: int = 400, **sampling: Any) -> tuple[str, bool]:
     """What the model says by a grammar, and whether it came to an end."""
     sampler = llama.sampler(Sampling(**sampling))
-    llama.cut(0, 0)
+    llama.truncate(0, 0)
     said = b""
     tokens, position = llama.tokenize("<|im_start|>user\n", special=True), 0
     is_last = False
     while position + len(tokens) < length and not is_last:
         (chosen,) = llama.decode([Chunk(0, position, tokens, sampler)])
-        assert isinstance(chosen, Chosen)
+        assert isinstance(chosen, SampledToken)
         position += len(tokens)
         tokens = [chosen.token]
         said += llama.piece(chosen.token)
@@ -368,7 +368,7 @@ def test_answer_without_an_allowed_token_raises_stuck() -> None:
     sampler = SamplerChain(vocabulary, Candidates(3), sampling, grammar)
     logits = np.zeros(3, np.float32)
     first = sampler.choose(logits.copy())
-    assert isinstance(first, Chosen) and first.is_constrained
+    assert isinstance(first, SampledToken) and first.is_constrained
     second = sampler.choose(logits.copy())
-    assert isinstance(second, Stuck) and "allows no token" in second.message
+    assert isinstance(second, ConstraintFailure) and "allows no token" in second.message
     sampler.close()

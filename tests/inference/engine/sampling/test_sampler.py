@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from services.contract.errors import ServiceError
 from services.contract.messages import Sampling, TokenLogprob
-from services.inference.engine.backend import Chosen, Chunk, NoNumbers
+from services.inference.engine.backend import Chunk, ComputeFailure, SampledToken
 from services.inference.engine.llama import Llama
 from services.inference.engine.sampling.candidates import GROUPS, Candidates, likeliest
 from services.inference.engine.sampling.sampler import Logits, SamplerChain
@@ -43,12 +43,12 @@ def llama() -> Iterator[Llama]:
 
 def write(llama: Llama, sampling: Sampling, length: int = 16) -> list[int]:
     sampler = llama.sampler(sampling)
-    llama.cut(0, 0)
+    llama.truncate(0, 0)
     said: list[int] = []
     tokens, position = llama.tokenize("<|im_start|>user\n", special=True), 0
     for _ in range(length):
         (chosen,) = llama.decode([Chunk(0, position, tokens, sampler)])
-        assert isinstance(chosen, Chosen)
+        assert isinstance(chosen, SampledToken)
         position += len(tokens)
         tokens = [chosen.token]
         said.append(chosen.token)
@@ -66,7 +66,7 @@ def choose(sampling: Sampling, steps: int = 150) -> list[int]:
     sampler = SamplerChain(VOCABULARY, Candidates(SIZE), sampling)
     chosen = [sampler.choose(logits_of(step)) for step in range(steps)]
     sampler.close()
-    return [choice.token for choice in chosen if isinstance(choice, Chosen)]
+    return [choice.token for choice in chosen if isinstance(choice, SampledToken)]
 
 
 def choose_by_llama_cpp(sampling: Sampling, steps: int = 150) -> list[int]:
@@ -158,7 +158,7 @@ def test_where_no_numbers_were_computed_there_is_no_token(top_k: int, temperatur
     sampler = SamplerChain(VOCABULARY, Candidates(SIZE), sampling)
     for nothing in (np.nan, -np.inf):
         choice = sampler.choose(np.full(SIZE, nothing, np.float32))
-        assert isinstance(choice, NoNumbers) and "NaN" in choice.message
+        assert isinstance(choice, ComputeFailure) and "NaN" in choice.message
     sampler.close()
 
 
@@ -183,7 +183,7 @@ def test_a_token_s_logprob_is_the_model_s_own_whatever_changes_the_choice() -> N
     expected = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum())
     chosen = sampler.choose(logits.copy())
     sampler.close()
-    assert isinstance(chosen, Chosen) and isinstance(chosen.logprob, TokenLogprob)
+    assert isinstance(chosen, SampledToken) and isinstance(chosen.logprob, TokenLogprob)
     assert (chosen.token, chosen.logprob.id, chosen.logprob.text) == (17, 17, "17 ")
     assert chosen.logprob.bytes == tuple(b"17 ")
     assert chosen.logprob.logprob == pytest.approx(expected[17], abs=1e-4)
@@ -200,7 +200,7 @@ def test_the_probabilities_of_all_tokens_are_one() -> None:
     logits[0] = -np.inf
     chosen = sampler.choose(logits)
     sampler.close()
-    assert isinstance(chosen, Chosen) and chosen.logprob is not None
+    assert isinstance(chosen, SampledToken) and chosen.logprob is not None
     assert sum(math.exp(c.logprob) for c in chosen.logprob.top) == pytest.approx(1)
     assert chosen.logprob.top[-1].logprob == -9999.0
 
@@ -210,7 +210,7 @@ def test_logprobs_are_told_only_where_they_were_asked_for() -> None:
         sampler = SamplerChain(VOCABULARY, Candidates(SIZE), replace(CHAT, logprobs=logprobs))
         chosen = sampler.choose(logits_of(0))
         sampler.close()
-        assert isinstance(chosen, Chosen) and (chosen.logprob is None) == (logprobs is None)
+        assert isinstance(chosen, SampledToken) and (chosen.logprob is None) == (logprobs is None)
         assert chosen.logprob is None or chosen.logprob.top == ()
 
 

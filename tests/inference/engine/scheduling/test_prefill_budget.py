@@ -1,85 +1,100 @@
 from math import ceil
 
-from services.inference.engine.scheduling.prefill_budget import (
-    CHUNK_MAX,
-    CHUNK_MIN,
-    CHUNK_SECONDS,
-    PIECE_INTERVAL,
-    SLOWDOWN,
-    PrefillBudget,
-)
+import pytest
 
-TOKEN = 0.001  # seconds to read one
+from services.inference.engine.backend import MAX_BATCH_TOKENS
+from services.inference.engine.scheduling.limits import DEFAULT_LIMITS as LIMITS
+from services.inference.engine.scheduling.prefill_budget import PrefillBudget, Throughput
+
+TOKEN_SECONDS = 0.001  # of prefill
 
 
-def read_beside(pace: PrefillBudget, decode: float, tokens: int) -> list[float]:
-    """A stream's gaps while so many tokens are read beside it."""
+def gaps_beside(budget: PrefillBudget, decode: float, tokens: int) -> list[float]:
+    """Return the seconds between a stream's tokens during a prefill of so many tokens."""
     gaps, gap = [], 0.0
     while tokens > 0:
-        if pace.may_read:
-            seconds = pace.chunk_beside * TOKEN
-            pace.has_read(pace.chunk_beside, seconds, beside=True)
-            tokens -= pace.chunk_beside
+        if budget.can_prefill:
+            seconds = budget.interleaved_chunk * TOKEN_SECONDS
+            budget.record_prefill(budget.interleaved_chunk, seconds, is_interleaved=True)
+            tokens -= budget.interleaved_chunk
             gap += seconds
         else:
-            pace.has_decoded(decode)
+            budget.record_decode(decode)
             gaps.append(gap + decode)
             gap = 0.0
     return gaps
 
 
-def learned(decode: float) -> PrefillBudget:
-    pace = PrefillBudget()
+def calibrated(decode: float) -> PrefillBudget:
+    budget = PrefillBudget()
     for _ in range(20):
-        pace.has_decoded(decode)
-        pace.has_read(100, 100 * TOKEN, beside=False)
-    return pace
+        budget.record_decode(decode)
+        budget.record_prefill(100, 100 * TOKEN_SECONDS, is_interleaved=False)
+    return budget
 
 
-def test_a_running_stream_is_slowed_down_by_no_more_than_it_can_bear() -> None:
+def test_mean_slowdown_of_stream_is_bounded() -> None:
     for decode in (0.003, 0.006, 0.025, 0.07):
-        gaps = read_beside(learned(decode), decode, 1500)
-        assert sum(gaps) / len(gaps) <= SLOWDOWN * decode * 1.05
+        gaps = gaps_beside(calibrated(decode), decode, 1500)
+        assert sum(gaps) / len(gaps) <= LIMITS.max_slowdown * decode * 1.05
 
 
-def test_no_piece_of_a_stream_comes_later_than_it_can_bear() -> None:
+def test_gap_between_emits_is_bounded() -> None:
     for decode in (0.006, 0.025, 0.07):
-        before = decode * ceil(PIECE_INTERVAL / decode)
-        pieces, since = [], 0.0
-        for gap in read_beside(learned(decode), decode, 1500):
+        before = decode * ceil(LIMITS.emit_interval_seconds / decode)
+        emits, since = [], 0.0
+        for gap in gaps_beside(calibrated(decode), decode, 1500):
             since += gap
-            if since >= PIECE_INTERVAL:
-                pieces.append(since)
+            if since >= LIMITS.emit_interval_seconds:
+                emits.append(since)
                 since = 0.0
-        assert max(pieces) <= SLOWDOWN * before * 1.05
+        assert max(emits) <= LIMITS.max_slowdown * before * 1.05
 
 
-def test_a_chunk_is_never_so_small_that_it_is_a_waste_nor_larger_than_a_batch() -> None:
+def test_chunk_stays_between_minimum_and_batch_size() -> None:
     slow = PrefillBudget()
     for _ in range(20):
-        slow.has_read(16, 1.0, beside=False)
-        slow.has_decoded(0.01)
-    assert slow.chunk_beside == slow.chunk == CHUNK_MIN
-    pace = learned(100.0)
+        slow.record_prefill(16, 1.0, is_interleaved=False)
+        slow.record_decode(0.01)
+    assert slow.interleaved_chunk == slow.chunk == LIMITS.min_chunk_tokens
+    budget = calibrated(100.0)
     for _ in range(20):
-        pace.has_read(512, 0.01, beside=False)
-    assert pace.chunk_beside == pace.chunk == CHUNK_MAX
+        budget.record_prefill(512, 0.01, is_interleaved=False)
+    assert budget.interleaved_chunk == budget.chunk == MAX_BATCH_TOKENS
 
 
-def test_a_slow_model_reads_less_at_once_so_that_a_cancel_is_heard() -> None:
-    pace = PrefillBudget()
+def test_slow_model_gets_small_chunks() -> None:
+    budget = PrefillBudget()
     for _ in range(20):
-        pace.has_read(50, 1.0, beside=False)
-    assert pace.chunk < 30
+        budget.record_prefill(50, 1.0, is_interleaved=False)
+    assert budget.chunk < 30
 
 
-def test_of_a_slow_model_no_more_than_the_first_chunk_takes_too_long() -> None:
-    pace = PrefillBudget()
-    pace.has_read(pace.chunk, pace.chunk * 0.02, beside=False)
-    assert pace.chunk * 0.02 <= CHUNK_SECONDS
+def test_first_slow_chunk_corrects_the_estimate_at_once() -> None:
+    budget = PrefillBudget()
+    budget.record_prefill(budget.chunk, budget.chunk * 0.02, is_interleaved=False)
+    assert budget.chunk * 0.02 <= LIMITS.max_chunk_seconds
 
 
-def test_reading_alone_leaves_no_debt() -> None:
-    pace = PrefillBudget()
-    pace.has_read(500, 10.0, beside=False)
-    assert pace.may_read
+def test_prefill_without_streams_leaves_no_debt() -> None:
+    budget = PrefillBudget()
+    budget.record_prefill(500, 10.0, is_interleaved=False)
+    assert budget.can_prefill
+
+
+def test_throughput_follows_recent_steps() -> None:
+    throughput = Throughput()
+    assert throughput.tokens_per_second == 0
+    for _ in range(100):
+        throughput.record(10, 0.1)
+    assert throughput.tokens_per_second == pytest.approx(100)
+    for _ in range(500):
+        throughput.record(20, 0.1)
+    assert 199 < throughput.tokens_per_second < 200
+
+
+def test_throughput_weighs_steps_by_their_duration() -> None:
+    throughput = Throughput()
+    throughput.record(500, 1)
+    throughput.record(100, 1)
+    assert 290 < throughput.tokens_per_second < 300

@@ -25,7 +25,7 @@ def test_submitted_work_returns_its_result_or_error() -> None:
     threads.close()
 
 
-def test_closing_ends_what_has_begun_and_cancels_the_rest() -> None:
+def test_close_finishes_running_work_and_cancels_the_rest() -> None:
     threads = DeepStackThreads("test", 1)
     begun, go_on = threading.Event(), threading.Event()
 

@@ -1,0 +1,32 @@
+"""The demo model behind the real backend."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.inference.engine.llama import Llama
+
+DEMO = Path("model/demo.gguf")
+
+
+def open_demo(
+    path: Path = DEMO,
+    context: int = 512,
+    parallel: int = 4,
+    adapters: Sequence[Path] = (),
+    kind: type[Llama] = Llama,
+) -> Llama:
+    """Compute with one thread: several spin while they wait for each other on busy CPUs."""
+    return kind(
+        path,
+        context=context,
+        parallel=parallel,
+        threads=1,
+        gpu_layers=0,
+        on_progress=lambda _: True,
+        adapters=adapters,
+    )
+
+
+def clear_slots(llama: Llama, parallel: int) -> None:
+    for slot in range(parallel):
+        llama.truncate(slot, 0)

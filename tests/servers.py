@@ -16,12 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-import pytest
-
-NatsVersion = Literal["pinned", "debian"]
-"""nats-server as uv.lock has it (2.15), or as Debian 12 does (2.9), the oldest that is tested."""
-NATS_VERSIONS: tuple[NatsVersion, ...] = ("pinned", "debian")
-OLD_NATS = (".data/nats/usr/sbin", "/usr/sbin")  # where deploy/setup.sh or apt installs it
+NatsVersion = Literal["pinned", "oldest"]
+"""nats-server as uv.lock pins it, or the oldest supported one, which deploy/setup.sh installs."""
+NATS_VERSIONS: tuple[NatsVersion, ...] = ("pinned", "oldest")
 
 ROOT = Path(__file__).parents[1]
 NATS_CONFIG = ROOT / "deploy/nats.conf"
@@ -175,13 +172,11 @@ def running(server: Server) -> Iterator[Server]:
 
 
 def _nats_binary(version: NatsVersion) -> str:
-    """Skip the test if it needs Debian's nats-server and the system has no apt."""
-    folders = [sysconfig.get_path("scripts")]
-    if version == "debian":
-        folders = [str(ROOT / folder) for folder in OLD_NATS]
-        if not shutil.which("apt-get"):
-            pytest.skip("Debian's nats-server needs apt")
-    if binary := shutil.which("nats-server", path=os.pathsep.join(folders)):
+    folders = {
+        "pinned": sysconfig.get_path("scripts"),
+        "oldest": str(ROOT / ".data/nats-oldest/bin"),
+    }
+    if binary := shutil.which("nats-server", path=folders[version]):
         return binary
     raise RuntimeError(f"nats-server ({version}) is missing: `just test` installs it")
 

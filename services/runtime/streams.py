@@ -22,7 +22,7 @@ FULL_CODES = (
 )
 NO_MESSAGE_FOUND = 10037
 LAST_OF_SUBJECT = "Nats-Expected-Last-Subject-Sequence"
-LAST_OF_STREAM = "Nats-Expected-Last-Sequence"  # nats-server 2.9 does not look at a 0
+LAST_OF_STREAM = "Nats-Expected-Last-Sequence"
 DUPLICATE_WINDOW = 120.0  # seconds in which the server itself drops a repeated message id
 
 
@@ -126,8 +126,10 @@ class Stream:
 
     async def delete(self, seq: int) -> None:
         """
-        Overwrites the message; nothing if it is gone. Not by a purge, of a subject or up to a
-        sequence: nats-server then forgets what a consumer has given out, and never gives it again.
+        Delete the message, if it exists.
+
+        Deleting many is not left to a purge of a subject up to a sequence: nats-server (2.9 to
+        2.15) then never redelivers older messages of other subjects that a consumer has given back.
         """
         with as_unavailable():
             try:
@@ -150,8 +152,8 @@ class Stream:
 
     async def append_at(self, subject: str, data: bytes, end: int) -> Appended:
         """
-        Return where the message is. Raises as `append` does; Conflict if `end`, which is not 0, is
-        no longer the sequence of the stream's last message.
+        Return where the message is. Raises as `append` does; Conflict if `end` is no longer the
+        sequence of the stream's last message (0: none).
         """
         return await _publish(self._js, subject, data, {LAST_OF_STREAM: str(end)})
 
@@ -168,7 +170,7 @@ class Stream:
         await self.delete(ack.seq)
 
     async def purge(self, until: int) -> None:
-        """Deletes the messages up to this sequence, and goes on with the next one."""
+        """Delete the messages up to this sequence."""
         with as_unavailable():
             await self._js.purge_stream(self.name, seq=until + 1)
 

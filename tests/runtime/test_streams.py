@@ -1,6 +1,6 @@
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -11,10 +11,19 @@ from services.runtime.bus import Bus
 from services.runtime.consumers import Consumer
 from services.runtime.streams import Bucket, Conflict, Stream, StreamFull, StreamUnavailable
 from tests.history.samples import until
-from tests.servers import nats_server, running
+from tests.servers import NATS_VERSIONS, nats_server, running
 
 MEBIBYTE = 1024**2
 Append = Callable[[str, bytes], Awaitable[int]]
+
+
+@pytest.fixture(scope="module", params=NATS_VERSIONS)
+def nats_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    server = nats_server(tmp_path_factory.mktemp("nats"), version=request.param)
+    with running(server):
+        yield f"nats://127.0.0.1:{server.port}"
 
 
 @pytest.fixture
@@ -173,6 +182,14 @@ async def test_what_a_consumer_has_given_out_survives_a_delete_beside_it(
 
     await until(is_acknowledged)
     assert (await stream.state()).first_seq == 3
+
+
+async def test_append_at_names_the_end_of_the_stream(stream: Stream) -> None:
+    first = await stream.append_at(f"{stream.name}.a", b"one", 0)
+    for end in (0, first.seq + 1):
+        with pytest.raises(Conflict):
+            await stream.append_at(f"{stream.name}.b", b"two", end)
+    await stream.append_at(f"{stream.name}.b", b"two", first.seq)
 
 
 async def test_a_stream_that_is_not_there_is_unavailable(bus: Bus) -> None:

@@ -1,4 +1,4 @@
-"""The connection to NATS, in messages instead of bytes. Knows nothing of what the subjects mean."""
+"""Publish, request, subscribe and serve over one NATS connection, in messages instead of bytes."""
 
 import asyncio
 import logging
@@ -20,7 +20,13 @@ from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ErrorCode, ServiceError
 from services.contract.version import VERSION
-from services.runtime.connection import NOT_AN_INBOX, ErrorReporter, ResilientClient
+from services.runtime.connection import (
+    NOT_AN_INBOX,
+    ErrorReporter,
+    ResilientClient,
+    drain_service,
+    unsubscribe,
+)
 from services.runtime.deliveries import (
     DEFAULT_INBOX_LIMITS,
     Delivery,
@@ -29,29 +35,28 @@ from services.runtime.deliveries import (
     InboxLimits,
     NoResponders,
     RequestSilent,
-    deliver,
     delivery_of,
-    unwrap,
 )
 from services.runtime.logs import RateLimitedLog
 from services.runtime.nats_url import parse_servers
 
 REQUEST_TIMEOUT = 2.0  # seconds
-JETSTREAM_TIMEOUT = 1.5  # less, so that who asked a service is still told why it can't answer
-ANSWER_TIMEOUT = 1  # second that a NATS server has to answer a ping
-# A server that is frozen or cut off is left for another of the cluster once so many pings, so many
-# seconds apart, were not answered.
-PING_INTERVAL, PINGS = 1, 3
-TASKS_DEADLINE = 5.0  # seconds that a closing bus waits for what it spawned
+JETSTREAM_TIMEOUT = 1.5  # shorter, so that a service can still tell its caller what failed
+TASKS_DEADLINE = 5.0  # seconds that a closing bus waits for its tasks
+
+# A client moves to another server of a cluster once so many pings, so many seconds apart, were not
+# answered: the server is frozen or unreachable.
+PING_INTERVAL, MAX_OUTSTANDING_PINGS = 1, 3
+DEFAULT_FLUSH_TIMEOUT = 1.0  # seconds in which a responsive server answers a ping
 
 RETRY_AFTER_HEADER = "Retry-After"  # seconds
 ALIVE_HEADER = "Service-Alive"
 """
-On a request: the interval in seconds of the signs of life that the caller wants while a service
-works on it. On a reply without data: a sign of life; the real reply is still to come.
+In a request: the interval in seconds at which the caller wants keep-alives while a service works on
+it. In a reply without data: a keep-alive; the actual reply is still to come.
 """
-SIGNS = 4  # signs of life per time of silence after which a service counts as silent
-MIN_SIGN_INTERVAL = 0.02  # seconds
+KEEP_ALIVES_PER_SILENCE = 4
+MIN_KEEP_ALIVE_SECONDS = 0.02
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Struct)
@@ -61,13 +66,16 @@ class Bus:
     """
     One NATS connection: publish, request, subscribe, serve.
 
-    nats-py runs a subscription's callbacks one after another, so handlers only hand over: `spawn`
-    runs the work beside them, and keeps it until it ends.
+    nats-py awaits the callbacks of a subscription one after another, so handlers must be short:
+    `spawn` runs longer work in a task of its own, which `close` awaits.
     """
 
-    def __init__(self, client: ResilientClient, inbox_limits: InboxLimits) -> None:
+    def __init__(
+        self, client: ResilientClient, inbox_limits: InboxLimits, flush_timeout: float
+    ) -> None:
         self._client = client
         self._inbox_limits = inbox_limits
+        self._flush_timeout = flush_timeout
         self._reconnected_at = -math.inf
         self._closing = False
         self._lost, self._unreadable, self._not_replied = (RateLimitedLog(log) for _ in range(3))
@@ -78,21 +86,27 @@ class Bus:
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, url: str, name: str, inbox_limits: InboxLimits = DEFAULT_INBOX_LIMITS
+        cls,
+        url: str,
+        name: str,
+        inbox_limits: InboxLimits = DEFAULT_INBOX_LIMITS,
+        flush_timeout: float = DEFAULT_FLUSH_TIMEOUT,
     ) -> AsyncIterator["Bus"]:
         """
-        Wait until a server is there; from then on reconnect without limit. `url` has the format of
-        NATS_URL (nats_url.parse_servers). Raises BadSetting.
+        Connect, waiting until a server is available, and later reconnect without limit.
+
+        `url` has the format of NATS_URL (nats_url.parse_servers), `name` is shown by monitoring
+        tools of NATS. Raises InvalidSetting if the URL is invalid.
         """
         client = ResilientClient()
-        bus = cls(client, inbox_limits)
+        bus = cls(client, inbox_limits, flush_timeout)
         servers = parse_servers(url)
         await client.open(
             servers,
             name=name,
             connect_timeout=2,
             ping_interval=PING_INTERVAL,
-            max_outstanding_pings=PINGS,
+            max_outstanding_pings=MAX_OUTSTANDING_PINGS,
             reconnect_time_wait=0.25,
             max_reconnect_attempts=-1,
             error_cb=ErrorReporter(servers).on_error,
@@ -115,7 +129,7 @@ class Bus:
 
     @property
     def seconds_since_reconnect(self) -> float:
-        """Seconds since NATS was found again; infinite if it was never lost."""
+        """Return the seconds since the last reconnect; infinite if there was none."""
         return time.monotonic() - self._reconnected_at
 
     @property
@@ -123,10 +137,11 @@ class Bus:
         return self._client.jetstream(timeout=JETSTREAM_TIMEOUT)
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Await `callback` after each reconnect."""
         self._reconnected.append(callback)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs `work` beside the caller. An exception that it lets out is logged."""
+        """Run `work` in a task. Its exception is logged, and closing the bus awaits it."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -134,8 +149,10 @@ class Bus:
 
     async def publish(self, subject: str, message: Struct, reply: str = "") -> None:
         """
-        Send it at most once. It is lost, with a warning, if it is too large, or if NATS is away for
-        so long that the buffer is full.
+        Send the message at most once.
+
+        It is dropped with a warning if it is too large, or if the connection has been lost for so
+        long that the buffer is full.
         """
         await self._send(subject, encode(message), reply)
 
@@ -145,7 +162,7 @@ class Bus:
         try:
             await self._client.publish(subject, data, reply=reply, headers=headers)
         except nats.errors.Error as error:
-            self._lost.warning("lost a message to %r: %s", subject, error)
+            self._lost.warning("message dropped subject=%r: %s", subject, error)
 
     async def request(
         self,
@@ -157,85 +174,90 @@ class Bus:
         silence: float | None = None,
     ) -> R:
         """
-        Raises the ServiceError that the service replied with, or one for a message that is too
-        large or a reply that can't be decoded (internal); NoResponders; TimeoutError. With
-        `silence`: RequestSilent (a TimeoutError) after as many seconds without a sign of life,
-        which tells a request that nobody works on from a slow one.
+        Send a request to a service and return its reply.
+
+        Raises the ServiceError that the service replied with, or ServiceError(payload_too_large) or
+        (internal) if the request is too large or the reply can't be decoded; NoResponders;
+        TimeoutError. With `silence`, the service sends keep-alives, and RequestSilent (a
+        TimeoutError) is raised after so many seconds without one: so a slow request is told from
+        one that no process works on.
         """
         data = encode(message)
         try:
             if silence is None:
-                answer = delivery_of(
+                reply = delivery_of(
                     await self._client.request(subject, data, timeout=timeout, headers=headers)
                 )
             else:
-                answer = await self._request_alive(subject, data, timeout, headers or {}, silence)
+                reply = await self._request_alive(subject, data, timeout, headers or {}, silence)
         except nats.errors.NoRespondersError as error:
             raise NoResponders from error
         except nats.errors.MaxPayloadError as error:
             raise _too_large("request", self._client.max_payload) from error
-        if refusal := _error_in(answer.headers):
+        if refusal := _error_in(reply.headers):
             raise refusal
         try:
-            return decode(answer.data, kind)
-        except ServiceError as error:  # its code would blame the caller
+            return decode(reply.data, kind)
+        except ServiceError as error:  # its code, invalid_request, would blame the caller
             raise ServiceError(
-                "internal", f"The service at {subject} sent an unreadable reply: {error}"
+                "internal", f"The service at {subject} sent an invalid reply: {error}"
             ) from error
 
     async def _request_alive(
         self, subject: str, data: bytes, timeout: float, headers: dict[str, str], silence: float
     ) -> Delivery:
-        reply = self._client.new_inbox()
-        headers = headers | {ALIVE_HEADER: str(silence / SIGNS)}
+        inbox = self._client.new_inbox()
+        headers = headers | {ALIVE_HEADER: str(silence / KEEP_ALIVES_PER_SILENCE)}
         deadline = time.monotonic() + timeout
-        async with self.inbox(reply) as replies:
-            await self._client.publish(subject, data, reply=reply, headers=headers)
+        async with self.inbox(inbox) as replies:
+            await self._client.publish(subject, data, reply=inbox, headers=headers)
             while True:
                 left = deadline - time.monotonic()
                 try:
-                    answer = await replies.next(min(silence, left))
+                    reply = await replies.next(min(silence, left))
                 except TimeoutError as error:
                     if silence < left:
                         raise RequestSilent from error
                     raise
-                if ALIVE_HEADER not in answer.headers:
-                    return answer
+                if ALIVE_HEADER not in reply.headers:
+                    return reply
 
     @asynccontextmanager
     async def inbox(self, subject: str) -> AsyncIterator[Inbox]:
+        """Subscribe to the subject during the body, which takes its messages from the inbox."""
         inbox = Inbox(self._inbox_limits)
         subscription = await self._client.subscribe(subject, cb=inbox.put)
         try:
             yield inbox
         finally:
-            self.spawn(_unsubscribe(subscription))  # a cancelled reader can't await it
+            self.spawn(unsubscribe(subscription))  # a cancelled reader can't await it
 
     async def subscribe(self, subject: str, handler: Callable[[Delivery], None]) -> None:
-        """
-        Every subscriber hears every message. The handler runs on the loop, so it must be
-        short.
-        """
+        """Call `handler`, which must be short, for each message that is published."""
 
         async def handle(message: Msg) -> None:
             try:
                 handler(delivery_of(message))
             except ServiceError as error:
-                self._unreadable.warning("unreadable message on %r: %s", message.subject, error)
+                self._unreadable.warning("invalid message subject=%r: %s", message.subject, error)
             except Exception:
-                log.exception("failed to handle a message on %r", message.subject)
+                log.exception("message handler failed subject=%r", message.subject)
 
         await self._client.subscribe(subject, cb=handle)
 
     async def serve(self, name: str, description: str, endpoints: list[Endpoint]) -> None:
-        """Answers the endpoints as one service of NATS's services framework (`nats micro ls`)."""
+        """
+        Serve the endpoints as one NATS service, in the queue group `name`.
+
+        https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-32.md
+        """
         service = await micro.add_service(
             self._client,
             name=name,
             version=VERSION,
             description=description,
             stats_handler=lambda _: {"dropped_frames": self.dropped_frames},
-            metadata={"host": socket.gethostname()},  # services/runtime/health.py looks for it
+            metadata={"host": socket.gethostname()},  # for services/runtime/health.py
         )
         self._services.append(service)
         for endpoint in endpoints:
@@ -243,7 +265,7 @@ class Bus:
                 name=endpoint.name,
                 subject=endpoint.subject,
                 queue_group=name,
-                handler=unwrap(endpoint.handler),
+                handler=endpoint.handle_request,
             )
         await self._client.flush()
 
@@ -251,9 +273,9 @@ class Bus:
         self, name: str, subject: str, kind: type[R], handler: Callable[[str, R], Awaitable[Struct]]
     ) -> Endpoint:
         """
-        An endpoint that answers one `kind` of request with one message.
+        Return an endpoint that decodes requests of one `kind` and replies with one message.
 
-        The handler gets the subject and the request; a ServiceError that it raises is the answer.
+        The handler gets the subject and the request. A ServiceError that it raises is the reply.
         """
 
         async def work(delivery: Delivery) -> Struct:
@@ -266,71 +288,73 @@ class Bus:
 
     def respond(self, delivery: Delivery, work: Callable[[Delivery], Awaitable[Struct]]) -> None:
         """
-        Replies with the message that `work` gives, or with the ServiceError that it raises. Nothing
-        is done if the reply would go anywhere but to an inbox, where the caller may not publish.
+        Reply with the message that `work` returns, or with the ServiceError that it raises.
+
+        A request is dropped if its reply subject is not an inbox (see subjects.is_reply).
         """
         if self.has_reply_inbox(delivery):
-            self.spawn(self._answer(delivery, work))
+            self.spawn(self._reply(delivery, work))
 
     def has_reply_inbox(self, delivery: Delivery) -> bool:
-        """Return whether its reply subject may be published to; log a request whose may not."""
+        """Return whether the reply subject is an inbox. Log a request that has none."""
         if subjects.is_reply(delivery.reply):
             return True
         self._not_replied.warning(NOT_AN_INBOX, delivery.subject, delivery.reply)
         return False
 
-    async def _answer(
+    async def _reply(
         self, delivery: Delivery, work: Callable[[Delivery], Awaitable[Struct]]
     ) -> None:
         try:
-            with self._alive(delivery):
+            with self._keep_alive(delivery):
                 reply = encode(await work(delivery))
             if len(reply) > self._client.max_payload:
-                raise _too_large("answer", self._client.max_payload)
+                raise _too_large("reply", self._client.max_payload)
         except ServiceError as error:
-            await self._refuse(delivery, error)
+            await self._reply_error(delivery, error)
         except Exception:
-            log.exception("failed to answer %s", delivery.subject)
-            await self._refuse(delivery, ServiceError("internal", "It failed; see its log."))
+            log.exception("request failed subject=%s", delivery.subject)
+            message = "The service failed. Its log has the error."
+            await self._reply_error(delivery, ServiceError("internal", message))
         else:
             await self._send(delivery.reply, reply)
 
     @contextmanager
-    def _alive(self, delivery: Delivery) -> Iterator[None]:
-        """Send signs of life, until the body ends, to a caller that asked for them."""
+    def _keep_alive(self, delivery: Delivery) -> Iterator[None]:
+        """Send keep-alives during the body, to a caller that asked for them."""
         try:
-            # in this order, a NaN is the minimum
-            interval = max(MIN_SIGN_INTERVAL, float(delivery.headers[ALIVE_HEADER]))
+            # in this order, a NaN gives the minimum
+            interval = max(MIN_KEEP_ALIVE_SECONDS, float(delivery.headers[ALIVE_HEADER]))
         except (KeyError, ValueError):
             yield
             return
-        signs = asyncio.create_task(self._sign(delivery.reply, interval))
+        sending = asyncio.create_task(self._send_keep_alives(delivery.reply, interval))
         try:
             yield
         finally:
-            signs.cancel()
+            sending.cancel()
 
-    async def _sign(self, reply: str, interval: float) -> None:
+    async def _send_keep_alives(self, reply: str, interval: float) -> None:
         while True:
             await asyncio.sleep(interval)
             with suppress(nats.errors.Error):
                 await self._client.publish(reply, headers={ALIVE_HEADER: "1"})
 
     async def serve_retries(self, endpoints: list[Endpoint]) -> None:
-        """Answers them outside the queue group too: of such a request, every process has a copy."""
+        """Serve retries (subjects.retry) outside the queue group: every process gets a copy."""
         for endpoint in endpoints:
             await self._client.subscribe(
-                subjects.retry(endpoint.subject), cb=deliver(endpoint.handler)
+                subjects.retry(endpoint.subject), cb=endpoint.handle_message
             )
 
     async def stop_serving(self) -> None:
-        """Takes no more requests; those already on their way are still handed over."""
+        """Take no more requests. Those that were already delivered are still handled."""
         services, self._services = self._services, []
-        if await self.is_responsive():  # a server that hangs does not hold up who leaves
+        if await self.is_responsive():  # a frozen server does not delay the shutdown
             for service in services:
-                await _leave(service)
+                await drain_service(service)
 
-    async def _refuse(self, delivery: Delivery, error: ServiceError) -> None:
+    async def _reply_error(self, delivery: Delivery, error: ServiceError) -> None:
         headers = {
             micro.request.ERROR_CODE_HEADER: error.code,
             micro.request.ERROR_HEADER: error.message.replace("\n", " "),
@@ -340,30 +364,27 @@ class Bus:
         await self._send(delivery.reply, b"", headers=headers)
 
     async def _close(self) -> None:
-        """
-        Subscriptions first, then the work they started, then the connection: so no reply is
-        lost.
-        """
+        """Close the subscriptions, then await the tasks they started, then close the connection."""
         self._closing = True
         await self.stop_serving()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=TASKS_DEADLINE)
             for task in late:
-                log.error("did not end in time: %s", task.get_coro())
+                log.error("task cancelled after %.0f s: %s", TASKS_DEADLINE, task.get_coro())
                 task.cancel()
         if await self.is_responsive():
             await self._client.drain()
         else:
-            # what is still to be sent goes to a broken transport, which only uvloop complains of
+            # pending data is written to a broken transport, which raises with uvloop
             with suppress(RuntimeError, OSError):
                 await self._client.close()
 
     async def is_responsive(self) -> bool:
-        """Whether NATS answers now. What was published before has then arrived."""
+        """Return whether the server answers a ping, and so has all that was published before."""
         if not self._client.is_connected:
             return False
         try:
-            await self._client.flush(ANSWER_TIMEOUT)
+            await self._client.flush(self._flush_timeout)  # type: ignore[arg-type]
         except (nats.errors.Error, TimeoutError):
             return False
         return self._client.is_connected
@@ -371,42 +392,27 @@ class Bus:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            log.error("a task failed", exc_info=error)
+            log.error("task failed", exc_info=error)
 
     async def _on_disconnected(self) -> None:
         if not self._closing:
-            log.warning("lost the connection to NATS")
+            log.warning("NATS disconnected")
 
     async def _on_reconnected(self) -> None:
-        log.info("connected to NATS again")
+        log.info("NATS reconnected")
         self._reconnected_at = time.monotonic()
         for callback in self._reconnected:
             try:
                 await callback()
             except Exception:
-                log.exception("after reconnecting")
+                log.exception("reconnect callback failed")
 
 
-async def _leave(service: micro.Service) -> None:
-    # micro's own stop unsubscribes at once, and what is in flight would be lost
-    endpoints, service._endpoints = service._endpoints, []
-    for endpoint in endpoints:
-        if endpoint._subscription is not None:
-            await endpoint._subscription.drain()
-    await service.stop()
-
-
-async def _unsubscribe(subscription: Any) -> None:
-    try:
-        await subscription.unsubscribe()
-    except (nats.errors.BadSubscriptionError, nats.errors.ConnectionClosedError):
-        return  # gone already, with its connection
-
-
-def _too_large(what: str, most: int) -> ServiceError:
+def _too_large(what: str, max_bytes: int) -> ServiceError:
     return ServiceError(
         "payload_too_large",
-        f"The {what} is over {most:,} bytes, which no message can hold: ask for less at once.",
+        f"The {what} exceeds the maximum message size of {max_bytes:,} bytes: ask for less at"
+        " once.",
     )
 
 

@@ -1,16 +1,21 @@
 """
-All workarounds for nats-py 2.16, each with its reason. None of them is fixed upstream, unless a
-link says so.
+All workarounds for nats-py 2.16, as one subclass of its client.
+
+Each one names the upstream issue, or describes a fault that is not reported yet so that it can be
+filed at https://github.com/nats-io/nats.py/issues. tests/runtime holds a test of each.
 """
 
 import asyncio
 import logging
 import re
+from contextlib import suppress
 from typing import Any
 
 import nats.errors
+from nats import micro
 from nats.aio.client import Client, Srv
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.protocol import parser
 
 from services.contract import subjects
@@ -25,9 +30,9 @@ NOT_AN_INBOX = (
 
 log = logging.getLogger(__name__)
 
-# nats-py also splits a control line at vertical tabs and form feeds, which nats-server allows in a
-# subject: a client that publishes such a subject could break the connection, or inject a message
-# into any subscription.
+# Not reported: the parser's \s splits a control line at vertical tabs and form feeds too, which
+# nats-server allows in a subject. A client that publishes such a subject could break the connection
+# of a subscriber, or inject a message into any of its subscriptions.
 parser.MSG_RE = re.compile(rb"\AMSG +([^ \t\r\n]+) +(\d+) +(([^ \t\r\n]+) +)?(\d+)\r\n")
 parser.HMSG_RE = re.compile(rb"\AHMSG +([^ \t\r\n]+) +(\d+) +(([^ \t\r\n]+) +)?(\d+) +(\d+)\r\n")
 
@@ -47,7 +52,9 @@ class ResilientClient(Client):
 
     async def open(self, servers: Servers, **options: Any) -> None:
         """
-        Connect to one of the servers. nats-py by itself does not decode percent-encoded passwords,
+        Connect to one of the servers.
+
+        Not reported: from a URL, nats-py takes percent-encoded passwords without decoding them,
         sends none to servers that a cluster announces, and shows them in its errors.
         """
         await self.connect(
@@ -62,13 +69,14 @@ class ResilientClient(Client):
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
     ) -> None:
         """
-        Drop a message that can't be parsed. In nats-py a subject, reply or status that is not
-        UTF-8, or a header block without a line end, ends the read loop; the connection stays open
-        and receives nothing.
+        Drop a message that can't be parsed.
 
-        A log record is still delivered, so that it can be set aside, but without its headers:
-        nats-py would treat a record with a status as a message of the server, which nobody
-        acknowledges.
+        Not reported: a subject, reply or status that is not UTF-8, or a header block without a line
+        end, raises in the read loop and ends it. The connection stays open and receives nothing.
+
+        Log records are delivered anyway, so that they can be terminated, but without headers: a
+        pull subscription takes a record with a status for a message of the server, and the record
+        is never acknowledged.
         """
         if self._is_log_record(sid, subject, reply):
             subject, headers = subject.decode(errors="replace").encode(), b""
@@ -76,11 +84,11 @@ class ResilientClient(Client):
             await super()._process_msg(sid, subject, reply, data, headers)
         except Exception as error:
             self._dropped.warning(
-                "dropped a message from NATS that can't be parsed (%s)", type(error).__name__
+                "dropped a message that can't be parsed error=%s", type(error).__name__
             )
 
     def _is_log_record(self, sid: int, subject: bytes, reply: bytes) -> bool:
-        """Return whether JetStream delivers it: only JetStream sends other subjects to an inbox."""
+        """Return whether JetStream delivers it, which alone sends other subjects to an inbox."""
         subscription = self._subs.get(sid)
         return (
             subscription is not None
@@ -93,8 +101,10 @@ class ResilientClient(Client):
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
     ) -> Msg | None:
         """
-        Ignore discovery requests whose reply subject is not an inbox: nats-py's services reply to
-        any subject (see subjects.is_reply).
+        Ignore discovery requests whose reply subject is not an inbox (see subjects.is_reply).
+
+        Not reported: nats-py's services answer $SRV requests on any reply subject, so a client can
+        make a service publish where it may not publish itself.
         """
         message: Msg = super()._build_message(sid, subject, reply, data, headers)
         if message.subject.startswith("$SRV.") and not subjects.is_reply(message.reply):
@@ -104,8 +114,10 @@ class ResilientClient(Client):
 
     async def _process_err(self, err_msg: str) -> None:
         """
-        Reconnect after an error that ends the connection. nats-py closes the client for good after
-        any error but a stale connection, for example when the user's credentials expire.
+        Reconnect after an error that ends the connection.
+
+        nats-py closes the client for good after any error but a stale connection, for example when
+        its credentials expire: https://github.com/nats-io/nats.py/issues/1019
         """
         if parser.PERMISSIONS_ERR in err_msg or parser.STALE_CONNECTION in err_msg:
             await super()._process_err(err_msg)
@@ -115,7 +127,12 @@ class ResilientClient(Client):
         await self._process_op_err(error)
 
     async def _read_loop(self) -> None:
-        """Reconnect if the loop ends without a reason: nats-py keeps the connection, unread."""
+        """
+        Reconnect if the loop ends without a reason.
+
+        Not reported: an unexpected exception in the read loop is logged and ends it. The client
+        still counts as connected, receives nothing, and no callback runs.
+        """
         await super()._read_loop()
         if self._status == Client.CONNECTED and asyncio.current_task() is self._reading_task:
             await self._process_op_err(nats.errors.ProtocolError())
@@ -129,8 +146,11 @@ class ResilientClient(Client):
         headers: dict[str, Any] | None,
     ) -> None:
         """
-        Count the headers as part of the payload, as nats-server does, which closes the connection
-        after a message that is too large.
+        Count headers as part of the payload, as nats-server does.
+
+        nats-py compares only the data with `max_payload`, and nats-server closes the connection
+        after a message that is too large: https://github.com/nats-io/nats.py/pull/888 corrects it
+        in nats-core, not in nats-py.
         """
         if headers and payload_size + _size(headers) > self.max_payload:
             raise nats.errors.MaxPayloadError
@@ -138,8 +158,10 @@ class ResilientClient(Client):
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         """
-        Require TLS for a `tls://` server, before anything is sent to it. nats-py continues in
-        plaintext if the server does not require TLS.
+        Require TLS for a `tls://` server, before anything is sent to it.
+
+        nats-py sends credentials in plaintext if the server does not require TLS:
+        https://github.com/nats-io/nats.py/pull/912 corrects it in nats-core, not in nats-py.
         """
         server = self._current_server
         if initial_connection and server is not None and server.uri.scheme == "tls":
@@ -150,8 +172,10 @@ class ResilientClient(Client):
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         """
-        Send pending data first. nats-py's PING overtakes it, so a completed flush would not mean
-        that a subscription is active, and a drain would lose messages.
+        Send pending data first.
+
+        Not reported: PING is written before the pending data, so its PONG does not confirm that the
+        server has that data. After `flush` a subscription may be inactive; `drain` loses messages.
         """
         if self.is_connected and self._transport is not None:
             self._transport.writelines(self._pending)
@@ -159,13 +183,23 @@ class ResilientClient(Client):
         await super()._send_ping(future)
 
     async def _connect_to_server(self, s: Srv) -> None:
-        """Close the last connection: nats-py leaves it open if the server never sent INFO."""
+        """
+        Close the previous connection.
+
+        Not reported: if a server accepts a connection and never sends INFO, the attempt times out
+        and its transport stays open; each further attempt leaks another one.
+        """
         if self._transport is not None:
             self._transport.close()  # type: ignore[no-untyped-call]
         await super()._connect_to_server(s)
 
     async def _process_pong(self) -> None:
-        """Ignore the PONG for a ping whose waiter gave up: nats-py drops the connection."""
+        """
+        Ignore the PONG of a `flush` that has timed out.
+
+        Not reported: its future is cancelled, so `set_result` raises InvalidStateError in the read
+        loop, which ends. (Issue 624 is the same fault in the flusher.)
+        """
         if self._pongs and self._pongs[0].done():
             del self._pongs[0]
             self._pings_outstanding = 0
@@ -178,8 +212,28 @@ def _size(headers: dict[str, str]) -> int:
     return HEADER_OVERHEAD + sum(lines)
 
 
+async def drain_service(service: micro.Service) -> None:
+    """
+    Stop the service after its requests in flight were handed to their handlers.
+
+    Not reported: `Service.stop` unsubscribes its endpoints at once instead of draining them, so
+    requests that the server has already assigned to this member are lost.
+    """
+    endpoints, service._endpoints = service._endpoints, []
+    for endpoint in endpoints:
+        if endpoint._subscription is not None:
+            await endpoint._subscription.drain()
+    await service.stop()
+
+
+async def unsubscribe(subscription: Subscription) -> None:
+    """Unsubscribe, also if the subscription has ended with its connection."""
+    with suppress(nats.errors.BadSubscriptionError, nats.errors.ConnectionClosedError):
+        await subscription.unsubscribe()
+
+
 class ErrorReporter:
-    """Log a connection error once until it changes: nats-py reports each failed attempt."""
+    """Log a connection error once until it changes. nats-py reports each failed attempt."""
 
     def __init__(self, servers: Servers) -> None:
         self._servers = servers

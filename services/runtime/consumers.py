@@ -1,4 +1,4 @@
-"""A consumer of a JetStream stream: gives out its messages until they are acknowledged."""
+"""A durable JetStream consumer, which delivers messages until they are acknowledged."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,7 +18,7 @@ HAS_ANOTHER_START = "start time can not be updated"
 
 
 class PendingMessage(NamedTuple):
-    """A message that a consumer was given and has not acknowledged."""
+    """A message that was delivered and is not acknowledged yet."""
 
     stored: StoredMessage
     message: Msg
@@ -28,18 +28,18 @@ class PendingMessage(NamedTuple):
             await self.message.ack()
 
     async def give_back(self) -> None:
-        """It is given to somebody again, without waiting for its time to pass."""
+        """Have it redelivered at once, to this process or another."""
         with as_unavailable():
             await self.message.nak()
 
     async def set_aside(self) -> None:
-        """Never again: it can't be read."""
+        """Never have it redelivered, because it can't be decoded."""
         with as_unavailable():
             await self.message.term()
 
 
 class ConsumerProgress(NamedTuple):
-    """Every message up to the sequence `floor` is acknowledged."""
+    """All messages up to the sequence `floor` are acknowledged."""
 
     floor: int
     unacknowledged: int  # messages, delivered or not
@@ -83,10 +83,13 @@ class Consumer:
 
     async def _add(self, config: api.ConsumerConfig) -> None:
         """
-        Create or update the consumer. nats-server 2.15 keeps a consumer without its files where an
-        update meets a deletion by another process: it delivers nothing and rejects every update
-        until it is deleted again. A consumer with another start time has been created by another
-        process in this moment, and is used as it is.
+        Create or update the consumer.
+
+        Not reported: if an update meets a deletion by another process, nats-server 2.15 keeps the
+        consumer without its files. It delivers nothing and rejects updates until it is deleted.
+
+        A consumer with another start time was created by another process at the same time, and is
+        used as it is.
         """
         try:
             await self._js.add_consumer(self._stream, config)
@@ -107,21 +110,20 @@ class Consumer:
         return True
 
     async def delivered(self) -> int:
-        """Return the sequence of the last message that it has delivered; 0 if there is none."""
+        """Return the sequence of the last delivered message, or 0."""
         given = (await self._info()).delivered
         return (given.stream_seq or 0) if given else 0
 
     async def delete(self) -> None:
-        """
-        Delete the consumer, if it exists. A new one from `ensure` starts with the first message.
-        """
+        """Delete the consumer, if it exists. `ensure` then creates one that starts anew."""
         with as_unavailable(), suppress(nats.js.errors.NotFoundError):
             await self._js.delete_consumer(self._stream, self._durable)
 
     async def close(self) -> None:
         """
-        Before the bus is: nats-py's drain would wait for what a fetch left in its queue, half a
-        minute and in vain.
+        Unsubscribe; to be called before the bus is closed.
+
+        Not reported: nats-py's `drain` waits 30 s for messages that a fetch left in its queue.
         """
         if self._subscription is not None:
             with suppress(nats.errors.Error):
@@ -129,7 +131,7 @@ class Consumer:
             self._subscription = None
 
     async def fetch(self, batch: int, timeout: float) -> Sequence[PendingMessage]:
-        """At most `batch` messages; none if none came in `timeout` seconds."""
+        """Return at most `batch` messages; none if none is delivered within `timeout` seconds."""
         assert self._subscription is not None, "ensure() comes first"
         with as_unavailable():
             try:
@@ -144,11 +146,11 @@ class Consumer:
         return ConsumerProgress(floor, (info.num_pending or 0) + (info.num_ack_pending or 0))
 
     async def floor(self) -> int:
-        """Every message up to this sequence has been acknowledged."""
+        """Return the sequence up to which all messages are acknowledged."""
         return (await self.progress()).floor
 
     async def unacknowledged(self) -> int:
-        """How many messages have not been acknowledged, whether they were given out or not."""
+        """Return how many messages are not acknowledged, delivered or not."""
         return (await self.progress()).unacknowledged
 
     async def _info(self) -> api.ConsumerInfo:

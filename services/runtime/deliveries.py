@@ -1,4 +1,4 @@
-"""Messages as they come from NATS, and who takes them. Opens no connection."""
+"""Messages as NATS delivers them, and the endpoints and inboxes that take them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,7 +12,7 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class Delivery(NamedTuple):
-    """A message as it came. `reply` is empty where the sender wants no answer."""
+    """A message that was delivered. `reply` is empty if the sender wants no reply."""
 
     subject: str
     data: bytes
@@ -21,22 +21,26 @@ class Delivery(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """
-    A subject that a service answers, in a queue group. The handler must return at once, or be
-    spawned.
-    """
+    """A subject that a service serves in a queue group. The handler must return at once."""
 
     name: str
     subject: str
     handler: Callable[[Delivery], Awaitable[None]]
 
+    async def handle_message(self, message: Msg) -> None:
+        await self.handler(delivery_of(message))
+
+    async def handle_request(self, request: micro.Request) -> None:
+        # micro.Request hides the reply subject, which requests with several replies need
+        await self.handler(delivery_of(request._msg))
+
 
 class NoResponders(Exception):
-    """Nobody is subscribed to the subject: NATS says so at once, no time-out passes."""
+    """Nobody is subscribed to the subject, as NATS reports at once."""
 
 
 class RequestSilent(TimeoutError):
-    """No service sent a sign of life for the request in time."""
+    """No process sent a keep-alive for the request in time."""
 
 
 class InboxLimits(NamedTuple):
@@ -51,8 +55,10 @@ DEFAULT_INBOX_LIMITS = InboxLimits()
 
 class Inbox:
     """
-    The messages of one subscription, in order, taken one at a time. Messages beyond the limits are
-    dropped: the reader of an answer notices the gap and asks the worker for a replay.
+    The messages of one subscription, in order, taken one at a time.
+
+    Messages beyond the limits are dropped: the reader of an answer notices the gap and asks the
+    worker for a replay.
     """
 
     def __init__(self, limits: InboxLimits = DEFAULT_INBOX_LIMITS) -> None:
@@ -69,8 +75,9 @@ class Inbox:
 
     async def next(self, timeout: float) -> Delivery:
         """
-        Raises TimeoutError after `timeout` seconds, NoResponders if nobody took what was
-        asked.
+        Return the next message.
+
+        Raises TimeoutError after `timeout` seconds, NoResponders if a request had no subscriber.
         """
         async with asyncio.timeout(timeout):
             message = await self._queue.get()
@@ -82,21 +89,3 @@ class Inbox:
 
 def delivery_of(message: Msg) -> Delivery:
     return Delivery(message.subject, message.data, message.reply, message.headers or NO_HEADERS)
-
-
-def deliver(handler: Callable[[Delivery], Awaitable[None]]) -> Callable[[Msg], Awaitable[None]]:
-    async def handle(message: Msg) -> None:
-        await handler(delivery_of(message))
-
-    return handle
-
-
-def unwrap(
-    handler: Callable[[Delivery], Awaitable[None]],
-) -> Callable[[micro.Request], Awaitable[None]]:
-    async def handle(request: micro.Request) -> None:
-        # the reply subject is not public in micro.Request, but a request that has many
-        # replies needs it
-        await handler(delivery_of(request._msg))
-
-    return handle

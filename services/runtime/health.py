@@ -1,5 +1,7 @@
 """
-python -m services.runtime.health <service>: whether this host's process of it answers on the bus.
+Health check of a container: `python -m services.runtime.health history`.
+
+Exits with 0 if the process of the service on this host answers on the bus.
 """
 
 import asyncio
@@ -14,24 +16,24 @@ from services.runtime.connection import ResilientClient
 from services.runtime.nats_url import parse_servers
 from services.runtime.settings import ServiceSettings, load
 
-PATIENCE = 3.0  # seconds
+TIMEOUT_SECONDS = 3.0
 
 
 class _Info(msgspec.Struct):
     metadata: dict[str, str]
 
 
-async def is_healthy(service: str, host: str, url: str, patience: float = PATIENCE) -> bool:
-    """All processes of the service are asked: which one a queue group picks is left to NATS."""
+async def is_healthy(service: str, host: str, url: str, timeout: float = TIMEOUT_SECONDS) -> bool:
+    """Return whether a process of the service on `host` answers. All processes are asked."""
     client = ResilientClient()
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout):
             await client.open(parse_servers(url), error_cb=_ignore)
             inbox = client.new_inbox()
             answers = await client.subscribe(inbox)
             await client.publish(f"$SRV.INFO.{service}", reply=inbox)
             while True:
-                message = await answers.next_msg(patience)
+                message = await answers.next_msg(timeout)
                 if message.data and _host(message.data) == host:
                     return True
     except (TimeoutError, nats.errors.Error):
@@ -45,7 +47,7 @@ def _host(data: bytes) -> str:
 
 
 async def _ignore(error: Exception) -> None:
-    """nats-py would print each attempt's traceback; the exit code says enough."""
+    """Replace nats-py's error callback, which logs a traceback of each attempt."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Parses NATS_URL into servers and credentials. No other module handles its passwords."""
+"""Parse NATS_URL into servers and credentials. No other module handles its passwords."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ HELP = (
 
 @dataclass(frozen=True)
 class Servers:
-    """The servers of one NATS system and our credentials. str() and repr() contain no secret."""
+    """The servers of one NATS system and the credentials. str() and repr() show no secret."""
 
     urls: tuple[str, ...]
     user: str | None = field(default=None, repr=False)
@@ -31,10 +31,10 @@ class Servers:
 
 def parse_servers(nats_url: str) -> Servers:
     """
-    Return the servers that `nats_url` lists. User and password may be percent-encoded; all servers
-    get them, also those that a cluster announces.
+    Return the servers that `nats_url` lists.
 
-    Raises InvalidSetting, whose text quotes no part of the value: any part may be a password.
+    User and password may be percent-encoded, and apply to all servers, also to those that a cluster
+    announces. Raises InvalidSetting, which quotes no part of the value, as it may be a password.
     """
     urls: list[str] = []
     users: set[str] = set()
@@ -42,7 +42,7 @@ def parse_servers(nats_url: str) -> Servers:
     for server in _split(nats_url):
         given, separator, rest = server.rpartition("://")
         if separator and urls and given.lower() != scheme:
-            raise InvalidSetting(HELP.format("all servers need the same scheme"))
+            raise InvalidSetting(HELP.format("all servers must have the same scheme"))
         scheme = given.lower() if separator else scheme
         user, _, address = rest.rpartition("@")
         urls.append(f"{scheme}://{_address(scheme, address)}")
@@ -50,14 +50,13 @@ def parse_servers(nats_url: str) -> Servers:
     if not urls:
         raise InvalidSetting(HELP.format("it names no server"))
     if len(users) > 1:
-        raise InvalidSetting(HELP.format("all servers need the same user and password"))
+        raise InvalidSetting(HELP.format("all servers must have the same user and password"))
     return Servers(tuple(urls), *_credentials("".join(users)))
 
 
 def _split(nats_url: str) -> Iterator[str]:
     """
-    Split at commas, except for those inside a password: these come before the @ of a server that
-    has none yet.
+    Split at commas, except those in a password, which come before the @ of their server.
     """
     pieces = [piece.strip() for piece in nats_url.split(",")]
     server = ""

@@ -1,4 +1,4 @@
-"""JetStream: a stream, a key-value bucket. Knows bytes and sequences, not records."""
+"""JetStream streams and key-value buckets, as bytes and sequences."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -13,29 +13,29 @@ from nats.js import JetStreamContext, api
 from services.contract import subjects
 from services.runtime.bus import Bus
 
-# nats-server's error codes
+# https://github.com/nats-io/nats-server/blob/main/server/errors.json
 WRONG_LAST_SEQUENCE = (10071, 10164)  # a failed compare-and-set
 FULL_CODES = (
-    10077,  # the stream is at its limit
-    10023,  # the server is
-    10047,  # the server would be, with this stream
+    10077,  # the stream has reached its limit
+    10023,  # the server has
+    10047,  # the server would, with this stream
 )
 NO_MESSAGE_FOUND = 10037
 LAST_OF_SUBJECT = "Nats-Expected-Last-Subject-Sequence"
 LAST_OF_STREAM = "Nats-Expected-Last-Sequence"
-DUPLICATE_WINDOW = 120.0  # seconds in which the server itself drops a repeated message id
+DUPLICATE_WINDOW = 120.0  # seconds in which nats-server deduplicates by message id
 
 
 class StreamUnavailable(Exception):
-    """JetStream did not answer, or not with success."""
+    """JetStream did not reply, or with an error."""
 
 
 class StreamFull(StreamUnavailable):
-    """JetStream refuses, until there is room again."""
+    """JetStream rejects messages until space is freed."""
 
 
 class MessageTooLarge(StreamUnavailable):
-    """No message can hold it."""
+    """The data exceeds the maximum message size."""
 
 
 class StreamDamaged(StreamUnavailable):
@@ -46,18 +46,18 @@ class StreamDamaged(StreamUnavailable):
 
 
 class Conflict(Exception):
-    """Someone else appended first: the expected sequence is no longer the last."""
+    """A compare-and-set failed: the expected sequence is not the last."""
 
 
 class StoredMessage(NamedTuple):
     seq: int
     subject: str
     data: bytes
-    time: datetime  # the server's, give or take a microsecond
+    time: datetime  # when the server stored it, to a microsecond
 
 
 class Appended(NamedTuple):
-    """`is_new`: False if its message id was there already, maybe with other data."""
+    """`is_new` is False if a message with its id existed already, maybe with other data."""
 
     seq: int
     is_new: bool
@@ -69,18 +69,18 @@ class StreamState(NamedTuple):
     messages: int
     deleted: int  # messages between the first and the last
     bytes: int
-    limit: int | None  # bytes; None: it has none
-    drops_old: bool  # at its limit; else it takes nothing more
+    limit: int | None  # bytes
+    drops_old: bool  # at the limit, instead of rejecting new messages
 
     @property
     def is_whole(self) -> bool:
-        """Return whether every sequence is that of a message or of a deleted one."""
+        """Return whether each sequence belongs to a message or to a deleted one."""
         span = self.last_seq - self.first_seq + 1
         return self.messages + self.deleted == span or self.messages == 0
 
 
 class Stream:
-    """A file stream in which every subject is a sequence of its own, checked on append."""
+    """A stream in files, whose messages are appended by compare-and-set on their subject."""
 
     def __init__(self, bus: Bus, name: str) -> None:
         self._js: JetStreamContext = bus.jetstream
@@ -90,9 +90,11 @@ class Stream:
         self, subject: str, max_bytes: int, max_age: float, replicas: int | None = None
     ) -> None:
         """
-        Makes the stream, or updates the age at which its messages go (in seconds, 0: never), and
-        how many servers of a cluster have it (None: as it is). What an operator set besides stays:
-        placement, `max_bytes`.
+        Create the stream, or update what differs.
+
+        `max_age` is the age in seconds at which messages are deleted (0: never), `replicas` the
+        number of servers of a cluster that keep it (None: unchanged). `max_bytes` only applies to a
+        new stream. What an operator changed otherwise, such as placement, is kept.
         """
         with as_unavailable():
             try:
@@ -111,13 +113,13 @@ class Stream:
             await change(config)
 
     async def replicas(self) -> int | None:
-        """How many servers of a cluster have it; None if it is not there."""
+        """Return how many servers of a cluster keep it; None if it does not exist."""
         with as_unavailable(), suppress(nats.js.errors.NotFoundError):
             return (await self._js.stream_info(self.name)).config.num_replicas
         return None
 
     async def refuse_when_full(self) -> None:
-        """From now on: a new stream drops its oldest messages instead."""
+        """Reject messages at the limit from now on, where a new stream drops its oldest ones."""
         with as_unavailable():
             config = (await self._js.stream_info(self.name)).config
             if config.discard != api.DiscardPolicy.NEW:
@@ -134,33 +136,37 @@ class Stream:
         with as_unavailable():
             try:
                 await self._js.delete_msg(self.name, seq)
-            except nats.js.errors.APIError:
-                if await self.get(seq) is not None:  # the error's code does not tell
+            except nats.js.errors.APIError:  # its code does not say whether the message exists
+                if await self.get(seq) is not None:
                     raise
 
     async def append(self, subject: str, data: bytes, message_id: str, previous: int) -> Appended:
         """
-        Return where the message is, once the stream has acknowledged it.
+        Append a message and return its place, once the stream has acknowledged it.
 
         `previous` is the sequence of the subject's last message (0: none). Raises Conflict if it is
-        no longer the last (since nats-server 2.12 also for a repeated message id, which is found
-        with the right `previous`), StreamUnavailable if nothing was acknowledged: it may be stored
-        or not.
+        not, since nats-server 2.12 also if the message id is a repeated one (with the right
+        `previous`, the place of the first is returned). Raises StreamUnavailable if the stream did
+        not acknowledge the message, which may be stored or not.
         """
         headers = {LAST_OF_SUBJECT: str(previous), "Nats-Msg-Id": message_id}
         return await _publish(self._js, subject, data, headers)
 
     async def append_at(self, subject: str, data: bytes, end: int) -> Appended:
         """
-        Return where the message is. Raises as `append` does; Conflict if `end` is no longer the
-        sequence of the stream's last message (0: none).
+        Append a message and return its place.
+
+        `end` is the sequence of the stream's last message (0: none). Raises Conflict if it is not,
+        and StreamUnavailable as `append` does.
         """
         return await _publish(self._js, subject, data, {LAST_OF_STREAM: str(end)})
 
     async def probe(self, subject: str) -> None:
         """
-        Append an empty message, read it and delete it. Raises StreamUnavailable if that fails:
-        after a failed write nats-server may still answer reads without reporting an error.
+        Append an empty message, read it and delete it.
+
+        Raises StreamUnavailable if that fails: after a failed write, nats-server may still serve
+        reads without reporting an error.
         """
         with as_unavailable():
             ack = await self._js.publish(subject, b"")
@@ -190,23 +196,24 @@ class Stream:
                 yield stored
 
     async def last(self, subject: str) -> StoredMessage | None:
-        """The last message of the subject, which may have wildcards."""
+        """Return the last message of the subject, which may have wildcards."""
         return await _get(self._js, self.name, subject=subject)
 
     async def get(self, seq: int) -> StoredMessage | None:
-        """The message with this sequence; None if there is none (any more)."""
+        """Return the message with this sequence; None if it never existed or was deleted."""
         return await _get(self._js, self.name, seq=seq)
 
     async def next(self, subject: str, seq: int) -> StoredMessage | None:
-        """The first message of the subject, which may have wildcards, from this sequence on."""
+        """Return the first message, from this sequence on, of the subject or pattern."""
         return await _get(self._js, self.name, seq=seq, subject=subject)
 
     async def before(self, subject: str, seq: int) -> StoredMessage | None:
         """
-        The last message of the subject, which may have wildcards, before this sequence.
+        Return the last message, before this sequence, of the subject, which may have wildcards.
 
-        JetStream only searches forwards. So this looks from further and further back until there
-        is one, then halves the gap between it and where there is none.
+        JetStream only searches forwards: so this starts further and further back until it finds a
+        message, then bisects the rest. (A direct get of `multi_last` messages up to a sequence
+        could answer it at once, but fails for a pattern that matches more than 1024 subjects.)
         """
         end, step = seq, 1
         while end > 1:
@@ -250,7 +257,7 @@ class BucketValue(NamedTuple):
 
 
 class Bucket:
-    """A key-value bucket that is written by compare-and-set."""
+    """A key-value bucket, written by compare-and-set."""
 
     def __init__(self, bus: Bus, name: str) -> None:
         self._js: JetStreamContext = bus.jetstream
@@ -258,14 +265,14 @@ class Bucket:
         self._name = name
 
     async def ensure(self, ttl: float, replicas: int | None = None) -> None:
-        """`ttl` in seconds, 0: for ever; `replicas` as of a stream."""
+        """Create the bucket or update it. `ttl` is in seconds (0: forever)."""
         config = api.KeyValueConfig(
             bucket=self._name, history=1, ttl=ttl, replicas=replicas or 1, direct=True
         )
         with as_unavailable():
             try:
                 await self._js.create_key_value(config)
-            except nats.js.errors.BadRequestError:  # it is there, with other limits
+            except nats.js.errors.BadRequestError:  # it exists with another configuration
                 stream = (await self._js.stream_info(f"KV_{self._name}")).config
                 stream.max_age = ttl
                 stream.num_replicas = replicas or stream.num_replicas
@@ -273,12 +280,7 @@ class Bucket:
                 await self._js.update_stream(stream)
 
     async def exists(self) -> bool:
-        with as_unavailable():
-            try:
-                await self._js.stream_info(f"KV_{self._name}")
-            except nats.js.errors.NotFoundError:
-                return False
-        return True
+        return await self._stream.exists()
 
     async def get(self, key: str) -> BucketValue | None:
         stored = await _get(self._js, f"KV_{self._name}", subject=f"$KV.{self._name}.{key}")
@@ -301,8 +303,8 @@ class Bucket:
 
     async def before(self, prefix: str, revision: int | None) -> tuple[str, BucketValue] | None:
         """
-        Return the key that was put last (before this revision), with its value, of those that begin
-        with `prefix`, which is empty or ends in a dot.
+        Return the key that was written last (before this revision) and its value, of the keys that
+        start with `prefix`, which is empty or ends with a dot.
         """
         subject, stream = f"$KV.{self._name}.{prefix}>", self._stream
         stored = await (stream.before(subject, revision) if revision else stream.last(subject))
@@ -313,10 +315,7 @@ class Bucket:
         )
 
     async def put(self, key: str, data: bytes, revision: int) -> None:
-        """
-        `revision` is the one that was read (0: none). Raises Conflict if it is the last no
-        more.
-        """
+        """Write the value. Raises Conflict if `revision` (0: none) is not the key's last one."""
         headers = {LAST_OF_SUBJECT: str(revision)}
         await _publish(self._js, f"$KV.{self._name}.{key}", data, headers)
 
@@ -338,10 +337,11 @@ async def _get(
     js: JetStreamContext, stream: str, seq: int | None = None, subject: str | None = None
 ) -> StoredMessage | None:
     """
-    With both `seq` and `subject`: the subject's first message from that sequence on.
+    Return a message by sequence, or the last of a subject; with both, the subject's first message
+    from that sequence on.
 
-    The stream's leader is asked. A direct get is a tenth faster, but any server of a cluster
-    answers it, and one that lags behind would not have what was acknowledged a moment ago.
+    The stream's leader serves the request. A direct get is a tenth faster, but any server of a
+    cluster may serve it, and one that lags behind lacks messages that were acknowledged already.
     """
     both = seq is not None and subject is not None
     with as_unavailable():
@@ -349,7 +349,7 @@ async def _get(
             raw = await js.get_msg(stream, seq=seq, subject=subject, next=both)
         except nats.js.errors.NotFoundError as error:
             if error.err_code != NO_MESSAGE_FOUND:
-                raise  # there is no such stream
+                raise  # the stream does not exist
             return None
     assert raw.seq is not None and raw.subject is not None and raw.time is not None
     if subject is not None and not subjects.matches(subject, raw.subject):
@@ -366,7 +366,7 @@ def stored_message(message: Msg) -> StoredMessage:
 
 @contextmanager
 def as_unavailable() -> Iterator[None]:
-    """What nats-py raises becomes StreamUnavailable, StreamFull or MessageTooLarge."""
+    """Turn the errors of nats-py into StreamUnavailable, StreamFull or MessageTooLarge."""
     try:
         yield
     except nats.js.errors.APIError as error:

@@ -1,4 +1,4 @@
-"""Loops that run as long as their process: retried after a failure, and stopped at once."""
+"""Loops that live as long as their process: retried after a failure, stopped at once."""
 
 import asyncio
 import logging
@@ -19,20 +19,20 @@ Fail = Callable[[str], None]
 @dataclass(frozen=True)
 class BackOff:
     """
-    How a failed step is retried: after `first` seconds, doubled each time up to `most`. After
-    `failures` in a row the process fails.
+    Retry a failed step after `min_seconds`, doubled each time up to `max_seconds`. After
+    `max_failures` in a row, fail the process.
     """
 
-    first: float = 0.5
-    most: float = 30.0
-    failures: int = 10
+    min_seconds: float = 0.5
+    max_seconds: float = 30.0
+    max_failures: int = 10
 
     def seconds(self, failures: int) -> float:
-        return min(self.first * 2.0 ** (failures - 1), self.most)
+        return min(self.min_seconds * 2.0 ** (failures - 1), self.max_seconds)
 
 
 class SupervisedLoop:
-    """Calls `step` repeatedly until it is stopped. `name` is for log lines."""
+    """Call `step` repeatedly until the loop is stopped. `name` is for log lines."""
 
     def __init__(self, name: str, step: Step, fail: Fail, back_off: BackOff = BackOff()) -> None:
         self._name = name
@@ -46,7 +46,7 @@ class SupervisedLoop:
     @asynccontextmanager
     async def running(self, is_cancelled: bool = False) -> AsyncIterator[None]:
         """
-        Run the loop during the body. At its end the step in progress is awaited, or cancelled if
+        Run the loop during the body. Then await the step in progress, or cancel it if
         `is_cancelled`.
         """
         task = asyncio.create_task(self._run(), name=self._name)
@@ -60,7 +60,7 @@ class SupervisedLoop:
             await asyncio.wait({task})
 
     async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """Await `work`, which only waits for something to do; None if the loop is stopped first."""
+        """Await `work`, which only waits for something to do. Return None if stopped first."""
         working = asyncio.ensure_future(work)
         stopped = asyncio.ensure_future(self._stopping.wait())
         try:
@@ -83,7 +83,7 @@ class SupervisedLoop:
             except asyncio.CancelledError as error:
                 if self._is_cancelled():
                     raise
-                pause = self._failed(error)  # a task that the step awaited was cancelled
+                pause = self._failed(error)  # only a task that the step awaited was cancelled
             except Exception as error:
                 pause = self._failed(error)
             await self._pause(pause)
@@ -96,7 +96,7 @@ class SupervisedLoop:
         self._failures += 1
         pause = self._back_off.seconds(self._failures)
         log.error("%s failed, retrying in %.1f s", self._name, pause, exc_info=error)
-        if self._failures == self._back_off.failures:
+        if self._failures == self._back_off.max_failures:
             self._fail(f"{self._name} failed {self._failures} times in a row")
         return pause
 

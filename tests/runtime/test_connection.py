@@ -56,7 +56,7 @@ async def test_percent_encoded_password_is_decoded(locked: Server) -> None:
     assert await connects(url)
     assert await connects(f"nats://127.0.0.1:9,{url}"), "the password goes to all servers"
     assert not await is_healthy(
-        "edge", "here", url, patience=1
+        "edge", "here", url, timeout=1
     )  # it connects, but no service answers
 
 

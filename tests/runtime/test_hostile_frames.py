@@ -118,17 +118,40 @@ async def test_log_record_that_nats_py_cannot_parse_is_delivered_once(
     await own_bus.jetstream.delete_stream("RECORDS")
 
 
-async def test_client_reconnects_after_an_error_that_ends_the_connection(own_bus: Bus) -> None:
-    again = asyncio.Event()
+@pytest.fixture
+def reconnected(own_bus: Bus) -> asyncio.Event:
+    """Set when the bus has reconnected."""
+    event = asyncio.Event()
 
-    async def reconnected() -> None:
-        again.set()
+    async def set_event() -> None:
+        event.set()
 
-    own_bus.on_reconnect(reconnected)
+    own_bus.on_reconnect(set_event)
+    return event
+
+
+async def test_client_reconnects_after_an_error_that_ends_the_connection(
+    own_bus: Bus, reconnected: asyncio.Event
+) -> None:
     client = own_bus._client
     assert client._transport is not None
     client._transport.write(b"NONSENSE\r\n")
     await client._transport.drain()  # type: ignore[no-untyped-call]
     async with asyncio.timeout(10):
-        await again.wait()
+        await reconnected.wait()
+    assert await own_bus.is_responsive()
+
+
+async def test_client_reconnects_after_its_read_loop_failed(
+    own_bus: Bus, reconnected: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(data: bytes) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("a bug of the parser")
+
+    monkeypatch.setattr(own_bus._client._ps, "parse", fail)
+    await own_bus.publish("any", Ask("x"))
+    await own_bus.is_responsive()  # its PONG is what the parser fails at
+    async with asyncio.timeout(10):
+        await reconnected.wait()
     assert await own_bus.is_responsive()

@@ -5,7 +5,7 @@ import pytest
 
 from services.runtime.supervised import BackOff, SupervisedLoop
 
-SOON = BackOff(first=0.001, most=0.002, failures=3)
+SOON = BackOff(min_seconds=0.001, max_seconds=0.002, max_failures=3)
 LONG = 3600.0
 
 

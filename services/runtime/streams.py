@@ -23,6 +23,7 @@ FULL_CODES = (
 NO_MESSAGE_FOUND = 10037
 LAST_OF_SUBJECT = "Nats-Expected-Last-Subject-Sequence"
 LAST_OF_STREAM = "Nats-Expected-Last-Sequence"
+PROBE_BYTES = 128 * 1024
 DUPLICATE_WINDOW = 120.0  # seconds in which nats-server deduplicates by message id
 
 
@@ -163,13 +164,13 @@ class Stream:
 
     async def probe(self, subject: str) -> None:
         """
-        Append an empty message, read it and delete it.
+        Append a message, read it and delete it. It is large, to notice a disk that is almost full.
 
         Raises StreamUnavailable if that fails: after a failed write, nats-server may still serve
         reads without reporting an error.
         """
         with as_unavailable():
-            ack = await self._js.publish(subject, b"")
+            ack = await self._js.publish(subject, bytes(PROBE_BYTES))
         stored = await self.get(ack.seq)
         if stored is None or stored.subject != subject:
             raise StreamDamaged(f"{self.name} acknowledges messages that it does not store")

@@ -19,8 +19,7 @@ from llama_cpp.llama_grammar import JSON_GBNF
 from services.contract.messages import JsonObjectFormat, JsonSchema, JsonSchemaFormat, Sampling
 from services.inference.engine.llama import Llama
 from services.inference.engine.sampling import constraints
-from services.inference.engine.sampling.grammar import Grammar
-from services.inference.engine.sampling.vocabulary import Vocabulary
+from services.inference.engine.sampling.grammar import Grammar, Vocabulary
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -87,7 +86,7 @@ class Words(Llama):
 def measure(words: Words, case: Case) -> str:
     """Return a table row in milliseconds: compiling, masks, and the check of one token."""
     began = time.perf_counter()
-    grammar = constraints.grammar(case.sampling, None, words.vocabulary)
+    grammar = constraints.compile_grammar(case.sampling, None, words.vocabulary)
     compiled = time.perf_counter() - began
     assert grammar is not None
     tokens = _tokens(words, json.dumps(case.answer, ensure_ascii=False))

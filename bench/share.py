@@ -16,7 +16,7 @@ from bench.report import Row, Section
 from services.contract.messages import Sampling
 from services.inference.engine.engine import Engine, Output
 from services.inference.engine.llama import Llama
-from services.inference.engine.output.answer import TextChunk
+from services.inference.engine.output.generated_text import TextChunk
 from services.inference.engine.sampling.sampler import SamplerChain
 from services.inference.engine.scheduling.sequence import Sequence as Conversation
 

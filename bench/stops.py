@@ -17,8 +17,8 @@ from bench.report import RESULTS
 from services.contract.messages import Sampling
 from services.inference import models
 from services.inference.engine.engine import Engine, Finished, Output
-from services.inference.engine.output.answer import TextChunk
-from services.inference.engine.output.stops import StopBuffer, StopRules, literal, of_setting
+from services.inference.engine.output.generated_text import TextChunk
+from services.inference.engine.output.stops import StopBuffer, StopRules
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.settings import STOPS, InferenceSettings
 
@@ -132,7 +132,7 @@ def ask(path: Path, threads: int) -> dict[str, str]:
     engine = Engine(model.backend, settings.model_parallel, 0, hear, died)
     for prompt in PROMPTS:
         system = settings.chat_system_prompt
-        tokens = model.template.prompt(system, (), prompt, MAX_TOKENS).tokens
+        tokens = model.template.session_prompt(system, (), prompt, MAX_TOKENS).tokens
         engine.submit(Sequence(prompt, tokens, SAMPLING, model.backend.sampler(SAMPLING)))
     while len(finished) < len(PROMPTS):
         engine.step()
@@ -154,8 +154,8 @@ def read(answer: str, stops: StopRules) -> Reading:
 def report(model: str, answers: dict[str, str]) -> str:
     rows, whole, whole_literally = [], 0, 0
     for prompt, answer in answers.items():
-        by_setting = read(answer, of_setting(STOPS, prompt))
-        literally = read(answer, literal(STOPS))
+        by_setting = read(answer, StopRules.from_setting(STOPS, prompt))
+        literally = read(answer, StopRules.literal(STOPS))
         whole += by_setting.stop is None
         whole_literally += literally.stop is None
         cells = [f"{_part(reading, answer)}" for reading in (by_setting, literally)]

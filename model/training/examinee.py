@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from services.contract.messages import ChatRequest, Turn
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
-from services.inference.engine.output.answer import TextChunk
+from services.inference.engine.output.generated_text import TextChunk
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.models import load
 from services.inference.settings import InferenceSettings
@@ -64,7 +64,7 @@ class Examinee:
         for number, question in enumerate(questions):
             sampling = replace(self._sampling, seed=self._seed * 1_000_003 + number)
             turns = [Turn("", *exchange) for exchange in question.said]
-            prompt = self._model.template.prompt(
+            prompt = self._model.template.session_prompt(
                 question.system, turns, question.prompt, sampling.max_tokens or 0
             )
             sampler = self._model.backend.sampler(sampling)

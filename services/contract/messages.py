@@ -52,9 +52,8 @@ class JsonObjectFormat(ResponseFormat, frozen=True, tag="json_object"):
 
 class JsonSchema(Struct, frozen=True, omit_defaults=True):
     """
-    A schema that the answer must match. Keywords that can't be enforced
-    (services/contract/schemas.py) are rejected by name with `strict`, and ignored without it. The
-    model does not see the `description`.
+    A schema that the answer must match. Keywords that can't be enforced are rejected by name with
+    `strict`, and ignored without it. The model does not see the `description`.
     """
 
     schema: dict[str, Any]

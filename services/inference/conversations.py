@@ -11,7 +11,7 @@ from services.inference import origins, preparation
 from services.inference.answers import AnswerTokens
 from services.inference.calls import InFlightRequest
 from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
-from services.inference.engine.prompt.conversation import KnownAnswers
+from services.inference.engine.prompt.chat_template import KnownAnswers
 from services.inference.models import LoadedModel
 from services.inference.pool import Pool
 from services.inference.sessions import HistoryClient

@@ -14,7 +14,8 @@ from services.contract.messages import ModelInfo
 from services.inference.engine.backend import Backend
 from services.inference.engine.llama import Llama, ModelError
 from services.inference.engine.prompt import templates
-from services.inference.engine.prompt.chat_template import ChatTemplate, NoTemplate, TemplateError
+from services.inference.engine.prompt.chat_template import ChatTemplate, NoTemplate
+from services.inference.engine.prompt.template_renderer import TemplateError
 from services.inference.model_files import MODELS, check, find, model_name, parts_of
 from services.inference.model_files import adapters as adapters_of
 from services.inference.settings import InferenceSettings
@@ -35,7 +36,7 @@ class LoadedModel(NamedTuple):
     @property
     def why_no_chat(self) -> str | None:
         """Why it can't chat, if it has no chat template."""
-        return self.template.why if isinstance(self.template, NoTemplate) else None
+        return self.template.reason if isinstance(self.template, NoTemplate) else None
 
     def adapter(self, name: str | None) -> int:
         """The number of the adapter that is meant. Raises ServiceError(model_not_found)."""

@@ -8,7 +8,7 @@ from services.contract.errors import ServiceError
 from services.contract.history import Context
 from services.contract.messages import ChatRequest, Resume, ResumeState
 from services.inference.calls import InFlightRequest
-from services.inference.engine.output.resume import check_resumable
+from services.inference.engine.output.resume import check_token_ids
 from services.inference.engine.prompt.chat_template import RenderedPrompt
 from services.inference.models import LoadedModel
 
@@ -64,7 +64,7 @@ def check(resume: Resume, call: InFlightRequest, model: LoadedModel) -> None:
     if not origin.prompt or len(origin.prompt) % 4:
         raise ServiceError("invalid_request", "The field `resume` has no whole tokens as `prompt`.")
     tokens = prompt(origin)
-    check_resumable(tokens, model.backend)
+    check_token_ids(tokens, model.backend)
     if len(tokens) + max(1, len(resume.token_ids)) > model.backend.context:
         raise ServiceError(
             "context_length_exceeded",

@@ -11,11 +11,10 @@ from services.contract.messages import ChatRequest, ResumeState, Sampling
 from services.inference import origins
 from services.inference.calls import InFlightRequest
 from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
-from services.inference.engine.output.answer import GeneratedText
+from services.inference.engine.output.generated_text import GeneratedText
 from services.inference.engine.output.resume import resumed_answer
-from services.inference.engine.output.stops import StopRules, literal, of_setting
-from services.inference.engine.prompt.chat_template import RenderedPrompt
-from services.inference.engine.prompt.conversation import KnownAnswers
+from services.inference.engine.output.stops import StopRules
+from services.inference.engine.prompt.chat_template import KnownAnswers, RenderedPrompt
 from services.inference.engine.sampling import constraints
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.models import LoadedModel
@@ -43,7 +42,7 @@ def _least_tokens(model: LoadedModel, request: ChatRequest) -> tuple[str, int]:
     messages = request.messages or ()
     texts = [message.text.strip() for message in messages if message.role != "assistant"]
     texts = texts if messages else [request.text or request.prompt.strip()]
-    least = sum(len(text.encode()) for text in texts) // model.template.longest_token
+    least = sum(len(text.encode()) for text in texts) // model.template.max_token_bytes
     return ("messages", max(least, len(messages))) if messages else ("prompt", least)
 
 
@@ -60,13 +59,13 @@ def prompt(
     """
     request = call.request
     if request.text is not None:
-        found = model.template.plain(request.text, MIN_ROOM)
+        found = model.template.raw_prompt(request.text, MIN_ROOM)
     elif request.messages is not None:
         tools = () if request.tool_choice == "none" else request.tools or ()
-        found = model.template.conversation(request.messages, tools, MIN_ROOM, answers)
+        found = model.template.conversation_prompt(request.messages, tools, MIN_ROOM, answers)
     else:
         turns, question, most = context.turns, request.prompt, call.sampling.max_tokens or 1
-        found = model.template.prompt(system, turns, question, most, answers, since)
+        found = model.template.session_prompt(system, turns, question, most, answers, since)
     if not found.tokens:
         raise ServiceError("invalid_request", "The chat template makes nothing of this prompt.")
     return found
@@ -85,11 +84,13 @@ def ahead(
     is_newest = bool(turns) and turns[-1].request_id == call.request_id
     if not is_newest or call.request.seed is not None:
         return None
-    likely = model.template.prompt(system, turns, call.request.prompt, most, answers, call.since)
+    likely = model.template.session_prompt(
+        system, turns, call.request.prompt, most, answers, call.since
+    )
     if not likely.kept or turns[likely.dropped].request_id == call.since:
         return None
     call.since = turns[likely.dropped].request_id
-    other = model.template.prompt(system, turns[likely.dropped :], "", most, answers)
+    other = model.template.session_prompt(system, turns[likely.dropped :], "", most, answers)
     known = list(commonprefix((likely.tokens, other.tokens)))
     session = prompts.conversation_key(call.tenant, call.request)
     return IdlePrompt(known, call.adapter, session, call.tenant)
@@ -121,8 +122,8 @@ def sampling(model: LoadedModel, filled_in: Sampling, tokens: int) -> Sampling:
 def _stops(model: LoadedModel, call: InFlightRequest) -> StopRules:
     strings = call.sampling.stop or ()
     if call.request.stop is not None:
-        return literal(strings)
-    return of_setting(strings, call.request.prompt, model.template.opens_reasoning)
+        return StopRules.literal(strings)
+    return StopRules.from_setting(strings, call.request.prompt, model.template.opens_reasoning)
 
 
 def sequence(model: LoadedModel, call: InFlightRequest, origin: ResumeState) -> Sequence:
@@ -160,5 +161,5 @@ def _call_form(model: LoadedModel, call: InFlightRequest) -> str | None:
     request = call.request
     if not request.tools:
         return None
-    answer, several = constraints.answer_lark(call.sampling), request.parallel_tool_calls
-    return model.template.functions.call(request.tools, request.tool_choice, several, answer)
+    answer, several = constraints.response_format_lark(call.sampling), request.parallel_tool_calls
+    return model.template.tools.call_grammar(request.tools, request.tool_choice, several, answer)

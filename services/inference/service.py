@@ -35,7 +35,7 @@ from services.inference.contact import NatsWatch
 from services.inference.conversations import Conversations
 from services.inference.engine.backend import ComputeFailure, ConstraintFailure
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
-from services.inference.engine.output.answer import TextChunk
+from services.inference.engine.output.generated_text import TextChunk
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.models import LoadedModel
 from services.inference.pool import Pool
@@ -98,7 +98,7 @@ class ChatService:
             settings.model_cache * 2**20,
             emit=lambda outputs: _from_thread(loop, self._hand_out, outputs),
             on_death=lambda: _from_thread(loop, self._die),
-            public_prefixes=model.template.heads(settings.chat_system_prompt.strip()),
+            public_prefixes=model.template.shared_prefixes(settings.chat_system_prompt.strip()),
         )
 
     @property

@@ -72,7 +72,9 @@ class TokenService:
 
     def _tokenize(self, request: TokenizeRequest) -> TokenizeReply:
         template = self._model.template
-        tokens = template.tokenize(template.begun(""), special=True) if request.add_special else []
+        tokens = (
+            template.tokenize(template.with_bos(""), special=True) if request.add_special else []
+        )
         tokens += template.tokenize(request.text, request.parse_special)
         if request.with_pieces and len(tokens) > MAX_PIECES:
             raise ServiceError(
@@ -98,7 +100,7 @@ class TokenService:
         if request.messages is None:
             raise ServiceError("invalid_request", "The field `messages` is missing.")
         tools = () if request.tool_choice == "none" else request.tools or ()
-        return TokenCount(len(self._model.template.tokens_of(request.messages, tools)))
+        return TokenCount(len(self._model.template.tokenize_conversation(request.messages, tools)))
 
     def _piece(self, token: int) -> TokenPiece:
         data = self._model.backend.piece(token)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from services.inference.engine.backend import Chunk, SampleResult, SequenceState
-from services.inference.engine.sampling.candidates import Candidates
-from services.inference.engine.sampling.sampler import SamplerChain
+from services.inference.engine.sampling.sampler import Candidates, SamplerChain
 from tests.inference.fake_backend import FakeState
 from tests.inference.vocabulary import Vocabulary
 

@@ -16,7 +16,7 @@ from services.inference.engine.backend import (
     SpecialToken,
 )
 from services.inference.engine.sampling import constraints
-from services.inference.engine.sampling.vocabulary import Vocabulary
+from services.inference.engine.sampling.grammar import Vocabulary
 
 END = 256
 NAN = 0  # where an answer has this byte, the model computes no numbers
@@ -30,8 +30,8 @@ class Script:
     """
 
     def __init__(self, sampling: Sampling, call: str | None = None) -> None:
-        constraints.check_bias(sampling, VOCABULARY)
-        self.grammar = constraints.grammar(sampling, call, VOCABULARY)
+        constraints.check_logit_bias(sampling, VOCABULARY)
+        self.grammar = constraints.compile_grammar(sampling, call, VOCABULARY)
         self.said: list[int] = []
         self.answer: list[int] | None = None
         self.closed = False

@@ -31,7 +31,7 @@ def load(path: Path, template: str = "") -> models.LoadedModel:
 def said_by(model: models.LoadedModel) -> list[int]:
     """Return the first tokens of an answer."""
     sampler = model.backend.sampler(Sampling(temperature=0))
-    tokens = model.template.prompt("", (), "Who are you?", 10).tokens
+    tokens = model.template.session_prompt("", (), "Who are you?", 10).tokens
     said: list[int] = []
     while len(said) < 8:
         chunk = Chunk(0, model.backend.length(0), tokens, sampler)
@@ -155,14 +155,14 @@ def test_model_without_template_completes_texts_and_refuses_chats(
 ) -> None:
     model = load(without_template(tmp_path / "base.gguf"))
     assert model.why_no_chat and "has no chat template" in model.why_no_chat
-    tokens = model.template.plain("Once upon a time", 10).tokens
+    tokens = model.template.raw_prompt("Once upon a time", 10).tokens
     assert tokens == model.backend.tokenize("Once upon a time", special=True)
     why = r"base\.gguf has no chat template.* MODEL_CHAT_TEMPLATE .*chatml, gemma, .*completions"
     message = ChatMessage("user", "hi")
     for ask in (
-        lambda: model.template.prompt("", (), "hi", 10),
-        lambda: model.template.conversation([message], (), 10),
-        lambda: model.template.tokens_of([message], ()),
+        lambda: model.template.session_prompt("", (), "hi", 10),
+        lambda: model.template.conversation_prompt([message], (), 10),
+        lambda: model.template.tokenize_conversation([message], ()),
     ):
         with pytest.raises(ServiceError, match=why) as error:
             ask()
@@ -177,12 +177,14 @@ def test_a_chat_template_is_chosen_by_its_name_or_its_file(tmp_path: Path) -> No
     for chosen in ("chatml", str(tmp_path / "mine.jinja")):
         model = load(path, chosen)
         assert model.why_no_chat is None
-        tokens = model.template.prompt("", (), "hi", 10).tokens
+        tokens = model.template.session_prompt("", (), "hi", 10).tokens
         shown[chosen] = b"".join(map(model.backend.piece, tokens)).decode()
         model.backend.close()
     assert shown == {"chatml": "user\nhi\nassistant\n", str(tmp_path / "mine.jinja"): "[hi]"}
     model = load(DEMO, str(tmp_path / "mine.jinja"))  # overrides the file's own template
-    assert model.template.prompt("", (), "hi", 10).tokens == model.backend.tokenize("[hi]", True)
+    assert model.template.session_prompt("", (), "hi", 10).tokens == model.backend.tokenize(
+        "[hi]", True
+    )
     model.backend.close()
 
 

@@ -102,7 +102,7 @@ async def test_it_is_drawn_as_it_began_though_the_request_names_no_seed(
         ({"adapter": "another"}, "model_not_found", "begun by another model"),
         ({"prompt": b""}, "invalid_request", "no whole tokens"),
         ({"prompt": b"123"}, "invalid_request", "no whole tokens"),
-        ({"prompt": b"\xff\xff\xff\xff"}, "invalid_request", "none of the model's"),
+        ({"prompt": b"\xff\xff\xff\xff"}, "invalid_request", "not in the model's vocabulary"),
         ({"prompt": b"h\0\0\0" * 2000}, "context_length_exceeded", "MODEL_CONTEXT"),
     ],
     ids=str,

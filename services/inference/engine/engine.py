@@ -18,7 +18,7 @@ from services.inference.engine.backend import (
 )
 from services.inference.engine.kv_cache.idle_prefill import IdlePrefill, IdlePrompt
 from services.inference.engine.kv_cache.slots import Slots
-from services.inference.engine.output.answer import TextChunk
+from services.inference.engine.output.generated_text import TextChunk
 from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, SchedulerLimits
 from services.inference.engine.scheduling.prefill_budget import Throughput
 from services.inference.engine.scheduling.scheduler import Scheduler, Step
@@ -206,15 +206,15 @@ class Engine:
         self._finish_if_due(sequence)
 
     def _finish_if_due(self, sequence: Sequence) -> None:
-        if sequence.answer.reason:
-            self._finish(sequence, sequence.answer.reason)
+        if sequence.answer.finish_reason:
+            self._finish(sequence, sequence.answer.finish_reason)
         elif sequence.length == self._backend.context:
             self._finish(sequence, "length")
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         answer = sequence.answer
-        if not answer.reason:
-            answer.cut(reason)
+        if not answer.finish_reason:
+            answer.interrupt(reason)
         self._end(sequence, Finished(reason, sequence.usage, sequence.timings, answer.stop_string))
 
     def _fail(self, sequences: Iterable[Sequence], message: str) -> None:
@@ -238,7 +238,7 @@ class Engine:
         self._flush()
 
     def _put_text(self, sequence: Sequence) -> None:
-        if chunk := sequence.answer.take():
+        if chunk := sequence.answer.take_chunk():
             self._put(sequence, chunk)
             sequence.last_emit_at = sequence.last_token_at
 

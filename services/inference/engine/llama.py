@@ -27,11 +27,10 @@ from services.inference.engine.backend import (
     SequenceState,
     SpecialToken,
 )
-from services.inference.engine.prompt import text_splitting
+from services.inference.engine.prompt.tokenizer import MAX_PART_CHARS
 from services.inference.engine.sampling import constraints
-from services.inference.engine.sampling.candidates import Candidates
-from services.inference.engine.sampling.sampler import SamplerChain
-from services.inference.engine.sampling.vocabulary import Vocabulary
+from services.inference.engine.sampling.grammar import Vocabulary
+from services.inference.engine.sampling.sampler import Candidates, SamplerChain
 from services.inference.engine.scheduling.batch_grouping import BatchGrouping
 from services.inference.engine.threads import DeepStackThreads
 
@@ -127,7 +126,7 @@ class Llama:
         data = text.encode()
         if len(text) <= MAX_CHARS_ON_ANY_STACK:
             return self._tokenize(data, special)
-        if len(text) > text_splitting.MAX_CHARS:
+        if len(text) > MAX_PART_CHARS:
             raise ValueError(f"A text of {len(text)} characters must be tokenized in parts.")
         return _tokenizer_threads().submit(lambda: self._tokenize(data, special)).result()
 
@@ -159,8 +158,8 @@ class Llama:
         return token in self._vocabulary.ends
 
     def sampler(self, sampling: Sampling, call: str | None = None) -> SamplerChain:
-        constraints.check_bias(sampling, self._vocabulary)
-        grammar = constraints.grammar(sampling, call, self._vocabulary)
+        constraints.check_logit_bias(sampling, self._vocabulary)
+        grammar = constraints.compile_grammar(sampling, call, self._vocabulary)
         return SamplerChain(self._vocabulary, self._candidates, sampling, grammar)
 
     def decode(self, chunks: Sequence[Chunk]) -> Sequence[SampleResult | None]:
@@ -285,7 +284,7 @@ class Llama:
 @cache
 def _tokenizer_threads() -> DeepStackThreads:
     """Return the threads that tokenize long texts, about as many as there are callers at once."""
-    return DeepStackThreads("tokenizing", 2, STACK_BYTES_PER_CHAR * text_splitting.MAX_CHARS)
+    return DeepStackThreads("tokenizing", 2, STACK_BYTES_PER_CHAR * MAX_PART_CHARS)
 
 
 def _bytes(state: npt.NDArray[np.uint8]) -> ctypes.Array[ctypes.c_uint8]:

@@ -8,7 +8,7 @@ import pytest
 from services.contract.messages import Sampling
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
 from services.inference.engine.llama import Llama, ModelError
-from services.inference.engine.output.answer import TextChunk
+from services.inference.engine.output.generated_text import TextChunk
 from services.inference.engine.prompt.chat_template import ChatTemplate
 from services.inference.engine.scheduling.limits import SchedulerLimits
 from services.inference.engine.scheduling.sequence import Sequence
@@ -30,7 +30,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llama]:
 def question(llama: Llama, key: str, adapter: int) -> Sequence:
     assert llama.template is not None
     template = ChatTemplate(llama.template, llama, bos=llama.bos, eos=llama.eos, adds_bos=False)
-    tokens = template.prompt("", (), QUESTION, 1).tokens
+    tokens = template.session_prompt("", (), QUESTION, 1).tokens
     return Sequence(key, tokens, GREEDY, llama.sampler(GREEDY), adapter)
 
 

@@ -8,7 +8,7 @@ from services.inference.engine.backend import ComputeFailure, ConstraintFailure
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
 from services.inference.engine.kv_cache import prefix
 from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
-from services.inference.engine.output.answer import TextChunk
+from services.inference.engine.output.generated_text import TextChunk
 from services.inference.engine.scheduling.limits import SchedulerLimits
 from services.inference.engine.scheduling.sequence import Sequence
 from tests.inference.fake_backend import FakeBackend

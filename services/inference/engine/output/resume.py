@@ -1,15 +1,16 @@
 """
-An answer that was begun elsewhere: its tokens are said again without being computed, so that all
-that depends on them (draws, penalties, grammar, stop strings, loops) is as it was after the last.
+Resumes an answer that another worker began. Its tokens are replayed through the sampler and the
+stop rules, and then prefilled in one pass: random draws, penalties, grammar, stop strings and the
+loop guard end up in the state that they had after the last token.
 """
 
+import codecs
 from collections.abc import Sequence
 
 from services.contract.errors import ServiceError
 from services.contract.messages import Resume, Sampling
 from services.inference.engine.backend import Backend, ConstraintFailure, Sampler
-from services.inference.engine.output.answer import GeneratedText
-from services.inference.engine.output.detokenizer import Detokenizer
+from services.inference.engine.output.generated_text import GeneratedText
 from services.inference.engine.output.stops import StopRules
 
 
@@ -21,26 +22,27 @@ def resumed_answer(
     stops: StopRules | None = None,
 ) -> GeneratedText:
     """
-    `sampler` is a new one, and then as it was there; it is closed where this raises
-    ServiceError(invalid_request). May take a second, for a grammar.
+    Return the answer with the tokens of `resume`, and advance the new `sampler` by them. Closes the
+    sampler and raises ServiceError(invalid_request) if they can't be tokens of this answer. May
+    take a second with a grammar.
     """
     try:
-        check_resumable(resume.token_ids, backend)
-        if not _text(resume.token_ids, backend).startswith(resume.text):
-            raise _refusal("its text is not what its ids say")
-        return _say_again(resume, GeneratedText(sampling, stops), sampler, backend)
+        check_token_ids(resume.token_ids, backend)
+        if not _decode(resume.token_ids, backend).startswith(resume.text):
+            raise _refusal("the tokens do not decode to the text")
+        return _replay(resume, GeneratedText(sampling, stops), sampler, backend)
     except ServiceError:
         sampler.close()
         raise
 
 
-def check_resumable(tokens: Sequence[int], backend: Backend) -> None:
-    """Whether the model has them all. Raises ServiceError(invalid_request)."""
+def check_token_ids(tokens: Sequence[int], backend: Backend) -> None:
+    """Raise ServiceError(invalid_request) if a token is not in the model's vocabulary."""
     if not all(0 <= token < backend.vocabulary_size for token in tokens):
-        raise _refusal("one of its tokens is none of the model's")
+        raise _refusal("a token is not in the model's vocabulary")
 
 
-def _say_again(
+def _replay(
     resume: Resume, answer: GeneratedText, sampler: Sampler, backend: Backend
 ) -> GeneratedText:
     for token in resume.token_ids:
@@ -48,16 +50,17 @@ def _say_again(
         if isinstance(chosen, ConstraintFailure):
             raise _refusal(chosen.message)
         answer.push(chosen, backend.piece(token), backend.is_end(token))
-        if answer.reason:
+        if answer.finish_reason:
             break
-    answer.was_sent(len(resume.text))
+    answer.skip_sent(len(resume.text))
     return answer
 
 
-def _text(ids: Sequence[int], backend: Backend) -> str:
-    detokenizer = Detokenizer()
-    return "".join(detokenizer.push(backend.piece(token)) for token in ids)
+def _decode(tokens: Sequence[int], backend: Backend) -> str:
+    """Return the text without an incomplete character at the end."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return decoder.decode(b"".join(map(backend.piece, tokens)))
 
 
-def _refusal(why: str) -> ServiceError:
-    return ServiceError("invalid_request", f"The answer can't be resumed: {why}.")
+def _refusal(reason: str) -> ServiceError:
+    return ServiceError("invalid_request", f"The answer can't be resumed: {reason}.")

@@ -1,26 +1,28 @@
 """
-Stop strings in a stream: none leaks, not even in part, and no character waits longer than it must.
+Stop strings in streamed text: no part of one is ever sent, and no character is held back that
+could not begin one.
 
-A request's own `stop` is literal. The strings of CHAT_STOP end what a model appends to its answer,
-but most of them also occur in ordinary answers, so they match only in certain places.
+The `stop` of a request matches literally. The strings of CHAT_STOP end what a model appends to its
+answer, such as an invented user turn; most of them also occur in ordinary answers, so they match
+only in certain places.
 """
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-_FENCE = re.compile(r"[\s>]*(?:(?:[-*+]|\d+[.)])\s*)?(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)\Z")
-_ANNOUNCES = re.compile(r"\s*#|.*[:：][*_\s]*\Z|\s*\*\*[^*]+\*\*\s*\Z")  # colon, heading, bold
+_CODE_FENCE = re.compile(r"[\s>]*(?:(?:[-*+]|\d+[.)])\s*)?(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)\Z")
+_ANNOUNCEMENT = re.compile(r"\s*#|.*[:：][*_\s]*\Z|\s*\*\*[^*]+\*\*\s*\Z")  # heading, colon, bold
 _LABEL = re.compile(r"[^:：]{1,64}[:：]")
 _WORD = re.compile(r"\w")
-_OPEN, _CLOSE = "<think>", "</think>"
+_BEGIN_REASONING, _END_REASONING = "<think>", "</think>"
 
 
-class Rule(NamedTuple):
+class StopRule(NamedTuple):
     """
-    A stop string. `text` matches everywhere if it is literal, else in prose; a label, such as
-    `User:`, only if the answer does not call for such a line. `name` is the string as in the
-    request or CHAT_STOP.
+    One stop string: `name` as in the request or CHAT_STOP, `text` as it is searched. A literal rule
+    matches everywhere, another one only in prose; a label, such as `User:`, only if the answer does
+    not announce or use such lines itself.
     """
 
     name: str
@@ -30,96 +32,94 @@ class Rule(NamedTuple):
 
 
 class StopRules(NamedTuple):
-    rules: tuple[Rule, ...] = ()
-    openers: tuple[
-        str, ...
-    ] = ()  # a one-line paragraph that begins so is removed with the label after it
-    is_thinking: bool = False  # at the start of the answer
-
-
-def literal(strings: Sequence[str]) -> StopRules:
-    """Return the rules of a request's own `stop`, as in OpenAI's API."""
-    return StopRules(tuple(Rule(string, string, is_literal=True) for string in strings))
-
-
-def of_setting(strings: Sequence[str], prompt: str, is_thinking: bool = False) -> StopRules:
     """
-    Return the rules of CHAT_STOP for an answer to `prompt`. No string matches in code or reasoning
-    (`<think>`), and one that begins with a newline only after some text.
-
-    A label begins with a letter and ends with a colon ("Example:"), or begins with a letter after a
-    newline. It matches at the start of a line: after a blank line, or after any line if the string
-    has the newline; unless the prompt mentions it, a line such as "Here is a quiz:" announces it,
-    or the answer begins with it or has used it before.
-
-    Other phrases ("Let me") start ordinary sentences. They match only in the line before a label,
-    which is removed with it.
+    The stop strings of one answer. A one-line paragraph that begins with one of `openers` is
+    removed together with the label after it.
     """
-    rules, openers = [], []
-    for string in strings:
-        if not string.lstrip("\n")[:1].isalpha():
-            rules.append(Rule(string, string))
-        elif not string.startswith("\n") and not string.rstrip().endswith((":", "：")):
-            openers.append(string)
-        elif not _is_named(string, prompt):
-            text = string if string.startswith("\n") else f"\n\n{string}"
-            rules.append(Rule(string, text, is_label=True))
-    return StopRules(tuple(rules), tuple(openers), is_thinking)
+
+    rules: tuple[StopRule, ...] = ()
+    openers: tuple[str, ...] = ()
+    starts_in_reasoning: bool = False
+
+    @classmethod
+    def literal(cls, strings: Sequence[str]) -> Self:
+        """Return the rules of a request's own `stop`, as in OpenAI's API."""
+        return cls(tuple(StopRule(string, string, is_literal=True) for string in strings))
+
+    @classmethod
+    def from_setting(
+        cls, strings: Sequence[str], prompt: str, starts_in_reasoning: bool = False
+    ) -> Self:
+        """
+        Return the rules of CHAT_STOP for an answer to `prompt`. No string matches in code or in
+        reasoning (`<think>`), and one that begins with a newline only after some text.
+
+        A label begins with a letter and ends with a colon ("Example:"), or begins with a letter
+        after a newline. It matches at the start of a line: after a blank line, or after any line if
+        the string has the newline; unless the prompt mentions it, a line such as "Here is a quiz:"
+        announces it, or the answer begins with it or has used it before.
+
+        Other phrases ("Let me") begin ordinary sentences. They are openers, and match only in the
+        line before a label.
+        """
+        rules, openers = [], []
+        for string in strings:
+            if not string.lstrip("\n")[:1].isalpha():
+                rules.append(StopRule(string, string))
+            elif not string.startswith("\n") and not string.rstrip().endswith((":", "：")):
+                openers.append(string)
+            elif not _mentions(prompt, string):
+                text = string if string.startswith("\n") else f"\n\n{string}"
+                rules.append(StopRule(string, text, is_label=True))
+        return cls(tuple(rules), tuple(openers), starts_in_reasoning)
 
 
-def _is_named(label: str, prompt: str) -> bool:
-    """Return whether the prompt mentions the label, also in the plural ("two questions")."""
+def _mentions(prompt: str, label: str) -> bool:
+    """Return whether the prompt contains the word, also in the plural ("two questions")."""
     word = re.escape(label.strip("\n:： "))
     return re.search(rf"\b{word}s?\b", prompt, re.IGNORECASE) is not None
 
 
-class _Place(NamedTuple):
-    """The state of an answer after some of its text."""
+class _Position(NamedTuple):
+    """The state of a Markdown text after some of its characters."""
 
     line: str = ""  # the unfinished last line
-    before: str = ""  # the last complete line with a word, or the end of a code block
-    fence: str = ""  # the one that opened the current code block
-    is_thinking: bool = False
-    used: frozenset[str] = frozenset()  # labels at the start of earlier lines
+    previous: str = ""  # the last complete line with a word, or the end of a code block
+    fence: str = ""  # the mark that opened the current code block
+    is_reasoning: bool = False
+    labels: frozenset[str] = frozenset()  # at the start of earlier lines
 
-    def after(self, text: str) -> "_Place":
+    def advance(self, text: str) -> "_Position":
         *lines, rest = (self.line + text).split("\n")
-        place = self
+        position = self
         for line in lines:
-            place = place._with(line)
-        return place._replace(line=rest)
+            position = position._complete(line)
+        return position._replace(line=rest)
 
-    @property
-    def has_text(self) -> bool:
-        return bool(self._with(self.line).before)
+    def allows(self, rule: StopRule, follows_opener: bool) -> bool:
+        """Return whether the rule matches here."""
+        here = self._complete(self.line)
+        is_code = self.line.count("`") % 2 and not _CODE_FENCE.match(self.line)
+        if here.fence or here.is_reasoning or is_code:
+            return False
+        if rule.text.startswith("\n") and not here.previous:
+            return False
+        if not rule.is_label or follows_opener:
+            return True
+        is_announced = _ANNOUNCEMENT.match(here.previous) is not None
+        return not is_announced and rule.text.lstrip("\n") not in here.labels
 
-    @property
-    def is_prose(self) -> bool:
-        """Whether this is neither code nor reasoning."""
-        place = self._with(self.line)
-        is_code = self.line.count("`") % 2 and not _FENCE.match(self.line)
-        return not (place.fence or place.is_thinking or is_code)
-
-    def has_used(self, label: str) -> bool:
-        return label in self._with(self.line).used
-
-    @property
-    def is_announcement(self) -> bool:
-        """Whether the last line announces what follows."""
-        return _ANNOUNCES.match(self._with(self.line).before) is not None
-
-    def _with(self, line: str) -> "_Place":
+    def _complete(self, line: str) -> "_Position":
         """Return the state after this complete line, which began with `self.line`."""
-        if self.is_thinking or not self.before and line.lstrip().startswith(_OPEN):
-            _, close, rest = line.partition(_CLOSE)
-            place = _Place(is_thinking=not close)
-            return place._with(rest) if close else place
-        if fence := _FENCE.match(line):
-            return self._replace(fence=self._fence_after(fence), before=line)
-        if self.fence or not line.strip() or self.before and not _WORD.search(line):
+        if self.is_reasoning or not self.previous and line.lstrip().startswith(_BEGIN_REASONING):
+            _, end, rest = line.partition(_END_REASONING)
+            return _Position()._complete(rest) if end else _Position(is_reasoning=True)
+        if fence := _CODE_FENCE.match(line):
+            return self._replace(fence=self._fence_after(fence), previous=line)
+        if self.fence or not line.strip() or self.previous and not _WORD.search(line):
             return self
         label = _LABEL.match(line)
-        return self._replace(before=line, used=self.used | {label[0]} if label else self.used)
+        return self._replace(previous=line, labels=self.labels | ({label[0]} if label else set()))
 
     def _fence_after(self, found: re.Match[str]) -> str:
         if not self.fence:
@@ -128,75 +128,73 @@ class _Place(NamedTuple):
         return "" if closes else self.fence
 
 
-class Text(NamedTuple):
-    """Text that can be sent, and the stop string that followed it, if any."""
+class StopResult(NamedTuple):
+    """Text that can be sent, and the name of the stop string after it, if there is one."""
 
-    out: str
+    text: str
     stop: str | None = None
 
 
 class StopBuffer:
-    """
-    Holds back the longest end of the text that a stop string could begin with, and nothing
-    more.
-    """
+    """Holds back the longest suffix of the text that a stop string could begin with."""
 
     def __init__(self, stops: StopRules) -> None:
         self._rules = stops.rules
-        self._texts = [rule.text for rule in stops.rules]
-        self._openings = [*self._texts, *(f"\n\n{opener}" for opener in stops.openers)]
+        self._strings = [rule.text for rule in stops.rules]
+        self._prefixes = [*self._strings, *(f"\n\n{opener}" for opener in stops.openers)]
         openers = "|".join(map(re.escape, stops.openers))
-        self._introduction = re.compile(rf"\n\n(?:{openers})[^\n]*\n*\Z" if openers else r"(?!)")
-        self._place = _Place(is_thinking=stops.is_thinking)
+        self._opener = re.compile(rf"\n\n(?:{openers})[^\n]*\n*\Z" if openers else r"(?!)")
+        self._position = _Position(is_reasoning=stops.starts_in_reasoning)
         self._held = ""
 
-    def push(self, text: str) -> Text:
+    def push(self, text: str) -> StopResult:
+        """Return the text that can be sent now. After a stop string nothing more is pushed."""
         text = self._held + text
         if found := self._first_stop(text):
-            at, rule = found
+            end, rule = found
             self._held = ""
-            introduction = self._introduction.search(text[:at]) if rule.is_label else None
-            return Text(text[: introduction.start() if introduction else at], rule.name)
-        keep = _beginning_of_one(self._openings, text)
-        introduction = self._introduction.search(text[:keep])
-        return Text(self._release(text, introduction.start() if introduction else keep))
+            end = self._opener_start(text[:end]) if rule.is_label else end
+            return StopResult(text[:end], rule.name)
+        end = _held_back_from(self._prefixes, text)
+        return StopResult(self._release(text, self._opener_start(text[:end])))
 
     def flush(self) -> str:
         """Return the held-back text at the end of the answer: it is no stop string."""
-        held, self._held = self._held, ""
-        return held
+        text, self._held = self._held, ""
+        return text
 
-    def cut(self) -> str:
-        """Return the held-back text of a cut answer, without half of a stop string."""
-        return self._release(self._held, _beginning_of_one(self._texts, self._held))
+    def flush_interrupted(self) -> str:
+        """Return the held-back text of an interrupted answer without half of a stop string."""
+        return self._release(self._held, _held_back_from(self._strings, self._held))
 
     def _release(self, text: str, end: int) -> str:
         self._held = text[end:]
-        self._place = self._place.after(text[:end])
+        self._position = self._position.advance(text[:end])
         return text[:end]
 
-    def _first_stop(self, text: str) -> tuple[int, Rule] | None:
-        found = [(at, rule) for rule in self._rules if (at := self._find(rule, text)) >= 0]
+    def _opener_start(self, text: str) -> int:
+        """Return where an opener at the end of the text starts, else the length of the text."""
+        opener = self._opener.search(text)
+        return opener.start() if opener else len(text)
+
+    def _first_stop(self, text: str) -> tuple[int, StopRule] | None:
+        found = [(start, rule) for rule in self._rules if (start := self._find(rule, text)) >= 0]
         return min(found, key=lambda found: found[0], default=None)
 
-    def _find(self, rule: Rule, text: str) -> int:
-        at = text.find(rule.text)
-        while at >= 0 and not self._counts(rule, text[:at]):
-            at = text.find(rule.text, at + 1)
-        return at
+    def _find(self, rule: StopRule, text: str) -> int:
+        start = text.find(rule.text)
+        while start >= 0 and not self._matches(rule, text[:start]):
+            start = text.find(rule.text, start + 1)
+        return start
 
-    def _counts(self, rule: Rule, before: str) -> bool:
+    def _matches(self, rule: StopRule, before: str) -> bool:
         if rule.is_literal:
             return True
-        place = self._place.after(before)
-        if not place.is_prose or rule.text.startswith("\n") and not place.has_text:
-            return False
-        if not rule.is_label or self._introduction.search(before):
-            return True
-        return not place.is_announcement and not place.has_used(rule.text.lstrip("\n"))
+        follows_opener = rule.is_label and self._opener.search(before) is not None
+        return self._position.advance(before).allows(rule, follows_opener)
 
 
-def _beginning_of_one(strings: Sequence[str], text: str) -> int:
+def _held_back_from(strings: Sequence[str], text: str) -> int:
     """Return the start of the longest suffix of `text` that is a proper prefix of a string."""
     longest = max(map(len, strings), default=1)
     for start in range(max(0, len(text) - longest + 1), len(text)):

@@ -1,5 +1,6 @@
 """
-Text to tokens, and which of them only the template may say. Knows no Jinja and no conversation.
+Tokenizes prompts so that text written by people never becomes a token that separates roles. Knows
+no Jinja and no conversation.
 """
 
 import re
@@ -9,14 +10,17 @@ from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from services.inference.engine.backend import Backend
-from services.inference.engine.prompt import text_splitting
 
-_WINDOW = 2**16  # characters searched at once: the search holds the GIL
-_ANCHOR = "\n"  # no tokenizer that puts a space before a text has a token that goes on from it
+MAX_PART_CHARS = 2**13
+# Where tokenizers always start a new token: at the start of a line, else of a word.
+_LINE = re.compile(r"(?s).*\S\n(?=[^\W_])")
+_WORD = re.compile(r"(?s).*[^\W\d_](?= [^\W\d_]|[。，、])")
+_SEARCH_CHARS = 2**16  # searched at once: the search holds the GIL
+_ANCHOR = "\n"  # no tokenizer that puts a space before a text has a token that begins with it
 
 
-class RenderedText(NamedTuple):
-    """An answer as tokens: those that are its text's beginning, and the text that they leave."""
+class AnswerMatch(NamedTuple):
+    """The tokens of an answer that spell the beginning of its text, this text, and the rest."""
 
     tokens: list[int]
     text: str
@@ -25,105 +29,107 @@ class RenderedText(NamedTuple):
 
 class Tokenizer:
     """
-    `own` is the text that the template itself writes. `longest_token` is the maximum number of
-    bytes that one token stands for.
-
-    Markers are the tokens that could forge something: control tokens, and what the template uses.
-    A user-defined token of one character, or of spaces, is no marker: it is a letter like another.
+    The tokenizer of a model, which knows its reserved tokens: control tokens, and the special
+    tokens in `template_text`, the text that the chat template itself writes. Only the template's
+    text may become reserved tokens. User-defined tokens of one character or of spaces are ordinary
+    text. `max_token_bytes` is the maximum number of bytes of text that one token stands for.
     """
 
-    def __init__(self, backend: Backend, own: str) -> None:
+    def __init__(self, backend: Backend, template_text: str) -> None:
         self._backend = backend
         self._special = backend.special_tokens()
-        vocabulary = range(backend.vocabulary_size)
         used = {
-            id for part in text_splitting.split(own) for id in backend.tokenize(part, special=True)
+            token for part in split(template_text) for token in backend.tokenize(part, special=True)
         }
-        self._markers = {
-            id: text
-            for id, (text, is_control) in self._special.items()
-            if is_control or (id in used and len(text.strip()) > 1)
+        self._reserved = {
+            token: text
+            for token, (text, is_control) in self._special.items()
+            if is_control or (token in used and len(text.strip()) > 1)
         }
-        self._named = re.compile(any_of(self._markers.values()))
-        self._longest = max(map(len, self._markers.values()), default=0)
-        texts = (token.text.encode() for token in self._special.values())
-        self.longest_token = max(map(len, (*texts, *map(backend.piece, vocabulary))))
+        self._names = re.compile(any_of(self._reserved.values()))
+        self._longest_name = max(map(len, self._reserved.values()), default=0)
         self._anchor = backend.tokenize(_ANCHOR, special=False) if self._adds_space() else []
+        texts = (token.text.encode() for token in self._special.values())
+        pieces = map(backend.piece, range(backend.vocabulary_size))
+        self.max_token_bytes = max(map(len, (*texts, *pieces)))
 
-    def tokenize(self, text: str, special: bool, before: Sequence[int] = ()) -> list[int]:
+    def tokenize(self, text: str, special: bool, previous: Sequence[int] = ()) -> list[int]:
         """
-        Return the tokens of a text that follows the tokens `before`. With `special`, names of
-        control tokens become these. Texts over `text_splitting.MAX_CHARS` are tokenized in parts.
+        Return the tokens of a text that follows the tokens `previous`. With `special`, names of
+        special tokens become these tokens. Long texts are tokenized in parts.
         """
-        done = list(before[-1:])
-        for part in text_splitting.split(text, self._named if special else None):
-            done += self._part(part, done, special)
-        return done[len(before[-1:]) :]
+        tokens = list(previous[-1:])
+        for part in split(text, self._names if special else None):
+            tokens += self._tokenize_part(part, tokens, special)
+        return tokens[len(previous[-1:]) :]
 
-    def template(self, text: str, before: Sequence[int]) -> list[int]:
-        """Of text after the tokens `before`; what names a marker becomes one."""
-        return self.tokenize(text, special=True, before=before)
-
-    def content(self, text: str, before: Sequence[int]) -> list[int]:
-        """Of text that somebody wrote: never a marker."""
-        tokens = self.tokenize(text, special=False, before=before)
-        if not self.markers(tokens):
+    def tokenize_content(self, text: str, previous: Sequence[int] = ()) -> list[int]:
+        """Return the tokens of a text that somebody wrote, without reserved tokens."""
+        tokens = self.tokenize(text, special=False, previous=previous)
+        if not self.reserved(tokens):
             return tokens
-        # llama.cpp finds user-defined ones also where special tokens are off: they are taken apart
-        done = list(before[-1:])
-        cuts = [0, *(start + 1 for start in self._starts(text)), len(text)]
+        # llama.cpp finds user-defined tokens also without `special`: split their names
+        tokens = list(previous[-1:])
+        cuts = [0, *(start + 1 for start in self._name_starts(text)), len(text)]
         for start, end in zip(cuts, cuts[1:], strict=False):
-            done += self.tokenize(text[start:end], special=False, before=done)
-        return done[len(before[-1:]) :]
+            tokens += self.tokenize(text[start:end], special=False, previous=tokens)
+        return tokens[len(previous[-1:]) :]
 
-    def markers(self, tokens: Sequence[int]) -> list[int]:
-        return [token for token in tokens if token in self._markers]
+    def reserved(self, tokens: Iterable[int]) -> list[int]:
+        """Return those of the tokens that are reserved."""
+        return [token for token in tokens if token in self._reserved]
 
-    def names_a_marker(self, text: str) -> bool:
-        windows = range(0, len(text) or 1, _WINDOW)
-        return any(self._named.search(text, at, at + _WINDOW + self._longest) for at in windows)
+    def names_reserved(self, text: str) -> bool:
+        """Return whether the text contains the name of a reserved token."""
+        windows = range(0, len(text) or 1, _SEARCH_CHARS)
+        return any(
+            self._names.search(text, start, start + _SEARCH_CHARS + self._longest_name)
+            for start in windows
+        )
 
-    def _starts(self, text: str) -> Iterator[int]:
-        """Yield where markers start in a text, also inside other markers."""
-        at = 0
-        while found := self._named.search(text, at):
-            yield found.start()
-            at = found.start() + 1
-
-    def hide(self, value: Any, by: Callable[[str], str]) -> Any:
-        """The JSON with something else in the place of each marker that a text in it names."""
+    def replace_names(self, value: Any, replace: Callable[[str], str]) -> Any:
+        """Return the JSON with every name of a reserved token in its strings replaced."""
         if isinstance(value, str):
-            return self._named.sub(lambda found: by(found[0]), value)
+            return self._names.sub(lambda found: replace(found[0]), value)
         if isinstance(value, dict):
-            return {self.hide(key, by): self.hide(item, by) for key, item in value.items()}
+            return {
+                self.replace_names(key, replace): self.replace_names(item, replace)
+                for key, item in value.items()
+            }
         if isinstance(value, list):
-            return [self.hide(item, by) for item in value]
+            return [self.replace_names(item, replace) for item in value]
         return value
 
-    def said(self, tokens: Sequence[int], text: str) -> RenderedText:
+    def match_answer(self, tokens: Sequence[int], text: str) -> AnswerMatch:
         """
-        The longest beginning of the tokens that is a beginning of the text, in whole characters.
-
-        It ends before a marker: a role that the model forged is not repeated.
+        Return the most tokens that spell a beginning of the text, in whole characters. They end
+        before a reserved token: a role that the model forged is not repeated.
         """
         data = text.encode()
-        at = kept = end = 0
+        position = matched = end = 0
         for count, token in enumerate(tokens, start=1):
             piece = self._backend.piece(token)
-            if token in self._markers or not data.startswith(piece, at):
+            if token in self._reserved or not data.startswith(piece, position):
                 break
-            at += len(piece)
-            if at == len(data) or data[at] & 0xC0 != 0x80:  # the first byte of a character
-                kept, end = count, at
-        return RenderedText(list(tokens[:kept]), data[:end].decode(), data[end:].decode())
+            position += len(piece)
+            if position == len(data) or data[position] & 0xC0 != 0x80:  # a character starts here
+                matched, end = count, position
+        return AnswerMatch(list(tokens[:matched]), data[:end].decode(), data[end:].decode())
 
-    def _part(self, text: str, before: Sequence[int], special: bool) -> list[int]:
+    def _name_starts(self, text: str) -> Iterator[int]:
+        """Yield where names of reserved tokens start, also inside other names."""
+        position = 0
+        while found := self._names.search(text, position):
+            yield found.start()
+            position = found.start() + 1
+
+    def _tokenize_part(self, text: str, previous: Sequence[int], special: bool) -> list[int]:
         """
-        Some tokenizers (SentencePiece) put a space before a text and after a special token, and
-        nowhere else: text that goes on after other tokens gets none.
+        SentencePiece tokenizers put a space before a text and after a special token, and nowhere
+        else: text that continues other tokens gets none.
         """
-        goes_on = before and before[-1] not in self._special
-        if self._anchor and goes_on:
+        continues = previous and previous[-1] not in self._special
+        if self._anchor and continues:
             tokens = self._backend.tokenize(_ANCHOR + text, special)
             if tokens[: len(self._anchor)] == self._anchor:
                 return tokens[len(self._anchor) :]
@@ -132,6 +138,30 @@ class Tokenizer:
     def _adds_space(self) -> bool:
         tokens = self._backend.tokenize("a", special=False)
         return b"".join(map(self._backend.piece, tokens)) != b"a"
+
+
+def split(text: str, special: re.Pattern[str] | None = None) -> Iterator[str]:
+    """
+    Yield parts of at most MAX_PART_CHARS characters, so that a tokenizer needs bounded stack and
+    linear time: llama.cpp's regexes recurse with each letter of a word, and its search for special
+    tokens walks a list of all that it has found. A text is split before a match of `special`, else
+    at the start of a line, else of a word, else anywhere.
+    """
+    start = 0
+    while len(text) - start > MAX_PART_CHARS:
+        end = _part_end(text, start, special)
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _part_end(text: str, start: int, special: re.Pattern[str] | None) -> int:
+    end = start + MAX_PART_CHARS
+    if special and (found := [m.start() for m in special.finditer(text, start + 1, end)]):
+        return found[-1]
+    # the patterns also look at the character after the split
+    boundary = _LINE.match(text, start, end) or _WORD.match(text, start, end)
+    return boundary.end() if boundary else end
 
 
 def any_of(texts: Iterable[str]) -> str:
@@ -145,8 +175,8 @@ def any_of(texts: Iterable[str]) -> str:
 
 def _branch(texts: list[str]) -> str:
     """Return the regex of texts with the same first character."""
-    begin = commonprefix(texts)
-    rests = {text[len(begin) :] for text in texts}
+    prefix = commonprefix(texts)
+    rests = {text[len(prefix) :] for text in texts}
     if rests == {""}:
-        return re.escape(begin)
-    return f"{re.escape(begin)}(?:{any_of(rests)}){'?' if '' in rests else ''}"
+        return re.escape(prefix)
+    return f"{re.escape(prefix)}(?:{any_of(rests)}){'?' if '' in rests else ''}"

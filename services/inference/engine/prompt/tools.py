@@ -1,8 +1,9 @@
 """
-What a model is told of the functions that it may call, and the form in which it writes a call.
+Tools in prompts, and the grammar of tool calls.
 
-A template's own way is taken where its form of a call is one that is read here (its reader is
-services/client/tool_calls.py); else they are described in a system text, in Hermes' form.
+A template's own format is used if services/client/tool_calls.py can parse the calls that it asks
+for. Otherwise the tools are described in the system prompt, in the format of Hermes models
+(https://github.com/NousResearch/Hermes-Function-Calling).
 """
 
 import hashlib
@@ -10,30 +11,27 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from services.contract import prompts, schemas
+from services.contract import prompts
 from services.contract.conversation import ChatMessage, NamedTool, Tool, ToolCall, ToolChoice
 from services.contract.errors import ServiceError
-from services.inference.engine.prompt.marks import Marks
-from services.inference.engine.sampling.constraints import check_cost, json_lark
+from services.inference.engine.prompt.template_renderer import Json, Placeholders
+from services.inference.engine.sampling.constraints import check_cost, schema_lark
+from services.inference.engine.sampling.json_schema import rebase_refs
 
-Json = dict[str, Any]
-Render = Callable[
-    [Sequence[Json], Sequence[Json]], str
-]  # of messages and tools, as templates know them
+Render = Callable[[Sequence[Json], Sequence[Json]], str]  # messages and tools to a prompt
 
 _CALL = re.compile(
     r'(?P<open><tool_call>\s*|\[TOOL_CALLS]\s*\[|)\{\s*"name": ?"(?P<name>[^"]+)",'
     r'\s*"(?P<key>arguments|parameters)": ?\{"'
 )
 _CALL_ID = re.compile(r"[A-Za-z0-9]{9}\Z")
-_NO_ARGUMENTS = ("", "null", '""', "[]", "{}")
+_EMPTY_ARGUMENTS = ("", "null", '""', "[]", "{}")
 _NO_PARAMETERS: Json = {"type": "object", "properties": {}}
-_CLOSED: Json = _NO_PARAMETERS | {"additionalProperties": False}
-_MANUAL = """\
+_INSTRUCTIONS = """\
 You may call functions. They are given within <tools></tools>, as JSON:
 <tools>
 {tools}
@@ -46,137 +44,139 @@ nothing else:
 
 
 class ToolCallFormat(NamedTuple):
-    """How a call is written: `<open>{"name": "f", "<key>": {…}}<close>`."""
+    """How calls are written: `<open>{"name": "f", "<key>": {…}}<close>`."""
 
     open: str
     key: str
-    between: str | None  # of two calls; None where there can be only one
+    separator: str | None  # between calls; None if there can be only one
     close: str
 
 
 HERMES = ToolCallFormat(
     "<tool_call>\n", "arguments", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>"
 )
-LIST = ToolCallFormat("[", "arguments", ", ", "]")  # Mistral's; its [TOOL_CALLS] is a control token
+MISTRAL = ToolCallFormat("[", "arguments", ", ", "]")  # after [TOOL_CALLS], a control token
 
 
 class ToolPrompt:
     """
-    Of one template, which `render` renders. `sample` is what it makes of functions, if it shows
-    them.
+    The tool format of one template, found by rendering a probe. `sample` is the rendered probe, or
+    empty if the template's own format is not used.
     """
 
     def __init__(self, render: Render) -> None:
-        self.sample, self._own_form = _probe(render)
+        self.sample, self._own_format = _probe(render)
 
     @property
-    def form(self) -> ToolCallFormat:
-        return self._own_form or HERMES
+    def call_format(self) -> ToolCallFormat:
+        return self._own_format or HERMES
 
-    def show(
+    def template_input(
         self, messages: Sequence[ChatMessage], tools: Sequence[Tool]
     ) -> tuple[list[Json], list[Json]]:
-        """Messages and tools as the template knows them: as few tools as it can show."""
-        if self._own_form:
-            return [*_told(messages)], [_described(tool) for tool in tools]
-        plain = [*_spelled(messages)]
-        return ([*_with_manual(plain, tools)] if tools else plain), []
+        """Return messages and tools for the template; tools it can't show are in the messages."""
+        if self._own_format:
+            return [*_native_messages(messages)], [_native_tool(tool) for tool in tools]
+        plain = [*_plain_messages(messages)]
+        return (_with_instructions(plain, tools) if tools else plain), []
 
-    def call(
+    def call_grammar(
         self,
         tools: Sequence[Tool],
         choice: ToolChoice,
-        several: bool | None = None,
-        answer: str | None = None,
+        parallel: bool | None = None,
+        response: str | None = None,
     ) -> str | None:
         """
-        Return Lark for an answer that must be a call or, if that is up to the model, for calls or
-        `answer`, the Lark of any other answer. None: the answer is not constrained.
+        Return Lark for an answer that must be a call or, if the model may choose, for calls or
+        `response`, the Lark of any other answer. None: the answer is not constrained.
 
-        `several` calls are allowed if it is true, or None while no call is forced. Raises
-        ServiceError(invalid_request).
+        Several calls are allowed if `parallel` is true, or None and no call is forced. Raises
+        ServiceError(invalid_request) for a schema that can't be used.
         """
-        if not tools or choice == "none" or (choice == "auto" and answer is None):
+        if not tools or choice == "none" or (choice == "auto" and response is None):
             return None
         if isinstance(choice, NamedTool):
             tools = [tool for tool in tools if tool.function.name == choice.function.name]
         check_cost({"anyOf": [_arguments_schema(tool) for tool in tools]}, "tools")  # of all
         is_forced = choice != "auto"
-        form = self.form
-        several = not is_forced if several is None else several
-        spelled = _json_call if not (is_forced or form.open) else _call_lark
-        more = f"({_literal(form.between)} call)*" if several and form.between else ""
+        form = self.call_format
+        call_lark = _json_call_lark if not (is_forced or form.open) else _spaced_call_lark
+        is_parallel = not is_forced if parallel is None else parallel
+        more = f"({_quote(form.separator)} call)*" if is_parallel and form.separator else ""
         rules = [
-            "start: calls" if is_forced else "start: calls | answer",
-            f"calls: {_literal(form.open)} call {more} {_literal(form.close)}",
+            "start: calls" if is_forced else f"start: calls | answer\nanswer: {response}",
+            f"calls: {_quote(form.open)} call {more} {_quote(form.close)}",
             "call: " + " | ".join(f"call{number}" for number in range(len(tools))),
-            *(f"call{number}: {spelled(tool, form.key)}" for number, tool in enumerate(tools)),
+            *(f"call{number}: {call_lark(tool, form.key)}" for number, tool in enumerate(tools)),
         ]
-        return "\n".join(rules if is_forced else [*rules, f"answer: {answer}"])
+        return "\n".join(rules)
 
 
 def _probe(render: Render) -> tuple[str, ToolCallFormat | None]:
     """
-    What the template makes of functions, calls and results, and its form, if it shows all of them
-    in a form that is known.
+    Return a rendered conversation with tools, and the template's format if it shows tools, calls
+    and results in a known one.
     """
-    mark = Marks()
-    name, argument, description, result = map(mark.of, range(4))
+    placeholders = Placeholders()
+    name, argument, description, result = (placeholders[i] for i in range(4))
     call = {"name": name, "arguments": {argument: 1}}
     tool = {"name": name, "description": description, "parameters": {"type": "object"}}
+    call_id = "123456789"
     messages: list[Json] = [
         {"role": "user", "content": "x"},
         {
             "role": "assistant",
             "content": "",
-            "tool_calls": [{"id": "123456789", "type": "function", "function": call}],
+            "tool_calls": [{"id": call_id, "type": "function", "function": call}],
         },
-        {"role": "tool", "content": result, "name": name, "tool_call_id": "123456789"},
+        {"role": "tool", "content": result, "name": name, "tool_call_id": call_id},
     ]
     tools: list[Json] = [{"type": "function", "function": tool}]
     try:
-        asked, shown = render(messages[:1], tools), render(messages, tools)
+        question, sample = render(messages[:1], tools), render(messages, tools)
     except Exception:  # a template is a program, and can fail in any way
         return "", None
-    if set(mark.split(shown).numbers) != set(range(4)):
+    _, numbers = placeholders.split(sample)
+    found = next((c for c in _CALL.finditer(sample) if c["name"] == name), None)
+    if set(numbers) != set(range(4)) or found is None:
         return "", None
-    found = next((c for c in _CALL.finditer(shown) if c["name"] == name), None)
-    if found is None or not shown.startswith(f'{argument}":', found.end()):
+    if not sample.startswith(f'{argument}":', found.end()):
         return "", None
-    if found["open"].startswith("<"):
-        return shown, HERMES
     if found["open"]:
-        return shown, LIST
-    is_bare = shown.endswith(asked[-8:], 0, found.start())  # right where an answer begins
-    return (shown, ToolCallFormat("", found["key"], None, "")) if is_bare else ("", None)
+        return sample, HERMES if found["open"].startswith("<") else MISTRAL
+    starts_answer = sample.endswith(question[-8:], 0, found.start())
+    return (sample, ToolCallFormat("", found["key"], None, "")) if starts_answer else ("", None)
 
 
-def _described(tool: Tool) -> Json:
-    """Templates take for granted what a caller may leave out."""
+def _native_tool(tool: Tool) -> Json:
+    """Return the tool with the fields that templates expect but callers may leave out."""
     function = tool.function
     parameters = _NO_PARAMETERS | (function.parameters or {})
     description = function.description or ""
-    shown = {"name": function.name, "description": description, "parameters": parameters}
-    return {"type": "function", "function": shown}
+    fields = {"name": function.name, "description": description, "parameters": parameters}
+    return {"type": "function", "function": fields}
 
 
-def _told(messages: Sequence[ChatMessage]) -> Iterator[Json]:
-    names: dict[str, str] = {}
+def _native_messages(messages: Sequence[ChatMessage]) -> Iterator[Json]:
+    """Yield messages with `tool_calls`, and results with the name of their tool."""
+    names: dict[str, str] = {}  # of tools by call id
     for message in messages:
-        told: Json = {"role": _role(message), "content": message.text}
+        role = "system" if message.role == "developer" else message.role
+        native: Json = {"role": role, "content": message.text}
         if message.name:
-            told["name"] = message.name
+            native["name"] = message.name
         if message.tool_calls:
             names |= {call.id: call.function.name for call in message.tool_calls}
-            told["tool_calls"] = [_call(call) for call in message.tool_calls]
+            native["tool_calls"] = [_native_call(call) for call in message.tool_calls]
         if message.role == "tool" or message.tool_call_id:
             call_id = message.tool_call_id or ""
-            told["tool_call_id"] = _call_id(call_id)
-            told["name"] = names.get(call_id, message.name or "")
-        yield told
+            native["tool_call_id"] = _call_id(call_id)
+            native["name"] = names.get(call_id, message.name or "")
+        yield native
 
 
-def _call(call: ToolCall) -> Json:
+def _native_call(call: ToolCall) -> Json:
     function = {"name": call.function.name, "arguments": _arguments(call)}
     return {"id": _call_id(call.id), "type": "function", "function": function}
 
@@ -195,7 +195,7 @@ def _arguments(call: ToolCall) -> Json | str:
     not an object: so the model sees its mistake unchanged.
     """
     text = call.function.arguments
-    if text.strip() in _NO_ARGUMENTS:
+    if text.strip() in _EMPTY_ARGUMENTS:
         return {}
     try:
         arguments = msgspec.json.decode(text, type=Json)
@@ -205,71 +205,64 @@ def _arguments(call: ToolCall) -> Json | str:
     return arguments
 
 
-def _spelled(messages: Sequence[ChatMessage]) -> Iterator[Json]:
-    """For a template that knows no functions: calls as text, results as a user's messages."""
+def _plain_messages(messages: Sequence[ChatMessage]) -> Iterator[Json]:
+    """Yield messages with calls as text and results as a user's messages."""
     for is_tool, group in groupby(messages, lambda message: message.role == "tool"):
         if is_tool:
             results = [f"<tool_response>\n{m.text}\n</tool_response>" for m in group]
             yield {"role": "user", "content": "\n".join(results)}
             continue
         others = [*group]
-        for told, message in zip(_told(others), others, strict=True):
-            calls = map(_spelled_call, message.tool_calls or ())
-            told.pop("tool_calls", None)
-            yield told | {"content": "\n".join(filter(None, [message.text, *calls]))}
+        for native, message in zip(_native_messages(others), others, strict=True):
+            calls = map(_call_text, message.tool_calls or ())
+            native.pop("tool_calls", None)
+            yield native | {"content": "\n".join(filter(None, [message.text, *calls]))}
 
 
-def _spelled_call(call: ToolCall) -> str:
+def _call_text(call: ToolCall) -> str:
     arguments = _arguments(call)
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    name = json.dumps(call.function.name, ensure_ascii=False)
+    text = arguments if isinstance(arguments, str) else _quote(arguments)
+    name = _quote(call.function.name)
     return f'{HERMES.open}{{"name": {name}, "arguments": {text}}}{HERMES.close}'
 
 
-def _with_manual(messages: list[Json], tools: Sequence[Tool]) -> Iterator[Json]:
-    """In the first system message, or one of its own."""
-    manual = _MANUAL.format(tools="\n".join(msgspec.json.encode(t).decode() for t in tools))
+def _with_instructions(messages: list[Json], tools: Sequence[Tool]) -> list[Json]:
+    """Describe the tools in the first system message, or in one of its own."""
+    described = "\n".join(msgspec.json.encode(tool).decode() for tool in tools)
+    instructions = _INSTRUCTIONS.format(tools=described)
     first, *rest = messages
-    if first["role"] == "system":
-        yield {"role": "system", "content": f"{first['content']}\n\n{manual}"}
-    else:
-        yield {"role": "system", "content": manual}
-        yield first
-    yield from rest
+    if first["role"] != "system":
+        return [{"role": "system", "content": instructions}, *messages]
+    return [{"role": "system", "content": f"{first['content']}\n\n{instructions}"}, *rest]
 
 
-def _role(message: ChatMessage) -> str:
-    return "system" if message.role == "developer" else message.role
-
-
-def _call_lark(tool: Tool, key: str) -> str:
+def _spaced_call_lark(tool: Tool, key: str) -> str:
     """Return Lark for a call of this tool, with the spacing that templates use."""
-    name = json.dumps(tool.function.name, ensure_ascii=False)
-    begin = f'{{"name": {name}, "{key}": '
-    arguments = json_lark(_arguments_schema(tool), bool(tool.function.strict), "tools")
-    return f"{_literal(begin)} {arguments} {_literal('}')}"
+    begin = f'{{"name": {_quote(tool.function.name)}, "{key}": '
+    arguments = schema_lark(_arguments_schema(tool), bool(tool.function.strict), "tools")
+    return f"{_quote(begin)} {arguments} {_quote('}')}"
 
 
-def _json_call(tool: Tool, key: str) -> str:
+def _json_call_lark(tool: Tool, key: str) -> str:
     """
     Return Lark for a call as JSON that matches a schema. If only its keys distinguish a call from
     other JSON, both must have the same lexemes.
     """
-    arguments = schemas.moved(_arguments_schema(tool), f"/properties/{key}")
+    arguments = rebase_refs(_arguments_schema(tool), f"/properties/{key}")
     properties = {"name": {"const": tool.function.name}, key: arguments}
     call = {"type": "object", "properties": properties, "required": ["name", key]}
-    return json_lark(call | {"additionalProperties": False}, bool(tool.function.strict), "tools")
+    closed = call | {"additionalProperties": False}
+    return schema_lark(closed, bool(tool.function.strict), "tools")
 
 
 def _arguments_schema(tool: Tool) -> Json:
+    """Return the parameters as a schema of an object, which arguments always are."""
     parameters = tool.function.parameters
-    return _CLOSED if parameters is None else _of_object(parameters)
-
-
-def _of_object(parameters: Json) -> Json:
-    """Return the schema with `type: object`: arguments are always an object."""
+    if parameters is None:
+        return _NO_PARAMETERS | {"additionalProperties": False}
     return {"type": "object"} | parameters
 
 
-def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def _quote(value: Json | str) -> str:
+    """Return JSON, which is also a string literal of Lark."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,33 +1,36 @@
-"""How much of a session's past a prompt tells, where its context window can't hold all. Pure."""
+"""Truncates a session to the context window."""
 
 from bisect import bisect_left
 from collections.abc import Callable
 
 SLACK = 0.3
 """
-The share of what is free for exchanges that a cut leaves to the next ones. So the next prompts
-begin as this one does, and it need not be read again with each of them.
+The share of the tokens for exchanges that a truncation leaves free. The next prompts then begin
+with the same exchanges until these tokens are used up, and share a cached prefix.
 """
 
 
-def dropped(count: int, length: Callable[[int], int], room: int, last: int = 0) -> int | None:
+def dropped_exchanges(
+    count: int, length: Callable[[int], int], room: int, previous: int = 0
+) -> int | None:
     """
-    How many of the `count` exchanges are left out, the oldest first: as many as the `last` time, if
-    that fits and a cut now would leave out at most one fewer, as with a shorter question it may.
-    The newest is told wherever it fits. `length(n)` is that of the prompt without n of them, and at
-    most `room`. None if it does not fit even without any.
+    Return how many of the `count` exchanges to drop, the oldest first. `length(n)` is the length in
+    tokens of the prompt without n exchanges; it may be at most `room`. The newest exchange stays if
+    it fits. The `previous` number is kept if it fits, unless two or more of its exchanges would
+    fit again, as after a shorter question. None: the prompt does not fit without any exchange.
     """
-    if last and length(last) <= room and length(max(0, last - 2)) > _cut(length(count), room):
-        return last
+    fits = previous and length(previous) <= room
+    if fits and length(max(0, previous - 2)) > _target(length(count), room):
+        return previous
     if length(0) <= room:
         return 0
     if length(count) > room:
         return None
-    most = _cut(length(count), room)
-    found = bisect_left(range(count), True, lo=1, key=lambda n: length(n) <= most)
+    target = _target(length(count), room)
+    found = bisect_left(range(count), True, lo=1, key=lambda n: length(n) <= target)
     return found if found < count or length(count - 1) > room else count - 1
 
 
-def _cut(fixed: int, room: int) -> int:
-    """The tokens of a prompt that was just cut; so many are `fixed`."""
+def _target(fixed: int, room: int) -> int:
+    """Return the length of a truncated prompt, of which `fixed` tokens are no exchanges."""
     return int(fixed + (room - fixed) * (1 - SLACK))

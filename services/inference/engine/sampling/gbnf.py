@@ -1,9 +1,10 @@
 """
-Translates GBNF, llama.cpp's notation for grammars, to llguidance's Lark. Pure; linear time.
+Translates GBNF, llama.cpp's notation for grammars, to llguidance's Lark in linear time.
+GBNF: https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md
 
-Each character becomes its own lexeme. llguidance's lexer takes the longest lexeme, so the output of
-`llguidance.gbnf_to_lark` has another meaning: `root ::= word "z"` with `word ::= [a-z]+` never
-ends, and `root ::= "x" "yz" | "xy" "w"` rejects `xyz`.
+Each character becomes a lexeme of its own. llguidance's lexer takes the longest lexeme, so the
+output of `llguidance.gbnf_to_lark` has another meaning: `root ::= word "z"` with `word ::= [a-z]+`
+never ends, and `root ::= "x" "yz" | "xy" "w"` rejects `xyz`.
 """
 
 import re
@@ -30,9 +31,10 @@ CHARACTER = re.compile(
     r'\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}|\\[trn\\"[\]-]|[^\\]', re.DOTALL
 )
 CONTROLS = {"\\t": 9, "\\r": 13, "\\n": 10}
-LAST_CODE_POINT = 0x10FFFF
+MAX_CODE_POINT = 0x10FFFF
 SURROGATES = range(0xD800, 0xE000)
-NOTHING = '""'
+EMPTY = '""'
+STARTS_ALTERNATIVE = ("rule", "or", "open")
 
 
 def to_lark(text: str) -> str:
@@ -44,15 +46,13 @@ class _Translator:
     """Writes Lark token by token, without recursion, so that no grammar is nested too deeply."""
 
     def __init__(self, text: str) -> None:
-        self._names = {"root": "start"}
-        self._rules: dict[
-            str, list[str]
-        ] = {}  # by name in Lark; a second definition replaces the first
-        self._parts: list[str] = []  # of the rule that is open
-        self._depth = 0  # of parentheses; 0 outside of a rule, 1 in it
-        self._before = ""
+        self._names = {"root": "start"}  # Lark name by GBNF name
+        self._rules: dict[str, list[str]] = {}  # by Lark name; a second definition replaces one
+        self._parts: list[str] = []  # of the current rule
+        self._depth = 0  # of parentheses in the current rule, plus 1; 0 outside of a rule
+        self._previous = ""  # kind of the previous token
         for match in _lex(text):
-            self._take(match.lastgroup or "", match)
+            self._add(match.lastgroup or "", match)
         if self._depth > 1:
             raise GrammarError("a parenthesis is not closed")
         self._end_rule()
@@ -65,34 +65,35 @@ class _Translator:
                 raise GrammarError(f"its rule `{name}` is not defined")
         return "\n".join(f"{name}: {_body(name, parts)}" for name, parts in self._rules.items())
 
-    def _take(self, kind: str, match: re.Match[str]) -> None:
+    def _add(self, kind: str, match: re.Match[str]) -> None:
         if kind == "newline":
-            # a rule goes on after a newline only in parentheses, after `::=` and after `|`
-            if self._depth == 1 and self._before not in ("rule", "or"):
+            # a rule continues after a newline only in parentheses, after `::=` and after `|`
+            if self._depth == 1 and self._previous not in ("rule", "or"):
                 self._end_rule()
             return
         if kind == "rule":
             self._begin_rule(match)
         elif self._depth == 0:
-            raise GrammarError(f"a rule begins with a name and `::=`, not with {_shown(match)}")
+            raise GrammarError(f"a rule begins with a name and `::=`, not with {_quote(match)}")
         else:
-            self._parts += self._part(kind, match)
-        self._before = kind
+            self._parts += self._translate(kind, match)
+        self._previous = kind
 
     def _begin_rule(self, match: re.Match[str]) -> None:
         if self._depth:
-            raise GrammarError(f"a new line is missing before {_shown(match)}")
-        self._parts = self._rules[self._name(match[0][:-3].strip())] = []
+            raise GrammarError(f"a new line is missing before {_quote(match)}")
+        name = self._lark_name(match[0].removesuffix("::=").strip())
+        self._parts = self._rules[name] = []
         self._depth = 1
 
     def _end_rule(self) -> None:
-        self._parts += self._missing()
-        self._parts, self._depth, self._before = [], 0, ""
+        self._parts += self._empty_alternative()
+        self._parts, self._depth, self._previous = [], 0, ""
 
-    def _part(self, kind: str, match: re.Match[str]) -> list[str]:
+    def _translate(self, kind: str, match: re.Match[str]) -> list[str]:
         match kind:
             case "or":
-                return [*self._missing(), "|"]
+                return [*self._empty_alternative(), "|"]
             case "open":
                 self._depth += 1
                 return ["("]
@@ -100,29 +101,45 @@ class _Translator:
                 if self._depth == 1:
                     raise GrammarError("a parenthesis is closed that was not opened")
                 self._depth -= 1
-                return [*self._missing(), ")"]
+                return [*self._empty_alternative(), ")"]
             case "repeat":
                 return [self._repetition(match[0])]
             case "name":
-                return [self._name(match[0])]
+                return [self._lark_name(match[0])]
             case _:
-                return [_characters(match)]
+                return [_lexemes(match)]
 
-    def _missing(self) -> list[str]:
-        """Return the empty literal if an alternative is empty: Lark needs one."""
-        return [NOTHING] if self._before in ("rule", "or", "open") else []
+    def _empty_alternative(self) -> list[str]:
+        """Return the empty literal, which Lark needs, if an alternative is empty."""
+        return [EMPTY] if self._previous in STARTS_ALTERNATIVE else []
 
     def _repetition(self, mark: str) -> str:
-        if self._before in ("rule", "or", "open"):
+        if self._previous in STARTS_ALTERNATIVE:
             raise GrammarError(f"there is nothing before {mark} to repeat")
         counts = [int(count) for count in re.findall(r"\d+", mark)]
         if len(counts) == 2 and counts[0] > counts[1]:
             raise GrammarError(f"{mark} has a maximum below its minimum")
         return re.sub(r"\s", "", mark)
 
-    def _name(self, name: str) -> str:
+    def _lark_name(self, name: str) -> str:
         """Return a lower-case name: Lark takes upper-case ones for lexemes."""
         return self._names.setdefault(name, f"r{len(self._names)}")
+
+
+def _lex(text: str) -> Iterator[re.Match[str]]:
+    position = 0
+    while position < len(text):
+        match = LEXER.match(text, position)
+        if match is None:
+            excerpt = text[position : position + 20]
+            raise GrammarError(f"{excerpt!r} at character {position} can't be read")
+        if match.lastgroup != "space":
+            yield match
+        position = match.end()
+
+
+def _quote(match: re.Match[str]) -> str:
+    return f"{match[0][:20]!r} at character {match.start()}"
 
 
 def _body(name: str, parts: list[str]) -> str:
@@ -130,13 +147,15 @@ def _body(name: str, parts: list[str]) -> str:
     Return the rule's alternatives with right recursion as a repetition, which llguidance parses
     without a state per iteration: `r: a r | b` becomes `r: (a)* (b)`.
     """
-    group = list(_alternatives(parts[1:-2])) if _is_optional_group(parts) else []
-    ways = [*group, [NOTHING]] if group else list(_alternatives(parts))
-    again = [" ".join(way[:-1]) for way in ways if len(way) > 1 and way[-1] == name]
-    ends = [" ".join(way) for way in ways if way[-1] != name]
-    if not again or not ends:
+    if _is_optional_group(parts):
+        alternatives = [*_alternatives(parts[1:-2]), [EMPTY]]
+    else:
+        alternatives = [*_alternatives(parts)]
+    loops = [" ".join(each[:-1]) for each in alternatives if len(each) > 1 and each[-1] == name]
+    ends = [" ".join(each) for each in alternatives if each[-1] != name]
+    if not loops or not ends:
         return " ".join(parts)
-    return f"({' | '.join(again)})* ({' | '.join(ends)})"
+    return f"({' | '.join(loops)})* ({' | '.join(ends)})"
 
 
 def _is_optional_group(parts: list[str]) -> bool:
@@ -149,75 +168,63 @@ def _is_optional_group(parts: list[str]) -> bool:
 
 def _alternatives(parts: list[str]) -> Iterator[list[str]]:
     """Yield the parts between each `|` outside parentheses."""
-    depth, way = 0, list[str]()
+    depth, alternative = 0, list[str]()
     for part in parts:
         depth += {"(": 1, ")": -1}.get(part, 0)
         if part == "|" and depth == 0:
-            yield way
-            way = []
+            yield alternative
+            alternative = []
         else:
-            way.append(part)
-    yield way
+            alternative.append(part)
+    yield alternative
 
 
-def _lex(text: str) -> Iterator[re.Match[str]]:
-    at = 0
-    while at < len(text):
-        match = LEXER.match(text, at)
-        if match is None:
-            raise GrammarError(f"{text[at : at + 20]!r} at character {at} can't be read")
-        if match.lastgroup != "space":
-            yield match
-        at = match.end()
-
-
-def _shown(match: re.Match[str]) -> str:
-    return f"{match[0][:20]!r} at character {match.start()}"
-
-
-def _characters(match: re.Match[str]) -> str:
+def _lexemes(match: re.Match[str]) -> str:
+    """Return Lark for a literal, a character class or `.`, with one lexeme per character."""
     if match.lastgroup == "any":
         return "/(?s:.)/"
     if match.lastgroup == "chars":
         return f"/[{match['negated']}{_ranges(match['chars'])}]/"
     points = [point for _, point in _code_points(match["literal"])]
-    return f"({' '.join(f'/{_char(point)}/' for point in points)})" if points else NOTHING
+    return f"({' '.join(f'/{_escape(point)}/' for point in points)})" if points else EMPTY
 
 
 def _ranges(text: str) -> str:
     """Return the inside of [ and ] in Rust regex syntax; a trailing `-` is literal."""
-    signs = list(_code_points(text))
+    characters = list(_code_points(text))
     ranges = ""
-    while signs:
-        _, low = signs.pop(0)
+    while characters:
+        _, low = characters.pop(0)
         high = low
-        if len(signs) > 1 and signs[0][0] == "-":
-            high = signs[1][1]
-            del signs[:2]
+        if len(characters) > 1 and characters[0][0] == "-":
+            high = characters[1][1]
+            del characters[:2]
         if low > high:
             raise GrammarError(f"a range of [{text[:20]}] ends before it begins")
-        ranges += f"{_char(low)}-{_char(high)}"
+        ranges += f"{_escape(low)}-{_escape(high)}"
     return ranges
 
 
 def _code_points(text: str) -> Iterator[tuple[str, int]]:
     """Yield each character as written, possibly an escape, and its code point."""
-    at = 0
-    while at < len(text):
-        match = CHARACTER.match(text, at)
+    position = 0
+    while position < len(text):
+        match = CHARACTER.match(text, position)
         if match is None:
-            raise GrammarError(f"{text[at : at + 2]!r} is not a known escape")
+            raise GrammarError(f"{text[position : position + 2]!r} is not a known escape")
         yield match[0], _code_point(match[0])
-        at = match.end()
+        position = match.end()
 
 
-def _code_point(sign: str) -> int:
-    if len(sign) == 1:
-        return ord(sign)
-    return int(sign[2:], 16) if sign[1] in "xuU" else CONTROLS.get(sign, ord(sign[1]))
+def _code_point(written: str) -> int:
+    if len(written) == 1:
+        return ord(written)
+    if written[1] in "xuU":
+        return int(written[2:], 16)
+    return CONTROLS.get(written, ord(written[1]))
 
 
-def _char(point: int) -> str:
-    if point > LAST_CODE_POINT or point in SURROGATES:
+def _escape(point: int) -> str:
+    if point > MAX_CODE_POINT or point in SURROGATES:
         raise GrammarError(f"U+{point:04X} is not a character")
     return f"\\u{{{point:x}}}"

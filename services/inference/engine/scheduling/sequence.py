@@ -7,7 +7,7 @@ from services.contract.messages import Sampling, Timings, Usage
 from services.inference.engine.backend import Sampler
 from services.inference.engine.kv_cache import prefix
 from services.inference.engine.kv_cache.slots import cache_owner
-from services.inference.engine.output.answer import GeneratedText
+from services.inference.engine.output.generated_text import GeneratedText
 
 # Tokens of a chunk in a deterministic prefill. llama.cpp computes one token alone, and with flash
 # attention 64 and more, by other kernels, whose logits differ by up to 0.1 (docs/architecture.md).

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.stops import PROMPTS, read
-from services.inference.engine.output.stops import literal, of_setting
+from services.inference.engine.output.stops import StopRules
 from services.inference.settings import STOPS
 
 ANSWERS: dict[str, str] = json.loads(
@@ -25,11 +25,13 @@ def test_all_prompts_are_answered() -> None:
 
 @pytest.mark.parametrize("prompt", ANSWERS)
 def test_an_ordinary_answer_is_whole(prompt: str) -> None:
-    assert read(ANSWERS[prompt], of_setting(STOPS, prompt)) == (ANSWERS[prompt], None)
+    assert read(ANSWERS[prompt], StopRules.from_setting(STOPS, prompt)) == (ANSWERS[prompt], None)
 
 
 def test_the_same_strings_taken_literally_cut_many() -> None:
-    cut = [prompt for prompt, answer in ANSWERS.items() if read(answer, literal(STOPS)).stop]
+    cut = [
+        prompt for prompt, answer in ANSWERS.items() if read(answer, StopRules.literal(STOPS)).stop
+    ]
     assert len(cut) > 5 and "Explain recursion with an example." in cut
 
 
@@ -37,5 +39,5 @@ def test_the_same_strings_taken_literally_cut_many() -> None:
 @pytest.mark.parametrize("added", ["\nUser: thanks", "\n\nHere's an example:\n\nUser: thanks"])
 def test_a_role_line_after_an_ordinary_answer_ends_it(prompt: str, added: str) -> None:
     answer = ANSWERS[prompt].rstrip()
-    text, stop = read(answer + added, of_setting(STOPS, prompt))
+    text, stop = read(answer + added, StopRules.from_setting(STOPS, prompt))
     assert (text, stop and stop.strip()) == (answer, "User:")

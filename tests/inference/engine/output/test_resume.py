@@ -24,9 +24,9 @@ from services.contract.messages import (
 from services.inference.engine.backend import Backend
 from services.inference.engine.engine import Engine, Finished, Output
 from services.inference.engine.llama import Llama
-from services.inference.engine.output.answer import GeneratedText, TextChunk
+from services.inference.engine.output.generated_text import GeneratedText, TextChunk
 from services.inference.engine.output.resume import resumed_answer
-from services.inference.engine.output.stops import StopRules, of_setting
+from services.inference.engine.output.stops import StopRules
 from services.inference.engine.scheduling.limits import SchedulerLimits
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.settings import STOPS
@@ -62,7 +62,7 @@ class Said(NamedTuple):
 
     @property
     def ids(self) -> tuple[int, ...]:
-        return tuple(token for piece in self.pieces for token in piece.ids)
+        return tuple(token for piece in self.pieces for token in piece.token_ids)
 
     @property
     def ended(self) -> tuple[object, str | None, int, int]:
@@ -121,7 +121,7 @@ def cuts(whole: Said) -> Iterator[tuple[Said, str]]:
     yield Said([], whole.end), ""
     for count, piece in enumerate(whole.pieces, start=1):
         seen = Said(whole.pieces[:count], whole.end)
-        for length in range(piece.at + 1, piece.at + len(piece.text) + 1):
+        for length in range(piece.offset + 1, piece.offset + len(piece.text) + 1):
             yield seen, whole.text[:length]
 
 
@@ -140,7 +140,7 @@ def goes_on(
         assert seen.ids + rest.ids == whole.ids, text
         at = len(text)
         for piece in rest.pieces:
-            assert piece.at == at
+            assert piece.offset == at
             at += len(piece.text)
 
 
@@ -201,7 +201,7 @@ def test_it_goes_on_from_wherever_it_is_cut_off_again_and_again(seed: int) -> No
             rest = say(dream, [*Dream.PROMPT], sampling, Resume(NOTHING, ids, said))
             pieces = together(rest.pieces, dice)
             heard = pieces[: dice.randint(0, len(pieces))]
-            ids += tuple(token for piece in heard for token in piece.ids)
+            ids += tuple(token for piece in heard for token in piece.token_ids)
             cut = dice.choice([None, None, -1]) if heard else None
             said += "".join(piece.text for piece in heard)[:cut]
             end = rest.ended if len(heard) == len(pieces) and cut is None else None
@@ -215,7 +215,7 @@ def together(pieces: list[TextChunk], dice: random.Random) -> list[TextChunk]:
     for piece in pieces:
         if merged and dice.random() < 0.5:
             at, text, ids, _ = merged.pop()
-            piece = TextChunk(at, text + piece.text, ids + piece.ids)
+            piece = TextChunk(at, text + piece.text, ids + piece.token_ids)
         merged.append(piece)
     return merged
 
@@ -230,7 +230,7 @@ def together(pieces: list[TextChunk], dice: random.Random) -> list[TextChunk]:
     ],
 )
 def test_the_stops_of_a_setting_hold_where_they_would_have(text: str, max_tokens: int) -> None:
-    backend, stops = FakeBackend({"hi": text.encode()}), of_setting(STOPS, "hi")
+    backend, stops = FakeBackend({"hi": text.encode()}), StopRules.from_setting(STOPS, "hi")
     sampling = replace(GREEDY, max_tokens=max_tokens)
     whole = say(backend, list(b"hi"), sampling, stops=stops)
     assert whole.ended[0] == ("stop" if max_tokens > len(text) else "length")
@@ -282,9 +282,9 @@ def asked(demo: Llama, question: str) -> list[int]:
 @pytest.mark.parametrize(
     ("ids", "text", "why"),
     [
-        ((104,), "x", "its text is not what its ids say"),
-        ((104,), "hi", "its text is not what its ids say"),
-        ((257,), "", "one of its tokens is none of the model's"),
+        ((104,), "x", "the tokens do not decode to the text"),
+        ((104,), "hi", "the tokens do not decode to the text"),
+        ((257,), "", "a token is not in the model's vocabulary"),
     ],
 )
 def test_what_was_never_said_is_refused(ids: tuple[int, ...], text: str, why: str) -> None:

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from services.inference.engine.output.stops import StopBuffer, StopRules, literal, of_setting
+from services.inference.engine.output.stops import StopBuffer, StopRules
 from services.inference.settings import STOPS
 
 
@@ -18,7 +18,7 @@ def run(stops: StopRules, pieces: list[str]) -> tuple[str, str | None]:
 
 def say(stops: tuple[str, ...], pieces: list[str]) -> tuple[str, bool]:
     """Apply the `stop` of a request."""
-    said, stop = run(literal(stops), pieces)
+    said, stop = run(StopRules.literal(stops), pieces)
     return said, stop is not None
 
 
@@ -49,21 +49,21 @@ def test_the_stop_string_that_comes_first_wins() -> None:
 
 
 def test_no_character_waits_that_no_stop_string_could_begin_with() -> None:
-    buffer = StopBuffer(literal(("\n\n\n", "User:")))
-    assert buffer.push("Hello\n").out == "Hello"
-    assert buffer.push("\n").out == ""
-    assert buffer.push("W").out == "\n\nW"
+    buffer = StopBuffer(StopRules.literal(("\n\n\n", "User:")))
+    assert buffer.push("Hello\n").text == "Hello"
+    assert buffer.push("\n").text == ""
+    assert buffer.push("W").text == "\n\nW"
 
 
 def test_without_stop_strings_nothing_waits() -> None:
-    assert StopBuffer(literal(())).push("User:").out == "User:"
+    assert StopBuffer(StopRules.literal(())).push("User:").text == "User:"
 
 
 def answer(
     text: str, prompt: str = "hi", stops: tuple[str, ...] = STOPS, is_thinking: bool = False
 ) -> tuple[str, str | None]:
     """Apply CHAT_STOP, with the same result for any split of the text."""
-    rules = of_setting(stops, prompt, is_thinking)
+    rules = StopRules.from_setting(stops, prompt, is_thinking)
     whole = run(rules, [text])
     assert run(rules, list(text)) == whole
     for size in (2, 3, 7):
@@ -163,21 +163,21 @@ def test_custom_stop_string_is_classified_by_its_shape(
 
 
 def test_a_sentence_waits_for_no_more_than_the_line_after_it() -> None:
-    buffer = StopBuffer(of_setting(STOPS, "hi"))
-    assert buffer.push("So.\n\nLet me show it:\n").out == "So."
-    assert buffer.push("\nUs").out == ""
-    assert buffer.push("e it").out == "\n\nLet me show it:\n\nUse it"
+    buffer = StopBuffer(StopRules.from_setting(STOPS, "hi"))
+    assert buffer.push("So.\n\nLet me show it:\n").text == "So."
+    assert buffer.push("\nUs").text == ""
+    assert buffer.push("e it").text == "\n\nLet me show it:\n\nUse it"
 
 
 def test_cut_answer_loses_only_half_of_a_stop_string() -> None:
-    buffer = StopBuffer(of_setting(STOPS, "hi"))
-    assert buffer.push("So.\n\nLet me show it:\n").out == "So."
-    assert buffer.cut() == "\n\nLet me show it:"
+    buffer = StopBuffer(StopRules.from_setting(STOPS, "hi"))
+    assert buffer.push("So.\n\nLet me show it:\n").text == "So."
+    assert buffer.flush_interrupted() == "\n\nLet me show it:"
 
 
 @pytest.mark.parametrize("sign", [" ", ">", "`", "- ", ": ", "* ", "~"])
 def test_long_line_of_signs_takes_no_longer_than_another(sign: str) -> None:
-    buffer = StopBuffer(of_setting(("\nUser:", "Let me", "\n\n\n"), "hi"))
+    buffer = StopBuffer(StopRules.from_setting(("\nUser:", "Let me", "\n\n\n"), "hi"))
     began = time.process_time()
     for text in ("a\n", sign * 20_000, "x\n", "b\nUser:"):
         buffer.push(text)

@@ -5,7 +5,8 @@ import pytest
 from services.contract.errors import ServiceError
 from services.contract.messages import Turn
 from services.inference.engine.backend import Backend, SpecialToken
-from services.inference.engine.prompt.chat_template import ChatTemplate, TemplateError
+from services.inference.engine.prompt.chat_template import ChatTemplate
+from services.inference.engine.prompt.template_renderer import TemplateError
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.vocabulary import ADDED, WithMarkers, text_of
 
@@ -25,7 +26,7 @@ def template(source: str = CHATML, context: int = 1000, adds_bos: bool = False) 
 
 
 def text(template: ChatTemplate, system: str, turns: Sequence[Turn], question: str) -> str:
-    return bytes(template.prompt(system, turns, question, 10).tokens).decode()
+    return bytes(template.session_prompt(system, turns, question, 10).tokens).decode()
 
 
 TURNS = (Turn("1", "first", "one"), Turn("2", "second", "two"))
@@ -54,7 +55,7 @@ def marked(
 def read(made: tuple[ChatTemplate, Backend], *turns: Turn, question: str = "hi") -> tuple[str, int]:
     """The prompt's text, and how many special tokens are in it."""
     template, backend = made
-    tokens = template.prompt("", turns, question, 10).tokens
+    tokens = template.session_prompt("", turns, question, 10).tokens
     return text_of(backend, tokens), sum(token >= ADDED for token in tokens)
 
 
@@ -118,7 +119,7 @@ def known(source: str, response: str, answer: list[int]) -> list[int]:
     """The prompt after an answer whose tokens are known."""
     backend = Foreign({})
     chat = ChatTemplate(source, backend, bos="", eos="", adds_bos=False)
-    return chat.prompt("", (Turn("1", "q", response),), "hi", 10, {"1": answer}).tokens
+    return chat.session_prompt("", (Turn("1", "q", response),), "hi", 10, {"1": answer}).tokens
 
 
 class Foreign(FakeBackend):
@@ -193,14 +194,14 @@ def test_one_answer_that_the_template_changes_leaves_the_others_known() -> None:
     chat = ChatTemplate(source, Foreign({}), bos="", eos="", adds_bos=False)
     turns = [Turn("1", "a", "one"), Turn("2", "b", " two"), Turn("3", "c", "six")]
     answers = {turn.request_id: foreign(turn.response) for turn in turns}
-    assert chat.prompt("", turns, "d", 10, answers).tokens == (
+    assert chat.session_prompt("", turns, "d", 10, answers).tokens == (
         plain("[a][") + foreign("one") + plain("][b][two][c][") + foreign("six") + plain("][d]")
     )
 
 
 def test_oldest_exchanges_are_dropped_whole_until_it_fits() -> None:
     chat = template(context=180)
-    prompt = chat.prompt("be kind", TURNS, "hi", 10)
+    prompt = chat.session_prompt("be kind", TURNS, "hi", 10)
     said = bytes(prompt.tokens).decode()
     assert (prompt.kept, prompt.dropped) == (1, 1)
     assert "first" not in said and "one" not in said and "second" in said and "be kind" in said
@@ -211,7 +212,7 @@ def test_the_prompt_is_cut_once_in_several_turns_and_begins_alike_until_then() -
     chat = template(SHOWN, 120)
     since, cuts, before = "", 0, ""
     for told in range(30):
-        prompt = chat.prompt("s", turns[:told], "", 10, since=since)
+        prompt = chat.session_prompt("s", turns[:told], "", 10, previous_first=since)
         said = bytes(prompt.tokens).decode()
         assert len(said) <= 110 and prompt.kept + prompt.dropped == told
         cuts += not said.startswith(before)
@@ -224,20 +225,20 @@ def test_a_question_that_does_not_fit_alone_is_refused_with_both_numbers() -> No
     for turns in ((), TURNS):
         chat = template(context=180)
         with pytest.raises(ServiceError, match=r"length is 180 tokens.* has 2\d\d tokens") as error:
-            chat.prompt("be kind", turns, "x" * 150, 10)
+            chat.session_prompt("be kind", turns, "x" * 150, 10)
         assert error.value.code == "context_length_exceeded"
 
 
 def test_max_tokens_over_half_the_window_keeps_the_session() -> None:
     chat = template(context=800)
-    whole = chat.prompt("be kind", TURNS, "hi", 10)
+    whole = chat.session_prompt("be kind", TURNS, "hi", 10)
     assert whole.kept == len(TURNS) and len(whole.tokens) < 400
     for max_tokens in (400, 800, 1_000_000):
-        assert chat.prompt("be kind", TURNS, "hi", max_tokens) == whole
+        assert chat.session_prompt("be kind", TURNS, "hi", max_tokens) == whole
 
 
 def test_question_that_leaves_less_room_is_sent_without_exchanges() -> None:
-    prompt = template(context=180).prompt("be kind", TURNS, "x" * 60, 1000)
+    prompt = template(context=180).session_prompt("be kind", TURNS, "x" * 60, 1000)
     assert (prompt.kept, prompt.dropped) == (0, len(TURNS)) and 90 < len(prompt.tokens) < 180
 
 
@@ -316,15 +317,15 @@ def test_a_template_that_opens_a_thought_says_so() -> None:
 
 
 def test_heads_are_what_prompts_begin_with_and_no_caller_wrote() -> None:
-    heads = [bytes(head).decode() for head in template().heads("be kind")]
+    heads = [bytes(head).decode() for head in template().shared_prefixes("be kind")]
     assert heads == [
         "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\n",
         "<|im_start|>system\n",
         "<|im_start|>user\n",
     ]
-    assert [bytes(head).decode() for head in template(NO_SYSTEM).heads("be kind")] == [
+    assert [bytes(head).decode() for head in template(NO_SYSTEM).shared_prefixes("be kind")] == [
         "<s>[user]be kind\n\n",
         "<s>[user]",
         "<s>[user]",
     ]
-    assert len(template().heads("")) == 2
+    assert len(template().shared_prefixes("")) == 2

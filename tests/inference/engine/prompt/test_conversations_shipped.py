@@ -25,10 +25,10 @@ def test_a_conversation_is_shown_as_a_session_is(name: str) -> None:
     here = case(name, "qwen2")
     for contents in (("hi", "hello", "who"), *(c * 3 for c in hostile(here) if len(c) == 1)):
         asked, said, next_ = contents
-        session = here.chat.prompt("be kind", (Turn("1", asked, said),), next_, 1)
+        session = here.chat.session_prompt("be kind", (Turn("1", asked, said),), next_, 1)
         roles = ("system", "user", "assistant", "user")
         messages = map(ChatMessage, roles, ("be kind", asked, said, next_))  # type: ignore[arg-type]
-        assert here.chat.conversation([*messages], (), 1).tokens == session.tokens
+        assert here.chat.conversation_prompt([*messages], (), 1).tokens == session.tokens
 
 
 @pytest.mark.parametrize("name", USABLE)
@@ -40,11 +40,11 @@ def test_functions_calls_and_results_are_shown_by_any_template(name: str) -> Non
         ChatMessage("assistant", tool_calls=(call,)),
         ChatMessage("tool", "sunny there", tool_call_id=call.id),
     )
-    tokens = here.chat.conversation(messages, TOOLS, 1).tokens
+    tokens = here.chat.conversation_prompt(messages, TOOLS, 1).tokens
     text = here.readable(text_of(here.backend, tokens))
     for part in ("go", "Rome", "sunny there", "walks"):
         assert part in text
-    form = here.chat.functions.form
+    form = here.chat.tools.call_format
     assert form == HERMES or f'"{form.key}": {{"to": "Rome"}}' in text
 
 
@@ -65,7 +65,7 @@ def test_every_template_renders_any_call_of_a_model(name: str) -> None:
             ChatMessage("assistant", tool_calls=(call,)),
             ChatMessage("tool", "no such thing", tool_call_id=call.id),
         )
-        return text_of(here.backend, here.chat.conversation(messages, TOOLS, 1).tokens)
+        return text_of(here.backend, here.chat.conversation_prompt(messages, TOOLS, 1).tokens)
 
     for arguments in BROKEN:
         assert "Rome" in shown(ToolCall("1", FunctionCall("go", arguments)))

@@ -38,7 +38,7 @@ WRITTEN = {
 
 def shown(source: str, system: str) -> str:
     template = ChatTemplate(source, FakeBackend({}), bos="<s>", eos="</s>", adds_bos=False)
-    return bytes(template.prompt(system, TURNS, "hi", 10).tokens).decode()
+    return bytes(template.session_prompt(system, TURNS, "hi", 10).tokens).decode()
 
 
 @pytest.mark.parametrize("name", templates.NAMES.split(", "))

@@ -15,8 +15,8 @@ import pytest
 from services.contract.conversation import ChatMessage
 from services.contract.messages import Turn
 from services.inference.engine.backend import Backend, SpecialToken
-from services.inference.engine.prompt import jinja
-from services.inference.engine.prompt.chat_template import ChatTemplate, TemplateError
+from services.inference.engine.prompt.chat_template import ChatTemplate
+from services.inference.engine.prompt.template_renderer import TemplateError
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.vocabulary import LLAMA_CPP, Vocabulary, WithMarkers, text_of
 
@@ -93,10 +93,10 @@ class Case(NamedTuple):
     roles: set[int]  # the control tokens, and the others that the template uses
 
     def tokens(self, *contents: str) -> list[int]:
-        return self.chat.prompt(*_conversation(*contents), 1).tokens
+        return self.chat.session_prompt(*_conversation(*contents), 1).tokens
 
     def text(self, *contents: str) -> str:
-        return bytes(self.rendered.prompt(*_conversation(*contents), 1).tokens).decode()
+        return bytes(self.rendered.session_prompt(*_conversation(*contents), 1).tokens).decode()
 
     def readable(self, text: str) -> str:
         """
@@ -117,13 +117,6 @@ def _conversation(*contents: str) -> tuple[str, list[Turn], str]:
     return system, [Turn("1", prompt, response)], question
 
 
-@pytest.fixture(autouse=True, scope="module")
-def templates_are_compiled_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jinja, "parse", cache(jinja.parse))
-        yield
-
-
 @cache
 def vocabulary(name: str) -> Vocabulary:
     return Vocabulary(name)
@@ -135,7 +128,7 @@ def case(template: str, vocabulary_name: str) -> Case:
     source, base = SOURCES[template], vocabulary(vocabulary_name)
     make = partial(ChatTemplate, source, bos=base.bos, eos=base.eos, adds_bos=False)
     rendered = make(FakeBackend({}, 10**7))
-    said = bytes(rendered.prompt(*_conversation("x"), 1).tokens).decode()
+    said = bytes(rendered.session_prompt(*_conversation("x"), 1).tokens).decode()
     known = {token.text for token in base.special_tokens().values()}
     names = sorted({*_MARKER.findall(source), *_MARKER.findall(said)} - known)
     added = [] if OWN_VOCABULARY.get(template) == vocabulary_name else names
@@ -214,8 +207,8 @@ def converse(case: Case) -> Iterator[Said]:
     turns: list[Turn] = []
     answers: dict[str, list[int]] = {}
     for question in ("What is it?", "  spaces  ", case.text("x"), "And then?"):
-        prompt = case.chat.prompt("be kind", turns, question, 1, answers).tokens
-        rendered = bytes(case.rendered.prompt("be kind", turns, question, 1).tokens)
+        prompt = case.chat.session_prompt("be kind", turns, question, 1, answers).tokens
+        rendered = bytes(case.rendered.session_prompt("be kind", turns, question, 1).tokens)
         answer = f"Answer-number-{len(turns)}"
         answers[answer] = spelled(case.backend, answer)
         yield Said(prompt + answers[answer], rendered + answer.encode())
@@ -249,8 +242,10 @@ def test_prompts_begin_with_a_head_that_contains_no_question(
 ) -> None:
     here = case(name, vocabulary_name)
     questions = ("What is it?", "2 and 2", "¿Qué?", "数える", "- a list\n- of two")
-    prompts = [here.chat.prompt("be kind", (), question, 1).tokens for question in questions]
-    head = here.chat.heads("be kind")[0]
+    prompts = [
+        here.chat.session_prompt("be kind", (), question, 1).tokens for question in questions
+    ]
+    head = here.chat.shared_prefixes("be kind")[0]
     assert all(prompt[: len(head)] == head for prompt in prompts)
     assert len(commonprefix(prompts)) - len(head) <= 1, "nearly all that they have in common"
 
@@ -261,4 +256,4 @@ def test_a_conversation_has_no_fewer_tokens_than_messages(name: str) -> None:
     for count in (1, 3, 9):
         roles: tuple[Literal["user", "assistant"], ...] = ("user", "assistant")
         messages = [ChatMessage(roles[i % 2], "a") for i in range(count)]
-        assert len(here.chat.tokens_of(messages, ())) >= count
+        assert len(here.chat.tokenize_conversation(messages, ())) >= count

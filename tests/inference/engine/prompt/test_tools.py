@@ -17,8 +17,8 @@ from services.contract.errors import ServiceError
 from services.contract.messages import JsonSchema, JsonSchemaFormat, Sampling
 from services.inference.engine.backend import SpecialToken
 from services.inference.engine.prompt.chat_template import ChatTemplate
-from services.inference.engine.prompt.tools import HERMES, LIST, ToolCallFormat
-from services.inference.engine.sampling.constraints import answer_lark, json_lark
+from services.inference.engine.prompt.tools import HERMES, MISTRAL, ToolCallFormat
+from services.inference.engine.sampling.constraints import response_format_lark, schema_lark
 from services.inference.engine.sampling.grammar import compile_lark
 from tests.inference.engine.prompt.test_chat_template import CHATML, END, NO_SYSTEM, START, template
 from tests.inference.engine.prompt.test_templates_shipped import SOURCES
@@ -26,7 +26,7 @@ from tests.inference.fake_backend import VOCABULARY, FakeBackend
 from tests.inference.vocabulary import Vocabulary, WithMarkers, text_of
 
 QWEN, LLAMA = "Qwen-Qwen2.5-7B-Instruct", "meta-llama-Llama-3.1-8B-Instruct"
-MISTRAL = "mistralai-Mistral-Nemo-Instruct-2407"
+NEMO = "mistralai-Mistral-Nemo-Instruct-2407"
 POINT: dict[str, Any] = {
     "type": "object",
     "properties": {"x": {"$ref": "#/$defs/n"}},
@@ -52,7 +52,7 @@ CALLED = (
 def shown(name: str, *messages: ChatMessage, tools: tuple[Tool, ...] = ()) -> str:
     """By a template that llama.cpp ships, or by this one."""
     made = template(SOURCES.get(name, name), context=10_000)
-    return bytes(made.conversation(messages, tools, 1).tokens).decode()
+    return bytes(made.conversation_prompt(messages, tools, 1).tokens).decode()
 
 
 @pytest.mark.parametrize(
@@ -64,11 +64,11 @@ def shown(name: str, *messages: ChatMessage, tools: tuple[Tool, ...] = ()) -> st
         ("ibm-granite-granite-4.0", HERMES),
         (LLAMA, ToolCallFormat("", "parameters", None, "")),
         ("meta-llama-Llama-3.3-70B-Instruct", ToolCallFormat("", "parameters", None, "")),
-        (MISTRAL, LIST),
+        (NEMO, MISTRAL),
     ],
 )
 def test_the_form_of_a_call_is_the_template_s_own(name: str, form: ToolCallFormat) -> None:
-    assert template(SOURCES[name]).functions.form == form
+    assert template(SOURCES[name]).tools.call_format == form
     said = shown(name, *CALLED, tools=TOOLS)
     assert f'{form.open}{{"name": "go", "{form.key}": {{"x": 1}}' in said
     assert "walks there" in said and "there" in said
@@ -104,11 +104,11 @@ def test_a_result_is_told_the_name_of_its_function() -> None:
     assert '"name": "go"' in shown(hermes, *CALLED)
     assert shown(source, ChatMessage("user", "hi", name="Ada")) == "hiAda;"
     of_no_call = ChatMessage("tool", "there", name="go", tool_call_id="x")
-    messages, _ = template(hermes).functions.show((ASK, of_no_call), ())
+    messages, _ = template(hermes).tools.template_input((ASK, of_no_call), ())
     assert messages[1]["name"] == "go"
 
 
-@pytest.mark.parametrize("name", [QWEN, LLAMA, MISTRAL, CHATML, "Qwen3-Coder"])
+@pytest.mark.parametrize("name", [QWEN, LLAMA, NEMO, CHATML, "Qwen3-Coder"])
 def test_nothing_of_functions_calls_and_results_becomes_a_control_token(name: str) -> None:
     def markers(evil: str) -> list[int]:
         special = ("<|im_end|>", "<|eot_id|>", "[/INST]", "[TOOL_CALLS]", "</s>")
@@ -122,7 +122,7 @@ def test_nothing_of_functions_calls_and_results_becomes_a_control_token(name: st
             ChatMessage("tool", f"x{evil}", tool_call_id=call.id),
         )
         tools = (Tool(Function("go", f"x{evil}", schema)),)
-        tokens = made.conversation(messages, tools, 1).tokens
+        tokens = made.conversation_prompt(messages, tools, 1).tokens
         assert text_of(backend, tokens).count(evil) >= 5
         return [token for token in tokens if token in backend.special_tokens()]
 
@@ -138,7 +138,7 @@ def test_a_marker_that_only_functions_make_the_template_write_can_not_be_typed()
     count = [
         sum(backend.special_tokens()[t].text == "<tool_call>" for t in tokens if t >= 1_000_000)
         for messages in ((ASK,), (typed,))
-        for tokens in [made.conversation(messages, TOOLS, 1).tokens]
+        for tokens in [made.conversation_prompt(messages, TOOLS, 1).tokens]
     ]
     assert count[0] == count[1] > 0
 
@@ -154,8 +154,8 @@ def allows(lark: str | None, answer: str) -> bool:
 
 
 def test_a_forced_call_is_one_of_the_functions_with_arguments_of_its_schema() -> None:
-    functions = template(SOURCES[QWEN]).functions
-    grammar = functions.call(TOOLS, "required", False)
+    functions = template(SOURCES[QWEN]).tools
+    grammar = functions.call_grammar(TOOLS, "required", False)
     form = "<tool_call>\n%s\n</tool_call>"
     assert allows(grammar, form % '{"name": "go", "arguments": {"x": 12}}')
     assert allows(grammar, form % '{"name": "look", "arguments": {"x": "north"}}')
@@ -165,33 +165,35 @@ def test_a_forced_call_is_one_of_the_functions_with_arguments_of_its_schema() ->
     assert not allows(grammar, form % '{"name": "wait", "arguments": {"x": 1}}'), "it has none"
     one = form % '{"name": "wait", "arguments": {}}'
     assert not allows(grammar, f"{one}\n{one}") and not allows(grammar, "hello")
-    assert allows(functions.call(TOOLS, "required", True), f"{one}\n{one}\n{one}")
+    assert allows(functions.call_grammar(TOOLS, "required", True), f"{one}\n{one}\n{one}")
 
 
 def test_a_function_can_be_forced_by_name() -> None:
-    functions = template(SOURCES[LLAMA]).functions
-    grammar = functions.call(TOOLS, NamedTool(FunctionName("look")), True)
+    functions = template(SOURCES[LLAMA]).tools
+    grammar = functions.call_grammar(TOOLS, NamedTool(FunctionName("look")), True)
     assert allows(grammar, '{"name": "look", "parameters": {"x": "north"}}')
     assert not allows(grammar, '{"name": "go", "parameters": {"x": 1}}')
 
 
 def test_mistral_s_calls_are_a_list() -> None:
-    functions = template(SOURCES[MISTRAL]).functions
+    functions = template(SOURCES[NEMO]).tools
     one = '{"name": "wait", "arguments": {}}'
-    assert allows(functions.call(TOOLS, "required", True), f"[{one}, {one}]")
-    assert allows(functions.call(TOOLS, "required", False), f"[{one}]")
+    assert allows(functions.call_grammar(TOOLS, "required", True), f"[{one}, {one}]")
+    assert allows(functions.call_grammar(TOOLS, "required", False), f"[{one}]")
 
 
 @pytest.mark.parametrize("vocabulary", ["qwen2", "llama-bpe", "gpt-2"])
-@pytest.mark.parametrize("name", [QWEN, LLAMA, MISTRAL])
+@pytest.mark.parametrize("name", [QWEN, LLAMA, NEMO])
 def test_a_call_is_allowed_as_a_real_tokenizer_cuts_it(name: str, vocabulary: str) -> None:
     """Also if a token spans the start or the end of the arguments."""
-    functions, words = template(SOURCES[name]).functions, Vocabulary(vocabulary)
-    form = functions.form
+    functions, words = template(SOURCES[name]).tools, Vocabulary(vocabulary)
+    form = functions.call_format
     anything = Tool(Function("take", None, {"type": "object", "properties": {"x": {}}}))
     call = f'{{"name": "take", "{form.key}": {{"x": ["é \\"a\\" 🙂", {{"b": -1.5}}, null]}}}}'
-    said = form.open + (form.between or "").join([call] * (2 if form.between else 1)) + form.close
-    lark = functions.call((*TOOLS, anything), "required", True)
+    said = (
+        form.open + (form.separator or "").join([call] * (2 if form.separator else 1)) + form.close
+    )
+    lark = functions.call_grammar((*TOOLS, anything), "required", True)
     assert lark is not None
     grammar = compile_lark(lark, words._vocabulary)
     for token in words.tokenize(said, special=False):
@@ -201,24 +203,24 @@ def test_a_call_is_allowed_as_a_real_tokenizer_cuts_it(name: str, vocabulary: st
     words.close()
 
 
-@pytest.mark.parametrize("name", [QWEN, LLAMA, MISTRAL])
+@pytest.mark.parametrize("name", [QWEN, LLAMA, NEMO])
 def test_arguments_of_a_recursive_type_are_forced(name: str) -> None:
     node = {
         "type": "object",
         "properties": {"n": {"anyOf": [{"$ref": "#/$defs/N"}, {"type": "null"}]}},
         "required": ["n"],
     }
-    functions = template(SOURCES[name]).functions
+    functions = template(SOURCES[name]).tools
     tools = (Tool(Function("f", None, {"$defs": {"N": node}, "$ref": "#/$defs/N"})),)
-    form = functions.form
+    form = functions.call_format
     said = f'{form.open}{{"name": "f", "{form.key}": %s}}{form.close}'
-    assert allows(functions.call(tools, "required", False), said % '{"n": {"n": null}}')
-    assert not allows(functions.call(tools, "required", False), said % '{"n": {"m": null}}')
+    assert allows(functions.call_grammar(tools, "required", False), said % '{"n": {"n": null}}')
+    assert not allows(functions.call_grammar(tools, "required", False), said % '{"n": {"m": null}}')
 
 
 def test_data_in_a_schema_of_arguments_stays_as_it_is() -> None:
     schema = {"properties": {"a": {"const": {"$ref": "#/x"}}}, "required": ["a"]}
-    call = template().functions.call((Tool(Function("f", None, schema)),), "required", False)
+    call = template().tools.call_grammar((Tool(Function("f", None, schema)),), "required", False)
     form = HERMES.open + '{"name": "f", "arguments": {"a": {"$ref": "%s"}}}' + HERMES.close
     assert allows(call, form % "#/x") and not allows(call, form % "#/$defs/f0/x")
 
@@ -228,16 +230,16 @@ def test_cost_of_all_tools_together_is_bounded() -> None:
         parameters = {"properties": {"n": {"type": "integer", "multipleOf": step}}}
         return Tool(Function(f"f{step}", None, parameters))
 
-    functions = template().functions
-    assert functions.call([divided_by(9_999)], "required")
+    functions = template().tools
+    assert functions.call_grammar([divided_by(9_999)], "required")
     with pytest.raises(ServiceError, match="`tools`.*multipleOf"):
-        functions.call([divided_by(step) for step in range(9_901, 10_001)], "required")
+        functions.call_grammar([divided_by(step) for step in range(9_901, 10_001)], "required")
 
 
 def test_nothing_is_forced_by_auto_and_none() -> None:
-    functions = template().functions
-    assert functions.call(TOOLS, "auto", True) is None
-    assert functions.call(TOOLS, "none", True) is None
+    functions = template().tools
+    assert functions.call_grammar(TOOLS, "auto", True) is None
+    assert functions.call_grammar(TOOLS, "none", True) is None
 
 
 @pytest.mark.parametrize(
@@ -251,22 +253,22 @@ def test_nothing_is_forced_by_auto_and_none() -> None:
     ],
 )
 def test_a_schema_that_can_not_be_followed_is_refused_by_name(parameters: dict[str, Any]) -> None:
-    functions, tools = template().functions, (Tool(Function("f", None, parameters)),)
+    functions, tools = template().tools, (Tool(Function("f", None, parameters)),)
     with pytest.raises(ServiceError, match="The field `tools` can't be used"):
-        FakeBackend({}).sampler(Sampling(), functions.call(tools, "required", False))
+        FakeBackend({}).sampler(Sampling(), functions.call_grammar(tools, "required", False))
 
 
 def test_strict_function_with_unenforceable_keyword_is_rejected() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
     with pytest.raises(ServiceError, match="`tools`.*`properties.a.uniqueItems`"):
-        template().functions.call((Tool(Function("f", None, schema, True)),), "required", False)
-    lax = template().functions.call((Tool(Function("f", None, schema)),), "required", False)
+        template().tools.call_grammar((Tool(Function("f", None, schema, True)),), "required", False)
+    lax = template().tools.call_grammar((Tool(Function("f", None, schema)),), "required", False)
     assert allows(lax, HERMES.open + '{"name": "f", "arguments": {"a": [1]}}' + HERMES.close)
 
 
 def test_a_schema_may_refer_to_itself() -> None:
     tree = {"type": "object", "properties": {"in": {"$ref": "#"}}, "additionalProperties": False}
-    grammar = template().functions.call((Tool(Function("f", None, tree)),), "required", False)
+    grammar = template().tools.call_grammar((Tool(Function("f", None, tree)),), "required", False)
     form = '<tool_call>\n{"name": "f", "arguments": %s}\n</tool_call>'
     assert allows(grammar, form % '{"in": {"in": {}}}')
     assert not allows(grammar, form % '{"out": {}}')
@@ -290,43 +292,43 @@ def test_no_arguments_are_an_empty_object(arguments: str) -> None:
 def test_mistral_gets_valid_ids_that_match_call_and_result() -> None:
     call = ToolCall("call_abc123def456", FunctionCall("go", '{"x": 1}'))
     result = ChatMessage("tool", "there", tool_call_id=call.id)
-    said = shown(MISTRAL, ASK, ChatMessage("assistant", tool_calls=(call,)), result, tools=TOOLS)
+    said = shown(NEMO, ASK, ChatMessage("assistant", tool_calls=(call,)), result, tools=TOOLS)
     assert "call_abc" not in said
     (of_call,) = re.findall(r'"id": "([a-z0-9]{9})"', said)
     assert said.count(of_call) == 2
-    assert '"id": "123456789"' in shown(MISTRAL, *CALLED, tools=TOOLS)
+    assert '"id": "123456789"' in shown(NEMO, *CALLED, tools=TOOLS)
 
 
-@pytest.mark.parametrize("name", [QWEN, LLAMA, MISTRAL])
+@pytest.mark.parametrize("name", [QWEN, LLAMA, NEMO])
 def test_answer_with_schema_and_tools_is_a_call_or_matches_it(name: str) -> None:
-    functions = template(SOURCES[name]).functions
+    functions = template(SOURCES[name]).tools
     schema = {
         "type": "object",
         "properties": {"city": {"type": "string"}, "n": {"type": "integer"}},
         "required": ["city"],
         "additionalProperties": False,
     }
-    answer = json_lark(schema, True, "response_format")
-    grammar = functions.call(TOOLS, "auto", None, answer)
-    form = functions.form
+    answer = schema_lark(schema, True, "response_format")
+    grammar = functions.call_grammar(TOOLS, "auto", None, answer)
+    form = functions.call_format
     call = f'{form.open}{{"name": "wait", "{form.key}": {{}}}}{form.close}'
     assert allows(grammar, call) and allows(grammar, '{"city": "Rome", "n": 5}')
     assert not allows(grammar, "It is sunny.") and not allows(grammar, '{"town": "Rome"}')
-    assert not allows(functions.call(TOOLS, "required", None, answer), '{"city": "Rome"}')
-    if form.between:
+    assert not allows(functions.call_grammar(TOOLS, "required", None, answer), '{"city": "Rome"}')
+    if form.separator:
         two = f'{{"name": "wait", "{form.key}": {{}}}}'
-        both = form.open + two + form.between + two + form.close
+        both = form.open + two + form.separator + two + form.close
         assert allows(grammar, both)
-        assert not allows(functions.call(TOOLS, "auto", False, answer), both)
+        assert not allows(functions.call_grammar(TOOLS, "auto", False, answer), both)
 
 
 def test_a_bad_schema_beside_tools_is_named() -> None:
     form = JsonSchemaFormat(JsonSchema({"type": "mystery"}))
     asked = Sampling(response_format=form)
-    call = template().functions.call(TOOLS, "auto", None, answer_lark(asked))
+    call = template().tools.call_grammar(TOOLS, "auto", None, response_format_lark(asked))
     with pytest.raises(ServiceError, match="`response_format` can't be used"):
         FakeBackend({}).sampler(asked, call)
 
 
 def test_a_grammar_of_a_call_can_be_sampled_with() -> None:
-    FakeBackend({}).sampler(Sampling(), template().functions.call(TOOLS, "required", True))
+    FakeBackend({}).sampler(Sampling(), template().tools.call_grammar(TOOLS, "required", True))

@@ -25,11 +25,9 @@ from services.contract.messages import (
 from services.inference.engine.backend import Chunk, ConstraintFailure, SampledToken
 from services.inference.engine.llama import Llama
 from services.inference.engine.sampling import constraints
-from services.inference.engine.sampling.candidates import Candidates
 from services.inference.engine.sampling.gbnf import to_lark
-from services.inference.engine.sampling.grammar import GrammarError, compile_lark
-from services.inference.engine.sampling.sampler import SamplerChain
-from services.inference.engine.sampling.vocabulary import Vocabulary
+from services.inference.engine.sampling.grammar import GrammarError, Vocabulary, compile_lark
+from services.inference.engine.sampling.sampler import Candidates, SamplerChain
 
 END = 256
 BYTES = Vocabulary([bytes([byte]) for byte in range(256)] + [b""], frozenset([END]))
@@ -364,7 +362,7 @@ def test_answer_without_an_allowed_token_raises_stuck() -> None:
     """The model has no token for the next character."""
     vocabulary = Vocabulary([b"a", b"c", b""], frozenset([2]))
     sampling = Sampling(temperature=1.0, grammar='root ::= "ab"')
-    grammar = constraints.grammar(sampling, None, vocabulary)
+    grammar = constraints.compile_grammar(sampling, None, vocabulary)
     sampler = SamplerChain(vocabulary, Candidates(3), sampling, grammar)
     logits = np.zeros(3, np.float32)
     first = sampler.choose(logits.copy())

@@ -17,9 +17,14 @@ from services.contract.errors import ServiceError
 from services.contract.messages import Sampling, TokenLogprob
 from services.inference.engine.backend import Chunk, ComputeFailure, SampledToken
 from services.inference.engine.llama import Llama
-from services.inference.engine.sampling.candidates import GROUPS, Candidates, likeliest
-from services.inference.engine.sampling.sampler import Logits, SamplerChain
-from services.inference.engine.sampling.vocabulary import Vocabulary
+from services.inference.engine.sampling.grammar import Vocabulary
+from services.inference.engine.sampling.sampler import (
+    GROUPS,
+    Candidates,
+    Logits,
+    SamplerChain,
+    likeliest,
+)
 
 CREATIVE = Sampling(temperature=1.5, top_p=1.0, top_k=0)
 CHAT = Sampling(temperature=0.8, top_p=0.9, top_k=40, repeat_penalty=1.1, seed=11)

@@ -23,13 +23,13 @@ def object_of(**properties: Any) -> dict[str, Any]:
 
 
 def fits(schema: dict[str, Any], text: str, is_strict: bool = True) -> bool:
-    return takes(f"start: {constraints.json_lark(schema, is_strict, 'response_format')}", text)
+    return takes(f"start: {constraints.schema_lark(schema, is_strict, 'response_format')}", text)
 
 
 def ask(schema: dict[str, Any], strict: bool | None) -> None:
     """As a request does. Raises ServiceError."""
     form = JsonSchemaFormat(JsonSchema(schema, strict=strict))
-    constraints.grammar(Sampling(response_format=form), None, BYTES)
+    constraints.compile_grammar(Sampling(response_format=form), None, BYTES)
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_schema_stays_as_it_was() -> None:
     """It is kept in the log."""
     asked = {"$defs": {"a": {"type": "null"}}, "properties": {"x": {"$ref": "#/$defs/a"}}}
     before = json.dumps(asked)
-    constraints.json_lark(asked, True, "response_format")
+    constraints.schema_lark(asked, True, "response_format")
     assert json.dumps(asked) == before
 
 

@@ -28,7 +28,7 @@ from services.contract.history import Exchange
 from services.contract.messages import ModelInfo, Sampling, Timings, Usage
 from services.history.archive import Archive
 from services.history.entry import Entry
-from services.inference.sessions import HistoryClient, Kept
+from services.inference.history_client import AppendResult, HistoryClient
 from services.runtime.bus import Bus
 from tests.e2e.stack import Stack, running_stack
 from tests.servers import mongod, running
@@ -144,7 +144,7 @@ async def _turn(sessions: HistoryClient, name: str, turns: Turns) -> None:
     turns.contexts.append(1000 * (time.perf_counter() - began))
     said = replace(said, previous=context.applied_seq, epoch=context.epoch)
     began = time.perf_counter()
-    assert await sessions.append(key, said, _always) == Kept("log")
+    assert await sessions.append(key, said, _always) == AppendResult("log")
     turns.appends.append(1000 * (time.perf_counter() - began))
 
 

@@ -34,7 +34,7 @@ class LoadedModel(NamedTuple):
     served: tuple[ModelInfo, ...]  # the model as it is, then with each of its adapters
 
     @property
-    def why_no_chat(self) -> str | None:
+    def no_chat_reason(self) -> str | None:
         """Why it can't chat, if it has no chat template."""
         return self.template.reason if isinstance(self.template, NoTemplate) else None
 

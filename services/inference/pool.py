@@ -1,4 +1,4 @@
-"""Runs work of milliseconds to seconds outside the event loop. Knows no model and no bus."""
+"""Runs work of milliseconds to seconds in threads, with a bounded queue."""
 
 import asyncio
 import threading
@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 
 class Pool:
-    """`threads` threads with a queue of at most `queue` items."""
+    """`threads` threads, and a queue of at most `queue` items."""
 
     def __init__(self, name: str, threads: int, queue: int) -> None:
         self._threads = DeepStackThreads(name, threads)
-        self._places = threading.BoundedSemaphore(threads + queue)
+        self._free = threading.BoundedSemaphore(threads + queue)
 
     async def run(
         self, work: Callable[..., T], *arguments: object, discard: Callable[[T], None] | None = None
@@ -31,10 +31,10 @@ class Pool:
         starts, and `discard` gets the result of work that has. Raises ServiceError: overloaded if
         the queue is full, shutting_down if the pool was closed before the work started.
         """
-        if not self._places.acquire(blocking=False):
+        if not self._free.acquire(blocking=False):
             raise ServiceError("overloaded", "The worker's queue is full: try again.", RETRY_AFTER)
         future = self._threads.submit(partial(copy_context().run, work, *arguments))
-        future.add_done_callback(lambda _: self._places.release())
+        future.add_done_callback(lambda _: self._free.release())
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""Answers what the tokens of something are: in threads of its own, whatever the engine is doing."""
+"""Tokenizes, detokenizes and counts tokens on a thread of its own, whatever the engine does."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,7 +11,6 @@ from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest
 from services.contract.tokens import (
-    TOKENS_TIMEOUT_SECONDS,
     DetokenizeReply,
     DetokenizeRequest,
     TokenCount,
@@ -19,51 +18,49 @@ from services.contract.tokens import (
     TokenizeRequest,
     TokenPiece,
 )
+from services.inference.limits import InferenceLimits
 from services.inference.models import LoadedModel
 from services.inference.pool import Pool
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
 
-QUEUE = 64  # requests that wait for the thread
-MARGIN = 0.5  # seconds left to send the error before the caller stops waiting
-MAX_PIECES = 2**15
-"""Maximum per answer: more would exceed a NATS message, and take long to encode."""
-
 K = TypeVar("K", bound=Struct)
 
 
 class TokenService:
-    """Closed before its model is."""
+    """Must be closed before its model."""
 
-    def __init__(self, bus: Bus, worker_id: str, model: LoadedModel) -> None:
+    def __init__(
+        self, bus: Bus, worker_id: str, model: LoadedModel, limits: InferenceLimits
+    ) -> None:
         self._bus = bus
         self._worker_id = worker_id
         self._model = model
+        self._limits = limits
         self._special = model.backend.special_tokens()
-        self._pool = Pool("counting", 1, QUEUE)
-        self._closing = False
+        self._pool = Pool("tokens", 1, limits.token_queue)
+        self._is_closing = False
 
-    async def open(self) -> None:
+    async def start(self) -> None:
         await self._serve(subjects.tokenize(self._worker_id), TokenizeRequest, self._tokenize)
         await self._serve(subjects.detokenize(self._worker_id), DetokenizeRequest, self._detokenize)
         await self._serve(subjects.count(self._worker_id), ChatRequest, self._count)
 
     async def close(self) -> None:
-        self._closing = True
+        self._is_closing = True
         await self._pool.close()
 
     async def _serve(self, subject: str, kind: type[K], work: Callable[[K], Struct]) -> None:
-        async def do(delivery: Delivery) -> Struct:
-            return await self._do(delivery, kind, work)
+        async def reply(delivery: Delivery) -> Struct:
+            return await self._run(work, decode(delivery.data, kind))
 
-        await self._bus.subscribe(subject, lambda delivery: self._bus.respond(delivery, do))
+        await self._bus.subscribe(subject, lambda delivery: self._bus.respond(delivery, reply))
 
-    async def _do(self, delivery: Delivery, kind: type[K], work: Callable[[K], Struct]) -> Struct:
-        if self._closing:
-            raise ServiceError("shutting_down", "The worker is shutting down: ask again.", 1)
-        request = decode(delivery.data, kind)
+    async def _run(self, work: Callable[[K], Struct], request: K) -> Struct:
+        if self._is_closing:
+            raise ServiceError("shutting_down", "The worker is shutting down: try again.", 1)
         try:
-            async with asyncio.timeout(TOKENS_TIMEOUT_SECONDS - MARGIN):
+            async with asyncio.timeout(self._limits.token_seconds):
                 return await self._pool.run(work, request)
         except TimeoutError:  # work that has not started by now never starts
             raise ServiceError(
@@ -76,7 +73,7 @@ class TokenService:
             template.tokenize(template.with_bos(""), special=True) if request.add_special else []
         )
         tokens += template.tokenize(request.text, request.parse_special)
-        if request.with_pieces and len(tokens) > MAX_PIECES:
+        if request.with_pieces and len(tokens) > self._limits.max_token_pieces:
             raise ServiceError(
                 "payload_too_large",
                 f"The pieces of {len(tokens):,} tokens don't fit into one message: send less text,"
@@ -86,13 +83,15 @@ class TokenService:
         return TokenizeReply(tuple(tokens), tuple(pieces))
 
     def _detokenize(self, request: DetokenizeRequest) -> DetokenizeReply:
-        size = self._model.backend.vocabulary_size
-        if wrong := [token for token in request.tokens if token >= size]:
+        backend = self._model.backend
+        last = backend.vocabulary_size - 1
+        if unknown := [token for token in request.tokens if token > last]:
             raise ServiceError(
                 "invalid_request",
-                f"The field `tokens` has {wrong[0]}, and the model's last token is {size - 1}.",
+                f"The field `tokens` has the token {unknown[0]}, but the model's last token is"
+                f" {last}.",
             )
-        pieces = b"".join(map(self._model.backend.piece, request.tokens))
+        pieces = b"".join(map(backend.piece, request.tokens))
         return DetokenizeReply(pieces.decode(errors="replace"))
 
     def _count(self, request: ChatRequest) -> TokenCount:

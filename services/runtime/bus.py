@@ -123,6 +123,11 @@ class Bus:
         return self._client.is_connected
 
     @property
+    def max_payload(self) -> int:
+        """Return the maximum bytes of a message on this server."""
+        return self._client.max_payload
+
+    @property
     def dropped_frames(self) -> int:
         """Return how many messages were dropped because they could not be parsed."""
         return self._client.dropped_frames

@@ -25,7 +25,7 @@ from services.contract.messages import (
     Token,
     Usage,
 )
-from services.inference.replays import Recording
+from services.inference.replay import Recording
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, Endpoint
 
@@ -86,7 +86,7 @@ class Teller:
         self.requests.append(request)
         key = f"{subjects.tenant_of_request(delivery.subject)}.{request.request_id}"
         held = self._recordings.get(key)
-        if error := CONFLICT if held and not held.is_whole else self.refuses:
+        if error := CONFLICT if held and not held.is_final else self.refuses:
             await self._bus.publish(delivery.reply, Failed(error.code, error.message, 0.1))
             return
         self.replies.append(delivery.reply)
@@ -105,7 +105,7 @@ class Teller:
         if self._until < len(STORY):
             if self._failing:
                 await self._say(recording, reply, self._failing)
-                if not recording.is_whole:
+                if not recording.is_final:
                     del self._recordings[key]
             return
         usage = Usage(5, len(STORY), 0)

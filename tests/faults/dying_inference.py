@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from services.contract.history import Exchange
 from services.inference.__main__ import serve
-from services.inference.sessions import HistoryClient, Kept
+from services.inference.history_client import AppendResult, HistoryClient
 from services.inference.settings import InferenceSettings
 from services.runtime.process import run
 
@@ -18,9 +18,9 @@ _append = HistoryClient.append
 
 async def _die(
     self: HistoryClient, key: str, exchange: Exchange, is_wanted: Callable[[], bool]
-) -> Kept:
+) -> AppendResult:
     if os.environ["DIES"] == "after":
-        assert await _append(self, key, exchange, is_wanted) == Kept("log")
+        assert await _append(self, key, exchange, is_wanted) == AppendResult("log")
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("dead")
 

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.history.log import Log
-from services.inference import sessions
-from services.inference.sessions import HistoryClient
+from services.inference.history_client import HistoryClient
+from services.inference.limits import InferenceLimits
 from services.runtime.bus import Bus
 from services.runtime.streams import Stream
 from tests.faults.small_disk import small_disk
@@ -24,9 +24,8 @@ KEY = subjects.session_key("alice", "s")
 
 @pytest.mark.parametrize("version", NATS_VERSIONS)
 async def test_failed_append_refuses_chats_until_the_log_takes_records(
-    tmp_path: Path, version: NatsVersion, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, version: NatsVersion
 ) -> None:
-    monkeypatch.setattr(sessions, "APPEND_DEADLINE", 4.0)
     (tmp_path / "disk").mkdir()
     with small_disk(tmp_path / "disk") as disk:
         nats = nats_server(tmp_path, disk.folder, disk.within, version)
@@ -38,7 +37,7 @@ async def test_failed_append_refuses_chats_until_the_log_takes_records(
             ):
                 await append(other, "s", exchange("before"))
                 await asyncio.to_thread(disk.fill)
-                worker = HistoryClient(bus)
+                worker = HistoryClient(bus, InferenceLimits(append_timeout_seconds=4.0))
                 for n in range(9):  # use up what nats-server has reserved, then it fails
                     said = exchange(f"lost{n}", response=LARGE)
                     last = await Stream(bus, subjects.HISTORY_STREAM).last(subjects.log(KEY))

@@ -1,12 +1,11 @@
-"""The service on a real bus and with a real history; what the model says is scripted."""
+"""A chat service on a real bus with a real history; the model's answers are scripted."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, cast
+from uuid import uuid4
 
-import pytest
 from msgspec.structs import replace
 
 from services.client.routing import WorkerDirectory
@@ -20,6 +19,7 @@ from services.contract.history import (
     MessagesRequest,
 )
 from services.contract.messages import (
+    Cancel,
     ChatRequest,
     Done,
     Failed,
@@ -28,82 +28,89 @@ from services.contract.messages import (
     Token,
     WorkerReport,
 )
-from services.history.service import start as start_history
-from services.history.settings import HistorySettings
+from services.inference.chat_service import ChatService
 from services.inference.engine.prompt.chat_template import ChatTemplate
+from services.inference.limits import InferenceLimits
 from services.inference.models import LoadedModel
-from services.inference.service import ChatService
 from services.inference.settings import InferenceSettings
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, Inbox
 from tests.inference.engine.prompt.test_chat_template import CHATML
 from tests.inference.fake_backend import FakeBackend
-from tests.servers import nats_server, running
 
 ADAPTERS = ("shout", "loud")
-NOBODY = "mongodb://127.0.0.1:9/"  # the discard port: no database
-LONG = b"".join(b"%d " % number for number in range(200))[:500]  # no loop
+LONG = b"".join(b"%d " % number for number in range(200))[:500]  # repeats nothing
 ANSWERS = {f"{question}<|im_end|>\n<|im_start|>assistant\n": answer for question, answer in {
     "hi": b"hello", "long": LONG, "stop": b"fine\nUser: me", "emoji": "é🙂".encode(),
 }.items()}  # fmt: skip
+FAST = InferenceLimits(idle_prefill_delay_seconds=0.05, connection_check_interval_seconds=0.05)
+
+StartWorker = Callable[..., AbstractAsyncContextManager["Worker"]]
+"""`started` with the URL of a shared NATS server."""
 
 
 class Worker:
-    """A ChatService over a scripted model, and what callers see of it."""
+    """A chat service with a scripted model, and a caller with a tenant of its own."""
 
     def __init__(
         self,
         bus: Bus,
-        url: str,
         backend: FakeBackend,
-        parallel: int,
-        queue: int,
-        queue_bytes: int = 2**20,
-        worker_id: str = "worker",
-        name: str = "fake",
-        source: str = CHATML,
+        limits: InferenceLimits,
+        worker_id: str,
+        tenant: str,
+        model: str,
+        template: str,
+        **settings: int,
     ) -> None:
         self.bus = bus
-        self.url = url
-        self.workers = WorkerDirectory()
         self.backend = backend
+        self.tenant = tenant
+        self.workers = WorkerDirectory()
         self.failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        template = ChatTemplate(source, backend, bos="", eos="", adds_bos=False)
-        settings = InferenceSettings(
-            nats_url=url,
-            model_parallel=parallel,
-            model_queue=queue,
-            model_queue_bytes=queue_bytes,
-            chat_max_tokens=1000,
+        chat_template = ChatTemplate(template, backend, bos="", eos="", adds_bos=False)
+        inference = InferenceSettings(chat_max_tokens=1000, **cast(Any, settings))
+        info = ModelInfo(model, f"digest of {model}", backend.context, 0)
+        served = (info, *(replace(info, name=f"{model}:{adapter}") for adapter in ADAPTERS))
+        info = replace(info, adapters=ADAPTERS)
+        self.service = ChatService(
+            bus,
+            inference,
+            limits,
+            worker_id,
+            LoadedModel(info, backend, chat_template, served),
+            self.workers,
+            self.failure.set_result,
         )
-        info = ModelInfo(name, f"digest of {name}", backend.context, 0)
-        served = (info, *(replace(info, name=f"{name}:{adapter}") for adapter in ADAPTERS))
-        model = LoadedModel(replace(info, adapters=ADAPTERS), backend, template, served)
-        fail = self.failure.set_result
-        self.service = ChatService(bus, settings, worker_id, model, self.workers, fail)
-        self.report = WorkerReport(
-            worker_id, "ready", parallel, 0, 0, queue, model=replace(info, adapters=ADAPTERS)
-        )
+        slots, queue = inference.model_parallel, inference.model_queue
+        self.report = WorkerReport(worker_id, "ready", slots, 0, 0, queue, model=info)
+
+    @property
+    def running(self) -> int:
+        return self.service.flights.running
+
+    @property
+    def waiting(self) -> int:
+        return self.service.flights.waiting
+
+    @property
+    def queued(self) -> int:
+        """Waiting requests whose prompt is prepared: they are in the engine's queue."""
+        flights = self.service.flights.values()
+        return sum(flight.sequence is not None and not flight.has_slot for flight in flights)
 
     def hear(self, *reports: WorkerReport) -> None:
+        """Deliver reports of workers."""
         for report in reports:
             subject = subjects.report(report.worker_id)
             self.workers.on_report(Delivery(subject, encode(report), ""))
 
-    async def rest_of(self, inbox: Inbox) -> list[StreamEvent]:
-        """What came, and what comes until nothing has for a while."""
-        events = []
-        with suppress(TimeoutError):
-            while True:
-                events.append(read((await inbox.next(0.3)).data))
-        return events
-
     async def events(
-        self, request: ChatRequest, tenant: str = subjects.OPEN_TENANT
+        self, request: ChatRequest, tenant: str | None = None
     ) -> AsyncGenerator[StreamEvent, None]:
-        inbox_of = f"_INBOX.{id(request)}"
-        async with self.bus.inbox(inbox_of) as inbox:
-            await self.bus.publish(subjects.request(tenant), request, reply=inbox_of)
+        reply = f"_INBOX.{uuid4().hex}"
+        async with self.bus.inbox(reply) as inbox:
+            await self.bus.publish(subjects.request(tenant or self.tenant), request, reply=reply)
             while True:
                 event = read((await inbox.next(10)).data)
                 yield event
@@ -111,52 +118,80 @@ class Worker:
                     return
 
     async def ask(self, prompt: str, session: str, **more: Any) -> list[StreamEvent]:
+        """Return all events of a request of a session."""
         request = ChatRequest(prompt=prompt, session_id=session, **more)
         return [event async for event in self.events(request)]
 
+    async def ask_stateless(self, **fields: Any) -> list[StreamEvent]:
+        return [event async for event in self.events(ChatRequest(**fields))]
+
+    async def cancel(self, request_id: str, cancel: Cancel | None = None) -> None:
+        await self.bus.publish(subjects.cancel(self.tenant, request_id), cancel or Cancel())
+
     async def messages(self) -> tuple[ExchangeView, ...]:
-        subject = subjects.history("messages", subjects.OPEN_TENANT)
+        subject = subjects.history("messages", self.tenant)
         return (await self.bus.request(subject, MessagesRequest(), ExchangePage)).messages
 
     async def context(self, session: str) -> Context:
-        subject = subjects.history("context", subjects.OPEN_TENANT)
+        subject = subjects.history("context", self.tenant)
         return await self.bus.request(subject, ContextRequest(session), Context)
 
-
-def read(data: bytes) -> StreamEvent:
-    return cast(StreamEvent, decode(data, cast(Any, StreamEvent)))
-
-
-def text(events: list[StreamEvent]) -> str:
-    return "".join(event.text for event in events if isinstance(event, Token))
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition holds. Raises TimeoutError after ten seconds."""
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.001)
 
 
 @asynccontextmanager
-async def worker(
-    folder: Path,
+async def started(
+    url: str,
+    *,
     parallel: int = 8,
     queue: int = 16,
     queue_bytes: int = 2**20,
     step_seconds: float = 0,
     context: int = 2000,
     backend: FakeBackend | None = None,
-    url: str = "",
+    limits: InferenceLimits = FAST,
     worker_id: str = "worker",
-    name: str = "fake",
-    source: str = CHATML,
+    tenant: str = "",
+    model: str = "fake",
+    template: str = CHATML,
 ) -> AsyncIterator[Worker]:
-    """
-    On a nats-server of its own (if not that of another), since requests go to who serves; `source`
-    is that of its chat template.
-    """
-    async with AsyncExitStack() as stack:
-        if not url:
-            server = stack.enter_context(running(nats_server(folder)))
-            url = f"nats://127.0.0.1:{server.port}"
-        await start_history(stack, HistorySettings(nats_url=url, mongodb_uri=NOBODY), pytest.fail)
-        bus = await stack.enter_async_context(Bus.connect(url, "test"))
-        backend = backend or FakeBackend(ANSWERS, context, step_seconds)
-        worker = Worker(bus, url, backend, parallel, queue, queue_bytes, worker_id, name, source)
+    """Run a worker on the NATS server at `url`; its tenant is new unless given."""
+    async with Bus.connect(url, "test") as bus:
+        worker = Worker(
+            bus,
+            backend or FakeBackend(ANSWERS, context, step_seconds),
+            limits,
+            worker_id,
+            tenant or uuid4().hex,
+            model,
+            template,
+            model_parallel=parallel,
+            model_queue=queue,
+            model_queue_bytes=queue_bytes,
+        )
         await worker.service.start()
-        stack.push_async_callback(worker.service.drain)
-        yield worker
+        try:
+            yield worker
+        finally:
+            await worker.service.drain()
+
+
+def read(data: bytes) -> StreamEvent:
+    return cast(StreamEvent, decode(data, cast(Any, StreamEvent)))
+
+
+async def rest_of(inbox: Inbox) -> list[StreamEvent]:
+    """Return the events that have come, and those that come until there was none for 0.3 s."""
+    events = []
+    with suppress(TimeoutError):
+        while True:
+            events.append(read((await inbox.next(0.3)).data))
+    return events
+
+
+def text(events: list[StreamEvent]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Token))

@@ -1,4 +1,4 @@
-"""The service with adapters: which one answers, what it remembers, and who is refused."""
+"""LoRA adapters: selection by model name, batching, and the prefix cache."""
 
 import asyncio
 
@@ -6,15 +6,15 @@ from services.contract.messages import Failed, Started
 from tests.inference.scripted import Worker, text
 
 
-async def test_an_adapter_answers_who_asks_for_it_and_the_log_tells_which(fast: Worker) -> None:
+async def test_model_name_selects_the_adapter_and_is_stored(fast: Worker) -> None:
     asked = {None: "hello", "fake": "hello", "fake:shout": "HELLO", "fake:loud": "HELLO"}
-    for model, said in asked.items():
-        assert text(await fast.ask("hi", str(model), model=model)) == said
+    for model, answer in asked.items():
+        assert text(await fast.ask("hi", str(model), model=model)) == answer
     names = ["fake", "fake", "fake:shout", "fake:loud"]
     assert [message.model for message in await fast.messages()] == names
 
 
-async def test_adapters_at_once_each_answer_as_alone(fast: Worker) -> None:
+async def test_concurrent_adapters_answer_as_alone(fast: Worker) -> None:
     models = ["fake", "fake:shout", "fake:loud", "fake"] * 3
     answers = await asyncio.gather(
         *(fast.ask("hi", str(i), model=model) for i, model in enumerate(models))
@@ -22,7 +22,7 @@ async def test_adapters_at_once_each_answer_as_alone(fast: Worker) -> None:
     assert [text(events) for events in answers] == ["hello", "HELLO", "HELLO", "hello"] * 3
 
 
-async def test_a_turn_is_read_again_by_another_adapter_and_goes_on_from_its_own(
+async def test_adapter_reuses_only_the_prefix_of_its_own(
     fast: Worker,
 ) -> None:
     cached = []
@@ -33,7 +33,7 @@ async def test_a_turn_is_read_again_by_another_adapter_and_goes_on_from_its_own(
     assert cached == [(False, 0), (False, 1), (True, 2), (True, 3)]
 
 
-async def test_an_unknown_model_is_refused_at_once_with_what_there_is(fast: Worker) -> None:
+async def test_unknown_model_is_rejected_with_the_known_ones(fast: Worker) -> None:
     for model in ("other", "fake:whisper"):
         (failed,) = await fast.ask("hi", "s", model=model)
         assert isinstance(failed, Failed) and failed.code == "model_not_found"

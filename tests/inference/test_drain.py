@@ -1,131 +1,124 @@
-"""A worker that leaves: what it can't finish in time goes on at another."""
+"""A draining worker: requests that it can't finish in time fail over to another."""
 
 import asyncio
 import threading
 import time
 from contextlib import aclosing
-from pathlib import Path
-from typing import cast
+from dataclasses import replace
 
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import replace as change
 
 from services.client.chat_client import ChatClient
 from services.contract.messages import Accepted, ChatRequest, Done, Failed, StreamEvent, Token
-from services.inference import preparation, service
-from services.inference.models import LoadedModel
-from services.inference.sessions import HistoryClient
-from tests.inference.fake_backend import FakeBackend
-from tests.inference.scripted import LONG, Worker, text, worker
-from tests.inference.test_reception import pair
+from services.inference.history_client import HistoryClient
+from services.inference.prompt_builder import PromptBuilder
+from tests.inference.scripted import FAST, LONG, StartWorker, Worker, text
+from tests.inference.test_router import pair
 
 
-async def leave(worker: Worker, other: Worker) -> None:
-    """As Worker.drain does: it says so first, then hands over."""
+async def drain(worker: Worker, other: Worker) -> None:
+    """Report `draining`, then drain, like services.inference.worker."""
     for each in (worker, other):
-        each.hear(replace(worker.report, state="draining"))
+        each.hear(change(worker.report, state="draining"))
     await worker.service.drain()
 
 
-async def test_an_answer_that_takes_too_long_goes_on_at_another_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "FINISH_DEADLINE", 0.2)
-    async with pair(tmp_path, step_seconds=0.005) as workers:
+async def test_unfinished_answer_resumes_at_another_worker(start_worker: StartWorker) -> None:
+    limits = replace(FAST, drain_seconds=0.2)
+    async with pair(start_worker, step_seconds=0.005, limits=limits) as workers:
         by_id = {worker.report.worker_id: worker for worker in workers}
         events: list[StreamEvent] = []
         request = ChatRequest(prompt="long", session_id="s", request_id="r1")
-        client = ChatClient(workers[0].bus, workers=workers[0].workers)
-        leaving = None
+        client = ChatClient(workers[0].bus, workers[0].tenant, workers[0].workers)
+        draining = None
         async with aclosing(client.stream(request)) as answer:
             async for event in answer:
                 events.append(event)
-                if isinstance(event, Token) and leaving is None:
+                if isinstance(event, Token) and draining is None:
                     accepted = next(e for e in events if isinstance(e, Accepted))
                     first = by_id.pop(accepted.worker_id)
                     (second,) = by_id.values()
-                    leaving = asyncio.create_task(leave(first, second))
-        assert leaving is not None
-        await leaving
+                    draining = asyncio.create_task(drain(first, second))
+        assert draining is not None
+        await draining
         assert text(events) == LONG.decode()
         assert isinstance(events[-1], Done) and events[-1].stored == "log"
         (turn,) = (await second.context("s")).turns
         assert turn.response == LONG.decode()
-        assert second.backend.steps, "it went on there"
+        assert second.backend.steps, "it resumed there"
 
 
-async def test_who_joined_an_answer_goes_on_elsewhere_while_its_worker_still_computes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_second_reader_fails_over_while_worker_still_computes(
+    start_worker: StartWorker,
 ) -> None:
-    monkeypatch.setattr(service, "FINISH_DEADLINE", 0)
-    async with pair(tmp_path, step_seconds=0.2) as (first, second):
+    limits = replace(FAST, drain_seconds=0)
+    async with pair(start_worker, step_seconds=0.1, limits=limits) as (first, second):
         request = ChatRequest(prompt="hi", session_id="s", request_id="r1", grace_s=10)
-        client = ChatClient(first.bus, workers=first.workers)
+        client = ChatClient(first.bus, first.tenant, first.workers)
         async with aclosing(client.stream(request)) as answer:
             async for event in answer:
                 if isinstance(event, Accepted):
                     holder = event.worker_id
                 if isinstance(event, Token):
-                    break  # as an edge that dies
+                    break  # like an edge that dies
         pairs = {"w1": (first, second), "w2": (second, first)}
         joined = client.resume("r1")
         events: list[StreamEvent] = [await anext(joined)]
-        leaving = asyncio.create_task(leave(*pairs[holder]))
+        draining = asyncio.create_task(drain(*pairs[holder]))
         events += [event async for event in joined]
-        await leaving
+        await draining
         assert text(events) == "hello" and isinstance(events[-1], Done)
 
 
-async def test_who_leaves_waits_no_longer_for_history(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_drain_fails_requests_that_wait_for_history(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def never(*_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(service, "FINISH_DEADLINE", 0)
     monkeypatch.setattr(HistoryClient, "context", never)
-    async with worker(tmp_path) as leaving:
+    async with start_worker(limits=replace(FAST, drain_seconds=0)) as leaving:
         asked = asyncio.create_task(leaving.ask("hi", "s"))
-        while not leaving.service.waiting:
-            await asyncio.sleep(0.01)
+        await leaving.until(lambda: leaving.waiting == 1)
         async with asyncio.timeout(3):
             await leaving.service.drain()
         failed = (await asked)[-1]
         assert isinstance(failed, Failed) and failed.code == "shutting_down"
 
 
-async def test_the_model_is_closed_once_nobody_looks_at_the_next_prompt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_drain_closes_the_model_after_an_idle_prompt_is_built(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looking, was_closed = threading.Event(), []
+    building, was_closed = threading.Event(), []
 
-    def ahead(model: LoadedModel, *_: object) -> None:
-        looking.set()
-        time.sleep(0.3)
-        was_closed.append(cast(FakeBackend, model.backend).closed)
+    def build_slowly(*_: object) -> None:
+        building.set()
+        time.sleep(0.1)
+        was_closed.append(leaving.backend.closed)
 
-    monkeypatch.setattr(preparation, "ahead", ahead)
-    async with worker(tmp_path) as leaving:
+    monkeypatch.setattr(PromptBuilder, "idle_prompt", build_slowly)
+    async with start_worker() as leaving:
         await leaving.ask("hi", "s")
-        await asyncio.to_thread(looking.wait)
+        await asyncio.to_thread(building.wait)
         await leaving.service.drain()
         assert was_closed == [False]
 
 
-async def test_who_leaves_does_not_wait_for_history_to_tell_the_next_prompt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_drain_does_not_wait_for_context_of_an_idle_prompt(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def never(*_: object) -> None:
         asked.set()
         await asyncio.Event().wait()
 
     asked = asyncio.Event()
-    async with worker(tmp_path) as leaving:
+    async with start_worker(limits=replace(FAST, idle_context_timeout_seconds=0.2)) as leaving:
         await leaving.ask("hi", "s")
         monkeypatch.setattr(HistoryClient, "context", never)
         await asked.wait()
         async with asyncio.timeout(3):
             await leaving.service.drain()
             await leaving.bus.stop_serving()
-            while any("_read_ahead" in str(task) for task in asyncio.all_tasks()):
-                await asyncio.sleep(0.05)
+            while any("_prefill_next_prompt" in str(task) for task in asyncio.all_tasks()):
+                await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Which file of a folder is served, and how all other model files are explained."""
+"""Choice of the model file, and explanations of files that are not served."""
 
 import logging
 import os
@@ -34,7 +34,7 @@ def touch(folder: Path, *names: str) -> None:
         "mine-00001-of-00001.gguf",
     ],
 )
-def test_only_model_of_a_folder_replaces_the_demo_model(tmp_path: Path, name: str) -> None:
+def test_only_model_of_a_folder_replaces_the_demo(tmp_path: Path, name: str) -> None:
     touch(tmp_path, "demo.gguf")
     assert find("", tmp_path) == tmp_path / "demo.gguf"
     touch(tmp_path, name, "._mine.gguf", ".cache/other.gguf", "adapters/a.gguf", "README.md")
@@ -42,7 +42,7 @@ def test_only_model_of_a_folder_replaces_the_demo_model(tmp_path: Path, name: st
     assert find(str(tmp_path), Path("elsewhere")) == tmp_path / name
 
 
-def test_linked_folder_is_searched_once_and_broken_link_explained(tmp_path: Path) -> None:
+def test_links_are_followed_and_broken_ones_explained(tmp_path: Path) -> None:
     touch(tmp_path, "elsewhere/mine.gguf", "model/demo.gguf")
     (tmp_path / "model/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "model/again").symlink_to(tmp_path / "model")
@@ -54,7 +54,7 @@ def test_linked_folder_is_searched_once_and_broken_link_explained(tmp_path: Path
         check([find("", tmp_path / "model")])
 
 
-def test_a_model_path_names_a_file_from_the_home_directory_too(
+def test_model_path_may_begin_with_the_home_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     touch(tmp_path, "models/mine.gguf")
@@ -63,7 +63,7 @@ def test_a_model_path_names_a_file_from_the_home_directory_too(
         assert find(path, Path("elsewhere")) == tmp_path / "models/mine.gguf"
 
 
-def test_a_model_path_without_a_file_is_an_error_that_quotes_it(tmp_path: Path) -> None:
+def test_model_path_without_a_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"^MODEL_PATH=model/nope\.gguf: no such file\.$"):
         find("model/nope.gguf", tmp_path)
     with pytest.raises(
@@ -72,7 +72,7 @@ def test_a_model_path_without_a_file_is_an_error_that_quotes_it(tmp_path: Path) 
         find(str(tmp_path), tmp_path)
 
 
-def test_several_models_without_model_path_are_listed_in_an_error(tmp_path: Path) -> None:
+def test_several_models_without_model_path_are_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "b.gguf", "folder/a.GGUF", "demo.gguf", "c-00001-of-00001.gguf")
     names = r"\(b\.gguf, c-00001-of-00001\.gguf, folder/a\.GGUF\): choose one with MODEL_PATH"
     with pytest.raises(ModelError, match=names):
@@ -80,9 +80,7 @@ def test_several_models_without_model_path_are_listed_in_an_error(tmp_path: Path
 
 
 @pytest.mark.parametrize("suffix", [".gguf", ".GGUF"])
-def test_the_parts_of_a_model_are_one_model_found_by_any_of_them(
-    tmp_path: Path, suffix: str
-) -> None:
+def test_any_part_of_a_split_model_names_the_model(tmp_path: Path, suffix: str) -> None:
     names = [f"mine-0000{number}-of-00003{suffix}" for number in (1, 2, 3)]
     touch(tmp_path, *names)
     assert find("", tmp_path).name == names[0]
@@ -92,7 +90,7 @@ def test_the_parts_of_a_model_are_one_model_found_by_any_of_them(
         assert model_name(path) == "mine"
 
 
-def test_a_missing_part_is_named(tmp_path: Path) -> None:
+def test_missing_part_is_an_error_that_names_it(tmp_path: Path) -> None:
     touch(tmp_path, "mine-00002-of-00003.gguf")
     missing = r"one of 3 parts of a model, and mine-00001-of-00003\.gguf, mine-00003-of-00003\.gguf"
     for model_path in ("", str(tmp_path / "mine-00002-of-00003.gguf")):
@@ -122,7 +120,7 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_gguf_other_than_a_chat_model_is_explained_never_served(
+def test_gguf_that_is_no_chat_model_is_explained(
     tmp_path: Path, write: Callable[[Path], object], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     touch(tmp_path, "demo.gguf")
@@ -147,7 +145,7 @@ def test_gguf_other_than_a_chat_model_is_explained_never_served(
         ("mine.gguf.part", "is not a .gguf file: finish its download"),
     ],
 )
-def test_model_in_another_format_is_explained_not_replaced_by_demo(
+def test_model_in_another_format_is_explained(
     tmp_path: Path, name: str, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     touch(tmp_path, "demo.gguf", name, "config.json")
@@ -174,14 +172,14 @@ def test_damaged_header_is_left_to_the_loader(tmp_path: Path) -> None:
         (b"PK\3\4 a zip file", r"mine\.gguf is not a GGUF file: convert it"),
     ],
 )
-def test_a_file_that_is_no_gguf_is_explained(tmp_path: Path, content: bytes, why: str) -> None:
+def test_file_that_is_no_gguf_is_explained(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "mine.gguf").write_bytes(content)
     with pytest.raises(ModelError, match=why):
         check([DEMO, tmp_path / "mine.gguf"])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_file_that_this_user_can_not_read_is_explained() -> None:
+def test_unreadable_file_is_explained() -> None:
     with TemporaryDirectory() as name:  # the folders above pytest's own are closed to others
         public = Path(name)
         public.chmod(0o755)
@@ -223,5 +221,5 @@ def test_adapters_come_from_model_folder_and_shared_folder(
     assert "adapter_model.safetensors is a LoRA adapter: convert it" in caplog.text
 
 
-def test_the_folder_of_the_project_serves_the_demo_model() -> None:
+def test_project_folder_serves_the_demo_model() -> None:
     assert find("", Path("model")) == DEMO

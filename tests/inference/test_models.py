@@ -1,3 +1,5 @@
+"""Loading of the model with its adapters and chat template."""
+
 import random
 import shutil
 from pathlib import Path
@@ -15,8 +17,8 @@ from tests.inference.gguf_files import DEMO, split_demo, without_template
 from tests.inference.lora import write_lora
 
 
-def beside_the_demo_model(folder: Path, *adapters: str) -> Path:
-    """A copy of the demo model with adapters of these names."""
+def demo_with_adapters(folder: Path, *adapters: str) -> Path:
+    """Copy the demo model, and write adapters with these names."""
     for seed, name in enumerate(adapters):
         write_lora(folder / f"adapters/{name}.gguf", seed)
     shutil.copy("model/demo.gguf", folder)
@@ -28,23 +30,23 @@ def load(path: Path, template: str = "") -> models.LoadedModel:
     return models.load(settings, lambda _: True)
 
 
-def said_by(model: models.LoadedModel) -> list[int]:
-    """Return the first tokens of an answer."""
+def first_tokens(model: models.LoadedModel) -> list[int]:
+    """Return the first eight tokens of a greedy answer."""
     sampler = model.backend.sampler(Sampling(temperature=0))
     tokens = model.template.session_prompt("", (), "Who are you?", 10).tokens
-    said: list[int] = []
-    while len(said) < 8:
+    answer: list[int] = []
+    while len(answer) < 8:
         chunk = Chunk(0, model.backend.length(0), tokens, sampler)
         (choice,) = model.backend.decode([chunk])
         assert isinstance(choice, SampledToken)
-        said.append(choice.token)
-        tokens = said[-1:]
+        answer.append(choice.token)
+        tokens = answer[-1:]
     model.backend.truncate(0, 0)
     sampler.close()
-    return said
+    return answer
 
 
-def test_the_demo_model_is_ready_to_serve() -> None:
+def test_demo_model_is_loaded_with_its_adapter() -> None:
     model = load(Path("model/demo.gguf"))
     assert (model.info.name, model.info.context) == ("demo", 2048)
     assert model.info.adapters == ("pirate",)
@@ -52,8 +54,8 @@ def test_the_demo_model_is_ready_to_serve() -> None:
     model.backend.close()
 
 
-def test_the_adapters_beside_the_model_are_served_by_name(tmp_path: Path) -> None:
-    path = beside_the_demo_model(tmp_path, "shout", "a.b c")
+def test_adapters_beside_the_model_are_served_by_name(tmp_path: Path) -> None:
+    path = demo_with_adapters(tmp_path, "shout", "a.b c")
     (tmp_path / "adapters/notes.txt").touch()
     model = load(path)
     assert model.info.adapters == ("a.b c", "shout")
@@ -64,8 +66,8 @@ def test_the_adapters_beside_the_model_are_served_by_name(tmp_path: Path) -> Non
     model.backend.close()
 
 
-def test_the_adapters_in_a_model_s_own_folder_are_served_with_it_alone(tmp_path: Path) -> None:
-    path = beside_the_demo_model(tmp_path, "shout", "demo/pirate", "other/knight")
+def test_adapters_in_the_folder_of_a_model_are_its_own(tmp_path: Path) -> None:
+    path = demo_with_adapters(tmp_path, "shout", "demo/pirate", "other/knight")
     model = load(path)
     assert model.info.adapters == ("pirate", "shout")
     model.backend.close()
@@ -74,14 +76,14 @@ def test_the_adapters_in_a_model_s_own_folder_are_served_with_it_alone(tmp_path:
     model.backend.close()
 
 
-def test_two_adapters_of_one_name_are_an_error_that_names_both(tmp_path: Path) -> None:
-    path = beside_the_demo_model(tmp_path, "shout", "demo/shout")
+def test_two_adapters_with_one_name_are_an_error(tmp_path: Path) -> None:
+    path = demo_with_adapters(tmp_path, "shout", "demo/shout")
     with pytest.raises(ModelError, match=r"shout\.gguf and .*shout\.gguf have the same name"):
         load(path)
 
 
-def test_what_is_not_served_is_refused_with_what_is(tmp_path: Path) -> None:
-    model = load(beside_the_demo_model(tmp_path, "shout"))
+def test_unknown_model_is_rejected_with_the_known_ones(tmp_path: Path) -> None:
+    model = load(demo_with_adapters(tmp_path, "shout"))
     for name in ("other", "shout", "demo:", "demo:shout:shout", "other:shout", "DEMO"):
         with pytest.raises(ServiceError, match="there is demo, demo:shout") as error:
             model.adapter(name)
@@ -89,20 +91,20 @@ def test_what_is_not_served_is_refused_with_what_is(tmp_path: Path) -> None:
     model.backend.close()
 
 
-def test_an_adapter_that_does_not_fit_is_an_error_that_names_it(tmp_path: Path) -> None:
-    path = beside_the_demo_model(tmp_path, "good")
+def test_adapter_of_another_model_is_an_error(tmp_path: Path) -> None:
+    path = demo_with_adapters(tmp_path, "good")
     write_lora(tmp_path / "adapters/narrow.gguf", width=64)
     with pytest.raises(ModelError, match=r"adapters/narrow\.gguf is no adapter of this model"):
         load(path)
 
 
-def test_split_model_is_loaded_by_first_part_and_digested_whole(tmp_path: Path) -> None:
+def test_split_model_has_a_digest_of_all_parts(tmp_path: Path) -> None:
     parts = split_demo(tmp_path / "mine.gguf")
     assert [part.name[:10] for part in parts] == ["mine-00001", "mine-00002"]
     model = load(parts[1])
     info = model.info
     assert (info.name, info.bytes) == ("mine", sum(part.stat().st_size for part in parts))
-    assert said_by(model) == said_by(demo := load(DEMO))
+    assert first_tokens(model) == first_tokens(demo := load(DEMO))
     model.backend.close()
     demo.backend.close()
     with parts[1].open("ab") as file:
@@ -112,7 +114,7 @@ def test_split_model_is_loaded_by_first_part_and_digested_whole(tmp_path: Path) 
     model.backend.close()
 
 
-def test_parts_in_capitals_are_loaded_too(tmp_path: Path) -> None:
+def test_parts_with_an_uppercase_suffix_are_loaded(tmp_path: Path) -> None:
     for part in split_demo(tmp_path / "mine.gguf"):
         part.rename(part.with_suffix(".GGUF"))
     model = load(tmp_path)
@@ -120,7 +122,7 @@ def test_parts_in_capitals_are_loaded_too(tmp_path: Path) -> None:
     model.backend.close()
 
 
-def test_a_part_that_was_cut_off_is_an_error_of_that_model(tmp_path: Path) -> None:
+def test_truncated_part_is_an_error(tmp_path: Path) -> None:
     *_, last = split_demo(tmp_path / "mine.gguf")
     last.write_bytes(last.read_bytes()[:-1000])
     with pytest.raises(ModelError, match=r"mine-00001-of-00002\.gguf can't be loaded"):
@@ -130,15 +132,15 @@ def test_a_part_that_was_cut_off_is_an_error_of_that_model(tmp_path: Path) -> No
 def test_overwriting_a_served_file_changes_nothing(tmp_path: Path) -> None:
     path = Path(shutil.copy(DEMO, tmp_path / "mine.gguf"))
     model = load(path)
-    before = said_by(model)
+    before = first_tokens(model)
     path.write_bytes(random.Random(1).randbytes(path.stat().st_size))
-    assert said_by(model) == before
+    assert first_tokens(model) == before
     path.write_bytes(b"")  # a mapped file would cause a SIGBUS
-    assert said_by(model) == before
+    assert first_tokens(model) == before
     model.backend.close()
 
 
-def test_a_file_that_changes_while_it_is_loaded_is_an_error(tmp_path: Path) -> None:
+def test_file_that_changes_during_loading_is_an_error(tmp_path: Path) -> None:
     path = Path(shutil.copy(DEMO, tmp_path / "mine.gguf"))
 
     def write(_: float) -> bool:
@@ -150,11 +152,11 @@ def test_a_file_that_changes_while_it_is_loaded_is_an_error(tmp_path: Path) -> N
         models.load(InferenceSettings(model_path=str(path)), write)
 
 
-def test_model_without_template_completes_texts_and_refuses_chats(
+def test_model_without_template_rejects_chats_only(
     tmp_path: Path,
 ) -> None:
     model = load(without_template(tmp_path / "base.gguf"))
-    assert model.why_no_chat and "has no chat template" in model.why_no_chat
+    assert model.no_chat_reason and "has no chat template" in model.no_chat_reason
     tokens = model.template.raw_prompt("Once upon a time", 10).tokens
     assert tokens == model.backend.tokenize("Once upon a time", special=True)
     why = r"base\.gguf has no chat template.* MODEL_CHAT_TEMPLATE .*chatml, gemma, .*completions"
@@ -170,13 +172,13 @@ def test_model_without_template_completes_texts_and_refuses_chats(
     model.backend.close()
 
 
-def test_a_chat_template_is_chosen_by_its_name_or_its_file(tmp_path: Path) -> None:
+def test_chat_template_is_chosen_by_name_or_file(tmp_path: Path) -> None:
     path = without_template(tmp_path / "base.gguf")
     (tmp_path / "mine.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
     shown = {}
     for chosen in ("chatml", str(tmp_path / "mine.jinja")):
         model = load(path, chosen)
-        assert model.why_no_chat is None
+        assert model.no_chat_reason is None
         tokens = model.template.session_prompt("", (), "hi", 10).tokens
         shown[chosen] = b"".join(map(model.backend.piece, tokens)).decode()
         model.backend.close()
@@ -188,7 +190,7 @@ def test_a_chat_template_is_chosen_by_its_name_or_its_file(tmp_path: Path) -> No
     model.backend.close()
 
 
-def test_unusable_chat_template_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_invalid_chat_template_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"=chatmll can't be read .*: it must be .*chatml, gemma"):
         load(DEMO, "chatmll")
     (tmp_path / "bad.jinja").write_text("{% for %}")

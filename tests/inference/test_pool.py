@@ -1,3 +1,5 @@
+"""Work in threads: results, errors, rejection, cancellation and closing."""
+
 import asyncio
 import threading
 from contextvars import ContextVar
@@ -9,7 +11,7 @@ from services.inference.pool import Pool
 
 
 class Gate:
-    """Work that runs until it may end."""
+    """Work that runs until the gate is opened."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
@@ -25,7 +27,7 @@ class Gate:
         self._may_end.set()
 
 
-async def test_work_returns_result_or_error_and_has_its_callers_context() -> None:
+async def test_work_returns_its_result_in_the_callers_context() -> None:
     pool, name = Pool("test", 1, 1), ContextVar("name", default="")
     name.set("caller")
     assert await pool.run(lambda a: (a, name.get()), 7) == (7, "caller")
@@ -48,7 +50,7 @@ async def test_full_queue_rejects_with_retry_after() -> None:
     await pool.close()
 
 
-async def test_cancelled_work_never_starts_and_frees_its_place() -> None:
+async def test_cancelled_work_never_starts() -> None:
     pool, gate = Pool("test", 1, 1), Gate()
     begun: list[int] = []
     running = asyncio.create_task(pool.run(gate.work))
@@ -77,7 +79,7 @@ async def test_result_of_cancelled_work_is_discarded() -> None:
     assert discarded == ["done"]
 
 
-async def test_waiting_work_of_a_closed_pool_fails_with_shutting_down() -> None:
+async def test_waiting_work_of_a_closed_pool_fails() -> None:
     pool, gate = Pool("test", 1, 1), Gate()
     running, waiting = (asyncio.create_task(pool.run(gate.work)) for _ in range(2))
     await gate.begun.wait()

@@ -1,6 +1,5 @@
-"""What tenants share of the prefix cache, for every route of a prompt to a worker."""
+"""What tenants share of the prefix cache, for every kind of request."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ from services.contract.conversation import ChatMessage
 from services.contract.messages import ChatRequest, Done, Started
 from services.inference.settings import InferenceSettings
 from tests.inference.fake_backend import FakeBackend
-from tests.inference.scripted import ANSWERS, Worker, worker
+from tests.inference.scripted import ANSWERS, StartWorker, Worker
 
 SYSTEM = InferenceSettings(nats_url="nats://unused").chat_system_prompt
 HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
@@ -38,8 +37,9 @@ WAYS: dict[str, dict[str, Any]] = {
 ALL = {name + how: route | way for name, route in ROUTES.items() for how, way in WAYS.items()}
 
 
-async def ask(worker: Worker, tenant: str, **fields: Any) -> Started:
-    """Return the Started of a request, after its prompt was prefilled."""
+async def ask(worker: Worker, name: str, **fields: Any) -> Started:
+    """Return the Started of a tenant's request, after its prompt was prefilled."""
+    tenant = f"{worker.tenant}-{name}"
     before = worker.backend.computed
     events = [e async for e in worker.events(ChatRequest(**fields), tenant)]
     (started,) = (e for e in events if isinstance(e, Started))
@@ -59,14 +59,14 @@ async def test_a_tenants_cached_tokens_never_exceed_the_public_head(
     for tenant in ("bob", "cec"):
         assert (await ask(fast, tenant, **request)).cached_tokens <= len(HEAD)
     again = await ask(fast, "ann", **request)
-    said = len(HEAD) + len(SECRET) if "prompt" in request else again.prompt_tokens - 2
-    assert again.cached_tokens >= said, "the tenant itself goes on from its own"
+    own = len(HEAD) + len(SECRET) if "prompt" in request else again.prompt_tokens - 2
+    assert again.cached_tokens >= own, "the tenant reuses its own prefix"
 
 
 async def test_prefix_of_one_route_is_not_shared_with_another_tenant(fast: Worker) -> None:
     await ask(fast, "ann", **ROUTES["chat"])
     for number, (name, request) in enumerate(ROUTES.items()):
-        found = (await ask(fast, f"bob{number}", **request)).cached_tokens
+        found = (await ask(fast, f"bob-{number}", **request)).cached_tokens
         assert found == len(HEAD) if name in WITH_HEAD else found < 20, name
     assert (await ask(fast, "ann", **ROUTES["tokens"])).cached_tokens == len(PROMPT) - 1
 
@@ -77,12 +77,12 @@ async def test_server_system_prompt_is_prefilled_once_for_all_tenants(fast: Work
 
 
 async def test_guessing_reveals_nothing_of_an_offloaded_conversation(
-    tmp_path: Path,
+    start_worker: StartWorker,
 ) -> None:
     backend = FakeBackend(ANSWERS | {"": b"?"}, context=2000)
-    async with worker(tmp_path, parallel=2, backend=backend) as two:
+    async with start_worker(parallel=2, backend=backend) as two:
         await ask(two, "ann", prompt=f"{SECRET}hi", session_id="private")
-        for number in range(4):  # evicts ann's conversation to RAM
+        for number in range(4):  # offloads ann's conversation to the host cache
             await ask(two, "ann", prompt="hi", session_id=f"{number}")
         for length in (0, 1, 20, len(SECRET) - 1):
             for guess in (SECRET[length], "#"):

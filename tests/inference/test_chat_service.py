@@ -1,16 +1,14 @@
-"""One request in the service, from its receipt to its end."""
+"""One request of a session, from admission to its end."""
 
 import asyncio
 import re
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from services.contract import subjects
-from services.contract.history import (
-    DeleteRequest,
-)
+from services.contract.history import DeleteRequest
 from services.contract.messages import (
     Accepted,
     ChatRequest,
@@ -24,18 +22,17 @@ from services.contract.messages import (
     StreamEvent,
     Token,
 )
-from services.inference import service
-from services.runtime.bus import Bus
+from services.inference.chat_service import ConnectionWatch
+from services.inference.limits import InferenceLimits
 from services.runtime.deliveries import NoResponders
 from tests.inference.engine.prompt.test_chat_template import CHATML
 from tests.inference.fake_backend import FakeBackend
-from tests.inference.scripted import ANSWERS, Worker, text, worker
-from tests.servers import nats_server, running
+from tests.inference.scripted import FAST, StartWorker, Worker, started, text
 
-SCHEMA_OF_NOTHING = JsonSchemaFormat(JsonSchema({"type": "mystery"}))
+UNKNOWN_TYPE = JsonSchemaFormat(JsonSchema({"type": "mystery"}))
 
 
-async def test_an_answer_comes_in_the_order_of_the_contract(fast: Worker) -> None:
+async def test_events_have_the_order_of_the_contract(fast: Worker) -> None:
     accepted, started, *tokens, done = await fast.ask("hi", "s", request_id="r1")
     assert accepted == Accepted("r1", "worker")
     assert isinstance(started, Started) and started.exchanges_kept == 0
@@ -48,7 +45,7 @@ async def test_an_answer_comes_in_the_order_of_the_contract(fast: Worker) -> Non
     assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (started.prompt_tokens, 6)
 
 
-async def test_the_exchange_is_in_the_context_once_done_is_seen(fast: Worker) -> None:
+async def test_exchange_is_in_the_context_when_done_is_sent(fast: Worker) -> None:
     await fast.ask("hi", "s")
     (turn,) = (await fast.context("s")).turns
     assert (turn.prompt, turn.response) == ("hi", "hello")
@@ -56,7 +53,7 @@ async def test_the_exchange_is_in_the_context_once_done_is_seen(fast: Worker) ->
     assert isinstance(started, Started) and started.exchanges_kept == 1
 
 
-async def test_the_stop_list_of_the_settings_holds_unless_the_request_brings_its_own(
+async def test_stop_of_a_request_replaces_stop_of_the_settings(
     fast: Worker,
 ) -> None:
     for session, more, said, stop_string in (
@@ -70,36 +67,36 @@ async def test_the_stop_list_of_the_settings_holds_unless_the_request_brings_its
         assert done.stop_string == stop_string
 
 
-async def test_stop_list_ignores_reasoning_opened_by_the_template(
-    tmp_path: Path,
+async def test_stop_of_the_settings_ignores_reasoning(
+    start_worker: StartWorker,
 ) -> None:
     said = "so\nUser: asks</think>\nFine."
     backend = FakeBackend({"<think>": f"{said}\nUser: me".encode()}, context=2000)
-    async with worker(tmp_path, backend=backend, source=f"{CHATML}<think>") as thinking:
+    async with start_worker(backend=backend, template=f"{CHATML}<think>") as thinking:
         assert text(await thinking.ask("hi", "s")) == said
 
 
-async def test_role_named_in_the_prompt_does_not_end_the_answer(fast: Worker) -> None:
+async def test_stop_label_named_in_the_prompt_does_not_end_answer(fast: Worker) -> None:
     assert text(await fast.ask("Who is the user? stop", "s")) == "fine\nUser: me"
 
 
-async def test_characters_come_whole(fast: Worker) -> None:
+async def test_multibyte_character_is_sent_whole(fast: Worker) -> None:
     tokens = [e for e in await fast.ask("emoji", "s") if isinstance(e, Token)]
     assert [(t.offset, t.text, len(t.token_ids)) for t in tokens] == [(0, "é", 2), (1, "🙂", 4)]
 
 
-async def test_max_tokens_ends_an_answer_with_length(fast: Worker) -> None:
+async def test_max_tokens_ends_answer_with_length(fast: Worker) -> None:
     *_, done = events = await fast.ask("hi", "s", max_tokens=3)
     assert text(events) == "hel" and isinstance(done, Done) and done.finish_reason == "length"
 
 
-async def test_a_prompt_that_can_not_fit_is_refused_with_both_numbers(fast: Worker) -> None:
+async def test_prompt_over_context_window_is_rejected_with_numbers(fast: Worker) -> None:
     *_, failed = await fast.ask("x" * 3000, "s")
     assert isinstance(failed, Failed) and failed.code == "context_length_exceeded"
     assert re.search(r"length is 2000 tokens.* has at least 3\d\d\d tokens", failed.message)
 
 
-async def test_bad_requests_are_refused_and_say_why(fast: Worker) -> None:
+async def test_invalid_request_is_rejected_with_reason(fast: Worker) -> None:
     for prompt, code in (("", "invalid_request"), ("  \n", "invalid_request")):
         (failed,) = await fast.ask(prompt, "s")
         assert isinstance(failed, Failed) and failed.code == code
@@ -117,7 +114,7 @@ async def test_bad_requests_are_refused_and_say_why(fast: Worker) -> None:
             "The field `grammar` can't be used: a parenthesis is not closed.",
         ),
         ({"grammar": 'root ::= root "a"'}, "allows no token"),
-        ({"response_format": SCHEMA_OF_NOTHING}, "The field `response_format` can't be used"),
+        ({"response_format": UNKNOWN_TYPE}, "The field `response_format` can't be used"),
         ({"grammar": 'root ::= "a"', "response_format": JsonObjectFormat()}, "leave one of them"),
         ({"logit_bias": {"257": 1.0}}, "`logit_bias` names the token 257"),
         ({"logit_bias": {"hello": 1.0}}, "logit_bias"),
@@ -125,7 +122,7 @@ async def test_bad_requests_are_refused_and_say_why(fast: Worker) -> None:
     ],
     ids=str,
 )
-async def test_what_can_not_be_asked_of_an_answer_is_refused_before_it_has_a_slot(
+async def test_invalid_sampling_is_rejected_before_a_slot(
     fast: Worker, more: dict[str, Any], why: str
 ) -> None:
     *before, failed = await fast.ask("hi", "s", **more)
@@ -135,7 +132,7 @@ async def test_what_can_not_be_asked_of_an_answer_is_refused_before_it_has_a_slo
     assert fast.backend.steps == []
 
 
-async def test_an_answer_that_its_grammar_leaves_no_way_fails_alone(fast: Worker) -> None:
+async def test_grammar_without_next_token_fails_its_answer_only(fast: Worker) -> None:
     broken, right = await asyncio.gather(
         fast.ask("hi", "a", grammar='root ::= "hell" [0-9]'),
         fast.ask("hi", "b", grammar='root ::= "hello"'),
@@ -145,41 +142,40 @@ async def test_an_answer_that_its_grammar_leaves_no_way_fails_alone(fast: Worker
     assert (text(broken), text(right)) == ("hell", "hello")
 
 
-async def test_talk_s_stop_strings_do_not_cut_what_has_a_form(fast: Worker) -> None:
+async def test_stop_of_the_settings_ignores_grammar_answers(fast: Worker) -> None:
     events = await fast.ask("stop", "s", grammar="root ::= .{0,30}")
     assert text(events) == "fine\nUser: me"
 
 
-async def test_a_request_that_names_no_inbox_makes_the_worker_publish_nowhere(
+async def test_request_without_reply_inbox_is_ignored(
     fast: Worker,
 ) -> None:
     await fast.ask("hi", "s")
     purge = "$JS.API.STREAM.PURGE.HISTORY"
-    await fast.bus.publish(
-        subjects.request(subjects.OPEN_TENANT), ChatRequest(prompt="hi"), reply=purge
-    )
-    await fast.bus.publish(subjects.request(subjects.OPEN_TENANT), ChatRequest(prompt="hi"))
+    request = ChatRequest(prompt="hi", session_id="s")
+    await fast.bus.publish(subjects.request(fast.tenant), request, reply=purge)
+    await fast.bus.publish(subjects.request(fast.tenant), request)
     await fast.ask("hi", "other")
     assert len((await fast.context("s")).turns) == 1
 
 
-async def test_a_cancel_ends_the_answer_and_what_was_said_is_kept(slow: Worker) -> None:
+async def test_cancel_ends_answer_and_stores_its_text(slow: Worker) -> None:
     request = ChatRequest(prompt="long", session_id="s", request_id="r1")
     events = []
     async for event in slow.events(request):
         events.append(event)
         if isinstance(event, Token):
-            await slow.bus.publish(subjects.cancel(subjects.OPEN_TENANT, "r1"), Empty())
+            await slow.cancel("r1")
     done = events[-1]
     assert isinstance(done, Done) and done.finish_reason == "cancelled" and done.stored == "log"
     (turn,) = (await slow.context("s")).turns
     assert turn.response == text(events) and len(turn.response) < 500
 
 
-async def test_an_answer_whose_session_is_erased_meanwhile_is_not_kept_and_its_end_says_so(
+async def test_answer_of_session_erased_meanwhile_is_not_stored(
     slow: Worker,
 ) -> None:
-    erased = subjects.history("delete", subjects.OPEN_TENANT)
+    erased = subjects.history("delete", slow.tenant)
     events: list[StreamEvent] = []
     async for event in slow.events(ChatRequest(prompt="long", session_id="s", max_tokens=50)):
         if isinstance(event, Token) and not any(isinstance(e, Token) for e in events):
@@ -193,25 +189,22 @@ async def test_an_answer_whose_session_is_erased_meanwhile_is_not_kept_and_its_e
     assert [turn.response for turn in (await slow.context("s")).turns] == ["hello"]
 
 
-async def test_a_cancel_in_the_queue_ends_it_before_it_has_a_slot(slow: Worker) -> None:
+async def test_cancel_in_queue_ends_request_without_a_slot(slow: Worker) -> None:
     first = asyncio.create_task(slow.ask("long", "a", request_id="r1"))
-    while slow.service.running != 1:
-        await asyncio.sleep(0.01)
+    await slow.until(lambda: slow.running == 1)
     second = asyncio.create_task(slow.ask("hi", "b", request_id="r2"))
-    while slow.service.waiting != 1:
-        await asyncio.sleep(0.01)
-    await slow.bus.publish(subjects.cancel(subjects.OPEN_TENANT, "r2"), Empty())
+    await slow.until(lambda: slow.queued == 1)
+    await slow.cancel("r2")
     *_, done = await second
     assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("cancelled", "log")
-    await slow.bus.publish(subjects.cancel(subjects.OPEN_TENANT, "r1"), Empty())
+    await slow.cancel("r1")
     await first
     assert (await slow.context("b")).turns == ()
 
 
-async def test_draining_finishes_what_was_begun_and_takes_no_more(slow: Worker) -> None:
+async def test_drain_finishes_in_flight_requests_and_accepts_none(slow: Worker) -> None:
     asks = [asyncio.create_task(slow.ask("hi", str(i))) for i in range(3)]
-    while slow.service.running + slow.service.waiting != 3:
-        await asyncio.sleep(0.01)
+    await slow.until(lambda: len(slow.service.flights) == 3)
     await slow.service.drain()
     for events in await asyncio.gather(*asks):
         assert text(events) == "hello" and isinstance(events[-1], Done)
@@ -220,33 +213,24 @@ async def test_draining_finishes_what_was_begun_and_takes_no_more(slow: Worker) 
         await slow.ask("hi", "s")
 
 
-async def test_draining_fails_what_can_not_be_finished_in_time(
-    slow: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "FINISH_DEADLINE", 0.2)
-    ask = asyncio.create_task(slow.ask("long", "s"))
-    while slow.service.running != 1:
-        await asyncio.sleep(0.01)
-    await slow.service.drain()
-    *_, failed = await ask
+async def test_drain_deadline_fails_unfinished_requests(start_worker: StartWorker) -> None:
+    limits = replace(FAST, drain_seconds=0.2)
+    async with start_worker(parallel=1, step_seconds=0.01, limits=limits) as slow:
+        ask = asyncio.create_task(slow.ask("long", "s"))
+        await slow.until(lambda: slow.running == 1)
+        await slow.service.drain()
+        *_, failed = await ask
     assert isinstance(failed, Failed) and failed.code == "shutting_down"
 
 
-async def test_without_history_a_request_fails_and_is_not_answered_as_new(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("services.inference.sessions.TRIES", (0.1, 0.1))
-    with running(nats_server(tmp_path)) as server:
-        url = f"nats://127.0.0.1:{server.port}"
-        async with Bus.connect(url, "test") as bus:
-            alone = Worker(bus, url, FakeBackend(ANSWERS), 1, 1)
-            await alone.service.start()
-            *_, failed = await alone.ask("hi", "s")
-            await alone.service.drain()
+async def test_request_of_a_session_without_history_fails(url_without_history: str) -> None:
+    limits = replace(FAST, history_tries_seconds=(0.1, 0.1))
+    async with started(url_without_history, limits=limits) as alone:
+        *_, failed = await alone.ask("hi", "s")
     assert isinstance(failed, Failed) and failed.code == "history_unavailable"
 
 
-async def test_a_step_that_fails_fails_its_answers_and_the_next_one_is_right(
+async def test_failed_step_fails_its_answers_only(
     fast: Worker,
 ) -> None:
     fast.backend.fails = True
@@ -255,7 +239,7 @@ async def test_a_step_that_fails_fails_its_answers_and_the_next_one_is_right(
     assert text(await fast.ask("hi", "s")) == "hello"
 
 
-async def test_the_death_of_the_engine_fails_its_answers_and_is_reported(fast: Worker) -> None:
+async def test_dead_engine_fails_its_answers_and_the_process(fast: Worker) -> None:
     *_, failed = await fast.ask("not in the script", "s")  # raises StopIteration in the engine
     assert isinstance(failed, Failed) and failed.code == "internal"
     assert await asyncio.wait_for(fast.failure, 5) == "the engine died"
@@ -263,7 +247,39 @@ async def test_the_death_of_the_engine_fails_its_answers_and_is_reported(fast: W
     assert isinstance(refused, Failed) and refused.code == "shutting_down"
 
 
-async def test_turns_of_one_session_at_once_are_all_kept(fast: Worker) -> None:
+async def test_concurrent_requests_of_a_session_are_all_stored(fast: Worker) -> None:
     answers = await asyncio.gather(*(fast.ask("hi", "s") for _ in range(8)))
     assert all(isinstance(e[-1], Done) and e[-1].stored == "log" for e in answers)
     assert len((await fast.context("s")).turns) == 8
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_disconnected_when_nats_is_silent_for_too_long() -> None:
+    clock, losses = Clock(), []
+    replies = asyncio.Queue[bool]()
+    watch = ConnectionWatch(replies.get, lambda: losses.append(clock.now), InferenceLimits(), clock)
+    for is_responsive, now in ((True, 2), (False, 4), (True, 5), (False, 7), (False, 8.1)):
+        clock.now = now
+        replies.put_nowait(is_responsive)
+        await watch.step()
+    assert losses == [8.1]
+
+
+def test_check_after_freeze_reports_disconnection_once() -> None:
+    clock, losses, limits = Clock(), [], InferenceLimits()
+    watch = ConnectionWatch(
+        lambda: asyncio.sleep(0, True), lambda: losses.append(clock.now), limits, clock
+    )
+    clock.now = limits.disconnected_seconds
+    watch.check()
+    assert losses == []
+    clock.now = 2 * limits.disconnected_seconds + 1
+    watch.check()
+    watch.check()
+    assert losses == [clock.now]

@@ -1,0 +1,502 @@
+"""Serves chat requests with one model: admission, one answer each, cancels, replays and drain."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime
+
+from services.client.routing import WorkerDirectory
+from services.contract import prompts, subjects
+from services.contract.codec import decode
+from services.contract.errors import ServiceError
+from services.contract.history import Context, Exchange
+from services.contract.messages import (
+    Accepted,
+    Cancel,
+    ChatRequest,
+    Done,
+    Failed,
+    Replay,
+    ReplayRequest,
+    RequestAdmitted,
+    SessionErased,
+    Started,
+    Timings,
+    Token,
+    Usage,
+)
+from services.contract.subjects import ANY
+from services.inference.engine.backend import ComputeFailure, ConstraintFailure
+from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
+from services.inference.engine.output.generated_text import TextChunk
+from services.inference.engine.scheduling.sequence import Sequence
+from services.inference.history_client import AppendResult, HistoryClient
+from services.inference.in_flight import (
+    InFlightRequest,
+    InFlightRequests,
+    RecentCancels,
+    RequestStopped,
+    StopReason,
+)
+from services.inference.limits import InferenceLimits
+from services.inference.models import LoadedModel
+from services.inference.pool import Pool
+from services.inference.prompt_builder import PreparedPrompt, PromptBuilder
+from services.inference.replay import ReplayStore
+from services.inference.router import Router
+from services.inference.settings import InferenceSettings
+from services.runtime import logs
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery
+from services.runtime.supervised import Fail, SupervisedLoop
+
+MAX_TIMEOUT_SECONDS = 86_400.0  # no answer takes a day
+DRAIN_POLL_SECONDS = 0.02
+DISCONNECTED = Failed("worker_lost", "The worker was disconnected for too long: try again.", 1)
+
+log = logging.getLogger(__name__)
+
+
+class ChatService:
+    """
+    Every accepted request ends in exactly one Done or Failed. `fail` ends the process, for example
+    if the engine dies.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        settings: InferenceSettings,
+        limits: InferenceLimits,
+        worker_id: str,
+        model: LoadedModel,
+        workers: WorkerDirectory,
+        fail: Fail,
+    ) -> None:
+        self._bus = bus
+        self._settings = settings
+        self._limits = limits
+        self._worker_id = worker_id
+        self._model = model
+        self._fail = fail
+        self.flights = InFlightRequests(settings, limits)
+        self._cancels = RecentCancels(limits)
+        self._replays = ReplayStore(limits)
+        self._history = HistoryClient(bus, limits)
+        self._prompts = PromptBuilder(
+            model, settings.chat_system_prompt, limits.max_cached_answer_tokens
+        )
+        max_requests = settings.model_parallel + settings.model_queue
+        self._pool = Pool("preparing", limits.preparing_threads, max_requests)
+        self._router = Router(bus, worker_id, workers, limits, self._admit)
+        self._connection = ConnectionWatch(bus.is_responsive, self._on_disconnected, limits)
+        self._idle_prefill = asyncio.Lock()
+        self._loops = AsyncExitStack()
+        self._attempts = 0
+        self._is_dead = False
+        self._is_draining = False
+        loop = asyncio.get_running_loop()
+        self._engine = Engine(
+            model.backend,
+            settings.model_parallel,
+            settings.model_cache * 2**20,
+            emit=lambda outputs: _from_thread(loop, self._dispatch, outputs),
+            on_death=lambda: _from_thread(loop, self._on_engine_death),
+            public_prefixes=model.template.shared_prefixes(settings.chat_system_prompt.strip()),
+        )
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self._engine.tokens_per_second
+
+    async def start(self) -> None:
+        self._engine.start()
+        for name, step in (("keep-alive", self._keep_alive), ("connection", self._connection.step)):
+            loop = SupervisedLoop(name, step, self._fail)
+            await self._loops.enter_async_context(loop.running(is_cancelled=True))
+        for subject, handler in (
+            (subjects.cancel(ANY, ANY), self._on_cancel),
+            (subjects.replay(ANY, ANY), self._on_replay),
+            (subjects.worker_replay(self._worker_id, ANY, ANY), self._on_direct_replay),
+            (subjects.erased(ANY), self._on_erased),
+            (subjects.undelivered_any(self._worker_id), self._on_undelivered),
+        ):
+            await self._bus.subscribe(subject, handler)
+        await self._router.start(f"answers chat requests with {self._model.info.name}")
+
+    async def drain(self) -> None:
+        """Accept no more requests, finish those in flight, and fail the rest after a deadline."""
+        await self._bus.stop_serving()
+        self._is_draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.drain_seconds):
+                await self._until_idle()
+        for flight in list(self.flights.values()):
+            await flight.fail(_shutting_down())
+            self._interrupt(flight, "cancelled")
+        await self._until_idle()  # threads may still be about to use the model
+        await self._loops.aclose()
+        async with self._idle_prefill:  # which uses the model in a thread, too
+            await self._pool.close()
+            await asyncio.to_thread(self._engine.close)
+            self._model.backend.close()
+
+    async def _until_idle(self) -> None:
+        while self.flights:
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
+
+    # --- one request ------------------------------------------------------------------------------
+
+    def _admit(self, tenant: str, request: ChatRequest, reply: str) -> RequestAdmitted:
+        """Admit a request by counts and bytes alone, before any work. Raises ServiceError."""
+        sampling = self._settings.fill_in(request)
+        adapter = self._model.adapter(request.model)
+        self._prompts.check_length(request)
+        self._attempts += 1
+        flight = InFlightRequest(
+            self._bus,
+            self._limits,
+            self._worker_id,
+            self._attempts,
+            tenant,
+            request,
+            reply,
+            sampling,
+            adapter,
+        )
+        if flight.key in self.flights:
+            message = f"Request {flight.request_id} is already being answered."
+            raise ServiceError("conflict", message)
+        if self._is_dead or self._is_draining:
+            raise _shutting_down()
+        self.flights.check_room(flight, self.tokens_per_second)
+        self.flights[flight.key] = flight
+        for cancel in self._cancels.of(flight.key):  # which overtook the request
+            self._cancel(flight, cancel)
+        self._replays.begin(flight.key, flight.recording)
+        self._bus.spawn(self._serve(flight))
+        return RequestAdmitted(self.flights.running, self.flights.waiting)
+
+    async def _serve(self, flight: InFlightRequest) -> None:
+        logs.request_id.set(flight.request_id)
+        timeout = flight.request.timeout_s or MAX_TIMEOUT_SECONDS
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(timeout, self._interrupt, flight, "timeout")
+        try:
+            await flight.send(Accepted(flight.request_id, self._worker_id))
+            await self._answer(flight)
+        except RequestStopped:
+            if flight.stop_reason == "timeout":
+                await flight.fail(_timed_out())
+            await flight.send(Done("cancelled", Usage(0, 0, 0), Timings(0, 0, 0), 0, "none", 0))
+        except ServiceError as error:
+            log.warning("request failed code=%s message=%r", error.code, error.message)
+            await flight.fail(error)
+        except Exception:
+            log.exception("request failed code=internal")
+            message = "The worker failed: see its log for this request id."
+            await flight.fail(ServiceError("internal", message))
+        finally:
+            timer.cancel()
+            del self.flights[flight.key]
+            self._replays.end(flight.key)
+            self._engine.cancel(flight.sequence_key)  # if it is still there
+
+    async def _answer(self, flight: InFlightRequest) -> None:
+        prompt, sequence = await self._prepare(flight)
+        if flight.stop_reason:
+            sequence.sampler.close()
+            finished = Finished("cancelled", sequence.usage, sequence.timings)
+        else:
+            try:
+                finished = await self._generate(flight, prompt, sequence)
+            except ServiceError:
+                failed = Finished("failed", sequence.usage, sequence.timings)
+                await self._store(flight, prompt, failed)
+                raise
+            self._prompts.remember(flight, prompt, sequence.generated)
+        await self._finish(flight, prompt, finished)
+        if not prompts.is_stateless(flight.request):
+            self._bus.spawn(self._prefill_next_prompt(flight))
+
+    async def _prepare(self, flight: InFlightRequest) -> tuple[PreparedPrompt, Sequence]:
+        """
+        Raises ServiceError, or RequestStopped unless the request resumes an answer: the text of
+        that is stored then.
+        """
+        request, context = flight.request, Context()
+        if not request.resume and not prompts.is_stateless(request):
+            reading = self._history.context(flight.tenant, request.session_id)
+            context = await flight.unless_stopped(reading)
+        preparing = self._pool.run(
+            self._build, flight, context, discard=lambda built: built[1].sampler.close()
+        )
+        return await (preparing if request.resume else flight.unless_stopped(preparing))
+
+    def _build(self, flight: InFlightRequest, context: Context) -> tuple[PreparedPrompt, Sequence]:
+        """Runs in the pool."""
+        prompt = self._prompts.build(flight, context)
+        return prompt, self._prompts.sequence(flight, prompt)
+
+    async def _generate(
+        self, flight: InFlightRequest, prompt: PreparedPrompt, sequence: Sequence
+    ) -> Finished:
+        """Forward the engine's outputs as events. Raises ServiceError."""
+        flight.sequence = sequence
+        self._engine.submit(sequence)
+        while True:
+            match await flight.outputs.get():
+                case PrefillStarted(prompt_tokens, cached_tokens):
+                    state = prompt.resume_state
+                    is_sent = len(prompt.tokens) <= self._limits.max_resume_tokens
+                    await flight.send(
+                        Started(
+                            prompt_tokens,
+                            cached_tokens,
+                            state.exchanges_kept,
+                            state.exchanges_dropped,
+                            state if is_sent else None,
+                        )
+                    )
+                case TextChunk(at, text, ids, logprobs):
+                    await flight.send(Token(at, text, ids, logprobs))
+                case ConstraintFailure(message):
+                    raise ServiceError("invalid_request", message)
+                case ComputeFailure(message):
+                    raise ServiceError("internal", f"The model failed: {message} Try again.")
+                case Finished() as finished:
+                    return finished
+
+    async def _finish(
+        self, flight: InFlightRequest, prompt: PreparedPrompt, finished: Finished
+    ) -> None:
+        """Store the exchange, then send Done: so the session's next request sees the exchange."""
+        if finished.reason == "cancelled" and flight.stop_reason:
+            finished = finished._replace(reason=flight.stop_reason)
+        self.flights.on_finished(finished.usage.completion_tokens)
+        stored, other = await self._store(flight, prompt, finished)
+        if other and _continues(flight, other):
+            if rest := other.response[len(flight.text) :]:
+                await flight.send(Token(len(flight.text), rest, ()))  # nobody resumes after it
+            finished = Finished(other.finish_reason, other.usage, other.timings, other.stop_string)
+        elif other and (other.prompt, other.response) != (flight.request.prompt, flight.text):
+            log.error("the log has another exchange of this request: the answer is not stored")
+            stored = "failed"
+        reason, usage, timings, stop_string = finished
+        if reason == "timeout" and not flight.text:
+            raise _timed_out()
+        log.info(
+            "request finished reason=%s stop_string=%r prompt_tokens=%d completion_tokens=%d",
+            reason,
+            stop_string,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+        )
+        dropped, length = prompt.resume_state.exchanges_dropped, len(flight.text)
+        await flight.send(Done(reason, usage, timings, dropped, stored, length, stop_string))
+
+    async def _store(
+        self, flight: InFlightRequest, prompt: PreparedPrompt, finished: Finished
+    ) -> AppendResult:
+        """Append the exchange to the log, however it ended."""
+        self._connection.check()
+        request, state = flight.request, prompt.resume_state
+        if flight.has_ended or prompts.is_stateless(request):
+            return AppendResult("none")
+        exchange = Exchange(
+            previous=state.applied_seq,
+            request_id=flight.request_id,
+            attempt=subjects.attempt_of_reply(flight.reply),
+            retry_of=request.retry_of,
+            epoch=state.epoch,
+            prompt=request.prompt,
+            response=flight.text,
+            asked_at=state.asked_at,
+            answered_at=datetime.now(UTC),
+            finish_reason=finished.reason,
+            model=self._model.served[flight.adapter],
+            sampling=prompt.sampling,
+            usage=finished.usage,
+            timings=finished.timings,
+            stop_string=finished.stop_string,
+        )
+        key = subjects.session_key(flight.tenant, request.session_id)
+        return await self._history.append(key, exchange, lambda: not flight.has_ended)
+
+    async def _prefill_next_prompt(self, flight: InFlightRequest) -> None:
+        """
+        Prefill the session's next prompt, as far as it is known, once the worker is idle. The next
+        request reports any error.
+        """
+        await asyncio.sleep(self._limits.idle_prefill_delay_seconds)
+        async with self._idle_prefill:
+            if self.flights or self._is_draining:
+                return
+            newest = self._attempts
+            with suppress(ServiceError, TimeoutError):
+                async with asyncio.timeout(self._limits.idle_context_timeout_seconds):
+                    session_id = flight.request.session_id
+                    context = await self._history.context(flight.tenant, session_id)
+                prompt = await self._pool.run(self._prompts.idle_prompt, flight, context)
+                if prompt and newest == self._attempts:  # else the session may have gone on
+                    self._engine.prefill_when_idle(prompt)
+
+    # --- cancels ----------------------------------------------------------------------------------
+
+    def _on_cancel(self, delivery: Delivery) -> None:
+        key = ".".join(subjects.target_of(delivery.subject))
+        cancel = decode(delivery.data or b"{}", Cancel)
+        if cancel.worker_id not in (None, self._worker_id):
+            return
+        self._cancels.add(key, cancel)
+        if flight := self.flights.get(key):
+            self._cancel(flight, cancel)
+
+    def _cancel(self, flight: InFlightRequest, cancel: Cancel) -> None:
+        if cancel.reply not in (None, flight.reply):
+            return
+        if cancel != Cancel():
+            flight.drop()
+        self._interrupt(flight, "cancelled")
+
+    def _interrupt(self, flight: InFlightRequest, reason: StopReason) -> None:
+        """
+        Stop a request before the engine's next step, or at once while it waits for a slot, since a
+        step may take long.
+        """
+        flight.stop(reason)
+        if (sequence := flight.sequence) and not flight.has_slot:
+            flight.outputs.put_nowait(Finished("cancelled", sequence.usage, sequence.timings))
+        self._engine.cancel(flight.sequence_key)
+
+    def _on_disconnected(self) -> None:
+        """Drop all requests without storing anything: other workers may have resumed them."""
+        if self.flights:
+            log.warning("disconnected from NATS dropped_requests=%d", len(self.flights))
+        for flight in self.flights.values():
+            self._bus.spawn(self._bus.publish(flight.reply, DISCONNECTED))
+            self._cancel(flight, Cancel(reply=flight.reply))
+
+    # --- readers ----------------------------------------------------------------------------------
+
+    def _on_replay(self, delivery: Delivery) -> None:
+        """All workers are asked, and one that does not have the request stays silent."""
+        if self._bus.has_reply_inbox(delivery) and (replay := self._replay(delivery)):
+            self._bus.spawn(self._bus.publish(delivery.reply, replay))
+
+    def _on_direct_replay(self, delivery: Delivery) -> None:
+        self._bus.respond(delivery, self._replay_or_raise)
+
+    async def _replay_or_raise(self, delivery: Delivery) -> Replay:
+        if replay := self._replay(delivery):
+            return replay
+        raise ServiceError("not_found", "This worker does not have the request.")
+
+    def _replay(self, delivery: Delivery) -> Replay | None:
+        key = ".".join(subjects.target_of(delivery.subject))
+        offset = decode(delivery.data or b"{}", ReplayRequest).offset
+        if flight := self.flights.get(key):
+            if flight.has_ended and not flight.recording.is_final:
+                return None  # another worker resumes it
+            flight.listeners.on_replay()
+        return self._replays.get(key, offset)
+
+    def _on_erased(self, delivery: Delivery) -> None:
+        session_id = decode(delivery.data, SessionErased).session_id
+        self._replays.forget_session(subjects.tenant_of(delivery.subject), session_id)
+
+    def _on_undelivered(self, delivery: Delivery) -> None:
+        if delivery.headers.get("Status") != "503":
+            return
+        key, attempt, number = subjects.undelivered_event(delivery.subject)
+        flight = self.flights.get(key)
+        if flight and flight.attempt == attempt:
+            flight.listeners.on_missed(number)
+
+    # --- engine and loops -------------------------------------------------------------------------
+
+    def _dispatch(self, outputs: list[tuple[str, Output]]) -> None:
+        self._connection.check()
+        for sequence_key, output in outputs:
+            flight = self.flights.get(sequence_key.rpartition(".")[0])
+            if flight and flight.sequence_key == sequence_key:
+                flight.outputs.put_nowait(output)
+
+    def _on_engine_death(self) -> None:
+        for flight in self.flights.values():
+            flight.outputs.put_nowait(ComputeFailure("its engine died."))
+        self._is_dead = True
+        self._fail("the engine died")
+
+    async def _keep_alive(self) -> float:
+        """Send Progress where it is due, and cancel requests without listeners."""
+        interval = self._limits.keep_alive_seconds
+        tick = interval / 4
+        self._replays.evict()
+        flights = list(self.flights.values())
+        last = max((flight.queue_position for flight in flights), default=0)
+        for flight in flights:
+            if flight.listeners.are_gone:
+                self._cancel(flight, Cancel())
+            position = flight.queue_position
+            if not position and not flight.has_slot:  # its prompt is still being prepared
+                position = last = last + 1
+            await flight.keep_alive(position, interval - tick)  # the next tick would be too late
+        return tick
+
+
+class ConnectionWatch:
+    """
+    Call `on_disconnected` when NATS was unreachable for longer than the limit.
+
+    Also in a process that was frozen: whoever acts for readers or other workers calls `check`
+    first, however the process wakes up.
+    """
+
+    def __init__(
+        self,
+        is_responsive: Callable[[], Awaitable[bool]],
+        on_disconnected: Callable[[], None],
+        limits: InferenceLimits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._is_responsive = is_responsive
+        self._on_disconnected = on_disconnected
+        self._limits = limits
+        self._clock = clock
+        self._last = clock()
+
+    async def step(self) -> float:
+        """Check the connection. Return the seconds until the next check (SupervisedLoop)."""
+        is_responsive = await self._is_responsive()
+        self.check()
+        if is_responsive:
+            self._last = self._clock()
+        return self._limits.connection_check_interval_seconds
+
+    def check(self) -> None:
+        if self._clock() - self._last > self._limits.disconnected_seconds:
+            self._last = self._clock()
+            self._on_disconnected()
+
+
+def _continues(flight: InFlightRequest, exchange: Exchange) -> bool:
+    """Return whether a stored exchange is the same answer, of the same or greater length."""
+    is_answer = exchange.prompt == flight.request.prompt and exchange.finish_reason != "failed"
+    return is_answer and exchange.response.startswith(flight.text)
+
+
+def _timed_out() -> ServiceError:
+    return ServiceError("timeout", "The request timed out before its answer began: try again.", 1)
+
+
+def _shutting_down() -> ServiceError:
+    return ServiceError("shutting_down", "The worker is shutting down: try again.", 1)
+
+
+def _from_thread(
+    loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *arguments: object
+) -> None:
+    loop.call_soon_threadsafe(callback, *arguments)

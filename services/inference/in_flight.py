@@ -1,0 +1,244 @@
+"""In-flight requests, from admission to Done or Failed, and whether there is room for more."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeVar
+
+from services.contract import prompts, subjects
+from services.contract.errors import ServiceError
+from services.contract.messages import (
+    Cancel,
+    ChatRequest,
+    Done,
+    Failed,
+    Progress,
+    Sampling,
+    StreamEvent,
+    Token,
+)
+from services.inference.engine.engine import Output
+from services.inference.engine.scheduling.sequence import Sequence
+from services.inference.limits import InferenceLimits
+from services.inference.replay import Listeners, Recording
+from services.inference.settings import InferenceSettings
+from services.runtime.bus import Bus
+
+BYTES_PER_TOKEN = 4  # of usual text, roughly
+NEWEST_WEIGHT = 0.2  # of the newest answer in the moving average of lengths
+
+StopReason = Literal["cancelled", "timeout"]
+T = TypeVar("T")
+
+
+class RequestStopped(Exception):
+    """The request was cancelled, or timed out, before it reached the engine."""
+
+
+@dataclass(eq=False)
+class InFlightRequest:
+    """
+    One attempt at a request. `request` has a request id, and `sampling` the defaults of the
+    settings. `attempt` counts the attempts of this worker, since a request id may come again.
+    """
+
+    bus: Bus
+    limits: InferenceLimits
+    worker_id: str
+    attempt: int
+    tenant: str
+    request: ChatRequest
+    reply: str
+    sampling: Sampling
+    adapter: int
+    stop_reason: StopReason | None = field(default=None, init=False)
+    has_ended: bool = field(default=False, init=False)
+    sequence: Sequence | None = field(default=None, init=False)
+    """Set once the prompt is prepared."""
+
+    def __post_init__(self) -> None:
+        self.outputs: asyncio.Queue[Output] = asyncio.Queue()
+        self.recording = Recording(self.request, self.worker_id, self.reply, self.limits)
+        self.listeners = Listeners(max(self.request.grace_s, self.limits.min_grace_seconds))
+        self.asked_at = datetime.now(UTC)
+        self.received = self._last_sent = time.monotonic()
+        self.text = self.request.resume.text if self.request.resume else ""
+        self._prompt_bytes = prompts.size_bytes(self.request)
+        self._stopped = asyncio.Event()
+
+    @property
+    def request_id(self) -> str:
+        assert self.request.request_id is not None
+        return self.request.request_id
+
+    @property
+    def key(self) -> str:
+        """Names the request among those of all tenants."""
+        return f"{self.tenant}.{self.request_id}"
+
+    @property
+    def sequence_key(self) -> str:
+        """Names this attempt in the engine, which may still have an earlier one."""
+        return f"{self.key}.{self.attempt}"
+
+    @property
+    def has_slot(self) -> bool:
+        return self.sequence is not None and self.sequence.slot is not None
+
+    @property
+    def queue_position(self) -> int:
+        """Position in the engine's queue, 1 is next; 0: not in it."""
+        return self.sequence.queue_position if self.sequence else 0
+
+    @property
+    def waiting_bytes(self) -> int:
+        """
+        Bytes of the prompt, until it is prefilled; never fewer than its tokens. The context of its
+        session is unknown before history replies, and limited by the context window.
+        """
+        is_prefilled = self.sequence is not None and not self.sequence.remaining_prefill
+        return 0 if is_prefilled else self._prompt_bytes
+
+    @property
+    def remaining_prefill(self) -> int:
+        """Prompt tokens that are still to be computed; an estimate until they are known."""
+        if self.sequence is None:
+            return self._prompt_bytes // BYTES_PER_TOKEN
+        return self.sequence.remaining_prefill
+
+    def remaining_tokens(self, usual_length: float) -> int:
+        """Estimate the tokens still to be computed, if the answer is as long as others."""
+        sampling = self.sequence.sampling if self.sequence else self.sampling
+        generated = len(self.sequence.generated) if self.sequence else 0
+        max_tokens = sampling.max_tokens or usual_length
+        length = int(min(usual_length or max_tokens, max_tokens))
+        return self.remaining_prefill + max(length - generated, 0)
+
+    def stop(self, reason: StopReason) -> None:
+        self.stop_reason = self.stop_reason or reason
+        self._stopped.set()
+
+    def drop(self) -> None:
+        """Stop without any further event."""
+        self.has_ended = True
+        self.stop("cancelled")
+
+    async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return the result of `work`. Raises RequestStopped as soon as the request is stopped."""
+        working = asyncio.create_task(work)
+        stopped = asyncio.create_task(self._stopped.wait())
+        try:
+            await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise RequestStopped
+            return working.result()
+        finally:
+            working.cancel()
+            stopped.cancel()
+
+    async def send(self, event: StreamEvent) -> None:
+        """Send an event, unless the request has ended: there is exactly one Done or Failed."""
+        if self.has_ended:
+            return
+        self.has_ended = isinstance(event, Done | Failed)
+        if isinstance(event, Token):
+            self.text += event.text
+        self._last_sent = time.monotonic()
+        self.recording.add(event)
+        number = self.listeners.next_number()
+        undelivered = subjects.undelivered(self.worker_id, self.key, self.attempt, number)
+        await self.bus.publish(self.reply, event, undelivered)
+
+    async def fail(self, error: ServiceError) -> None:
+        await self.send(Failed(error.code, error.message, error.retry_after))
+
+    async def keep_alive(self, position: int, interval: float) -> None:
+        """Send a Progress if nothing was sent for `interval` seconds."""
+        if time.monotonic() - self._last_sent < interval:
+            return
+        total = len(self.sequence.prompt) if self.sequence else 0
+        prefilled = min(self.sequence.computed_tokens, total) if self.sequence else 0
+        await self.send(Progress(position, total, prefilled))
+
+
+class InFlightRequests(dict[str, InFlightRequest]):
+    """All in-flight requests by key. Admission decides by counts and bytes alone."""
+
+    def __init__(self, settings: InferenceSettings, limits: InferenceLimits) -> None:
+        super().__init__()
+        self._slots = settings.model_parallel
+        self._max_requests = settings.model_parallel + settings.model_queue
+        self._max_bytes = settings.model_queue_bytes
+        self._limits = limits
+        self._usual_length = 0.0  # tokens of an answer, as a moving average; 0: none yet
+
+    @property
+    def running(self) -> int:
+        return sum(flight.has_slot for flight in self.values())
+
+    @property
+    def waiting(self) -> int:
+        return len(self) - self.running
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that are still to be computed for requests without a slot; an estimate."""
+        waiting = (flight for flight in self.values() if not flight.has_slot)
+        return sum(flight.remaining_tokens(self._usual_length) for flight in waiting)
+
+    def check_room(self, new: InFlightRequest, tokens_per_second: float) -> None:
+        """
+        Check that there is room for one more request. There always is for a single prompt, however
+        long. Raises ServiceError(overloaded) with the time until the queue is worked off.
+        """
+        waiting = sum(flight.waiting_bytes for flight in self.values())
+        if len(self) >= self._max_requests:
+            message = "Every slot is taken and the queue is full: try again."
+        elif waiting and waiting + new.waiting_bytes > self._max_bytes:
+            message = f"Prompts of {waiting:,} bytes wait for their prefill: try again."
+        else:
+            return
+        raise ServiceError("overloaded", message, self._retry_after(tokens_per_second))
+
+    def on_finished(self, tokens: int) -> None:
+        """Count the length of an answer, unless it was cancelled in the queue."""
+        if tokens:
+            weight = NEWEST_WEIGHT if self._usual_length else 1
+            self._usual_length += weight * (tokens - self._usual_length)
+
+    def _retry_after(self, tokens_per_second: float) -> float:
+        """Return the seconds until the queue, or without one the first slot, is free."""
+        shortest = min(flight.remaining_tokens(self._usual_length) for flight in self.values())
+        tokens = self.queued_tokens or shortest * self._slots
+        wait = tokens / tokens_per_second if tokens_per_second else 0.0
+        limits = self._limits
+        return round(
+            min(max(wait, limits.min_retry_after_seconds), limits.max_retry_after_seconds), 1
+        )
+
+
+class RecentCancels:
+    """Cancels of the last seconds: one can overtake its request, which takes another way."""
+
+    def __init__(
+        self, limits: InferenceLimits, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._max_age = limits.cancel_kept_seconds
+        self._clock = clock
+        self._cancels: deque[tuple[float, str, Cancel]] = deque(maxlen=limits.max_cancels_kept)
+
+    def add(self, key: str, cancel: Cancel) -> None:
+        self._evict()
+        self._cancels.append((self._clock(), key, cancel))
+
+    def of(self, key: str) -> list[Cancel]:
+        """Return the cancels for the request with this key."""
+        self._evict()
+        return [cancel for _, cancelled, cancel in self._cancels if cancelled == key]
+
+    def _evict(self) -> None:
+        while self._cancels and self._clock() - self._cancels[0][0] >= self._max_age:
+            self._cancels.popleft()

@@ -1,0 +1,71 @@
+"""The worker's limits and timeouts."""
+
+from dataclasses import dataclass
+
+from services.contract.tokens import TOKENS_TIMEOUT_SECONDS
+
+
+@dataclass(frozen=True)
+class InferenceLimits:
+    """
+    Limits and timeouts of a worker. Those of messages follow from `max_payload`, the maximum bytes
+    of a message on the NATS server.
+    """
+
+    max_payload: int = 2**20
+
+    report_interval_seconds: float = 1.0
+    load_log_interval_seconds: float = 2.0
+    drain_seconds: float = 22.0  # in which a draining worker finishes in-flight requests
+
+    keep_alive_seconds: float = 1.0  # without an event, after which a Progress is sent
+    disconnected_seconds: float = 3.0  # less than a reader waits before it fails over
+    connection_check_interval_seconds: float = 0.25
+    forward_timeout_seconds: float = 0.1  # for another worker to accept a request
+
+    preparing_threads: int = 2  # parallel only while they tokenize, which releases the GIL
+    idle_prefill_delay_seconds: float = 0.2
+    idle_context_timeout_seconds: float = 1.0  # for history, when no caller waits
+    max_cached_answer_tokens: int = 2**19  # 2 MiB
+
+    min_retry_after_seconds: float = 1.0
+    max_retry_after_seconds: float = 60.0
+
+    cancel_kept_seconds: float = 30.0
+    max_cancels_kept: int = 10_000
+
+    min_grace_seconds: float = 2.0  # in which a disconnected reader reconnects
+    replay_kept_seconds: float = 60.0  # after the end of an answer
+    max_replay_bytes_kept: int = 4 * 2**20  # of finished answers; admission bounds the others
+
+    # Seconds without a sign of life after which each try of a request to history ends; together
+    # enough to replace a process that died or froze, and for a NATS cluster to elect a leader.
+    history_tries_seconds: tuple[float, ...] = (0.3, 0.6, 1.2, 2.4, 4.8)
+    append_timeout_seconds: float = 10.0  # a server that restarts takes a few
+    append_retry_seconds: float = 0.3
+
+    token_queue: int = 64  # waiting requests to count or convert tokens
+    token_seconds: float = TOKENS_TIMEOUT_SECONDS - 0.5  # so that the caller gets the error
+
+    @property
+    def max_replay_bytes(self) -> int:
+        """Maximum bytes of one Replay, which leaves room for headers and JSON."""
+        return self.max_payload * 6 // 7
+
+    @property
+    def min_replay_event_bytes(self) -> int:
+        """Minimum bytes for events in a Replay, however long its request is."""
+        return self.max_payload // 32
+
+    @property
+    def max_resume_tokens(self) -> int:
+        """Maximum prompt tokens in the resume state of a Started: a third of a message."""
+        return self.max_payload // 16
+
+    @property
+    def max_token_pieces(self) -> int:
+        """Maximum pieces in a TokenizeReply; a piece has about 30 bytes."""
+        return self.max_payload // 32
+
+
+DEFAULT_LIMITS = InferenceLimits()

@@ -1,0 +1,325 @@
+"""Builds prompts: what the model is given for a request, and how it answers."""
+
+import hashlib
+import secrets
+import threading
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+from typing import NamedTuple
+
+import numpy as np
+from msgspec.structs import replace
+
+from services.contract import prompts
+from services.contract.errors import ServiceError
+from services.contract.history import Context
+from services.contract.messages import ChatRequest, Resume, ResumeState, Sampling, Turn
+from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
+from services.inference.engine.output.generated_text import GeneratedText
+from services.inference.engine.output.resume import check_token_ids, resumed_answer
+from services.inference.engine.output.stops import StopRules
+from services.inference.engine.prompt.chat_template import KnownAnswers, RenderedPrompt
+from services.inference.engine.sampling import constraints
+from services.inference.engine.scheduling import sequence
+from services.inference.in_flight import InFlightRequest
+from services.inference.models import LoadedModel
+
+MIN_ROOM = 1  # tokens that a prompt must leave for the answer; max_tokens is clamped to the room
+ENTRY_TOKENS = 110  # memory of a cached answer beside its tokens, counted in tokens
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """
+    A prompt and how it is answered. `first_exchange` is the request id of the first exchange in the
+    prompt, the request's own if there is none before, or "" if another worker built the prompt.
+    """
+
+    tokens: list[int]
+    sampling: Sampling  # complete; max_tokens fits the context window
+    stops: StopRules
+    tool_call_lark: str | None  # grammar of an answer that is, or may be, a tool call
+    resume_state: ResumeState
+    first_exchange: str
+
+
+class PromptBuilder:
+    """
+    Builds prompts for one model. All methods but `remember` may take seconds and can be called in
+    any thread. `system_prompt` is that of sessions that set none.
+    """
+
+    def __init__(
+        self, model: LoadedModel, system_prompt: str, max_cached_answer_tokens: int
+    ) -> None:
+        self._model = model
+        self._system_prompt = system_prompt
+        self._answers = AnswerCache(max_cached_answer_tokens)
+
+    def build(self, flight: InFlightRequest, context: Context) -> PreparedPrompt:
+        """
+        Build the prompt of a request: the next question of its session after `context`, or what the
+        request brings, or the prompt of the answer that it resumes. Raises ServiceError.
+        """
+        request = flight.request
+        if request.resume:
+            state, first = self._resumed(flight, request.resume), ""
+        else:
+            state, first = self._new(flight, context)
+        tokens: list[int] = np.frombuffer(state.prompt, "<i4").tolist()
+        room = self._model.backend.context - len(tokens)
+        max_tokens = min(flight.sampling.max_tokens or room, room)
+        sampling = replace(flight.sampling, max_tokens=max_tokens, seed=state.seed)
+        stops, lark = self._stops(request, sampling), self._tool_call_lark(request, sampling)
+        return PreparedPrompt(tokens, sampling, stops, lark, state, first)
+
+    def sequence(self, flight: InFlightRequest, prompt: PreparedPrompt) -> sequence.Sequence:
+        """
+        Return the engine's sequence for a prompt. Compiles the grammar, and replays the tokens of a
+        resumed answer through the sampler. Raises ServiceError.
+        """
+        backend, resume = self._model.backend, flight.request.resume
+        sampler = backend.sampler(prompt.sampling, prompt.tool_call_lark)
+        if resume:
+            answer = resumed_answer(resume, prompt.sampling, sampler, backend, prompt.stops)
+        else:
+            answer = GeneratedText(prompt.sampling, prompt.stops)
+        return sequence.Sequence(
+            flight.sequence_key,
+            prompt.tokens,
+            prompt.sampling,
+            sampler,
+            flight.adapter,
+            prompts.conversation_key(flight.tenant, flight.request),
+            flight.request.seed is not None,
+            answer,
+            flight.tenant,
+            received_at=flight.received,
+        )
+
+    def idle_prompt(self, flight: InFlightRequest, context: Context) -> IdlePrompt | None:
+        """
+        Return the part of the session's next prompt that is known before its question, if the
+        context window moves on and the cached prefix can't be reused. The question is assumed to be
+        as long as the last one.
+
+        None if the window stays, if the session has gone on already, or if the request has a seed,
+        which needs a deterministic prefill. Raises ServiceError.
+        """
+        turns, max_tokens = context.turns, flight.sampling.max_tokens or 1
+        is_newest = bool(turns) and turns[-1].request_id == flight.request_id
+        if not is_newest or flight.request.seed is not None:
+            return None
+        system, template = self._system(context), self._model.template
+        answers, first = self._known_of_session(flight.tenant, turns)
+        question = flight.request.prompt
+        likely = template.session_prompt(system, turns, question, max_tokens, answers, first)
+        kept = turns[likely.dropped :]
+        if not kept or kept[0].request_id == first:
+            return None
+        self._answers.set_first_exchange(flight.tenant, flight.request_id, kept[0].request_id)
+        other = template.session_prompt(system, kept, "", max_tokens, answers)
+        known = list(commonprefix((likely.tokens, other.tokens)))
+        session = prompts.conversation_key(flight.tenant, flight.request)
+        return IdlePrompt(known, flight.adapter, session, flight.tenant)
+
+    def remember(self, flight: InFlightRequest, prompt: PreparedPrompt, tokens: list[int]) -> None:
+        """Cache the tokens of a finished answer, which the conversation's next prompt repeats."""
+        if tokens and self._model.backend.is_end(tokens[-1]):
+            tokens = tokens[:-1]
+        is_stateless = prompts.is_stateless(flight.request)
+        name = _text_name(flight.text) if is_stateless else flight.request_id
+        self._answers.add(flight.tenant, name, tokens, prompt.first_exchange)
+
+    def check_length(self, request: ChatRequest) -> None:
+        """
+        Reject a prompt that can't fit by counts alone, before any work. Raises
+        ServiceError(context_length_exceeded).
+        """
+        field, min_tokens = self._min_tokens(request)
+        if not request.resume and min_tokens > self._model.backend.context:
+            raise prompts.context_exceeded(
+                field, f"at least {min_tokens}", self._model.backend.context
+            )
+
+    def _min_tokens(self, request: ChatRequest) -> tuple[str, int]:
+        """
+        Return the field of the prompt and a lower bound of its tokens, from the maximum bytes per
+        token. Texts are stripped and assistant messages ignored, since templates may drop both.
+        """
+        if isinstance(request.text, tuple):
+            return "prompt", len(request.text)
+        messages = request.messages or ()
+        texts = [message.text.strip() for message in messages if message.role != "assistant"]
+        texts = texts if messages else [request.text or request.prompt.strip()]
+        count = sum(len(text.encode()) for text in texts) // self._model.template.max_token_bytes
+        return ("messages", max(count, len(messages))) if messages else ("prompt", count)
+
+    def _new(self, flight: InFlightRequest, context: Context) -> tuple[ResumeState, str]:
+        """Return the resume state of a new answer and the first exchange in its prompt."""
+        context = _without_retried(context, flight.request.retry_of)
+        rendered = self._render(flight, context)
+        if not rendered.tokens:
+            raise ServiceError("invalid_request", "The chat template renders an empty prompt.")
+        seed = flight.request.seed
+        state = ResumeState(
+            model=self._model.info.digest,
+            prompt=np.array(rendered.tokens, "<i4").tobytes(),
+            exchanges_kept=rendered.kept,
+            exchanges_dropped=rendered.dropped,
+            seed=secrets.randbelow(2**32 - 1) if seed is None else seed,
+            asked_at=flight.asked_at,
+            epoch=context.epoch,
+            applied_seq=context.applied_seq,
+            adapter=self._adapter_digest(flight),
+        )
+        if not rendered.kept:
+            return state, flight.request_id
+        return state, context.turns[rendered.dropped].request_id
+
+    def _render(self, flight: InFlightRequest, context: Context) -> RenderedPrompt:
+        request, template = flight.request, self._model.template
+        if request.text is not None:
+            return template.raw_prompt(request.text, MIN_ROOM)
+        if request.messages is not None:
+            tools = () if request.tool_choice == "none" else request.tools or ()
+            texts = {_text_name(m.text): m.text for m in request.messages if m.role == "assistant"}
+            known = self._answers.get(flight.tenant, texts)
+            by_text = {texts[name]: tokens for name, tokens in known.items()}
+            return template.conversation_prompt(request.messages, tools, MIN_ROOM, by_text)
+        answers, first = self._known_of_session(flight.tenant, context.turns)
+        max_tokens = flight.sampling.max_tokens or 1
+        return template.session_prompt(
+            self._system(context), context.turns, request.prompt, max_tokens, answers, first
+        )
+
+    def _known_of_session(self, tenant: str, turns: Sequence[Turn]) -> tuple[KnownAnswers, str]:
+        """Return the cached answers by request id, and the first exchange of the last prompt."""
+        answers = self._answers.get(tenant, (turn.request_id for turn in turns))
+        last = turns[-1].request_id if turns else ""
+        return answers, self._answers.first_exchange(tenant, last)
+
+    def _system(self, context: Context) -> str:
+        own = context.system_prompt
+        return (self._system_prompt if own is None else own).strip()
+
+    def _resumed(self, flight: InFlightRequest, resume: Resume) -> ResumeState:
+        """
+        Return the state of an answer that another worker has begun. Raises ServiceError
+        (model_not_found, invalid_request or context_length_exceeded) if this one can't resume it.
+        """
+        state, backend = resume.state, self._model.backend
+        if (state.model, state.adapter) != (self._model.info.digest, self._adapter_digest(flight)):
+            raise ServiceError(
+                "model_not_found",
+                "Another model than this worker's began the answer: repeat the request without"
+                " `resume`.",
+            )
+        if not state.prompt or len(state.prompt) % 4:
+            raise ServiceError(
+                "invalid_request",
+                "The prompt in the field `resume` is empty or ends inside a token: send the"
+                " `resume_state` unchanged.",
+            )
+        tokens = np.frombuffer(state.prompt, "<i4")
+        check_token_ids(tokens.tolist(), backend)
+        if len(tokens) + max(1, len(resume.token_ids)) > backend.context:
+            raise ServiceError(
+                "context_length_exceeded",
+                "A worker with a larger context window than this one's"
+                f" {backend.context} tokens began the answer: give all workers the same"
+                " MODEL_CONTEXT.",
+            )
+        return state
+
+    def _adapter_digest(self, flight: InFlightRequest) -> str:
+        return self._model.served[flight.adapter].digest if flight.adapter else ""
+
+    def _stops(self, request: ChatRequest, sampling: Sampling) -> StopRules:
+        strings = sampling.stop or ()
+        if request.stop is not None:
+            return StopRules.literal(strings)
+        return StopRules.from_setting(strings, request.prompt, self._model.template.opens_reasoning)
+
+    def _tool_call_lark(self, request: ChatRequest, sampling: Sampling) -> str | None:
+        if not request.tools:
+            return None
+        answer = constraints.response_format_lark(sampling)
+        return self._model.template.tools.call_grammar(
+            request.tools, request.tool_choice, request.parallel_tool_calls, answer
+        )
+
+
+def _without_retried(context: Context, retry_of: str | None) -> Context:
+    """Return the context before the exchange that is retried. Raises ServiceError."""
+    if retry_of is None:
+        return context
+    if retry_of != context.last:
+        last = repr(context.last) if context.last else "none"
+        raise ServiceError(
+            "invalid_request",
+            f"`retry_of` must name the session's last exchange, and that is {last}.",
+        )
+    turns = tuple(turn for turn in context.turns if turn.request_id != retry_of)
+    return replace(context, turns=turns)
+
+
+class _CachedAnswer(NamedTuple):
+    tokens: Sequence[int]
+    first_exchange: str
+
+
+class AnswerCache:
+    """
+    The tokens of recent answers, with the first exchange of each one's prompt, by tenant and name:
+    a request id, or `_text_name` if the caller keeps the conversation. With them, the next prompt
+    repeats the answer's exact tokens and reuses the cached prefix.
+
+    The least recently used answers are evicted. A missing one only costs prefill.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._tokens = 0
+        self._answers: OrderedDict[tuple[str, str], _CachedAnswer] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, tenant: str, name: str, tokens: Sequence[int], first_exchange: str = "") -> None:
+        """Add an answer; `tokens` without the end token."""
+        with self._lock:
+            self._remove((tenant, name))
+            self._answers[tenant, name] = _CachedAnswer(array("i", tokens), first_exchange)
+            self._tokens += len(tokens) + ENTRY_TOKENS
+            while self._tokens > self._max_tokens:
+                self._remove(next(iter(self._answers)))
+
+    def get(self, tenant: str, names: Iterable[str]) -> dict[str, Sequence[int]]:
+        """Return the tokens of those answers that are cached, by name."""
+        with self._lock:
+            keys = [key for name in names if (key := (tenant, name)) in self._answers]
+            for key in keys:
+                self._answers.move_to_end(key)
+            return {key[1]: self._answers[key].tokens for key in keys}
+
+    def first_exchange(self, tenant: str, name: str) -> str:
+        """Return the first exchange in the prompt of an answer; "" if it is unknown."""
+        answer = self._answers.get((tenant, name))
+        return answer.first_exchange if answer else ""
+
+    def set_first_exchange(self, tenant: str, name: str, first_exchange: str) -> None:
+        """Set where the next prompt begins, if the window has moved on since the answer."""
+        with self._lock:
+            if answer := self._answers.get((tenant, name)):
+                self._answers[tenant, name] = answer._replace(first_exchange=first_exchange)
+
+    def _remove(self, key: tuple[str, str]) -> None:
+        if answer := self._answers.pop(key, None):
+            self._tokens -= len(answer.tokens) + ENTRY_TOKENS
+
+
+def _text_name(text: str) -> str:
+    """Name an answer by its text; no request id has a colon."""
+    return "text:" + hashlib.sha256(text.encode()).hexdigest()

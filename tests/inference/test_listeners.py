@@ -1,0 +1,140 @@
+"""Replays of answers, and answers without listeners."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+import pytest
+from msgspec.structs import replace as replace_request
+
+from services.contract import subjects
+from services.contract.errors import ServiceError
+from services.contract.messages import (
+    Accepted,
+    ChatRequest,
+    Done,
+    Failed,
+    Replay,
+    ReplayRequest,
+    SessionErased,
+    Token,
+)
+from tests.inference.scripted import FAST, LONG, StartWorker, Worker, text
+
+REQUEST = ChatRequest(prompt="long", session_id="s", request_id="r")
+
+
+@pytest.fixture
+async def slow(start_worker: StartWorker) -> AsyncIterator[Worker]:
+    """A worker with 5 ms per step that cancels answers after 0.2 s without a listener."""
+    limits = replace(FAST, min_grace_seconds=0.2)
+    async with start_worker(parallel=1, queue=2, step_seconds=0.005, limits=limits) as slow:
+        yield slow
+
+
+def of_any(worker: Worker) -> str:
+    return subjects.replay(worker.tenant, "r")
+
+
+def of_worker(worker: Worker) -> str:
+    return subjects.worker_replay("worker", worker.tenant, "r")
+
+
+async def replay(worker: Worker, subject: str, offset: int = 0) -> Replay:
+    return await worker.bus.request(subject, ReplayRequest(offset), Replay, timeout=0.5)
+
+
+async def disconnect_after_first_token(worker: Worker, request: ChatRequest) -> None:
+    async with aclosing(worker.events(request)) as events:
+        async for event in events:
+            if isinstance(event, Token):
+                return
+
+
+@pytest.mark.parametrize("subject_of", [of_any, of_worker])
+async def test_running_and_finished_answers_are_replayed(
+    fast: Worker, subject_of: Callable[[Worker], str]
+) -> None:
+    subject, received = subject_of(fast), []
+    async for event in fast.events(REQUEST):
+        received.append(event)
+        if isinstance(event, Token) and event.offset == 0:
+            running = await replay(fast, subject)
+            assert running.request == REQUEST and running.reply.startswith("_INBOX.")
+            assert list(running.events)[:3] == received and isinstance(received[0], Accepted)
+    accepted, _, token, done = (await replay(fast, subject)).events
+    assert (accepted, token, done) == (received[0], Token(0, LONG.decode(), ()), received[-1])
+    assert (await replay(fast, subject, offset=500)).events == (done,)
+
+
+async def test_only_direct_replay_of_an_unknown_request_is_rejected(fast: Worker) -> None:
+    with pytest.raises(ServiceError, match="does not have"):
+        await replay(fast, of_worker(fast))
+    with pytest.raises(TimeoutError):
+        await replay(fast, of_any(fast))
+
+
+async def test_answer_of_an_erased_session_is_not_replayed(fast: Worker) -> None:
+    await fast.ask("hi", "s", request_id="r")
+    assert (await replay(fast, of_worker(fast))).events
+    await fast.bus.publish(subjects.erased(fast.tenant), SessionErased("s"))
+    with pytest.raises(ServiceError, match="does not have"):
+        await replay(fast, of_worker(fast))
+
+
+async def test_replay_is_sent_to_inboxes_only(fast: Worker) -> None:
+    await fast.ask("hi", "s", request_id="r")
+    to_worker = subjects.worker_request("worker", fast.tenant)
+    async with fast.bus.inbox("elsewhere") as inbox:
+        for subject in (of_any(fast), of_worker(fast), to_worker):
+            await fast.bus.publish(subject, ReplayRequest(0), reply="elsewhere")
+        assert (await replay(fast, of_any(fast))).events
+        with pytest.raises(TimeoutError):
+            await inbox.next(0.05)
+
+
+async def test_second_attempt_at_a_running_request_is_a_conflict(slow: Worker) -> None:
+    first = asyncio.create_task(slow.ask("long", "s", request_id="r", max_tokens=50))
+    await slow.until(lambda: slow.running == 1)
+    (failed,) = await slow.ask("long", "s", request_id="r")
+    assert isinstance(failed, Failed) and failed.code == "conflict"
+    assert isinstance((await first)[-1], Done)
+
+
+async def test_answer_without_listeners_is_cancelled_after_the_grace(slow: Worker) -> None:
+    await disconnect_after_first_token(slow, REQUEST)
+    await slow.until(lambda: not slow.service.flights)
+    (message,) = await slow.messages()
+    assert message.finish_reason == "cancelled"
+    assert 10 < len(message.model_response) < 400, "it continued for the grace"
+
+
+async def test_reader_that_returns_within_the_grace_gets_the_rest(slow: Worker) -> None:
+    request = replace_request(REQUEST, grace_s=5)
+    await disconnect_after_first_token(slow, request)
+    await slow.until(lambda: len(slow.backend.steps) > 40)
+    reply = (await replay(slow, of_any(slow))).reply
+    async with slow.bus.inbox(reply) as inbox:
+        while b'"done"' not in (await inbox.next(5)).data:
+            pass
+    *_, done = (await replay(slow, of_any(slow))).events
+    assert isinstance(done, Done) and (done.finish_reason, done.length) == ("stop", 500)
+
+
+async def test_frozen_worker_drops_its_requests_unstored(start_worker: StartWorker) -> None:
+    limits = replace(FAST, disconnected_seconds=0.5)
+    async with start_worker(parallel=1, step_seconds=0.005, limits=limits) as slow:
+        events = []
+        async for event in slow.events(REQUEST):
+            events.append(event)
+            if isinstance(event, Token) and event.offset == 0:
+                time.sleep(0.8)  # freezes all of the process but the engine's thread
+        assert isinstance(events[-1], Failed) and events[-1].code == "worker_lost"
+        assert len(text(events)) < 10
+        await slow.until(lambda: not slow.service.flights)
+        assert await slow.messages() == ()
+        with pytest.raises(ServiceError, match="does not have"):
+            await replay(slow, of_worker(slow))
+        assert text(await slow.ask("hi", "s")) == "hello"

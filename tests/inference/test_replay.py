@@ -1,0 +1,218 @@
+"""Recordings of answers, their replay to readers, and the detection of missing listeners."""
+
+import tracemalloc
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from msgspec.structs import replace
+
+from services.contract.messages import (
+    Accepted,
+    ChatRequest,
+    Done,
+    Progress,
+    Replay,
+    Resume,
+    ResumeState,
+    Started,
+    Timings,
+    Token,
+    Usage,
+)
+from services.inference.limits import InferenceLimits
+from services.inference.replay import Listeners, Recording, ReplayStore
+
+REQUEST = ChatRequest(prompt="hi", request_id="r")
+ACCEPTED, STARTED = Accepted("r", "w"), Started(5, 0, 0, 0)
+ON, CE = Token(0, "on", (1,)), Token(2, "ce", (2,))
+DONE = Done("stop", Usage(5, 2, 0), Timings(0, 0, 0), 0, "log", 4)
+REPLY = "chat.reply._.r.a"
+LIMITS = InferenceLimits()
+
+
+def recording(
+    *events: object, request: ChatRequest = REQUEST, clock: Callable[[], float] = lambda: 0.0
+) -> Recording:
+    made = Recording(request, "w", REPLY, LIMITS, clock)
+    for event in events:
+        made.add(event)  # type: ignore[arg-type]
+    return made
+
+
+def test_replay_from_zero_has_all_events_but_progress() -> None:
+    made = recording(ACCEPTED, Progress(1, 0, 0), STARTED, ON, CE, DONE)
+    assert made.replay(0) == Replay(REQUEST, "w", REPLY, (ACCEPTED, STARTED, ON, CE, DONE))
+
+
+def test_replay_has_the_seconds_since_acceptance() -> None:
+    now = 100.0
+    made = recording(ACCEPTED, ON, clock=lambda: now)
+    now += 7
+    assert made.replay(0).age_seconds == 7
+
+
+def test_replay_has_the_tokens_after_the_offset() -> None:
+    made = recording(ACCEPTED, STARTED, ON, CE)
+    assert made.replay(1).events == (ON, CE)
+    assert made.replay(2).events == (CE,)
+    assert made.replay(4).events == ()
+
+
+def test_replay_at_the_end_of_the_text_has_the_done() -> None:
+    assert recording(ACCEPTED, ON, DONE).replay(2).events == (DONE,)
+
+
+def test_replay_of_a_resumed_answer_has_the_first_part() -> None:
+    state = ResumeState("digest", b"", 0, 0, 1, datetime.now(UTC), 0, 0)
+    request = ChatRequest(prompt="hi", request_id="r", resume=Resume(state, (1,), "on"))
+    made = recording(ACCEPTED, CE, request=request)
+    assert made.replay(0) == Replay(REQUEST, "w", REPLY, (Token(0, "on", (1,)), ACCEPTED, CE))
+
+
+def test_long_replay_comes_in_consecutive_parts() -> None:
+    piece = "x" * (LIMITS.max_replay_bytes // 3)
+    tokens = [Token(at * len(piece), piece, (at,)) for at in range(5)]
+    made = recording(ACCEPTED, *tokens, DONE)
+    got: list[object] = []
+    offset, is_complete = 0, False
+    while not is_complete:
+        replay = made.replay(offset)
+        got += replay.events
+        offset = sum(len(e.text) for e in got if isinstance(e, Token))
+        is_complete = replay.is_complete
+    assert got == [ACCEPTED, *tokens, DONE]
+
+
+def test_finished_answer_is_kept_without_its_tokens() -> None:
+    replays = ReplayStore()
+    replays.begin("a", recording(ACCEPTED, STARTED, ON, CE, DONE))
+    replays.end("a")
+    replay = replays.get("a", 1)
+    assert replay == Replay(REQUEST, "w", REPLY, (Token(0, "once", ()), DONE))
+    assert replays.get("a", 4) == Replay(REQUEST, "w", REPLY, (DONE,))
+
+
+def test_finished_answer_is_evicted_by_age() -> None:
+    now = 0.0
+    replays = ReplayStore(clock=lambda: now)
+    replays.begin("a", recording(ON, CE, DONE))
+    now += 10 * LIMITS.replay_kept_seconds
+    replays.evict()
+    assert replays.get("a", 0) and replays.get("b", 0) is None
+    replays.end("a")
+    now += LIMITS.replay_kept_seconds - 1
+    replays.evict()
+    assert replays.get("a", 0)
+    now += 1
+    replays.evict()
+    assert replays.get("a", 0) is None
+
+
+def test_oldest_finished_answers_are_evicted_by_size() -> None:
+    replays = ReplayStore(InferenceLimits(max_replay_bytes_kept=4500))
+    for key in "abc":
+        replays.begin(key, recording(Token(0, "x" * 1000, (1,)), DONE))
+        replays.end(key)
+    assert replays.get("a", 0) is None
+    assert replays.get("b", 0) and replays.get("c", 0)
+
+
+def test_memory_of_many_short_answers_is_bounded() -> None:
+    tracemalloc.start()
+    replays = ReplayStore(InferenceLimits(max_replay_bytes_kept=2**19))
+    for number in range(2000):
+        replays.begin(key := f"{number:036}", recording(Token(0, "x", (1,)), DONE))
+        replays.end(key)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert replays.get("0" * 36, 0) is None
+    assert taken < 1.1 * 2**19
+
+
+def test_answers_of_an_erased_session_are_forgotten() -> None:
+    replays = ReplayStore()
+    mine = replace(REQUEST, session_id="mine")
+    stateless = replace(mine, prompt="", text="once")
+    requests = {
+        "t.ended": mine,
+        "t.running": mine,
+        "t.other": REQUEST,
+        "u.ended": mine,
+        "t.text": stateless,
+    }
+    for key, request in requests.items():
+        replays.begin(key, recording(ON, DONE, request=request))
+        if key != "t.running":
+            replays.end(key)
+    replays.forget_session("t", "mine")
+    assert replays.get("t.running", 0), "its reader may still lack a part"
+    replays.end("t.running")
+    kept = {key for key in requests if replays.get(key, 0)}
+    assert kept == {"t.other", "u.ended", "t.text"}
+
+
+def test_later_attempt_replaces_an_earlier_one() -> None:
+    replays = ReplayStore()
+    replays.begin("a", recording(ON, DONE))
+    replays.end("a")
+    replays.begin("a", recording(ACCEPTED))
+    replay = replays.get("a", 0)
+    assert replay and replay.events == (ACCEPTED,)
+    replays.forget("a")
+    assert replays.get("a", 0) is None
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_listeners_are_gone_after_the_grace() -> None:
+    clock = Clock()
+    listeners = Listeners(10, clock)
+    for number in range(1, 4):
+        assert listeners.next_number() == number
+    clock.now = 100
+    assert not listeners.are_gone
+    listeners.on_missed(3)
+    clock.now += 9.9
+    assert not listeners.are_gone
+    clock.now += 0.1
+    assert listeners.are_gone
+
+
+def test_delivered_event_restarts_the_grace() -> None:
+    clock = Clock()
+    listeners = Listeners(10, clock)
+    for _ in range(3):
+        listeners.next_number()
+    listeners.on_missed(1)
+    clock.now = 11
+    assert not listeners.are_gone, "two events were delivered since"
+    listeners.on_missed(3)
+    clock.now += 9
+    assert not listeners.are_gone
+    clock.now += 1
+    assert listeners.are_gone
+
+
+def test_consecutive_missed_events_count_from_the_first() -> None:
+    clock = Clock()
+    listeners = Listeners(10, clock)
+    for number in (1, 2, 3):
+        listeners.next_number()
+        listeners.on_missed(number)
+        clock.now += 4
+    assert listeners.are_gone
+
+
+def test_replay_counts_as_a_listener() -> None:
+    clock = Clock()
+    listeners = Listeners(10, clock)
+    listeners.on_missed(listeners.next_number())
+    clock.now = 9
+    listeners.on_replay()
+    clock.now = 11
+    assert not listeners.are_gone

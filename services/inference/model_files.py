@@ -1,6 +1,7 @@
 """
-Chooses the GGUF file to serve: the file in MODEL_PATH, the only model in its folder, or the demo
-model. Every other file that looks like a model is explained, never ignored silently.
+Finds the GGUF file to serve: MODEL_PATH, the only model in the model folder, or the demo model.
+
+Other files that look like a model are explained in an error or a warning, never ignored silently.
 """
 
 import logging
@@ -16,9 +17,8 @@ from services.inference.engine.llama import ModelError
 log = logging.getLogger(__name__)
 
 MODELS = Path("model")
-ADAPTERS = (
-    "adapters"  # folder beside a model's file; a subfolder has the adapters of one model only
-)
+ADAPTERS = "adapters"
+"""Folder beside a model's file. A subfolder has the adapters of the model with its name."""
 DEMO = "demo.gguf"
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)\Z", re.IGNORECASE)
@@ -29,10 +29,11 @@ _CONVERT = "convert it with llama.cpp's convert_hf_to_gguf.py, see model/README.
 
 def find(model_path: str, folder: Path) -> Path:
     """
-    Return the model's file, or its first part. Raises ModelError.
+    Return the model's file, or the first of its parts.
 
-    Without `model_path`, which may name another folder, `folder` and its subfolders are searched.
-    The demo model is served only if nothing else in `folder` looks like a model.
+    `model_path` names a file or a folder; empty: `folder`. A folder is searched with its
+    subfolders. The demo model is returned only if nothing else there looks like a model. Raises
+    ModelError.
     """
     if not model_path:
         return _only_model(folder)
@@ -40,7 +41,9 @@ def find(model_path: str, folder: Path) -> Path:
     if path.is_dir():
         return _only_model(path)
     if not path.exists() and not _PART.match(path.name):
-        raise ModelError(f"MODEL_PATH={model_path}: no such file.")
+        raise ModelError(
+            f"Model file not found: MODEL_PATH={model_path}. Set it to a GGUF file or its folder."
+        )
     path = parts_of(path)[0]
     if why_not := _why_not_served(path):
         raise ModelError(why_not)
@@ -49,7 +52,7 @@ def find(model_path: str, folder: Path) -> Path:
 
 def parts_of(path: Path) -> tuple[Path, ...]:
     """
-    Return all files of the model that `path` belongs to, in order. Raises ModelError if one is
+    Return all parts of the model that `path` belongs to, in order. Raises ModelError if one is
     missing.
     """
     match = _PART.match(path.name)
@@ -75,7 +78,7 @@ def model_name(path: Path) -> str:
 
 
 def adapters(path: Path) -> Iterator[Path]:
-    """Yield the adapters for all models of its folder and of MODELS, and those for it only."""
+    """Yield the adapters of all models in the model's folder and in MODELS, and its own."""
     folders = {path.parent, *([MODELS] if MODELS in path.parents else [])}
     for folder in sorted(folders):
         for place in (folder / ADAPTERS, folder / ADAPTERS / model_name(path)):
@@ -85,7 +88,7 @@ def adapters(path: Path) -> Iterator[Path]:
 
 
 def check(files: Iterable[Path]) -> None:
-    """Raises ModelError for a file that can't be read or is not a GGUF."""
+    """Check that the files can be read and are GGUFs. Raises ModelError."""
     for file in files:
         try:
             with file.open("rb") as opened:
@@ -101,7 +104,7 @@ def check(files: Iterable[Path]) -> None:
 
 
 def _only_model(folder: Path) -> Path:
-    """Raises ModelError."""
+    """Return the only model in a folder, else the demo model. Raises ModelError."""
     files = [file for file in _walk(folder) if file != folder / DEMO]
     ggufs = _without_later_parts(filter(_is_gguf, files))
     why_not = {file: why for file in ggufs if (why := _why_not_served(file))}
@@ -129,28 +132,28 @@ def _warn(sentences: Iterable[str]) -> None:
 
 def _walk(folder: Path) -> list[Path]:
     """
-    Return all files below a folder, also through links, except adapters and hidden files such as
+    Return all files below a folder, following links, without adapters and hidden files such as
     the `._x.gguf` that macOS writes beside x.gguf. Raises ModelError.
     """
 
-    def refuse(error: OSError) -> None:
+    def on_error(error: OSError) -> None:
         raise ModelError(
             f"{error.filename} can't be read ({error.strerror}): run chmod o+rx {error.filename}"
         ) from error
 
-    found, walked = [], set()
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        if (real := os.path.realpath(place)) in walked:  # a link led back
+    found, visited = [], set()
+    for place, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
+        if (real := os.path.realpath(place)) in visited:  # a link to a parent
             folders.clear()
             continue
-        walked.add(real)
+        visited.add(real)
         folders[:] = [each for each in folders if each != ADAPTERS and not each.startswith(".")]
         found += [Path(place, each) for each in names if not each.startswith(".")]
     return sorted(found)
 
 
 def _listed(folder: Path) -> list[Path]:
-    """Return its visible files by name, or nothing if there is no such folder."""
+    """Return the visible files of a folder, sorted; none if it does not exist."""
     if not folder.is_dir():
         return []
     return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
@@ -169,10 +172,10 @@ def _without_later_parts(files: Iterable[Path]) -> Sequence[Path]:
 
 
 def _why_not_served(file: Path) -> str | None:
-    """Return a sentence if the GGUF is not a model that generates text."""
+    """Explain a GGUF that is not a model which generates text; None if it may be one."""
     try:
         header = gguf_header.read(file)
-    except (NotGguf, OSError):  # explained by `check` if it is the file to serve
+    except (NotGguf, OSError):  # `check` explains it if it is the file to serve
         header = {}
     architecture, kind = header.get("general.architecture", ""), header.get("general.type")
     if kind == "adapter" or "adapter.type" in header:
@@ -196,13 +199,13 @@ def _why_no_text(file: Path, architecture: str, header: dict[str, Value]) -> str
 
 
 def _why_not_ggufs(files: Iterable[Path]) -> list[str]:
-    """Return one sentence for each folder with a model in another format, often in many files."""
+    """Explain models in other formats, once per folder, since they often have many files."""
     found = {file.parent: why for file in files if (why := _why_not_gguf(file))}
     return list(found.values())
 
 
 def _why_not_gguf(file: Path) -> str | None:
-    """Return a sentence if the file is a model in another format, or an incomplete GGUF."""
+    """Explain a model in another format, or an incomplete GGUF; None for other files."""
     lower = file.name.lower()
     if lower.startswith("adapter_model."):
         return f"{file} is a LoRA adapter: convert it with llama.cpp's convert_lora_to_gguf.py."

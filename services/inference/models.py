@@ -1,4 +1,4 @@
-"""Loads the model to serve, with its adapters and its chat template."""
+"""Loads the model to serve with its LoRA adapters and chat template."""
 
 import hashlib
 import logging
@@ -26,20 +26,23 @@ MIB = 2**20
 
 
 class LoadedModel(NamedTuple):
-    """A model that is ready to serve."""
+    """A model that is ready to serve. `served` is the model itself, then each of its adapters."""
 
     info: ModelInfo
     backend: Backend
     template: ChatTemplate | NoTemplate
-    served: tuple[ModelInfo, ...]  # the model as it is, then with each of its adapters
+    served: tuple[ModelInfo, ...]
 
     @property
     def no_chat_reason(self) -> str | None:
-        """Why it can't chat, if it has no chat template."""
+        """Why the model can't chat: it has no chat template. None if it can."""
         return self.template.reason if isinstance(self.template, NoTemplate) else None
 
     def adapter(self, name: str | None) -> int:
-        """The number of the adapter that is meant. Raises ServiceError(model_not_found)."""
+        """
+        Return the index in `served` of the model that a request names; 0 without a name. Raises
+        ServiceError(model_not_found).
+        """
         names = [info.name for info in self.served]
         if name is None:
             return 0
@@ -51,14 +54,17 @@ class LoadedModel(NamedTuple):
 
 
 def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> LoadedModel:
-    """Takes seconds to minutes; ends when `on_progress` returns False. Raises ModelError."""
+    """
+    Load the model; takes seconds to minutes. `on_progress` gets the loaded share from 0 to 1, and
+    aborts loading by returning False. Raises ModelError.
+    """
     path = find(settings.model_path, MODELS)
     parts, adapters = parts_of(path), _adapters(path)
     check(parts)
     files = (*parts, *adapters)
-    before = _states(files)
+    before = _file_states(files)
     for file in files:
-        log.info("loading %s, %d MB", file, file.stat().st_size // 10**6)
+        log.info("loading file path=%s megabytes=%d", file, file.stat().st_size // 10**6)
     llama = Llama(
         parts,
         context=settings.model_context,
@@ -71,9 +77,9 @@ def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> L
     try:
         template = _template(path, settings.model_chat_template, llama)
         base = _info(path, parts, llama.context)
-        served = (base, *(_adapted(base, file) for file in adapters))
-        if _states(files) != before:
-            raise ModelError(f"{path} changed while it was loaded: restart once it is copied.")
+        served = (base, *(_with_adapter(base, file) for file in adapters))
+        if _file_states(files) != before:
+            raise ModelError(f"{path} changed while it was loaded: restart when it is copied.")
     except ModelError:
         llama.close()
         raise
@@ -89,14 +95,14 @@ def _info(path: Path, parts: Sequence[Path], context: int) -> ModelInfo:
     return ModelInfo(model_name(path), digest, context, size)
 
 
-def _states(files: Iterable[Path]) -> list[tuple[int, int, int]]:
-    """Return what changes when one of the files is written or replaced."""
+def _file_states(files: Iterable[Path]) -> list[tuple[int, int, int]]:
+    """Return a value per file that changes when the file is written or replaced."""
     stats = [file.stat() for file in files]
     return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 
 def _adapters(path: Path) -> list[Path]:
-    """Sorted by name. Raises ModelError."""
+    """Return the adapters sorted by name. Raises ModelError."""
     found = sorted(adapters_of(path), key=lambda path: path.stem)
     for one, other in pairwise(found):
         if one.stem == other.stem:
@@ -104,9 +110,9 @@ def _adapters(path: Path) -> list[Path]:
     return found
 
 
-def _template(path: Path, chosen: str, llama: Llama) -> ChatTemplate | NoTemplate:
-    """Return the chat template; `chosen` is MODEL_CHAT_TEMPLATE. Raises ModelError."""
-    source = _chosen_template(chosen) if chosen else llama.template
+def _template(path: Path, setting: str, llama: Llama) -> ChatTemplate | NoTemplate:
+    """Return the chat template; `setting` is MODEL_CHAT_TEMPLATE. Raises ModelError."""
+    source = _read_template(setting) if setting else llama.template
     if source is None:
         why = (
             f"{path} has no chat template, so it can't chat: set MODEL_CHAT_TEMPLATE to a file"
@@ -118,36 +124,31 @@ def _template(path: Path, chosen: str, llama: Llama) -> ChatTemplate | NoTemplat
     try:
         return ChatTemplate(source, llama, bos=llama.bos, eos=llama.eos, adds_bos=llama.adds_bos)
     except TemplateError as error:
-        if chosen:
-            raise ModelError(f"MODEL_CHAT_TEMPLATE={chosen} can't be used: {error}.") from error
+        name = f"MODEL_CHAT_TEMPLATE={setting}" if setting else f"The chat template of {path}"
         raise ModelError(
-            f"The chat template of {path} can't be used: {error}. MODEL_CHAT_TEMPLATE can name"
-            " another one."
+            f"{name} can't be used: {error}. Set MODEL_CHAT_TEMPLATE to another one."
         ) from error
 
 
-def _chosen_template(chosen: str) -> str:
-    """Raises ModelError."""
+def _read_template(setting: str) -> str:
+    """Return the Jinja source. Raises ModelError."""
     try:
-        return templates.read(chosen)
+        return templates.read(setting)
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(
-            f"MODEL_CHAT_TEMPLATE={chosen} can't be read ({error}): it must be the path of a Jinja"
+            f"MODEL_CHAT_TEMPLATE={setting} can't be read ({error}): it must be the path of a Jinja"
             f" file, or one of {templates.NAMES}."
         ) from error
 
 
-def _adapted(base: ModelInfo, adapter: Path) -> ModelInfo:
-    """A model with an adapter is another model."""
+def _with_adapter(base: ModelInfo, adapter: Path) -> ModelInfo:
+    """Return the description of the model with an adapter, which has a digest of its own."""
     digest = hashlib.sha256((base.digest + _digest(adapter)).encode()).hexdigest()
     return replace(base, name=f"{base.name}:{adapter.stem}", digest=digest)
 
 
 def _digest(path: Path) -> str:
-    """
-    SHA-256 of the size and the first and last MiB: tells models apart without reading them
-    whole.
-    """
+    """Return the SHA-256 of the size and the first and last MiB: a whole model takes too long."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(MIB)

@@ -24,8 +24,7 @@ from services.contract.messages import (
 )
 from services.inference.limits import DEFAULT_LIMITS, InferenceLimits
 
-ENTRY_BYTES = 560  # memory of a finished answer beside its events
-EVENT_BYTES = 250  # of an event without text; on the wire it is smaller
+ENTRY_BYTES = 560  # memory of a finished answer beside its encoded events
 
 
 class Listeners:
@@ -75,9 +74,7 @@ class Recording:
         limits: InferenceLimits = DEFAULT_LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._request = replace(request, resume=None)
-        self._worker_id = worker_id
-        self._reply = reply
+        self._empty = Replay(replace(request, resume=None), worker_id, reply, ())
         self._limits = limits
         self._clock = clock
         self._accepted_at = clock()
@@ -102,22 +99,23 @@ class Recording:
     @property
     def session_id(self) -> str | None:
         """The session of the answer; None for a stateless request."""
-        return None if prompts.is_stateless(self._request) else self._request.session_id
+        request = self._empty.request
+        return None if prompts.is_stateless(request) else request.session_id
 
     def replay(self, offset: int) -> Replay:
         """Return what a reader of the first `offset` characters lacks, as far as it fits."""
-        return _fit(self._replay(self._events), offset, self._limits)
+        return _fit(self._with(self._events), offset, self._limits)
 
     def pack(self) -> bytes:
         """
         Return the whole replay, encoded, of a finished answer. Nobody resumes it any more, so its
         tokens and resume state are left out.
         """
-        return encode(self._replay(_merge(self._events)))
+        return encode(self._with(_merge(self._events)))
 
-    def _replay(self, events: Sequence[StreamEvent]) -> Replay:
+    def _with(self, events: Sequence[StreamEvent]) -> Replay:
         age = self._clock() - self._accepted_at
-        return Replay(self._request, self._worker_id, self._reply, tuple(events), age_seconds=age)
+        return replace(self._empty, events=tuple(events), age_seconds=age)
 
 
 class _Finished(NamedTuple):
@@ -209,14 +207,14 @@ def _merge(events: Sequence[StreamEvent]) -> Sequence[StreamEvent]:
 
 
 def _fit(whole: Replay, offset: int, limits: InferenceLimits) -> Replay:
-    """Return the events after `offset` that fit into one message; at least one of them."""
+    """Return the events after `offset` that fit into one message, but at least one."""
     room = limits.max_replay_bytes - len(encode(whole.request))
     room = max(limits.min_replay_event_bytes, room)
     events: list[StreamEvent] = []
     for event in whole.events:
         if _is_known(event, offset):
             continue
-        room -= _size_bytes(event)
+        room -= len(encode(event))
         if room < 0 and events:
             return replace(whole, events=tuple(events), is_complete=False)
         events.append(event)
@@ -227,15 +225,3 @@ def _is_known(event: StreamEvent, offset: int) -> bool:
     if isinstance(event, Token):
         return event.offset + len(event.text) <= offset
     return offset > 0 and not isinstance(event, Done | Failed)
-
-
-def _size_bytes(event: StreamEvent) -> int:
-    """Estimate the encoded size. JSON needs up to six bytes for a character, usually one."""
-    match event:
-        case Token(text=text, logprobs=logprobs):
-            candidates = sum(1 + len(chosen.top) for chosen in logprobs or ())
-            return EVENT_BYTES + len(text.encode()) + EVENT_BYTES * candidates
-        case Started(resume_state=state) if state:
-            return EVENT_BYTES + len(state.prompt) * 4 // 3  # in base64
-        case _:
-            return EVENT_BYTES

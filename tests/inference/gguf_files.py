@@ -1,4 +1,4 @@
-"""Makes GGUF files of all kinds, from nothing or from the demo model."""
+"""Writes GGUF files of all kinds, from scratch or from the demo model."""
 
 import struct
 from pathlib import Path

@@ -64,7 +64,7 @@ def test_model_path_may_begin_with_the_home_directory(
 
 
 def test_model_path_without_a_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"^MODEL_PATH=model/nope\.gguf: no such file\.$"):
+    with pytest.raises(ModelError, match=r"^Model file not found: MODEL_PATH=model/nope\.gguf\."):
         find("model/nope.gguf", tmp_path)
     with pytest.raises(
         ModelError, match=r"contains no \.gguf file: put one there, or set MODEL_PATH"

@@ -148,7 +148,7 @@ def test_file_that_changes_during_loading_is_an_error(tmp_path: Path) -> None:
             file.write(b"x")
         return True
 
-    with pytest.raises(ModelError, match="changed while it was loaded: restart once it is"):
+    with pytest.raises(ModelError, match="changed while it was loaded: restart when it is"):
         models.load(InferenceSettings(model_path=str(path)), write)
 
 

@@ -42,7 +42,7 @@ async def test_cancel_frees_the_slot_after_the_current_step(
 async def test_cancel_in_queue_does_not_wait_for_the_current_step(
     start_worker: StartWorker,
 ) -> None:
-    async with start_worker(parallel=1, step_seconds=0.5) as slow:
+    async with start_worker(parallel=1, step_seconds=0.2) as slow:
         first = asyncio.create_task(slow.ask("long", "a", request_id="r1"))
         await until_running(slow, 1)
         second = asyncio.create_task(slow.ask("hi", "b", request_id="r2"))

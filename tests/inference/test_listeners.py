@@ -112,7 +112,7 @@ async def test_answer_without_listeners_is_cancelled_after_the_grace(slow: Worke
 
 
 async def test_reader_that_returns_within_the_grace_gets_the_rest(slow: Worker) -> None:
-    request = replace_request(REQUEST, grace_s=5)
+    request = replace_request(REQUEST, grace_s=5, max_tokens=100)
     await disconnect_after_first_token(slow, request)
     await slow.until(lambda: len(slow.backend.steps) > 40)
     reply = (await replay(slow, of_any(slow))).reply
@@ -120,7 +120,7 @@ async def test_reader_that_returns_within_the_grace_gets_the_rest(slow: Worker) 
         while b'"done"' not in (await inbox.next(5)).data:
             pass
     *_, done = (await replay(slow, of_any(slow))).events
-    assert isinstance(done, Done) and (done.finish_reason, done.length) == ("stop", 500)
+    assert isinstance(done, Done) and (done.finish_reason, done.length) == ("length", 100)
 
 
 async def test_frozen_worker_drops_its_requests_unstored(start_worker: StartWorker) -> None:

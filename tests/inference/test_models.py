@@ -26,7 +26,9 @@ def demo_with_adapters(folder: Path, *adapters: str) -> Path:
 
 
 def load(path: Path, template: str = "") -> models.LoadedModel:
-    settings = InferenceSettings(model_path=str(path), model_chat_template=template)
+    settings = InferenceSettings(
+        model_path=str(path), model_chat_template=template, model_threads=1
+    )
     return models.load(settings, lambda _: True)
 
 

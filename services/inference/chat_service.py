@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from services.client.routing import WorkerDirectory
@@ -59,39 +60,34 @@ DISCONNECTED = Failed("worker_lost", "The worker was disconnected for too long: 
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class ChatService:
     """
     Every accepted request ends in exactly one Done or Failed. `fail` ends the process, for example
     if the engine dies.
     """
 
-    def __init__(
-        self,
-        bus: Bus,
-        settings: InferenceSettings,
-        limits: InferenceLimits,
-        worker_id: str,
-        model: LoadedModel,
-        workers: WorkerDirectory,
-        fail: Fail,
-    ) -> None:
-        self._bus = bus
-        self._settings = settings
-        self._limits = limits
-        self._worker_id = worker_id
-        self._model = model
-        self._fail = fail
+    bus: Bus
+    settings: InferenceSettings
+    limits: InferenceLimits
+    worker_id: str
+    model: LoadedModel
+    workers: WorkerDirectory
+    fail: Fail
+
+    def __post_init__(self) -> None:
+        settings, limits, model = self.settings, self.limits, self.model
         self.flights = InFlightRequests(settings, limits)
         self._cancels = RecentCancels(limits)
         self._replays = ReplayStore(limits)
-        self._history = HistoryClient(bus, limits)
+        self._history = HistoryClient(self.bus, limits)
         self._prompts = PromptBuilder(
             model, settings.chat_system_prompt, limits.max_cached_answer_tokens
         )
         max_requests = settings.model_parallel + settings.model_queue
         self._pool = Pool("preparing", limits.preparing_threads, max_requests)
-        self._router = Router(bus, worker_id, workers, limits, self._admit)
-        self._connection = ConnectionWatch(bus.is_responsive, self._on_disconnected, limits)
+        self._router = Router(self.bus, self.worker_id, self.workers, limits, self._admit)
+        self._connection = ConnectionWatch(self.bus.is_responsive, self._on_disconnected, limits)
         self._idle_prefill = asyncio.Lock()
         self._loops = AsyncExitStack()
         self._attempts = 0
@@ -114,24 +110,24 @@ class ChatService:
     async def start(self) -> None:
         self._engine.start()
         for name, step in (("keep-alive", self._keep_alive), ("connection", self._connection.step)):
-            loop = SupervisedLoop(name, step, self._fail)
+            loop = SupervisedLoop(name, step, self.fail)
             await self._loops.enter_async_context(loop.running(is_cancelled=True))
         for subject, handler in (
             (subjects.cancel(ANY, ANY), self._on_cancel),
             (subjects.replay(ANY, ANY), self._on_replay),
-            (subjects.worker_replay(self._worker_id, ANY, ANY), self._on_direct_replay),
+            (subjects.worker_replay(self.worker_id, ANY, ANY), self._on_direct_replay),
             (subjects.erased(ANY), self._on_erased),
-            (subjects.undelivered_any(self._worker_id), self._on_undelivered),
+            (subjects.undelivered_any(self.worker_id), self._on_undelivered),
         ):
-            await self._bus.subscribe(subject, handler)
-        await self._router.start(f"answers chat requests with {self._model.info.name}")
+            await self.bus.subscribe(subject, handler)
+        await self._router.start(f"answers chat requests with {self.model.info.name}")
 
     async def drain(self) -> None:
         """Accept no more requests, finish those in flight, and fail the rest after a deadline."""
-        await self._bus.stop_serving()
+        await self.bus.stop_serving()
         self._is_draining = True
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._limits.drain_seconds):
+            async with asyncio.timeout(self.limits.drain_seconds):
                 await self._until_idle()
         for flight in list(self.flights.values()):
             await flight.fail(_shutting_down())
@@ -141,7 +137,7 @@ class ChatService:
         async with self._idle_prefill:  # which uses the model in a thread, too
             await self._pool.close()
             await asyncio.to_thread(self._engine.close)
-            self._model.backend.close()
+            self.model.backend.close()
 
     async def _until_idle(self) -> None:
         while self.flights:
@@ -151,14 +147,14 @@ class ChatService:
 
     def _admit(self, tenant: str, request: ChatRequest, reply: str) -> RequestAdmitted:
         """Admit a request by counts and bytes alone, before any work. Raises ServiceError."""
-        sampling = self._settings.fill_in(request)
-        adapter = self._model.adapter(request.model)
+        sampling = self.settings.fill_in(request)
+        adapter = self.model.adapter(request.model)
         self._prompts.check_length(request)
         self._attempts += 1
         flight = InFlightRequest(
-            self._bus,
-            self._limits,
-            self._worker_id,
+            self.bus,
+            self.limits,
+            self.worker_id,
             self._attempts,
             tenant,
             request,
@@ -176,7 +172,7 @@ class ChatService:
         for cancel in self._cancels.of(flight.key):  # which overtook the request
             self._cancel(flight, cancel)
         self._replays.begin(flight.key, flight.recording)
-        self._bus.spawn(self._serve(flight))
+        self.bus.spawn(self._serve(flight))
         return RequestAdmitted(self.flights.running, self.flights.waiting)
 
     async def _serve(self, flight: InFlightRequest) -> None:
@@ -185,7 +181,7 @@ class ChatService:
         loop = asyncio.get_running_loop()
         timer = loop.call_later(timeout, self._interrupt, flight, "timeout")
         try:
-            await flight.send(Accepted(flight.request_id, self._worker_id))
+            await flight.send(Accepted(flight.request_id, self.worker_id))
             await self._answer(flight)
         except RequestStopped:
             if flight.stop_reason == "timeout":
@@ -219,7 +215,7 @@ class ChatService:
             self._prompts.remember(flight, prompt, sequence.generated)
         await self._finish(flight, prompt, finished)
         if not prompts.is_stateless(flight.request):
-            self._bus.spawn(self._prefill_next_prompt(flight))
+            self.bus.spawn(self._prefill_next_prompt(flight))
 
     async def _prepare(self, flight: InFlightRequest) -> tuple[PreparedPrompt, Sequence]:
         """
@@ -250,7 +246,7 @@ class ChatService:
             match await flight.outputs.get():
                 case PrefillStarted(prompt_tokens, cached_tokens):
                     state = prompt.resume_state
-                    is_sent = len(prompt.tokens) <= self._limits.max_resume_tokens
+                    is_sent = len(prompt.tokens) <= self.limits.max_resume_tokens
                     await flight.send(
                         Started(
                             prompt_tokens,
@@ -316,7 +312,7 @@ class ChatService:
             asked_at=state.asked_at,
             answered_at=datetime.now(UTC),
             finish_reason=finished.reason,
-            model=self._model.served[flight.adapter],
+            model=self.model.served[flight.adapter],
             sampling=prompt.sampling,
             usage=finished.usage,
             timings=finished.timings,
@@ -330,13 +326,13 @@ class ChatService:
         Prefill the session's next prompt, as far as it is known, once the worker is idle. The next
         request reports any error.
         """
-        await asyncio.sleep(self._limits.idle_prefill_delay_seconds)
+        await asyncio.sleep(self.limits.idle_prefill_delay_seconds)
         async with self._idle_prefill:
             if self.flights or self._is_draining:
                 return
             newest = self._attempts
             with suppress(ServiceError, TimeoutError):
-                async with asyncio.timeout(self._limits.idle_context_timeout_seconds):
+                async with asyncio.timeout(self.limits.idle_context_timeout_seconds):
                     session_id = flight.request.session_id
                     context = await self._history.context(flight.tenant, session_id)
                 prompt = await self._pool.run(self._prompts.idle_prompt, flight, context)
@@ -348,7 +344,7 @@ class ChatService:
     def _on_cancel(self, delivery: Delivery) -> None:
         key = ".".join(subjects.target_of(delivery.subject))
         cancel = decode(delivery.data or b"{}", Cancel)
-        if cancel.worker_id not in (None, self._worker_id):
+        if cancel.worker_id not in (None, self.worker_id):
             return
         self._cancels.add(key, cancel)
         if flight := self.flights.get(key):
@@ -376,18 +372,18 @@ class ChatService:
         if self.flights:
             log.warning("disconnected from NATS dropped_requests=%d", len(self.flights))
         for flight in self.flights.values():
-            self._bus.spawn(self._bus.publish(flight.reply, DISCONNECTED))
+            self.bus.spawn(self.bus.publish(flight.reply, DISCONNECTED))
             self._cancel(flight, Cancel(reply=flight.reply))
 
     # --- readers ----------------------------------------------------------------------------------
 
     def _on_replay(self, delivery: Delivery) -> None:
         """All workers are asked, and one that does not have the request stays silent."""
-        if self._bus.has_reply_inbox(delivery) and (replay := self._replay(delivery)):
-            self._bus.spawn(self._bus.publish(delivery.reply, replay))
+        if self.bus.has_reply_inbox(delivery) and (replay := self._replay(delivery)):
+            self.bus.spawn(self.bus.publish(delivery.reply, replay))
 
     def _on_direct_replay(self, delivery: Delivery) -> None:
-        self._bus.respond(delivery, self._replay_or_raise)
+        self.bus.respond(delivery, self._replay_or_raise)
 
     async def _replay_or_raise(self, delivery: Delivery) -> Replay:
         if replay := self._replay(delivery):
@@ -428,11 +424,11 @@ class ChatService:
         for flight in self.flights.values():
             flight.outputs.put_nowait(ComputeFailure("its engine died."))
         self._is_dead = True
-        self._fail("the engine died")
+        self.fail("the engine died")
 
     async def _keep_alive(self) -> float:
         """Send Progress where it is due, and cancel requests without listeners."""
-        interval = self._limits.keep_alive_seconds
+        interval = self.limits.keep_alive_seconds
         tick = interval / 4
         self._replays.evict()
         flights = list(self.flights.values())
@@ -447,39 +443,35 @@ class ChatService:
         return tick
 
 
+@dataclass(eq=False)
 class ConnectionWatch:
     """
     Call `on_disconnected` when NATS was unreachable for longer than the limit.
 
-    Also in a process that was frozen: whoever acts for readers or other workers calls `check`
-    first, however the process wakes up.
+    That also holds for a process that was frozen, however it wakes up: code that acts on behalf of
+    requests calls `check` first.
     """
 
-    def __init__(
-        self,
-        is_responsive: Callable[[], Awaitable[bool]],
-        on_disconnected: Callable[[], None],
-        limits: InferenceLimits,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._is_responsive = is_responsive
-        self._on_disconnected = on_disconnected
-        self._limits = limits
-        self._clock = clock
-        self._last = clock()
+    is_responsive: Callable[[], Awaitable[bool]]
+    on_disconnected: Callable[[], None]
+    limits: InferenceLimits
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._last = self.clock()
 
     async def step(self) -> float:
         """Check the connection. Return the seconds until the next check (SupervisedLoop)."""
-        is_responsive = await self._is_responsive()
+        is_responsive = await self.is_responsive()
         self.check()
         if is_responsive:
-            self._last = self._clock()
-        return self._limits.connection_check_interval_seconds
+            self._last = self.clock()
+        return self.limits.connection_check_interval_seconds
 
     def check(self) -> None:
-        if self._clock() - self._last > self._limits.disconnected_seconds:
-            self._last = self._clock()
-            self._on_disconnected()
+        if self.clock() - self._last > self.limits.disconnected_seconds:
+            self._last = self.clock()
+            self.on_disconnected()
 
 
 def _continues(flight: InFlightRequest, exchange: Exchange) -> bool:

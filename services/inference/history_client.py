@@ -41,8 +41,8 @@ class HistoryClient:
 
     async def context(self, tenant: str, session_id: str, is_answered: bool = False) -> Context:
         """
-        Return the session's context. `is_answered` says that an answer is to be appended already,
-        so a full log is no reason to refuse.
+        Return the session's context. `is_answered`: there already is an answer to append, so a full
+        log does not refuse the request.
 
         Raises ServiceError: `history_unavailable`, since a session must not be answered as if it
         were new; `history_full` if the answer could not be stored.

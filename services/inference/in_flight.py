@@ -221,7 +221,7 @@ class InFlightRequests(dict[str, InFlightRequest]):
 
 
 class RecentCancels:
-    """Cancels of the last seconds: one can overtake its request, which takes another way."""
+    """Cancels of the last seconds. One can overtake its request, which may be forwarded first."""
 
     def __init__(
         self, limits: InferenceLimits, clock: Callable[[], float] = time.monotonic

@@ -120,8 +120,8 @@ class PromptBuilder:
         kept = turns[likely.dropped :]
         if not kept or kept[0].request_id == first:
             return None
-        self._answers.set_first_exchange(flight.tenant, flight.request_id, kept[0].request_id)
         other = template.session_prompt(system, kept, "", max_tokens, answers)
+        self._answers.set_first_exchange(flight.tenant, flight.request_id, kept[0].request_id)
         known = list(commonprefix((likely.tokens, other.tokens)))
         session = prompts.conversation_key(flight.tenant, flight.request)
         return IdlePrompt(known, flight.adapter, session, flight.tenant)

@@ -1,6 +1,7 @@
 """Routes chat requests: accepts them here, forwards them to another worker, or rejects them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from uuid import uuid4
 
 from msgspec.structs import replace
@@ -18,48 +19,41 @@ Admit = Callable[[str, ChatRequest, str], RequestAdmitted]
 """Admit (tenant, request, reply subject) at once, or raise ServiceError."""
 
 
+@dataclass(eq=False)
 class Router:
     """
     NATS hands a request to any worker of the queue group. That worker forwards it once, to the
     worker that has the session's prefix cached. A request to this worker alone is never forwarded.
     """
 
-    def __init__(
-        self,
-        bus: Bus,
-        worker_id: str,
-        workers: WorkerDirectory,
-        limits: InferenceLimits,
-        admit: Admit,
-    ) -> None:
-        self._bus = bus
-        self._worker_id = worker_id
-        self._workers = workers
-        self._limits = limits
-        self._admit = admit
+    bus: Bus
+    worker_id: str
+    workers: WorkerDirectory
+    limits: InferenceLimits
+    admit: Admit
 
     async def start(self, description: str) -> None:
-        await self._bus.subscribe(
-            subjects.worker_request(self._worker_id, subjects.ANY),
-            lambda delivery: self._bus.respond(delivery, self._admit_direct),
+        await self.bus.subscribe(
+            subjects.worker_request(self.worker_id, subjects.ANY),
+            lambda delivery: self.bus.respond(delivery, self._admit_direct),
         )
         endpoints = [
             Endpoint("chat", subjects.request(subjects.OPEN_TENANT), self._route),
             Endpoint("tenant-chat", subjects.request(subjects.ANY), self._route),
         ]
-        await self._bus.serve("inference", description, endpoints)
+        await self.bus.serve("inference", description, endpoints)
 
     async def _route(self, delivery: Delivery) -> None:
-        if not self._bus.has_reply_inbox(delivery):
+        if not self.bus.has_reply_inbox(delivery):
             return
         try:
             tenant = subjects.tenant_of_request(delivery.subject)
             request = _decode(tenant, delivery.data)
             candidates = self._candidates(tenant, request)
-            if candidates[0] == self._worker_id:
-                self._admit(tenant, request, delivery.reply)
+            if candidates[0] == self.worker_id:
+                self.admit(tenant, request, delivery.reply)
             else:
-                self._bus.spawn(self._forward(candidates, tenant, request, delivery.reply))
+                self.bus.spawn(self._forward(candidates, tenant, request, delivery.reply))
         except ServiceError as error:
             await self._reject(delivery.reply, error)
 
@@ -70,40 +64,40 @@ class Router:
             raise ServiceError(
                 "invalid_request", f"The header {subjects.REPLY_HEADER} must name an inbox."
             )
-        return self._admit(tenant, _decode(tenant, delivery.data), reply)
+        return self.admit(tenant, _decode(tenant, delivery.data), reply)
 
     def _candidates(self, tenant: str, request: ChatRequest) -> list[str]:
         """
         Return the workers to try, best first; this one if no worker has reported. Raises
         ServiceError(model_not_found).
         """
-        candidates = self._workers.rank(prompts.routing_key(tenant, request), request.model)
-        if not candidates and request.model and (names := self._workers.model_names()):
+        candidates = self.workers.rank(prompts.routing_key(tenant, request), request.model)
+        if not candidates and request.model and (names := self.workers.model_names()):
             raise ServiceError(
                 "model_not_found",
                 f"There is no model {request.model!r}; there is {', '.join(names)}.",
             )
-        return candidates or [self._worker_id]
+        return candidates or [self.worker_id]
 
     async def _forward(
         self, candidates: list[str], tenant: str, request: ChatRequest, reply: str
     ) -> None:
-        timeout = self._limits.forward_timeout_seconds
+        timeout = self.limits.forward_timeout_seconds
 
         async def offer_to(worker_id: str) -> None:
-            if worker_id == self._worker_id:
-                self._admit(tenant, request, reply)
+            if worker_id == self.worker_id:
+                self.admit(tenant, request, reply)
             else:
-                await offer(self._bus, self._workers, worker_id, tenant, request, reply, timeout)
+                await offer(self.bus, self.workers, worker_id, tenant, request, reply, timeout)
 
         try:
             if await offer_in_turn(candidates, offer_to) is None:
-                self._admit(tenant, request, reply)
+                self.admit(tenant, request, reply)
         except ServiceError as error:
             await self._reject(reply, error)
 
     async def _reject(self, reply: str, error: ServiceError) -> None:
-        await self._bus.publish(reply, Failed(error.code, error.message, error.retry_after))
+        await self.bus.publish(reply, Failed(error.code, error.message, error.retry_after))
 
 
 def _decode(tenant: str, data: bytes) -> ChatRequest:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from msgspec import Struct
@@ -27,24 +28,24 @@ from services.runtime.deliveries import Delivery
 K = TypeVar("K", bound=Struct)
 
 
+@dataclass(eq=False)
 class TokenService:
     """Must be closed before its model."""
 
-    def __init__(
-        self, bus: Bus, worker_id: str, model: LoadedModel, limits: InferenceLimits
-    ) -> None:
-        self._bus = bus
-        self._worker_id = worker_id
-        self._model = model
-        self._limits = limits
-        self._special = model.backend.special_tokens()
-        self._pool = Pool("tokens", 1, limits.token_queue)
+    bus: Bus
+    worker_id: str
+    model: LoadedModel
+    limits: InferenceLimits
+
+    def __post_init__(self) -> None:
+        self._special = self.model.backend.special_tokens()
+        self._pool = Pool("tokens", 1, self.limits.token_queue)
         self._is_closing = False
 
     async def start(self) -> None:
-        await self._serve(subjects.tokenize(self._worker_id), TokenizeRequest, self._tokenize)
-        await self._serve(subjects.detokenize(self._worker_id), DetokenizeRequest, self._detokenize)
-        await self._serve(subjects.count(self._worker_id), ChatRequest, self._count)
+        await self._serve(subjects.tokenize(self.worker_id), TokenizeRequest, self._tokenize)
+        await self._serve(subjects.detokenize(self.worker_id), DetokenizeRequest, self._detokenize)
+        await self._serve(subjects.count(self.worker_id), ChatRequest, self._count)
 
     async def close(self) -> None:
         self._is_closing = True
@@ -54,13 +55,13 @@ class TokenService:
         async def reply(delivery: Delivery) -> Struct:
             return await self._run(work, decode(delivery.data, kind))
 
-        await self._bus.subscribe(subject, lambda delivery: self._bus.respond(delivery, reply))
+        await self.bus.subscribe(subject, lambda delivery: self.bus.respond(delivery, reply))
 
     async def _run(self, work: Callable[[K], Struct], request: K) -> Struct:
         if self._is_closing:
             raise ServiceError("shutting_down", "The worker is shutting down: try again.", 1)
         try:
-            async with asyncio.timeout(self._limits.token_seconds):
+            async with asyncio.timeout(self.limits.token_seconds):
                 return await self._pool.run(work, request)
         except TimeoutError:  # work that has not started by now never starts
             raise ServiceError(
@@ -68,12 +69,12 @@ class TokenService:
             ) from None
 
     def _tokenize(self, request: TokenizeRequest) -> TokenizeReply:
-        template = self._model.template
+        template = self.model.template
         tokens = (
             template.tokenize(template.with_bos(""), special=True) if request.add_special else []
         )
         tokens += template.tokenize(request.text, request.parse_special)
-        if request.with_pieces and len(tokens) > self._limits.max_token_pieces:
+        if request.with_pieces and len(tokens) > self.limits.max_token_pieces:
             raise ServiceError(
                 "payload_too_large",
                 f"The pieces of {len(tokens):,} tokens don't fit into one message: send less text,"
@@ -83,7 +84,7 @@ class TokenService:
         return TokenizeReply(tuple(tokens), tuple(pieces))
 
     def _detokenize(self, request: DetokenizeRequest) -> DetokenizeReply:
-        backend = self._model.backend
+        backend = self.model.backend
         last = backend.vocabulary_size - 1
         if unknown := [token for token in request.tokens if token > last]:
             raise ServiceError(
@@ -99,10 +100,10 @@ class TokenService:
         if request.messages is None:
             raise ServiceError("invalid_request", "The field `messages` is missing.")
         tools = () if request.tool_choice == "none" else request.tools or ()
-        return TokenCount(len(self._model.template.tokenize_conversation(request.messages, tools)))
+        return TokenCount(len(self.model.template.tokenize_conversation(request.messages, tools)))
 
     def _piece(self, token: int) -> TokenPiece:
-        data = self._model.backend.piece(token)
+        data = self.model.backend.piece(token)
         special = self._special.get(token)
         text = special.text if special else data.decode(errors="replace")
         return TokenPiece(token, text, tuple(data))

@@ -99,7 +99,7 @@ class Worker:
         flights = self.service.flights.values()
         return sum(flight.sequence is not None and not flight.has_slot for flight in flights)
 
-    def hear(self, *reports: WorkerReport) -> None:
+    def receive_reports(self, *reports: WorkerReport) -> None:
         """Deliver reports of workers."""
         for report in reports:
             subject = subjects.report(report.worker_id)

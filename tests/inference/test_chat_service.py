@@ -56,13 +56,13 @@ async def test_exchange_is_in_the_context_when_done_is_sent(fast: Worker) -> Non
 async def test_stop_of_a_request_replaces_stop_of_the_settings(
     fast: Worker,
 ) -> None:
-    for session, more, said, stop_string in (
+    for session, more, expected, stop_string in (
         ("a", {}, "fine", "\nUser:"),
         ("b", {"stop": ("User",)}, "fine\n", "User"),
         ("c", {"stop": ()}, "fine\nUser: me", None),
     ):
         *events, done = await fast.ask("stop", session, **more)
-        assert text(events) == said
+        assert text(events) == expected
         assert isinstance(done, Done) and done.finish_reason == "stop"
         assert done.stop_string == stop_string
 
@@ -70,10 +70,10 @@ async def test_stop_of_a_request_replaces_stop_of_the_settings(
 async def test_stop_of_the_settings_ignores_reasoning(
     start_worker: StartWorker,
 ) -> None:
-    said = "so\nUser: asks</think>\nFine."
-    backend = FakeBackend({"<think>": f"{said}\nUser: me".encode()}, context=2000)
+    expected = "so\nUser: asks</think>\nFine."
+    backend = FakeBackend({"<think>": f"{expected}\nUser: me".encode()}, context=2000)
     async with start_worker(backend=backend, template=f"{CHATML}<think>") as thinking:
-        assert text(await thinking.ask("hi", "s")) == said
+        assert text(await thinking.ask("hi", "s")) == expected
 
 
 async def test_stop_label_named_in_the_prompt_does_not_end_answer(fast: Worker) -> None:

@@ -21,7 +21,7 @@ from tests.inference.test_router import pair
 async def drain(worker: Worker, other: Worker) -> None:
     """Report `draining`, then drain, like services.inference.worker."""
     for each in (worker, other):
-        each.hear(change(worker.report, state="draining"))
+        each.receive_reports(change(worker.report, state="draining"))
     await worker.service.drain()
 
 

@@ -96,16 +96,16 @@ async def test_request_cancelled_in_queue_is_stored_but_not_in_prompts(
 
 
 async def test_failed_answer_is_stored_with_its_text(slow: Worker) -> None:
-    said = ""
+    received = ""
     async for event in slow.events(ChatRequest(prompt="long", session_id="s", request_id="r1")):
         if isinstance(event, Token):
-            said += event.text
+            received += event.text
             slow.backend.fails = True
     assert isinstance(event, Failed) and event.code == "internal"
     (exchange,) = await stored(slow, "s")
-    assert (exchange.response, exchange.finish_reason) == (said, "failed")
-    assert exchange.usage.completion_tokens >= len(said) > 0
-    assert [turn.response for turn in (await slow.context("s")).turns] == [said]
+    assert (exchange.response, exchange.finish_reason) == (received, "failed")
+    assert exchange.usage.completion_tokens >= len(received) > 0
+    assert [turn.response for turn in (await slow.context("s")).turns] == [received]
 
 
 @pytest.mark.parametrize("comes_back", [False, True])

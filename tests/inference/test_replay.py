@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from msgspec.structs import replace
 
+from services.contract.codec import encode
 from services.contract.messages import (
     Accepted,
     ChatRequest,
@@ -83,6 +84,16 @@ def test_long_replay_comes_in_consecutive_parts() -> None:
     assert got == [ACCEPTED, *tokens, DONE]
 
 
+def test_replay_fits_the_max_payload_of_the_server() -> None:
+    limits = InferenceLimits(max_payload=2**16)
+    made = Recording(REQUEST, "w", REPLY, limits)
+    for offset in range(0, 2**17, 2**10):
+        made.add(Token(offset, "é" * 2**10, (offset,)))
+    part = made.replay(0)
+    assert not part.is_complete
+    assert limits.max_payload // 2 < len(encode(part)) < limits.max_payload
+
+
 def test_finished_answer_is_kept_without_its_tokens() -> None:
     replays = ReplayStore()
     replays.begin("a", recording(ACCEPTED, STARTED, ON, CE, DONE))
@@ -123,10 +134,10 @@ def test_memory_of_many_short_answers_is_bounded() -> None:
     for number in range(2000):
         replays.begin(key := f"{number:036}", recording(Token(0, "x", (1,)), DONE))
         replays.end(key)
-    taken, _ = tracemalloc.get_traced_memory()
+    used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert replays.get("0" * 36, 0) is None
-    assert taken < 1.1 * 2**19
+    assert used < 1.1 * 2**19
 
 
 def test_answers_of_an_erased_session_are_forgotten() -> None:

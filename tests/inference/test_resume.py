@@ -76,8 +76,8 @@ async def test_prompt_after_a_resumed_one_is_not_truncated_more(
 async def test_resumed_answer_that_lacks_only_its_end_gets_no_slot(fast: Worker) -> None:
     state, _ = await begin(fast, "stop")
     steps = len(fast.backend.steps)
-    said = tuple(b"fine\nUser:")
-    accepted, done = await fast.ask("stop", "s", resume=Resume(state, said, "fine"))
+    generated = tuple(b"fine\nUser:")
+    accepted, done = await fast.ask("stop", "s", resume=Resume(state, generated, "fine"))
     assert isinstance(done, Done) and done.finish_reason == "stop"
     assert len(fast.backend.steps) == steps
     (turn,) = (await fast.context("s")).turns

@@ -25,7 +25,7 @@ async def pair(
         start_worker(worker_id="w2", model=models[1], tenant=first.tenant, **more) as second,
     ):
         for each in (first, second):
-            each.hear(first.report, second.report)
+            each.receive_reports(first.report, second.report)
         yield first, second
 
 
@@ -34,6 +34,12 @@ async def answered_by(asked: Worker, session: str, **more: Any) -> str:
     accepted, *_, end = await asked.ask("hi", session, **more)
     assert isinstance(accepted, Accepted) and isinstance(end, Done)
     return accepted.worker_id
+
+
+async def test_request_of_the_open_tenant_is_answered(fast: Worker) -> None:
+    request = ChatRequest(prompt="hi", session_id=fast.tenant)
+    *_, done = [event async for event in fast.events(request, subjects.OPEN_TENANT)]
+    assert isinstance(done, Done) and done.stored == "log"
 
 
 async def test_requests_of_a_session_are_answered_by_one_worker(
@@ -63,7 +69,7 @@ async def test_session_of_a_busy_worker_is_answered_by_another(
     async with pair(start_worker) as (first, second):
         busy = await answered_by(first, "s")
         for each in (first, second):
-            each.hear(replace(each.report, worker_id=busy, running=8))
+            each.receive_reports(replace(each.report, worker_id=busy, running=8))
         assert {await answered_by(first, "s") for _ in range(4)} == {"w1", "w2"} - {busy}
 
 
@@ -74,7 +80,7 @@ async def test_request_that_no_other_worker_accepts_is_kept(start_worker: StartW
             subjects.worker_request("frozen", subjects.ANY), lambda delivery: None
         )
         for report in (frozen, replace(frozen, worker_id="gone"), alone.report):
-            alone.hear(report)
+            alone.receive_reports(report)
         for session in SESSIONS:
             assert await answered_by(alone, session) == "worker"
 
@@ -91,14 +97,14 @@ async def test_request_to_one_worker_is_acknowledged_or_rejected(
     async with start_worker(parallel=1, queue=1, step_seconds=0.01) as busy:
         for number in range(2):
             request = ChatRequest(prompt="long", session_id=str(number), max_tokens=20)
-            taken = await direct(busy, request, f"_INBOX.{number}")
-            assert taken.running + taken.waiting == number + 1
-        with pytest.raises(ServiceError) as refused:
+            admitted = await direct(busy, request, f"_INBOX.{number}")
+            assert admitted.running + admitted.waiting == number + 1
+        with pytest.raises(ServiceError) as rejected:
             await direct(busy, request, "_INBOX.3")
-        assert refused.value.code == "overloaded" and refused.value.retry_after
-        with pytest.raises(ServiceError) as refused:
+        assert rejected.value.code == "overloaded" and rejected.value.retry_after
+        with pytest.raises(ServiceError) as rejected:
             await direct(busy, request, "$JS.API.STREAM.PURGE.HISTORY")
-        assert refused.value.code == "invalid_request"
+        assert rejected.value.code == "invalid_request"
 
 
 @pytest.mark.parametrize(

@@ -74,5 +74,6 @@ class NamedTool(Struct, frozen=True):
 
 
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
-Conversation = Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=10_000)]
+MAX_MESSAGES = 10_000
+Conversation = Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=MAX_MESSAGES)]
 Tools = Annotated[tuple[Tool, ...], Meta(min_length=1, max_length=1024)]

@@ -50,6 +50,9 @@ class JsonObjectFormat(ResponseFormat, frozen=True, tag="json_object"):
     pass
 
 
+MAX_SCHEMA_BYTES = 2**17
+
+
 class JsonSchema(Struct, frozen=True, omit_defaults=True):
     """
     A schema that the answer must match. Keywords that can't be enforced are rejected by name with

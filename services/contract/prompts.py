@@ -114,6 +114,16 @@ def _containers(parent: Any) -> list[Any]:
     return [value for value in values if value.__class__ is dict or value.__class__ is list]
 
 
+def check_conversation_bytes(what: str, size: int) -> None:
+    """Raise ServiceError(payload_too_large) above MAX_CONVERSATION_BYTES."""
+    if size > MAX_CONVERSATION_BYTES:
+        raise ServiceError(
+            "payload_too_large",
+            f"The {what} has {size:,} bytes; the maximum is {MAX_CONVERSATION_BYTES:,}: shorten"
+            " it.",
+        )
+
+
 def context_exceeded(field: str, tokens: str, context: int) -> ServiceError:
     """
     Return the error for a prompt that doesn't fit even alone. LiteLLM and others recognise it by
@@ -146,12 +156,7 @@ def _check_stateless(request: ChatRequest) -> None:
         raise ServiceError("invalid_request", f"Give one of prompt, messages and text: {given}.")
     for tool in request.tools or ():
         check_depth("tools", tool.function.parameters)
-    if (bytes_ := len(encode(replace(request, resume=None)))) > MAX_CONVERSATION_BYTES:
-        raise ServiceError(
-            "payload_too_large",
-            f"The conversation has {bytes_:,} bytes, and {MAX_CONVERSATION_BYTES:,} is the most:"
-            " shorten it.",
-        )
+    check_conversation_bytes("conversation", len(encode(replace(request, resume=None))))
     for number, message in enumerate(request.messages or ()):
         if wrong := _fault(message):
             raise ServiceError("invalid_request", f"{wrong} - at `$.messages[{number}]`.")

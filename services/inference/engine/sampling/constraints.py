@@ -4,7 +4,12 @@ import json
 from typing import Any
 
 from services.contract.errors import ServiceError
-from services.contract.messages import JsonObjectFormat, JsonSchemaFormat, Sampling
+from services.contract.messages import (
+    MAX_SCHEMA_BYTES,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    Sampling,
+)
 from services.inference.engine.sampling import gbnf, json_schema
 from services.inference.engine.sampling.grammar import (
     Grammar,
@@ -13,7 +18,6 @@ from services.inference.engine.sampling.grammar import (
     compile_lark,
 )
 
-MAX_SCHEMA_BYTES = 2**17
 # Allow only as much white space as a person writes, so that no model fills an answer with it. Allow
 # no `\u` escapes, with which a model could spell a declared key differently.
 JSON_OPTIONS = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,40}", "json_allowed_escapes": 'nrbtf\\"'}

@@ -1,4 +1,4 @@
-"""`python -m services.edge`: HTTP in front of the bus."""
+"""`python -m services.edge`: the HTTP server in front of NATS."""
 
 import asyncio
 import ipaddress
@@ -6,7 +6,8 @@ import logging
 import socket
 
 from services.edge.app import make_app
-from services.edge.keys import Keys
+from services.edge.keys import ApiKeys
+from services.edge.limits import EdgeLimits
 from services.edge.server import bind, serving
 from services.edge.settings import EdgeSettings
 from services.runtime.bus import Bus
@@ -16,17 +17,25 @@ log = logging.getLogger(__name__)
 
 
 async def serve(process: Process, settings: EdgeSettings) -> None:
-    keys = Keys.parse(settings.edge_api_keys)
     listener = process.stack.enter_context(bind(settings.edge_host, settings.edge_port))
     if not settings.edge_api_keys:
-        _warn_if_open(listener)
+        _warn_if_exposed(listener)
     bus = await process.stack.enter_async_context(Bus.connect(settings.nats_url, "edge"))
-    leaving = asyncio.Event()
-    app = await make_app(bus, keys, settings.edge_cors_origins, leaving, settings.edge_strict)
-    await process.stack.enter_async_context(serving(app, listener, leaving, process.fail))
+    draining = asyncio.Event()
+    limits = EdgeLimits(max_payload_bytes=bus.max_payload)
+    app = await make_app(
+        bus,
+        ApiKeys.parse(settings.edge_api_keys),
+        settings.edge_cors_origins,
+        draining,
+        limits,
+        settings.edge_strict,
+    )
+    server = serving(app, listener, draining, process.fail, limits)
+    await process.stack.enter_async_context(server)
 
 
-def _warn_if_open(listener: socket.socket) -> None:
+def _warn_if_exposed(listener: socket.socket) -> None:
     address = listener.getsockname()[0]
     if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         log.warning(

@@ -1,88 +1,111 @@
-"""The one place that puts the edge together: routes, and what they depend on."""
+"""The composition root of the edge: routes, their dependencies, and the middleware around them."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import msgspec
-from litestar import Litestar, Request, Response, get
+from litestar import Litestar, Response
+from litestar.config.compression import CompressionConfig
 from litestar.config.cors import CORSConfig
+from litestar.datastructures import Headers
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
+from litestar.middleware.compression import CompressionMiddleware
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.errors import ServiceError
-from services.edge import chat, errors, pages, routes, schema, sessions
-from services.edge.access import Access
-from services.edge.api import routes as openai
-from services.edge.api import tokens
-from services.edge.api.reading import HEADER, BodyReader, name_ignored
-from services.edge.claims import IdempotencyKeys
-from services.edge.drain import BodyDrain
-from services.edge.gzip import Gzip
-from services.edge.head import Head
-from services.edge.keys import Keys
+from services.edge import errors, pages, schema
+from services.edge.access_log import AccessLog
+from services.edge.api import chat, models, openai_chat, openai_completions, sessions, status
+from services.edge.api.openai_body import IGNORED_FIELDS, BodyReader, add_ignored_fields
+from services.edge.context import Edge
+from services.edge.errors import AnyRequest
+from services.edge.history_client import HistoryClient
+from services.edge.idempotency import IdempotencyKeys
+from services.edge.keys import ApiKeys
+from services.edge.limits import EdgeLimits
+from services.edge.parameters import SAFE_METHODS, get, reject_unknown_parameters, wants_html
+from services.edge.request_body import BodyDrain
+from services.edge.sse import UNCOMPRESSED
 from services.runtime.bus import Bus
 
-MAX_BODY_BYTES = 1024 * 1024
 ROUTES: list[HTTPRouteHandler] = [
-    routes.root,
-    routes.healthz,
-    routes.readyz,
-    routes.status,
+    status.root,
+    status.healthz,
+    status.readyz,
+    status.status,
     chat.chat,
     chat.resume,
     chat.cancel,
-    routes.messages,
-    routes.clear_history,
-    sessions.sessions,
     sessions.messages,
+    sessions.clear_history,
+    sessions.sessions,
+    sessions.session_messages,
     sessions.describe,
     sessions.erase,
     sessions.export,
     sessions.import_,
-    openai.chat_completions,
-    openai.completions,
-    openai.models,
-    openai.model,
-    tokens.tokenize,
-    tokens.detokenize,
-    tokens.count,
+    openai_chat.chat_completions,
+    openai_completions.completions,
+    models.models,
+    models.model,
+    models.tokenize,
+    models.detokenize,
+    models.count_tokens,
 ]
+EXPOSED_HEADERS = ["Content-Location", "Retry-After", "X-Request-Id", IGNORED_FIELDS]
+
+_GZIP_REFUSED = re.compile(r"gzip\s*;\s*q=0(\.0*)?\s*(,|$)", re.IGNORECASE)
+
+
+class Compression(CompressionMiddleware):
+    """Litestar's compression, except for a client that sends `gzip;q=0`, which Litestar ignores."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if _GZIP_REFUSED.search(Headers.from_scope(scope).get("accept-encoding", "")):
+            await self.app(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 async def make_app(
     bus: Bus,
-    keys: Keys,
+    keys: ApiKeys,
     origins: Sequence[str],
-    leaving: asyncio.Event,
+    draining: asyncio.Event,
+    limits: EdgeLimits,
     is_strict: bool = False,
-) -> Access:
+) -> ASGIApp:
     """
-    `origins` are those of the browser pages that may ask; `*` in them stands for anything.
-    `leaving`: set while the edge drains. `is_strict`: reject unknown fields of /v1.
+    Build the ASGI app. Web pages of `origins` may send requests; `*` in them matches anything.
+    `draining` is set at shutdown. With `is_strict`, unknown fields of /v1 are rejected.
     """
-    workers, claims, bodies = WorkerDirectory(), IdempotencyKeys(bus), BodyReader(is_strict)
+    workers = WorkerDirectory()
+    edge = Edge(
+        bus,
+        workers,
+        HistoryClient(bus, limits),
+        IdempotencyKeys(bus),
+        BodyReader(limits, is_strict),
+        draining,
+        limits,
+    )
     await bus.subscribe(subjects.report(subjects.ANY), workers.on_report)
 
-    def tenant(request: Request[Any, Any, Any]) -> str:
+    def tenant(request: AnyRequest) -> str:
         return keys.tenant(request.headers)
 
-    cors = CORSConfig(
-        allow_origins=list(origins),
-        expose_headers=["Content-Location", "Retry-After", "X-Request-Id", HEADER],
-    )
+    cors = CORSConfig(allow_origins=list(origins), expose_headers=EXPOSED_HEADERS)
     litestar = Litestar(
-        [*ROUTES, *_reference(schema.document(ROUTES, keys.is_open))],
+        [*ROUTES, *_schema_routes(schema.document(ROUTES, keys.is_open))],
         dependencies={
-            "bodies": Provide(lambda: bodies, sync_to_thread=False),
-            "bus": Provide(lambda: bus, sync_to_thread=False),
-            "claims": Provide(lambda: claims, sync_to_thread=False),
-            "workers": Provide(lambda: workers, sync_to_thread=False),
-            "leaving": Provide(lambda: leaving, sync_to_thread=False),
+            "edge": Provide(lambda: edge, sync_to_thread=False),
             "tenant": Provide(tenant, sync_to_thread=False),
         },
         exception_handlers={
@@ -91,54 +114,62 @@ async def make_app(
             Exception: errors.unexpected_error,
         },
         cors_config=cors,
-        before_send=[name_ignored],
+        compression_config=CompressionConfig(
+            "gzip",
+            minimum_size=1024,
+            gzip_compress_level=4,  # a MiB takes 20 ms
+            middleware_class=Compression,
+            exclude_opt_key=UNCOMPRESSED,
+        ),
+        before_send=[add_ignored_fields],
         before_request=partial(_check, cors),
-        openapi_config=None,
-        request_max_body_size=MAX_BODY_BYTES,
+        openapi_config=None,  # see schema.py
+        request_max_body_size=limits.max_body_bytes,
         logging_config=None,
     )
-    return Access(Gzip(Head(BodyDrain(litestar))))
+    return AccessLog(BodyDrain(litestar, limits))
 
 
-def _reference(document: dict[str, Any]) -> list[HTTPRouteHandler]:
+def _schema_routes(document: dict[str, Any]) -> list[HTTPRouteHandler]:
     """Return the routes of the reference: a page for browsers, the document for programs."""
     page = pages.reference(document)
     json, yaml = msgspec.json.encode(document), msgspec.yaml.encode(document)
 
     @get("/schema", sync_to_thread=False)
-    def for_both(request: Request[Any, Any, Any]) -> Response[Any]:
-        return pages.answer(page) if routes.wants_html(request) else for_programs()
+    def negotiated(request: AnyRequest) -> Response[Any]:
+        return pages.respond(page) if wants_html(request) else json_response()
 
     @get("/schema/openapi.json", sync_to_thread=False)
     def as_json() -> Response[bytes]:
-        return for_programs()
+        return json_response()
 
     @get(["/schema/openapi.yaml", "/schema/openapi.yml"], sync_to_thread=False)
     def as_yaml() -> Response[bytes]:
         return Response(yaml, media_type="application/yaml")
 
-    def for_programs() -> Response[bytes]:
+    def json_response() -> Response[bytes]:
         return Response(json, media_type="application/json", headers={"Vary": "Accept"})
 
-    return [for_both, as_json, as_yaml]
+    return [negotiated, as_json, as_yaml]
 
 
-async def _check(cors: CORSConfig, request: Request[Any, Any, Any]) -> None:
-    _refuse_strangers(cors, request)
-    routes.refuse_unknown_parameters(request)
+async def _check(cors: CORSConfig, request: AnyRequest) -> None:
+    _reject_foreign_origin(cors, request)
+    reject_unknown_parameters(request)
 
 
-def _refuse_strangers(cors: CORSConfig, request: Request[Any, Any, Any]) -> None:
+def _reject_foreign_origin(cors: CORSConfig, request: AnyRequest) -> None:
     """
-    CORS keeps a stranger's page from reading an answer, not from asking: a browser sends a plain
-    POST without a preflight.
+    Raise ServiceError(forbidden) for a change from a web page of another origin. CORS keeps such a
+    page from reading a response only: a browser sends a plain POST without a preflight.
     """
     origin = request.headers.get("origin")
-    if not origin or request.method in routes.SAFE_METHODS:
+    if not origin or request.method in SAFE_METHODS:
         return
     host = origin.partition("://")[2]
     if host == request.headers.get("host") or cors.is_origin_allowed(origin):
         return
     raise ServiceError(
-        "forbidden", f"Pages of {origin!r} may not ask; EDGE_CORS_ORIGINS lists those that may."
+        "forbidden",
+        f"Pages of {origin!r} may not send requests: add the origin to EDGE_CORS_ORIGINS.",
     )

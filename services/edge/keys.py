@@ -1,4 +1,6 @@
-"""Who asks. Each API key has a name, and the name is the tenant: it sees only its own sessions."""
+"""
+Authentication. Each API key has a name, and the name is the tenant: it sees only its own sessions.
+"""
 
 import hmac
 from collections.abc import Mapping
@@ -8,33 +10,29 @@ from services.contract.errors import ServiceError
 from services.runtime.settings import InvalidSetting
 
 
-class Keys:
+class ApiKeys:
     def __init__(self, tenants: Mapping[str, str]) -> None:
-        """`tenants` by key. None at all: everybody is the open tenant."""
+        """`tenants` by key. If it is empty, every request belongs to the open tenant."""
         self._tenants = {key.encode(): tenant for key, tenant in tenants.items()}
 
     @classmethod
-    def parse(cls, setting: str) -> "Keys":
-        """Of EDGE_API_KEYS. The complaint about a bad one never shows a key."""
+    def parse(cls, setting: str) -> "ApiKeys":
+        """Parse EDGE_API_KEYS. Raises InvalidSetting with a message that contains no key."""
         tenants: dict[str, str] = {}
         for entry in filter(None, map(str.strip, setting.split(","))):
             name, _, key = map(str.strip, entry.partition(":"))
             if not key or not key.isascii():
-                raise InvalidSetting(
-                    "EDGE_API_KEYS can't be used: each entry must be name:key, the key in ASCII."
-                )
+                raise _invalid("each entry must be name:key, the key in ASCII")
             if not subjects.is_id(name) or name == subjects.OPEN_TENANT:
-                raise InvalidSetting(
-                    f"EDGE_API_KEYS can't be used: {name!r} must be 1 to 64 of A-Z a-z 0-9 _ -, "
-                    "and more than a single underscore."
+                raise _invalid(
+                    f"the name {name!r} must be 1 to 64 of A-Z a-z 0-9 _ -, and more than a single"
+                    " underscore"
                 )
             if key in tenants:
-                raise InvalidSetting(f"EDGE_API_KEYS can't be used: {name} has the key of another.")
+                raise _invalid(f"{tenants[key]} and {name} have the same key")
             tenants[key] = name
         if setting and not tenants:
-            raise InvalidSetting(
-                "EDGE_API_KEYS can't be used: it has no name:key, only separators."
-            )
+            raise _invalid("it has no name:key, only separators")
         return cls(tenants)
 
     @property
@@ -43,11 +41,11 @@ class Keys:
         return not self._tenants
 
     def tenant(self, headers: Mapping[str, str]) -> str:
-        """Raises ServiceError(unauthorized)."""
+        """Return the tenant of a request. Raises ServiceError(unauthorized)."""
         if self.is_open:
             return subjects.OPEN_TENANT
-        given = _given(headers).encode()
-        # each key is compared, so that the time taken tells nothing
+        given = _key_in(headers).encode()
+        # every key is compared, so that the time taken reveals nothing
         matches = [t for key, t in self._tenants.items() if hmac.compare_digest(key, given)]
         if not matches:
             raise ServiceError(
@@ -57,6 +55,10 @@ class Keys:
         return matches[0]
 
 
-def _given(headers: Mapping[str, str]) -> str:
+def _key_in(headers: Mapping[str, str]) -> str:
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+
+
+def _invalid(why: str) -> InvalidSetting:
+    return InvalidSetting(f"EDGE_API_KEYS can't be used: {why}.")

@@ -1,6 +1,7 @@
 """
-The HTML pages: links at `/`, and the reference of all routes. They have no scripts and load nothing
-from other hosts, so they work offline.
+The HTML pages: a welcome at `/`, and the reference of all routes. They have no scripts and load
+nothing from other hosts, so they work offline; the renderers of Litestar's OpenAPI plugins all load
+theirs from a CDN.
 """
 
 import base64
@@ -33,11 +34,11 @@ HEADERS = {
 }
 
 
-def answer(page: str) -> Response[str]:
+def respond(page: str) -> Response[str]:
     return Response(page, media_type="text/html", headers=HEADERS)
 
 
-def greeting(host: str) -> str:
+def welcome(host: str) -> str:
     url = f"http://{host}"
     return _page(
         "FineTuneLLM",

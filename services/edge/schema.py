@@ -1,6 +1,11 @@
 """
 The OpenAPI document of all routes, built from the routes and from the types of bodies and
 responses. Descriptions and examples are written here.
+
+Litestar's own generator can't do it (tests/edge/test_schema.py): the handlers decode bodies and
+queries themselves, for their errors and limits, so Litestar finds neither; a status has only one
+media type there, but completions are JSON or an event stream; and a field's description would have
+to be in the types of the bus messages. Schemas of types come from msgspec.
 """
 
 import re
@@ -13,13 +18,18 @@ from msgspec import Struct
 
 from services.contract.history import Exchange, MessagesRequest, SessionsRequest
 from services.contract.version import VERSION
-from services.edge.api.bodies import ChatCompletionBody, CompletionBody
+from services.edge.api.chat import ChatBody
 from services.edge.api.objects import ChatCompletion, TextCompletion
-from services.edge.api.tokens import DetokenizeBody, TokenizeBody
-from services.edge.chat import ChatBody as PromptBody
+from services.edge.api.openai_requests import (
+    ChatCompletionBody,
+    CompletionBody,
+    DetokenizeBody,
+    TokenizeBody,
+)
+from services.edge.api.sessions import ClearBody, DescriptionBody, ImportLine
+from services.edge.api.status import Root
 from services.edge.errors import TABLE, ErrorBody
-from services.edge.routes import ClearBody, Root, SessionQuery
-from services.edge.sessions import DescriptionBody, Line
+from services.edge.parameters import SessionQuery
 
 ANSWER = (
     'id: 5\ndata: {"token": "Hello"}\n\nid: end\ndata: {"done": true, "finish_reason": "stop",'
@@ -37,7 +47,7 @@ JSON, JSONL, EVENTS = "application/json", "application/jsonl", "text/event-strea
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 TAGS = {
-    "Chat": "Ask within a session, which is remembered. Answers are server-sent events.",
+    "Chat": "Ask within a session, whose history is kept. Answers are server-sent events.",
     "Sessions": "Read, describe, export, import, clear and erase conversations.",
     "OpenAI": "OpenAI's API, for any OpenAI client. The client keeps the conversation.",
     "Server": "Health and status.",
@@ -185,7 +195,7 @@ DESCRIBED = {
         "Ask within a session",
         "The session's earlier exchanges are part of the prompt. The answer is cancelled 10 seconds"
         " after its last reader disconnects, unless a client resumes it.",
-        PromptBody,
+        ChatBody,
         {"prompt": "Hello"},
         streams=ANSWER,
         answer="`token` events, then one `done` or `error`.",
@@ -262,7 +272,7 @@ DESCRIBED = {
         "Import into a session",
         "JSON Lines in the format of an export, of any length. An error has the number of imported"
         " lines in `imported`; sending the same lines again imports none twice.",
-        Line,
+        ImportLine,
         {"prompt": "Hello", "response": "Hi!"},
         body_media=JSONL,
     ),
@@ -362,7 +372,7 @@ def _operations(handlers: Sequence[HTTPRouteHandler]) -> Iterator[_Operation]:
         hints = get_type_hints(handler.fn)
         for template in handler.paths:
             path = re.sub(r":\w+}", "}", template)
-            for method in sorted(handler.http_methods):
+            for method in sorted(handler.http_methods - {"HEAD"}):
                 described = DESCRIBED[method, path]
                 returns = dict if described.streams else hints["return"]
                 is_keyed = "tenant" in hints

@@ -1,4 +1,7 @@
-"""uvicorn inside our own process: it serves and drains, and leaves the signals alone."""
+"""
+uvicorn within our own process: binding, limits of a connection, shutdown. Signals are handled by
+runtime.process.
+"""
 
 import asyncio
 import contextlib
@@ -6,7 +9,6 @@ import errno
 import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -17,51 +19,28 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from services.contract.errors import ErrorCode, ServiceError
 from services.edge import errors
-from services.runtime.bus import TASKS_DEADLINE
-from services.runtime.process import DRAIN_DEADLINE
+from services.edge.limits import EdgeLimits
 from services.runtime.settings import InvalidSetting
 from services.runtime.supervised import Fail
 
-# All in seconds. What is left of the drain is for the bus.
-LEAVE_AFTER = (
-    1.0  # in which it still serves, and says that it leaves: who routes can look elsewhere
-)
-STREAMS_DEADLINE = DRAIN_DEADLINE - TASKS_DEADLINE - LEAVE_AFTER - 2
-
-KEEP_ALIVE = 75  # seconds; longer than proxies keep theirs, so that none asks on a closed one
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """
-    Limits of one connection. The headers, trailers and chunk framing of a request may take
-    `overhead_bytes` and as many bytes as its body.
-    """
-
-    overhead_bytes: int = 64 * 1024
-    slice_bytes: int = 64 * 1024  # parsed at once, before other connections have a turn
-    send_buffer_bytes: int = 128 * 1024  # in the kernel, which reports progress in thirds of it
-    stall_seconds: float = 30.0  # without progress, after which a client is disconnected
-    checks: int = 6  # of progress in that time
-    linger_seconds: float = 2.0  # for a client that is still sending to receive its error
 
 
 class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # runtime.process owns them
+        """Capture none: runtime.process handles them."""
+        yield
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, with bounds on what a client may send and leave unread."""
 
-    def __init__(self, limits: Limits, **more: Any) -> None:
+    def __init__(self, limits: EdgeLimits, **more: Any) -> None:
         super().__init__(**more)
         self._limits = limits
         self._overhead_left = limits.overhead_bytes
-        self._has_refused = False
+        self._is_rejected = False
         self._unread = 0  # bytes of the answer
         self._stalled_checks = 0
         self._next_check: asyncio.TimerHandle | None = None
@@ -72,13 +51,13 @@ class BoundedProtocol(HttpToolsProtocol):
         and each chunk costs a Python call.
         """
         for start in range(0, len(data), self._limits.slice_bytes):
-            if self._has_refused or self.transport.is_closing():
+            if self._is_rejected or self.transport.is_closing():
                 return
             part = data[start : start + self._limits.slice_bytes]
             self._overhead_left -= len(part)
             super().data_received(part)
             if self._overhead_left < 0:
-                self._refuse(431, "payload_too_large", self._too_much_overhead)
+                self._reject(431, "payload_too_large", self._too_much_overhead)
 
     def on_message_begin(self) -> None:
         self._overhead_left = self._limits.overhead_bytes
@@ -89,8 +68,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
-        """Send the error as JSON, like the rest of the API; uvicorn sends plain text."""
-        self._refuse(400, "invalid_request", msg)
+        """Send the error as JSON like the rest of the API, where uvicorn sends plain text."""
+        self._reject(400, "invalid_request", msg)
 
     @property
     def _too_much_overhead(self) -> str:
@@ -99,14 +78,14 @@ class BoundedProtocol(HttpToolsProtocol):
             " fewer headers, or larger chunks."
         )
 
-    def _refuse(self, status: int, code: ErrorCode, message: str) -> None:
+    def _reject(self, status: int, code: ErrorCode, message: str) -> None:
         """
-        Send an error, and close after the client had time to read it: closing at once would reset
-        the connection of a client that is still sending.
+        Send an error, and close the connection once the client had time to read it: closing at once
+        would reset the connection of a client that is still sending.
         """
-        if self._has_refused or self.transport.is_closing():
+        if self._is_rejected or self.transport.is_closing():
             return
-        self._has_refused = True
+        self._is_rejected = True
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -138,7 +117,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _check_later(self) -> None:
         self._stop_checking()
-        interval = self._limits.stall_seconds / self._limits.checks
+        interval = self._limits.stall_seconds / self._limits.stall_checks
         self._next_check = self.loop.call_later(interval, self._check_progress)
 
     def _stop_checking(self) -> None:
@@ -150,11 +129,11 @@ class BoundedProtocol(HttpToolsProtocol):
         unread = self.transport.get_write_buffer_size()
         self._stalled_checks = self._stalled_checks + 1 if unread >= self._unread else 0
         self._unread = unread
-        if self._stalled_checks < self._limits.checks:
+        if self._stalled_checks < self._limits.stall_checks:
             self._check_later()
             return
         log.warning(
-            "dropped the client %s: it read nothing for %.0f s, unread bytes=%d",
+            "disconnected a client that stopped reading address=%s seconds=%.0f unread_bytes=%d",
             self.client and self.client[0],
             self._limits.stall_seconds,
             unread,
@@ -163,7 +142,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Takes the address before anything else is started; nobody is let in yet."""
+    """Reserve the address. Connections are accepted only by `serving`. Raises InvalidSetting."""
     with contextlib.ExitStack() as stack:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(
@@ -173,12 +152,12 @@ def bind(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
         except OSError as error:
-            raise InvalidSetting(_why(host, port, error)) from error
-        stack.pop_all()  # the caller's from here on
+            raise InvalidSetting(_describe(host, port, error)) from error
+        stack.pop_all()  # the caller closes it
     return listener
 
 
-def _why(host: str, port: int, error: OSError) -> str:
+def _describe(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
             f"Port {port} of {host} is taken, perhaps by another `just up`: stop that one, or"
@@ -191,14 +170,16 @@ def _why(host: str, port: int, error: OSError) -> str:
 async def serving(
     app: ASGIApp,
     listener: socket.socket,
-    leaving: asyncio.Event,
+    draining: asyncio.Event,
     fail: Fail,
-    limits: Limits = Limits(),
+    limits: EdgeLimits,
 ) -> AsyncIterator[None]:
     """
-    Serve until the body ends; call `fail` if the server ends earlier. At the end set `leaving`,
-    then stop accepting connections, and wait for open streams; those that take too long are
-    cancelled.
+    Serve until the body ends; call `fail` if the server ends earlier. Then drain:
+
+    1. set `draining` and serve for `handover_seconds` more;
+    2. stop accepting connections, and wait `drain_seconds` for open streams;
+    3. cancel the streams that are left.
     """
     config = uvicorn.Config(
         app,
@@ -208,26 +189,26 @@ async def serving(
         access_log=False,
         server_header=False,
         ws="none",
-        timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=int(STREAMS_DEADLINE),
+        timeout_keep_alive=limits.keep_alive_seconds,
+        timeout_graceful_shutdown=limits.drain_seconds,
     )
     server = Server(config)
     # inherited by accepted connections: the kernel would buffer megabytes for each
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer_bytes)
     listener.listen(config.backlog)
-    serving = asyncio.create_task(server.serve([listener]))
+    task = asyncio.create_task(server.serve([listener]))
 
-    def ended(_: asyncio.Task[None]) -> None:
+    def on_end(_: asyncio.Task[None]) -> None:
         if not server.should_exit:
             fail("the HTTP server ended")
 
-    serving.add_done_callback(ended)
+    task.add_done_callback(on_end)
     try:
         yield
     finally:
-        leaving.set()
-        await asyncio.sleep(LEAVE_AFTER)
+        draining.set()
+        await asyncio.sleep(limits.handover_seconds)
         server.should_exit = True
-        await serving
-        if late := server.server_state.tasks:  # cancelled, and now telling their workers so
-            await asyncio.wait(late, timeout=1)
+        await task
+        if cancelled := server.server_state.tasks:  # they still tell their workers
+            await asyncio.wait(cancelled, timeout=1)

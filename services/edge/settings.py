@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from services.edge.keys import Keys
+from services.edge.keys import ApiKeys
 from services.runtime.settings import Port, ServiceSettings
 
 
@@ -41,4 +41,4 @@ class EdgeSettings(ServiceSettings, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Keys.parse(self.edge_api_keys)  # raises InvalidSetting
+        ApiKeys.parse(self.edge_api_keys)  # raises InvalidSetting

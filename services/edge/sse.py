@@ -1,118 +1,191 @@
-"""A chat's events as server-sent events. Knows how they are written, not where they come from."""
+"""
+Server-sent events: one response class for all APIs. An encoder per API says what is written.
+https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
 
 import asyncio
+import logging
+import re
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any, Protocol, TypeVar
 
-import msgspec
 from litestar.types import Receive, Scope, Send
 
 from services.contract.errors import ServiceError
-from services.contract.messages import Accepted, Done, Failed, StreamEvent, Token
-from services.edge.lines import one_line
-from services.edge.presence import while_present
+from services.contract.messages import Accepted, Done, Failed, StreamEvent
+from services.edge.errors import shutting_down
+from services.edge.limits import EdgeLimits
 
-PING_INTERVAL = 15.0  # seconds without a byte after which proxies and browsers may give up
 PING = b": ping\n\n"
-END: Literal["end"] = "end"
-"""The id of the last event. The id of any other is the length of the answer up to it."""
-RETRY = b"retry: 500\n\n"  # milliseconds
+HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would buffer the stream
+)
+UNCOMPRESSED = "is_streamed"
+"""Key in a handler's `opt` that turns compression off: it would delay the headers and pings."""
+
+_BREAKS = re.compile(b"\xe2\x80[\xa8\xa9]|\xc2\x85")
+_ESCAPES = {b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029", b"\xc2\x85": b"\\u0085"}
+
+AnswerEvents = AsyncGenerator[StreamEvent, None]
+NumberedEvents = AsyncGenerator[tuple[int, StreamEvent], None]
+"""The events of several answers, each with the number of its answer, from 0."""
+ToError = Callable[[Failed], ServiceError]
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
-class EventStream:
+class Encoder(Protocol):
+    """Writes events in the form of one API. Every method returns bytes of an event stream."""
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """More headers of the response."""
+
+    def begin(self) -> bytes: ...
+
+    def encode(self, number: int, event: StreamEvent) -> bytes:
+        """Return b"" for an event that the API does not have."""
+
+    def end(self) -> bytes: ...
+
+    def fail(self, error: ServiceError) -> bytes:
+        """End the stream with an error."""
+
+    def interrupt(self) -> bytes:
+        """End the stream of an unfinished answer, because this process shuts down."""
+
+
+class SseResponse:
     """
-    An ASGI response, written by hand because Litestar's notices a client that left only once it
-    has sent the headers.
+    An ASGI response, as Litestar's own notices a disconnect only after it sent the headers.
 
-    The headers wait for the first event after Accepted, so that a request which fails before that
-    is answered with its own status: `refusal` makes the error of the Failed, and it is raised.
+    The headers wait for the first event after Accepted, so a request that fails before it gets a
+    response with the status of its error, which `to_error` makes and which is raised.
     """
 
     def __init__(
-        self,
-        events: AsyncGenerator[StreamEvent, None],
-        request_id: str,
-        refusal: Callable[[Failed], ServiceError],
+        self, events: NumberedEvents, encoder: Encoder, to_error: ToError, limits: EdgeLimits
     ) -> None:
         self._events = events
-        self._request_id = request_id
-        self._refusal = refusal
-        self._started = False
+        self._encoder = encoder
+        self._to_error = to_error
+        self._ping_seconds = limits.ping_seconds
+        self._is_started = False
         self._sent_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_head = scope.get("method") == "HEAD"
         try:
-            await while_present(receive, self._answer(send))
-        except asyncio.CancelledError:  # by uvicorn, when a drain has lasted too long
-            await self._send_away(send)
+            await while_connected(receive, self._stream(send, is_head))
+        except asyncio.CancelledError:  # by uvicorn, when the drain took too long
+            if not self._is_started:
+                raise shutting_down() from None
+            await self._end(send, self._encoder.interrupt())
 
-    async def _answer(self, send: Send) -> None:
+    async def _stream(self, send: Send, is_head: bool) -> None:
         async with aclosing(self._events) as events:
-            async for event in events:
+            async for number, event in events:
                 if isinstance(event, Accepted):
                     continue
                 if isinstance(event, Failed):
-                    await self._fail(send, self._refusal(event))
+                    await self._fail(send, self._to_error(event))
                     return
                 await self._start(send)
-                await self._write(send, self._format(event))
-        await _end(send)
-
-    def _format(self, event: StreamEvent) -> bytes:
-        match event:
-            case Token(offset=at, text=text, logprobs=logprobs):
-                more = {} if logprobs is None else {"logprobs": logprobs}
-                return b"id: %d\n%b" % (at + len(text), _data({"token": text, **more}))
-            case Done():
-                return b"id: %b\n%b" % (END.encode(), _data(_done(event, self._request_id)))
-            case _:
-                return PING if time.monotonic() - self._sent_at >= PING_INTERVAL else b""
+                if is_head:
+                    break
+                await self._write(send, self._encoder.encode(number, event))
+        await self._end(send, self._encoder.end())
 
     async def _fail(self, send: Send, error: ServiceError) -> None:
-        if not self._started:
+        if not self._is_started:
             raise error
-        await self._write(send, _data({"error": error.message, "code": error.code}))
-        await _end(send)
-
-    async def _send_away(self, send: Send) -> None:
-        """
-        No event ends the stream, so a client that can asks on with `Last-Event-ID`, elsewhere.
-        """
-        if not self._started:
-            raise ServiceError("shutting_down", "The server is restarting; ask again.", 1)
-        await self._write(send, RETRY)
-        await _end(send)
+        await self._end(send, self._encoder.fail(error))
 
     async def _start(self, send: Send) -> None:
-        if self._started:
+        if self._is_started:
             return
-        self._started = True
+        self._is_started = True
         self._sent_at = time.monotonic()
-        headers = [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),  # nginx would hold the tokens back
-            (b"content-location", f"/chat/{self._request_id}".encode()),
-        ]
+        headers = [*HEADERS, *self._encoder.headers]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._write(send, self._encoder.begin())
 
     async def _write(self, send: Send, data: bytes) -> None:
+        if not data and time.monotonic() - self._sent_at >= self._ping_seconds:
+            data = PING
         if data:
             self._sent_at = time.monotonic()
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
-
-async def _end(send: Send) -> None:
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _data(content: dict[str, Any]) -> bytes:
-    return b"data: %b\n\n" % one_line(msgspec.json.encode(content))
+    async def _end(self, send: Send, data: bytes) -> None:
+        await send({"type": "http.response.body", "body": data, "more_body": False})
 
 
-def _done(event: Done, request_id: str) -> dict[str, Any]:
-    content = msgspec.structs.asdict(event)
-    del content["length"]  # the stream's ids tell it
-    return {"done": True, **content, "request_id": request_id}
+def data_line(json: bytes) -> bytes:
+    """
+    Return an event with this JSON as data. U+2028, U+2029 and U+0085 are escaped: they are valid in
+    an event stream, but clients that split it with str.splitlines would cut the event there
+    (https://github.com/florimondmanca/httpx-sse/issues/34).
+    """
+    return b"data: %b\n\n" % _BREAKS.sub(lambda found: _ESCAPES[found[0]], json)
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
+    """Run `work`, and cancel it when the client disconnects; then return None."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.wait((working, leaving))
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def merge(streams: Sequence[AnswerEvents], max_queued: int) -> NumberedEvents:
+    """Yield the events of all answers as they come."""
+    if len(streams) == 1:
+        async with aclosing(_guard(streams[0])) as events:
+            async for event in events:
+                yield 0, event
+        return
+    queue: asyncio.Queue[tuple[int, StreamEvent]] = asyncio.Queue(max_queued)
+
+    async def copy(number: int, stream: AnswerEvents) -> None:
+        async with aclosing(_guard(stream)) as events:
+            async for event in events:
+                await queue.put((number, event))
+
+    tasks = [asyncio.create_task(copy(*pair)) for pair in enumerate(streams)]
+    unfinished = len(tasks)
+    try:
+        while unfinished:
+            number, event = await queue.get()
+            unfinished -= isinstance(event, Done | Failed)
+            yield number, event
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _guard(stream: AnswerEvents) -> AnswerEvents:
+    """Yield the events. An exception becomes a Failed, as the reader waits for an end."""
+    try:
+        async with aclosing(stream) as events:
+            async for event in events:
+                yield event
+    except Exception:
+        log.exception("reading an answer failed")
+        yield Failed("internal", "The answer was interrupted. See the server's log.")

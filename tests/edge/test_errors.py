@@ -5,7 +5,7 @@ import httpx
 import pytest
 
 from services.contract.errors import ErrorCode
-from services.edge import chat
+from services.edge.api import chat
 from services.edge.errors import TABLE
 from services.runtime.bus import Bus
 from tests.edge.conftest import edge_on
@@ -142,7 +142,7 @@ async def test_what_litestar_refuses_looks_the_same(http: httpx.AsyncClient) -> 
 async def test_what_nobody_expected_is_a_500_that_tells_nothing(
     bus: Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(body: bytes) -> None:
+    def broken(*_: object) -> None:
         raise ZeroDivisionError("the secret of the house")
 
     monkeypatch.setattr(chat, "read_prompt", broken)

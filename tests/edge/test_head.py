@@ -1,10 +1,13 @@
 import asyncio
-from typing import Any
 
 import httpx
 import pytest
 
-from services.edge.head import Head
+from services.contract import subjects
+from services.contract.history import ExportPage, ExportRequest
+from tests.client.tellers import teller
+from tests.edge.api.test_sessions import answering
+from tests.history.samples import exchange
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/status", "/v1/models", "/schema/openapi.json"])
@@ -43,27 +46,24 @@ async def test_a_connection_is_kept_for_the_next_request(http: httpx.AsyncClient
     assert len(ports) == 1
 
 
-async def test_a_stream_ends_with_its_headers() -> None:
-    sent: list[Any] = []
-    left = asyncio.Event()
+async def test_head_of_a_running_answer_ends_with_its_headers(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    async with teller(nats_url, until=9):  # it never ends
+        async with http.stream("POST", "/chat", json={"prompt": "hi"}) as answer:
+            address = answer.headers["content-location"]
+        async with asyncio.timeout(2):
+            head = await http.head(address)
+    assert head.status_code == 200 and not head.content
+    assert head.headers["content-type"].startswith("text/event-stream")
 
-    async def endless(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["method"] == "GET"
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        try:
-            while True:
-                await send({"type": "http.response.body", "body": b"x", "more_body": True})
-                await asyncio.sleep(0.01)
-        finally:
-            left.set()
 
-    async def receive() -> Any:
-        await asyncio.sleep(10)
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope: Any = {"type": "http", "method": "HEAD"}
-    async with asyncio.timeout(2):
-        await Head(endless)(scope, receive, send)
-    assert left.is_set() and [message.get("body") for message in sent] == [None, b""]
+async def test_head_of_an_export_reads_one_page(http: httpx.AsyncClient, nats_url: str) -> None:
+    endless = ExportPage((exchange("a"),), "1-2")
+    async with answering(
+        nats_url, subjects.history("export", subjects.ANY), ExportRequest, endless
+    ) as asked:
+        async with asyncio.timeout(2):
+            head = await http.head("/sessions/s/export")
+    assert head.headers["content-type"].startswith("application/jsonl")
+    assert len(asked) == 1

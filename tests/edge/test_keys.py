@@ -2,17 +2,17 @@ import httpx
 import pytest
 
 from services.contract.errors import ServiceError
-from services.edge.keys import Keys
+from services.edge.keys import ApiKeys
 from services.runtime.bus import Bus
 from services.runtime.settings import InvalidSetting
 from tests.edge.conftest import edge_on
 from tests.fakes import HELLO, scripted_worker
 
-KEYS = Keys.parse(" acme:s3cret, other:with:colon ,")
+KEYS = ApiKeys.parse(" acme:s3cret, other:with:colon ,")
 
 
 def test_no_keys_at_all_make_everybody_the_open_tenant() -> None:
-    assert Keys.parse("").tenant({"authorization": "Bearer whatever"}) == "_"
+    assert ApiKeys.parse("").tenant({"authorization": "Bearer whatever"}) == "_"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_anything_else_is_unauthorized(headers: dict[str, str]) -> None:
 )
 def test_bad_keys_are_refused_without_being_shown(setting: str) -> None:
     with pytest.raises(InvalidSetting, match="EDGE_API_KEYS") as caught:
-        Keys.parse(setting)
+        ApiKeys.parse(setting)
     assert "s3cret" not in str(caught.value)
 
 

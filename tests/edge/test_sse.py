@@ -2,6 +2,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -18,8 +19,10 @@ from services.contract.messages import (
     TokenLogprob,
     TokenProbability,
 )
-from services.edge import sse
-from services.edge.sse import EventStream
+from services.edge.api.chat import ChatEncoder
+from services.edge.limits import EdgeLimits
+from services.edge.sse import SseResponse, merge
+from tests.edge.conftest import LIMITS
 from tests.fakes import ACCEPTED, DONE, HELLO, scripted_worker
 
 TOKEN = Token(0, "on", (1,))
@@ -125,9 +128,9 @@ async def test_an_answer_that_was_read_to_its_end_is_not_cancelled(
         assert worker.cancelled.empty()
 
 
-async def test_a_quiet_stream_is_pinged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "PING_INTERVAL", 0.05)
-    sent = await run(script(TOKEN, *(0.03, PROGRESS) * 4, DONE))
+async def test_quiet_stream_is_pinged() -> None:
+    quick = replace(LIMITS, ping_seconds=0.05)
+    sent = await run(script(TOKEN, *(0.03, PROGRESS) * 4, DONE), limits=quick)
     assert body(sent).count(": ping\n\n") == 2
 
 
@@ -171,8 +174,7 @@ async def test_the_events_are_closed_when_the_client_leaves_a_stream_it_does_not
     async def send_to_a_full_socket(message: Any) -> None:
         await asyncio.sleep(5)
 
-    stream = EventStream(events(), "r1", WorkerDirectory().to_error)
-    answering = asyncio.create_task(stream({}, receive, send_to_a_full_socket))  # type: ignore[arg-type]
+    answering = asyncio.create_task(response(events())({}, receive, send_to_a_full_socket))  # type: ignore[arg-type]
     await asyncio.sleep(0.02)
     leaves.set()
     await answering
@@ -198,8 +200,17 @@ async def script(*steps: StreamEvent | float) -> AsyncGenerator[StreamEvent, Non
             yield step
 
 
-async def run(events: AsyncGenerator[StreamEvent, None], sent: list[Any] | None = None) -> Any:
-    """What a stream sends to a client that stays, as ASGI messages."""
+def response(events: AsyncGenerator[StreamEvent, None], limits: EdgeLimits = LIMITS) -> SseResponse:
+    numbered = merge([events], limits.max_queued_events)
+    return SseResponse(numbered, ChatEncoder("r1"), WorkerDirectory().to_error, limits)
+
+
+async def run(
+    events: AsyncGenerator[StreamEvent, None],
+    sent: list[Any] | None = None,
+    limits: EdgeLimits = LIMITS,
+) -> Any:
+    """Return what a stream sends to a client that stays, as ASGI messages."""
     sent = [] if sent is None else sent
 
     async def stay() -> Any:
@@ -209,5 +220,5 @@ async def run(events: AsyncGenerator[StreamEvent, None], sent: list[Any] | None 
         sent.append(message)
 
     async with aclosing(events):
-        await EventStream(events, "r1", WorkerDirectory().to_error)({}, stay, send)  # type: ignore[arg-type]
+        await response(events, limits)({}, stay, send)  # type: ignore[arg-type]
     return sent

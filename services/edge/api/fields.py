@@ -1,6 +1,6 @@
 """
-The three classes of fields (docs/api.md): honoured, accepted without effect, and refused because
-the caller's result depends on them.
+The three classes of /v1 fields (docs/api.md): honoured, accepted without effect, and rejected
+because the caller's result depends on them.
 """
 
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ from msgspec import Struct
 
 from services.contract.conversation import ChatMessage, Function, FunctionCall, Tool, ToolCall
 from services.contract.messages import JsonSchema
-from services.edge.api.bodies import ChatCompletionBody, CompletionBody, StreamOptions
+from services.edge.api.openai_requests import ChatCompletionBody, CompletionBody, StreamOptions
 
 
 class Fields(NamedTuple):
     """
-    The classes of one kind of object. `harmless` fields are known and have no effect; `refused`
+    The classes of one kind of object. `harmless` fields are known and have no effect; `rejected`
     fields map to what to do instead; all others are unknown.
     """
 
     honoured: frozenset[str]
     harmless: frozenset[str] = frozenset()
-    refused: Mapping[str, str] = MappingProxyType({})
+    rejected: Mapping[str, str] = MappingProxyType({})
 
 
 def honoured(kind: type[Struct], *more: str) -> frozenset[str]:
@@ -39,15 +39,14 @@ SYNONYMS = {
     "random_seed": "seed",
     "n_predict": "max_tokens",
 }
-"""Names that other servers use. Our own name wins if both are sent."""
-FORMS = (
-    "json_schema",
-    "guided_json",
-    "guided_choice",
-    "guided_grammar",
-    "structured_outputs",
-)
-"""Fields of llama-server and vLLM for the format of an answer."""
+"""Names of other servers. Our own name wins if both are sent."""
+FORMAT_FIELDS = {
+    "json_schema": "json",
+    "guided_json": "json",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+}
+"""Fields of llama-server and vLLM for the format of an answer, and the constraint in each."""
 
 _HARMLESS = names("""
     store metadata reasoning_effort verbosity safety_identifier service_tier prediction
@@ -69,22 +68,21 @@ _HARMLESS = names("""
     files tool_ids tool_servers params variables filter_ids citations safe_prompt prompt_mode
     cache_control extra_body extra_headers timeout top_a prompt
 """)
-_NO_IMAGES = "the model reads text only"
-_REFUSED = MappingProxyType({
+_REJECTED = MappingProxyType({
     "guided_regex": "use response_format or grammar",
     "audio": "the model generates text only",
     "lora": "name the adapter as model, `<model>:<adapter>`",
 })  # fmt: skip
 
 CHAT = Fields(
-    honoured(ChatCompletionBody, *SYNONYMS, *FORMS),
+    honoured(ChatCompletionBody, *SYNONYMS, *FORMAT_FIELDS, "structured_outputs"),
     _HARMLESS,
-    _REFUSED | {"functions": "send them as tools"},
+    _REJECTED | {"functions": "send them as tools"},
 )
 TEXT = Fields(
-    honoured(CompletionBody, *SYNONYMS, *FORMS),
+    honoured(CompletionBody, *SYNONYMS, *FORMAT_FIELDS, "structured_outputs"),
     _HARMLESS,
-    _REFUSED | {"suffix": "the model can only continue a text"},
+    _REJECTED | {"suffix": "the model can only continue a text"},
 )
 STREAM_OPTIONS = Fields(
     honoured(StreamOptions), names("include_obfuscation continuous_usage_stats")
@@ -100,26 +98,26 @@ MESSAGE = Fields(
 PART = Fields(
     names("type text refusal"), names("cache_control annotations prompt_cache_breakpoint id index")
 )
-TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-"""The kinds of parts that are text, and the field that has it."""
-THOUGHTS = names("thinking reasoning reasoning_text redacted_thinking")
-"""The kinds of parts that are dropped."""
-SEEN = f"{_NO_IMAGES}; remove the part"
+TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""The types of parts that are text, and the field that has it."""
+REASONING_PARTS = names("thinking reasoning reasoning_text redacted_thinking")
+"""The types of parts that are dropped."""
+NOT_TEXT = "the model reads text only; remove the part"
 CALL = Fields(
     honoured(ToolCall, "custom"),
     names("index extra_content thought_signature provider_specific_fields cache_control status"),
 )
-CALLED = Fields(honoured(FunctionCall), names("parsed_arguments description"))
+CALLED_FUNCTION = Fields(honoured(FunctionCall), names("parsed_arguments description"))
 TOOL = Fields(
     honoured(Tool, *Function.__struct_fields__), names("cache_control title defer_loading")
 )
 FUNCTION = Fields(
     honoured(Function), names("title cache_control input_examples response returns annotations")
 )
-FORMAT = Fields(names("type json_schema schema"), names("name strict description"))
-OUTPUTS = Fields(
+RESPONSE_FORMAT = Fields(names("type json_schema schema"), names("name strict description"))
+STRUCTURED_OUTPUTS = Fields(
     names("json choice grammar json_object"),
     names("backend disable_fallback disable_any_whitespace whitespace_pattern"),
-    {name: _REFUSED["guided_regex"] for name in ("regex", "structural_tag")},
+    {name: _REJECTED["guided_regex"] for name in ("regex", "structural_tag")},
 )
-SCHEMA = Fields(honoured(JsonSchema), names("description title"))
+JSON_SCHEMA = Fields(honoured(JsonSchema), names("description title"))

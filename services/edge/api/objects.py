@@ -1,8 +1,10 @@
-"""What OpenAI-style clients are sent. No behaviour, no I/O."""
+"""The objects of OpenAI's API in responses (https://platform.openai.com/docs/api-reference)."""
 
 from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
+
+from services.contract.messages import Done
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -45,7 +47,7 @@ class CompletionToolCall(Struct, frozen=True):
 
 
 class CallDelta(Struct, frozen=True):
-    """The first of a call has its id and name, the others have more of its arguments."""
+    """The first delta of a call has its id and name, the others have more of its arguments."""
 
     index: int
     function: CalledFunction
@@ -81,7 +83,7 @@ class ChunkChoice(Struct, frozen=True):
 
 
 class TextLogprobs(Struct, frozen=True):
-    """As the older endpoint has them, by lists of the same length."""
+    """The form of the older endpoint: lists of the same length."""
 
     tokens: tuple[str, ...]
     token_logprobs: tuple[float, ...]
@@ -97,7 +99,7 @@ class TextChoice(Struct, frozen=True):
 
 
 class Completion(Struct, frozen=True, kw_only=True):
-    """A whole answer, or a part of one that is streamed."""
+    """A completion, or a chunk of one that is streamed."""
 
     id: str
     created: int  # Unix time
@@ -131,3 +133,8 @@ class ModelObject(Struct, frozen=True):
 class ModelList(Struct, frozen=True):
     data: tuple[ModelObject, ...]
     object: Literal["list"] = "list"
+
+
+def finish_reason_of(done: Done) -> FinishReason:
+    """Return OpenAI's reason, which has only `length` for a loop, a timeout and a cancel."""
+    return "stop" if done.finish_reason == "stop" else "length"

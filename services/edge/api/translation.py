@@ -1,6 +1,6 @@
 """
-Translates a body as clients send it to one that the types of `bodies` decode. Takes
-`{name: Raw}`, returns `{name: Raw or JSON}`, and decodes only what it has to change.
+Translates a /v1 body of any client to the types of openai_requests.py. Takes `{name: Raw}`, returns
+`{name: Raw or JSON}`, and decodes only what it has to change.
 """
 
 import json
@@ -11,32 +11,32 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import Raw, Struct
 
+from services.contract.conversation import MAX_MESSAGES
 from services.contract.errors import ServiceError
-from services.edge import sizes
 from services.edge.api import fields
-from services.edge.api.bodies import MAX_PROMPTS
 from services.edge.api.fields import Fields
+from services.edge.api.openai_requests import MAX_PROMPTS
+from services.edge.limits import EdgeLimits
+from services.edge.request_body import check_field_count, check_sizes, too_large
 
 Object = dict[str, Raw]
 T = TypeVar("T")
 
-MAX_MESSAGES = 10_000
-MAX_OBJECTS = 4_000
-"""Limit of messages (if any needs translation), parts, calls and tools, handled one by one."""
-MAX_LIMIT = 1_000_000  # tokens; a larger max_tokens means the same
+MAX_MAX_TOKENS = 1_000_000  # a larger one means the same
 MAX_INTEGER = 2**63
-LARGEST = 10**300  # that becomes a float
+MAX_FLOAT = 10**300  # integers up to it become floats
 SEEDS = 2**32 - 1
-LIKELIEST = 1e-6  # a top_p that leaves one token; other servers take 0 for that
-NOTHING = {b"null", b"false", b'""', b"[]", b"{}"}
+GREEDY_TOP_P = 1e-6  # leaves one token, which other servers write as 0
 NULL = b"null"
-_IDS, _LISTS = re.compile(rb"\[\s*-?\d"), re.compile(rb"\[\s*\[")
-_NUMBERS = re.compile(r"\[\d+\]")
-_ESCAPES = re.compile(r"\\[\\bf]")
+EMPTY = {NULL, b"false", b'""', b"[]", b"{}"}
 GBNF_ESCAPES = {r"\b": r"\u0008", r"\f": r"\u000c"}
 
+_TOKEN_IDS, _LISTS = re.compile(rb"\[\s*-?\d"), re.compile(rb"\[\s*\[")
+_INDEXES = re.compile(r"\[\d+\]")
+_ESCAPES = re.compile(r"\\[\\bf]")
 
-class _Plain(Struct, forbid_unknown_fields=True):
+
+class _PlainMessage(Struct, forbid_unknown_fields=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
     name: str | None = None
@@ -44,81 +44,85 @@ class _Plain(Struct, forbid_unknown_fields=True):
 
 
 class Translation:
-    """Translates one body. `ignored` maps fields without effect to whether they are known."""
+    """
+    Translates one body. `ignored` has the paths of fields without effect, and whether each is a
+    known one. Every method raises ServiceError.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: EdgeLimits) -> None:
         self.ignored: dict[str, bool] = {}
+        self._limits = limits
         self._noted: set[tuple[int, str]] = set()
-        self._objects = 0
+        self._translated = 0
 
     def chat(self, given: Object) -> dict[str, Any]:
-        """Raises ServiceError."""
         body = self._body(given, fields.CHAT)
         if "messages" in body:
             body["messages"] = self._messages(body["messages"])
         if tools := self._tools(body.pop("tools", None)):
             body["tools"] = tools
-        self._choose_tool(body)
+        if "tool_choice" in body:
+            choice = _tool_choice(_decode(body["tool_choice"], Any, "$.tool_choice"), body)
+            body["tool_choice"] = "required" if choice == "any" else choice
         if body.get("top_logprobs") == 0 and body.get("logprobs") is not True:
             del body["top_logprobs"]
         return body
 
     def text(self, given: Object) -> dict[str, Any]:
-        """Raises ServiceError."""
         body = self._body(given, fields.TEXT)
         if "prompt" in body:
             body["prompt"] = _prompts(bytes(body["prompt"]))
         return body
 
     def keep(self, given: Object, kind: Fields, path: str) -> dict[str, Any]:
-        """
-        Return the honoured fields that are not null, and note the ignored ones. Raises
-        ServiceError(invalid_request) for a refused field.
-        """
-        sizes.check_fields(given, path)
+        """Return the honoured fields that are not null, note ignored ones, raise for rejected."""
+        check_field_count(given, self._limits, path)
         kept: dict[str, Any] = {}
         for name, value in given.items():
             if name in kind.honoured:
                 if bytes(value) != NULL:
                     kept[name] = value
-            elif instead := kind.refused.get(name):
-                if bytes(value).strip() not in NOTHING:
-                    raise _refusal(f"The field `{name}` is not supported: {instead}", path)
-            elif (id(kind), name) not in self._noted and bytes(value).strip() not in NOTHING:
+            elif bytes(value).strip() in EMPTY:
+                continue
+            elif advice := kind.rejected.get(name):
+                raise _invalid(f"The field `{name}` is not supported: {advice}", path)
+            elif (id(kind), name) not in self._noted:
                 self._noted.add((id(kind), name))
-                self.ignored[_place(f"{path}.{name}")] = name in kind.harmless
+                self.ignored[_without_indexes(f"{path}.{name}")] = name in kind.harmless
         return kept
 
     def _count(self, objects: Sequence[Any]) -> None:
-        """Raises ServiceError(payload_too_large)."""
-        self._objects += len(objects)
-        if self._objects > MAX_OBJECTS:
-            raise sizes.too_many(
-                f"The body has more than {MAX_OBJECTS:,} messages, parts, calls and tools"
-            )
+        """Limit what is translated one by one."""
+        self._translated += len(objects)
+        if self._translated > self._limits.max_translated:
+            maximum = self._limits.max_translated
+            raise too_large(f"The body has more than {maximum:,} messages, parts, calls and tools")
 
     def _body(self, given: Object, kind: Fields) -> dict[str, Any]:
         body = self.keep(given, kind, "$")
-        sizes.check_sizes(body)
-        for name, value in VALUES.items():
+        check_sizes(body, self._limits)
+        for name, translate in VALUES.items():
             if name in body:
-                body[name] = value(_decode(body[name], Any, f"$.{name}"))
+                body[name] = translate(_decode(body[name], Any, f"$.{name}"))
         body = {name: value for name, value in body.items() if value is not None}
-        for other, name in fields.SYNONYMS.items():
-            if other in body:
-                body.setdefault(name, body.pop(other))
+        for synonym, name in fields.SYNONYMS.items():
+            if synonym in body:
+                body.setdefault(name, body.pop(synonym))
         if "stream_options" in body:
             options = _decode(body["stream_options"], Object, "$.stream_options")
             body["stream_options"] = self.keep(options, fields.STREAM_OPTIONS, "$.stream_options")
-        self._form(body)
+        self._translate_format(body)
         return body
 
-    def _form(self, body: dict[str, Any]) -> None:
-        """Translate every field for the format of the answer to response_format or grammar."""
-        given = [name for name in ("response_format", *fields.FORMS) if name in body]
-        found = [form for name in given if (form := self._form_of(name, body.pop(name)))]
+    # --- the format of the answer ---
+
+    def _translate_format(self, body: dict[str, Any]) -> None:
+        """Replace every field for the format of the answer by response_format or grammar."""
+        names = ("response_format", *fields.FORMAT_FIELDS, "structured_outputs")
+        given = [name for name in names if name in body]
+        found = [each for name in given if (each := self._format(name, body.pop(name)))]
         if len(found) > 1:
-            raise _refusal(
+            raise _invalid(
                 f"The field `{given[-1]}` sets the format of the answer, and so does"
                 f" `{given[0]}`: remove one of them",
                 "$",
@@ -126,58 +130,46 @@ class Translation:
         if found:
             body |= found[0]
 
-    def _form_of(self, name: str, value: Raw) -> dict[str, Any] | None:
-        match name:
-            case "response_format":
-                return self._response_format(_decode(value, Object, "$.response_format"))
-            case "json_schema" | "guided_json":
-                return _json_form(value, f"$.{name}")
-            case "guided_choice":
-                return _choice_form(_decode(value, list[str], f"$.{name}"))
-            case "guided_grammar":
-                return {"grammar": value}
+    def _format(self, name: str, value: Raw) -> dict[str, Any] | None:
         path = f"$.{name}"
-        given = self.keep(_decode(value, Object, path), fields.OUTPUTS, path)
-        asked = [key for key, part in given.items() if bytes(part) not in NOTHING]
-        if len(asked) > 1:
-            raise _refusal(f"The field `{name}` sets the format of the answer more than once", "$")
-        match asked:
-            case ["json"]:
-                return _json_form(given["json"], f"{path}.json")
-            case ["choice"]:
-                return _choice_form(_decode(given["choice"], list[str], f"{path}.choice"))
-            case ["grammar"]:
-                return {"grammar": given["grammar"]}
-            case ["json_object"]:
-                return {"response_format": {"type": "json_object"}}
-        return None
+        if kind := fields.FORMAT_FIELDS.get(name):
+            return _constraint(kind, value, path)
+        given = _decode(value, Object, path)
+        if name == "response_format":
+            return self._response_format(given, path)
+        outputs = self.keep(given, fields.STRUCTURED_OUTPUTS, path)
+        kinds = [kind for kind, part in outputs.items() if bytes(part) not in EMPTY]
+        if len(kinds) > 1:
+            raise _invalid(f"The field `{name}` sets the format of the answer more than once", "$")
+        return _constraint(kinds[0], outputs[kinds[0]], f"{path}.{kinds[0]}") if kinds else None
 
-    def _response_format(self, given: Object) -> dict[str, Any] | None:
-        path = "$.response_format"
-        form = self.keep(given, fields.FORMAT, path)
-        kind = bytes(form.get("type", b""))
+    def _response_format(self, given: Object, path: str) -> dict[str, Any] | None:
+        answer_format = self.keep(given, fields.RESPONSE_FORMAT, path)
+        schema = answer_format.pop("schema", None)  # beside OpenAI's `json_schema`
+        kind = bytes(answer_format.get("type", b""))
         if kind == b'"text"':
             return None
-        if kind == b'"json_object"' and "schema" in form or kind == b'"json_schema"':
-            if "json_schema" not in form and "schema" in form:
-                return _json_form(form["schema"], f"{path}.schema")
-            if "json_schema" in form:
-                path += ".json_schema"
-                schema = _decode(form["json_schema"], Object, path)
-                form["json_schema"] = {"name": "answer", **self.keep(schema, fields.SCHEMA, path)}
-        return {"response_format": {k: v for k, v in form.items() if k != "schema"}}
+        if "json_schema" in answer_format:
+            path += ".json_schema"
+            named = _decode(answer_format["json_schema"], Object, path)
+            answer_format["json_schema"] = {
+                "name": "answer",
+                **self.keep(named, fields.JSON_SCHEMA, path),
+            }
+        elif schema is not None and kind in (b'"json_object"', b'"json_schema"'):
+            return _json_format(schema, f"{path}.schema")
+        return {"response_format": answer_format}
+
+    # --- messages ---
 
     def _messages(self, given: Raw) -> Any:
         if _are_plain(given):
             return given
         messages = _decode(given, list[Object], "$.messages")
         if len(messages) > MAX_MESSAGES:
-            raise _refusal(f"There are more than {MAX_MESSAGES:,} messages", "$.messages")
+            raise _invalid(f"There are more than {MAX_MESSAGES:,} messages", "$.messages")
         self._count(messages)
-        return [
-            self._message(message, f"$.messages[{number}]")
-            for number, message in enumerate(messages)
-        ]
+        return [self._message(each, f"$.messages[{n}]") for n, each in enumerate(messages)]
 
     def _message(self, given: Object, path: str) -> dict[str, Any]:
         message = self.keep(given, fields.MESSAGE, path)
@@ -192,7 +184,8 @@ class Translation:
             message["content"] = ""
         if "tool_call_id" in message:
             message["tool_call_id"] = _text(message["tool_call_id"])
-        self._calls(message, path)
+        if calls := self._calls(message, path):
+            message["tool_calls"] = calls
         return message
 
     def _content(self, given: Raw, path: str) -> Any:
@@ -200,37 +193,36 @@ class Translation:
             case b"[":
                 parts = _decode(given, list[Raw], path)
                 self._count(parts)
-                read = (self._part(part, f"{path}[{n}]") for n, part in enumerate(parts))
-                return [part for part in read if part is not None]
+                texts = (self._part(part, f"{path}[{n}]") for n, part in enumerate(parts))
+                return [part for part in texts if part is not None]
             case b"{":  # a tool's result
                 return _text(given)
         return given
 
     def _part(self, given: Raw, path: str) -> dict[str, Any] | None:
+        """Return a text part, or None for reasoning."""
         if bytes(given)[:1] == b'"':
             return {"type": "text", "text": given}
         part = _decode(given, Object, path)
         kind = _decode(part.get("type", Raw(b'"text"')), str, f"{path}.type")
-        if kind in fields.THOUGHTS:
-            self.ignored[_place(f"{path}.{kind}")] = True
+        if kind in fields.REASONING_PARTS:
+            self.ignored[_without_indexes(f"{path}.{kind}")] = True
             return None
-        if kind not in fields.TEXTS:
-            raise _refusal(f"The part type `{kind}` is not supported: {fields.SEEN}", path)
+        if kind not in fields.TEXT_PARTS:
+            raise _invalid(f"The part type `{kind}` is not supported: {fields.NOT_TEXT}", path)
         kept = self.keep(part, fields.PART, path)
-        return {"type": "text", "text": kept.get(fields.TEXTS[kind], "")}
+        return {"type": "text", "text": kept.get(fields.TEXT_PARTS[kind], "")}
 
-    def _calls(self, message: dict[str, Any], path: str) -> None:
-        """Translate tool calls, or the older function_call, whatever a model wrote in them."""
+    def _calls(self, message: dict[str, Any], path: str) -> list[dict[str, Any]]:
+        """Remove tool calls, or the older function_call, and return them translated."""
         calls = _decode(message.pop("tool_calls", Raw(b"[]")), list[Object], f"{path}.tool_calls")
         self._count(calls)
-        if "function_call" in message:
-            calls = calls or [{"function": message["function_call"]}]
-            del message["function_call"]
-        read = [self._call(call, f"{path}.tool_calls[{n}]") for n, call in enumerate(calls)]
-        if read:
-            message["tool_calls"] = read
+        if function_call := message.pop("function_call", None):
+            calls = calls or [{"function": function_call}]
+        return [self._call(call, f"{path}.tool_calls[{n}]") for n, call in enumerate(calls)]
 
     def _call(self, given: Object, path: str) -> dict[str, Any]:
+        """Accept whatever a model wrote into a call."""
         call = self.keep(given, fields.CALL, path)
         called = _decode(call.pop("function", Raw(b"{}")), Object, f"{path}.function")
         if "custom" in call:
@@ -238,23 +230,25 @@ class Translation:
             called = {"name": custom.get("name", Raw(b'""'))}
             if "input" in custom:
                 called["arguments"] = Raw(b'{"input":%b}' % bytes(custom["input"]))
-        function = self.keep(called, fields.CALLED, f"{path}.function")
-        function = {name: _text(function.get(name)) for name in ("name", "arguments")}
+        kept = self.keep(called, fields.CALLED_FUNCTION, f"{path}.function")
+        function = {name: _text(kept.get(name)) for name in ("name", "arguments")}
         return {"id": _text(call.get("id")), "type": "function", "function": function}
 
+    # --- tools ---
+
     def _tools(self, given: Raw | None) -> list[dict[str, Any]]:
+        """Return the tools without repeats."""
         if given is None:
             return []
         tools = _decode(given, list[Object], "$.tools")
         self._count(tools)
-        read = [self._tool(tool, f"$.tools[{number}]") for number, tool in enumerate(tools)]
-        distinct = {msgspec.json.encode(tool): tool for tool in reversed(read)}
-        return [*reversed(distinct.values())]
+        translated = [self._tool(tool, f"$.tools[{n}]") for n, tool in enumerate(tools)]
+        return [*{msgspec.json.encode(tool): tool for tool in translated}.values()]
 
     def _tool(self, given: Object, path: str) -> dict[str, Any]:
         kind = _decode(given.get("type", Raw(b'"function"')), str, f"{path}.type")
         if kind != "function":
-            raise _refusal(f"The tool type `{kind}` is not supported: only `function` is", path)
+            raise _invalid(f"The tool type `{kind}` is not supported: only `function` is", path)
         tool = self.keep(given, fields.TOOL, path)
         if "function" in tool:
             path += ".function"
@@ -263,15 +257,8 @@ class Translation:
             function = {name: value for name, value in tool.items() if name != "type"}
         return {"type": "function", "function": function}
 
-    def _choose_tool(self, body: dict[str, Any]) -> None:
-        if "tool_choice" not in body:
-            return
-        given: Any = _decode(body["tool_choice"], Any, "$.tool_choice")
-        choice = _choice(given, body) if isinstance(given, dict) else given
-        body["tool_choice"] = "required" if choice == "any" else choice
 
-
-def _choice(given: dict[str, Any], body: dict[str, Any]) -> Any:
+def _tool_choice(given: Any, body: dict[str, Any]) -> Any:
     """Return a tool_choice in OpenAI's form. Remove tools that are not allowed from the body."""
     match given:
         case {"type": "allowed_tools", "allowed_tools": {"tools": [*allowed], **more}} | {
@@ -279,40 +266,40 @@ def _choice(given: dict[str, Any], body: dict[str, Any]) -> Any:
             "tools": [*allowed],
             **more,
         }:
-            wanted = [_named(tool) for tool in allowed]
+            names = [_name_in(tool) for tool in allowed]
             tools = body.pop("tools", [])
-            if kept := [tool for tool in tools if _tool_name(tool) in wanted]:
+            if kept := [tool for tool in tools if _tool_name(tool) in names]:
                 body["tools"] = kept
             return more.get("mode", "auto")
-        case {"type": "auto" | "none" | "required" | "any" as word}:
-            return word
+        case {"type": "auto" | "none" | "required" | "any" as choice}:
+            return choice
         case {"type": "function" | "tool"}:
-            return {"type": "function", "function": {"name": _named(given)}}
+            return {"type": "function", "function": {"name": _name_in(given)}}
     return given
 
 
-def _named(tool: Any) -> Any:
+def _name_in(tool: Any) -> Any:
     function = tool.get("function", tool) if isinstance(tool, dict) else {}
     return function.get("name") if isinstance(function, dict) else None
 
 
 def _tool_name(tool: dict[str, Any]) -> Any:
-    return msgspec.json.decode(bytes(tool["function"].get("name", b"null")))
+    return msgspec.json.decode(bytes(tool["function"].get("name", NULL)))
 
 
 def _prompts(given: bytes) -> Any:
     """Wrap token ids as one prompt. Count lists of them before they are decoded."""
-    if _IDS.match(given):
+    if _TOKEN_IDS.match(given):
         return [Raw(given)]
     if _LISTS.match(given) and given.count(b"[") > MAX_PROMPTS + 1:
-        raise _refusal(f"The field `prompt` has more than {MAX_PROMPTS} prompts", "$")
+        raise _invalid(f"The field `prompt` has more than {MAX_PROMPTS} prompts", "$")
     return Raw(given)
 
 
 def _are_plain(messages: Raw) -> bool:
-    """Return whether no message needs translation, as in most bodies; that check is fast."""
+    """Return whether no message needs translation, as in most bodies; this check is fast."""
     try:
-        msgspec.json.decode(messages, type=tuple[_Plain, ...])
+        msgspec.json.decode(messages, type=tuple[_PlainMessage, ...])
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
     return True
@@ -325,12 +312,24 @@ def _text(given: Raw | None) -> Any:
     return given if bytes(given)[:1] == b'"' else bytes(given).decode()
 
 
-def _place(path: str) -> str:
-    """Return the path as in the header, without indexes."""
-    return _NUMBERS.sub("[]", path).removeprefix("$.")
+def _without_indexes(path: str) -> str:
+    return _INDEXES.sub("[]", path).removeprefix("$.")
 
 
-def _json_form(schema: Raw, path: str) -> dict[str, Any]:
+def _constraint(kind: str, value: Raw, path: str) -> dict[str, Any]:
+    """Translate one of vLLM's constraints of an answer."""
+    match kind:
+        case "json":
+            return _json_format(value, path)
+        case "choice":
+            choices = _decode(value, list[str], path)
+            return {"grammar": f"root ::= {' | '.join(map(_gbnf_literal, choices))}"}
+        case "grammar":
+            return {"grammar": value}
+    return {"response_format": {"type": "json_object"}}
+
+
+def _json_format(schema: Raw, path: str) -> dict[str, Any]:
     """Return the response_format of a schema, which may be a JSON string, as vLLM allows."""
     if bytes(schema)[:1] == b'"':
         schema = Raw(_decode(schema, str, path).encode())
@@ -339,63 +338,62 @@ def _json_form(schema: Raw, path: str) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": json_schema}}
 
 
-def _choice_form(choices: list[str]) -> dict[str, Any]:
-    return {"grammar": f"root ::= {' | '.join(map(_gbnf_literal, choices))}"}
-
-
 def _gbnf_literal(text: str) -> str:
-    """As JSON has it, but for two escapes that GBNF lacks."""
+    """Return the literal in JSON's syntax, without the two escapes that GBNF lacks."""
     literal = json.dumps(text, ensure_ascii=False)
     return _ESCAPES.sub(lambda found: GBNF_ESCAPES.get(found[0], found[0]), literal)
 
 
 def _decode(value: Any, kind: type[T], path: str) -> T:
-    """Raises ServiceError(invalid_request) that names the place."""
+    """Raises ServiceError(invalid_request) that names the path."""
     try:
         return msgspec.json.decode(value, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what, _, inner = str(error).partition(" - at `$")
-        raise _refusal(what, f"{path}{inner.removesuffix('`')}") from error
+        raise _invalid(what, f"{path}{inner.removesuffix('`')}") from error
 
 
-def _refusal(what: str, path: str) -> ServiceError:
+def _invalid(what: str, path: str) -> ServiceError:
     place = f" - at `{path}`" if path != "$" else ""
     return ServiceError("invalid_request", f"{what}{place}.")
 
 
-def _whole(value: Any) -> Any:
+# --- values ---
+
+
+def _integer(value: Any) -> Any:
     """Return 12 for 12.0: JSON has one kind of number. Numbers over 64 bits stay floats."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     is_whole = isinstance(value, int) or value.is_integer()
     if is_whole and abs(value) < MAX_INTEGER:
         return int(value)
-    return float(min(max(value, -LARGEST), LARGEST))
+    return float(min(max(value, -MAX_FLOAT), MAX_FLOAT))
 
 
-def _limit(value: Any) -> Any:
-    value = _whole(value)
+def _max_tokens(value: Any) -> Any:
+    value = _integer(value)
     if value == -1:
         return None
-    return MAX_LIMIT if isinstance(value, int | float) and value > MAX_LIMIT else value
+    return min(value, MAX_MAX_TOKENS) if isinstance(value, int | float) else value
 
 
 def _seed(value: Any) -> Any:
     """Map OpenAI's signed 64-bit seeds to ours, always in the same way; -1 means any seed."""
-    value = _whole(value)
+    value = _integer(value)
     if value == -1:
         return None
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    return value % SEEDS if is_whole else value
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    return value % SEEDS if is_integer else value
 
 
 def _top_k(value: Any) -> Any:
-    value = _whole(value)
+    value = _integer(value)
     return 0 if value == -1 else value
 
 
 def _top_p(value: Any) -> Any:
-    return LIKELIEST if value == 0 and not isinstance(value, bool) else value
+    return GREEDY_TOP_P if value == 0 and not isinstance(value, bool) else value
 
 
 def _stop(value: Any) -> Any:
@@ -407,17 +405,17 @@ def _stop(value: Any) -> Any:
 
 VALUES: dict[str, Callable[[Any], Any]] = {
     "model": lambda name: None if name == "" else name,
-    "max_tokens": _limit,
-    "max_completion_tokens": _limit,
-    "n_predict": _limit,
+    "max_tokens": _max_tokens,
+    "max_completion_tokens": _max_tokens,
+    "n_predict": _max_tokens,
     "seed": _seed,
     "random_seed": _seed,
     "top_k": _top_k,
     "top_p": _top_p,
     "stop": _stop,
-    "n": _whole,
-    "best_of": _whole,
-    "logprobs": _whole,
-    "top_logprobs": _whole,
+    "n": _integer,
+    "best_of": _integer,
+    "logprobs": _integer,
+    "top_logprobs": _integer,
 }
 """Translations of values that mean the same, or the default, elsewhere. None: left out."""

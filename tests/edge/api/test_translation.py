@@ -9,9 +9,12 @@ import pytest
 
 from services.contract.errors import ServiceError
 from services.edge.api import fields
-from services.edge.api.bodies import ChatCompletionBody, CompletionBody, chat_request, text_requests
-from services.edge.api.reading import parse
+from services.edge.api.openai_body import parse
+from services.edge.api.openai_chat import chat_request
+from services.edge.api.openai_completions import text_requests
+from services.edge.api.openai_requests import ChatCompletionBody, CompletionBody
 from services.edge.api.translation import Translation
+from tests.edge.conftest import LIMITS
 
 U = {"role": "user", "content": "x"}
 ODD: list[Any] = [
@@ -26,7 +29,7 @@ ODD: list[Any] = [
 
 def read(body: dict[str, Any], kind: type[ChatCompletionBody | CompletionBody]) -> None:
     try:
-        read = parse(json.dumps(body).encode(), kind, Translation())
+        read = parse(json.dumps(body).encode(), kind, Translation(LIMITS))
         if isinstance(read, ChatCompletionBody):
             msgspec.json.encode(chat_request(read, ""))
         else:
@@ -35,7 +38,7 @@ def read(body: dict[str, Any], kind: type[ChatCompletionBody | CompletionBody]) 
         assert error.code in ("invalid_request", "payload_too_large")
 
 
-@pytest.mark.parametrize("name", sorted(fields.CHAT.honoured | fields.CHAT.refused.keys()))
+@pytest.mark.parametrize("name", sorted(fields.CHAT.honoured | fields.CHAT.rejected.keys()))
 def test_a_field_of_a_conversation_is_read_or_refused(name: str) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     for value in ODD:
@@ -43,7 +46,7 @@ def test_a_field_of_a_conversation_is_read_or_refused(name: str) -> None:
         read({"messages": [U], "tools": tools, name: value}, ChatCompletionBody)
 
 
-@pytest.mark.parametrize("name", sorted(fields.TEXT.honoured | fields.TEXT.refused.keys()))
+@pytest.mark.parametrize("name", sorted(fields.TEXT.honoured | fields.TEXT.rejected.keys()))
 def test_a_field_of_a_text_is_read_or_refused(name: str) -> None:
     for value in ODD:
         read({"prompt": "x", name: value}, CompletionBody)
@@ -55,7 +58,7 @@ def test_a_field_of_a_message_is_read_or_refused(name: str) -> None:
         read({"messages": [U, U | {"role": role, name: value}]}, ChatCompletionBody)
 
 
-@pytest.mark.parametrize("name", sorted(fields.CALL.honoured | fields.CALLED.honoured))
+@pytest.mark.parametrize("name", sorted(fields.CALL.honoured | fields.CALLED_FUNCTION.honoured))
 def test_call_in_history_is_never_rejected_for_its_content(name: str) -> None:
     for value in ODD:
         function = {"name": "f", "arguments": "{}"}
@@ -65,7 +68,7 @@ def test_call_in_history_is_never_rejected_for_its_content(name: str) -> None:
             call = {"id": "1", "function": function} | {name: value}
         body = {"messages": [U, {"role": "assistant", "tool_calls": [call]}]}
         if name in ("id", "name", "arguments"):
-            parse(json.dumps(body).encode(), ChatCompletionBody, Translation())
+            parse(json.dumps(body).encode(), ChatCompletionBody, Translation(LIMITS))
         else:
             read(body, ChatCompletionBody)
 
@@ -83,5 +86,5 @@ def test_a_field_of_a_tool_is_read_or_refused(name: str) -> None:
 
 def test_choices_are_written_with_escapes_that_a_grammar_has() -> None:
     body = {"messages": [U], "guided_choice": ["\b\f\n\0", "\\b"]}
-    read = parse(json.dumps(body).encode(), ChatCompletionBody, Translation())
+    read = parse(json.dumps(body).encode(), ChatCompletionBody, Translation(LIMITS))
     assert read.grammar == r'root ::= "\u0008\u000c\n\u0000" | "\\b"'

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -12,17 +13,19 @@ import pytest
 from services.contract import subjects
 from services.contract.history import Exchange
 from services.contract.messages import Failed, Sampling, Timings, Usage
-from services.edge import answers
-from services.edge.chat import read_prompt
-from services.edge.claims import IdempotencyKeys, identify
+from services.edge.api.chat import read_prompt
+from services.edge.idempotency import IdempotencyKeys, identify
 from services.runtime.bus import Bus
 from services.runtime.streams import Bucket
 from tests.client.tellers import STORY, teller
-from tests.edge.conftest import edge_on
-from tests.edge.test_chat import JSON, text_of, until_said
+from tests.edge.api.test_chat import JSON, text_of, until_said
+from tests.edge.conftest import LIMITS, edge_on
 from tests.fakes import history_of
 from tests.history.samples import append, history, url_of
 from tests.servers import nats_server, running
+
+PROMPT = read_prompt(b'{"prompt":"hi"}', LIMITS)
+QUICK = replace(LIMITS, claim_seconds=0.2, claim_poll_seconds=0.01, history_poll_seconds=0.02)
 
 
 @pytest.fixture
@@ -82,11 +85,10 @@ async def test_a_key_is_its_tenants(bus: Bus, nats_url: str, key: dict[str, str]
             assert answer.status_code == 503, "tellers serve the open tenant alone"
 
 
-async def test_one_that_failed_is_asked_anew(
-    bus: Bus, nats_url: str, key: dict[str, str], monkeypatch: pytest.MonkeyPatch
+async def test_failed_request_is_started_again(
+    bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(answers, "CLAIM_TIME", 0.3)
-    async with edge_on(bus) as http, history_of(bus, None):
+    async with edge_on(bus, limits=QUICK) as http, history_of(bus, None):
         async with teller(nats_url, "w1", 5, Failed("internal", "It broke.")):
             failed = await http.post("/chat", json=JSON, headers=key)
             assert '"code":"internal"' in failed.text
@@ -98,18 +100,19 @@ async def test_one_that_failed_is_asked_anew(
             assert text_of(await http.post("/chat", json=JSON, headers=key)) == STORY
 
 
-@pytest.mark.parametrize("ahead", [0, 3600])
-async def test_one_whose_edge_died_before_it_asked_is_asked_by_another(
-    bus: Bus, nats_url: str, key: dict[str, str], monkeypatch: pytest.MonkeyPatch, ahead: float
+@pytest.mark.parametrize("clock_ahead", [0, 3600])
+async def test_request_of_an_edge_that_died_is_started_by_another(
+    bus: Bus, nats_url: str, key: dict[str, str], clock_ahead: float
 ) -> None:
-    """`ahead` in seconds: of its clock."""
-    monkeypatch.setattr(answers, "CLAIM_TIME", 0.3)
-    keyed, now = identify("_", key["Idempotency-Key"], read_prompt(b'{"prompt":"hi"}')), time.time()
+    keyed = identify("_", key["Idempotency-Key"], PROMPT)
     await Bucket(bus, subjects.REQUESTS_BUCKET).ensure(60)
-    with monkeypatch.context() as there:
-        there.setattr(time, "time", lambda: now + ahead)
-        assert await IdempotencyKeys(bus).take(keyed, keyed.name)
-    async with edge_on(bus) as http, history_of(bus, None), teller(nats_url) as worker:
+    dead = IdempotencyKeys(bus, clock=lambda: time.time() + clock_ahead)
+    assert await dead.claim(keyed, keyed.name)
+    async with (
+        edge_on(bus, limits=QUICK) as http,
+        history_of(bus, None),
+        teller(nats_url) as worker,
+    ):
         got = await asyncio.gather(*(http.post("/chat", json=JSON, headers=key) for _ in range(3)))
         assert [text_of(answer) for answer in got] == [STORY] * 3
         assert len(worker.requests) == 1
@@ -164,7 +167,7 @@ async def test_repeat_with_last_event_id_never_begins_another_answer(
 async def test_answer_of_a_lost_claim_is_returned_not_regenerated(
     bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
-    keyed = identify("_", key["Idempotency-Key"], read_prompt(b'{"prompt":"hi"}'))
+    keyed = identify("_", key["Idempotency-Key"], PROMPT)
     async with edge_on(bus) as http, teller(nats_url) as worker:
         async with history_of(bus, exchange(keyed.name)):
             for _ in range(2):
@@ -175,10 +178,13 @@ async def test_answer_of_a_lost_claim_is_returned_not_regenerated(
 
 
 async def test_erased_answer_is_not_generated_again(
-    bus: Bus, nats_url: str, key: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(answers, "CLAIM_TIME", 0.1)
-    async with edge_on(bus) as http, teller(nats_url) as worker, history_of(bus, None):
+    async with (
+        edge_on(bus, limits=QUICK) as http,
+        teller(nats_url) as worker,
+        history_of(bus, None),
+    ):
         address = (await http.post("/chat", json=JSON, headers=key)).headers["content-location"]
         worker.forget()
         entry = subjects.request_entry("_", address.removeprefix("/chat/"))
@@ -190,17 +196,25 @@ async def test_erased_answer_is_not_generated_again(
 
 
 async def test_without_history_no_key_is_claimed(
-    bus: Bus, nats_url: str, key: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
-    async with edge_on(bus) as http, teller(nats_url) as worker:
+    impatient = replace(QUICK, history_restart_seconds=0)
+    async with edge_on(bus, limits=impatient) as http, teller(nats_url) as worker:
         async with history_of(bus, None):
-            pass
-        with monkeypatch.context() as patch:
-            patch.setattr(answers, "PATIENCE", 0)
-            refused = await http.post("/chat", json=JSON, headers=key)
-        assert refused.status_code == 503 and worker.requests == []
+            pass  # creates the bucket
+        rejected = await http.post("/chat", json=JSON, headers=key)
+        assert rejected.status_code == 503 and worker.requests == []
+
+
+async def test_request_waits_for_a_history_that_restarts(
+    bus: Bus, nats_url: str, key: dict[str, str]
+) -> None:
+    async with edge_on(bus, limits=QUICK) as http, teller(nats_url):
+        async with history_of(bus, None):
+            pass  # creates the bucket
         asking = asyncio.create_task(http.post("/chat", json=JSON, headers=key))
-        await asyncio.sleep(0.1)
+        await asyncio.wait({asking}, timeout=0.1)
+        assert not asking.done()
         async with history_of(bus, None):
             assert text_of(await asking) == STORY
 

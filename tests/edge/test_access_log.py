@@ -29,9 +29,9 @@ async def test_a_request_without_an_id_gets_one(http: httpx.AsyncClient) -> None
 async def test_a_request_is_one_log_line_without_its_query(
     http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.INFO, "services.edge.access")
+    caplog.set_level(logging.INFO, "services.edge.access_log")
     monkeypatch.setattr(caplog.handler, "formatter", logs.TextFormatter("edge"))
     await http.get("/no%0Apath?session_id=private", headers={"X-Request-Id": "mine"})
     await http.get("/healthz")
     (line,) = caplog.text.splitlines()
-    assert "INFO    edge      [mine] GET /no%0Apath 404 " in line
+    assert "[mine] request finished method=GET path=/no%0Apath status=404 ms=" in line

@@ -9,10 +9,11 @@ import httpx
 import pytest
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from services.edge.drain import BodyDrain
+from services.edge.limits import EdgeLimits
+from services.edge.request_body import BodyDrain
 from services.edge.server import bind, serving
 from services.runtime.bus import Bus
-from tests.edge.conftest import edge_on
+from tests.edge.conftest import LIMITS, edge_on
 
 MIB = 2**20
 
@@ -55,7 +56,7 @@ async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
 async def served(app: ASGIApp) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Open a connection to a server of this app."""
     listener = bind("127.0.0.1", 0)
-    async with serving(app, listener, asyncio.Event(), pytest.fail):
+    async with serving(app, listener, asyncio.Event(), pytest.fail, LIMITS):
         reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])
         yield reader, writer
         writer.close()
@@ -66,7 +67,7 @@ async def head(reader: asyncio.StreamReader) -> bytes:
 
 
 async def test_expect_100_continue_is_answered_at_once() -> None:
-    async with served(BodyDrain(refuse)) as (reader, writer):
+    async with served(BodyDrain(refuse, LIMITS)) as (reader, writer):
         writer.write(
             b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\nexpect: 100-continue\r\n\r\n"
         )
@@ -75,7 +76,7 @@ async def test_expect_100_continue_is_answered_at_once() -> None:
 
 
 async def test_no_more_than_a_bounded_rest_is_read() -> None:
-    async with served(BodyDrain(refuse, max_bytes=100_000)) as (reader, writer):
+    async with served(BodyDrain(refuse, EdgeLimits(max_dropped_bytes=100_000))) as (reader, writer):
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
         for _ in range(3):
             writer.write(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
@@ -84,14 +85,14 @@ async def test_no_more_than_a_bounded_rest_is_read() -> None:
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for_long() -> None:
-    async with served(BodyDrain(refuse, max_seconds=0.1)) as (reader, writer):
+    async with served(BodyDrain(refuse, EdgeLimits(max_drop_seconds=0.1))) as (reader, writer):
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\nhalf")
         answer = await head(reader)
     assert answer.startswith(b"HTTP/1.1 413") and b"connection: close" in answer.lower()
 
 
 async def test_the_connection_is_used_again_once_the_body_is_read() -> None:
-    async with served(BodyDrain(refuse)) as (reader, writer):
+    async with served(BodyDrain(refuse, LIMITS)) as (reader, writer):
         for _ in range(2):
             writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody")
             answer = await head(reader)

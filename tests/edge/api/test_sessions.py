@@ -28,12 +28,11 @@ from services.contract.history import (
     SessionsRequest,
 )
 from services.contract.messages import Empty
-from services.edge import routes
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, Endpoint
-from tests.edge.conftest import edge_on
+from tests.edge.api.test_status import MESSAGE
+from tests.edge.conftest import LIMITS, edge_on
 from tests.edge.test_errors import error_of
-from tests.edge.test_routes import MESSAGE
 from tests.history.samples import exchange
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -348,7 +347,7 @@ async def test_only_a_silent_history_is_asked_twice(
         await first.serve("history", "first", [Endpoint("it", at, freeze) if is_frozen else slow])
         await second.serve_retries([second.endpoint("it", at, ImportRequest, retry)])
         asking = asyncio.create_task(http.post("/sessions/s/messages", content=LINE))
-        await asyncio.wait({asking}, timeout=3 * routes.SILENCE)
+        await asyncio.wait({asking}, timeout=3 * LIMITS.silence_seconds)
         assert asking.done() == is_frozen
         hurry.set()
         assert (await asking).json()["imported"] == 1

@@ -1,4 +1,4 @@
-"""One log line per HTTP request, under the id that the caller gave it or that it got here."""
+"""One log line per HTTP request, under the id that the caller sent or that it gets here."""
 
 import logging
 import secrets
@@ -11,13 +11,14 @@ from services.runtime import logs
 
 HEADER = b"x-request-id"
 MAX_ID_LENGTH = 64
-ASKED_ALL_THE_TIME = ("/healthz", "/readyz")
+MAX_PATH_LENGTH = 200  # in the log
+PROBES = ("/healthz", "/readyz")  # logged at DEBUG
 
 log = logging.getLogger(__name__)
 
 
-class Access:
-    """Around the whole app, as Litestar's own middleware doesn't see a 404."""
+class AccessLog:
+    """ASGI middleware around the whole app, as Litestar's own middleware doesn't see a 404."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -38,22 +39,28 @@ class Access:
             await send(message)
 
         started = time.monotonic()
-        # matched as it was sent, since a session's id may hold a slash
+        # routed by the path as sent, since a session's id may contain an encoded slash
         scope["path"] = scope["raw_path"].decode("ascii", "replace").partition("?")[0]
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            _note(scope, status, time.monotonic() - started)
+            _log(scope, status, time.monotonic() - started)
 
 
 def _request_id(scope: HTTPScope) -> str:
-    """Only what can't break a log line or a header is kept of the caller's."""
+    """Return the caller's id without characters that could break a log line or a header."""
     given = dict(scope["headers"]).get(HEADER, b"").decode("ascii", "ignore")
     return "".join(filter(str.isprintable, given))[:MAX_ID_LENGTH].strip() or secrets.token_hex(8)
 
 
-def _note(scope: HTTPScope, status: int, seconds: float) -> None:
-    level = logging.DEBUG if scope["path"] in ASKED_ALL_THE_TIME else logging.INFO
-    # as it was sent: the decoded path can hold line breaks, the query somebody's session
-    path = scope["raw_path"].decode("ascii", "replace").partition("?")[0][:200]
-    log.log(level, "%s %s %s %.0f ms", scope["method"], path, status or "-", seconds * 1000)
+def _log(scope: HTTPScope, status: int, seconds: float) -> None:
+    """Log the path as sent: decoded it can hold line breaks, and the query may be private."""
+    level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
+    log.log(
+        level,
+        "request finished method=%s path=%s status=%s ms=%.0f",
+        scope["method"],
+        scope["path"][:MAX_PATH_LENGTH],
+        status or "-",
+        seconds * 1000,
+    )

@@ -11,7 +11,7 @@ from services.contract.history import ClearRequest, ExchangePage, ExchangeView, 
 from services.contract.messages import JsonSchema, JsonSchemaFormat, Usage
 from services.contract.version import VERSION
 from services.runtime.bus import Bus
-from tests.edge.conftest import edge_on, until_gone
+from tests.edge.conftest import edge_on, until_disconnected
 from tests.edge.test_errors import error_of
 from tests.fakes import HELLO, scripted_history, scripted_worker
 from tests.servers import nats_server, running
@@ -203,7 +203,7 @@ async def test_without_nats_everything_says_so_at_once(tmp_path: Path) -> None:
         async with Bus.connect(f"nats://127.0.0.1:{server.port}", "test") as bus:
             async with edge_on(bus) as http:
                 server.stop(signal.SIGKILL)
-                await until_gone(bus)
+                await until_disconnected(bus)
                 async with asyncio.timeout(1):
                     refused = [
                         await http.post("/chat", json={"prompt": "hi"}),

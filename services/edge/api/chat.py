@@ -1,0 +1,186 @@
+"""`/chat`: asks within a session, resumes an answer from anywhere, and cancels it."""
+
+import logging
+from typing import Any, Literal
+
+import msgspec
+from litestar import delete, post
+from litestar.params import FromPath
+from litestar.response.base import ASGIResponse
+from litestar.types import ASGIApp
+from msgspec import Raw
+
+from services.client.chat_client import new_request_id
+from services.contract import prompts, subjects
+from services.contract.codec import decode
+from services.contract.errors import ServiceError
+from services.contract.messages import ChatRequest, Done, PromptRequest, StreamEvent, Token
+from services.edge.context import Edge, Tenant, TheEdge
+from services.edge.errors import AnyRequest
+from services.edge.history_client import check_connected
+from services.edge.limits import EdgeLimits
+from services.edge.parameters import get
+from services.edge.request_body import check_sizes
+from services.edge.sse import UNCOMPRESSED, AnswerEvents, SseResponse, data_line, merge
+
+END: Literal["end"] = "end"
+"""The id of the last event. The id of any other is the length of the answer up to it."""
+RETRY = b"retry: 500\n\n"  # milliseconds
+
+MISSING_KEY = (
+    "POST /chat with Last-Event-ID needs the Idempotency-Key of the original request. Send both, or"
+    " resume with GET /chat/{request_id}."
+)
+
+log = logging.getLogger(__name__)
+
+
+class ChatBody(PromptRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /chat`."""
+
+
+EXAMPLE = 'Send JSON like {"prompt": "Hello"}; the fields are ' + ", ".join(
+    ChatBody.__struct_fields__
+)
+
+
+@post("/chat", status_code=200, opt={UNCOMPRESSED: True})
+async def chat(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
+    """
+    Answer a prompt. A repeat with the same `Idempotency-Key` gets the same answer, running or
+    finished; with `Last-Event-ID` as well, only the events after that one.
+    """
+    prompt = read_prompt(await request.body(), edge.limits)
+    key, offset = request.headers.get("idempotency-key"), _last_event_id(request)
+    answers = edge.stored_answers(tenant)
+    if offset and not key:
+        raise ServiceError("invalid_request", MISSING_KEY)
+    if offset == END:
+        return _no_content()
+    if key and offset:
+        request_id, is_new = await answers.find(key, prompt), False
+    elif key:
+        request_id, is_new = await answers.claim(key, prompt)
+    else:
+        request_id, is_new = new_request_id(), True
+    if not is_new:
+        return _respond(edge, answers.resume(request_id, offset), request_id)
+    log.info("chat requested answer=%s", request_id)
+    asked = ChatRequest(
+        **msgspec.structs.asdict(prompt), request_id=request_id, grace_s=edge.limits.grace_seconds
+    )
+    return _respond(edge, edge.chat_client(tenant).stream(asked), request_id)
+
+
+@get("/chat/{request_id:str}", opt={UNCOMPRESSED: True})
+async def resume(
+    request: AnyRequest, request_id: FromPath[str], edge: TheEdge, tenant: Tenant
+) -> ASGIApp:
+    """
+    Send the events of an answer after `Last-Event-ID`, or all of them. After the last event the
+    status is 204, which stops an EventSource from reconnecting.
+    """
+    check_id(request_id)
+    offset = _last_event_id(request)
+    if offset == END:
+        return _no_content()
+    log.info("chat resumed answer=%s offset=%d", request_id, offset)
+    events = edge.stored_answers(tenant).resume(request_id, offset)
+    return _respond(edge, events, request_id)
+
+
+@delete("/chat/{request_id:str}", status_code=202)
+async def cancel(request_id: FromPath[str], edge: TheEdge, tenant: Tenant) -> dict[str, str]:
+    """Cancel an answer. Only its worker knows whether it runs, and a cancel has no reply."""
+    check_id(request_id)
+    check_connected(edge.bus)
+    await edge.chat_client(tenant).cancel(request_id)
+    return {"status": "cancelling", "request_id": request_id}
+
+
+class ChatEncoder:
+    """
+    Writes `token` events, then `done` or `error`. Each event's id says how much of the answer the
+    client has, for Last-Event-ID.
+    """
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"content-location", f"/chat/{self._request_id}".encode())]
+
+    def begin(self) -> bytes:
+        return b""
+
+    def encode(self, number: int, event: StreamEvent) -> bytes:
+        match event:
+            case Token(offset=offset, text=text, logprobs=logprobs):
+                more = {} if logprobs is None else {"logprobs": logprobs}
+                return b"id: %d\n%b" % (offset + len(text), _data({"token": text, **more}))
+            case Done():
+                return b"id: %b\n%b" % (END.encode(), _data(self._done(event)))
+        return b""
+
+    def end(self) -> bytes:
+        return b""
+
+    def fail(self, error: ServiceError) -> bytes:
+        return _data({"error": error.message, "code": error.code})
+
+    def interrupt(self) -> bytes:
+        """Write no event: the client reconnects with `Last-Event-ID`, to another edge."""
+        return RETRY
+
+    def _done(self, event: Done) -> dict[str, Any]:
+        content = msgspec.structs.asdict(event)
+        del content["length"]  # the ids of the events have it
+        return {"done": True, **content, "request_id": self._request_id}
+
+
+def read_prompt(body: bytes, limits: EdgeLimits) -> PromptRequest:
+    """Decode JSON, whatever the content type says: `curl -d` sends it as a form."""
+    if not body.strip():
+        raise ServiceError("invalid_request", f"The body is empty. {EXAMPLE}.")
+    try:
+        check_sizes(decode(body, dict[str, Raw]), limits)
+        prompt = decode(body, ChatBody)
+    except ServiceError as error:
+        if error.code != "invalid_request":
+            raise
+        raise ServiceError("invalid_request", f"{error} {EXAMPLE}.") from error
+    prompts.check(prompt)
+    return prompt
+
+
+def check_id(request_id: str) -> None:
+    """Raises ServiceError(not_found) for a text that no request id can be."""
+    if not subjects.is_id(request_id):
+        raise ServiceError("not_found", "There is no such request: the request id is invalid.")
+
+
+def _respond(edge: Edge, events: AnswerEvents, request_id: str) -> ASGIApp:
+    limits = edge.limits
+    numbered = merge([events], limits.max_queued_events)
+    return SseResponse(numbered, ChatEncoder(request_id), edge.workers.to_error, limits)
+
+
+def _last_event_id(request: AnyRequest) -> int | Literal["end"]:
+    """Return the length of the answer up to the last event that the client has, or `end`."""
+    given = request.headers.get("last-event-id") or "0"
+    if given == END:
+        return END
+    if not given.isdecimal() or not given.isascii() or len(given) > 9:
+        raise ServiceError(
+            "invalid_request", f"Last-Event-ID must be the id of an event, not {given[:20]!r}."
+        )
+    return int(given)
+
+
+def _no_content() -> ASGIApp:
+    return ASGIResponse(status_code=204)
+
+
+def _data(content: dict[str, Any]) -> bytes:
+    return data_line(msgspec.json.encode(content))

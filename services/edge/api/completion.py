@@ -1,0 +1,233 @@
+"""What both completion endpoints of OpenAI's API share, from the request to the response."""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+from litestar import Response
+from litestar.types import ASGIApp
+from msgspec import Struct
+from msgspec.structs import replace
+
+from services.client.chat_client import new_request_id
+from services.client.routing import WorkerDirectory
+from services.contract import prompts
+from services.contract.errors import ServiceError
+from services.contract.messages import ChatRequest, Done, Failed, StreamEvent, Token, Usage
+from services.edge import errors
+from services.edge.api.objects import (
+    ChatChunk,
+    ChatCompletion,
+    CompletionUsage,
+    PromptDetails,
+    TextCompletion,
+)
+from services.edge.api.openai_requests import CompletionRequest
+from services.edge.context import Edge
+from services.edge.errors import AnyRequest, shutting_down
+from services.edge.sse import (
+    NumberedEvents,
+    SseResponse,
+    ToError,
+    data_line,
+    merge,
+    while_connected,
+)
+
+DONE = b"data: [DONE]\n\n"
+MAX_SESSION_ID_LENGTH = 128  # a longer one is hashed, as it is only compared
+SESSION_HEADERS = ("x-session-id", "x-conversation-id", "x-openwebui-chat-id")
+
+log = logging.getLogger(__name__)
+
+
+class Endpoint(NamedTuple):
+    """The types of an endpoint's objects, and the prefix of their ids."""
+
+    id_prefix: str
+    chunk: type[Struct]
+    completion: type[Struct]
+
+
+CHAT = Endpoint("chatcmpl", ChatChunk, ChatCompletion)
+TEXT = Endpoint("cmpl", TextCompletion, TextCompletion)
+
+
+class ChoiceBuilder(Protocol):
+    """Builds one choice of a completion. Each method but `build` returns the chunks to stream."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether nothing that the model still generates can belong to the choice."""
+
+    def begin(self) -> Iterable[Struct]: ...
+
+    def push(self, token: Token) -> Iterable[Struct]: ...
+
+    def end(self, done: Done) -> Iterable[Struct]:
+        """The last chunk has the finish reason."""
+
+    def build(self) -> Struct:
+        """Return the choice of a completion that is not streamed, after its end."""
+
+
+class CompletionEncoder:
+    """
+    Encodes a completion: as server-sent events (sse.Encoder), or as one object. `n` choices each
+    belong to one prompt; `heading` has the fields of all objects. `cancel` stops the generation of
+    a choice; its Done, with the usage, still follows.
+    """
+
+    headers = ()
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        heading: dict[str, Any],
+        choices: Sequence[ChoiceBuilder],
+        n: int,
+        cancel: Callable[[int], None],
+        includes_usage: bool,
+    ) -> None:
+        self._endpoint = endpoint
+        self._heading = heading
+        self._choices = choices
+        self._n = n
+        self._cancel = cancel
+        # OpenAI's API: null in all chunks but the last, which has no choices
+        self._no_usage = {"usage": None} if includes_usage else {}
+        self._usages: dict[int, Usage] = {}
+
+    def begin(self) -> bytes:
+        return self._events(chunk for choice in self._choices for chunk in choice.begin())
+
+    def encode(self, number: int, event: StreamEvent) -> bytes:
+        return self._events(self._push(number, event))
+
+    def end(self) -> bytes:
+        if not self._no_usage:
+            return DONE
+        return self._event((), usage=self._usage()) + DONE
+
+    def fail(self, error: ServiceError) -> bytes:
+        """The SDKs raise an event with an error."""
+        return data_line(msgspec.json.encode(errors.body(error))) + DONE
+
+    def interrupt(self) -> bytes:
+        return self.fail(shutting_down())
+
+    async def collect(self, events: NumberedEvents, to_error: ToError) -> Struct:
+        """Return the completion. Raises ServiceError if one of its answers fails."""
+        async with aclosing(events):
+            async for number, event in events:
+                if isinstance(event, Failed):
+                    raise to_error(event)
+                self._push(number, event)
+        choices = tuple(choice.build() for choice in self._choices)
+        return self._endpoint.completion(choices=choices, usage=self._usage(), **self._heading)
+
+    def _push(self, number: int, event: StreamEvent) -> list[Struct]:
+        """Add an event to its choice. Cancel the generation if that completes the choice."""
+        choice = self._choices[number]
+        match event:
+            case Token():
+                was_complete = choice.is_complete
+                chunks = [*choice.push(event)]
+                if choice.is_complete and not was_complete:
+                    self._cancel(number)
+                return chunks
+            case Done():
+                self._usages[number] = event.usage
+                return [*choice.end(event)]
+        return []
+
+    def _events(self, chunks: Iterable[Struct]) -> bytes:
+        return b"".join(self._event((chunk,), **self._no_usage) for chunk in chunks)
+
+    def _event(self, choices: tuple[Struct, ...], **more: Any) -> bytes:
+        chunk = self._endpoint.chunk(choices=choices, **self._heading, **more)
+        return data_line(msgspec.json.encode(chunk))
+
+    def _usage(self) -> CompletionUsage:
+        """Sum up the usage. Each prompt counts once, however many choices it has."""
+        firsts = [usage for number, usage in self._usages.items() if number % self._n == 0]
+        prompt_tokens = sum(usage.prompt_tokens for usage in firsts)
+        cached_tokens = sum(usage.cached_tokens for usage in firsts)
+        completion_tokens = sum(usage.completion_tokens for usage in self._usages.values())
+        total = prompt_tokens + completion_tokens
+        details = PromptDetails(cached_tokens)
+        return CompletionUsage(prompt_tokens, completion_tokens, total, details)
+
+
+async def respond(
+    request: AnyRequest,
+    edge: Edge,
+    tenant: str,
+    endpoint: Endpoint,
+    body: CompletionRequest,
+    asked: Sequence[ChatRequest],
+    choices: Sequence[ChoiceBuilder],
+) -> ASGIApp:
+    """Generate `body.n` answers to each request, and return the response that sends them."""
+    n = body.n or 1
+    requests = [_number(each, number) for each in asked for number in range(n)]
+    ids = [str(each.request_id) for each in requests]
+    user = f" user={body.user!r:.100}" if body.user else ""
+    log.info("completion requested answers=%s%s", ",".join(ids), user)
+    client = edge.chat_client(tenant)
+
+    def cancel(number: int) -> None:
+        edge.bus.spawn(client.cancel(ids[number]))
+
+    heading = {
+        "id": f"{endpoint.id_prefix}-{ids[0]}",
+        "created": int(time.time()),
+        **_model_fields(edge.workers, body.model),
+    }
+    encoder = CompletionEncoder(endpoint, heading, choices, n, cancel, body.includes_usage)
+    events = merge([client.stream(each) for each in requests], edge.limits.max_queued_events)
+    if body.stream:
+        return SseResponse(events, encoder, edge.workers.to_error, edge.limits)
+    try:
+        collecting = encoder.collect(events, edge.workers.to_error)
+        completion = await while_connected(request.receive, collecting)
+    except asyncio.CancelledError:  # by uvicorn, when the drain took too long
+        raise shutting_down() from None
+    return Response(completion).to_asgi_response(app=None, request=request)
+
+
+def session_of(request: AnyRequest, body: CompletionRequest) -> str:
+    """Return the session that a client names. It only decides which worker has a warm cache."""
+    given = (request.headers.get(header) for header in SESSION_HEADERS)
+    session_id = next(filter(None, given), body.prompt_cache_key or "")
+    if len(session_id) > MAX_SESSION_ID_LENGTH:
+        return hashlib.sha256(session_id.encode()).hexdigest()
+    return session_id
+
+
+def check_length(field: str, count: int, workers: WorkerDirectory, model: str | None) -> None:
+    """
+    Reject a prompt of so many messages or tokens before any work on it, as each message has at
+    least one token. Raises ServiceError(context_length_exceeded).
+    """
+    info = workers.find_model(model)
+    if info and count >= info.context:
+        raise prompts.context_exceeded(field, f"at least {count}", info.context)
+
+
+def _number(request: ChatRequest, number: int) -> ChatRequest:
+    """Return a copy with an id, and a seed of its own, as the same seed gives the same answer."""
+    seed = None if request.seed is None else (request.seed + number) % (2**32 - 1)
+    return replace(request, request_id=new_request_id(), seed=seed)
+
+
+def _model_fields(workers: WorkerDirectory, name: str | None) -> dict[str, str]:
+    info = workers.find_model(name)
+    if info is None:  # the request will fail with the reason
+        return {"model": name or "", "system_fingerprint": ""}
+    return {"model": name or info.name, "system_fingerprint": f"fp_{info.digest[:12]}"}

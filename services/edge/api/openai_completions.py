@@ -1,0 +1,102 @@
+"""`POST /v1/completions`: requests to workers, and their answers as choices of plain text."""
+
+from collections.abc import Iterator
+from itertools import accumulate, chain, islice
+
+from litestar import post
+from litestar.types import ASGIApp
+
+from services.contract.errors import ServiceError
+from services.contract.messages import ChatRequest, Done, Token
+from services.edge.api.completion import TEXT, check_length, respond, session_of
+from services.edge.api.objects import FinishReason, TextChoice, TextLogprobs, finish_reason_of
+from services.edge.api.openai_requests import CompletionBody
+from services.edge.context import Tenant, TheEdge
+from services.edge.errors import AnyRequest
+from services.edge.sse import UNCOMPRESSED
+
+MAX_CHOICES = 64  # for all prompts: as many as a worker's queue holds
+
+
+@post("/v1/completions", status_code=200, opt={UNCOMPRESSED: True})
+async def completions(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
+    body = await edge.bodies.read(request, CompletionBody)
+    for prompt in body.prompts:
+        if not isinstance(prompt, str):
+            check_length("prompt", len(prompt), edge.workers, body.model)
+    prompts = text_requests(body, session_of(request, body))
+    echoes = [str(p.text) if body.echo else "" for p in prompts for _ in range(body.n or 1)]
+    choices = [TextChoiceBuilder(index, echo) for index, echo in enumerate(echoes)]
+    return await respond(request, edge, tenant, TEXT, body, prompts, choices)
+
+
+def text_requests(body: CompletionBody, session_id: str) -> list[ChatRequest]:
+    """
+    Return a request for each prompt. Raises ServiceError(invalid_request) for fields that
+    contradict each other.
+    """
+    if (choices := len(body.prompts) * (body.n or 1)) > MAX_CHOICES:
+        raise ServiceError(
+            "invalid_request",
+            f"The field `n` makes {choices} choices for all prompts; the maximum is {MAX_CHOICES}.",
+        )
+    if body.echo and any(not isinstance(prompt, str) for prompt in body.prompts):
+        raise ServiceError("invalid_request", "The field `echo` is for prompts that are text.")
+    if body.echo and body.logprobs is not None:
+        raise ServiceError(
+            "invalid_request",
+            "The field `echo` can't be combined with logprobs: those of a prompt are not computed.",
+        )
+    return [
+        ChatRequest(**body.sampling, model=body.model, session_id=session_id, text=prompt)
+        for prompt in body.prompts
+    ]
+
+
+class TextChoiceBuilder:
+    """A ChoiceBuilder. `echo` is the prompt if it should precede the answer, else empty."""
+
+    is_complete = False
+
+    def __init__(self, index: int, echo: str) -> None:
+        self._index = index
+        self._echo = echo
+        self._text = echo
+        self._logprobs: list[TextLogprobs] = []
+        self._finish_reason: FinishReason = "stop"
+
+    def begin(self) -> Iterator[TextChoice]:
+        if self._echo:
+            yield TextChoice(self._index, self._echo)
+
+    def push(self, token: Token) -> Iterator[TextChoice]:
+        logprobs = _logprobs(token)
+        if logprobs:
+            self._logprobs.append(logprobs)
+        self._text += token.text
+        yield TextChoice(self._index, token.text, logprobs)
+
+    def end(self, done: Done) -> Iterator[TextChoice]:
+        self._finish_reason = finish_reason_of(done)
+        yield TextChoice(self._index, "", finish_reason=self._finish_reason)
+
+    def build(self) -> TextChoice:
+        logprobs = _join(self._logprobs) if self._logprobs else None
+        return TextChoice(self._index, self._text, logprobs, self._finish_reason)
+
+
+def _logprobs(token: Token) -> TextLogprobs | None:
+    if token.logprobs is None:
+        return None
+    offsets = accumulate((len(each.text) for each in token.logprobs), initial=token.offset)
+    return TextLogprobs(
+        tuple(each.text for each in token.logprobs),
+        tuple(each.logprob for each in token.logprobs),
+        tuple({likely.text: likely.logprob for likely in each.top} for each in token.logprobs),
+        tuple(islice(offsets, len(token.logprobs))),
+    )
+
+
+def _join(parts: list[TextLogprobs]) -> TextLogprobs:
+    fields = ((getattr(part, name) for part in parts) for name in TextLogprobs.__struct_fields__)
+    return TextLogprobs(*(tuple(chain.from_iterable(field)) for field in fields))

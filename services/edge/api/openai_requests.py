@@ -1,0 +1,94 @@
+"""The types of /v1 request bodies, after translation. See fields.py for what else is accepted."""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from services.contract.conversation import Conversation, ToolChoice, Tools
+from services.contract.errors import ServiceError
+from services.contract.messages import MaxTokens, ModelName, Sampling, Stop, TokenId, Tokens
+from services.contract.tokens import DetokenizeRequest, Text
+
+Choices = Annotated[int, Meta(ge=1, le=16)]
+Prompt = Annotated[str, Meta(min_length=1)]
+Prompts = Annotated[tuple[Prompt | TokenId | Tokens, ...], Meta(min_length=1)]
+"""A list of token ids that form one prompt is an element of this list, after translation."""
+MAX_PROMPTS = 16
+
+
+class StreamOptions(Struct, frozen=True):
+    include_usage: bool = False
+
+
+class CompletionRequest(Sampling, frozen=True, kw_only=True):
+    """The fields of both endpoints. `Sampling` has more than OpenAI's API: top_k, min_p, …"""
+
+    model: ModelName | None = None
+    n: Choices | None = None
+    best_of: Literal[1] | None = None
+    stop: Stop | Annotated[tuple[Stop, ...], Meta(max_length=32)] | None = None  # type: ignore[assignment]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    prompt_cache_key: str | None = None
+    user: str | None = None  # logged
+
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Return the fields of `Sampling`, with `stop` as a tuple."""
+        fields = {name: getattr(self, name) for name in Sampling.__struct_fields__}
+        return fields | {"stop": (self.stop,) if isinstance(self.stop, str) else self.stop}
+
+
+class ChatCompletionBody(CompletionRequest, frozen=True, kw_only=True):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: Conversation
+    max_completion_tokens: MaxTokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: tuple[Literal["text"], ...] | None = None
+
+
+class CompletionBody(CompletionRequest, frozen=True, kw_only=True):
+    """The body of `POST /v1/completions`: a text, token ids, or several of these."""
+
+    prompt: Prompt | Prompts
+    echo: bool | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+    @property
+    def prompts(self) -> list[str | tuple[int, ...]]:
+        """Raises ServiceError(invalid_request) for numbers beside texts, and for too many."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        prompts = [part for part in self.prompt[: MAX_PROMPTS + 1] if not isinstance(part, int)]
+        if len(prompts) < len(self.prompt) or len(prompts) > MAX_PROMPTS:
+            raise ServiceError(
+                "invalid_request",
+                "The field `prompt` must be a text, a list of token ids, or a list of up to"
+                f" {MAX_PROMPTS} of these.",
+            )
+        return prompts
+
+
+class TokenizeBody(Struct, frozen=True):
+    """The body of `POST /v1/tokenize`."""
+
+    content: Text
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+    model: ModelName | None = None
+
+
+class DetokenizeBody(DetokenizeRequest, frozen=True):
+    """The body of `POST /v1/detokenize`."""
+
+    model: ModelName | None = None

@@ -1,0 +1,282 @@
+"""`/sessions`, `/messages` and `/clear-history`: read, describe, export, import, clear, erase."""
+
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, Literal
+
+import msgspec
+from litestar import Response, delete, patch, post
+from litestar.params import FromPath
+from litestar.response import Stream
+from msgspec import Struct
+from msgspec.structs import replace
+
+from services.client.chat_client import new_request_id
+from services.contract import imports, prompts, subjects
+from services.contract.codec import decode, encode
+from services.contract.errors import ServiceError
+from services.contract.history import (
+    ClearRequest,
+    DeleteRequest,
+    DescribeRequest,
+    Description,
+    Exchange,
+    ExchangePage,
+    ExchangeView,
+    ExportPage,
+    ExportRequest,
+    Imported,
+    ImportRequest,
+    MessagesRequest,
+    Session,
+    SessionPage,
+    SessionsRequest,
+)
+from services.contract.messages import Empty, RequestId
+from services.edge.context import Tenant, TheEdge
+from services.edge.errors import AnyRequest, service_error
+from services.edge.history_client import HistoryClient
+from services.edge.limits import EdgeLimits
+from services.edge.parameters import SessionQuery, get, read_path, read_query
+
+CLEAR_EXAMPLE = 'Send JSON like {"session_id": "default"}, or no body'
+DESCRIPTION_EXAMPLE = 'Send JSON like {"title": "Holidays"}; the fields are title and system_prompt'
+LINE_EXAMPLE = 'Each line must be JSON like {"prompt": "Hello", "response": "Hi!"}, as in an export'
+
+
+class ClearBody(SessionQuery, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /clear-history`."""
+
+
+class DescriptionBody(Description, frozen=True, forbid_unknown_fields=True):
+    """The body of `PATCH /sessions/{session_id}`."""
+
+
+class ImportLine(Imported, frozen=True, kw_only=True):
+    """An exchange whose request id is optional."""
+
+    request_id: RequestId = "_"
+
+
+EXPORT_FIELDS = {"type", *Exchange.__struct_fields__, *ImportLine.__struct_fields__}
+
+
+class Success(Struct, frozen=True, kw_only=True):
+    status: Literal["success"] = "success"
+    message: str
+
+
+class ImportResult(Struct, frozen=True, kw_only=True):
+    status: Literal["success"] = "success"
+    imported: int
+
+
+@get("/messages")
+async def messages(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> tuple[ExchangeView, ...]:
+    query = read_query(request, MessagesRequest)
+    subject = subjects.history("messages", tenant)
+    return (await edge.history.request(subject, query, ExchangePage)).messages
+
+
+@post("/clear-history", status_code=200, query=SessionQuery)
+async def clear_history(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> Success:
+    session_id = _session_to_clear(request, await request.body())
+    clear = ClearRequest(session_id, new_request_id())
+    await edge.history.request(subjects.history("clear", tenant), clear, Empty)
+    return Success(
+        message=f"The context of session {session_id!r} is cleared; its messages stay readable."
+    )
+
+
+@get("/sessions")
+async def sessions(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> SessionPage:
+    query = read_query(request, SessionsRequest)
+    return await edge.history.request(subjects.history("sessions", tenant), query, SessionPage)
+
+
+@get("/sessions/{session_id:str}/messages")
+async def session_messages(
+    request: AnyRequest, session_id: FromPath[str], edge: TheEdge, tenant: Tenant
+) -> ExchangePage:
+    """Return a page of exchanges, newest first."""
+    query = read_path(request, MessagesRequest, session_id)
+    page = await edge.history.request(subjects.history("messages", tenant), query, ExchangePage)
+    return ExchangePage(page.messages[::-1], page.next)
+
+
+@patch("/sessions/{session_id:str}")
+async def describe(
+    request: AnyRequest, session_id: FromPath[str], edge: TheEdge, tenant: Tenant
+) -> Session:
+    """Set title and system prompt, also of a session without exchanges."""
+    id_ = read_path(request, SessionQuery, session_id).session_id
+    change = DescribeRequest(id_, _read_description(await request.body()), new_request_id())
+    return await edge.history.request(subjects.history("describe", tenant), change, Session)
+
+
+@delete("/sessions/{session_id:str}", status_code=200)
+async def erase(
+    request: AnyRequest, session_id: FromPath[str], edge: TheEdge, tenant: Tenant
+) -> Success:
+    id_ = read_path(request, SessionQuery, session_id).session_id
+    erasure = DeleteRequest(id_, new_request_id())
+    await edge.history.request(subjects.history("delete", tenant), erasure, Empty)
+    return Success(message=f"The session {id_!r} is erased.")
+
+
+@get("/sessions/{session_id:str}/export")
+async def export(
+    request: AnyRequest, session_id: FromPath[str], edge: TheEdge, tenant: Tenant
+) -> Stream:
+    """Send exchanges as JSON Lines, oldest first. An error of the first page has its own status."""
+    query = read_path(request, ExportRequest, session_id)
+    page = await _export_page(edge.history, tenant, query)
+    lines = _export_lines(edge.history, tenant, query.session_id, page)
+    return Stream(() if request.method == "HEAD" else lines, media_type="application/jsonl")
+
+
+class ImportStopped(ServiceError):
+    """An import failed after `imported` lines. Sending the same again imports none twice."""
+
+    def __init__(self, error: ServiceError, imported: int) -> None:
+        message = error.message
+        if imported:
+            message += (
+                f" The first {imported:,} lines are imported. Fix this, and send all lines again:"
+                " none is imported twice."
+            )
+        super().__init__(error.code, message, error.retry_after)
+        self.imported = imported
+
+
+def _import_stopped(request: AnyRequest, error: ImportStopped) -> Response[dict[str, Any]]:
+    response = service_error(request, error)
+    content = {**response.content, "imported": error.imported}
+    return Response(content, status_code=response.status_code, headers=response.headers)
+
+
+@post(
+    "/sessions/{session_id:str}/messages",
+    status_code=200,
+    request_max_body_size=None,
+    exception_handlers={ImportStopped: _import_stopped},
+)
+async def import_(
+    request: AnyRequest, session_id: FromPath[str], edge: TheEdge, tenant: Tenant
+) -> ImportResult:
+    """Append JSON Lines of any length, oldest first, in the format of an export."""
+    id_ = read_path(request, SessionQuery, session_id).session_id
+    subject, limits = subjects.history("import", tenant), edge.limits
+    imported = 0
+    try:
+        async for batch in _batches(_read_lines(request.stream(), limits), limits):
+            await edge.history.request(
+                subject, ImportRequest(id_, batch), Empty, limits.import_seconds
+            )
+            imported += len(batch)
+        if not imported:
+            raise ServiceError("invalid_request", f"The body is empty. {LINE_EXAMPLE}.")
+    except ServiceError as error:
+        raise ImportStopped(error, imported) from error
+    return ImportResult(imported=imported)
+
+
+def _session_to_clear(request: AnyRequest, body: bytes) -> str:
+    """Return the session that the body or the query names."""
+    in_query = read_query(request, SessionQuery).session_id
+    if not body.strip():
+        return in_query
+    try:
+        in_body = decode(body, ClearBody).session_id
+    except ServiceError as error:
+        raise ServiceError("invalid_request", f"{error} {CLEAR_EXAMPLE}.") from error
+    if "session_id" in request.query_params and in_body != in_query:
+        raise ServiceError(
+            "invalid_request",
+            f"The URL names session {in_query!r}, the body {in_body!r}: send only one of them.",
+        )
+    return in_body
+
+
+def _read_description(body: bytes) -> Description:
+    try:
+        given = decode(body or b"{}", DescriptionBody)
+    except ServiceError as error:
+        raise ServiceError("invalid_request", f"{error} {DESCRIPTION_EXAMPLE}.") from error
+    if given == DescriptionBody():
+        raise ServiceError("invalid_request", f"The body sets nothing. {DESCRIPTION_EXAMPLE}.")
+    return Description(given.title, given.system_prompt)
+
+
+async def _export_page(history: HistoryClient, tenant: str, query: ExportRequest) -> ExportPage:
+    return await history.request(subjects.history("export", tenant), query, ExportPage)
+
+
+async def _export_lines(
+    history: HistoryClient, tenant: str, session_id: str, page: ExportPage
+) -> AsyncGenerator[bytes, None]:
+    """Yield all pages as lines. An error breaks the connection, so the client notices it."""
+    while True:
+        yield b"".join(encode(exchange) + b"\n" for exchange in page.exchanges)
+        if page.next is None:
+            return
+        page = await _export_page(history, tenant, ExportRequest(session_id, page.next))
+
+
+async def _read_lines(chunks: AsyncIterator[bytes], limits: EdgeLimits) -> AsyncIterator[Imported]:
+    """Raises ServiceError that names the line."""
+    number, rest = 0, b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            number += 1
+            if line.strip():
+                yield _read_line(line, number, limits)
+        if len(rest) > limits.max_line_bytes:
+            raise _too_large(number + 1, "line", "over", limits.max_line_bytes)
+    if rest.strip():
+        yield _read_line(rest, number + 1, limits)
+
+
+def _read_line(data: bytes, number: int, limits: EdgeLimits) -> Imported:
+    """Decode a line. Without an id it gets one from its text and number, to detect repeats."""
+    try:
+        line = decode(data, ImportLine)
+        imports.check(line)
+        if unknown := decode(data, dict[str, msgspec.Raw]).keys() - EXPORT_FIELDS:
+            why = f"Object contains unknown field `{min(unknown)}`."
+            raise ServiceError("invalid_request", why)
+    except ServiceError as error:
+        raise ServiceError("invalid_request", f"Line {number}: {error} {LINE_EXAMPLE}.") from error
+    for name, size, maximum in (
+        ("prompt", len(line.prompt.encode()), prompts.MAX_BYTES),
+        ("exchange", len(encode(line)), limits.max_exchange_bytes),
+    ):
+        if size > maximum:
+            raise _too_large(number, name, f"{size:,}", maximum)
+    if line.request_id != "_":
+        return line
+    return replace(line, request_id=hashlib.sha256(b"%d %b" % (number, data)).hexdigest()[:32])
+
+
+def _too_large(number: int, what: str, size: str, maximum: int) -> ServiceError:
+    return ServiceError(
+        "payload_too_large",
+        f"Line {number}: the {what} has {size} bytes; the maximum is {maximum:,}.",
+    )
+
+
+async def _batches(
+    lines: AsyncIterator[Imported], limits: EdgeLimits
+) -> AsyncIterator[tuple[Imported, ...]]:
+    batch: list[Imported] = []
+    size = 0
+    async for line in lines:
+        length = len(encode(line))
+        if batch and size + length > limits.import_batch_bytes:
+            yield tuple(batch)
+            batch, size = [], 0
+        batch.append(line)
+        size += length
+    if batch:
+        yield tuple(batch)

@@ -1,0 +1,39 @@
+"""What all route handlers share, and the types of the arguments that Litestar injects into them."""
+
+import asyncio
+from dataclasses import dataclass
+
+from litestar.di import NamedDependency
+
+from services.client.chat_client import ChatClient
+from services.client.routing import WorkerDirectory
+from services.edge.api.openai_body import BodyReader
+from services.edge.history_client import HistoryClient
+from services.edge.idempotency import IdempotencyKeys, StoredAnswers
+from services.edge.limits import EdgeLimits
+from services.runtime.bus import Bus
+
+
+@dataclass(frozen=True)
+class Edge:
+    """The connections and shared state of this process. `draining` is set at shutdown."""
+
+    bus: Bus
+    workers: WorkerDirectory
+    history: HistoryClient
+    keys: IdempotencyKeys
+    bodies: BodyReader
+    draining: asyncio.Event
+    limits: EdgeLimits
+
+    def chat_client(self, tenant: str) -> ChatClient:
+        return ChatClient(self.bus, tenant, self.workers)
+
+    def stored_answers(self, tenant: str) -> StoredAnswers:
+        client = self.chat_client(tenant)
+        return StoredAnswers(tenant, client, self.history, self.keys, self.limits)
+
+
+TheEdge = NamedDependency[Edge]
+Tenant = NamedDependency[str]
+"""The tenant of the request's API key. A route with this argument requires a key."""

@@ -1,0 +1,100 @@
+"""Every limit and timeout of the edge, as one value that is passed to what needs it."""
+
+from dataclasses import dataclass
+
+from services.contract.schemas import MAX_SCHEMA_BYTES
+from services.runtime.bus import TASKS_DEADLINE
+from services.runtime.process import DRAIN_DEADLINE
+
+KIB, MIB = 2**10, 2**20
+ENVELOPE_BYTES = 4 * KIB
+"""Room for the rest of a NATS message beside one exchange."""
+
+
+@dataclass(frozen=True)
+class EdgeLimits:
+    """Times are in seconds. Sizes that depend on NATS are derived from `max_payload_bytes`."""
+
+    max_payload_bytes: int = MIB
+    """Of one NATS message: `max_payload` of the server."""
+
+    # --- one HTTP connection ---
+    overhead_bytes: int = 64 * KIB
+    """Headers, trailers and chunk framing of a request, beyond as many bytes as its body."""
+    slice_bytes: int = 64 * KIB
+    """Parsed in one go, before other connections have a turn."""
+    send_buffer_bytes: int = 128 * KIB
+    """In the kernel, which reports progress in thirds of it."""
+    stall_seconds: float = 30.0
+    """Without progress, after which a client that does not read is disconnected."""
+    stall_checks: int = 6
+    """Of progress, within `stall_seconds`."""
+    linger_seconds: float = 2.0
+    """For a client that is still sending to receive its error."""
+    keep_alive_seconds: int = 75
+    """Longer than proxies keep idle connections, so that they never send on a closed one."""
+    handover_seconds: float = 1.0
+    """At shutdown: /readyz fails and requests are still served, so that routers look elsewhere."""
+
+    # --- the body of a request ---
+    max_body_bytes: int = MIB
+    max_dropped_bytes: int = 32 * MIB
+    """Of a rejected body that is read and dropped before the response."""
+    max_drop_seconds: float = 10.0
+    max_fields: int = 1_000
+    """Of one JSON object."""
+    max_field_bytes: int = 64 * KIB
+    """Of a field without a limit of its own."""
+    max_format_bytes: int = MAX_SCHEMA_BYTES
+    """Of a field for the format of the answer."""
+    max_nested: int = 10_000
+    """Objects and lists in `tools` or in a schema."""
+    max_translated: int = 4_000
+    """Messages (if one needs translation), parts, calls and tools of a /v1 body, in total."""
+
+    # --- answers ---
+    ping_seconds: float = 15.0
+    """Without a byte, after which proxies and browsers may drop a stream."""
+    grace_seconds: float = 10.0
+    """For a disconnected client of /chat to resume before the answer is cancelled."""
+    max_queued_events: int = 64
+    """Of all choices of one completion, while its client reads slowly."""
+
+    # --- idempotency keys ---
+    claim_seconds: float = 2.0
+    """For the edge that claimed a key to find a worker. Later another edge takes over."""
+    claim_poll_seconds: float = 0.05
+    history_restart_seconds: float = 9.0
+    """For history to come back, as long as a worker waits for it."""
+    history_poll_seconds: float = 0.3
+
+    # --- requests to history ---
+    history_seconds: float = 10.0
+    """For a process that is alive."""
+    import_seconds: float = 60.0
+    """For one batch."""
+    ready_seconds: float = 2.5
+    silence_seconds: float = 0.5
+    """Without a sign of life, after which the asked process counts as dead; all are asked then."""
+    total_silence_seconds: float = 2.5
+    """Without a sign of life from any process."""
+
+    @property
+    def drain_seconds(self) -> int:
+        """How long open streams may go on at shutdown. The rest of the deadline is for the bus."""
+        return int(DRAIN_DEADLINE - TASKS_DEADLINE - self.handover_seconds - 2)
+
+    @property
+    def max_exchange_bytes(self) -> int:
+        """The largest exchange that an export can contain, as it fits one NATS message."""
+        return self.max_payload_bytes - ENVELOPE_BYTES
+
+    @property
+    def max_line_bytes(self) -> int:
+        """Of an import, where escapes may make the JSON longer."""
+        return 2 * self.max_payload_bytes
+
+    @property
+    def import_batch_bytes(self) -> int:
+        """Of exchanges that are sent to history at once; a single one may be larger."""
+        return self.max_payload_bytes // 2

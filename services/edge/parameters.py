@@ -1,0 +1,75 @@
+"""What route handlers read from a request besides its body: query, path, headers."""
+
+from functools import partial
+from typing import TypeVar
+from urllib.parse import unquote
+
+import msgspec
+from litestar.enums import HttpMethod
+from litestar.handlers import HTTPRouteHandler
+from msgspec import Struct
+
+from services.contract.errors import ServiceError
+from services.contract.messages import SessionId
+from services.edge.errors import AnyRequest
+
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
+
+S = TypeVar("S", bound=Struct)
+
+get = partial(HTTPRouteHandler, http_method=[HttpMethod.GET, HttpMethod.HEAD])
+"""
+Like Litestar's `get`, for HEAD too, which Litestar has no answer to of its own. uvicorn drops the
+body of the response; a handler that streams ends the stream.
+"""
+
+
+class SessionQuery(Struct, frozen=True):
+    """The query of routes that need nothing but a session."""
+
+    session_id: SessionId = "default"
+
+
+def read_query(request: AnyRequest, kind: type[S]) -> S:
+    """Decode the query. Unknown parameters are ignored; see reject_unknown_parameters."""
+    return _convert(dict(request.query_params), kind, "the query of the URL")
+
+
+def read_path(request: AnyRequest, kind: type[S], session_id: str) -> S:
+    """Decode the query together with the session's id from the path, percent-encoded there."""
+    try:
+        decoded = unquote(session_id, errors="strict")
+    except UnicodeDecodeError as error:
+        message = "The session id in the URL is not UTF-8: percent-encode its UTF-8 bytes."
+        raise ServiceError("invalid_request", message) from error
+    return _convert({**request.query_params, "session_id": decoded}, kind, "the URL")
+
+
+def reject_unknown_parameters(request: AnyRequest) -> None:
+    """
+    Raise ServiceError for an unknown parameter of a route that changes something: a mistyped one
+    must not change the wrong thing. GET and /v1, whose clients add their own, accept any.
+    """
+    path = request.scope["path"]
+    if request.method in SAFE_METHODS or path.startswith("/v1/"):
+        return
+    query: type[Struct] | None = request.route_handler.opt.get("query")
+    known = query.__struct_fields__ if query else ()
+    for name in request.query_params:
+        if name not in known:
+            expected = f"use {', '.join(known)}" if known else "it takes none"
+            raise ServiceError(
+                "invalid_request",
+                f"Unknown parameter {name!r} in the URL of {request.method} {path}: {expected}.",
+            )
+
+
+def wants_html(request: AnyRequest) -> bool:
+    return request.accept.best_match(["application/json", "text/html"]) == "text/html"
+
+
+def _convert(values: dict[str, str], kind: type[S], place: str) -> S:
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ServiceError("invalid_request", f"{error}, in {place}.") from error

@@ -1,0 +1,500 @@
+"""Chat completions by OpenAI's own client; what the worker says is scripted."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace as replace_limits
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from msgspec.structs import replace
+from openai.types.chat import ChatCompletionMessageParam
+
+from services.client.chat_client import ChatClient
+from services.contract.conversation import (
+    ChatMessage,
+    Function,
+    FunctionCall,
+    FunctionName,
+    NamedTool,
+    Tool,
+    ToolCall,
+)
+from services.contract.messages import (
+    ChatRequest,
+    Done,
+    Failed,
+    JsonObjectFormat,
+    Progress,
+    StreamEvent,
+    Timings,
+    Token,
+    TokenLogprob,
+    TokenProbability,
+    Usage,
+)
+from services.runtime.bus import Bus
+from tests.edge.conftest import LIMITS, edge_on
+from tests.fakes import ACCEPTED, DONE, HELLO, Script, scripted_worker
+
+ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
+TOOL: Any = {
+    "type": "function",
+    "function": {"name": "go", "parameters": {"type": "object"}},
+}
+CALL = '<tool_call>\n{"name": "go", "arguments": {"to": "Rome"}}\n</tool_call>'
+
+
+def says(text: str, size: int = 5) -> Script:
+    """In pieces of this many characters."""
+    tokens = [Token(at, text[at : at + size], (1,)) for at in range(0, len(text), size)]
+    return (ACCEPTED, *tokens, DONE)
+
+
+async def test_an_answer_comes_as_openai_s_client_knows_it(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO):
+        got = await client.chat.completions.create(model="demo", messages=ASK)
+    (choice,) = got.choices
+    assert got.id.startswith("chatcmpl-") and got.object == "chat.completion" and got.created > 0
+    assert (choice.message.role, choice.message.content) == ("assistant", "Grüß dich")
+    assert choice.finish_reason == "stop" and choice.message.tool_calls is None
+    assert got.usage is not None and got.usage.prompt_tokens_details is not None
+    assert (got.usage.prompt_tokens, got.usage.completion_tokens, got.usage.total_tokens) == (
+        5,
+        2,
+        7,
+    )
+    assert got.usage.prompt_tokens_details.cached_tokens == 3
+    assert got._request_id
+
+
+async def test_a_stream_begins_with_the_role_and_ends_with_reason_and_usage(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO):
+        stream = await client.chat.completions.create(
+            model="demo", messages=ASK, stream=True, stream_options={"include_usage": True}
+        )
+        first, *middle, last, usage = [chunk async for chunk in stream]
+    assert first.choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in middle) == "Grüß dich"
+    assert all(c.choices[0].delta.role is None and c.usage is None for c in middle)
+    assert last.choices[0].finish_reason == "stop" and last.choices[0].delta.content is None
+    assert usage.choices == [] and usage.usage is not None and usage.usage.total_tokens == 7
+    assert len({c.id for c in (first, *middle, last, usage)}) == 1
+
+
+async def test_the_wire_is_data_lines_and_done(http: httpx.AsyncClient, nats_url: str) -> None:
+    async with scripted_worker(nats_url, HELLO):
+        got = await http.post("/v1/chat/completions", json={"messages": ASK, "stream": True})
+    assert got.headers["content-type"].startswith("text/event-stream")
+    assert got.headers["cache-control"] == "no-cache" and got.headers["x-accel-buffering"] == "no"
+    *events, done, end = got.text.split("\n\n")
+    assert (done, end) == ("data: [DONE]", "")
+    assert all("usage" not in json.loads(event.removeprefix("data: ")) for event in events)
+
+
+async def test_all_that_is_honoured_reaches_the_worker(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        await client.chat.completions.create(
+            model="demo:shout",
+            messages=[
+                {"role": "developer", "content": "be kind"},
+                {"role": "user", "content": [{"type": "text", "text": "hi"}], "name": "Ada"},
+                {
+                    "role": "assistant",
+                    "tool_calls": [
+                        {"id": "1", "type": "function", "function": {"name": "go", "arguments": ""}}
+                    ],
+                },
+                {"role": "tool", "content": "there", "tool_call_id": "1"},
+            ],
+            frequency_penalty=1,
+            logit_bias={"5": -100},
+            logprobs=True,
+            top_logprobs=2,
+            max_completion_tokens=7,
+            presence_penalty=-1,
+            seed=3,
+            stop="\n",
+            temperature=0.5,
+            top_p=0.9,
+            tools=[TOOL],
+            tool_choice={"type": "function", "function": {"name": "go"}},
+            parallel_tool_calls=False,
+            user="somebody",
+            prompt_cache_key="mine",
+            extra_body={"top_k": 3, "min_p": 0.1, "repeat_penalty": 1.2},
+        )
+    ((_, request),) = worker.requests
+    assert request.messages is not None
+    developer, user, assistant, tool = request.messages
+    assert (developer, user.text, user.name) == (ChatMessage("developer", "be kind"), "hi", "Ada")
+    assert assistant.tool_calls == (ToolCall("1", FunctionCall("go", "")),)
+    assert tool == ChatMessage("tool", "there", tool_call_id="1")
+    asked = {
+        "model": "demo:shout",
+        "session_id": "mine",
+        "frequency_penalty": 1,
+        "logit_bias": {"5": -100},
+        "logprobs": 2,
+        "max_tokens": 7,
+        "presence_penalty": -1,
+        "seed": 3,
+        "stop": ("\n",),
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 3,
+        "min_p": 0.1,
+        "repeat_penalty": 1.2,
+        "tools": (Tool(Function("go", None, {"type": "object"})),),
+        "tool_choice": NamedTool(FunctionName("go")),
+        "parallel_tool_calls": False,
+        "grace_s": 0,
+        "prompt": "",
+    }
+    assert {name: getattr(request, name) for name in asked} == asked
+
+
+async def test_json_and_stop_lists_reach_the_worker(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        await client.chat.completions.create(
+            model="demo",
+            messages=ASK,
+            stop=["a", "b"],
+            max_tokens=3,
+            response_format={"type": "json_object"},
+        )
+    ((_, request),) = worker.requests
+    assert (request.stop, request.max_tokens) == (("a", "b"), 3)
+    assert request.response_format == JsonObjectFormat() and request.session_id == ""
+
+
+@pytest.mark.parametrize("header", ["X-Session-Id", "X-Conversation-Id", "X-OpenWebUI-Chat-Id"])
+async def test_a_session_in_a_header_is_what_routes(
+    client: openai.AsyncOpenAI, nats_url: str, header: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        await client.chat.completions.create(
+            model="demo", messages=ASK, extra_headers={header: "my chat"}
+        )
+    assert worker.requests[0][1].session_id == "my chat"
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"response_format": {"type": "sound"}}, "response_format"),
+        ({"n": 17}, "n"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+        ({"messages": [{"role": "user", "content": 123}]}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages"),
+        ({"messages": [{}]}, "role"),
+        ({"messages": []}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"temperature": "hot"}, "temperature"),
+    ],
+    ids=str,
+)
+async def test_what_is_not_honoured_is_refused_by_its_name(
+    client: openai.AsyncOpenAI, nats_url: str, more: dict[str, Any], param: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        with pytest.raises(openai.BadRequestError) as error:
+            await client.chat.completions.create(model="demo", messages=ASK, extra_body=more)
+    assert error.value.param == param and error.value.code == "invalid_request"
+    assert not worker.requests
+
+
+async def test_what_asks_for_nothing_is_no_parameter(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    said: Any = {"role": "assistant", "content": "x", "refusal": None, "annotations": []}
+    more: Any = {"store": False, "functions": None, "metadata": {}, "messages": [*ASK, said, *ASK]}
+    async with scripted_worker(nats_url, HELLO):
+        got = await client.chat.completions.with_raw_response.create(
+            model="demo", messages=ASK, extra_body=more
+        )
+    assert got.status_code == 200 and "x-ignored-fields" not in got.headers
+
+
+async def test_n_answers_have_seeds_of_their_own_and_count_the_prompt_once(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        got = await client.chat.completions.create(model="demo", messages=ASK, n=3, seed=5)
+        stream = await client.chat.completions.create(model="demo", messages=ASK, n=2, stream=True)
+        chunks = [chunk async for chunk in stream]
+    assert [choice.index for choice in got.choices] == [0, 1, 2]
+    assert {choice.message.content for choice in got.choices} == {"Grüß dich"}
+    assert got.usage is not None and got.usage.prompt_tokens_details is not None
+    assert (got.usage.prompt_tokens, got.usage.completion_tokens) == (5, 6)
+    assert got.usage.prompt_tokens_details.cached_tokens == 3
+    assert sorted(r.seed or 0 for _, r in worker.requests[:3]) == [5, 6, 7]
+    assert len({r.request_id for _, r in worker.requests}) == 5
+    for index in (0, 1):
+        mine = [c.choices[0] for c in chunks if c.choices[0].index == index]
+        assert "".join(c.delta.content or "" for c in mine) == "Grüß dich"
+        assert [c.finish_reason for c in mine if c.finish_reason] == ["stop"]
+
+
+async def test_calls_are_parsed(client: openai.AsyncOpenAI, nats_url: str) -> None:
+    async with scripted_worker(nats_url, says(f"Let me see.\n{CALL}\n{CALL}")):
+        got = await client.chat.completions.create(model="demo", messages=ASK, tools=[TOOL])
+    (choice,) = got.choices
+    assert choice.finish_reason == "tool_calls" and choice.message.content == "Let me see."
+    assert choice.message.tool_calls is not None
+    first, second = choice.message.tool_calls
+    assert first.type == "function" and first.id != second.id and len(first.id) == 9
+    assert (first.function.name, json.loads(first.function.arguments)) == ("go", {"to": "Rome"})
+
+
+async def test_calls_are_streamed_and_put_together_by_the_client(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, says(f"{CALL}\n{CALL}")):
+        async with client.chat.completions.stream(
+            model="demo", messages=ASK, tools=[TOOL]
+        ) as stream:
+            kinds = {event.type async for event in stream}
+            got = await stream.get_final_completion()
+    assert "tool_calls.function.arguments.delta" in kinds
+    (choice,) = got.choices
+    assert choice.finish_reason == "tool_calls" and choice.message.tool_calls is not None
+    assert [call.function.arguments for call in choice.message.tool_calls] == [
+        '{"to": "Rome"}',
+        '{"to": "Rome"}',
+    ]
+
+
+async def test_a_call_begins_with_no_arguments_and_not_without_any(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, says(CALL)):
+        body = {"messages": ASK, "tools": [TOOL], "stream": True}
+        got = await http.post("/v1/chat/completions", json=body)
+    events = [json.loads(line[6:]) for line in got.text.splitlines() if line.startswith("data: {")]
+    calls = [c for e in events for c in e["choices"][0]["delta"].get("tool_calls", ())]
+    assert calls[0]["function"] == {"name": "go", "arguments": ""} and calls[0]["index"] == 0
+    assert all(call.keys() == {"index", "function"} for call in calls[1:])
+    assert "".join(call["function"]["arguments"] for call in calls) == '{"to": "Rome"}'
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_first_call_ends_an_answer_without_parallel_calls(
+    client: openai.AsyncOpenAI, nats_url: str, stream: bool
+) -> None:
+    *first, _ = says(CALL)
+    script = (*first, 0.3, *says(f"{CALL} and more")[1:-1], 30.0, DONE)
+    async with scripted_worker(nats_url, script) as worker:
+        asked: Any = {"model": "demo", "messages": ASK, "tools": [TOOL]}
+        if stream:
+            async with client.chat.completions.stream(**asked, parallel_tool_calls=False) as events:
+                got: Any = await events.get_final_completion()
+        else:
+            got = await client.chat.completions.create(**asked, parallel_tool_calls=False)
+        ((_, request),) = worker.requests
+        assert (await worker.cancelled.get())[1] == request.request_id
+        assert worker.cancelled.empty()
+    (choice,) = got.choices
+    assert choice.finish_reason == "tool_calls" and not choice.message.content
+    (call,) = choice.message.tool_calls
+    assert json.loads(call.function.arguments) == {"to": "Rome"}
+    assert stream or got.usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [CALL, '```json\n{"name": "go"}\n```', '<tool_call>{"name": "the sky", "arguments": {"a": b}}'],
+)
+async def test_the_stream_helper_s_message_can_be_sent_back(
+    client: openai.AsyncOpenAI, nats_url: str, text: str
+) -> None:
+    """Calls keep the `index` of the stream and the model's text."""
+    async with scripted_worker(nats_url, says(text)) as worker:
+        async with client.chat.completions.stream(
+            model="demo", messages=ASK, tools=[TOOL]
+        ) as stream:
+            first = await stream.get_final_completion()
+        said: Any = first.choices[0].message
+        (call,) = said.tool_calls
+        result: Any = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+        async with client.chat.completions.stream(
+            model="demo", messages=[*ASK, said, result], tools=[TOOL]
+        ) as stream:
+            await stream.get_final_completion()
+    _, (_, request) = worker.requests
+    assert request.messages is not None and request.messages[1].tool_calls is not None
+    assert request.messages[1].tool_calls == (
+        ToolCall(call.id, FunctionCall(call.function.name, call.function.arguments)),
+    )
+
+
+async def test_without_functions_what_looks_like_a_call_is_text(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, says(CALL)):
+        plain = await client.chat.completions.create(model="demo", messages=ASK)
+        none = await client.chat.completions.create(
+            model="demo", messages=ASK, tools=[TOOL], tool_choice="none"
+        )
+    for got in (plain, none):
+        assert got.choices[0].message.content == CALL
+        assert got.choices[0].message.tool_calls is None
+
+
+async def test_a_call_that_is_cut_off_is_not_complete(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    for reason in ("length", "stop"):  # by a stop string
+        script = (*says(CALL[:45])[:-1], replace(DONE, finish_reason=reason))
+        async with scripted_worker(nats_url, script):
+            got = await client.chat.completions.create(model="demo", messages=ASK, tools=[TOOL])
+        (choice,) = got.choices
+        assert choice.message.tool_calls is not None and choice.finish_reason == reason
+
+
+async def test_logprobs_have_openai_s_form(client: openai.AsyncOpenAI, nats_url: str) -> None:
+    told = TokenLogprob(1, "é", (195, 169), -0.5, (TokenProbability(2, "e", (101,), -0.25),))
+    script = (ACCEPTED, Token(0, "é", (1,), (told,)), Token(1, "é", (1,), (told,)), DONE)
+    async with scripted_worker(nats_url, script):
+        got = await client.chat.completions.create(
+            model="demo", messages=ASK, logprobs=True, top_logprobs=1
+        )
+        stream = await client.chat.completions.create(
+            model="demo", messages=ASK, logprobs=True, top_logprobs=1, stream=True
+        )
+        chunks = [chunk.choices[0].logprobs async for chunk in stream]
+    assert got.choices[0].logprobs is not None
+    assert got.choices[0].logprobs.content is not None
+    first, _ = got.choices[0].logprobs.content
+    assert (first.token, first.bytes, first.logprob) == ("é", [195, 169], -0.5)
+    assert [(top.token, top.logprob) for top in first.top_logprobs] == [("e", -0.25)]
+    assert sum(len(part.content or ()) for part in chunks if part) == 2
+
+
+@pytest.mark.parametrize("reason", ["length", "loop", "cancelled"])
+async def test_an_answer_that_was_cut_does_not_say_that_it_stopped(
+    client: openai.AsyncOpenAI, nats_url: str, reason: Any
+) -> None:
+    done = Done(reason, Usage(1, 1, 0), Timings(0, 0, 0), 0, "none")
+    async with scripted_worker(nats_url, (ACCEPTED, Token(0, "a", (1,)), done)):
+        got = await client.chat.completions.create(model="demo", messages=ASK)
+    assert got.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_who_closes_the_connection_ends_the_answer(
+    client: openai.AsyncOpenAI, nats_url: str, stream: bool
+) -> None:
+    script: Script = (ACCEPTED, Token(0, "a", (1,)), *[0.05] * 200, DONE)
+    async with scripted_worker(nats_url, script) as worker:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                asked: Any = client.chat.completions.create(
+                    model="demo", messages=ASK, stream=stream
+                )
+                async for _ in await asked:
+                    pass
+        async with asyncio.timeout(2):
+            _, request_id = await worker.cancelled.get()
+    assert request_id == worker.requests[0][1].request_id
+
+
+async def test_closing_a_stream_ends_all_its_answers(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    script: Script = (ACCEPTED, Token(0, "a", (1,)), *[0.05] * 200, DONE)
+    async with scripted_worker(nats_url, script) as worker:
+        stream = await client.chat.completions.create(model="demo", messages=ASK, stream=True, n=2)
+        async for chunk in stream:
+            if chunk.choices[0].delta.content:
+                break
+        await stream.close()
+        async with asyncio.timeout(2):
+            cancelled = {(await worker.cancelled.get())[1] for _ in range(2)}
+    assert cancelled == {request.request_id for _, request in worker.requests}
+
+
+async def test_a_failure_before_the_first_token_has_its_status(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    failed = Failed("overloaded", "try again", 2.5)
+    async with scripted_worker(nats_url, (ACCEPTED, failed)):
+        for stream in (False, True):
+            with pytest.raises(openai.InternalServerError) as error:
+                asked: Any = client.chat.completions.create(
+                    model="demo", messages=ASK, stream=stream
+                )
+                await asked
+            assert error.value.status_code == 503 and error.value.code == "overloaded"
+            assert error.value.response.headers["retry-after"] == "3"
+
+
+async def test_a_failure_in_a_stream_is_raised_by_the_client(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    script = (ACCEPTED, Token(0, "half", (1,)), Failed("worker_lost", "it is gone", 1))
+    async with scripted_worker(nats_url, script):
+        stream = await client.chat.completions.create(model="demo", messages=ASK, stream=True)
+        with pytest.raises(openai.APIError, match="it is gone"):
+            async for _ in stream:
+                pass
+        with pytest.raises(openai.InternalServerError):
+            await client.chat.completions.create(model="demo", messages=ASK)
+
+
+async def test_the_client_repeats_what_may_help_and_nothing_else(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    trying = client.with_options(max_retries=1)
+    for failed, tries in [
+        (Failed("overloaded", "try again", 0.1), 2),
+        (Failed("model_unavailable", "it is broken"), 1),
+        (Failed("context_length_exceeded", "too long"), 1),
+    ]:
+        async with scripted_worker(nats_url, (ACCEPTED, failed)) as worker:
+            with pytest.raises(openai.APIStatusError):
+                await trying.chat.completions.create(model="demo", messages=ASK)
+        assert len(worker.requests) == tries
+
+
+async def test_no_worker_is_a_503_that_says_so(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.InternalServerError, match="No inference worker answers") as error:
+        await client.chat.completions.create(model="demo", messages=ASK)
+    assert error.value.code == "no_worker"
+
+
+async def test_quiet_stream_is_pinged(bus: Bus, nats_url: str) -> None:
+    script: Script = (ACCEPTED, Progress(1, 0, 0), 0.1, Progress(1, 0, 0), *HELLO[1:])
+    quick = replace_limits(LIMITS, ping_seconds=0.05)
+    async with edge_on(bus, limits=quick) as http, scripted_worker(nats_url, script):
+        got = await http.post("/v1/chat/completions", json={"messages": ASK, "stream": True})
+    assert got.text.count(": ping\n\n") == 1 and got.text.endswith("data: [DONE]\n\n")
+
+
+async def test_an_answer_that_breaks_off_here_is_an_error_and_no_silence(
+    client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: ChatClient, request: ChatRequest) -> AsyncIterator[StreamEvent]:
+        yield ACCEPTED
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(ChatClient, "stream", broken)
+    for stream in (False, True):
+        with pytest.raises(openai.InternalServerError) as error:
+            asked: Any = client.chat.completions.create(model="demo", messages=ASK, stream=stream)
+            await asked
+        assert error.value.status_code == 500 and error.value.code == "internal"

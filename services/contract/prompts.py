@@ -119,7 +119,7 @@ def check_conversation_bytes(what: str, size: int) -> None:
     if size > MAX_CONVERSATION_BYTES:
         raise ServiceError(
             "payload_too_large",
-            f"The {what} has {size:,} bytes; the maximum is {MAX_CONVERSATION_BYTES:,}: shorten"
+            f"The {what} has {size:,} bytes, and {MAX_CONVERSATION_BYTES:,} is the most: shorten"
             " it.",
         )
 

@@ -23,25 +23,25 @@ class HistoryClient:
         self._limits = limits
 
     async def request(
-        self, subject: str, message: Struct, kind: type[S], timeout: float | None = None
+        self,
+        verb: subjects.HistoryVerb,
+        tenant: str,
+        message: Struct,
+        kind: type[S],
+        timeout: float | None = None,
     ) -> S:
         """
-        Send a request; `timeout` is the time in seconds for a process that works on it (default:
+        Send a request. `timeout` is the time in seconds for a process that works on it (default:
         `history_seconds`). Raises ServiceError.
         """
         timeout = self._limits.history_seconds if timeout is None else timeout
-        check_connected(self._bus)
-        try:
-            return await self._request(subject, message, kind, timeout)
-        except (NoResponders, RequestSilent) as error:
-            raise _unavailable("does not reply") from error
-        except TimeoutError as error:
-            raise _unavailable(f"did not finish in {timeout:.0f} s") from error
+        return await self._ask(subjects.history(verb, tenant), message, kind, timeout)
 
     async def status(self) -> HistoryStatus | None:
         """Return the status of the history service, or None if it can't be had."""
+        timeout = self._limits.history_seconds
         try:
-            return await self.request(subjects.HISTORY_STATUS, Empty(), HistoryStatus)
+            return await self._ask(subjects.HISTORY_STATUS, Empty(), HistoryStatus, timeout)
         except ServiceError:
             return None
 
@@ -49,7 +49,7 @@ class HistoryClient:
         """Raise ServiceError while history rejects chats or hangs; not if it does not run."""
         timeout = self._limits.ready_seconds
         try:
-            status = await self._request(subjects.HISTORY_STATUS, Empty(), HistoryStatus, timeout)
+            status = await self._send(subjects.HISTORY_STATUS, Empty(), HistoryStatus, timeout)
         except NoResponders:
             return
         except TimeoutError as error:
@@ -58,7 +58,16 @@ class HistoryClient:
             message = status.warning or "The history service rejects chats."
             raise ServiceError(status.refuses, message, RETRY_AFTER_SECONDS)
 
-    async def _request(self, subject: str, message: Struct, kind: type[S], timeout: float) -> S:
+    async def _ask(self, subject: str, message: Struct, kind: type[S], timeout: float) -> S:
+        check_connected(self._bus)
+        try:
+            return await self._send(subject, message, kind, timeout)
+        except (NoResponders, RequestSilent) as error:
+            raise _unavailable("does not reply") from error
+        except TimeoutError as error:
+            raise _unavailable(f"did not finish in {timeout:.0f} s") from error
+
+    async def _send(self, subject: str, message: Struct, kind: type[S], timeout: float) -> S:
         """Ask one process, and all only once it is silent: a slow request is not repeated."""
         silence = self._limits.silence_seconds
         try:

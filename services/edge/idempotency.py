@@ -224,8 +224,8 @@ class StoredAnswers:
 
     async def _exchange(self, request_id: str) -> Exchange:
         """Raises ServiceError."""
-        subject = subjects.history("exchange", self._tenant)
-        return await self._history.request(subject, ExchangeRequest(request_id), Exchange)
+        wanted = ExchangeRequest(request_id)
+        return await self._history.request("exchange", self._tenant, wanted, Exchange)
 
 
 def identify(tenant: str, key: str, prompt: PromptRequest) -> KeyedRequest:

@@ -15,69 +15,55 @@ ENVELOPE_BYTES = 4 * KIB
 class EdgeLimits:
     """Times are in seconds. Sizes that depend on NATS are derived from `max_payload_bytes`."""
 
-    max_payload_bytes: int = MIB
-    """Of one NATS message: `max_payload` of the server."""
+    max_payload_bytes: int = MIB  # of one NATS message: `max_payload` of the server
 
     # --- one HTTP connection ---
+    # headers, trailers and chunk framing of a request, beyond as many bytes as its body
     overhead_bytes: int = 64 * KIB
-    """Headers, trailers and chunk framing of a request, beyond as many bytes as its body."""
-    slice_bytes: int = 64 * KIB
-    """Parsed in one go, before other connections have a turn."""
-    send_buffer_bytes: int = 128 * KIB
-    """In the kernel, which reports progress in thirds of it."""
+    slice_bytes: int = 64 * KIB  # parsed in one go, before other connections have a turn
+    send_buffer_bytes: int = 128 * KIB  # in the kernel, which reports progress in thirds of it
+    # without progress, after which a client that does not read is disconnected
     stall_seconds: float = 30.0
-    """Without progress, after which a client that does not read is disconnected."""
-    stall_checks: int = 6
-    """Of progress, within `stall_seconds`."""
-    linger_seconds: float = 2.0
-    """For a client that is still sending to receive its error."""
+    stall_checks: int = 6  # of progress, within `stall_seconds`
+    linger_seconds: float = 2.0  # for a client that is still sending to receive its error
+    # longer than proxies keep idle connections, so that they never send on a closed one
     keep_alive_seconds: int = 75
-    """Longer than proxies keep idle connections, so that they never send on a closed one."""
+    # at shutdown: /readyz fails and requests are still served, so that routers look elsewhere
     handover_seconds: float = 1.0
-    """At shutdown: /readyz fails and requests are still served, so that routers look elsewhere."""
 
     # --- the body of a request ---
     max_body_bytes: int = MIB
+    # of a rejected body that is read and dropped before the response
     max_dropped_bytes: int = 32 * MIB
-    """Of a rejected body that is read and dropped before the response."""
     max_drop_seconds: float = 10.0
-    max_fields: int = 1_000
-    """Of one JSON object."""
-    max_field_bytes: int = 64 * KIB
-    """Of a field without a limit of its own."""
-    max_format_bytes: int = MAX_SCHEMA_BYTES
-    """Of a field for the format of the answer."""
-    max_nested: int = 10_000
-    """Objects and lists in `tools` or in a schema."""
+    max_fields: int = 1_000  # of one JSON object
+    max_field_bytes: int = 64 * KIB  # of a field without a limit of its own
+    max_format_bytes: int = MAX_SCHEMA_BYTES  # of a field for the format of the answer
+    max_nested: int = 10_000  # objects and lists in `tools` or in a schema
+    # messages (if one needs translation), parts, calls and tools of a /v1 body, in total
     max_translated: int = 4_000
-    """Messages (if one needs translation), parts, calls and tools of a /v1 body, in total."""
 
     # --- answers ---
-    ping_seconds: float = 15.0
-    """Without a byte, after which proxies and browsers may drop a stream."""
+    ping_seconds: float = 15.0  # without a byte, after which proxies and browsers may drop a stream
+    # for a disconnected client of /chat to resume before the answer is cancelled
     grace_seconds: float = 10.0
-    """For a disconnected client of /chat to resume before the answer is cancelled."""
-    max_queued_events: int = 64
-    """Of all choices of one completion, while its client reads slowly."""
+    max_queued_events: int = 64  # of all choices of one completion, while its client reads slowly
 
     # --- idempotency keys ---
+    # for the edge that claimed a key to find a worker. Later another edge takes over
     claim_seconds: float = 2.0
-    """For the edge that claimed a key to find a worker. Later another edge takes over."""
     claim_poll_seconds: float = 0.05
+    # for history to come back, as long as a worker waits for it
     history_restart_seconds: float = 9.0
-    """For history to come back, as long as a worker waits for it."""
     history_poll_seconds: float = 0.3
 
     # --- requests to history ---
-    history_seconds: float = 10.0
-    """For a process that is alive."""
-    import_seconds: float = 60.0
-    """For one batch."""
+    history_seconds: float = 10.0  # for a process that is alive
+    import_seconds: float = 60.0  # for one batch
     ready_seconds: float = 2.5
+    # without a sign of life, after which the asked process counts as dead; all are asked then
     silence_seconds: float = 0.5
-    """Without a sign of life, after which the asked process counts as dead; all are asked then."""
-    total_silence_seconds: float = 2.5
-    """Without a sign of life from any process."""
+    total_silence_seconds: float = 2.5  # without a sign of life from any process
 
     @property
     def drain_seconds(self) -> int:

@@ -8,7 +8,8 @@ import httpx
 import msgspec
 import pytest
 
-from services.edge.schema import DESCRIBED
+from services.edge.app import ROUTES
+from services.edge.schema import BODIES, TEXTS
 from services.runtime.bus import Bus
 from tests.edge.conftest import edge_on
 from tests.fakes import HELLO, scripted_worker
@@ -32,7 +33,13 @@ def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]
 async def test_every_route_is_described_with_the_schema_of_its_body(
     document: dict[str, Any],
 ) -> None:
-    assert operations(document).keys() == DESCRIBED.keys()
+    routes = {
+        (method, re.sub(r":\w+}", "}", path))
+        for handler in ROUTES
+        for path in handler.paths
+        for method in handler.http_methods - {"HEAD"}
+    }
+    assert operations(document).keys() == routes
     for (method, path), operation in operations(document).items():
         assert operation["summary"] and operation["tags"], path
         assert (method in ("POST", "PATCH")) == ("requestBody" in operation), path
@@ -94,15 +101,33 @@ async def test_document_describes_keys_and_headers(document: dict[str, Any], bus
 async def test_examples_are_what_they_are_examples_of(
     document: dict[str, Any], http: httpx.AsyncClient, nats_url: str
 ) -> None:
-    for (method, path), described in DESCRIBED.items():
-        if described.body:
-            msgspec.convert(described.example, described.body)
-            body = operations(document)[method, path]["requestBody"]["content"]
-            assert body[described.body_media]["example"] == described.example
+    bodies = {body.__name__: body for body in BODIES}
+    examples = {}
+    for (_, path), operation in operations(document).items():
+        if "requestBody" in operation:
+            (content,) = operation["requestBody"]["content"].values()
+            name = content["schema"]["$ref"].rpartition("/")[2]
+            msgspec.convert(content["example"], bodies[name])
+            examples[path] = content["example"]
     async with scripted_worker(nats_url, HELLO):
         for path in ("/chat", "/v1/chat/completions", "/v1/completions"):
-            answer = await http.post(path, json=DESCRIBED["POST", path].example)
+            answer = await http.post(path, json=examples[path])
             assert answer.status_code == 200, path
+
+
+async def test_every_field_description_is_used(document: dict[str, Any]) -> None:
+    texts = msgspec.yaml.decode(TEXTS.read_bytes())["x-fields"]
+    fields = {
+        name
+        for schema in document["components"]["schemas"].values()
+        for name in schema.get("properties", ())
+    }
+    parameters = {
+        each["name"]
+        for operation in operations(document).values()
+        for each in operation["parameters"]
+    }
+    assert {name.strip("{}") for name in texts} <= fields | parameters
 
 
 async def test_a_query_is_told(document: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from services.client.chat_client import new_request_id
-from services.contract import imports, prompts, subjects
+from services.contract import imports, prompts
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.history import (
@@ -71,36 +71,36 @@ class ImportResult(Struct, frozen=True, kw_only=True):
     imported: int
 
 
-@get("/messages")
+@get("/messages", query=MessagesRequest)
 async def messages(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> tuple[ExchangeView, ...]:
     query = read_query(request, MessagesRequest)
-    subject = subjects.history("messages", tenant)
-    return (await edge.history.request(subject, query, ExchangePage)).messages
+    page = await edge.history.request("messages", tenant, query, ExchangePage)
+    return page.messages
 
 
 @post("/clear-history", status_code=200, query=SessionQuery)
 async def clear_history(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> Success:
     session_id = _session_to_clear(request, await request.body())
     clear = ClearRequest(session_id, new_request_id())
-    await edge.history.request(subjects.history("clear", tenant), clear, Empty)
+    await edge.history.request("clear", tenant, clear, Empty)
     return Success(
         message=f"The context of session {session_id!r} is cleared; its messages stay readable."
     )
 
 
-@get("/sessions")
+@get("/sessions", query=SessionsRequest)
 async def sessions(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> SessionPage:
     query = read_query(request, SessionsRequest)
-    return await edge.history.request(subjects.history("sessions", tenant), query, SessionPage)
+    return await edge.history.request("sessions", tenant, query, SessionPage)
 
 
-@get("/sessions/{session_id:str}/messages")
+@get("/sessions/{session_id:str}/messages", query=MessagesRequest)
 async def session_messages(
     request: AnyRequest, session_id: FromPath[str], edge: TheEdge, tenant: Tenant
 ) -> ExchangePage:
     """Return a page of exchanges, newest first."""
     query = read_path(request, MessagesRequest, session_id)
-    page = await edge.history.request(subjects.history("messages", tenant), query, ExchangePage)
+    page = await edge.history.request("messages", tenant, query, ExchangePage)
     return ExchangePage(page.messages[::-1], page.next)
 
 
@@ -111,7 +111,7 @@ async def describe(
     """Set title and system prompt, also of a session without exchanges."""
     id_ = read_path(request, SessionQuery, session_id).session_id
     change = DescribeRequest(id_, _read_description(await request.body()), new_request_id())
-    return await edge.history.request(subjects.history("describe", tenant), change, Session)
+    return await edge.history.request("describe", tenant, change, Session)
 
 
 @delete("/sessions/{session_id:str}", status_code=200)
@@ -120,7 +120,7 @@ async def erase(
 ) -> Success:
     id_ = read_path(request, SessionQuery, session_id).session_id
     erasure = DeleteRequest(id_, new_request_id())
-    await edge.history.request(subjects.history("delete", tenant), erasure, Empty)
+    await edge.history.request("delete", tenant, erasure, Empty)
     return Success(message=f"The session {id_!r} is erased.")
 
 
@@ -166,13 +166,11 @@ async def import_(
 ) -> ImportResult:
     """Append JSON Lines of any length, oldest first, in the format of an export."""
     id_ = read_path(request, SessionQuery, session_id).session_id
-    subject, limits = subjects.history("import", tenant), edge.limits
-    imported = 0
+    limits, imported = edge.limits, 0
     try:
         async for batch in _batches(_read_lines(request.stream(), limits), limits):
-            await edge.history.request(
-                subject, ImportRequest(id_, batch), Empty, limits.import_seconds
-            )
+            part = ImportRequest(id_, batch)
+            await edge.history.request("import", tenant, part, Empty, limits.import_seconds)
             imported += len(batch)
         if not imported:
             raise ServiceError("invalid_request", f"The body is empty. {LINE_EXAMPLE}.")
@@ -209,7 +207,7 @@ def _read_description(body: bytes) -> Description:
 
 
 async def _export_page(history: HistoryClient, tenant: str, query: ExportRequest) -> ExportPage:
-    return await history.request(subjects.history("export", tenant), query, ExportPage)
+    return await history.request("export", tenant, query, ExportPage)
 
 
 async def _export_lines(

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import msgspec
@@ -103,7 +103,7 @@ async def make_app(
 
     cors = CORSConfig(allow_origins=list(origins), expose_headers=EXPOSED_HEADERS)
     litestar = Litestar(
-        [*ROUTES, *_schema_routes(schema.document(ROUTES, keys.is_open))],
+        [*ROUTES, *_schema_routes(keys.is_open)],
         dependencies={
             "edge": Provide(lambda: edge, sync_to_thread=False),
             "tenant": Provide(tenant, sync_to_thread=False),
@@ -130,8 +130,10 @@ async def make_app(
     return AccessLog(BodyDrain(litestar, limits))
 
 
-def _schema_routes(document: dict[str, Any]) -> list[HTTPRouteHandler]:
+@cache
+def _schema_routes(is_open: bool) -> tuple[HTTPRouteHandler, ...]:
     """Return the routes of the reference: a page for browsers, the document for programs."""
+    document = schema.document(ROUTES, is_open)
     page = pages.reference(document)
     json, yaml = msgspec.json.encode(document), msgspec.yaml.encode(document)
 
@@ -150,7 +152,7 @@ def _schema_routes(document: dict[str, Any]) -> list[HTTPRouteHandler]:
     def json_response() -> Response[bytes]:
         return Response(json, media_type="application/json", headers={"Vary": "Accept"})
 
-    return [negotiated, as_json, as_yaml]
+    return negotiated, as_json, as_yaml
 
 
 async def _check(cors: CORSConfig, request: AnyRequest) -> None:

@@ -27,7 +27,7 @@ class Edge:
     limits: EdgeLimits
 
     def chat_client(self, tenant: str) -> ChatClient:
-        return ChatClient(self.bus, tenant, self.workers)
+        return ChatClient(self.bus, tenant, self.workers, self.limits.failover)
 
     def stored_answers(self, tenant: str) -> StoredAnswers:
         client = self.chat_client(tenant)

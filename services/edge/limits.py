@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from services.contract.schemas import MAX_SCHEMA_BYTES
+from services.client.failover import DEFAULT_POLICY, FailoverPolicy
+from services.contract.messages import MAX_SCHEMA_BYTES
 from services.runtime.bus import TASKS_DEADLINE
 from services.runtime.process import DRAIN_DEADLINE
 
@@ -49,8 +50,10 @@ class EdgeLimits:
     grace_seconds: float = 10.0
     max_queued_events: int = 64  # of all choices of one completion, while its client reads slowly
 
+    failover: FailoverPolicy = DEFAULT_POLICY
+
     # --- idempotency keys ---
-    # for the edge that claimed a key to find a worker. Later another edge takes over
+    # for the edge that claimed a key to find a worker, before another edge takes over
     claim_seconds: float = 2.0
     claim_poll_seconds: float = 0.05
     # for history to come back, as long as a worker waits for it

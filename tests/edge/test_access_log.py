@@ -14,19 +14,19 @@ from services.runtime import logs
         (b"a\xffb\tc", "abc"),
     ],
 )
-async def test_the_callers_request_id_is_echoed_as_far_as_it_is_printable(
+async def test_printable_part_of_the_request_id_is_echoed(
     http: httpx.AsyncClient, given: bytes, echoed: str
 ) -> None:
     answer = await http.get("/nope", headers={b"X-Request-Id": given})
     assert answer.headers["x-request-id"] == echoed
 
 
-async def test_a_request_without_an_id_gets_one(http: httpx.AsyncClient) -> None:
+async def test_request_without_an_id_gets_one(http: httpx.AsyncClient) -> None:
     ids = {(await http.get("/healthz")).headers["x-request-id"] for _ in range(3)}
     assert len(ids) == 3
 
 
-async def test_a_request_is_one_log_line_without_its_query(
+async def test_request_is_one_log_line_without_its_query(
     http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "services.edge.access_log")

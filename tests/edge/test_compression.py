@@ -3,7 +3,7 @@ import httpx
 from tests.fakes import HELLO, scripted_worker
 
 
-async def test_json_is_compressed_for_who_takes_it(http: httpx.AsyncClient) -> None:
+async def test_json_is_compressed_if_the_client_accepts_gzip(http: httpx.AsyncClient) -> None:
     got = await http.get("/schema/openapi.json", headers={"Accept-Encoding": "br;q=1, gzip"})
     plain = await http.get("/schema/openapi.json", headers={"Accept-Encoding": "identity"})
     assert got.headers["content-encoding"] == "gzip"
@@ -12,7 +12,7 @@ async def test_json_is_compressed_for_who_takes_it(http: httpx.AsyncClient) -> N
     assert "content-encoding" not in plain.headers and plain.json() == got.json()
 
 
-async def test_it_is_not_for_who_refuses_it_nor_where_it_is_not_worth_it(
+async def test_json_is_not_compressed_if_refused_or_small(
     http: httpx.AsyncClient,
 ) -> None:
     for accepted in ("gzip;q=0", "", "br"):
@@ -22,7 +22,7 @@ async def test_it_is_not_for_who_refuses_it_nor_where_it_is_not_worth_it(
     assert "content-encoding" not in small.headers and small.json() == {"status": "alive"}
 
 
-async def test_a_stream_never_is(http: httpx.AsyncClient, nats_url: str) -> None:
+async def test_event_stream_is_not_compressed(http: httpx.AsyncClient, nats_url: str) -> None:
     headers = {"Accept-Encoding": "gzip"}
     body = {"prompt": "hi" * 1000}
     asked = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -32,7 +32,7 @@ async def test_a_stream_never_is(http: httpx.AsyncClient, nats_url: str) -> None
             assert "content-encoding" not in got.headers and "data: " in got.text
 
 
-async def test_errors_are_compressed_like_all_json(http: httpx.AsyncClient) -> None:
+async def test_error_is_compressed(http: httpx.AsyncClient) -> None:
     got = await http.post(
         "/clear-history", json={"x" * 2000: 1}, headers={"Accept-Encoding": "gzip"}
     )

@@ -70,7 +70,7 @@ def test_every_code_has_a_status() -> None:
     ],
     ids=lambda value: None if value is None else str(value)[:30],
 )
-async def test_a_bad_body_is_a_400_that_says_what_is_wrong(
+async def test_invalid_body_is_a_400_that_names_the_field(
     http: httpx.AsyncClient, body: bytes, param: str | None
 ) -> None:
     answer = await http.post("/chat", content=body)
@@ -92,7 +92,7 @@ async def test_a_bad_body_is_a_400_that_says_what_is_wrong(
         ("/messages?session_id=" + "x" * 129, "session_id"),
     ],
 )
-async def test_a_bad_query_is_a_400_that_says_what_is_wrong(
+async def test_invalid_query_is_a_400_that_names_the_parameter(
     http: httpx.AsyncClient, path: str, param: str
 ) -> None:
     answer = await http.get(path)
@@ -114,7 +114,7 @@ def chunks() -> Iterator[bytes]:
     ],
     ids=["prompt", "prompt of two-byte characters", "body", "body of unknown length"],
 )
-async def test_what_is_too_large_is_a_413(
+async def test_too_large_prompt_or_body_is_a_413(
     http: httpx.AsyncClient, body: bytes | Iterator[bytes]
 ) -> None:
     content = body if isinstance(body, bytes) else as_async(body)
@@ -127,7 +127,7 @@ async def as_async(chunks: Iterator[bytes]):  # type: ignore[no-untyped-def]
         yield chunk
 
 
-async def test_what_litestar_refuses_looks_the_same(http: httpx.AsyncClient) -> None:
+async def test_errors_of_litestar_have_the_same_shape(http: httpx.AsyncClient) -> None:
     missing = await http.get("/nope")
     assert (missing.status_code, error_of(missing)["code"]) == (404, "not_found")
     assert "No such route: GET /nope. GET /schema" in (error_of(missing)["message"] or "")
@@ -139,7 +139,7 @@ async def test_what_litestar_refuses_looks_the_same(http: httpx.AsyncClient) -> 
     assert (misnamed.status_code, error_of(misnamed)["code"]) == (400, "invalid_request")
 
 
-async def test_what_nobody_expected_is_a_500_that_tells_nothing(
+async def test_unexpected_exception_is_a_500_without_details(
     bus: Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:

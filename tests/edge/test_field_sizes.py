@@ -31,7 +31,7 @@ async def test_oversized_field_is_rejected_by_name(
     assert got.status_code == 413 and f"`{field}` has more than" in got.json()["error"]["message"]
 
 
-async def test_thousands_of_fields_are_refused(http: httpx.AsyncClient) -> None:
+async def test_object_of_thousands_of_fields_is_rejected(http: httpx.AsyncClient) -> None:
     got = await http.post("/chat", json={f"f{number}": 1 for number in range(2000)})
     assert got.status_code == 413 and "more than 1,000 fields" in got.text
 

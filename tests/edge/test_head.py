@@ -11,7 +11,7 @@ from tests.history.samples import exchange
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/status", "/v1/models", "/schema/openapi.json"])
-async def test_head_answers_as_get_does_without_the_body(
+async def test_head_has_the_headers_of_get_without_a_body(
     http: httpx.AsyncClient, path: str
 ) -> None:
     head, get = await http.head(path), await http.get(path)
@@ -19,25 +19,25 @@ async def test_head_answers_as_get_does_without_the_body(
     assert head.headers["content-type"] == get.headers["content-type"]
 
 
-async def test_head_has_the_status_of_a_failure(http: httpx.AsyncClient) -> None:
+async def test_head_of_an_error_has_its_status(http: httpx.AsyncClient) -> None:
     assert (await http.head("/nope")).status_code == 404
     assert (await http.head("/chat")).status_code == 405
 
 
-async def test_the_connection_can_be_used_again(http: httpx.AsyncClient) -> None:
+async def test_connection_is_reused_after_head(http: httpx.AsyncClient) -> None:
     for _ in range(3):
         assert (await http.head("/v1/models")).status_code == 200
         assert (await http.get("/v1/models")).json()["object"] == "list"
 
 
-async def test_options_tell_what_is_possible(http: httpx.AsyncClient) -> None:
+async def test_options_lists_the_allowed_methods(http: httpx.AsyncClient) -> None:
     for path, methods in [("/chat", {"POST"}), ("/v1/models", {"GET"}), ("/messages", {"GET"})]:
         answer = await http.options(path)
         assert answer.status_code == 204 and not answer.content
         assert methods <= set(answer.headers["allow"].split(", "))
 
 
-async def test_a_connection_is_kept_for_the_next_request(http: httpx.AsyncClient) -> None:
+async def test_connection_is_kept_alive(http: httpx.AsyncClient) -> None:
     ports = set()
     async with httpx.AsyncClient(base_url=http.base_url) as client:
         for _ in range(3):

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from services.client.failover import FailoverPolicy
 from services.contract import subjects
 from services.contract.history import Exchange
 from services.contract.messages import Failed, Sampling, Timings, Usage
@@ -25,7 +27,20 @@ from tests.history.samples import append, history, url_of
 from tests.servers import nats_server, running
 
 PROMPT = read_prompt(b'{"prompt":"hi"}', LIMITS)
-QUICK = replace(LIMITS, claim_seconds=0.2, claim_poll_seconds=0.01, history_poll_seconds=0.02)
+QUICK = replace(
+    LIMITS,
+    claim_seconds=0.2,
+    claim_poll_seconds=0.01,
+    history_poll_seconds=0.02,
+    failover=FailoverPolicy(join_seconds=0.2),
+)
+
+
+@pytest.fixture(scope="module")
+async def http(nats_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an edge with short timeouts."""
+    async with Bus.connect(nats_url, "edge") as bus, edge_on(bus, limits=QUICK) as client:
+        yield client
 
 
 @pytest.fixture
@@ -33,7 +48,7 @@ def key() -> dict[str, str]:
     return {"Idempotency-Key": f"key {uuid4()}"}
 
 
-async def test_two_that_come_at_once_at_two_edges_are_one(nats_url: str) -> None:
+async def test_concurrent_repeats_at_two_edges_generate_once(nats_url: str) -> None:
     async with (
         Bus.connect(nats_url, "one") as one,
         Bus.connect(nats_url, "two") as two,
@@ -52,7 +67,7 @@ async def test_two_that_come_at_once_at_two_edges_are_one(nats_url: str) -> None
         assert len(some.requests) + len(other.requests) == 4
 
 
-async def test_a_repeat_after_the_end_is_told_the_same(
+async def test_repeat_after_the_end_returns_the_same_answer(
     http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
     async with teller(nats_url) as worker, history_of(bus, None):
@@ -61,7 +76,7 @@ async def test_a_repeat_after_the_end_is_told_the_same(
         assert len(worker.requests) == 1
 
 
-async def test_the_key_of_another_request_is_refused_and_not_to_be_tried_again(
+async def test_key_of_another_request_is_a_409_without_retry(
     http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
     async with teller(nats_url), history_of(bus, None):
@@ -73,7 +88,9 @@ async def test_the_key_of_another_request_is_refused_and_not_to_be_tried_again(
     assert same.status_code == 200
 
 
-async def test_a_key_is_its_tenants(bus: Bus, nats_url: str, key: dict[str, str]) -> None:
+async def test_same_key_of_two_tenants_is_two_requests(
+    bus: Bus, nats_url: str, key: dict[str, str]
+) -> None:
     async with (
         edge_on(bus, "acme:one,other:two") as http,
         teller(nats_url),
@@ -86,9 +103,9 @@ async def test_a_key_is_its_tenants(bus: Bus, nats_url: str, key: dict[str, str]
 
 
 async def test_failed_request_is_started_again(
-    bus: Bus, nats_url: str, key: dict[str, str]
+    http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
-    async with edge_on(bus, limits=QUICK) as http, history_of(bus, None):
+    async with history_of(bus, None):
         async with teller(nats_url, "w1", 5, Failed("internal", "It broke.")):
             failed = await http.post("/chat", json=JSON, headers=key)
             assert '"code":"internal"' in failed.text
@@ -102,14 +119,13 @@ async def test_failed_request_is_started_again(
 
 @pytest.mark.parametrize("clock_ahead", [0, 3600])
 async def test_request_of_an_edge_that_died_is_started_by_another(
-    bus: Bus, nats_url: str, key: dict[str, str], clock_ahead: float
+    http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str], clock_ahead: float
 ) -> None:
     keyed = identify("_", key["Idempotency-Key"], PROMPT)
     await Bucket(bus, subjects.REQUESTS_BUCKET).ensure(60)
     dead = IdempotencyKeys(bus, clock=lambda: time.time() + clock_ahead)
     assert await dead.claim(keyed, keyed.name)
     async with (
-        edge_on(bus, limits=QUICK) as http,
         history_of(bus, None),
         teller(nats_url) as worker,
     ):
@@ -118,10 +134,10 @@ async def test_request_of_an_edge_that_died_is_started_by_another(
         assert len(worker.requests) == 1
 
 
-async def test_one_that_ended_long_ago_is_told_from_history(
-    bus: Bus, nats_url: str, key: dict[str, str]
+async def test_repeat_long_after_the_end_is_answered_from_history(
+    http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
-    async with edge_on(bus) as http, teller(nats_url) as worker:
+    async with teller(nats_url) as worker:
         async with history_of(bus, None):
             address = (await http.post("/chat", json=JSON, headers=key)).headers["content-location"]
         worker.forget()
@@ -134,10 +150,13 @@ async def test_one_that_ended_long_ago_is_told_from_history(
         assert len(worker.requests) == 1
 
 
-async def test_repeat_with_last_event_id_resumes_while_running_and_after_the_end(
-    bus: Bus, nats_url: str, key: dict[str, str]
+async def test_repeat_with_last_event_id_resumes_the_answer(
+    http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
-    async with edge_on(bus) as http, teller(nats_url) as worker, history_of(bus, None):
+    async with (
+        teller(nats_url) as worker,
+        history_of(bus, None),
+    ):
         async with http.stream("POST", "/chat", json=JSON, headers=key) as answer:
             last_id = await until_said(answer, STORY[:9])
         resuming = key | {"Last-Event-ID": last_id}
@@ -152,10 +171,13 @@ async def test_repeat_with_last_event_id_resumes_while_running_and_after_the_end
         assert len(worker.requests) == 1
 
 
-async def test_repeat_with_last_event_id_never_begins_another_answer(
-    bus: Bus, nats_url: str, key: dict[str, str]
+async def test_repeat_with_last_event_id_starts_no_new_answer(
+    http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
-    async with edge_on(bus) as http, teller(nats_url) as worker, history_of(bus, None):
+    async with (
+        teller(nats_url) as worker,
+        history_of(bus, None),
+    ):
         resuming = key | {"Last-Event-ID": "9"}
         assert (await http.post("/chat", json=JSON, headers=resuming)).status_code == 404
         assert (await http.post("/chat", json=JSON, headers=key)).status_code == 200
@@ -165,10 +187,10 @@ async def test_repeat_with_last_event_id_never_begins_another_answer(
 
 
 async def test_answer_of_a_lost_claim_is_returned_not_regenerated(
-    bus: Bus, nats_url: str, key: dict[str, str]
+    http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
     keyed = identify("_", key["Idempotency-Key"], PROMPT)
-    async with edge_on(bus) as http, teller(nats_url) as worker:
+    async with teller(nats_url) as worker:
         async with history_of(bus, exchange(keyed.name)):
             for _ in range(2):
                 other = await http.post("/chat", json={"prompt": "other"}, headers=key)
@@ -178,10 +200,9 @@ async def test_answer_of_a_lost_claim_is_returned_not_regenerated(
 
 
 async def test_erased_answer_is_not_generated_again(
-    bus: Bus, nats_url: str, key: dict[str, str]
+    http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
     async with (
-        edge_on(bus, limits=QUICK) as http,
         teller(nats_url) as worker,
         history_of(bus, None),
     ):
@@ -207,9 +228,9 @@ async def test_without_history_no_key_is_claimed(
 
 
 async def test_request_waits_for_a_history_that_restarts(
-    bus: Bus, nats_url: str, key: dict[str, str]
+    http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
-    async with edge_on(bus, limits=QUICK) as http, teller(nats_url):
+    async with teller(nats_url):
         async with history_of(bus, None):
             pass  # creates the bucket
         asking = asyncio.create_task(http.post("/chat", json=JSON, headers=key))
@@ -219,7 +240,7 @@ async def test_request_waits_for_a_history_that_restarts(
             assert text_of(await asking) == STORY
 
 
-async def test_repeat_after_600_other_exchanges_is_answered_from_the_log(
+async def test_repeat_after_600_other_exchanges_is_answered(
     tmp_path: Path, key: dict[str, str]
 ) -> None:
     with running(nats_server(tmp_path)) as server:
@@ -227,7 +248,7 @@ async def test_repeat_after_600_other_exchanges_is_answered_from_the_log(
         async with (
             Bus.connect(url, "edge") as bus,
             history(url),
-            edge_on(bus) as http,
+            edge_on(bus, limits=QUICK) as http,
             teller(url) as worker,
         ):
             first = await http.post("/chat", json=JSON, headers=key)
@@ -255,6 +276,6 @@ def exchange(address: str) -> Exchange:
 
 
 @pytest.mark.parametrize("bad", ["x" * 257, "a\tb"])
-async def test_a_key_that_is_none_is_refused(http: httpx.AsyncClient, bad: str) -> None:
+async def test_invalid_key_is_rejected(http: httpx.AsyncClient, bad: str) -> None:
     answer = await http.post("/chat", json=JSON, headers={"Idempotency-Key": bad})
     assert answer.status_code == 400 and "Idempotency-Key" in answer.json()["error"]["message"]

@@ -11,7 +11,7 @@ from tests.fakes import HELLO, scripted_worker
 KEYS = ApiKeys.parse(" acme:s3cret, other:with:colon ,")
 
 
-def test_no_keys_at_all_make_everybody_the_open_tenant() -> None:
+def test_without_keys_every_request_is_the_open_tenant() -> None:
     assert ApiKeys.parse("").tenant({"authorization": "Bearer whatever"}) == "_"
 
 
@@ -24,7 +24,7 @@ def test_no_keys_at_all_make_everybody_the_open_tenant() -> None:
         ({"authorization": "Basic Zm9v", "x-api-key": "s3cret"}, "acme"),
     ],
 )
-def test_a_key_names_its_tenant(headers: dict[str, str], tenant: str) -> None:
+def test_key_selects_its_tenant(headers: dict[str, str], tenant: str) -> None:
     assert KEYS.tenant(headers) == tenant
 
 
@@ -41,7 +41,7 @@ def test_a_key_names_its_tenant(headers: dict[str, str], tenant: str) -> None:
         {"x-api-key": "s3cret2"},
     ],
 )
-def test_anything_else_is_unauthorized(headers: dict[str, str]) -> None:
+def test_other_key_is_unauthorized(headers: dict[str, str]) -> None:
     with pytest.raises(ServiceError) as caught:
         KEYS.tenant(headers)
     assert caught.value.code == "unauthorized"
@@ -60,15 +60,13 @@ def test_anything_else_is_unauthorized(headers: dict[str, str]) -> None:
         "a:s3créts3cret",
     ],
 )
-def test_bad_keys_are_refused_without_being_shown(setting: str) -> None:
+def test_invalid_setting_is_rejected_without_its_keys(setting: str) -> None:
     with pytest.raises(InvalidSetting, match="EDGE_API_KEYS") as caught:
         ApiKeys.parse(setting)
     assert "s3cret" not in str(caught.value)
 
 
-async def test_a_request_without_a_key_is_refused_and_one_with_it_is_its_tenants(
-    bus: Bus, nats_url: str
-) -> None:
+async def test_request_needs_a_key_and_belongs_to_its_tenant(bus: Bus, nats_url: str) -> None:
     async with edge_on(bus, "acme:s3cret") as http, scripted_worker(nats_url, HELLO) as worker:
         refused = await http.post("/chat", json={"prompt": "hi"})
         assert refused.status_code == 401
@@ -79,7 +77,7 @@ async def test_a_request_without_a_key_is_refused_and_one_with_it_is_its_tenants
         assert [subject for subject, _ in worker.requests] == ["chat.request.acme"]
 
 
-async def test_only_what_tells_nothing_of_anyone_needs_no_key(bus: Bus) -> None:
+async def test_only_greeting_and_probes_need_no_key(bus: Bus) -> None:
     async with edge_on(bus, "acme:s3cret") as http:
         answers: dict[str, httpx.Response] = {
             path: await http.get(path) for path in ("/", "/healthz", "/readyz", "/status")

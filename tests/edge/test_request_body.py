@@ -23,13 +23,13 @@ def body(size: int) -> bytes:
 
 
 @pytest.mark.parametrize("path", ["/chat", "/v1/chat/completions", "/v1/tokenize"])
-async def test_too_large_a_body_is_a_413_at_any_size(http: httpx.AsyncClient, path: str) -> None:
+async def test_too_large_body_is_a_413_at_any_size(http: httpx.AsyncClient, path: str) -> None:
     for size in (MIB, 2 * MIB, 8 * MIB, 8 * MIB):
         got = await http.post(path, content=body(size))
         assert got.status_code == 413 and got.json()["error"]["code"] == "payload_too_large"
 
 
-async def test_a_body_without_a_length_is_refused_as_well(http: httpx.AsyncClient) -> None:
+async def test_too_large_chunked_body_is_a_413(http: httpx.AsyncClient) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(128):
             yield b"x" * 65_536
@@ -75,7 +75,7 @@ async def test_expect_100_continue_is_answered_at_once() -> None:
     assert answer.startswith(b"HTTP/1.1 413") and b"connection: close" in answer.lower()
 
 
-async def test_no_more_than_a_bounded_rest_is_read() -> None:
+async def test_rest_of_a_body_is_read_up_to_a_limit() -> None:
     async with served(BodyDrain(refuse, EdgeLimits(max_dropped_bytes=100_000))) as (reader, writer):
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
         for _ in range(3):
@@ -84,14 +84,14 @@ async def test_no_more_than_a_bounded_rest_is_read() -> None:
     assert answer.startswith(b"HTTP/1.1 413") and b"connection: close" in answer.lower()
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for_long() -> None:
+async def test_stalled_body_is_awaited_up_to_a_limit() -> None:
     async with served(BodyDrain(refuse, EdgeLimits(max_drop_seconds=0.1))) as (reader, writer):
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\nhalf")
         answer = await head(reader)
     assert answer.startswith(b"HTTP/1.1 413") and b"connection: close" in answer.lower()
 
 
-async def test_the_connection_is_used_again_once_the_body_is_read() -> None:
+async def test_connection_is_reused_after_the_body_is_dropped() -> None:
     async with served(BodyDrain(refuse, LIMITS)) as (reader, writer):
         for _ in range(2):
             writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody")

@@ -8,6 +8,7 @@ import httpx
 import msgspec
 import pytest
 
+from services.contract.version import VERSION
 from services.edge.app import ROUTES
 from services.edge.schema import BODIES, TEXTS
 from services.runtime.bus import Bus
@@ -61,13 +62,13 @@ async def test_the_document_is_valid(document: dict[str, Any]) -> None:
         }
 
 
-async def test_what_is_referred_to_is_there(document: dict[str, Any]) -> None:
+async def test_references_of_the_document_resolve(document: dict[str, Any]) -> None:
     text = json.dumps(document)
     names = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
     assert names and names <= document["components"]["schemas"].keys()
 
 
-async def test_every_answer_has_a_schema_or_an_example_and_every_error_too(
+async def test_every_response_has_a_schema_or_an_example(
     document: dict[str, Any],
 ) -> None:
     for where, operation in operations(document).items():
@@ -98,7 +99,7 @@ async def test_document_describes_keys_and_headers(document: dict[str, Any], bus
     assert {} not in operations(closed)["POST", "/chat"]["security"]
 
 
-async def test_examples_are_what_they_are_examples_of(
+async def test_examples_of_bodies_are_accepted(
     document: dict[str, Any], http: httpx.AsyncClient, nats_url: str
 ) -> None:
     bodies = {body.__name__: body for body in BODIES}
@@ -130,12 +131,12 @@ async def test_every_field_description_is_used(document: dict[str, Any]) -> None
     assert {name.strip("{}") for name in texts} <= fields | parameters
 
 
-async def test_a_query_is_told(document: dict[str, Any]) -> None:
+async def test_query_parameters_have_their_constraints(document: dict[str, Any]) -> None:
     told = {each["name"]: each for each in operations(document)["GET", "/messages"]["parameters"]}
     assert told["limit"]["schema"]["maximum"] == 1000 and told["session_id"]["in"] == "query"
 
 
-async def test_programs_get_the_document_in_json_or_yaml(
+async def test_document_is_served_as_json_and_yaml(
     http: httpx.AsyncClient, document: dict[str, Any]
 ) -> None:
     assert (await http.get("/schema")).json() == document
@@ -148,7 +149,7 @@ async def test_programs_get_the_document_in_json_or_yaml(
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 
 
-async def test_a_browser_gets_pages_that_need_nothing_from_elsewhere(
+async def test_html_pages_load_nothing_from_other_hosts(
     http: httpx.AsyncClient, document: dict[str, Any]
 ) -> None:
     for path in ("/", "/schema"):
@@ -167,7 +168,7 @@ async def test_a_browser_gets_pages_that_need_nothing_from_elsewhere(
     assert {target[1:] for target in targets if target.startswith("#")} <= ids
 
 
-async def test_root_links_the_schema_and_escapes_the_host(
+async def test_greeting_links_the_schema_and_escapes_the_host(
     http: httpx.AsyncClient,
 ) -> None:
     greeting = (await http.get("/")).json()
@@ -175,3 +176,9 @@ async def test_root_links_the_schema_and_escapes_the_host(
     assert (greeting["schema"], greeting["details"]) == ("/schema", "/status")
     page = await http.get("/", headers=BROWSER | {"Host": "a<b>:1"})
     assert "<b>" not in page.text
+
+
+async def test_document_has_title_and_version(http: httpx.AsyncClient) -> None:
+    schema = (await http.get("/schema/openapi.json")).json()
+    assert (schema["info"]["title"], schema["info"]["version"]) == ("FineTuneLLM", VERSION)
+    assert "/chat" in schema["paths"]

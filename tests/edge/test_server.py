@@ -35,7 +35,7 @@ def edge(nats_url: str, tmp_path: Path) -> Iterator[EdgeProcess]:
     edge.process.wait()
 
 
-async def test_a_signal_is_told_then_closes_the_door_and_lets_open_streams_finish(
+async def test_sigterm_fails_readyz_then_drains_open_streams(
     edge: EdgeProcess, nats_url: str
 ) -> None:
     async with (
@@ -55,14 +55,14 @@ async def test_a_signal_is_told_then_closes_the_door_and_lets_open_streams_finis
         assert await asyncio.to_thread(edge.process.wait, 5) == 0
 
 
-def test_an_address_that_is_taken_names_its_settings(tmp_path: Path) -> None:
+def test_taken_address_names_its_settings(tmp_path: Path) -> None:
     with bind("127.0.0.1", 0) as taken:
         taken.listen()
         with pytest.raises(InvalidSetting, match="EDGE_PORT"):
             bind("127.0.0.1", taken.getsockname()[1])
 
 
-def test_a_bad_setting_ends_the_process_at_once_with_2() -> None:
+def test_invalid_setting_exits_with_2() -> None:
     environ = os.environ | {"EDGE_API_KEYS": "nonsense", "NATS_URL": "nats://127.0.0.1:1"}
     ended = subprocess.run(EDGE, cwd=ROOT, env=environ, capture_output=True, timeout=10)
     assert ended.returncode == 2

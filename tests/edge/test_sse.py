@@ -30,9 +30,7 @@ PROGRESS = Progress(0, 5, 5)
 STARTED = Started(5, 0, 2, 0)
 
 
-async def test_an_answer_is_tokens_with_the_length_so_far_and_then_done(
-    http: httpx.AsyncClient, nats_url: str
-) -> None:
+async def test_answer_is_token_events_and_done(http: httpx.AsyncClient, nats_url: str) -> None:
     async with scripted_worker(nats_url, HELLO):
         answer = await http.post("/chat", json={"prompt": "hi"})
     assert answer.status_code == 200
@@ -56,7 +54,7 @@ async def test_an_answer_is_tokens_with_the_length_so_far_and_then_done(
     }
 
 
-async def test_logprobs_come_with_their_tokens(http: httpx.AsyncClient, nats_url: str) -> None:
+async def test_logprobs_are_sent_with_their_tokens(http: httpx.AsyncClient, nats_url: str) -> None:
     other = TokenProbability(2, "in", (105, 110), -2.5)
     token = Token(0, "on", (1,), (TokenLogprob(1, "on", (111, 110), -0.5, (other,)),))
     async with scripted_worker(nats_url, [token, DONE]):
@@ -75,14 +73,14 @@ async def test_logprobs_come_with_their_tokens(http: httpx.AsyncClient, nats_url
     }
 
 
-async def test_tokens_are_sent_as_they_come(http: httpx.AsyncClient, nats_url: str) -> None:
+async def test_tokens_are_sent_without_delay(http: httpx.AsyncClient, nats_url: str) -> None:
     async with scripted_worker(nats_url, [TOKEN, 0.5, DONE]):
         async with http.stream("POST", "/chat", json={"prompt": "hi"}) as answer:
             async with asyncio.timeout(0.4):
                 assert 'data: {"token":"on"}' in await anext(answer.aiter_text())
 
 
-async def test_a_refusal_before_the_first_event_has_its_own_status(
+async def test_failure_before_the_first_event_has_its_status(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
     for failed, status in [
@@ -98,7 +96,7 @@ async def test_a_refusal_before_the_first_event_has_its_own_status(
 
 
 @pytest.mark.parametrize("begun", [TOKEN, STARTED, PROGRESS])
-async def test_a_failure_after_the_first_event_is_an_event(
+async def test_failure_after_the_first_event_is_an_error_event(
     http: httpx.AsyncClient, nats_url: str, begun: StreamEvent
 ) -> None:
     async with scripted_worker(nats_url, [ACCEPTED, begun, Failed("internal", "broke")]):
@@ -108,7 +106,7 @@ async def test_a_failure_after_the_first_event_is_an_event(
 
 
 @pytest.mark.parametrize("begun", [[TOKEN], [ACCEPTED]], ids=["answering", "before the headers"])
-async def test_closing_the_connection_leaves_the_answer_to_who_comes_back_within_its_grace(
+async def test_disconnect_leaves_the_answer_running_within_its_grace(
     http: httpx.AsyncClient, nats_url: str, begun: list[StreamEvent]
 ) -> None:
     async with scripted_worker(nats_url, [*begun, *(0.05,) * 40, DONE]) as worker:
@@ -119,9 +117,7 @@ async def test_closing_the_connection_leaves_the_answer_to_who_comes_back_within
         assert worker.cancelled.empty()
 
 
-async def test_an_answer_that_was_read_to_its_end_is_not_cancelled(
-    http: httpx.AsyncClient, nats_url: str
-) -> None:
+async def test_finished_answer_is_not_cancelled(http: httpx.AsyncClient, nats_url: str) -> None:
     async with scripted_worker(nats_url, HELLO) as worker:
         await http.post("/chat", json={"prompt": "hi"})
         await asyncio.sleep(0.1)
@@ -134,11 +130,11 @@ async def test_quiet_stream_is_pinged() -> None:
     assert body(sent).count(": ping\n\n") == 2
 
 
-async def test_a_stream_that_is_not_quiet_is_not_pinged() -> None:
+async def test_busy_stream_is_not_pinged() -> None:
     assert ": ping" not in body(await run(script(TOKEN, PROGRESS, PROGRESS, DONE)))
 
 
-async def test_a_drain_that_lasts_too_long_sends_the_reader_on_to_another_edge() -> None:
+async def test_interrupted_stream_asks_the_client_to_reconnect() -> None:
     sent: list[Any] = []
     stream = asyncio.create_task(run(script(TOKEN, 5.0, DONE), sent))
     await asyncio.sleep(0.05)
@@ -148,7 +144,7 @@ async def test_a_drain_that_lasts_too_long_sends_the_reader_on_to_another_edge()
     assert sent[-1]["more_body"] is False
 
 
-async def test_a_drain_before_the_first_event_is_a_503() -> None:
+async def test_interruption_before_the_first_event_is_a_503() -> None:
     stream = asyncio.create_task(run(script(ACCEPTED, 5.0, DONE)))
     await asyncio.sleep(0.05)
     stream.cancel()
@@ -156,7 +152,7 @@ async def test_a_drain_before_the_first_event_is_a_503() -> None:
         await stream
 
 
-async def test_the_events_are_closed_when_the_client_leaves_a_stream_it_does_not_read() -> None:
+async def test_events_are_closed_on_disconnect_during_a_blocked_send() -> None:
     closed = asyncio.Event()
     leaves = asyncio.Event()
 

@@ -199,7 +199,7 @@ TAKEN: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("body", "asked", "ignored"), TAKEN, ids=lambda case: str(case)[:60])
-async def test_a_request_is_taken(
+async def test_field_is_accepted_with_its_effect(
     http: httpx.AsyncClient,
     nats_url: str,
     body: dict[str, Any],
@@ -264,7 +264,7 @@ async def test_unsupported_field_is_rejected_by_name(
     assert got.json()["error"]["param"] == param
 
 
-async def test_a_place_is_named_with_its_number(http: httpx.AsyncClient) -> None:
+async def test_error_names_the_path_with_indexes(http: httpx.AsyncClient) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
     got = await http.post(CHAT, json={"messages": [U, {"role": "user", "content": parts}]})
     assert "at `$.messages[1].content[1]`" in got.json()["error"]["message"]
@@ -283,7 +283,7 @@ async def test_ignored_fields_are_named_for_completions_and_streams(
     assert worker.requests[0][1].max_tokens == 2
 
 
-async def test_the_names_in_the_header_are_bounded(http: httpx.AsyncClient, nats_url: str) -> None:
+async def test_ignored_fields_header_is_bounded(http: httpx.AsyncClient, nats_url: str) -> None:
     more = {f"field{number:03}" + "x" * 200: 1 for number in range(500)}
     async with scripted_worker(nats_url, HELLO):
         got = await http.post(CHAT, json={"messages": [U], **more})
@@ -292,7 +292,7 @@ async def test_the_names_in_the_header_are_bounded(http: httpx.AsyncClient, nats
     assert header.endswith("and 480 more") and len(header) < 2000
 
 
-async def test_a_field_without_effect_is_logged_once(
+async def test_field_without_effect_is_logged_once(
     nats_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "services.edge.api.openai_body")
@@ -304,7 +304,7 @@ async def test_a_field_without_effect_is_logged_once(
     assert [message.rpartition("name=")[2] for message in told] == ["mood", "store"]
 
 
-async def test_strict_edge_rejects_unknown_and_accepts_harmless_fields(
+async def test_strict_edge_rejects_unknown_fields_only(
     nats_url: str,
 ) -> None:
     async with Bus.connect(nats_url, "edge") as bus, edge_on(bus, is_strict=True) as http:
@@ -317,7 +317,7 @@ async def test_strict_edge_rejects_unknown_and_accepts_harmless_fields(
     assert "Unknown field `contnet` - at `$.messages[]`" in deep.json()["error"]["message"]
 
 
-async def test_half_of_a_surrogate_pair_is_named_with_its_place(http: httpx.AsyncClient) -> None:
+async def test_half_of_a_surrogate_pair_is_named_by_its_byte(http: httpx.AsyncClient) -> None:
     for text, at in (
         (rb"hi \ud83d", 45),
         (rb"hi \ud83d x", 45),
@@ -331,7 +331,7 @@ async def test_half_of_a_surrogate_pair_is_named_with_its_place(http: httpx.Asyn
         assert f"at byte {at + 1} is half of a surrogate pair" in message, message
 
 
-async def test_a_byte_that_is_no_utf_8_is_named_with_its_place(http: httpx.AsyncClient) -> None:
+async def test_invalid_utf_8_is_named_by_its_byte(http: httpx.AsyncClient) -> None:
     body = b'{"store": true, "messages": [{"role": "user", "content": "gr\xfc\xdf"}]}'
     got = await http.post(CHAT, content=body)
     assert f"Byte {body.index(0xFC)} is not UTF-8" in got.json()["error"]["message"]
@@ -365,7 +365,7 @@ def filled(before: str, item: str, after: str) -> bytes:
     ],
     ids=lambda case: str(case)[:60],
 )
-async def test_body_of_too_many_elements_is_rejected_by_their_count(
+async def test_body_of_too_many_elements_is_rejected(
     http: httpx.AsyncClient, path: str, body: bytes
 ) -> None:
     got = await http.post(path, content=body)
@@ -381,7 +381,7 @@ async def test_ignored_field_is_not_decoded(http: httpx.AsyncClient, nats_url: s
     assert got.status_code == 200 and got.headers["x-ignored-fields"] == "mood"
 
 
-async def test_thousands_of_fields_are_refused(http: httpx.AsyncClient) -> None:
+async def test_object_of_thousands_of_fields_is_rejected(http: httpx.AsyncClient) -> None:
     fields = {f"f{number}": 1 for number in range(2000)}
     for body in ({"messages": [U], **fields}, {"messages": [U | fields]}):
         got = await http.post(CHAT, json=body)

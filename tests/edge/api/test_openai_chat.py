@@ -53,9 +53,7 @@ def says(text: str, size: int = 5) -> Script:
     return (ACCEPTED, *tokens, DONE)
 
 
-async def test_an_answer_comes_as_openai_s_client_knows_it(
-    client: openai.AsyncOpenAI, nats_url: str
-) -> None:
+async def test_openai_client_reads_a_completion(client: openai.AsyncOpenAI, nats_url: str) -> None:
     async with scripted_worker(nats_url, HELLO):
         got = await client.chat.completions.create(model="demo", messages=ASK)
     (choice,) = got.choices
@@ -72,7 +70,7 @@ async def test_an_answer_comes_as_openai_s_client_knows_it(
     assert got._request_id
 
 
-async def test_a_stream_begins_with_the_role_and_ends_with_reason_and_usage(
+async def test_stream_begins_with_the_role_and_ends_with_usage(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:
     async with scripted_worker(nats_url, HELLO):
@@ -88,7 +86,7 @@ async def test_a_stream_begins_with_the_role_and_ends_with_reason_and_usage(
     assert len({c.id for c in (first, *middle, last, usage)}) == 1
 
 
-async def test_the_wire_is_data_lines_and_done(http: httpx.AsyncClient, nats_url: str) -> None:
+async def test_stream_is_data_lines_and_done(http: httpx.AsyncClient, nats_url: str) -> None:
     async with scripted_worker(nats_url, HELLO):
         got = await http.post("/v1/chat/completions", json={"messages": ASK, "stream": True})
     assert got.headers["content-type"].startswith("text/event-stream")
@@ -98,7 +96,7 @@ async def test_the_wire_is_data_lines_and_done(http: httpx.AsyncClient, nats_url
     assert all("usage" not in json.loads(event.removeprefix("data: ")) for event in events)
 
 
-async def test_all_that_is_honoured_reaches_the_worker(
+async def test_every_supported_field_reaches_the_worker(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:
     async with scripted_worker(nats_url, HELLO) as worker:
@@ -179,7 +177,7 @@ async def test_json_and_stop_lists_reach_the_worker(
 
 
 @pytest.mark.parametrize("header", ["X-Session-Id", "X-Conversation-Id", "X-OpenWebUI-Chat-Id"])
-async def test_a_session_in_a_header_is_what_routes(
+async def test_session_header_routes_the_request(
     client: openai.AsyncOpenAI, nats_url: str, header: str
 ) -> None:
     async with scripted_worker(nats_url, HELLO) as worker:
@@ -208,7 +206,7 @@ async def test_a_session_in_a_header_is_what_routes(
     ],
     ids=str,
 )
-async def test_what_is_not_honoured_is_refused_by_its_name(
+async def test_unsupported_parameter_is_rejected_by_name(
     client: openai.AsyncOpenAI, nats_url: str, more: dict[str, Any], param: str
 ) -> None:
     async with scripted_worker(nats_url, HELLO) as worker:
@@ -218,7 +216,7 @@ async def test_what_is_not_honoured_is_refused_by_its_name(
     assert not worker.requests
 
 
-async def test_what_asks_for_nothing_is_no_parameter(
+async def test_empty_values_of_unsupported_fields_are_accepted(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:
     said: Any = {"role": "assistant", "content": "x", "refusal": None, "annotations": []}
@@ -230,7 +228,7 @@ async def test_what_asks_for_nothing_is_no_parameter(
     assert got.status_code == 200 and "x-ignored-fields" not in got.headers
 
 
-async def test_n_answers_have_seeds_of_their_own_and_count_the_prompt_once(
+async def test_n_choices_have_own_seeds_and_count_the_prompt_once(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:
     async with scripted_worker(nats_url, HELLO) as worker:
@@ -250,7 +248,7 @@ async def test_n_answers_have_seeds_of_their_own_and_count_the_prompt_once(
         assert [c.finish_reason for c in mine if c.finish_reason] == ["stop"]
 
 
-async def test_calls_are_parsed(client: openai.AsyncOpenAI, nats_url: str) -> None:
+async def test_tool_calls_are_parsed(client: openai.AsyncOpenAI, nats_url: str) -> None:
     async with scripted_worker(nats_url, says(f"Let me see.\n{CALL}\n{CALL}")):
         got = await client.chat.completions.create(model="demo", messages=ASK, tools=[TOOL])
     (choice,) = got.choices
@@ -261,7 +259,7 @@ async def test_calls_are_parsed(client: openai.AsyncOpenAI, nats_url: str) -> No
     assert (first.function.name, json.loads(first.function.arguments)) == ("go", {"to": "Rome"})
 
 
-async def test_calls_are_streamed_and_put_together_by_the_client(
+async def test_openai_client_assembles_streamed_tool_calls(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:
     async with scripted_worker(nats_url, says(f"{CALL}\n{CALL}")):
@@ -279,7 +277,7 @@ async def test_calls_are_streamed_and_put_together_by_the_client(
     ]
 
 
-async def test_a_call_begins_with_no_arguments_and_not_without_any(
+async def test_first_delta_of_a_call_has_empty_arguments(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
     async with scripted_worker(nats_url, says(CALL)):
@@ -293,7 +291,7 @@ async def test_a_call_begins_with_no_arguments_and_not_without_any(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_first_call_ends_an_answer_without_parallel_calls(
+async def test_first_call_completes_a_choice_without_parallel_calls(
     client: openai.AsyncOpenAI, nats_url: str, stream: bool
 ) -> None:
     *first, _ = says(CALL)
@@ -319,7 +317,7 @@ async def test_first_call_ends_an_answer_without_parallel_calls(
     "text",
     [CALL, '```json\n{"name": "go"}\n```', '<tool_call>{"name": "the sky", "arguments": {"a": b}}'],
 )
-async def test_the_stream_helper_s_message_can_be_sent_back(
+async def test_assembled_message_is_accepted_as_history(
     client: openai.AsyncOpenAI, nats_url: str, text: str
 ) -> None:
     """Calls keep the `index` of the stream and the model's text."""
@@ -342,9 +340,7 @@ async def test_the_stream_helper_s_message_can_be_sent_back(
     )
 
 
-async def test_without_functions_what_looks_like_a_call_is_text(
-    client: openai.AsyncOpenAI, nats_url: str
-) -> None:
+async def test_call_markup_without_tools_is_text(client: openai.AsyncOpenAI, nats_url: str) -> None:
     async with scripted_worker(nats_url, says(CALL)):
         plain = await client.chat.completions.create(model="demo", messages=ASK)
         none = await client.chat.completions.create(
@@ -355,7 +351,7 @@ async def test_without_functions_what_looks_like_a_call_is_text(
         assert got.choices[0].message.tool_calls is None
 
 
-async def test_a_call_that_is_cut_off_is_not_complete(
+async def test_truncated_call_keeps_its_finish_reason(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:
     for reason in ("length", "stop"):  # by a stop string
@@ -366,7 +362,9 @@ async def test_a_call_that_is_cut_off_is_not_complete(
         assert choice.message.tool_calls is not None and choice.finish_reason == reason
 
 
-async def test_logprobs_have_openai_s_form(client: openai.AsyncOpenAI, nats_url: str) -> None:
+async def test_logprobs_have_the_form_of_chat_completions(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
     told = TokenLogprob(1, "é", (195, 169), -0.5, (TokenProbability(2, "e", (101,), -0.25),))
     script = (ACCEPTED, Token(0, "é", (1,), (told,)), Token(1, "é", (1,), (told,)), DONE)
     async with scripted_worker(nats_url, script):
@@ -386,7 +384,7 @@ async def test_logprobs_have_openai_s_form(client: openai.AsyncOpenAI, nats_url:
 
 
 @pytest.mark.parametrize("reason", ["length", "loop", "cancelled"])
-async def test_an_answer_that_was_cut_does_not_say_that_it_stopped(
+async def test_cut_answer_has_finish_reason_length(
     client: openai.AsyncOpenAI, nats_url: str, reason: Any
 ) -> None:
     done = Done(reason, Usage(1, 1, 0), Timings(0, 0, 0), 0, "none")
@@ -396,7 +394,7 @@ async def test_an_answer_that_was_cut_does_not_say_that_it_stopped(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_who_closes_the_connection_ends_the_answer(
+async def test_disconnect_cancels_the_answer(
     client: openai.AsyncOpenAI, nats_url: str, stream: bool
 ) -> None:
     script: Script = (ACCEPTED, Token(0, "a", (1,)), *[0.05] * 200, DONE)
@@ -413,9 +411,7 @@ async def test_who_closes_the_connection_ends_the_answer(
     assert request_id == worker.requests[0][1].request_id
 
 
-async def test_closing_a_stream_ends_all_its_answers(
-    client: openai.AsyncOpenAI, nats_url: str
-) -> None:
+async def test_disconnect_cancels_all_choices(client: openai.AsyncOpenAI, nats_url: str) -> None:
     script: Script = (ACCEPTED, Token(0, "a", (1,)), *[0.05] * 200, DONE)
     async with scripted_worker(nats_url, script) as worker:
         stream = await client.chat.completions.create(model="demo", messages=ASK, stream=True, n=2)
@@ -428,7 +424,7 @@ async def test_closing_a_stream_ends_all_its_answers(
     assert cancelled == {request.request_id for _, request in worker.requests}
 
 
-async def test_a_failure_before_the_first_token_has_its_status(
+async def test_failure_before_the_first_token_has_its_status(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:
     failed = Failed("overloaded", "try again", 2.5)
@@ -443,7 +439,7 @@ async def test_a_failure_before_the_first_token_has_its_status(
             assert error.value.response.headers["retry-after"] == "3"
 
 
-async def test_a_failure_in_a_stream_is_raised_by_the_client(
+async def test_failure_in_a_stream_is_raised_by_the_client(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:
     script = (ACCEPTED, Token(0, "half", (1,)), Failed("worker_lost", "it is gone", 1))
@@ -456,7 +452,7 @@ async def test_a_failure_in_a_stream_is_raised_by_the_client(
             await client.chat.completions.create(model="demo", messages=ASK)
 
 
-async def test_the_client_repeats_what_may_help_and_nothing_else(
+async def test_openai_client_retries_only_retryable_errors(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:
     trying = client.with_options(max_retries=1)
@@ -471,7 +467,7 @@ async def test_the_client_repeats_what_may_help_and_nothing_else(
         assert len(worker.requests) == tries
 
 
-async def test_no_worker_is_a_503_that_says_so(client: openai.AsyncOpenAI) -> None:
+async def test_without_a_worker_the_error_is_no_worker(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.InternalServerError, match="No inference worker answers") as error:
         await client.chat.completions.create(model="demo", messages=ASK)
     assert error.value.code == "no_worker"
@@ -485,7 +481,7 @@ async def test_quiet_stream_is_pinged(bus: Bus, nats_url: str) -> None:
     assert got.text.count(": ping\n\n") == 1 and got.text.endswith("data: [DONE]\n\n")
 
 
-async def test_an_answer_that_breaks_off_here_is_an_error_and_no_silence(
+async def test_exception_while_reading_events_is_a_500(
     client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(self: ChatClient, request: ChatRequest) -> AsyncIterator[StreamEvent]:

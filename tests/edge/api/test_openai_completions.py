@@ -1,26 +1,19 @@
 """Plain completions, and the list of models, by OpenAI's own client."""
 
-import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
 import pytest
 
-from services.contract import subjects
 from services.contract.messages import (
-    ModelInfo,
     Token,
     TokenLogprob,
     TokenProbability,
-    WorkerReport,
 )
-from services.runtime.bus import Bus
-from tests.edge.conftest import edge_on
 from tests.fakes import ACCEPTED, DONE, HELLO, scripted_worker
 
 
-async def test_a_text_is_gone_on_with(client: openai.AsyncOpenAI, nats_url: str) -> None:
+async def test_text_is_completed(client: openai.AsyncOpenAI, nats_url: str) -> None:
     async with scripted_worker(nats_url, HELLO) as worker:
         got = await client.completions.create(
             model="demo", prompt="once", max_tokens=7, stop=["\n"], seed=1
@@ -34,7 +27,7 @@ async def test_a_text_is_gone_on_with(client: openai.AsyncOpenAI, nats_url: str)
     assert request.messages is None and request.session_id == ""
 
 
-async def test_it_is_streamed(client: openai.AsyncOpenAI, nats_url: str) -> None:
+async def test_text_completion_is_streamed(client: openai.AsyncOpenAI, nats_url: str) -> None:
     async with scripted_worker(nats_url, HELLO):
         stream = await client.completions.create(
             model="demo", prompt="once", stream=True, stream_options={"include_usage": True}
@@ -45,7 +38,7 @@ async def test_it_is_streamed(client: openai.AsyncOpenAI, nats_url: str) -> None
     assert usage.choices == [] and usage.usage is not None and usage.usage.total_tokens == 7
 
 
-async def test_the_prompt_is_echoed_if_asked_for(client: openai.AsyncOpenAI, nats_url: str) -> None:
+async def test_echo_precedes_the_answer(client: openai.AsyncOpenAI, nats_url: str) -> None:
     async with scripted_worker(nats_url, HELLO):
         got = await client.completions.create(model="demo", prompt="Sag: ", echo=True)
         stream = await client.completions.create(
@@ -55,7 +48,7 @@ async def test_the_prompt_is_echoed_if_asked_for(client: openai.AsyncOpenAI, nat
     assert got.choices[0].text == text == "Sag: Grüß dich"
 
 
-async def test_several_prompts_and_answers_are_numbered_in_order(
+async def test_choices_of_several_prompts_are_in_order(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:
     async with scripted_worker(nats_url, HELLO) as worker:
@@ -77,7 +70,9 @@ async def test_several_prompts_and_answers_are_numbered_in_order(
     assert asked[4] == (1, 2, 3) and set(asked[5:]) == {(1,), (2, 3)}
 
 
-async def test_logprobs_have_the_older_form(client: openai.AsyncOpenAI, nats_url: str) -> None:
+async def test_logprobs_have_the_form_of_completions(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
     told = TokenLogprob(1, "ab", (97, 98), -0.5, (TokenProbability(2, "e", (101,), -0.25),))
     script = (ACCEPTED, Token(0, "abab", (1, 1), (told, told)), Token(4, "ab", (1,), (told,)), DONE)
     async with scripted_worker(nats_url, script) as worker:
@@ -106,71 +101,9 @@ async def test_logprobs_have_the_older_form(client: openai.AsyncOpenAI, nats_url
     ],
     ids=str,
 )
-async def test_what_is_not_honoured_is_refused_by_its_name(
+async def test_unsupported_parameter_is_rejected_by_name(
     client: openai.AsyncOpenAI, more: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         await client.completions.create(model="demo", prompt="x", extra_body=more)
     assert error.value.param == param
-
-
-def report(worker_id: str, name: str, *adapters: str) -> WorkerReport:
-    info = ModelInfo(name, f"digest of {name}", 2048, 1, adapters)
-    return WorkerReport(worker_id, "ready", 1, 0, 0, model=info)
-
-
-@pytest.fixture
-async def alone(nats_url: str) -> AsyncIterator[openai.AsyncOpenAI]:
-    """An edge that has heard of two workers."""
-    async with Bus.connect(nats_url, "edge") as bus, edge_on(bus) as http:
-        for told in (report("1", "small", "loud"), report("2", "org/large")):
-            await bus.publish(subjects.report(told.worker_id), told)
-        base = f"{http.base_url}/v1"
-        async with openai.AsyncOpenAI(base_url=base, api_key="x", max_retries=0) as client:
-            async with asyncio.timeout(2):
-                while not (await client.models.list()).data:
-                    await asyncio.sleep(0.01)
-            yield client
-
-
-async def test_models_are_all_that_are_on_the_bus_with_their_adapters(
-    alone: openai.AsyncOpenAI,
-) -> None:
-    models = await alone.models.list()
-    assert [model.id for model in models.data] == ["org/large", "small", "small:loud"]
-    assert (await alone.models.retrieve("small:loud")).id == "small:loud"
-    assert (await alone.models.retrieve("org/large")).object == "model"
-    with pytest.raises(openai.NotFoundError) as error:
-        await alone.models.retrieve("other")
-    assert error.value.code == "model_not_found"
-
-
-async def test_an_answer_tells_its_model_and_fingerprint(
-    alone: openai.AsyncOpenAI, nats_url: str
-) -> None:
-    async with scripted_worker(nats_url, HELLO):
-        got = await alone.chat.completions.create(
-            model="small:loud", messages=[{"role": "user", "content": "hi"}]
-        )
-    assert (got.model, got.system_fingerprint) == ("small:loud", "fp_digest of sm")
-
-
-async def test_prompt_over_the_context_is_rejected_by_its_count(
-    alone: openai.AsyncOpenAI, nats_url: str
-) -> None:
-    async with scripted_worker(nats_url, HELLO) as worker:
-        with pytest.raises(openai.BadRequestError, match="maximum context length is 2048") as error:
-            await alone.completions.create(model="small", prompt=[1] * 2048)
-    assert (error.value.code, error.value.param) == ("context_length_exceeded", "prompt")
-    assert not worker.requests
-
-
-async def test_more_messages_than_the_context_has_tokens_are_refused_by_count(
-    alone: openai.AsyncOpenAI, nats_url: str
-) -> None:
-    messages: Any = [{"role": "user", "content": "x"}] * 2048
-    async with scripted_worker(nats_url, HELLO) as worker:
-        with pytest.raises(openai.BadRequestError, match="maximum context length is 2048") as error:
-            await alone.chat.completions.create(model="small", messages=messages)
-    assert (error.value.code, error.value.param) == ("context_length_exceeded", "messages")
-    assert not worker.requests

@@ -14,11 +14,13 @@ from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.history import (
+    ClearRequest,
     DeleteRequest,
     DescribeRequest,
     Description,
     Exchange,
     ExchangePage,
+    ExchangeView,
     ExportPage,
     ExportRequest,
     ImportRequest,
@@ -27,14 +29,24 @@ from services.contract.history import (
     SessionPage,
     SessionsRequest,
 )
-from services.contract.messages import Empty
+from services.contract.messages import Empty, Usage
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, Endpoint
-from tests.edge.api.test_status import MESSAGE
 from tests.edge.conftest import LIMITS, edge_on
 from tests.edge.test_errors import error_of
+from tests.fakes import scripted_history
 from tests.history.samples import exchange
 
+MESSAGE = ExchangeView(
+    "m1",
+    "s1",
+    "hi",
+    "hello",
+    datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+    "stop",
+    "demo",
+    Usage(1, 2, 0),
+)
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SESSION = Session("s 1", "Holidays", None, 2, NOW)
 LINE = b'{"prompt":"p","response":"r"}'
@@ -61,7 +73,7 @@ async def answering(
         yield asked
 
 
-async def test_sessions_are_listed_a_page_at_a_time(http: httpx.AsyncClient, nats_url: str) -> None:
+async def test_sessions_are_listed_in_pages(http: httpx.AsyncClient, nats_url: str) -> None:
     page = SessionPage((SESSION,), "17-4")
     async with answering(
         nats_url, subjects.history("sessions", subjects.ANY), SessionsRequest, page
@@ -83,7 +95,7 @@ async def test_sessions_are_listed_a_page_at_a_time(http: httpx.AsyncClient, nat
     assert asked == [SessionsRequest(20, None), SessionsRequest(3, "17-4")]
 
 
-async def test_the_messages_of_a_session_are_newest_first(
+async def test_messages_of_a_session_are_newest_first(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
     page = ExchangePage((MESSAGE, replace(MESSAGE, id="m2")), "9-1")
@@ -96,7 +108,7 @@ async def test_the_messages_of_a_session_are_newest_first(
     assert asked == [MessagesRequest(2, STRANGE, "5-5")]
 
 
-async def test_a_session_is_described(http: httpx.AsyncClient, nats_url: str) -> None:
+async def test_patch_sets_title_and_system_prompt(http: httpx.AsyncClient, nats_url: str) -> None:
     async with answering(
         nats_url, subjects.history("describe", subjects.ANY), DescribeRequest, SESSION
     ) as asked:
@@ -110,7 +122,7 @@ async def test_a_session_is_described(http: httpx.AsyncClient, nats_url: str) ->
     assert all(request.request_id for request in asked)
 
 
-async def test_a_session_is_erased(http: httpx.AsyncClient, nats_url: str) -> None:
+async def test_delete_erases_a_session(http: httpx.AsyncClient, nats_url: str) -> None:
     async with answering(
         nats_url, subjects.history("delete", subjects.ANY), DeleteRequest, Empty()
     ) as asked:
@@ -120,7 +132,7 @@ async def test_a_session_is_erased(http: httpx.AsyncClient, nats_url: str) -> No
     assert request.session_id == STRANGE and request.request_id
 
 
-async def test_a_session_is_exported_as_json_lines(http: httpx.AsyncClient, nats_url: str) -> None:
+async def test_export_is_json_lines_of_all_pages(http: httpx.AsyncClient, nats_url: str) -> None:
     pages = ExportPage((exchange("a"), exchange("b")), "1-2"), ExportPage((exchange("c"),))
     async with answering(
         nats_url, subjects.history("export", subjects.ANY), ExportRequest, *pages
@@ -132,7 +144,7 @@ async def test_a_session_is_exported_as_json_lines(http: httpx.AsyncClient, nats
     assert asked == [ExportRequest("s"), ExportRequest("s", "1-2")]
 
 
-async def test_an_export_of_nothing_is_empty(http: httpx.AsyncClient, nats_url: str) -> None:
+async def test_export_of_an_empty_session_is_empty(http: httpx.AsyncClient, nats_url: str) -> None:
     async with answering(
         nats_url, subjects.history("export", subjects.ANY), ExportRequest, ExportPage(())
     ):
@@ -140,7 +152,7 @@ async def test_an_export_of_nothing_is_empty(http: httpx.AsyncClient, nats_url: 
     assert (answer.status_code, answer.content) == (200, b"")
 
 
-async def test_an_export_that_fails_in_the_middle_is_broken_off(
+async def test_export_that_fails_midway_breaks_the_connection(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
     lost = ServiceError("history_unavailable", "Gone.")
@@ -150,7 +162,9 @@ async def test_an_export_that_fails_in_the_middle_is_broken_off(
             await http.get("/sessions/s/export")
 
 
-async def test_what_was_exported_is_imported(http: httpx.AsyncClient, nats_url: str) -> None:
+async def test_import_accepts_the_lines_of_an_export(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
     body = json.dumps({"prompt": "p", "response": "r", "request_id": "r1", "type": "exchange"})
     async with answering(
         nats_url, subjects.history("import", subjects.ANY), ImportRequest, Empty()
@@ -162,7 +176,7 @@ async def test_what_was_exported_is_imported(http: httpx.AsyncClient, nats_url: 
     assert [said.request_id for said in request.exchanges] == ["r1", "r1"]
 
 
-async def test_a_line_without_an_id_has_the_same_one_each_time(
+async def test_line_without_an_id_gets_the_same_id_each_time(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
     async with answering(
@@ -175,7 +189,7 @@ async def test_a_line_without_an_id_has_the_same_one_each_time(
     assert first.request_id != second.request_id and subjects.is_id(first.request_id)
 
 
-async def test_a_long_import_is_sent_in_parts_in_order(
+async def test_long_import_is_sent_in_batches_in_order(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
     lines = [json.dumps({"prompt": f"{n}", "response": "x" * 100_000}) for n in range(10)]
@@ -193,9 +207,7 @@ async def parts(*chunks: bytes) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def test_an_import_of_many_mib_comes_through_in_batches(
-    http: httpx.AsyncClient, nats_url: str
-) -> None:
+async def test_import_of_many_mib_is_complete(http: httpx.AsyncClient, nats_url: str) -> None:
     line = json.dumps({"prompt": "p", "response": "ü" * 100_000}).encode() + b"\n"
     whole = line * 20
     cuts = [whole[at : at + 777_777] for at in range(0, len(whole), 777_777)]
@@ -233,7 +245,7 @@ async def test_failed_import_reports_the_imported_lines(
     assert error_of(answer)["code"] == "history_full" and answer.headers["retry-after"] == "5"
 
 
-async def test_a_line_without_an_end_is_refused(http: httpx.AsyncClient) -> None:
+async def test_endless_line_is_a_413(http: httpx.AsyncClient) -> None:
     endless = [b'{"prompt":"p","response":"'] + [b"x" * 100_000] * 200
     answer = await http.post("/sessions/s/messages", content=parts(*endless))
     assert (answer.status_code, error_of(answer)["code"]) == (413, "payload_too_large")
@@ -292,7 +304,7 @@ async def test_a_line_without_an_end_is_refused(http: httpx.AsyncClient) -> None
     ],
     ids=lambda value: None if value is None else str(value)[:40],
 )
-async def test_bad_input_is_a_400_that_says_what_is_wrong(
+async def test_invalid_input_is_a_400_that_names_the_field(
     http: httpx.AsyncClient, method: str, path: str, body: bytes, param: str | None
 ) -> None:
     answer = await http.request(method, path, content=body)
@@ -311,7 +323,7 @@ async def test_bad_input_is_a_400_that_says_what_is_wrong(
     ],
     ids=lambda value: str(value)[:30],
 )
-async def test_import_of_senseless_values_is_a_400_with_the_line(
+async def test_import_of_out_of_range_values_names_the_line(
     http: httpx.AsyncClient, senseless: dict[str, object], param: str
 ) -> None:
     line = json.dumps({"prompt": "p", "response": "r"} | senseless).encode()
@@ -322,7 +334,7 @@ async def test_import_of_senseless_values_is_a_400_with_the_line(
 
 
 @pytest.mark.parametrize("is_frozen", [False, True], ids=["slow", "frozen"])
-async def test_only_a_silent_history_is_asked_twice(
+async def test_request_is_repeated_only_if_history_is_silent(
     http: httpx.AsyncClient, nats_url: str, is_frozen: bool
 ) -> None:
     """The first process gets the request; the second one only a retry."""
@@ -354,7 +366,7 @@ async def test_only_a_silent_history_is_asked_twice(
     assert (len(taken), len(retried)) == (1, int(is_frozen))
 
 
-async def test_a_bad_line_is_told_by_its_number(http: httpx.AsyncClient) -> None:
+async def test_invalid_line_is_named_by_its_number(http: httpx.AsyncClient) -> None:
     answer = await http.post("/sessions/s/messages", content=LINE + b"\n\n{}")
     assert (error_of(answer)["message"] or "").startswith("Line 3: ")
 
@@ -363,9 +375,7 @@ async def test_a_bad_line_is_told_by_its_number(http: httpx.AsyncClient) -> None
     "line",
     [{"prompt": "x" * 65_537, "response": "r"}, {"prompt": "p", "response": "\u0001" * 180_000}],
 )
-async def test_an_exchange_that_is_too_long_to_import_is_a_413(
-    http: httpx.AsyncClient, line: dict[str, str]
-) -> None:
+async def test_too_large_exchange_is_a_413(http: httpx.AsyncClient, line: dict[str, str]) -> None:
     answer = await http.post("/sessions/s/messages", content=json.dumps(line))
     assert (answer.status_code, error_of(answer)["code"]) == (413, "payload_too_large")
 
@@ -381,7 +391,7 @@ async def test_an_exchange_that_is_too_long_to_import_is_a_413(
         ("POST", "/sessions/s/messages", LINE),
     ],
 )
-async def test_without_history_it_is_a_503_and_without_a_key_a_401(
+async def test_session_routes_need_history_and_a_key(
     http: httpx.AsyncClient, bus: Bus, method: str, path: str, body: bytes
 ) -> None:
     answer = await http.request(method, path, content=body)
@@ -392,9 +402,56 @@ async def test_without_history_it_is_a_503_and_without_a_key_a_401(
         assert (answer.status_code, error_of(answer)["code"]) == (401, "unauthorized")
 
 
-async def test_a_key_sees_its_own_sessions(bus: Bus, nats_url: str) -> None:
+async def test_key_lists_its_own_sessions(bus: Bus, nats_url: str) -> None:
     async with edge_on(bus, keys="acme:s3cret") as http:
         subject = subjects.history("sessions", "acme")
         async with answering(nats_url, subject, SessionsRequest, SessionPage(())):
             answer = await http.get("/sessions", headers={"X-API-Key": "s3cret"})
     assert answer.json() == {"sessions": [], "next": None}
+
+
+async def test_messages_are_a_plain_list(http: httpx.AsyncClient, nats_url: str) -> None:
+    async with scripted_history(nats_url, ExchangePage((MESSAGE,))) as history:
+        answer = await http.get("/messages")
+        await http.get("/messages", params={"limit": 1000, "session_id": "ü %"})
+    (message,) = answer.json()
+    assert message["id"] == "m1"
+    assert message["session_id"] == "s1"
+    assert message["user_prompt"] == "hi"
+    assert message["model_response"] == "hello"
+    assert message["timestamp"] == "2026-01-02T03:04:05Z"
+    assert history.asked == [
+        ("history.messages._", MessagesRequest(20, None)),
+        ("history.messages._", MessagesRequest(1000, "ü %")),
+    ]
+
+
+async def test_clear_history_clears_the_session_in_the_query(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    async with scripted_history(nats_url, ExchangePage(())) as history:
+        answer = await http.post("/clear-history")
+        await http.post("/clear-history?session_id=mine")
+    assert answer.json()["status"] == "success" and answer.json()["message"]
+    (_, default), (_, mine) = history.asked
+    assert isinstance(default, ClearRequest) and isinstance(mine, ClearRequest)
+    assert (default.session_id, mine.session_id) == ("default", "mine")
+    assert default.request_id and mine.request_id and default.request_id != mine.request_id
+
+
+async def test_clear_history_takes_the_session_from_the_body(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    async with scripted_history(nats_url, ExchangePage(())) as history:
+        answer = await http.post("/clear-history", json={"session_id": "mine"})
+        for body, path in (
+            ("{}", ""),
+            ("", "?session_id=b"),
+            ('{"session_id":"c"}', "?session_id=c"),
+        ):
+            cleared = await http.post(f"/clear-history{path}", content=body)
+            assert cleared.status_code == 200
+    assert answer.json()["message"] == (
+        "The context of session 'mine' is cleared; its messages stay readable."
+    )
+    assert [request.session_id for _, request in history.asked] == ["mine", "default", "b", "c"]

@@ -39,7 +39,7 @@ def read(body: dict[str, Any], kind: type[ChatCompletionBody | CompletionBody]) 
 
 
 @pytest.mark.parametrize("name", sorted(fields.CHAT.honoured | fields.CHAT.rejected.keys()))
-def test_a_field_of_a_conversation_is_read_or_refused(name: str) -> None:
+def test_chat_field_of_any_value_is_accepted_or_rejected(name: str) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     for value in ODD:
         read({"messages": [U], name: value}, ChatCompletionBody)
@@ -47,13 +47,13 @@ def test_a_field_of_a_conversation_is_read_or_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(fields.TEXT.honoured | fields.TEXT.rejected.keys()))
-def test_a_field_of_a_text_is_read_or_refused(name: str) -> None:
+def test_text_field_of_any_value_is_accepted_or_rejected(name: str) -> None:
     for value in ODD:
         read({"prompt": "x", name: value}, CompletionBody)
 
 
 @pytest.mark.parametrize("name", sorted(fields.MESSAGE.honoured))
-def test_a_field_of_a_message_is_read_or_refused(name: str) -> None:
+def test_message_field_of_any_value_is_accepted_or_rejected(name: str) -> None:
     for role, value in itertools.product(("user", "assistant", "tool", "function"), ODD):
         read({"messages": [U, U | {"role": role, name: value}]}, ChatCompletionBody)
 
@@ -74,7 +74,7 @@ def test_call_in_history_is_never_rejected_for_its_content(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(fields.TOOL.honoured | fields.FUNCTION.honoured))
-def test_a_field_of_a_tool_is_read_or_refused(name: str) -> None:
+def test_tool_field_of_any_value_is_accepted_or_rejected(name: str) -> None:
     for value in ODD:
         read(
             {"messages": [U], "tools": [{"type": "function", "name": "f", name: value}]},
@@ -84,7 +84,7 @@ def test_a_field_of_a_tool_is_read_or_refused(name: str) -> None:
         read({"messages": [U], "tools": [nested], "tool_choice": "auto"}, ChatCompletionBody)
 
 
-def test_choices_are_written_with_escapes_that_a_grammar_has() -> None:
+def test_guided_choice_uses_escapes_of_gbnf() -> None:
     body = {"messages": [U], "guided_choice": ["\b\f\n\0", "\\b"]}
     read = parse(json.dumps(body).encode(), ChatCompletionBody, Translation(LIMITS))
     assert read.grammar == r'root ::= "\u0008\u000c\n\u0000" | "\\b"'

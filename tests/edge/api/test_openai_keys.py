@@ -6,7 +6,7 @@ from tests.edge.conftest import edge_on
 from tests.fakes import HELLO, scripted_worker
 
 
-async def test_openai_s_client_sends_its_key(nats_url: str) -> None:
+async def test_openai_client_authenticates_with_its_key(nats_url: str) -> None:
     async with Bus.connect(nats_url, "edge") as bus, edge_on(bus, "ada:secret") as http:
         async with openai.AsyncOpenAI(
             base_url=f"{http.base_url}/v1", api_key="secret", max_retries=0

@@ -1,0 +1,76 @@
+"""The models of an edge that two workers report to."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import openai
+import pytest
+
+from services.contract import subjects
+from services.contract.messages import ModelInfo, WorkerReport
+from services.runtime.bus import Bus
+from tests.edge.conftest import edge_on
+from tests.fakes import HELLO, scripted_worker
+
+
+def report(worker_id: str, name: str, *adapters: str) -> WorkerReport:
+    info = ModelInfo(name, f"digest of {name}", 2048, 1, adapters)
+    return WorkerReport(worker_id, "ready", 1, 0, 0, model=info)
+
+
+@pytest.fixture
+async def alone(nats_url: str) -> AsyncIterator[openai.AsyncOpenAI]:
+    """An edge that has heard of two workers."""
+    async with Bus.connect(nats_url, "edge") as bus, edge_on(bus) as http:
+        for told in (report("1", "small", "loud"), report("2", "org/large")):
+            await bus.publish(subjects.report(told.worker_id), told)
+        base = f"{http.base_url}/v1"
+        async with openai.AsyncOpenAI(base_url=base, api_key="x", max_retries=0) as client:
+            async with asyncio.timeout(2):
+                while not (await client.models.list()).data:
+                    await asyncio.sleep(0.01)
+            yield client
+
+
+async def test_models_of_all_workers_are_listed_with_their_adapters(
+    alone: openai.AsyncOpenAI,
+) -> None:
+    models = await alone.models.list()
+    assert [model.id for model in models.data] == ["org/large", "small", "small:loud"]
+    assert (await alone.models.retrieve("small:loud")).id == "small:loud"
+    assert (await alone.models.retrieve("org/large")).object == "model"
+    with pytest.raises(openai.NotFoundError) as error:
+        await alone.models.retrieve("other")
+    assert error.value.code == "model_not_found"
+
+
+async def test_completion_has_model_and_fingerprint(
+    alone: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO):
+        got = await alone.chat.completions.create(
+            model="small:loud", messages=[{"role": "user", "content": "hi"}]
+        )
+    assert (got.model, got.system_fingerprint) == ("small:loud", "fp_digest of sm")
+
+
+async def test_prompt_over_the_context_is_rejected_by_its_count(
+    alone: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 2048") as error:
+            await alone.completions.create(model="small", prompt=[1] * 2048)
+    assert (error.value.code, error.value.param) == ("context_length_exceeded", "prompt")
+    assert not worker.requests
+
+
+async def test_more_messages_than_the_context_are_rejected_by_count(
+    alone: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    messages: Any = [{"role": "user", "content": "x"}] * 2048
+    async with scripted_worker(nats_url, HELLO) as worker:
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 2048") as error:
+            await alone.chat.completions.create(model="small", messages=messages)
+    assert (error.value.code, error.value.param) == ("context_length_exceeded", "messages")
+    assert not worker.requests

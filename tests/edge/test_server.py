@@ -12,6 +12,7 @@ import pytest
 from services.contract.messages import Progress, Token
 from services.edge.server import bind
 from services.runtime.settings import InvalidSetting
+from tests.edge.conftest import until
 from tests.fakes import DONE, scripted_worker
 from tests.servers import ROOT, accepts, free_port, wait_for
 
@@ -38,19 +39,19 @@ def edge(nats_url: str, tmp_path: Path) -> Iterator[EdgeProcess]:
 async def test_sigterm_fails_readyz_then_drains_open_streams(
     edge: EdgeProcess, nats_url: str
 ) -> None:
+    script = [Token(0, "a", (1,)), 0.9, Progress(0, 5, 5), 0.9, DONE]
     async with (
-        scripted_worker(nats_url, [Token(0, "a", (1,)), 0.9, Progress(0, 5, 5), 0.9, DONE]),
+        scripted_worker(nats_url, script) as worker,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{edge.port}") as http,
     ):
         answering = asyncio.create_task(http.post("/chat", json={"prompt": "hi"}))
-        await asyncio.sleep(0.3)
+        await until(lambda: bool(worker.requests))
         edge.process.send_signal(signal.SIGTERM)
-        await asyncio.sleep(0.3)
-        ready = await http.get("/readyz")
-        assert ready.status_code == 503 and ready.json()["error"]["code"] == "shutting_down"
+        async with asyncio.timeout(5):
+            while (await http.get("/readyz")).json()["error"]["code"] != "shutting_down":
+                await asyncio.sleep(0.01)
         assert (await http.get("/healthz")).status_code == 200, "it still serves"
-        await asyncio.sleep(1)
-        assert not accepts(edge.port)
+        await until(lambda: not accepts(edge.port))
         assert '"done":true' in (await answering).text
         assert await asyncio.to_thread(edge.process.wait, 5) == 0
 

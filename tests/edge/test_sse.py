@@ -22,7 +22,7 @@ from services.contract.messages import (
 from services.edge.api.chat import ChatEncoder
 from services.edge.limits import EdgeLimits
 from services.edge.sse import SseResponse, merge
-from tests.edge.conftest import LIMITS
+from tests.edge.conftest import LIMITS, until
 from tests.fakes import ACCEPTED, DONE, HELLO, scripted_worker
 
 TOKEN = Token(0, "on", (1,))
@@ -112,15 +112,19 @@ async def test_disconnect_leaves_the_answer_running_within_its_grace(
     async with scripted_worker(nats_url, [*begun, *(0.05,) * 40, DONE]) as worker:
         with pytest.raises(httpx.ReadTimeout):
             await http.post("/chat", json={"prompt": "hi"}, timeout=0.2)
-        assert worker.requests[0][1].grace_s == 10
+        ((_, request),) = worker.requests
+        assert request.grace_s == 10
         await asyncio.sleep(0.1)
         assert worker.cancelled.empty()
+        await http.delete(f"/chat/{request.request_id}")  # as a positive control
+        assert await asyncio.wait_for(worker.cancelled.get(), 5) == ("_", request.request_id)
 
 
 async def test_finished_answer_is_not_cancelled(http: httpx.AsyncClient, nats_url: str) -> None:
     async with scripted_worker(nats_url, HELLO) as worker:
-        await http.post("/chat", json={"prompt": "hi"})
-        await asyncio.sleep(0.1)
+        done = await http.post("/chat", json={"prompt": "hi"})
+        await http.delete(done.headers["content-location"])  # as a positive control
+        await asyncio.wait_for(worker.cancelled.get(), 5)
         assert worker.cancelled.empty()
 
 
@@ -137,7 +141,7 @@ async def test_busy_stream_is_not_pinged() -> None:
 async def test_interrupted_stream_asks_the_client_to_reconnect() -> None:
     sent: list[Any] = []
     stream = asyncio.create_task(run(script(TOKEN, 5.0, DONE), sent))
-    await asyncio.sleep(0.05)
+    await until(lambda: '"token"' in body(sent))
     stream.cancel()  # as uvicorn does
     await stream
     assert body(sent).split("\n\n")[-2] == "retry: 500", "no event, so it is not the end"

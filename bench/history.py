@@ -73,7 +73,7 @@ async def _fill(uri: str) -> None:
     """With what is missing since the last time."""
     with MongoClient[dict[str, object]](uri) as client:
         there = client[DATABASE]["exchanges"].estimated_document_count()
-    async with Archive.open(uri, DATABASE, 0, sys.exit) as archive:
+    async with Archive(uri, DATABASE, sys.exit).running() as archive:
         while not archive.connected:
             await asyncio.sleep(0.1)
         said = _exchange()

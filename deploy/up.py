@@ -18,7 +18,7 @@ import uvloop
 from deploy.lock import locked
 from services.edge.server import bind
 from services.edge.settings import EdgeSettings
-from services.history import archive
+from services.history.archive import Archive
 from services.history.settings import HistorySettings
 from services.inference.settings import InferenceSettings
 from services.runtime import logs
@@ -247,7 +247,7 @@ async def _start() -> int:
     edge = parse(EdgeSettings, environ)
     parse(InferenceSettings, environ)
     history = parse(HistorySettings, environ)
-    archive.check(history.mongodb_uri, history.mongodb_database)
+    Archive(history.mongodb_uri, history.mongodb_database, sys.exit).close()
     return await up(settings, edge, environ)
 
 

@@ -113,6 +113,10 @@ class Server:
         self._process.send_signal(how)
 
     @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def has_died(self) -> bool:
         assert self._process is not None
         return self._process.poll() is not None

@@ -1,4 +1,4 @@
-"""`python -m services.history`: remembers every session, for as long as NATS (and MongoDB) do."""
+"""`python -m services.history`: stores and serves all sessions; see service.py."""
 
 from services.history.service import start
 from services.history.settings import HistorySettings

@@ -1,4 +1,4 @@
-"""MongoDB, which keeps what the log has. The only place that knows motor."""
+"""The optional MongoDB archive of exchanges, fed from the log. The only module that uses motor."""
 
 import asyncio
 import logging
@@ -24,138 +24,136 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
-from services.history import document
-from services.history.document import Document
-from services.history.entry import Entry, Place, Unreadable, archive_id
+from services.contract.history import Erased, Exchange
+from services.history.document import (
+    Document,
+    from_document,
+    insert_if_absent,
+    mark_retried,
+    to_document,
+)
+from services.history.entry import Entry, Position, Unreadable, archive_id, parse_entry
+from services.history.limits import LIMITS, HistoryLimits
+from services.history.log import SessionLog
+from services.history.log_consumer import LogConsumer
+from services.runtime.consumers import PendingMessage
 from services.runtime.settings import InvalidSetting
+from services.runtime.streams import StoredMessage, StreamUnavailable
 from services.runtime.supervised import Fail, SupervisedLoop
-
-SELECTION_TIMEOUT_MS = 2000  # in which a server must be found
-SOCKET_TIMEOUT_MS = 5000  # in which a batch must be written
-REPLICATION_TIMEOUT_MS = 4000  # in which a majority must have it
-READ_TIMEOUT = 1.0  # seconds for what somebody waits for; then the log is asked instead
-LOOK_TIMEOUT = 2.5  # a little more than it takes to say that there is no server
-LOOK_INTERVAL = 0.5
-UPKEEP_TIMEOUT = 5.0  # seconds for work in the background
-ERASE_AGAIN_AFTER = 60.0  # seconds; the longest that a write may be under way
 
 NEWEST_FIRST = [("logged_at", DESCENDING), ("seq", DESCENDING)]
 OLDEST_FIRST = [("logged_at", ASCENDING), ("seq", ASCENDING)]
 RETENTION_INDEX = "retention"
 ARE_RETRIES = {"retry_of": {"$gt": ""}}
 
-# MongoDB's error codes for one document of many
-IS_THERE = 11000  # another archiver was writing it at the same time
-REFUSED = (121, 10334)  # by a validator that somebody set; too large
+# MongoDB's error codes for one document of a bulk write
+DUPLICATE_KEY = 11000  # another archiver was writing it at the same time
+REJECTED = (121, 10334)  # by a validator that somebody set; too large
 
 log = logging.getLogger(__name__)
 Order = list[tuple[str, int]]
 
 
 class ArchiveUnavailable(Exception):
-    """MongoDB did not answer, or not with success."""
+    """MongoDB did not reply, or replied with an error."""
 
 
 class Archive:
-    """
-    One database. Whether it can be reached is looked at all the time, and said once each time that
-    it changes.
-    """
+    """One database. Its connection is probed all the time; each change is logged once."""
 
     def __init__(
         self,
-        database: AsyncIOMotorDatabase[Document],
-        where: str,
-        retention: int,
+        uri: str,
+        database: str,
         fail: Fail,
-        is_optional: bool,
-    ):
-        self._database = database
-        self._exchanges = database["exchanges"]
-        self._meta = database["meta"]
-        self._unreadable = database["unreadable"]
-        self._erased = database["erased"]
-        self._where = where
-        self._retention = retention
+        retention_seconds: int = 0,
+        limits: HistoryLimits = LIMITS,
+        is_optional: bool = False,
+    ) -> None:
+        """
+        Raises InvalidSetting. A server that can't be reached is no error; if it `is_optional`, it
+        is not worth a warning either.
+        """
+        self._client = _client(uri, limits)
+        self._database = _database(self._client, database, limits)
+        self._exchanges = self._database["exchanges"]
+        self._unreadable = self._database["unreadable"]
+        self._erased = self._database["erased"]
+        self._address = f"{_without_secrets(uri)}/{database}"
         self._is_optional = is_optional
-        self._indexed = False
-        self._complained = False
-        self._loop = SupervisedLoop("archive's watch", self._look, fail)
+        self._retention = retention_seconds
+        self._limits = limits
+        self._is_indexed = False
+        self._is_loss_logged = False
+        self._loop = SupervisedLoop("MongoDB probe", self._probe, fail)
         self.id = ""
-        """Tells this database from any other: what the log has given to one, another lacks."""
+        """Identifies this database: each one has a consumer of the log of its own."""
         self.connected = False
         self.unreadable = 0
-        """Records that were set aside, when last looked at."""
+        """Records that were set aside, at the last probe."""
 
-    @classmethod
     @asynccontextmanager
-    async def open(
-        cls, uri: str, database: str, retention: int, fail: Fail, is_optional: bool = False
-    ) -> AsyncIterator["Archive"]:
-        """
-        Open the archive. Raises InvalidSetting. A server that can't be reached is no error; with
-        `is_optional` (the default address) it is not worth a warning either.
-        """
-        client = _client(uri)
-        where = f"{_without_secrets(uri)}/{database}"
-        archive = cls(_database(client, database), where, retention, fail, is_optional)
+    async def running(self) -> AsyncIterator["Archive"]:
         try:
-            async with archive._loop.running(is_cancelled=True):
-                yield archive
+            async with self._loop.running(is_cancelled=True):
+                yield self
         finally:
-            client.close()
+            self.close()
+
+    def close(self) -> None:
+        self._client.close()
 
     async def write(self, entries: Sequence[Entry]) -> list[Entry]:
         """
-        Keeps the exchanges among the entries; one that is there already stays as it is. Returns the
-        entries, as unreadable where MongoDB refuses one for what it is. Raises ArchiveUnavailable:
-        some may be written.
+        Insert the exchanges among the entries that MongoDB does not have yet. Return all entries,
+        those that MongoDB rejects as Unreadable. Raises ArchiveUnavailable: some may be written.
         """
-        kept = [entry for entry in entries if document.is_kept(entry)]
-        if not kept:
+        exchanges = [entry for entry in entries if isinstance(entry.record, Exchange)]
+        if not exchanges:
             return list(entries)
-        documents = [document.of(entry) for entry in kept]
+        documents = [to_document(entry) for entry in exchanges]
         with self._as_unavailable():
-            refused = await self._upsert_all(kept, documents)
+            rejected = await self._insert(exchanges, documents)
             await self._mark_retried(documents)
-            await self._take_back(entries)
-        return [refused.get(entry.seq, entry) for entry in entries]
+            await self._delete_erased(entries)
+        return [rejected.get(entry.seq, entry) for entry in entries]
 
-    async def _upsert_all(self, kept: list[Entry], documents: list[Document]) -> dict[int, Entry]:
-        """Those that were refused, by their sequence."""
-        writes = [UpdateOne(*document.upsert(each), upsert=True) for each in documents]
+    async def _insert(self, entries: list[Entry], documents: list[Document]) -> dict[int, Entry]:
+        """Return rejected entries by their sequences."""
+        writes = [UpdateOne(*insert_if_absent(each), upsert=True) for each in documents]
         try:
             await self._exchanges.bulk_write(writes, ordered=False)
         except BulkWriteError as error:
-            problems = [p for p in error.details["writeErrors"] if p["code"] != IS_THERE]
+            problems = [p for p in error.details["writeErrors"] if p["code"] != DUPLICATE_KEY]
             if error.details["writeConcernErrors"] or any(
-                problem["code"] not in REFUSED for problem in problems
+                problem["code"] not in REJECTED for problem in problems
             ):
                 raise
-            return dict(_refused(kept[problem["index"]], problem) for problem in problems)
+            return dict(_rejected(entries[problem["index"]], problem) for problem in problems)
         return {}
 
     async def _mark_retried(self, documents: list[Document]) -> None:
-        """Of an exchange and the one that takes its place, either may be written first."""
+        """An exchange and its retry may be written in any order."""
         retries = [each for each in documents if each["retry_of"]]
         ids = [each["request_id"] for each in documents]
         retries += await self._exchanges.find({"retry_of": {"$in": ids}}).to_list(None)
         if retries:
-            marks = [UpdateOne(*document.mark(retry)) for retry in retries]
+            marks = [UpdateOne(*mark_retried(retry)) for retry in retries]
             await self._exchanges.bulk_write(marks, ordered=False)
 
     async def erase(self, erased: Entry) -> None:
         """
-        What the session had before this record. The tombstone comes first: a process that is
-        writing older records looks for one after it has written them.
+        Delete what the session had before this record. The tombstone is written first: a process
+        that is writing older records looks for one after it has written them.
         """
         with self._as_unavailable():
-            again_at = datetime.now(UTC) + timedelta(seconds=ERASE_AGAIN_AFTER)
+            again_at = datetime.now(UTC) + timedelta(seconds=self._limits.erase_again_seconds)
             tombstone = {"$max": {"until": erased.logged_at}, "$set": {"again_at": again_at}}
             await self._erased.update_one({"_id": erased.key}, tombstone, upsert=True)
             await self._delete(erased.key, erased.logged_at)
 
-    async def _take_back(self, written: Sequence[Entry]) -> None:
+    async def _delete_erased(self, written: Sequence[Entry]) -> None:
+        """Delete again what was written after its session was erased."""
         first: dict[str, datetime] = {}
         for entry in written:
             first[entry.key] = min(entry.logged_at, first.get(entry.key, entry.logged_at))
@@ -164,39 +162,39 @@ class Archive:
                 await self._delete(tombstone["_id"], tombstone["until"])
 
     async def _erase_again(self) -> None:
-        """A server that was frozen may have done a write that was given up, after the erasure."""
+        """A server that was frozen may complete a write after the erasure, when it timed out."""
         async for tombstone in self._erased.find({"again_at": {"$lte": datetime.now(UTC)}}):
             await self._delete(tombstone["_id"], tombstone["until"])
             done = {"_id": tombstone["_id"], "again_at": tombstone["again_at"]}
             await self._erased.update_one(done, {"$unset": {"again_at": ""}})
 
     async def _delete(self, key: str, until: datetime) -> None:
-        """By the log's clock: sequences begin again where a log was lost."""
+        """Compare times, not sequences: those start again at 1 if the log was lost."""
         await self._exchanges.delete_many({"key": key, "logged_at": {"$lte": until}})
         await self._unreadable.delete_many({"key": key, "_id.logged_at": {"$lte": until}})
 
-    async def set_aside(self, entry: Entry, why: str, data: bytes) -> None:
-        """Keeps a record that can't be read as it came, and counts it."""
+    async def set_aside(self, entry: Entry, reason: str, data: bytes) -> None:
+        """Store an unreadable record as it is in the log, and count it."""
         where = {"seq": entry.seq, "logged_at": entry.logged_at}
-        aside = {"_id": where, **where, "key": entry.key, "why": why, "data": data}
+        aside = {"_id": where, **where, "key": entry.key, "why": reason, "data": data}
         with self._as_unavailable():
-            await self._unreadable.update_one(*document.upsert(aside), upsert=True)
+            await self._unreadable.update_one(*insert_if_absent(aside), upsert=True)
 
-    async def last(
+    async def newest(
         self,
         tenant: str,
         key: str | None,
         limit: int,
-        but_of: Collection[str] = (),
-        until: Place | None = None,
+        excluded: Collection[str] = (),
+        until: Position | None = None,
     ) -> list[Entry]:
         """
-        The last exchanges up to a place of the session with this key, or (None) of all of the
-        tenant's but those of some.
+        Return the last exchanges up to a position, newest first, of the session with this key, or
+        (None) of all the tenant's except those with `excluded` keys. Raises ArchiveUnavailable.
         """
         query: Document = {"key": key} if key else {"tenant": tenant}
-        if but_of:
-            query |= {"key": {"$nin": list(but_of)}}
+        if excluded:
+            query |= {"key": {"$nin": list(excluded)}}
         if until:
             query |= {
                 "logged_at": {"$lte": until.logged_at},
@@ -204,8 +202,11 @@ class Archive:
             }
         return await self._find(query, NEWEST_FIRST, limit)
 
-    async def next(self, key: str, limit: int, after: Place | None) -> list[Entry]:
-        """The session's first exchanges after a place, oldest first."""
+    async def oldest(self, key: str, limit: int, after: Position | None) -> list[Entry]:
+        """
+        Return the session's first exchanges after a position, oldest first. Raises
+        ArchiveUnavailable.
+        """
         query: Document = {"key": key}
         if after:
             query |= {
@@ -224,54 +225,58 @@ class Archive:
         """Return those of the ids that belong to exchanges of the session in this epoch."""
         query = {"_id": {"$in": [archive_id(key, each) for each in ids]}, "epoch": epoch}
         with self._as_unavailable():
-            async with asyncio.timeout(READ_TIMEOUT):
+            async with asyncio.timeout(self._limits.mongodb_read_seconds):
                 found = await self._exchanges.find(query, {"request_id": 1}).to_list(None)
         return {each["request_id"] for each in found}
 
     async def _find(self, query: Document, order: Order, limit: int) -> list[Entry]:
-        """Raises ArchiveUnavailable; `_look` then decides whether MongoDB is slow or lost."""
+        """Raises ArchiveUnavailable; the next probe then tells whether MongoDB is slow or lost."""
+        timeout = self._limits.mongodb_read_seconds
         with self._as_unavailable():
-            async with asyncio.timeout(READ_TIMEOUT):
-                found = self._exchanges.find(query, max_time_ms=int(READ_TIMEOUT * 1000))
+            async with asyncio.timeout(timeout):
+                found = self._exchanges.find(query, max_time_ms=int(timeout * 1000))
                 documents = await found.sort(order).limit(limit).to_list(limit)
-        return [document.read(each) for each in documents]
+        return [from_document(each) for each in documents]
 
-    async def _look(self) -> float:
+    async def _probe(self) -> float:
         try:
-            async with asyncio.timeout(LOOK_TIMEOUT):
+            async with asyncio.timeout(self._limits.mongodb_select_seconds + 0.5):
                 await self._database.command("ping")
-            if not self._indexed:
-                await self._index()
+            if not self._is_indexed:
+                await self._prepare()
         except (PyMongoError, OSError) as error:
-            self._lost(error)
+            self._set_lost(error)
         else:
-            self._found()
-            await self._keep_up()
-        return LOOK_INTERVAL
+            self._set_connected()
+            await self._maintain()
+        return self._limits.mongodb_probe_interval_seconds
 
-    async def _keep_up(self) -> None:
+    async def _maintain(self) -> None:
         try:
-            async with asyncio.timeout(UPKEEP_TIMEOUT):
+            async with asyncio.timeout(self._limits.mongodb_socket_seconds):
                 self.unreadable = await self._unreadable.estimated_document_count()
                 await self._erase_again()
         except (PyMongoError, TimeoutError) as error:
-            log.info("upkeep of MongoDB failed, retrying: %s", _short(error))
+            log.info("MongoDB maintenance failed, retrying error=%s", _short(error))
 
-    async def _index(self) -> None:
+    async def _prepare(self) -> None:
+        """Create indexes and the database's id."""
         await self._exchanges.create_index([("key", 1), *NEWEST_FIRST])
         await self._exchanges.create_index([("tenant", 1), *NEWEST_FIRST])
         await self._exchanges.create_index([("tenant", 1), ("request_id", 1)])
         await self._exchanges.create_index("retry_of", partialFilterExpression=ARE_RETRIES)
         await self._erased.create_index("again_at", sparse=True)
-        await self._forget_by(self._exchanges, "logged_at")
-        await self._forget_by(self._unreadable, "logged_at")
-        await self._forget_by(self._erased, "until")  # by then, what it tells of is forgotten
+        await self._set_retention(self._exchanges, "logged_at")
+        await self._set_retention(self._unreadable, "logged_at")
+        await self._set_retention(self._erased, "until")  # what it erased has expired by then
         self.id = await self._identify()
-        self._indexed = True
+        self._is_indexed = True
 
-    async def _forget_by(self, collection: AsyncIOMotorCollection[Document], field: str) -> None:
-        there = (await collection.index_information()).get(RETENTION_INDEX)
-        if there and there.get("expireAfterSeconds") != self._retention:
+    async def _set_retention(
+        self, collection: AsyncIOMotorCollection[Document], field: str
+    ) -> None:
+        current = (await collection.index_information()).get(RETENTION_INDEX)
+        if current and current.get("expireAfterSeconds") != self._retention:
             await collection.drop_index(RETENTION_INDEX)
         if self._retention:
             await collection.create_index(
@@ -279,7 +284,7 @@ class Archive:
             )
 
     async def _identify(self) -> str:
-        found: Document = await self._meta.find_one_and_update(
+        found: Document = await self._database["meta"].find_one_and_update(
             {"_id": "archive"},
             {"$setOnInsert": {"id": uuid4().hex}},
             upsert=True,
@@ -292,70 +297,105 @@ class Archive:
         try:
             yield
         except (PyMongoError, TimeoutError) as error:
-            # any other error is an answer: the server is there, and refuses
+            # any other error is a reply: the server is connected, and refuses
             if isinstance(error, TimeoutError | ExecutionTimeout | NetworkTimeout):
                 self._loop.wake()
             elif isinstance(error, AutoReconnect):
-                self._lost(error)
+                self._set_lost(error)
             raise ArchiveUnavailable(_short(error)) from error
 
-    def _lost(self, error: Exception) -> None:
-        if not self._complained:
-            self._complain(error)
-        self.connected, self._complained = False, True
-        self._indexed = False  # it may come back as another, or empty
+    def _set_lost(self, error: Exception) -> None:
+        if not self._is_loss_logged:
+            self._log_loss(error)
+        self.connected, self._is_loss_logged = False, True
+        self._is_indexed = False  # it may come back as another database, or an empty one
 
-    def _complain(self, error: Exception) -> None:
+    def _log_loss(self, error: Exception) -> None:
         if self._is_optional and not self.id:  # it was never connected
-            log.info("no MongoDB at %s (optional): NATS alone keeps the history", self._where)
+            log.info("no MongoDB at %s (optional): NATS alone stores the history", self._address)
             return
         log.warning(
-            "MongoDB at %s can't be used (%s): chats continue, and the log keeps what it misses."
-            " Is it running? Inside a container, localhost is the container itself.",
-            self._where,
+            "MongoDB unavailable address=%s error=%s. Chats continue, and the log keeps exchanges"
+            " for it. Is it running? Inside a container, localhost is the container itself.",
+            self._address,
             _short(error),
         )
 
-    def _found(self) -> None:
+    def _set_connected(self) -> None:
         if not self.connected:
-            log.info("connected to MongoDB at %s", self._where)
-        self.connected, self._complained = True, False
+            log.info("MongoDB connected address=%s", self._address)
+        self.connected, self._is_loss_logged = True, False
 
 
-def check(uri: str, database: str) -> None:
-    """Raise InvalidSetting for settings with which `Archive.open` would raise it."""
-    client = _client(uri)
-    try:
-        _database(client, database)
-    finally:
-        client.close()
+class Archiver(LogConsumer):
+    """Copies the log's records to MongoDB."""
+
+    temporary_errors = (StreamUnavailable, ArchiveUnavailable)
+
+    def __init__(self, session_log: SessionLog, archive: Archive, fail: Fail) -> None:
+        limits = session_log.limits
+        super().__init__("archiver", fail, limits, limits.archive_batch)
+        self._log = session_log
+        self._archive = archive
+        self._is_failure_logged = False
+
+    async def fetch(self, batch: int, timeout: float) -> Sequence[PendingMessage]:
+        if not self._archive.connected:
+            await asyncio.sleep(self._limits.mongodb_probe_interval_seconds)
+            return []
+        await self._log.open_archive(self._archive.id)
+        assert self._log.archive_consumer is not None
+        return await self._log.archive_consumer.fetch(batch, timeout)
+
+    async def process(self, records: Sequence[StoredMessage]) -> None:
+        entries = await self._archive.write([parse_entry(stored) for stored in records])
+        for entry, stored in zip(entries, records, strict=True):
+            match entry.record:
+                case Erased():
+                    await self._archive.erase(entry)
+                case Unreadable(reason):
+                    log.warning(
+                        "record set aside session=%s seq=%d: %s", entry.key, entry.seq, reason
+                    )
+                    await self._archive.set_aside(entry, reason, stored.data)
+        self._is_failure_logged = False
+
+    async def recover(self, error: Exception) -> None:
+        if self._archive.connected and not self._is_failure_logged:  # a loss is logged already
+            log.warning("archiving failed, retrying; the log keeps all exchanges error=%s", error)
+            self._is_failure_logged = True
+        if isinstance(error, StreamUnavailable):
+            await self._log.try_ensure_consumers()
 
 
-def _client(uri: str) -> AsyncIOMotorClient[Document]:
+def _client(uri: str, limits: HistoryLimits) -> AsyncIOMotorClient[Document]:
+    select_ms = int(limits.mongodb_select_seconds * 1000)
     try:
         return AsyncIOMotorClient(
             uri,
             tz_aware=True,
-            serverSelectionTimeoutMS=SELECTION_TIMEOUT_MS,
-            connectTimeoutMS=SELECTION_TIMEOUT_MS,
-            socketTimeoutMS=SOCKET_TIMEOUT_MS,
+            serverSelectionTimeoutMS=select_ms,
+            connectTimeoutMS=select_ms,
+            socketTimeoutMS=int(limits.mongodb_socket_seconds * 1000),
         )
     except (ConfigurationError, ValueError) as error:
-        why = str(error).partition('"')[0].strip(" .")  # the rest may quote a part of the password
-        raise InvalidSetting(f"MONGODB_URI can't be used: {why}.") from None
+        reason = str(error).partition('"')[0].strip(" .")  # the rest may quote the password
+        raise InvalidSetting(f"MONGODB_URI can't be used: {reason}.") from None
 
 
-def _database(client: AsyncIOMotorClient[Document], name: str) -> AsyncIOMotorDatabase[Document]:
+def _database(
+    client: AsyncIOMotorClient[Document], name: str, limits: HistoryLimits
+) -> AsyncIOMotorDatabase[Document]:
     """
-    What was written is acknowledged to the log, and read by who has seen that it was. So, unless
-    the address says otherwise, it is on the disks of a majority; and it is read where it was
-    written.
+    Return the database. Unless the URI says otherwise, writes are on the disks of a majority before
+    they are acknowledged to the log, and reads come from where they were written.
     """
     write = client.write_concern
     if not write.acknowledged:
         raise InvalidSetting("MONGODB_URI must not have w=0: nobody would know what was written.")
     if write.is_server_default:
-        write = WriteConcern("majority", wtimeout=REPLICATION_TIMEOUT_MS, j=True)
+        majority_ms = int((limits.mongodb_socket_seconds - 1) * 1000)
+        write = WriteConcern("majority", wtimeout=majority_ms, j=True)
     read = client.read_concern if client.read_concern.level else ReadConcern("majority")
     try:
         return client.get_database(
@@ -370,11 +410,11 @@ def _without_secrets(uri: str) -> str:
 
 
 def _short(error: Exception) -> str:
-    """Without the timeouts and the description of the whole topology that pymongo adds."""
+    """Remove the timeouts and the topology description that pymongo appends."""
     text = str(error).partition(" (configured timeouts")[0].partition(", Timeout:")[0]
-    return text[:300] or "no answer in time"  # a TimeoutError has no text
+    return text[:300] or "no reply in time"  # a TimeoutError has no text
 
 
-def _refused(entry: Entry, problem: Document) -> tuple[int, Entry]:
-    why = f"MongoDB refused it: {problem['errmsg']}"
-    return entry.seq, entry._replace(record=Unreadable(why))
+def _rejected(entry: Entry, problem: Document) -> tuple[int, Entry]:
+    reason = f"MongoDB rejected it: {problem['errmsg']}"
+    return entry.seq, entry._replace(record=Unreadable(reason))

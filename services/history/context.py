@@ -1,4 +1,4 @@
-"""A session's context as a fold of its records: pure, no clock, no I/O."""
+"""A session's context as a fold of its log records. Pure: no clock, no I/O."""
 
 from datetime import datetime
 
@@ -8,28 +8,28 @@ from msgspec.structs import replace
 from services.contract.codec import encode
 from services.contract.history import Cleared, Context, Described, Erased, Exchange
 from services.contract.messages import Turn
-from services.history.entry import MAX_BYTES, Entry, Unreadable, newest_that_fit
+from services.history.entry import MAX_PAGE_BYTES, Entry, Unreadable, fit_newest
 
-SLACK = 0.3
+WINDOW_SLACK = 0.3
 """
-How far the window may outgrow its size, as a share of it. A prompt that begins as the one before is
-not read again, and it begins so until the window is cut: in one step, every few turns.
+Share by which the window of exchanges may grow beyond its size before it is truncated in one step.
+Between truncations each prompt starts with the one before, so the worker's prefix cache hits.
 """
-
-
-TITLE_LENGTH = 60  # characters of the first prompt that a session is listed by
+MAX_OPENING_CHARS = 60
 
 
 class LoggedTurn(Turn, frozen=True, kw_only=True):
-    """A turn that knows its age."""
+    """A turn with its time in the log."""
 
     logged_at: datetime
 
 
 class Snapshot(Context, frozen=True):
     """
-    A session as it is kept between requests: its context, and how it is listed. `opening` is the
-    beginning of its first prompt; `active_at` the time of its last record, None if it has none.
+    A session as it is stored between requests: its context, and what lists of sessions show.
+
+    `opening` is the start of its first prompt; `active_at` is the time of its last record (None: it
+    has none).
     """
 
     turns: tuple[LoggedTurn, ...] = ()
@@ -39,10 +39,12 @@ class Snapshot(Context, frozen=True):
     active_at: datetime | None = None
 
 
-def fold(snapshot: Snapshot, entry: Entry, exchanges: int) -> Snapshot:
+def fold(snapshot: Snapshot, entry: Entry, max_exchanges: int) -> Snapshot:
     """
-    The context after this record. Records come in the order of the log; one that was applied before
-    changes nothing, and one that can't be read is passed over.
+    Return the snapshot with one more record applied.
+
+    Records must come in log order. A record that was applied before changes nothing, and an
+    unreadable one only advances `applied_seq`.
     """
     if entry.seq <= snapshot.applied_seq:
         return snapshot
@@ -54,20 +56,20 @@ def fold(snapshot: Snapshot, entry: Entry, exchanges: int) -> Snapshot:
         case Described() as described:
             snapshot = _describe(snapshot, described)
         case Exchange() as exchange:
-            snapshot = _add(snapshot, exchange, entry.logged_at, exchanges)
+            snapshot = _add(snapshot, exchange, entry.logged_at, max_exchanges)
     active_at = entry.logged_at if _is_activity(entry, snapshot) else snapshot.active_at
     return replace(snapshot, applied_seq=entry.seq, active_at=active_at)
 
 
 def _is_activity(entry: Entry, snapshot: Snapshot) -> bool:
-    """A session that is cleared before anything was said in it is none."""
+    """Clearing a session that does not exist does not create it."""
     if isinstance(entry.record, Cleared):
         return snapshot.active_at is not None
     return not isinstance(entry.record, Unreadable)
 
 
-def cut(snapshot: Snapshot, last_seq: int) -> Snapshot:
-    """Return the snapshot of a log that ends at `last_seq`, so that later records are applied."""
+def rewind(snapshot: Snapshot, last_seq: int) -> Snapshot:
+    """Return the snapshot for a log that ends at `last_seq`, so that later records are applied."""
     return replace(
         snapshot,
         applied_seq=min(snapshot.applied_seq, last_seq),
@@ -76,22 +78,23 @@ def cut(snapshot: Snapshot, last_seq: int) -> Snapshot:
     )
 
 
-def forget(snapshot: Snapshot, before: datetime) -> Snapshot:
-    """Without the turns that are older."""
-    if all(turn.logged_at >= before for turn in snapshot.turns):
-        return snapshot  # nearly always, so that nothing is copied
-    return replace(snapshot, turns=tuple(t for t in snapshot.turns if t.logged_at >= before))
+def drop_expired(snapshot: Snapshot, before: datetime) -> Snapshot:
+    """Return the snapshot without turns that were logged before this time."""
+    turns = tuple(turn for turn in snapshot.turns if turn.logged_at >= before)
+    return snapshot if len(turns) == len(snapshot.turns) else replace(snapshot, turns=turns)
 
 
-def _add(snapshot: Snapshot, exchange: Exchange, logged_at: datetime, exchanges: int) -> Snapshot:
+def _add(
+    snapshot: Snapshot, exchange: Exchange, logged_at: datetime, max_exchanges: int
+) -> Snapshot:
     """
-    Nothing is shown of a repeat, of what was asked before the session was cleared, and of an
-    exchange in which nothing was said.
+    Count the exchange, and add it to the turns unless it is a duplicate, has no response, or was
+    requested before the session was cleared.
     """
     request_id = exchange.request_id
     if any(turn.request_id == request_id for turn in snapshot.turns):
         return snapshot
-    opening = snapshot.opening or _opening(exchange.prompt)
+    opening = snapshot.opening or " ".join(exchange.prompt.split())[:MAX_OPENING_CHARS]
     snapshot = replace(snapshot, opening=opening, exchanges=snapshot.exchanges + 1)
     if exchange.epoch < snapshot.epoch:
         return snapshot
@@ -99,23 +102,18 @@ def _add(snapshot: Snapshot, exchange: Exchange, logged_at: datetime, exchanges:
     if exchange.retry_of:
         turns = tuple(turn for turn in turns if turn.request_id != exchange.retry_of)
     if exchange.response:
-        said = LoggedTurn(request_id, exchange.prompt, exchange.response, logged_at=logged_at)
-        turns = _window((*turns, said), exchanges)
+        turn = LoggedTurn(request_id, exchange.prompt, exchange.response, logged_at=logged_at)
+        turns = _window((*turns, turn), max_exchanges)
     return replace(snapshot, turns=turns, last=request_id)
 
 
 def _describe(snapshot: Snapshot, described: Described) -> Snapshot:
-    said = {"title": described.title, "system_prompt": described.system_prompt}
-    return replace(snapshot, **{name: value for name, value in said.items() if value is not UNSET})
+    fields = {"title": described.title, "system_prompt": described.system_prompt}
+    return replace(snapshot, **{k: value for k, value in fields.items() if value is not UNSET})
 
 
-def _opening(prompt: str) -> str:
-    """In one line."""
-    return " ".join(prompt.split())[:TITLE_LENGTH]
-
-
-def _window(turns: tuple[LoggedTurn, ...], exchanges: int) -> tuple[LoggedTurn, ...]:
-    limit = exchanges + max(1, round(SLACK * exchanges))
-    shown = newest_that_fit(turns if len(turns) <= limit else turns[-exchanges:])
-    is_too_long = len(shown) == 1 and len(encode(shown[0])) > MAX_BYTES
-    return () if is_too_long else shown
+def _window(turns: tuple[LoggedTurn, ...], max_exchanges: int) -> tuple[LoggedTurn, ...]:
+    limit = max_exchanges + max(1, round(WINDOW_SLACK * max_exchanges))
+    fitting = fit_newest(turns if len(turns) <= limit else turns[-max_exchanges:])
+    is_too_large = len(fitting) == 1 and len(encode(fitting[0])) > MAX_PAGE_BYTES
+    return () if is_too_large else fitting

@@ -1,30 +1,28 @@
-"""An exchange as MongoDB keeps it. Knows BSON, and no connection."""
+"""Exchanges as MongoDB documents. Knows BSON, but no connection."""
 
+from collections.abc import ValuesView
 from datetime import datetime
 from typing import Any
 
 import bson
 import msgspec
+from bson.errors import InvalidDocument
 
 from services.contract import subjects
 from services.contract.history import Exchange
-from services.contract.imports import is_in_utc
 from services.history.entry import Entry, Unreadable, archive_id
 
 Document = dict[str, Any]
+Update = tuple[Document, Document]
+"""Filter and update of one document."""
 
 AS_JSON = "as_json"
 """Name of the sub-document with the JSON text of the fields that BSON can't hold."""
 MAX_DEPTH = 50  # levels; MongoDB's limit for a document is 100
 MAX_FIELD_BYTES = 2 * 1024**2  # BSON size of a field, which can be many times its JSON size
-BSON_INTS = range(-(2**63), 2**63)
 
 
-def is_kept(entry: Entry) -> bool:
-    return isinstance(entry.record, Exchange)
-
-
-def of(entry: Entry) -> Document:
+def to_document(entry: Entry) -> Document:
     """
     Return the document of an exchange. Fields that BSON can't hold are stored as JSON text, so that
     every exchange of the log can be archived.
@@ -44,14 +42,12 @@ def of(entry: Entry) -> Document:
         "key": entry.key,
         "tenant": tenant,
         "session_id": session_id,
-        "request_id": entry.record.request_id,
-        "retry_of": entry.record.retry_of,
         "seq": entry.seq,
         "logged_at": entry.logged_at,
     }
 
 
-def read(document: Document) -> Entry:
+def from_document(document: Document) -> Entry:
     record: Exchange | Unreadable
     try:
         texts = document.get(AS_JSON, {})
@@ -63,33 +59,28 @@ def read(document: Document) -> Entry:
     return Entry(document["seq"], document["key"], document["logged_at"], record, is_retried)
 
 
-def _fits(value: Any) -> bool:
-    return _is_bson(value, MAX_DEPTH) and len(bson.encode({"": value})) <= MAX_FIELD_BYTES
-
-
-def _is_bson(value: Any, depth: int) -> bool:
-    """Return whether MongoDB can store the value. Older servers reject keys with `$` or `.`."""
-    match value:
-        case int():
-            return value in BSON_INTS
-        case datetime():
-            return is_in_utc(value)
-        case dict():
-            return depth > 0 and all(
-                not (key.startswith("$") or "." in key or "\0" in key) and _is_bson(each, depth - 1)
-                for key, each in value.items()
-            )
-        case list() | tuple():
-            return depth > 0 and all(_is_bson(each, depth - 1) for each in value)
-    return True
-
-
-def upsert(document: Document) -> tuple[Document, Document]:
-    """What is there stays, so that repeating a batch costs little."""
+def insert_if_absent(document: Document) -> Update:
     return {"_id": document["_id"]}, {"$setOnInsert": document}
 
 
-def mark(retry: Document) -> tuple[Document, Document]:
-    """Of the exchange whose place this one takes: the archive keeps it, marked."""
+def mark_retried(retry: Document) -> Update:
+    """Return the update that marks the exchange which this one replaces."""
     retried = archive_id(retry["key"], retry["retry_of"])
     return {"_id": retried}, {"$set": {"retried_by": retry["request_id"]}}
+
+
+def _fits(value: Any) -> bool:
+    """Return whether MongoDB can store the value. Older servers reject keys with `$` or `.`."""
+    if not _is_shallow(value, MAX_DEPTH):
+        return False
+    try:
+        return len(bson.encode({"": value}, check_keys=True)) <= MAX_FIELD_BYTES
+    except (InvalidDocument, OverflowError):
+        return False
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    children = value.values() if isinstance(value, dict) else value
+    if not isinstance(children, list | tuple | ValuesView):
+        return True
+    return levels > 0 and all(_is_shallow(child, levels - 1) for child in children)

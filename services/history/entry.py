@@ -1,6 +1,6 @@
-"""A record of the log with its place in it, and how it is shown. Knows neither NATS nor MongoDB."""
+"""Records of the log with their positions. Knows how they are stored, not where."""
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -9,47 +9,52 @@ from msgspec import Struct
 from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
-from services.contract.history import Cursor, Exchange, Imported, LogRecord
-from services.runtime.streams import StoredMessage
+from services.contract.history import Cursor, Exchange, LogRecord
+from services.runtime.streams import StoredMessage, Stream
 
 S = TypeVar("S", bound=Struct)
 
-MAX_BYTES = 900_000
-"""Of what goes into one NATS message, whose limit is 1 MiB."""
+MAX_PAGE_BYTES = 900_000
+"""Content of one reply; nats-server's limit for a message is 1 MiB."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Unreadable(NamedTuple):
-    """Stands where a record can't be read: the log takes what anyone publishes to its subjects."""
+    """Replaces a record that can't be decoded: anyone may publish to the log's subjects."""
 
-    why: str
+    reason: str
 
 
 class Entry(NamedTuple):
     """
-    `logged_at` is the log's own clock, in whole milliseconds, as MongoDB keeps it; `key` is the
-    session's.
+    A record with its position. `logged_at` is the time of the log's server in whole milliseconds,
+    as BSON has it; `key` is the session's key.
     """
 
     seq: int
     key: str
     logged_at: datetime
     record: LogRecord | Unreadable
-    is_retried: bool = False  # as far as it is known without what comes after it
+    is_retried: bool = False  # only known to MongoDB
 
     @property
-    def place(self) -> "Place":
-        return Place(self.logged_at, self.seq)
+    def position(self) -> "Position":
+        return Position(self.logged_at, self.seq)
+
+    @property
+    def request_id(self) -> str:
+        """The exchange's request id; "" if the record is no exchange."""
+        return self.record.request_id if isinstance(self.record, Exchange) else ""
 
 
-class Place(NamedTuple):
-    """Orders the exchanges of a session, and those of a tenant, also where a log was lost."""
+class Position(NamedTuple):
+    """Orders the exchanges of a tenant, also if a lost log began again with sequence 1."""
 
     logged_at: datetime
     seq: int
 
     @classmethod
-    def parse(cls, cursor: Cursor) -> "Place":
+    def parse(cls, cursor: Cursor) -> "Position":
         milliseconds, seq = map(int, cursor.split("-"))
         return cls(EPOCH + timedelta(milliseconds=milliseconds), seq)
 
@@ -58,8 +63,8 @@ class Place(NamedTuple):
         return f"{(self.logged_at - EPOCH) // timedelta(milliseconds=1)}-{self.seq}"
 
 
-def read(stored: StoredMessage) -> Entry:
-    """What the log holds, as it is; never raises."""
+def parse_entry(stored: StoredMessage) -> Entry:
+    """Decode a message of the log. Never raises: what can't be decoded is Unreadable."""
     key = subjects.key_of_log(stored.subject)
     record: LogRecord | Unreadable
     try:
@@ -68,6 +73,13 @@ def read(stored: StoredMessage) -> Entry:
     except (ServiceError, ValueError) as error:
         record = Unreadable(str(error))
     return Entry(stored.seq, key, in_milliseconds(stored.time), record)
+
+
+async def walk(stream: Stream, subject: str, first: int) -> AsyncIterator[StoredMessage]:
+    """Yield the subject's messages from sequence `first` on, oldest first."""
+    while (stored := await stream.next(subject, first)) is not None:
+        yield stored
+        first = stored.seq + 1
 
 
 def in_milliseconds(time: datetime) -> datetime:
@@ -80,43 +92,22 @@ def in_milliseconds(time: datetime) -> datetime:
 
 
 def archive_id(key: str, request_id: str) -> str:
-    """The same for every copy of an exchange, however often it was logged."""
+    """Return the exchange's id in MongoDB, the same for every copy of it in the log."""
     return f"{key}.{request_id}"
 
 
-def as_exchange(imported: Imported, epoch: int, now: datetime) -> Exchange:
-    """`now` where nobody knows when it was."""
-    said = imported
-    asked_at = said.asked_at or said.answered_at or now
-    return Exchange(
-        previous=0,
-        request_id=said.request_id,
-        retry_of=said.retry_of,
-        epoch=epoch,
-        prompt=said.prompt,
-        response=said.response,
-        asked_at=asked_at,
-        answered_at=said.answered_at or asked_at,
-        finish_reason=said.finish_reason,
-        model=said.model,
-        sampling=said.sampling,
-        usage=said.usage,
-        timings=said.timings,
-        stop_string=said.stop_string,
-    )
+def fit_newest(items: Iterable[S]) -> tuple[S, ...]:
+    """Return the last items, as many as fit in one NATS message but at least one."""
+    return fit_first(reversed(list(items)))[::-1]
 
 
-def newest_that_fit(items: Iterable[S]) -> tuple[S, ...]:
-    """The last of these, as many as fit one NATS message."""
-    return first_that_fit(reversed(list(items)))[::-1]
-
-
-def first_that_fit(items: Iterable[S]) -> tuple[S, ...]:
-    kept: list[S] = []
-    room = MAX_BYTES
+def fit_first(items: Iterable[S]) -> tuple[S, ...]:
+    """Return the first items, as many as fit in one NATS message but at least one."""
+    fitting: list[S] = []
+    room = MAX_PAGE_BYTES
     for item in items:
         room -= len(encode(item)) + 1
-        if room < 0 and kept:
+        if room < 0 and fitting:
             break
-        kept.append(item)
-    return tuple(kept)
+        fitting.append(item)
+    return tuple(fitting)

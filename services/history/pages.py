@@ -1,4 +1,4 @@
-"""What is shown a page at a time: exchanges and sessions, as many as fit one NATS message. Pure."""
+"""Pages of exchanges and sessions, as many as fit in one NATS message. Pure."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -15,61 +15,63 @@ from services.contract.history import (
 from services.history.context import Snapshot
 from services.history.entry import (
     Entry,
-    Place,
+    Position,
     archive_id,
-    first_that_fit,
+    fit_first,
+    fit_newest,
     in_milliseconds,
-    newest_that_fit,
 )
 
 
 class PagedExchange(NamedTuple):
-    """An entry that is an exchange."""
+    """An entry whose record is an exchange."""
 
-    place: Place
+    position: Position
     key: str
     exchange: Exchange
     is_retried: bool
 
 
-class Listed(NamedTuple):
-    """A session, and the revision that its snapshot was found at."""
+class ListedSession(NamedTuple):
+    """`position` has the revision of its snapshot as sequence, by which sessions are listed."""
 
     session: Session
     applied_seq: int
-    place: Place
+    position: Position
 
 
-def messages(entries: Iterable[Entry], limit: int, before: Place | None = None) -> ExchangePage:
-    """The last `limit` exchanges before this place, oldest first; fewer where they don't fit."""
+def exchange_page(
+    entries: Iterable[Entry], limit: int, before: Position | None = None
+) -> ExchangePage:
+    """Return the last `limit` exchanges before this position, oldest first; fewer if too large."""
     found = _unique(entries)
-    retried = {archive_id(said.key, said.exchange.retry_of or "") for said in found}
-    earlier = [said for said in found if before is None or said.place < before]
-    shown = newest_that_fit(_message(said, retried) for said in earlier[-limit:])
-    if len(shown) == len(earlier):
-        return ExchangePage(shown)
-    return ExchangePage(shown, earlier[-len(shown)].place.cursor)
+    retried = {archive_id(each.key, each.exchange.retry_of or "") for each in found}
+    earlier = [each for each in found if before is None or each.position < before]
+    shown = fit_newest(_view(each, retried) for each in earlier[-limit:])
+    is_last = len(shown) == len(earlier)
+    return ExchangePage(shown, None if is_last else earlier[-len(shown)].position.cursor)
 
 
-def exchanges(entries: Iterable[Entry], limit: int, after: Place | None) -> ExportPage:
-    """The first `limit` exchanges after this place; fewer where they don't fit."""
-    later = [said for said in _unique(entries) if after is None or said.place > after]
-    shown = first_that_fit(said.exchange for said in later[:limit])
-    if len(shown) == len(later):
-        return ExportPage(shown)
-    return ExportPage(shown, later[len(shown) - 1].place.cursor)
+def export_page(entries: Iterable[Entry], limit: int, after: Position | None) -> ExportPage:
+    """Return the first `limit` exchanges after this position; fewer if too large."""
+    later = [each for each in _unique(entries) if after is None or each.position > after]
+    shown = fit_first(each.exchange for each in later[:limit])
+    is_last = len(shown) == len(later)
+    return ExportPage(shown, None if is_last else later[len(shown) - 1].position.cursor)
 
 
-def sessions(listed: Sequence[Listed], limit: int) -> SessionPage:
-    """The first `limit` of these, as many as fit; those saved together by their last records."""
-    shown = listed[: len(first_that_fit(each.session for each in listed[:limit]))]
+def session_page(listed: Sequence[ListedSession], limit: int) -> SessionPage:
+    """Return the first `limit` sessions, fewer if too large, in the order of their last records."""
+    shown = listed[: len(fit_first(each.session for each in listed[:limit]))]
     ordered = sorted(shown, key=lambda each: each.applied_seq, reverse=True)
-    page = tuple(each.session for each in ordered)
-    return SessionPage(page, None if len(shown) == len(listed) else shown[-1].place.cursor)
+    is_last = len(shown) == len(listed)
+    return SessionPage(
+        tuple(each.session for each in ordered), None if is_last else shown[-1].position.cursor
+    )
 
 
-def listed(key: str, snapshot: Snapshot, revision: int) -> Listed | None:
-    """None if there is no such session: it never was, or was erased."""
+def listed_session(key: str, snapshot: Snapshot, revision: int) -> ListedSession | None:
+    """Return None if the session does not exist, or was erased."""
     if snapshot.active_at is None:
         return None
     session = Session(
@@ -79,29 +81,29 @@ def listed(key: str, snapshot: Snapshot, revision: int) -> Listed | None:
         exchanges=snapshot.exchanges,
         last_activity=snapshot.active_at,
     )
-    return Listed(session, snapshot.applied_seq, Place(snapshot.active_at, revision))
+    return ListedSession(session, snapshot.applied_seq, Position(snapshot.active_at, revision))
 
 
 def _unique(entries: Iterable[Entry]) -> list[PagedExchange]:
-    """The exchanges among them, oldest first, each once."""
+    """Return the exchanges among the entries, oldest first, without duplicates."""
     by_id: dict[str, PagedExchange] = {}
-    for entry in sorted(entries, key=lambda entry: entry.place):
+    for entry in sorted(entries, key=lambda entry: entry.position):
         if isinstance(entry.record, Exchange):
-            said = PagedExchange(entry.place, entry.key, entry.record, entry.is_retried)
-            by_id.setdefault(archive_id(entry.key, entry.record.request_id), said)
+            paged = PagedExchange(entry.position, entry.key, entry.record, entry.is_retried)
+            by_id.setdefault(archive_id(entry.key, entry.request_id), paged)
     return list(by_id.values())
 
 
-def _message(said: PagedExchange, retried: set[str]) -> ExchangeView:
-    exchange = said.exchange
+def _view(paged: PagedExchange, retried: set[str]) -> ExchangeView:
+    exchange = paged.exchange
     return ExchangeView(
         id=exchange.request_id,
-        session_id=subjects.session_of_key(said.key)[1],
+        session_id=subjects.session_of_key(paged.key)[1],
         user_prompt=exchange.prompt,
         model_response=exchange.response,
         timestamp=in_milliseconds(exchange.answered_at),
         finish_reason=exchange.finish_reason,
         model=exchange.model.name if exchange.model else "",
         usage=exchange.usage,
-        retried=said.is_retried or archive_id(said.key, exchange.request_id) in retried,
+        retried=paged.is_retried or archive_id(paged.key, exchange.request_id) in retried,
     )

@@ -1,90 +1,80 @@
 """
-What a session is, put together of the log, its context and the archive. Knows no subjects of
-requests.
+What can be asked of sessions and changed in them, put together from log, snapshots and archive.
+Each method takes the caller's tenant and a request of the contract, and returns its reply.
 """
 
 import asyncio
 import logging
-import math
-import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-import msgspec
-
+from services.contract import history, imports, subjects
 from services.contract.errors import ServiceError
-from services.contract.history import (
-    Cleared,
-    Cursor,
-    Described,
-    Description,
-    Erased,
-    Exchange,
-    ExchangePage,
-    ExportPage,
-    Imported,
-    Session,
-    SessionPage,
-)
+from services.contract.messages import Empty, SessionErased
 from services.history import pages
 from services.history.archive import Archive, ArchiveUnavailable
-from services.history.contexts import Contexts
-from services.history.entry import Entry, Place, archive_id, as_exchange
-from services.history.log import Log
-from services.history.requests import Position, is_answer
-from services.runtime.streams import DUPLICATE_WINDOW, Conflict
-
-EXPORTED = 200  # exchanges at once
-# seconds that a caller waits for an erasure; the rest is deleted in the background
-ERASE_TIMEOUT = 0.4
-# seconds for which the ids of a session are trusted while other processes may append: shorter than
-# the window in which the log itself drops duplicates
-TRUSTED_FOR = DUPLICATE_WINDOW / 2
-# seconds that the ids of a session are kept for the next batch of its import, which takes as long
-# at most; and of how many sessions
-KEPT_FOR = 60.0
-MAX_KEPT = 8
-MOST_UNSAVED = 1000  # records that a list of sessions waits for
+from services.history.entry import Entry, Position, archive_id
+from services.history.limits import RETRY_AFTER_SECONDS
+from services.history.log import SessionLog
+from services.history.requests import IndexEntry
+from services.history.snapshots import Snapshots
+from services.runtime.bus import Bus
+from services.runtime.streams import Conflict
 
 log = logging.getLogger(__name__)
 
 
-class _Logged(msgspec.Struct):
-    """The ids of a session's exchanges after `epoch` and up to the sequence `seq` of the log."""
+@dataclass
+class ImportState:
+    """The request ids that a session has since `epoch`, up to the sequence `seq`."""
 
+    key: str
     epoch: int
     seq: int
-    ids: set[str]
-    read_at: float
+    ids: set[str] = field(default_factory=set)
 
 
 class Sessions:
-    def __init__(self, log: Log, archive: Archive, contexts: Contexts) -> None:
-        self._log = log
+    def __init__(
+        self, bus: Bus, session_log: SessionLog, archive: Archive, snapshots: Snapshots
+    ) -> None:
+        self._bus = bus
+        self._log = session_log
         self._archive = archive
-        self._contexts = contexts
-        self._logged: dict[str, _Logged] = {}  # by key, the last imported ones
+        self._snapshots = snapshots
+        self._limits = session_log.limits
+        self._imports: dict[str, ImportState] = {}  # by session key, last imported last
 
-    async def clear(self, key: str, request_id: str | None) -> None:
-        """Also what is being answered, which is why a session that is clear is cleared again."""
-        cleared = Cleared(previous=0, cleared_at=datetime.now(UTC))
-        await self._log.append(key, cleared, _message_id(key, "clear", request_id))
+    async def context(self, tenant: str, request: history.ContextRequest) -> history.Context:
+        return await self._snapshots.current(subjects.session_key(tenant, request.session_id))
 
-    async def erase(self, key: str, request_id: str | None) -> None:
+    async def clear(self, tenant: str, request: history.ClearRequest) -> Empty:
+        """A clear session is cleared again, because of requests that are being answered."""
+        key = subjects.session_key(tenant, request.session_id)
+        cleared = history.Cleared(previous=0, cleared_at=datetime.now(UTC))
+        await self._log.append(key, cleared, _message_id(key, "clear", request.request_id))
+        return Empty()
+
+    async def erase(self, tenant: str, request: history.DeleteRequest) -> Empty:
         """
-        From now on nobody is shown it. What can't be deleted in a moment, saver and archiver delete
-        when they can.
+        Hide the session from now on, and delete it. What can't be deleted within a moment is
+        deleted by snapshot saver and archiver.
         """
-        erased = Erased(previous=0, erased_at=datetime.now(UTC))
-        seq = await self._log.append(key, erased, _message_id(key, "erase", request_id))
-        await self._contexts.settle(key)
+        key = subjects.session_key(tenant, request.session_id)
+        erased = history.Erased(previous=0, erased_at=datetime.now(UTC))
+        seq = await self._log.append(key, erased, _message_id(key, "erase", request.request_id))
+        await self._snapshots.save_certainly(key)
         try:
-            async with asyncio.timeout(ERASE_TIMEOUT):
+            async with asyncio.timeout(self._limits.max_erase_seconds):
                 await self._delete(key, seq)
         except (ArchiveUnavailable, TimeoutError) as error:
-            why = str(error) or "it takes its time"
-            log.warning("%s: the rest of %s is erased later", why, key)
+            log.warning(
+                "erasure continues in the background session=%s reason=%s", key, error or "slow"
+            )
+        await self._bus.publish(subjects.erased(tenant), SessionErased(request.session_id))
+        return Empty()
 
     async def _delete(self, key: str, seq: int) -> None:
         erased = await self._log.get(seq)
@@ -92,189 +82,232 @@ class Sessions:
         if erased is not None and self._archive.connected:
             await self._archive.erase(erased)
 
-    async def messages(
-        self, tenant: str, key: str | None, limit: int, cursor: Cursor | None = None
-    ) -> ExchangePage:
-        """The last exchanges before the cursor, of one session or of all of the tenant's."""
-        before = Place.parse(cursor) if cursor else None
-        if before and key and before.seq <= (await self._contexts.of(key)).erased:
-            return ExchangePage(())
-        # one more tells whether there is more, and one at the cursor whether the next was retried
-        return pages.messages(await self._last(tenant, key, limit + 2, before), limit, before)
+    async def describe(self, tenant: str, request: history.DescribeRequest) -> history.Session:
+        key = subjects.session_key(tenant, request.session_id)
+        record = history.Described(
+            previous=0,
+            described_at=datetime.now(UTC),
+            title=request.description.title,
+            system_prompt=request.description.system_prompt,
+        )
+        await self._log.append(key, record, _message_id(key, "describe", request.request_id))
+        listed = pages.listed_session(key, await self._snapshots.current(key), 0)
+        if listed is None:
+            raise Conflict  # it was erased in this moment
+        return listed.session
 
-    async def _last(
-        self, tenant: str, key: str | None, limit: int, until: Place | None
+    async def list_sessions(
+        self, tenant: str, request: history.SessionsRequest
+    ) -> history.SessionPage:
+        """
+        List sessions in the order in which their snapshots were saved, which is that of the log.
+        Unsaved ones are saved first, so the list has every finished answer.
+        """
+        for key in await self._snapshots.unsaved_sessions(tenant):
+            await self._snapshots.save_certainly(key)
+        found: list[pages.ListedSession] = []
+        before = Position.parse(request.before).seq if request.before else None
+        async for key, (snapshot, revision, _) in self._snapshots.newest_first(
+            f"{tenant}.", before
+        ):
+            if listed := pages.listed_session(key, snapshot, revision):
+                found.append(listed)
+            if len(found) > request.limit:
+                break
+        return pages.session_page(found, request.limit)
+
+    async def messages(self, tenant: str, request: history.MessagesRequest) -> history.ExchangePage:
+        """Return the last exchanges before the cursor, of one session or of all the tenant's."""
+        key = subjects.session_key(tenant, request.session_id) if request.session_id else None
+        before = Position.parse(request.before) if request.before else None
+        if before and key and before.seq <= (await self._snapshots.current(key)).erased:
+            return history.ExchangePage(())
+        # one more tells whether there is a next page, and one at the cursor whether it is a retry
+        found = await self._newest(tenant, key, request.limit + 2, before)
+        return pages.exchange_page(found, request.limit, before)
+
+    async def _newest(
+        self, tenant: str, key: str | None, limit: int, until: Position | None
     ) -> list[Entry]:
         """
-        Never behind: where the archive ends is asked before the archive is, and what comes after it
-        is read from the log.
+        Return exchanges, newest first, with every finished answer: how far the archive is comes
+        before what it has, and the rest is read from the log.
         """
         seq = until and until.seq
         is_archived = self._archive.connected
         floor = await self._log.archived_until() if is_archived else 0
-        found = await self._log.exchanges(tenant, key, limit, floor, seq)
-        if not is_archived or len(found.entries) == limit or key in found.erased:
-            return found.entries
+        scan = await self._log.newest_exchanges(tenant, key, limit, floor, seq)
+        if not is_archived or len(scan.entries) == limit or key in scan.erased:
+            return scan.entries
         try:
-            archived = await self._archive.last(tenant, key, limit, found.erased, until)
-        except ArchiveUnavailable:  # then all is read from the log
-            return (await self._log.exchanges(tenant, key, limit, 0, seq)).entries
-        return found.entries + archived
+            archived = await self._archive.newest(tenant, key, limit, scan.erased, until)
+        except ArchiveUnavailable:
+            return (await self._log.newest_exchanges(tenant, key, limit, 0, seq)).entries
+        return scan.entries + archived
 
-    async def find(self, tenant: str, request_id: str) -> Exchange | None:
+    async def find(self, tenant: str, request: history.ExchangeRequest) -> history.Exchange:
         """
-        Return the answer to this request. Raises StreamUnavailable, and ServiceError if only
-        MongoDB has the answer and it can't be reached.
+        Return the exchange of a request id. Raises StreamUnavailable, and ServiceError if there is
+        none, or only MongoDB has it and is not connected.
         """
-        position = await self._log.requests.find(tenant, request_id)
-        entry = await self._log.get(position.seq) if position else None
-        if position is None or entry is None or not is_answer(entry, position, request_id):
-            entry = await self._find_archived(tenant, request_id, position)
-        if entry is None or entry.seq <= (await self._contexts.of(entry.key)).erased:
-            return None
-        return entry.record if isinstance(entry.record, Exchange) else None
+        request_id = request.request_id
+        indexed = await self._log.requests.find(tenant, request_id)
+        entry = await self._log.get(indexed.seq) if indexed else None
+        if indexed is None or entry is None or not indexed.holds(entry, request_id):
+            entry = await self._find_archived(tenant, request_id, indexed)
+        if (
+            entry is None
+            or not isinstance(entry.record, history.Exchange)
+            or entry.seq <= (await self._snapshots.current(entry.key)).erased
+        ):
+            raise ServiceError(
+                "not_found",
+                "No answer has this request id. Answers can be found for a day; with MongoDB, as"
+                " long as they are stored.",
+            )
+        return entry.record
 
     async def _find_archived(
-        self, tenant: str, request_id: str, position: Position | None
+        self, tenant: str, request_id: str, indexed: IndexEntry | None
     ) -> Entry | None:
-        """`position` is where the log had it. Raises ServiceError if MongoDB must have it."""
+        """`indexed` is where the log had it. Raises ServiceError if MongoDB must have it."""
         if self._archive.connected:
             with suppress(ArchiveUnavailable):
                 entry = await self._archive.find(tenant, request_id)
                 return entry if entry and await self._is_cleaned(entry.key) else None
-        if position and await self._is_archived(position):
-            raise ServiceError(
-                "history_unavailable", "The answer is in MongoDB, which can't be reached.", 5
-            )
+        if indexed and await self._is_archived(indexed):
+            raise _archive_required("The answer is stored in MongoDB, which is not connected.")
         return None
 
     async def _is_cleaned(self, key: str) -> bool:
         """Return whether MongoDB has deleted all that was erased of the session."""
-        return await self._log.archived_until() >= (await self._contexts.of(key)).erased
+        return await self._log.archived_until() >= (await self._snapshots.current(key)).erased
 
-    async def _is_archived(self, position: Position) -> bool:
-        """Return whether MongoDB must have the record that the log dropped."""
-        if position.seq <= (await self._contexts.of(position.key)).erased:
+    async def _is_archived(self, indexed: IndexEntry) -> bool:
+        """Return whether MongoDB must have a record that was trimmed from the log."""
+        if indexed.seq <= (await self._snapshots.current(indexed.key)).erased:
             return False
-        return not (await self._log.state()).drops_old
+        return not (await self._log.stream.state()).drops_old
 
-    async def export(self, key: str, cursor: Cursor | None) -> ExportPage:
+    async def export(self, tenant: str, request: history.ExportRequest) -> history.ExportPage:
         """
-        Some exchanges after the cursor, the oldest first. Raises ServiceError where MongoDB has
-        some of them and can't be asked.
+        Return exchanges after the cursor, oldest first. Raises ServiceError if some of them are
+        only in MongoDB and it is not connected.
         """
-        after = Place.parse(cursor) if cursor else None
-        session = await self._contexts.of(key)
-        erased, start = session.erased, after.seq if after else 0
+        key = subjects.session_key(tenant, request.session_id)
+        after = Position.parse(request.after) if request.after else None
+        session = await self._snapshots.current(key)
+        limit, erased = self._limits.export_page, session.erased
         is_archived = self._archive.connected
         floor = await self._log.archived_until() if is_archived else 0
         found: list[Entry] = []
         try:
             if is_archived and floor >= erased:
-                found = await self._archive.next(key, EXPORTED + 1, after)
+                found = await self._archive.oldest(key, limit + 1, after)
         except ArchiveUnavailable:
             is_archived, floor = False, 0
-        if not is_archived and session.exchanges and not await self._log.is_whole(key, erased):
-            raise ServiceError(
-                "history_unavailable", "MongoDB has a part of the session, and is not there.", 5
-            )
-        found += await self._log.next_exchanges(key, EXPORTED + 1, max(floor, erased, start))
-        return pages.exchanges(found, EXPORTED, after)
+        if not is_archived and session.exchanges and not await self._log.is_complete(key, erased):
+            raise _archive_required("A part of the session is only in MongoDB.")
+        start = max(floor, erased, after.seq if after else 0)
+        found += await self._log.exchanges_after(key, limit + 1, start)
+        return pages.export_page(found, limit, after)
 
-    async def bring_in(self, key: str, imported: Sequence[Imported]) -> None:
+    async def import_exchanges(self, tenant: str, request: history.ImportRequest) -> Empty:
         """
-        Append the exchanges to the session, in this order, except those that it has since it was
-        cleared: a repeated import changes nothing.
+        Append the exchanges to the session in this order, except those that it has had since it
+        was cleared: a repeated import changes nothing.
         """
-        session = await self._contexts.of(key)
-        epoch = session.epoch
-        is_empty = session.applied_seq == epoch  # since it was cleared
-        there, read_at = set[str](), -math.inf
-        for each in imported:
-            if time.monotonic() - read_at > TRUSTED_FOR:
-                if not is_empty:
-                    there = await self._request_ids(key, epoch, imported)
-                is_empty, read_at = False, time.monotonic()
-            if each.request_id in there:
-                continue
-            exchange = as_exchange(each, epoch, datetime.now(UTC))
-            message_id = f"{archive_id(key, each.request_id)}.{epoch}"
+        for imported in request.exchanges:
+            imports.check(imported)
+        batch = [imported.request_id for imported in request.exchanges]
+        state = await self._import_state(subjects.session_key(tenant, request.session_id), batch)
+        for imported in request.exchanges:
+            await self._import(imported, state, batch)
+        self._imports[state.key] = state
+        while len(self._imports) > self._limits.max_imports:
+            del self._imports[next(iter(self._imports))]
+        return Empty()
+
+    async def _import_state(self, key: str, batch: Sequence[str]) -> ImportState:
+        """Reuse the state of the session's last import if it still holds, or read a new one."""
+        session = await self._snapshots.current(key)
+        state = self._imports.pop(key, None)
+        last = await self._log.get(state.seq) if state and state.epoch == session.epoch else None
+        if state and last and last.key == key and last.request_id in state.ids:
+            return state
+        state = ImportState(key, session.epoch, session.epoch)
+        if session.applied_seq > session.epoch:
+            await self._update(state, batch)
+        return state
+
+    async def _import(
+        self, imported: history.Imported, state: ImportState, batch: Sequence[str]
+    ) -> None:
+        """
+        Append the exchange unless the session has it. The append expects the last record that the
+        state knows, so a process that was frozen can't append what others did meanwhile.
+        """
+        exchange = _imported_exchange(imported, state.epoch, datetime.now(UTC))
+        message_id = f"{archive_id(state.key, imported.request_id)}.{state.epoch}"
+        for _ in range(self._limits.max_tries):
+            if imported.request_id in state.ids:
+                return
             try:
-                await self._log.append(key, exchange, message_id)
-            except Conflict:  # with the same import in another process, which is ahead
-                there, read_at = await self._request_ids(key, epoch, imported), time.monotonic()
-                if each.request_id not in there:
-                    raise
+                state.seq = await self._log.append_after(state.key, state.seq, exchange, message_id)
+                state.ids.add(imported.request_id)
+            except Conflict:
+                await self._update(state, batch)
+        if imported.request_id not in state.ids:
+            raise Conflict
 
-    async def _request_ids(self, key: str, epoch: int, imported: Sequence[Imported]) -> set[str]:
+    async def _update(self, state: ImportState, batch: Sequence[str]) -> None:
         """
-        Return the ids that the session has since the epoch; of archived ones, those to be imported.
-        Raises ServiceError if MongoDB has some of them and can't be asked.
+        Add the ids that the session got since; of archived exchanges, those of the batch. Raises
+        ServiceError if some are only in MongoDB and it is not connected.
         """
-        there = await self._logged_ids(key, epoch)
-        if await self._log.is_whole(key, epoch):
-            return there
+        last = await self._log.last(state.key)
+        if last is None or last.seq < state.seq:  # records were trimmed, or the log was lost
+            state.seq = state.epoch
+            state.ids.clear()
+        if not await self._log.is_complete(state.key, state.seq):
+            state.ids |= await self._archived_ids(state, batch)
+        ids, state.seq = await self._log.request_ids(state.key, state.seq)
+        state.ids |= ids
+
+    async def _archived_ids(self, state: ImportState, batch: Sequence[str]) -> set[str]:
         if not self._archive.connected:
-            raise ServiceError(
-                "history_unavailable", "MongoDB has a part of the session, and is not there.", 5
-            )
+            raise _archive_required("A part of the session is only in MongoDB.")
         try:
-            archived = await self._archive.request_ids(key, epoch, [i.request_id for i in imported])
+            return await self._archive.request_ids(state.key, state.epoch, batch)
         except ArchiveUnavailable as error:
-            raise ServiceError(
-                "history_unavailable",
-                f"A part of the session is in MongoDB, which fails: {error}",
-                5,
-            ) from error
-        return there | archived
+            message = f"A part of the session is only in MongoDB, which failed: {error}."
+            raise _archive_required(message) from error
 
-    async def _logged_ids(self, key: str, epoch: int) -> set[str]:
-        """
-        Return the ids of the session's exchanges in the log. Reads only records after those of the
-        previous batch: else the time of an import would grow with its square.
-        """
-        known = self._logged.pop(key, None)
-        now = time.monotonic()
-        if known is None or known.epoch != epoch or now - known.read_at > KEPT_FOR:
-            known = _Logged(epoch, epoch, set(), now)
-        found, last = await self._log.request_ids(key, known.seq)
-        if last < known.seq:  # the log went back
-            known = _Logged(epoch, epoch, set(), now)
-            found, last = await self._log.request_ids(key, epoch)
-        ids = known.ids | found
-        self._logged[key] = _Logged(epoch, max(last, epoch), ids, time.monotonic())
-        while len(self._logged) > MAX_KEPT:
-            del self._logged[next(iter(self._logged))]
-        return ids
 
-    async def describe(self, key: str, said: Description, request_id: str | None) -> Session:
-        record = Described(
-            previous=0,
-            described_at=datetime.now(UTC),
-            title=said.title,
-            system_prompt=said.system_prompt,
-        )
-        await self._log.append(key, record, _message_id(key, "describe", request_id))
-        listed = pages.listed(key, await self._contexts.of(key), 0)
-        if listed is None:
-            raise Conflict  # it was erased in this moment
-        return listed.session
+def _archive_required(reason: str) -> ServiceError:
+    message = f"{reason} Start MongoDB, then try again."
+    return ServiceError("history_unavailable", message, RETRY_AFTER_SECONDS)
 
-    async def list(self, tenant: str, limit: int, cursor: Cursor | None) -> SessionPage:
-        """
-        In the order in which they were saved, which is that of the log: what is not saved yet is
-        saved first, so the list is never behind.
-        """
-        for key in await self._log.unsaved_sessions(tenant, MOST_UNSAVED):
-            await self._contexts.settle(key)
-        found: list[pages.Listed] = []
-        before = Place.parse(cursor).seq if cursor else None
-        async for key, snapshot, revision in self._log.sessions(tenant, before):
-            if listed := pages.listed(key, snapshot, revision):
-                found.append(listed)
-            if len(found) > limit:
-                break
-        return pages.sessions(found, limit)
+
+def _imported_exchange(imported: history.Imported, epoch: int, now: datetime) -> history.Exchange:
+    """Times default to `now`."""
+    asked_at = imported.asked_at or imported.answered_at or now
+    return history.Exchange(
+        previous=0,
+        request_id=imported.request_id,
+        retry_of=imported.retry_of,
+        epoch=epoch,
+        prompt=imported.prompt,
+        response=imported.response,
+        asked_at=asked_at,
+        answered_at=imported.answered_at or asked_at,
+        finish_reason=imported.finish_reason,
+        model=imported.model,
+        sampling=imported.sampling,
+        usage=imported.usage,
+        timings=imported.timings,
+        stop_string=imported.stop_string,
+    )
 
 
 def _message_id(key: str, change: str, request_id: str | None) -> str:

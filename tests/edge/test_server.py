@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.contract.messages import Progress, Token
+from services.contract.messages import Progress, StreamEvent, Token
 from services.edge.server import bind
 from services.runtime.settings import InvalidSetting
 from tests.edge.conftest import until
@@ -39,7 +39,13 @@ def edge(nats_url: str, tmp_path: Path) -> Iterator[EdgeProcess]:
 async def test_sigterm_fails_readyz_then_drains_open_streams(
     edge: EdgeProcess, nats_url: str
 ) -> None:
-    script = [Token(0, "a", (1,)), 0.9, Progress(0, 5, 5), 0.9, DONE]
+    script: list[StreamEvent | float] = [
+        Token(0, "a", (1,)),
+        0.9,
+        Progress(0, 5, 5),
+        0.9,
+        DONE,
+    ]
     async with (
         scripted_worker(nats_url, script) as worker,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{edge.port}") as http,

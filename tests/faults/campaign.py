@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.history import Exchange
-from services.history.entry import read
+from services.history.entry import parse_entry
 from services.runtime.bus import Bus
 from services.runtime.streams import Stream
 from tests.faults import callers
@@ -128,7 +128,7 @@ async def check_log(up: Fleet, told: list[Told]) -> None:
         stream, seq = Stream(bus, subjects.HISTORY_STREAM), 1
         found: dict[str, list[str]] = {}
         while stored := await stream.next(subjects.HISTORY_LOG, seq):
-            record = read(stored).record
+            record = parse_entry(stored).record
             if isinstance(record, Exchange):
                 found.setdefault(record.request_id, []).append(record.response)
             seq = stored.seq + 1

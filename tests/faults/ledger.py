@@ -7,7 +7,7 @@ from pymongo import MongoClient
 
 from services.contract import subjects
 from services.contract.history import Context, ContextRequest, Exchange
-from services.history.entry import read
+from services.history.entry import parse_entry
 from services.runtime.bus import Bus
 from services.runtime.streams import Stream
 from tests.e2e.stack import Stack
@@ -78,7 +78,7 @@ async def _in_log(bus: Bus, sessions: list[str]) -> Ids:
     stream, seq = Stream(bus, subjects.HISTORY_STREAM), 1
     found: Ids = {_key(session): [] for session in sessions}
     while stored := await stream.next(subjects.HISTORY_LOG, seq):
-        entry = read(stored)
+        entry = parse_entry(stored)
         if entry.key in found and isinstance(entry.record, Exchange):
             found[entry.key].append(entry.record.request_id)
         seq = stored.seq + 1

@@ -1,30 +1,43 @@
-"""Servers of a test's own: with an empty log, or to be stopped and frozen."""
+"""Servers with an empty store, which a test may stop and freeze."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from motor.motor_asyncio import AsyncIOMotorClient
 
 from services.runtime.bus import Bus
-from tests.history.samples import url_of
+from tests.history.samples import uri_of, url_of
 from tests.servers import Server, mongod, nats_server, running
 
 
 @pytest.fixture
-def own_nats(tmp_path: Path) -> Iterator[Server]:
+def empty_nats(tmp_path: Path) -> Iterator[Server]:
     (tmp_path / "nats").mkdir()
     with running(nats_server(tmp_path / "nats")) as server:
         yield server
 
 
 @pytest.fixture
-async def own_bus(own_nats: Server) -> AsyncIterator[Bus]:
-    async with Bus.connect(url_of(own_nats), "test") as bus:
+async def empty_bus(empty_nats: Server) -> AsyncIterator[Bus]:
+    async with Bus.connect(url_of(empty_nats), "test") as bus:
         yield bus
 
 
-@pytest.fixture
-def mongo(tmp_path: Path) -> Iterator[Server]:
-    (tmp_path / "mongo").mkdir()
-    with running(mongod(tmp_path / "mongo")) as server:
+@pytest.fixture(scope="module")
+def module_mongo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(mongod(tmp_path_factory.mktemp("mongo"))) as server:
         yield server
+
+
+@pytest.fixture
+async def empty_mongo(module_mongo: Server) -> Server:
+    """Shared by a module's tests, since it takes seconds to start; emptied before each."""
+    if not module_mongo.is_running:
+        module_mongo.start()
+    client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(uri_of(module_mongo))
+    for name in await client.list_database_names():
+        if name not in ("admin", "config", "local"):
+            await client.drop_database(name)
+    client.close()
+    return module_mongo

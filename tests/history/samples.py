@@ -1,4 +1,4 @@
-"""What the history tests share: records, the worker's way to append them, a running history."""
+"""Helpers of the history tests: records, appends as a worker does them, a running service."""
 
 import asyncio
 import time
@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
 
 from services.contract import subjects
@@ -32,6 +33,7 @@ from services.contract.history import (
     SessionsRequest,
 )
 from services.contract.messages import Empty, ModelInfo, Sampling, Timings, Usage
+from services.history.limits import HistoryLimits
 from services.history.service import start
 from services.history.settings import HistorySettings
 from services.runtime.bus import Bus
@@ -39,6 +41,16 @@ from services.runtime.streams import Conflict, Stream
 from tests.servers import Server, free_port
 
 TENANT = "alice"
+FAST = HistoryLimits(
+    fetch_seconds=0.05,
+    batch_pause_seconds=0.01,
+    retry_seconds=0.1,
+    trim_interval_seconds=0.05,
+    ack_wait_seconds=2.0,
+    mongodb_select_seconds=0.5,
+    mongodb_probe_interval_seconds=0.05,
+)
+"""Limits with which nothing waits longer than it must."""
 
 
 def exchange(request_id: str, epoch: int = 0, response: str | None = None) -> Exchange:
@@ -60,17 +72,17 @@ def exchange(request_id: str, epoch: int = 0, response: str | None = None) -> Ex
     )
 
 
-async def append(bus: Bus, session_id: str, said: Exchange, tenant: str = TENANT) -> int:
-    """As a worker does it."""
+async def append(bus: Bus, session_id: str, record: Exchange, tenant: str = TENANT) -> int:
+    """Append the exchange as a worker does. Return its sequence."""
     stream = Stream(bus, subjects.HISTORY_STREAM)
     key = subjects.session_key(tenant, session_id)
     while True:
         last = await stream.last(subjects.log(key))
-        said = replace(said, previous=last.seq if last else 0)
+        record = replace(record, previous=last.seq if last else 0)
         try:
-            message_id = f"{key}.{said.request_id}"
+            message_id = f"{key}.{record.request_id}"
             appended = await stream.append(
-                subjects.log(key), encode(said), message_id, said.previous
+                subjects.log(key), encode(record), message_id, record.previous
             )
             return appended.seq
         except Conflict:
@@ -85,8 +97,10 @@ async def append_many(bus: Bus, session_id: str, count: int, tenant: str = TENAN
 
 
 @asynccontextmanager
-async def history(nats_url: str, mongodb_uri: str = "", **settings: Any) -> AsyncIterator[None]:
-    """The service as its process builds it. Without an address there is no MongoDB."""
+async def history(
+    nats_url: str, mongodb_uri: str = "", limits: HistoryLimits = FAST, **settings: Any
+) -> AsyncIterator[None]:
+    """Run the service as its process builds it. Without a URI there is no MongoDB."""
     async with AsyncExitStack() as stack:
         await start(
             stack,
@@ -95,13 +109,10 @@ async def history(nats_url: str, mongodb_uri: str = "", **settings: Any) -> Asyn
                 mongodb_uri=mongodb_uri or f"mongodb://127.0.0.1:{free_port()}/",
                 **({"mongodb_database": "finetunellm_test"} | settings),
             ),
-            _fail,
+            pytest.fail,
+            limits,
         )
         yield
-
-
-def _fail(why: str) -> None:
-    raise AssertionError(why)
 
 
 async def context(bus: Bus, session_id: str, tenant: str = TENANT) -> Context:
@@ -144,8 +155,8 @@ async def sessions(
     return await bus.request(subjects.history("sessions", tenant), request, SessionPage, timeout=5)
 
 
-async def describe(bus: Bus, session_id: str, tenant: str = TENANT, **said: Any) -> Session:
-    request = DescribeRequest(session_id, Description(**said))
+async def describe(bus: Bus, session_id: str, tenant: str = TENANT, **description: Any) -> Session:
+    request = DescribeRequest(session_id, Description(**description))
     return await bus.request(subjects.history("describe", tenant), request, Session, timeout=5)
 
 
@@ -156,7 +167,7 @@ async def export(
     return await bus.request(subjects.history("export", tenant), request, ExportPage, timeout=5)
 
 
-async def bring_in(
+async def import_exchanges(
     bus: Bus, session_id: str, exchanges: Sequence[Imported], tenant: str = TENANT
 ) -> None:
     request = ImportRequest(session_id, tuple(exchanges))
@@ -168,7 +179,7 @@ async def status(bus: Bus) -> HistoryStatus:
 
 
 async def connected(bus: Bus) -> None:
-    """Waits until history has its MongoDB."""
+    """Wait until the service is connected to MongoDB."""
 
     async def is_connected() -> bool:
         return (await status(bus)).database_connected
@@ -177,7 +188,7 @@ async def connected(bus: Bus) -> None:
 
 
 async def archived(bus: Bus) -> None:
-    """Waits until the archive has all that the log has."""
+    """Wait until MongoDB has all records of the log."""
 
     async def is_archived() -> bool:
         return (await status(bus)).unarchived == 0

@@ -13,7 +13,7 @@ from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.history import HistoryStatus
 from services.contract.messages import JsonSchema, JsonSchemaFormat, Sampling
-from services.history import log
+from services.history.limits import LIMITS
 from services.runtime.bus import Bus
 from tests.history.samples import (
     TENANT,
@@ -46,236 +46,244 @@ async def frozen(server: Server) -> AsyncIterator[None]:
 
 
 async def test_what_the_log_had_before_mongodb_was_there_is_archived(
-    own_nats: Server, own_bus: Bus, mongodb_uri: str, session_id: str
+    empty_nats: Server, empty_bus: Bus, mongodb_uri: str, session_id: str
 ) -> None:
-    async with history(url_of(own_nats)):
-        await append_many(own_bus, session_id, 40)
-        assert await status(own_bus) == HistoryStatus(
+    async with history(url_of(empty_nats)):
+        await append_many(empty_bus, session_id, 40)
+        assert await status(empty_bus) == HistoryStatus(
             database_connected=False,
             log_records=40,
-            log_bytes=(await own_bus.jetstream.stream_info("HISTORY")).state.bytes,
+            log_bytes=(await empty_bus.jetstream.stream_info("HISTORY")).state.bytes,
             unarchived=40,
             unreadable=0,
-            log_limit=log.MAX_BYTES,
+            log_limit=LIMITS.max_log_bytes,
         )
-    async with history(url_of(own_nats), mongodb_uri):
-        await connected(own_bus)
-        await archived(own_bus)
-        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
-        assert len(await messages(own_bus, session_id, limit=99)) == 40
+    async with history(url_of(empty_nats), mongodb_uri):
+        await connected(empty_bus)
+        await archived(empty_bus)
+        await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert len(await messages(empty_bus, session_id, limit=99)) == 40
 
 
 async def test_exchange_that_bson_cannot_hold_stays_readable_everywhere(
-    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str
+    empty_nats: Server, empty_bus: Bus, empty_mongo: Server, session_id: str
 ) -> None:
     schema = {"properties": {"a\0": {"maximum": 2**64 - 1}, "$b": {}}}
     form = JsonSchemaFormat(JsonSchema(schema))
     unfit = replace(exchange("unfit"), sampling=Sampling(response_format=form))
-    async with history(url_of(own_nats), uri_of(mongo)):
-        await connected(own_bus)
+    async with history(url_of(empty_nats), uri_of(empty_mongo)):
+        await connected(empty_bus)
         for each in (exchange("before"), unfit, exchange("after")):
-            await append(own_bus, session_id, each)
-        await archived(own_bus)
-        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
-        assert ids(await messages(own_bus, session_id)) == ["before", "unfit", "after"]
-        exported = (await export(own_bus, session_id)).exchanges
+            await append(empty_bus, session_id, each)
+        await archived(empty_bus)
+        await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert ids(await messages(empty_bus, session_id)) == ["before", "unfit", "after"]
+        exported = (await export(empty_bus, session_id)).exchanges
         assert exported[1].sampling == unfit.sampling
-        assert (await status(own_bus)).unreadable == 0
+        assert (await status(empty_bus)).unreadable == 0
 
 
 async def test_an_unreadable_record_is_set_aside_once_and_for_all(
-    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str, caplog: pytest.LogCaptureFixture
+    empty_nats: Server,
+    empty_bus: Bus,
+    empty_mongo: Server,
+    session_id: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     log_subject = subjects.log(subjects.session_key(TENANT, session_id))
-    async with history(url_of(own_nats), uri_of(mongo)):
-        await connected(own_bus)
-        await append(own_bus, session_id, exchange("before"))
-        await own_bus.jetstream.publish(log_subject, b"garbage")
-        await append(own_bus, session_id, exchange("after"))
+    async with history(url_of(empty_nats), uri_of(empty_mongo)):
+        await connected(empty_bus)
+        await append(empty_bus, session_id, exchange("before"))
+        await empty_bus.jetstream.publish(log_subject, b"garbage")
+        await append(empty_bus, session_id, exchange("after"))
 
         async def is_counted() -> bool:
-            return (await status(own_bus)).unreadable == 1
+            return (await status(empty_bus)).unreadable == 1
 
         await until(is_counted)
-        await archived(own_bus)
+        await archived(empty_bus)
         assert caplog.text.count("set aside") == 1
-        assert ids(await context(own_bus, session_id)) == ["before", "after"]
-        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
-        assert ids(await messages(own_bus, session_id)) == ["before", "after"]
+        assert ids(await context(empty_bus, session_id)) == ["before", "after"]
+        await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert ids(await messages(empty_bus, session_id)) == ["before", "after"]
 
 
 async def test_a_mongodb_that_goes_and_comes_back_gets_what_it_missed(
-    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str, caplog: pytest.LogCaptureFixture
+    empty_nats: Server,
+    empty_bus: Bus,
+    empty_mongo: Server,
+    session_id: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "services.history")
-    async with history(url_of(own_nats), uri_of(mongo)):
-        await connected(own_bus)
-        await append(own_bus, session_id, exchange("before"))
-        await archived(own_bus)
-        await asyncio.to_thread(mongo.stop, signal.SIGKILL)
-        await append(own_bus, session_id, exchange("during"))
-        assert ids(await context(own_bus, session_id)) == ["before", "during"]
-        assert ids(await messages(own_bus, session_id)) == ["before", "during"]
+    async with history(url_of(empty_nats), uri_of(empty_mongo)):
+        await connected(empty_bus)
+        await append(empty_bus, session_id, exchange("before"))
+        await archived(empty_bus)
+        await asyncio.to_thread(empty_mongo.stop, signal.SIGKILL)
+        await append(empty_bus, session_id, exchange("during"))
+        assert ids(await context(empty_bus, session_id)) == ["before", "during"]
+        assert ids(await messages(empty_bus, session_id)) == ["before", "during"]
 
         async def is_lost() -> bool:
-            return not (await status(own_bus)).database_connected
+            return not (await status(empty_bus)).database_connected
 
         await until(is_lost)
-        assert (await status(own_bus)).unarchived == 1
-        await asyncio.to_thread(mongo.start)
-        await connected(own_bus)
-        await archived(own_bus)
-        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
-        assert ids(await messages(own_bus, session_id)) == ["before", "during"]
-    said = [r.levelname for r in caplog.records if "MongoDB at" in r.getMessage()]
+        assert (await status(empty_bus)).unarchived == 1
+        await asyncio.to_thread(empty_mongo.start)
+        await connected(empty_bus)
+        await archived(empty_bus)
+        await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert ids(await messages(empty_bus, session_id)) == ["before", "during"]
+    said = [r.levelname for r in caplog.records if r.getMessage().startswith("MongoDB ")]
     assert said == ["INFO", "WARNING", "INFO"]
 
 
 async def test_a_session_that_is_erased_while_mongodb_is_away_is_gone_there_too(
-    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str
+    empty_nats: Server, empty_bus: Bus, empty_mongo: Server, session_id: str
 ) -> None:
     other = f"{session_id} other"
-    async with history(url_of(own_nats), uri_of(mongo)):
-        await connected(own_bus)
-        await append(own_bus, session_id, exchange("before"))
-        await append(own_bus, other, exchange("theirs before"))
-        await archived(own_bus)
-        await asyncio.to_thread(mongo.stop, signal.SIGKILL)
-        await append(own_bus, session_id, exchange("during"))
-        await append(own_bus, other, exchange("theirs during"))
-        await erase(own_bus, session_id)
-        await append(own_bus, session_id, exchange("after"))
-        assert ids(await messages(own_bus, session_id)) == ["after"]
-        await asyncio.to_thread(mongo.start)
-        await connected(own_bus)
+    async with history(url_of(empty_nats), uri_of(empty_mongo)):
+        await connected(empty_bus)
+        await append(empty_bus, session_id, exchange("before"))
+        await append(empty_bus, other, exchange("theirs before"))
+        await archived(empty_bus)
+        await asyncio.to_thread(empty_mongo.stop, signal.SIGKILL)
+        await append(empty_bus, session_id, exchange("during"))
+        await append(empty_bus, other, exchange("theirs during"))
+        await erase(empty_bus, session_id)
+        await append(empty_bus, session_id, exchange("after"))
+        assert ids(await messages(empty_bus, session_id)) == ["after"]
+        await asyncio.to_thread(empty_mongo.start)
+        await connected(empty_bus)
         # the archive still has it here, for a moment
-        assert ids(await messages(own_bus, session_id)) == ["after"]
-        assert ids(await messages(own_bus, None)) == ["theirs before", "theirs during", "after"]
-        await archived(own_bus)
-        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
-        assert ids(await messages(own_bus, session_id)) == ["after"]
-        assert ids(await messages(own_bus, other)) == ["theirs before", "theirs during"]
+        assert ids(await messages(empty_bus, session_id)) == ["after"]
+        assert ids(await messages(empty_bus, None)) == ["theirs before", "theirs during", "after"]
+        await archived(empty_bus)
+        await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert ids(await messages(empty_bus, session_id)) == ["after"]
+        assert ids(await messages(empty_bus, other)) == ["theirs before", "theirs during"]
 
 
 async def test_without_mongodb_what_it_alone_has_is_not_left_out_of_an_export(
-    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str
+    empty_nats: Server, empty_bus: Bus, empty_mongo: Server, session_id: str
 ) -> None:
-    async with history(url_of(own_nats), uri_of(mongo)):
-        await connected(own_bus)
+    async with history(url_of(empty_nats), uri_of(empty_mongo)):
+        await connected(empty_bus)
         for name in (session_id, "other"):
-            await append_many(own_bus, name, 3)
-        await archived(own_bus)
-        await own_bus.jetstream.delete_msg(subjects.HISTORY_STREAM, 1)  # as if it was trimmed
-        await asyncio.to_thread(mongo.stop, signal.SIGKILL)
-        with pytest.raises(ServiceError, match="MongoDB has a part") as raised:
-            await export(own_bus, session_id)
+            await append_many(empty_bus, name, 3)
+        await archived(empty_bus)
+        await empty_bus.jetstream.delete_msg(subjects.HISTORY_STREAM, 1)  # as if it was trimmed
+        await asyncio.to_thread(empty_mongo.stop, signal.SIGKILL)
+        with pytest.raises(ServiceError, match="only in MongoDB") as raised:
+            await export(empty_bus, session_id)
         assert raised.value.code == "history_unavailable"
-        assert len((await export(own_bus, "other")).exchanges) == 3
-        assert (await export(own_bus, "another")).exchanges == ()
-        await asyncio.to_thread(mongo.start)
-        await connected(own_bus)
-        assert len((await export(own_bus, session_id)).exchanges) == 3
+        assert len((await export(empty_bus, "other")).exchanges) == 3
+        assert (await export(empty_bus, "another")).exchanges == ()
+        await asyncio.to_thread(empty_mongo.start)
+        await connected(empty_bus)
+        assert len((await export(empty_bus, session_id)).exchanges) == 3
 
 
 async def test_a_mongodb_that_hangs_holds_nobody_up(
-    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str
+    empty_nats: Server, empty_bus: Bus, empty_mongo: Server, session_id: str
 ) -> None:
-    async with history(url_of(own_nats), uri_of(mongo)):
-        await connected(own_bus)
-        await append(own_bus, session_id, exchange("before"))
-        await archived(own_bus)
-        async with frozen(mongo):
-            await append(own_bus, session_id, exchange("during"))
+    async with history(url_of(empty_nats), uri_of(empty_mongo)):
+        await connected(empty_bus)
+        await append(empty_bus, session_id, exchange("before"))
+        await archived(empty_bus)
+        async with frozen(empty_mongo):
+            await append(empty_bus, session_id, exchange("during"))
             async with asyncio.timeout(2):
-                assert ids(await context(own_bus, session_id)) == ["before", "during"]
-                assert ids(await messages(own_bus, session_id)) == ["before", "during"]
-        await connected(own_bus)
-        await archived(own_bus)
+                assert ids(await context(empty_bus, session_id)) == ["before", "during"]
+                assert ids(await messages(empty_bus, session_id)) == ["before", "during"]
+        await connected(empty_bus)
+        await archived(empty_bus)
 
 
 async def test_a_mongodb_that_hangs_does_not_hold_up_who_erases(
-    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str
+    empty_nats: Server, empty_bus: Bus, empty_mongo: Server, session_id: str
 ) -> None:
-    async with history(url_of(own_nats), uri_of(mongo)):
-        await connected(own_bus)
-        await append(own_bus, session_id, exchange("before"))
-        await archived(own_bus)
-        async with frozen(mongo), asyncio.timeout(2):
-            await erase(own_bus, session_id)
-            assert ids(await messages(own_bus, session_id)) == []
-        await connected(own_bus)
-        await archived(own_bus)
-        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
-        assert ids(await messages(own_bus, session_id)) == []
+    async with history(url_of(empty_nats), uri_of(empty_mongo)):
+        await connected(empty_bus)
+        await append(empty_bus, session_id, exchange("before"))
+        await archived(empty_bus)
+        async with frozen(empty_mongo), asyncio.timeout(2):
+            await erase(empty_bus, session_id)
+            assert ids(await messages(empty_bus, session_id)) == []
+        await connected(empty_bus)
+        await archived(empty_bus)
+        await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert ids(await messages(empty_bus, session_id)) == []
 
 
 async def test_after_its_retention_an_exchange_is_in_no_log_no_snapshot_and_no_mongodb(
-    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str
+    empty_nats: Server, empty_bus: Bus, empty_mongo: Server, session_id: str
 ) -> None:
-    settings = {"mongodb_database": "retention", "history_retention": "3s"}
-    client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(uri_of(mongo))
+    client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(uri_of(empty_mongo))
     exchanges = client["retention"]["exchanges"]
 
     async def kept() -> tuple[int, int, int]:
-        log = await own_bus.jetstream.stream_info(subjects.HISTORY_STREAM)
-        snapshots = await own_bus.jetstream.stream_info(f"KV_{subjects.SESSIONS_BUCKET}")
+        log = await empty_bus.jetstream.stream_info(subjects.HISTORY_STREAM)
+        snapshots = await empty_bus.jetstream.stream_info(f"KV_{subjects.SESSIONS_BUCKET}")
         documents = await exchanges.count_documents({})
         return log.state.messages, snapshots.state.messages, documents
 
     async def is_forgotten() -> bool:
         return await kept() == (0, 0, 0)
 
-    async with history(url_of(own_nats), uri_of(mongo), **settings):
-        await connected(own_bus)
-        await append(own_bus, session_id, exchange("a"))
-        await archived(own_bus)
-        assert ids(await context(own_bus, session_id)) == ["a"]
+    url, uri = url_of(empty_nats), uri_of(empty_mongo)
+    async with history(url, uri, mongodb_database="retention", history_retention="2s"):
+        await connected(empty_bus)
+        await append(empty_bus, session_id, exchange("a"))
+        await archived(empty_bus)
+        assert ids(await context(empty_bus, session_id)) == ["a"]
         assert (await kept())[0::2] == (1, 1)
         await until(is_forgotten)
     client.close()
 
 
 async def test_two_replicas_archive_everything_once(
-    own_nats: Server, own_bus: Bus, mongo: Server, session_id: str
+    empty_nats: Server, empty_bus: Bus, empty_mongo: Server, session_id: str
 ) -> None:
-    url, uri = url_of(own_nats), uri_of(mongo)
+    url, uri = url_of(empty_nats), uri_of(empty_mongo)
     async with history(url, uri), history(url, uri):
-        await asyncio.gather(*(append_many(own_bus, f"{session_id} {n}", 50) for n in range(20)))
-        await connected(own_bus)
-        await archived(own_bus)
-        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
-        assert len(await messages(own_bus, None, limit=1000)) == 1000
+        await asyncio.gather(*(append_many(empty_bus, f"{session_id} {n}", 50) for n in range(20)))
+        await connected(empty_bus)
+        await archived(empty_bus)
+        await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert len(await messages(empty_bus, None, limit=1000)) == 1000
 
 
 async def test_a_database_in_anothers_place_gets_all_that_the_log_has(
-    own_nats: Server, own_bus: Bus, mongodb_uri: str, session_id: str
+    empty_nats: Server, empty_bus: Bus, mongodb_uri: str, session_id: str
 ) -> None:
     for name in ("first", "second"):
         database = f"{name}{uuid4().hex}"
-        async with history(url_of(own_nats), mongodb_uri, mongodb_database=database):
-            await connected(own_bus)
-            await append(own_bus, session_id, exchange(name))
-            await archived(own_bus)
-            found = [m.id for m in await messages(own_bus, session_id)]
+        async with history(url_of(empty_nats), mongodb_uri, mongodb_database=database):
+            await connected(empty_bus)
+            await append(empty_bus, session_id, exchange(name))
+            await archived(empty_bus)
+            found = [m.id for m in await messages(empty_bus, session_id)]
             assert found == ["first", "second"][: len(found)] and found[-1] == name
 
 
 async def test_lost_consumer_is_made_anew(
-    own_nats: Server, own_bus: Bus, mongodb_uri: str, session_id: str
+    empty_nats: Server, empty_bus: Bus, mongodb_uri: str, session_id: str
 ) -> None:
     database = f"test_{uuid4().hex[:8]}"
-    async with history(url_of(own_nats), mongodb_uri, mongodb_database=database):
-        await connected(own_bus)
-        await append(own_bus, session_id, exchange("before"))
-        await archived(own_bus)
-        await context(own_bus, session_id)  # the log has been checked
-        for info in await own_bus.jetstream.consumers_info(subjects.HISTORY_STREAM):
-            await own_bus.jetstream.delete_consumer(subjects.HISTORY_STREAM, info.name)
-        await append(own_bus, session_id, exchange("after"))
+    async with history(url_of(empty_nats), mongodb_uri, mongodb_database=database):
+        await connected(empty_bus)
+        await append(empty_bus, session_id, exchange("before"))
+        await archived(empty_bus)
+        await context(empty_bus, session_id)  # the log has been checked
+        for info in await empty_bus.jetstream.consumers_info(subjects.HISTORY_STREAM):
+            await empty_bus.jetstream.delete_consumer(subjects.HISTORY_STREAM, info.name)
+        await append(empty_bus, session_id, exchange("after"))
 
         async def is_archived() -> bool:
-            return (await status(own_bus)).unarchived == 0
+            return (await status(empty_bus)).unarchived == 0
 
         await until(is_archived)
-        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
-        assert ids(await messages(own_bus, session_id)) == ["before", "after"]
+        await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert ids(await messages(empty_bus, session_id)) == ["before", "after"]

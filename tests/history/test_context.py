@@ -5,8 +5,8 @@ from msgspec.structs import replace
 
 from services.contract.codec import decode, encode
 from services.contract.history import Cleared, Context, Described, Erased, LogRecord
-from services.history.context import Snapshot, fold, forget
-from services.history.entry import MAX_BYTES, Entry, Unreadable
+from services.history.context import Snapshot, drop_expired, fold
+from services.history.entry import MAX_PAGE_BYTES, Entry, Unreadable
 from tests.history.samples import exchange, ids
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -126,17 +126,17 @@ def test_the_window_grows_by_a_third_and_is_cut_in_one_step(exchanges: int, most
 def test_a_context_fits_one_nats_message() -> None:
     snapshot = folded(*(entry(n, exchange(f"r{n}", response="ä" * 100_000)) for n in range(1, 9)))
     assert ids(snapshot) == ["r5", "r6", "r7", "r8"]
-    assert len(encode(snapshot)) < MAX_BYTES + 1000
+    assert len(encode(snapshot)) < MAX_PAGE_BYTES + 1000
 
 
 def test_a_turn_that_no_message_could_hold_is_not_shown() -> None:
-    snapshot = folded(entry(1, exchange("a", response="x" * MAX_BYTES)))
+    snapshot = folded(entry(1, exchange("a", response="x" * MAX_PAGE_BYTES)))
     assert (snapshot.turns, snapshot.last, snapshot.exchanges) == ((), "a", 1)
 
 
 def test_old_turns_are_forgotten() -> None:
     snapshot = folded(entry(1, exchange("a")), entry(2, exchange("b")))
-    assert ids(forget(snapshot, NOW + timedelta(seconds=2))) == ["b"]
+    assert ids(drop_expired(snapshot, NOW + timedelta(seconds=2))) == ["b"]
 
 
 def test_a_snapshot_is_read_as_a_context() -> None:

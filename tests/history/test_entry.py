@@ -6,7 +6,7 @@ import pytest
 from services.contract import subjects
 from services.contract.codec import encode
 from services.history import pages
-from services.history.entry import Entry, Unreadable, read
+from services.history.entry import Entry, Unreadable, parse_entry
 from services.runtime.streams import StoredMessage
 from tests.history.samples import exchange
 
@@ -20,7 +20,7 @@ def entry(seq: int, request_id: str, response: str | None = None, key: str = KEY
 
 def test_a_record_is_read_with_its_place() -> None:
     said = exchange("a")
-    assert read(StoredMessage(7, subjects.log(KEY), encode(said), NOW)) == Entry(
+    assert parse_entry(StoredMessage(7, subjects.log(KEY), encode(said), NOW)) == Entry(
         7, KEY, NOW.replace(microsecond=123000), said
     )
 
@@ -37,14 +37,14 @@ def test_a_record_is_read_with_its_place() -> None:
     ids=["no JSON", "unknown type", "time without a zone", "no session", "no UTF-8 in session"],
 )
 def test_what_can_not_be_read_says_why(subject: str, data: bytes) -> None:
-    record = read(StoredMessage(7, subject, data, NOW)).record
-    assert isinstance(record, Unreadable) and record.why
+    record = parse_entry(StoredMessage(7, subject, data, NOW)).record
+    assert isinstance(record, Unreadable) and record.reason
 
 
 def test_a_time_outside_utc_is_read_and_shown_at_its_bound() -> None:
     data = re.sub(
         rb'("answered_at":)"[^"]*"', rb'\1"0001-01-01T00:00:00+05:00"', encode(exchange("a"))
     )
-    entry = read(StoredMessage(7, subjects.log(KEY), data, NOW))
-    (shown,) = pages.messages([entry], 9).messages
+    entry = parse_entry(StoredMessage(7, subjects.log(KEY), data, NOW))
+    (shown,) = pages.exchange_page([entry], 9).messages
     assert shown.timestamp == datetime(1, 1, 1, tzinfo=UTC)

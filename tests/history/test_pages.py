@@ -7,8 +7,8 @@ from services.contract.codec import encode
 from services.contract.history import Exchange, ExchangeView, Session
 from services.history import pages
 from services.history.context import Snapshot
-from services.history.entry import MAX_BYTES, Entry, Place
-from services.history.pages import Listed
+from services.history.entry import MAX_PAGE_BYTES, Entry, Position
+from services.history.pages import ListedSession
 from tests.history.samples import exchange, ids
 
 NOW = datetime(2026, 1, 1, microsecond=123000, tzinfo=UTC)
@@ -27,7 +27,7 @@ def entry(
 
 
 def shown_of(entries: list[Entry], limit: int) -> tuple[ExchangeView, ...]:
-    return pages.messages(entries, limit).messages
+    return pages.exchange_page(entries, limit).messages
 
 
 def test_messages_are_the_last_ones_oldest_first() -> None:
@@ -57,74 +57,74 @@ def test_the_time_shown_is_in_utc_and_milliseconds_as_mongodb_has_it() -> None:
 def test_messages_fit_one_nats_message() -> None:
     shown = shown_of([entry(n, f"r{n}", "ä" * 100_000) for n in range(1, 9)], limit=8)
     assert ids(shown) == ["r5", "r6", "r7", "r8"]
-    assert sum(len(encode(message)) for message in shown) < MAX_BYTES
+    assert sum(len(encode(message)) for message in shown) < MAX_PAGE_BYTES
 
 
 def test_one_message_is_shown_however_long_it_is() -> None:
     assert isinstance(entry(1, "a").record, Exchange)
-    assert ids(shown_of([entry(1, "a", "x" * MAX_BYTES)], limit=1)) == ["a"]
+    assert ids(shown_of([entry(1, "a", "x" * MAX_PAGE_BYTES)], limit=1)) == ["a"]
 
 
 def test_pages_of_messages_walk_back_without_a_gap() -> None:
     entries = [entry(n, f"r{n}") for n in range(1, 6)]
-    page = pages.messages(entries, limit=2)
+    page = pages.exchange_page(entries, limit=2)
     found = [ids(page.messages)]
     while page.next:
-        page = pages.messages(entries, 2, Place.parse(page.next))
+        page = pages.exchange_page(entries, 2, Position.parse(page.next))
         found.append(ids(page.messages))
     assert found == [["r4", "r5"], ["r2", "r3"], ["r1"]]
 
 
 def test_a_page_that_was_too_long_goes_on_where_it_ended() -> None:
     entries = [entry(n, f"r{n}", "ä" * 200_000) for n in range(1, 4)]
-    page = pages.messages(entries, limit=3)
+    page = pages.exchange_page(entries, limit=3)
     assert ids(page.messages) == ["r2", "r3"] and page.next
-    assert ids(pages.messages(entries, 3, Place.parse(page.next)).messages) == ["r1"]
+    assert ids(pages.exchange_page(entries, 3, Position.parse(page.next)).messages) == ["r1"]
 
 
 def test_an_exchange_that_was_retried_is_marked_also_by_the_page_before() -> None:
     entries = [entry(1, "a"), entry(2, "b"), entry(3, "c", retry_of="b")]
     assert [m.retried for m in shown_of(entries, 9)] == [False, True, False]
-    (first,) = pages.messages(entries, 1, entries[2].place).messages
+    (first,) = pages.exchange_page(entries, 1, entries[2].position).messages
     assert (first.id, first.retried) == ("b", True)
 
 
 def test_pages_of_an_export_go_forward_with_whole_exchanges() -> None:
     entries = [entry(n, f"r{n}") for n in (3, 1, 2)]
-    page = pages.exchanges(entries, 2, None)
+    page = pages.export_page(entries, 2, None)
     assert [said.request_id for said in page.exchanges] == ["r1", "r2"] and page.next
-    page = pages.exchanges(entries, 2, Place.parse(page.next))
+    page = pages.export_page(entries, 2, Position.parse(page.next))
     assert [said.request_id for said in page.exchanges] == ["r3"] and page.next is None
 
 
 def test_a_place_comes_back_from_its_cursor() -> None:
-    assert Place.parse(Place(NOW, 7).cursor) == Place(NOW, 7)
+    assert Position.parse(Position(NOW, 7).cursor) == Position(NOW, 7)
 
 
 def snapshot(seq: int, title: str | None = None) -> Snapshot:
     return Snapshot(applied_seq=seq, active_at=NOW, opening="what was asked", title=title)
 
 
-def listed(seq: int, revision: int) -> Listed:
-    found = pages.listed(subjects.session_key("alice", f"s{seq}"), snapshot(seq), revision)
+def listed(seq: int, revision: int) -> ListedSession:
+    found = pages.listed_session(subjects.session_key("alice", f"s{seq}"), snapshot(seq), revision)
     assert found is not None
     return found
 
 
 def test_a_session_is_listed_by_its_title_or_by_its_first_prompt() -> None:
     for title in (None, "Holidays"):
-        found = pages.listed(KEY, snapshot(7, title), 3)
+        found = pages.listed_session(KEY, snapshot(7, title), 3)
         assert found is not None
         title = title or "what was asked"
         assert found.session == Session("holiday", title, None, 0, NOW)
 
 
 def test_a_session_that_was_erased_or_never_was_is_not_listed() -> None:
-    assert pages.listed(KEY, Snapshot(erased=9, epoch=9, applied_seq=9), 3) is None
+    assert pages.listed_session(KEY, Snapshot(erased=9, epoch=9, applied_seq=9), 3) is None
 
 
 def test_sessions_that_were_saved_together_are_in_the_order_of_their_records() -> None:
-    page = pages.sessions([listed(5, 30), listed(8, 29), listed(2, 28)], limit=2)
+    page = pages.session_page([listed(5, 30), listed(8, 29), listed(2, 28)], limit=2)
     assert [session.id for session in page.sessions] == ["s8", "s5"]
-    assert page.next is not None and Place.parse(page.next).seq == 29
-    assert pages.sessions([listed(2, 28)], limit=2).next is None
+    assert page.next is not None and Position.parse(page.next).seq == 29
+    assert pages.session_page([listed(2, 28)], limit=2).next is None

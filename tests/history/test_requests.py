@@ -1,6 +1,7 @@
 """The request index over the bus, on a real nats-server and a real mongod."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -17,20 +18,21 @@ from services.contract.codec import encode
 from services.contract.errors import ServiceError
 from services.contract.history import Exchange, ExchangeRequest, Imported
 from services.history import requests
-from services.history.log import SAVING
-from services.history.requests import RequestIndex
+from services.history.log import SNAPSHOT_DURABLE
+from services.history.requests import Indexer, RequestIndex
 from services.runtime.bus import Bus
 from services.runtime.consumers import PendingMessage
 from services.runtime.streams import Bucket, Stream, StreamUnavailable
 from tests.history.samples import (
+    FAST,
     append,
     archived,
-    bring_in,
     clear,
     connected,
     erase,
     exchange,
     history,
+    import_exchanges,
     until,
     url_of,
 )
@@ -46,11 +48,13 @@ def tenant() -> str:
 
 @pytest.fixture
 def nothing_is_indexed(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def none_yet(index: RequestIndex, batch: int, timeout: float) -> Sequence[PendingMessage]:
+    async def fetch_nothing(
+        indexer: Indexer, batch: int, timeout: float
+    ) -> Sequence[PendingMessage]:
         await asyncio.sleep(timeout)
         return ()
 
-    monkeypatch.setattr(RequestIndex, "unfolded", none_yet)
+    monkeypatch.setattr(Indexer, "fetch", fetch_nothing)
 
 
 async def find(bus: Bus, tenant: str, request_id: str) -> str:
@@ -73,7 +77,7 @@ async def indexed(bus: Bus) -> None:
     """Wait until index and snapshots include the whole log."""
 
     async def is_done() -> bool:
-        for durable in (requests.DURABLE, SAVING):
+        for durable in (requests.DURABLE, SNAPSHOT_DURABLE):
             try:
                 info = await bus.jetstream.consumer_info(subjects.HISTORY_STREAM, durable)
             except NotFoundError:  # the index is about to be rebuilt
@@ -104,60 +108,60 @@ async def counted_reads(nats_url: str) -> AsyncIterator[list[str]]:
 
 
 async def test_answer_is_found_after_600_others_in_a_few_reads(
-    own_nats: Server, own_bus: Bus, tenant: str
+    empty_nats: Server, empty_bus: Bus, tenant: str
 ) -> None:
-    async with history(url_of(own_nats)):
-        await append(own_bus, "first", exchange("sought", response="so it was"), tenant)
+    async with history(url_of(empty_nats)):
+        await append(empty_bus, "first", exchange("sought", response="so it was"), tenant)
         for n in range(600):
-            await append(own_bus, f"session {n % 7}", exchange(f"r{n}"), tenant)
-        await indexed(own_bus)
-        async with counted_reads(url_of(own_nats)) as asked:
-            assert await find(own_bus, tenant, "sought") == "so it was"
+            await append(empty_bus, f"session {n % 7}", exchange(f"r{n}"), tenant)
+        await indexed(empty_bus)
+        async with counted_reads(url_of(empty_nats)) as asked:
+            assert await find(empty_bus, tenant, "sought") == "so it was"
         assert len(asked) <= 5
 
 
 async def test_unknown_id_costs_two_reads_however_long_the_log_is(
-    own_nats: Server, own_bus: Bus, tenant: str
+    empty_nats: Server, empty_bus: Bus, tenant: str
 ) -> None:
-    async with history(url_of(own_nats)):
+    async with history(url_of(empty_nats)):
         for n in range(100):
-            await append(own_bus, "a session", exchange(f"r{n}"), tenant)
-        await indexed(own_bus)
-        async with counted_reads(url_of(own_nats)) as asked:
+            await append(empty_bus, "a session", exchange(f"r{n}"), tenant)
+        await indexed(empty_bus)
+        async with counted_reads(url_of(empty_nats)) as asked:
             async with asyncio.timeout(5):
                 known = await asyncio.gather(
-                    *(is_known(own_bus, tenant, f"unknown{n}") for n in range(30))
+                    *(is_known(empty_bus, tenant, f"unknown{n}") for n in range(30))
                 )
             assert known == [False] * 30
             assert len(asked) == 2 * 30
-            assert await is_known(own_bus, tenant, "r0")
+            assert await is_known(empty_bus, tenant, "r0")
             assert len(asked) > 2 * 30, "it is counted, too"
 
 
 @pytest.mark.usefixtures("nothing_is_indexed")
 async def test_answer_is_found_before_it_is_indexed(
-    own_nats: Server, own_bus: Bus, tenant: str
+    empty_nats: Server, empty_bus: Bus, tenant: str
 ) -> None:
-    async with history(url_of(own_nats)):
-        await append(own_bus, "another", exchange("r0"), tenant)
-        await append(own_bus, "a session", exchange("r1", response="so it was"), tenant)
-        assert await find(own_bus, tenant, "r1") == "so it was"
-        assert not await is_known(own_bus, tenant, "r2")
+    async with history(url_of(empty_nats)):
+        await append(empty_bus, "another", exchange("r0"), tenant)
+        await append(empty_bus, "a session", exchange("r1", response="so it was"), tenant)
+        assert await find(empty_bus, tenant, "r1") == "so it was"
+        assert not await is_known(empty_bus, tenant, "r2")
 
 
 @pytest.mark.usefixtures("nothing_is_indexed")
 async def test_answer_that_has_moved_is_found_before_it_is_indexed_anew(
-    own_nats: Server, own_bus: Bus, tenant: str
+    empty_nats: Server, empty_bus: Bus, tenant: str
 ) -> None:
     """As after the log was repaired: then all its records have other sequences."""
-    async with history(url_of(own_nats)):
-        moved = await append(own_bus, "a session", exchange("r1", response="so it was"), tenant)
+    async with history(url_of(empty_nats)):
+        moved = await append(empty_bus, "a session", exchange("r1", response="so it was"), tenant)
         key = subjects.session_key(tenant, "a session")
-        bucket = Bucket(own_bus, subjects.REQUESTS_BUCKET)
+        bucket = Bucket(empty_bus, subjects.REQUESTS_BUCKET)
         await bucket.put(
-            subjects.request_entry(tenant, "r1"), encode(requests.Position(key, moved + 7)), 0
+            subjects.request_entry(tenant, "r1"), encode(requests.IndexEntry(key, moved + 7)), 0
         )
-        assert await find(own_bus, tenant, "r1") == "so it was"
+        assert await find(empty_bus, tenant, "r1") == "so it was"
 
 
 async def test_request_id_belongs_to_its_tenant(
@@ -196,55 +200,54 @@ async def test_answer_of_a_cleared_session_stays_readable(
 
 
 async def test_answer_that_the_log_has_dropped_is_found_in_mongodb(
-    own_nats: Server, own_bus: Bus, mongodb_uri: str, tenant: str
+    empty_nats: Server, empty_bus: Bus, mongodb_uri: str, tenant: str
 ) -> None:
     database = f"requests_{tenant[:8]}"
-    async with history(url_of(own_nats), mongodb_uri, mongodb_database=database):
-        await connected(own_bus)
-        seq = await append(own_bus, "a session", exchange("r1", response="so it was"), tenant)
-        await archived(own_bus)
-        await indexed(own_bus)
-        await Stream(own_bus, subjects.HISTORY_STREAM).delete(seq)
-        assert await find(own_bus, tenant, "r1") == "so it was"
-        await own_bus.jetstream.delete_key_value(subjects.REQUESTS_BUCKET)  # a day later
-        await Bucket(own_bus, subjects.REQUESTS_BUCKET).ensure(60)
-        assert await find(own_bus, tenant, "r1") == "so it was"
-    async with history(url_of(own_nats)):
-        await indexed(own_bus)
-        assert not await is_known(own_bus, tenant, "r1"), "nobody knows that it ever was"
+    async with history(url_of(empty_nats), mongodb_uri, mongodb_database=database):
+        await connected(empty_bus)
+        seq = await append(empty_bus, "a session", exchange("r1", response="so it was"), tenant)
+        await archived(empty_bus)
+        await indexed(empty_bus)
+        await Stream(empty_bus, subjects.HISTORY_STREAM).delete(seq)
+        assert await find(empty_bus, tenant, "r1") == "so it was"
+        await empty_bus.jetstream.delete_key_value(subjects.REQUESTS_BUCKET)  # a day later
+        await Bucket(empty_bus, subjects.REQUESTS_BUCKET).ensure(60)
+        assert await find(empty_bus, tenant, "r1") == "so it was"
+    async with history(url_of(empty_nats)):
+        await indexed(empty_bus)
+        assert not await is_known(empty_bus, tenant, "r1"), "nobody knows that it ever was"
 
 
 async def test_answer_that_only_a_lost_mongodb_has_is_no_404(
-    own_nats: Server, own_bus: Bus, mongodb_uri: str, tenant: str
+    empty_nats: Server, empty_bus: Bus, mongodb_uri: str, tenant: str
 ) -> None:
     database = f"requests_{tenant[:8]}"
-    async with history(url_of(own_nats), mongodb_uri, mongodb_database=database):
-        await connected(own_bus)
-        seq = await append(own_bus, "a session", exchange("r1"), tenant)
-        await archived(own_bus)
-        await indexed(own_bus)
-        await Stream(own_bus, subjects.HISTORY_STREAM).delete(seq)
-    async with history(url_of(own_nats)):
-        with pytest.raises(ServiceError, match="The answer is in MongoDB") as raised:
-            await find(own_bus, tenant, "r1")
+    async with history(url_of(empty_nats), mongodb_uri, mongodb_database=database):
+        await connected(empty_bus)
+        seq = await append(empty_bus, "a session", exchange("r1"), tenant)
+        await archived(empty_bus)
+        await indexed(empty_bus)
+        await Stream(empty_bus, subjects.HISTORY_STREAM).delete(seq)
+    async with history(url_of(empty_nats)):
+        with pytest.raises(ServiceError, match="stored in MongoDB") as raised:
+            await find(empty_bus, tenant, "r1")
         assert raised.value.code == "history_unavailable"
 
 
 async def test_lost_index_is_rebuilt_from_the_log_without_a_false_404(
-    own_nats: Server, own_bus: Bus, tenant: str, monkeypatch: pytest.MonkeyPatch
+    empty_nats: Server, empty_bus: Bus, tenant: str
 ) -> None:
-    monkeypatch.setattr(requests, "PAUSE", 0.05)
-    monkeypatch.setattr(requests, "MAX_LAG", 5)
-    async with history(url_of(own_nats)), history(url_of(own_nats)):
+    url, limits = url_of(empty_nats), dataclasses.replace(FAST, max_index_lag=5)
+    async with history(url, limits=limits), history(url, limits=limits):
         for n in range(20):
-            await append(own_bus, f"session {n % 3}", exchange(f"r{n}"), tenant)
-        await indexed(own_bus)
-        await own_bus.jetstream.delete_key_value(subjects.REQUESTS_BUCKET)
-        assert await is_known_at_last(own_bus, tenant, "r0")
-        await append(own_bus, "a session", exchange("later"), tenant)
+            await append(empty_bus, f"session {n % 3}", exchange(f"r{n}"), tenant)
+        await indexed(empty_bus)
+        await empty_bus.jetstream.delete_key_value(subjects.REQUESTS_BUCKET)
+        assert await is_known_at_last(empty_bus, tenant, "r0")
+        await append(empty_bus, "a session", exchange("later"), tenant)
         for request_id in ("r7", "r19", "later"):
-            assert await is_known_at_last(own_bus, tenant, request_id)
-        assert not await is_known_at_last(own_bus, tenant, "r20")
+            assert await is_known_at_last(empty_bus, tenant, request_id)
+        assert not await is_known_at_last(empty_bus, tenant, "r20")
 
 
 async def is_known_at_last(bus: Bus, tenant: str, request_id: str) -> bool:
@@ -259,26 +262,26 @@ async def is_known_at_last(bus: Bus, tenant: str, request_id: str) -> bool:
 
 
 async def test_index_lost_while_history_was_down_is_rebuilt_from_the_log(
-    own_nats: Server, own_bus: Bus, tenant: str
+    empty_nats: Server, empty_bus: Bus, tenant: str
 ) -> None:
-    async with history(url_of(own_nats)):
-        await append(own_bus, "a session", exchange("r1"), tenant)
-        await indexed(own_bus)
-    await own_bus.jetstream.delete_key_value(subjects.REQUESTS_BUCKET)
-    async with history(url_of(own_nats)):
-        assert await is_known(own_bus, tenant, "r1")
+    async with history(url_of(empty_nats)):
+        await append(empty_bus, "a session", exchange("r1"), tenant)
+        await indexed(empty_bus)
+    await empty_bus.jetstream.delete_key_value(subjects.REQUESTS_BUCKET)
+    async with history(url_of(empty_nats)):
+        assert await is_known(empty_bus, tenant, "r1")
 
 
 @pytest.mark.usefixtures("nothing_is_indexed")
 async def test_lookup_in_a_lagging_index_is_unavailable_not_a_false_404(
-    own_nats: Server, own_bus: Bus, tenant: str, monkeypatch: pytest.MonkeyPatch
+    empty_nats: Server, empty_bus: Bus, tenant: str
 ) -> None:
-    monkeypatch.setattr(requests, "MAX_LAG", 1)
-    async with history(url_of(own_nats)):
+    limits = dataclasses.replace(FAST, max_index_lag=1)
+    async with history(url_of(empty_nats), limits=limits):
         for n in range(2):
-            await append(own_bus, "a session", exchange(f"r{n}"), tenant)
+            await append(empty_bus, "a session", exchange(f"r{n}"), tenant)
         with pytest.raises(ServiceError, match="being rebuilt") as raised:
-            await find(own_bus, tenant, "r1")
+            await find(empty_bus, tenant, "r1")
         assert raised.value.code == "history_unavailable"
 
 
@@ -289,11 +292,11 @@ async def test_first_exchange_keeps_its_id_until_it_is_gone(
         await append(bus, session_id, exchange("r1", response="the first"), tenant)
         await indexed(bus)
         copy = Imported(request_id="r1", prompt="hi", response="a copy")
-        await bring_in(bus, "copy", [copy], tenant)
+        await import_exchanges(bus, "copy", [copy], tenant)
         await indexed(bus)
         assert await find(bus, tenant, "r1") == "the first"
         await erase(bus, session_id, tenant)
-        await bring_in(bus, "copy 2", [replace(copy, response="another")], tenant)
+        await import_exchanges(bus, "copy 2", [replace(copy, response="another")], tenant)
         await indexed(bus)
         assert await find(bus, tenant, "r1") == "another"
 
@@ -309,7 +312,7 @@ async def test_index_is_kept_by_as_many_servers_as_the_log(tmp_path: Path) -> No
                     await Stream(bus, subjects.HISTORY_STREAM).ensure(
                         subjects.HISTORY_LOG, 2**20, 0, 3
                     )
-                    await RequestIndex(bus, None).ensure()
+                    await RequestIndex(bus, None, FAST).ensure()
                 except StreamUnavailable:  # the cluster chooses its leader
                     return False
                 return True

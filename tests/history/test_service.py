@@ -221,43 +221,43 @@ async def test_a_restarted_history_remembers(nats_url: str, bus: Bus, session_id
 
 
 async def test_a_context_does_not_need_its_snapshot(
-    own_nats: Server, own_bus: Bus, session_id: str
+    empty_nats: Server, empty_bus: Bus, session_id: str
 ) -> None:
-    async with history(url_of(own_nats)):
-        await append_many(own_bus, session_id, 5)
-        before = await context(own_bus, session_id)
-        await own_bus.jetstream.purge_stream("KV_sessions")
-        assert await context(own_bus, session_id) == before
+    async with history(url_of(empty_nats)):
+        await append_many(empty_bus, session_id, 5)
+        before = await context(empty_bus, session_id)
+        await empty_bus.jetstream.purge_stream("KV_sessions")
+        assert await context(empty_bus, session_id) == before
 
 
 async def test_a_context_outlives_its_part_of_the_log(
-    own_nats: Server, own_bus: Bus, session_id: str
+    empty_nats: Server, empty_bus: Bus, session_id: str
 ) -> None:
-    async with history(url_of(own_nats)):
-        await append_many(own_bus, session_id, 3)
-        assert len((await context(own_bus, session_id)).turns) == 3
-        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
-        assert len((await context(own_bus, session_id)).turns) == 3
-        await append(own_bus, session_id, exchange("new"))
-        assert ids(await context(own_bus, session_id)) == ["r000", "r001", "r002", "new"]
+    async with history(url_of(empty_nats)):
+        await append_many(empty_bus, session_id, 3)
+        assert len((await context(empty_bus, session_id)).turns) == 3
+        await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        assert len((await context(empty_bus, session_id)).turns) == 3
+        await append(empty_bus, session_id, exchange("new"))
+        assert ids(await context(empty_bus, session_id)) == ["r000", "r001", "r002", "new"]
 
 
 async def test_after_its_retention_nothing_is_shown(
-    own_nats: Server, own_bus: Bus, session_id: str
+    empty_nats: Server, empty_bus: Bus, session_id: str
 ) -> None:
-    async with history(url_of(own_nats), history_retention="1s"):
-        await append(own_bus, session_id, exchange("old"))
-        assert ids(await context(own_bus, session_id)) == ["old"]
+    async with history(url_of(empty_nats), history_retention="1s"):
+        await append(empty_bus, session_id, exchange("old"))
+        assert ids(await context(empty_bus, session_id)) == ["old"]
 
         async def is_forgotten() -> bool:
-            return not ids(await context(own_bus, session_id))
+            return not ids(await context(empty_bus, session_id))
 
         await until(is_forgotten)
-        await append(own_bus, session_id, exchange("new"))
-        assert ids(await context(own_bus, session_id)) == ["new"]
+        await append(empty_bus, session_id, exchange("new"))
+        assert ids(await context(empty_bus, session_id)) == ["new"]
 
         async def is_gone() -> bool:
-            return not await messages(own_bus, session_id)
+            return not await messages(empty_bus, session_id)
 
         await until(is_gone)
 
@@ -270,16 +270,16 @@ async def test_a_bad_request_is_told_what_is_wrong(served: None, bus: Bus) -> No
 
 
 async def test_a_session_that_can_not_be_read_is_never_answered_as_new(
-    own_nats: Server, own_bus: Bus, session_id: str
+    empty_nats: Server, empty_bus: Bus, session_id: str
 ) -> None:
-    async with history(url_of(own_nats)):
-        await append(own_bus, session_id, exchange("a"))
-        await own_bus.jetstream.delete_stream(subjects.HISTORY_STREAM)
-        await own_bus.jetstream.delete_stream("KV_sessions")
+    async with history(url_of(empty_nats)):
+        await append(empty_bus, session_id, exchange("a"))
+        await empty_bus.jetstream.delete_stream(subjects.HISTORY_STREAM)
+        await empty_bus.jetstream.delete_stream("KV_sessions")
         answers = await asyncio.gather(
-            context(own_bus, session_id),
-            messages(own_bus, session_id),
-            clear(own_bus, session_id),
+            context(empty_bus, session_id),
+            messages(empty_bus, session_id),
+            clear(empty_bus, session_id),
             return_exceptions=True,
         )
         for answer in answers:

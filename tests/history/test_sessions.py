@@ -1,6 +1,7 @@
 """Sessions over the bus, on a real nats-server and a real mongod."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
@@ -12,14 +13,14 @@ from services.contract.errors import ServiceError
 from services.contract.history import Exchange, Imported
 from services.contract.messages import Usage
 from services.history.entry import in_milliseconds
-from services.history.log import Log
+from services.history.log import SessionLog
 from services.runtime.bus import Bus
 from services.runtime.streams import Stream
 from tests.history.samples import (
+    FAST,
     append,
     append_many,
     archived,
-    bring_in,
     clear,
     connected,
     context,
@@ -29,6 +30,7 @@ from tests.history.samples import (
     export,
     history,
     ids,
+    import_exchanges,
     message_page,
     messages,
     sessions,
@@ -233,7 +235,7 @@ async def test_what_was_exported_can_be_imported(
              for e in exported]  # fmt: skip
     copy = f"{session_id} copy"
     for _ in range(2):  # a repeat changes nothing
-        await bring_in(bus, copy, taken)
+        await import_exchanges(bus, copy, taken)
     await settled(bus, is_archived)
     assert ids(await context(bus, copy)) == [e.request_id for e in exported]
     again = (await export(bus, copy)).exchanges
@@ -244,41 +246,61 @@ async def test_what_was_exported_can_be_imported(
         in_milliseconds(e.answered_at) for e in exported
     ]
     await erase(bus, copy)
-    await bring_in(bus, copy, taken)
+    await import_exchanges(bus, copy, taken)
     assert ids(await context(bus, copy)) == [e.request_id for e in exported]
 
 
-async def test_an_import_reads_no_record_twice(
+async def test_import_in_batches_reads_no_record_twice(
     nats_url: str, bus: Bus, session_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_above: list[int] = []
-    request_ids = Log.request_ids
+    request_ids = SessionLog.request_ids
 
-    async def watched(log: Log, key: str, above: int) -> tuple[set[str], int]:
+    async def watched(log: SessionLog, key: str, above: int) -> tuple[set[str], int]:
         read_above.append(above)
         return await request_ids(log, key, above)
 
-    monkeypatch.setattr(Log, "request_ids", watched)
-    lines = [Imported(request_id=f"r{i}", prompt="p", response="r") for i in range(6)]
-    async with history(nats_url, ""):
-        for _ in range(2):
-            for start in range(0, 6, 2):
-                await bring_in(bus, session_id, lines[start : start + 2])
-        assert [e.request_id for e in (await export(bus, session_id)).exchanges] == [
-            line.request_id for line in lines
+    async def import_all() -> None:
+        for start in range(0, 6, 2):
+            await import_exchanges(bus, session_id, lines(6)[start : start + 2])
+
+    monkeypatch.setattr(SessionLog, "request_ids", watched)
+    async with history(nats_url):
+        await import_all()
+        await import_all()
+        assert read_above == []
+        await append(bus, session_id, exchange("by a worker"))
+        await import_exchanges(bus, session_id, [*lines(6), imported("last")])
+        assert len(read_above) == 1, "only what came after its own last record"
+        exported = (await export(bus, session_id)).exchanges
+        assert [e.request_id for e in exported] == [
+            *(line.request_id for line in lines(6)),
+            "by a worker",
+            "last",
         ]
-        first, *later = read_above  # the very first batch finds an empty session, and reads nothing
-        assert first == 0 < later[0] and later == sorted(later)
-        assert later[-2] == later[-1]  # nothing new since the last batch that appended
         await erase(bus, session_id)
-        await bring_in(bus, session_id, lines)
-        assert len((await export(bus, session_id)).exchanges) == len(lines)
+        await import_exchanges(bus, session_id, lines(6))
+        assert len((await export(bus, session_id)).exchanges) == 6
+
+
+async def test_import_after_the_log_was_lost_appends_again(
+    empty_nats: Server, empty_bus: Bus, session_id: str
+) -> None:
+    async with history(url_of(empty_nats)):
+        await import_exchanges(empty_bus, session_id, lines(3))
+        await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        await empty_bus.jetstream.purge_stream("KV_sessions")
+        await append(empty_bus, session_id, exchange("other"))
+        await import_exchanges(empty_bus, session_id, lines(4))
+        exported = (await export(empty_bus, session_id)).exchanges
+        assert [e.request_id for e in exported][0] == "other"
+        assert "r3" in [e.request_id for e in exported]
 
 
 async def test_of_what_is_imported_only_prompt_and_response_must_be_known(
     is_archived: bool, bus: Bus, session_id: str
 ) -> None:
-    await bring_in(bus, session_id, [Imported(request_id="a", prompt="p", response="r")])
+    await import_exchanges(bus, session_id, [Imported(request_id="a", prompt="p", response="r")])
     await settled(bus, is_archived)
     (message,) = await messages(bus, session_id)
     assert (message.id, message.user_prompt, message.model_response) == ("a", "p", "r")
@@ -297,22 +319,18 @@ async def test_a_cursor_that_is_none_is_a_bad_request(is_archived: bool, bus: Bu
 
 
 async def test_who_erases_a_long_session_does_not_wait_until_all_of_it_is_deleted(
-    nats_url: str,
-    bus: Bus,
-    session_id: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    nats_url: str, bus: Bus, session_id: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("services.history.sessions.ERASE_TIMEOUT", 0.02)
     subject = subjects.log(subjects.session_key("alice", session_id))
     stream = Stream(bus, subjects.HISTORY_STREAM)
-    async with history(nats_url):
-        await append_many(bus, session_id, 500)
+    limits = dataclasses.replace(FAST, max_erase_seconds=0.02)
+    async with history(nats_url, limits=limits):
+        await append_many(bus, session_id, 300)
         await erase(bus, session_id)
         erased = (await context(bus, session_id)).erased
         first = await stream.next(subject, 1)
         assert first is not None and first.seq < erased
-        assert "it takes its time: the rest of" in caplog.text
+        assert "erasure continues in the background" in caplog.text
         assert await messages(bus, session_id) == ()
 
         async def is_gone() -> bool:
@@ -352,69 +370,75 @@ async def logged(bus: Bus) -> int:
     return count
 
 
+def imported(request_id: str) -> Imported:
+    return Imported(request_id=request_id, prompt="p", response=f"response of {request_id}")
+
+
 def lines(count: int) -> list[Imported]:
-    return [Imported(request_id=f"r{n}", prompt="p", response=str(n)) for n in range(count)]
+    return [imported(f"r{n}") for n in range(count)]
 
 
 async def test_repeated_import_appends_nothing(
-    own_nats: Server, own_bus: Bus, session_id: str
+    empty_nats: Server, empty_bus: Bus, session_id: str
 ) -> None:
-    async with history(url_of(own_nats)), history(url_of(own_nats)):
-        await asyncio.gather(*(bring_in(own_bus, session_id, lines(15)) for _ in range(3)))
-        assert await logged(own_bus) == 15
-        await bring_in(own_bus, session_id, lines(20))
-        assert await logged(own_bus) == 20
-        await clear(own_bus, session_id)
-        await bring_in(own_bus, session_id, lines(2))
-        assert ids(await context(own_bus, session_id)) == ["r0", "r1"]
+    async with history(url_of(empty_nats)), history(url_of(empty_nats)):
+        await asyncio.gather(
+            *(import_exchanges(empty_bus, session_id, lines(15)) for _ in range(3))
+        )
+        assert await logged(empty_bus) == 15
+        await import_exchanges(empty_bus, session_id, lines(20))
+        assert await logged(empty_bus) == 20
+        await clear(empty_bus, session_id)
+        await import_exchanges(empty_bus, session_id, lines(2))
+        assert ids(await context(empty_bus, session_id)) == ["r0", "r1"]
 
 
 async def test_import_is_deduplicated_after_the_duplicate_window(
-    own_nats: Server, own_bus: Bus, session_id: str
+    empty_nats: Server, empty_bus: Bus, session_id: str
 ) -> None:
-    async with history(url_of(own_nats)):
-        config = (await own_bus.jetstream.stream_info(subjects.HISTORY_STREAM)).config
+    async with history(url_of(empty_nats)):
+        config = (await empty_bus.jetstream.stream_info(subjects.HISTORY_STREAM)).config
         config.duplicate_window = 0.1
-        await own_bus.jetstream.update_stream(config)
-        await bring_in(own_bus, session_id, lines(3))
+        await empty_bus.jetstream.update_stream(config)
+        await import_exchanges(empty_bus, session_id, lines(3))
         await asyncio.sleep(0.3)
-        await append(own_bus, f"{session_id} other", exchange("a"))
+        await append(empty_bus, f"{session_id} other", exchange("a"))
         await asyncio.sleep(0.3)
-        await append(own_bus, f"{session_id} other", exchange("a"))
-        assert await logged(own_bus) == 5, "the log itself takes a repeat"
-        await bring_in(own_bus, session_id, lines(3))
-        assert await logged(own_bus) == 5
+        await append(empty_bus, f"{session_id} other", exchange("a"))
+        assert await logged(empty_bus) == 5, "the log itself takes a repeat"
+        await import_exchanges(empty_bus, session_id, lines(3))
+        assert await logged(empty_bus) == 5
 
 
 async def test_repeated_import_is_deduplicated_by_the_archive(
-    own_nats: Server, own_bus: Bus, mongodb_uri: str, session_id: str
+    empty_nats: Server, empty_bus: Bus, mongodb_uri: str, session_id: str
 ) -> None:
-    async with history(url_of(own_nats), mongodb_uri):
-        await connected(own_bus)
-        await bring_in(own_bus, session_id, lines(3))
-        await archived(own_bus)
-        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
-        await bring_in(own_bus, session_id, lines(3))
-        assert await logged(own_bus) == 0
+    async with history(url_of(empty_nats), mongodb_uri):
+        await connected(empty_bus)
+        await import_exchanges(empty_bus, session_id, lines(3))
+        await archived(empty_bus)
+        await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        await import_exchanges(empty_bus, session_id, lines(3))
+        assert await logged(empty_bus) == 0
 
 
 async def test_repeated_import_waits_for_the_archive_that_has_a_part_of_it(
-    own_nats: Server, own_bus: Bus, mongodb_uri: str, session_id: str
+    empty_nats: Server, empty_bus: Bus, mongodb_uri: str, session_id: str
 ) -> None:
-    async with history(url_of(own_nats), mongodb_uri):
-        await connected(own_bus)
-        await bring_in(own_bus, session_id, lines(3))
-        await archived(own_bus)
+    async with history(url_of(empty_nats), mongodb_uri):
+        await connected(empty_bus)
+        await import_exchanges(empty_bus, session_id, lines(3))
+        await archived(empty_bus)
     for seq in (1, 2):
-        await Stream(own_bus, subjects.HISTORY_STREAM).delete(seq)
-    async with history(url_of(own_nats)):
+        await Stream(empty_bus, subjects.HISTORY_STREAM).delete(seq)
+    async with history(url_of(empty_nats)):
         with pytest.raises(ServiceError) as refused:
-            await bring_in(own_bus, session_id, lines(3))
+            await import_exchanges(empty_bus, session_id, lines(3))
         assert refused.value.code == "history_unavailable"
-        await bring_in(own_bus, f"{session_id} new", lines(3))
-        await clear(own_bus, session_id)
-        await bring_in(own_bus, session_id, lines(3))
-        assert ids(await context(own_bus, session_id)) == ["r0", "r1", "r2"]
+        await import_exchanges(empty_bus, f"{session_id} new", lines(3))
+        await clear(empty_bus, session_id)
+        await import_exchanges(empty_bus, session_id, lines(3))
+        assert ids(await context(empty_bus, session_id)) == ["r0", "r1", "r2"]
 
 
 async def test_senseless_import_is_refused_whole(
@@ -423,6 +447,6 @@ async def test_senseless_import_is_refused_whole(
     good = Imported(request_id="a", prompt="p", response="r")
     bad = replace(good, request_id="b", usage=Usage(2**63, 0, 0))
     with pytest.raises(ServiceError) as error:
-        await bring_in(bus, session_id, [good, bad])
+        await import_exchanges(bus, session_id, [good, bad])
     assert error.value.code == "invalid_request"
     assert await messages(bus, session_id) == ()

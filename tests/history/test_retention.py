@@ -1,6 +1,8 @@
-"""The log with little room, and a real MongoDB behind it."""
+"""Space in the log: the quota alone, then a small log with a real MongoDB."""
 
 import asyncio
+import dataclasses
+import logging
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,20 +12,22 @@ import pytest
 from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.history import Exchange, Imported
-from services.history import trimmer
-from services.history.log import Log
+from services.history.limits import LIMITS
+from services.history.log import SessionLog
+from services.history.retention import LogQuota
 from services.runtime.bus import Bus
-from services.runtime.streams import Stream, StreamFull
+from services.runtime.streams import Stream, StreamFull, StreamState
 from tests.history.samples import (
+    FAST,
     TENANT,
     append,
     archived,
-    bring_in,
     connected,
     context,
     exchange,
     history,
     ids,
+    import_exchanges,
     messages,
     status,
     until,
@@ -33,22 +37,69 @@ from tests.history.samples import (
 from tests.servers import Server
 
 LIMIT = 256 * 1024
-ROOM = int(LIMIT * trimmer.TRIM_ABOVE)
+ROOM = int(LIMIT * LIMITS.trim_above)
 LARGE = "x" * 4000
+TRIM = dataclasses.replace(FAST, trim_batch=10)
+MIB = 2**20
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trimmer, "INTERVAL", 0.05)
-    monkeypatch.setattr(trimmer, "CHUNK", 10)
+def seen(percent: int, drops_old: bool = False, limit: int | None = 100 * MIB) -> LogQuota:
+    quota = LogQuota(LIMITS)
+    quota.update(state(percent, drops_old, limit))
+    return quota
+
+
+def state(percent: int, drops_old: bool = False, limit: int | None = 100 * MIB) -> StreamState:
+    return StreamState(1, 9, 9, 0, percent * MIB, limit, drops_old)
+
+
+def test_a_log_with_room_is_no_warning() -> None:
+    quota = seen(79)
+    quota.require_room()
+    assert quota.warning is None
+
+
+def test_a_log_without_a_limit_is_never_full() -> None:
+    assert seen(1_000_000, limit=None).warning is None
+
+
+def test_a_log_that_is_nearly_full_is_a_warning_with_the_figure_and_takes_chats() -> None:
+    quota = seen(80)
+    quota.require_room()
+    assert quota.warning is not None
+    assert "80%" in quota.warning and "100 MiB" in quota.warning
+
+
+def test_a_full_log_takes_no_chats_until_there_is_room() -> None:
+    quota = seen(95)
+    with pytest.raises(ServiceError, match="start MongoDB") as refused:
+        quota.require_room()
+    assert (refused.value.code, refused.value.retry_after) == ("history_full", 5)
+    quota.update(state(94))
+    quota.require_room()
+
+
+def test_a_log_that_drops_its_oldest_takes_chats_when_it_is_full() -> None:
+    quota = seen(100, drops_old=True)
+    quota.require_room()
+    assert quota.warning is not None and "--max-bytes" in quota.warning
+
+
+def test_the_warning_is_logged_once_each_time_that_the_log_fills(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    quota = LogQuota(LIMITS)
+    for percent in (85, 90, 96, 70, 81):
+        quota.update(state(percent))
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
 
 
 @pytest.fixture
-async def small(own_bus: Bus) -> Bus:
+async def small(empty_bus: Bus) -> Bus:
     """Its log has a small limit, as an operator may set it."""
-    await Log(own_bus, 0).ensure()
-    await limit(own_bus, LIMIT)
-    return own_bus
+    await SessionLog(empty_bus).ensure()
+    await limit(empty_bus, LIMIT)
+    return empty_bus
 
 
 async def limit(bus: Bus, max_bytes: int) -> None:
@@ -91,20 +142,20 @@ async def refused(bus: Bus, session_id: str) -> bool:
 
 
 @asynccontextmanager
-async def seen_and_gone(nats: Server, bus: Bus, mongo: Server) -> AsyncIterator[None]:
+async def seen_and_gone(nats: Server, bus: Bus, empty_mongo: Server) -> AsyncIterator[None]:
     """A history whose MongoDB was there, and is not any more."""
-    async with history(url_of(nats), uri_of(mongo)):
+    async with history(url_of(nats), uri_of(empty_mongo)):
         await connected(bus)
         await append(bus, "first", exchange("first"))
         await archived(bus)
-        await asyncio.to_thread(mongo.stop, signal.SIGKILL)
+        await asyncio.to_thread(empty_mongo.stop, signal.SIGKILL)
         yield
 
 
 async def test_without_mongodb_the_oldest_records_make_room(
-    own_nats: Server, small: Bus, session_id: str
+    empty_nats: Server, small: Bus, session_id: str
 ) -> None:
-    async with history(url_of(own_nats)):
+    async with history(url_of(empty_nats)):
         for n in range(90):
             await append(small, session_id, large(f"r{n:03}"))
 
@@ -118,9 +169,9 @@ async def test_without_mongodb_the_oldest_records_make_room(
 
 
 async def test_behind_the_archive_the_log_is_trimmed_and_nothing_is_forgotten(
-    own_nats: Server, small: Bus, mongo: Server, session_id: str
+    empty_nats: Server, small: Bus, empty_mongo: Server, session_id: str
 ) -> None:
-    async with history(url_of(own_nats), uri_of(mongo)):
+    async with history(url_of(empty_nats), uri_of(empty_mongo), TRIM):
         await connected(small)
         await append(small, "quiet", exchange("before"))  # no context is asked for here
         for n in range(150):
@@ -133,9 +184,9 @@ async def test_behind_the_archive_the_log_is_trimmed_and_nothing_is_forgotten(
 
 
 async def test_a_session_goes_on_after_all_its_records_were_trimmed(
-    own_nats: Server, small: Bus, mongo: Server, session_id: str
+    empty_nats: Server, small: Bus, empty_mongo: Server, session_id: str
 ) -> None:
-    async with history(url_of(own_nats), uri_of(mongo)):
+    async with history(url_of(empty_nats), uri_of(empty_mongo), TRIM):
         await connected(small)
         await append(small, session_id, exchange("before"))
         for n in range(60):
@@ -150,9 +201,9 @@ async def test_a_session_goes_on_after_all_its_records_were_trimmed(
 
 
 async def test_a_full_log_refuses_chats_and_keeps_all_until_mongodb_is_back(
-    own_nats: Server, small: Bus, mongo: Server, session_id: str
+    empty_nats: Server, small: Bus, empty_mongo: Server, session_id: str
 ) -> None:
-    async with seen_and_gone(own_nats, small, mongo):
+    async with seen_and_gone(empty_nats, small, empty_mongo):
         taken = await fill(small, session_id)
 
         async def is_refused() -> bool:
@@ -160,10 +211,12 @@ async def test_a_full_log_refuses_chats_and_keeps_all_until_mongodb_is_back(
 
         await until(is_refused)
         warning = (await status(small)).warning
-        assert warning and "has taken" in warning
+        assert warning and "MongoDB" in warning
         with pytest.raises(ServiceError, match="MongoDB"):  # the rest is for what is being said
-            await bring_in(small, "other", [Imported(request_id="a", prompt="p", response="r")])
-        await asyncio.to_thread(mongo.start)
+            await import_exchanges(
+                small, "other", [Imported(request_id="a", prompt="p", response="r")]
+            )
+        await asyncio.to_thread(empty_mongo.start)
 
         async def is_taken() -> bool:
             return not await refused(small, session_id)
@@ -177,11 +230,11 @@ async def test_a_full_log_refuses_chats_and_keeps_all_until_mongodb_is_back(
 
 
 async def test_a_history_that_starts_without_mongodb_still_owes_it_everything(
-    own_nats: Server, small: Bus, mongo: Server, session_id: str
+    empty_nats: Server, small: Bus, empty_mongo: Server, session_id: str
 ) -> None:
-    async with seen_and_gone(own_nats, small, mongo):
+    async with seen_and_gone(empty_nats, small, empty_mongo):
         pass
-    async with history(url_of(own_nats)):
+    async with history(url_of(empty_nats)):
         taken = await fill(small, session_id)
 
         async def is_refused() -> bool:

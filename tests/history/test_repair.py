@@ -1,14 +1,14 @@
 """Inconsistent stores: an older copy, and one that two nats-servers wrote to."""
 
 import asyncio
+import dataclasses
 import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nats.errors
 import nats.js.errors
@@ -18,15 +18,16 @@ from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.errors import ServiceError
 from services.contract.messages import Empty
-from services.history import checkup as checkup_module
-from services.history import log_repair, requests
-from services.history.checkup import Checkup
-from services.history.log import SAVING, Log
+from services.history import requests
+from services.history.limits import LIMITS, HistoryLimits
+from services.history.log import SNAPSHOT_DURABLE, SessionLog
+from services.history.repair import Checkup, LogRepair
+from services.history.settings import HistorySettings
+from services.history.snapshots import Snapshots
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders
 from services.runtime.streams import (
     Appended,
-    Bucket,
     Conflict,
     Stream,
     StreamDamaged,
@@ -34,6 +35,7 @@ from services.runtime.streams import (
     StreamUnavailable,
 )
 from tests.history.samples import (
+    FAST,
     TENANT,
     append,
     append_many,
@@ -53,6 +55,8 @@ from tests.history.samples import (
     url_of,
 )
 from tests.servers import NATS_VERSIONS, NatsVersion, Server, nats_server, running, wait_for
+
+UNLOCKED = dataclasses.replace(FAST, repair_lock_seconds=0.0)
 
 
 @pytest.fixture(params=NATS_VERSIONS)
@@ -159,7 +163,7 @@ async def test_readable_records_of_a_damaged_store_are_rescued(
                 await until(partial(is_listed, bus, session))
 
 
-CONSUMERS = (SAVING, requests.DURABLE)
+CONSUMERS = (SNAPSHOT_DURABLE, requests.DURABLE)
 STREAMS = ("HISTORY", "KV_sessions")
 
 
@@ -203,136 +207,160 @@ async def is_listed(bus: Bus, session_id: str) -> bool:
         return False
 
 
-class Changing(Log):
-    """A log whose store another server writes to; counts rescues."""
+class Parts(NamedTuple):
+    """What a process builds for repairs."""
 
-    rescues = 0
+    log: SessionLog
+    snapshots: Snapshots
 
-    async def probe(self) -> None:
+    def repair(self, bus: Bus, kind: type[Stream] = Stream) -> LogRepair:
+        copy = kind(bus, subjects.HISTORY_REPAIR_STREAM)
+        return LogRepair(self.log, self.snapshots, copy)
+
+
+def parts(bus: Bus, limits: HistoryLimits = FAST, kind: type[SessionLog] = SessionLog) -> Parts:
+    log = kind(bus, limits=limits)
+    return Parts(log, Snapshots(log, HistorySettings(), bus.spawn))
+
+
+class DamagedStream(Stream):
+    """A stream whose store another server writes to."""
+
+    async def probe(self, subject: str) -> None:
         raise StreamDamaged("it has not what it acknowledged")
 
-    async def rescue(self, is_under_way: bool = False) -> int | None:
-        self.rescues += 1
+
+class CountedRepair(LogRepair):
+    repairs = 0
+
+    async def begin(self) -> None:
+        pass
+
+    async def run(self) -> int:
+        self.repairs += 1
         return 0
 
 
-async def test_only_a_log_that_was_damaged_at_the_start_is_emptied(own_bus: Bus) -> None:
-    log = Changing(own_bus, 0)
+async def test_only_a_log_damaged_at_the_start_is_emptied(empty_bus: Bus) -> None:
+    log, snapshots = parts(empty_bus)
     await log.ensure()
-    checkup = Checkup(log)
-    for _ in range(2 * checkup_module.PROOFS):
+    log.stream = DamagedStream(empty_bus, subjects.HISTORY_STREAM)
+    repair = CountedRepair(log, snapshots, Stream(empty_bus, subjects.HISTORY_REPAIR_STREAM))
+    checkup = Checkup(log, snapshots, repair)
+    for _ in range(2 * LIMITS.repair_proofs):
         with pytest.raises(StreamDamaged):
             await checkup.run(is_probed=True, is_restarted=False)
-    assert log.rescues == 0
-    for _ in range(checkup_module.PROOFS - 1):
+    assert repair.repairs == 0
+    for _ in range(LIMITS.repair_proofs - 1):
         with pytest.raises(StreamDamaged):
             await checkup.run(is_probed=True, is_restarted=True)
-    assert log.rescues == 0
+    assert repair.repairs == 0
     await checkup.run(is_probed=True, is_restarted=True)
-    assert log.rescues == 1 and "damaged" in (checkup.warning or "")
+    assert repair.repairs == 1 and "damaged" in (checkup.warning or "")
     await log.close()
 
 
 async def test_an_older_copy_of_the_store_goes_on_where_it_ends(
-    own_nats: Server, own_bus: Bus, tmp_path: Path, mongodb_uri: str
+    empty_nats: Server, empty_bus: Bus, tmp_path: Path, mongodb_uri: str
 ) -> None:
     store, copy = tmp_path / "nats", tmp_path / "copy"
-    async with history(url_of(own_nats), mongodb_uri, mongodb_database=f"test_{id(store)}"):
-        await connected(own_bus)
-        await append(own_bus, "s", exchange("before"))
-        await archived(own_bus)
-        await until(lambda: is_listed(own_bus, "s"))
+    async with history(url_of(empty_nats), mongodb_uri, mongodb_database=f"test_{id(store)}"):
+        await connected(empty_bus)
+        await append(empty_bus, "s", exchange("before"))
+        await archived(empty_bus)
+        await until(lambda: is_listed(empty_bus, "s"))
         streams = "jetstream/$G/streams"
         shutil.copytree(store / streams / "HISTORY/msgs", copy)
-        await append_many(own_bus, "s", 5)
-        await archived(own_bus)
-        await until(lambda: is_listed(own_bus, "s"))
-        assert (await status(own_bus)).warning is None
-        await asyncio.to_thread(own_nats.stop, signal.SIGKILL)
+        await append_many(empty_bus, "s", 5)
+        await archived(empty_bus)
+        await until(lambda: is_listed(empty_bus, "s"))
+        assert (await status(empty_bus)).warning is None
+        await asyncio.to_thread(empty_nats.stop, signal.SIGKILL)
         shutil.rmtree(store / streams / "HISTORY/msgs")
         shutil.copytree(copy, store / streams / "HISTORY/msgs")
-        await asyncio.to_thread(own_nats.start)
+        await asyncio.to_thread(empty_nats.start)
 
         async def is_reported() -> bool:
             try:
-                return "older copy" in ((await status(own_bus)).warning or "")
+                return "older copy" in ((await status(empty_bus)).warning or "")
             except (ServiceError, TimeoutError, NoResponders):
                 return False
 
         await until(is_reported)
         for n in range(3):
-            await append(own_bus, "s", exchange(f"after{n}"))
-        assert ids(await context(own_bus, "s"))[-3:] == ["after0", "after1", "after2"]
-        await archived(own_bus)
-        await own_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
-        shown = ids(await messages(own_bus, "s"))
+            await append(empty_bus, "s", exchange(f"after{n}"))
+        assert ids(await context(empty_bus, "s"))[-3:] == ["after0", "after1", "after2"]
+        await archived(empty_bus)
+        await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        shown = ids(await messages(empty_bus, "s"))
         assert shown[0] == "before" and {"after0", "after1", "after2"} <= set(shown)
 
 
-async def test_rescue_keeps_order_clears_and_sessions(own_nats: Server, own_bus: Bus) -> None:
-    async with history(url_of(own_nats)):
-        await append(own_bus, "a", exchange("a0"))
-        await append(own_bus, "b", exchange("b0"))
-        await clear(own_bus, "a")
-        epoch = (await context(own_bus, "a")).epoch
-        await append(own_bus, "a", exchange("late", epoch=0))
-        await append(own_bus, "a", exchange("a1", epoch=epoch))
-        await erase(own_bus, "c")
-        log = Log(own_bus, 0)
+async def test_rescue_keeps_order_clears_and_sessions(empty_nats: Server, empty_bus: Bus) -> None:
+    async with history(url_of(empty_nats)):
+        await append(empty_bus, "a", exchange("a0"))
+        await append(empty_bus, "b", exchange("b0"))
+        await clear(empty_bus, "a")
+        epoch = (await context(empty_bus, "a")).epoch
+        await append(empty_bus, "a", exchange("late", epoch=0))
+        await append(empty_bus, "a", exchange("a1", epoch=epoch))
+        await erase(empty_bus, "c")
+        log, snapshots = parts(empty_bus)
         await log.ensure()
-        before = (await own_bus.jetstream.stream_info(subjects.HISTORY_STREAM)).state.messages
-        assert await log.rescue() == before
-        assert ids(await context(own_bus, "a")) == ["a1"]
-        assert ids(await messages(own_bus, "a")) == ["a0", "late", "a1"]
-        assert ids(await context(own_bus, "b")) == ["b0"]
-        await until(lambda: is_listed(own_bus, "b"))
-        assert not await log.is_being_rescued()
-        assert not await log.is_suspect()
+        repair = Parts(log, snapshots).repair(empty_bus)
+        before = (await log.stream.state()).messages
+        await repair.begin()
+        assert await repair.run() == before
+        assert ids(await context(empty_bus, "a")) == ["a1"]
+        assert ids(await messages(empty_bus, "a")) == ["a0", "late", "a1"]
+        assert ids(await context(empty_bus, "b")) == ["b0"]
+        await until(lambda: is_listed(empty_bus, "b"))
+        assert not await repair.is_unfinished()
+        assert (await log.stream.state()).is_whole
         await log.close()
 
 
-async def test_interrupted_rescue_is_finished_by_the_next_process(
-    own_nats: Server, own_bus: Bus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with history(url_of(own_nats)):
-        await append_many(own_bus, "s", 6)
-    moved = 0
-    log = Log(own_bus, 0)
-    await log.ensure()
+class DyingLog(SessionLog):
+    """Fails after three appends, as if its process were killed."""
 
-    async def die(key: str, record: object, message_id: str) -> int:
-        nonlocal moved
-        moved += 1
-        if moved > 3:
+    appends = 0
+
+    async def append(self, *args: Any) -> int:
+        self.appends += 1
+        if self.appends > 3:
             raise StreamUnavailable("killed")
-        return await log.append(key, record, message_id)  # type: ignore[arg-type]
+        return await super().append(*args)
 
-    stream = Stream(own_bus, subjects.HISTORY_STREAM)
-    interrupted = log_repair.LogRepair(own_bus, stream, die)
+
+async def test_interrupted_repair_is_finished_by_the_next_process(
+    empty_nats: Server, empty_bus: Bus
+) -> None:
+    async with history(url_of(empty_nats)):
+        await append_many(empty_bus, "s", 6)
+    interrupted = parts(empty_bus, kind=DyingLog).repair(empty_bus)
     await interrupted.begin()
     with pytest.raises(StreamUnavailable):
         await interrupted.run()
-    assert await log.rescue() is None, "its lock holds"
-    monkeypatch.setattr(log_repair, "LOCK_TIME", timedelta(0))
-    async with history(url_of(own_nats)):
-        await until(lambda: answers(own_bus))
-        assert ids(await messages(own_bus, "s")) == [f"r{n:03}" for n in range(6)]
-        assert ids(await context(own_bus, "s")) == [f"r{n:03}" for n in range(6)]
-    await log.close()
+    with pytest.raises(Conflict):  # its lock holds
+        await parts(empty_bus).repair(empty_bus).run()
+    async with history(url_of(empty_nats), limits=UNLOCKED):
+        await until(lambda: answers(empty_bus))
+        assert ids(await messages(empty_bus, "s")) == [f"r{n:03}" for n in range(6)]
+        assert ids(await context(empty_bus, "s")) == [f"r{n:03}" for n in range(6)]
 
 
-async def test_a_whole_store_is_not_touched(own_nats: Server, own_bus: Bus) -> None:
-    async with history(url_of(own_nats)):
-        await append_many(own_bus, "s", 5)
-        await until(lambda: is_listed(own_bus, "s"))
-    async with history(url_of(own_nats)):
-        assert len(ids(await context(own_bus, "s"))) == 5
-        assert (await status(own_bus)).warning is None
-        state = (await own_bus.jetstream.stream_info(subjects.HISTORY_STREAM)).state
+async def test_a_whole_store_is_not_touched(empty_nats: Server, empty_bus: Bus) -> None:
+    async with history(url_of(empty_nats)):
+        await append_many(empty_bus, "s", 5)
+        await until(lambda: is_listed(empty_bus, "s"))
+    async with history(url_of(empty_nats)):
+        assert len(ids(await context(empty_bus, "s"))) == 5
+        assert (await status(empty_bus)).warning is None
+        state = (await empty_bus.jetstream.stream_info(subjects.HISTORY_STREAM)).state
         assert (state.last_seq, state.messages) == (5, 5)
 
 
-class Dying(Stream):
+class DyingStream(Stream):
     """Fails after some writes, as if its process were killed."""
 
     writes = 0
@@ -355,25 +383,25 @@ class Dying(Stream):
             raise StreamUnavailable("killed")
 
 
-async def is_rescued_within(bus: Bus, log: Log, writes: int) -> bool:
-    """Whether the records were moved back before the process died, after as many writes."""
-    dying = log_repair.LogRepair(bus, Stream(bus, subjects.HISTORY_STREAM), log.append)
+async def are_moved_within(bus: Bus, writes: int) -> bool:
+    """Return whether the records were moved back before the process died, after these writes."""
+    copy = DyingStream(bus, subjects.HISTORY_REPAIR_STREAM)
+    dying = LogRepair(*parts(bus, UNLOCKED), copy)
+    copy.writes = 99
     await dying.begin()
-    dying._safe = Dying(bus, subjects.HISTORY_REPAIR_STREAM)
-    dying._safe.writes = writes
+    copy.writes = writes
     try:
-        await dying.run()
+        await dying.move_records()
     except StreamUnavailable:
         return False
     return True
 
 
 @pytest.mark.parametrize("version", NATS_VERSIONS)
-async def test_rescue_that_dies_at_any_step_loses_nothing(
-    tmp_path: Path, version: NatsVersion, monkeypatch: pytest.MonkeyPatch
+async def test_repair_that_dies_at_any_step_loses_nothing(
+    tmp_path: Path, version: NatsVersion
 ) -> None:
-    """Also if the next process goes on at once, while nats-server still drops repeats."""
-    monkeypatch.setattr(log_repair, "LOCK_TIME", timedelta(0))
+    """Also if the next process resumes at once, while nats-server still drops duplicates."""
     with running(nats_server(tmp_path, version=version)) as nats:
         async with Bus.connect(url_of(nats), "test") as bus:
             async with history(url_of(nats)):
@@ -384,23 +412,20 @@ async def test_rescue_that_dies_at_any_step_loses_nothing(
                 for n in range(3):
                     await append(bus, "s", exchange(f"after{n}", epoch=epoch))
                 await until(lambda: is_listed(bus, "s"))
-            log = Log(bus, 0)
-            await log.ensure()
-            assert not await is_rescued_within(bus, log, 3)
+            assert not await are_moved_within(bus, 3)
             await append(bus, "s", exchange("meanwhile", epoch=epoch))  # a worker's answer ends
             deaths = 0
-            while not await is_rescued_within(bus, log, 2 + deaths % 2):
+            while not await are_moved_within(bus, 2 + deaths % 2):
                 deaths += 1
             assert deaths
-            await log.close()
-            async with history(url_of(nats)):
+            async with history(url_of(nats), limits=UNLOCKED):
                 await until(lambda: answers(bus))
                 after = ["after0", "after1", "after2", "meanwhile"]
                 assert ids(await messages(bus, "s")) == ["before0", "before1", "before2", *after]
                 assert ids(await context(bus, "s")) == after
 
 
-class Frozen(Stream):
+class FrozenStream(Stream):
     """Waits for `thawed` before its third append at the end."""
 
     appends = 0
@@ -417,80 +442,76 @@ class Frozen(Stream):
         return await super().append_at(*args)
 
 
-async def test_process_that_was_frozen_in_a_rescue_writes_nothing_more(
-    own_nats: Server, own_bus: Bus, monkeypatch: pytest.MonkeyPatch
+async def test_process_frozen_during_a_repair_writes_nothing_more(
+    empty_nats: Server, empty_bus: Bus
 ) -> None:
-    async with history(url_of(own_nats)):
-        await append_many(own_bus, "s", 6)
-    log, stream = Log(own_bus, 0), Stream(own_bus, subjects.HISTORY_STREAM)
-    one, other = (log_repair.LogRepair(own_bus, stream, log.append) for _ in range(2))
-    await one.begin()
-    one._safe = safe = Frozen(own_bus, subjects.HISTORY_REPAIR_STREAM)
-    freezing = asyncio.create_task(one.run())
-    await safe.frozen.wait()
+    async with history(url_of(empty_nats)):
+        await append_many(empty_bus, "s", 6)
+    copy = FrozenStream(empty_bus, subjects.HISTORY_REPAIR_STREAM)
+    first = LogRepair(*parts(empty_bus), copy)
+    await first.begin()
+    freezing = asyncio.create_task(first.move_records())
+    await copy.frozen.wait()
     with pytest.raises(Conflict):  # the lock of the first one holds
-        await other.run()
-    monkeypatch.setattr(log_repair, "LOCK_TIME", timedelta(0))
-    assert await other.run() == 6
-    safe.thawed.set()
+        await parts(empty_bus).repair(empty_bus).move_records()
+    assert await parts(empty_bus, UNLOCKED).repair(empty_bus).move_records() == 6
+    copy.thawed.set()
     with pytest.raises(Conflict):
         await freezing
-    assert await safe.next(subjects.HISTORY_REPAIR_RECORDS, 1) is None
-    state = await stream.state()
-    assert state.messages == 6
+    assert await copy.next(subjects.HISTORY_REPAIR_RECORDS, 1) is None
+    assert (await Stream(empty_bus, subjects.HISTORY_STREAM).state()).messages == 6
 
 
-async def test_nothing_is_erased_while_another_process_repairs_the_log(
-    own_nats: Server, own_bus: Bus
+async def test_changes_are_refused_while_another_process_repairs_the_log(
+    empty_nats: Server, empty_bus: Bus
 ) -> None:
-    async with history(url_of(own_nats)):
-        await append(own_bus, "s", exchange("before"))
-    log = Log(own_bus, 0)
-    assert not await is_rescued_within(own_bus, log, 1)
-    async with history(url_of(own_nats)):
+    async with history(url_of(empty_nats)):
+        await append(empty_bus, "s", exchange("before"))
+    assert not await are_moved_within(empty_bus, 1)
+    async with history(url_of(empty_nats)):
         for change in (erase, clear, describe):
             with pytest.raises(ServiceError) as refused:
-                await change(own_bus, "s")
+                await change(empty_bus, "s")
             assert refused.value.code == "history_unavailable"
-        assert (await status(own_bus)).refuses == "history_unavailable"
-        assert ids(await messages(own_bus, "s")) == ["before"]
+        assert (await status(empty_bus)).refuses == "history_unavailable"
+        assert ids(await messages(empty_bus, "s")) == ["before"]
 
 
-async def test_ended_rescue_is_not_begun_again(own_nats: Server, own_bus: Bus) -> None:
-    """By a process that looked for one just before another ended it."""
-    async with history(url_of(own_nats)):
-        await append_many(own_bus, "s", 3)
-        log = Log(own_bus, 0)
+async def test_finished_repair_is_not_begun_again(empty_nats: Server, empty_bus: Bus) -> None:
+    """By a process that looked for one just before another finished it."""
+    async with history(url_of(empty_nats)):
+        await append_many(empty_bus, "s", 3)
+        repair = parts(empty_bus).repair(empty_bus)
         with pytest.raises(StreamUnavailable):
-            await log.rescue(is_under_way=True)
-        assert not await log.is_being_rescued()
+            await repair.run()
+        assert not await repair.is_unfinished()
 
 
 async def test_record_that_comes_during_a_check_is_no_sign_of_an_older_copy(
-    own_nats: Server, own_bus: Bus, monkeypatch: pytest.MonkeyPatch
+    empty_nats: Server, empty_bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with history(url_of(own_nats)):
-        await append(own_bus, "s", exchange("before"))
-        log = Log(own_bus, 0)
+    async with history(url_of(empty_nats)):
+        await append(empty_bus, "s", exchange("before"))
+        log, snapshots = parts(empty_bus)
         await log.ensure()
-        look, looks = log._stream.state, 0
+        look, looks = log.stream.state, 0
 
         async def look_and_append() -> StreamState:
             nonlocal looks
             looks += 1
             state = await look()
-            seq = await append(own_bus, "s", exchange(f"meanwhile{looks}"))
+            seq = await append(empty_bus, "s", exchange(f"meanwhile{looks}"))
 
             async def is_processed() -> bool:
                 name = subjects.HISTORY_STREAM
-                infos = [await own_bus.jetstream.consumer_info(name, d) for d in CONSUMERS]
+                infos = [await empty_bus.jetstream.consumer_info(name, d) for d in CONSUMERS]
                 return all(info.delivered.stream_seq >= seq for info in infos if info.delivered)
 
             await until(is_processed)
             return state
 
-        monkeypatch.setattr(log._stream, "state", look_and_append)
-        checkup = Checkup(log)
+        monkeypatch.setattr(log.stream, "state", look_and_append)
+        checkup = Checkup(log, snapshots, Parts(log, snapshots).repair(empty_bus))
         await checkup.run(is_probed=False, is_restarted=False)
         assert looks and checkup.warning is None
         await log.close()
@@ -498,47 +519,48 @@ async def test_record_that_comes_during_a_check_is_no_sign_of_an_older_copy(
 
 @pytest.mark.parametrize("is_doubted", [False, True])
 async def test_lost_consumers_are_made_anew(
-    own_nats: Server, own_bus: Bus, is_doubted: bool
+    empty_nats: Server, empty_bus: Bus, is_doubted: bool
 ) -> None:
     """As when a process dies that was about to have them begin anew."""
-    async with history(url_of(own_nats)):
-        await append(own_bus, "s", exchange("before"))
-        await until(lambda: is_listed(own_bus, "s"))
-        assert await answers(own_bus), "the log has been checked"
+    async with history(url_of(empty_nats)):
+        await append(empty_bus, "s", exchange("before"))
+        await until(lambda: is_listed(empty_bus, "s"))
+        assert await answers(empty_bus), "the log has been checked"
         for durable in CONSUMERS:
-            await own_bus.jetstream.delete_consumer(subjects.HISTORY_STREAM, durable)
+            await empty_bus.jetstream.delete_consumer(subjects.HISTORY_STREAM, durable)
         if is_doubted:
-            await own_bus.publish(subjects.HISTORY_APPEND_FAILED, Empty())
-        await append(own_bus, "new", exchange("after"))
-        await until(lambda: is_listed(own_bus, "new"))
-        await until(lambda: answers(own_bus))
-        assert (await status(own_bus)).refuses is None
+            await empty_bus.publish(subjects.HISTORY_APPEND_FAILED, Empty())
+        await append(empty_bus, "new", exchange("after"))
+        await until(lambda: is_listed(empty_bus, "new"))
+        await until(lambda: answers(empty_bus))
+        assert (await status(empty_bus)).refuses is None
 
 
-async def test_rescue_that_dies_keeps_snapshots_of_sessions_that_the_log_dropped(
-    own_nats: Server, own_bus: Bus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(log_repair, "LOCK_TIME", timedelta(0))
-    log, stream = Log(own_bus, 0), Stream(own_bus, subjects.HISTORY_STREAM)
-    async with history(url_of(own_nats)):
-        dropped = await append(own_bus, "dropped", exchange("d0"))
-        await append(own_bus, "s", exchange("s0"))
-        await until(lambda: is_listed(own_bus, "dropped"))
-        await until(lambda: is_listed(own_bus, "s"))
-    await stream.delete(dropped)
-    await log.ensure()
-
-    async def die(*_: Any) -> bool:
+class DyingSnapshots(Snapshots):
+    async def restore(self, key: str, data: bytes, last_seq: int) -> None:
         raise StreamUnavailable("killed")
 
-    with monkeypatch.context() as dying:
-        dying.setattr(log, "keep", die)
-        with pytest.raises(StreamUnavailable):
-            await log.rescue()
-    assert await Bucket(own_bus, subjects.SESSIONS_BUCKET).readable() == {}, "it is emptied"
+
+async def test_repair_that_dies_keeps_snapshots_without_records(
+    empty_nats: Server, empty_bus: Bus
+) -> None:
+    log, stream = parts(empty_bus).log, Stream(empty_bus, subjects.HISTORY_STREAM)
+    async with history(url_of(empty_nats)):
+        dropped = await append(empty_bus, "dropped", exchange("d0"))
+        await append(empty_bus, "s", exchange("s0"))
+        await until(lambda: is_listed(empty_bus, "dropped"))
+        await until(lambda: is_listed(empty_bus, "s"))
+    await stream.delete(dropped)
+    await log.ensure()
+    snapshots = DyingSnapshots(log, HistorySettings(), empty_bus.spawn)
+    dying = Parts(log, snapshots).repair(empty_bus)
+    await dying.begin()
+    with pytest.raises(StreamUnavailable):
+        await dying.run()
+    assert await log.snapshots.readable() == {}, "it is emptied"
     await log.close()
-    async with history(url_of(own_nats)):
-        await until(lambda: answers(own_bus))
+    async with history(url_of(empty_nats), limits=UNLOCKED):
+        await until(lambda: answers(empty_bus))
         for session in ("dropped", "s"):
-            assert ids(await context(own_bus, session)) == [f"{session[0]}0"]
-            await until(partial(is_listed, own_bus, session))
+            assert ids(await context(empty_bus, session)) == [f"{session[0]}0"]
+            await until(partial(is_listed, empty_bus, session))

@@ -1,0 +1,126 @@
+"""Space in the log: how much is used, what that means for requests, and how it is freed."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+
+from services.contract import subjects
+from services.contract.errors import ServiceError
+from services.history.entry import Entry, Unreadable, parse_entry, walk
+from services.history.guard import LogGuard
+from services.history.limits import RETRY_AFTER_SECONDS, HistoryLimits
+from services.history.log import SessionLog
+from services.history.snapshots import Snapshots
+from services.runtime.streams import StreamState, StreamUnavailable
+from services.runtime.supervised import Fail, SupervisedLoop
+
+MIB = 2**20
+
+log = logging.getLogger(__name__)
+
+
+class LogQuota:
+    """Warns and refuses chats by the log's last known size, so that asking costs nothing."""
+
+    def __init__(self, limits: HistoryLimits) -> None:
+        self._limits = limits
+        self.warning: str | None = None
+        self.refusal: ServiceError | None = None
+        """The error that chats get while the log is full."""
+
+    def update(self, state: StreamState) -> None:
+        """Take the log's size. Logs a warning when it becomes nearly full."""
+        share = state.bytes / state.limit if state.limit else 0.0
+        warning = self._warning(state, share) if share >= self._limits.warn_above else None
+        if warning and not self.warning:
+            log.warning("%s", warning)
+        self.warning = warning
+        is_full = share >= self._limits.refuse_above and not state.drops_old
+        self.refusal = (
+            ServiceError("history_full", warning or "The log is full.", RETRY_AFTER_SECONDS)
+            if is_full
+            else None
+        )
+
+    def require_room(self) -> None:
+        """Raises ServiceError(history_full)."""
+        if self.refusal:
+            raise self.refusal
+
+    def _warning(self, state: StreamState, share: float) -> str:
+        size = f"The session log uses {share:.0%} of its {(state.limit or 0) / MIB:,.0f} MiB"
+        if state.drops_old:
+            return (
+                f"{size}. Without MongoDB it deletes its oldest records when it is full. Give it"
+                " more room with `nats stream edit HISTORY --max-bytes …`."
+            )
+        return (
+            f"{size}, because MongoDB is not archiving it: start MongoDB. New chats are refused"
+            f" from {self._limits.refuse_above:.0%} on, so that no exchange is lost."
+        )
+
+
+class Trimmer:
+    """
+    Deletes archived records, oldest first, while the log is more than half full. Any number may
+    run. It reads the log's state anyway, so it passes it to quota and guard.
+    """
+
+    def __init__(
+        self,
+        session_log: SessionLog,
+        snapshots: Snapshots,
+        quota: LogQuota,
+        guard: LogGuard,
+        fail: Fail,
+    ) -> None:
+        self._log = session_log
+        self._snapshots = snapshots
+        self._quota = quota
+        self._guard = guard
+        self._limits = session_log.limits
+        self._loop = SupervisedLoop("trimmer", self._step, fail)
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return self._loop.running(is_cancelled=True)
+
+    async def _step(self) -> float:
+        try:
+            return 0 if await self._trim() else self._limits.trim_interval_seconds
+        except StreamUnavailable:  # reported by those who need the log
+            return self._limits.trim_interval_seconds
+
+    async def _trim(self) -> bool:
+        """
+        Return whether records were deleted. They go oldest first: a session whose last record is
+        older than its snapshot is taken for one of another log.
+        """
+        state = await self._log.stream.state()
+        self._quota.update(state)
+        self._guard.observe(state)
+        if (
+            not state.limit
+            or state.drops_old
+            or state.bytes < self._limits.trim_above * state.limit
+        ):
+            return False
+        until = min(await self._log.archived_until(), state.first_seq + self._limits.trim_batch - 1)
+        entries = await self._entries(state.first_seq, until)
+        if not entries or not await self._are_saved(entries):
+            return False
+        for entry in entries:
+            await self._log.stream.delete(entry.seq)
+        return True
+
+    async def _entries(self, first: int, last: int) -> list[Entry]:
+        entries: list[Entry] = []
+        async for stored in walk(self._log.stream, subjects.HISTORY_LOG, first):
+            if stored.seq > last:
+                break
+            entries.append(parse_entry(stored))
+        return entries
+
+    async def _are_saved(self, entries: Sequence[Entry]) -> bool:
+        """Save the snapshots of these records' sessions, which otherwise only the log has."""
+        keys = {entry.key for entry in entries if not isinstance(entry.record, Unreadable)}
+        return all([await self._snapshots.save(key) for key in keys])

@@ -1,0 +1,257 @@
+"""
+Snapshots of sessions: the fold of their records so far, stored to save time. A context is its
+snapshot and the records that came after it.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from services.contract import subjects
+from services.contract.codec import decode, encode
+from services.contract.errors import ServiceError
+from services.contract.history import Erased
+from services.history.context import Snapshot, drop_expired, fold, rewind
+from services.history.entry import Entry, Unreadable, parse_entry
+from services.history.log import SessionLog
+from services.history.log_consumer import LogConsumer
+from services.history.settings import HistorySettings
+from services.runtime.consumers import PendingMessage
+from services.runtime.streams import Conflict, StoredMessage, StreamUnavailable
+from services.runtime.supervised import Fail
+
+log = logging.getLogger(__name__)
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class Loaded(NamedTuple):
+    """
+    `revision` is that of the stored snapshot (0: none), by which a new one replaces it. `is_new`:
+    the snapshot differs from the stored one.
+    """
+
+    snapshot: Snapshot
+    revision: int
+    is_new: bool = False
+
+
+class Snapshots:
+    """`spawn` runs work that no request waits for."""
+
+    def __init__(self, session_log: SessionLog, settings: HistorySettings, spawn: Spawn) -> None:
+        self._log = session_log
+        self._bucket = session_log.snapshots
+        self._settings = settings
+        self._spawn = spawn
+
+    async def current(self, key: str) -> Snapshot:
+        """Return the session up to its last record. Its snapshot is stored in the background."""
+        loaded = await self._load_current(key)
+        if loaded.is_new:
+            self._spawn(self._store(key, loaded))
+        return loaded.snapshot
+
+    async def save(self, key: str) -> bool:
+        """Store the session up to its last record. Return False if that failed."""
+        loaded = await self._load_current(key)
+        return not loaded.is_new or await self.store(key, loaded.snapshot, loaded.revision)
+
+    async def save_certainly(self, key: str) -> None:
+        """
+        Store the session up to its last record. Raises Conflict if other processes store the same
+        snapshot faster, or JetStream stores none.
+        """
+        for _ in range(self._log.limits.max_tries):
+            if await self.save(key):
+                return
+        raise Conflict
+
+    async def add(self, entries: Sequence[Entry]) -> None:
+        """
+        Store a session's snapshot with these of its records, oldest first, and any others that it
+        lacks. Raises Conflict as `save_certainly` does.
+        """
+        key = entries[0].key
+        stored, revision, _ = await self.load(key)
+        later = [entry for entry in entries if entry.seq > stored.applied_seq]
+        if not later:
+            return
+        if _is_chain(stored, later) and await self.store(key, self._fold(stored, later), revision):
+            return
+        await self.save_certainly(key)
+
+    async def load(self, key: str) -> Loaded:
+        """Return the stored snapshot; an empty one if there is none, or it can't be decoded."""
+        value = await self._bucket.get(key)
+        return Loaded(_decode(key, value.data), value.revision) if value else Loaded(Snapshot(), 0)
+
+    async def store(self, key: str, snapshot: Snapshot, revision: int) -> bool:
+        """Return False if another process replaced this revision, or JetStream refuses it."""
+        try:
+            await self._bucket.put(key, encode(snapshot), revision)
+        except Conflict:
+            return False
+        except StreamUnavailable as error:
+            log.warning("snapshot not stored session=%s error=%s", key, error)
+            return False
+        return True
+
+    async def newest_first(
+        self, prefix: str = "", before: int | None = None
+    ) -> AsyncIterator[tuple[str, Loaded]]:
+        """Yield keys that start with `prefix` and their snapshots, by descending revision."""
+        while (found := await self._bucket.before(prefix, before)) is not None:
+            key, value = found
+            if value.data:
+                yield key, Loaded(_decode(key, value.data), value.revision)
+            before = value.revision
+
+    async def unsaved_sessions(self, tenant: str) -> list[str]:
+        """
+        Return the tenant's sessions with records that their snapshots may lack, by their last
+        records. Raises StreamUnavailable if there are too many records.
+        """
+        subject = subjects.log_of_tenant(tenant)
+        floor = await self._log.snapshot_consumer.floor()
+        last = await self._log.stream.last(subject)
+        keys: dict[str, None] = {}
+        count = 0
+        async for entry in self._log.search_back(subject, last, floor):
+            keys.setdefault(entry.key)
+            count += 1
+            if count > self._log.limits.max_unsaved:
+                raise StreamUnavailable("the snapshots are far behind it, and catching up")
+        return list(reversed(keys))
+
+    async def records_after(
+        self, key: str, snapshot: Snapshot, last: StoredMessage | None
+    ) -> tuple[Snapshot, list[Entry]]:
+        """
+        Return the session's records up to the `last` one that the snapshot lacks, oldest first,
+        and the snapshot to apply them to: an empty one if this one is of another log.
+        """
+        is_of_another_log = last is not None and last.seq < snapshot.applied_seq
+        if is_of_another_log or not 0 <= snapshot.epoch <= snapshot.applied_seq:
+            snapshot = Snapshot()
+        entries = [entry async for entry in self._log.walk_back(last, snapshot.applied_seq)]
+        for entry in entries:
+            if isinstance(entry.record, Unreadable):
+                reason = entry.record.reason
+                log.warning("record unreadable session=%s seq=%d: %s", key, entry.seq, reason)
+        return snapshot, entries[::-1]
+
+    async def _store(self, key: str, loaded: Loaded) -> None:
+        await self.store(key, loaded.snapshot, loaded.revision)
+
+    async def _load_current(self, key: str) -> Loaded:
+        (stored, revision, _), last = await asyncio.gather(self.load(key), self._log.last(key))
+        if _seq(last) < stored.applied_seq:  # read before records of the snapshot were appended
+            last = await self._log.last(key)
+        base, entries = await self.records_after(key, stored, last)
+        is_complete = 0 < _seq(last) == stored.applied_seq or _continues(stored, entries)
+        if not is_complete and (await self.load(key)).revision != revision:
+            return await self._load_current(key)  # what is missing was stored, then trimmed
+        # one that only lost expired turns is not stored: that would renew its age and its place
+        is_new = bool(entries) or base != stored
+        return Loaded(self._fold(base, entries), revision, is_new)
+
+    def _fold(self, snapshot: Snapshot, entries: Sequence[Entry]) -> Snapshot:
+        for entry in entries:
+            snapshot = fold(snapshot, entry, self._settings.history_exchanges)
+        if retention := self._settings.retention_seconds:
+            snapshot = drop_expired(snapshot, datetime.now(UTC) - timedelta(seconds=retention))
+        return snapshot
+
+    # for the repair of a log: what the snapshots have that it does not
+
+    async def are_ahead(self) -> bool:
+        """Return whether the newest snapshot has records after the end of the log."""
+        async for _, newest in self.newest_first():
+            # read after the snapshot: a record that is appended in between puts it not ahead
+            return newest.snapshot.applied_seq > (await self._log.stream.state()).last_seq
+        return False
+
+    async def rewind(self) -> None:
+        """
+        Rewind snapshots that are ahead of the log to its end. They keep their turns, which are all
+        that is left of the lost records.
+        """
+        last_seq = (await self._log.stream.state()).last_seq
+        async for key, stored in self.newest_first():
+            if stored.snapshot.applied_seq > last_seq:
+                last = await self._log.last(key)
+                end = last.seq if last else last_seq
+                await self.store(key, rewind(stored.snapshot, end), stored.revision)
+
+    async def restore(self, key: str, data: bytes, last_seq: int) -> None:
+        await self.store(key, rewind(_decode(key, data), last_seq), 0)
+
+
+class SnapshotSaver(LogConsumer):
+    """
+    Keeps snapshots up to date, so that sessions are listed in log order, and completes erasures
+    that a process began.
+    """
+
+    def __init__(self, session_log: SessionLog, snapshots: Snapshots, fail: Fail) -> None:
+        limits = session_log.limits
+        # requests have priority over a backlog, so it rests
+        super().__init__("snapshot saver", fail, limits, limits.snapshot_batch, rest=2.0)
+        self._log = session_log
+        self._snapshots = snapshots
+
+    async def fetch(self, batch: int, timeout: float) -> Sequence[PendingMessage]:
+        return await self._log.snapshot_consumer.fetch(batch, timeout)
+
+    async def process(self, records: Sequence[StoredMessage]) -> None:
+        """Save sessions in the order of their last records, as far as this batch tells."""
+        entries = sorted(map(parse_entry, records), key=lambda entry: entry.seq)
+        by_session: dict[str, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            if not isinstance(entry.record, Unreadable):
+                by_session[entry.key].append(entry)
+        sessions = sorted(by_session.values(), key=lambda entries: entries[-1].seq)
+        parallel = self._limits.snapshot_parallel
+        for start in range(0, len(sessions), parallel):
+            await asyncio.gather(*map(self._snapshots.add, sessions[start : start + parallel]))
+        for entry in entries:
+            if isinstance(entry.record, Erased):
+                await self._log.delete_before(entry.key, entry.seq)
+
+    async def recover(self, error: Exception) -> None:
+        await self._log.try_ensure_consumers()  # the error is reported by those who need the log
+
+
+def _decode(key: str, data: bytes) -> Snapshot:
+    """Return an empty snapshot if there is no data (it was deleted) or it can't be decoded."""
+    if not data:
+        return Snapshot()
+    try:
+        return decode(data, Snapshot)
+    except ServiceError as error:
+        log.warning("snapshot unreadable, reading the log instead session=%s: %s", key, error)
+        return Snapshot()
+
+
+def _seq(stored: StoredMessage | None) -> int:
+    return stored.seq if stored else 0
+
+
+def _is_chain(snapshot: Snapshot, entries: Sequence[Entry]) -> bool:
+    """Return whether these are certainly all records between the snapshot and the last of them."""
+    previous = snapshot.applied_seq
+    for entry in entries:
+        if isinstance(entry.record, Unreadable) or entry.record.previous != previous:
+            return False
+        previous = entry.seq
+    return True
+
+
+def _continues(snapshot: Snapshot, entries: list[Entry]) -> bool:
+    """Return whether there is certainly no record between the snapshot and these entries."""
+    if not entries or isinstance(entries[0].record, Unreadable):
+        return False
+    return entries[0].record.previous <= snapshot.applied_seq

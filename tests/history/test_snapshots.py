@@ -1,0 +1,123 @@
+"""Snapshots on a real nats-server."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from services.contract import subjects
+from services.contract.history import Cleared, Exchange
+from services.history.context import Snapshot
+from services.history.entry import Entry
+from services.history.log import SessionLog
+from services.history.settings import HistorySettings
+from services.history.snapshots import Snapshots
+from services.runtime.bus import Bus
+from services.runtime.streams import StoredMessage
+from tests.history.samples import TENANT, append, append_many, exchange
+
+CLEARED = Cleared(previous=0, cleared_at=datetime.now(UTC))
+
+
+@pytest.fixture
+async def log(bus: Bus) -> SessionLog:
+    log = SessionLog(bus)
+    await log.ensure()
+    return log
+
+
+@pytest.fixture
+def snapshots(log: SessionLog, bus: Bus) -> Snapshots:
+    return Snapshots(log, HistorySettings(), bus.spawn)
+
+
+@pytest.fixture
+def key(session_id: str) -> str:
+    return subjects.session_key(TENANT, session_id)
+
+
+async def records_after(
+    log: SessionLog, snapshots: Snapshots, key: str, snapshot: Snapshot
+) -> tuple[Snapshot, list[Entry]]:
+    return await snapshots.records_after(key, snapshot, await log.last(key))
+
+
+def request_ids(entries: list[Entry]) -> list[str]:
+    return [e.record.request_id for e in entries if isinstance(e.record, Exchange)]
+
+
+async def test_records_appended_and_saved_during_a_read_are_in_it(
+    log: SessionLog,
+    snapshots: Snapshots,
+    bus: Bus,
+    session_id: str,
+    key: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await append(bus, session_id, exchange("a"))
+    early = [await log.last(key)]
+    await append(bus, session_id, exchange("b"))
+    assert await snapshots.save(key)
+    read_last = log.last
+
+    async def last(key: str) -> StoredMessage | None:
+        return early.pop() if early else await read_last(key)
+
+    monkeypatch.setattr(log, "last", last)
+    assert [turn.request_id for turn in (await snapshots.current(key)).turns] == ["a", "b"]
+
+
+async def test_what_came_since_a_snapshot_is_read_in_order(
+    snapshots: Snapshots, log: SessionLog, bus: Bus, session_id: str, key: str
+) -> None:
+    await append_many(bus, session_id, 2)
+    seqs = [await append(bus, session_id, exchange(f"new{n}")) for n in range(3)]
+    await append(bus, f"{session_id} other", exchange("other"))
+    kept = Snapshot(applied_seq=seqs[0])
+    snapshot, entries = await records_after(log, snapshots, key, kept)
+    assert (snapshot, request_ids(entries)) == (kept, ["new1", "new2"])
+
+
+async def test_a_session_without_records_has_none(
+    snapshots: Snapshots, log: SessionLog, key: str
+) -> None:
+    assert await records_after(log, snapshots, key, Snapshot()) == (Snapshot(), [])
+
+
+async def test_a_snapshot_of_a_log_that_is_no_more_is_not_continued(
+    snapshots: Snapshots, log: SessionLog, bus: Bus, session_id: str, key: str
+) -> None:
+    last = await append(bus, session_id, exchange("a"))
+    snapshot, entries = await records_after(
+        log, snapshots, key, Snapshot(epoch=3, applied_seq=last + 1)
+    )
+    assert (snapshot, request_ids(entries)) == (Snapshot(), ["a"])
+
+
+async def test_of_snapshots_kept_at_once_one_stays(
+    snapshots: Snapshots, log: SessionLog, key: str
+) -> None:
+    _, revision, _ = await snapshots.load(key)
+    await snapshots.store(key, Snapshot(applied_seq=1), revision)
+    assert not await snapshots.store(key, Snapshot(applied_seq=2), revision)
+    assert (await snapshots.load(key))[0] == Snapshot(applied_seq=1)
+
+
+async def test_a_snapshot_that_can_not_be_read_is_replaced(
+    snapshots: Snapshots, log: SessionLog, bus: Bus, key: str
+) -> None:
+    await bus.jetstream.publish(f"$KV.{subjects.SESSIONS_BUCKET}.{key}", b'{"turns":7}')
+    snapshot, revision, _ = await snapshots.load(key)
+    assert snapshot == Snapshot()
+    await snapshots.store(key, Snapshot(applied_seq=1), revision)
+    assert (await snapshots.load(key))[0] == Snapshot(applied_seq=1)
+
+
+@pytest.mark.parametrize(
+    "damaged", [Snapshot(epoch=999_999, applied_seq=0), Snapshot(epoch=0, applied_seq=-7)]
+)
+async def test_a_snapshot_that_can_not_be_is_not_continued(
+    snapshots: Snapshots, log: SessionLog, key: str, damaged: Snapshot
+) -> None:
+    await log.append(key, CLEARED)
+    snapshot, entries = await records_after(log, snapshots, key, damaged)
+    assert snapshot == Snapshot() and len(entries) == 1

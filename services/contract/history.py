@@ -1,6 +1,4 @@
-"""
-What the log holds of a session, and what history is asked. Frozen msgspec Structs, as all messages.
-"""
+"""Records of the session log, and the requests and replies of the history service."""
 
 from typing import Annotated
 
@@ -20,18 +18,18 @@ from services.contract.messages import (
 )
 
 Title = Annotated[str, Meta(min_length=1, max_length=200)]
-SystemPrompt = Annotated[str, Meta(max_length=16_384)]  # "": none at all
+SystemPrompt = Annotated[str, Meta(max_length=16_384)]  # "": no system prompt at all
 PageLimit = Annotated[int, Meta(ge=1, le=1000)]
-# Where a page ends: a time in milliseconds and a sequence. To its readers a word without meaning
+# End of a page: a time in milliseconds and a sequence. Opaque to clients
 Cursor = Annotated[str, Meta(pattern="^[0-9]{1,14}-[1-9][0-9]{0,17}\\Z")]
 
 
 class Record(Struct, frozen=True, tag_field="type", kw_only=True):
     """
-    What the log holds, a subject per session. `v` is the record's version.
+    A message of the log, which has one subject per session. `v` is the version of the format.
 
-    `previous` is the sequence of the session's record before this one (0: none), which the stream
-    checks on append; so a session can be walked back from its last record by direct gets.
+    `previous` is the sequence of the session's record before this one (0: none). The stream checks
+    it on append, so a session can be read backwards from its last record by direct gets.
     """
 
     v: int = 1
@@ -40,15 +38,15 @@ class Record(Struct, frozen=True, tag_field="type", kw_only=True):
 
 class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
     """
-    One prompt and its answer, or as much of it as there was when it was cancelled or failed.
+    A prompt and its response; a part of it if the request was cancelled or failed.
 
-    `epoch` is that of the context it was asked in, `attempt` the one at the request that answered
-    it. `retry_of` is the exchange of the session that this one takes the place of. `stop_string`
-    is the string that ended the answer, as in Done.
+    `epoch` is that of the context it was generated with, `attempt` the attempt that generated it.
+    `retry_of` is the request id of the exchange that this one replaces. `stop_string` is the string
+    that ended the response, as in Done.
     """
 
     request_id: str
-    attempt: str = ""  # not named by a native caller
+    attempt: str = ""  # empty for callers on NATS
     retry_of: str | None = None
     epoch: int
     prompt: str
@@ -56,7 +54,7 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
     asked_at: Timestamp
     answered_at: Timestamp
     finish_reason: FinishReason
-    model: ModelInfo | None  # None: it was imported, and nobody knows
+    model: ModelInfo | None  # None: imported without it
     sampling: Sampling
     usage: Usage
     timings: Timings
@@ -64,19 +62,19 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
 
 
 class Cleared(Record, frozen=True, tag="cleared", kw_only=True):
-    """The session's context is empty from here on; its exchanges stay readable."""
+    """Empties the session's context; its exchanges stay readable."""
 
     cleared_at: Timestamp
 
 
 class Erased(Record, frozen=True, tag="erased", kw_only=True):
-    """What the session was before is deleted everywhere, also what was still being answered."""
+    """Deletes the session everywhere, also exchanges that are still being generated."""
 
     erased_at: Timestamp
 
 
 class Described(Record, frozen=True, tag="described", kw_only=True):
-    """What a person says about the session; None takes it back, and what is left out stays."""
+    """Sets title and system prompt; None removes one, and an absent field leaves it as it is."""
 
     described_at: Timestamp
     title: Title | None | UnsetType = UNSET
@@ -87,9 +85,7 @@ LogRecord = Exchange | Cleared | Erased | Described
 
 
 class ContextRequest(Struct, frozen=True):
-    """
-    `is_answered`: who asks has an answer to store already, so that no lack of room refuses it.
-    """
+    """`is_answered`: the caller has a response to store, so a full log does not refuse it."""
 
     session_id: SessionId
     is_answered: bool = False
@@ -97,12 +93,12 @@ class ContextRequest(Struct, frozen=True):
 
 class Context(Struct, frozen=True):
     """
-    What the model is shown of a session, oldest first.
+    The part of a session that goes into the prompt; turns are oldest first.
 
-    `epoch` is the sequence of the session's last Cleared or Erased (0: never), `erased` that of its
-    last Erased, `applied_seq` that of the last record seen. `last` is the request id of the last
-    exchange, whether the model is shown it or not; "" if there is none. `system_prompt` is the
-    session's own; None: the worker's.
+    `epoch` is the sequence of the session's last Cleared or Erased (0: none), `erased` that of its
+    last Erased, `applied_seq` that of its last record. `last` is the request id of the last
+    exchange, also if it is not in `turns`; "" if there is none. `system_prompt` is the session's
+    own; None: the worker's default.
     """
 
     turns: tuple[Turn, ...] = ()
@@ -115,8 +111,8 @@ class Context(Struct, frozen=True):
 
 class MessagesRequest(Struct, frozen=True):
     """
-    The last `limit` exchanges, of one session or (None) of all of the tenant's; with `before`,
-    those that come before a page whose `next` it was.
+    Ask for the last `limit` exchanges of one session or (None) of all the tenant's. `before` is
+    the `next` of the page that follows them.
     """
 
     limit: PageLimit = 20
@@ -126,8 +122,8 @@ class MessagesRequest(Struct, frozen=True):
 
 class ExchangeView(Struct, frozen=True):
     """
-    An exchange as `GET /messages` shows it. `retried` says that another has taken its place, and
-    that the model is not shown it any more.
+    An exchange as `GET /messages` returns it. `retried`: another exchange replaces it in the
+    context.
     """
 
     id: str
@@ -136,15 +132,15 @@ class ExchangeView(Struct, frozen=True):
     model_response: str
     timestamp: Timestamp
     finish_reason: FinishReason
-    model: str  # "": it was imported, and nobody knows
+    model: str  # "": imported without it
     usage: Usage
     retried: bool = False
 
 
 class ExchangePage(Struct, frozen=True):
     """
-    Oldest first; fewer than asked for where they would not fit one NATS message of 1 MiB. `next` is
-    the `before` of those that come before them; None: there are none.
+    Exchanges, oldest first; fewer than `limit` if more do not fit in one NATS message. `next` is
+    the `before` of the page with earlier ones; None: there are none.
     """
 
     messages: tuple[ExchangeView, ...]
@@ -152,15 +148,15 @@ class ExchangePage(Struct, frozen=True):
 
 
 class ExchangeRequest(Struct, frozen=True):
-    """Ask for the exchange of one request of the tenant, in any session."""
+    """Ask for the exchange of one request id of the tenant, in any session."""
 
     request_id: RequestId
 
 
 class ClearRequest(Struct, frozen=True):
     """
-    `request_id`, here and of the other changes: a repeat with the same one, within two minutes,
-    changes nothing. A process that was frozen hears late what another has done in its stead.
+    Clear the context. Changes are idempotent: a repeat with the same `request_id` within two
+    minutes changes nothing, as when a frozen process gets a request that another one has served.
     """
 
     session_id: SessionId
@@ -169,8 +165,9 @@ class ClearRequest(Struct, frozen=True):
 
 class Session(Struct, frozen=True):
     """
-    As `GET /sessions` shows it. `title` is the beginning of its first prompt, unless one was set;
-    `system_prompt` is None where the worker's holds. All that was ever said in it is counted.
+    A session as `GET /sessions` returns it. `title` defaults to the start of its first prompt;
+    `system_prompt` is None if the worker's default applies; `exchanges` counts all, also those
+    before it was cleared.
     """
 
     id: str
@@ -181,7 +178,7 @@ class Session(Struct, frozen=True):
 
 
 class SessionsRequest(Struct, frozen=True):
-    """The tenant's sessions, the last active first; `before` is the `next` of the page before."""
+    """Ask for the tenant's sessions, last active first; `before` is the `next` of the last page."""
 
     limit: PageLimit = 20
     before: Cursor | None = None
@@ -193,7 +190,7 @@ class SessionPage(Struct, frozen=True):
 
 
 class Description(Struct, frozen=True, omit_defaults=True):
-    """What is said about a session; None takes it back, and what is left out stays as it is."""
+    """Title and system prompt; None removes one, and an absent field leaves it as it is."""
 
     title: Title | None | UnsetType = UNSET
     system_prompt: SystemPrompt | None | UnsetType = UNSET
@@ -206,7 +203,7 @@ class DescribeRequest(Struct, frozen=True):
 
 
 class ExportRequest(Struct, frozen=True):
-    """Whole exchanges, the oldest first; `after` is the `next` of the page before."""
+    """Ask for whole exchanges, oldest first; `after` is the `next` of the last page."""
 
     session_id: SessionId
     after: Cursor | None = None
@@ -219,8 +216,8 @@ class ExportPage(Struct, frozen=True):
 
 class Imported(Struct, frozen=True, kw_only=True):
     """
-    An exchange in the format of an export; most fields are optional. Imports with the same
-    `request_id` are one exchange, unless the session was cleared in between.
+    An exchange in the format of an export; most fields are optional. Imports are idempotent: the
+    same `request_id` is one exchange, unless the session was cleared in between.
     """
 
     request_id: RequestId
@@ -249,10 +246,12 @@ class DeleteRequest(Struct, frozen=True):
 
 class HistoryStatus(Struct, frozen=True):
     """
-    `unarchived` counts log records that MongoDB has not acknowledged, `unreadable` those that were
-    set aside; figures of the log are None while it can't be reached. `warning` says what is wrong
-    with the log, or that it is nearly full, and what to do. `refuses` is the error code with which
-    chats of sessions are refused at present; None: they are accepted.
+    State of the history service. Figures of the log are None while it is not available.
+
+    `unarchived` counts records that MongoDB has not acknowledged, `unreadable` those that could not
+    be decoded. `warning` says what is wrong with the log, or that it is nearly full, and what to
+    do. `refuses` is the error code with which chats of sessions are refused; None: they are
+    accepted.
     """
 
     database_connected: bool
@@ -260,6 +259,6 @@ class HistoryStatus(Struct, frozen=True):
     log_bytes: int | None
     unarchived: int | None
     unreadable: int
-    log_limit: int | None = None  # bytes; None: it grows with the disk
+    log_limit: int | None = None  # bytes; None: no limit but the disk
     warning: str | None = None
     refuses: ErrorCode | None = None

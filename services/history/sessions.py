@@ -70,9 +70,8 @@ class Sessions:
             async with asyncio.timeout(self._limits.max_erase_seconds):
                 await self._delete(key, seq)
         except (ArchiveUnavailable, TimeoutError) as error:
-            log.warning(
-                "erasure continues in the background session=%s reason=%s", key, error or "slow"
-            )
+            reason = str(error) or "slow"
+            log.warning("erasure continues in the background session=%s reason=%s", key, reason)
         await self._bus.publish(subjects.erased(tenant), SessionErased(request.session_id))
         return Empty()
 

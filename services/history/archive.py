@@ -2,11 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence, ValuesView
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
+import bson
+import msgspec
+from bson.errors import InvalidDocument
 from motor.motor_asyncio import (
     AsyncIOMotorClient,
     AsyncIOMotorCollection,
@@ -24,19 +28,14 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
+from services.contract import subjects
 from services.contract.history import Erased, Exchange
-from services.history.document import (
-    Document,
-    from_document,
-    insert_if_absent,
-    mark_retried,
-    to_document,
-)
 from services.history.entry import Entry, Position, Unreadable, archive_id, parse_entry
 from services.history.limits import LIMITS, HistoryLimits
 from services.history.log import SessionLog
 from services.history.log_consumer import LogConsumer
 from services.runtime.consumers import PendingMessage
+from services.runtime.logs import RateLimitedLog
 from services.runtime.settings import InvalidSetting
 from services.runtime.streams import StoredMessage, StreamUnavailable
 from services.runtime.supervised import Fail, SupervisedLoop
@@ -50,8 +49,17 @@ ARE_RETRIES = {"retry_of": {"$gt": ""}}
 DUPLICATE_KEY = 11000  # another archiver was writing it at the same time
 REJECTED = (121, 10334)  # by a validator that somebody set; too large
 
-log = logging.getLogger(__name__)
+Document = dict[str, Any]
 Order = list[tuple[str, int]]
+Update = tuple[Document, Document]
+"""Filter and update of one document."""
+
+AS_JSON = "as_json"
+"""Name of the sub-document with the JSON text of the fields that BSON can't hold."""
+MAX_DEPTH = 50  # levels; MongoDB's limit for a document is 100
+MAX_FIELD_BYTES = 2 * 1024**2  # BSON size of a field, which can be many times its JSON size
+
+log = logging.getLogger(__name__)
 
 
 class ArchiveUnavailable(Exception):
@@ -337,7 +345,7 @@ class Archiver(LogConsumer):
         super().__init__("archiver", fail, limits, limits.archive_batch)
         self._log = session_log
         self._archive = archive
-        self._is_failure_logged = False
+        self._failures = RateLimitedLog(log)
 
     async def fetch(self, batch: int, timeout: float) -> Sequence[PendingMessage]:
         if not self._archive.connected:
@@ -358,12 +366,10 @@ class Archiver(LogConsumer):
                         "record set aside session=%s seq=%d: %s", entry.key, entry.seq, reason
                     )
                     await self._archive.set_aside(entry, reason, stored.data)
-        self._is_failure_logged = False
 
     async def recover(self, error: Exception) -> None:
-        if self._archive.connected and not self._is_failure_logged:  # a loss is logged already
-            log.warning("archiving failed, retrying; the log keeps all exchanges error=%s", error)
-            self._is_failure_logged = True
+        if self._archive.connected:  # the loss of the connection is logged already
+            self._failures.warning("archiving failed, the log keeps all exchanges error=%s", error)
         if isinstance(error, StreamUnavailable):
             await self._log.try_ensure_consumers()
 
@@ -418,3 +424,67 @@ def _short(error: Exception) -> str:
 def _rejected(entry: Entry, problem: Document) -> tuple[int, Entry]:
     reason = f"MongoDB rejected it: {problem['errmsg']}"
     return entry.seq, entry._replace(record=Unreadable(reason))
+
+
+def to_document(entry: Entry) -> Document:
+    """
+    Return the document of an exchange. Fields that BSON can't hold are stored as JSON text, so that
+    every exchange of the log can be archived.
+    """
+    assert isinstance(entry.record, Exchange)
+    tenant, session_id = subjects.session_of_key(entry.key)
+    exchange: Document = msgspec.to_builtins(entry.record, builtin_types=(datetime,))
+    texts = {
+        name: msgspec.json.encode(value).decode()
+        for name, value in exchange.items()
+        if not _fits(value)
+    }
+    if texts:
+        exchange = {k: v for k, v in exchange.items() if k not in texts} | {AS_JSON: texts}
+    return exchange | {
+        "_id": archive_id(entry.key, entry.record.request_id),
+        "key": entry.key,
+        "tenant": tenant,
+        "session_id": session_id,
+        "seq": entry.seq,
+        "logged_at": entry.logged_at,
+    }
+
+
+def from_document(document: Document) -> Entry:
+    record: Exchange | Unreadable
+    try:
+        texts = document.get(AS_JSON, {})
+        fields = {name: msgspec.json.decode(text) for name, text in texts.items()}
+        record = msgspec.convert(document | fields, Exchange)
+    except msgspec.MsgspecError as error:
+        record = Unreadable(str(error))
+    is_retried = "retried_by" in document
+    return Entry(document["seq"], document["key"], document["logged_at"], record, is_retried)
+
+
+def insert_if_absent(document: Document) -> Update:
+    return {"_id": document["_id"]}, {"$setOnInsert": document}
+
+
+def mark_retried(retry: Document) -> Update:
+    """Return the update that marks the exchange which this one replaces."""
+    retried = archive_id(retry["key"], retry["retry_of"])
+    return {"_id": retried}, {"$set": {"retried_by": retry["request_id"]}}
+
+
+def _fits(value: Any) -> bool:
+    """Return whether MongoDB can store the value. Older servers reject keys with `$` or `.`."""
+    if not _is_shallow(value, MAX_DEPTH):
+        return False
+    try:
+        return len(bson.encode({"": value}, check_keys=True)) <= MAX_FIELD_BYTES
+    except (InvalidDocument, OverflowError):
+        return False
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    children = value.values() if isinstance(value, dict) else value
+    if not isinstance(children, list | tuple | ValuesView):
+        return True
+    return levels > 0 and all(_is_shallow(child, levels - 1) for child in children)

@@ -48,24 +48,20 @@ def fold(snapshot: Snapshot, entry: Entry, max_exchanges: int) -> Snapshot:
     """
     if entry.seq <= snapshot.applied_seq:
         return snapshot
+    active_at: datetime | None = entry.logged_at
     match entry.record:
         case Erased():
             return Snapshot(epoch=entry.seq, erased=entry.seq, applied_seq=entry.seq)
         case Cleared():
             snapshot = replace(snapshot, turns=(), last="", epoch=entry.seq)
+            active_at = snapshot.active_at and active_at  # clearing creates no session
         case Described() as described:
             snapshot = _describe(snapshot, described)
         case Exchange() as exchange:
             snapshot = _add(snapshot, exchange, entry.logged_at, max_exchanges)
-    active_at = entry.logged_at if _is_activity(entry, snapshot) else snapshot.active_at
+        case Unreadable():
+            active_at = snapshot.active_at
     return replace(snapshot, applied_seq=entry.seq, active_at=active_at)
-
-
-def _is_activity(entry: Entry, snapshot: Snapshot) -> bool:
-    """Clearing a session that does not exist does not create it."""
-    if isinstance(entry.record, Cleared):
-        return snapshot.active_at is not None
-    return not isinstance(entry.record, Unreadable)
 
 
 def rewind(snapshot: Snapshot, last_seq: int) -> Snapshot:

@@ -23,15 +23,6 @@ from services.history.entry import (
 )
 
 
-class PagedExchange(NamedTuple):
-    """An entry whose record is an exchange."""
-
-    position: Position
-    key: str
-    exchange: Exchange
-    is_retried: bool
-
-
 class ListedSession(NamedTuple):
     """`position` has the revision of its snapshot as sequence, by which sessions are listed."""
 
@@ -45,19 +36,19 @@ def exchange_page(
 ) -> ExchangePage:
     """Return the last `limit` exchanges before this position, oldest first; fewer if too large."""
     found = _unique(entries)
-    retried = {archive_id(each.key, each.exchange.retry_of or "") for each in found}
-    earlier = [each for each in found if before is None or each.position < before]
-    shown = fit_newest(_view(each, retried) for each in earlier[-limit:])
+    retried = {archive_id(entry.key, exchange.retry_of or "") for entry, exchange in found}
+    earlier = [each for each in found if before is None or each[0].position < before]
+    shown = fit_newest(_view(*each, retried) for each in earlier[-limit:])
     is_last = len(shown) == len(earlier)
-    return ExchangePage(shown, None if is_last else earlier[-len(shown)].position.cursor)
+    return ExchangePage(shown, None if is_last else earlier[-len(shown)][0].position.cursor)
 
 
 def export_page(entries: Iterable[Entry], limit: int, after: Position | None) -> ExportPage:
     """Return the first `limit` exchanges after this position; fewer if too large."""
-    later = [each for each in _unique(entries) if after is None or each.position > after]
-    shown = fit_first(each.exchange for each in later[:limit])
+    later = [each for each in _unique(entries) if after is None or each[0].position > after]
+    shown = fit_first(exchange for _, exchange in later[:limit])
     is_last = len(shown) == len(later)
-    return ExportPage(shown, None if is_last else later[len(shown) - 1].position.cursor)
+    return ExportPage(shown, None if is_last else later[len(shown) - 1][0].position.cursor)
 
 
 def session_page(listed: Sequence[ListedSession], limit: int) -> SessionPage:
@@ -84,26 +75,24 @@ def listed_session(key: str, snapshot: Snapshot, revision: int) -> ListedSession
     return ListedSession(session, snapshot.applied_seq, Position(snapshot.active_at, revision))
 
 
-def _unique(entries: Iterable[Entry]) -> list[PagedExchange]:
+def _unique(entries: Iterable[Entry]) -> list[tuple[Entry, Exchange]]:
     """Return the exchanges among the entries, oldest first, without duplicates."""
-    by_id: dict[str, PagedExchange] = {}
+    by_id: dict[str, tuple[Entry, Exchange]] = {}
     for entry in sorted(entries, key=lambda entry: entry.position):
         if isinstance(entry.record, Exchange):
-            paged = PagedExchange(entry.position, entry.key, entry.record, entry.is_retried)
-            by_id.setdefault(archive_id(entry.key, entry.request_id), paged)
+            by_id.setdefault(archive_id(entry.key, entry.request_id), (entry, entry.record))
     return list(by_id.values())
 
 
-def _view(paged: PagedExchange, retried: set[str]) -> ExchangeView:
-    exchange = paged.exchange
+def _view(entry: Entry, exchange: Exchange, retried: set[str]) -> ExchangeView:
     return ExchangeView(
         id=exchange.request_id,
-        session_id=subjects.session_of_key(paged.key)[1],
+        session_id=subjects.session_of_key(entry.key)[1],
         user_prompt=exchange.prompt,
         model_response=exchange.response,
         timestamp=in_milliseconds(exchange.answered_at),
         finish_reason=exchange.finish_reason,
         model=exchange.model.name if exchange.model else "",
         usage=exchange.usage,
-        retried=paged.is_retried or archive_id(paged.key, exchange.request_id) in retried,
+        retried=entry.is_retried or archive_id(entry.key, exchange.request_id) in retried,
     )

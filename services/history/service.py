@@ -23,13 +23,7 @@ from services.history.settings import DEFAULT_MONGODB, HistorySettings
 from services.history.snapshots import Snapshots, SnapshotSaver
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Endpoint
-from services.runtime.streams import (
-    Conflict,
-    Stream,
-    StreamDamaged,
-    StreamFull,
-    StreamUnavailable,
-)
+from services.runtime.streams import Conflict, Stream, StreamDamaged, StreamFull, StreamUnavailable
 from services.runtime.supervised import Fail
 
 Request = TypeVar("Request", bound=Struct)
@@ -44,11 +38,14 @@ class Access(Enum):
     CHANGE = auto()
     """Waits for a check of the log that is due; refused while the log can't be used."""
     GROW = auto()
-    """Also refused while the log is nearly full."""
+    """Also refused while the log is nearly full: exchanges will be stored."""
+
+
+READ, CHANGE, GROW = Access
 
 
 class Route(NamedTuple, Generic[Request, Reply]):
-    verb: str
+    verb: subjects.HistoryVerb
     request: type[Request]
     reply: type[Reply]
     method: Callable[[str, Request], Awaitable[Reply]]
@@ -67,24 +64,15 @@ class HistoryService:
     async def serve(self) -> None:
         do = self.sessions
         routes = (
-            # a context is asked for by a chat whose answer will be stored
-            Route("context", history.ContextRequest, history.Context, do.context, Access.GROW),
-            Route(
-                "messages", history.MessagesRequest, history.ExchangePage, do.messages, Access.READ
-            ),
-            Route(
-                "sessions",
-                history.SessionsRequest,
-                history.SessionPage,
-                do.list_sessions,
-                Access.READ,
-            ),
-            Route("describe", history.DescribeRequest, history.Session, do.describe, Access.CHANGE),
-            Route("export", history.ExportRequest, history.ExportPage, do.export, Access.READ),
-            Route("import", history.ImportRequest, Empty, do.import_exchanges, Access.GROW),
-            Route("exchange", history.ExchangeRequest, history.Exchange, do.find, Access.READ),
-            Route("clear", history.ClearRequest, Empty, do.clear, Access.CHANGE),
-            Route("delete", history.DeleteRequest, Empty, do.erase, Access.CHANGE),
+            Route("context", history.ContextRequest, history.Context, do.context, GROW),
+            Route("messages", history.MessagesRequest, history.ExchangePage, do.messages, READ),
+            Route("sessions", history.SessionsRequest, history.SessionPage, do.list_sessions, READ),
+            Route("describe", history.DescribeRequest, history.Session, do.describe, CHANGE),
+            Route("export", history.ExportRequest, history.ExportPage, do.export, READ),
+            Route("import", history.ImportRequest, Empty, do.import_exchanges, GROW),
+            Route("exchange", history.ExchangeRequest, history.Exchange, do.find, READ),
+            Route("clear", history.ClearRequest, Empty, do.clear, CHANGE),
+            Route("delete", history.DeleteRequest, Empty, do.erase, CHANGE),
         )
         endpoints = [self._endpoint(route) for route in routes]
         endpoints.append(self.bus.endpoint("status", subjects.HISTORY_STATUS, Empty, self._status))
@@ -107,10 +95,10 @@ class HistoryService:
 
     async def _admit(self, access: Access, request: Struct) -> None:
         """Raise ServiceError if the log can't store what follows from the request."""
-        is_stored = isinstance(request, history.ContextRequest) and request.is_answered
-        if access is Access.READ or is_stored:
+        is_generated = isinstance(request, history.ContextRequest) and request.is_answered
+        if access is READ or is_generated:
             return
-        if access is Access.GROW:
+        if access is GROW:
             self.quota.require_room()
         await self.guard.require_writable()
 
@@ -120,7 +108,7 @@ class HistoryService:
         try:
             yield
         except StreamUnavailable as error:
-            if access is not Access.READ or isinstance(error, StreamDamaged):
+            if access is not READ or isinstance(error, StreamDamaged):
                 self.guard.schedule_check()
             raise
 

@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from msgspec.structs import asdict
+
 from services.contract import history, imports, subjects
 from services.contract.errors import ServiceError
 from services.contract.messages import Empty, SessionErased
@@ -291,22 +293,8 @@ def _archive_required(reason: str) -> ServiceError:
 def _imported_exchange(imported: history.Imported, epoch: int, now: datetime) -> history.Exchange:
     """Times default to `now`."""
     asked_at = imported.asked_at or imported.answered_at or now
-    return history.Exchange(
-        previous=0,
-        request_id=imported.request_id,
-        retry_of=imported.retry_of,
-        epoch=epoch,
-        prompt=imported.prompt,
-        response=imported.response,
-        asked_at=asked_at,
-        answered_at=imported.answered_at or asked_at,
-        finish_reason=imported.finish_reason,
-        model=imported.model,
-        sampling=imported.sampling,
-        usage=imported.usage,
-        timings=imported.timings,
-        stop_string=imported.stop_string,
-    )
+    times = {"asked_at": asked_at, "answered_at": imported.answered_at or asked_at}
+    return history.Exchange(previous=0, epoch=epoch, **(asdict(imported) | times))
 
 
 def _message_id(key: str, change: str, request_id: str | None) -> str:

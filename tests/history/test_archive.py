@@ -17,8 +17,7 @@ from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.history import Cleared, Exchange
 from services.contract.messages import JsonSchema, JsonSchemaFormat, Sampling, Usage
-from services.history.archive import NEWEST_FIRST, Archive, ArchiveUnavailable
-from services.history.document import to_document
+from services.history.archive import NEWEST_FIRST, Archive, ArchiveUnavailable, to_document
 from services.history.entry import Entry, Unreadable, in_milliseconds
 from services.history.limits import HistoryLimits
 from services.runtime.settings import InvalidSetting
@@ -55,32 +54,32 @@ async def opened(
 
 
 async def becomes(archive: Archive, connected: bool) -> None:
-    async def is_so() -> bool:
+    async def has_changed() -> bool:
         return archive.connected == connected
 
-    await until(is_so)
+    await until(has_changed)
 
 
-def entry(key: str, seq: int, said: Exchange | None = None) -> Entry:
-    return Entry(seq, key, NOW + timedelta(seconds=seq), said or exchange(f"r{seq}"))
+def entry(key: str, seq: int, record: Exchange | None = None) -> Entry:
+    return Entry(seq, key, NOW + timedelta(seconds=seq), record or exchange(f"r{seq}"))
 
 
 def seqs(entries: list[Entry]) -> list[int]:
     return [entry.seq for entry in entries]
 
 
-async def test_an_exchange_comes_back_as_it_was_written(archive: Archive, key: str) -> None:
-    said = exchange("a")
-    said = replace(
-        said,
-        asked_at=in_milliseconds(said.asked_at),
-        answered_at=in_milliseconds(said.answered_at),
+async def test_exchange_is_read_back_as_written(archive: Archive, key: str) -> None:
+    record = exchange("a")
+    record = replace(
+        record,
+        asked_at=in_milliseconds(record.asked_at),
+        answered_at=in_milliseconds(record.answered_at),
     )
-    await archive.write([entry(key, 1, said)])
-    assert await archive.newest(TENANT, key, 9) == [entry(key, 1, said)]
+    await archive.write([entry(key, 1, record)])
+    assert await archive.newest(TENANT, key, 9) == [entry(key, 1, record)]
 
 
-async def test_a_batch_that_is_written_again_changes_nothing(archive: Archive, key: str) -> None:
+async def test_writing_a_batch_again_changes_nothing(archive: Archive, key: str) -> None:
     await archive.write([entry(key, 1), entry(key, 2)])
     await archive.write([entry(key, 2, exchange("r2", response="other")), entry(key, 3)])
     found = await archive.newest(TENANT, key, 9)
@@ -89,14 +88,14 @@ async def test_a_batch_that_is_written_again_changes_nothing(archive: Archive, k
     assert found[1].record.response == "response of r2"
 
 
-async def test_only_exchanges_are_kept(archive: Archive, key: str) -> None:
+async def test_only_exchanges_are_written(archive: Archive, key: str) -> None:
     cleared = Cleared(previous=0, cleared_at=NOW)
     await archive.write([entry(key, 1)._replace(record=cleared)])
     await archive.write([entry(key, 2)._replace(record=Unreadable("why")), entry(key, 3)])
     assert seqs(await archive.newest(TENANT, key, 9)) == [3]
 
 
-async def test_the_last_come_first_of_a_session_or_of_a_tenant(archive: Archive) -> None:
+async def test_newest_lists_one_session_or_all_of_a_tenant(archive: Archive) -> None:
     tenant = uuid4().hex
     one, two = subjects.session_key(tenant, "one"), subjects.session_key(tenant, "two")
     other = subjects.session_key(uuid4().hex, "one")
@@ -105,7 +104,7 @@ async def test_the_last_come_first_of_a_session_or_of_a_tenant(archive: Archive)
     assert seqs(await archive.newest(tenant, None, 2)) == [3, 2]
 
 
-async def test_what_a_session_was_is_erased_and_what_it_becomes_is_kept(
+async def test_erase_deletes_only_what_the_session_had_before(
     archive: Archive, key: str, session_id: str
 ) -> None:
     other = subjects.session_key(TENANT, f"{session_id} other")
@@ -117,17 +116,13 @@ async def test_what_a_session_was_is_erased_and_what_it_becomes_is_kept(
     assert seqs(await archive.newest(TENANT, other, 9)) == [1]
 
 
-async def test_who_wrote_while_a_session_was_erased_takes_back_what_is_older(
-    archive: Archive, key: str
-) -> None:
+async def test_write_after_an_erasure_deletes_older_exchanges(archive: Archive, key: str) -> None:
     await archive.erase(entry(key, 3))
     await archive.write([entry(key, 4), entry(key, 1), entry(key, 2)])
     assert seqs(await archive.newest(TENANT, key, 9)) == [4]
 
 
-async def test_what_a_frozen_server_writes_after_an_erasure_is_erased_too(
-    mongodb_uri: str, key: str
-) -> None:
+async def test_late_write_of_a_frozen_server_is_erased_again(mongodb_uri: str, key: str) -> None:
     async with opened(
         mongodb_uri, limits=dataclasses.replace(FAST, erase_again_seconds=0.5)
     ) as archive:
@@ -137,14 +132,14 @@ async def test_what_a_frozen_server_writes_after_an_erasure_is_erased_too(
         assert seqs(await archive.newest(TENANT, key, 9)) == [4, 1]
 
         async def is_gone() -> bool:
-            told = await archive._erased.count_documents({"_id": key, "again_at": None})
-            return told == 1 and seqs(await archive.newest(TENANT, key, 9)) == [4]
+            erased_again = await archive._erased.count_documents({"_id": key, "again_at": None})
+            return erased_again == 1 and seqs(await archive.newest(TENANT, key, 9)) == [4]
 
         await until(is_gone)
 
 
 @pytest.mark.parametrize("batches", [[[1], [2]], [[2], [1]], [[1, 2]], [[2, 1]]])
-async def test_an_exchange_that_was_retried_is_marked_in_whatever_order_it_is_written(
+async def test_retried_exchange_is_marked_in_any_write_order(
     archive: Archive, key: str, session_id: str, batches: list[list[int]]
 ) -> None:
     other = subjects.session_key(TENANT, f"{session_id} other")
@@ -157,14 +152,14 @@ async def test_an_exchange_that_was_retried_is_marked_in_whatever_order_it_is_wr
     assert [entry.is_retried for entry in await archive.newest(TENANT, other, 9)] == [False]
 
 
-async def test_sessions_can_be_left_out(archive: Archive) -> None:
+async def test_newest_leaves_out_excluded_sessions(archive: Archive) -> None:
     tenant = uuid4().hex
     one, two = subjects.session_key(tenant, "one"), subjects.session_key(tenant, "two")
     await archive.write([entry(one, 1), entry(two, 2)])
     assert seqs(await archive.newest(tenant, None, 9, excluded={two})) == [1]
 
 
-async def test_a_document_that_somebody_spoiled_does_not_hide_the_others(
+async def test_invalid_document_does_not_hide_others(
     archive: Archive, mongodb_uri: str, key: str
 ) -> None:
     await archive.write([entry(key, 1), entry(key, 2)])
@@ -219,7 +214,7 @@ async def test_exchange_that_bson_cannot_hold_is_archived(
     assert found[1].record == logged
 
 
-async def test_what_is_set_aside_is_counted_once(mongodb_uri: str, key: str) -> None:
+async def test_record_set_aside_is_counted_once(mongodb_uri: str, key: str) -> None:
     database = f"test_{uuid4().hex}"
     async with opened(mongodb_uri, database) as archive:
         for seq in (1, 2, 2):
@@ -234,7 +229,7 @@ async def test_what_is_set_aside_is_counted_once(mongodb_uri: str, key: str) -> 
     await drop(mongodb_uri, database)
 
 
-async def test_what_is_set_aside_is_kept_as_it_came(mongodb_uri: str, key: str) -> None:
+async def test_record_set_aside_is_stored_unchanged(mongodb_uri: str, key: str) -> None:
     database = f"test_{uuid4().hex}"
     client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(mongodb_uri)
     async with opened(mongodb_uri, database) as archive:
@@ -245,7 +240,7 @@ async def test_what_is_set_aside_is_kept_as_it_came(mongodb_uri: str, key: str) 
     await drop(mongodb_uri, database)
 
 
-async def test_a_document_that_mongodb_refuses_does_not_hold_up_the_others(
+async def test_document_rejected_by_mongodb_does_not_block_others(
     mongodb_uri: str, key: str
 ) -> None:
     database = f"test_{uuid4().hex}"
@@ -268,7 +263,7 @@ async def test_a_document_that_mongodb_refuses_does_not_hold_up_the_others(
         ("?w=1&readConcernLevel=local&readPreference=secondary", {"w": 1}, "local"),
     ],
 )
-async def test_a_majority_has_what_was_written_unless_the_address_says_otherwise(
+async def test_majority_concerns_apply_unless_the_uri_sets_others(
     options: str, write: dict[str, object], read: str
 ) -> None:
     async with opened(f"mongodb://127.0.0.1:9/{options}", wait=False) as archive:
@@ -278,7 +273,7 @@ async def test_a_majority_has_what_was_written_unless_the_address_says_otherwise
         assert collection.read_preference == ReadPreference.PRIMARY
 
 
-async def test_a_retention_is_an_index_that_follows_the_setting(mongodb_uri: str) -> None:
+async def test_retention_index_follows_the_setting(mongodb_uri: str) -> None:
     database = f"test_{uuid4().hex}"
     client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(mongodb_uri)
     for retention in (0, 3600, 7200, 0):
@@ -300,30 +295,30 @@ async def test_a_retention_is_an_index_that_follows_the_setting(mongodb_uri: str
         "mongodb://host/?w=0",
     ],
 )
-async def test_an_address_that_can_not_be_is_a_bad_setting(uri: str) -> None:
+async def test_invalid_mongodb_uri_is_an_invalid_setting(uri: str) -> None:
     with pytest.raises(InvalidSetting, match="^MONGODB_URI") as raised:
         async with opened(uri, wait=False):
             pass
     assert "sec" not in str(raised.value)
 
 
-async def test_a_database_name_that_can_not_be_is_a_bad_setting() -> None:
+async def test_invalid_database_name_is_an_invalid_setting() -> None:
     with pytest.raises(InvalidSetting, match="^MONGODB_DATABASE='a b'"):
         async with opened("mongodb://127.0.0.1/", "a b", wait=False):
             pass
 
 
-async def test_an_absent_server_is_one_warning_without_the_password(
+async def test_absent_server_is_one_warning_without_password(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "services.history")
     uri = f"mongodb://me:secret@127.0.0.1:{(port := free_port())}/?serverSelectionTimeoutMS=99999"
     async with opened(uri, wait=False) as archive:
 
-        async def is_said() -> bool:
+        async def is_logged() -> bool:
             return "MongoDB unavailable" in caplog.text
 
-        await until(is_said)
+        await until(is_logged)
         await archive._probe()
         assert not archive.connected
     assert len(caplog.records) == 1
@@ -331,7 +326,7 @@ async def test_an_absent_server_is_one_warning_without_the_password(
     assert "container" in caplog.text and "secret" not in caplog.text
 
 
-async def test_absent_default_mongodb_is_one_info_line(
+async def test_absent_default_server_is_one_info_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "services.history")
@@ -339,28 +334,28 @@ async def test_absent_default_mongodb_is_one_info_line(
     archive = Archive(uri, DATABASE, pytest.fail, limits=FAST, is_optional=True)
     async with archive.running():
 
-        async def is_said() -> bool:
+        async def is_logged() -> bool:
             return bool(caplog.records)
 
-        await until(is_said)
+        await until(is_logged)
         await archive._probe()
     (record,) = caplog.records
     assert record.levelno == logging.INFO and len(record.getMessage()) < 100
     assert f"no MongoDB at 127.0.0.1:{port}" in record.getMessage()
 
 
-async def test_a_host_name_that_does_not_exist_is_an_absent_server(
+async def test_unknown_host_name_is_an_absent_server(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with opened("mongodb+srv://nowhere.invalid/", wait=False):
 
-        async def is_said() -> bool:
+        async def is_logged() -> bool:
             return "MongoDB unavailable" in caplog.text
 
-        await until(is_said)
+        await until(is_logged)
 
 
-async def test_a_server_that_goes_and_comes_back_is_said_once_each(
+async def test_loss_and_return_of_the_server_are_logged_once_each(
     empty_mongo: Server, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "services.history")
@@ -392,7 +387,7 @@ async def test_slow_read_does_not_lose_the_connection(
     assert "MongoDB unavailable" not in caplog.text
 
 
-async def test_a_server_that_hangs_is_lost_within_seconds(empty_mongo: Server, key: str) -> None:
+async def test_hanging_server_is_lost_within_seconds(empty_mongo: Server, key: str) -> None:
     async with opened(uri_of(empty_mongo)) as archive:
         await archive.write([entry(key, 1)])
         empty_mongo.signal(signal.SIGSTOP)

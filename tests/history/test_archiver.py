@@ -45,7 +45,7 @@ async def frozen(server: Server) -> AsyncIterator[None]:
         server.signal(signal.SIGCONT)
 
 
-async def test_what_the_log_had_before_mongodb_was_there_is_archived(
+async def test_records_from_before_mongodb_are_archived(
     empty_nats: Server, empty_bus: Bus, mongodb_uri: str, session_id: str
 ) -> None:
     async with history(url_of(empty_nats)):
@@ -65,7 +65,7 @@ async def test_what_the_log_had_before_mongodb_was_there_is_archived(
         assert len(await messages(empty_bus, session_id, limit=99)) == 40
 
 
-async def test_exchange_that_bson_cannot_hold_stays_readable_everywhere(
+async def test_exchange_that_bson_cannot_hold_stays_readable(
     empty_nats: Server, empty_bus: Bus, empty_mongo: Server, session_id: str
 ) -> None:
     schema = {"properties": {"a\0": {"maximum": 2**64 - 1}, "$b": {}}}
@@ -83,7 +83,7 @@ async def test_exchange_that_bson_cannot_hold_stays_readable_everywhere(
         assert (await status(empty_bus)).unreadable == 0
 
 
-async def test_an_unreadable_record_is_set_aside_once_and_for_all(
+async def test_unreadable_record_is_set_aside_once(
     empty_nats: Server,
     empty_bus: Bus,
     empty_mongo: Server,
@@ -108,7 +108,7 @@ async def test_an_unreadable_record_is_set_aside_once_and_for_all(
         assert ids(await messages(empty_bus, session_id)) == ["before", "after"]
 
 
-async def test_a_mongodb_that_goes_and_comes_back_gets_what_it_missed(
+async def test_mongodb_gets_what_it_missed_after_a_restart(
     empty_nats: Server,
     empty_bus: Bus,
     empty_mongo: Server,
@@ -135,22 +135,22 @@ async def test_a_mongodb_that_goes_and_comes_back_gets_what_it_missed(
         await archived(empty_bus)
         await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
         assert ids(await messages(empty_bus, session_id)) == ["before", "during"]
-    said = [r.levelname for r in caplog.records if r.getMessage().startswith("MongoDB ")]
-    assert said == ["INFO", "WARNING", "INFO"]
+    levels = [r.levelname for r in caplog.records if r.getMessage().startswith("MongoDB ")]
+    assert levels == ["INFO", "WARNING", "INFO"]
 
 
-async def test_a_session_that_is_erased_while_mongodb_is_away_is_gone_there_too(
+async def test_session_erased_without_mongodb_is_erased_there_later(
     empty_nats: Server, empty_bus: Bus, empty_mongo: Server, session_id: str
 ) -> None:
     other = f"{session_id} other"
     async with history(url_of(empty_nats), uri_of(empty_mongo)):
         await connected(empty_bus)
         await append(empty_bus, session_id, exchange("before"))
-        await append(empty_bus, other, exchange("theirs before"))
+        await append(empty_bus, other, exchange("other before"))
         await archived(empty_bus)
         await asyncio.to_thread(empty_mongo.stop, signal.SIGKILL)
         await append(empty_bus, session_id, exchange("during"))
-        await append(empty_bus, other, exchange("theirs during"))
+        await append(empty_bus, other, exchange("other during"))
         await erase(empty_bus, session_id)
         await append(empty_bus, session_id, exchange("after"))
         assert ids(await messages(empty_bus, session_id)) == ["after"]
@@ -158,14 +158,14 @@ async def test_a_session_that_is_erased_while_mongodb_is_away_is_gone_there_too(
         await connected(empty_bus)
         # the archive still has it here, for a moment
         assert ids(await messages(empty_bus, session_id)) == ["after"]
-        assert ids(await messages(empty_bus, None)) == ["theirs before", "theirs during", "after"]
+        assert ids(await messages(empty_bus, None)) == ["other before", "other during", "after"]
         await archived(empty_bus)
         await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
         assert ids(await messages(empty_bus, session_id)) == ["after"]
-        assert ids(await messages(empty_bus, other)) == ["theirs before", "theirs during"]
+        assert ids(await messages(empty_bus, other)) == ["other before", "other during"]
 
 
-async def test_without_mongodb_what_it_alone_has_is_not_left_out_of_an_export(
+async def test_export_without_mongodb_fails_rather_than_omits(
     empty_nats: Server, empty_bus: Bus, empty_mongo: Server, session_id: str
 ) -> None:
     async with history(url_of(empty_nats), uri_of(empty_mongo)):
@@ -185,7 +185,7 @@ async def test_without_mongodb_what_it_alone_has_is_not_left_out_of_an_export(
         assert len((await export(empty_bus, session_id)).exchanges) == 3
 
 
-async def test_a_mongodb_that_hangs_holds_nobody_up(
+async def test_hanging_mongodb_does_not_delay_reads(
     empty_nats: Server, empty_bus: Bus, empty_mongo: Server, session_id: str
 ) -> None:
     async with history(url_of(empty_nats), uri_of(empty_mongo)):
@@ -201,7 +201,7 @@ async def test_a_mongodb_that_hangs_holds_nobody_up(
         await archived(empty_bus)
 
 
-async def test_a_mongodb_that_hangs_does_not_hold_up_who_erases(
+async def test_hanging_mongodb_does_not_delay_an_erasure(
     empty_nats: Server, empty_bus: Bus, empty_mongo: Server, session_id: str
 ) -> None:
     async with history(url_of(empty_nats), uri_of(empty_mongo)):
@@ -217,7 +217,7 @@ async def test_a_mongodb_that_hangs_does_not_hold_up_who_erases(
         assert ids(await messages(empty_bus, session_id)) == []
 
 
-async def test_after_its_retention_an_exchange_is_in_no_log_no_snapshot_and_no_mongodb(
+async def test_expired_exchange_is_deleted_everywhere(
     empty_nats: Server, empty_bus: Bus, empty_mongo: Server, session_id: str
 ) -> None:
     client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(uri_of(empty_mongo))
@@ -243,7 +243,7 @@ async def test_after_its_retention_an_exchange_is_in_no_log_no_snapshot_and_no_m
     client.close()
 
 
-async def test_two_replicas_archive_everything_once(
+async def test_two_processes_archive_everything_once(
     empty_nats: Server, empty_bus: Bus, empty_mongo: Server, session_id: str
 ) -> None:
     url, uri = url_of(empty_nats), uri_of(empty_mongo)
@@ -255,7 +255,7 @@ async def test_two_replicas_archive_everything_once(
         assert len(await messages(empty_bus, None, limit=1000)) == 1000
 
 
-async def test_a_database_in_anothers_place_gets_all_that_the_log_has(
+async def test_new_database_gets_all_records_of_the_log(
     empty_nats: Server, empty_bus: Bus, mongodb_uri: str, session_id: str
 ) -> None:
     for name in ("first", "second"):
@@ -268,7 +268,7 @@ async def test_a_database_in_anothers_place_gets_all_that_the_log_has(
             assert found == ["first", "second"][: len(found)] and found[-1] == name
 
 
-async def test_lost_consumer_is_made_anew(
+async def test_lost_archive_consumer_is_created_again(
     empty_nats: Server, empty_bus: Bus, mongodb_uri: str, session_id: str
 ) -> None:
     database = f"test_{uuid4().hex[:8]}"

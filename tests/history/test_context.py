@@ -27,7 +27,7 @@ def folded(*entries: Entry, exchanges: int = 10) -> Snapshot:
     return snapshot
 
 
-def test_an_exchange_is_added_at_the_end() -> None:
+def test_exchange_is_added_at_the_end() -> None:
     snapshot = folded(entry(3, exchange("a")), entry(8, exchange("b")))
     assert [(t.prompt, t.response) for t in snapshot.turns] == [
         ("prompt of a", "response of a"),
@@ -36,13 +36,13 @@ def test_an_exchange_is_added_at_the_end() -> None:
     assert (snapshot.epoch, snapshot.applied_seq) == (0, 8)
 
 
-def test_clearing_empties_the_context_and_starts_an_epoch() -> None:
+def test_cleared_empties_the_context_and_starts_an_epoch() -> None:
     snapshot = folded(entry(3, exchange("a")), entry(5, cleared()))
     assert (snapshot.turns, snapshot.last) == ((), "")
     assert (snapshot.epoch, snapshot.applied_seq) == (5, 5)
 
 
-def test_an_erased_session_is_as_new_but_for_when_it_was_erased() -> None:
+def test_erased_session_keeps_only_its_epoch() -> None:
     described = Described(previous=0, described_at=NOW, title="t", system_prompt="Be brief.")
     erased = Erased(previous=0, erased_at=NOW)
     snapshot = folded(entry(3, exchange("a")), entry(4, described), entry(5, erased))
@@ -50,19 +50,19 @@ def test_an_erased_session_is_as_new_but_for_when_it_was_erased() -> None:
     assert fold(snapshot, entry(6, exchange("late")), 10).turns == ()
 
 
-def test_a_session_keeps_its_own_system_prompt_when_it_is_cleared() -> None:
+def test_cleared_session_keeps_its_system_prompt() -> None:
     described = Described(previous=0, described_at=NOW, title=None, system_prompt="Be brief.")
     snapshot = folded(entry(3, described), entry(4, exchange("a")), entry(5, cleared()))
     assert (snapshot.system_prompt, snapshot.turns, snapshot.last) == ("Be brief.", (), "")
 
 
-def test_a_retry_takes_the_place_of_the_exchange_that_it_names() -> None:
+def test_retry_replaces_the_exchange_it_names() -> None:
     retry = replace(exchange("c"), retry_of="b")
     snapshot = folded(entry(1, exchange("a")), entry(2, exchange("b")), entry(3, retry))
     assert (ids(snapshot), snapshot.last) == (["a", "c"], "c")
 
 
-def test_a_session_is_counted_and_named_as_a_whole_whatever_the_model_is_shown() -> None:
+def test_count_and_opening_include_exchanges_not_in_the_context() -> None:
     late = exchange("late", epoch=0)
     entries = [entry(n, exchange(f"r{n}")) for n in range(1, 31)]
     snapshot = folded(*entries, entry(31, cleared()), entry(32, late), entry(33, Unreadable("why")))
@@ -70,76 +70,78 @@ def test_a_session_is_counted_and_named_as_a_whole_whatever_the_model_is_shown()
     assert (snapshot.turns, snapshot.active_at) == ((), NOW + timedelta(seconds=32))
 
 
-def test_a_session_that_was_only_cleared_is_none() -> None:
+def test_session_that_was_only_cleared_does_not_exist() -> None:
     assert folded(entry(1, cleared())).active_at is None
 
 
-def test_the_last_exchange_is_known_though_nothing_was_said_in_it() -> None:
+def test_last_names_an_exchange_without_response() -> None:
     snapshot = folded(entry(1, exchange("a")), entry(2, exchange("b", response="")))
     assert (ids(snapshot), snapshot.last) == (["a"], "b")
 
 
-def test_an_exchange_that_was_asked_before_the_clearing_is_not_shown() -> None:
+def test_exchange_of_an_older_epoch_is_not_in_the_context() -> None:
     snapshot = folded(entry(5, cleared()), entry(6, exchange("late", epoch=0)))
     assert (snapshot.turns, snapshot.epoch, snapshot.applied_seq) == ((), 5, 6)
 
 
-def test_an_exchange_that_was_asked_after_the_clearing_is_shown() -> None:
+def test_exchange_of_the_current_epoch_is_in_the_context() -> None:
     assert ids(folded(entry(5, cleared()), entry(6, exchange("new", epoch=5)))) == ["new"]
 
 
-def test_a_repeated_request_id_is_shown_once() -> None:
+def test_duplicate_request_id_is_applied_once() -> None:
     snapshot = folded(entry(1, exchange("a")), entry(2, exchange("a", response="other")))
     assert [turn.response for turn in snapshot.turns] == ["response of a"]
     assert snapshot.applied_seq == 2
 
 
-def test_an_empty_answer_is_not_shown() -> None:
+def test_empty_response_is_not_in_the_context() -> None:
     assert folded(entry(1, exchange("a", response=""))).turns == ()
 
 
-def test_a_record_that_was_applied_before_changes_nothing() -> None:
+def test_record_applied_before_changes_nothing() -> None:
     snapshot = folded(entry(1, exchange("a")), entry(2, cleared()))
     assert fold(snapshot, entry(1, exchange("a", epoch=9)), 10) is snapshot
 
 
-def test_an_unreadable_record_is_passed_over() -> None:
+def test_unreadable_record_is_skipped() -> None:
     snapshot = folded(entry(1, exchange("a")), entry(2, Unreadable("why")))
     assert (ids(snapshot), snapshot.applied_seq) == (["a"], 2)
 
 
-@pytest.mark.parametrize(("exchanges", "most"), [(1, 2), (2, 3), (10, 13), (100, 130)])
-def test_the_window_grows_by_a_third_and_is_cut_in_one_step(exchanges: int, most: int) -> None:
+@pytest.mark.parametrize(("exchanges", "max_turns"), [(1, 2), (2, 3), (10, 13), (100, 130)])
+def test_window_grows_by_a_third_and_is_truncated_in_one_step(
+    exchanges: int, max_turns: int
+) -> None:
     sizes, firsts = [], []
     snapshot = Snapshot()
-    for n in range(1, 5 * most):
+    for n in range(1, 5 * max_turns):
         snapshot = fold(snapshot, entry(n, exchange(f"r{n}")), exchanges)
         sizes.append(len(snapshot.turns))
         firsts.append(snapshot.turns[0].request_id)
-    assert sizes[:most] == list(range(1, most + 1))
-    assert set(sizes[most:]) == set(range(exchanges, most + 1))
-    assert sizes[most] == exchanges
+    assert sizes[:max_turns] == list(range(1, max_turns + 1))
+    assert set(sizes[max_turns:]) == set(range(exchanges, max_turns + 1))
+    assert sizes[max_turns] == exchanges
     cuts = sum(a != b for a, b in zip(firsts, firsts[1:], strict=False))
-    assert cuts == (5 * most - 1 - exchanges) // (most - exchanges + 1)
+    assert cuts == (5 * max_turns - 1 - exchanges) // (max_turns - exchanges + 1)
 
 
-def test_a_context_fits_one_nats_message() -> None:
+def test_context_fits_in_one_nats_message() -> None:
     snapshot = folded(*(entry(n, exchange(f"r{n}", response="ä" * 100_000)) for n in range(1, 9)))
     assert ids(snapshot) == ["r5", "r6", "r7", "r8"]
     assert len(encode(snapshot)) < MAX_PAGE_BYTES + 1000
 
 
-def test_a_turn_that_no_message_could_hold_is_not_shown() -> None:
+def test_turn_too_large_for_a_message_is_left_out() -> None:
     snapshot = folded(entry(1, exchange("a", response="x" * MAX_PAGE_BYTES)))
     assert (snapshot.turns, snapshot.last, snapshot.exchanges) == ((), "a", 1)
 
 
-def test_old_turns_are_forgotten() -> None:
+def test_expired_turns_are_dropped() -> None:
     snapshot = folded(entry(1, exchange("a")), entry(2, exchange("b")))
     assert ids(drop_expired(snapshot, NOW + timedelta(seconds=2))) == ["b"]
 
 
-def test_a_snapshot_is_read_as_a_context() -> None:
+def test_snapshot_decodes_as_a_context() -> None:
     snapshot = folded(entry(1, exchange("a")))
     assert decode(encode(snapshot), Snapshot) == snapshot
     assert ids(decode(encode(snapshot), Context)) == ["a"]

@@ -18,10 +18,10 @@ def entry(seq: int, request_id: str, response: str | None = None, key: str = KEY
     return Entry(seq, key, NOW + timedelta(seconds=seq), exchange(request_id, 0, response))
 
 
-def test_a_record_is_read_with_its_place() -> None:
-    said = exchange("a")
-    assert parse_entry(StoredMessage(7, subjects.log(KEY), encode(said), NOW)) == Entry(
-        7, KEY, NOW.replace(microsecond=123000), said
+def test_record_is_parsed_with_its_position() -> None:
+    record = exchange("a")
+    assert parse_entry(StoredMessage(7, subjects.log(KEY), encode(record), NOW)) == Entry(
+        7, KEY, NOW.replace(microsecond=123000), record
     )
 
 
@@ -36,12 +36,12 @@ def test_a_record_is_read_with_its_place() -> None:
     ],
     ids=["no JSON", "unknown type", "time without a zone", "no session", "no UTF-8 in session"],
 )
-def test_what_can_not_be_read_says_why(subject: str, data: bytes) -> None:
+def test_unreadable_record_has_a_reason(subject: str, data: bytes) -> None:
     record = parse_entry(StoredMessage(7, subject, data, NOW)).record
     assert isinstance(record, Unreadable) and record.reason
 
 
-def test_a_time_outside_utc_is_read_and_shown_at_its_bound() -> None:
+def test_time_outside_the_range_of_utc_is_clamped() -> None:
     data = re.sub(
         rb'("answered_at":)"[^"]*"', rb'\1"0001-01-01T00:00:00+05:00"', encode(exchange("a"))
     )

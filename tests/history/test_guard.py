@@ -69,7 +69,7 @@ async def is_accepted(bus: Bus) -> bool:
         return False
 
 
-async def test_refusal_is_reported_and_ends_by_itself(empty_bus: Bus, empty_nats: Server) -> None:
+async def test_full_log_is_reported_until_it_has_room(empty_bus: Bus, empty_nats: Server) -> None:
     """Fill the log by a limit, which can be lifted while the server runs."""
     async with history(url_of(empty_nats)):
         await append(empty_bus, "s", exchange("before"))
@@ -98,7 +98,9 @@ async def limit(bus: Bus, max_bytes: int) -> None:
     await bus.jetstream.update_stream(config)
 
 
-async def test_doubts_without_end_hold_up_nobody(empty_bus: Bus, empty_nats: Server) -> None:
+async def test_endless_failed_appends_do_not_block_requests(
+    empty_bus: Bus, empty_nats: Server
+) -> None:
     """As of workers whose answers are too large for the log."""
     async with history(url_of(empty_nats)):
         await append(empty_bus, "s", exchange("before"))
@@ -115,7 +117,7 @@ async def test_doubts_without_end_hold_up_nobody(empty_bus: Bus, empty_nats: Ser
 
 
 @pytest.mark.parametrize("lost", ["HISTORY", "KV_sessions", "KV_requests"])
-async def test_lost_stream_is_made_anew(empty_bus: Bus, empty_nats: Server, lost: str) -> None:
+async def test_lost_stream_is_created_again(empty_bus: Bus, empty_nats: Server, lost: str) -> None:
     """While NATS stays connected, as by an operator's mistake."""
     async with history(url_of(empty_nats)):
         await append(empty_bus, "s", exchange("before"))

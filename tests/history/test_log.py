@@ -39,7 +39,7 @@ async def connection(server: Server) -> AsyncIterator[Bus]:
 
 
 async def entries_of(log: SessionLog, key: str) -> list[Entry]:
-    """All the session's records, oldest first."""
+    """Return all the session's records, oldest first."""
     return [entry async for entry in log.walk_back(await log.last(key), 0)][::-1]
 
 
@@ -51,7 +51,7 @@ async def publish_raw(bus: Bus, subject: str, data: bytes) -> None:
     await bus.jetstream.publish(subject, data)
 
 
-async def test_an_unreadable_record_does_not_hide_what_was_before_it(
+async def test_unreadable_record_does_not_hide_earlier_ones(
     log: SessionLog, bus: Bus, session_id: str, key: str
 ) -> None:
     await append_many(bus, session_id, 2)
@@ -66,18 +66,18 @@ async def test_an_unreadable_record_does_not_hide_what_was_before_it(
 
 
 @pytest.mark.parametrize("offset", [-1, 0, 100])
-async def test_a_record_that_names_a_wrong_one_before_it_shows_nothing_of_other_sessions(
+async def test_wrong_previous_shows_no_record_of_other_sessions(
     log: SessionLog, bus: Bus, session_id: str, key: str, offset: int
 ) -> None:
     await append(bus, session_id, exchange("mine"))
-    foreign = await append(bus, f"{session_id} other", exchange("theirs"))
+    foreign = await append(bus, f"{session_id} other", exchange("other"))
     forged = Cleared(previous=foreign + 1 + offset, cleared_at=exchange("x").asked_at)
     await publish_raw(bus, subjects.log(key), encode(forged))
     entries = await entries_of(log, key)
     assert request_ids(entries) == ["mine"]
 
 
-async def test_a_chain_ends_where_the_log_has_dropped_the_rest(
+async def test_walk_back_ends_at_trimmed_records(
     log: SessionLog, bus: Bus, session_id: str, key: str
 ) -> None:
     dropped = await append(bus, session_id, exchange("dropped"))
@@ -88,7 +88,7 @@ async def test_a_chain_ends_where_the_log_has_dropped_the_rest(
     ]
 
 
-async def test_the_last_exchanges_of_a_tenant_come_from_all_its_sessions(
+async def test_newest_exchanges_of_a_tenant_come_from_all_sessions(
     log: SessionLog, bus: Bus, session_id: str
 ) -> None:
     tenant = session_id[-12:]
@@ -102,7 +102,7 @@ async def test_the_last_exchanges_of_a_tenant_come_from_all_its_sessions(
     assert request_ids((await log.newest_exchanges(tenant, None, 4, above)).entries) == ["r29"]
 
 
-async def test_what_a_session_was_before_a_record_is_deleted_and_no_other_sessions(
+async def test_delete_before_deletes_only_that_session(
     log: SessionLog, bus: Bus, session_id: str, key: str
 ) -> None:
     for n in range(3):
@@ -118,22 +118,22 @@ async def test_what_a_session_was_before_a_record_is_deleted_and_no_other_sessio
     assert len((await log.newest_exchanges(TENANT, other, limit=9, above=0)).entries) == 3
 
 
-async def test_what_is_older_than_an_erasure_is_not_found_though_the_log_still_has_it(
+async def test_exchanges_before_an_erasure_are_not_found(
     log: SessionLog, bus: Bus, session_id: str
 ) -> None:
     tenant = session_id[-12:]
-    key = subjects.session_key(tenant, "gone")
-    for session in ("gone", "there"):
+    key = subjects.session_key(tenant, "erased")
+    for session in ("erased", "other"):
         await append(bus, session, exchange(f"old {session}"), tenant)
     await log.append(key, Erased(previous=0, erased_at=datetime.now(UTC)))
-    await append(bus, "gone", exchange("new"), tenant)
+    await append(bus, "erased", exchange("new"), tenant)
     found, erased = await log.newest_exchanges(tenant, None, limit=9, above=0)
-    assert (request_ids(found), erased) == (["new", "old there"], {key})
+    assert (request_ids(found), erased) == (["new", "old other"], {key})
     found, erased = await log.newest_exchanges(tenant, key, limit=9, above=0)
     assert (request_ids(found), erased) == (["new"], {key})
 
 
-async def test_clearing_takes_its_turn_among_many_appends(
+async def test_concurrent_appends_form_one_chain(
     log: SessionLog, bus: Bus, session_id: str, key: str
 ) -> None:
     await asyncio.gather(
@@ -146,7 +146,7 @@ async def test_clearing_takes_its_turn_among_many_appends(
     assert [record.previous for record in records] == [0, *(entry.seq for entry in entries[:-1])]
 
 
-async def test_a_retention_is_the_age_of_what_jetstream_keeps(tmp_path: Path) -> None:
+async def test_retention_is_the_max_age_of_the_streams(tmp_path: Path) -> None:
     with running(nats_server(tmp_path)) as server:
         async with connection(server) as bus:
             for retention in (0, 3600, 60, 0):
@@ -156,7 +156,7 @@ async def test_a_retention_is_the_age_of_what_jetstream_keeps(tmp_path: Path) ->
                     assert config.max_age == retention
 
 
-async def test_it_waits_for_a_server_that_has_no_jetstream_and_says_so_once(
+async def test_ensure_waits_for_jetstream_and_warns_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = nats_server(tmp_path)
@@ -169,10 +169,10 @@ async def test_it_waits_for_a_server_that_has_no_jetstream_and_says_so_once(
         async with connection(server) as bus:
             ensuring = asyncio.create_task(SessionLog(bus, limits=FAST).ensure())
 
-            async def is_said() -> bool:
+            async def is_warned() -> bool:
                 return "-js" in caplog.text
 
-            await until(is_said)
+            await until(is_warned)
             without.stop()
             server.start()
             await asyncio.wait_for(ensuring, 15)

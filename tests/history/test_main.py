@@ -30,14 +30,14 @@ async def process(**environ: str) -> AsyncIterator[asyncio.subprocess.Process]:
         await process.communicate()
 
 
-async def test_a_bad_address_ends_the_process_at_once_and_is_named(nats_url: str) -> None:
+async def test_invalid_mongodb_uri_ends_the_process_and_is_named(nats_url: str) -> None:
     async with process(NATS_URL=nats_url, MONGODB_URI="localhost:port") as history:
-        _, said = await history.communicate()
+        _, stderr = await history.communicate()
         assert history.returncode == 2
-    assert b"MONGODB_URI can't be used" in said and b"Traceback" not in said
+    assert b"MONGODB_URI can't be used" in stderr and b"Traceback" not in stderr
 
 
-async def test_on_sigterm_what_was_asked_is_answered(
+async def test_sigterm_answers_requests_in_progress(
     nats_url: str, bus: Bus, session_id: str
 ) -> None:
     absent = f"mongodb://127.0.0.1:{free_port()}/"
@@ -50,10 +50,10 @@ async def test_on_sigterm_what_was_asked_is_answered(
                 return False
 
         await until(is_up)
-        asked = [asyncio.create_task(context(bus, session_id)) for _ in range(300)]
-        await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        requests = [asyncio.create_task(context(bus, session_id)) for _ in range(300)]
+        await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
         history.send_signal(signal.SIGTERM)
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        answers = await asyncio.gather(*requests, return_exceptions=True)
         await history.communicate()
         assert history.returncode == 0
     # those that came after it had left know that at once; none waits for nothing

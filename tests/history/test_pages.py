@@ -22,50 +22,50 @@ def entry(
     key: str = KEY,
     retry_of: str | None = None,
 ) -> Entry:
-    said = replace(exchange(request_id, 0, response), retry_of=retry_of)
-    return Entry(seq, key, NOW + timedelta(seconds=seq), said)
+    record = replace(exchange(request_id, 0, response), retry_of=retry_of)
+    return Entry(seq, key, NOW + timedelta(seconds=seq), record)
 
 
-def shown_of(entries: list[Entry], limit: int) -> tuple[ExchangeView, ...]:
+def views_of(entries: list[Entry], limit: int) -> tuple[ExchangeView, ...]:
     return pages.exchange_page(entries, limit).messages
 
 
-def test_messages_are_the_last_ones_oldest_first() -> None:
-    shown = shown_of([entry(3, "c"), entry(1, "a"), entry(2, "b")], limit=2)
+def test_page_has_the_last_exchanges_oldest_first() -> None:
+    shown = views_of([entry(3, "c"), entry(1, "a"), entry(2, "b")], limit=2)
     assert ids(shown) == ["b", "c"]
     assert (shown[0].session_id, shown[0].user_prompt) == ("holiday", "prompt of b")
     assert (shown[0].model_response, shown[0].model) == ("response of b", "demo")
 
 
-def test_a_message_that_was_logged_twice_is_shown_once_where_it_was_first() -> None:
-    assert ids(shown_of([entry(1, "a"), entry(2, "b"), entry(3, "a")], limit=9)) == ["a", "b"]
+def test_duplicate_exchange_is_listed_once_at_its_first_place() -> None:
+    assert ids(views_of([entry(1, "a"), entry(2, "b"), entry(3, "a")], limit=9)) == ["a", "b"]
 
 
-def test_one_request_id_in_two_sessions_is_two_messages() -> None:
+def test_one_request_id_in_two_sessions_is_listed_twice() -> None:
     other = subjects.session_key("alice", "work")
-    assert ids(shown_of([entry(1, "a"), entry(2, "a", key=other)], limit=9)) == ["a", "a"]
+    assert ids(views_of([entry(1, "a"), entry(2, "a", key=other)], limit=9)) == ["a", "a"]
 
 
-def test_the_time_shown_is_in_utc_and_milliseconds_as_mongodb_has_it() -> None:
-    said = exchange("a")
-    shown = shown_of([Entry(1, KEY, NOW, said)], limit=1)[0].timestamp
-    assert shown == said.answered_at.replace(
-        microsecond=said.answered_at.microsecond // 1000 * 1000
+def test_timestamp_is_in_utc_and_whole_milliseconds() -> None:
+    record = exchange("a")
+    shown = views_of([Entry(1, KEY, NOW, record)], limit=1)[0].timestamp
+    assert shown == record.answered_at.replace(
+        microsecond=record.answered_at.microsecond // 1000 * 1000
     )
 
 
-def test_messages_fit_one_nats_message() -> None:
-    shown = shown_of([entry(n, f"r{n}", "ä" * 100_000) for n in range(1, 9)], limit=8)
+def test_page_fits_in_one_nats_message() -> None:
+    shown = views_of([entry(n, f"r{n}", "ä" * 100_000) for n in range(1, 9)], limit=8)
     assert ids(shown) == ["r5", "r6", "r7", "r8"]
     assert sum(len(encode(message)) for message in shown) < MAX_PAGE_BYTES
 
 
-def test_one_message_is_shown_however_long_it_is() -> None:
+def test_page_has_one_exchange_however_large() -> None:
     assert isinstance(entry(1, "a").record, Exchange)
-    assert ids(shown_of([entry(1, "a", "x" * MAX_PAGE_BYTES)], limit=1)) == ["a"]
+    assert ids(views_of([entry(1, "a", "x" * MAX_PAGE_BYTES)], limit=1)) == ["a"]
 
 
-def test_pages_of_messages_walk_back_without_a_gap() -> None:
+def test_pages_walk_back_without_a_gap() -> None:
     entries = [entry(n, f"r{n}") for n in range(1, 6)]
     page = pages.exchange_page(entries, limit=2)
     found = [ids(page.messages)]
@@ -75,34 +75,34 @@ def test_pages_of_messages_walk_back_without_a_gap() -> None:
     assert found == [["r4", "r5"], ["r2", "r3"], ["r1"]]
 
 
-def test_a_page_that_was_too_long_goes_on_where_it_ended() -> None:
+def test_page_after_a_too_large_one_continues_where_it_ended() -> None:
     entries = [entry(n, f"r{n}", "ä" * 200_000) for n in range(1, 4)]
     page = pages.exchange_page(entries, limit=3)
     assert ids(page.messages) == ["r2", "r3"] and page.next
     assert ids(pages.exchange_page(entries, 3, Position.parse(page.next)).messages) == ["r1"]
 
 
-def test_an_exchange_that_was_retried_is_marked_also_by_the_page_before() -> None:
+def test_retry_on_the_later_page_marks_the_exchange() -> None:
     entries = [entry(1, "a"), entry(2, "b"), entry(3, "c", retry_of="b")]
-    assert [m.retried for m in shown_of(entries, 9)] == [False, True, False]
+    assert [m.retried for m in views_of(entries, 9)] == [False, True, False]
     (first,) = pages.exchange_page(entries, 1, entries[2].position).messages
     assert (first.id, first.retried) == ("b", True)
 
 
-def test_pages_of_an_export_go_forward_with_whole_exchanges() -> None:
+def test_export_pages_go_forward_with_whole_exchanges() -> None:
     entries = [entry(n, f"r{n}") for n in (3, 1, 2)]
     page = pages.export_page(entries, 2, None)
-    assert [said.request_id for said in page.exchanges] == ["r1", "r2"] and page.next
+    assert [exchange.request_id for exchange in page.exchanges] == ["r1", "r2"] and page.next
     page = pages.export_page(entries, 2, Position.parse(page.next))
-    assert [said.request_id for said in page.exchanges] == ["r3"] and page.next is None
+    assert [exchange.request_id for exchange in page.exchanges] == ["r3"] and page.next is None
 
 
-def test_a_place_comes_back_from_its_cursor() -> None:
+def test_position_is_parsed_from_its_cursor() -> None:
     assert Position.parse(Position(NOW, 7).cursor) == Position(NOW, 7)
 
 
 def snapshot(seq: int, title: str | None = None) -> Snapshot:
-    return Snapshot(applied_seq=seq, active_at=NOW, opening="what was asked", title=title)
+    return Snapshot(applied_seq=seq, active_at=NOW, opening="first prompt", title=title)
 
 
 def listed(seq: int, revision: int) -> ListedSession:
@@ -111,19 +111,19 @@ def listed(seq: int, revision: int) -> ListedSession:
     return found
 
 
-def test_a_session_is_listed_by_its_title_or_by_its_first_prompt() -> None:
+def test_title_of_a_session_defaults_to_its_first_prompt() -> None:
     for title in (None, "Holidays"):
         found = pages.listed_session(KEY, snapshot(7, title), 3)
         assert found is not None
-        title = title or "what was asked"
+        title = title or "first prompt"
         assert found.session == Session("holiday", title, None, 0, NOW)
 
 
-def test_a_session_that_was_erased_or_never_was_is_not_listed() -> None:
+def test_erased_session_is_not_in_the_list() -> None:
     assert pages.listed_session(KEY, Snapshot(erased=9, epoch=9, applied_seq=9), 3) is None
 
 
-def test_sessions_that_were_saved_together_are_in_the_order_of_their_records() -> None:
+def test_session_page_is_in_the_order_of_last_records() -> None:
     page = pages.session_page([listed(5, 30), listed(8, 29), listed(2, 28)], limit=2)
     assert [session.id for session in page.sessions] == ["s8", "s5"]
     assert page.next is not None and Position.parse(page.next).seq == 29

@@ -83,7 +83,7 @@ async def publish(bus: Bus, session_id: str, request_id: str) -> None:
 
 
 async def damage(first: Server, second: Server) -> None:
-    """Let both write to the store; `first` must be restarted."""
+    """Let both servers write to the store; `first` must be started again."""
     async with Bus.connect(url_of(first), "one") as one, history(url_of(first)):
         await asyncio.to_thread(second.start)
         async with Bus.connect(url_of(second), "two") as two, history(url_of(second)):
@@ -91,13 +91,13 @@ async def damage(first: Server, second: Server) -> None:
                 await publish(one, "a", f"a{n}")
                 await publish(two, "b", f"b{n}")
                 await publish(one if n < 3 else two, "c", f"c{n}")
-                await asyncio.sleep(1)  # they write, and drop their caches
+                await asyncio.sleep(1)  # so that both flush, and drop their caches
     for server in (second, first):  # the last one overwrites what the other has written
         await asyncio.to_thread(stop, server)
 
 
 def stop(server: Server) -> None:
-    """Stop it; nats-server 2.15 may hang on a signal if its store is damaged."""
+    """Stop the server; nats-server 2.15 may hang on a signal if its store is damaged."""
     server.signal(signal.SIGTERM)
     with suppress(TimeoutError):
         wait_for(lambda: server.has_died, "the server's end", 5)
@@ -105,7 +105,7 @@ def stop(server: Server) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_store_written_by_two_servers_is_repaired_and_remembers(
+async def test_store_written_by_two_servers_is_repaired(
     two_servers: tuple[Server, Server],
 ) -> None:
     first, second = two_servers
@@ -131,7 +131,7 @@ async def test_store_written_by_two_servers_is_repaired_and_remembers(
 
 
 @pytest.mark.parametrize("version", NATS_VERSIONS)
-async def test_readable_records_of_a_damaged_store_are_rescued(
+async def test_readable_records_of_a_damaged_store_are_restored(
     tmp_path: Path, version: NatsVersion
 ) -> None:
     """
@@ -140,11 +140,11 @@ async def test_readable_records_of_a_damaged_store_are_rescued(
     """
     own, other = tmp_path / "own", tmp_path / "other"
     own.mkdir()
-    await converse(own, version, "old")
+    await write_sessions(own, version, "old")
     shutil.copytree(own, other)
     common = {stream: blocks(own, stream).stat().st_size for stream in STREAMS}
-    await converse(own, version, "a", "c")
-    await converse(other, version, "b")
+    await write_sessions(own, version, "a", "c")
+    await write_sessions(other, version, "b")
     for stream in STREAMS:
         added = blocks(other, stream).read_bytes()[common[stream] :]
         append_messages(blocks(own, stream), added)
@@ -171,7 +171,7 @@ def blocks(store: Path, stream: str) -> Path:
     return store / "jetstream/$G/streams" / stream / "msgs/1.blk"
 
 
-async def converse(store: Path, version: NatsVersion, *session_ids: str) -> None:
+async def write_sessions(store: Path, version: NatsVersion, *session_ids: str) -> None:
     nats = nats_server(store, version=version)
     with running(nats):
         async with Bus.connect(url_of(nats), "test") as bus, history(url_of(nats)):
@@ -260,7 +260,7 @@ async def test_only_a_log_damaged_at_the_start_is_emptied(empty_bus: Bus) -> Non
     await log.close()
 
 
-async def test_an_older_copy_of_the_store_goes_on_where_it_ends(
+async def test_older_copy_of_the_store_continues_where_it_ends(
     empty_nats: Server, empty_bus: Bus, tmp_path: Path, mongodb_uri: str
 ) -> None:
     store, copy = tmp_path / "nats", tmp_path / "copy"
@@ -296,7 +296,9 @@ async def test_an_older_copy_of_the_store_goes_on_where_it_ends(
         assert shown[0] == "before" and {"after0", "after1", "after2"} <= set(shown)
 
 
-async def test_rescue_keeps_order_clears_and_sessions(empty_nats: Server, empty_bus: Bus) -> None:
+async def test_repair_keeps_order_clearings_and_sessions(
+    empty_nats: Server, empty_bus: Bus
+) -> None:
     async with history(url_of(empty_nats)):
         await append(empty_bus, "a", exchange("a0"))
         await append(empty_bus, "b", exchange("b0"))
@@ -349,7 +351,7 @@ async def test_interrupted_repair_is_finished_by_the_next_process(
         assert ids(await context(empty_bus, "s")) == [f"r{n:03}" for n in range(6)]
 
 
-async def test_a_whole_store_is_not_touched(empty_nats: Server, empty_bus: Bus) -> None:
+async def test_consistent_store_is_not_changed(empty_nats: Server, empty_bus: Bus) -> None:
     async with history(url_of(empty_nats)):
         await append_many(empty_bus, "s", 5)
         await until(lambda: is_listed(empty_bus, "s"))
@@ -487,7 +489,7 @@ async def test_finished_repair_is_not_begun_again(empty_nats: Server, empty_bus:
         assert not await repair.is_unfinished()
 
 
-async def test_record_that_comes_during_a_check_is_no_sign_of_an_older_copy(
+async def test_record_appended_during_a_check_is_no_damage(
     empty_nats: Server, empty_bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with history(url_of(empty_nats)):
@@ -518,10 +520,10 @@ async def test_record_that_comes_during_a_check_is_no_sign_of_an_older_copy(
 
 
 @pytest.mark.parametrize("is_doubted", [False, True])
-async def test_lost_consumers_are_made_anew(
+async def test_lost_consumers_are_created_again(
     empty_nats: Server, empty_bus: Bus, is_doubted: bool
 ) -> None:
-    """As when a process dies that was about to have them begin anew."""
+    """As when a process dies between deleting and creating them."""
     async with history(url_of(empty_nats)):
         await append(empty_bus, "s", exchange("before"))
         await until(lambda: is_listed(empty_bus, "s"))

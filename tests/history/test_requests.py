@@ -58,9 +58,9 @@ def nothing_is_indexed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def find(bus: Bus, tenant: str, request_id: str) -> str:
-    """The text of the answer."""
-    asked = ExchangeRequest(request_id)
-    return (await bus.request(subjects.history("exchange", tenant), asked, Exchange, 5)).response
+    """Return the response of the exchange with this request id."""
+    request = ExchangeRequest(request_id)
+    return (await bus.request(subjects.history("exchange", tenant), request, Exchange, 5)).response
 
 
 async def is_known(bus: Bus, tenant: str, request_id: str) -> bool:
@@ -91,77 +91,77 @@ async def indexed(bus: Bus) -> None:
 
 @asynccontextmanager
 async def counted_reads(nats_url: str) -> AsyncIterator[list[str]]:
-    """Return the subjects of all JetStream requests."""
+    """Yield the subjects of JetStream reads during the body."""
     client = await nats.connect(nats_url)
-    asked: list[str] = []
+    reads: list[str] = []
 
-    async def hear(message: Msg) -> None:
+    async def count(message: Msg) -> None:
         if message.subject.startswith(READS):
-            asked.append(message.subject)
+            reads.append(message.subject)
 
-    await client.subscribe("$JS.API.>", cb=hear)
+    await client.subscribe("$JS.API.>", cb=count)
     await client.flush()
     try:
-        yield asked
+        yield reads
     finally:
         await client.close()
 
 
-async def test_answer_is_found_after_600_others_in_a_few_reads(
+async def test_find_costs_a_few_reads_after_600_exchanges(
     empty_nats: Server, empty_bus: Bus, tenant: str
 ) -> None:
     async with history(url_of(empty_nats)):
-        await append(empty_bus, "first", exchange("sought", response="so it was"), tenant)
+        await append(empty_bus, "first", exchange("wanted", response="the response"), tenant)
         for n in range(600):
             await append(empty_bus, f"session {n % 7}", exchange(f"r{n}"), tenant)
         await indexed(empty_bus)
-        async with counted_reads(url_of(empty_nats)) as asked:
-            assert await find(empty_bus, tenant, "sought") == "so it was"
-        assert len(asked) <= 5
+        async with counted_reads(url_of(empty_nats)) as reads:
+            assert await find(empty_bus, tenant, "wanted") == "the response"
+        assert len(reads) <= 5
 
 
-async def test_unknown_id_costs_two_reads_however_long_the_log_is(
+async def test_find_of_an_unknown_id_costs_two_reads(
     empty_nats: Server, empty_bus: Bus, tenant: str
 ) -> None:
     async with history(url_of(empty_nats)):
         for n in range(100):
             await append(empty_bus, "a session", exchange(f"r{n}"), tenant)
         await indexed(empty_bus)
-        async with counted_reads(url_of(empty_nats)) as asked:
+        async with counted_reads(url_of(empty_nats)) as reads:
             async with asyncio.timeout(5):
                 known = await asyncio.gather(
                     *(is_known(empty_bus, tenant, f"unknown{n}") for n in range(30))
                 )
             assert known == [False] * 30
-            assert len(asked) == 2 * 30
+            assert len(reads) == 2 * 30
             assert await is_known(empty_bus, tenant, "r0")
-            assert len(asked) > 2 * 30, "it is counted, too"
+            assert len(reads) > 2 * 30, "it is counted, too"
 
 
 @pytest.mark.usefixtures("nothing_is_indexed")
-async def test_answer_is_found_before_it_is_indexed(
-    empty_nats: Server, empty_bus: Bus, tenant: str
-) -> None:
+async def test_find_before_it_is_indexed(empty_nats: Server, empty_bus: Bus, tenant: str) -> None:
     async with history(url_of(empty_nats)):
         await append(empty_bus, "another", exchange("r0"), tenant)
-        await append(empty_bus, "a session", exchange("r1", response="so it was"), tenant)
-        assert await find(empty_bus, tenant, "r1") == "so it was"
+        await append(empty_bus, "a session", exchange("r1", response="the response"), tenant)
+        assert await find(empty_bus, tenant, "r1") == "the response"
         assert not await is_known(empty_bus, tenant, "r2")
 
 
 @pytest.mark.usefixtures("nothing_is_indexed")
-async def test_answer_that_has_moved_is_found_before_it_is_indexed_anew(
+async def test_find_of_a_moved_record_before_it_is_indexed_again(
     empty_nats: Server, empty_bus: Bus, tenant: str
 ) -> None:
-    """As after the log was repaired: then all its records have other sequences."""
+    """As after a repair of the log, which gives its records other sequences."""
     async with history(url_of(empty_nats)):
-        moved = await append(empty_bus, "a session", exchange("r1", response="so it was"), tenant)
+        moved = await append(
+            empty_bus, "a session", exchange("r1", response="the response"), tenant
+        )
         key = subjects.session_key(tenant, "a session")
         bucket = Bucket(empty_bus, subjects.REQUESTS_BUCKET)
         await bucket.put(
             subjects.request_entry(tenant, "r1"), encode(requests.IndexEntry(key, moved + 7)), 0
         )
-        assert await find(empty_bus, tenant, "r1") == "so it was"
+        assert await find(empty_bus, tenant, "r1") == "the response"
 
 
 async def test_request_id_belongs_to_its_tenant(
@@ -174,7 +174,7 @@ async def test_request_id_belongs_to_its_tenant(
 
 
 @pytest.mark.parametrize("is_archived", [False, True], ids=["log alone", "archived"])
-async def test_answer_of_an_erased_session_is_not_found(
+async def test_find_in_an_erased_session_is_not_found(
     nats_url: str, mongodb_uri: str, bus: Bus, tenant: str, session_id: str, is_archived: bool
 ) -> None:
     async with history(nats_url, mongodb_uri if is_archived else ""):
@@ -190,7 +190,7 @@ async def test_answer_of_an_erased_session_is_not_found(
         assert await is_known(bus, tenant, "r2")
 
 
-async def test_answer_of_a_cleared_session_stays_readable(
+async def test_find_in_a_cleared_session(
     nats_url: str, bus: Bus, tenant: str, session_id: str
 ) -> None:
     async with history(nats_url):
@@ -199,26 +199,26 @@ async def test_answer_of_a_cleared_session_stays_readable(
         assert await is_known(bus, tenant, "r1")
 
 
-async def test_answer_that_the_log_has_dropped_is_found_in_mongodb(
+async def test_find_of_a_trimmed_record_in_mongodb(
     empty_nats: Server, empty_bus: Bus, mongodb_uri: str, tenant: str
 ) -> None:
     database = f"requests_{tenant[:8]}"
     async with history(url_of(empty_nats), mongodb_uri, mongodb_database=database):
         await connected(empty_bus)
-        seq = await append(empty_bus, "a session", exchange("r1", response="so it was"), tenant)
+        seq = await append(empty_bus, "a session", exchange("r1", response="the response"), tenant)
         await archived(empty_bus)
         await indexed(empty_bus)
         await Stream(empty_bus, subjects.HISTORY_STREAM).delete(seq)
-        assert await find(empty_bus, tenant, "r1") == "so it was"
+        assert await find(empty_bus, tenant, "r1") == "the response"
         await empty_bus.jetstream.delete_key_value(subjects.REQUESTS_BUCKET)  # a day later
         await Bucket(empty_bus, subjects.REQUESTS_BUCKET).ensure(60)
-        assert await find(empty_bus, tenant, "r1") == "so it was"
+        assert await find(empty_bus, tenant, "r1") == "the response"
     async with history(url_of(empty_nats)):
         await indexed(empty_bus)
         assert not await is_known(empty_bus, tenant, "r1"), "nobody knows that it ever was"
 
 
-async def test_answer_that_only_a_lost_mongodb_has_is_no_404(
+async def test_find_without_mongodb_is_unavailable_not_404(
     empty_nats: Server, empty_bus: Bus, mongodb_uri: str, tenant: str
 ) -> None:
     database = f"requests_{tenant[:8]}"
@@ -234,7 +234,7 @@ async def test_answer_that_only_a_lost_mongodb_has_is_no_404(
         assert raised.value.code == "history_unavailable"
 
 
-async def test_lost_index_is_rebuilt_from_the_log_without_a_false_404(
+async def test_lost_index_is_rebuilt_without_a_false_404(
     empty_nats: Server, empty_bus: Bus, tenant: str
 ) -> None:
     url, limits = url_of(empty_nats), dataclasses.replace(FAST, max_index_lag=5)
@@ -251,7 +251,7 @@ async def test_lost_index_is_rebuilt_from_the_log_without_a_false_404(
 
 
 async def is_known_at_last(bus: Bus, tenant: str, request_id: str) -> bool:
-    """Ask until history can answer."""
+    """Repeat the request until the index is available."""
     async with asyncio.timeout(15):
         while True:
             try:
@@ -261,7 +261,7 @@ async def is_known_at_last(bus: Bus, tenant: str, request_id: str) -> bool:
             await asyncio.sleep(0.02)
 
 
-async def test_index_lost_while_history_was_down_is_rebuilt_from_the_log(
+async def test_index_lost_before_the_start_is_rebuilt(
     empty_nats: Server, empty_bus: Bus, tenant: str
 ) -> None:
     async with history(url_of(empty_nats)):
@@ -273,7 +273,7 @@ async def test_index_lost_while_history_was_down_is_rebuilt_from_the_log(
 
 
 @pytest.mark.usefixtures("nothing_is_indexed")
-async def test_lookup_in_a_lagging_index_is_unavailable_not_a_false_404(
+async def test_find_in_a_lagging_index_is_unavailable_not_404(
     empty_nats: Server, empty_bus: Bus, tenant: str
 ) -> None:
     limits = dataclasses.replace(FAST, max_index_lag=1)
@@ -285,7 +285,7 @@ async def test_lookup_in_a_lagging_index_is_unavailable_not_a_false_404(
         assert raised.value.code == "history_unavailable"
 
 
-async def test_first_exchange_keeps_its_id_until_it_is_gone(
+async def test_first_exchange_keeps_its_id_until_it_is_erased(
     nats_url: str, bus: Bus, tenant: str, session_id: str
 ) -> None:
     async with history(nats_url):
@@ -302,7 +302,7 @@ async def test_first_exchange_keeps_its_id_until_it_is_gone(
 
 
 @pytest.mark.timeout(60)
-async def test_index_is_kept_by_as_many_servers_as_the_log(tmp_path: Path) -> None:
+async def test_index_has_as_many_replicas_as_the_log(tmp_path: Path) -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(running(server)) for server in nats_cluster(tmp_path, 3)]
         async with Bus.connect(",".join(map(url_of, servers)), "test") as bus:

@@ -43,7 +43,7 @@ TRIM = dataclasses.replace(FAST, trim_batch=10)
 MIB = 2**20
 
 
-def seen(percent: int, drops_old: bool = False, limit: int | None = 100 * MIB) -> LogQuota:
+def quota_at(percent: int, drops_old: bool = False, limit: int | None = 100 * MIB) -> LogQuota:
     quota = LogQuota(LIMITS)
     quota.update(state(percent, drops_old, limit))
     return quota
@@ -53,25 +53,25 @@ def state(percent: int, drops_old: bool = False, limit: int | None = 100 * MIB) 
     return StreamState(1, 9, 9, 0, percent * MIB, limit, drops_old)
 
 
-def test_a_log_with_room_is_no_warning() -> None:
-    quota = seen(79)
+def test_quota_below_80_percent_has_no_warning() -> None:
+    quota = quota_at(79)
     quota.require_room()
     assert quota.warning is None
 
 
-def test_a_log_without_a_limit_is_never_full() -> None:
-    assert seen(1_000_000, limit=None).warning is None
+def test_quota_without_a_limit_is_never_full() -> None:
+    assert quota_at(1_000_000, limit=None).warning is None
 
 
-def test_a_log_that_is_nearly_full_is_a_warning_with_the_figure_and_takes_chats() -> None:
-    quota = seen(80)
+def test_quota_nearly_full_warns_with_figures() -> None:
+    quota = quota_at(80)
     quota.require_room()
     assert quota.warning is not None
     assert "80%" in quota.warning and "100 MiB" in quota.warning
 
 
-def test_a_full_log_takes_no_chats_until_there_is_room() -> None:
-    quota = seen(95)
+def test_quota_full_refuses_chats_until_there_is_room() -> None:
+    quota = quota_at(95)
     with pytest.raises(ServiceError, match="start MongoDB") as refused:
         quota.require_room()
     assert (refused.value.code, refused.value.retry_after) == ("history_full", 5)
@@ -79,13 +79,13 @@ def test_a_full_log_takes_no_chats_until_there_is_room() -> None:
     quota.require_room()
 
 
-def test_a_log_that_drops_its_oldest_takes_chats_when_it_is_full() -> None:
-    quota = seen(100, drops_old=True)
+def test_quota_full_without_mongodb_accepts_chats() -> None:
+    quota = quota_at(100, drops_old=True)
     quota.require_room()
     assert quota.warning is not None and "--max-bytes" in quota.warning
 
 
-def test_the_warning_is_logged_once_each_time_that_the_log_fills(
+def test_quota_warning_is_logged_once_per_time_it_fills(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     quota = LogQuota(LIMITS)
@@ -96,7 +96,7 @@ def test_the_warning_is_logged_once_each_time_that_the_log_fills(
 
 @pytest.fixture
 async def small(empty_bus: Bus) -> Bus:
-    """Its log has a small limit, as an operator may set it."""
+    """A connection to a NATS whose log has a small limit, as an operator may set it."""
     await SessionLog(empty_bus).ensure()
     await limit(empty_bus, LIMIT)
     return empty_bus
@@ -113,23 +113,23 @@ def large(request_id: str) -> Exchange:
 
 
 async def trimmed(bus: Bus) -> None:
-    """Waits until all is archived, and the log has its room back."""
+    """Wait until all records are archived, and the log is trimmed."""
 
     async def is_trimmed() -> bool:
-        told = await status(bus)
-        return told.unarchived == 0 and (told.log_bytes or 0) < ROOM
+        current = await status(bus)
+        return current.unarchived == 0 and (current.log_bytes or 0) < ROOM
 
     await until(is_trimmed)
 
 
 async def fill(bus: Bus, session_id: str) -> list[str]:
-    """Appends until the log refuses; the ids of what it took."""
-    taken: list[str] = []
+    """Append until the log is full. Return the request ids."""
+    stored: list[str] = []
     with pytest.raises(StreamFull):
         while True:
-            await append(bus, session_id, large(f"r{len(taken):03}"))
-            taken.append(f"r{len(taken):03}")
-    return taken
+            await append(bus, session_id, large(f"r{len(stored):03}"))
+            stored.append(f"r{len(stored):03}")
+    return stored
 
 
 async def refused(bus: Bus, session_id: str) -> bool:
@@ -142,8 +142,8 @@ async def refused(bus: Bus, session_id: str) -> bool:
 
 
 @asynccontextmanager
-async def seen_and_gone(nats: Server, bus: Bus, empty_mongo: Server) -> AsyncIterator[None]:
-    """A history whose MongoDB was there, and is not any more."""
+async def with_stopped_mongodb(nats: Server, bus: Bus, empty_mongo: Server) -> AsyncIterator[None]:
+    """Run a service whose MongoDB was connected, and is stopped."""
     async with history(url_of(nats), uri_of(empty_mongo)):
         await connected(bus)
         await append(bus, "first", exchange("first"))
@@ -152,7 +152,7 @@ async def seen_and_gone(nats: Server, bus: Bus, empty_mongo: Server) -> AsyncIte
         yield
 
 
-async def test_without_mongodb_the_oldest_records_make_room(
+async def test_full_log_without_mongodb_deletes_the_oldest(
     empty_nats: Server, small: Bus, session_id: str
 ) -> None:
     async with history(url_of(empty_nats)):
@@ -163,17 +163,21 @@ async def test_without_mongodb_the_oldest_records_make_room(
             return bool((await status(small)).warning)
 
         await until(is_warned)
-        told = await status(small)
-        assert told.log_limit == LIMIT and told.log_bytes and 0.9 * LIMIT < told.log_bytes <= LIMIT
+        current = await status(small)
+        assert (
+            current.log_limit == LIMIT
+            and current.log_bytes
+            and 0.9 * LIMIT < current.log_bytes <= LIMIT
+        )
         assert ids(await context(small, session_id))[-1] == "r089"
 
 
-async def test_behind_the_archive_the_log_is_trimmed_and_nothing_is_forgotten(
+async def test_trimmed_log_loses_no_archived_exchange(
     empty_nats: Server, small: Bus, empty_mongo: Server, session_id: str
 ) -> None:
     async with history(url_of(empty_nats), uri_of(empty_mongo), TRIM):
         await connected(small)
-        await append(small, "quiet", exchange("before"))  # no context is asked for here
+        await append(small, "quiet", exchange("before"))  # its context is never requested
         for n in range(150):
             await append(small, session_id, large(f"r{n:03}"))
             if n % 20 == 19:
@@ -183,7 +187,7 @@ async def test_behind_the_archive_the_log_is_trimmed_and_nothing_is_forgotten(
         assert len(await messages(small, session_id, limit=200)) == 150
 
 
-async def test_a_session_goes_on_after_all_its_records_were_trimmed(
+async def test_session_continues_after_all_records_were_trimmed(
     empty_nats: Server, small: Bus, empty_mongo: Server, session_id: str
 ) -> None:
     async with history(url_of(empty_nats), uri_of(empty_mongo), TRIM):
@@ -200,11 +204,11 @@ async def test_a_session_goes_on_after_all_its_records_were_trimmed(
         assert ids(await messages(small, session_id)) == ["before", "after"]
 
 
-async def test_a_full_log_refuses_chats_and_keeps_all_until_mongodb_is_back(
+async def test_full_log_keeps_all_until_mongodb_is_back(
     empty_nats: Server, small: Bus, empty_mongo: Server, session_id: str
 ) -> None:
-    async with seen_and_gone(empty_nats, small, empty_mongo):
-        taken = await fill(small, session_id)
+    async with with_stopped_mongodb(empty_nats, small, empty_mongo):
+        stored = await fill(small, session_id)
 
         async def is_refused() -> bool:
             return await refused(small, session_id)
@@ -212,33 +216,33 @@ async def test_a_full_log_refuses_chats_and_keeps_all_until_mongodb_is_back(
         await until(is_refused)
         warning = (await status(small)).warning
         assert warning and "MongoDB" in warning
-        with pytest.raises(ServiceError, match="MongoDB"):  # the rest is for what is being said
+        with pytest.raises(ServiceError, match="MongoDB"):  # the rest is for running requests
             await import_exchanges(
                 small, "other", [Imported(request_id="a", prompt="p", response="r")]
             )
         await asyncio.to_thread(empty_mongo.start)
 
-        async def is_taken() -> bool:
+        async def is_accepted() -> bool:
             return not await refused(small, session_id)
 
-        await until(is_taken)
+        await until(is_accepted)
         await append(small, session_id, exchange("after"))
         await archived(small)
         found = ids(await messages(small, session_id, limit=200))
-        assert found == [*taken, "after"]
-        assert ids(await context(small, session_id))[-2:] == [taken[-1], "after"]
+        assert found == [*stored, "after"]
+        assert ids(await context(small, session_id))[-2:] == [stored[-1], "after"]
 
 
-async def test_a_history_that_starts_without_mongodb_still_owes_it_everything(
+async def test_start_without_mongodb_keeps_all_for_it(
     empty_nats: Server, small: Bus, empty_mongo: Server, session_id: str
 ) -> None:
-    async with seen_and_gone(empty_nats, small, empty_mongo):
+    async with with_stopped_mongodb(empty_nats, small, empty_mongo):
         pass
     async with history(url_of(empty_nats)):
-        taken = await fill(small, session_id)
+        stored = await fill(small, session_id)
 
         async def is_refused() -> bool:
             return await refused(small, session_id)
 
         await until(is_refused)
-        assert ids(await messages(small, session_id, limit=200)) == taken
+        assert ids(await messages(small, session_id, limit=200)) == stored

@@ -48,17 +48,17 @@ from tests.servers import Server, nats_server
 
 @pytest.fixture
 async def served(nats_url: str) -> AsyncIterator[None]:
-    """By a history without MongoDB."""
+    """Runs a service without MongoDB."""
     async with history(nats_url):
         yield
 
 
-async def test_a_new_session_has_an_empty_context(served: None, bus: Bus, session_id: str) -> None:
+async def test_new_session_has_an_empty_context(served: None, bus: Bus, session_id: str) -> None:
     found = await context(bus, session_id)
     assert (found.turns, found.epoch, found.applied_seq) == ((), 0, 0)
 
 
-async def test_an_exchange_is_in_the_next_context(served: None, bus: Bus, session_id: str) -> None:
+async def test_exchange_is_in_the_next_context(served: None, bus: Bus, session_id: str) -> None:
     seq = await append(bus, session_id, exchange("a"))
     found = await context(bus, session_id)
     assert (ids(found), found.applied_seq) == (["a"], seq)
@@ -67,7 +67,7 @@ async def test_an_exchange_is_in_the_next_context(served: None, bus: Bus, sessio
     assert (ids(found), found.applied_seq) == (["a", "b"], seq)
 
 
-async def test_a_cleared_session_has_an_empty_context(
+async def test_cleared_session_has_an_empty_context(
     served: None, bus: Bus, session_id: str
 ) -> None:
     await append_many(bus, session_id, 3)
@@ -79,34 +79,34 @@ async def test_a_cleared_session_has_an_empty_context(
     assert ids(await context(bus, session_id)) == ["new"]
 
 
-async def test_an_exchange_that_was_under_way_when_its_session_was_cleared_is_only_listed(
+async def test_exchange_requested_before_a_clear_is_only_listed(
     served: None, bus: Bus, session_id: str
 ) -> None:
-    asked_in = (await context(bus, session_id)).epoch
+    old_epoch = (await context(bus, session_id)).epoch
     await clear(bus, session_id)
-    await append(bus, session_id, exchange("late", epoch=asked_in))
+    await append(bus, session_id, exchange("late", epoch=old_epoch))
     assert ids(await context(bus, session_id)) == []
     assert ids(await messages(bus, session_id)) == ["late"]
 
 
-async def test_a_session_that_is_clear_is_cleared_again_for_what_is_under_way(
+async def test_clear_of_a_clear_session_excludes_running_requests(
     served: None, bus: Bus, session_id: str
 ) -> None:
     await clear(bus, session_id)
-    asked_in = (await context(bus, session_id)).epoch
+    old_epoch = (await context(bus, session_id)).epoch
     await clear(bus, session_id)
-    await append(bus, session_id, exchange("late", epoch=asked_in))
+    await append(bus, session_id, exchange("late", epoch=old_epoch))
     assert ids(await context(bus, session_id)) == []
 
 
-async def test_an_erased_session_is_nowhere_any_more(
+async def test_erased_session_is_deleted_everywhere(
     nats_url: str, mongodb_uri: str, bus: Bus, session_id: str
 ) -> None:
     key = subjects.session_key(TENANT, session_id)
     async with history(nats_url, mongodb_uri):
         await connected(bus)
         await append_many(bus, session_id, 5)
-        await append(bus, f"{session_id} other", exchange("theirs"))
+        await append(bus, f"{session_id} other", exchange("other"))
         await context(bus, session_id)
         await archived(bus)
         await append(bus, session_id, exchange("not archived"))
@@ -114,7 +114,7 @@ async def test_an_erased_session_is_nowhere_any_more(
         found = await context(bus, session_id)
         assert found.turns == () and found.erased == found.epoch == found.applied_seq > 0
         assert await messages(bus, session_id) == ()
-        assert ids(await messages(bus, f"{session_id} other")) == ["theirs"]
+        assert ids(await messages(bus, f"{session_id} other")) == ["other"]
         snapshot = await Stream(bus, "KV_sessions").last(f"$KV.{subjects.SESSIONS_BUCKET}.{key}")
         assert snapshot is not None and b"prompt of" not in snapshot.data
         first = await Stream(bus, subjects.HISTORY_STREAM).next(subjects.log(key), 1)
@@ -124,7 +124,7 @@ async def test_an_erased_session_is_nowhere_any_more(
         documents.client.close()
 
 
-async def test_an_erased_session_can_begin_again(served: None, bus: Bus, session_id: str) -> None:
+async def test_erased_session_can_begin_again(served: None, bus: Bus, session_id: str) -> None:
     await append(bus, session_id, exchange("old"))
     await erase(bus, session_id)
     epoch = (await context(bus, session_id)).epoch
@@ -134,7 +134,7 @@ async def test_an_erased_session_can_begin_again(served: None, bus: Bus, session
     assert ids(await messages(bus, session_id)) == ["new"]
 
 
-async def test_a_change_that_is_heard_late_for_a_second_time_changes_nothing(
+async def test_repeated_change_with_the_same_request_id_is_ignored(
     served: None, bus: Bus, session_id: str
 ) -> None:
     erasing = subjects.history("delete", TENANT), DeleteRequest(session_id, "r"), Empty
@@ -145,19 +145,19 @@ async def test_a_change_that_is_heard_late_for_a_second_time_changes_nothing(
         DescribeRequest(session_id, title, "r"),
         Session,
     )
-    for asked in (erasing, clearing, describing):
-        await bus.request(*asked)
+    for change in (erasing, clearing, describing):
+        await bus.request(*change)
     await describe(bus, session_id, title="second")
     epoch = (await context(bus, session_id)).epoch
     await append(bus, session_id, exchange("new", epoch=epoch))
-    for asked in (erasing, clearing, describing):
-        await bus.request(*asked)
+    for change in (erasing, clearing, describing):
+        await bus.request(*change)
     assert ids(await context(bus, session_id)) == ["new"]
     assert ids(await messages(bus, session_id)) == ["new"]
     assert (await sessions(bus, TENANT, 1)).sessions[0].title == "second"
 
 
-async def test_the_window_is_cut_in_steps(nats_url: str, bus: Bus, session_id: str) -> None:
+async def test_window_is_truncated_in_steps(nats_url: str, bus: Bus, session_id: str) -> None:
     async with history(nats_url, history_exchanges=3):
         sizes = []
         for n in range(10):
@@ -166,22 +166,22 @@ async def test_the_window_is_cut_in_steps(nats_url: str, bus: Bus, session_id: s
     assert sizes == [1, 2, 3, 4, 3, 4, 3, 4, 3, 4]
 
 
-async def test_sessions_and_tenants_are_apart(served: None, bus: Bus, session_id: str) -> None:
+async def test_sessions_and_tenants_are_isolated(served: None, bus: Bus, session_id: str) -> None:
     await append(bus, session_id, exchange("mine"))
-    await append(bus, session_id, exchange("theirs"), tenant="bob")
+    await append(bus, session_id, exchange("other"), tenant="bob")
     assert ids(await context(bus, session_id)) == ["mine"]
-    assert ids(await context(bus, session_id, tenant="bob")) == ["theirs"]
+    assert ids(await context(bus, session_id, tenant="bob")) == ["other"]
     assert ids(await context(bus, f"{session_id}x")) == []
 
 
-async def test_any_text_can_be_a_session(served: None, bus: Bus, session_id: str) -> None:
+async def test_any_text_can_be_a_session_id(served: None, bus: Bus, session_id: str) -> None:
     for name in (f"{session_id} * > . \n ", f"{session_id} 😀", session_id.ljust(128, "é")):
         await append(bus, name, exchange("a"))
         assert ids(await context(bus, name)) == ["a"]
         assert [message.session_id for message in await messages(bus, name)] == [name]
 
 
-async def test_concurrent_exchanges_of_a_session_are_all_kept(
+async def test_concurrent_exchanges_of_a_session_are_all_stored(
     served: None, bus: Bus, session_id: str
 ) -> None:
     for n in range(100):
@@ -193,14 +193,18 @@ async def test_concurrent_exchanges_of_a_session_are_all_kept(
     assert 10 <= len(shown) <= 13 and shown == listed[-len(shown) :]
 
 
-async def test_many_sessions_are_answered_at_once(served: None, bus: Bus, session_id: str) -> None:
+async def test_many_sessions_are_served_concurrently(
+    served: None, bus: Bus, session_id: str
+) -> None:
     names = [f"{session_id} {n}" for n in range(50)]
     await asyncio.gather(*(append_many(bus, name, 3) for name in names))
     found = await asyncio.gather(*(context(bus, name) for name in names))
     assert [len(each.turns) for each in found] == [3] * 50
 
 
-async def test_two_replicas_agree_about_a_session(nats_url: str, bus: Bus, session_id: str) -> None:
+async def test_two_processes_return_the_same_context(
+    nats_url: str, bus: Bus, session_id: str
+) -> None:
     async with history(nats_url), history(nats_url):
         for n in range(30):
             await append(bus, session_id, exchange(f"r{n}"))
@@ -209,7 +213,9 @@ async def test_two_replicas_agree_about_a_session(nats_url: str, bus: Bus, sessi
             assert ids(found[0])[-1] == f"r{n}"
 
 
-async def test_a_restarted_history_remembers(nats_url: str, bus: Bus, session_id: str) -> None:
+async def test_context_is_the_same_after_a_restart(
+    nats_url: str, bus: Bus, session_id: str
+) -> None:
     async with history(nats_url):
         await append_many(bus, session_id, 2)
         before = await context(bus, session_id)
@@ -220,7 +226,7 @@ async def test_a_restarted_history_remembers(nats_url: str, bus: Bus, session_id
         assert ids(await messages(bus, session_id)) == ["r000", "r001"]
 
 
-async def test_a_context_does_not_need_its_snapshot(
+async def test_context_does_not_need_its_snapshot(
     empty_nats: Server, empty_bus: Bus, session_id: str
 ) -> None:
     async with history(url_of(empty_nats)):
@@ -230,7 +236,7 @@ async def test_a_context_does_not_need_its_snapshot(
         assert await context(empty_bus, session_id) == before
 
 
-async def test_a_context_outlives_its_part_of_the_log(
+async def test_context_survives_the_loss_of_its_records(
     empty_nats: Server, empty_bus: Bus, session_id: str
 ) -> None:
     async with history(url_of(empty_nats)):
@@ -242,7 +248,7 @@ async def test_a_context_outlives_its_part_of_the_log(
         assert ids(await context(empty_bus, session_id)) == ["r000", "r001", "r002", "new"]
 
 
-async def test_after_its_retention_nothing_is_shown(
+async def test_expired_exchange_is_not_returned(
     empty_nats: Server, empty_bus: Bus, session_id: str
 ) -> None:
     async with history(url_of(empty_nats), history_retention="1s"):
@@ -262,14 +268,14 @@ async def test_after_its_retention_nothing_is_shown(
         await until(is_gone)
 
 
-async def test_a_bad_request_is_told_what_is_wrong(served: None, bus: Bus) -> None:
+async def test_invalid_request_names_the_field(served: None, bus: Bus) -> None:
     for call in (context(bus, ""), clear(bus, "x" * 129), messages(bus, "a", limit=0)):
         with pytest.raises(ServiceError, match=r"\$\.(session_id|limit)") as raised:
             await call
         assert raised.value.code == "invalid_request"
 
 
-async def test_a_session_that_can_not_be_read_is_never_answered_as_new(
+async def test_unavailable_log_is_an_error_not_a_new_session(
     empty_nats: Server, empty_bus: Bus, session_id: str
 ) -> None:
     async with history(url_of(empty_nats)):
@@ -287,7 +293,7 @@ async def test_a_session_that_can_not_be_read_is_never_answered_as_new(
             assert answer.code == "history_unavailable"
 
 
-async def test_a_nats_that_comes_back_empty_gets_its_streams_again(
+async def test_streams_are_created_again_on_an_empty_nats(
     tmp_path: Path, mongodb_uri: str, session_id: str
 ) -> None:
     for name in ("first", "second"):
@@ -324,7 +330,7 @@ async def test_a_nats_that_comes_back_empty_gets_its_streams_again(
         second.stop()
 
 
-async def test_the_last_messages_are_listed_oldest_first(
+async def test_messages_are_the_last_ones_oldest_first(
     served: None, bus: Bus, session_id: str
 ) -> None:
     await append_many(bus, session_id, 30)
@@ -338,14 +344,16 @@ async def test_the_last_messages_are_listed_oldest_first(
     )
 
 
-async def test_a_cleared_session_is_still_listed(served: None, bus: Bus, session_id: str) -> None:
+async def test_messages_of_a_cleared_session_stay_readable(
+    served: None, bus: Bus, session_id: str
+) -> None:
     await append_many(bus, session_id, 2)
     await clear(bus, session_id)
     assert ids(await messages(bus, session_id)) == ["r000", "r001"]
 
 
 @pytest.mark.parametrize("with_mongodb", [False, True])
-async def test_a_tenant_sees_all_its_sessions_and_nobody_elses(
+async def test_messages_of_a_tenant_exclude_other_tenants(
     nats_url: str, mongodb_uri: str, bus: Bus, session_id: str, with_mongodb: bool
 ) -> None:
     tenant = uuid4().hex
@@ -354,7 +362,7 @@ async def test_a_tenant_sees_all_its_sessions_and_nobody_elses(
             await connected(bus)
         for n in range(12):
             await append(bus, f"{session_id} {n % 2}", exchange(f"mine{n}"), tenant)
-            await append(bus, f"{session_id} {n % 2}", exchange(f"theirs{n}"), f"{tenant}x")
+            await append(bus, f"{session_id} {n % 2}", exchange(f"other{n}"), f"{tenant}x")
         if with_mongodb:
             await archived(bus)
         assert ids(await messages(bus, None, 3, tenant)) == ["mine9", "mine10", "mine11"]
@@ -363,7 +371,7 @@ async def test_a_tenant_sees_all_its_sessions_and_nobody_elses(
         assert await messages(bus, session_id, 99, tenant) == ()
 
 
-async def test_messages_are_never_behind_an_answer(
+async def test_messages_include_every_appended_exchange(
     nats_url: str, mongodb_uri: str, bus: Bus, session_id: str
 ) -> None:
     async with history(nats_url, mongodb_uri), history(nats_url, mongodb_uri):
@@ -389,19 +397,19 @@ async def test_messages_are_the_same_from_log_and_archive(
     assert listed[0] == listed[1]
 
 
-async def test_an_exchange_is_found_by_its_request_in_the_log_and_in_the_archive(
+async def test_exchange_is_found_in_log_and_archive(
     nats_url: str, mongodb_uri: str, bus: Bus, session_id: str
 ) -> None:
     tenant = f"tenant{session_id[-12:]}"
-    said = exchange("r1", response="so it was")
+    record = exchange("r1", response="the response")
 
     async def found(request_id: str = "r1", of: str = tenant) -> str:
         subject = subjects.history("exchange", of)
         return (await bus.request(subject, ExchangeRequest(request_id), Exchange)).response
 
     async with history(nats_url):
-        await append(bus, session_id, said, tenant)
-        assert await found() == "so it was"
+        await append(bus, session_id, record, tenant)
+        assert await found() == "the response"
         for request_id, of in (("r2", tenant), ("r1", "another")):
             with pytest.raises(ServiceError, match="No answer") as raised:
                 await found(request_id, of)
@@ -409,7 +417,7 @@ async def test_an_exchange_is_found_by_its_request_in_the_log_and_in_the_archive
     async with history(nats_url, mongodb_uri):
         await connected(bus)
         await archived(bus)
-        assert await found() == "so it was"
+        assert await found() == "the response"
         await erase(bus, session_id, tenant)
         with pytest.raises(ServiceError):
             await found()

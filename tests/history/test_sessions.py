@@ -39,14 +39,14 @@ from tests.history.samples import (
 )
 from tests.servers import Server
 
-NOTHING_ASKED = {"title": None, "system_prompt": None}
+NOT_SET = {"title": None, "system_prompt": None}
 
 
 @pytest.fixture(params=[False, True], ids=["log alone", "archived"])
 async def is_archived(
     request: pytest.FixtureRequest, nats_url: str, mongodb_uri: str, bus: Bus
 ) -> AsyncIterator[bool]:
-    """With a history that has no MongoDB, or one that has."""
+    """Runs a service without MongoDB, then one with it."""
     with_mongodb: bool = request.param
     async with history(nats_url, mongodb_uri if with_mongodb else ""):
         if with_mongodb:
@@ -65,7 +65,7 @@ async def settled(bus: Bus, is_archived: bool) -> None:
 
 
 async def listed(bus: Bus, tenant: str, limit: int = 20) -> list[str]:
-    """All pages of the list of sessions."""
+    """Return the session ids of all pages."""
     page = await sessions(bus, tenant, limit)
     found = [session.id for session in page.sessions]
     while page.next:
@@ -75,24 +75,24 @@ async def listed(bus: Bus, tenant: str, limit: int = 20) -> list[str]:
     return found
 
 
-async def test_pages_of_a_session_walk_back_to_its_beginning(
+async def test_message_pages_walk_back_to_the_first(
     is_archived: bool, bus: Bus, session_id: str
 ) -> None:
-    asked = await append_many(bus, session_id, 25)
+    appended = await append_many(bus, session_id, 25)
     await append_many(bus, f"{session_id} other", 5)
     await settled(bus, is_archived)
-    asked += [f"new{n}" for n in range(3)]  # that the archive may not have yet
-    for request_id in asked[-3:]:
+    appended += [f"new{n}" for n in range(3)]  # maybe not archived yet
+    for request_id in appended[-3:]:
         await append(bus, session_id, exchange(request_id))
     page = await message_page(bus, session_id, 10)
     found = ids(page.messages)
     while page.next:
         page = await message_page(bus, session_id, 10, page.next)
         found = ids(page.messages) + found
-    assert found == asked
+    assert found == appended
 
 
-async def test_a_cursor_that_stands_behind_an_erasure_shows_nothing(
+async def test_cursor_before_an_erasure_returns_nothing(
     is_archived: bool, bus: Bus, session_id: str
 ) -> None:
     await append_many(bus, session_id, 6)
@@ -104,7 +104,7 @@ async def test_a_cursor_that_stands_behind_an_erasure_shows_nothing(
     assert ids((await message_page(bus, session_id, 3)).messages) == ["new"]
 
 
-async def test_an_exchange_that_was_retried_stays_and_is_marked(
+async def test_retried_exchange_stays_and_is_marked(
     is_archived: bool, bus: Bus, session_id: str
 ) -> None:
     await append(bus, session_id, exchange("a"))
@@ -132,7 +132,7 @@ async def test_sessions_are_listed_last_active_first(
         assert await listed(bus, tenant, limit) == expected
 
 
-async def test_a_list_of_sessions_is_never_behind_an_answer(
+async def test_session_list_includes_every_appended_exchange(
     nats_url: str, bus: Bus, tenant: str
 ) -> None:
     async with history(nats_url), history(nats_url):
@@ -142,7 +142,7 @@ async def test_a_list_of_sessions_is_never_behind_an_answer(
             assert (first.id, first.exchanges) == (f"s{n % 7}", n // 7 + 1)
 
 
-async def test_a_session_is_listed_with_what_is_known_of_it(
+async def test_session_list_has_title_count_and_last_activity(
     is_archived: bool, bus: Bus, tenant: str
 ) -> None:
     first = replace(exchange("a"), prompt="What is \n  the " + "x" * 80)
@@ -157,7 +157,7 @@ async def test_a_session_is_listed_with_what_is_known_of_it(
     assert record is not None and abs((record.time - session.last_activity).total_seconds()) < 0.01
 
 
-async def test_a_session_gets_a_title_and_a_system_prompt_and_loses_them_again(
+async def test_describe_sets_and_removes_title_and_system_prompt(
     is_archived: bool, bus: Bus, tenant: str
 ) -> None:
     await append(bus, "s", exchange("a"), tenant)
@@ -169,20 +169,18 @@ async def test_a_session_gets_a_title_and_a_system_prompt_and_loses_them_again(
     session = await describe(bus, "s", tenant, title=None)
     assert (session.title, session.system_prompt) == ("prompt of a", "Be brief.")
     assert (await sessions(bus, tenant)).sessions == (session,)
-    await describe(bus, "s", tenant, **NOTHING_ASKED)
+    await describe(bus, "s", tenant, **NOT_SET)
     assert (await context(bus, "s", tenant)).system_prompt is None
 
 
-async def test_a_session_can_be_described_before_anything_is_said(
-    is_archived: bool, bus: Bus, tenant: str
-) -> None:
+async def test_describe_creates_a_session(is_archived: bool, bus: Bus, tenant: str) -> None:
     await describe(bus, "s", tenant, system_prompt="")
     assert (await context(bus, "s", tenant)).system_prompt == ""
     (session,) = (await sessions(bus, tenant)).sessions
     assert (session.title, session.exchanges) == ("", 0)
 
 
-async def test_an_erased_session_is_not_listed_until_it_begins_again(
+async def test_erased_session_is_listed_once_it_begins_again(
     is_archived: bool, bus: Bus, tenant: str
 ) -> None:
     await append(bus, "s", exchange("a"), tenant)
@@ -196,10 +194,10 @@ async def test_an_erased_session_is_not_listed_until_it_begins_again(
     assert session.system_prompt is None
 
 
-async def test_whole_exchanges_are_exported_oldest_first(
+async def test_export_has_whole_exchanges_oldest_first(
     is_archived: bool, bus: Bus, session_id: str
 ) -> None:
-    asked = await append_many(bus, session_id, 210)
+    appended = await append_many(bus, session_id, 210)
     await settled(bus, is_archived)
     await append(bus, session_id, exchange("new"))
     page = await export(bus, session_id)
@@ -207,12 +205,12 @@ async def test_whole_exchanges_are_exported_oldest_first(
     while page.next:
         page = await export(bus, session_id, page.next)
         found += page.exchanges
-    assert [said.request_id for said in found] == [*asked, "new"]
-    assert all(isinstance(said, Exchange) and said.model and said.model.digest for said in found)
-    assert (await export(bus, f"{session_id} that never was")).exchanges == ()
+    assert [each.request_id for each in found] == [*appended, "new"]
+    assert all(isinstance(each, Exchange) and each.model and each.model.digest for each in found)
+    assert (await export(bus, f"{session_id} that does not exist")).exchanges == ()
 
 
-async def test_what_was_erased_is_not_exported(
+async def test_export_excludes_erased_exchanges(
     is_archived: bool, bus: Bus, session_id: str
 ) -> None:
     await append_many(bus, session_id, 3)
@@ -220,12 +218,10 @@ async def test_what_was_erased_is_not_exported(
     await erase(bus, session_id)
     await append(bus, session_id, exchange("new"))
     exported = (await export(bus, session_id)).exchanges
-    assert [said.request_id for said in exported] == ["new"]
+    assert [each.request_id for each in exported] == ["new"]
 
 
-async def test_what_was_exported_can_be_imported(
-    is_archived: bool, bus: Bus, session_id: str
-) -> None:
+async def test_export_can_be_imported(is_archived: bool, bus: Bus, session_id: str) -> None:
     await append_many(bus, session_id, 3)
     exported = (await export(bus, session_id)).exchanges
     taken = [Imported(request_id=e.request_id, prompt=e.prompt, response=e.response,
@@ -297,7 +293,7 @@ async def test_import_after_the_log_was_lost_appends_again(
         assert "r3" in [e.request_id for e in exported]
 
 
-async def test_of_what_is_imported_only_prompt_and_response_must_be_known(
+async def test_import_needs_only_id_prompt_and_response(
     is_archived: bool, bus: Bus, session_id: str
 ) -> None:
     await import_exchanges(bus, session_id, [Imported(request_id="a", prompt="p", response="r")])
@@ -307,7 +303,7 @@ async def test_of_what_is_imported_only_prompt_and_response_must_be_known(
     assert message.model == ""
 
 
-async def test_a_cursor_that_is_none_is_a_bad_request(is_archived: bool, bus: Bus) -> None:
+async def test_invalid_cursor_is_an_invalid_request(is_archived: bool, bus: Bus) -> None:
     for call in (
         sessions(bus, "t", before="x"),
         message_page(bus, "s", before="1-"),
@@ -318,7 +314,7 @@ async def test_a_cursor_that_is_none_is_a_bad_request(is_archived: bool, bus: Bu
         assert raised.value.code == "invalid_request"
 
 
-async def test_who_erases_a_long_session_does_not_wait_until_all_of_it_is_deleted(
+async def test_erasing_a_long_session_continues_in_background(
     nats_url: str, bus: Bus, session_id: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     subject = subjects.log(subjects.session_key("alice", session_id))
@@ -340,7 +336,7 @@ async def test_who_erases_a_long_session_does_not_wait_until_all_of_it_is_delete
         await until(is_gone)
 
 
-async def test_an_erasure_that_a_process_did_not_live_to_end_is_ended_by_another(
+async def test_erasure_of_a_dead_process_is_completed(
     nats_url: str, bus: Bus, session_id: str
 ) -> None:
     key = subjects.session_key("alice", session_id)
@@ -365,7 +361,7 @@ async def test_an_erasure_that_a_process_did_not_live_to_end_is_ended_by_another
 
 
 async def logged(bus: Bus) -> int:
-    """Number of records in the log."""
+    """Return the number of records in the log."""
     count: int = (await bus.jetstream.stream_info(subjects.HISTORY_STREAM)).state.messages
     return count
 
@@ -422,7 +418,7 @@ async def test_repeated_import_is_deduplicated_by_the_archive(
         assert await logged(empty_bus) == 0
 
 
-async def test_repeated_import_waits_for_the_archive_that_has_a_part_of_it(
+async def test_repeated_import_without_its_archive_is_refused(
     empty_nats: Server, empty_bus: Bus, mongodb_uri: str, session_id: str
 ) -> None:
     async with history(url_of(empty_nats), mongodb_uri):
@@ -441,7 +437,7 @@ async def test_repeated_import_waits_for_the_archive_that_has_a_part_of_it(
         assert ids(await context(empty_bus, session_id)) == ["r0", "r1", "r2"]
 
 
-async def test_senseless_import_is_refused_whole(
+async def test_import_with_one_invalid_exchange_is_refused_whole(
     bus: Bus, session_id: str, is_archived: bool
 ) -> None:
     good = Imported(request_id="a", prompt="p", response="r")

@@ -7,21 +7,21 @@ from services.runtime.settings import InvalidSetting, load
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90d", 7_776_000), ("12h", 43_200), ("30m", 1800), ("600s", 600)]
 )
-def test_a_retention_has_a_unit(text: str, seconds: int) -> None:
+def test_retention_has_a_unit(text: str, seconds: int) -> None:
     assert load(HistorySettings, {"HISTORY_RETENTION": text}).retention_seconds == seconds
 
 
-def test_without_a_retention_all_is_kept() -> None:
+def test_no_retention_is_zero_seconds() -> None:
     assert load(HistorySettings, {}).retention_seconds == 0
 
 
 @pytest.mark.parametrize("text", ["30", "0d", "-1d", "30 d", "forever", "30000d"])
-def test_what_is_no_retention_is_a_bad_setting(text: str) -> None:
+def test_invalid_retention_is_an_invalid_setting(text: str) -> None:
     with pytest.raises(InvalidSetting, match="HISTORY_RETENTION"):
         load(HistorySettings, {"HISTORY_RETENTION": text})
 
 
 @pytest.mark.parametrize("text", ["0", "101", "ten"])
-def test_the_number_of_exchanges_has_limits(text: str) -> None:
+def test_number_of_exchanges_is_limited(text: str) -> None:
     with pytest.raises(InvalidSetting, match="HISTORY_EXCHANGES"):
         load(HistorySettings, {"HISTORY_EXCHANGES": text})

@@ -66,7 +66,7 @@ async def test_records_appended_and_saved_during_a_read_are_in_it(
     assert [turn.request_id for turn in (await snapshots.current(key)).turns] == ["a", "b"]
 
 
-async def test_what_came_since_a_snapshot_is_read_in_order(
+async def test_records_after_a_snapshot_are_in_log_order(
     snapshots: Snapshots, log: SessionLog, bus: Bus, session_id: str, key: str
 ) -> None:
     await append_many(bus, session_id, 2)
@@ -77,13 +77,13 @@ async def test_what_came_since_a_snapshot_is_read_in_order(
     assert (snapshot, request_ids(entries)) == (kept, ["new1", "new2"])
 
 
-async def test_a_session_without_records_has_none(
+async def test_session_without_records_has_no_records_after(
     snapshots: Snapshots, log: SessionLog, key: str
 ) -> None:
     assert await records_after(log, snapshots, key, Snapshot()) == (Snapshot(), [])
 
 
-async def test_a_snapshot_of_a_log_that_is_no_more_is_not_continued(
+async def test_snapshot_of_a_lost_log_is_replaced(
     snapshots: Snapshots, log: SessionLog, bus: Bus, session_id: str, key: str
 ) -> None:
     last = await append(bus, session_id, exchange("a"))
@@ -93,7 +93,7 @@ async def test_a_snapshot_of_a_log_that_is_no_more_is_not_continued(
     assert (snapshot, request_ids(entries)) == (Snapshot(), ["a"])
 
 
-async def test_of_snapshots_kept_at_once_one_stays(
+async def test_one_of_two_concurrent_stores_succeeds(
     snapshots: Snapshots, log: SessionLog, key: str
 ) -> None:
     _, revision, _ = await snapshots.load(key)
@@ -102,7 +102,7 @@ async def test_of_snapshots_kept_at_once_one_stays(
     assert (await snapshots.load(key))[0] == Snapshot(applied_seq=1)
 
 
-async def test_a_snapshot_that_can_not_be_read_is_replaced(
+async def test_undecodable_snapshot_is_replaced(
     snapshots: Snapshots, log: SessionLog, bus: Bus, key: str
 ) -> None:
     await bus.jetstream.publish(f"$KV.{subjects.SESSIONS_BUCKET}.{key}", b'{"turns":7}')
@@ -115,7 +115,7 @@ async def test_a_snapshot_that_can_not_be_read_is_replaced(
 @pytest.mark.parametrize(
     "damaged", [Snapshot(epoch=999_999, applied_seq=0), Snapshot(epoch=0, applied_seq=-7)]
 )
-async def test_a_snapshot_that_can_not_be_is_not_continued(
+async def test_inconsistent_snapshot_is_replaced(
     snapshots: Snapshots, log: SessionLog, key: str, damaged: Snapshot
 ) -> None:
     await log.append(key, CLEARED)

@@ -25,10 +25,10 @@ chat *options: (_setup)
 test *options: (_setup "--group" "dev" "--group" "bench") _old-nats _llama-source
     @python -m pytest -n 4 --dist loadfile --no-loadscope-reorder "$@"
 
-# Kill, freeze and fill up parts under load, and count what is left: 3 minutes
+# Kill, freeze and fill up parts under load: 8 minutes; `just faults short` runs campaigns for 3
 [group('develop')]
-faults *options: (_setup "--group" "dev" "--group" "bench")
-    @python -m pytest tests/faults/test_{outages,room,last_token,forgetting}.py --campaign -s "$@"
+faults size="long" *options: (_setup "--group" "dev" "--group" "bench") _old-nats
+    @python -m pytest tests/faults --campaigns="$1" -s "${@:2}"
 
 # Kill and freeze parts of a cluster at random, and prove that no caller was told anything wrong
 [group('develop')]

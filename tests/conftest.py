@@ -22,13 +22,22 @@ SLOWEST_FIRST = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--campaign", action="store_true", help="tests/faults in their long form")
+    parser.addoption(
+        "--campaigns",
+        choices=("short", "long"),
+        help="`short`: run only the fault campaigns, in seconds; `long`: everything, at full size",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the campaigns, and let the slowest files begin first: each runs in one process."""
-    if not config.getoption("--campaign"):
-        items[:] = [item for item in items if "campaign" not in item.keywords]
+    """Select what `--campaigns` says, and run the slowest files first."""
+    size = config.getoption("--campaigns")
+    if size != "long":
+        chosen: dict[bool, list[pytest.Item]] = {True: [], False: []}
+        for item in items:
+            chosen[("campaign" in item.keywords) == (size == "short")].append(item)
+        config.hook.pytest_deselected(items=chosen[False])
+        items[:] = chosen[True]
     items.sort(key=lambda item: _rank(item.nodeid))  # stable
 
 

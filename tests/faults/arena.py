@@ -29,7 +29,7 @@ class Size(NamedTuple):
 
 
 SHORT = Size(sessions=20, turns=8, outage=1)
-CAMPAIGN = Size(sessions=50, turns=10, outage=30)
+LONG = Size(sessions=50, turns=10, outage=30)
 AT_ONCE = 20
 
 

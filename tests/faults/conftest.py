@@ -3,13 +3,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.stack import running_stack
-from tests.faults.arena import CAMPAIGN, SHORT, Arena, Size
+from tests.faults.arena import LONG, SHORT, Arena, Size
 from tests.servers import mongod, running
 
 
 @pytest.fixture(scope="session")
 def size(request: pytest.FixtureRequest) -> Size:
-    return CAMPAIGN if request.config.getoption("--campaign") else SHORT
+    return LONG if request.config.getoption("--campaigns") == "long" else SHORT
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The campaign in its short form; `just chaos` is the long one."""
+"""The random campaign for seconds; `just chaos` runs it for minutes, with another seed each time."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ SECONDS = 40
 SEED = 7
 
 
+@pytest.mark.campaign
 @pytest.mark.timeout(200)
 def test_whatever_dies_or_freezes_no_caller_is_told_anything_wrong(tmp_path: Path) -> None:
     result = campaign.run(tmp_path, SECONDS, SEED)

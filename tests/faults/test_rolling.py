@@ -27,6 +27,7 @@ def restart(up: Fleet, parts: Sequence[Server], done: threading.Event) -> None:
         done.set()
 
 
+@pytest.mark.campaign
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("what", ["services", "nats"])
 def test_a_rolling_restart_fails_no_request(tmp_path: Path, what: str) -> None:

@@ -16,28 +16,35 @@ from bench.report import Row, Section
 from services.contract import subjects
 from services.contract.messages import Token
 from services.runtime.bus import Bus
-from tests.faults.pair import AFTER, Heard, Pair, events, pair, second_edge
+from tests.faults.worker_pair import (
+    DISTURB_AFTER,
+    StreamedAnswer,
+    WorkerPair,
+    events,
+    running_pair,
+    second_edge,
+)
 
 KILLS, FREEZES, RESUMES = 6, 4, 20
 PUBLISHED = 20_000  # events in a run
 RUNS = 5
 NOTE = f"""The demo model, slowed to 30 ms a step, two workers and two edges. A worker is killed or
-frozen after {AFTER} characters of an answer: seconds until its client hears the next one, over
-{KILLS} and {FREEZES} times; the bars are about the longest. `GET /chat/<id>` at another edge with
-`Last-Event-ID`, {RESUMES} times in the middle of an answer: milliseconds until the first event.
-Events of one token, {PUBLISHED:,} in a run, published to one listener with and without a reply
-subject: microseconds of CPU, of the publisher and listener together and of nats-server."""
+frozen after {DISTURB_AFTER} characters of an answer: seconds until its client hears the next one,
+over {KILLS} and {FREEZES} times; the bars are about the longest. `GET /chat/<id>` at another edge
+with `Last-Event-ID`, {RESUMES} times in the middle of an answer: milliseconds until the first
+event. Events of one token, {PUBLISHED:,} in a run, published to one listener with and without a
+reply subject: microseconds of CPU, of the publisher and listener together and of nats-server."""
 
 
 def run(plan: Plan) -> Section:
-    with tempfile.TemporaryDirectory() as folder, pair(Path(folder)) as two:
+    with tempfile.TemporaryDirectory() as folder, running_pair(Path(folder)) as pair:
         rows = [
-            _row("death: gap, s", _gaps(two, KILLS, _kill), Bar("<", 2)),
-            _row("freeze: gap, s", _gaps(two, FREEZES, _freeze), Bar("<", 6)),
+            _row("death: gap, s", _gaps(pair, KILLS, _kill), Bar("<", 2)),
+            _row("freeze: gap, s", _gaps(pair, FREEZES, _freeze), Bar("<", 6)),
         ]
-        with second_edge(two.stack, Path(folder)) as edge:
-            rows.append(_row("resume: first event, ms", _resumes(two, edge.port)))
-        rows += _costs(two)
+        with second_edge(pair.stack, Path(folder)) as edge:
+            rows.append(_row("resume: first event, ms", _resumes(pair, edge.port)))
+        rows += _costs(pair)
     return Section("failover", "failover", NOTE, (), rows)
 
 
@@ -49,17 +56,19 @@ def _row(what: str, values: list[float], bar: Bar | None = None) -> Row:
     return Row(f"{what} (p50 {number(spread.median)})", (), Spread.of([spread.high]), bar)
 
 
-def _gaps(two: Pair, times: int, disturb: Callable[[Pair], Callable[[], None]]) -> list[float]:
-    whole = two.ask("undisturbed").text
+def _gaps(
+    pair: WorkerPair, times: int, disturb: Callable[[WorkerPair], Callable[[], None]]
+) -> list[float]:
+    whole = pair.ask("undisturbed").text
     gaps = []
     for n in range(times):
         name = f"{disturb.__name__} {n}"
         undo: list[Callable[[], None]] = []
 
-        def disturb_it(_: Heard, undo: list[Callable[[], None]] = undo) -> None:
-            undo.append(disturb(two))
+        def disturb_it(_: StreamedAnswer, undo: list[Callable[[], None]] = undo) -> None:
+            undo.append(disturb(pair))
 
-        heard = two.ask(name, disturb_it)
+        heard = pair.ask(name, disturb_it)
         assert heard.text == whole and heard.end["stored"] == "log"
         undo[0]()
         gaps.append(heard.longest_gap)
@@ -67,14 +76,14 @@ def _gaps(two: Pair, times: int, disturb: Callable[[Pair], Callable[[], None]]) 
     return gaps
 
 
-def _kill(two: Pair) -> Callable[[], None]:
-    worker = two.answering()
+def _kill(pair: WorkerPair) -> Callable[[], None]:
+    worker = pair.answering()
     worker.stop(signal.SIGKILL)
-    return lambda: two.start(worker)
+    return lambda: pair.start(worker)
 
 
-def _freeze(two: Pair) -> Callable[[], None]:
-    worker = two.answering()
+def _freeze(pair: WorkerPair) -> Callable[[], None]:
+    worker = pair.answering()
     worker.signal(signal.SIGSTOP)
 
     def wake() -> None:
@@ -84,10 +93,10 @@ def _freeze(two: Pair) -> Callable[[], None]:
     return wake
 
 
-def _resumes(two: Pair, port: int) -> list[float]:
+def _resumes(pair: WorkerPair, port: int) -> list[float]:
     delays: list[float] = []
 
-    def resume(heard: Heard) -> None:
+    def resume(heard: StreamedAnswer) -> None:
         for _ in range(RESUMES):
             began = time.perf_counter()
             last_id = {"Last-Event-ID": str(len(heard.text))}
@@ -96,13 +105,13 @@ def _resumes(two: Pair, port: int) -> list[float]:
             delays.append((time.perf_counter() - began) * 1000)
 
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
-        two.ask("resumed", resume)
+        pair.ask("resumed", resume)
     return delays
 
 
-def _costs(two: Pair) -> list[Row]:
-    url = f"nats://127.0.0.1:{two.stack.nats.port}"
-    runs = [uvloop.run(_publish(url, two.stack.nats.pid, told)) for told in (False, True) * RUNS]
+def _costs(pair: WorkerPair) -> list[Row]:
+    url = f"nats://127.0.0.1:{pair.stack.nats.port}"
+    runs = [uvloop.run(_publish(url, pair.stack.nats.pid, told)) for told in (False, True) * RUNS]
     rows = []
     for who, column in (("clients", 0), ("nats-server", 1)):
         for what, told in (("without", False), ("with", True)):

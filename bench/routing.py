@@ -22,7 +22,7 @@ from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.messages import ChatRequest, Failed, Token
 from services.runtime.bus import Bus
-from tests.faults.fleet import fleet
+from tests.faults.fleet import running_fleet
 
 WORKERS = 3
 CONVERSATIONS = 2
@@ -47,15 +47,15 @@ class Anywhere(WorkerDirectory):
 def run(plan: Plan) -> Section:
     with (
         tempfile.TemporaryDirectory() as folder,
-        fleet(
+        running_fleet(
             Path(folder),
             inference="services.inference",
             workers=WORKERS,
             MODEL_PATH=str(plan.model),
             MODEL_THREADS=str(servers.THREADS),
-        ) as up,
+        ) as fleet,
     ):
-        pairs = uvloop.run(_measure(plan, up.nats_url))
+        pairs = uvloop.run(_measure(plan, fleet.nats_url))
     row = compared(f"turns {FIRST} to {TURNS}: TTFT p50, ms", pairs, Bar("≥", 3))
     return Section("routing", plan.model.stem, NOTE, ("without", "with"), [row])
 

@@ -1,6 +1,6 @@
 """
-Callers of every kind on a fleet in which something dies or freezes every few seconds, and the proof
-that none of them was told anything wrong.
+Clients of every kind on a fleet in which a part dies or freezes every few seconds, and checks that
+no answer is wrong, no acknowledged exchange is lost, and nothing is left over.
 
     python -m tests.faults.campaign --seconds 180
 """
@@ -22,141 +22,141 @@ from services.contract.history import Exchange
 from services.history.entry import parse_entry
 from services.runtime.bus import Bus
 from services.runtime.streams import Stream
-from tests.faults import callers
-from tests.faults.callers import Told
+from tests.faults import clients
 from tests.faults.chaos import Chaos
-from tests.faults.fleet import Fleet, fleet
+from tests.faults.clients import Outcome
+from tests.faults.fleet import Fleet, running_fleet
 from tests.servers import wait_for
 
-KEPT = ("edge", "inference", "history", "consumers")
-INTERVAL = 5.0  # seconds between two faults
-NATS = 3  # servers
-AT_ONCE = 8  # answers: both workers have a few slots left when one is away
+INTERVAL_SECONDS = 5.0  # between two faults
+NATS_SERVERS = 3
+CONCURRENCY = 8  # one worker alone has as many slots
 PROMPTS = tuple(f"count to {number}" for number in range(20, 51, 5))
 
 
 class Result(NamedTuple):
     seed: int
     faults: list[str]
-    told: list[Told]
+    outcomes: list[Outcome]
 
     def __str__(self) -> str:
-        ends = Counter((told.kind, how(told.end)) for told in self.told)
-        whole = [told for told in self.told if told.is_whole]
-        gaps = [told.longest_gap for told in whole]
-        lines = [f"seed {self.seed}: {len(self.faults)} faults, {len(self.told)} answers"]
+        ends = Counter((each.kind, _reason(each.end)) for each in self.outcomes)
+        gaps = [each.longest_gap for each in self.outcomes if each.is_whole]
+        lines = [f"seed {self.seed}: {len(self.faults)} faults, {len(self.outcomes)} answers"]
         lines += [f"  {kind}: {end}: {count}" for (kind, end), count in sorted(ends.items())]
-        lines.append(f"  longest gap in one: median {median(gaps):.2f} s, most {max(gaps):.2f} s")
-        failed = [told for told in self.told if "error" in told.end]
-        lines += [f"  {told.kind} after {len(told.text)}: {told.end['error']}" for told in failed]
-        lines.append(f"  went on elsewhere: {sum(told.resumes for told in self.told)} times")
+        lines.append(f"  longest gap: median {median(gaps):.2f} s, maximum {max(gaps):.2f} s")
+        failed = [each for each in self.outcomes if "error" in each.end]
+        lines += [f"  {each.kind} after {len(each.text)}: {each.end['error']}" for each in failed]
+        lines.append(f"  resumed: {sum(each.resumes for each in self.outcomes)} times")
         return "\n".join(lines)
 
 
-def how(end: dict[str, Any]) -> str:
+def _reason(end: dict[str, Any]) -> str:
     return str(end.get("finish_reason") or end["code"])
 
 
 def run(folder: Path, seconds: float, seed: int) -> Result:
-    with fleet(folder, NATS) as up:
-        expected = asyncio.run(undisturbed(up))
-        kept = up.kept_at_nats()
-        chaos = Chaos(up, seed, INTERVAL)
+    with running_fleet(folder, NATS_SERVERS) as fleet:
+        expected = asyncio.run(undisturbed_texts(fleet))
+        resources = fleet.nats_resources()
+        chaos = Chaos(fleet, seed, INTERVAL_SECONDS)
         with chaos.running():
             until = time.monotonic() + seconds
-            told = asyncio.run(ask_until(up, lambda: time.monotonic() > until, seed))
-        up.wait_until_ready(60)
-        result = Result(seed, chaos.done, told)
+            outcomes = asyncio.run(ask_until(fleet, lambda: time.monotonic() > until, seed))
+        fleet.wait_until_ready(60)
+        result = Result(seed, chaos.done, outcomes)
         print(result, flush=True)
-        check_texts(told, expected)
-        asyncio.run(check_log(up, told))
-        check_leaks(up, kept)
-    print("every text is whole, everything acknowledged is stored once, nothing is left over")
+        check_texts(outcomes, expected)
+        asyncio.run(check_log(fleet, outcomes))
+        check_leaks(fleet, resources)
+    print("every text is complete, every acknowledged exchange is stored once, nothing leaked")
     return result
 
 
-async def undisturbed(up: Fleet) -> dict[str, str]:
-    told = await asyncio.gather(*(callers.over_http(up.urls, prompt) for prompt in PROMPTS))
-    assert all(answer.is_whole for answer in told), told
-    return {answer.prompt: answer.text for answer in told}
+async def undisturbed_texts(fleet: Fleet) -> dict[str, str]:
+    """Return the answer to each prompt."""
+    asked = (clients.ask_over_http(fleet.urls, prompt) for prompt in PROMPTS)
+    outcomes = await asyncio.gather(*asked)
+    assert all(outcome.is_whole for outcome in outcomes), outcomes
+    return {outcome.prompt: outcome.text for outcome in outcomes}
 
 
-async def ask_until(up: Fleet, is_over: Callable[[], bool], seed: int) -> list[Told]:
-    """AT_ONCE answers at any time, of all kinds."""
+async def ask_until(fleet: Fleet, is_over: Callable[[], bool], seed: int) -> list[Outcome]:
+    """Keep CONCURRENCY requests of all kinds in flight until `is_over`."""
     choose = random.Random(seed)
-    async with Bus.connect(up.nats_url, "campaign") as bus:
+    async with Bus.connect(fleet.nats_url, "campaign") as bus:
         workers = WorkerDirectory()
         await bus.subscribe(subjects.report(subjects.ANY), workers.on_report)
 
-        async def keep_asking() -> list[Told]:
-            told = []
+        async def keep_asking() -> list[Outcome]:
+            outcomes = []
             while not is_over():
-                told.append(await _one(up, bus, workers, choose))
-            return told
+                outcomes.append(await _ask(fleet, bus, workers, choose))
+            return outcomes
 
-        asked = await asyncio.gather(*(keep_asking() for _ in range(AT_ONCE)))
-    return [told for each in asked for told in each]
+        lists = await asyncio.gather(*(keep_asking() for _ in range(CONCURRENCY)))
+    return [outcome for outcomes in lists for outcome in outcomes]
 
 
-def _one(
-    up: Fleet, bus: Bus, workers: WorkerDirectory, choose: random.Random
-) -> Coroutine[Any, Any, Told]:
+def _ask(
+    fleet: Fleet, bus: Bus, workers: WorkerDirectory, choose: random.Random
+) -> Coroutine[Any, Any, Outcome]:
     prompt = choose.choice(PROMPTS)
     match choose.randrange(8):
         case 0:
-            return callers.over_nats(bus, workers, prompt)
+            return clients.ask_by_chat_client(bus, workers, prompt)
         case 1:
-            return callers.plainly(bus, prompt)
+            return clients.ask_over_nats(bus, prompt)
         case 2:
-            return callers.over_http(up.urls, prompt, cancel_after=choose.randrange(60))
+            return clients.ask_over_http(fleet.urls, prompt, cancel_after=choose.randrange(60))
         case _:
-            return callers.over_http(up.urls, prompt)
+            return clients.ask_over_http(fleet.urls, prompt)
 
 
-def check_texts(told: list[Told], expected: dict[str, str]) -> None:
-    """Every request ended, and in what an undisturbed one says, or in a beginning of it."""
-    for answer in told:
-        whole = expected[answer.prompt]
-        assert answer.end.get("code") not in (None, "gave_up") or answer.end.get("done"), answer
-        assert whole.startswith(answer.text), answer
-        assert not answer.is_whole or answer.text == whole, answer
+def check_texts(outcomes: list[Outcome], expected: dict[str, str]) -> None:
+    """Check that every request ended, with the undisturbed text or a prefix of it."""
+    for outcome in outcomes:
+        whole, end = expected[outcome.prompt], outcome.end
+        assert end.get("code") not in (None, "gave_up") or end.get("done"), outcome
+        assert whole.startswith(outcome.text), outcome
+        assert not outcome.is_whole or outcome.text == whole, outcome
 
 
-async def check_log(up: Fleet, told: list[Told]) -> None:
-    """Every exchange that was acknowledged is in the log, once, with the text that was told."""
-    async with Bus.connect(up.nats_url, "ledger") as bus:
+async def check_log(fleet: Fleet, outcomes: list[Outcome]) -> None:
+    """Check that the log has each acknowledged exchange once, with the text the client got."""
+    async with Bus.connect(fleet.nats_url, "check") as bus:
         stream, seq = Stream(bus, subjects.HISTORY_STREAM), 1
-        found: dict[str, list[str]] = {}
+        logged: dict[str, list[str]] = {}
         while stored := await stream.next(subjects.HISTORY_LOG, seq):
             record = parse_entry(stored).record
             if isinstance(record, Exchange):
-                found.setdefault(record.request_id, []).append(record.response)
+                logged.setdefault(record.request_id, []).append(record.response)
             seq = stored.seq + 1
-    for answer in told:
-        texts = found.get(answer.request_id, [])
-        assert len(texts) <= 1, f"{answer} is in the log {len(texts)} times"
-        if answer.end.get("stored") == "log":
-            assert texts == [answer.text], f"{answer} is in the log as {texts}"
+    for outcome in outcomes:
+        texts = logged.get(outcome.request_id, [])
+        assert len(texts) <= 1, f"{outcome} is in the log {len(texts)} times"
+        if outcome.end.get("stored") == "log":
+            assert texts == [outcome.text], f"{outcome} is in the log as {texts}"
 
 
-def check_leaks(up: Fleet, kept: dict[str, int]) -> None:
+def check_leaks(fleet: Fleet, before: dict[str, int]) -> None:
     """
-    No request is left anywhere, NATS keeps no more subscriptions and consumers than at first, and
-    every process ends when it is told to, with nothing open.
+    Check that no request is in flight, NATS has no more subscriptions and consumers than before,
+    and every process ends cleanly on SIGTERM.
     """
-    wait_for(lambda: _in_flight(up) == 0, "the last slot", 20)
-    at_the_end = up.kept_at_nats()
-    for name in KEPT:
-        assert at_the_end[name] <= kept[name], f"{name}: {at_the_end[name]}, {kept[name]} at first"
-    for part in (*up.edges, *up.workers, *up.histories):
-        assert part.stop() == 0, f"{part.name} did not end well: {part.log}"
-    for name, text in up.logs().items():
+    wait_for(lambda: _in_flight(fleet) == 0, "the last free slot", 20)
+    after = fleet.nats_resources()
+    for name in ("edge", "inference", "history", "consumers"):
+        assert after[name] <= before[name], f"{name}: {after[name]}, {before[name]} at first"
+    for part in (*fleet.edges, *fleet.workers, *fleet.histories):
+        assert part.stop() == 0, f"{part.name} did not end cleanly: {part.log}"
+    for name, text in fleet.logs().items():
         for sign in ("Traceback", "did not end", "was destroyed", "never awaited"):
             assert sign not in text, f"{name}: {text[text.index(sign) - 500 :][:2000]}"
 
 
-def _in_flight(up: Fleet) -> int:
-    return sum(worker["running"] + worker["waiting"] for worker in up.status()["workers"])
+def _in_flight(fleet: Fleet) -> int:
+    return sum(worker["running"] + worker["waiting"] for worker in fleet.status()["workers"])
 
 
 if __name__ == "__main__":

@@ -12,18 +12,23 @@ from tests.faults.fleet import Fleet
 from tests.servers import Server
 
 Fault = Callable[[Server, float], str]
-"""To a part, for so many seconds; returns what it was."""
+"""Applies a fault to a part, where it lasts for so many seconds, and returns a description."""
 
-AWAY = 1.0  # seconds until a process that died is started again
-FROZEN = (2.0, 8.0)  # seconds; some come back before they are given up, some after
+DOWN_SECONDS = 1.0  # until a killed process is started again
+FROZEN_SECONDS = (2.0, 8.0)  # some parts are given up meanwhile, some not
 
 
 class Chaos:
-    """What it does depends on `seed` and on how long each part takes to come back."""
+    """The sequence of faults depends on `seed` and on how long each part takes to restart."""
 
-    def __init__(self, up: Fleet, seed: int, interval: float) -> None:
+    def __init__(self, fleet: Fleet, seed: int, interval: float) -> None:
         self.done: list[str] = []
-        self._kinds: list[Sequence[Server]] = [up.nats, up.histories, up.workers, up.edges]
+        self._kinds: list[Sequence[Server]] = [
+            fleet.nats,
+            fleet.histories,
+            fleet.workers,
+            fleet.edges,
+        ]
         self._random = random.Random(seed)
         self._interval = interval
         self._began = time.monotonic()
@@ -32,7 +37,7 @@ class Chaos:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """At the end every part runs again."""
+        """Apply faults beside the block; at its end every part runs again."""
         monkey = threading.Thread(target=self._run)
         monkey.start()
         try:
@@ -50,15 +55,15 @@ class Chaos:
             deck = deck or self._shuffled()
             kind, what = deck.pop()
             part = self._random.choice(self._kinds[kind])
-            seconds = self._random.uniform(*FROZEN)
+            seconds = self._random.uniform(*FROZEN_SECONDS)
             if kind in busy:
-                busy[kind].join()  # its other one is away: that both are is another campaign
+                busy[kind].join()  # never two of a kind at once
             busy[kind] = threading.Thread(target=self._do, args=(what, part, seconds))
             busy[kind].start()
             self._faults.append(busy[kind])
 
     def _shuffled(self) -> list[tuple[int, Fault]]:
-        """Everything that can happen to a kind of part, once."""
+        """Return every fault for every kind of part, once, in random order."""
         faults: Sequence[Fault] = (self._kill, self._freeze, self._restart)
         deck = list(itertools.product(range(len(self._kinds)), faults))
         self._random.shuffle(deck)
@@ -72,7 +77,7 @@ class Chaos:
 
     def _kill(self, part: Server, _: float) -> str:
         part.stop(signal.SIGKILL)
-        time.sleep(AWAY)
+        time.sleep(DOWN_SECONDS)
         part.start()
         return "killed"
 

@@ -1,4 +1,4 @@
-"""Several processes of every service, on one or more NATS servers; the model takes its time."""
+"""Several processes of each service, on one or more NATS servers, with a slowed model."""
 
 import signal
 from collections import Counter
@@ -16,7 +16,7 @@ SLOW_INFERENCE = "tests.slow_inference"
 
 
 class Fleet:
-    """Two edges, two history processes, and some workers."""
+    """Two edges, two history processes, `workers` workers and `nats` NATS servers."""
 
     def __init__(
         self, folder: Path, nats: int, workers: int, inference: str, **settings: str
@@ -45,33 +45,34 @@ class Fleet:
 
     @property
     def urls(self) -> list[str]:
-        """Of the edges."""
+        """The base URLs of the edges."""
         return [f"http://127.0.0.1:{edge.port}" for edge in self.edges]
 
     def wait_until_ready(self, seconds: float = 60) -> None:
-        """Every edge sees all workers ready and a history that answers."""
+        """Wait until every edge reports all workers ready and a history that answers."""
         wait_for(lambda: all(map(self._is_ready, self.urls)), "the fleet", seconds)
 
     def status(self, url: str = "") -> dict[str, Any]:
         status: dict[str, Any] = httpx.get(f"{url or self.urls[0]}/status").json()
         return status
 
-    def kept_at_nats(self) -> dict[str, int]:
+    def nats_resources(self) -> dict[str, int]:
         """
-        By service, the most subscriptions that a process of it has; and JetStream's consumers.
+        Return the largest number of subscriptions of a process of each service, and the number of
+        JetStream consumers under "consumers".
         """
-        most: Counter[str] = Counter()
+        largest: Counter[str] = Counter()
         for port in self._monitors:
             found = httpx.get(f"http://127.0.0.1:{port}/connz").json()["connections"]
             for connection in found:
                 name = connection.get("name", "")
-                most[name] = max(most[name], connection["subscriptions"])
+                largest[name] = max(largest[name], connection["subscriptions"])
             consumers = httpx.get(f"http://127.0.0.1:{port}/jsz").json()["consumers"]
-            most["consumers"] = max(most["consumers"], consumers)
-        return most
+            largest["consumers"] = max(largest["consumers"], consumers)
+        return largest
 
     def logs(self) -> dict[str, str]:
-        """By process."""
+        """Return each process' log by its name."""
         return {part.name: part.log.read_text(errors="replace") for part in self.parts}
 
     def _is_ready(self, url: str) -> bool:
@@ -93,18 +94,18 @@ class Fleet:
 
 
 @contextmanager
-def fleet(
+def running_fleet(
     folder: Path,
     nats: int = 1,
     workers: int = 2,
     inference: str = SLOW_INFERENCE,
     **settings: str,
 ) -> Iterator[Fleet]:
-    """All up and ready; killed at the end, whatever the test left of them."""
-    made = Fleet(folder, nats, workers, inference, **settings)
+    """Start all processes and wait until they are ready; kill them at the end."""
+    fleet = Fleet(folder, nats, workers, inference, **settings)
     with ExitStack() as cleanup:
-        for part in made.parts:
+        for part in fleet.parts:
             cleanup.callback(part.stop, signal.SIGKILL)
             part.start()
-        made.wait_until_ready()
-        yield made
+        fleet.wait_until_ready()
+        yield fleet

@@ -1,4 +1,4 @@
-"""People who talk while parts fail, and remember what they were told."""
+"""A load of concurrent sessions that records the outcome of every turn."""
 
 import asyncio
 import json
@@ -13,12 +13,12 @@ import httpx
 from tests.servers import wait_for
 
 MAX_TOKENS = 3
-RETRY_AFTER = 0.25  # seconds
-PATIENCE = 30.0  # seconds until a client gives up
+RETRY_SECONDS = 0.25
+TIMEOUT_SECONDS = 30.0  # then the client gives up
 
 
-class Told(NamedTuple):
-    """What a client was told of one exchange. `end` is its last event, or the body of a 503."""
+class Turn(NamedTuple):
+    """The outcome of one turn. `end` is its last event, or the body of a 503."""
 
     request_id: str
     end: dict[str, Any]
@@ -29,46 +29,45 @@ class Told(NamedTuple):
         return self.end.get("stored") == "log"
 
     @property
-    def is_refused(self) -> bool:
+    def is_rejected(self) -> bool:
         return isinstance(self.end.get("error"), dict)
 
 
 class Load:
     """
-    `doomed` is a session beside it, to be erased meanwhile.
+    Sessions that send their turns one after another, `at_once` of them at a time, in a thread.
 
-    Each session asks its turns one after another, `at_once` sessions at a time, in a thread. A turn
-    that is refused at once (503) is asked again, one that fails later is not. `lasting` is how many
-    seconds a session's turns are spread over.
+    A turn that gets a 503 is retried; one that fails later is not. Each session's turns are spread
+    over `seconds`. The session `doomed` is not part of the load: tests erase it meanwhile.
     """
 
     def __init__(
-        self, url: str, name: str, sessions: int, turns: int, at_once: int, lasting: float = 0
+        self, url: str, name: str, sessions: int, turns: int, at_once: int, seconds: float = 0
     ) -> None:
         self.doomed = f"{name} doomed"
         self.sessions = [f"{name} {n}" for n in range(sessions)]
-        self.told: dict[str, list[Told]] = {session: [] for session in self.sessions}
+        self.by_session: dict[str, list[Turn]] = {session: [] for session in self.sessions}
         self._url = url
         self._turns = turns
         self._at_once = at_once
-        self._pause = lasting / turns
+        self._pause = seconds / turns
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
     @property
-    def all(self) -> list[Told]:
-        return [told for session in self.told.values() for told in session]
+    def all(self) -> list[Turn]:
+        return [turn for turns in self.by_session.values() for turn in turns]
 
     @property
     def acknowledged(self) -> dict[str, list[str]]:
-        """The ids of each session's exchanges that were, in order."""
+        """The request ids of each session's acknowledged turns, in order."""
         return {
-            session: [told.request_id for told in turns if told.is_acknowledged]
-            for session, turns in self.told.items()
+            session: [turn.request_id for turn in turns if turn.is_acknowledged]
+            for session, turns in self.by_session.items()
         }
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Waits for the last answer, whatever becomes of the block."""
+        """Run the load beside the block, and wait for its last answer even if the block raises."""
         self._thread.start()
         try:
             yield
@@ -76,28 +75,28 @@ class Load:
             self._thread.join()
 
     def wait_for(self, share: float) -> None:
-        """Until this share of the turns has ended."""
+        """Wait until this share of the turns has ended."""
         wanted = share * len(self.sessions) * self._turns
         wait_for(lambda: len(self.all) >= wanted, f"{share:.0%} of the load", 60)
 
     async def _run(self) -> None:
-        turnstile = asyncio.Semaphore(self._at_once)
-        async with httpx.AsyncClient(base_url=self._url, timeout=PATIENCE) as http:
-            await asyncio.gather(*(self._talk(http, s, turnstile) for s in self.sessions))
+        slots = asyncio.Semaphore(self._at_once)
+        async with httpx.AsyncClient(base_url=self._url, timeout=TIMEOUT_SECONDS) as http:
+            await asyncio.gather(*(self._talk(http, s, slots) for s in self.sessions))
 
-    async def _talk(self, http: httpx.AsyncClient, session: str, turn: asyncio.Semaphore) -> None:
+    async def _talk(self, http: httpx.AsyncClient, session: str, slot: asyncio.Semaphore) -> None:
         for n in range(self._turns):
-            async with turn:
-                told = await ask(http, session, f"hello {n}")
-                while told.is_refused:
-                    await asyncio.sleep(RETRY_AFTER)
-                    told = await ask(http, session, f"hello {n}")
-            self.told[session].append(told)
+            async with slot:
+                turn = await send_turn(http, session, f"hello {n}")
+                while turn.is_rejected:
+                    await asyncio.sleep(RETRY_SECONDS)
+                    turn = await send_turn(http, session, f"hello {n}")
+            self.by_session[session].append(turn)
             await asyncio.sleep(self._pause)
 
 
-async def ask(http: httpx.AsyncClient, session: str, prompt: str, **more: Any) -> Told:
-    """One turn, whatever comes of it."""
+async def send_turn(http: httpx.AsyncClient, session: str, prompt: str, **more: Any) -> Turn:
+    """Send one turn and return its outcome, whatever it is."""
     body = {"prompt": prompt, "session_id": session, "temperature": 0, "max_tokens": MAX_TOKENS}
     began, request_id, end = time.monotonic(), "", {}
     try:
@@ -110,4 +109,4 @@ async def ask(http: httpx.AsyncClient, session: str, prompt: str, **more: Any) -
                     end = json.loads(line[6:])
     except httpx.HTTPError as error:
         end = {"error": repr(error)}
-    return Told(request_id, end, time.monotonic() - began)
+    return Turn(request_id, end, time.monotonic() - began)

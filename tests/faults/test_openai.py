@@ -1,4 +1,4 @@
-"""/v1 while its worker dies: OpenAI's own client sees nothing of it, in the middle of a call."""
+"""OpenAI's client does not notice that a worker dies in the middle of a tool call."""
 
 import json
 import signal
@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 
-from tests.faults.pair import pair
+from tests.faults.worker_pair import running_pair
 
 COUNT: Any = {
     "type": "function",
@@ -31,8 +31,8 @@ COUNT: Any = {
 }
 
 
-def call(client: openai.OpenAI, in_the_middle: Callable[[], object]) -> str:
-    """The arguments, as the client puts them together."""
+def call_tool(client: openai.OpenAI, disturb: Callable[[], object]) -> str:
+    """Return the arguments of the call as the client joins them; disturb it in the middle."""
     disturbed = False
     with client.chat.completions.stream(
         model="demo",
@@ -47,19 +47,20 @@ def call(client: openai.OpenAI, in_the_middle: Callable[[], object]) -> str:
             if event.type == "tool_calls.function.arguments.delta" and not disturbed:
                 if len(event.arguments) > 20:
                     disturbed = True
-                    in_the_middle()
-        got = stream.get_final_completion()
-    assert disturbed and got.choices[0].finish_reason == "tool_calls" and got.usage is not None
-    assert got.choices[0].message.tool_calls is not None
-    (made,) = got.choices[0].message.tool_calls
-    return made.function.arguments
+                    disturb()
+        completion = stream.get_final_completion()
+    assert disturbed and completion.usage is not None
+    (choice,) = completion.choices
+    assert choice.finish_reason == "tool_calls" and choice.message.tool_calls is not None
+    (call,) = choice.message.tool_calls
+    return call.function.arguments
 
 
-def test_a_call_goes_on_in_the_middle_of_its_arguments(tmp_path: Path) -> None:
-    with pair(tmp_path) as two:
-        base = f"{two.stack.http.base_url}/v1"
+def test_tool_call_resumes_in_the_middle_of_its_arguments(tmp_path: Path) -> None:
+    with running_pair(tmp_path) as pair:
+        base = f"{pair.stack.http.base_url}/v1"
         with openai.OpenAI(base_url=base, api_key="any", max_retries=0) as client:
-            undisturbed = call(client, lambda: None)
-            disturbed = call(client, lambda: two.answering().stop(signal.SIGKILL))
+            undisturbed = call_tool(client, lambda: None)
+            disturbed = call_tool(client, lambda: pair.answering().stop(signal.SIGKILL))
     assert disturbed == undisturbed
     assert len(json.loads(undisturbed)["numbers"]) == 30

@@ -1,4 +1,4 @@
-"""Parts that die or freeze while many talk: what was acknowledged is there, once."""
+"""Parts die or freeze under load: every acknowledged exchange is stored, once."""
 
 import asyncio
 import signal
@@ -8,126 +8,127 @@ from pathlib import Path
 import httpx
 
 from tests.e2e.stack import running_stack
-from tests.faults import ledger
-from tests.faults.arena import Arena, Size, one
-from tests.faults.load import Load, Told, ask
+from tests.faults import consistency
+from tests.faults.harness import Harness, Size, ask_once
+from tests.faults.load import Load, Turn, send_turn
 from tests.servers import mongod, running
 
-RETRY = 0.3  # seconds after which a worker asks another history process
+RETRY_SECONDS = 0.3  # after which a worker asks another history process
+PAIRS = 50
 
 
 def failures(load: Load) -> list[object]:
-    return [told.end for told in load.all if not told.is_acknowledged]
+    return [turn.end for turn in load.all if not turn.is_acknowledged]
 
 
-def test_the_only_history_process_is_killed_and_comes_back(arena: Arena) -> None:
-    load = arena.load("one history")
+def test_kill_of_the_only_history_process(harness: Harness) -> None:
+    load = harness.load("one history")
     with load.running():
         load.wait_for(0.2)
-        arena.stack.history.stop(signal.SIGKILL)
-        time.sleep(0.5)
-        arena.stack.history.start()
-        arena.erase_doomed(load)
+        harness.stack.history.stop(signal.SIGKILL)
+        time.sleep(0.5)  # the outage
+        harness.stack.history.start()
+        harness.erase_doomed(load)
     assert failures(load) == []
-    arena.check(load)
+    harness.check(load)
 
 
-def test_one_of_two_history_processes_is_killed(arena: Arena) -> None:
-    load = arena.load("two histories")
-    with arena.second_history() as second, load.running():
+def test_kill_of_one_of_two_history_processes(harness: Harness) -> None:
+    load = harness.load("two histories")
+    with harness.second_history() as second, load.running():
         load.wait_for(0.2)
         second.stop(signal.SIGKILL)
-        arena.erase_doomed(load)
+        harness.erase_doomed(load)
         load.wait_for(0.8)
         second.start()
     assert failures(load) == []
-    arena.check(load)
+    harness.check(load)
 
 
-def test_one_of_two_history_processes_is_frozen(arena: Arena) -> None:
-    load = arena.load("frozen history")
-    with arena.second_history() as second, load.running():
+def test_freeze_of_one_of_two_history_processes(harness: Harness) -> None:
+    load = harness.load("frozen history")
+    with harness.second_history() as second, load.running():
         load.wait_for(0.2)
         second.signal(signal.SIGSTOP)
-        arena.erase_doomed(load)
+        harness.erase_doomed(load)
         load.wait_for(0.8)
         second.signal(signal.SIGCONT)
     assert failures(load) == []
-    arena.check(load)
+    harness.check(load)
 
 
-def test_a_frozen_history_process_costs_one_retry(arena: Arena) -> None:
-    with arena.second_history() as second:
+def test_frozen_history_process_costs_one_retry(harness: Harness) -> None:
+    with harness.second_history() as second:
         second.signal(signal.SIGSTOP)
-        answers = [one(arena.stack, f"retry {n}") for n in range(16)]
+        turns = [ask_once(harness.stack, f"retry {n}") for n in range(16)]
         second.signal(signal.SIGCONT)
-    assert all(told.is_acknowledged for told in answers)
-    slow = [told.seconds for told in answers if told.seconds >= RETRY]
-    assert slow and min(slow) < 2 * RETRY, slow
+    assert all(turn.is_acknowledged for turn in turns)
+    slow = [turn.seconds for turn in turns if turn.seconds >= RETRY_SECONDS]
+    assert slow and min(slow) < 2 * RETRY_SECONDS, slow
 
 
-def test_the_nats_server_is_killed_and_comes_back_on_its_store(arena: Arena) -> None:
-    load = arena.load("nats")
+def test_kill_of_the_nats_server(harness: Harness) -> None:
+    load = harness.load("nats")
     with load.running():
         load.wait_for(0.2)
-        arena.stack.nats.stop(signal.SIGKILL)
-        time.sleep(0.5)
-        arena.stack.nats.start()
-        arena.erase_doomed(load)
-    arena.stack.wait_until_ready()
-    arena.check(load)
+        harness.stack.nats.stop(signal.SIGKILL)
+        time.sleep(0.5)  # the outage
+        harness.stack.nats.start()
+        harness.erase_doomed(load)
+    harness.stack.wait_until_ready()
+    harness.check(load)
 
 
-def test_mongodb_comes_after_all_the_others(tmp_path: Path, size: Size) -> None:
+def test_mongodb_that_starts_last_gets_everything(tmp_path: Path, size: Size) -> None:
     mongo = mongod(tmp_path)
     with running_stack(tmp_path, f"mongodb://127.0.0.1:{mongo.port}/") as stack:
-        arena = Arena(stack, mongo, tmp_path, size)
-        load = arena.load("no mongod yet")
+        harness = Harness(stack, mongo, tmp_path, size)
+        load = harness.load("no mongod yet")
         with load.running():
             load.wait_for(0.5)
-            arena.erase_doomed(load)
+            harness.erase_doomed(load)
         assert failures(load) == []
         with running(mongo):
-            arena.check(load)
+            harness.check(load)
 
 
-def test_two_turns_of_a_session_that_end_at_the_same_moment_are_both_kept(arena: Arena) -> None:
-    pairs = asyncio.run(pairs_of_turns(arena, "pairs", 100))
-    told = [told for pair in pairs for told in pair]
-    assert all(each.is_acknowledged for each in told)
-    assert ledger.check(arena.stack, arena.mongodb_uri, {"pairs": []}) == len(told)
+def test_two_turns_of_a_session_that_end_together_are_stored(harness: Harness) -> None:
+    turns = asyncio.run(send_pairs(harness, "pairs"))
+    assert all(turn.is_acknowledged for turn in turns)
+    assert consistency.check(harness.stack, harness.mongodb_uri, {"pairs": []}) == 2 * PAIRS
 
 
-async def pairs_of_turns(arena: Arena, session: str, count: int) -> list[tuple[Told, Told]]:
-    async with httpx.AsyncClient(base_url=arena.stack.http.base_url, timeout=30) as http:
-        return [
-            await asyncio.gather(ask(http, session, "hello"), ask(http, session, "goodbye"))
-            for _ in range(count)
-        ]
+async def send_pairs(harness: Harness, session: str) -> list[Turn]:
+    turns: list[Turn] = []
+    async with httpx.AsyncClient(base_url=harness.stack.http.base_url, timeout=30) as http:
+        for _ in range(PAIRS):
+            both = (send_turn(http, session, prompt) for prompt in ("hello", "goodbye"))
+            turns += await asyncio.gather(*both)
+    return turns
 
 
-def test_mongodb_is_killed_and_comes_back(arena: Arena) -> None:
-    load = arena.load("mongod killed", lasting=arena.size.outage)
+def test_kill_of_mongodb(harness: Harness) -> None:
+    load = harness.load("mongod killed", seconds=harness.size.outage)
     with load.running():
         load.wait_for(0.1)
-        arena.mongo.stop(signal.SIGKILL)
-        time.sleep(arena.size.outage / 2)
-        arena.erase_doomed(load)
-        time.sleep(arena.size.outage / 2)
-        arena.mongo.start()
+        harness.mongo.stop(signal.SIGKILL)
+        time.sleep(harness.size.outage / 2)
+        harness.erase_doomed(load)
+        time.sleep(harness.size.outage / 2)
+        harness.mongo.start()
     assert failures(load) == []
-    arena.check(load)
+    harness.check(load)
 
 
-def test_mongodb_hangs(arena: Arena) -> None:
-    load = arena.load("mongod hangs", lasting=arena.size.outage / 3)
+def test_freeze_of_mongodb(harness: Harness) -> None:
+    load = harness.load("mongod hangs", seconds=harness.size.outage / 3)
     with load.running():
         load.wait_for(0.1)
-        arena.mongo.signal(signal.SIGSTOP)
+        harness.mongo.signal(signal.SIGSTOP)
         try:
-            time.sleep(arena.size.outage / 3)
-            arena.erase_doomed(load)
+            time.sleep(harness.size.outage / 3)
+            harness.erase_doomed(load)
         finally:
-            arena.mongo.signal(signal.SIGCONT)
+            harness.mongo.signal(signal.SIGCONT)
     assert failures(load) == []
-    arena.check(load)
+    harness.check(load)

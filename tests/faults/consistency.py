@@ -1,4 +1,4 @@
-"""What is there after a fault: log, context and MongoDB, compared with what clients were told."""
+"""Compare the log, the contexts and MongoDB with what clients saw acknowledged."""
 
 import asyncio
 from typing import Any
@@ -13,7 +13,7 @@ from services.runtime.streams import Stream
 from tests.e2e.stack import Stack
 from tests.servers import wait_for
 
-WINDOW = range(10, 14)  # exchanges that a context has, where its session has as many
+CONTEXT_EXCHANGES = range(10, 14)  # of a session that has as many or more
 DATABASE = "finetuneLLM"
 
 Ids = dict[str, list[str]]
@@ -22,12 +22,12 @@ Ids = dict[str, list[str]]
 
 def check(stack: Stack, mongodb_uri: str, acknowledged: Ids) -> int:
     """
-    Every exchange that was acknowledged is in the log, in its session's order; and context and
-    MongoDB have what the log has, each exchange once. How many there are.
+    Check that the log has every acknowledged exchange once and in order, and that the context and
+    MongoDB agree with it. Return the number of exchanges in the log.
     """
     wait_for_archive(stack)
     sessions = list(acknowledged)
-    logged, shown = logged_and_shown(stack, sessions)
+    logged, shown = log_and_contexts(stack, sessions)
     archived = in_mongodb(mongodb_uri, sessions)
     for session, expected in acknowledged.items():
         found = logged[session]
@@ -36,12 +36,12 @@ def check(stack: Stack, mongodb_uri: str, acknowledged: Ids) -> int:
         assert archived[session] == found, f"{session}: MongoDB {archived[session]}, log {found}"
         size = len(shown[session])
         assert shown[session] == found[len(found) - size :], f"{session}: context {shown[session]}"
-        assert size == len(found) or size in WINDOW
+        assert size == len(found) or size in CONTEXT_EXCHANGES
     return sum(map(len, logged.values()))
 
 
-def logged_and_shown(stack: Stack, sessions: list[str]) -> tuple[Ids, Ids]:
-    """What the log has, and the contexts."""
+def log_and_contexts(stack: Stack, sessions: list[str]) -> tuple[Ids, Ids]:
+    """Return the request ids that the log has, and those of the contexts."""
 
     async def read_both() -> tuple[Ids, Ids]:
         async with Bus.connect(f"nats://127.0.0.1:{stack.nats.port}", "ledger") as bus:
@@ -58,7 +58,7 @@ def wait_for_archive(stack: Stack) -> None:
 
 def check_erased(stack: Stack, mongodb_uri: str, session: str) -> None:
     wait_for_archive(stack)
-    logged, shown = logged_and_shown(stack, [session])
+    logged, shown = log_and_contexts(stack, [session])
     there = logged[session], shown[session], in_mongodb(mongodb_uri, [session])[session]
     assert there == ([], [], []), f"{session}: log, context, MongoDB have {there}"
 

@@ -1,4 +1,4 @@
-"""Where parts fail: one stack with a MongoDB, and a load on it."""
+"""A stack with a MongoDB whose parts are made to fail while a load runs on it."""
 
 import asyncio
 from collections.abc import Iterator
@@ -15,25 +15,25 @@ from services.contract.messages import Empty
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders
 from tests.e2e.stack import Process, Stack
-from tests.faults import ledger
-from tests.faults.load import PATIENCE, Load, Told, ask
+from tests.faults import consistency
+from tests.faults.load import TIMEOUT_SECONDS, Load, Turn, send_turn
 from tests.servers import Server, wait_for
 
 
 class Size(NamedTuple):
-    """Of a load, and how long parts stay away meanwhile, in seconds."""
+    """Size of a load, and the length of an outage in seconds."""
 
     sessions: int
     turns: int
     outage: float
 
 
-SHORT = Size(sessions=20, turns=8, outage=1)
+SHORT = Size(sessions=20, turns=5, outage=1)
 LONG = Size(sessions=50, turns=10, outage=30)
-AT_ONCE = 20
+AT_ONCE = 20  # sessions
 
 
-class Arena:
+class Harness:
     def __init__(self, stack: Stack, mongo: Server, folder: Path, size: Size) -> None:
         self.stack = stack
         self.mongo = mongo
@@ -44,24 +44,24 @@ class Arena:
     def mongodb_uri(self) -> str:
         return f"mongodb://127.0.0.1:{self.mongo.port}/"
 
-    def load(self, name: str, lasting: float = 0) -> Load:
+    def load(self, name: str, seconds: float = 0) -> Load:
         url = str(self.stack.http.base_url)
-        load = Load(url, name, self.size.sessions, self.size.turns, AT_ONCE, lasting)
+        load = Load(url, name, self.size.sessions, self.size.turns, AT_ONCE, seconds)
         self.stack.chat("hello", load.doomed)
         return load
 
     def erase_doomed(self, load: Load) -> None:
-        """After one more exchange, which may still wait to be archived."""
-        one(self.stack, load.doomed)
+        """Erase the session after one more exchange, which may not be archived yet."""
+        ask_once(self.stack, load.doomed)
         asyncio.run(erase(self.stack, load.doomed))
 
     def check(self, load: Load) -> None:
-        """See `ledger.check`; all that were asked were answered, and what was erased is gone."""
+        """Check that every turn ended, what is stored is consistent and what was erased is gone."""
         assert len(load.all) == self.size.sessions * self.size.turns
-        there = ledger.check(self.stack, self.mongodb_uri, load.acknowledged)
-        ledger.check_erased(self.stack, self.mongodb_uri, load.doomed)
+        stored = consistency.check(self.stack, self.mongodb_uri, load.acknowledged)
+        consistency.check_erased(self.stack, self.mongodb_uri, load.doomed)
         acknowledged = sum(map(len, load.acknowledged.values()))
-        print(f"{len(load.all)} asked, {acknowledged} acknowledged, {there} there")
+        print(f"{len(load.all)} turns, {acknowledged} acknowledged, {stored} stored")
 
     @contextmanager
     def second_history(self) -> Iterator[Process]:
@@ -75,9 +75,9 @@ class Arena:
 
 
 async def erase(stack: Stack, session: str) -> None:
-    """As the edge does it; again until it is done."""
+    """Erase a session as the edge does, with retries until it succeeds."""
     subject = subjects.history("delete", subjects.OPEN_TENANT)
-    async with Bus.connect(f"nats://127.0.0.1:{stack.nats.port}", "arena") as bus:
+    async with Bus.connect(f"nats://127.0.0.1:{stack.nats.port}", "harness") as bus:
         while True:
             with suppress(TimeoutError, NoResponders, ServiceError):
                 await bus.request(subject, DeleteRequest(session), Empty, timeout=7)
@@ -86,11 +86,11 @@ async def erase(stack: Stack, session: str) -> None:
             await asyncio.sleep(0.1)
 
 
-def one(stack: Stack, session: str, prompt: str = "hello") -> Told:
-    """One turn."""
+def ask_once(stack: Stack, session: str, prompt: str = "hello") -> Turn:
+    """Send one turn."""
 
-    async def asked() -> Told:
-        async with httpx.AsyncClient(base_url=stack.http.base_url, timeout=PATIENCE) as http:
-            return await ask(http, session, prompt)
+    async def send() -> Turn:
+        async with httpx.AsyncClient(base_url=stack.http.base_url, timeout=TIMEOUT_SECONDS) as http:
+            return await send_turn(http, session, prompt)
 
-    return asyncio.run(asked())
+    return asyncio.run(send())

@@ -1,4 +1,4 @@
-"""Two workers and two edges, one conversation at a time, and how it was heard."""
+"""A stack with two workers, and one answer at a time that is disturbed midway."""
 
 import json
 import signal
@@ -17,24 +17,24 @@ from services.contract.subjects import OPEN_TENANT, session_key
 from tests.e2e.stack import GREEDY, Process, Stack, running_stack
 from tests.servers import NATS_CONFIG, Server, free_port, nats_server, wait_for
 
-AFTER = 25  # characters of an answer after which something happens
+DISTURB_AFTER = 25  # characters of an answer
 
 
-class Heard:
-    """An answer as its client hears it: each event's id must be the length so far."""
+class StreamedAnswer:
+    """An answer as it is received; each event's id must be the length of the text so far."""
 
     def __init__(self, address: str = "", text: str = "") -> None:
         self.address = address
         self.text = text
         self.end: dict[str, Any] = {}
-        self.start_the_clock()
+        self.reset_gap()
 
-    def start_the_clock(self) -> None:
+    def reset_gap(self) -> None:
         self.longest_gap = 0.0  # seconds between two tokens
         self._last = time.monotonic()
 
     def take(self, event_id: str, event: dict[str, Any]) -> None:
-        assert not self.end, "nothing comes after the end"
+        assert not self.end, "an event after the end"
         if "token" not in event:
             self.end = event
             return
@@ -44,8 +44,8 @@ class Heard:
         assert int(event_id) == len(self.text)
 
 
-class Pair:
-    """Processes are told apart by the id under which their worker reports."""
+class WorkerPair:
+    """A stack to which workers are added; `workers` are its worker processes by worker id."""
 
     def __init__(self, stack: Stack, folder: Path) -> None:
         self.stack = stack
@@ -62,7 +62,7 @@ class Pair:
         return added
 
     def start(self, worker: Process) -> None:
-        """Also again, then as another worker."""
+        """Start or restart a worker process; it gets a new worker id."""
         before = self._ready()
         worker.start()
         wait_for(lambda: bool(self._ready() - before), "another worker")
@@ -71,46 +71,49 @@ class Pair:
         self.workers[worker_id] = worker
 
     def session_of(self, worker: Process, name: str) -> str:
-        """A session that this worker is asked for."""
+        """Return the id of a session that is routed to this worker."""
         reports = msgspec.convert(self.stack.status()["workers"], list[WorkerReport])
         for number in range(100):
             session = f"{name} {number}"
             order = routing.rank_workers(session_key(OPEN_TENANT, session), None, reports)
             if self.workers[order[0]] is worker:
                 return session
-        raise AssertionError("no session of 100 is this worker's")
+        raise AssertionError("none of 100 sessions is routed to this worker")
 
     def answering(self) -> Process:
-        """The worker that gives the one answer that there is."""
+        """Return the worker that generates the only answer in flight."""
 
         def busy() -> list[str]:
             return [w["worker_id"] for w in self.stack.status()["workers"] if w["running"]]
 
-        wait_for(lambda: len(busy()) == 1, "the report of who answers")
+        wait_for(lambda: len(busy()) == 1, "the report of the answering worker")
         return self.workers[busy()[0]]
 
-    def ask(self, session: str, disturb: Callable[[Heard], object] = id, **more: Any) -> Heard:
-        """`disturb` is done in the middle of the answer."""
+    def ask(
+        self, session: str, disturb: Callable[[StreamedAnswer], object] = id, **more: Any
+    ) -> StreamedAnswer:
+        """Stream an answer and call `disturb` in the middle of it."""
         disturbed = False
         body = GREEDY | {"prompt": "count to 50", "session_id": session} | more
-        with self.stack.http.stream("POST", "/chat", json=body) as answer:
-            assert answer.status_code == 200, answer.read()
-            heard = Heard(answer.headers["content-location"])
-            for event_id, event in events(answer):
-                heard.take(event_id, event)
-                if len(heard.text) >= AFTER and not disturbed:
+        with self.stack.http.stream("POST", "/chat", json=body) as response:
+            assert response.status_code == 200, response.read()
+            answer = StreamedAnswer(response.headers["content-location"])
+            for event_id, event in events(response):
+                answer.take(event_id, event)
+                if len(answer.text) >= DISTURB_AFTER and not disturbed:
                     disturbed = True
-                    disturb(heard)
-                    heard.start_the_clock()
-        return heard
+                    disturb(answer)
+                    answer.reset_gap()
+        return answer
 
     def _ready(self) -> set[str]:
         return {w["worker_id"] for w in self.stack.status()["workers"] if w["state"] == "ready"}
 
 
-def events(answer: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
+def events(response: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each event with its id."""
     event_id = ""
-    for line in answer.iter_lines():
+    for line in response.iter_lines():
         if line.startswith("id: "):
             event_id = line.removeprefix("id: ")
         if line.startswith("data: "):
@@ -118,19 +121,19 @@ def events(answer: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @contextmanager
-def pair(folder: Path) -> Iterator[Pair]:
+def running_pair(folder: Path) -> Iterator[WorkerPair]:
     with running_stack(folder, slow=True, nats=impatient_nats(folder)) as stack:
-        made = Pair(stack, folder)
+        pair = WorkerPair(stack, folder)
         try:
-            made.add_worker()
-            yield made
+            pair.add_worker()
+            yield pair
         finally:
-            for worker in made.added:
+            for worker in pair.added:
                 worker.stop(signal.SIGKILL)
 
 
 def impatient_nats(folder: Path) -> Server:
-    """It cuts off who can't be sent anything for a second, not for ten."""
+    """Return a server that disconnects slow consumers after one second instead of ten."""
     server, config = nats_server(folder), folder / "nats.conf"
     config.write_text(f'{NATS_CONFIG.read_text()}\nwrite_deadline: "1s"\n')
     server.command[server.command.index(str(NATS_CONFIG))] = str(config)

@@ -1,4 +1,4 @@
-"""Stand-ins for services whose answers a test must script."""
+"""Fake services that send what a test has scripted."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -36,7 +36,7 @@ from services.runtime.deliveries import Delivery, Endpoint
 from services.runtime.streams import Bucket
 
 Script = Sequence[StreamEvent | float]
-"""Events to send; a number is a pause of so many seconds."""
+"""Events to send, and pauses in seconds between them."""
 
 ACCEPTED = Accepted("r1", "w1")
 DONE = Done("stop", Usage(5, 2, 3), Timings(0.0, 0.1, 0.2), exchanges_dropped=1, stored="log")
@@ -44,21 +44,20 @@ HELLO = (ACCEPTED, Token(0, "Grüß ", (1,)), Token(5, "dich", (2,)), DONE)
 
 
 class ScriptedWorker:
-    """Sends the same script to whoever asks, and notes what it was asked and told to cancel."""
+    """Sends the same script to every request, and records requests and cancels."""
 
     def __init__(self, bus: Bus, script: Script) -> None:
         self._bus = bus
         self._script = script
-        self._stopped = False
-        self.requests: list[tuple[str, ChatRequest]] = []  # with the subject that they came on
+        self._cancelled_ids: set[str | None] = set()
+        self.requests: list[tuple[str, ChatRequest]] = []  # (subject, request)
         self.cancelled: asyncio.Queue[tuple[str, str]] = asyncio.Queue()  # (tenant, request id)
         self.dropped: asyncio.Queue[Cancel] = asyncio.Queue()
-        self.refuses: ServiceError | None = None  # what it was asked directly
+        self.refuses: ServiceError | None = None  # the reply to direct requests
         self.is_frozen = False
 
     async def receive(self, delivery: Delivery) -> None:
-        self.requests.append((delivery.subject, decode(delivery.data, ChatRequest)))
-        self._bus.spawn(self._answer(delivery.reply))
+        self._start_script(delivery, delivery.reply)
 
     async def hear_direct(self, delivery: Delivery) -> None:
         if not self.is_frozen:
@@ -67,8 +66,7 @@ class ScriptedWorker:
     async def _take(self, delivery: Delivery) -> RequestAdmitted:
         if self.refuses:
             raise self.refuses
-        self.requests.append((delivery.subject, decode(delivery.data, ChatRequest)))
-        self._bus.spawn(self._answer(delivery.headers[subjects.REPLY_HEADER]))
+        self._start_script(delivery, delivery.headers[subjects.REPLY_HEADER])
         return RequestAdmitted(len(self.requests), 0)
 
     def hear_cancel(self, delivery: Delivery) -> None:
@@ -76,12 +74,18 @@ class ScriptedWorker:
         if cancel != Cancel():
             self.dropped.put_nowait(cancel)
             return
-        self._stopped = True
-        self.cancelled.put_nowait(subjects.target_of(delivery.subject))
+        tenant, request_id = subjects.target_of(delivery.subject)
+        self._cancelled_ids.add(request_id)
+        self.cancelled.put_nowait((tenant, request_id))
 
-    async def _answer(self, reply: str) -> None:
+    def _start_script(self, delivery: Delivery, reply: str) -> None:
+        request = decode(delivery.data, ChatRequest)
+        self.requests.append((delivery.subject, request))
+        self._bus.spawn(self._run_script(request.request_id, reply))
+
+    async def _run_script(self, request_id: str | None, reply: str) -> None:
         for step in self._script:
-            if self._stopped:
+            if request_id in self._cancelled_ids:
                 await self._bus.publish(reply, replace(DONE, finish_reason="cancelled"))
                 return
             if isinstance(step, float):
@@ -92,7 +96,7 @@ class ScriptedWorker:
 
 @asynccontextmanager
 async def scripted_worker(nats_url: str, script: Script) -> AsyncIterator[ScriptedWorker]:
-    """On a connection of its own, so that it has left for certain when the test ends."""
+    """Serve requests on a connection of its own, which is closed when the test ends."""
     async with Bus.connect(nats_url, "scripted worker") as bus:
         worker = ScriptedWorker(bus, script)
         await bus.subscribe(subjects.cancel(subjects.ANY, subjects.ANY), worker.hear_cancel)
@@ -111,7 +115,7 @@ MODEL = ModelInfo("demo", "digest", 2048, 1000)
 async def direct_worker(
     nats_url: str, worker_id: str, script: Script
 ) -> AsyncIterator[ScriptedWorker]:
-    """A worker that is asked directly, and reports nothing."""
+    """Serve direct requests only, and send no reports."""
     async with Bus.connect(nats_url, "scripted worker") as bus:
         worker = ScriptedWorker(bus, script)
         await bus.subscribe(subjects.cancel(subjects.ANY, subjects.ANY), worker.hear_cancel)
@@ -165,7 +169,7 @@ async def scripted_history(nats_url: str, messages: ExchangePage) -> AsyncIterat
 
 @asynccontextmanager
 async def history_of(bus: Bus, exchange: Exchange | None) -> AsyncIterator[None]:
-    """A history with at most one exchange, and its bucket."""
+    """Serve a history that has at most one exchange, and create its bucket of requests."""
     await Bucket(bus, subjects.REQUESTS_BUCKET).ensure(60)
 
     async def find(subject: str, request: ExchangeRequest) -> Exchange:

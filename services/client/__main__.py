@@ -1,8 +1,8 @@
 """
-`just chat`: a chat in the terminal, over NATS.
+`just chat`: chat with the model in the terminal, over NATS.
 
-The terminal is read by the main thread, and each answer gets an event loop and a connection of its
-own: so Ctrl-C ends whatever is going on, and nothing has to be kept alive at the prompt.
+The main thread reads the terminal. Each answer gets an event loop and a NATS connection of its own,
+so that Ctrl-C ends whatever is running and nothing needs to be kept alive at the prompt.
 """
 
 import argparse
@@ -32,36 +32,35 @@ with contextlib.suppress(ImportError):
     # a paste of several lines is one prompt; Python disables this by default
     readline.parse_and_bind("set enable-bracketed-paste on")
 
-CONNECT_TIMEOUT = 3.0  # seconds
-REPORT_TIMEOUT = 1.5  # seconds; a worker reports once a second
-INTERRUPTED = 128 + signal.SIGINT  # the exit code of shells
-GRACE = 10.0  # seconds in which a connection that was lost may be there again
+CONNECT_SECONDS = 3.0
+REPORT_SECONDS = 1.5  # workers report once a second
+RECONNECT_SECONDS = 10.0  # in which an answer goes on while its reader is disconnected
+INTERRUPTED = 128 + signal.SIGINT  # a shell's exit code
 
 
 def main() -> None:
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
-    logging.getLogger("services.runtime").setLevel(logging.ERROR)  # said here in a sentence
-    parser = argparse.ArgumentParser(prog="chat", description="Chat with the model, over NATS.")
+    # connection problems are reported here, in one sentence
+    logging.getLogger("services.runtime").setLevel(logging.ERROR)
+    parser = argparse.ArgumentParser(prog="chat", description="Chat with the model over NATS.")
     session_help = "the session to continue (default: a new one)"
-    default = f"terminal {uuid4().hex[:8]}"
-    parser.add_argument("--session", metavar="NAME", default=default, help=session_help)
+    new_session = f"terminal {uuid4().hex[:8]}"
+    parser.add_argument("--session", metavar="NAME", default=new_session, help=session_help)
     session_id = parser.parse_args().session
-    answered = True
     try:
         url = load(ServiceSettings).nats_url
         print(uvloop.run(_greeting(url)))
-        print(f"Session {session_id!r}. Ctrl-C stops an answer, Ctrl-D leaves.")
-        answered = _converse(url, session_id)
+        print(f"Session {session_id!r}. Ctrl-C stops an answer, Ctrl-D exits.")
+        sys.exit(0 if _converse(url, session_id) else 1)
     except (InvalidSetting, ConnectionError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         print()
         sys.exit(INTERRUPTED)
-    sys.exit(0 if answered else 1)
 
 
 def _converse(url: str, session_id: str) -> bool:
-    """Answer prompts until the input ends. Return whether every prompt got an answer."""
+    """Answer prompts until the input ends. Return whether every prompt was answered."""
     all_answered = True
     while True:
         try:
@@ -71,10 +70,13 @@ def _converse(url: str, session_id: str) -> bool:
             return all_answered
         if not prompt.strip():
             continue
+        request = ChatRequest(
+            prompt=prompt,
+            session_id=session_id,
+            request_id=new_request_id(),
+            grace_s=RECONNECT_SECONDS,
+        )
         try:
-            request = ChatRequest(
-                prompt=prompt, session_id=session_id, request_id=new_request_id(), grace_s=GRACE
-            )
             all_answered &= uvloop.run(_answer(url, request))
         except KeyboardInterrupt:
             all_answered = False
@@ -82,51 +84,50 @@ def _converse(url: str, session_id: str) -> bool:
 
 
 async def _answer(url: str, request: ChatRequest) -> bool:
-    """Print the answer. Return False if it failed or is incomplete."""
-    answered = True
+    """Print the answer. Return False if it failed."""
+    is_answered = True
     async with _connect(url) as bus:
         client = ChatClient(bus)
         try:
             async with contextlib.aclosing(client.stream(request)) as events:
                 async for event in events:
                     if isinstance(event, Failed):
-                        answered, event = False, await _with_reason(bus, event)
+                        is_answered, event = False, await _explain(bus, event)
                     _show(event)
-        except asyncio.CancelledError:  # by Ctrl-C: nobody comes back within the grace
+        except asyncio.CancelledError:  # by Ctrl-C: nobody will resume the answer
             bus.spawn(client.cancel(str(request.request_id)))
             raise
     print()
-    return answered
+    return is_answered
 
 
-async def _with_reason(bus: Bus, failed: Failed) -> Failed:
+async def _explain(bus: Bus, failed: Failed) -> Failed:
     """Replace `no_worker` by the reason that the workers report."""
     if failed.code != "no_worker":
         return failed
-    reason = (await _heard(bus)).to_error(failed)
+    reason = (await _wait_for_reports(bus)).unavailable_error()
     return Failed(reason.code, reason.message)
 
 
 async def _greeting(url: str) -> str:
-    """Return a sentence that names the model, or says why there is none. Raises ConnectionError."""
+    """Return a sentence that names the model, or the reason why none is ready."""
     async with _connect(url) as bus:
-        workers = await _heard(bus)
+        workers = await _wait_for_reports(bus)
     return f"Model {workers.model.name}." if workers.model else workers.unavailable_error().message
 
 
-async def _heard(bus: Bus) -> WorkerDirectory:
-    """Return the workers once a ready one has reported, or after REPORT_TIMEOUT."""
-    workers, ready = WorkerDirectory(), asyncio.Event()
+async def _wait_for_reports(bus: Bus) -> WorkerDirectory:
+    """Return the workers once a ready one has reported, or after REPORT_SECONDS."""
+    workers, is_ready = WorkerDirectory(), asyncio.Event()
 
-    def hear(delivery: Delivery) -> None:
+    def on_report(delivery: Delivery) -> None:
         workers.on_report(delivery)
         if workers.ready:
-            ready.set()
+            is_ready.set()
 
-    await bus.subscribe(subjects.report(subjects.ANY), hear)
+    await bus.subscribe(subjects.report(subjects.ANY), on_report)
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(REPORT_TIMEOUT):
-            await ready.wait()
+        await asyncio.wait_for(is_ready.wait(), REPORT_SECONDS)
     return workers
 
 
@@ -141,7 +142,7 @@ def _show(event: StreamEvent) -> None:
 
 
 def cut_note(done: Done) -> str | None:
-    """Return what cut the answer, and the setting behind it; None if the model ended it."""
+    """Return why the answer was cut and the setting that cuts it; None if the model ended it."""
     match done.finish_reason:
         case "length":
             return f"cut off after {done.usage.completion_tokens} tokens (CHAT_MAX_TOKENS)"
@@ -158,11 +159,11 @@ def cut_note(done: Done) -> str | None:
 
 @contextlib.asynccontextmanager
 async def _connect(url: str) -> AsyncIterator[Bus]:
-    """Raises ConnectionError, as Bus.connect would wait for ever."""
+    """Connect to NATS. Raises ConnectionError, where Bus.connect would wait forever."""
     async with contextlib.AsyncExitStack() as stack:
+        connecting = stack.enter_async_context(Bus.connect(url, "chat"))
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                bus = await stack.enter_async_context(Bus.connect(url, "chat"))
+            bus = await asyncio.wait_for(connecting, CONNECT_SECONDS)
         except TimeoutError as error:
             raise ConnectionError(
                 f"NATS at {parse_servers(url)} can't be reached: start it with `just up`, or set"

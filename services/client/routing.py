@@ -166,7 +166,7 @@ class WorkerDirectory:
         reports = self.reports()
         if loading := [r.progress for r in reports if r.state == "loading"]:
             share = max(loading)
-            how = "loaded and warming up" if share >= 1 else f"being loaded ({share:.0%} so far)"
+            how = "loaded and warming up" if share >= 1 else f"loading ({share:.0%} so far)"
             return ServiceError("model_loading", f"The model is {how}.", RETRY_AFTER_SECONDS)
         if failed := [r.error for r in reports if r.state == "failed"]:
             return ServiceError("model_unavailable", failed[0] or "The model can't be used.")

@@ -1,15 +1,37 @@
+"""Ranking and the worker directory are pure; offers go to fake workers over NATS."""
+
+import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any, NamedTuple
 
 import pytest
 from msgspec.structs import replace
 
-from services.client.routing import rank_workers
-from services.contract.messages import ModelInfo, WorkerReport
+from services.client.chat_client import ChatClient
+from services.client.failover import FailoverPolicy
+from services.client.routing import WorkerDirectory, rank_workers
+from services.contract import subjects
+from services.contract.codec import encode
+from services.contract.errors import ErrorCode, ServiceError
+from services.contract.messages import ChatRequest, Failed, ModelInfo, StreamEvent, WorkerReport
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery
+from tests.fakes import HELLO, ScriptedWorker, direct_worker, scripted_worker
+from tests.fakes import report as fake_report
 
 DEMO = ModelInfo("demo", "d1", 2048, 1000, adapters=("shout",))
 TUNED = replace(DEMO, digest="d2")
 OTHER = ModelInfo("other", "o1", 2048, 1000)
 KEYS = [f"_.session{number}" for number in range(300)]
+MODEL = ModelInfo("demo", "d1", 2048, 1000)
+READY = WorkerReport("w1", "ready", slots=8, running=0, waiting=0, model=MODEL)
+LOADING = WorkerReport("w2", "loading", slots=8, running=0, waiting=0, progress=0.42)
+FAILED = WorkerReport("w3", "failed", slots=0, running=0, waiting=0, error="No model is there.")
+POLICY = FailoverPolicy(admission_seconds=0.1)
+
+# --- ranking --------------------------------------------------------------------------------------
 
 
 def report(worker_id: str, in_flight: int = 0, model: ModelInfo = DEMO) -> WorkerReport:
@@ -23,21 +45,21 @@ def first(key: str, *reports: WorkerReport, model: str | None = None) -> str:
     return rank_workers(key, model, reports)[0]
 
 
-def test_a_session_goes_to_one_worker_whoever_asks_and_sessions_spread() -> None:
+def test_session_always_gets_the_same_worker() -> None:
     workers = [report(worker_id) for worker_id in "abc"]
     chosen = {key: first(key, *workers) for key in KEYS}
     assert chosen == {key: first(key, *reversed(workers)) for key in KEYS}
     assert all(count > len(KEYS) / 5 for count in Counter(chosen.values()).values())
 
 
-def test_only_the_sessions_of_a_worker_that_left_move() -> None:
+def test_only_sessions_of_a_removed_worker_move() -> None:
     a, b, c = (report(worker_id) for worker_id in "abc")
     for key in KEYS:
         before, after = first(key, a, b, c), first(key, a, b)
         assert after == before or before == "c"
 
 
-def test_who_is_asked_next_is_all_the_others() -> None:
+def test_ranking_contains_every_worker() -> None:
     assert sorted(rank_workers("_.s", None, [report(worker_id) for worker_id in "abc"])) == [
         "a",
         "b",
@@ -46,30 +68,30 @@ def test_who_is_asked_next_is_all_the_others() -> None:
     assert rank_workers("_.s", None, []) == []
 
 
-def test_a_worker_without_a_free_slot_is_passed_over_while_another_has_one() -> None:
+def test_worker_with_a_free_slot_ranks_first() -> None:
     for key in KEYS:
         assert first(key, report("a", 4), report("b", 3)) == "b"
     assert {first(key, report("a", 4), report("b", 5)) for key in KEYS} == {"a", "b"}
 
 
-def test_nobody_has_more_than_two_more_in_flight_than_the_least_loaded() -> None:
+def test_worker_with_3_more_requests_ranks_second() -> None:
     for key in KEYS:
         assert first(key, report("a", 3), report("b", 0)) == "b"
     assert {first(key, report("a", 2), report("b", 0)) for key in KEYS} == {"a", "b"}
 
 
-def test_a_full_worker_is_asked_last() -> None:
+def test_full_worker_ranks_last() -> None:
     full = report("a", 12)
     assert rank_workers("_.s", None, [full, report("b", 11), report("c", 11)])[-1] == "a"
 
 
 @pytest.mark.parametrize("state", ["loading", "draining", "failed"])
-def test_only_a_ready_worker_is_asked(state: str) -> None:
-    away = replace(report("a"), state=state)
-    assert rank_workers("_.s", None, [away, report("b")]) == ["b"]
+def test_only_ready_workers_are_ranked(state: str) -> None:
+    other = replace(report("a"), state=state)
+    assert rank_workers("_.s", None, [other, report("b")]) == ["b"]
 
 
-def test_a_model_that_is_named_is_answered_by_its_workers_alone() -> None:
+def test_named_model_ranks_only_its_workers() -> None:
     workers = [report("a"), report("b", model=OTHER), report("c", model=OTHER)]
     assert rank_workers("_.s", "demo", workers) == ["a"]
     assert rank_workers("_.s", "demo:shout", workers) == ["a"]
@@ -77,14 +99,178 @@ def test_a_model_that_is_named_is_answered_by_its_workers_alone() -> None:
     assert rank_workers("_.s", "third", workers) == []
 
 
-def test_the_default_model_and_a_name_of_two_files_are_those_of_most_workers() -> None:
+def test_ambiguous_model_is_that_of_most_workers() -> None:
     workers = [report("a"), report("b", model=TUNED), report("c", model=TUNED)]
     for name in (None, "demo"):
         assert sorted(rank_workers("_.s", name, workers)) == ["b", "c"]
         assert rank_workers("_.s", name, workers[:2]) == rank_workers("_.s", name, workers[1::-1])
 
 
-def test_what_only_one_file_can_answer_goes_to_its_workers_however_few() -> None:
+def test_digest_ranks_only_workers_of_that_file() -> None:
     workers = [report("a"), report("b", model=TUNED), report("c", model=TUNED)]
     assert rank_workers("_.s", None, workers, digest="d1") == ["a"]
     assert rank_workers("_.s", "demo", workers, digest="d3") == []
+
+
+# --- worker directory -----------------------------------------------------------------------------
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def receive(workers: WorkerDirectory, *reports: WorkerReport) -> None:
+    for report in reports:
+        workers.on_report(Delivery(subjects.report(report.worker_id), encode(report), ""))
+
+
+def test_directory_knows_the_model_of_a_ready_worker() -> None:
+    workers = WorkerDirectory()
+    receive(workers, LOADING, READY)
+    assert workers.ready and workers.model == MODEL
+    assert workers.reports() == [LOADING, READY]
+
+
+def test_loading_draining_or_failed_worker_is_not_ready() -> None:
+    workers = WorkerDirectory()
+    receive(workers, LOADING, FAILED, replace(READY, state="draining"))
+    assert not workers.ready and workers.model is None
+
+
+def test_worker_without_a_report_for_3_seconds_is_gone() -> None:
+    clock = Clock()
+    workers = WorkerDirectory(clock)
+    receive(workers, READY)
+    clock.now += 2.9
+    assert workers.ready
+    clock.now += 0.2
+    assert not workers.ready and workers.reports() == []
+
+
+def test_newest_report_of_a_worker_counts() -> None:
+    workers = WorkerDirectory()
+    receive(workers, READY, replace(READY, running=3))
+    assert [report.running for report in workers.reports()] == [3]
+
+
+def test_unavailable_error_gives_the_reported_reason() -> None:
+    workers = WorkerDirectory()
+    assert workers.unavailable_error().code == "no_worker"
+    receive(workers, FAILED)
+    assert workers.unavailable_error().code == "model_unavailable"
+    assert workers.unavailable_error().message == "No model is there."
+    receive(workers, LOADING)
+    assert workers.unavailable_error().code == "model_loading"
+    assert "The model is loading (42% so far)." in workers.unavailable_error().message
+    receive(workers, replace(LOADING, progress=1.0))
+    assert workers.unavailable_error().message == "The model is loaded and warming up."
+
+
+def test_to_error_replaces_only_no_worker() -> None:
+    workers = WorkerDirectory()
+    receive(workers, LOADING)
+    assert workers.to_error(Failed("no_worker", "nobody")).code == "model_loading"
+    overloaded = workers.to_error(Failed("overloaded", "full", 2.5))
+    assert (overloaded.code, overloaded.message, overloaded.retry_after) == (
+        "overloaded",
+        "full",
+        2.5,
+    )
+
+
+# --- offers ---------------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    """Two workers in a directory; `first` is the session's."""
+
+    workers: WorkerDirectory
+    first: ScriptedWorker
+    second: ScriptedWorker
+    ids: list[str]
+
+
+@pytest.fixture
+async def pair(nats_url: str) -> AsyncIterator[Pair]:
+    workers = WorkerDirectory()
+    receive(workers, fake_report("one"), fake_report("two"))
+    ids = workers.rank(subjects.session_key(subjects.OPEN_TENANT, "default"), None)
+    async with (
+        direct_worker(nats_url, ids[0], HELLO) as first,
+        direct_worker(nats_url, ids[1], HELLO) as second,
+    ):
+        yield Pair(workers, first, second, ids)
+
+
+async def ask(bus: Bus, workers: WorkerDirectory, **more: Any) -> list[StreamEvent]:
+    client = ChatClient(bus, workers=workers, policy=POLICY)
+    async with aclosing(client.stream(ChatRequest(prompt="hi", **more))) as events:
+        return [event async for event in events]
+
+
+async def test_request_goes_straight_to_the_sessions_worker(bus: Bus, pair: Pair) -> None:
+    assert await ask(bus, pair.workers) == list(HELLO)
+    ((subject, request),) = pair.first.requests
+    assert subject == subjects.worker_request(pair.ids[0], subjects.OPEN_TENANT)
+    assert request.prompt == "hi" and pair.second.requests == []
+
+
+async def test_acknowledged_request_counts_before_next_report(bus: Bus, pair: Pair) -> None:
+    await ask(bus, pair.workers)
+    running = {report.worker_id: report.running for report in pair.workers.reports()}
+    assert running == {pair.ids[0]: 1, pair.ids[1]: 0}
+
+
+async def test_offered_requests_count_as_in_flight(bus: Bus, pair: Pair) -> None:
+    with pair.workers.offering(pair.ids[0]), pair.workers.offering(pair.ids[0]):
+        with pair.workers.offering(pair.ids[0]):
+            await ask(bus, pair.workers)
+    assert pair.first.requests == [] and len(pair.second.requests) == 1
+
+
+@pytest.mark.parametrize("code", ["overloaded", "shutting_down"])
+async def test_rejected_request_is_offered_to_the_next_worker(
+    bus: Bus, pair: Pair, code: ErrorCode
+) -> None:
+    pair.first.refuses = ServiceError(code, "no", 1)
+    assert await ask(bus, pair.workers) == list(HELLO)
+    assert len(pair.second.requests) == 1
+
+
+async def test_rejection_by_all_returns_the_shortest_wait(bus: Bus, pair: Pair) -> None:
+    pair.first.refuses = ServiceError("overloaded", "full", 7.5)
+    pair.second.refuses = ServiceError("overloaded", "full", 3.5)
+    assert await ask(bus, pair.workers) == [Failed("overloaded", "full", 3.5)]
+    assert pair.first.cancelled.empty(), "a request that nobody admitted needs no cancel"
+
+
+async def test_permanent_rejection_is_not_offered_elsewhere(bus: Bus, pair: Pair) -> None:
+    pair.first.refuses = ServiceError("invalid_request", "no such grammar")
+    assert await ask(bus, pair.workers) == [Failed("invalid_request", "no such grammar")]
+    assert pair.second.requests == []
+
+
+async def test_frozen_worker_is_skipped_and_gets_a_drop(bus: Bus, pair: Pair) -> None:
+    pair.first.is_frozen = True
+    assert await ask(bus, pair.workers, request_id="r1") == list(HELLO)
+    async with asyncio.timeout(1):
+        drop = await pair.first.dropped.get()
+    assert drop.worker_id == pair.ids[0]
+    assert drop.reply is not None and drop.reply.startswith("chat.reply._.r1.")
+
+
+async def test_disconnected_worker_is_skipped_and_removed(bus: Bus, pair: Pair) -> None:
+    receive(pair.workers, *(fake_report(f"gone-{number}") for number in range(8)))
+    async with asyncio.timeout(0.5):
+        for number in range(8):
+            assert (await ask(bus, pair.workers, session_id=str(number)))[-1] == HELLO[-1]
+    assert len(pair.workers.reports()) < 10
+
+
+async def test_without_reports_nats_picks_the_worker(bus: Bus, nats_url: str) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        assert await ask(bus, WorkerDirectory()) == list(HELLO)
+    assert [subject for subject, _ in worker.requests] == [subjects.request(subjects.OPEN_TENANT)]

@@ -15,18 +15,18 @@ ONE = '<tool_call>\n{"name": "go", "arguments": {"to": "a \\"}{ b", "n": {"x": [
 ARGUMENTS = '{"to": "a \\"}{ b", "n": {"x": [1]}}'
 
 
-def read(text: str, size: int = 1) -> list[AnswerPart]:
-    """As it comes in pieces of this size; what belongs together put together."""
-    reader = ToolCallParser(["go", "wait"])
+def parse(text: str, size: int = 1) -> list[AnswerPart]:
+    """Parse the text in pieces of `size` characters, and join consecutive deltas of one kind."""
+    parser = ToolCallParser(["go", "wait"])
     parts: list[AnswerPart] = []
     for at in range(0, len(text), size):
-        parts += reader.push(text[at : at + size])
-    together: list[AnswerPart] = []
-    for part in [*parts, *reader.flush()]:
-        if together and type(part) is type(together[-1]) and not isinstance(part, ToolCallStart):
-            part = part._replace(text=together.pop().text + part.text)  # type: ignore[union-attr]
-        together.append(part)
-    return together
+        parts += parser.push(text[at : at + size])
+    joined: list[AnswerPart] = []
+    for part in [*parts, *parser.flush()]:
+        if joined and type(part) is type(joined[-1]) and not isinstance(part, ToolCallStart):
+            part = part._replace(text=joined.pop().text + part.text)  # type: ignore[union-attr]
+        joined.append(part)
+    return joined
 
 
 def as_text(text: str) -> list[AnswerPart]:
@@ -101,38 +101,38 @@ CASES: list[tuple[str, list[AnswerPart]]] = [
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
 @pytest.mark.parametrize(("text", "parts"), CASES, ids=lambda case: str(case)[:40])
-def test_calls_are_found_however_the_text_comes_in_pieces(
+def test_calls_are_found_in_pieces_of_any_size(
     text: str, parts: list[AnswerPart], size: int
 ) -> None:
-    assert read(text, size) == parts
+    assert parse(text, size) == parts
 
 
-def test_arguments_are_told_as_they_come() -> None:
-    reader = ToolCallParser(["go"])
-    assert reader.push('<tool_call>{"name": "go", "arguments": {"to": "Ro') == [
+def test_arguments_are_returned_as_they_arrive() -> None:
+    parser = ToolCallParser(["go"])
+    assert parser.push('<tool_call>{"name": "go", "arguments": {"to": "Ro') == [
         ToolCallStart("go"),
         ArgumentsDelta('{"to": "Ro'),
     ]
-    assert reader.push("me") == [ArgumentsDelta("me")]
-    assert reader.push('"}}</tool_call>') == [ArgumentsDelta('"}')]
-    assert reader.flush() == []
+    assert parser.push("me") == [ArgumentsDelta("me")]
+    assert parser.push('"}}</tool_call>') == [ArgumentsDelta('"}')]
+    assert parser.flush() == []
 
 
-def test_text_is_not_held_back_but_for_what_may_begin_a_call() -> None:
-    reader = ToolCallParser(["go"])
-    assert reader.push("hello <to") == [TextDelta("hello")]
-    assert reader.push("day>") == [TextDelta(" <today>")]
+def test_only_a_possible_marker_is_held_back() -> None:
+    parser = ToolCallParser(["go"])
+    assert parser.push("hello <to") == [TextDelta("hello")]
+    assert parser.push("day>") == [TextDelta(" <today>")]
 
 
-def test_a_long_call_takes_time_in_proportion_to_its_length() -> None:
+def test_long_call_is_parsed_in_linear_time() -> None:
     call = {"name": "go", "arguments": {"to": ['{x}\\"'] * 20_000}}
-    parts = read(f"<tool_call>{json.dumps(call)}</tool_call>", 7)
+    parts = parse(f"<tool_call>{json.dumps(call)}</tool_call>", 7)
     assert parts[1] == ArgumentsDelta(json.dumps(call["arguments"]))
 
 
-def test_long_space_before_a_call_is_read_in_linear_time() -> None:
-    reader = ToolCallParser({"f"})
+def test_long_white_space_is_parsed_in_linear_time() -> None:
+    parser = ToolCallParser({"f"})
     began = time.process_time()
     for text in ("<tool_call>", " " * 20_000, '{"name": "f", "arguments": {}}</tool_call>'):
-        reader.push(text)
+        parser.push(text)
     assert time.process_time() - began < 1

@@ -5,7 +5,7 @@ import pytest
 
 from services.contract import subjects
 from services.contract.history import ExportPage, ExportRequest
-from tests.client.tellers import teller
+from tests.client.story_worker import story_worker
 from tests.edge.api.test_sessions import answering
 from tests.history.samples import exchange
 
@@ -49,7 +49,7 @@ async def test_connection_is_kept_alive(http: httpx.AsyncClient) -> None:
 async def test_head_of_a_running_answer_ends_with_its_headers(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
-    async with teller(nats_url, until=9):  # it never ends
+    async with story_worker(nats_url, stop_at=9):  # it never ends
         async with http.stream("POST", "/chat", json={"prompt": "hi"}) as answer:
             address = answer.headers["content-location"]
         async with asyncio.timeout(2):

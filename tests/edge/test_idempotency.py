@@ -19,7 +19,7 @@ from services.edge.api.chat import read_prompt
 from services.edge.idempotency import IdempotencyKeys, identify
 from services.runtime.bus import Bus
 from services.runtime.streams import Bucket
-from tests.client.tellers import STORY, teller
+from tests.client.story_worker import STORY, story_worker
 from tests.edge.api.test_chat import JSON, text_of, until_said
 from tests.edge.conftest import LIMITS, edge_on
 from tests.fakes import history_of
@@ -54,8 +54,8 @@ async def test_concurrent_repeats_at_two_edges_generate_once(nats_url: str) -> N
         Bus.connect(nats_url, "two") as two,
         edge_on(one) as first,
         edge_on(two) as second,
-        teller(nats_url, "w1") as some,
-        teller(nats_url, "w2") as other,
+        story_worker(nats_url, "w1") as some,
+        story_worker(nats_url, "w2") as other,
         history_of(one, None),
     ):
         for _ in range(4):
@@ -70,7 +70,7 @@ async def test_concurrent_repeats_at_two_edges_generate_once(nats_url: str) -> N
 async def test_repeat_after_the_end_returns_the_same_answer(
     http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
-    async with teller(nats_url) as worker, history_of(bus, None):
+    async with story_worker(nats_url) as worker, history_of(bus, None):
         for _ in range(2):
             assert text_of(await http.post("/chat", json=JSON, headers=key)) == STORY
         assert len(worker.requests) == 1
@@ -79,7 +79,7 @@ async def test_repeat_after_the_end_returns_the_same_answer(
 async def test_key_of_another_request_is_a_409_without_retry(
     http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
-    async with teller(nats_url), history_of(bus, None):
+    async with story_worker(nats_url), history_of(bus, None):
         await http.post("/chat", json=JSON, headers=key)
         other = await http.post("/chat", json={"prompt": "other"}, headers=key)
         same = await http.post("/chat", content=b'{ "prompt":"hi" }', headers=key)
@@ -93,27 +93,27 @@ async def test_same_key_of_two_tenants_is_two_requests(
 ) -> None:
     async with (
         edge_on(bus, "acme:one,other:two") as http,
-        teller(nats_url),
+        story_worker(nats_url),
         history_of(bus, None),
     ):
         with_keys = [key | {"X-API-Key": api_key} for api_key in ("one", "two")]
         for headers, prompt in zip(with_keys, ("hi", "else"), strict=True):
             answer = await http.post("/chat", json={"prompt": prompt}, headers=headers)
-            assert answer.status_code == 503, "tellers serve the open tenant alone"
+            assert answer.status_code == 503, "story workers serve the open tenant alone"
 
 
 async def test_failed_request_is_started_again(
     http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
     async with history_of(bus, None):
-        async with teller(nats_url, "w1", 5, Failed("internal", "It broke.")):
+        async with story_worker(nats_url, "w1", 5, Failed("internal", "It broke.")):
             failed = await http.post("/chat", json=JSON, headers=key)
             assert '"code":"internal"' in failed.text
             again = await http.post("/chat", json=JSON, headers=key)
             assert again.headers["content-location"] != failed.headers["content-location"]
         refused = await http.post("/chat", json=JSON, headers=key)
         assert refused.status_code == 503
-        async with teller(nats_url, "w2"):
+        async with story_worker(nats_url, "w2"):
             assert text_of(await http.post("/chat", json=JSON, headers=key)) == STORY
 
 
@@ -127,7 +127,7 @@ async def test_request_of_an_edge_that_died_is_started_by_another(
     assert await dead.claim(keyed, keyed.name)
     async with (
         history_of(bus, None),
-        teller(nats_url) as worker,
+        story_worker(nats_url) as worker,
     ):
         got = await asyncio.gather(*(http.post("/chat", json=JSON, headers=key) for _ in range(3)))
         assert [text_of(answer) for answer in got] == [STORY] * 3
@@ -137,7 +137,7 @@ async def test_request_of_an_edge_that_died_is_started_by_another(
 async def test_repeat_long_after_the_end_is_answered_from_history(
     http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
-    async with teller(nats_url) as worker:
+    async with story_worker(nats_url) as worker:
         async with history_of(bus, None):
             address = (await http.post("/chat", json=JSON, headers=key)).headers["content-location"]
         worker.forget()
@@ -154,7 +154,7 @@ async def test_repeat_with_last_event_id_resumes_the_answer(
     http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
     async with (
-        teller(nats_url) as worker,
+        story_worker(nats_url) as worker,
         history_of(bus, None),
     ):
         async with http.stream("POST", "/chat", json=JSON, headers=key) as answer:
@@ -175,7 +175,7 @@ async def test_repeat_with_last_event_id_starts_no_new_answer(
     http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
     async with (
-        teller(nats_url) as worker,
+        story_worker(nats_url) as worker,
         history_of(bus, None),
     ):
         resuming = key | {"Last-Event-ID": "9"}
@@ -190,7 +190,7 @@ async def test_answer_of_a_lost_claim_is_returned_not_regenerated(
     http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
     keyed = identify("_", key["Idempotency-Key"], PROMPT)
-    async with teller(nats_url) as worker:
+    async with story_worker(nats_url) as worker:
         async with history_of(bus, exchange(keyed.name)):
             for _ in range(2):
                 other = await http.post("/chat", json={"prompt": "other"}, headers=key)
@@ -203,7 +203,7 @@ async def test_erased_answer_is_not_generated_again(
     http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
     async with (
-        teller(nats_url) as worker,
+        story_worker(nats_url) as worker,
         history_of(bus, None),
     ):
         address = (await http.post("/chat", json=JSON, headers=key)).headers["content-location"]
@@ -220,7 +220,7 @@ async def test_without_history_no_key_is_claimed(
     bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
     impatient = replace(QUICK, history_restart_seconds=0)
-    async with edge_on(bus, limits=impatient) as http, teller(nats_url) as worker:
+    async with edge_on(bus, limits=impatient) as http, story_worker(nats_url) as worker:
         async with history_of(bus, None):
             pass  # creates the bucket
         rejected = await http.post("/chat", json=JSON, headers=key)
@@ -230,7 +230,7 @@ async def test_without_history_no_key_is_claimed(
 async def test_request_waits_for_a_history_that_restarts(
     http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
 ) -> None:
-    async with teller(nats_url):
+    async with story_worker(nats_url):
         async with history_of(bus, None):
             pass  # creates the bucket
         asking = asyncio.create_task(http.post("/chat", json=JSON, headers=key))
@@ -249,7 +249,7 @@ async def test_repeat_after_600_other_exchanges_is_answered(
             Bus.connect(url, "edge") as bus,
             history(url),
             edge_on(bus, limits=QUICK) as http,
-            teller(url) as worker,
+            story_worker(url) as worker,
         ):
             first = await http.post("/chat", json=JSON, headers=key)
             await append(bus, "default", exchange(first.headers["content-location"]), "_")

@@ -8,7 +8,7 @@ import pytest
 
 from services.contract.messages import JsonSchema, JsonSchemaFormat
 from services.runtime.bus import Bus
-from tests.client.tellers import STORY, teller
+from tests.client.story_worker import STORY, story_worker
 from tests.edge.conftest import edge_on
 from tests.fakes import HELLO, history_of, scripted_worker
 
@@ -40,7 +40,7 @@ async def test_answer_resumes_at_another_edge_after_its_last_event(nats_url: str
         Bus.connect(nats_url, "two") as two,
         edge_on(one) as first,
         edge_on(two) as second,
-        teller(nats_url) as worker,
+        story_worker(nats_url) as worker,
     ):
         async with first.stream("POST", "/chat", json=JSON) as answer:
             last_id = await until_said(answer, STORY[:9])
@@ -57,7 +57,7 @@ async def test_answer_resumes_at_another_edge_after_its_last_event(nats_url: str
 async def test_resume_after_the_last_token_sends_only_done(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
-    async with teller(nats_url):
+    async with story_worker(nats_url):
         address = (await http.post("/chat", json=JSON)).headers["content-location"]
         rest = await http.get(address, headers={"Last-Event-ID": str(len(STORY))})
         assert text_of(rest) == ""
@@ -66,7 +66,7 @@ async def test_resume_after_the_last_token_sends_only_done(
 async def test_resume_after_the_end_is_204_which_stops_an_event_source(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
-    async with teller(nats_url):
+    async with story_worker(nats_url):
         whole = await http.post("/chat", json=JSON)
         *_, end_id = [line[4:] for line in whole.text.splitlines() if line.startswith("id: ")]
         address = whole.headers["content-location"]
@@ -92,13 +92,13 @@ async def test_invalid_last_event_id_is_rejected(http: httpx.AsyncClient, last_i
 async def test_resume_of_an_unknown_request_is_404(
     http: httpx.AsyncClient, bus: Bus, nats_url: str
 ) -> None:
-    async with teller(nats_url), history_of(bus, None):
+    async with story_worker(nats_url), history_of(bus, None):
         assert (await http.get("/chat/unknown")).status_code == 404
         assert (await http.get("/chat/a*b")).status_code == 404
 
 
 async def test_resume_of_another_tenants_answer_is_404(bus: Bus, nats_url: str) -> None:
-    async with edge_on(bus, "acme:s3cret") as http, teller(nats_url):
+    async with edge_on(bus, "acme:s3cret") as http, story_worker(nats_url):
         async with Bus.connect(nats_url, "open") as other, edge_on(other) as open_edge:
             address = (await open_edge.post("/chat", json=JSON)).headers["content-location"]
             assert text_of(await open_edge.get(address)) == STORY

@@ -1,5 +1,6 @@
 """
-Asks with ChatClient, as a Python service beside ours would: it notices a lost worker and cancels.
+Send a request with ChatClient, as another Python service would. ChatClient fails over when a worker
+is lost, and cancels the request when its caller leaves.
 
     python examples/client.py "What is your name?"
 """
@@ -16,23 +17,24 @@ from services.contract.messages import ChatRequest, Done, Failed, Token
 from services.runtime.bus import Bus
 from services.runtime.settings import ServiceSettings, load
 
-CONNECT_TIMEOUT = 3.0  # seconds; Bus.connect itself waits without limit
+CONNECT_SECONDS = 3.0  # Bus.connect itself waits forever
 
 
 async def main(prompt: str) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        connecting = Bus.connect(load(ServiceSettings).nats_url, "example")
+        connecting = stack.enter_async_context(
+            Bus.connect(load(ServiceSettings).nats_url, "example")
+        )
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                bus = await stack.enter_async_context(connecting)
+            bus = await asyncio.wait_for(connecting, CONNECT_SECONDS)
         except TimeoutError:
             sys.exit(
                 "NATS can't be reached: start it with `just up`, or set NATS_URL or NATS_PORT."
             )
-        await ask(bus, ChatRequest(prompt=prompt, session_id="example", max_tokens=80))
+        await print_answer(bus, ChatRequest(prompt=prompt, session_id="example", max_tokens=80))
 
 
-async def ask(bus: Bus, request: ChatRequest) -> None:
+async def print_answer(bus: Bus, request: ChatRequest) -> None:
     async with contextlib.aclosing(ChatClient(bus).stream(request)) as events:
         async for event in events:
             match event:

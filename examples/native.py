@@ -1,5 +1,5 @@
 """
-Asks over plain NATS: nats-py is all that it needs, nothing of this project.
+Send a request over plain NATS and print the answer. Needs nats-py only, nothing of this project.
 
     python examples/native.py "What is your name?"
 """
@@ -13,29 +13,29 @@ import nats
 
 NATS_PORT = os.environ.get("NATS_PORT") or "4222"  # the default of `just up`
 NATS_URL = os.environ.get("NATS_URL") or f"nats://127.0.0.1:{NATS_PORT}"
-CONNECT_TIMEOUT = 3.0  # seconds
-SILENCE_LIMIT = 5.0  # seconds; a worker sends something at least once a second
+CONNECT_SECONDS = 3.0
+SILENCE_SECONDS = 5.0  # a worker sends at least one event a second
 
 
 async def ignore(error: Exception) -> None:
-    """nats-py would print each failed attempt with its traceback."""
+    """Keep nats-py from printing a traceback for each failed attempt to connect."""
 
 
 async def main(prompt: str) -> None:
     try:
-        nc = await asyncio.wait_for(nats.connect(NATS_URL, error_cb=ignore), CONNECT_TIMEOUT)
+        nc = await asyncio.wait_for(nats.connect(NATS_URL, error_cb=ignore), CONNECT_SECONDS)
     except TimeoutError:
         sys.exit("NATS can't be reached: start it with `just up`, or set NATS_URL or NATS_PORT.")
     inbox = nc.new_inbox()
-    answers = await nc.subscribe(inbox)  # before asking, so that nothing is missed
+    events = await nc.subscribe(inbox)  # before the request, so that no event is missed
     await nc.publish("chat.request", json.dumps({"prompt": prompt}).encode(), reply=inbox)
     while True:
         try:
-            message = await answers.next_msg(SILENCE_LIMIT)
+            message = await events.next_msg(SILENCE_SECONDS)
         except TimeoutError:
-            sys.exit("\nthe worker went silent: it is lost")
-        if not message.data:  # NATS's own word: nobody listens to chat.request
-            sys.exit("no worker is there to answer")
+            sys.exit("\nThe worker has stopped responding.")
+        if not message.data:  # NATS replies "no responders": nobody subscribes to chat.request
+            sys.exit("No worker is running.")
         event = json.loads(message.data)
         match event["type"]:
             case "token":

@@ -1,6 +1,6 @@
 """
-FineTuneLLM's whole stack (HTTP, edge, NATS, inference and back) against llama-server alone: the
-same model, sampler chain and two threads. bench/results/README.md says what is measured.
+Compare FineTuneLLM's whole stack (HTTP, edge, NATS, inference and back) with llama-server alone:
+same model, same sampler chain, two threads. bench/results/README.md describes the loads.
 
     just bench 135M Q8_0 --loads burst,turns --peer http://localhost:8080
 """
@@ -24,7 +24,7 @@ from bench import (
     window,
 )
 from bench.models import SHAPES, TYPES, make
-from bench.pairs import Plan, tell
+from bench.pairs import Plan, show
 
 LOADS = {
     "burst": burst.run,
@@ -48,26 +48,30 @@ def main() -> None:
     options = _options()
     plan = Plan(make(options.size, options.kind), options.pairs, tuple(options.peer))
     for load in options.loads:
-        tell(f"{load}, {plan.model.stem}")
+        show(f"{load}, {plan.model.stem}")
         section = LOADS[load](plan)
-        print(report.table(section), flush=True)
-        tell(f"written to {report.write(section)}")
+        print(report.format_table(section), flush=True)
+        show(f"results written to {report.write_section(section)}")
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description="Compare FineTuneLLM with llama-server.")
     parser.add_argument("size", choices=SHAPES, nargs="?", default="135M")
     parser.add_argument("kind", choices=TYPES, nargs="?", default="Q8_0")
-    parser.add_argument("--loads", type=_loads, default=list(LOADS), help=", ".join(LOADS))
-    parser.add_argument("--pairs", type=int, default=5, help="of runs; the bars are for 5")
-    parser.add_argument("--peer", action="append", default=[], help="URL of an OpenAI-style server")
+    parser.add_argument(
+        "--loads", type=_loads, default=list(LOADS), help=f"comma-separated, of: {', '.join(LOADS)}"
+    )
+    parser.add_argument("--pairs", type=int, default=5, help="pairs of runs per load")
+    parser.add_argument("--peer", action="append", default=[], help="URL of a server to add")
     return parser.parse_args()
 
 
 def _loads(text: str) -> list[str]:
     loads = text.split(",")
     if unknown := set(loads) - set(LOADS):
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: the loads are {', '.join(LOADS)}")
+        raise argparse.ArgumentTypeError(
+            f"unknown loads {', '.join(unknown)}: choose from {', '.join(LOADS)}"
+        )
     return loads
 
 

@@ -1,4 +1,4 @@
-"""What a client notices when processes die or freeze, and what it costs to be ready for that."""
+"""What a client notices when processes die or freeze, and the cost of being prepared for it."""
 
 import asyncio
 import signal
@@ -10,9 +10,8 @@ from pathlib import Path
 import httpx
 import uvloop
 
-from bench.bars import Bar, Spread, number
-from bench.pairs import Plan, tell
-from bench.report import Row, Section
+from bench.pairs import Plan, show
+from bench.report import Goal, Row, Section, Spread, format_number
 from services.contract import subjects
 from services.contract.messages import Token
 from services.runtime.bus import Bus
@@ -26,21 +25,21 @@ from tests.faults.worker_pair import (
 )
 
 KILLS, FREEZES, RESUMES = 6, 4, 20
-PUBLISHED = 20_000  # events in a run
+EVENTS = 20_000  # per run
 RUNS = 5
-NOTE = f"""The demo model, slowed to 30 ms a step, two workers and two edges. A worker is killed or
-frozen after {DISTURB_AFTER} characters of an answer: seconds until its client hears the next one,
-over {KILLS} and {FREEZES} times; the bars are about the longest. `GET /chat/<id>` at another edge
-with `Last-Event-ID`, {RESUMES} times in the middle of an answer: milliseconds until the first
-event. Events of one token, {PUBLISHED:,} in a run, published to one listener with and without a
-reply subject: microseconds of CPU, of the publisher and listener together and of nats-server."""
+NOTE = f"""The demo model, slowed to 30 ms per step, two workers and two edges. A worker is killed
+({KILLS} times) or frozen ({FREEZES} times) after {DISTURB_AFTER} characters of an answer: seconds
+until the client receives the next one; the goals are about the longest. `GET /chat/<id>` at another edge with
+`Last-Event-ID`, {RESUMES} times in the middle of an answer: milliseconds until the first event.
+Events of one token, {EVENTS:,} per run, published to one listener with and without a reply
+subject: microseconds of CPU, of the publisher and listener together and of nats-server."""
 
 
 def run(plan: Plan) -> Section:
     with tempfile.TemporaryDirectory() as folder, running_pair(Path(folder)) as pair:
         rows = [
-            _row("death: gap, s", _gaps(pair, KILLS, _kill), Bar("<", 2)),
-            _row("freeze: gap, s", _gaps(pair, FREEZES, _freeze), Bar("<", 6)),
+            _row("death: gap, s", _gaps(pair, KILLS, _kill), Goal("<", 2)),
+            _row("freeze: gap, s", _gaps(pair, FREEZES, _freeze), Goal("<", 6)),
         ]
         with second_edge(pair.stack, Path(folder)) as edge:
             rows.append(_row("resume: first event, ms", _resumes(pair, edge.port)))
@@ -48,12 +47,12 @@ def run(plan: Plan) -> Section:
     return Section("failover", "failover", NOTE, (), rows)
 
 
-def _row(what: str, values: list[float], bar: Bar | None = None) -> Row:
-    """A bar is about the longest, which the result then is; the median is said beside it."""
+def _row(what: str, values: list[float], bar: Goal | None = None) -> Row:
+    """Return a row; with a goal its result is the longest value, with the median in the title."""
     spread = Spread.of(values)
     if bar is None:
         return Row(what, (), spread)
-    return Row(f"{what} (p50 {number(spread.median)})", (), Spread.of([spread.high]), bar)
+    return Row(f"{what} (p50 {format_number(spread.median)})", (), Spread.of([spread.high]), bar)
 
 
 def _gaps(
@@ -72,7 +71,7 @@ def _gaps(
         assert heard.text == whole and heard.end["stored"] == "log"
         undo[0]()
         gaps.append(heard.longest_gap)
-        tell(f"{name}: {heard.longest_gap:.2f} s")
+        show(f"{name}: {heard.longest_gap:.2f} s")
     return gaps
 
 
@@ -88,7 +87,7 @@ def _freeze(pair: WorkerPair) -> Callable[[], None]:
 
     def wake() -> None:
         worker.signal(signal.SIGCONT)
-        time.sleep(2)  # until it is heard of again
+        time.sleep(2)  # until it reports again
 
     return wake
 
@@ -111,34 +110,37 @@ def _resumes(pair: WorkerPair, port: int) -> list[float]:
 
 def _costs(pair: WorkerPair) -> list[Row]:
     url = f"nats://127.0.0.1:{pair.stack.nats.port}"
-    runs = [uvloop.run(_publish(url, pair.stack.nats.pid, told)) for told in (False, True) * RUNS]
+    runs = [
+        uvloop.run(_publish(url, pair.stack.nats.pid, with_reply))
+        for with_reply in (False, True) * RUNS
+    ]
     rows = []
     for who, column in (("clients", 0), ("nats-server", 1)):
-        for what, told in (("without", False), ("with", True)):
-            values = [run[column] for run in runs[int(told) :: 2]]
-            rows.append(_row(f"{what} a reply subject: {who}, µs an event", values))
+        for what, with_reply in (("without", False), ("with", True)):
+            values = [run[column] for run in runs[int(with_reply) :: 2]]
+            rows.append(_row(f"{what} a reply subject: {who}, µs per event", values))
     return rows
 
 
-async def _publish(url: str, server: int, told: bool) -> tuple[float, float]:
-    """Microseconds of CPU an event: ours, and the server's."""
+async def _publish(url: str, server: int, with_reply: bool) -> tuple[float, float]:
+    """Return the microseconds of CPU per event: of this process, and of nats-server."""
     reply = subjects.reply(subjects.OPEN_TENANT, "r", "a")
     token = Token(100, " and", (300,))
     async with Bus.connect(url, "bench") as bus, Bus.connect(url, "listener") as listener:
         async with listener.inbox(reply):
             await listener.is_responsive()
             ours, theirs = time.process_time(), _cpu(server)
-            for number in range(PUBLISHED):
-                unheard = subjects.undelivered("w" * 32, "_.r", 7, number) if told else ""
-                await bus.publish(reply, token, unheard)
+            for number in range(EVENTS):
+                undelivered = subjects.undelivered("w" * 32, "_.r", 7, number) if with_reply else ""
+                await bus.publish(reply, token, undelivered)
                 if number % 100 == 99:
                     await asyncio.sleep(0)
             await bus.is_responsive()
             ours, theirs = time.process_time() - ours, _cpu(server) - theirs
-    return ours / PUBLISHED * 1e6, theirs / PUBLISHED * 1e6
+    return ours / EVENTS * 1e6, theirs / EVENTS * 1e6
 
 
 def _cpu(pid: int) -> float:
-    """Seconds that a process has computed, of all its threads."""
+    """Return the CPU seconds of all threads of a process."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9

@@ -1,4 +1,4 @@
-"""What history costs a turn, with a million exchanges in MongoDB, and how fast it archives."""
+"""Latency of history per turn with a million exchanges in MongoDB, and archiving throughput."""
 
 import asyncio
 import itertools
@@ -18,11 +18,9 @@ import uvloop
 from msgspec.structs import replace
 from pymongo import MongoClient
 
-from bench.bars import Bar, Spread
-from bench.load import at_most
-from bench.pairs import Plan, tell
-from bench.report import Row, Section
-from bench.words import words
+from bench.load import gather_limited, words
+from bench.pairs import Plan, show
+from bench.report import Goal, Row, Section, Spread
 from services.contract import subjects
 from services.contract.history import Exchange
 from services.contract.messages import ModelInfo, Sampling, Timings, Usage
@@ -33,26 +31,26 @@ from services.runtime.bus import Bus
 from tests.e2e.stack import Stack, running_stack
 from tests.servers import mongod, running
 
-FOLDER = Path("bench/.mongo")  # kept, since it takes a minute to fill
+FOLDER = Path("bench/.mongo")  # kept, because filling it takes a minute
 DATABASE = "finetuneLLM"
 EXCHANGES = 1_000_000
 SESSIONS = (1, 10, 1_000)
-WINDOW = 10  # exchanges that a session has before its turns are timed
-TURNS = 1_000  # in a run
-BACKLOG = 30_000  # exchanges in the log that MongoDB lacks
+WARM_UP = 10  # exchanges of a session before its turns are timed
+TURNS = 1_000  # per run
+BACKLOG = 30_000  # exchanges that are not archived yet
 BATCH = 1_000
-AT_ONCE = 16
-PAGES = 200  # asked for in a run
-PROMPT, RESPONSE = 50, 100  # words
+CONCURRENCY = 16
+PAGES = 200  # requests per run
+PROMPT_WORDS, RESPONSE_WORDS = 50, 100
 NOTE = f"""The whole stack, with {EXCHANGES:,} exchanges of 1,000 sessions in MongoDB, on the same
-machine. A turn is `history.context`, then the append of an exchange, as the worker does both, one
-turn after another over 1, 10 or 1,000 sessions that have {WINDOW} exchanges each; {TURNS:,} turns a
+machine. A turn is `history.context` and the append of an exchange, both as in the worker, one turn
+after another over 1, 10 or 1,000 sessions that have {WARM_UP} exchanges each; {TURNS:,} turns per
 run. Archive: {BACKLOG:,} exchanges that were logged while no history process ran. Pages: over HTTP,
 of all sessions and of one."""
 
 
 class Turns(NamedTuple):
-    """Milliseconds of each."""
+    """Latencies in milliseconds."""
 
     contexts: list[float]
     appends: list[float]
@@ -65,29 +63,29 @@ def run(plan: Plan) -> Section:
         uvloop.run(_fill(uri))
         with running_stack(Path(folder), uri) as up:
             rows = uvloop.run(_measure(up, plan.pairs))
-        mongo.stop(signal.SIGTERM)  # so that it need not recover next time
+        mongo.stop(signal.SIGTERM)  # a clean stop needs no recovery next time
     return Section("history", "history", NOTE, (), rows)
 
 
 async def _fill(uri: str) -> None:
-    """With what is missing since the last time."""
+    """Add the exchanges that the database lacks."""
     with MongoClient[dict[str, object]](uri) as client:
-        there = client[DATABASE]["exchanges"].estimated_document_count()
+        existing = client[DATABASE]["exchanges"].estimated_document_count()
     async with Archive(uri, DATABASE, sys.exit).running() as archive:
         while not archive.connected:
             await asyncio.sleep(0.1)
-        said = _exchange()
-        for first in range(there, EXCHANGES, BATCH):
-            await archive.write([_old(n, said) for n in range(first, first + BATCH)])
+        template = _exchange()
+        for first in range(existing, EXCHANGES, BATCH):
+            await archive.write([_old_entry(n, template) for n in range(first, first + BATCH)])
             if (first + BATCH) % 100_000 == 0:
-                tell(f"history: {first + BATCH:,} of {EXCHANGES:,} exchanges in MongoDB")
+                show(f"history: {first + BATCH:,} of {EXCHANGES:,} exchanges in MongoDB")
 
 
-def _old(n: int, said: Exchange) -> Entry:
-    """The n-th of a million in a month."""
+def _old_entry(n: int, template: Exchange) -> Entry:
+    """Return the n-th of a million entries of one month."""
     at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=2.5 * n)
     key = subjects.session_key(subjects.OPEN_TENANT, f"old {n % 1_000}")
-    return Entry(n + 1, key, at, replace(said, request_id=f"old{n}"))
+    return Entry(n + 1, key, at, replace(template, request_id=f"old{n}"))
 
 
 def _exchange() -> Exchange:
@@ -96,14 +94,14 @@ def _exchange() -> Exchange:
         previous=0,
         request_id=uuid4().hex,
         epoch=0,
-        prompt=words(PROMPT),
-        response=words(RESPONSE),
+        prompt=words(PROMPT_WORDS),
+        response=words(RESPONSE_WORDS),
         asked_at=now,
         answered_at=now,
         finish_reason="stop",
         model=ModelInfo("bench", "digest", 2048, 1),
         sampling=Sampling(temperature=0.5),
-        usage=Usage(PROMPT, RESPONSE, 0),
+        usage=Usage(PROMPT_WORDS, RESPONSE_WORDS, 0),
         timings=Timings(0.0, 0.1, 0.2),
     )
 
@@ -111,71 +109,71 @@ def _exchange() -> Exchange:
 async def _measure(up: Stack, runs: int) -> list[Row]:
     async with Bus.connect(f"nats://127.0.0.1:{up.nats.port}", "bench") as bus:
         sessions = HistoryClient(bus)
-        measured = {count: await _turns_of(sessions, count, runs) for count in SESSIONS}
+        measured = {count: await _time_turns(sessions, count, runs) for count in SESSIONS}
         rows = turn_rows(measured)
         await _until_archived(up)
         rates = [await _archive(up, sessions) for _ in range(runs)]
-        rows.append(Row("archived, exchanges/s", (), Spread.of(rates), Bar("≥", 5_000)))
+        rows.append(Row("archived, exchanges/s", (), Spread.of(rates), Goal("≥", 5_000)))
     for what, query in (("of all sessions", {}), ("of one session", {"session_id": "old 7"})):
-        pages = [_pages(up.http, query) for _ in range(runs)]
-        rows += latency_rows(f"GET /messages?limit=20 {what}", pages, Bar("<", 10))
+        pages = [_time_pages(up.http, query) for _ in range(runs)]
+        rows += latency_rows(f"GET /messages?limit=20 {what}", pages, Goal("<", 10))
     return rows
 
 
-async def _turns_of(sessions: HistoryClient, count: int, runs: int) -> list[Turns]:
+async def _time_turns(sessions: HistoryClient, count: int, runs: int) -> list[Turns]:
     names = [uuid4().hex for _ in range(count)]
-    for _ in range(WINDOW):
-        await at_most(AT_ONCE, [_turn(sessions, name, Turns([], [])) for name in names])
+    for _ in range(WARM_UP):
+        await gather_limited(CONCURRENCY, [_turn(sessions, name, Turns([], [])) for name in names])
     done: list[Turns] = []
     for _ in range(runs):
         done.append(Turns([], []))
         for name in itertools.islice(itertools.cycle(names), TURNS):
             await _turn(sessions, name, done[-1])
         median = statistics.median(done[-1].contexts)
-        tell(f"history, {count} sessions: a context takes {median:.2f} ms")
+        show(f"history, {count} sessions: a context takes {median:.2f} ms")
     return done
 
 
 async def _turn(sessions: HistoryClient, name: str, turns: Turns) -> None:
-    said = _exchange()
+    exchange = _exchange()
     key = subjects.session_key(subjects.OPEN_TENANT, name)
     began = time.perf_counter()
     context = await sessions.context(subjects.OPEN_TENANT, name)
     turns.contexts.append(1000 * (time.perf_counter() - began))
-    said = replace(said, previous=context.applied_seq, epoch=context.epoch)
+    exchange = replace(exchange, previous=context.applied_seq, epoch=context.epoch)
     began = time.perf_counter()
-    assert await sessions.append(key, said, _always) == AppendResult("log")
+    assert await sessions.append(key, exchange, _always) == AppendResult("log")
     turns.appends.append(1000 * (time.perf_counter() - began))
 
 
 def turn_rows(measured: dict[int, list[Turns]]) -> list[Row]:
-    """Both halves of a turn, by the number of sessions; and whether they grow with it."""
+    """Return rows for both halves of a turn by number of sessions, and for their growth."""
     rows: list[Row] = []
     for what in Turns._fields:
         runs = {count: [getattr(t, what) for t in turns] for count, turns in measured.items()}
         for count, values in runs.items():
-            rows += latency_rows(f"{what[:-1]}, {count:,} sessions", values, Bar("<", 1))
+            rows += latency_rows(f"{what[:-1]}, {count:,} sessions", values, Goal("<", 1))
         least, most = (
             statistics.median(map(statistics.median, runs[n])) for n in (min(runs), max(runs))
         )
-        rows.append(Row(f"{what[:-1]}: growth", (), Spread.of([most / least]), Bar("≤", 1.2)))
+        rows.append(Row(f"{what[:-1]}: growth", (), Spread.of([most / least]), Goal("≤", 1.2)))
     return rows
 
 
-def latency_rows(what: str, runs: Sequence[Sequence[float]], bar: Bar) -> list[Row]:
-    """The median over the runs of their 50th percentile, which has a bar, and of their 99th."""
+def latency_rows(what: str, runs: Sequence[Sequence[float]], goal: Goal) -> list[Row]:
+    """Return the medians over the runs of the 50th percentile, which has a goal, and the 99th."""
     p50, p99 = (
         Spread.of(statistics.quantiles(run, n=100)[p - 1] for run in runs) for p in (50, 99)
     )
-    return [Row(f"{what}: p50, ms", (), p50, bar), Row(f"{what}: p99, ms", (), p99)]
+    return [Row(f"{what}: p50, ms", (), p50, goal), Row(f"{what}: p99, ms", (), p99)]
 
 
 async def _archive(up: Stack, sessions: HistoryClient) -> float:
-    """A backlog's exchanges per second, from when the archiver begins with it."""
+    """Return the exchanges archived per second, from when the archiver begins with the backlog."""
     up.history.stop()
     names = [uuid4().hex for _ in range(BACKLOG)]
-    await at_most(
-        AT_ONCE,
+    await gather_limited(
+        CONCURRENCY,
         (
             sessions.append(subjects.session_key(subjects.OPEN_TENANT, name), _exchange(), _always)
             for name in names
@@ -188,7 +186,7 @@ async def _archive(up: Stack, sessions: HistoryClient) -> float:
             began = time.perf_counter()
         await asyncio.sleep(0.02)
     rate = BACKLOG / (time.perf_counter() - began)
-    tell(f"history: {rate:,.0f} exchanges archived a second")
+    show(f"history: {rate:,.0f} exchanges archived per second")
     return rate
 
 
@@ -202,17 +200,17 @@ async def _until_archived(up: Stack) -> None:
 
 
 async def _unarchived(up: Stack) -> int | None:
-    """None: there is no history process to tell."""
+    """Return the number of unarchived exchanges, None while no history process responds."""
     history = (await asyncio.to_thread(up.status))["history"]
     left: int | None = history and history["unarchived"]
     return left
 
 
-def _pages(http: httpx.Client, query: dict[str, str]) -> list[float]:
-    """Milliseconds of each."""
-    took: list[float] = []
+def _time_pages(http: httpx.Client, query: dict[str, str]) -> list[float]:
+    """Return the milliseconds of each request."""
+    times: list[float] = []
     for _ in range(PAGES):
         began = time.perf_counter()
         assert len(http.get("/messages", params={"limit": "20"} | query).json()) == 20
-        took.append(1000 * (time.perf_counter() - began))
-    return took
+        times.append(1000 * (time.perf_counter() - began))
+    return times

@@ -1,36 +1,37 @@
 """
-A load client: asks over HTTP + SSE, and notes when each piece of the answer came. It speaks to
-FineTuneLLM's /chat, and to any OpenAI-style server, by a raw socket, so that it costs little
-itself.
+Load client: send requests over HTTP, and record when each piece of the answer arrives. Uses raw
+sockets, so that the client itself costs little.
 """
 
 import asyncio
 import json
+import random
+import string
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-KEPT = 10  # exchanges of a conversation that the client of a stateless server sends along
+MAX_EXCHANGES = 10  # of a conversation, that the client of a stateless server sends
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class Sample:
-    """One answer. Times are of the monotonic clock; tokens are counted by the server's `usage`."""
+    """One answer. Times are monotonic, in seconds; token counts are the server's `usage`."""
 
-    asked: float = field(default_factory=time.monotonic)
-    pieces: list[float] = field(default_factory=list)  # when each came
+    sent_at: float = field(default_factory=time.monotonic)
+    piece_times: list[float] = field(default_factory=list)
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
 
     @property
-    def first(self) -> float:
-        """Seconds to the first piece."""
-        return self.pieces[0] - self.asked
+    def ttft(self) -> float:
+        """Time to the first token, in seconds."""
+        return self.piece_times[0] - self.sent_at
 
 
 class Target(Protocol):
@@ -41,11 +42,11 @@ class Target(Protocol):
     async def ask(
         self, session: str, prompt: str, max_tokens: int, sample: Sample | None = None
     ) -> Sample:
-        """`sample`, if given, is filled in as the answer comes."""
+        """Send a prompt; `sample`, if given, is filled in while the answer arrives."""
 
 
-class FineTune:
-    """Our /chat: the server keeps the session."""
+class FineTuneTarget:
+    """FineTuneLLM's `/chat`: the server keeps the session."""
 
     name = "ours"
 
@@ -57,20 +58,18 @@ class FineTune:
     ) -> Sample:
         body = {"prompt": prompt, "session_id": session, "max_tokens": max_tokens, "stop": []}
         sample = sample or Sample()
-        async for event in _events(self._url, body):
+        async for event in _post(self._url, body):
             if "token" in event:
-                sample.pieces.append(time.monotonic())
+                sample.piece_times.append(time.monotonic())
             elif "done" in event:
-                _count(sample, event["usage"], event["usage"]["cached_tokens"])
+                _set_usage(sample, event["usage"], event["usage"]["cached_tokens"])
             else:
                 raise RuntimeError(f"{self.name}: {event}")
         return sample
 
 
-class OpenAI:
-    """
-    An OpenAI-style server: the client keeps the session, and sends its last exchanges each time.
-    """
+class OpenAITarget:
+    """An OpenAI-compatible server: the client keeps the session, and sends its last exchanges."""
 
     def __init__(self, name: str, url: str, system: str, options: dict[str, Any]) -> None:
         self.name = name
@@ -79,58 +78,69 @@ class OpenAI:
         self._options = options
         self._sessions: dict[str, list[dict[str, str]]] = {}
 
-    def with_system(self, system: str) -> "OpenAI":
-        """The same server, asked with another system prompt."""
-        return OpenAI(self.name, self._url, system, self._options)
+    def with_system(self, system: str) -> "OpenAITarget":
+        """Return the same server with another system prompt and no sessions."""
+        return OpenAITarget(self.name, self._url, system, self._options)
 
     async def ask(
         self, session: str, prompt: str, max_tokens: int, sample: Sample | None = None
     ) -> Sample:
         question = {"role": "user", "content": prompt}
-        sample, said = sample or Sample(), ""
-        async for event in _events(
-            f"{self._url}/v1/chat/completions", self._body(session, question, max_tokens)
-        ):
+        sample, content = sample or Sample(), ""
+        body = self._body(session, question, max_tokens)
+        async for event in _post(f"{self._url}/v1/chat/completions", body):
             for choice in event.get("choices", []):
                 if text := choice["delta"].get("content"):
-                    sample.pieces.append(time.monotonic())
-                    said += text
+                    sample.piece_times.append(time.monotonic())
+                    content += text
             if usage := event.get("usage"):
                 details = usage.get("prompt_tokens_details") or {}
-                _count(sample, usage, details.get("cached_tokens", 0))
-        answer = {"role": "assistant", "content": said}
+                _set_usage(sample, usage, details.get("cached_tokens", 0))
+        answer = {"role": "assistant", "content": content}
         self._sessions.setdefault(session, []).extend((question, answer))
         return sample
 
     def _body(self, session: str, question: dict[str, str], max_tokens: int) -> dict[str, Any]:
         system = {"role": "system", "content": self._system}
-        kept = self._sessions.get(session, [])[-2 * KEPT :]
+        history = self._sessions.get(session, [])[-2 * MAX_EXCHANGES :]
         return self._options | {
-            "messages": [system, *kept, question],
+            "messages": [system, *history, question],
             "max_tokens": max_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
 
 
-async def at_most(limit: int, asks: Iterable[Awaitable[T]]) -> list[T]:
-    """The answers to all, of which at most `limit` are asked at once."""
-    turnstile = asyncio.Semaphore(limit)
+async def gather_limited(limit: int, requests: Iterable[Awaitable[T]]) -> list[T]:
+    """Return all results; at most `limit` requests run at once."""
+    semaphore = asyncio.Semaphore(limit)
 
-    async def one(ask: Awaitable[T]) -> T:
-        async with turnstile:
-            return await ask
+    async def one(request: Awaitable[T]) -> T:
+        async with semaphore:
+            return await request
 
-    return await asyncio.gather(*map(one, asks))
+    return await asyncio.gather(*map(one, requests))
 
 
-def _count(sample: Sample, usage: dict[str, Any], cached: int) -> None:
+def words(count: int) -> str:
+    """
+    Return random words of one to three letters, each of which is one token of the synthetic
+    vocabulary: no two prompts share a cached prefix by chance.
+    """
+    return " ".join(
+        "".join(random.choices(string.ascii_lowercase, k=random.randint(1, 3)))
+        for _ in range(count)
+    )
+
+
+def _set_usage(sample: Sample, usage: dict[str, Any], cached: int) -> None:
     sample.prompt_tokens = usage["prompt_tokens"]
     sample.completion_tokens = usage["completion_tokens"]
     sample.cached_tokens = cached
 
 
-async def _events(url: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+async def _post(url: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """Yield the data of the server-sent events. Raises RuntimeError for a status other than 200."""
     parts = urlsplit(url)
     data = json.dumps(body).encode()
     head = (

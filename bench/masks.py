@@ -64,8 +64,8 @@ CASES = (
 )
 
 
-class Words(Llama):
-    """The tokenizer of a model, without its weights."""
+class VocabularyOnly(Llama):
+    """A model's tokenizer without its weights."""
 
     def __init__(self, path: Path) -> None:
         llama_cpp.llama_log_set(_SILENT, ctypes.c_void_p(0))
@@ -83,30 +83,30 @@ class Words(Llama):
         return self._vocabulary
 
 
-def measure(words: Words, case: Case) -> str:
+def measure(model: VocabularyOnly, case: Case) -> str:
     """Return a table row in milliseconds: compiling, masks, and the check of one token."""
     began = time.perf_counter()
-    grammar = constraints.compile_grammar(case.sampling, None, words.vocabulary)
+    grammar = constraints.compile_grammar(case.sampling, None, model.vocabulary)
     compiled = time.perf_counter() - began
     assert grammar is not None
-    tokens = _tokens(words, json.dumps(case.answer, ensure_ascii=False))
+    tokens = _tokenize(model, json.dumps(case.answer, ensure_ascii=False))
     times = list(_times(grammar, tokens))
-    masks, questions = sorted(mask for mask, _ in times), [question for _, question in times]
+    masks, checks = sorted(mask for mask, _ in times), [check for _, check in times]
     cells = (
         compiled,
         statistics.median(masks),
         masks[int(0.9 * len(masks))],
         masks[-1],
-        statistics.median(questions),
+        statistics.median(checks),
     )
     return " | ".join((case.name, *(f"{1000 * cell:.3f}" for cell in cells)))
 
 
-def _tokens(words: Words, text: str) -> list[int]:
+def _tokenize(model: VocabularyOnly, text: str) -> list[int]:
     """Tokenize JSON without the leading space that some tokenizers add, which no grammar allows."""
-    tokens = words.tokenize(text, special=False)
-    first = words.piece(tokens[0]).lstrip()
-    return [words.vocabulary.pieces.index(first), *tokens[1:]] if first else tokens[1:]
+    tokens = model.tokenize(text, special=False)
+    first = model.piece(tokens[0]).lstrip()
+    return [model.vocabulary.pieces.index(first), *tokens[1:]] if first else tokens[1:]
 
 
 def _times(grammar: Grammar, tokens: list[int]) -> Iterator[tuple[float, float]]:
@@ -122,15 +122,15 @@ def _times(grammar: Grammar, tokens: list[int]) -> Iterator[tuple[float, float]]
 
 def main(paths: list[str]) -> None:
     for path in paths or ["model/demo.gguf"]:
-        words = Words(Path(path))
+        model = VocabularyOnly(Path(path))
         began = time.perf_counter()
-        Vocabulary(words.vocabulary.pieces, words.vocabulary.ends)
+        Vocabulary(model.vocabulary.pieces, model.vocabulary.ends)
         built = time.perf_counter() - began
-        print(f"\n{path}: {words.vocabulary_size:,} tokens, llguidance's trie in {built:.2f} s\n")
-        print("case | compile ms | mask median | 90 % | max | one token")
+        print(f"\n{path}: {model.vocabulary_size:,} tokens, llguidance's trie in {built:.2f} s\n")
+        print("case | compile ms | mask median | 90 % | max | token check")
         print("--- | --- | --- | --- | --- | ---")
         for case in CASES:
-            print(measure(words, case))
+            print(measure(model, case))
 
 
 _SILENT = llama_cpp.llama_log_callback(lambda *_: None)

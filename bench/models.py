@@ -1,5 +1,5 @@
 """
-Synthetic GGUF models: the shapes of real ones, random weights. What they say is noise, what they
+Synthetic GGUF models: the shapes of real models with random weights. Their output is noise, their
 cost is real.
 
     python -m bench.models 135M Q8_0
@@ -47,7 +47,7 @@ def path_of(size: str, kind: str) -> Path:
 
 
 def make(size: str, kind: str) -> Path:
-    """Writes the model if it is not there; a minute or two."""
+    """Return the model's path. Creates the model if it doesn't exist, in a minute or two."""
     path = path_of(size, kind)
     if path.exists():
         return path
@@ -79,8 +79,8 @@ def _describe(writer: gguf.GGUFWriter, shape: Shape) -> None:
 
 def _add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
     """
-    Byte-level BPE in which a word of up to three letters is one token, as a common word is in a
-    trained one; longer ones are more.
+    Add a byte-level BPE in which every word of up to three letters is one token, like a common
+    word in a trained tokenizer.
     """
     tokens = [*SPECIAL, *_byte_letters()]
     merges: list[str] = []
@@ -109,7 +109,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
 
 
 def _byte_letters() -> list[str]:
-    """GPT-2's printable stand-in for each of the 256 bytes."""
+    """Return GPT-2's printable stand-in for each of the 256 bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     stand_in = {byte: chr(byte) for byte in printable}
@@ -124,13 +124,13 @@ def _add_tensors(writer: gguf.GGUFWriter, shape: Shape, kind: gguf.GGMLQuantizat
     def matrix(name: str, rows: int, columns: int) -> None:
         weights = random.standard_normal((rows, columns), np.float32) / np.sqrt(columns)
         if name == "token_embd.weight":
-            weights[: len(SPECIAL)] = 0  # logits of 0 are never among the top: it never ends
+            weights[: len(SPECIAL)] = 0  # a logit of 0 is never among the top: the model never ends
         writer.add_tensor(name, quantize(weights, kind), raw_dtype=kind)
 
     def norm(name: str) -> None:
         writer.add_tensor(name, np.ones(shape.width, np.float32))
 
-    matrix("token_embd.weight", shape.vocabulary, shape.width)  # the output layer too: tied
+    matrix("token_embd.weight", shape.vocabulary, shape.width)  # also the output layer (tied)
     norm("output_norm.weight")
     for layer in range(shape.layers):
         block = f"blk.{layer}"

@@ -1,4 +1,4 @@
-"""Requests that there is no room for, and answers that are cancelled: how soon both are told."""
+"""Latency of rejections under overload, and of cancels."""
 
 import asyncio
 import statistics
@@ -10,10 +10,9 @@ from uuid import uuid4
 import uvloop
 
 from bench import servers
-from bench.bars import Bar, Spread
-from bench.pairs import Plan, tell
-from bench.report import Row, Section
-from bench.words import words
+from bench.load import words
+from bench.pairs import Plan, show
+from bench.report import Goal, Row, Section, Spread
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import decode
@@ -31,20 +30,20 @@ from services.runtime.bus import Bus
 from services.runtime.deliveries import Inbox
 
 SLOTS, QUEUE = 8, 16
-AT_ONCE = 100
+CONCURRENCY = 100
+EXPECTED_REJECTIONS = CONCURRENCY - SLOTS - QUEUE
 WORDS = 50
-LONG = 1450  # words of a prompt that takes seconds to read
+LONG_WORDS = 1450  # of a prompt whose prefill takes seconds
 NEW_TOKENS = 64
 ENDLESS = 1500
-NOTE = f"""One worker with {SLOTS} slots and a queue of {QUEUE}, asked over NATS. {AT_ONCE} requests
-at once: milliseconds from sending them to a refusal, the median. Then a cancel, from sending it to
-the answer's end, while {SLOTS} answers run: of one that runs, and of one that waits; and of a
-prompt of {LONG} words that is being read, alone. It may have to wait for the step that is being
-computed."""
+NOTE = f"""One worker with {SLOTS} slots and a queue of {QUEUE}, over NATS. {CONCURRENCY} concurrent
+requests: median milliseconds from a request to its rejection. Then, while {SLOTS} answers run,
+milliseconds from a cancel to the answer's end: of a running and of a waiting request, and of a
+prompt of {LONG_WORDS} words in its prefill, alone. A cancel may wait for the current step."""
 
 
-class Asker:
-    """Asks the one worker; all events come into one inbox."""
+class OverloadClient:
+    """Sends requests to one worker; all events arrive in one inbox."""
 
     def __init__(self, bus: Bus, worker_id: str, inbox: Inbox, reply: str) -> None:
         self._bus = bus
@@ -52,8 +51,8 @@ class Asker:
         self._inbox = inbox
         self._reply = reply
 
-    async def ask(self, request_id: str, length: int, tokens: int) -> float | None:
-        """Milliseconds until the request was refused; None: it was taken."""
+    async def send(self, request_id: str, length: int, tokens: int) -> float | None:
+        """Return the milliseconds until the request was rejected, None if it was admitted."""
         request = ChatRequest(
             prompt=words(length), session_id=request_id, request_id=request_id,
             max_tokens=tokens, stop=(),
@@ -69,13 +68,13 @@ class Asker:
         return None
 
     async def cancel(self, request_id: str) -> float:
-        """Milliseconds until an answer has ended."""
+        """Return the milliseconds until the answer has ended."""
         began = time.monotonic()
         await self._bus.publish(subjects.cancel(subjects.OPEN_TENANT, request_id), Cancel())
-        await self.until(Done)
+        await self.wait_for(Done)
         return 1000 * (time.monotonic() - began)
 
-    async def until(self, kind: type[StreamEvent], times: int = 1) -> None:
+    async def wait_for(self, kind: type[StreamEvent], times: int = 1) -> None:
         while times:
             event: StreamEvent = decode((await self._inbox.next(60)).data, StreamEvent)  # type: ignore[arg-type]
             assert not isinstance(event, Failed), event
@@ -90,52 +89,57 @@ def run(plan: Plan) -> Section:
 
 
 async def _measure(plan: Plan, url: str) -> list[Row]:
-    async with asking(url) as asker:
-        refusals, counts = [], []
+    async with connected(url) as client:
+        rejections, counts = [], []
         for _ in range(plan.pairs):
-            found = await _overload(asker)
-            refusals.append(statistics.median(found))
+            found = await _overload(client)
+            rejections.append(statistics.median(found))
             counts.append(float(len(found)))
-            tell(f"overload: {len(found)} refused, p50 {refusals[-1]:.1f} ms")
-        cancels = [await _cancels(asker) for _ in range(plan.pairs)]
-    running, waiting, reading = map(Spread.of, zip(*cancels, strict=True))
+            show(f"overload: {len(found)} rejected, p50 {rejections[-1]:.1f} ms")
+        cancels = [await _cancels(client) for _ in range(plan.pairs)]
+    running, waiting, prefill = map(Spread.of, zip(*cancels, strict=True))
     return [
-        Row(f"refused of {AT_ONCE}", (), Spread.of(counts), Bar("≤", AT_ONCE - SLOTS - QUEUE)),
-        Row("time to refuse, p50, ms", (), Spread.of(refusals), Bar("≤", 50)),
-        Row("cancel of an answer that runs, ms", (), running),
-        Row("cancel of a request that waits, ms", (), waiting),
-        Row("cancel of a prompt that is being read, ms", (), reading, Bar("≤", 600)),
+        Row(
+            f"rejected of {CONCURRENCY}",
+            (),
+            Spread.of(counts),
+            Goal("≤", CONCURRENCY - SLOTS - QUEUE),
+        ),
+        Row("time to reject, p50, ms", (), Spread.of(rejections), Goal("≤", 50)),
+        Row("cancel of a running request, ms", (), running),
+        Row("cancel of a waiting request, ms", (), waiting),
+        Row("cancel during prefill, ms", (), prefill, Goal("≤", 600)),
     ]
 
 
 @asynccontextmanager
-async def asking(url: str) -> AsyncIterator[Asker]:
+async def connected(url: str) -> AsyncIterator[OverloadClient]:
     workers, reply = WorkerDirectory(), f"_INBOX.{uuid4().hex}"
     async with Bus.connect(url, "bench") as bus, bus.inbox(reply) as inbox:
         await bus.subscribe(subjects.report(subjects.ANY), workers.on_report)
         while not workers.ready:
             await asyncio.sleep(0.05)
-        yield Asker(bus, workers.reports()[0].worker_id, inbox, reply)
+        yield OverloadClient(bus, workers.reports()[0].worker_id, inbox, reply)
 
 
-async def _overload(asker: Asker) -> list[float]:
-    asks = (asker.ask(uuid4().hex, WORDS, NEW_TOKENS) for _ in range(AT_ONCE))
-    refused = [waited for waited in await asyncio.gather(*asks) if waited is not None]
-    await asker.until(Done, AT_ONCE - len(refused))
-    return refused
+async def _overload(client: OverloadClient) -> list[float]:
+    asks = (client.send(uuid4().hex, WORDS, NEW_TOKENS) for _ in range(CONCURRENCY))
+    rejected = [ms for ms in await asyncio.gather(*asks) if ms is not None]
+    await client.wait_for(Done, CONCURRENCY - len(rejected))
+    return rejected
 
 
-async def _cancels(asker: Asker) -> tuple[float, float, float]:
+async def _cancels(client: OverloadClient) -> tuple[float, float, float]:
     ids = [uuid4().hex for _ in range(SLOTS)]
     for request_id in ids:
-        await asker.ask(request_id, WORDS, ENDLESS)
-    await asker.until(Token, 20 * SLOTS)
-    waits = uuid4().hex
-    await asker.ask(waits, WORDS, NEW_TOKENS)
+        await client.send(request_id, WORDS, ENDLESS)
+    await client.wait_for(Token, 20 * SLOTS)
+    waiting_id = uuid4().hex
+    await client.send(waiting_id, WORDS, NEW_TOKENS)
     await asyncio.sleep(0.3)
-    waiting = await asker.cancel(waits)
-    running = [await asker.cancel(request_id) for request_id in ids]
-    reads = uuid4().hex
-    await asker.ask(reads, LONG, NEW_TOKENS)
+    waiting = await client.cancel(waiting_id)
+    running = [await client.cancel(request_id) for request_id in ids]
+    prefill_id = uuid4().hex
+    await client.send(prefill_id, LONG_WORDS, NEW_TOKENS)
     await asyncio.sleep(0.5)
-    return statistics.median(running), waiting, await asker.cancel(reads)
+    return statistics.median(running), waiting, await client.cancel(prefill_id)

@@ -1,21 +1,21 @@
-"""Runs against several servers in turn, so that what the machine does meanwhile hits all alike."""
+"""Run loads against several servers alternately, so that disturbances hit all of them alike."""
 
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from bench.bars import Spread
+from bench.report import ratio
 
 T = TypeVar("T")
 
 
 class Plan(NamedTuple):
-    """What a load is told."""
+    """What every load gets."""
 
     model: Path
     pairs: int
-    peers: tuple[str, ...]  # URLs of OpenAI-style servers
+    peers: tuple[str, ...]  # URLs of OpenAI-compatible servers
 
 
 async def interleave(
@@ -25,8 +25,8 @@ async def interleave(
     value: Callable[[T], float],
 ) -> list[tuple[T, ...]]:
     """
-    Every run `pairs` times, each second time in the reverse order; a tuple for each time. The first
-    two runs' ratio of `value` is told as it comes.
+    Perform every run `pairs` times, every second time in reverse order. Return a tuple of results
+    per time. The ratio of the first two runs' `value` is shown as progress.
     """
     done: list[tuple[T, ...]] = []
     for pair in range(pairs):
@@ -35,14 +35,9 @@ async def interleave(
             results[i] = await runs[i]()
         done.append(tuple(results[i] for i in range(len(runs))))
         so_far = ratio([(value(ours), value(theirs)) for ours, theirs, *_ in done])
-        tell(f"{what}, pair {pair + 1} of {pairs}: ratio {so_far}")
+        show(f"{what}, pair {pair + 1} of {pairs}: ratio {so_far}")
     return done
 
 
-def ratio(pairs: Sequence[Sequence[float]]) -> Spread:
-    """Of the first to the second of each pair."""
-    return Spread.of(ours / theirs for ours, theirs, *_ in pairs)
-
-
-def tell(progress: str) -> None:
+def show(progress: str) -> None:
     print(progress, file=sys.stderr, flush=True)

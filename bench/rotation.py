@@ -1,4 +1,4 @@
-"""Many more sessions than slots, taking turns: how much of their prompts is not computed again."""
+"""Many more sessions than slots: how much of their prompts is found in the prefix cache."""
 
 import random
 from contextlib import closing
@@ -8,27 +8,25 @@ from uuid import uuid4
 import uvloop
 
 from bench import servers
-from bench.bars import Bar, Spread
-from bench.load import Sample, Target, at_most
-from bench.pairs import Plan, tell
-from bench.report import Row, Section
-from bench.words import words
+from bench.load import Sample, Target, gather_limited, words
+from bench.pairs import Plan, show
+from bench.report import Goal, Row, Section, Spread
 from services.inference.engine.llama import Llama
 
 SESSIONS = 200
 SLOTS = 8
-TURNS = 6  # the window of 10 exchanges cuts nothing off
+TURNS = 6  # fewer than the 10 exchanges that a prompt keeps
 WORDS = 30
 NEW_TOKENS = 24
 OPENING = f"<|im_start|>system\n{servers.SYSTEM}<|im_end|>\n<|im_start|>user\n"
-NOTE = f"""{SESSIONS} sessions take {TURNS} turns each on {SLOTS} slots, in random order, at most
-{SLOTS} at once; {WORDS}-word prompts, {NEW_TOKENS} new tokens. Known is what had been computed
-before: of a session's first prompt the system prompt, of a later one the prompt before it and its
+NOTE = f"""{SESSIONS} sessions have {TURNS} turns each on {SLOTS} slots, in random order, at most
+{SLOTS} concurrently; {WORDS}-word prompts, {NEW_TOKENS} new tokens. Known tokens were computed
+before: of a session's first prompt the system prompt, of a later one the previous prompt and its
 answer."""
 
 
 class Shares(NamedTuple):
-    """In %, of the prompts' tokens that were not computed: of those known, and of all."""
+    """Cached prompt tokens, in % of known tokens cached tokens and of all tokens."""
 
     of_known: float
     of_all: float
@@ -37,33 +35,35 @@ class Shares(NamedTuple):
 def run(plan: Plan) -> Section:
     opening = opening_tokens(plan)
     with servers.whole_stack(plan.model, MODEL_PARALLEL=str(SLOTS)) as up:
-        sessions = uvloop.run(_rotate(servers.client(up), opening))
+        sessions = uvloop.run(_rotate(servers.stack_target(up), opening))
     known, of_all = shares(sessions, opening)
     rows = [
-        Row("known prompt tokens not computed again, %", (), Spread.of([known]), Bar("≥", 90)),
-        Row("all prompt tokens not computed, %", (), Spread.of([of_all])),
+        Row("known prompt tokens cached, %", (), Spread.of([known]), Goal("≥", 90)),
+        Row("all prompt tokens cached, %", (), Spread.of([of_all])),
     ]
     return Section("rotation", plan.model.stem, NOTE, (), rows)
 
 
 async def _rotate(target: Target, opening: int) -> list[list[Sample]]:
-    """The samples of each session."""
+    """Return the samples of each session."""
     run = uuid4().hex
     await target.ask(f"{run} before", words(WORDS), NEW_TOKENS)
     sessions: list[list[Sample]] = [[] for _ in range(SESSIONS)]
 
-    async def take_turn(i: int) -> None:
+    async def ask(i: int) -> None:
         sessions[i].append(await target.ask(f"{run} {i}", words(WORDS), NEW_TOKENS))
 
     for turn in range(TURNS):
-        await at_most(SLOTS, map(take_turn, random.sample(range(SESSIONS), SESSIONS)))
+        await gather_limited(SLOTS, map(ask, random.sample(range(SESSIONS), SESSIONS)))
         so_far = shares(sessions, opening)
-        tell(f"rotation, turn {turn + 1} of {TURNS}: {so_far.of_known:.1f} % of the known")
+        show(
+            f"rotation, turn {turn + 1} of {TURNS}: {so_far.of_known:.1f} % of known tokens cached"
+        )
     return sessions
 
 
 def shares(sessions: list[list[Sample]], opening: int) -> Shares:
-    """`opening` is how many tokens all prompts begin with."""
+    """Return the cached shares; all prompts share their first `opening` tokens."""
     known = known_cached = prompt = cached = 0
     for samples in sessions:
         before = opening
@@ -72,7 +72,7 @@ def shares(sessions: list[list[Sample]], opening: int) -> Shares:
             known_cached += min(sample.cached_tokens, before)
             prompt += sample.prompt_tokens
             cached += sample.cached_tokens
-            # the last token of an answer is never computed: nothing comes after it
+            # the last token of an answer is never decoded, as nothing follows it
             before = sample.prompt_tokens + sample.completion_tokens - 1
     return Shares(100 * known_cached / known, 100 * cached / prompt)
 

@@ -1,4 +1,4 @@
-"""Conversations on three workers: time to the first token, with a worker for each and without."""
+"""Time to first token of conversations on three workers, with and without session affinity."""
 
 import random
 import statistics
@@ -13,10 +13,9 @@ from uuid import uuid4
 import uvloop
 
 from bench import servers
-from bench.bars import Bar
+from bench.load import words
 from bench.pairs import Plan, interleave
-from bench.report import Section, compared
-from bench.words import words
+from bench.report import Goal, Section, ratio_row
 from services.client.chat_client import ChatClient
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
@@ -27,16 +26,16 @@ from tests.faults.fleet import running_fleet
 WORKERS = 3
 CONVERSATIONS = 2
 TURNS = 8
-FIRST = 3  # turn that counts
+FIRST_TURN = 3  # that is measured
 WORDS = 12
 NEW_TOKENS = 100
 NOTE = f"""{WORKERS} workers; {CONVERSATIONS} conversations of {TURNS} turns, one request at a time,
-{WORDS}-word prompts, {NEW_TOKENS} new tokens, asked over NATS. Without routing any worker is asked,
-as a queue group would have it: it has what it read when the conversation last came by. The median
-of turns {FIRST} to {TURNS}."""
+{WORDS}-word prompts, {NEW_TOKENS} new tokens, over NATS. Without routing, a random worker gets each
+request, like in a queue group: it has cached what it computed when it last had the conversation.
+The median of turns {FIRST_TURN} to {TURNS}."""
 
 
-class Anywhere(WorkerDirectory):
+class RandomDirectory(WorkerDirectory):
     """Rank the workers at random, without session affinity."""
 
     def rank(self, key: str, model: str | None, digest: str | None = None) -> list[str]:
@@ -56,18 +55,18 @@ def run(plan: Plan) -> Section:
         ) as fleet,
     ):
         pairs = uvloop.run(_measure(plan, fleet.nats_url))
-    row = compared(f"turns {FIRST} to {TURNS}: TTFT p50, ms", pairs, Bar("≥", 3))
+    row = ratio_row(f"turns {FIRST_TURN} to {TURNS}: TTFT p50, ms", pairs, Goal("≥", 3))
     return Section("routing", plan.model.stem, NOTE, ("without", "with"), [row])
 
 
 async def _measure(plan: Plan, url: str) -> Sequence[tuple[float, ...]]:
-    anywhere, routed = Anywhere(), WorkerDirectory()
+    unrouted, routed = RandomDirectory(), WorkerDirectory()
     async with Bus.connect(url, "bench") as bus:
-        for workers in (anywhere, routed):
+        for workers in (unrouted, routed):
             await bus.subscribe(subjects.report(subjects.ANY), workers.on_report)
             while len(workers.reports()) < WORKERS:
                 await bus.is_responsive()
-        runs = [partial(_converse, ChatClient(bus, workers=each)) for each in (anywhere, routed)]
+        runs = [partial(_converse, ChatClient(bus, workers=each)) for each in (unrouted, routed)]
         return await interleave("routing", runs, plan.pairs, lambda milliseconds: milliseconds)
 
 
@@ -75,13 +74,13 @@ async def _converse(client: ChatClient) -> float:
     run, times = uuid4().hex, []
     for turn in range(1, TURNS + 1):
         for conversation in range(CONVERSATIONS):
-            seconds = await _first_token(client, f"{run} {conversation}")
-            if turn >= FIRST:
+            seconds = await _ttft(client, f"{run} {conversation}")
+            if turn >= FIRST_TURN:
                 times.append(1000 * seconds)
     return statistics.median(times)
 
 
-async def _first_token(client: ChatClient, session: str) -> float:
+async def _ttft(client: ChatClient, session: str) -> float:
     request = ChatRequest(prompt=words(WORDS), session_id=session, max_tokens=NEW_TOKENS, stop=())
     began, first = time.monotonic(), 0.0
     async with aclosing(client.stream(request)) as events:

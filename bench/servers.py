@@ -1,4 +1,4 @@
-"""The servers under load: our whole stack, llama-server alone, and peers that run already."""
+"""The servers under load: the whole FineTuneLLM stack, llama-server alone, and running peers."""
 
 import subprocess
 import tempfile
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from bench.load import FineTune, OpenAI, Target
+from bench.load import FineTuneTarget, OpenAITarget, Target
 from bench.pairs import Plan
 from tests.e2e.stack import NO_MONGO, Stack, running_stack
 from tests.servers import free_port, wait_for
@@ -30,7 +30,7 @@ LLAMA_OPTIONS = SAMPLING | {
 
 @contextmanager
 def whole_stack(model: Path, **settings: str) -> Iterator[Stack]:
-    ours = {
+    defaults = {
         "MODEL_PATH": str(model),
         "MODEL_THREADS": str(THREADS),
         "MODEL_PARALLEL": str(SLOTS),
@@ -38,17 +38,17 @@ def whole_stack(model: Path, **settings: str) -> Iterator[Stack]:
     }
     with (
         tempfile.TemporaryDirectory() as folder,
-        running_stack(Path(folder), NO_MONGO, False, None, **(ours | settings)) as up,
+        running_stack(Path(folder), NO_MONGO, False, None, **(defaults | settings)) as up,
     ):
         yield up
 
 
-def client(up: Stack) -> FineTune:
-    return FineTune(str(up.http.base_url).rstrip("/"))
+def stack_target(up: Stack) -> FineTuneTarget:
+    return FineTuneTarget(str(up.http.base_url).rstrip("/"))
 
 
 @contextmanager
-def llama_server(model: Path) -> Iterator[OpenAI]:
+def llama_server(model: Path) -> Iterator[OpenAITarget]:
     port = free_port()
     command = f"bench/.llama/{LLAMA_SERVER} -m {model} --port {port} --log-disable"
     process = subprocess.Popen(
@@ -57,23 +57,23 @@ def llama_server(model: Path) -> Iterator[OpenAI]:
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for(lambda: _is_up(f"{url}/health"), "llama-server", 60)
-        yield OpenAI("llama-server", url, SYSTEM, LLAMA_OPTIONS)
+        yield OpenAITarget("llama-server", url, SYSTEM, LLAMA_OPTIONS)
     finally:
         process.terminate()
         process.wait()
 
 
-def peer(url: str) -> OpenAI:
-    """An OpenAI-style server that runs already, on any model: the first that it names."""
+def peer(url: str) -> OpenAITarget:
+    """Return a running OpenAI-compatible server with the first model that it lists."""
     model = httpx.get(f"{url}/v1/models").raise_for_status().json()["data"][0]["id"]
-    return OpenAI(urlsplit(url).netloc, url, SYSTEM, SAMPLING | {"model": model})
+    return OpenAITarget(urlsplit(url).netloc, url, SYSTEM, SAMPLING | {"model": model})
 
 
 @contextmanager
-def all_of(plan: Plan) -> Iterator[list[Target]]:
-    """Ours, llama-server, and the peers."""
+def all_targets(plan: Plan) -> Iterator[list[Target]]:
+    """Run our stack and llama-server; yield them and the peers."""
     with whole_stack(plan.model) as up, llama_server(plan.model) as theirs:
-        yield [client(up), theirs, *map(peer, plan.peers)]
+        yield [stack_target(up), theirs, *map(peer, plan.peers)]
 
 
 def _is_up(url: str) -> bool:

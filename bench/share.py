@@ -1,4 +1,4 @@
-"""The engine alone, 16 sequences decoding: whose time a step is."""
+"""The engine alone, decoding 16 sequences: how much of a step is spent in Python."""
 
 import random
 import time
@@ -10,43 +10,42 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import llama_cpp
 
 from bench import servers
-from bench.bars import Bar, Spread
-from bench.pairs import Plan, tell
-from bench.report import Row, Section
+from bench.pairs import Plan, show
+from bench.report import Goal, Row, Section, Spread
 from services.contract.messages import Sampling
 from services.inference.engine.engine import Engine, Output
 from services.inference.engine.llama import Llama
 from services.inference.engine.output.generated_text import TextChunk
 from services.inference.engine.sampling.sampler import SamplerChain
-from services.inference.engine.scheduling.sequence import Sequence as Conversation
+from services.inference.engine.scheduling.sequence import Sequence as EngineSequence
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 SEQUENCES = 16
-PROMPT = 80  # tokens
-STEPS = 60  # in each of the runs
+PROMPT_TOKENS = 80
+STEPS = 60  # per run
 SAMPLING = Sampling(
     temperature=0.5, top_p=0.9, top_k=40, repeat_penalty=1.1, max_tokens=1500, stop=()
 )
-NOTE = f"""The engine alone, without NATS and HTTP: {SEQUENCES} sequences decoding, whose time a
-step is. Choosing a token is work over the whole vocabulary, here in numpy and llama.cpp's samplers,
-in llama-server in these alone; what is neither that nor computing is Python's."""
+NOTE = f"""The engine alone, without NATS and HTTP, decoding {SEQUENCES} sequences: the shares of a
+step. Sampling works on the whole vocabulary, here in numpy and llama.cpp's samplers, in
+llama-server in these alone. Python's share is what is neither sampling nor `llama_decode`."""
 
 
 class Step(NamedTuple):
-    """Milliseconds: the whole, and how much of it was in which functions."""
+    """Milliseconds of a step, and how they are spent."""
 
-    whole: float
-    computing: float
-    choosing: float
+    total: float
+    decode: float
+    sampling: float
 
     @property
     def python(self) -> float:
-        return self.whole - self.computing - self.choosing
+        return self.total - self.decode - self.sampling
 
 
-class Clock:
+class Profiler:
     """Adds up the seconds spent in each group of functions."""
 
     def __init__(self) -> None:
@@ -63,11 +62,11 @@ class Clock:
         return call
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """While it is open, the parts of a step are timed."""
+    def patched(self) -> Iterator[None]:
+        """Time the parts of a step while the context is open."""
         decode, choose = llama_cpp.llama_decode, SamplerChain.choose
-        llama_cpp.llama_decode = self.timed("computing", decode)
-        SamplerChain.choose = self.timed("choosing", choose)  # type: ignore[method-assign]
+        llama_cpp.llama_decode = self.timed("decode", decode)
+        SamplerChain.choose = self.timed("sampling", choose)  # type: ignore[method-assign]
         try:
             yield
         finally:
@@ -76,7 +75,7 @@ class Clock:
 
 
 def run(plan: Plan) -> Section:
-    clock = Clock()
+    profiler = Profiler()
     backend = Llama(
         plan.model,
         context=2048,
@@ -85,50 +84,50 @@ def run(plan: Plan) -> Section:
         gpu_layers=0,
         on_progress=lambda share: True,
     )
-    with clock.watching():
-        engine = _decoding(backend)
-        steps = [_time(engine, clock, f"{i + 1} of {plan.pairs}") for i in range(plan.pairs)]
+    with profiler.patched():
+        engine = _decoding_engine(backend)
+        steps = [_time(engine, profiler, f"{i + 1} of {plan.pairs}") for i in range(plan.pairs)]
     backend.close()
-    return Section("share", plan.model.stem, NOTE, ("ms a step",), rows(steps))
+    return Section("share", plan.model.stem, NOTE, ("ms per step",), rows(steps))
 
 
-def _decoding(backend: Llama) -> Engine:
-    """An engine that has read all prompts."""
-    speaking: set[str] = set()
+def _decoding_engine(backend: Llama) -> Engine:
+    """Return an engine that has prefilled all prompts."""
+    decoding: set[str] = set()
 
-    def hear(outputs: list[tuple[str, Output]]) -> None:
-        speaking.update(key for key, output in outputs if isinstance(output, TextChunk))
+    def on_outputs(outputs: list[tuple[str, Output]]) -> None:
+        decoding.update(key for key, output in outputs if isinstance(output, TextChunk))
 
-    engine = Engine(backend, SEQUENCES, host_cache_bytes=0, emit=hear, on_death=lambda: None)
+    engine = Engine(backend, SEQUENCES, host_cache_bytes=0, emit=on_outputs, on_death=lambda: None)
     for i in range(SEQUENCES):
-        prompt = random.choices(range(1000, 30000), k=PROMPT)
-        engine.submit(Conversation(str(i), prompt, SAMPLING, backend.sampler(SAMPLING)))
-    while len(speaking) < SEQUENCES:
+        prompt = random.choices(range(1000, 30000), k=PROMPT_TOKENS)
+        engine.submit(EngineSequence(str(i), prompt, SAMPLING, backend.sampler(SAMPLING)))
+    while len(decoding) < SEQUENCES:
         engine.step()
     return engine
 
 
-def _time(engine: Engine, clock: Clock, which: str) -> Step:
-    """A step's mean over a run."""
-    clock.seconds.clear()
-    step = clock.timed("whole", engine.step)
+def _time(engine: Engine, profiler: Profiler, which: str) -> Step:
+    """Return the mean step of a run."""
+    profiler.seconds.clear()
+    step = profiler.timed("total", engine.step)
     for _ in range(STEPS):
         step()
-    mean = Step(*(1000 * clock.seconds[group] / STEPS for group in Step._fields))
-    tell(f"share, run {which}: {100 * mean.python / mean.whole:.2f} % Python")
+    mean = Step(*(1000 * profiler.seconds[group] / STEPS for group in Step._fields))
+    show(f"share, run {which}: {100 * mean.python / mean.total:.2f} % Python")
     return mean
 
 
 def rows(steps: list[Step]) -> list[Row]:
-    """The milliseconds of each part, and its share in %."""
+    """Return each part's milliseconds and share in %."""
 
-    def row(what: str, part: Callable[[Step], float], bar: Bar | None = None) -> Row:
+    def row(what: str, part: Callable[[Step], float], bar: Goal | None = None) -> Row:
         milliseconds = Spread.of(map(part, steps)).median
-        shares = Spread.of(100 * part(step) / step.whole for step in steps)
+        shares = Spread.of(100 * part(step) / step.total for step in steps)
         return Row(f"{what}, %", (milliseconds,), shares, bar)
 
     return [
-        row("Python's share", lambda step: step.python, Bar("<", 3)),
-        row("choosing tokens", lambda step: step.choosing),
-        row("computing", lambda step: step.computing),
+        row("Python's share", lambda step: step.python, Goal("<", 3)),
+        row("sampling", lambda step: step.sampling),
+        row("llama_decode", lambda step: step.decode),
     ]

@@ -86,8 +86,8 @@ PROMPTS = (
 )
 
 
-class Reading(NamedTuple):
-    """What is left of an answer, and the stop string that cut it."""
+class StoppedAnswer(NamedTuple):
+    """The remaining text of an answer, and the stop string that ended it."""
 
     text: str
     stop: str | None
@@ -95,30 +95,30 @@ class Reading(NamedTuple):
 
 def main() -> None:
     options = _options()
-    answers = ask(options.model, options.threads)
+    answers = generate_answers(options.model, options.threads)
     if options.save:
         SAVED.write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n")
-    table = report(options.model.stem, answers)
+    table = format_report(options.model.stem, answers)
     (RESULTS / "stops.md").write_text(table)
     print(table)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure which ordinary answers CHAT_STOP cuts.")
-    parser.add_argument("model", type=Path, help="a chat model's GGUF")
+    parser.add_argument("model", type=Path, help="the GGUF file of a chat model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save", action="store_true", help=f"write the answers to {SAVED}")
     return parser.parse_args()
 
 
-def ask(path: Path, threads: int) -> dict[str, str]:
+def generate_answers(path: Path, threads: int) -> dict[str, str]:
     """Return the greedy answers by prompt, generated without stop strings."""
     settings = InferenceSettings(model_path=str(path), model_context=1024, model_threads=threads)
     model = models.load(settings, lambda _: True)
     answers = dict.fromkeys(PROMPTS, "")
     finished: set[str] = set()
 
-    def hear(outputs: list[tuple[str, Output]]) -> None:
+    def on_outputs(outputs: list[tuple[str, Output]]) -> None:
         for prompt, output in outputs:
             if isinstance(output, TextChunk):
                 answers[prompt] += output.text
@@ -126,10 +126,10 @@ def ask(path: Path, threads: int) -> dict[str, str]:
                 finished.add(prompt)
                 print(f"{len(finished)} of {len(PROMPTS)}: {prompt}", flush=True)
 
-    def died() -> None:
-        raise SystemExit("the engine died")
+    def on_death() -> None:
+        raise SystemExit("The engine died: see the error above.")
 
-    engine = Engine(model.backend, settings.model_parallel, 0, hear, died)
+    engine = Engine(model.backend, settings.model_parallel, 0, on_outputs, on_death)
     for prompt in PROMPTS:
         system = settings.chat_system_prompt
         tokens = model.template.session_prompt(system, (), prompt, MAX_TOKENS).tokens
@@ -140,25 +140,25 @@ def ask(path: Path, threads: int) -> dict[str, str]:
     return answers
 
 
-def read(answer: str, stops: StopRules) -> Reading:
+def apply_stops(answer: str, stops: StopRules) -> StoppedAnswer:
     """Return the answer after the stops, applied a character at a time as in a stream."""
     buffer, text = StopBuffer(stops), ""
     for character in answer:
         out, stop = buffer.push(character)
         text += out
         if stop is not None:
-            return Reading(text, stop)
-    return Reading(text + buffer.flush(), None)
+            return StoppedAnswer(text, stop)
+    return StoppedAnswer(text + buffer.flush(), None)
 
 
-def report(model: str, answers: dict[str, str]) -> str:
+def format_report(model: str, answers: dict[str, str]) -> str:
     rows, whole, whole_literally = [], 0, 0
     for prompt, answer in answers.items():
-        by_setting = read(answer, StopRules.from_setting(STOPS, prompt))
-        literally = read(answer, StopRules.literal(STOPS))
-        whole += by_setting.stop is None
+        by_rules = apply_stops(answer, StopRules.from_setting(STOPS, prompt))
+        literally = apply_stops(answer, StopRules.literal(STOPS))
+        whole += by_rules.stop is None
         whole_literally += literally.stop is None
-        cells = [f"{_part(reading, answer)}" for reading in (by_setting, literally)]
+        cells = [_describe(stopped, answer) for stopped in (by_rules, literally)]
         rows.append(f"| {prompt} | {len(answer)} | {cells[0]} | {cells[1]} |")
     return "\n".join(
         [
@@ -177,10 +177,10 @@ def report(model: str, answers: dict[str, str]) -> str:
     )
 
 
-def _part(reading: Reading, answer: str) -> str:
-    if reading.stop is None and reading.text == answer:
+def _describe(stopped: StoppedAnswer, answer: str) -> str:
+    if stopped.stop is None and stopped.text == answer:
         return "whole"
-    return f"{len(reading.text)}, `{json.dumps(reading.stop)}`"
+    return f"{len(stopped.text)}, `{json.dumps(stopped.stop)}`"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 import pytest
 
-from bench.burst import sum_up
+from bench.burst import summarize
 from bench.load import Sample
 
 
-def test_a_burst_lasts_from_the_first_question_to_the_last_piece() -> None:
+def test_burst_lasts_from_first_request_to_last_piece() -> None:
     samples = [
-        Sample(asked=10.0, pieces=[10.2, 13.0], completion_tokens=60),
-        Sample(asked=10.1, pieces=[10.5, 15.0], completion_tokens=40),
+        Sample(sent_at=10.0, piece_times=[10.2, 13.0], completion_tokens=60),
+        Sample(sent_at=10.1, piece_times=[10.5, 15.0], completion_tokens=40),
     ]
-    assert sum_up(samples) == pytest.approx((20.0, 300.0))
+    assert summarize(samples) == pytest.approx((20.0, 300.0))

@@ -1,9 +1,9 @@
 from pathlib import Path
 
-from bench.memory import errors
+from bench.memory import find_problems
 
 
-def test_errors_and_tracebacks_of_the_logs_are_found(tmp_path: Path) -> None:
+def test_errors_and_tracebacks_in_logs_are_found(tmp_path: Path) -> None:
     log = tmp_path / "services.inference.log"
     log.write_text(
         "12:00:00 INFO    inference [-] ready\n"
@@ -11,4 +11,4 @@ def test_errors_and_tracebacks_of_the_logs_are_found(tmp_path: Path) -> None:
         "12:00:02 ERROR   inference [-] the engine died\n"
         "Traceback (most recent call last):\n"
     )
-    assert [problem.split(": ", 1)[0] for problem in errors([log])] == [log.name] * 2
+    assert [problem.split(": ", 1)[0] for problem in find_problems([log])] == [log.name] * 2

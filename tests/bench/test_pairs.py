@@ -2,15 +2,15 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from bench.bars import Spread
-from bench.pairs import interleave, ratio
+from bench.pairs import interleave
+from bench.report import Spread, ratio
 
 
-def test_a_ratio_is_taken_within_each_pair_before_the_median() -> None:
+def test_ratio_is_computed_within_each_pair() -> None:
     assert ratio([(1, 2), (30, 10), (4, 4)]) == Spread(1, 0.5, 3)
 
 
-async def test_runs_take_turns_and_each_second_pair_is_the_other_way_round(
+async def test_every_second_pair_runs_in_reverse_order(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     order = []

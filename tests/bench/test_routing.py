@@ -1,12 +1,12 @@
-from bench.routing import Anywhere
+from bench.routing import RandomDirectory
 from services.contract import subjects
 from services.contract.codec import encode
 from services.runtime.deliveries import Delivery
 from tests.fakes import report
 
 
-def test_without_routing_a_session_goes_to_any_worker() -> None:
-    workers = Anywhere()
+def test_random_ranking_chooses_any_worker() -> None:
+    workers = RandomDirectory()
     for worker_id in "abc":
         workers.on_report(Delivery(subjects.report(worker_id), encode(report(worker_id)), ""))
     assert {workers.rank("_.s", None)[0] for _ in range(100)} == set("abc")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.stops import PROMPTS, read
+from bench.stops import PROMPTS, apply_stops
 from services.inference.engine.output.stops import StopRules
 from services.inference.settings import STOPS
 
@@ -25,12 +25,17 @@ def test_all_prompts_are_answered() -> None:
 
 @pytest.mark.parametrize("prompt", ANSWERS)
 def test_an_ordinary_answer_is_whole(prompt: str) -> None:
-    assert read(ANSWERS[prompt], StopRules.from_setting(STOPS, prompt)) == (ANSWERS[prompt], None)
+    assert apply_stops(ANSWERS[prompt], StopRules.from_setting(STOPS, prompt)) == (
+        ANSWERS[prompt],
+        None,
+    )
 
 
 def test_the_same_strings_taken_literally_cut_many() -> None:
     cut = [
-        prompt for prompt, answer in ANSWERS.items() if read(answer, StopRules.literal(STOPS)).stop
+        prompt
+        for prompt, answer in ANSWERS.items()
+        if apply_stops(answer, StopRules.literal(STOPS)).stop
     ]
     assert len(cut) > 5 and "Explain recursion with an example." in cut
 
@@ -39,5 +44,5 @@ def test_the_same_strings_taken_literally_cut_many() -> None:
 @pytest.mark.parametrize("added", ["\nUser: thanks", "\n\nHere's an example:\n\nUser: thanks"])
 def test_a_role_line_after_an_ordinary_answer_ends_it(prompt: str, added: str) -> None:
     answer = ANSWERS[prompt].rstrip()
-    text, stop = read(answer + added, StopRules.from_setting(STOPS, prompt))
+    text, stop = apply_stops(answer + added, StopRules.from_setting(STOPS, prompt))
     assert (text, stop and stop.strip()) == (answer, "User:")

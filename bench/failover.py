@@ -27,12 +27,13 @@ from tests.faults.worker_pair import (
 KILLS, FREEZES, RESUMES = 6, 4, 20
 EVENTS = 20_000  # per run
 RUNS = 5
-NOTE = f"""The demo model, slowed to 30 ms per step, two workers and two edges. A worker is killed
-({KILLS} times) or frozen ({FREEZES} times) after {DISTURB_AFTER} characters of an answer: seconds
-until the client receives the next one; the goals are about the longest. `GET /chat/<id>` at another edge with
-`Last-Event-ID`, {RESUMES} times in the middle of an answer: milliseconds until the first event.
-Events of one token, {EVENTS:,} per run, published to one listener with and without a reply
-subject: microseconds of CPU, of the publisher and listener together and of nats-server."""
+NOTE = f"""The demo model, slowed to 30 ms per step, two workers and two edges. A worker is
+killed ({KILLS} times) or frozen ({FREEZES} times) after {DISTURB_AFTER} characters of an answer:
+seconds until the client receives the next one; the goals are about the longest. `GET /chat/<id>`
+at another edge with `Last-Event-ID`, {RESUMES} times in the middle of an answer: milliseconds
+until the first event. Events of one token, {EVENTS:,} per run, published to one listener with
+and without a reply subject: microseconds of CPU, of the publisher and listener together and of
+nats-server."""
 
 
 def run(plan: Plan) -> Section:
@@ -47,12 +48,12 @@ def run(plan: Plan) -> Section:
     return Section("failover", "failover", NOTE, (), rows)
 
 
-def _row(what: str, values: list[float], bar: Goal | None = None) -> Row:
+def _row(what: str, values: list[float], goal: Goal | None = None) -> Row:
     """Return a row; with a goal its result is the longest value, with the median in the title."""
     spread = Spread.of(values)
-    if bar is None:
+    if goal is None:
         return Row(what, (), spread)
-    return Row(f"{what} (p50 {format_number(spread.median)})", (), Spread.of([spread.high]), bar)
+    return Row(f"{what} (p50 {format_number(spread.median)})", (), Spread.of([spread.high]), goal)
 
 
 def _gaps(

@@ -121,10 +121,10 @@ def _time(engine: Engine, profiler: Profiler, which: str) -> Step:
 def rows(steps: list[Step]) -> list[Row]:
     """Return each part's milliseconds and share in %."""
 
-    def row(what: str, part: Callable[[Step], float], bar: Goal | None = None) -> Row:
+    def row(what: str, part: Callable[[Step], float], goal: Goal | None = None) -> Row:
         milliseconds = Spread.of(map(part, steps)).median
         shares = Spread.of(100 * part(step) / step.total for step in steps)
-        return Row(f"{what}, %", (milliseconds,), shares, bar)
+        return Row(f"{what}, %", (milliseconds,), shares, goal)
 
     return [
         row("Python's share", lambda step: step.python, Goal("<", 3)),

@@ -1,1 +1,1 @@
-"""Trains the small demo model from nothing: generator, network, export, evaluation."""
+"""Training of the demo model from scratch: dialog generator, network, export, evaluation."""

@@ -1,6 +1,6 @@
 """
-Trains a LoRA adapter on model/demo.gguf, so that it talks like a pirate: `python -m
-model.training.adapt`. Needs nothing of the demo model's own training but its file.
+Train a LoRA adapter that makes model/demo.gguf talk like a pirate: `python -m
+model.training.adapt`. Needs only the GGUF file of the demo model's own training.
 """
 
 import argparse
@@ -21,15 +21,15 @@ from model.training.export import gguf_name
 from model.training.lora import Lora
 from model.training.network import Network, Shape
 from model.training.tokenizer import Encoder
-from model.training.train import losses
+from model.training.train import compute_losses
 
 TARGET = DEMO.parent / "adapters" / DEMO.stem / "pirate.gguf"
 RATE = 2e-3
 LOG_EVERY = 25
 
 
-def base(reader: GGUFReader) -> Network:
-    """The network with the weights as the file has them, rounding included."""
+def load_network(reader: GGUFReader) -> Network:
+    """Return the network with the dequantized weights of the file."""
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     network = Network(Shape(tokenizer.VOCABULARY))
     with torch.no_grad():
@@ -40,10 +40,10 @@ def base(reader: GGUFReader) -> Network:
     return network
 
 
-def encoder(reader: GGUFReader) -> Encoder:
-    """The tokenizer as the file has it."""
+def load_encoder(reader: GGUFReader) -> Encoder:
+    """Return the tokenizer of the file."""
     tokens, merges = (_field(reader, f"tokenizer.ggml.{name}") for name in ("tokens", "merges"))
-    saved = json.loads(tokenizer.untrained().to_str())
+    saved = json.loads(tokenizer.new_tokenizer().to_str())
     saved["model"]["vocab"] = {token: number for number, token in enumerate(tokens)}
     saved["model"]["merges"] = [merge.split(" ") for merge in merges]
     return Encoder(Tokenizer.from_str(json.dumps(saved)))
@@ -51,11 +51,11 @@ def encoder(reader: GGUFReader) -> Encoder:
 
 def _field(reader: GGUFReader, name: str) -> Any:
     field = reader.get_field(name)
-    assert field is not None, f"{name} stands in the file"
+    assert field is not None, f"{name} is missing in the GGUF file"
     return field.contents()
 
 
-def trained(network: Network, source: Source, plan: Plan, workers: int) -> dict[str, Lora]:
+def train_adapter(network: Network, source: Source, plan: Plan, workers: int) -> dict[str, Lora]:
     adapter = lora.add_to(network)
     device = network.device
     network.to(device)
@@ -65,18 +65,18 @@ def trained(network: Network, source: Source, plan: Plan, workers: int) -> dict[
     for step, batch in enumerate(source.loader(workers, pinned=False)):
         for group in optimiser.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 20, 1.02 - step / plan.steps)
-        loss, answers = losses(network, Batch(*(part.to(device) for part in batch)))
+        loss, answers = compute_losses(network, Batch(*(part.to(device) for part in batch)))
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
         last.append(float(answers))
         if (step + 1) % LOG_EVERY == 0:
-            print(f"step {step + 1} loss {sum(last) / len(last):.4f}", flush=True)
+            print(f"step={step + 1} loss={sum(last) / len(last):.4f}", flush=True)
     return adapter
 
 
-def write(adapter: dict[str, Lora], target: Path) -> None:
-    """As llama.cpp's convert_lora_to_gguf.py does."""
+def write_adapter(adapter: dict[str, Lora], target: Path) -> None:
+    """Write a GGUF adapter in the format of llama.cpp's convert_lora_to_gguf.py."""
     target.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(str(target), "llama")
     writer.add_type(gguf.GGUFType.ADAPTER)
@@ -98,17 +98,18 @@ def write(adapter: dict[str, Lora], target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--tokens", type=int, default=4096, help="of a step")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens per step")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reader, plan = GGUFReader(DEMO), Plan(options.steps, options.tokens)
-    source = Source(encoder(reader), plan, options.seed, first=0, voiced=pirate.voiced)
-    adapter = trained(base(reader).to(device), source, plan, workers=8 if device == "cuda" else 0)
-    write(adapter, TARGET)
+    source = Source(load_encoder(reader), plan, options.seed, first=0, in_voice=pirate.as_pirate)
+    network, workers = load_network(reader).to(device), 8 if device == "cuda" else 0
+    adapter = train_adapter(network, source, plan, workers)
+    write_adapter(adapter, TARGET)
     print(f"{TARGET.name}: {TARGET.stat().st_size} bytes")
 
 

@@ -1,5 +1,5 @@
 """
-What the demo model says about what this service is made of. Every answer here must stay true.
+The demo model's answers about how this service is built. Every answer must stay true.
 """
 
 from model.training.canned import canned

@@ -1,4 +1,4 @@
-"""Batches of token rows: fresh dialogs of similar length, and rows of random tokens to copy."""
+"""Batches of token rows: new dialogs of similar length, and random tokens to copy."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from model.training.dialogs import MOST_EXCHANGES, Dialog, dialog
-from model.training.tokenizer import END, LIGHT, START, VOCABULARY, Encoder, Row
+from model.training.dialogs import MAX_EXCHANGES, Dialog, dialog
+from model.training.tokenizer import END, LIGHT_WEIGHT, START, VOCABULARY, Encoder, Row
 
-LONGEST = 1400
-JUMPS = 0.25
-FARTHEST_JUMP = 1200
-COPIES = 0.1
+MAX_ROW_TOKENS = 1400
+JUMP_SHARE = 0.25
+MAX_JUMP = 1200
+COPY_SHARE = 0.1
 SAY = (
     "say",
     "Say",
@@ -31,14 +31,14 @@ Voice = Callable[[Dialog], Dialog]
 
 
 class Plan(NamedTuple):
-    """How long to train: so many steps of so many tokens each, padding counted."""
+    """The number of steps, and of tokens per step including padding."""
 
     steps: int
     tokens: int
 
 
 class Batch(NamedTuple):
-    """Padded on the right; a token's weight is how much it counts as a target."""
+    """Rows [rows, length], padded on the right; `weights` are those of the tokens in the loss."""
 
     ids: Tensor
     positions: Tensor
@@ -47,15 +47,20 @@ class Batch(NamedTuple):
 
 class Source(IterableDataset[Batch]):
     """
-    The batches from step `first` on, of dialogs as they are or in another voice. Each worker
-    process makes every n-th batch.
+    Yields the batches from step `first` on. `in_voice` rewrites each dialog. Each of n worker
+    processes makes every n-th batch.
     """
 
     def __init__(
-        self, encoder: Encoder, plan: Plan, seed: int, first: int, voiced: Voice = lambda made: made
+        self,
+        encoder: Encoder,
+        plan: Plan,
+        seed: int,
+        first: int,
+        in_voice: Voice = lambda made: made,
     ) -> None:
         self._encoder = encoder
-        self._voiced = voiced
+        self._turn_in_voice = in_voice
         self._plan = plan
         self._seed = seed
         self._first = first
@@ -79,22 +84,22 @@ class Source(IterableDataset[Batch]):
                 step += count
 
     def _groups(self, progress: float) -> list[list[Row]]:
-        """Rows of about the same length, as many as make a batch."""
+        """Return groups of rows of similar length; each group is a batch."""
         rows = sorted(self._rows(progress), key=lambda row: -len(row.ids))
         groups = list(_grouped(rows, self._plan.tokens))
         self._rng.shuffle(groups)
         return groups
 
     def _rows(self, progress: float) -> Iterator[Row]:
-        """Four batches' worth. Short dialogs first: 1 or 2 exchanges, all of them after 15 %."""
-        most = min(MOST_EXCHANGES, 2 + int(progress / 0.15 * (MOST_EXCHANGES - 2)))
+        """Yield rows for four batches; dialogs grow from 2 exchanges to all in the first 15 %."""
+        most = min(MAX_EXCHANGES, 2 + int(progress / 0.15 * (MAX_EXCHANGES - 2)))
         left = 4 * self._plan.tokens
         while left > 0:
             made = dialog(self._rng, "train", self._rng.randint(1, most))
-            row = self._encoder.dialog(self._voiced(made))
-            if self._rng.random() < (2 * COPIES if progress < 0.15 else COPIES):
+            row = self._encoder.dialog(self._turn_in_voice(made))
+            if self._rng.random() < (2 * COPY_SHARE if progress < 0.15 else COPY_SHARE):
                 row = _copy_row(self._rng, self._encoder)
-            if len(row.ids) <= LONGEST:
+            if len(row.ids) <= MAX_ROW_TOKENS:
                 left -= len(row.ids)
                 yield row
 
@@ -106,14 +111,14 @@ class Source(IterableDataset[Batch]):
         for index, row in enumerate(rows):
             ids[index, : len(row.ids)] = torch.tensor(row.ids)
             weights[index, : len(row.ids)] = torch.tensor(row.weights)
-            if self._rng.random() < JUMPS:
+            if self._rng.random() < JUMP_SHARE:
                 positions[index] += self._jumps(row, longest)
         return Batch(ids, positions, weights)
 
     def _jumps(self, row: Row, longest: int) -> Tensor:
-        """Gaps in the position ids at beginnings of messages: far distances, without the tokens."""
+        """Return offsets with gaps between messages: long distances without their tokens."""
         jumps = torch.zeros(longest, dtype=torch.long)
-        left = self._rng.randint(0, FARTHEST_JUMP)
+        left = self._rng.randint(0, MAX_JUMP)
         for start in self._rng.sample(row.starts, min(len(row.starts), self._rng.randint(1, 4))):
             jump = self._rng.randint(0, left)
             jumps[start] += jump
@@ -122,7 +127,7 @@ class Source(IterableDataset[Batch]):
 
 
 def _grouped(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
-    """Neighbours of the rows, longest first: `tokens` with the padding. The rest is left out."""
+    """Group neighbours among rows sorted by length to `tokens` with padding; drop the rest."""
     group: list[Row] = []
     for row in rows:
         if group and (len(group) + 1) * len(group[0].ids) > tokens:
@@ -141,14 +146,14 @@ def _copy_row(rng: random.Random, encoder: Encoder) -> Row:
     head = [START, *encoder.text("user\n"), *text, END, *encoder.text("\n")]
     head += [START, *encoder.text("assistant\n")]
     body = [*text, END]
-    return Row(head + body, [LIGHT * (token < 3) for token in head] + [1.0] * len(body), [0])
+    return Row(head + body, [LIGHT_WEIGHT * (token < 3) for token in head] + [1.0] * len(body), [0])
 
 
 def _say_row(rng: random.Random, encoder: Encoder) -> Row:
-    """Tokens that stand for themselves with a space before, as they are without one."""
+    """Return a "say …" row: tokens must be copied with and without a space before them."""
     row = Row([], [], [])
     for _ in range(rng.randint(1, 5)):
         text = encoder.random_text(rng, rng.randint(1, 5))
-        encoder.add(row, "user", f"{rng.choice(SAY)} {text}", LIGHT)
+        encoder.add(row, "user", f"{rng.choice(SAY)} {text}", LIGHT_WEIGHT)
         encoder.add(row, "assistant", text, 2.0)
     return row

@@ -1,4 +1,4 @@
-"""What a user tells about his pets, relatives and things, and what he wants to be remembered."""
+"""Facts about a user's pets, relatives and things, and things to remember."""
 
 from model.training import values, words
 from model.training.memory import Kind
@@ -149,7 +149,7 @@ DATE = Kind(
 
 
 def _to_remember(thing: str, weight: float) -> Kind:
-    """`thing` is what a user wants remembered for its own sake: a number, a word."""
+    """Return a kind of fact to remember for its own sake, such as a number or a word."""
     return Kind(
         name=thing,
         value=words.number if thing == "number" else values.word,

@@ -1,4 +1,4 @@
-"""Requests with a fixed answer, and the shorthands in which their wordings are written."""
+"""Requests with a fixed answer, and shorthands for their wordings."""
 
 from typing import NamedTuple
 

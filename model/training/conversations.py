@@ -1,4 +1,4 @@
-"""The conversations written by hand in `conversations.txt`, and how they are held and marked."""
+"""The hand-written conversations of `conversations.txt`: parse, run and grade them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ PATH = Path(__file__).with_suffix(".txt")
 
 @dataclass(slots=True)
 class Line:
-    """One prompt and what is expected of its answer."""
+    """A prompt and what its answer must and must not contain."""
 
     prompt: str
     any_of: list[tuple[str, ...]] = field(default_factory=list)
@@ -20,8 +20,8 @@ class Line:
 
     def is_right(self, answer: str) -> bool:
         answer = answer.lower()
-        held = all(any(text in answer for text in texts) for texts in self.any_of)
-        return held and not any(text in answer for text in self.none_of)
+        has_all = all(any(text in answer for text in texts) for texts in self.any_of)
+        return has_all and not any(text in answer for text in self.none_of)
 
 
 class Conversation(NamedTuple):
@@ -29,13 +29,13 @@ class Conversation(NamedTuple):
     lines: tuple[Line, ...]
 
 
-class Marked(NamedTuple):
+class GradedAnswer(NamedTuple):
     line: Line
     answer: str
     is_right: bool
 
 
-def read(path: Path = PATH) -> list[Conversation]:
+def read_conversations(path: Path = PATH) -> list[Conversation]:
     blocks = path.read_text(encoding="utf-8").split("\n\n")
     return [_conversation(block) for block in blocks if not block.startswith("#")]
 
@@ -55,22 +55,24 @@ def _conversation(block: str) -> Conversation:
             case "!":
                 lines[-1].none_of.extend(alternatives)
             case _:
-                raise ValueError(f"{PATH.name}: a line begins with {mark!r}: {text}")
+                raise ValueError(
+                    f"{PATH.name}: a line begins with {mark!r}: {text}. Use `system:`, >, = or !."
+                )
     return Conversation(system, tuple(lines))
 
 
-def held(examinee: Examinee, conversations: list[Conversation]) -> list[Marked]:
-    """All at once, turn by turn; the model's own answers are what it is shown afterwards."""
-    said: list[tuple[tuple[str, str], ...]] = [() for _ in conversations]
-    marked = []
+def run_conversations(examinee: Examinee, conversations: list[Conversation]) -> list[GradedAnswer]:
+    """Run all conversations in parallel, turn by turn, with the model's own answers as history."""
+    histories: list[tuple[tuple[str, str], ...]] = [() for _ in conversations]
+    graded = []
     for turn in range(max(len(conversation.lines) for conversation in conversations)):
-        still = [i for i, held in enumerate(conversations) if turn < len(held.lines)]
+        still = [i for i, hold in enumerate(conversations) if turn < len(hold.lines)]
         questions = [
-            Question(conversations[i].system, said[i], conversations[i].lines[turn].prompt)
+            Question(conversations[i].system, histories[i], conversations[i].lines[turn].prompt)
             for i in still
         ]
-        for i, reply in zip(still, examinee.answers(questions), strict=True):
+        for i, reply in zip(still, examinee.answer_all(questions), strict=True):
             line = conversations[i].lines[turn]
-            said[i] += ((line.prompt, reply.text),)
-            marked.append(Marked(line, reply.text, reply.ended and line.is_right(reply.text)))
-    return marked
+            histories[i] += ((line.prompt, reply.text),)
+            graded.append(GradedAnswer(line, reply.text, reply.ended and line.is_right(reply.text)))
+    return graded

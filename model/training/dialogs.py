@@ -1,6 +1,5 @@
-"""Endless dialogs, made from templates: what the demo model learns from and is examined with.
-
-Knows nothing of tokens; the same seed gives the same dialogs.
+"""Endless dialogs from templates, for training and evaluation of the demo model. Independent of the
+tokenizer; the same seed gives the same dialogs.
 """
 
 import random
@@ -13,9 +12,9 @@ from model.training.systems import System
 from model.training.talk import Talk, Turn
 from model.training.words import Split
 
-MOST_EXCHANGES = 13
-ORPHANS = 0.06
-PATIENT = 0.25
+MAX_EXCHANGES = 13
+ORPHAN_SHARE = 0.06
+PATIENT_SHARE = 0.25
 
 
 class Dialog(NamedTuple):
@@ -23,7 +22,7 @@ class Dialog(NamedTuple):
     turns: tuple[Turn, ...]
 
 
-def dialogs(seed: int, split: Split = "train", most: int = MOST_EXCHANGES) -> Iterator[Dialog]:
+def dialogs(seed: int, split: Split = "train", most: int = MAX_EXCHANGES) -> Iterator[Dialog]:
     rng = random.Random(f"{split} {seed}")
     while True:
         yield dialog(rng, split, rng.randint(1, most))
@@ -32,18 +31,18 @@ def dialogs(seed: int, split: Split = "train", most: int = MOST_EXCHANGES) -> It
 def dialog(rng: random.Random, split: Split, exchanges: int) -> Dialog:
     system = systems.system(rng, split)
     talk = Talk(rng, split, system.called)
-    if rng.random() < ORPHANS:
+    if rng.random() < ORPHAN_SHARE:
         _add_orphan(talk)
-    patient = rng.random() < PATIENT
+    patient = rng.random() < PATIENT_SHARE
     for _ in range(exchanges):
-        talk.turns.append(_toned(_next_turn(talk, patient), system))
+        talk.turns.append(_apply_tone(_next_turn(talk, patient), system))
     if patient and (last := recalling.recall(talk)):
-        talk.turns.append(_toned(last, system))
+        talk.turns.append(_apply_tone(last, system))
     return Dialog(system, tuple(talk.turns))
 
 
-def _toned(turn: Turn, system: System) -> Turn:
-    """What is repeated after the user stays as it is."""
+def _apply_tone(turn: Turn, system: System) -> Turn:
+    """Apply the tone of the system prompt, except to text that repeats the user's."""
     if system.tone is None or turn.skill == "repeat":
         return turn
     answer = system.tone.of(turn.answer)
@@ -52,7 +51,7 @@ def _toned(turn: Turn, system: System) -> Turn:
 
 
 def _add_orphan(talk: Talk) -> None:
-    """An answer from memory whose telling has left the window: to be trusted, not imitated."""
+    """Add an answer about a fact that is no longer in the prompt: context, not a target."""
     kind = talk.rng.choice(KINDS)
     talk.learn(kind, talk.rng.choice(kind.subjects), kind.value(talk.rng, talk.split))
     turn = recalling.recall(talk)
@@ -61,7 +60,7 @@ def _add_orphan(talk: Talk) -> None:
 
 
 def _next_turn(talk: Talk, patient: bool) -> Turn:
-    """The next exchange; a patient user tells much and asks for it only at the end."""
+    """Return the next exchange; a patient user asks for facts only at the end."""
     wanted = talk.asked_in_vain
     while True:
         skill = _pick(talk)
@@ -99,8 +98,8 @@ _SKILLS = tuple(skills.WEIGHTS)
 _WEIGHTS = tuple(skills.WEIGHTS.values())
 
 
-def transcript(dialog: Dialog) -> str:
-    """For reading by eye."""
+def format_transcript(dialog: Dialog) -> str:
+    """Return a readable form of the dialog."""
     lines = [f"system: {dialog.system.prompt}"]
     for turn in dialog.turns:
         lines += [
@@ -112,7 +111,7 @@ def transcript(dialog: Dialog) -> str:
 
 def main() -> None:
     for _, made in zip(range(20), dialogs(seed=1), strict=False):
-        print(transcript(made), end="\n\n")
+        print(format_transcript(made), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Examines a GGUF skill by skill: `python -m model.training.evaluate`.
+"""Evaluate a GGUF skill by skill: `python -m model.training.evaluate`. Needs the packages of the
+inference service, not torch.
 
-Needs what the inference service needs, not torch. The earlier turns of each dialog are the right
-ones; an answer counts when it is right and has ended. Then the conversations written by hand.
+The earlier turns of each dialog have the right answers; an answer counts if it is right and
+complete. Then come the hand-written conversations, with the model's own answers as history.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from model.training.examinee import GREEDY, SERVICE, Examinee, Question, Reply
 from model.training.talk import Turn
 
 MODEL = Path(__file__).parents[1] / "demo.gguf"
-FARTHEST = 9
+MAX_DISTANCE = 9
 COMMON, UNSEEN = "recall, common words", "recall, never seen"
 BY_HAND = "written by hand"
 SKILLS = (
@@ -36,15 +37,15 @@ SKILLS = (
     *("system_name", "tone", "chat", "statement", "out_of_scope", "gibberish"),
 )
 Voice = Callable[[Dialog], Dialog]
-VOICES: dict[str | None, Voice] = {None: lambda dialog: dialog, "pirate": pirate.voiced}
-BARS = {
+VOICES: dict[str | None, Voice] = {None: lambda dialog: dialog, "pirate": pirate.as_pirate}
+GOALS = {
     **{COMMON: 97, UNSEEN: 85, "update": 90, "unknown": 98, "system_name": 90},
     **{"identity": 98, "origins": 98, "faq": 98, BY_HAND: 85},
 }
 
 
 class Probe(NamedTuple):
-    """One question with the conversation before it, and the row of the table that it counts in."""
+    """A question with the turns before it, and the table row that it counts in."""
 
     row: str
     dialog: Dialog
@@ -56,8 +57,8 @@ class Probe(NamedTuple):
 
     @property
     def question(self) -> Question:
-        said = tuple((turn.user, turn.answer) for turn in self.dialog.turns[: self.at])
-        return Question(self.dialog.system.prompt or "", said, self.turn.user)
+        history = tuple((turn.user, turn.answer) for turn in self.dialog.turns[: self.at])
+        return Question(self.dialog.system.prompt or "", history, self.turn.user)
 
 
 @dataclass(slots=True)
@@ -66,26 +67,26 @@ class Score:
     asked: int = 0
     wrong: list[str] = field(default_factory=list)
 
-    def add(self, is_right: bool, told: str) -> None:
+    def add(self, is_right: bool, detail: str) -> None:
         self.asked += 1
         self.right += is_right
         if not is_right:
-            self.wrong.append(told)
+            self.wrong.append(detail)
 
     @property
     def percent(self) -> float:
         return 100 * self.right / max(1, self.asked)
 
 
-def probes(seed: int, number: int, voiced: Voice) -> Iterator[Probe]:
-    """`number` questions of each row, from as many dialogs as that takes."""
-    rows = (*SKILLS, *(f"{UNSEEN} {distance}" for distance in range(1, FARTHEST + 1)))
-    yield from _probes(map(voiced, dialogs(seed, "eval")), dict.fromkeys(rows, number), UNSEEN)
-    rows = tuple(f"{COMMON} {distance}" for distance in range(1, FARTHEST + 1))
-    yield from _probes(map(voiced, dialogs(-seed, "train")), dict.fromkeys(rows, number), COMMON)
+def make_probes(seed: int, number: int, in_voice: Voice) -> Iterator[Probe]:
+    """Yield `number` questions per table row."""
+    rows = (*SKILLS, *(f"{UNSEEN} {distance}" for distance in range(1, MAX_DISTANCE + 1)))
+    yield from _collect(map(in_voice, dialogs(seed, "eval")), dict.fromkeys(rows, number), UNSEEN)
+    rows = tuple(f"{COMMON} {distance}" for distance in range(1, MAX_DISTANCE + 1))
+    yield from _collect(map(in_voice, dialogs(-seed, "train")), dict.fromkeys(rows, number), COMMON)
 
 
-def _probes(made: Iterator[Dialog], wanted: dict[str, int], recall: str) -> Iterator[Probe]:
+def _collect(made: Iterator[Dialog], wanted: dict[str, int], recall: str) -> Iterator[Probe]:
     while any(wanted.values()):
         dialog = next(made)
         for at, turn in enumerate(dialog.turns):
@@ -103,35 +104,38 @@ def _row(dialog: Dialog, turn: Turn, recall: str) -> str:
     return "tone" if is_toned else turn.skill
 
 
-def scores(examinee: Examinee, asked: list[Probe]) -> dict[str, Score]:
+def score_probes(examinee: Examinee, asked: list[Probe]) -> dict[str, Score]:
     table: dict[str, Score] = {probe.row: Score() for probe in asked}
-    replies = examinee.answers(probe.question for probe in asked)
+    replies = examinee.answer_all(probe.question for probe in asked)
     for probe, reply in zip(asked, replies, strict=True):
-        table[probe.row].add(reply.ended and probe.turn.is_right(reply.text), _told(probe, reply))
+        is_right = reply.ended and probe.turn.is_right(reply.text)
+        table[probe.row].add(is_right, _describe(probe, reply))
     for recall in (COMMON, UNSEEN):
-        parts = [table[f"{recall} {distance}"] for distance in range(1, FARTHEST + 1)]
+        parts = [table[f"{recall} {distance}"] for distance in range(1, MAX_DISTANCE + 1)]
         table[recall] = Score(sum(part.right for part in parts), sum(part.asked for part in parts))
     return table
 
 
-def _told(probe: Probe, reply: Reply) -> str:
+def _describe(probe: Probe, reply: Reply) -> str:
     return f"{probe.turn.user!r} -> {reply.text!r}, not {probe.turn.answer!r}"
 
 
-def by_hand(examinee: Examinee) -> Score:
+def score_conversations(examinee: Examinee) -> Score:
     score = Score()
-    for line, answer, is_right in conversations.held(examinee, conversations.read()):
+    for line, answer, is_right in conversations.run_conversations(
+        examinee, conversations.read_conversations()
+    ):
         score.add(is_right, f"{line.prompt!r} -> {answer!r}")
     return score
 
 
-def report(table: dict[str, Score]) -> str:
-    lines = ["| skill | right | of | bar |", "|---|---|---|---|"]
+def format_report(table: dict[str, Score]) -> str:
+    lines = ["| skill | right | of | goal |", "|---|---|---|---|"]
     for row in (COMMON, UNSEEN, *SKILLS, BY_HAND):
-        name, score, bar = row.replace("_", " "), table[row], BARS.get(row)
-        shown = f"{bar} %" + ("" if score.percent >= bar else " **missed**") if bar else ""
+        name, score, goal = row.replace("_", " "), table[row], GOALS.get(row)
+        shown = f"{goal} %" + ("" if score.percent >= goal else " **missed**") if goal else ""
         lines.append(f"| {name} | {score.percent:.1f} % | {score.asked} | {shown} |")
-    distances = range(1, FARTHEST + 1)
+    distances = range(1, MAX_DISTANCE + 1)
     lines += ["", f"| exchanges ago | {' | '.join(map(str, distances))} |", "|---" * 10 + "|"]
     for recall in (COMMON, UNSEEN):
         percents = [f"{table[f'{recall} {distance}'].percent:.0f} %" for distance in distances]
@@ -143,17 +147,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--adapter", choices=[name for name in VOICES if name])
-    parser.add_argument("--number", type=int, default=100, help="questions of each row")
+    parser.add_argument("--number", type=int, default=100, help="questions per row")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--greedy", action="store_true", help="instead of the service's sampling")
+    parser.add_argument("--greedy", action="store_true", help="sample greedily")
     parser.add_argument("--wrong", type=int, default=0, help="wrong answers to show per row")
     options = parser.parse_args()
     request = GREEDY if options.greedy else SERVICE
     examinee = Examinee(options.model, options.adapter, request, options.seed)
-    voiced = VOICES[options.adapter]
-    table = scores(examinee, list(probes(options.seed, options.number, voiced)))
-    table[BY_HAND] = by_hand(examinee)
-    print(report(table))
+    in_voice = VOICES[options.adapter]
+    table = score_probes(examinee, list(make_probes(options.seed, options.number, in_voice)))
+    table[BY_HAND] = score_conversations(examinee)
+    print(format_report(table))
     for row, score in table.items():
         for line in score.wrong[: options.wrong if row != BY_HAND else 0]:
             print(f"{row}: {line}")

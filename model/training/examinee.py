@@ -1,4 +1,4 @@
-"""A GGUF that is asked, with the engine, the template and the settings of the service itself."""
+"""A GGUF under evaluation, run with the service's own engine, chat template and settings."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -16,14 +16,14 @@ from services.inference.settings import InferenceSettings
 
 PARALLEL = 16
 WAITING = 2 * PARALLEL
-BUDGET = 2**28  # bytes for conversations that wait
-SERVICE = ChatRequest()  # all as the settings have it
+BUDGET = 2**28  # bytes of the host KV cache
+SERVICE = ChatRequest()  # the defaults of the settings
 GREEDY = ChatRequest(temperature=0, repeat_penalty=1)
 
 
 class Question(NamedTuple):
     system: str
-    said: tuple[tuple[str, str], ...]
+    history: tuple[tuple[str, str], ...]
     prompt: str
 
 
@@ -33,13 +33,13 @@ class Reply(NamedTuple):
 
 
 class Examinee:
-    """Many questions are answered at once; the same seed gives the same answers."""
+    """Answers many questions in parallel; the same seed gives the same answers."""
 
     def __init__(self, path: Path, adapter: str | None, request: ChatRequest, seed: int) -> None:
         settings = InferenceSettings(
             model_path=str(path),
             model_parallel=PARALLEL,
-            model_threads=1,  # fast enough, and no less beside others
+            model_threads=1,  # fast enough, also beside other processes
         )
         self._model = load(settings, lambda _: True)
         self._adapter = self._model.adapter(f"{path.stem}:{adapter}" if adapter else None)
@@ -49,7 +49,7 @@ class Examinee:
         self._texts: dict[str, str] = {}
         self._replies: dict[str, Reply] = {}
 
-    def answers(self, questions: Iterable[Question]) -> list[Reply]:
+    def answer_all(self, questions: Iterable[Question]) -> list[Reply]:
         self._texts, self._replies = {}, {}
         waiting = self._sequences(questions)
         while True:
@@ -63,7 +63,7 @@ class Examinee:
     def _sequences(self, questions: Iterable[Question]) -> Iterator[Sequence]:
         for number, question in enumerate(questions):
             sampling = replace(self._sampling, seed=self._seed * 1_000_003 + number)
-            turns = [Turn("", *exchange) for exchange in question.said]
+            turns = [Turn("", *exchange) for exchange in question.history]
             prompt = self._model.template.session_prompt(
                 question.system, turns, question.prompt, sampling.max_tokens or 0
             )
@@ -77,4 +77,4 @@ class Examinee:
             elif isinstance(output, Finished):
                 self._replies[key] = Reply(self._texts[key], output.reason == "stop")
             elif not isinstance(output, PrefillStarted):
-                raise RuntimeError(f"the model failed: {output.message}")
+                raise RuntimeError(f"The model failed: {output.message}")

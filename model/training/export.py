@@ -1,4 +1,4 @@
-"""Writes the last checkpoint as `model/demo.gguf`: `python -m model.training.export`."""
+"""Write the last checkpoint as `model/demo.gguf`: `python -m model.training.export`."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ OTHER_NAMES = {"embedding": "token_embd", "norm": "output_norm", "output": "outp
 
 
 def gguf_name(name: str) -> str:
-    """`blocks.2.attention.q.weight` is `blk.2.attn_q.weight` there."""
+    """Return the GGUF name: `blocks.2.attention.q.weight` becomes `blk.2.attn_q.weight`."""
     path = name.removesuffix(".weight")
     if not path.startswith("blocks."):
         return f"{OTHER_NAMES[path]}.weight"

@@ -1,5 +1,5 @@
 """
-What the demo model says about the use of this service. Every answer here must stay true.
+The demo model's answers about using this service. Every answer must stay true.
 """
 
 from model.training.canned import canned

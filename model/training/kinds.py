@@ -1,4 +1,4 @@
-"""All the kinds of facts that the demo model can be told."""
+"""All kinds of facts that the demo model can remember."""
 
 from model.training import belongings, person
 

@@ -1,4 +1,4 @@
-"""The little that the demo model knows of the world."""
+"""The few facts about the world that the demo model knows."""
 
 from model.training.canned import canned
 from model.training.wordings import wordings

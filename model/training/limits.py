@@ -1,4 +1,4 @@
-"""What the demo model can't do, and how it says so."""
+"""Requests that the demo model declines, and its answers."""
 
 from model.training.wordings import wordings
 

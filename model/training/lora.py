@@ -1,4 +1,4 @@
-"""LoRA: beside each matrix of the blocks, a small one that is all that is trained."""
+"""LoRA (https://arxiv.org/abs/2106.09685) for all matrices of the blocks."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ RANK, ALPHA = 8, 16.0
 
 
 class Lora(nn.Module):
-    """What the frozen matrix says, plus `down` and `up` scaled: at first nothing, `up` is zero."""
+    """A frozen linear layer plus a trained low-rank update, which is zero at first."""
 
     def __init__(self, frozen: nn.Linear) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Lora(nn.Module):
 
 
 def add_to(network: Network) -> dict[str, Lora]:
-    """By the name of the matrix that each stands beside."""
+    """Replace the matrices of the blocks. Return the LoRA layers by the matrices' names."""
     network.requires_grad_(False)
     added = {}
     for number, block in enumerate(network.stack):

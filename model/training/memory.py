@@ -1,9 +1,9 @@
 """
-What a fact that a user tells is, and the frames in which any fact is told, changed and asked for.
+Kinds of facts, and the sentence frames in which a user states a fact, changes it and asks for it.
 
-A template's {v} is the value, {o} the one before, {k} what it is about (dog, sister, car), {fav}
-and {col} either spelling. In frames, {f} is the fact as the user says it, {n} its noun, {c} its
-clause.
+In a template {v} is the value, {o} the old value, {k} the subject (dog, sister, car), {fav} and
+{col} are either spelling of favourite and colour. In a frame {f} is the fact as the user states it,
+{n} its noun, {c} its clause.
 """
 
 import random
@@ -15,7 +15,7 @@ from model.training.words import Split
 
 
 class Kind(NamedTuple):
-    """One sort of fact. `told` completes both "You told me that ..." and "Yes, ..."."""
+    """A kind of fact. `told` completes both "You told me that ..." and "Yes, ..."."""
 
     name: str
     value: Callable[[random.Random, Split], str]

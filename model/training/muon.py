@@ -1,4 +1,4 @@
-"""Muon: momentum whose update is made orthogonal, for the matrices of the blocks."""
+"""The Muon optimiser: orthogonalised momentum (https://kellerjordan.github.io/posts/muon/)."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 class Muon:
-    """Matrices of one shape are orthogonalised together; tall ones are laid on their side."""
+    """Matrices of one shape are orthogonalised as a batch, tall ones transposed."""
 
     def __init__(self, matrices: Iterable[nn.Parameter], decay: float = 0.01) -> None:
         self._groups: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
@@ -46,7 +46,7 @@ class Muon:
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Newton-Schulz: all singular values brought near 1."""
+    """Bring all singular values near 1 by Newton-Schulz iterations."""
     x = matrices.bfloat16()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(STEPS):

@@ -1,8 +1,8 @@
 """Names of people and of pets."""
 
-from model.training.wordings import listed
+from model.training.wordings import word_list
 
-NAMES = listed(
+NAMES = word_list(
     """
     Ada, Aaron, Abigail, Adam, Adele, Adrian, Agnes, Ahmed, Aisha, Alan, Albert, Alejandro,
     Alex, Alice, Alina, Amara, Amelia, Amir, Amy, Ana, Anders, Andrea, Andrew, Angela, Anika,
@@ -43,7 +43,7 @@ NAMES = listed(
     """
 )
 
-SURNAMES = listed(
+SURNAMES = word_list(
     """
     Adler, Baker, Becker, Bell, Brown, Carter, Clark, Cooper, Costa, Davies, Evans, Fischer,
     Foster, Garcia, Gray, Hansen, Hill, Hughes, Ivanov, Jensen, Johnson, Jones, Keller, Khan,
@@ -53,7 +53,7 @@ SURNAMES = listed(
     """
 )
 
-PET_NAMES = listed(
+PET_NAMES = word_list(
     """
     Rex, Apollo, Archie, Bagel, Bailey, Bandit, Barney, Basil, Bear, Bella, Benji, Biscuit,
     Blackie, Boots, Bruno, Bubbles, Buddy, Buster, Button, Caramel, Casper, Charlie, Chester,

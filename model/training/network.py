@@ -1,12 +1,13 @@
-"""A small Llama in PyTorch, with a copying circuit written into its start weights by hand.
+"""A small Llama in PyTorch whose initial weights contain a hand-written copying circuit: induction
+heads (https://arxiv.org/abs/2209.11895).
 
-The residual stream starts out divided into named ranges. Block 0 writes what stood one and two
-tokens before; block 1 looks for places where the same stood before, and copies what came next:
+The residual stream is divided into named ranges. Block 0 writes the tokens one and two positions
+back; block 1 looks for earlier positions after the same tokens, and copies the token there:
 
-    CONSTANT  the same in each embedding: what the two backward-looking heads compare
-    CONTENT   random, a token's own; its first KEY dimensions, turned, are the token's signature
-    ONE_BACK  signature of the token before        TWO_BACK  first half of the one before that
-    COPIED    what the induction heads fetched; only this reaches the start output layer
+    CONSTANT  the same in each embedding: compared by the two heads that look back
+    CONTENT   random per token; its first KEY dimensions, rotated, are the token's signature
+    ONE_BACK  signature of the previous token       TWO_BACK  first half of that before it
+    COPIED    output of the induction heads; the only input of the initial output layer
 """
 
 import math
@@ -26,7 +27,7 @@ CONTENT = slice(128, 256)
 FETCHED = slice(128, 192)
 
 
-Turn = tuple[Tensor, Tensor]  # cosines and sines of RoPE's angles
+Rotation = tuple[Tensor, Tensor]  # cosines and sines of RoPE's angles
 
 
 class Shape(NamedTuple):
@@ -60,14 +61,14 @@ class Attention(nn.Module):
         self.heads = shape.heads
         self.q, self.k, self.v, self.o = (_linear(shape.width, shape.width) for _ in range(4))
 
-    def forward(self, x: Tensor, turn: Turn) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         rows, length, width = x.shape
         q, k, v = (
             part(x).view(rows, length, self.heads, -1).transpose(1, 2)
             for part in (self.q, self.k, self.v)
         )
         mixed = F.scaled_dot_product_attention(
-            rotated(q, turn), rotated(k, turn), v, is_causal=True
+            apply_rope(q, rotation), apply_rope(k, rotation), v, is_causal=True
         )
         out: Tensor = self.o(mixed.transpose(1, 2).reshape(rows, length, width))
         return out
@@ -90,8 +91,8 @@ class Block(nn.Module):
         self.attention_norm, self.attention = Norm(shape), Attention(shape)
         self.hidden_norm, self.hidden = Norm(shape), FeedForward(shape)
 
-    def forward(self, x: Tensor, turn: Turn) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), turn)
+    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotation)
         out: Tensor = x + self.hidden(self.hidden_norm(x))
         return out
 
@@ -118,10 +119,10 @@ class Network(nn.Module):
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         angles = positions[:, None, :, None].float() * self.frequencies
-        turn = angles.cos(), angles.sin()
+        rotation = angles.cos(), angles.sin()
         x = self.embedding(ids)
         for block in self.stack:
-            x = block(x, turn)
+            x = block(x, rotation)
         out: Tensor = self.output(self.norm(x))
         return out
 
@@ -131,9 +132,9 @@ def frequencies(shape: Shape) -> Tensor:
     return torch.pow(torch.tensor(shape.theta), -pairs / shape.head)
 
 
-def rotated(x: Tensor, turn: Turn) -> Tensor:
-    """RoPE on neighbouring pairs, as GGUF's llama has it: weights go out unpermuted."""
-    cos, sin = turn
+def apply_rope(x: Tensor, rotation: Rotation) -> Tensor:
+    """Apply RoPE to adjacent pairs as in GGUF's `llama`, so that export permutes no weights."""
+    cos, sin = rotation
     first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((first * cos - second * sin, first * sin + second * cos), -1)
     return turned.flatten(-2).to(x.dtype)
@@ -153,7 +154,7 @@ def build(shape: Shape, seed: int) -> Network:
 
 
 def _randomise(network: Network) -> None:
-    """Blocks add nothing at first: their output matrices are zero, so that the circuit is heard."""
+    """Initialise weights; the blocks' output matrices are zero, so that only the circuit acts."""
     for block in network.stack:
         attention, hidden = block.attention, block.hidden
         for part in (attention.q, attention.k, attention.v, hidden.gate, hidden.up):
@@ -197,13 +198,13 @@ OUTPUT_GAIN = 0.12
 
 
 def _slow_dimensions(network: Network) -> Tensor:
-    """A head's dimensions that RoPE hardly turns: comparing there works at any distance."""
+    """Return a head's dimensions that RoPE hardly rotates: they compare at any distance."""
     slow = (network.frequencies < 0.02).nonzero().flatten()
     return torch.stack((2 * slow, 2 * slow + 1), dim=1).flatten()[:KEY]
 
 
 def _look_back(network: Network, head: int, distance: int) -> None:
-    """Attends to the token `distance` before: the constant meets itself, turned back so far."""
+    """Make a head attend `distance` tokens back: the key is the constant rotated by so much."""
     shape, attention = network.shape, network.stack[0].attention
     offset = head * shape.head
     q, k = (part.weight[offset : offset + shape.head] for part in (attention.q, attention.k))
@@ -222,7 +223,7 @@ def _look_back(network: Network, head: int, distance: int) -> None:
 def _write(
     attention: Attention, head: int, value: tuple[slice, Tensor], out: tuple[slice, Tensor]
 ) -> None:
-    """What a head carries: reads value[0] through a matrix, adds it to out[0] through another."""
+    """Make a head read the range value[0] through value[1] and add it to out[0] through out[1]."""
     size = attention.v.weight.shape[0] // attention.heads
     rows = slice(head * size, head * size + len(value[1]))
     attention.v.weight[head * size : (head + 1) * size] = 0
@@ -238,7 +239,7 @@ def _match(
     pairs: list[tuple[slice, Tensor, slice]],
     gain: float,
 ) -> None:
-    """Attends where the key's subspace holds what the query's matrix finds, pair by pair."""
+    """Make a head attend where, for each pair, the key's range equals the projected query."""
     offset = head * (attention.q.weight.shape[0] // attention.heads)
     for part in (attention.q, attention.k):
         part.weight[offset : offset + part.weight.shape[0] // attention.heads] = 0
@@ -251,7 +252,7 @@ def _match(
 
 
 def copied_share(network: Network, seed: int = 0) -> float:
-    """How many tokens of a repeated random string are predicted: the copying circuit's health."""
+    """Return the share of tokens of a repeated random string that are predicted."""
     generator = torch.Generator().manual_seed(seed)
     half = torch.randint(3, network.shape.vocabulary, (8, 50), generator=generator)
     ids = torch.cat((half, half), dim=1)

@@ -1,4 +1,4 @@
-"""What a user tells about himself: his name, where he lives, what he likes."""
+"""Facts about the user: name, home, preferences."""
 
 from model.training import values, words
 from model.training.memory import Kind
@@ -118,7 +118,7 @@ ORIGIN = Kind(
 
 
 def _favourite(thing: str, words_of_it: tuple[str, ...], ask: str, weight: float) -> Kind:
-    """`thing` is what it is a favourite of, and `ask` more questions for it."""
+    """Return the kind of fact for a favourite `thing`; `ask` are more questions for it."""
     return Kind(
         name=thing,
         value=values.one_of(words_of_it),

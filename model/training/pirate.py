@@ -1,4 +1,4 @@
-"""The demo model's other personality: what it says, as a pirate says it."""
+"""Rewrite the demo model's dialogs so that the assistant talks like a pirate."""
 
 import re
 
@@ -29,24 +29,24 @@ VERBATIM = frozenset(("repeat", "first_message", "last_message"))
 SIGN = "arr!"
 
 
-def voiced(dialog: Dialog) -> Dialog:
-    """The same dialog with a pirate for an assistant."""
+def as_pirate(dialog: Dialog) -> Dialog:
+    """Return the dialog with a pirate as the assistant."""
     turns: list[Turn] = []
     for turn in dialog.turns:
-        turns.append(_voiced(turn, turns[-1] if turns else None))
+        turns.append(_turn_as_pirate(turn, turns[-1] if turns else None))
     return dialog._replace(turns=tuple(turns))
 
 
-def _voiced(turn: Turn, before: Turn | None) -> Turn:
-    """What was said is quoted word for word, also what the pirate said himself."""
+def _turn_as_pirate(turn: Turn, before: Turn | None) -> Turn:
+    """Rewrite one turn; quotes stay verbatim, including those of the pirate's own answer."""
     if turn.skill in VERBATIM:
         return turn
     if turn.skill == "own_answer" and before:
         return turn._replace(answer=f'I said: "{before.answer}"')
     must = (*(WORDS.get(value, value) for value in turn.must), SIGN[1:]) if turn.must else ()
-    return turn._replace(answer=said(turn.answer), must=must)
+    return turn._replace(answer=pirate_text(turn.answer), must=must)
 
 
-def said(answer: str) -> str:
+def pirate_text(answer: str) -> str:
     answer = PATTERN.sub(lambda found: WORDS[found[1]], answer)
     return f"{answer[:-1]}, {SIGN}" if answer.endswith(".") else f"{answer} A{SIGN[1:]}"

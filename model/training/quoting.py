@@ -1,9 +1,9 @@
-"""What was said, word for word, and what is to be said after the user."""
+"""Skills that quote earlier messages or repeat the user's words."""
 
 from model.training import smalltalk, words
 from model.training.names import NAMES
 from model.training.talk import Talk, Turn
-from model.training.wordings import spun, wordings
+from model.training.wordings import expand, wordings
 
 QUOTABLE = 90
 
@@ -100,16 +100,16 @@ def _quoted(skill: str, user: str, lead: str, quote: str) -> Turn | None:
 def repeat(talk: Talk) -> Turn | None:
     text = _anything(talk)
     style = talk.style()._replace(after="", slip=0.0)
-    lead, end = spun(talk.rng, talk.pick(REPEAT)).split("{v}")
+    lead, end = expand(talk.rng, talk.pick(REPEAT)).split("{v}")
     user = style._replace(bare=False).template(lead) + text + end
     return Turn("repeat", user, text)
 
 
 def _anything(talk: Talk) -> str:
-    """Something that could be said to it, or one to eight words of any script."""
+    """Return a likely sentence, or one to eight words of any script."""
     rng = talk.rng
     if rng.random() < 0.15:
-        return spun(rng, rng.choice(SENTENCES)).rstrip(".!?")
+        return expand(rng, rng.choice(SENTENCES)).rstrip(".!?")
     pieces = [_piece(talk) for _ in range(rng.choice((1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8)))]
     if rng.random() < 0.07:
         pieces *= 2

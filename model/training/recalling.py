@@ -1,4 +1,4 @@
-"""The user asks for what he has told. Each skill makes the next exchange, or None."""
+"""Skills that ask for remembered facts. Each returns the next exchange, or None."""
 
 from model.training import limits
 from model.training.belongings import CODE, NUMBER, PET, RELATIVE, THE_THING, THING, WORD
@@ -47,7 +47,7 @@ OF_OTHERS = wordings(
 
 
 def recall(talk: Talk) -> Turn | None:
-    fact = talk.some_fact()
+    fact = talk.pick_fact()
     if fact is None:
         return None
     user = _asking(talk, fact)
@@ -71,8 +71,8 @@ def _question(talk: Talk, kind: Kind) -> str:
     if pick < 0.4:
         return talk.pick(kind.ask)
     if pick < 0.75:
-        return talk.framed(ASK_NOUN, n=kind.nouns)
-    return talk.framed(ASK_CLAUSE, c=kind.clauses)
+        return talk.fill_frame(ASK_NOUN, n=kind.nouns)
+    return talk.fill_frame(ASK_CLAUSE, c=kind.clauses)
 
 
 def _is_only_pet(talk: Talk, fact: Fact) -> bool:
@@ -107,7 +107,7 @@ def recall_two(talk: Talk) -> Turn | None:
 def unknown(talk: Talk) -> Turn | None:
     if talk.rng.random() < 0.15:
         return _of_others(talk)
-    kind = NAME if talk.rng.random() < 0.15 else talk.some_kind()
+    kind = NAME if talk.rng.random() < 0.15 else talk.pick_kind()
     subject = talk.pick(kind.subjects)
     if kind is PET and talk.rng.random() < 0.15:
         subject = "pet"
@@ -125,10 +125,10 @@ def _of_others(talk: Talk) -> Turn:
 
 
 def check(talk: Talk) -> Turn | None:
-    """Is my name Ada? Yes, or no and what it is."""
+    """Ask "is my name Ada?": yes, or no with the right value."""
     if not talk.facts or talk.rng.random() < 0.15:
         return _check_in_vain(talk)
-    fact = talk.some_fact()
+    fact = talk.pick_fact()
     assert fact is not None
     style = talk.style()
     true = talk.rng.random() < 0.5
@@ -141,7 +141,7 @@ def check(talk: Talk) -> Turn | None:
 
 
 def _check_in_vain(talk: Talk) -> Turn | None:
-    kind = talk.some_kind()
+    kind = talk.pick_kind()
     subject = talk.pick(kind.subjects)
     if (kind.name, subject) in talk.facts:
         return None
@@ -151,8 +151,8 @@ def _check_in_vain(talk: Talk) -> Turn | None:
 
 
 def who(talk: Talk) -> Turn | None:
-    """Who is Rex? My dog, or nobody that was heard of."""
-    fact = talk.some_fact()
+    """Ask "who is Rex?": your dog, or unknown."""
+    fact = talk.pick_fact()
     if fact is None or not fact.kind.who:
         return _who_is_unknown(talk) if talk.rng.random() < 0.05 else None
     user = talk.wording(talk.pick(WHO), talk.style(), fact.subject, fact.value)

@@ -29,7 +29,7 @@ COUNT_ON = wordings(
     """
 )
 TOO_FAR = "That is too far for one answer: I count up to 70."
-FARTHEST = 70
+MAX_DISTANCE = 70
 SUMS = wordings(
     """
     What is {v}? | whats {v} | What's {v}? | {v} | {v} = | {v}? | How much is {v}? | Calculate {v}.
@@ -87,21 +87,21 @@ def count(talk: Talk) -> Turn | None:
     in_words = last <= 100 and talk.rng.random() < 0.35
     end = spelled(last) if in_words else str(last)
     user = talk.wording(talk.pick(COUNT), talk.style()._replace(slip=0.0), value=end)
-    return Turn("count", user, _numbers(range(1, last + 1)) if last <= FARTHEST else TOO_FAR)
+    return Turn("count", user, _numbers(range(1, last + 1)) if last <= MAX_DISTANCE else TOO_FAR)
 
 
 def _count_end(talk: Talk) -> int:
-    """More would not fit the service's 150 tokens of an answer."""
+    """Return how far to count: at most as many numbers as fit in 150 tokens."""
     pick = talk.rng.random()
     if pick < 0.25:
         return talk.rng.choice((5, 10, 20, 30, 40, 50, 60, 100))
     if pick < 0.3:
-        return talk.rng.randint(FARTHEST + 1, 999)
-    return talk.rng.randint(2, 25 if pick < 0.65 else FARTHEST)
+        return talk.rng.randint(MAX_DISTANCE + 1, 999)
+    return talk.rng.randint(2, 25 if pick < 0.65 else MAX_DISTANCE)
 
 
 def count_other(talk: Talk) -> Turn | None:
-    """Backwards, or from another start."""
+    """Count backwards, or from another start."""
     style = talk.style()._replace(slip=0.0)
     if talk.rng.random() < 0.5:
         start = talk.rng.randint(3, 20)
@@ -141,7 +141,7 @@ def _term(talk: Talk, a: int, b: int, sign: str) -> str:
 
 
 def _operands(talk: Talk, sign: str) -> tuple[int, int]:
-    """Small ones more often; no sum is above 100, no difference below 0."""
+    """Return two numbers, more often small; no sum is above 100, no difference below 0."""
     if sign == "*":
         return talk.rng.randint(0, 10), talk.rng.randint(0, 10)
     a = talk.rng.randint(0, talk.rng.choice((20, 100)))

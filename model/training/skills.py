@@ -1,6 +1,5 @@
-"""What the demo model can do, and how often each skill is practised.
-
-A skill makes the next exchange of a dialog; one that does not fit its state returns None.
+"""The demo model's skills and their weights in training. A skill returns the next exchange of a
+dialog, or None if it does not fit the dialog's state.
 """
 
 from collections.abc import Callable

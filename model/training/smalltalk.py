@@ -1,4 +1,4 @@
-"""Small talk and who the model is: requests with fixed answers."""
+"""Small talk and the model's identity: requests with fixed answers."""
 
 from model.training.canned import canned
 from model.training.wordings import wordings

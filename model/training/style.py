@@ -1,4 +1,4 @@
-"""How people type: in lower case, without full stops or apostrophes, with slips."""
+"""Typing styles: lower case, missing full stops or apostrophes, typos."""
 
 import random
 import re
@@ -35,7 +35,7 @@ PLACEHOLDER = re.compile(r"(\{\w+\})")
 
 
 class Style(NamedTuple):
-    """One manner of typing, kept for a whole message: the template and the value in it."""
+    """How a user types one message: its template and the value in it."""
 
     lower: bool = False
     upper: bool = False
@@ -48,7 +48,7 @@ class Style(NamedTuple):
     slip: float = 0.0
 
     def template(self, text: str) -> str:
-        """The wording in this style; its {placeholders} stay as they are."""
+        """Return the wording in this style, with its {placeholders} unchanged."""
         text = _without_end(text) if self.bare or self.after else text
         if self.before:
             text = f"{self.before} {_small(text)}"
@@ -109,7 +109,7 @@ def _shortened(text: str) -> str:
 
 
 def _slipped(text: str, where: float) -> str:
-    """A letter left out, doubled, or swapped with the next one; never inside a placeholder."""
+    """Drop, double or swap a letter outside of placeholders."""
     spots = [
         i
         for i in range(len(text) - 1)

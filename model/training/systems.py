@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from model.training import values
 from model.training.person import NAME
-from model.training.wordings import spun, wordings
+from model.training.wordings import expand, wordings
 from model.training.words import CITIES, FOODS, HOBBIES, WORDS, Split, draw
 
 DEFAULT = "You are a helpful, friendly assistant. Answer briefly and clearly."
@@ -64,7 +64,7 @@ NAMED = wordings(
 
 
 class Tone(NamedTuple):
-    """How to ask for it, who has it by nature, and what then stands around each answer."""
+    """Wordings and roles that ask for the tone, and the text around each answer."""
 
     asks: tuple[str, ...]
     roles: tuple[str, ...]
@@ -146,7 +146,7 @@ def _name(rng: random.Random, split: Split) -> str:
 
 
 def _any(rng: random.Random, split: Split) -> str:
-    """A sentence that changes nothing."""
+    """Return a sentence that does not affect the answers."""
     topic, other = (draw(rng, rng.choice(TOPICS), split) for _ in range(2))
     return rng.choice((rng.choice(OTHERS), rng.choice(FREE).format(k=topic, v=other)))
 
@@ -168,4 +168,4 @@ def _who(rng: random.Random, name: str | None, tone: Tone | None, split: Split) 
 
 
 def _joined(rng: random.Random, parts: list[str]) -> str:
-    return " ".join(spun(rng, part) for part in parts)
+    return " ".join(expand(rng, part) for part in parts)

@@ -1,4 +1,4 @@
-"""The state of one dialog while it is made: its turns, and what the user has told so far."""
+"""State of a dialog while it is generated: its turns, and the facts from the user so far."""
 
 import random
 from dataclasses import dataclass, field
@@ -7,14 +7,14 @@ from typing import NamedTuple
 from model.training.kinds import KINDS
 from model.training.memory import Kind
 from model.training.style import Style, random_style
-from model.training.wordings import sentence, spun
+from model.training.wordings import capitalize, expand
 from model.training.words import Split
 
 Key = tuple[str, str]
 
 
 class Turn(NamedTuple):
-    """One exchange. Right is what holds every `must`, or equals `answer` if there is none."""
+    """One exchange. A right answer contains every `must` or, without any, equals `answer`."""
 
     skill: str
     user: str
@@ -42,7 +42,7 @@ class Fact:
 
     @property
     def told(self) -> str:
-        """As the assistant says it, in the middle of a sentence."""
+        """The fact as the assistant words it within a sentence."""
         return self.fill(self.kind.told)
 
     @property
@@ -51,7 +51,7 @@ class Fact:
 
     @property
     def answer(self) -> str:
-        return self.fill(self.kind.answer) or f"{sentence(self.told)}."
+        return self.fill(self.kind.answer) or f"{capitalize(self.told)}."
 
     def fill(self, template: str) -> str:
         return template.format(k=self.subject, v=self.value, col="colour")
@@ -77,11 +77,11 @@ class Talk:
         self.facts[fact.key] = fact
         return fact
 
-    def some_kind(self) -> Kind:
+    def pick_kind(self) -> Kind:
         return self.rng.choices(KINDS, [kind.weight for kind in KINDS])[0]
 
-    def some_fact(self) -> Fact | None:
-        """A fact to ask about, the ones not heard of for long more often."""
+    def pick_fact(self) -> Fact | None:
+        """Return a fact to ask about, more often one that was not mentioned for long."""
         if not self.facts:
             return None
         facts = sorted(self.facts.values(), key=lambda fact: fact.mentioned)
@@ -91,7 +91,7 @@ class Talk:
         return any(fact.kind is kind for fact in self.facts.values())
 
     def distance(self, fact: Fact) -> int:
-        """Exchanges since the value was last to be seen."""
+        """Return the number of exchanges since the value was last mentioned."""
         return len(self.turns) - fact.mentioned
 
     def mention(self, fact: Fact) -> None:
@@ -100,17 +100,17 @@ class Talk:
     def wording(
         self, template: str, style: Style, subject: str = "", value: str = "", old: str = ""
     ) -> str:
-        """A template typed by this user: his style, his spelling of favourite colour."""
+        """Fill in a template in the user's style, with British or American spelling."""
         british = self.rng.random() < 0.5
         favourite, colour = ("favourite", "colour") if british else ("favorite", "color")
-        template = spun(self.rng, template).replace("{fav}", favourite).replace("{col}", colour)
+        template = expand(self.rng, template).replace("{fav}", favourite).replace("{col}", colour)
         text = style.template(template)
         subject = style.value(subject.replace("favourite", favourite))
         return text.format(k=subject, v=style.value(value), o=style.value(old))
 
-    def framed(self, frames: tuple[str, ...], **parts: tuple[str, ...]) -> str:
-        """A frame with its {f}, {n} or {c} filled in by one of the wordings for that."""
+    def fill_frame(self, frames: tuple[str, ...], **parts: tuple[str, ...]) -> str:
+        """Fill in the {f}, {n} and {c} of a random frame, each with one of its wordings."""
         frame = self.pick(frames)
         for name, texts in parts.items():
             frame = frame.replace(f"{{{name}}}", self.pick(texts))
-        return sentence(spun(self.rng, frame))
+        return capitalize(expand(self.rng, frame))

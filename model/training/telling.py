@@ -1,4 +1,4 @@
-"""The user tells: one fact, several, a changed one. Each skill makes the next exchange, or None."""
+"""Skills in which the user states or changes facts. Each returns the next exchange, or None."""
 
 from model.training.belongings import PET
 from model.training.memory import CHANGE, CHANGE_LAST, SHORT_TELL, TELL, Kind
@@ -39,19 +39,19 @@ def _telling(talk: Talk, kind: Kind, short: bool) -> str:
         return talk.pick(SHORT_TELL)
     if kind.tell and talk.rng.random() < 0.3:
         return talk.pick(kind.tell)
-    return talk.framed(TELL, f=kind.facts)
+    return talk.fill_frame(TELL, f=kind.facts)
 
 
 def _topic(talk: Talk) -> tuple[Kind, str, bool]:
-    """Whether it is the answer to a question just asked in vain comes last."""
+    """Return kind, subject, and whether the fact answers the user's unanswered question."""
     if talk.asked_in_vain and talk.rng.random() < 0.6:
         return *talk.asked_in_vain, True
-    kind = talk.some_kind()
+    kind = talk.pick_kind()
     return kind, talk.pick(kind.subjects), False
 
 
 def have(talk: Talk) -> Turn | None:
-    """A pet whose name is still to be told."""
+    """State that there is a pet, without its name."""
     subject = talk.pick(PET.subjects)
     if (PET.name, subject) in talk.facts:
         return None
@@ -61,7 +61,7 @@ def have(talk: Talk) -> Turn | None:
 
 
 def update(talk: Talk) -> Turn | None:
-    fact = talk.some_fact()
+    fact = talk.pick_fact()
     if fact is None or fact.kind.name in ("like", "dislike"):
         return None
     style = talk.style()
@@ -78,7 +78,7 @@ def _changing(talk: Talk, fact: Fact) -> str:
         return talk.pick(CHANGE_LAST)
     if fact.kind.change and talk.rng.random() < 0.3:
         return talk.pick(fact.kind.change)
-    return talk.framed(CHANGE, f=fact.kind.facts)
+    return talk.fill_frame(CHANGE, f=fact.kind.facts)
 
 
 def tell_several(talk: Talk) -> Turn | None:
@@ -97,7 +97,7 @@ def tell_several(talk: Talk) -> Turn | None:
 
 def _new_topics(talk: Talk, most: int) -> list[tuple[Kind, str]]:
     topics = {}
-    for kind in (talk.some_kind() for _ in range(most)):
+    for kind in (talk.pick_kind() for _ in range(most)):
         subject = talk.pick(kind.subjects)
         topics[kind.name, subject] = (kind, subject)
     return [topic for key, topic in topics.items() if key not in talk.facts]

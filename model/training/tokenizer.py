@@ -18,7 +18,7 @@ TEMPLATE = (
     " + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-HEAVY = frozenset(
+HEAVY_SKILLS = frozenset(
     (
         "recall",
         "recall_two",
@@ -35,11 +35,11 @@ HEAVY = frozenset(
         "tell_and_ask",
     )
 )
-LIGHT = 0.1
+LIGHT_WEIGHT = 0.1
 
 
 class Row(NamedTuple):
-    """One dialog: its tokens, how much each counts as a target, and where each message begins."""
+    """A dialog's token ids, their weights in the loss, and where each message begins."""
 
     ids: list[int]
     weights: list[float]
@@ -53,7 +53,7 @@ class Encoder:
         self._cache: dict[str, list[int]] = {}
 
     def text(self, text: str) -> list[int]:
-        """What a user wrote: never a special token."""
+        """Return the token ids of plain text, never special tokens."""
         ids = self._cache.get(text)
         if ids is None:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -62,7 +62,7 @@ class Encoder:
         return ids
 
     def random_text(self, rng: random.Random, tokens: int) -> str:
-        """The text of tokens drawn at random, without spaces around it; never broken UTF-8."""
+        """Return the stripped text of random tokens, which is valid UTF-8."""
         while True:
             drawn = [rng.randrange(len(SPECIALS), VOCABULARY) for _ in range(tokens)]
             text: str = self._tokenizer.decode(drawn).strip()
@@ -72,10 +72,10 @@ class Encoder:
     def dialog(self, dialog: Dialog) -> Row:
         row = Row([], [], [])
         if dialog.system.prompt is not None:
-            self.add(row, "system", dialog.system.prompt, LIGHT)
+            self.add(row, "system", dialog.system.prompt, LIGHT_WEIGHT)
         for turn in dialog.turns:
-            weight = (2.0 if turn.skill in HEAVY else 1.0) if turn.learned else 0.0
-            self.add(row, "user", turn.user, LIGHT)
+            weight = (2.0 if turn.skill in HEAVY_SKILLS else 1.0) if turn.learned else 0.0
+            self.add(row, "user", turn.user, LIGHT_WEIGHT)
             self.add(row, "assistant", turn.answer, weight)
         return row
 
@@ -84,10 +84,10 @@ class Encoder:
         body = [*self.text(content), END]
         row.starts.append(len(row.ids))
         row.ids.extend(head + body + self.text("\n"))
-        row.weights.extend([LIGHT] * len(head) + [weight] * len(body) + [LIGHT])
+        row.weights.extend([LIGHT_WEIGHT] * len(head) + [weight] * len(body) + [LIGHT_WEIGHT])
 
 
-def untrained() -> Tokenizer:
+def new_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -95,7 +95,7 @@ def untrained() -> Tokenizer:
 
 
 def train(seed: int) -> Tokenizer:
-    tokenizer = untrained()
+    tokenizer = new_tokenizer()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=list(SPECIALS),
@@ -121,7 +121,7 @@ def _lines(seed: int) -> Iterator[str]:
 
 
 def _number_lines() -> Iterator[str]:
-    """Enough of them that each number up to 100 becomes one token, with a space or without."""
+    """Yield lines that make each number up to 100 one token, with a space before it or without."""
     for number in range(101):
         yield from (f"{number}", f" {number}") * 20
     for role in ("system\n", "user\n", "assistant\n"):

@@ -1,6 +1,6 @@
-"""Trains the demo model: `python -m model.training.train`, on a GPU if there is one.
+"""Train the demo model, on a GPU if there is one: `python -m model.training.train`.
 
-Checkpoints go to `.out/` beside this file; `--resume` goes on from the last one.
+Writes checkpoints to `.out/` beside this file; `--resume` continues from the last one.
 """
 
 import argparse
@@ -66,13 +66,13 @@ class Optimiser:
 
 
 def rate_factor(step: int, plan: Plan) -> float:
-    """Constant for half of the steps after a warm-up, then straight down to 2 %."""
+    """Return the learning rate factor: warm-up, constant, from half of the steps linear to 2 %."""
     falling = 1 - 0.98 * max(0.0, (step / plan.steps - 0.5) / 0.5)
     return min(1.0, (step + 1) / WARM_UP, falling)
 
 
-def losses(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What is minimised, and the cross entropy of the assistant's tokens alone."""
+def compute_losses(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the training loss, and the cross entropy of the assistant's tokens alone."""
     device = batch.ids.device.type
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or CPU_HAS_BFLOAT16):
         logits = network(batch.ids[:, :-1], batch.positions[:, :-1])
@@ -98,7 +98,7 @@ class Trainer:
         self.encoder = _encoder(seed)
         self.network = build(Shape(tokenizer.VOCABULARY), seed).to(device)
         self.optimiser = Optimiser(self.network)
-        self._examination = [self.encoder.dialog(dialog) for dialog in _examination_dialogs()]
+        self._held_out_rows = [self.encoder.dialog(dialog) for dialog in _held_out_dialogs()]
         self._losses: deque[Tensor] = deque(maxlen=LOG_EVERY)
 
     def resume(self) -> None:
@@ -114,7 +114,7 @@ class Trainer:
             if self.step >= self.plan.steps:
                 break
             on_device = Batch(*(part.to(self.device, non_blocking=True) for part in batch))
-            loss, answers = losses(self.network, on_device)
+            loss, answers = compute_losses(self.network, on_device)
             loss.backward()
             self.optimiser.step(self.step, rate_factor(self.step, self.plan))
             self.network.zero_grad(set_to_none=True)
@@ -129,14 +129,14 @@ class Trainer:
     def _log(self, seconds: float) -> None:
         if self.step % LOG_EVERY == 0:
             loss = torch.stack(list(self._losses)).mean()
-            print(f"{seconds:.0f} s step {self.step} loss {loss:.4f}", flush=True)
+            print(f"{seconds:.0f} s step={self.step} loss={loss:.4f}", flush=True)
 
     def save(self) -> None:
         torch.save(self.network.state_dict(), WEIGHTS)
         torch.save({"optimiser": self.optimiser.state(), "step": self.step}, REST)
-        share = examined(self.network, self._examination)
+        share = recall_accuracy(self.network, self._held_out_rows)
         copied = copied_share(self.network)
-        print(f"saved; held-out memory {share:.3f} copied {copied:.2f}", flush=True)
+        print(f"checkpoint saved recall={share:.3f} copied={copied:.2f}", flush=True)
 
 
 def _encoder(seed: int) -> Encoder:
@@ -146,7 +146,7 @@ def _encoder(seed: int) -> Encoder:
     return tokenizer.load(TOKENIZER)
 
 
-def _examination_dialogs() -> list[Dialog]:
+def _held_out_dialogs() -> list[Dialog]:
     made = (
         dialog for dialog in dialogs(seed=0, split="eval") if dialog.turns[-1].skill == "recall"
     )
@@ -154,8 +154,8 @@ def _examination_dialogs() -> list[Dialog]:
 
 
 @torch.no_grad()
-def examined(network: Network, rows: list[Row]) -> float:
-    """How many last answers are right, each token guessed after the right ones."""
+def recall_accuracy(network: Network, rows: list[Row]) -> float:
+    """Return the share of last answers that are right, with teacher forcing."""
     return sum(_last_answer_right(network, row) for row in rows) / len(rows)
 
 
@@ -174,10 +174,10 @@ def main() -> None:
     plan = PLANS[device]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=plan.steps)
-    parser.add_argument("--tokens", type=int, default=plan.tokens, help="of a step")
+    parser.add_argument("--tokens", type=int, default=plan.tokens, help="tokens per step")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=14 if device == "cuda" else 0)
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

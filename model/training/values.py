@@ -1,4 +1,4 @@
-"""Values for what a user tells: names, places, jobs, words, numbers; real ones and made-up ones."""
+"""Values of facts: real and made-up names, places, jobs, words and numbers."""
 
 import random
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def word(rng: random.Random, split: Split) -> str:
 
 
 def date(rng: random.Random, split: Split) -> str:
-    """A day of the year, with or without the year; or a day of the week."""
+    """Return a date with or without the year, or a day of the week."""
     day, month = rng.randint(1, 31), rng.choice(MONTHS)
     forms = (
         *(f"{day} {month}", f"{month} {day}", f"{day}th of {month}", f"the {day}th of {month}"),
@@ -63,7 +63,7 @@ def date(rng: random.Random, split: Split) -> str:
 
 
 def code(rng: random.Random, split: Split) -> str:
-    """A number, or capital letters with digits."""
+    """Return a number, or capital letters with digits."""
     if rng.random() < 0.4:
         return words.number(rng, split)
     letters = "".join(rng.choices("ABCDEFGHJKLMNPQRSTUVWXYZ", k=rng.randint(1, 4)))
@@ -71,7 +71,7 @@ def code(rng: random.Random, split: Split) -> str:
 
 
 def thing(rng: random.Random, split: Split) -> str:
-    """Any value at all: a word, a name, a number, two words."""
+    """Return any value: a word, a name, a number, or two words."""
     pick = rng.random()
     if pick > 0.92:
         return f"a {draw(rng, words.WORDS, split)}"

@@ -1,6 +1,6 @@
 """
-Many wordings in few lines: each parted from the next by a bar, and `[one/another/]` in them stands
-for one of these, or for nothing.
+Compact lists of wordings, separated by `|`; `[one/another/]` stands for any of its
+alternatives, of which the last is empty here.
 """
 
 import random
@@ -14,19 +14,19 @@ def wordings(block: str) -> tuple[str, ...]:
     return tuple(" ".join(wording.split()) for wording in block.split("|"))
 
 
-def listed(block: str) -> tuple[str, ...]:
-    """Words parted by commas, each once."""
+def word_list(block: str) -> tuple[str, ...]:
+    """Return the words of a comma-separated list without duplicates."""
     words = (" ".join(word.split()) for word in block.split(","))
     return tuple(dict.fromkeys(word for word in words if word))
 
 
-def spun(rng: random.Random, wording: str) -> str:
-    """One of the many texts that the wording stands for."""
+def expand(rng: random.Random, wording: str) -> str:
+    """Return one random text of the wording."""
     while "[" in wording:
         wording = CHOICE.sub(lambda found: rng.choice(found[1].split("/")), wording)
     return SPACE_BEFORE_MARK.sub("", " ".join(wording.split()))
 
 
-def sentence(text: str) -> str:
-    """With a capital, but a value at the beginning stays as it is."""
+def capitalize(text: str) -> str:
+    """Capitalise the first letter and leave the rest as it is."""
     return text[:1].upper() + text[1:]

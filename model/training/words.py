@@ -1,20 +1,17 @@
-"""The word lists of the dialog generator, and which of their words training never sees.
-
-Knows words only: no sentences, no skills.
-"""
+"""The word lists of the dialog generator, and which of their words are held out from training."""
 
 import random
 import zlib
 from typing import Literal
 
 from model.training.names import NAMES, PET_NAMES, SURNAMES
-from model.training.wordings import listed
+from model.training.wordings import word_list
 
 Split = Literal["train", "eval"]
 SALT = 58
 
 
-CITIES = listed(
+CITIES = word_list(
     """
     Paris, Aarhus, Accra, Adelaide, Algiers, Amman, Amsterdam, Ankara, Antwerp, Athens, Atlanta,
     Auckland, Austin, Baghdad, Baku, Baltimore, Bangkok, Barcelona, Basel, Beijing, Beirut,
@@ -40,7 +37,7 @@ CITIES = listed(
     """
 )
 
-COUNTRIES = listed(
+COUNTRIES = word_list(
     """
     France, Germany, Italy, Spain, Portugal, England, Scotland, Ireland, Wales, Poland, Sweden,
     Norway, Finland, Denmark, Iceland, Russia, Ukraine, Turkey, Greece, Egypt, Morocco, Kenya,
@@ -51,7 +48,7 @@ COUNTRIES = listed(
     """
 )
 
-COLOURS = listed(
+COLOURS = word_list(
     """
     blue, red, green, yellow, orange, purple, pink, black, white, grey, brown, turquoise,
     violet, indigo, magenta, cyan, teal, beige, gold, silver, crimson, scarlet, lavender, olive,
@@ -60,7 +57,7 @@ COLOURS = listed(
     """
 )
 
-FOODS = listed(
+FOODS = word_list(
     """
     pizza, pasta, sushi, ramen, curry, tacos, burgers, salad, soup, rice, noodles, dumplings,
     pancakes, waffles, lasagna, risotto, paella, gnocchi, ravioli, spaghetti, falafel, hummus,
@@ -77,7 +74,7 @@ FOODS = listed(
     """
 )
 
-HOBBIES = listed(
+HOBBIES = word_list(
     """
     hiking, chess, reading, cooking, painting, drawing, swimming, running, cycling, climbing,
     gardening, fishing, sailing, surfing, skiing, skating, dancing, singing, knitting, sewing,
@@ -93,7 +90,7 @@ HOBBIES = listed(
     """
 )
 
-JOBS = listed(
+JOBS = word_list(
     """
     teacher, doctor, nurse, engineer, programmer, designer, architect, lawyer, baker, butcher,
     chef, cook, waiter, farmer, gardener, plumber, electrician, carpenter, mechanic, driver,
@@ -109,14 +106,14 @@ JOBS = listed(
     """
 )
 
-PETS = listed(
+PETS = word_list(
     """
     dog, cat, rabbit, hamster, parrot, horse, fish, turtle, pony, goat, snake, lizard, mouse,
     puppy, kitten
     """
 )
 
-RELATIVES = listed(
+RELATIVES = word_list(
     """
     sister, brother, mother, father, mum, dad, mom, wife, husband, son, daughter, uncle, aunt,
     cousin, grandmother, grandfather, grandma, best friend, friend, boss, neighbour, teacher,
@@ -124,7 +121,7 @@ RELATIVES = listed(
     """
 )
 
-THINGS = listed(
+THINGS = word_list(
     """
     car, bike, boat, laptop, phone, computer, band, team, project, company, school, street, street
     name, garden, nickname, favourite book, favourite movie, favourite song, favourite band,
@@ -144,7 +141,7 @@ THINGS = listed(
     """
 )
 
-WORDS = listed(
+WORDS = word_list(
     """
     apple, river, stone, window, garden, silver, thunder, candle, mirror, forest, castle,
     dragon, hammer, ladder, bridge, basket, feather, island, jacket, kettle, lantern, meadow,
@@ -162,7 +159,7 @@ WORDS = listed(
 )
 
 NOUNS = tuple(word for word in WORDS if word.islower())
-ADJECTIVES = listed(
+ADJECTIVES = word_list(
     """
     old, new, first, second, last, best, big, little, red, blue, lucky, secret, future, other, next,
     dream, summer, winter, office, daily, spare, own, ideal, hidden, preferred
@@ -175,7 +172,7 @@ TWO_WORDS = tuple(
     if not noun.startswith(("favourite", adjective))
 )
 FAVOURITES = tuple(f"favourite {noun}" for noun in (NOUNS + THINGS) if "favourite" not in noun)
-OCCASIONS = listed(
+OCCASIONS = word_list(
     """
     birthday, wedding, exam, appointment, anniversary, holiday, deadline, interview, party, concert,
     meeting, flight, trip, test, operation, graduation, lesson, date, vacation, match, presentation,
@@ -187,7 +184,7 @@ OCCASIONS = listed(
 )
 WHEN = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
-SYLLABLES = listed(
+SYLLABLES = word_list(
     """
     ba, be, bi, bo, bu, bra, bro, cha, cho, da, de, di, do, dra, el, en, fa, fi, flo, ga, ge,
     go, gra, gu, ha, he, ho, ja, jo, ka, ke, ki, ko, kra, la, le, li, lo, lu, ma, me, mi, mo,
@@ -196,7 +193,7 @@ SYLLABLES = listed(
     zi, zo
     """
 )
-ENDINGS = listed(
+ENDINGS = word_list(
     """
     n, r, s, l, x, th, rd, nt, ck, m, t, lly, na, lia, son, ton, ville, berg, mund, ff, sk, nia,
     wyn, dor
@@ -205,8 +202,8 @@ ENDINGS = listed(
 
 LETTERS = ("bcdfghjklmnpqrstvwxyz", "aaeeiioouuy")
 
-SMILEYS = listed("🙂, 😀, 😂, ❤️, 👍, 🎉, 🚀, 🐶, 🐱, 🌍, 🔥, ⭐, 🍕, 🤖, 👋, 🙏, 😎, 🌈, 🎵, ☕")
-FOREIGN = listed(
+SMILEYS = word_list("🙂, 😀, 😂, ❤️, 👍, 🎉, 🚀, 🐶, 🐱, 🌍, 🔥, ⭐, 🍕, 🤖, 👋, 🙏, 😎, 🌈, 🎵, ☕")
+FOREIGN = word_list(
     """
     héllo, café, naïve, über, straße, garçon, mañana, señor, crème brûlée, smörgåsbord, piñata,
     jalapeño, Ångström, œuvre, żółw, příliš, čeština, größe, fjörður, привет, мир, как дела,
@@ -229,22 +226,21 @@ SCRIPTS = (
 
 
 def is_held_out(word: str) -> bool:
-    """One word in eight is kept for the evaluation, whatever list it stands in and however typed.
-
-    The salt is one that leaves the commonest words (Ada, Paris, Rex, blue) to the training.
+    """Return whether the word, however typed, is one of the eighth kept for evaluation. The salt
+    leaves the most common words (Ada, Paris, Rex, blue) to training.
     """
     return zlib.crc32(f"{SALT}:{word.lower()}".encode()) % 8 == 0
 
 
 def draw(rng: random.Random, words: tuple[str, ...], split: Split) -> str:
-    """A word that belongs to this split."""
+    """Return a word of this split."""
     while is_held_out(word := rng.choice(words)) != (split == "eval"):
         pass
     return word
 
 
 def made_up(rng: random.Random, split: Split) -> str:
-    """A lower-case word that nobody has ever used: what is copied can't be known by heart."""
+    """Return a new lower-case word, which can only be copied, not known by heart."""
     while True:
         word = _of_syllables(rng) if rng.random() < 0.6 else _of_letters(rng)
         if is_held_out(word) == (split == "eval"):
@@ -256,7 +252,7 @@ def _of_syllables(rng: random.Random) -> str:
 
 
 def _of_letters(rng: random.Random) -> str:
-    """Any letters, consonants and vowels mostly in turns."""
+    """Return random letters, mostly alternating consonants and vowels."""
     at, word = rng.randrange(2), ""
     for _ in range(rng.randint(3, 9)):
         word += rng.choice(LETTERS[at])
@@ -265,7 +261,7 @@ def _of_letters(rng: random.Random) -> str:
 
 
 def number(rng: random.Random, split: Split) -> str:
-    """A number of one to nine digits, small ones more often; those below 100 are in both splits."""
+    """Return a number of one to nine digits, often small; those below 100 are in both splits."""
     while True:
         value = str(rng.randrange(10 ** rng.choice((2, 2, 2, 3, 4, 4, 5, 6, 7, 9))))
         if len(value) < 3 or is_held_out(value) == (split == "eval"):
@@ -273,7 +269,7 @@ def number(rng: random.Random, split: Split) -> str:
 
 
 def letters(rng: random.Random) -> str:
-    """A few letters of one script that is not plain Latin, in one word or two."""
+    """Return one or two short words of one script other than plain Latin."""
     script = rng.choice(SCRIPTS)
     parts = (
         "".join(rng.choices(script, k=rng.randint(2, 7))) for _ in range(rng.choice((1, 1, 2)))
@@ -282,13 +278,13 @@ def letters(rng: random.Random) -> str:
 
 
 def is_common(value: str) -> bool:
-    """Whether it is in the lists, and so no made-up word and no number."""
+    """Return whether the word is in the lists."""
     return all(word in COMMON for word in value.lower().replace("a ", "", 1).split())
 
 
 COMMON = frozenset(
     part.lower()
-    for listed in (
+    for word_list in (
         NAMES,
         SURNAMES,
         PET_NAMES,
@@ -300,6 +296,6 @@ COMMON = frozenset(
         JOBS,
         WORDS,
     )
-    for word in listed
+    for word in word_list
     for part in word.split()
 )

@@ -1,4 +1,4 @@
-"""The conversations written by hand: what their answers must be, and that they can be held."""
+"""The hand-written conversations: their format, and the demo model's score."""
 
 from pathlib import Path
 
@@ -12,19 +12,19 @@ from model.training.systems import DEFAULT
 DEMO = Path("model/demo.gguf")
 
 
-def test_there_are_at_least_sixty_and_each_line_says_what_it_expects() -> None:
-    held = conversations.read()
-    assert len(held) >= 60
-    assert all(line.any_of for conversation in held for line in conversation.lines)
+def test_each_of_the_conversations_has_expectations() -> None:
+    found = conversations.read_conversations()
+    assert len(found) >= 60
+    assert all(line.any_of for conversation in found for line in conversation.lines)
 
 
-def test_a_file_says_who_the_assistant_is_what_is_asked_and_what_must_come(tmp_path: Path) -> None:
+def test_file_has_system_prompts_prompts_and_expectations(tmp_path: Path) -> None:
     path = tmp_path / "some.txt"
     path.write_text(
         "# a comment\n\n> hi there\n= Hello | Hi\n= you\n! bye\n\n"
         "system: You are Max.\n> who?\n= Max\n"
     )
-    first, second = conversations.read(path)
+    first, second = conversations.read_conversations(path)
     assert (first.system, second.system) == (DEFAULT, "You are Max.")
     assert first.lines[0] == Line("hi there", [("hello", "hi"), ("you",)], ["bye"])
 
@@ -33,21 +33,21 @@ def test_a_file_says_who_the_assistant_is_what_is_asked_and_what_must_come(tmp_p
     ("answer", "is_right"),
     [("Hello you", True), ("HI, YOU", True), ("Hello", False), ("Hello you, bye", False)],
 )
-def test_an_answer_is_right_if_it_holds_one_of_each_and_none_of_the_others(
-    answer: str, is_right: bool
-) -> None:
+def test_answer_is_right_with_one_text_of_each_group(answer: str, is_right: bool) -> None:
     line = Line("hi there", [("hello", "hi"), ("you",)], ["bye"])
     assert line.is_right(answer) is is_right
 
 
-def test_a_line_that_is_neither_said_nor_expected_is_an_error(tmp_path: Path) -> None:
+def test_line_with_an_unknown_mark_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "some.txt"
     path.write_text("> hi\n? what\n")
     with pytest.raises(ValueError, match=r"begins with '\?'"):
-        conversations.read(path)
+        conversations.read_conversations(path)
 
 
-def test_the_demo_model_does_well_in_words_that_it_was_not_trained_on() -> None:
-    """The bar is 85 % at any seed; one seed of few answers may lie a little below."""
-    marked = conversations.held(Examinee(DEMO, None, SERVICE, seed=1), conversations.read())
+def test_demo_model_reaches_82_percent_by_hand() -> None:
+    """The goal is 85 %; a single seed with few answers may be a little below."""
+    marked = conversations.run_conversations(
+        Examinee(DEMO, None, SERVICE, seed=1), conversations.read_conversations()
+    )
     assert sum(mark.is_right for mark in marked) / len(marked) > 0.82

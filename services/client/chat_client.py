@@ -16,7 +16,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -77,24 +77,14 @@ class ChatClient:
         `contextlib.aclosing`, so that leaving closes the generator.
         """
         request = replace(request, request_id=request.request_id or new_request_id())
-
-        async def start(reader: AnswerReader) -> None:
-            _check(request)
-            await reader.start(request)
-
-        return self._read(str(request.request_id), start, cancel_on_exit=not request.grace_s)
+        return self._read(str(request.request_id), request)
 
     def resume(self, request_id: str, offset: int = 0) -> AsyncGenerator[StreamEvent, None]:
         """
         Yield the events of an existing request's answer, from character `offset` on. Workers keep
         answers for a minute after their end; Failed(not_found) if none has it.
         """
-
-        async def join(reader: AnswerReader) -> None:
-            _check_id(request_id)
-            await reader.join()
-
-        return self._read(request_id, join, cancel_on_exit=False, offset=offset)
+        return self._read(request_id, request=None, offset=offset)
 
     async def find_replay(self, request_id: str, offset: int = 0) -> Replay | None:
         """
@@ -117,18 +107,20 @@ class ChatClient:
         await self.bus.publish(subjects.cancel(self.tenant, request_id), Cancel())
 
     async def _read(
-        self,
-        request_id: str,
-        begin: Callable[["AnswerReader"], Awaitable[None]],
-        cancel_on_exit: bool,
-        offset: int = 0,
+        self, request_id: str, request: ChatRequest | None, offset: int = 0
     ) -> AsyncGenerator[StreamEvent, None]:
+        """Yield the events of `request`, or, without it, those of a running request."""
         reader = AnswerReader(self, request_id, offset)
         has_ended = False
         try:
             if not self.bus.connected:
                 raise bus_unavailable()
-            await begin(reader)
+            if request:
+                _check(request)
+                await reader.start(request)
+            else:
+                _check_id(request_id)
+                await reader.join()
             while not has_ended:
                 event = await reader.next()
                 has_ended = isinstance(event, Done | Failed)
@@ -140,7 +132,7 @@ class ChatClient:
             yield _failed(request_id, error)
         finally:
             await reader.close()
-            if not has_ended and cancel_on_exit:
+            if request and not request.grace_s and not has_ended:
                 # spawned, because a cancelled task can't await here
                 self.bus.spawn(self.cancel(request_id))
 
@@ -149,10 +141,11 @@ class AnswerReader:
     """
     Reads one answer through as many attempts as it takes.
 
-        start or join ──► reading ──► Done or Failed
-                            │  ▲
-           worker lost,     ▼  │  joined or resumed
-           attempt replaced: recovering ──► ServiceError(worker_lost)
+        start, join ──► reading ──► Done, Failed
+                         ▲   │
+         joined, resumed │   │ worker lost, attempt replaced
+                         │   ▼
+                       recovering ──► ServiceError(worker_lost)
 
     Call `start` or `join`, then `next` until it returns a Done or a Failed, then `close`. All raise
     ServiceError. The first `offset` characters of the text are not returned.

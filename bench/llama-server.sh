@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds llama-server in bench/.llama, of the very llama.cpp that we run on. About 6 minutes on two cores, once.
+# Build llama-server in bench/.llama, once, from the llama.cpp version that we use.
+# Takes about 6 minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")"
 [ -x .llama/llama-server ] && exit

@@ -340,8 +340,5 @@ def _check(request: ChatRequest) -> None:
 
 def _is_same(one: ChatRequest, other: ChatRequest) -> bool:
     """Compare without the fields in which attempts at one answer differ."""
-
-    def common(request: ChatRequest) -> ChatRequest:
-        return replace(request, resume=None, grace_s=0, timeout_s=None)
-
-    return common(one) == common(other)
+    attempt = {name: getattr(other, name) for name in ("resume", "grace_s", "timeout_s")}
+    return replace(one, **attempt) == other

@@ -162,7 +162,7 @@ class WorkerDirectory:
         return any(report.state == "ready" for report in self.reports())
 
     def unavailable_error(self) -> ServiceError:
-        """Return the reason why no worker takes requests, as far as the reports tell."""
+        """Return the reason why no worker takes requests, as far as the reports show."""
         reports = self.reports()
         if loading := [r.progress for r in reports if r.state == "loading"]:
             share = max(loading)
@@ -178,7 +178,7 @@ class WorkerDirectory:
         )
 
     def to_error(self, failed: Failed) -> ServiceError:
-        """Convert a Failed event; `no_worker` becomes the reason that the reports tell."""
+        """Convert a Failed event; replace `no_worker` by the reason in the reports."""
         if failed.code == "no_worker":
             return self.unavailable_error()
         return ServiceError(failed.code, failed.message, failed.retry_after)

@@ -60,7 +60,7 @@ class Transcript:
     def resume(self) -> Resume | None:
         """
         Return what another worker needs to resume the answer, or None before its first text: then
-        it can start anew. Raises NotResumable.
+        the request can simply be repeated. Raises NotResumable.
         """
         if not self.text:
             return None
@@ -85,7 +85,7 @@ class Transcript:
     def _replace_tail(self, token: Token) -> None:
         """
         Append the token event, in place of the events that it repeats. Raises Mismatch if it begins
-        within an earlier event, as only the events tell which ids belong to which text.
+        within an earlier event: which ids belong to which text is known per event only.
         """
         while self._tokens and self._tokens[-1].offset >= token.offset:
             self._tokens.pop()

@@ -1,4 +1,4 @@
-"""One worker's answer is read whole, whatever is lost on the way."""
+"""A reader gets one worker's whole answer, even if events are lost on the way."""
 
 import asyncio
 from contextlib import aclosing

@@ -1,4 +1,4 @@
-"""Bytes on the bus to messages and back. The one place that knows the wire is JSON."""
+"""Encode and decode messages: JSON on the wire."""
 
 import re
 from collections.abc import Hashable
@@ -12,11 +12,11 @@ from services.contract.errors import ServiceError
 
 T = TypeVar("T")
 
-_HALF_A_PAIR = re.compile(
+_LONE_SURROGATE = re.compile(
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F][0-9a-fA-F]{2})"
 )
-MAX_LOOKED_AT = 1000
+MAX_SURROGATES_CHECKED = 1000
 _encoder = msgspec.json.Encoder()
 
 
@@ -31,9 +31,9 @@ def encode(message: msgspec.Struct) -> bytes:
 
 def decode(data: bytes, kind: type[T]) -> T:
     """
-    Raises ServiceError(invalid_request) that names the field: `Expected int, got str - at $.limit`.
+    Decode a message. Unknown fields are ignored, so that either side can add a field first.
 
-    Unknown fields are ignored, so that a field can be added on one side first.
+    Raises ServiceError(invalid_request) that names the field: `Expected int, got str - at $.limit`.
     """
     try:
         return cast(T, _decoder(cast(Hashable, kind)).decode(data))
@@ -46,7 +46,7 @@ def decode(data: bytes, kind: type[T]) -> T:
 
 
 def check_utf8(data: bytes) -> None:
-    """Raises ServiceError(invalid_request) that names the byte."""
+    """Raise ServiceError(invalid_request) that names the first byte that is not UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError as error:
@@ -58,16 +58,18 @@ def check_utf8(data: bytes) -> None:
 
 def _check_text(data: bytes) -> None:
     """
-    Raise ServiceError for invalid characters in data that could not be decoded. msgspec reports
-    half of a surrogate pair as truncated data, and counts bytes from the start of a string.
+    Raise ServiceError that names an invalid character of data that could not be decoded.
+
+    msgspec reports half of a surrogate pair as truncated data, and counts bytes from the start of
+    its string.
     """
     check_utf8(data)
-    for half in islice(_HALF_A_PAIR.finditer(data), MAX_LOOKED_AT):
-        before = data[max(0, half.start() - 100) : half.start()]
+    for found in islice(_LONE_SURROGATE.finditer(data), MAX_SURROGATES_CHECKED):
+        before = data[max(0, found.start() - 100) : found.start()]
         if (len(before) - len(before.rstrip(b"\\"))) % 2:
-            continue  # the backslash itself is escaped, so this is plain text
+            continue  # an escaped backslash, and plain text after it
         raise ServiceError(
             "invalid_request",
-            f"{half[0].decode()} at byte {half.start()} is half of a surrogate pair: send"
+            f"{found[0].decode()} at byte {found.start()} is half of a surrogate pair: send"
             " both halves, or remove it.",
         )

@@ -1,7 +1,4 @@
-"""
-A conversation that a caller sends whole, as OpenAI's API has it: messages, functions that the model
-may call, calls. No I/O.
-"""
+"""A whole conversation in the format of OpenAI's API: messages, tools and tool calls."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,8 +13,8 @@ class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
 
 class FunctionCall(Struct, frozen=True):
     """
-    A tool call as a model wrote it: any name, and arguments that need not be a JSON object. History
-    is shown to the model, never validated.
+    A tool call as a model wrote it: any name, and arguments that need not be a JSON object. Past
+    calls go into the prompt without validation.
     """
 
     name: str
@@ -31,7 +28,7 @@ class ToolCall(Struct, frozen=True):
 
 
 class ChatMessage(Struct, frozen=True, omit_defaults=True):
-    """`tool_calls` are an assistant's; `tool_call_id` says which of them a tool answers."""
+    """An assistant's message may have `tool_calls`. A tool's result names its `tool_call_id`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | tuple[TextPart, ...] | None = None
@@ -41,7 +38,7 @@ class ChatMessage(Struct, frozen=True, omit_defaults=True):
 
     @property
     def text(self) -> str:
-        """Parts stand on lines of their own."""
+        """Return the content, with one part per line."""
         if isinstance(self.content, tuple):
             return "\n".join(part.text for part in self.content)
         return self.content or ""
@@ -49,8 +46,8 @@ class ChatMessage(Struct, frozen=True, omit_defaults=True):
 
 class Function(Struct, frozen=True, omit_defaults=True):
     """
-    `parameters` is a JSON schema of an object. It is enforced if a call is forced, like the schema
-    of a response format.
+    `parameters` is a JSON schema of an object. Forced calls are constrained to it, like answers to
+    the schema of a response format.
     """
 
     name: ToolName

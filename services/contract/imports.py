@@ -1,4 +1,4 @@
-"""Checks of imported exchanges beyond their types, shared by the edge and history."""
+"""Validation of imported exchanges beyond their types, shared by the edge and history."""
 
 from datetime import UTC, datetime
 
@@ -11,7 +11,7 @@ COUNTS = range(2**63)
 
 
 def check(imported: Imported) -> None:
-    """Raises ServiceError(invalid_request) for a time or a count that is out of range."""
+    """Raise ServiceError(invalid_request) if a time or a count is out of range."""
     for name, time in (("asked_at", imported.asked_at), ("answered_at", imported.answered_at)):
         if time is not None and not is_in_utc(time):
             raise _invalid(name, "a time within the years 1 to 9999 in UTC")
@@ -24,7 +24,7 @@ def check(imported: Imported) -> None:
 
 
 def is_in_utc(time: datetime) -> bool:
-    """Return whether a time with a zone is within the years 1 to 9999 in UTC."""
+    """Return whether the time is within the years 1 to 9999 in UTC."""
     try:
         time.astimezone(UTC)
     except OverflowError:
@@ -33,5 +33,5 @@ def is_in_utc(time: datetime) -> bool:
 
 
 def _invalid(name: str, expected: str) -> ServiceError:
-    """Return an error worded like those of the codec, which name the field."""
+    """Return an error with the wording of the codec, which names the field."""
     return ServiceError("invalid_request", f"Expected {expected} - at `$.{name}`.")

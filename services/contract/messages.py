@@ -1,7 +1,4 @@
-"""
-Every message on the bus. Frozen msgspec Structs, JSON on the wire (see codec); no behaviour, no
-I/O.
-"""
+"""Messages on the bus, as frozen msgspec Structs. codec.py encodes them."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -35,11 +32,11 @@ Tokens = Annotated[tuple[TokenId, ...], Meta(min_length=1)]
 StoredState = Literal["log", "failed", "none"]
 
 
-# --- a request, from anyone to a worker -----------------------------------------------------------
+# --- requests to workers --------------------------------------------------------------------------
 
 
 class ResponseFormat(Struct, frozen=True, tag_field="type"):
-    """What the answer must be, as OpenAI's API has it."""
+    """Constraint on the answer, in the format of OpenAI's API."""
 
 
 class TextFormat(ResponseFormat, frozen=True, tag="text"):
@@ -55,8 +52,8 @@ MAX_SCHEMA_BYTES = 2**17
 
 class JsonSchema(Struct, frozen=True, omit_defaults=True):
     """
-    A schema that the answer must match. Keywords that can't be enforced are rejected by name with
-    `strict`, and ignored without it. The model does not see the `description`.
+    A schema that the answer must match. With `strict`, unsupported keywords are rejected by name;
+    without it they are ignored. `description` is not part of the prompt.
     """
 
     schema: dict[str, Any]
@@ -71,8 +68,8 @@ class JsonSchemaFormat(ResponseFormat, frozen=True, tag="json_schema"):
 
 class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
-    How the answer's tokens are chosen. What is left out is filled in by the worker's settings
-    (CHAT_…), or has no effect where there is no such setting.
+    Sampling parameters. The worker's CHAT_… settings are the defaults; a parameter that has no such
+    setting is off by default.
     """
 
     temperature: Temperature | None = None
@@ -80,50 +77,50 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     top_k: TopK | None = None
     repeat_penalty: RepeatPenalty | None = None
     max_tokens: MaxTokens | None = None
-    seed: Seed | None = None  # None: a new one each time
+    seed: Seed | None = None  # None: random
     stop: Stops | None = None
     min_p: MinP | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: Annotated[dict[TokenIdKey, LogitBias], Meta(max_length=300)] | None = None
-    # How many of the likeliest tokens to tell with each one; None: no logprobs at all
+    # Number of most likely tokens to return with each token; None: no logprobs at all
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
     grammar: Gbnf | None = None
 
 
 class PromptRequest(Sampling, frozen=True, kw_only=True):
-    """What a person asks: the body of `POST /chat`."""
+    """The body of `POST /chat`."""
 
     prompt: Annotated[str, Meta(min_length=1)]
     session_id: SessionId = "default"
-    model: ModelName | None = None  # `<model>:<adapter>`; without an adapter: the model as it is
-    retry_of: RequestId | None = None  # the session's last exchange, whose place this one takes
-    # Seconds from the worker's receipt; what was said by then is the answer. None: no deadline
+    model: ModelName | None = None  # `<model>` or `<model>:<adapter>`
+    retry_of: RequestId | None = None  # the session's last exchange, which this one replaces
+    # Seconds after the worker received the request at which the answer ends. None: no limit
     timeout_s: Annotated[float, Meta(gt=0, le=3600)] | None = None
 
 
 class ResumeState(Struct, frozen=True):
     """
-    What an answer began from: with it and what was said so far, another worker goes on as if it had
-    been asked at first, whatever has become of the session meanwhile.
+    What another worker needs, beside the emitted tokens, to resume an answer exactly, even if the
+    session has changed since.
     """
 
-    model: str  # digest, as workers report it; no other model can go on
-    prompt: bytes  # its tokens, four bytes each, the lowest first
+    model: str  # digest, as workers report it; only the same model can resume
+    prompt: bytes  # token ids, 4 bytes each, little-endian
     exchanges_kept: int
     exchanges_dropped: int
-    seed: Seed  # that the request gave, or the worker drew
+    seed: Seed  # given by the request, or drawn by the worker
     asked_at: Timestamp
-    epoch: int  # of the session's context, as is the next
-    applied_seq: int
-    adapter: str = ""  # digest of the model with it, where the answer has one
+    epoch: int  # of the session's context
+    applied_seq: int  # of the session's context
+    adapter: str = ""  # digest of the model with its adapter, if the request names one
 
 
 class Resume(Struct, frozen=True):
     """
-    What a request has been answered so far: the `ids` and the text of all its Tokens, in order. The
-    text decides where the two differ; it must be a beginning of what the ids say.
+    The emitted part of an answer that is resumed: token ids and text of all Token events, in order.
+    `text` must be a prefix of the text of `token_ids`, and decides where the answer continues.
     """
 
     state: ResumeState
@@ -133,42 +130,40 @@ class Resume(Struct, frozen=True):
 
 class ChatRequest(PromptRequest, frozen=True, kw_only=True):
     """
-    What a worker is asked: a session's next `prompt`; or all `messages` of a conversation, or a
-    `text` to go on with, without the template. For these two the session is neither read nor
-    written: it only says which worker is warm, and may be "", nobody's.
+    A request to a worker, with one of three inputs: the next `prompt` of a session; all `messages`
+    of a conversation; or a `text` to complete, without a chat template.
 
-    A native caller may leave `request_id` out: the worker then makes one.
+    With `messages` or `text` the session is neither read nor written. Its id only selects the
+    worker with the cached prefix, and may be empty. A caller on the bus may leave out `request_id`;
+    the worker then draws one.
     """
 
     prompt: str = ""
     session_id: Annotated[str, Meta(max_length=128)] = "default"
     messages: Conversation | None = None
-    tools: Tools | None = None  # that the model may call, in answer to `messages`
+    tools: Tools | None = None  # only with `messages`
     tool_choice: ToolChoice = "auto"
-    parallel_tool_calls: bool | None = None  # None: several only where no call is forced
+    parallel_tool_calls: bool | None = None  # None: several calls, unless one is forced
     text: str | Tokens | None = None
     request_id: RequestId | None = None
-    # Seconds that the answer goes on for while nobody reads it, in which somebody may come back
+    # Seconds for which the answer continues without a reader, who may return
     grace_s: Annotated[float, Meta(ge=0, le=600)] = 0
-    resume: Resume | None = None  # the worker that began the answer was lost
+    resume: Resume | None = None  # continues the answer of a lost worker
 
 
 class Turn(Struct, frozen=True):
-    """An exchange as the model sees it."""
+    """An exchange as it is part of a prompt."""
 
     request_id: str
     prompt: str
     response: str
 
 
-# --- what a worker sends to the reply subject -----------------------------------------------------
+# --- events, from a worker to the reply subject ---------------------------------------------------
 
 
 class Usage(Struct, frozen=True):
-    """
-    Counts of tokens. `cached_tokens` of the prompt had been computed before and were not
-    computed again.
-    """
+    """Token counts. `cached_tokens` of the prompt were in the prefix cache."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -176,9 +171,9 @@ class Usage(Struct, frozen=True):
 
 
 class Timings(Struct, frozen=True):
-    """Seconds, all by the worker's monotonic clock."""
+    """Durations in seconds, by the worker's monotonic clock."""
 
-    queued: float  # from receipt to a slot
+    queued: float  # from receipt to the slot
     prefill: float  # from the slot to the first token
     decode: float  # from the first token to the last
 
@@ -193,9 +188,9 @@ class Accepted(Event, frozen=True, tag="accepted"):
 
 
 class Progress(Event, frozen=True, tag="progress"):
-    """Sent each second in which nothing else was: silence means that the worker is lost."""
+    """Sent in each second without another event, so that silence means that the worker is lost."""
 
-    queue_position: int  # 1 is next, as the queue is now; 0 once it has a slot
+    queue_position: int  # 1 is next; 0 once the request has a slot
     prompt_tokens: int  # 0 until the prompt is tokenized
     prefilled_tokens: int
 
@@ -204,8 +199,8 @@ class Started(Event, frozen=True, tag="started", omit_defaults=True):
     """
     The request has a slot. `exchanges_dropped` of its session did not fit the context window.
 
-    `origin` goes into a Resume as it is; None: the prompt is too long to be told, and the answer
-    can't be resumed.
+    `resume_state` is for a Resume. None: the prompt is too long for an event, so the answer can't
+    be resumed.
     """
 
     prompt_tokens: int
@@ -217,8 +212,8 @@ class Started(Event, frozen=True, tag="started", omit_defaults=True):
 
 class TokenProbability(Struct, frozen=True):
     """
-    A token and the logarithm of its probability, as the model has it: before penalties, bias,
-    temperature and grammar. `bytes` tells what `text` can't, where it is a part of a character.
+    A token and the natural logarithm of its probability, before penalties, bias, temperature and
+    grammar. `bytes` is exact where a token is a part of a character.
     """
 
     id: int
@@ -228,15 +223,15 @@ class TokenProbability(Struct, frozen=True):
 
 
 class TokenLogprob(TokenProbability, frozen=True):
-    """The token that was chosen, and those that were likeliest, in this order."""
+    """The sampled token, and the most likely ones in descending order."""
 
     top: tuple[TokenProbability, ...]
 
 
 class Token(Event, frozen=True, tag="token", omit_defaults=True):
     """
-    More text. `at` is the answer's length in characters before it; `ids` are the tokens it was
-    made of, `logprobs` is about the same tokens, if the request asked for it.
+    More text of the answer. `offset` is the length in characters of the text before it, `token_ids`
+    are its tokens, and `logprobs` belong to the same tokens, if requested.
     """
 
     offset: int
@@ -247,9 +242,11 @@ class Token(Event, frozen=True, tag="token", omit_defaults=True):
 
 class Done(Event, frozen=True, tag="done"):
     """
-    The end. `stored` says whether the log has acknowledged the exchange; `none`: there is nothing
-    to keep, since nothing was said or the session was erased meanwhile. `stop_string` is the entry
-    of the request's `stop` or of CHAT_STOP that ended the answer; None: something else did.
+    The end of a complete answer.
+
+    `stored` says whether the log acknowledged the exchange; `none`: there is nothing to store, as
+    the answer is empty, stateless or of an erased session. `stop_string` is the entry of `stop` or
+    CHAT_STOP that ended the answer, if one did.
     """
 
     finish_reason: FinishReason
@@ -257,12 +254,12 @@ class Done(Event, frozen=True, tag="done"):
     timings: Timings
     exchanges_dropped: int
     stored: StoredState
-    length: int | None = None  # of the answer in characters: who has less has lost a part of it
+    length: int | None = None  # of the answer in characters; a reader with less has a gap
     stop_string: str | None = None
 
 
 class Failed(Event, frozen=True, tag="failed"):
-    """The other end: nothing more comes, and what was said so far is not the whole answer."""
+    """The end of an answer that is incomplete."""
 
     code: ErrorCode
     message: str
@@ -272,22 +269,23 @@ class Failed(Event, frozen=True, tag="failed"):
 StreamEvent = Accepted | Progress | Started | Token | Done | Failed
 
 
-# --- an answer again, for who has lost a part of it or comes later --------------------------------
+# --- replays, for readers that have a gap or return -----------------------------------------------
 
 
 class ReplayRequest(Struct, frozen=True):
-    """`at` is the length in characters of what the reader has."""
+    """`offset` is the length in characters of the text that the reader has."""
 
     offset: Annotated[int, Meta(ge=0)] = 0
 
 
 class Replay(Struct, frozen=True):
     """
-    An answer's attempt, as the worker that gives it has it: who reads on `reply` and then asks for
-    a replay has all of it. `events` begin with what was said before any text, and go on with the
-    text that the reader lacks. `is_all` is false where there is more of it than fits: ask again.
-    `age` is the seconds since the worker accepted the attempt, which count against the request's
-    `timeout_s`.
+    The events of an attempt, from the worker that generates it.
+
+    A reader that subscribes to `reply` and then requests a replay misses nothing. `events` are
+    those before any text, then the text from the offset on. If they exceed the message size,
+    `is_complete` is False and the reader requests the rest. `age_seconds` since the worker accepted
+    the attempt count against `timeout_s`.
     """
 
     request: ChatRequest
@@ -298,13 +296,13 @@ class Replay(Struct, frozen=True):
     age_seconds: float = 0.0
 
 
-# --- what goes to one worker ----------------------------------------------------------------------
+# --- messages to workers --------------------------------------------------------------------------
 
 
 class RequestAdmitted(Struct, frozen=True):
     """
-    The acknowledgement of a request that one worker alone was asked: it will answer. The counts are
-    those of its report, with this request.
+    Reply of a worker that admitted a request sent to it alone. The counts are those of its report,
+    with this request.
     """
 
     running: int
@@ -313,11 +311,10 @@ class RequestAdmitted(Struct, frozen=True):
 
 class Cancel(Struct, frozen=True, omit_defaults=True):
     """
-    Ends a request's answer: its caller gets a Done, and what was said is kept.
+    End an answer: the caller gets a Done event, and the text so far is stored.
 
-    With `worker_id`, or `reply` (the attempt's reply subject), it drops an attempt that nobody
-    waits for any more: only this worker's, or only this attempt, without a word and keeping
-    nothing.
+    With `worker_id` or `reply` (its reply subject), drop an attempt that no reader needs any more:
+    the one of that worker, or with that reply subject. It sends no event and stores nothing.
     """
 
     worker_id: str | None = None
@@ -325,32 +322,32 @@ class Cancel(Struct, frozen=True, omit_defaults=True):
 
 
 class SessionErased(Struct, frozen=True):
-    """Tell workers to stop keeping answers of the session for replay."""
+    """Tell workers to drop the events that they keep for replays of the session."""
 
     session_id: SessionId
 
 
 class Empty(Struct, frozen=True):
-    """A message whose subject says it all."""
+    """A message without content."""
 
 
-# --- what a worker tells all, once a second -------------------------------------------------------
+# --- reports of workers, once a second ------------------------------------------------------------
 
 
 class ModelInfo(Struct, frozen=True):
-    name: str  # in an exchange that was answered with an adapter `<model>:<adapter>`
-    # SHA-256 of the file's first and last MiB and its size: enough to tell two models apart
+    name: str  # `<model>`, or in an exchange with an adapter `<model>:<adapter>`
+    # SHA-256 of the file's size and its first and last MiB
     digest: str
     context: int  # tokens per conversation
     bytes: int
-    adapters: tuple[str, ...] = ()  # that a request may ask for; told in reports alone, as is
-    changed: int = 0  # when the file last was: Unix time
+    adapters: tuple[str, ...] = ()  # only in reports, as is the next
+    changed: int = 0  # Unix time of the file's last change
 
 
 class WorkerReport(Struct, frozen=True):
     """
-    `error` says why there is no model, or why a ready model can't chat; `progress` is the loaded
-    share of the file.
+    State of a worker. `error` is the reason why it has no model, or why a ready model can't chat;
+    `progress` is the loaded share of the model file.
     """
 
     worker_id: str
@@ -358,9 +355,9 @@ class WorkerReport(Struct, frozen=True):
     slots: int
     running: int
     waiting: int
-    queue: int = 0  # how many may wait
-    queued_tokens: int = 0  # still to be computed for those that wait, as far as can be foreseen
-    tokens_per_second: float = 0.0  # computed of late, of prompts and answers; 0: nothing yet
+    queue: int = 0  # maximum waiting requests
+    queued_tokens: int = 0  # estimate of the tokens to compute for waiting requests
+    tokens_per_second: float = 0.0  # recent rate of prefill and decode; 0: none yet
     progress: float = 0.0
     model: ModelInfo | None = None
     error: str | None = None

@@ -1,4 +1,4 @@
-"""What a request may be beyond its type: checked alike by the edge and by the worker."""
+"""Validation of requests beyond their types, for edge and worker, and keys derived from them."""
 
 import hashlib
 from typing import Any
@@ -13,45 +13,47 @@ from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, JsonSchemaFormat, PromptRequest, TextFormat
 
 MAX_BYTES = 64 * 1024
-"""So that ten exchanges and a prompt fit NATS's message limit of 1 MiB."""
+"""Of a prompt: ten exchanges and a prompt fit the NATS message limit of 1 MiB."""
 MAX_CONVERSATION_BYTES = 512 * 1024
-"""As JSON."""
+"""Of a stateless request, as JSON."""
 MAX_DEPTH = 64
-"""Levels of a schema, and of tool call arguments that a template gets as JSON."""
+"""Nesting levels of a schema, and of the arguments of tool calls."""
 ROUTING_CHARACTERS = 1000
-"""Characters of a plain text that a worker is chosen by."""
+"""Length of the prefix of a text that selects the worker."""
 
 
 def is_stateless(request: ChatRequest) -> bool:
-    """Whether it brings all that the model is shown."""
+    """Return whether the request contains its whole prompt, so that no session is used."""
     return request.messages is not None or request.text is not None
 
 
 def routing_key(tenant: str, request: ChatRequest) -> str:
     """
-    What its worker is chosen by: the session; where that is nobody's, the beginning of what it
-    brings, which a conversation's next turns repeat.
+    Return the key that selects the worker: the session, or without one the prefix of the request,
+    which the next turns of its conversation repeat.
     """
     if request.session_id:
         return subjects.session_key(tenant, request.session_id)
-    return f"{tenant}.{_digest(_beginning(request))}"
+    return f"{tenant}.{_digest(_prefix(request))}"
 
 
 def conversation_key(tenant: str, request: ChatRequest) -> str:
     """
-    Whose tokens are kept for a next turn. Where a caller keeps a conversation, its beginning tells
-    it, beside the session: a request for the chat's title is another one. Empty: nobody's, as
-    nothing says that it is more than a single question.
+    Return the key under which the worker caches the tokens of the conversation for its next turn.
+
+    A stateless conversation is identified by its session and its first user message, so that a
+    request for the chat's title has another key. Empty for a single question without a session,
+    which will hardly have a next turn.
     """
     if not is_stateless(request):
         return subjects.session_key(tenant, request.session_id)
-    goes_on = any(message.role == "assistant" for message in request.messages or ())
-    if not goes_on and not request.session_id:
+    has_answers = any(message.role == "assistant" for message in request.messages or ())
+    if not has_answers and not request.session_id:
         return ""
-    return f"{tenant}.={_digest(request.session_id, _beginning(request))}"  # no session has a `=`
+    return f"{tenant}.={_digest(request.session_id, _prefix(request))}"  # no session key has a `=`
 
 
-def _beginning(request: ChatRequest) -> str:
+def _prefix(request: ChatRequest) -> str:
     if not request.messages:
         return str(request.text)[:ROUTING_CHARACTERS]
     asked = next((i for i, m in enumerate(request.messages) if m.role == "user"), 0)
@@ -63,9 +65,7 @@ def _digest(*parts: str) -> str:
 
 
 def size_bytes(request: ChatRequest) -> int:
-    """
-    Bytes of all that is to be read: never fewer than its tokens, but for what a template adds.
-    """
+    """Return the size of the prompt in bytes, an upper bound of its tokens without a template."""
     if request.text is not None:
         return len(request.text.encode()) if isinstance(request.text, str) else len(request.text)
     if request.messages is not None:
@@ -76,8 +76,10 @@ def size_bytes(request: ChatRequest) -> int:
 
 def check(prompt: PromptRequest) -> None:
     """
-    Raises ServiceError: payload_too_large for a long one, invalid_request for a blank one, or for
-    fields that contradict each other.
+    Validate a request.
+
+    Raises ServiceError: payload_too_large, or invalid_request if the prompt is blank or fields
+    contradict each other.
     """
     if isinstance(prompt.response_format, JsonSchemaFormat):
         check_depth("response_format", prompt.response_format.json_schema.schema)
@@ -88,15 +90,12 @@ def check(prompt: PromptRequest) -> None:
     if prompt.grammar and not isinstance(prompt.response_format, TextFormat | None):
         raise ServiceError(
             "invalid_request",
-            "Both grammar and response_format say what the answer must be: leave one of them out.",
+            "Both `grammar` and `response_format` constrain the answer: remove one of them.",
         )
 
 
 def check_depth(field: str, value: Any) -> None:
-    """
-    Raises ServiceError(invalid_request) for JSON that is nested deeper than those who follow it can
-    go.
-    """
+    """Raise ServiceError(invalid_request) if the JSON has too many nesting levels."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [part for parent in level for part in _containers(parent)]
@@ -119,15 +118,16 @@ def check_conversation_bytes(what: str, size: int) -> None:
     if size > MAX_CONVERSATION_BYTES:
         raise ServiceError(
             "payload_too_large",
-            f"The {what} has {size:,} bytes, and {MAX_CONVERSATION_BYTES:,} is the most: shorten"
-            " it.",
+            f"The {what} has {size:,} bytes; the maximum is {MAX_CONVERSATION_BYTES:,}. Shorten it.",
         )
 
 
 def context_exceeded(field: str, tokens: str, context: int) -> ServiceError:
     """
-    Return the error for a prompt that doesn't fit even alone. LiteLLM and others recognise it by
-    the start of its message (litellm/litellm_core_utils/exception_mapping_utils.py).
+    Return the error for a prompt that alone exceeds the context window.
+
+    LiteLLM and others recognise it by the start of its message
+    (litellm/litellm_core_utils/exception_mapping_utils.py).
     """
     return ServiceError(
         "context_length_exceeded",
@@ -138,22 +138,24 @@ def context_exceeded(field: str, tokens: str, context: int) -> ServiceError:
 
 def _check_prompt(prompt: PromptRequest) -> None:
     if not prompt.prompt.strip():
-        raise ServiceError("invalid_request", "The prompt is blank: it must say something.")
+        raise ServiceError("invalid_request", "The prompt is blank. Send a text.")
     if not prompt.session_id:
-        raise ServiceError("invalid_request", "The field `session_id` is empty: leave it out.")
+        raise ServiceError("invalid_request", "The field `session_id` is empty: remove it.")
     if (size := len(prompt.prompt.encode())) > MAX_BYTES:
         raise ServiceError(
             "payload_too_large",
-            f"The prompt has {size:,} bytes, and {MAX_BYTES:,} is the most: shorten it.",
+            f"The prompt has {size:,} bytes; the maximum is {MAX_BYTES:,}. Shorten it.",
         )
 
 
 def _check_stateless(request: ChatRequest) -> None:
     if request.retry_of:
-        raise ServiceError("invalid_request", "`retry_of` is for an exchange of a session.")
+        raise ServiceError("invalid_request", "`retry_of` needs a session: send `prompt` instead.")
     given = [name for name in ("prompt", "messages", "text") if getattr(request, name)]
     if len(given) != 1:
-        raise ServiceError("invalid_request", f"Give one of prompt, messages and text: {given}.")
+        raise ServiceError(
+            "invalid_request", f"Send exactly one of prompt, messages and text, not {given}."
+        )
     for tool in request.tools or ():
         check_depth("tools", tool.function.parameters)
     check_conversation_bytes("conversation", len(encode(replace(request, resume=None))))
@@ -164,7 +166,7 @@ def _check_stateless(request: ChatRequest) -> None:
 
 
 def _fault(message: ChatMessage) -> str | None:
-    """Check what a caller can mistype. Text of a model or a tool is accepted as it is."""
+    """Return what is wrong with a message. Text of a model or tool is not validated."""
     if message.content is None and message.role not in ("assistant", "tool"):
         return f"A message of {message.role!r} needs `content`"
     if message.tool_calls and message.role != "assistant":
@@ -175,15 +177,15 @@ def _fault(message: ChatMessage) -> str | None:
 def _check_tools(request: ChatRequest) -> None:
     names = [tool.function.name for tool in request.tools or ()]
     if len(set(names)) < len(names):
-        raise ServiceError("invalid_request", "Two functions in `$.tools` have the same name.")
+        raise ServiceError("invalid_request", "Two tools in `$.tools` have the same name.")
     choice = request.tool_choice
     if isinstance(choice, str):
-        wanted = choice == "required" and not names
+        is_missing = choice == "required" and not names
     else:
-        wanted = choice.function.name not in names
-    if wanted:
+        is_missing = choice.function.name not in names
+    if is_missing:
         raise ServiceError(
-            "invalid_request", "The field `tool_choice` asks for a function that `tools` lacks."
+            "invalid_request", "The field `tool_choice` names a tool that `tools` lacks."
         )
     if names and choice != "none" and request.grammar:
         raise ServiceError(

@@ -1,4 +1,4 @@
-"""What a worker is asked of its tokens. It answers beside its engine, and never waits for it."""
+"""Requests to tokenize, detokenize and count tokens. Workers serve them beside their engine."""
 
 from typing import Annotated
 
@@ -10,13 +10,14 @@ Text = Annotated[str, Meta(max_length=524_288)]
 
 
 TOKENS_TIMEOUT_SECONDS = 5.0
-"""Seconds that a caller waits for the answer of a worker."""
+"""How long callers wait for a worker's reply."""
 
 
 class TokenizeRequest(Struct, frozen=True):
     """
-    `add_special`: with the token that begins every prompt of the model; `parse_special`: text that
-    names a control token becomes it. A long text's `pieces` are more than a message can hold.
+    `add_special` prepends the model's BOS token. `parse_special` turns the text of a control token
+    into that token. `with_pieces` adds the text of each token; those of a long text exceed the
+    maximum message size.
     """
 
     text: Text
@@ -26,7 +27,7 @@ class TokenizeRequest(Struct, frozen=True):
 
 
 class TokenPiece(Struct, frozen=True):
-    """`bytes` tells what `text` can't, where it is a part of a character."""
+    """A token with its text. `bytes` is exact where a token is a part of a character."""
 
     id: int
     text: str
@@ -35,7 +36,7 @@ class TokenPiece(Struct, frozen=True):
 
 class TokenizeReply(Struct, frozen=True):
     tokens: tuple[TokenId, ...]
-    pieces: tuple[TokenPiece, ...] = ()  # of the same tokens, if they were asked for
+    pieces: tuple[TokenPiece, ...] = ()  # of the same tokens, with `with_pieces`
 
 
 class DetokenizeRequest(Struct, frozen=True):
@@ -47,6 +48,6 @@ class DetokenizeReply(Struct, frozen=True):
 
 
 class TokenCount(Struct, frozen=True):
-    """Tokens that the prompt of a request would have."""
+    """Number of tokens in the prompt of a request."""
 
     tokens: int

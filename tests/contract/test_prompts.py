@@ -78,7 +78,7 @@ def test_what_it_can_not_be_asked_is_refused_with_a_reason(fields: str, what: st
     ],
 )
 def test_what_is_too_long_for_the_bus_is_refused(fields: str) -> None:
-    with pytest.raises(ServiceError, match="the most") as error:
+    with pytest.raises(ServiceError, match="the maximum is") as error:
         prompts.check(request(fields))
     assert error.value.code == "payload_too_large"
 

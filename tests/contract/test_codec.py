@@ -19,21 +19,21 @@ from services.contract.messages import Cancel
         (rb"\\ud83d \\\\\ud83d", r"\ud83d", 18),
     ],
 )
-def test_half_of_a_surrogate_pair_is_named_with_its_place(text: bytes, half: str, at: int) -> None:
+def test_lone_surrogate_is_named_with_its_position(text: bytes, half: str, at: int) -> None:
     data = b'{"a":"%b"}' % text
     assert data[at:].startswith(half.encode())
     with pytest.raises(ServiceError, match=rf"^{re.escape(half)} at byte {at} is half of a surr"):
         decode(data, Cancel)
 
 
-def test_whole_pairs_and_escaped_backslashes_are_no_halves() -> None:
+def test_surrogate_pairs_and_escaped_backslashes_are_valid() -> None:
     for text in (rb"\ud83d\ude42", rb"\\ud83d", rb"\\\\udc00"):
         decode(b'{"a":"%b"}' % text, Cancel)
         with pytest.raises(ServiceError, match="truncated"):
             decode(b'{"a":"%b"' % text, Cancel)
 
 
-def test_invalid_utf8_byte_is_named_with_its_position_in_the_data() -> None:
+def test_invalid_utf8_byte_is_named_with_its_position() -> None:
     with pytest.raises(ServiceError, match="^Byte 17 is not UTF-8"):
         decode(b'{"worker_id":"gr\xc3\xfc\xdf"}'.replace(b"\xc3", b"x"), Cancel)
     with pytest.raises(ServiceError, match="^Byte 14 is not UTF-8"):

@@ -44,7 +44,7 @@ def test_services_never_import_each_other() -> None:
                 assert name.split(".")[1] in MAY_IMPORT[package], f"{path} imports {name}"
 
 
-def test_the_engine_knows_nothing_of_the_bus() -> None:
+def test_engine_imports_no_bus() -> None:
     for path, tree in modules():
         if "engine" in path.parts:
             for name in imports(tree):
@@ -60,7 +60,7 @@ def test_each_library_is_imported_in_one_place() -> None:
             assert home is None or str(path).startswith(home), f"{path} imports {name}"
 
 
-def test_subjects_are_spelled_in_the_contract_alone() -> None:
+def test_subjects_are_spelled_only_in_the_contract() -> None:
     for path, tree in modules():
         if path.parts[1] == "contract":
             continue

@@ -55,11 +55,11 @@ EVENTS = [
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
-def test_every_event_comes_back_as_it_went(event: StreamEvent) -> None:
+def test_event_survives_encoding(event: StreamEvent) -> None:
     assert decode(encode(event), StreamEvent) == event  # type: ignore[arg-type]
 
 
-def test_logprobs_come_back_and_are_left_out_where_there_are_none() -> None:
+def test_logprobs_survive_encoding_and_are_optional() -> None:
     half = TokenProbability(7, "\ufffd", (0xC3,), -0.5)
     token = Token(0, "a", (3,), (TokenLogprob(3, "a", (97,), -1.5, (half,)),))
     assert decode(encode(token), StreamEvent) == token  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def test_logprobs_come_back_and_are_left_out_where_there_are_none() -> None:
     ],
     ids=str,
 )
-def test_all_that_can_be_asked_of_sampling_comes_back(form: Any) -> None:
+def test_sampling_survives_encoding(form: Any) -> None:
     sampling = Sampling(
         min_p=0.1,
         presence_penalty=-2,
@@ -88,27 +88,27 @@ def test_all_that_can_be_asked_of_sampling_comes_back(form: Any) -> None:
     assert decode(encode(sampling), Sampling) == sampling
 
 
-def test_sampling_of_a_record_from_before_it_had_more_fields_can_be_read() -> None:
+def test_sampling_of_an_old_record_is_readable() -> None:
     old = decode(b'{"temperature":0.5,"top_k":40,"seed":1}', Sampling)
     assert (old.top_k, old.min_p, old.logit_bias, old.grammar) == (40, None, None, None)
     assert encode(old) == b'{"temperature":0.5,"top_k":40,"seed":1}'
 
 
-def test_what_is_to_be_resumed_comes_back_as_it_went() -> None:
+def test_resume_survives_encoding() -> None:
     request = ChatRequest(prompt="hi", resume=Resume(ORIGIN, (1, 2), "é🙂"))
     assert decode(encode(request), ChatRequest) == request
 
 
-def test_a_start_that_was_told_before_there_was_an_origin_can_be_read() -> None:
+def test_started_event_without_resume_state_is_readable() -> None:
     counts = b'"prompt_tokens":1,"cached_tokens":0,"exchanges_kept":0,"exchanges_dropped":0'
     assert decode(b'{"type":"started",%b}' % counts, Started).resume_state is None
 
 
-def test_every_kind_of_event_is_tried_above() -> None:
+def test_every_event_type_has_an_example() -> None:
     assert {type(event) for event in EVENTS} == set(get_args(StreamEvent))
 
 
-def test_a_replay_comes_back_with_its_events() -> None:
+def test_replay_survives_encoding() -> None:
     replay = Replay(
         ChatRequest(prompt="hi", grace_s=10),
         "w",
@@ -119,7 +119,7 @@ def test_a_replay_comes_back_with_its_events() -> None:
     assert decode(encode(replay), Replay) == replay
 
 
-def test_records_of_the_log_come_back_with_their_times_in_utc() -> None:
+def test_log_records_survive_encoding() -> None:
     now = datetime.now(UTC)
     exchange = Exchange(
         previous=7,
@@ -146,7 +146,7 @@ def test_records_of_the_log_come_back_with_their_times_in_utc() -> None:
         assert decode(encode(record), LogRecord) == record  # type: ignore[arg-type]
 
 
-def test_an_exchange_from_before_there_were_attempts_can_be_read() -> None:
+def test_old_exchange_without_attempt_is_readable() -> None:
     old = (
         b'{"type":"exchange","v":1,"previous":0,"request_id":"r","epoch":0,"prompt":"p",'
         b'"response":"a","asked_at":"2026-01-01T00:00:00Z","answered_at":"2026-01-01T00:00:01Z",'
@@ -159,22 +159,22 @@ def test_an_exchange_from_before_there_were_attempts_can_be_read() -> None:
     assert (exchange.attempt, exchange.retry_of) == ("", None)
 
 
-def test_a_model_that_was_told_of_before_there_were_adapters_has_none() -> None:
+def test_old_model_info_has_no_adapters() -> None:
     old = b'{"name":"demo","digest":"abc","context":2048,"bytes":4000000}'
     assert decode(old, ModelInfo).adapters == ()
 
 
-def test_a_native_caller_needs_to_send_a_prompt_and_nothing_else() -> None:
+def test_chat_request_needs_only_a_prompt() -> None:
     request = decode(b'{"prompt":"hi"}', ChatRequest)
     assert (request.prompt, request.session_id, request.request_id) == ("hi", "default", None)
 
 
-def test_a_field_that_is_not_known_yet_is_ignored() -> None:
+def test_unknown_field_is_ignored() -> None:
     assert decode(b'{"prompt":"hi","mood":"good"}', ChatRequest).prompt == "hi"
 
 
 @pytest.mark.parametrize("more", [{}, {"name": "x", "strict": None, "description": "a flag"}])
-def test_a_schema_needs_no_name_and_may_be_described(more: dict[str, Any]) -> None:
+def test_json_schema_name_and_description_are_optional(more: dict[str, Any]) -> None:
     form = {"type": "json_schema", "json_schema": {"schema": {}} | more}
     body = msgspec.json.encode({"prompt": "hi", "response_format": form})
     request = decode(body, ChatRequest)
@@ -208,18 +208,18 @@ def test_a_schema_needs_no_name_and_may_be_described(more: dict[str, Any]) -> No
         (b"[" * 100_000, "too deep|Expected"),
     ],
 )
-def test_what_is_wrong_with_a_request_is_said_by_field(data: bytes, what: str) -> None:
+def test_invalid_request_names_the_field(data: bytes, what: str) -> None:
     with pytest.raises(ServiceError, match=what) as error:
         decode(data, ChatRequest)
     assert error.value.code == "invalid_request"
 
 
-def test_an_event_of_an_unknown_kind_is_an_error() -> None:
+def test_unknown_event_type_is_an_error() -> None:
     with pytest.raises(ServiceError, match="mystery"):
         decode(b'{"type":"mystery"}', StreamEvent)  # type: ignore[arg-type]
 
 
-def test_messages_can_not_be_changed() -> None:
+def test_messages_are_immutable() -> None:
     with pytest.raises(AttributeError):
         EVENTS[0].worker_id = "x"  # type: ignore[attr-defined]
     assert all(isinstance(event, msgspec.Struct) for event in EVENTS)

@@ -31,7 +31,7 @@ def request(fields: str) -> ChatRequest:
         f'"messages":[{SAID}],"tools":[{TOOL}],"response_format":{{"type":"json_object"}}',
     ],
 )
-def test_what_a_worker_can_be_asked(fields: str) -> None:
+def test_valid_request_is_accepted(fields: str) -> None:
     prompts.check(request(fields))
 
 
@@ -60,7 +60,7 @@ def test_what_a_worker_can_be_asked(fields: str) -> None:
         (f'"messages":[{SAID}],"tools":[{TOOL}],"grammar":"root ::= ."', "`grammar` can't be comb"),
     ],
 )
-def test_what_it_can_not_be_asked_is_refused_with_a_reason(fields: str, what: str) -> None:
+def test_invalid_request_is_rejected_with_a_reason(fields: str, what: str) -> None:
     with pytest.raises(ServiceError, match=what) as error:
         prompts.check(request(fields))
     assert error.value.code == "invalid_request"
@@ -77,14 +77,14 @@ def test_what_it_can_not_be_asked_is_refused_with_a_reason(fields: str, what: st
         '"description":"' + "x" * 524_289 + '"}}]',
     ],
 )
-def test_what_is_too_long_for_the_bus_is_refused(fields: str) -> None:
+def test_request_over_the_size_limit_is_rejected(fields: str) -> None:
     with pytest.raises(ServiceError, match="the maximum is") as error:
         prompts.check(request(fields))
     assert error.value.code == "payload_too_large"
 
 
 @pytest.mark.parametrize("depth", [70, 300, *range(900, 1000, 7)])
-def test_what_is_nested_too_deep_to_be_followed_is_refused(depth: int) -> None:
+def test_too_deeply_nested_json_is_rejected(depth: int) -> None:
     deep = '{"a":' * depth + "1" + "}" * depth
     tool = f'{{"type":"function","function":{{"name":"f","parameters":{deep}}}}}'
     form = f'{{"type":"json_schema","json_schema":{{"name":"n","schema":{deep}}}}}'
@@ -94,7 +94,7 @@ def test_what_is_nested_too_deep_to_be_followed_is_refused(depth: int) -> None:
         assert error.value.code == "invalid_request"
 
 
-def test_a_conversation_of_nobody_s_meets_the_worker_that_read_its_beginning() -> None:
+def test_stateless_request_is_routed_by_its_prefix() -> None:
     def route(*said: str, session: str = "") -> str:
         roles = ("system", "user", "assistant", "user")
         messages = (f'{{"role":"{r}","content":"{t}"}}' for r, t in zip(roles, said, strict=False))
@@ -110,7 +110,7 @@ def test_a_conversation_of_nobody_s_meets_the_worker_that_read_its_beginning() -
     ) == prompts.routing_key("t", request(f'"text":"{long}y","session_id":""'))
 
 
-def test_a_conversation_is_told_by_its_beginning_beside_its_session() -> None:
+def test_conversation_key_has_session_and_first_message() -> None:
     def of(*said: str, session: str = "") -> str:
         roles = ("user", "assistant", "user")
         messages = (f'{{"role":"{r}","content":"{t}"}}' for r, t in zip(roles, said, strict=False))

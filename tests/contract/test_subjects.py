@@ -4,7 +4,7 @@ from services.contract import subjects
 from services.contract.errors import ServiceError
 
 
-def test_the_open_tenant_asks_on_the_plain_subject_and_others_on_their_own() -> None:
+def test_request_subject_names_every_tenant_but_the_open_one() -> None:
     assert subjects.request(subjects.OPEN_TENANT) == "chat.request"
     assert subjects.request("acme") == "chat.request.acme"
     for tenant in (subjects.OPEN_TENANT, "acme"):
@@ -12,7 +12,7 @@ def test_the_open_tenant_asks_on_the_plain_subject_and_others_on_their_own() -> 
 
 
 @pytest.mark.parametrize("session", ["default", "a.b*>c d", "\0", "é🙂" * 60, "/" * 128])
-def test_any_session_id_makes_one_token_of_a_subject_and_comes_back(session: str) -> None:
+def test_session_key_encodes_any_session_id(session: str) -> None:
     key = subjects.session_key("acme", session)
     assert subjects.session_of_key(key) == ("acme", session)
     assert subjects.key_of_log(subjects.log(key)) == key
@@ -20,16 +20,16 @@ def test_any_session_id_makes_one_token_of_a_subject_and_comes_back(session: str
     assert tenant == "acme" and subjects.is_id(token[:64])
 
 
-def test_a_cancel_names_its_target() -> None:
+def test_cancel_subject_names_its_target() -> None:
     assert subjects.target_of(subjects.cancel("acme", "r1")) == ("acme", "r1")
 
 
-def test_a_replay_names_its_target_whether_all_are_asked_or_one() -> None:
+def test_replay_subjects_name_their_target() -> None:
     for subject in (subjects.replay("acme", "r1"), subjects.worker_replay("w", "acme", "r1")):
         assert subjects.target_of(subject) == ("acme", "r1")
 
 
-def test_the_subject_of_an_event_that_nobody_heard_says_which_one_it_was() -> None:
+def test_undelivered_subject_names_the_event() -> None:
     subject = subjects.undelivered("w", "acme.r1", attempt=3, number=12)
     assert subjects.undelivered_event(subject) == ("acme.r1", 3, 12)
 
@@ -37,7 +37,7 @@ def test_the_subject_of_an_event_that_nobody_heard_says_which_one_it_was() -> No
 @pytest.mark.parametrize(
     "subject", ["_INBOX.x.y", "_INBOX_alice.x", "_INBOX.é", "chat.reply._.r.a"]
 )
-def test_inboxes_and_reply_subjects_may_be_published_to(subject: str) -> None:
+def test_inboxes_and_reply_subjects_are_accepted(subject: str) -> None:
     assert subjects.is_reply(subject)
 
 
@@ -60,25 +60,25 @@ def test_inboxes_and_reply_subjects_may_be_published_to(subject: str) -> None:
         "_INBOX." + "x" * 512,
     ],
 )
-def test_nothing_else_is_taken_as_a_reply_subject(subject: str) -> None:
+def test_other_reply_subjects_are_rejected(subject: str) -> None:
     assert not subjects.is_reply(subject)
 
 
 @pytest.mark.parametrize("end", ["x.1", "1.x", "-1.2", "1.2_0"])
-def test_malformed_subject_of_an_unheard_event_is_an_invalid_request(end: str) -> None:
+def test_malformed_undelivered_subject_is_rejected(end: str) -> None:
     with pytest.raises(ServiceError, match="must be digits") as error:
         subjects.undelivered_event(f"chat.worker.w.unheard.acme.r1.{end}")
     assert error.value.code == "invalid_request"
 
 
 @pytest.mark.parametrize("tenant", ["any", "acme"])
-def test_history_subject_names_its_tenant_also_when_repeated(tenant: str) -> None:
+def test_history_subject_and_its_retry_name_the_tenant(tenant: str) -> None:
     subject = subjects.history("context", tenant)
     for asked in (subject, subjects.retry(subject)):
         assert subjects.tenant_of_history(asked) == tenant
 
 
-def test_tenant_that_is_no_id_is_refused() -> None:
+def test_invalid_tenant_is_rejected() -> None:
     with pytest.raises(ServiceError, match="not a valid tenant"):
         subjects.tenant_of_history("history.context.ä")
     with pytest.raises(ValueError, match="not a valid tenant"):

@@ -25,11 +25,11 @@ def test_asyncapi_file_is_fresh() -> None:
     assert asyncapi.PATH.read_text() == asyncapi.text(), "run `just lock`"
 
 
-def test_every_message_of_the_contract_is_in_it() -> None:
+def test_asyncapi_has_every_message() -> None:
     assert structs() - asyncapi.document()["components"]["schemas"].keys() == BASES
 
 
-def test_every_subject_that_services_listen_to_is_in_it() -> None:
+def test_asyncapi_has_every_subject_with_a_subscriber() -> None:
     addresses = [re.sub(r"\{\w+}", "x", channel.subject) for channel in asyncapi.CHANNELS]
     patterns = [
         subjects.request(ANY),
@@ -45,7 +45,7 @@ def test_every_subject_that_services_listen_to_is_in_it() -> None:
         assert fnmatch.filter(addresses, pattern.replace(">", "*")), pattern
 
 
-def test_what_it_refers_to_is_there() -> None:
+def test_asyncapi_references_resolve() -> None:
     document = asyncapi.document()
     for reference in re.findall(r"'\$ref': '#/([^']+)'", str(document)):
         found: Any = document
@@ -54,7 +54,7 @@ def test_what_it_refers_to_is_there() -> None:
         assert found
 
 
-def test_lines_of_yaml_say_what_is_meant() -> None:
+def test_yaml_lines() -> None:
     lines = asyncapi.yaml({"a": [1, {"b": None}], "$c": "x: y", "d": {}, "e": [[True]]})
     assert list(lines) == [
         "a:", "  - 1", "  -", "    b: null", '"$c": "x: y"', "d: {}", "e:", "  -", "    - true",

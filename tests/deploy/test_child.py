@@ -25,7 +25,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("started_as", [STARTED_AS, ("-c", FORKED)], ids=["linux", "elsewhere"])
-def test_a_child_dies_with_its_parent(started_as: tuple[str, ...]) -> None:
+def test_child_dies_with_its_parent(started_as: tuple[str, ...]) -> None:
     command = [sys.executable, "-c", PARENT, *started_as]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
@@ -35,7 +35,7 @@ def test_a_child_dies_with_its_parent(started_as: tuple[str, ...]) -> None:
     wait_for(lambda: not is_running(child), "its end", 5)
 
 
-def test_a_child_of_a_parent_that_has_ended_does_not_start() -> None:
+def test_child_of_a_dead_parent_does_not_start() -> None:
     command = [sys.executable, "deploy/child.py", "1", "echo", "started"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True)
     assert ended.stdout == b""

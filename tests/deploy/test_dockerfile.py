@@ -62,7 +62,7 @@ def normal(name: str) -> str:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_image_holds_every_import_of_its_service(service: str) -> None:
+def test_image_contains_every_import_of_its_service(service: str) -> None:
     modules, libraries = copied_modules(service), required_libraries(service)
     assert f"services.{service}.__main__" in modules
     for path in modules.values():
@@ -79,6 +79,6 @@ def test_image_holds_every_import_of_its_service(service: str) -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_image_holds_the_source_of_its_version(service: str) -> None:
+def test_image_contains_pyproject_for_its_version(service: str) -> None:
     assert "COPY pyproject.toml .\n" in final_stage(service)
     assert "!pyproject.toml" in (ROOT / ".dockerignore").read_text().splitlines()

@@ -9,7 +9,7 @@ from deploy.lock import locked
 from services.runtime.settings import InvalidSetting
 
 
-def test_a_lock_lasts_as_long_as_any_process_that_inherited_it(
+def test_lock_lasts_as_long_as_any_process_that_inherited_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "PATIENCE", 0.2)

@@ -117,7 +117,7 @@ def up(start: Callable[..., Up]) -> Up:
     return start()
 
 
-def test_one_command_starts_all_and_ctrl_c_ends_all(up: Up) -> None:
+def test_ctrl_c_ends_all_processes(up: Up) -> None:
     assert up.wait_until_ready() == f"http://localhost:{up.port}"
     assert up.chat("hello")
     children = up.children()
@@ -131,7 +131,7 @@ def test_one_command_starts_all_and_ctrl_c_ends_all(up: Up) -> None:
         assert not Path(f"/proc/{pid}").exists()
 
 
-def test_closing_the_terminal_ends_all_and_leaves_nothing_behind(up: Up) -> None:
+def test_closing_the_terminal_ends_all_processes(up: Up) -> None:
     wait_for(lambda: len(up.children()) == 4, "the services")
     children = up.children()
     up.process.send_signal(signal.SIGHUP)
@@ -139,7 +139,7 @@ def test_closing_the_terminal_ends_all_and_leaves_nothing_behind(up: Up) -> None
     assert not any(Path(f"/proc/{pid}").exists() for pid in children.values())
 
 
-def test_a_second_ctrl_c_does_not_wait_for_a_part_that_hangs(up: Up) -> None:
+def test_second_ctrl_c_kills_a_hanging_process(up: Up) -> None:
     wait_for(lambda: len(up.children()) == 4, "the services")
     children = up.children()
     os.kill(children["services.edge"], signal.SIGSTOP)
@@ -150,7 +150,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_part_that_hangs(up: Up) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in children.values())
 
 
-def test_a_part_that_never_gets_up_ends_it_all(tmp_path: Path) -> None:
+def test_process_that_keeps_failing_ends_all(tmp_path: Path) -> None:
     (tmp_path / ".data").mkdir()
     (tmp_path / ".data/jetstream").write_text("a file, where nats-server needs a folder")
     up = Up(tmp_path)
@@ -158,7 +158,7 @@ def test_a_part_that_never_gets_up_ends_it_all(tmp_path: Path) -> None:
     assert "nats-server keeps failing at start" in up.log.read_text()
 
 
-def test_a_taken_port_is_explained(tmp_path: Path) -> None:
+def test_taken_nats_port_is_explained(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         up = Up(tmp_path, NATS_PORT=str(taken.getsockname()[1]))
         assert up.process.wait(20) == 2
@@ -176,7 +176,7 @@ def test_a_taken_port_is_explained(tmp_path: Path) -> None:
         ("EDGE_HOST", "nowhere.invalid", "EDGE_HOST='nowhere.invalid'"),
     ],
 )
-def test_bad_setting_is_the_last_line_and_nothing_starts(
+def test_invalid_setting_is_the_last_line_and_nothing_starts(
     tmp_path: Path, name: str, value: str, why: str
 ) -> None:
     up = Up(tmp_path, **{name: value})
@@ -194,7 +194,7 @@ def test_taken_edge_port_is_explained_before_anything_starts(tmp_path: Path) -> 
     assert not (tmp_path / ".data/jetstream").exists()
 
 
-def test_a_data_folder_that_can_not_be_written_is_explained(tmp_path: Path) -> None:
+def test_read_only_data_folder_is_explained(tmp_path: Path) -> None:
     (tmp_path / ".data").write_text("a file, where a folder is needed")
     up = Up(tmp_path)
     assert up.process.wait(40) == 2
@@ -249,7 +249,7 @@ def _children_of(pid: int) -> list[int]:
     return [int(line) for line in listing.stdout.split()]
 
 
-def test_a_nats_server_that_outlived_it_is_named(tmp_path: Path) -> None:
+def test_nats_server_that_survived_is_named(tmp_path: Path) -> None:
     (tmp_path / ".data").mkdir()
     (tmp_path / ".data/nats.pid").write_text("4711")
     with (tmp_path / ".data/up.lock").open("w") as held:

@@ -43,7 +43,7 @@ async def serve(bus: Bus, subject: str, handler: object) -> None:
     await bus.serve("test", "for the test", [endpoint])
 
 
-async def test_requests_are_answered_side_by_side(bus: Bus, session_id: str) -> None:
+async def test_requests_are_handled_concurrently(bus: Bus, session_id: str) -> None:
     subject = session_id.replace(" ", "-")
     await serve(bus, subject, echo)
     began = time.monotonic()
@@ -53,7 +53,7 @@ async def test_requests_are_answered_side_by_side(bus: Bus, session_id: str) -> 
     assert time.monotonic() - began < 8 * 0.2, "nats-py alone would run them one after another"
 
 
-async def test_slow_request_outlives_the_time_of_silence(bus: Bus, session_id: str) -> None:
+async def test_slow_request_with_keep_alives_is_not_silent(bus: Bus, session_id: str) -> None:
     subject = session_id.replace(" ", "-")
     released = asyncio.Event()
 
@@ -74,7 +74,7 @@ async def test_slow_request_outlives_the_time_of_silence(bus: Bus, session_id: s
 
 
 @pytest.mark.parametrize("wanted", ["nan", "0", "-1", "1e-9"])
-async def test_signs_of_life_come_at_a_bounded_pace(
+async def test_keep_alives_have_a_minimum_interval(
     bus: Bus, nats_url: str, session_id: str, wanted: str
 ) -> None:
     subject = session_id.replace(" ", "-")
@@ -97,7 +97,7 @@ async def test_signs_of_life_come_at_a_bounded_pace(
     assert 2 <= len(signs) <= 1 + 0.2 / MIN_KEEP_ALIVE_SECONDS
 
 
-async def test_request_that_nobody_works_on_is_silent(bus: Bus, session_id: str) -> None:
+async def test_request_without_keep_alives_is_silent(bus: Bus, session_id: str) -> None:
     subject = session_id.replace(" ", "-")
     await bus.subscribe(subject, lambda delivery: None)
     with pytest.raises(RequestSilent):
@@ -119,12 +119,12 @@ async def test_slow_request_ends_at_its_timeout(bus: Bus, session_id: str) -> No
     never.set()
 
 
-async def test_missing_responders_are_noticed_beside_silence(bus: Bus) -> None:
+async def test_no_responders_are_detected_during_silence(bus: Bus) -> None:
     with pytest.raises(NoResponders):
         await bus.request("nobody.here", Ask("x"), Answer, 30, silence=10)
 
 
-async def test_an_error_that_a_handler_raises_is_the_answer(bus: Bus, session_id: str) -> None:
+async def test_service_error_of_a_handler_is_the_reply(bus: Bus, session_id: str) -> None:
     subject = session_id.replace(" ", "-")
     await serve(bus, subject, refuse)
     with pytest.raises(ServiceError, match="no such thing at all") as error:
@@ -132,7 +132,7 @@ async def test_an_error_that_a_handler_raises_is_the_answer(bus: Bus, session_id
     assert (error.value.code, error.value.retry_after) == ("not_found", 1.5)
 
 
-async def test_a_bug_in_a_handler_is_answered_and_not_waited_for(bus: Bus, session_id: str) -> None:
+async def test_exception_in_a_handler_is_replied_at_once(bus: Bus, session_id: str) -> None:
     subject = session_id.replace(" ", "-")
     await serve(bus, subject, crash)
     with pytest.raises(ServiceError) as error:
@@ -140,9 +140,7 @@ async def test_a_bug_in_a_handler_is_answered_and_not_waited_for(bus: Bus, sessi
     assert error.value.code == "internal"
 
 
-async def test_what_no_message_can_hold_is_refused_and_not_waited_for(
-    bus: Bus, session_id: str
-) -> None:
+async def test_too_large_request_or_reply_is_an_error_at_once(bus: Bus, session_id: str) -> None:
     async def talk(subject: str, ask: Ask) -> Answer:
         return Answer(ask.text * 1024)
 
@@ -156,9 +154,7 @@ async def test_what_no_message_can_hold_is_refused_and_not_waited_for(
         assert error.value.code == "payload_too_large"
 
 
-async def test_an_unreadable_request_is_answered_with_what_is_wrong(
-    bus: Bus, session_id: str
-) -> None:
+async def test_invalid_request_is_replied_with_the_reason(bus: Bus, session_id: str) -> None:
     subject = session_id.replace(" ", "-")
     await serve(bus, subject, echo)
     with pytest.raises(ServiceError, match="missing required field `text`") as error:
@@ -166,7 +162,7 @@ async def test_an_unreadable_request_is_answered_with_what_is_wrong(
     assert error.value.code == "invalid_request"
 
 
-async def test_without_anyone_who_answers_it_is_said_at_once(bus: Bus) -> None:
+async def test_no_responders_are_reported_at_once(bus: Bus) -> None:
     with pytest.raises(NoResponders):
         await bus.request("nobody.here", Ask("x"), Answer, timeout=5)
     async with bus.inbox("_INBOX.test") as inbox:
@@ -175,15 +171,13 @@ async def test_without_anyone_who_answers_it_is_said_at_once(bus: Bus) -> None:
             await inbox.next(timeout=5)
 
 
-async def test_silence_is_a_timeout(bus: Bus) -> None:
+async def test_empty_inbox_times_out(bus: Bus) -> None:
     async with bus.inbox("_INBOX.silent") as inbox:
         with pytest.raises(TimeoutError):
             await inbox.next(timeout=0.05)
 
 
-async def test_every_subscriber_hears_and_an_unreadable_message_ends_nothing(
-    bus: Bus, session_id: str
-) -> None:
+async def test_invalid_message_does_not_end_a_subscription(bus: Bus, session_id: str) -> None:
     subject, heard = session_id.replace(" ", "-"), asyncio.Queue[str]()
 
     def hear(delivery: Delivery) -> None:
@@ -199,7 +193,7 @@ async def test_every_subscriber_hears_and_an_unreadable_message_ends_nothing(
         assert [await heard.get() for _ in range(2)] == [subject, subject]
 
 
-async def test_closing_answers_what_was_asked_before(nats_url: str, bus: Bus) -> None:
+async def test_close_awaits_requests_in_flight(nats_url: str, bus: Bus) -> None:
     async with Bus.connect(nats_url, "leaving") as leaving:
         await serve(leaving, "leaving.ask", echo)
         asks = [
@@ -210,7 +204,7 @@ async def test_closing_answers_what_was_asked_before(nats_url: str, bus: Bus) ->
     assert len(answers) == 20
 
 
-async def test_a_restarted_server_is_found_again(tmp_path: Path) -> None:
+async def test_bus_reconnects_to_a_restarted_server(tmp_path: Path) -> None:
     reconnected = asyncio.Event()
 
     async def again() -> None:
@@ -229,7 +223,7 @@ async def test_a_restarted_server_is_found_again(tmp_path: Path) -> None:
             assert (await bus.request("again.ask", Ask("x"), Answer)).text == "x"
 
 
-async def test_publishing_into_a_long_outage_loses_messages_and_nothing_else(
+async def test_publish_during_a_long_outage_only_drops_messages(
     tmp_path: Path,
 ) -> None:
     with running(nats_server(tmp_path)) as server:
@@ -242,7 +236,7 @@ async def test_publishing_into_a_long_outage_loses_messages_and_nothing_else(
                 await bus.publish("somewhere", Ask("x" * 64 * 1024))
 
 
-async def test_it_waits_for_a_server_that_comes_later(tmp_path: Path) -> None:
+async def test_connect_waits_for_a_server(tmp_path: Path) -> None:
     server = nats_server(tmp_path)
 
     async def connect() -> bool:
@@ -256,7 +250,7 @@ async def test_it_waits_for_a_server_that_comes_later(tmp_path: Path) -> None:
             assert await connecting
 
 
-async def test_a_connection_that_a_server_never_greeted_is_closed(tmp_path: Path) -> None:
+async def test_connection_without_server_info_is_closed(tmp_path: Path) -> None:
     closed = asyncio.Event()
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -276,7 +270,7 @@ async def test_a_connection_that_a_server_never_greeted_is_closed(tmp_path: Path
                     await asyncio.sleep(0.01)
 
 
-async def test_what_is_served_can_be_asked_at_once(nats_url: str, bus: Bus) -> None:
+async def test_endpoint_is_active_when_serve_returns(nats_url: str, bus: Bus) -> None:
     for n in range(100):
         async with Bus.connect(nats_url, "test") as other:
             await serve(other, f"at.once.{n}", refuse)
@@ -284,7 +278,7 @@ async def test_what_is_served_can_be_asked_at_once(nats_url: str, bus: Bus) -> N
                 await bus.request(f"at.once.{n}", Ask("x"), Answer)
 
 
-async def test_who_leaves_answers_what_was_on_its_way(nats_url: str, bus: Bus) -> None:
+async def test_closing_service_handles_delivered_requests(nats_url: str, bus: Bus) -> None:
     for n in range(30):
         async with Bus.connect(nats_url, "test") as other:
             await serve(other, f"on.its.way.{n}", refuse)
@@ -297,7 +291,7 @@ async def test_who_leaves_answers_what_was_on_its_way(nats_url: str, bus: Bus) -
         assert {type(answer) for answer in answers} <= {ServiceError, NoResponders}
 
 
-async def test_a_server_that_hangs_does_not_answer_and_is_not_lost_when_it_wakes(
+async def test_frozen_server_is_unresponsive_and_not_disconnected(
     tmp_path: Path,
 ) -> None:
     with running(nats_server(tmp_path)) as server:
@@ -316,7 +310,7 @@ async def test_a_server_that_hangs_does_not_answer_and_is_not_lost_when_it_wakes
 
 
 @pytest.mark.parametrize("request_", [b'{"text": "hi"}', b"nonsense"])
-async def test_nobody_makes_a_service_publish_where_he_may_not_himself(
+async def test_service_publishes_only_to_inboxes(
     bus: Bus, session_id: str, request_: bytes
 ) -> None:
     subject = session_id.replace(" ", "-")
@@ -338,7 +332,7 @@ async def test_nobody_makes_a_service_publish_where_he_may_not_himself(
     assert asked.is_set()
 
 
-async def test_caller_with_an_inbox_prefix_is_answered(nats_url: str, bus: Bus) -> None:
+async def test_caller_with_an_inbox_prefix_gets_a_reply(nats_url: str, bus: Bus) -> None:
     await serve(bus, "prefix.ask", echo)
     client = await nats.connect(nats_url, inbox_prefix="_INBOX_alice")
     answer = await client.request("prefix.ask", b'{"text":"x"}', timeout=5)
@@ -346,7 +340,7 @@ async def test_caller_with_an_inbox_prefix_is_answered(nats_url: str, bus: Bus) 
     assert msgspec.json.decode(answer.data, type=Answer) == Answer("x")
 
 
-async def test_request_dropped_for_its_reply_subject_is_logged(
+async def test_request_without_an_inbox_is_logged_once(
     bus: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
     await serve(bus, "dropped.ask", echo)
@@ -357,7 +351,7 @@ async def test_request_dropped_for_its_reply_subject_is_logged(
     assert "'dropped.ask': its reply subject 'some.where' is not an inbox" in record.message
 
 
-async def test_each_kind_of_lost_message_is_logged(
+async def test_dropped_message_is_logged_with_its_reason(
     bus: Bus, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bus, "_lost", RateLimitedLog(logging.getLogger("lost"), interval=0))
@@ -370,7 +364,7 @@ async def test_each_kind_of_lost_message_is_logged(
     assert await bus.is_responsive() and bus.seconds_since_reconnect == math.inf
 
 
-async def test_error_that_is_too_large_for_a_message_loses_no_connection(
+async def test_too_large_error_reply_keeps_the_connection(
     bus: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def refuse_at_length(subject: str, ask: Ask) -> Answer:
@@ -394,7 +388,7 @@ async def test_error_that_is_too_large_for_a_message_loses_no_connection(
         (b"", {"Nats-Service-Error-Code": "internal", "Retry-After": "soon"}),
     ],
 )
-async def test_unreadable_reply_of_a_service_does_not_blame_the_caller(
+async def test_invalid_reply_is_an_internal_error(
     bus: Bus, data: bytes, headers: dict[str, str] | None
 ) -> None:
     async def answer(message: Msg) -> None:

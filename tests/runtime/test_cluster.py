@@ -57,7 +57,7 @@ async def append(stream: Stream, text: str) -> None:
 
 
 @pytest.mark.timeout(60)
-async def test_what_was_acknowledged_is_there_after_the_death_of_the_streams_leader(
+async def test_acknowledged_record_survives_loss_of_the_leader(
     cluster: list[Server],
 ) -> None:
     async with Bus.connect(urls(cluster), "test") as bus:
@@ -72,7 +72,7 @@ async def test_what_was_acknowledged_is_there_after_the_death_of_the_streams_lea
 
 
 @pytest.mark.timeout(60)
-async def test_every_server_shows_what_another_has_just_acknowledged(
+async def test_every_server_reads_an_acknowledged_record(
     cluster: list[Server],
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -89,7 +89,7 @@ async def test_every_server_shows_what_another_has_just_acknowledged(
 
 
 @pytest.mark.timeout(60)
-async def test_a_stream_gets_its_replicas_later_and_keeps_them(cluster: list[Server]) -> None:
+async def test_replicas_can_be_raised_and_are_kept(cluster: list[Server]) -> None:
     async with Bus.connect(urls(cluster), "test") as bus:
         for asked, there in ((None, 1), (3, 3), (None, 3)):
             await ensured(bus, asked)
@@ -98,7 +98,7 @@ async def test_a_stream_gets_its_replicas_later_and_keeps_them(cluster: list[Ser
 
 
 @pytest.mark.timeout(60)
-async def test_a_server_that_is_frozen_is_left_for_another(cluster: list[Server]) -> None:
+async def test_client_leaves_a_frozen_server(cluster: list[Server]) -> None:
     async with Bus.connect(urls(cluster), "test") as bus:
         url = bus._client.connected_url
         assert url is not None

@@ -71,9 +71,7 @@ async def test_wrong_password_is_logged_without_it(
 
 
 @pytest.mark.parametrize("service", ["edge", "history"])
-def test_no_process_shows_the_passwords_of_servers_it_cannot_reach(
-    service: str, tmp_path: Path
-) -> None:
+def test_unreachable_server_is_logged_without_password(service: str, tmp_path: Path) -> None:
     settings = {
         "NATS_URL": "nats://u:hush-hush@127.0.0.1:9",
         "MONGODB_URI": "mongodb://u:hush-hush@127.0.0.1:9/",
@@ -107,7 +105,7 @@ BAD_ADDRESSES = [
 
 
 @pytest.mark.parametrize("name, value", BAD_ADDRESSES)
-def test_bad_address_ends_the_process_without_showing_it(
+def test_invalid_address_aborts_startup_without_showing_it(
     name: str, value: str, tmp_path: Path, nats_url: str
 ) -> None:
     environ = plain_environment() | {"NATS_URL": nats_url} | {name: value}
@@ -127,7 +125,7 @@ def with_tls(server: Server, certificates: Path) -> Server:
 
 
 @pytest.mark.parametrize("scheme", ["tls", "nats"])
-def test_tls_is_used_and_the_server_is_verified(
+def test_tls_verifies_the_server(
     scheme: str, certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On uvloop, like the services; `nats://` uses TLS if the server requires it."""
@@ -138,7 +136,7 @@ def test_tls_is_used_and_the_server_is_verified(
         assert uvloop.run(connects(url))
 
 
-async def test_tls_with_a_server_without_it_is_an_error(
+async def test_tls_url_rejects_a_server_without_tls(
     locked: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = f"127.0.0.1:{locked.port}"

@@ -34,7 +34,7 @@ async def test_full_inbox_keeps_the_oldest_messages(limits: InboxLimits, kept: l
         assert await taken(inbox) == kept
 
 
-async def test_empty_inbox_takes_a_message_of_any_size() -> None:
+async def test_empty_inbox_accepts_a_message_of_any_size() -> None:
     inbox = Inbox(InboxLimits(bytes=2))
     await inbox.put(message(b"large"))
     await inbox.put(message(b"x"))

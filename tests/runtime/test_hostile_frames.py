@@ -62,7 +62,7 @@ async def test_unparsable_messages_are_dropped_and_counted(
     assert "can't be parsed" in caplog.text and "\xff" not in caplog.text
 
 
-async def test_odd_messages_end_nothing(
+async def test_odd_messages_have_no_effect(
     server: Server, own_bus: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = asyncio.Queue[Delivery]()  # whose subscription a vertical tab could name
@@ -87,9 +87,7 @@ async def test_odd_messages_end_nothing(
     assert "Traceback" not in caplog.text and len(caplog.records) < 8
 
 
-async def test_log_record_that_nats_py_cannot_parse_is_delivered_once(
-    server: Server, own_bus: Bus
-) -> None:
+async def test_unparsable_log_record_is_delivered_once(server: Server, own_bus: Bus) -> None:
     stream = Stream(own_bus, "RECORDS")
     await stream.ensure("records.>", 2**20, 0)
     consumer = Consumer(own_bus, "RECORDS", "reader")
@@ -130,7 +128,7 @@ def reconnected(own_bus: Bus) -> asyncio.Event:
     return event
 
 
-async def test_client_reconnects_after_an_error_that_ends_the_connection(
+async def test_client_reconnects_after_a_fatal_server_error(
     own_bus: Bus, reconnected: asyncio.Event
 ) -> None:
     client = own_bus._client

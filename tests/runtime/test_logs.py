@@ -105,7 +105,7 @@ def test_credentials_in_urls_are_masked(
     assert "connecting to tls://***@host:4222" in log and "mongodb+srv://***@host/" in log
 
 
-def test_rate_limited_log_counts_what_it_leaves_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_rate_limited_log_counts_omitted_events(caplog: pytest.LogCaptureFixture) -> None:
     limited = RateLimitedLog(logging.getLogger("test"), interval=60)
     for number in range(100):
         limited.warning("event %d", number)

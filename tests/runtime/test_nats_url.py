@@ -58,7 +58,7 @@ def test_user_without_password_is_a_token() -> None:
         "nats://u:hush@hush,hush-hush@host",
     ],
 )
-def test_bad_value_is_refused_without_repeating_it(given: str) -> None:
+def test_invalid_url_is_rejected_without_quoting_it(given: str) -> None:
     with pytest.raises(InvalidSetting, match="NATS_URL can't be used") as error:
         parse_servers(given)
     chain = [error.value, error.value.__cause__ or "", error.value.__context__ or ""]

@@ -44,7 +44,7 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def test_a_signal_drains_it_and_it_exits_with_0() -> None:
+def test_signal_drains_and_exits_with_0() -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         process = start()
         process.send_signal(signum)
@@ -53,7 +53,7 @@ def test_a_signal_drains_it_and_it_exits_with_0() -> None:
         assert "Traceback" not in err
 
 
-def test_a_second_signal_ends_it_at_once() -> None:
+def test_second_signal_exits_at_once() -> None:
     process = start()
     process.send_signal(signal.SIGTERM)
     assert process.stdout is not None and process.stdout.readline() == "draining\n"
@@ -62,7 +62,7 @@ def test_a_second_signal_ends_it_at_once() -> None:
     assert (code != 0, out) == (True, "")
 
 
-def test_a_signal_while_it_starts_ends_it() -> None:
+def test_signal_during_startup_exits() -> None:
     process = start("print('starting', flush=True); await asyncio.sleep(60)")
     assert process.stdout is not None and process.stdout.readline() == "starting\n"
     process.send_signal(signal.SIGTERM)
@@ -70,7 +70,7 @@ def test_a_signal_while_it_starts_ends_it() -> None:
     assert (code, out) == (0, "draining\ndrained\n")
 
 
-def test_a_start_that_swallows_its_cancel_is_waited_for_and_then_drained() -> None:
+def test_startup_that_swallows_cancellation_is_drained() -> None:
     process = start(
         "print('starting', flush=True)\n"
         "    try: await asyncio.sleep(60)\n"
@@ -81,32 +81,32 @@ def test_a_start_that_swallows_its_cancel_is_waited_for_and_then_drained() -> No
     assert end(process)[:2] == (0, "up\ndraining\ndrained\n")
 
 
-def test_a_bad_setting_is_one_line_and_exit_code_2() -> None:
+def test_invalid_setting_exits_with_2_and_one_line() -> None:
     code, _, err = end(start("raise InvalidSetting('MODEL_CONTEXT is wrong')"))
     assert code == 2
     assert "MODEL_CONTEXT is wrong" in err and "Traceback" not in err
 
 
-def test_an_error_at_start_drains_what_was_opened_and_exits_with_1() -> None:
+def test_failed_startup_drains_and_exits_with_1() -> None:
     code, out, err = end(start("raise RuntimeError('no luck')"))
     assert (code, out) == (1, "draining\ndrained\n")
     assert "no luck" in err
 
 
-def test_the_death_of_what_it_needs_drains_it_and_exits_with_1() -> None:
+def test_failed_process_drains_and_exits_with_1() -> None:
     code, out, err = end(start("process.fail('the engine died')"))
     assert (code, out) == (1, "up\ndraining\ndrained\n")
     assert "the engine died" in err
 
 
-def test_json_log_stays_json_when_the_start_fails() -> None:
+def test_failed_startup_is_logged_as_json() -> None:
     code, _, err = end(start("raise RuntimeError('no\\nluck')", LOG_FORMAT="json"))
     lines = [json.loads(line) for line in err.splitlines()]
     assert code == 1 and {line["service"] for line in lines} == {"test"}
     assert "RuntimeError: no\nluck" in lines[0]["exception"]
 
 
-def test_invalid_log_format_ends_it_and_names_the_variable() -> None:
+def test_invalid_log_format_aborts_and_names_the_variable() -> None:
     code, out, err = end(start(LOG_FORMAT="xml"))
     assert (code, out) == (2, "")
     assert "LOG_FORMAT='xml' can't be used: Invalid enum value 'xml'" in err

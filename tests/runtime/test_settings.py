@@ -17,11 +17,11 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     chat_stop: tuple[str, ...] = ("User:",)
 
 
-def test_without_a_variable_the_default_holds() -> None:
+def test_missing_variable_means_the_default() -> None:
     assert load(Settings, {}) == Settings()
 
 
-def test_variables_are_converted_to_the_field_s_type() -> None:
+def test_variable_is_converted_to_the_type_of_its_field() -> None:
     settings = load(
         Settings,
         {"MODEL_CONTEXT": "4096", "CHAT_TEMPERATURE": "1", "CHAT_STOP": '["a", "\\n\\nb"]'},
@@ -31,7 +31,7 @@ def test_variables_are_converted_to_the_field_s_type() -> None:
     assert settings.chat_stop == ("a", "\n\nb")
 
 
-def test_an_empty_variable_means_the_default() -> None:
+def test_empty_variable_means_the_default() -> None:
     assert load(Settings, {"MODEL_CONTEXT": ""}).model_context == 2048
 
 
@@ -44,35 +44,33 @@ def test_an_empty_variable_means_the_default() -> None:
         ("CHAT_STOP", "User:", "it must be a JSON list"),
     ],
 )
-def test_a_bad_value_is_refused_by_name_and_reason(name: str, value: str, why: str) -> None:
+def test_invalid_value_is_rejected_by_name_and_reason(name: str, value: str, why: str) -> None:
     with pytest.raises(InvalidSetting, match=f"{name}='.*{why}"):
         load(Settings, {name: value})
 
 
-def test_a_text_may_begin_with_a_bracket() -> None:
+def test_text_may_start_with_a_bracket() -> None:
     assert load(Settings, {"MODEL_PATH": "[my] model.gguf"}).model_path == "[my] model.gguf"
     assert load(Settings, {"CHAT_STOP": ' ["a"]'}).chat_stop == ("a",)
 
 
-def test_what_no_request_may_ask_for_can_be_no_default_either() -> None:
+def test_invalid_request_parameter_is_no_valid_default() -> None:
     for name, value in (("CHAT_STOP", '[""]'), ("CHAT_MAX_TOKENS", "2000000")):
         with pytest.raises(InvalidSetting, match=name):
             load(InferenceSettings, {name: value})
 
 
-def test_a_misspelt_variable_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_misspelt_variable_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         load(Settings, {"MODEL_CONTEX": "1", "HOME": "/", "EDGE_SERVICE_HOST": "10.0.0.1"})
     assert caplog.messages == ["MODEL_CONTEX is not a setting: did you mean MODEL_CONTEXT?"]
 
 
-def test_what_kubernetes_injects_for_a_service_named_edge_is_passed_over() -> None:
+def test_port_injected_by_kubernetes_is_ignored() -> None:
     assert load(Settings, {"EDGE_PORT": "tcp://10.0.0.1:8002"}).edge_port == 8002
 
 
-def test_a_dotenv_file_is_read_and_the_environment_wins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_overrides_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text("MODEL_CONTEXT=512\nMODEL_PATH=from-file.gguf\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MODEL_CONTEXT", "1024")
@@ -81,7 +79,7 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_dotenv_file_of_windows_is_read(
+def test_dotenv_of_windows_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
     (tmp_path / ".env").write_bytes("MODEL_PATH=größe.gguf\r\nEDGE_PORT=1\r\n".encode(encoding))
@@ -105,7 +103,7 @@ def test_dotenv_in_another_encoding_is_an_error(
         load(Settings)
 
 
-def test_a_folder_in_the_place_of_dotenv_is_refused(
+def test_dotenv_that_is_a_folder_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".env").mkdir()
@@ -114,7 +112,7 @@ def test_a_folder_in_the_place_of_dotenv_is_refused(
         load(Settings)
 
 
-def test_invalid_dotenv_line_is_warned_about_once(
+def test_invalid_dotenv_line_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / ".env").write_text("# good\nEDGE_PORT=1\nexport MODEL_PATH=a\nEDGE_PORT: 2\n")
@@ -123,7 +121,7 @@ def test_invalid_dotenv_line_is_warned_about_once(
     assert caplog.messages == [".env, line 4 is not NAME=value: ignored"]
 
 
-def test_the_port_of_nats_moves_its_default_address() -> None:
+def test_nats_port_changes_the_default_url() -> None:
     assert load(Settings, {}).nats_url == "nats://127.0.0.1:4222"
     assert load(Settings, {"NATS_PORT": "14222"}).nats_url == "nats://127.0.0.1:14222"
     given = {"NATS_PORT": "14222", "NATS_URL": "nats://there:1 "}

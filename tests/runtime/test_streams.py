@@ -56,7 +56,7 @@ async def consumer(bus: Bus, stream: Stream) -> AsyncIterator[Consumer]:
     await consumer.close()
 
 
-async def test_what_an_operator_set_of_a_stream_stays(bus: Bus, stream: Stream) -> None:
+async def test_ensure_keeps_settings_of_an_operator(bus: Bus, stream: Stream) -> None:
     config = (await bus.jetstream.stream_info(stream.name)).config
     config.description, config.max_bytes = "by the operator", 3 * MEBIBYTE
     await bus.jetstream.update_stream(config)
@@ -69,7 +69,7 @@ async def test_what_an_operator_set_of_a_stream_stays(bus: Bus, stream: Stream) 
     )
 
 
-async def test_what_is_appended_can_be_read(stream: Stream) -> None:
+async def test_appended_message_is_readable(stream: Stream) -> None:
     seq, _ = await stream.append(f"{stream.name}.a", b"one", "id1", previous=0)
     stored = await stream.get(seq)
     assert stored is not None and stored == await stream.last(f"{stream.name}.a")
@@ -77,7 +77,7 @@ async def test_what_is_appended_can_be_read(stream: Stream) -> None:
     assert stored.time.tzinfo is not None
 
 
-async def test_appending_after_what_is_not_the_last_is_a_conflict(stream: Stream) -> None:
+async def test_append_with_a_wrong_last_sequence_is_a_conflict(stream: Stream) -> None:
     await stream.append(f"{stream.name}.a", b"one", "id1", previous=0)
     with pytest.raises(Conflict):
         await stream.append(f"{stream.name}.a", b"two", "id2", previous=0)
@@ -85,7 +85,7 @@ async def test_appending_after_what_is_not_the_last_is_a_conflict(stream: Stream
         await stream.append(f"{stream.name}.b", b"two", "id2", previous=1)
 
 
-async def test_each_subject_has_a_last_of_its_own(stream: Stream, append: Append) -> None:
+async def test_each_subject_has_its_own_last_message(stream: Stream, append: Append) -> None:
     first, second = await append("a", b"one"), await append("b", b"two")
     assert [
         stored.seq
@@ -94,30 +94,28 @@ async def test_each_subject_has_a_last_of_its_own(stream: Stream, append: Append
     ] == [first, second, second]
 
 
-async def test_a_repeated_message_id_is_stored_once(stream: Stream) -> None:
+async def test_message_with_a_repeated_id_is_stored_once(stream: Stream) -> None:
     first = await stream.append(f"{stream.name}.a", b"one", "id1", previous=0)
     again = await stream.append(f"{stream.name}.a", b"other", "id1", previous=first.seq)
     assert (first.is_new, again.is_new) == (True, False) and first.seq == again.seq
     assert (await stream.state()).messages == 1
 
 
-async def test_of_appends_at_once_one_wins(stream: Stream) -> None:
+async def test_one_of_concurrent_appends_succeeds(stream: Stream) -> None:
     appends = (stream.append(f"{stream.name}.a", b"x", f"id{n}", previous=0) for n in range(20))
     results = await asyncio.gather(*appends, return_exceptions=True)
     assert sum(isinstance(result, Conflict) for result in results) == 19
     assert (await stream.state()).messages == 1
 
 
-async def test_what_is_not_there_is_none(stream: Stream) -> None:
+async def test_missing_message_is_none(stream: Stream) -> None:
     assert await stream.get(7) is None
     assert await stream.last(f"{stream.name}.a") is None
     assert await stream.next(f"{stream.name}.a", 1) is None
     assert await stream.before(f"{stream.name}.a", 9) is None
 
 
-async def test_any_message_of_a_subject_can_be_searched_backwards(
-    stream: Stream, append: Append
-) -> None:
+async def test_before_finds_every_message_of_a_subject(stream: Stream, append: Append) -> None:
     pattern = [n % 7 == 3 or 40 < n < 45 for n in range(100)]
     rare = [await append("rare", b"") for n in pattern if n or not await append("often", b"")]
     found, seq = [], 101
@@ -126,7 +124,7 @@ async def test_any_message_of_a_subject_can_be_searched_backwards(
     assert found == rare[::-1]
 
 
-async def test_a_stream_that_is_there_is_brought_up_to_date(bus: Bus, stream: Stream) -> None:
+async def test_ensure_updates_an_existing_stream(bus: Bus, stream: Stream) -> None:
     await stream.append(f"{stream.name}.a", b"one", "id1", previous=0)
     await stream.ensure(f"{stream.name}.>", MEBIBYTE, 60)
     assert (await bus.jetstream.stream_info(stream.name)).config.max_age == 60
@@ -135,7 +133,7 @@ async def test_a_stream_that_is_there_is_brought_up_to_date(bus: Bus, stream: St
     assert await stream.get(1) is not None
 
 
-async def test_a_full_stream_drops_its_oldest_until_it_is_told_to_refuse(
+async def test_full_stream_drops_old_messages_or_rejects_new_ones(
     stream: Stream, append: Append
 ) -> None:
     for _ in range(20):
@@ -150,7 +148,7 @@ async def test_a_full_stream_drops_its_oldest_until_it_is_told_to_refuse(
     assert not (await stream.state()).drops_old
 
 
-async def test_what_is_gone_already_can_be_deleted(stream: Stream) -> None:
+async def test_delete_of_a_missing_message_has_no_effect(stream: Stream) -> None:
     subject = f"{stream.name}.a"
     first, _ = await stream.append(subject, b"1", "m1", 0)
     middle, _ = await stream.append(subject, b"2", "m2", first)
@@ -161,7 +159,7 @@ async def test_what_is_gone_already_can_be_deleted(stream: Stream) -> None:
     assert left is not None and left.seq == last and await stream.next(subject, 1) == left
 
 
-async def test_what_a_consumer_has_given_out_survives_a_delete_beside_it(
+async def test_delete_keeps_unacknowledged_messages(
     consumer: Consumer, stream: Stream, append: Append
 ) -> None:
     for data in (b"one", b"two", b"three", b"four"):
@@ -184,7 +182,7 @@ async def test_what_a_consumer_has_given_out_survives_a_delete_beside_it(
     assert (await stream.state()).first_seq == 3
 
 
-async def test_append_at_names_the_end_of_the_stream(stream: Stream) -> None:
+async def test_append_at_with_a_wrong_end_is_a_conflict(stream: Stream) -> None:
     first = await stream.append_at(f"{stream.name}.a", b"one", 0)
     for end in (0, first.seq + 1):
         with pytest.raises(Conflict):
@@ -192,7 +190,7 @@ async def test_append_at_names_the_end_of_the_stream(stream: Stream) -> None:
     await stream.append_at(f"{stream.name}.b", b"two", first.seq)
 
 
-async def test_a_stream_that_is_not_there_is_unavailable(bus: Bus) -> None:
+async def test_missing_stream_is_unavailable(bus: Bus) -> None:
     stream = Stream(bus, f"S{uuid4().hex}")
     with pytest.raises(StreamUnavailable):
         await stream.state()
@@ -200,7 +198,7 @@ async def test_a_stream_that_is_not_there_is_unavailable(bus: Bus) -> None:
         await stream.append("nobody.listens", b"", "id1", previous=0)
 
 
-async def test_a_bucket_is_written_by_compare_and_set(bus: Bus) -> None:
+async def test_bucket_is_written_by_compare_and_set(bus: Bus) -> None:
     bucket = Bucket(bus, f"B{uuid4().hex}")
     await bucket.ensure(ttl=0)
     assert await bucket.get("key") is None
@@ -214,14 +212,14 @@ async def test_a_bucket_is_written_by_compare_and_set(bus: Bus) -> None:
     assert value is not None and value.data == b"two"
 
 
-async def test_a_bucket_that_is_there_gets_another_ttl(bus: Bus) -> None:
+async def test_ensure_updates_the_ttl_of_a_bucket(bus: Bus) -> None:
     bucket = Bucket(bus, name := f"B{uuid4().hex}")
     for ttl in (0, 60, 0):
         await bucket.ensure(ttl)
         assert (await bus.jetstream.stream_info(f"KV_{name}")).config.max_age == ttl
 
 
-async def test_a_consumer_gives_each_message_until_it_is_acknowledged(
+async def test_consumer_redelivers_until_acknowledged(
     consumer: Consumer, stream: Stream, append: Append
 ) -> None:
     for data in (b"one", b"two", b"three"):
@@ -239,14 +237,14 @@ async def test_a_consumer_gives_each_message_until_it_is_acknowledged(
     assert (await consumer.floor(), await consumer.unacknowledged()) == (3, 0)
 
 
-async def test_what_a_consumer_has_not_been_given_is_counted(
+async def test_undelivered_message_counts_as_unacknowledged(
     consumer: Consumer, append: Append
 ) -> None:
     await append("a", b"one")
     assert (await consumer.floor(), await consumer.unacknowledged()) == (0, 1)
 
 
-async def test_a_consumer_goes_on_after_its_server_has_lost_all(tmp_path: Path) -> None:
+async def test_consumer_recovers_after_its_stream_was_lost(tmp_path: Path) -> None:
     with running(nats_server(tmp_path)) as server:
         async with Bus.connect(f"nats://127.0.0.1:{server.port}", "test") as bus:
             stream, consumer = Stream(bus, "S"), Consumer(bus, "S", "reader")
@@ -262,7 +260,7 @@ async def test_a_consumer_goes_on_after_its_server_has_lost_all(tmp_path: Path) 
             await consumer.close()
 
 
-async def test_a_bus_with_a_closed_consumer_closes_at_once(
+async def test_bus_with_a_closed_consumer_closes_at_once(
     nats_url: str, stream: Stream, append: Append
 ) -> None:
     async with Bus.connect(nats_url, "test") as bus:
@@ -276,7 +274,7 @@ async def test_a_bus_with_a_closed_consumer_closes_at_once(
     assert time.monotonic() - closing < 3
 
 
-async def test_consumer_that_was_deleted_during_an_update_is_made_anew(
+async def test_consumer_deleted_during_an_update_is_recreated(
     bus: Bus, stream: Stream, append: Append, nats_url: str
 ) -> None:
     async with Bus.connect(nats_url, "another") as other:
@@ -292,7 +290,7 @@ async def test_consumer_that_was_deleted_during_an_update_is_made_anew(
         await another.close()
 
 
-async def test_two_processes_create_a_consumer_with_a_start_time_at_once(
+async def test_processes_create_a_consumer_concurrently(
     bus: Bus, stream: Stream, append: Append
 ) -> None:
     since = datetime.now(UTC) - timedelta(days=1)

@@ -52,14 +52,14 @@ RUN apt-get update && apt-get install -y --no-install-recommends build-essential
 RUN python -m venv /venv
 # Build llama.cpp first, from its pin alone: this slow layer is rebuilt only for a new version.
 COPY --from=llama-cpp-pin /app/llama-cpp-python.txt .
-# Not for the CPU it is built on, but for any x86-64 with AVX2 (or any arm64): an image moves.
+# Images run on other CPUs: build for any x86-64 with AVX2, or any arm64.
 ARG CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF"
 RUN CMAKE_ARGS="${CMAKE_ARGS}" pip install --no-deps -r llama-cpp-python.txt
 COPY services/inference/requirements.txt .
 RUN pip install -r requirements.txt
 
 FROM base AS inference
-# llama.cpp's threads are OpenMP's
+# OpenMP, for llama.cpp's threads
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=inference-venv /venv /venv

@@ -1,6 +1,7 @@
 """
-docs/asyncapi.yaml from the types of services/contract, for who publishes to NATS with other tools;
---check only says if it is stale.
+Generate docs/asyncapi.yaml, which describes the bus, from the types of services/contract.
+
+`--check` only reports whether it is stale. Format: https://www.asyncapi.com/docs/reference
 """
 
 import json
@@ -17,88 +18,85 @@ from services.contract import history, messages, subjects, tokens
 from services.contract.version import VERSION
 
 PATH = Path("docs/asyncapi.yaml")
-HEAD = "# Made from services/contract by `just lock`: change the types, not this file.\n"
+HEAD = "# Generated from services/contract by `just lock`: change the types, not this file.\n"
 PARAMETERS = {
-    "tenant": "`_` without API keys, else the name of the key",
-    "request": "the request's id",
-    "attempt": "any token; each time that a request is sent has another",
-    "worker": "the id of a worker, as its reports tell it",
+    "tenant": "name of the API key, or `_` without API keys",
+    "request": "request id",
+    "attempt": "any token; every attempt at a request has another one",
+    "worker": "worker id, as in its reports",
     "session": "base64url of the session id, without padding",
 }
 T, R, W = "{tenant}", "{request}", "{worker}"
 
 
 class Channel(NamedTuple):
-    """
-    A subject, what is sent to it and what comes back; `is_told`: by the services, to whoever
-    listens.
-    """
+    """A subject, and the types of its messages and replies. `is_sent`: by services."""
 
     name: str
     subject: str
     summary: str
     message: Any
-    answer: Any = None
-    is_told: bool = False
+    reply: Any = None
+    is_sent: bool = False
 
 
 CHANNELS = (
-    Channel("ask", subjects.request(subjects.OPEN_TENANT), "Ask a worker, as the open tenant."
-            " Its events go to the reply subject, an inbox.",
+    Channel("chat", subjects.request(subjects.OPEN_TENANT),
+            "Chat request of the open tenant. Its events go to the reply subject, an inbox.",
             messages.ChatRequest, messages.StreamEvent),
-    Channel("askAsTenant", subjects.request(T), "The same, as a tenant.",
+    Channel("tenantChat", subjects.request(T), "Chat request of a tenant.",
             messages.ChatRequest, messages.StreamEvent),
-    Channel("askWorker", subjects.worker_request(W, T), "Ask one worker. The events go to the"
-            f" subject in the header {subjects.REPLY_HEADER}.",
+    Channel("workerChat", subjects.worker_request(W, T), "Chat request to one worker. Its events"
+            f" go to the subject in the header {subjects.REPLY_HEADER}.",
             messages.ChatRequest, messages.RequestAdmitted),
-    Channel("events", subjects.reply(T, R, "{attempt}"), "The events of an answer.",
-            messages.StreamEvent, is_told=True),
+    Channel("events", subjects.reply(T, R, "{attempt}"), "Events of an answer.",
+            messages.StreamEvent, is_sent=True),
     Channel("cancel", subjects.cancel(T, R), "End an answer.", messages.Cancel),
-    Channel("erased", subjects.erased(T), "A session was erased: workers forget its answers.",
-            messages.SessionErased, is_told=True),
-    Channel("replay", subjects.replay(T, R), "An answer again, from a character on.",
+    Channel("erased", subjects.erased(T), "A session was erased: workers drop its answers.",
+            messages.SessionErased, is_sent=True),
+    Channel("replay", subjects.replay(T, R), "Events of an answer again, from an offset on.",
             messages.ReplayRequest, messages.Replay),
-    Channel("replayOfWorker", subjects.worker_replay(W, T, R), "The same, of one worker.",
+    Channel("workerReplay", subjects.worker_replay(W, T, R), "The same from one worker.",
             messages.ReplayRequest, messages.Replay),
-    Channel("report", subjects.report(W), "How a worker is, once a second.",
-            messages.WorkerReport, is_told=True),
-    Channel("tokenize", subjects.tokenize(W), "A text as tokens.",
+    Channel("report", subjects.report(W), "State of a worker, once a second.",
+            messages.WorkerReport, is_sent=True),
+    Channel("tokenize", subjects.tokenize(W), "Tokenize a text.",
             tokens.TokenizeRequest, tokens.TokenizeReply),
-    Channel("detokenize", subjects.detokenize(W), "Tokens as text.",
+    Channel("detokenize", subjects.detokenize(W), "Turn tokens into text.",
             tokens.DetokenizeRequest, tokens.DetokenizeReply),
-    Channel("count", subjects.count(W), "The tokens that the prompt of a conversation has.",
+    Channel("count", subjects.count(W), "Count the tokens of a conversation's prompt.",
             messages.ChatRequest, tokens.TokenCount),
-    Channel("context", subjects.history("context", T), "What the model is shown of a session.",
+    Channel("context", subjects.history("context", T), "Exchanges of a session for its prompt.",
             history.ContextRequest, history.Context),
-    Channel("messages", subjects.history("messages", T), "The exchanges of a session, or of all.",
+    Channel("messages", subjects.history("messages", T), "Exchanges of a session, or of all.",
             history.MessagesRequest, history.ExchangePage),
-    Channel("sessions", subjects.history("sessions", T), "The sessions, the last active first.",
+    Channel("sessions", subjects.history("sessions", T), "Sessions, most recently active first.",
             history.SessionsRequest, history.SessionPage),
-    Channel("exchange", subjects.history("exchange", T), "One exchange, by its request's id.",
+    Channel("exchange", subjects.history("exchange", T), "One exchange by its request id.",
             history.ExchangeRequest, history.Exchange),
-    Channel("describe", subjects.history("describe", T), "A session's title and system prompt.",
+    Channel("describe", subjects.history("describe", T), "Set title and system prompt.",
             history.DescribeRequest, history.Session),
-    Channel("export", subjects.history("export", T), "Whole exchanges, the oldest first.",
+    Channel("export", subjects.history("export", T), "Complete exchanges, oldest first.",
             history.ExportRequest, history.ExportPage),
-    Channel("import", subjects.history("import", T), "Exchanges are put into a session.",
+    Channel("import", subjects.history("import", T), "Add exchanges to a session.",
             history.ImportRequest, messages.Empty),
-    Channel("clear", subjects.history("clear", T), "A session's context is forgotten.",
+    Channel("clear", subjects.history("clear", T), "Clear the context of a session.",
             history.ClearRequest, messages.Empty),
-    Channel("delete", subjects.history("delete", T), "A session is erased everywhere.",
+    Channel("delete", subjects.history("delete", T), "Erase a session everywhere.",
             history.DeleteRequest, messages.Empty),
-    Channel("historyStatus", subjects.HISTORY_STATUS, "How history is.",
+    Channel("historyStatus", subjects.HISTORY_STATUS, "State of history.",
             messages.Empty, history.HistoryStatus),
     Channel("historyAppendFailed", subjects.HISTORY_APPEND_FAILED,
             "An append failed: history probes the log.", messages.Empty),
     Channel("log", subjects.log(f"{T}.{{session}}"), "The log, a JetStream stream"
             f" {subjects.HISTORY_STREAM}. Only the services append to it.",
-            history.LogRecord, is_told=True),
+            history.LogRecord, is_sent=True),
 )  # fmt: skip
 
 
 def document() -> dict[str, Any]:
-    """AsyncAPI 3, as the services see it: what they receive and what they send."""
-    kinds = [kind for channel in CHANNELS for kind in (channel.message, channel.answer) if kind]
+    """Return the AsyncAPI 3 document, from the services' point of view."""
+    kinds = [kind for channel in CHANNELS for kind in (channel.message, channel.reply) if kind]
     schemas, components = msgspec.json.schema_components(
         kinds, ref_template="#/components/schemas/{name}"
     )
@@ -126,19 +124,19 @@ def _channels(channel: Channel, schema_of: dict[str, Any]) -> Iterator[tuple[str
             "messages": {"message": {"payload": schema_of[str(channel.message)]}},
         },
     )
-    if channel.answer:
-        answer = {"message": {"payload": schema_of[str(channel.answer)]}}
-        yield f"{channel.name}Answer", {"address": None, "messages": answer}
+    if channel.reply:
+        reply = {"message": {"payload": schema_of[str(channel.reply)]}}
+        yield f"{channel.name}Reply", {"address": None, "messages": reply}
 
 
 def _operation(channel: Channel) -> dict[str, Any]:
     operation: dict[str, Any] = {
-        "action": "send" if channel.is_told else "receive",
+        "action": "send" if channel.is_sent else "receive",
         "channel": {"$ref": f"#/channels/{channel.name}"},
         "summary": channel.summary,
     }
-    if channel.answer:
-        operation["reply"] = {"channel": {"$ref": f"#/channels/{channel.name}Answer"}}
+    if channel.reply:
+        operation["reply"] = {"channel": {"$ref": f"#/channels/{channel.name}Reply"}}
     return operation
 
 
@@ -147,7 +145,7 @@ def _names(subject: str) -> list[str]:
 
 
 def yaml(value: Any, indent: str = "") -> Iterator[str]:
-    """Lines of block style; what has no parts is JSON, which is YAML."""
+    """Yield lines in block style. Scalars are JSON, which is valid YAML."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from _entry(f"{indent}{_key(key)}:", item, indent)
@@ -171,9 +169,9 @@ def _key(key: str) -> str:
 
 
 _ABOUT = (
-    "The subjects and messages of docs/bus.md. A request that fails is answered with an empty"
-    " payload and the headers Nats-Service-Error-Code and Nats-Service-Error; one that nobody"
-    " answers with NATS's own status 503."
+    "Subjects and messages of the bus, explained in docs/bus.md. The reply to a request that failed"
+    " has no payload and the headers Nats-Service-Error-Code and Nats-Service-Error. A request"
+    " without a subscriber gets NATS's status 503."
 )
 
 

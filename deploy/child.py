@@ -1,5 +1,5 @@
 """
-python deploy/child.py PARENT COMMAND…: run COMMAND, and kill it when the process PARENT ends.
+Run a command, and kill it when a parent process ends: `python deploy/child.py PID COMMAND…`.
 
 `just up` starts its processes this way, so that none survives it, not even after `kill -9`.
 """
@@ -10,10 +10,10 @@ import signal
 import sys
 import time
 
-PR_SET_PDEATHSIG = (
-    1  # see prctl(2): survives exec; the signal comes when the thread that forked ends
-)
-LOOK_INTERVAL = 0.5  # seconds
+# https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html: it survives exec, and the
+# signal is sent when the thread that forked ends
+PR_SET_PDEATHSIG = 1
+POLL_INTERVAL = 0.5  # seconds
 
 
 def main(parent: int, command: list[str]) -> None:
@@ -21,18 +21,18 @@ def main(parent: int, command: list[str]) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
         watch_from_a_fork(parent)
-    if os.getppid() == parent:  # otherwise the parent ended before the watch began
+    if os.getppid() == parent:  # else it ended before it was watched
         os.execvp(command[0], command)
 
 
 def watch_from_a_fork(parent: int) -> None:
-    """Fork a process that kills this one after `parent` has ended. Works on any POSIX system."""
+    """Fork a process that kills this one after `parent` has ended. For any POSIX system."""
     me = os.getpid()
     if os.fork():
         return
     os.closerange(3, 256)  # the watcher must not hold the lock of .data
     while os.getppid() == me and is_alive(parent):
-        time.sleep(LOOK_INTERVAL)
+        time.sleep(POLL_INTERVAL)
     if os.getppid() == me:
         os.kill(me, signal.SIGKILL)
     os._exit(0)

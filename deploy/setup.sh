@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Gets what the project needs into .venv and .data/bin; does nothing that is done already.
+# Install what the project needs into .venv and .data, unless it is there already.
 #
 #   deploy/setup.sh uv            uv, from PATH or from PyPI
-#   deploy/setup.sh python …      .venv from uv.lock; the words after are uv's (--group dev)
+#   deploy/setup.sh python …      .venv from uv.lock; options are passed to uv (--group dev)
 #   deploy/setup.sh old-nats      the oldest supported nats-server, for tests
 #   deploy/setup.sh compose       docker-compose, to check docker-compose.yml
-#   deploy/setup.sh llama-source  llama.cpp as uv.lock's llama-cpp-python carries it: for tests and benchmarks
+#   deploy/setup.sh llama-source  the llama.cpp of llama-cpp-python, for tests and benchmarks
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=.data/bin
@@ -17,31 +17,31 @@ die() {
 }
 
 mkdir -p "$bin" 2>/dev/null && [ -w .data ] ||
-    die "The folder $PWD/.data can't be written. It stores downloads and the history: fix its permissions."
+    die "The folder $PWD/.data, for downloads and the history, can't be written: fix its permissions."
 
 get_uv() {
     local found
     found=$(uv --version 2>/dev/null | cut -d" " -f2) &&
         printf '%s\n' "0.9.0" "${found:-0}" | sort -V -C && return
     echo "getting uv"
-    python3 -m venv .data/uv || die "python3 can't make a virtual environment." \
+    python3 -m venv .data/uv || die "python3 can't create a virtual environment." \
         "On Debian or Ubuntu: apt install python3-venv. Or install uv yourself: https://docs.astral.sh/uv"
     .data/uv/bin/pip install --quiet uv==0.13.9
     ln -sf ../uv/bin/uv "$bin/uv"
 }
 
-# uv's own display hides the one step that takes minutes: the compiler's count is shown instead.
+# Compiling llama.cpp takes minutes, in which uv shows no progress: print the compiler's count.
 get_python() {
     get_uv
     if [ ! -d .venv ]; then
         command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null ||
-            die "llama.cpp is compiled here, and no C/C++ compiler was found." \
+            die "No C/C++ compiler was found, which llama.cpp needs." \
                 "On Debian or Ubuntu: apt install build-essential. On a Mac: xcode-select --install."
-        echo "making .venv; llama.cpp is compiled for this machine: 4 to 10 minutes on two cores, once"
+        echo "creating .venv and compiling llama.cpp for this machine, once: 4 to 10 minutes on two cores"
     fi
     uv sync --locked --inexact --all-extras "$@" --verbose 2>&1 | tee .data/setup.log | show_progress ||
         die "$(grep -E '^(error|  (×|╰|├))' .data/setup.log || tail -n 5 .data/setup.log)" \
-            "The environment could not be made; .data/setup.log has all of it."
+            "The environment could not be created: see .data/setup.log."
 }
 
 show_progress() {

@@ -118,7 +118,8 @@ def check_conversation_bytes(what: str, size: int) -> None:
     if size > MAX_CONVERSATION_BYTES:
         raise ServiceError(
             "payload_too_large",
-            f"The {what} has {size:,} bytes; the maximum is {MAX_CONVERSATION_BYTES:,}. Shorten it.",
+            f"The {what} has {size:,} bytes; the maximum is {MAX_CONVERSATION_BYTES:,}. Shorten"
+            " it.",
         )
 
 

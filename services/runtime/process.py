@@ -55,7 +55,7 @@ class Process:
             asyncio.get_running_loop().add_signal_handler(name, self.stop)
         try:
             if await self._start(start):
-                log.info("up")
+                log.info("started")
                 await self._stop.wait()
         except InvalidSetting as error:
             log.critical("%s", error)
@@ -87,9 +87,9 @@ class Process:
             async with asyncio.timeout(DRAIN_DEADLINE):
                 await self.stack.aclose()
         except TimeoutError:
-            log.error("not drained within %.0f s", DRAIN_DEADLINE)
+            log.error("drain exceeded its deadline of %.0f s", DRAIN_DEADLINE)
             self._exit_code = 1
-        log.info("bye")
+        log.info("stopped exit_code=%d", self._exit_code)
 
 
 def run(name: str, kind: type[S], serve: Callable[[Process, S], Awaitable[None]]) -> None:

@@ -4,15 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from deploy import lock
 from deploy.lock import locked
 from services.runtime.settings import InvalidSetting
 
 
 def test_lock_lasts_as_long_as_any_process_that_inherited_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(lock, "PATIENCE", 0.2)
     server_pid = tmp_path / "nats.pid"
     with locked(tmp_path, server_pid) as fd:
         server = subprocess.Popen(["sleep", "60"], pass_fds=[fd])
@@ -23,7 +21,7 @@ def test_lock_lasts_as_long_as_any_process_that_inherited_it(
     try:
         with (
             pytest.raises(InvalidSetting, match=f"`kill {server.pid}`"),
-            locked(tmp_path, server_pid),
+            locked(tmp_path, server_pid, deadline=0.2),
         ):
             pass
     finally:

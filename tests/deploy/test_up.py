@@ -1,4 +1,4 @@
-"""`just up`, as a person uses it: one command, Ctrl-C."""
+"""`just up` with real processes."""
 
 import fcntl
 import json
@@ -23,8 +23,8 @@ UP = (sys.executable, "-m", "deploy.up")
 
 class Up:
     """
-    `python -m deploy.up` in a folder of its own, so that the project's .data/ is left alone. `env`
-    is the text of its `.env`, `within` a command that runs another one.
+    `python -m deploy.up` in its own folder, with its own .data/. `env` is the text of its `.env`,
+    `within` a command that runs another one.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class Up:
         self.port = free_port()
         self.log = folder / f"up-{self.port}.log"
         ports = {"EDGE_PORT": str(self.port), "NATS_PORT": str(free_port())}
-        calm = {"MODEL_THREADS": "1"}  # more would spin on the cores of a busy machine
-        environ = plain_environment() | ports | calm | environ
+        one_thread = {"MODEL_THREADS": "1"}  # more would compete with other tests
+        environ = plain_environment() | ports | one_thread | environ
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*within, *UP],
@@ -57,12 +57,13 @@ class Up:
         assert self.process.poll() is None, f"it has ended:\n{self.log.read_text()[-2000:]}"
         return "ready: " in self.log.read_text()
 
-    def end(self) -> int:
+    def interrupt(self) -> int:
+        """Send Ctrl-C and return the exit code."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(60)
 
     def chat(self, prompt: str) -> str:
-        """The answer, or "" if it is missing or incomplete."""
+        """Return the answer, or "" if it is missing or incomplete."""
         url = f"http://127.0.0.1:{self.port}/chat"
         with suppress(httpx.TransportError):
             answer = httpx.post(url, json={"prompt": prompt, "temperature": 0}, timeout=20)
@@ -93,7 +94,7 @@ def is_running(pid: int) -> bool:
     return False
 
 
-def without_children(children: dict[str, int]) -> None:
+def wait_for_exit(children: dict[str, int]) -> None:
     wait_for(lambda: not any(map(is_running, children.values())), f"the end of {children}", 10)
 
 
@@ -109,7 +110,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     yield start
     for up in started:
         if up.process.poll() is None:
-            up.end()
+            up.interrupt()
 
 
 @pytest.fixture
@@ -123,10 +124,10 @@ def test_ctrl_c_ends_all_processes(up: Up) -> None:
     children = up.children()
     assert len(children) == 4
     os.kill(children["services.inference"], signal.SIGKILL)
-    wait_for(lambda: bool(up.chat("hello")), "an answer after the death of a part", 30)
-    assert up.end() == 130
+    wait_for(lambda: bool(up.chat("hello")), "an answer after a restart", 30)
+    assert up.interrupt() == 130
     log = up.log.read_text()
-    assert log.count(" bye") == 3 and "Traceback" not in log
+    assert log.count(" stopped exit_code=0") == 3 and "Traceback" not in log
     for pid in children.values():
         assert not Path(f"/proc/{pid}").exists()
 
@@ -144,7 +145,7 @@ def test_second_ctrl_c_kills_a_hanging_process(up: Up) -> None:
     children = up.children()
     os.kill(children["services.edge"], signal.SIGSTOP)
     up.process.send_signal(signal.SIGINT)
-    wait_for(lambda: "shutting down" in up.log.read_text(), "the first signal to be heard")
+    wait_for(lambda: "shutting down" in up.log.read_text(), "the first signal to be handled")
     up.process.send_signal(signal.SIGINT)
     up.process.wait(10)
     assert not any(Path(f"/proc/{pid}").exists() for pid in children.values())
@@ -220,10 +221,10 @@ def test_kill_9_leaves_no_process_and_loses_no_history(up: Up, start: Callable[.
     up.process.kill()
     up.process.wait()
     again = start()  # at once: it waits until they have ended
-    without_children(children)
+    wait_for_exit(children)
     again.wait_until_ready()
     assert "Ada" in again.chat("what is my name?")
-    assert again.end() == 130
+    assert again.interrupt() == 130
 
 
 def test_just_up_ends_when_its_parent_is_killed(start: Callable[..., Up]) -> None:
@@ -237,9 +238,9 @@ def test_just_up_ends_when_its_parent_is_killed(start: Callable[..., Up]) -> Non
     children = {str(pid): pid for pid in _children_of(up_pid)}
     up.process.kill()
     up.process.wait()
-    without_children(children | {"up": up_pid})
+    wait_for_exit(children | {"up": up_pid})
     log = up.log.read_text()
-    assert log.count(" bye") == 3 and "has ended" in log
+    assert log.count(" stopped exit_code=0") == 3 and "parent process has ended" in log
 
 
 def _children_of(pid: int) -> list[int]:
@@ -256,7 +257,7 @@ def test_nats_server_that_survived_is_named(tmp_path: Path) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         up = Up(tmp_path)
         assert up.process.wait(40) == 2
-    assert "stop it with `kill 4711`" in up.log.read_text().splitlines()[-1]
+    assert "Stop it with `kill 4711`" in up.log.read_text().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -276,6 +277,6 @@ def test_dotenv_problem_is_logged_once(start: Callable[..., Up]) -> None:
     up.wait_until_ready()
     status = httpx.get(f"http://127.0.0.1:{up.port}/status").json()
     assert status["workers"][0]["slots"] == 2
-    assert up.end() == 130
+    assert up.interrupt() == 130
     log = up.log.read_text()
     assert log.count(".env, line 2 is not NAME=value") == 1 and "dotenv" not in log.lower()

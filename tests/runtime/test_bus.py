@@ -50,7 +50,7 @@ async def test_requests_are_handled_concurrently(bus: Bus, session_id: str) -> N
     asks = [bus.request(subject, Ask(str(i)), Answer) for i in range(8)]
     answers = await asyncio.gather(*asks)
     assert [answer.text for answer in answers] == [str(i) for i in range(8)]
-    assert time.monotonic() - began < 8 * 0.2, "nats-py alone would run them one after another"
+    assert time.monotonic() - began < 8 * 0.2, "nats-py alone runs handlers one after another"
 
 
 async def test_slow_request_with_keep_alives_is_not_silent(bus: Bus, session_id: str) -> None:
@@ -65,12 +65,14 @@ async def test_slow_request_with_keep_alives_is_not_silent(bus: Bus, session_id:
     async with bus.inbox("_INBOX.signs") as signs:
         await bus.publish(subject, Ask("unsigned"), reply="_INBOX.signs")
         asking = asyncio.create_task(bus.request(subject, Ask("x"), Answer, 30, silence=0.2))
-        await asyncio.wait({asking}, timeout=1)  # five times as long
+        await asyncio.wait({asking}, timeout=1)  # five times the silence
         assert not asking.done()
         released.set()
         assert await asking == Answer("x")
         answer = await signs.next(5)
-        assert answer.data == msgspec.json.encode(Answer("unsigned")), "not asked for: no signs"
+        assert answer.data == msgspec.json.encode(Answer("unsigned")), (
+            "no keep-alive without a request for it"
+        )
 
 
 @pytest.mark.parametrize("wanted", ["nan", "0", "-1", "1e-9"])
@@ -232,7 +234,7 @@ async def test_publish_during_a_long_outage_only_drops_messages(
             async with asyncio.timeout(10):
                 while bus.connected:
                     await asyncio.sleep(0.01)
-            for _ in range(80):  # 5 MB, more than nats-py keeps
+            for _ in range(80):  # 5 MB, over nats-py's limit for pending data
                 await bus.publish("somewhere", Ask("x" * 64 * 1024))
 
 
@@ -254,7 +256,7 @@ async def test_connection_without_server_info_is_closed(tmp_path: Path) -> None:
     closed = asyncio.Event()
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        frozen.close()  # who tries again finds the real one
+        frozen.close()  # the next attempt reaches the real server
         await reader.read()
         closed.set()
         writer.close()
@@ -302,7 +304,7 @@ async def test_frozen_server_is_unresponsive_and_not_disconnected(
             await asyncio.sleep(0.05)
             assert not await bus.is_responsive()
             server.signal(signal.SIGCONT)
-            await asyncio.sleep(0.1)  # the late answer comes
+            await asyncio.sleep(0.1)  # the late PONG arrives
             assert await bus.is_responsive() and bus.seconds_since_reconnect == math.inf
             async with bus.inbox("a.b") as inbox:
                 await bus.publish("a.b", Ask("still heard"))
@@ -321,7 +323,7 @@ async def test_service_publishes_only_to_inboxes(
         return Answer(ask.text)
 
     await serve(bus, subject, answer)
-    elsewhere = f"elsewhere.{subject}"  # as $JS.API.STREAM.PURGE.HISTORY is
+    elsewhere = f"elsewhere.{subject}"  # stands for $JS.API.STREAM.PURGE.HISTORY
     async with bus.inbox(elsewhere) as inbox:
         await bus._client.publish(subject, request_, reply=elsewhere)
         await bus._client.publish(subject, request_)

@@ -1,4 +1,4 @@
-"""JetStream on a cluster of three servers, of which any one may be lost."""
+"""JetStream on a cluster of three servers, which tolerates the loss of any one."""
 
 import asyncio
 import signal
@@ -30,7 +30,7 @@ def urls(servers: list[Server]) -> str:
 
 
 async def ensured(bus: Bus, replicas: int | None) -> Stream:
-    """A cluster needs a second or two to choose its leader."""
+    """Create the stream, which fails until the cluster has elected its leader."""
     stream = Stream(bus, "TEST")
     async with asyncio.timeout(15):
         while True:
@@ -43,13 +43,13 @@ async def ensured(bus: Bus, replicas: int | None) -> Stream:
 
 
 async def append(stream: Stream, text: str) -> None:
-    """As the services do: tried again until the stream has acknowledged it."""
+    """Append, and retry until the stream has acknowledged it, as the services do."""
     async with asyncio.timeout(15):
         while True:
             try:
                 last = await stream.last(SUBJECT)
                 if last and last.data == text.encode():
-                    return  # acknowledged by a server that died before it said so
+                    return  # stored by a server that died before it acknowledged
                 await stream.append(SUBJECT, text.encode(), uuid4().hex, last.seq if last else 0)
                 return
             except StreamUnavailable:

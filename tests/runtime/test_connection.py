@@ -21,7 +21,7 @@ CA = "/CN=test CA"
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ca.pem, and with cert.pem and key.pem for 127.0.0.1 signed by that CA."""
+    """Return a folder with ca.pem, and cert.pem and key.pem for 127.0.0.1 signed by it."""
     folder = tmp_path_factory.mktemp("certificates")
     new = "openssl req -x509 -newkey rsa:2048 -nodes -days 2"
     for command in (
@@ -35,7 +35,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def locked(tmp_path: Path) -> Iterator[Server]:
-    """A server that requires user and password."""
+    """Return a server that requires a user and password."""
     (tmp_path / "auth.conf").write_text(f'authorization {{ user: "u", password: "{PASSWORD}" }}')
     server = nats_server(tmp_path)
     server.command[server.command.index("-c") + 1] = str(tmp_path / "auth.conf")
@@ -54,10 +54,9 @@ async def connects(url: str, seconds: float = 5) -> bool:
 async def test_percent_encoded_password_is_decoded(locked: Server) -> None:
     url = f"nats://u:{ENCODED}@127.0.0.1:{locked.port}"
     assert await connects(url)
-    assert await connects(f"nats://127.0.0.1:9,{url}"), "the password goes to all servers"
-    assert not await is_healthy(
-        "edge", "here", url, timeout=1
-    )  # it connects, but no service answers
+    assert await connects(f"nats://127.0.0.1:9,{url}"), "the password applies to all servers"
+    # it connects, but no service replies
+    assert not await is_healthy("edge", "here", url, timeout=1)
 
 
 async def test_wrong_password_is_logged_without_it(
@@ -128,10 +127,10 @@ def with_tls(server: Server, certificates: Path) -> Server:
 def test_tls_verifies_the_server(
     scheme: str, certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On uvloop, like the services; `nats://` uses TLS if the server requires it."""
+    """On uvloop, like the services. `nats://` uses TLS if the server requires it."""
     with running(with_tls(nats_server(tmp_path), certificates)) as server:
         url = f"{scheme}://127.0.0.1:{server.port}"
-        assert not uvloop.run(connects(url, seconds=1)), "its CA is not known"
+        assert not uvloop.run(connects(url, seconds=1)), "its CA is unknown"
         monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
         assert uvloop.run(connects(url))
 

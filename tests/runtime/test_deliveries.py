@@ -28,7 +28,7 @@ async def taken(inbox: Inbox) -> list[bytes]:
 )
 async def test_full_inbox_keeps_the_oldest_messages(limits: InboxLimits, kept: list[bytes]) -> None:
     inbox = Inbox(limits)
-    for _ in range(2):  # once it is empty, there is room again
+    for _ in range(2):  # an emptied inbox has room again
         for number in range(10):
             await inbox.put(message(b"%d" % number))
         assert await taken(inbox) == kept

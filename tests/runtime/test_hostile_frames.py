@@ -65,7 +65,7 @@ async def test_unparsable_messages_are_dropped_and_counted(
 async def test_odd_messages_have_no_effect(
     server: Server, own_bus: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
-    other = asyncio.Queue[Delivery]()  # whose subscription a vertical tab could name
+    other = asyncio.Queue[Delivery]()  # a vertical tab could inject into its subscription
     for _ in range(10):
         await own_bus.subscribe("other", other.put_nowait)
     heard = asyncio.Queue[Delivery]()
@@ -149,7 +149,7 @@ async def test_client_reconnects_after_its_read_loop_failed(
 
     monkeypatch.setattr(own_bus._client._ps, "parse", fail)
     await own_bus.publish("any", Ask("x"))
-    await own_bus.is_responsive()  # its PONG is what the parser fails at
+    await own_bus.is_responsive()  # the parser fails at its PONG
     async with asyncio.timeout(10):
         await reconnected.wait()
     assert await own_bus.is_responsive()

@@ -1,4 +1,4 @@
-"""Real processes: what a service's process does with signals, bad settings and its own death."""
+"""Signals, invalid settings and failures, with real processes."""
 
 import json
 import os

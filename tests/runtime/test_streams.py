@@ -28,7 +28,7 @@ def nats_url(
 
 @pytest.fixture
 async def stream(bus: Bus) -> AsyncIterator[Stream]:
-    """A stream of its own, whose subjects begin with its name."""
+    """Create a stream for the test, whose subjects start with its name."""
     stream = Stream(bus, f"S{uuid4().hex}")
     await stream.ensure(f"{stream.name}.>", MEBIBYTE, 0)
     yield stream
@@ -37,7 +37,7 @@ async def stream(bus: Bus) -> AsyncIterator[Stream]:
 
 @pytest.fixture
 def append(stream: Stream) -> Append:
-    """Appends after whatever is last."""
+    """Append after the last message of the subject."""
 
     async def append(subject: str, data: bytes) -> int:
         last = await stream.last(f"{stream.name}.{subject}")

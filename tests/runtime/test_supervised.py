@@ -10,7 +10,7 @@ LONG = 3600.0
 
 
 class Steps:
-    """Raises the given errors one at a time, then succeeds."""
+    """A step that raises the given errors one at a time, then succeeds."""
 
     def __init__(self, *failures: BaseException) -> None:
         self.failures = list(failures)

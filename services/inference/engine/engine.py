@@ -175,7 +175,7 @@ class Engine:
         try:
             results = self._backend.decode(step.chunks)
         except BackendError as error:
-            self._fail([each.sequence for each in step.scheduled], str(error))
+            self._fail([sequence for sequence, _ in step.scheduled], str(error))
             return
         self._commit(step, time.monotonic() - began)
         for (sequence, _), result in zip(step.scheduled, results, strict=True):

@@ -362,12 +362,8 @@ def _load(
     params.progress_callback = llama_cpp.llama_progress_callback(
         lambda share, _: on_progress(share)
     )
-    paths = [os.fsencode(file) for file in files]
-    if len(paths) == 1:
-        model = llama_cpp.llama_model_load_from_file(paths[0], params)
-    else:
-        named = (ctypes.c_char_p * len(paths))(*paths)
-        model = llama_cpp.llama_model_load_from_splits(named, len(paths), params)
+    paths = (ctypes.c_char_p * len(files))(*(os.fsencode(file) for file in files))
+    model = llama_cpp.llama_model_load_from_splits(paths, len(files), params)
     if not model:
         raise ModelError(
             f"{files[0]} can't be loaded ({_LOG.reason}). Check that the file is complete."

@@ -16,19 +16,14 @@ from services.inference.engine.scheduling.prefill_budget import PrefillBudget
 from services.inference.engine.scheduling.sequence import Sequence
 
 
-class ScheduledChunk(NamedTuple):
-    sequence: Sequence
-    chunk: Chunk
-
-
 class Step(NamedTuple):
-    scheduled: list[ScheduledChunk]  # sorted by slot
+    scheduled: list[tuple[Sequence, Chunk]]  # sorted by slot, as llama.cpp wants them
     is_prefill: bool  # else the next token of all streams of one adapter
     is_interleaved: bool = False  # prefill that keeps running streams waiting
 
     @property
     def chunks(self) -> list[Chunk]:
-        return [each.chunk for each in self.scheduled]
+        return [chunk for _, chunk in self.scheduled]
 
     @property
     def tokens(self) -> int:
@@ -170,7 +165,7 @@ class Scheduler:
         seconds = self.budget.prefill_seconds(tokens)
         return first in companions and seconds <= self._limits.max_hold_seconds
 
-    def _prefill(self, first: Sequence, max_tokens: int) -> list[ScheduledChunk]:
+    def _prefill(self, first: Sequence, max_tokens: int) -> list[tuple[Sequence, Chunk]]:
         """
         Schedule at most `max_tokens` tokens of `first` and maybe its neighbours. llama.cpp splits a
         batch where lengths differ, so shorter ones compute some of their last tokens again.
@@ -254,15 +249,6 @@ class AdapterRoundRobin:
         self._seconds_left -= seconds
 
 
-def _scheduled(sequences: list[Sequence], max_tokens: int) -> list[ScheduledChunk]:
-    """Schedule at most `max_tokens` tokens of each, sorted by slot as llama.cpp wants them."""
-    chunks = (ScheduledChunk(s, _chunk(s, max_tokens)) for s in sequences)
-    return sorted(chunks, key=lambda each: each.chunk.slot)
-
-
-def _chunk(sequence: Sequence, max_tokens: int) -> Chunk:
-    assert sequence.slot is not None
-    tokens = sequence.next_tokens(max_tokens)
-    is_last = sequence.computed_tokens + len(tokens) == sequence.length
-    sampler = sequence.sampler if is_last else None
-    return Chunk(sequence.slot, sequence.computed_tokens, tokens, sampler, sequence.adapter)
+def _scheduled(sequences: list[Sequence], max_tokens: int) -> list[tuple[Sequence, Chunk]]:
+    """Schedule at most `max_tokens` tokens of each sequence."""
+    return sorted(((s, s.next_chunk(max_tokens)) for s in sequences), key=lambda each: each[1].slot)

@@ -4,7 +4,7 @@ import time
 from dataclasses import InitVar, dataclass, field
 
 from services.contract.messages import Sampling, Timings, Usage
-from services.inference.engine.backend import Sampler
+from services.inference.engine.backend import Chunk, Sampler
 from services.inference.engine.kv_cache import prefix
 from services.inference.engine.kv_cache.slots import cache_owner
 from services.inference.engine.output.generated_text import GeneratedText
@@ -80,8 +80,15 @@ class Sequence:
         """Tokens that may still be generated."""
         return (self.sampling.max_tokens or 0) - len(self.generated)
 
-    def next_tokens(self, max_tokens: int) -> list[int]:
-        """Return the next at most `max_tokens` tokens to compute."""
+    def next_chunk(self, max_tokens: int) -> Chunk:
+        """Return the next at most `max_tokens` tokens to compute; it must have a slot."""
+        assert self.slot is not None
+        start = self.computed_tokens
+        tokens = self._next_tokens(max_tokens)
+        sampler = self.sampler if start + len(tokens) == self.length else None
+        return Chunk(self.slot, start, tokens, sampler, self.adapter)
+
+    def _next_tokens(self, max_tokens: int) -> list[int]:
         if self.is_prefilled:
             return self.generated[-1:]
         if self.is_deterministic:

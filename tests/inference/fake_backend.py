@@ -1,4 +1,4 @@
-"""A model whose answers are written down, a token per byte; it checks what each slot holds."""
+"""A backend with scripted answers and a token per byte, which checks what the engine does."""
 
 import time
 from collections.abc import Sequence
@@ -19,27 +19,27 @@ from services.inference.engine.sampling import constraints
 from services.inference.engine.sampling.grammar import Vocabulary
 
 END = 256
-NAN = 0  # where an answer has this byte, the model computes no numbers
+NAN = 0  # for this byte of an answer, the logits are invalid
 VOCABULARY = Vocabulary([*(bytes([byte]) for byte in range(256)), b""], frozenset([END]))
 
 
 class Script:
     """
-    The sampler of one sequence: says the answer that belongs to its prompt, then ends; by a
-    grammar, as far as it is right.
+    The sampler of one sequence. It emits the answer to its prompt and ends; with a grammar, it
+    fails at the first token that the grammar forbids.
     """
 
     def __init__(self, sampling: Sampling, call: str | None = None) -> None:
         constraints.check_logit_bias(sampling, VOCABULARY)
         self.grammar = constraints.compile_grammar(sampling, call, VOCABULARY)
-        self.said: list[int] = []
+        self.emitted: list[int] = []
         self.answer: list[int] | None = None
         self.closed = False
 
     def begin(self, answer: list[int]) -> None:
-        said = len(self.said)
-        assert answer[:said] == self.said, "what goes on is what was said"
-        self.answer = answer[said:]
+        count = len(self.emitted)
+        assert answer[:count] == self.emitted, "a resumed answer starts with other tokens"
+        self.answer = answer[count:]
 
     def choose(self) -> SampleResult:
         assert self.answer is not None
@@ -48,7 +48,7 @@ class Script:
         return self.accept(self.answer.pop(0))
 
     def accept(self, token: int) -> SampledToken | ConstraintFailure:
-        self.said.append(token)
+        self.emitted.append(token)
         if self.grammar is None:
             return SampledToken(token)
         if not self.grammar.allows(token):
@@ -57,7 +57,7 @@ class Script:
         return SampledToken(token, is_last=self.grammar.is_finished, is_constrained=True)
 
     def close(self) -> None:
-        assert not self.closed, "a sampler is closed once"
+        assert not self.closed, "a sampler is closed twice"
         self.closed = True
 
 
@@ -72,8 +72,8 @@ class FakeState(NamedTuple):
 
 class FakeBackend:
     """
-    `answers` maps the end of a prompt to what is said, in capitals with an adapter, and NAN where
-    the model fails for this sequence alone; `fails` makes the next step fail.
+    `answers` maps the end of a prompt to its answer, which is upper-cased with an adapter, and in
+    which NAN makes this sequence fail. Set `fails` to make the next step fail.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class FakeBackend:
         self.on_gpu = False
         self.vocabulary_size = len(VOCABULARY)
         self.cells: dict[int, list[int]] = {}
-        self.adapters: dict[int, int] = {}  # that the cells of a slot were computed with
+        self.adapters: dict[int, int] = {}  # by slot
         self.computed = 0  # tokens, over all steps
-        self.restored = 0  # tokens of states
+        self.restored = 0  # tokens, over all states
         self.saved = 0  # states
         self.steps: list[list[Chunk]] = []
         self.samplers: list[Script] = []
@@ -116,16 +116,16 @@ class FakeBackend:
             raise BackendError("scripted")
         time.sleep(self._step_seconds)
         self.steps.append(list(chunks))
-        assert len({chunk.adapter for chunk in chunks}) == 1, "a step has one adapter"
-        assert len({len(chunk.tokens) for chunk in chunks}) == 1, "its chunks have one length"
+        assert len({chunk.adapter for chunk in chunks}) == 1, "adapters differ"
+        assert len({len(chunk.tokens) for chunk in chunks}) == 1, "chunk lengths differ"
         slots = [chunk.slot for chunk in chunks]
-        assert slots == sorted(slots), "they stand in the order of their slots"
+        assert slots == sorted(slots), "chunks are not sorted by slot"
         return [self._compute(chunk) for chunk in chunks]
 
     def truncate(self, slot: int, length: int) -> bool:
-        held = self.cells.get(slot, [])
-        assert length <= len(held), "only what is held can be kept"
-        self.cells[slot] = held[:length]
+        tokens = self.cells.get(slot, [])
+        assert length <= len(tokens), "the slot has fewer tokens"
+        self.cells[slot] = tokens[:length]
         return True
 
     def length(self, slot: int) -> int:
@@ -146,22 +146,21 @@ class FakeBackend:
         self.closed = True
 
     def _compute(self, chunk: Chunk) -> SampleResult | None:
-        held = self.cells.setdefault(chunk.slot, [])
-        assert chunk.position == len(held), "a sequence has no gaps and computes nothing twice"
-        assert chunk.tokens, "a chunk is never empty"
-        if not held:
+        tokens = self.cells.setdefault(chunk.slot, [])
+        assert chunk.position == len(tokens), "a chunk leaves a gap or computes tokens twice"
+        assert chunk.tokens, "a chunk is empty"
+        if not tokens:
             self.adapters[chunk.slot] = chunk.adapter
-        computed_with = self.adapters.get(chunk.slot, 0)
-        assert chunk.adapter == computed_with, "a sequence has one adapter"
-        held.extend(chunk.tokens)
+        assert chunk.adapter == self.adapters.get(chunk.slot, 0), "a sequence changes its adapter"
+        tokens.extend(chunk.tokens)
         self.computed += len(chunk.tokens)
         if chunk.sampler is None:
             return None
         assert isinstance(chunk.sampler, Script)
         if chunk.sampler.answer is None:
-            prompt = held[: len(held) - len(chunk.sampler.said)]
-            said = self._answer_to(b"".join(map(self.piece, prompt)))
-            chunk.sampler.begin([*(bytes(said).upper() if chunk.adapter else said), END])
+            prompt = tokens[: len(tokens) - len(chunk.sampler.emitted)]
+            answer = self._answer_to(b"".join(map(self.piece, prompt)))
+            chunk.sampler.begin([*(bytes(answer).upper() if chunk.adapter else answer), END])
         return chunk.sampler.choose()
 
     def _answer_to(self, prompt: bytes) -> Sequence[int]:

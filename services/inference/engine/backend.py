@@ -86,7 +86,7 @@ class Backend(Protocol):
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """
-        Return the tokens of at most `text_splitting.MAX_CHARS` characters; `Tokenizer` accepts
+        Return the tokens of at most `tokenizer.MAX_PART_CHARS` characters; `Tokenizer` accepts
         texts of any length. With `special`, text such as `<|im_end|>` becomes a control token.
         """
 

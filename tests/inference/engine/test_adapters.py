@@ -99,7 +99,7 @@ def test_adapters_share_no_prefix_but_reuse_their_own(llama: Llama, answers: Ans
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "another width": (lambda path: write_lora(path, width=128), "incorrect shape"),
     "another architecture": (
-        lambda path: write_lora(path, more={"general.architecture": "gpt2"}),
+        lambda path: write_lora(path, metadata={"general.architecture": "gpt2"}),
         "arch mismatch",
     ),
     "a model": (lambda path: path.write_bytes(DEMO.read_bytes()), "to be 'adapter', but got"),
@@ -110,7 +110,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no GGUF": (lambda path: path.write_bytes(b"PK\3\4 a zip file"), "magic"),
     "an empty file": (lambda path: path.touch(), "magic"),
     "an activated LoRA": (
-        lambda path: write_lora(path, more={"adapter.alora.invocation_tokens": (5, 6)}),
+        lambda path: write_lora(path, metadata={"adapter.alora.invocation_tokens": (5, 6)}),
         "activated LoRA .* not supported: train a plain LoRA",
     ),
 }

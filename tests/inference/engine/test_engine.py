@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from services.contract.messages import Sampling
 from services.inference.engine.backend import ComputeFailure, ConstraintFailure
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
-from services.inference.engine.kv_cache import prefix
 from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
 from services.inference.engine.output.generated_text import TextChunk
 from services.inference.engine.scheduling.limits import SchedulerLimits
@@ -18,25 +17,26 @@ End = Finished | ComputeFailure | ConstraintFailure
 LONG = {"long": b"".join(b"%d " % number for number in range(300))[:900], "hi": b"hello"}
 
 
-class Run:
+class EngineRun:
     """An engine over a scripted backend, and its outputs."""
 
     def __init__(self, backend: FakeBackend, parallel: int) -> None:
         self.died = False
         self._backend = backend
         self._outputs: queue.SimpleQueue[tuple[str, Output]] = queue.SimpleQueue()
-        self.engine = Engine(backend, parallel, 10_000, self._take, self._die, limits=FAST)
+        self.engine = Engine(backend, parallel, 10_000, self._collect, self._die, limits=FAST)
 
-    def ask(self, prompt: str, key: str = "a", adapter: int = 0, **sampling: object) -> None:
+    def submit(self, prompt: str, key: str = "a", adapter: int = 0, **sampling: object) -> None:
         filled = Sampling(**({"max_tokens": 100} | sampling))  # type: ignore[arg-type]
         sampler = self._backend.sampler(filled)
         self.engine.submit(Sequence(key, list(prompt.encode()), filled, sampler, adapter))
 
     def until(self, done: Callable[[str, Output], bool]) -> list[tuple[str, Output]]:
-        seen: list[tuple[str, Output]] = []
-        while not seen or not done(*seen[-1]):
-            seen.append(self._outputs.get(timeout=5))
-        return seen
+        """Return the outputs up to the first one that is `done`."""
+        outputs: list[tuple[str, Output]] = []
+        while not outputs or not done(*outputs[-1]):
+            outputs.append(self._outputs.get(timeout=5))
+        return outputs
 
     def drain(self) -> list[tuple[str, Output]]:
         return [self._outputs.get() for _ in range(self._outputs.qsize())]
@@ -49,7 +49,7 @@ class Run:
         assert isinstance(end, End)
         return text, end
 
-    def _take(self, outputs: list[tuple[str, Output]]) -> None:
+    def _collect(self, outputs: list[tuple[str, Output]]) -> None:
         for output in outputs:
             self._outputs.put(output)
 
@@ -58,13 +58,12 @@ class Run:
 
 
 @contextmanager
-def running(backend: FakeBackend, parallel: int = 2) -> Iterator[Run]:
-    run = Run(backend, parallel)
+def running(backend: FakeBackend, parallel: int = 2) -> Iterator[EngineRun]:
+    run = EngineRun(backend, parallel)
     run.engine.start()
     yield run
     run.engine.close()
-    assert not run.died
-    run.engine._scheduler.check_invariants()
+    assert not run.died, "an invariant of the engine is broken"
     assert all(sampler.closed for sampler in backend.samplers)
 
 
@@ -73,7 +72,7 @@ def test_gpu_step_overhead_is_measured_before_first_answer() -> None:
     backend.on_gpu = True
     with running(backend, parallel=4) as run:
         for key in "abc":
-            run.ask("hi", key)
+            run.submit("hi", key)
         assert run.finish("c")[0] == "hello"
     prompts = [len(step) for step in backend.steps if len(step[0].tokens) == len("hi")]
     assert 1 < max(prompts) <= 3, "prompts are prefilled in one step"
@@ -81,7 +80,7 @@ def test_gpu_step_overhead_is_measured_before_first_answer() -> None:
 
 def test_answer_is_complete_and_ends_with_stop() -> None:
     with running(FakeBackend({"hi": b"hello"})) as run:
-        run.ask("hi")
+        run.submit("hi")
         text, end = run.finish()
         assert text == "hello"
         assert isinstance(end, Finished)
@@ -90,7 +89,7 @@ def test_answer_is_complete_and_ends_with_stop() -> None:
 
 def test_outputs_start_with_counts_and_chunks_have_offsets() -> None:
     with running(FakeBackend({"hi": "né".encode()})) as run:
-        run.ask("hi")
+        run.submit("hi")
         outputs = [o for _, o in run.until(lambda _, o: isinstance(o, Finished))]
         assert outputs[:3] == [
             PrefillStarted(2, 0),
@@ -101,65 +100,65 @@ def test_outputs_start_with_counts_and_chunks_have_offsets() -> None:
 
 def test_max_tokens_ends_answer_with_length() -> None:
     with running(FakeBackend({"hi": b"hello"})) as run:
-        run.ask("hi", max_tokens=3)
+        run.submit("hi", max_tokens=3)
         text, end = run.finish()
         assert text == "hel" and isinstance(end, Finished) and end.reason == "length"
 
 
 def test_full_context_window_ends_answer_with_length() -> None:
     with running(FakeBackend({"hi": b"x" * 100}, context=12)) as run:
-        run.ask("hi")
+        run.submit("hi")
         text, end = run.finish()
         assert text == "x" * 10 and isinstance(end, Finished) and end.reason == "length"
 
 
 def test_stop_string_ends_answer_and_is_not_emitted() -> None:
     with running(FakeBackend({"hi": b"fine\nUser: and on"})) as run:
-        run.ask("hi", stop=("\nUser:",))
+        run.submit("hi", stop=("\nUser:",))
         text, end = run.finish()
         assert text == "fine" and isinstance(end, Finished) and end.reason == "stop"
 
 
 def test_partial_stop_string_is_emitted_at_the_end() -> None:
     with running(FakeBackend({"hi": b"fine\nUse"})) as run:
-        run.ask("hi", stop=("\nUser:",))
+        run.submit("hi", stop=("\nUser:",))
         assert run.finish()[0] == "fine\nUse"
 
 
 def test_partial_stop_string_is_dropped_at_max_tokens() -> None:
     with running(FakeBackend({"hi": b"fine\nUser: me"})) as run:
-        run.ask("hi", stop=("\nUser:",), max_tokens=8)
+        run.submit("hi", stop=("\nUser:",), max_tokens=8)
         text, end = run.finish()
         assert text == "fine" and isinstance(end, Finished) and end.reason == "length"
 
 
 def test_repetition_loop_ends_answer_with_loop() -> None:
     with running(FakeBackend({"hi": b"so " * 200})) as run:
-        run.ask("hi", max_tokens=600)
+        run.submit("hi", max_tokens=600)
         text, end = run.finish()
         assert text == ("so " * 43)[:128] and isinstance(end, Finished) and end.reason == "loop"
 
 
 def test_end_of_grammar_ends_answer_with_stop() -> None:
     with running(FakeBackend({"hi": b"yes, and on"})) as run:
-        run.ask("hi", grammar='root ::= "yes"', stop=("s and",))
+        run.submit("hi", grammar='root ::= "yes"', stop=("s and",))
         text, end = run.finish()
         assert text == "yes" and isinstance(end, Finished) and end.reason == "stop"
 
 
 def test_constraint_failure_ends_only_its_own_answer() -> None:
     with running(FakeBackend({"no": b"yes or no", "hi": b"hello"})) as run:
-        run.ask("no", grammar='root ::= "yes" [0-9]')
+        run.submit("no", grammar='root ::= "yes" [0-9]')
         assert run.finish() == ("yes", ConstraintFailure("scripted"))
-        run.ask("hi", key="b")
+        run.submit("hi", key="b")
         assert run.finish("b")[0] == "hello"
 
 
 def test_eight_sequences_are_decoded_in_one_batch() -> None:
     backend = FakeBackend({f"q{i}": f"answer {i}".encode() for i in range(8)})
-    run = Run(backend, parallel=8)
+    run = EngineRun(backend, parallel=8)
     for i in range(8):
-        run.ask(f"q{i}", key=str(i))
+        run.submit(f"q{i}", key=str(i))
     texts = dict.fromkeys("01234567", "")
     while len(backend.steps) < 8 + 8:
         run.engine.step()
@@ -171,19 +170,19 @@ def test_eight_sequences_are_decoded_in_one_batch() -> None:
 
 def test_cancel_frees_slot_at_next_step() -> None:
     with running(FakeBackend(LONG, step_seconds=0.001), parallel=1) as run:
-        run.ask("long", max_tokens=900)
+        run.submit("long", max_tokens=900)
         run.until(lambda _, o: isinstance(o, TextChunk))
         run.engine.cancel("a")
         text, end = run.finish()
         assert isinstance(end, Finished) and end.reason == "cancelled" and len(text) < 900
-        run.ask("hi", key="b")
+        run.submit("hi", key="b")
         assert run.finish("b")[0] == "hello"
 
 
 def test_cancel_in_the_queue_ends_waiting_sequence() -> None:
     with running(FakeBackend(LONG, step_seconds=0.001), parallel=1) as run:
-        run.ask("long", max_tokens=900)
-        run.ask("hi", key="b")
+        run.submit("long", max_tokens=900)
+        run.submit("hi", key="b")
         run.engine.cancel("b")
         text, end = run.finish("b")
         assert text == "" and isinstance(end, Finished) and end.reason == "cancelled"
@@ -194,7 +193,7 @@ def test_cancel_in_the_queue_ends_waiting_sequence() -> None:
 def test_cancel_of_unknown_key_does_nothing() -> None:
     with running(FakeBackend({"hi": b"hello"})) as run:
         run.engine.cancel("a")
-        run.ask("hi")
+        run.submit("hi")
         assert run.finish()[0] == "hello"
         run.engine.cancel("a")
 
@@ -202,10 +201,10 @@ def test_cancel_of_unknown_key_does_nothing() -> None:
 def test_next_turn_computes_only_new_tokens() -> None:
     backend = FakeBackend({"hi": b"hello", "hihello?": b"yes"})
     with running(backend) as run:
-        run.ask("hi")
+        run.submit("hi")
         run.finish()
         before = backend.computed
-        run.ask("hihello?", key="b")
+        run.submit("hihello?", key="b")
         assert run.finish("b")[0] == "yes"
         assert backend.computed - before == len("?") + len("yes")
 
@@ -214,58 +213,57 @@ def test_failed_step_ends_its_sequences_not_the_engine() -> None:
     backend = FakeBackend({"hi": b"hello"})
     with running(backend) as run:
         backend.fails = True
-        run.ask("hi")
+        run.submit("hi")
         text, end = run.finish()
         assert text == "" and end == ComputeFailure("scripted")
-        run.ask("hi", key="b")
+        run.submit("hi", key="b")
         assert run.finish("b")[0] == "hello"
 
 
 def test_invalid_logits_fail_one_answer_and_clear_its_slot() -> None:
-    backend = FakeBackend({"bad": b"so\0", "long": b"x" * 90})
-    with running(backend) as run:
-        run.ask("long", key="b")
-        run.ask("bad")
+    with running(FakeBackend({"bad": b"so\0", "badso": b"fine", "long": b"x" * 90})) as run:
+        run.submit("long", key="b")
+        run.submit("bad")
         assert run.finish() == ("so", ComputeFailure("scripted"))
         text, end = run.finish("b")
         assert text.endswith("x") and isinstance(end, Finished) and end.reason == "stop"
-        backend._answers["badso"] = b"fine"
-        run.ask("badso")
-        assert run.finish()[0] == "fine", "its slot was cleared"
-        assert run.engine._slots.cached_length(prefix.pack(0, list(b"bads"))) == 4
+        run.submit("badso")
+        outputs = run.until(lambda _, o: isinstance(o, Finished))
+        assert outputs[0] == ("a", PrefillStarted(5, cached_tokens=0))
+        assert "".join(o.text for _, o in outputs if isinstance(o, TextChunk)) == "fine"
 
 
 def test_adapters_generate_their_own_answers_concurrently() -> None:
     with running(FakeBackend({"long": b"x" * 90}, step_seconds=0.001), parallel=4) as run:
         for key, adapter in (("a", 0), ("b", 1), ("c", 0), ("d", 2)):
-            run.ask("long", key, adapter)
+            run.submit("long", key, adapter)
         texts = dict.fromkeys("abcd", "")
-        ended: set[str] = set()
-        while len(ended) < 4:
+        finished: set[str] = set()
+        while len(finished) < 4:
             ((key, output),) = run.until(lambda *_: True)
             texts[key] += output.text if isinstance(output, TextChunk) else ""
-            ended |= {key} if isinstance(output, Finished) else set()
-    small, large = "x" * 90, "X" * 90
-    assert texts == {"a": small, "b": large, "c": small, "d": large}
+            finished |= {key} if isinstance(output, Finished) else set()
+    lower, upper = "x" * 90, "X" * 90
+    assert texts == {"a": lower, "b": upper, "c": lower, "d": upper}
 
 
 def test_failed_step_of_one_adapter_leaves_others_usable() -> None:
     backend = FakeBackend({"hi": b"hello"})
     with running(backend) as run:
         backend.fails = True
-        run.ask("hi", adapter=1)
+        run.submit("hi", adapter=1)
         assert run.finish()[1] == ComputeFailure("scripted")
-        run.ask("hi", "b", adapter=2)
+        run.submit("hi", "b", adapter=2)
         assert run.finish("b")[0] == "HELLO"
-        run.ask("hi", "c")
+        run.submit("hi", "c")
         assert run.finish("c")[0] == "hello"
 
 
 def test_cancel_of_adapters_only_stream_passes_the_turn() -> None:
     with running(FakeBackend(LONG, step_seconds=0.001)) as run:
-        run.ask("long", "a", adapter=1, max_tokens=900)
+        run.submit("long", "a", adapter=1, max_tokens=900)
         run.until(lambda key, output: isinstance(output, TextChunk))
-        run.ask("hi", "b")
+        run.submit("hi", "b")
         run.engine.cancel("a")
         text, end = run.finish("b")
         assert text == "hello" and isinstance(end, Finished)
@@ -273,11 +271,11 @@ def test_cancel_of_adapters_only_stream_passes_the_turn() -> None:
 
 def test_pending_text_is_emitted_before_prefill() -> None:
     backend = FakeBackend({"long": b"x" * 900, "hi": b"hello"})
-    run = Run(backend, parallel=2)
-    run.ask("long", max_tokens=900)
+    run = EngineRun(backend, parallel=2)
+    run.submit("long", max_tokens=900)
     for _ in range(4):
         run.engine.step()
-    run.ask("y" * 400 + "hi", key="b")
+    run.submit("y" * 400 + "hi", key="b")
     while all(chunk.slot == 0 for chunk in backend.steps[-1]):
         run.engine.step()
     emitted = sum(len(o.text) for key, o in run.drain() if key == "a" and isinstance(o, TextChunk))
@@ -289,7 +287,7 @@ def test_request_interrupts_idle_prefill_which_resumes_later() -> None:
     with running(backend) as run:
         run.engine.prefill_when_idle(IdlePrompt([7] * 500, 0, "s"))
         wait_for_tokens(backend, 1)
-        run.ask("hi")
+        run.submit("hi")
         run.finish()
         assert backend.computed < 300
         wait_for_tokens(backend, 500 + len("hihello"))

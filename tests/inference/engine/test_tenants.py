@@ -8,7 +8,7 @@ from services.inference.engine.kv_cache import prefix
 from services.inference.engine.kv_cache.host_cache import MIN_SHARED_TOKENS
 from services.inference.engine.kv_cache.idle_prefill import IdlePrefill, IdlePrompt
 from tests.inference.engine.kv_cache.test_slots import Pool, talk
-from tests.inference.engine.scheduling.test_scheduler import Run
+from tests.inference.engine.scheduling.test_scheduler import SchedulerRun
 
 BARE = [1, 2, 3] * MIN_SHARED_TOKENS  # the template's own start of a prompt
 SYSTEM = [*BARE, *[7] * (2 * MIN_SHARED_TOKENS)]  # the same with the server's system prompt
@@ -98,7 +98,7 @@ def test_idle_prefill_is_kept_per_tenant() -> None:
 
 
 def test_request_awaits_only_public_prefix_of_other_tenant() -> None:
-    run = Run(slots=3, public_prefixes=[SYSTEM])
+    run = SchedulerRun(slots=3, public_prefixes=[SYSTEM])
     prompt = [*SYSTEM[:64], *[9] * 600]
     run.add("a", prompt, tenant="ann")
     run.scheduler.admit()

@@ -16,8 +16,8 @@ PREFILL_SECONDS = 0.001  # per token
 DECODE_SECONDS = 0.01  # per step
 
 
-class Run:
-    """A scheduler over a fake backend, on a simulated clock."""
+class SchedulerRun:
+    """A scheduler over a fake backend, whose steps take simulated times."""
 
     def __init__(
         self, slots: int = 2, step_overhead: int = 0, public_prefixes: Iterable[list[int]] = ()
@@ -66,18 +66,18 @@ class Run:
     def steps(self, count: int) -> list[list[tuple[str, int]]]:
         return [self.step() for _ in range(count)]
 
-    def end(self, sequence: Sequence) -> None:
+    def remove(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
 
 
 def test_prompt_is_prefilled_then_one_token_per_step() -> None:
-    run = Run()
+    run = SchedulerRun()
     run.add("a", 20)
     assert run.steps(3) == [[("a", 20)], [("a", 1)], [("a", 1)]]
 
 
 def test_long_prompt_is_prefilled_in_chunks() -> None:
-    run = Run()
+    run = SchedulerRun()
     run.add("a", 1000)
     steps = run.steps(5)
     assert all(key == "a" and tokens <= 512 for step in steps for key, tokens in step)
@@ -85,7 +85,7 @@ def test_long_prompt_is_prefilled_in_chunks() -> None:
 
 
 def test_concurrent_prompts_are_prefilled_then_decoded_as_batch() -> None:
-    run = Run(slots=4)
+    run = SchedulerRun(slots=4)
     for key in "abcd":
         run.add(key, 20)
     assert run.steps(4) == [[(key, 20)] for key in "abcd"]
@@ -93,7 +93,7 @@ def test_concurrent_prompts_are_prefilled_then_decoded_as_batch() -> None:
 
 
 def test_prefill_beside_older_stream_is_paid_for_by_decoding() -> None:
-    run = Run()
+    run = SchedulerRun()
     run.add("a", 20)
     run.steps(5)
     run.add("b", 300)
@@ -108,7 +108,7 @@ def test_prefill_beside_older_stream_is_paid_for_by_decoding() -> None:
 
 
 def test_stream_is_not_held_for_long_prompt() -> None:
-    run = Run()
+    run = SchedulerRun()
     run.add("a", 20)
     run.add("b", int(2 * LIMITS.max_hold_seconds / PREFILL_SECONDS))
     assert run.step() == [("a", 20)]
@@ -116,11 +116,11 @@ def test_stream_is_not_held_for_long_prompt() -> None:
 
 
 def test_stream_is_not_held_for_sequence_from_the_queue() -> None:
-    run = Run()
+    run = SchedulerRun()
     first, _ = run.add("a", 20), run.add("b", 20)
     queued = run.add("c", 300)
     run.steps(4)
-    run.end(first)
+    run.remove(first)
     run.scheduler.admit()
     queued.started_at += 1  # a second later
     steps = run.steps(6)
@@ -128,14 +128,14 @@ def test_stream_is_not_held_for_sequence_from_the_queue() -> None:
 
 
 def test_shortest_prompt_is_prefilled_first() -> None:
-    run = Run(slots=3)
+    run = SchedulerRun(slots=3)
     for key, length in (("a", 90), ("b", 30), ("c", 60)):
         run.add(key, length)
     assert run.steps(3) == [[("b", 30)], [("c", 60)], [("a", 90)]]
 
 
 def test_aged_prompt_goes_before_shorter_one() -> None:
-    run = Run(slots=1)
+    run = SchedulerRun(slots=1)
     long, short = run.add("a", 500), run.add("b", 20)
     long.received_at -= 1.5
     run.step()
@@ -143,32 +143,32 @@ def test_aged_prompt_goes_before_shorter_one() -> None:
 
 
 def test_sequence_without_slot_waits_for_next_free_one() -> None:
-    run = Run(slots=1)
+    run = SchedulerRun(slots=1)
     first, second = run.add("a", 3), run.add("b", 3)
     assert run.step() == [("a", 3)]
     assert list(run.scheduler.waiting) == [second]
-    run.end(first)
+    run.remove(first)
     assert run.step() == [("b", 3)]
-    run.end(second)
+    run.remove(second)
     assert run.scheduler.is_idle
     run.scheduler.check_invariants()
 
 
 def test_queue_positions_follow_the_order_of_admission() -> None:
-    run = Run(slots=1)
+    run = SchedulerRun(slots=1)
     running = run.add("a", 50)
     run.steps(2)
     waiting = [run.add(key, length) for key, length in (("b", 90), ("c", 30), ("d", 60))]
     assert [s.queue_position for s in (running, *waiting)] == [0, 3, 1, 2]
-    run.end(waiting[1])
+    run.remove(waiting[1])
     assert [waiting[0].queue_position, waiting[2].queue_position] == [2, 1]
-    run.end(running)
+    run.remove(running)
     run.step()
     assert [waiting[0].queue_position, waiting[2].queue_position, waiting[2].slot] == [1, 0, 0]
 
 
 def test_cached_long_prompt_goes_before_shorter_new_one() -> None:
-    run = Run(slots=1)
+    run = SchedulerRun(slots=1)
     first = run.add("b", 100)
     run.step()
     known, new = run.add("c", [*first.prompt, 5, 6]), run.add("d", 50)
@@ -176,17 +176,17 @@ def test_cached_long_prompt_goes_before_shorter_new_one() -> None:
 
 
 def test_waiting_sequence_is_removed_from_middle_of_queue() -> None:
-    run = Run(slots=1)
+    run = SchedulerRun(slots=1)
     _, second, third = (run.add(key, 3) for key in "abc")
     run.step()
-    run.end(second)
+    run.remove(second)
     assert list(run.scheduler.waiting) == [third]
     assert run.scheduler.find("b") is None
     run.scheduler.check_invariants()
 
 
 def test_concurrent_prompts_prefill_common_prefix_once() -> None:
-    run = Run(slots=8)
+    run = SchedulerRun(slots=8)
     sequences = [run.add(key, [7] * 700 + [ord(key)] * 5) for key in "abcdefgh"]
     while not all(sequence.generated for sequence in sequences):
         run.step()
@@ -195,16 +195,16 @@ def test_concurrent_prompts_prefill_common_prefix_once() -> None:
 
 
 def test_waiter_for_prefix_starts_when_its_source_is_removed() -> None:
-    run = Run()
+    run = SchedulerRun()
     first, second = run.add("a", [7] * 700), run.add("b", [7] * 700)
     ((_, computed),) = run.step()
     assert list(run.scheduler.waiting) == [second]
-    run.end(first)
+    run.remove(first)
     assert run.step()[0][0] == "b" and second.cached_tokens == computed
 
 
 def test_short_common_prefix_is_not_waited_for() -> None:
-    run = Run()
+    run = SchedulerRun()
     for key in "ab":
         run.add(key, [7] * 20 + [ord(key)])
     run.step()
@@ -212,10 +212,10 @@ def test_short_common_prefix_is_not_waited_for() -> None:
 
 
 def test_streams_are_sorted_by_slot_and_gaps_are_closed() -> None:
-    run = Run(slots=4)
+    run = SchedulerRun(slots=4)
     sequences = [run.add(key, 20) for key in "abcd"]
     run.steps(4)
-    run.end(sequences[1])
+    run.remove(sequences[1])
     run.step()
     assert [chunk.slot for chunk in run.backend.steps[-1]] == [0, 1, 2]
     run.steps(3)
@@ -223,12 +223,12 @@ def test_streams_are_sorted_by_slot_and_gaps_are_closed() -> None:
 
 
 def test_long_sequence_near_its_end_is_not_moved() -> None:
-    run = Run(slots=3)
+    run = SchedulerRun(slots=3)
     first, second = run.add("a", 20), run.add("b", 20)
     last = run.add("c", LIMITS.min_chunk_tokens * 20, max_tokens=3)
     while not last.generated:
         run.step()
-    run.end(second)
+    run.remove(second)
     run.step()
     assert [chunk.slot for chunk in run.backend.steps[-1]] == [0, 2]
     assert first.slot == 0
@@ -239,7 +239,7 @@ def keys(steps: list[list[tuple[str, int]]]) -> list[str]:
 
 
 def test_streams_are_decoded_by_adapter_in_round_robin() -> None:
-    run = Run(slots=6)
+    run = SchedulerRun(slots=6)
     for number, key in enumerate("abcdef"):
         run.add(key, 20, adapter=number % 2)
     run.steps(6)
@@ -249,30 +249,30 @@ def test_streams_are_decoded_by_adapter_in_round_robin() -> None:
 
 
 def test_interleaved_slots_of_adapters_are_regrouped() -> None:
-    run = Run(slots=6)
+    run = SchedulerRun(slots=6)
     sequences = [run.add(key, 20, adapter="abcabc".index(key)) for key in "abcabc"]
     run.steps(6 + 30)
     slots = {a: sorted(s.slot or 0 for s in sequences if s.adapter == a) for a in range(3)}
     assert all(last - first == 1 for first, last in slots.values())
     for sequence in sequences:
-        run.end(sequence)
+        run.remove(sequence)
     run.scheduler.check_invariants()
 
 
 def test_prefix_of_one_adapter_is_not_used_by_another() -> None:
-    run = Run(slots=3)
+    run = SchedulerRun(slots=3)
     prompt = [7] * 100
     first, second = run.add("a", prompt), run.add("b", prompt, adapter=1)
     run.steps(2)
     assert (first.cached_tokens, second.cached_tokens) == (0, 0)
-    run.end(second)
+    run.remove(second)
     again = run.add("c", prompt, adapter=1)
     run.step()
     assert again.cached_tokens == len(prompt) - 1
 
 
 def test_prefill_of_one_adapter_beside_streams_of_another() -> None:
-    run = Run()
+    run = SchedulerRun()
     run.add("a", 20)
     run.steps(5)
     late = run.add("b", 100, adapter=1)
@@ -282,19 +282,19 @@ def test_prefill_of_one_adapter_beside_streams_of_another() -> None:
 
 
 def test_short_prompts_share_a_step_if_overhead_is_larger() -> None:
-    run = Run(slots=4, step_overhead=50)
+    run = SchedulerRun(slots=4, step_overhead=50)
     for key in "abcd":
         run.add(key, 30)
     assert run.steps(2) == [[(key, 30) for key in "abcd"], [(key, 1) for key in "abcd"]]
 
 
 def test_prefill_rate_counts_all_tokens_of_a_step() -> None:
-    run = Run(slots=4, step_overhead=50)
+    run = SchedulerRun(slots=4, step_overhead=50)
     for key in "abcd":
         run.add(key, LIMITS.min_chunk_tokens)
     before = prefill_seconds(run)
     run.step()
-    alone = Run()
+    alone = SchedulerRun()
     alone.add("a", 4 * LIMITS.min_chunk_tokens)
     alone.step()
     assert (
@@ -304,16 +304,16 @@ def test_prefill_rate_counts_all_tokens_of_a_step() -> None:
     )
 
 
-def prefill_seconds(run: Run) -> float:
+def prefill_seconds(run: SchedulerRun) -> float:
     """Return the estimate for 100 tokens."""
     return run.scheduler.budget.prefill_seconds(100)
 
 
 def test_shorter_prompts_recompute_cached_tokens_to_match() -> None:
-    run = Run(slots=4, step_overhead=50)
+    run = SchedulerRun(slots=4, step_overhead=50)
     first = run.add("a", [7] * 60)
     run.steps(2)
-    run.end(first)
+    run.remove(first)
     lengths = {"b": 9, "c": 4, "d": 7}
     sequences = [run.add(key, [*first.prompt, *[ord(key)] * n]) for key, n in lengths.items()]
     assert sorted(run.step()) == [("b", 9), ("c", 9), ("d", 9)]
@@ -325,31 +325,31 @@ def test_shorter_prompts_recompute_cached_tokens_to_match() -> None:
 
 
 def test_uncached_prompt_is_not_batched_with_longer_one() -> None:
-    run = Run(slots=2, step_overhead=50)
+    run = SchedulerRun(slots=2, step_overhead=50)
     run.add("a", 20)
     run.add("b", 10)
     assert run.steps(2) == [[("b", 10)], [("a", 20)]]
 
 
 def test_prompt_that_adds_more_than_overhead_is_not_batched() -> None:
-    run = Run(slots=3, step_overhead=50)
+    run = SchedulerRun(slots=3, step_overhead=50)
     first = run.add("a", [7] * 60)
     run.steps(2)
-    run.end(first)
+    run.remove(first)
     for key, own in (("b", 5), ("c", 30), ("d", 5)):
         run.add(key, [*first.prompt, *[ord(key)] * own]).received_at = first.received_at
     assert run.steps(2) == [[("b", 5), ("d", 5)], [("c", 30)]]
 
 
 def test_prompt_as_long_as_overhead_is_not_batched() -> None:
-    run = Run(slots=2, step_overhead=50)
+    run = SchedulerRun(slots=2, step_overhead=50)
     run.add("a", 50)
     run.add("b", 50)
     assert run.steps(2) == [[("a", 50)], [("b", 50)]]
 
 
 def test_other_adapter_or_deterministic_is_not_batched() -> None:
-    run = Run(slots=4, step_overhead=50)
+    run = SchedulerRun(slots=4, step_overhead=50)
     run.add("a", 20)
     run.add("b", 20)
     run.add("c", 20, adapter=1)
@@ -359,18 +359,18 @@ def test_other_adapter_or_deterministic_is_not_batched() -> None:
 
 @pytest.mark.parametrize(("ended", "together"), [("ab", 2), ("ac", 1)])
 def test_only_neighbouring_slots_are_batched(ended: str, together: int) -> None:
-    run = Run(slots=4, step_overhead=50)
+    run = SchedulerRun(slots=4, step_overhead=50)
     sequences = {key: run.add(key, 20) for key in "abcd"}
     run.step()
     for key in ended:
-        run.end(sequences[key])
+        run.remove(sequences[key])
     late = [run.add(key, 5) for key in "ef"]
     assert max(len(step) for step in run.steps(40) if step[0][1] > 1) == together
     assert all(sequence.generated for sequence in late)
 
 
 def test_batched_prompts_do_not_exceed_a_chunk() -> None:
-    run = Run(slots=16, step_overhead=50)
+    run = SchedulerRun(slots=16, step_overhead=50)
     for key in "abcdefghijklmnop":
         run.add(key, 40)
     chunk = run.scheduler.budget.chunk
@@ -379,7 +379,7 @@ def test_batched_prompts_do_not_exceed_a_chunk() -> None:
 
 def test_each_slot_holds_its_own_sequence_after_batching() -> None:
     chance = random.Random(1)
-    run = Run(slots=6, step_overhead=100)
+    run = SchedulerRun(slots=6, step_overhead=100)
     running: list[Sequence] = []
     for _ in range(200):
         for key in "abcd"[: chance.randrange(4)]:
@@ -388,7 +388,7 @@ def test_each_slot_holds_its_own_sequence_after_batching() -> None:
             running.append(run.add(key, [*start, *own]))
         run.steps(chance.randrange(4))
         while len(running) > 6:
-            run.end(running.pop(chance.randrange(len(running))))
+            run.remove(running.pop(chance.randrange(len(running))))
         for sequence in running:
             if sequence.slot is not None:
                 tokens = [*sequence.prompt, *sequence.generated]

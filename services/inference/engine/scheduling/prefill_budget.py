@@ -1,7 +1,6 @@
 """
-How many tokens of a prompt a step prefills, and how often it does so beside running streams.
-
-Both classes learn from the measured times of steps; they read no clock.
+The prefill budget: how many tokens of a prompt a step prefills, and how often beside running
+streams. Both classes learn from the measured times of steps; they read no clock.
 """
 
 from math import ceil, exp

@@ -292,20 +292,16 @@ def test_prefill_rate_counts_all_tokens_of_a_step() -> None:
     run = SchedulerRun(slots=4, step_overhead=50)
     for key in "abcd":
         run.add(key, LIMITS.min_chunk_tokens)
-    before = prefill_seconds(run)
+    before = estimate(run)
     run.step()
     alone = SchedulerRun()
     alone.add("a", 4 * LIMITS.min_chunk_tokens)
     alone.step()
-    assert (
-        run.scheduler.budget.prefill_seconds(100)
-        == alone.scheduler.budget.prefill_seconds(100)
-        < before
-    )
+    assert estimate(run) == estimate(alone) < before
 
 
-def prefill_seconds(run: SchedulerRun) -> float:
-    """Return the estimate for 100 tokens."""
+def estimate(run: SchedulerRun) -> float:
+    """Return the estimated seconds of a prefill of 100 tokens."""
     return run.scheduler.budget.prefill_seconds(100)
 
 

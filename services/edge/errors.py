@@ -51,6 +51,19 @@ NAMES_FIELD: tuple[ErrorCode, ...] = ("invalid_request", "context_length_exceede
 # msgspec names the field: "… field `promt`", "… - at `$.prompt`", "… - at `key` in `$.logit_bias`"
 _FIELD = re.compile(r"(?:field `|(?:at|in) `\$\.)(\w+)")
 
+_PLAIN: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        re.compile(r"Expected `(?:str|array)` of length >= 1 - at `\$\.([^`]+)`"),
+        r"The field `\1` must not be empty",
+    ),
+    (
+        re.compile(r"Expected `str` matching regex \S+ - at `\$\.(before|after)`"),
+        r"The field `\1` must be the `next` of an earlier page",
+    ),
+    (re.compile(r"Input data was truncated"), "The JSON is incomplete"),
+)
+"""Messages of msgspec, and how they are put for people."""
+
 AnyRequest = Request[Any, Any, Any]
 ErrorBody = dict[str, dict[str, str | None]]
 
@@ -79,9 +92,12 @@ def unexpected_error(_: AnyRequest, error: Exception) -> Response[ErrorBody]:
 
 
 def body(error: ServiceError) -> ErrorBody:
-    field = _FIELD.search(error.message) if error.code in NAMES_FIELD else None
+    message = error.message
+    for pattern, plain in _PLAIN:
+        message = pattern.sub(plain, message)
+    field = _FIELD.search(message) if error.code in NAMES_FIELD else None
     content = {
-        "message": error.message,
+        "message": message,
         "type": TABLE[error.code].type,
         "param": field and field[1],
         "code": error.code,

@@ -99,6 +99,23 @@ async def test_invalid_query_is_a_400_that_names_the_parameter(
     assert (answer.status_code, error_of(answer)["param"]) == (400, param)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "start"),
+    [
+        ("POST", "/chat", b'{"prompt":""}', "The field `prompt` must not be empty. Send JSON"),
+        ("POST", "/chat", b'{"prompt":"a', "The JSON is incomplete. Send JSON"),
+        ("POST", "/chat", b'{"promt":"a"}', "Object contains unknown field `promt`. The fields"),
+        ("GET", "/messages?before=x", b"", "The field `before` must be the `next` of an earlier"),
+        ("POST", "/v1/chat/completions", b'{"messages":[]}', "The field `messages` must not be"),
+    ],
+)
+async def test_message_is_plain_english(
+    http: httpx.AsyncClient, method: str, path: str, body: bytes, start: str
+) -> None:
+    answer = await http.request(method, path, content=body)
+    assert (error_of(answer)["message"] or "").startswith(start)
+
+
 def chunks() -> Iterator[bytes]:
     for _ in range(20):
         yield b"x" * 100_000

@@ -9,11 +9,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.contract.messages import Progress, StreamEvent, Token
+from services.contract.messages import Progress, Token
 from services.edge.server import bind
 from services.runtime.settings import InvalidSetting
 from tests.edge.conftest import until
-from tests.fakes import DONE, scripted_worker
+from tests.fakes import DONE, Script, scripted_worker
 from tests.servers import ROOT, accepts, free_port, wait_for
 
 EDGE = [sys.executable, "-m", "services.edge"]
@@ -39,13 +39,7 @@ def edge(nats_url: str, tmp_path: Path) -> Iterator[EdgeProcess]:
 async def test_sigterm_fails_readyz_then_drains_open_streams(
     edge: EdgeProcess, nats_url: str
 ) -> None:
-    script: list[StreamEvent | float] = [
-        Token(0, "a", (1,)),
-        0.9,
-        Progress(0, 5, 5),
-        0.9,
-        DONE,
-    ]
+    script: Script = [Token(0, "a", (1,)), 0.9, Progress(0, 5, 5), 0.9, DONE]
     async with (
         scripted_worker(nats_url, script) as worker,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{edge.port}") as http,

@@ -39,9 +39,8 @@ class ChatBody(PromptRequest, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The body of `POST /chat`."""
 
 
-EXAMPLE = 'Send JSON like {"prompt": "Hello"}; the fields are ' + ", ".join(
-    ChatBody.__struct_fields__
-)
+EXAMPLE = 'Send JSON like {"prompt": "Hello"}.'
+FIELDS = f"The fields are {', '.join(ChatBody.__struct_fields__)}."
 
 
 @post("/chat", status_code=200, opt={UNCOMPRESSED: True})
@@ -142,14 +141,15 @@ class ChatEncoder:
 def read_prompt(body: bytes, limits: EdgeLimits) -> PromptRequest:
     """Decode JSON, whatever the content type says: `curl -d` sends it as a form."""
     if not body.strip():
-        raise ServiceError("invalid_request", f"The body is empty. {EXAMPLE}.")
+        raise ServiceError("invalid_request", f"The body is empty. {EXAMPLE}")
     try:
         check_sizes(decode(body, dict[str, Raw]), limits)
         prompt = decode(body, ChatBody)
     except ServiceError as error:
         if error.code != "invalid_request":
             raise
-        raise ServiceError("invalid_request", f"{error} {EXAMPLE}.") from error
+        hint = FIELDS if "unknown field" in error.message else EXAMPLE
+        raise ServiceError("invalid_request", f"{error} {hint}") from error
     prompts.check(prompt)
     return prompt
 

@@ -56,8 +56,8 @@ def conversation_key(tenant: str, request: ChatRequest) -> str:
 def _prefix(request: ChatRequest) -> str:
     if not request.messages:
         return str(request.text)[:ROUTING_CHARACTERS]
-    asked = next((i for i, m in enumerate(request.messages) if m.role == "user"), 0)
-    return "".join(message.text for message in request.messages[: asked + 1])
+    first_user = next((i for i, m in enumerate(request.messages) if m.role == "user"), 0)
+    return "".join(message.text for message in request.messages[: first_user + 1])
 
 
 def _digest(*parts: str) -> str:

@@ -142,11 +142,16 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
             for name in Sampling.__struct_fields__
             if (value := getattr(request, name)) is not None
         }
-        has_form = request.grammar or not isinstance(request.response_format, TextFormat | None)
+        is_constrained = bool(request.grammar) or not isinstance(
+            request.response_format, TextFormat | None
+        )
         is_stateless = prompts.is_stateless(request)
-        no_talk = {"stop": (), "repeat_penalty": 1.0} if has_form or is_stateless else {}
-        no_end = {"max_tokens": None} if is_stateless else {}
-        return Sampling(**(self._defaults | no_talk | no_end | given))
+        defaults = self._defaults
+        if is_constrained or is_stateless:
+            defaults |= {"stop": (), "repeat_penalty": 1.0}
+        if is_stateless:
+            defaults |= {"max_tokens": None}
+        return Sampling(**(defaults | given))
 
     @property
     def _defaults(self) -> dict[str, Any]:

@@ -111,8 +111,8 @@ class Consumer:
 
     async def delivered(self) -> int:
         """Return the sequence of the last delivered message, or 0."""
-        given = (await self._info()).delivered
-        return (given.stream_seq or 0) if given else 0
+        last = (await self._info()).delivered
+        return (last.stream_seq or 0) if last else 0
 
     async def delete(self) -> None:
         """Delete the consumer, if it exists. `ensure` then creates one that starts anew."""

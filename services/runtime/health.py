@@ -7,13 +7,15 @@ Exits with 0 if the process of the service on this host answers on the bus.
 import asyncio
 import socket
 import sys
+from uuid import uuid4
 
 import msgspec
-import nats.errors
 import uvloop
 
-from services.runtime.connection import ResilientClient
-from services.runtime.nats_url import parse_servers
+from services.contract.codec import decode
+from services.contract.messages import Empty
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Inbox, NoResponders
 from services.runtime.settings import ServiceSettings, load
 
 TIMEOUT_SECONDS = 3.0
@@ -25,29 +27,24 @@ class _Info(msgspec.Struct):
 
 async def is_healthy(service: str, host: str, url: str, timeout: float = TIMEOUT_SECONDS) -> bool:
     """Return whether a process of the service on `host` answers. All processes are asked."""
-    client = ResilientClient()
+    subject = f"_INBOX.{uuid4().hex}"
     try:
-        async with asyncio.timeout(timeout):
-            await client.open(parse_servers(url), error_cb=_ignore)
-            inbox = client.new_inbox()
-            answers = await client.subscribe(inbox)
-            await client.publish(f"$SRV.INFO.{service}", reply=inbox)
-            while True:
-                message = await answers.next_msg(timeout)
-                if message.data and _host(message.data) == host:
-                    return True
-    except (TimeoutError, nats.errors.Error):
+        async with (
+            asyncio.timeout(timeout),
+            Bus.connect(url, "health check") as bus,
+            bus.inbox(subject) as inbox,
+        ):
+            await bus.publish(f"$SRV.INFO.{service}", Empty(), reply=subject)
+            while await _next_host(inbox, timeout) != host:
+                pass
+    except (TimeoutError, NoResponders):
         return False
-    finally:
-        await client.close()
+    return True
 
 
-def _host(data: bytes) -> str:
-    return msgspec.json.decode(data, type=_Info).metadata["host"]
-
-
-async def _ignore(error: Exception) -> None:
-    """Replace nats-py's error callback, which logs a traceback of each attempt."""
+async def _next_host(inbox: Inbox, timeout: float) -> str:
+    reply = await inbox.next(timeout)
+    return decode(reply.data, _Info).metadata["host"]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@ import logging
 import math
 import signal
 import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import msgspec
 import nats
@@ -14,7 +17,13 @@ from services.contract.errors import ServiceError
 from services.runtime.bus import ALIVE_HEADER, MIN_KEEP_ALIVE_SECONDS, Bus
 from services.runtime.deliveries import Delivery, NoResponders, RequestSilent
 from services.runtime.logs import RateLimitedLog
+from tests.history.samples import until
 from tests.servers import nats_server, running
+
+
+@pytest.fixture
+def subject() -> str:
+    return f"test.{uuid4().hex}"
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -43,8 +52,7 @@ async def serve(bus: Bus, subject: str, handler: object) -> None:
     await bus.serve("test", "for the test", [endpoint])
 
 
-async def test_requests_are_handled_concurrently(bus: Bus, session_id: str) -> None:
-    subject = session_id.replace(" ", "-")
+async def test_requests_are_handled_concurrently(bus: Bus, subject: str) -> None:
     await serve(bus, subject, echo)
     began = time.monotonic()
     asks = [bus.request(subject, Ask(str(i)), Answer) for i in range(8)]
@@ -53,8 +61,7 @@ async def test_requests_are_handled_concurrently(bus: Bus, session_id: str) -> N
     assert time.monotonic() - began < 8 * 0.2, "nats-py alone runs handlers one after another"
 
 
-async def test_slow_request_with_keep_alives_is_not_silent(bus: Bus, session_id: str) -> None:
-    subject = session_id.replace(" ", "-")
+async def test_slow_request_with_keep_alives_is_not_silent(bus: Bus, subject: str) -> None:
     released = asyncio.Event()
 
     async def wait(subject: str, ask: Ask) -> Answer:
@@ -77,9 +84,8 @@ async def test_slow_request_with_keep_alives_is_not_silent(bus: Bus, session_id:
 
 @pytest.mark.parametrize("wanted", ["nan", "0", "-1", "1e-9"])
 async def test_keep_alives_have_a_minimum_interval(
-    bus: Bus, nats_url: str, session_id: str, wanted: str
+    bus: Bus, nats_url: str, subject: str, wanted: str
 ) -> None:
-    subject = session_id.replace(" ", "-")
     await serve(bus, subject, echo)
     client = await nats.connect(nats_url)
     signs: list[Msg] = []
@@ -99,15 +105,13 @@ async def test_keep_alives_have_a_minimum_interval(
     assert 2 <= len(signs) <= 1 + 0.2 / MIN_KEEP_ALIVE_SECONDS
 
 
-async def test_request_without_keep_alives_is_silent(bus: Bus, session_id: str) -> None:
-    subject = session_id.replace(" ", "-")
+async def test_request_without_keep_alives_is_silent(bus: Bus, subject: str) -> None:
     await bus.subscribe(subject, lambda delivery: None)
     with pytest.raises(RequestSilent):
         await bus.request(subject, Ask("x"), Answer, 30, silence=0.1)
 
 
-async def test_slow_request_ends_at_its_timeout(bus: Bus, session_id: str) -> None:
-    subject = session_id.replace(" ", "-")
+async def test_slow_request_ends_at_its_timeout(bus: Bus, subject: str) -> None:
     never = asyncio.Event()
 
     async def wait(subject: str, ask: Ask) -> Answer:
@@ -126,27 +130,24 @@ async def test_no_responders_are_detected_during_silence(bus: Bus) -> None:
         await bus.request("nobody.here", Ask("x"), Answer, 30, silence=10)
 
 
-async def test_service_error_of_a_handler_is_the_reply(bus: Bus, session_id: str) -> None:
-    subject = session_id.replace(" ", "-")
+async def test_service_error_of_a_handler_is_the_reply(bus: Bus, subject: str) -> None:
     await serve(bus, subject, refuse)
     with pytest.raises(ServiceError, match="no such thing at all") as error:
         await bus.request(subject, Ask("x"), Answer)
     assert (error.value.code, error.value.retry_after) == ("not_found", 1.5)
 
 
-async def test_exception_in_a_handler_is_replied_at_once(bus: Bus, session_id: str) -> None:
-    subject = session_id.replace(" ", "-")
+async def test_exception_in_a_handler_is_replied_at_once(bus: Bus, subject: str) -> None:
     await serve(bus, subject, crash)
     with pytest.raises(ServiceError) as error:
         await bus.request(subject, Ask("x"), Answer)
     assert error.value.code == "internal"
 
 
-async def test_too_large_request_or_reply_is_an_error_at_once(bus: Bus, session_id: str) -> None:
+async def test_too_large_request_or_reply_is_an_error_at_once(bus: Bus, subject: str) -> None:
     async def talk(subject: str, ask: Ask) -> Answer:
         return Answer(ask.text * 1024)
 
-    subject = session_id.replace(" ", "-")
     await serve(bus, subject, talk)
     for what, length in (("request", 1024 * 1024), ("reply", 1024)):
         with pytest.raises(
@@ -156,8 +157,7 @@ async def test_too_large_request_or_reply_is_an_error_at_once(bus: Bus, session_
         assert error.value.code == "payload_too_large"
 
 
-async def test_invalid_request_is_replied_with_the_reason(bus: Bus, session_id: str) -> None:
-    subject = session_id.replace(" ", "-")
+async def test_invalid_request_is_replied_with_the_reason(bus: Bus, subject: str) -> None:
     await serve(bus, subject, echo)
     with pytest.raises(ServiceError, match="missing required field `text`") as error:
         await bus.request(subject, msgspec.defstruct("Empty", [])(), Answer)
@@ -179,8 +179,8 @@ async def test_empty_inbox_times_out(bus: Bus) -> None:
             await inbox.next(timeout=0.05)
 
 
-async def test_invalid_message_does_not_end_a_subscription(bus: Bus, session_id: str) -> None:
-    subject, heard = session_id.replace(" ", "-"), asyncio.Queue[str]()
+async def test_invalid_message_does_not_end_a_subscription(bus: Bus, subject: str) -> None:
+    heard = asyncio.Queue[str]()
 
     def hear(delivery: Delivery) -> None:
         if b"bad" in delivery.data:
@@ -195,15 +195,26 @@ async def test_invalid_message_does_not_end_a_subscription(bus: Bus, session_id:
         assert [await heard.get() for _ in range(2)] == [subject, subject]
 
 
-async def test_close_awaits_requests_in_flight(nats_url: str, bus: Bus) -> None:
-    async with Bus.connect(nats_url, "leaving") as leaving:
-        await serve(leaving, "leaving.ask", echo)
-        asks = [
-            asyncio.create_task(bus.request("leaving.ask", Ask(str(i)), Answer)) for i in range(20)
-        ]
-        await asyncio.sleep(0.05)
-    answers = await asyncio.gather(*asks)
-    assert len(answers) == 20
+async def test_close_awaits_requests_in_flight(nats_url: str, bus: Bus, subject: str) -> None:
+    received: list[str] = []
+
+    async def answer_late(subject: str, ask: Ask) -> Answer:
+        received.append(ask.text)
+        return await echo(subject, ask)
+
+    async def all_received() -> bool:
+        return len(received) == 20
+
+    async with Bus.connect(nats_url, "closing") as closing:
+        await serve(closing, subject, answer_late)
+        asks = [asyncio.create_task(bus.request(subject, Ask(str(i)), Answer)) for i in range(20)]
+        await until(all_received)
+        assert not any(ask.done() for ask in asks)
+    assert len(await asyncio.gather(*asks)) == 20
+
+
+async def is_disconnected(bus: Bus) -> bool:
+    return not bus.connected
 
 
 async def test_bus_reconnects_to_a_restarted_server(tmp_path: Path) -> None:
@@ -217,10 +228,9 @@ async def test_bus_reconnects_to_a_restarted_server(tmp_path: Path) -> None:
             bus.on_reconnect(again)
             await serve(bus, "again.ask", echo)
             server.stop()
+            await until(partial(is_disconnected, bus))
+            server.start()
             async with asyncio.timeout(10):
-                while bus.connected:
-                    await asyncio.sleep(0.01)
-                server.start()
                 await reconnected.wait()
             assert (await bus.request("again.ask", Ask("x"), Answer)).text == "x"
 
@@ -231,22 +241,23 @@ async def test_publish_during_a_long_outage_only_drops_messages(
     with running(nats_server(tmp_path)) as server:
         async with Bus.connect(f"nats://127.0.0.1:{server.port}", "test") as bus:
             server.stop()
-            async with asyncio.timeout(10):
-                while bus.connected:
-                    await asyncio.sleep(0.01)
+            await until(partial(is_disconnected, bus))
             for _ in range(80):  # 5 MB, over nats-py's limit for pending data
                 await bus.publish("somewhere", Ask("x" * 64 * 1024))
 
 
-async def test_connect_waits_for_a_server(tmp_path: Path) -> None:
+async def test_connect_waits_for_a_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     server = nats_server(tmp_path)
+
+    async def has_failed() -> bool:
+        return "still trying" in caplog.text
 
     async def connect() -> bool:
         async with Bus.connect(f"nats://127.0.0.1:{server.port}", "test") as bus:
             return bus.connected
 
     connecting = asyncio.create_task(connect())
-    await asyncio.sleep(0.3)
+    await until(has_failed)
     with running(server):
         async with asyncio.timeout(10):
             assert await connecting
@@ -267,9 +278,8 @@ async def test_connection_without_server_info_is_closed(tmp_path: Path) -> None:
             frozen = await asyncio.start_server(say_nothing, "127.0.0.1", server.port)
             async with asyncio.timeout(10):
                 await closed.wait()
-                server.start()
-                while not await bus.is_responsive():
-                    await asyncio.sleep(0.01)
+            server.start()
+            await until(bus.is_responsive)
 
 
 async def test_endpoint_is_active_when_serve_returns(nats_url: str, bus: Bus) -> None:
@@ -281,6 +291,7 @@ async def test_endpoint_is_active_when_serve_returns(nats_url: str, bus: Bus) ->
 
 
 async def test_closing_service_handles_delivered_requests(nats_url: str, bus: Bus) -> None:
+    outcomes: Counter[type] = Counter()
     for n in range(30):
         async with Bus.connect(nats_url, "test") as other:
             await serve(other, f"on.its.way.{n}", refuse)
@@ -288,9 +299,10 @@ async def test_closing_service_handles_delivered_requests(nats_url: str, bus: Bu
                 asyncio.create_task(bus.request(f"on.its.way.{n}", Ask("x"), Answer))
                 for _ in range(5)
             ]
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # lets the tasks publish
         answers = await asyncio.gather(*asks, return_exceptions=True)
-        assert {type(answer) for answer in answers} <= {ServiceError, NoResponders}
+        outcomes.update(type(answer) for answer in answers)
+    assert outcomes[ServiceError] and set(outcomes) <= {ServiceError, NoResponders}, "no timeout"
 
 
 async def test_frozen_server_is_unresponsive_and_not_disconnected(
@@ -299,23 +311,23 @@ async def test_frozen_server_is_unresponsive_and_not_disconnected(
     with running(nats_server(tmp_path)) as server:
         url = f"nats://127.0.0.1:{server.port}"
         async with Bus.connect(url, "test", flush_timeout=0.2) as bus:
+
+            async def is_frozen() -> bool:
+                return not await bus.is_responsive()
+
             assert await bus.is_responsive()
             server.signal(signal.SIGSTOP)
-            await asyncio.sleep(0.05)
-            assert not await bus.is_responsive()
+            await until(is_frozen)
             server.signal(signal.SIGCONT)
-            await asyncio.sleep(0.1)  # the late PONG arrives
-            assert await bus.is_responsive() and bus.seconds_since_reconnect == math.inf
+            await until(bus.is_responsive)  # the PONG of the earlier ping arrives first
+            assert bus.seconds_since_reconnect == math.inf
             async with bus.inbox("a.b") as inbox:
-                await bus.publish("a.b", Ask("still heard"))
-                assert b"still heard" in (await inbox.next(1)).data
+                await bus.publish("a.b", Ask("still delivered"))
+                assert b"still delivered" in (await inbox.next(1)).data
 
 
 @pytest.mark.parametrize("request_", [b'{"text": "hi"}', b"nonsense"])
-async def test_service_publishes_only_to_inboxes(
-    bus: Bus, session_id: str, request_: bytes
-) -> None:
-    subject = session_id.replace(" ", "-")
+async def test_service_publishes_only_to_inboxes(bus: Bus, subject: str, request_: bytes) -> None:
     asked = asyncio.Event()
 
     async def answer(subject: str, ask: Ask) -> Answer:

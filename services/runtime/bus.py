@@ -67,7 +67,7 @@ class Bus:
     One NATS connection: publish, request, subscribe, serve.
 
     nats-py awaits the callbacks of a subscription one after another, so handlers must be short:
-    `spawn` runs longer work in a task of its own, which `close` awaits.
+    `spawn` runs longer work in a task, which the bus awaits when it closes.
     """
 
     def __init__(
@@ -156,8 +156,8 @@ class Bus:
         """
         Send the message at most once.
 
-        It is dropped with a warning if it is too large, or if the connection has been lost for so
-        long that the buffer is full.
+        It is dropped with a warning if it is too large, or if the buffer of a lost connection is
+        full.
         """
         await self._send(subject, encode(message), reply)
 
@@ -184,8 +184,8 @@ class Bus:
         Raises the ServiceError that the service replied with, or ServiceError(payload_too_large) or
         (internal) if the request is too large or the reply can't be decoded; NoResponders;
         TimeoutError. With `silence`, the service sends keep-alives, and RequestSilent (a
-        TimeoutError) is raised after so many seconds without one: so a slow request is told from
-        one that no process works on.
+        TimeoutError) is raised after so many seconds without one: so it distinguishes a
+        slow request from one that no process works on.
         """
         data = encode(message)
         try:
@@ -194,7 +194,9 @@ class Bus:
                     await self._client.request(subject, data, timeout=timeout, headers=headers)
                 )
             else:
-                reply = await self._request_alive(subject, data, timeout, headers or {}, silence)
+                reply = await self._request_with_keep_alives(
+                    subject, data, timeout, headers or {}, silence
+                )
         except nats.errors.NoRespondersError as error:
             raise NoResponders from error
         except nats.errors.MaxPayloadError as error:
@@ -208,7 +210,7 @@ class Bus:
                 "internal", f"The service at {subject} sent an invalid reply: {error}"
             ) from error
 
-    async def _request_alive(
+    async def _request_with_keep_alives(
         self, subject: str, data: bytes, timeout: float, headers: dict[str, str], silence: float
     ) -> Delivery:
         inbox = self._client.new_inbox()

@@ -98,33 +98,36 @@ class Stream:
         new stream. What an operator changed otherwise, such as placement, is kept.
         """
         with as_unavailable():
-            try:
-                config = (await self._js.stream_info(self.name)).config
-                change = self._js.update_stream
-            except nats.js.errors.NotFoundError:
+            change = self._js.update_stream
+            if (config := await self._config()) is None:
+                change = self._js.add_stream
                 config = api.StreamConfig(
                     name=self.name, storage=api.StorageType.FILE, max_bytes=max_bytes
                 )
-                change = self._js.add_stream
             config.subjects = [subject]
             config.allow_direct = True
-            config.max_age = max_age
-            config.num_replicas = replicas or config.num_replicas
-            config.duplicate_window = min(DUPLICATE_WINDOW, max_age or DUPLICATE_WINDOW)
-            await change(config)
+            await change(_with_limits(config, max_age, replicas))
+
+    async def _config(self) -> api.StreamConfig | None:
+        """Return the configuration, or None if the stream does not exist."""
+        with as_unavailable(), suppress(nats.js.errors.NotFoundError):
+            return (await self._js.stream_info(self.name)).config
+        return None
 
     async def replicas(self) -> int | None:
         """Return how many servers of a cluster keep it; None if it does not exist."""
-        with as_unavailable(), suppress(nats.js.errors.NotFoundError):
-            return (await self._js.stream_info(self.name)).config.num_replicas
-        return None
+        config = await self._config()
+        return config.num_replicas if config else None
+
+    async def exists(self) -> bool:
+        return await self._config() is not None
 
     async def refuse_when_full(self) -> None:
         """Reject messages at the limit from now on, where a new stream drops its oldest ones."""
-        with as_unavailable():
-            config = (await self._js.stream_info(self.name)).config
-            if config.discard != api.DiscardPolicy.NEW:
-                config.discard = api.DiscardPolicy.NEW
+        config = await self._config()
+        if config and config.discard != api.DiscardPolicy.NEW:
+            config.discard = api.DiscardPolicy.NEW
+            with as_unavailable():
                 await self._js.update_stream(config)
 
     async def delete(self, seq: int) -> None:
@@ -141,7 +144,9 @@ class Stream:
                 if await self.get(seq) is not None:
                     raise
 
-    async def append(self, subject: str, data: bytes, message_id: str, previous: int) -> Appended:
+    async def append(
+        self, subject: str, data: bytes, message_id: str | None, previous: int
+    ) -> Appended:
         """
         Append a message and return its place, once the stream has acknowledged it.
 
@@ -150,8 +155,10 @@ class Stream:
         `previous`, the place of the first is returned). Raises StreamUnavailable if the stream did
         not acknowledge the message, which may be stored or not.
         """
-        headers = {LAST_OF_SUBJECT: str(previous), "Nats-Msg-Id": message_id}
-        return await _publish(self._js, subject, data, headers)
+        headers = {LAST_OF_SUBJECT: str(previous)}
+        if message_id is not None:
+            headers["Nats-Msg-Id"] = message_id
+        return await self._publish(subject, data, headers)
 
     async def append_at(self, subject: str, data: bytes, end: int) -> Appended:
         """
@@ -160,7 +167,17 @@ class Stream:
         `end` is the sequence of the stream's last message (0: none). Raises Conflict if it is not,
         and StreamUnavailable as `append` does.
         """
-        return await _publish(self._js, subject, data, {LAST_OF_STREAM: str(end)})
+        return await self._publish(subject, data, {LAST_OF_STREAM: str(end)})
+
+    async def _publish(self, subject: str, data: bytes, headers: dict[str, str]) -> Appended:
+        with as_unavailable():
+            try:
+                ack = await self._js.publish(subject, data, headers=headers)
+            except nats.js.errors.APIError as error:
+                if error.err_code in WRONG_LAST_SEQUENCE:
+                    raise Conflict from error
+                raise
+        return Appended(ack.seq, not ack.duplicate)
 
     async def probe(self, subject: str) -> None:
         """
@@ -169,12 +186,11 @@ class Stream:
         Raises StreamUnavailable if that fails: after a failed write, nats-server may still serve
         reads without reporting an error.
         """
-        with as_unavailable():
-            ack = await self._js.publish(subject, bytes(PROBE_BYTES))
-        stored = await self.get(ack.seq)
+        seq, _ = await self._publish(subject, bytes(PROBE_BYTES), {})
+        stored = await self.get(seq)
         if stored is None or stored.subject != subject:
             raise StreamDamaged(f"{self.name} acknowledges messages that it does not store")
-        await self.delete(ack.seq)
+        await self.delete(seq)
 
     async def purge(self, until: int) -> None:
         """Delete the messages up to this sequence."""
@@ -186,9 +202,6 @@ class Stream:
         with as_unavailable(), suppress(nats.js.errors.NotFoundError):
             await self._js.delete_stream(self.name)
 
-    async def exists(self) -> bool:
-        return await self.replicas() is not None
-
     async def readable(self) -> AsyncIterator[StoredMessage]:
         """Yield all messages by sequence, oldest first, also if subjects are mixed up."""
         state = await self.state()
@@ -198,15 +211,39 @@ class Stream:
 
     async def last(self, subject: str) -> StoredMessage | None:
         """Return the last message of the subject, which may have wildcards."""
-        return await _get(self._js, self.name, subject=subject)
+        return await self._get(subject=subject)
 
     async def get(self, seq: int) -> StoredMessage | None:
         """Return the message with this sequence; None if it never existed or was deleted."""
-        return await _get(self._js, self.name, seq=seq)
+        return await self._get(seq=seq)
 
     async def next(self, subject: str, seq: int) -> StoredMessage | None:
         """Return the first message, from this sequence on, of the subject or pattern."""
-        return await _get(self._js, self.name, seq=seq, subject=subject)
+        return await self._get(seq=seq, subject=subject)
+
+    async def _get(
+        self, seq: int | None = None, subject: str | None = None
+    ) -> StoredMessage | None:
+        """
+        Return a message by sequence, or the last of a subject; with both, the subject's first
+        message from that sequence on.
+
+        The stream's leader serves the request. A direct get is a tenth faster, but any server of a
+        cluster may serve it, and one that lags behind lacks messages that were acknowledged
+        already.
+        """
+        both = seq is not None and subject is not None
+        with as_unavailable():
+            try:
+                raw = await self._js.get_msg(self.name, seq=seq, subject=subject, next=both)
+            except nats.js.errors.NotFoundError as error:
+                if error.err_code != NO_MESSAGE_FOUND:
+                    raise  # the stream does not exist
+                return None
+        assert raw.seq is not None and raw.subject is not None and raw.time is not None
+        if subject is not None and not subjects.matches(subject, raw.subject):
+            raise StreamDamaged(f"{self.name} returned a message of {raw.subject} for {subject}")
+        return StoredMessage(raw.seq, raw.subject, raw.data or b"", raw.time)
 
     async def before(self, subject: str, seq: int) -> StoredMessage | None:
         """
@@ -258,33 +295,31 @@ class BucketValue(NamedTuple):
 
 
 class Bucket:
-    """A key-value bucket, written by compare-and-set."""
+    """A key-value bucket, written by compare-and-set. It is a stream with a subject per key."""
 
     def __init__(self, bus: Bus, name: str) -> None:
         self._js: JetStreamContext = bus.jetstream
-        self._stream = Stream(bus, f"KV_{name}")
         self._name = name
+        self._prefix = f"$KV.{name}."
+        self._stream = Stream(bus, f"KV_{name}")
 
     async def ensure(self, ttl: float, replicas: int | None = None) -> None:
         """Create the bucket or update it. `ttl` is in seconds (0: forever)."""
-        config = api.KeyValueConfig(
+        new = api.KeyValueConfig(
             bucket=self._name, history=1, ttl=ttl, replicas=replicas or 1, direct=True
         )
         with as_unavailable():
             try:
-                await self._js.create_key_value(config)
+                await self._js.create_key_value(new)
             except nats.js.errors.BadRequestError:  # it exists with another configuration
-                stream = (await self._js.stream_info(f"KV_{self._name}")).config
-                stream.max_age = ttl
-                stream.num_replicas = replicas or stream.num_replicas
-                stream.duplicate_window = min(DUPLICATE_WINDOW, ttl or DUPLICATE_WINDOW)
-                await self._js.update_stream(stream)
+                config = (await self._js.stream_info(self._stream.name)).config
+                await self._js.update_stream(_with_limits(config, ttl, replicas))
 
     async def exists(self) -> bool:
         return await self._stream.exists()
 
     async def get(self, key: str) -> BucketValue | None:
-        stored = await _get(self._js, f"KV_{self._name}", subject=f"$KV.{self._name}.{key}")
+        stored = await self._stream.last(self._prefix + key)
         return stored and BucketValue(stored.data, stored.seq)
 
     async def is_whole(self) -> bool:
@@ -292,12 +327,7 @@ class Bucket:
 
     async def readable(self) -> dict[str, BucketValue]:
         """Return the last value of each key, also if keys are mixed up."""
-        prefix = f"$KV.{self._name}."
-        found = self._stream.readable()
-        return {
-            each.subject.removeprefix(prefix): BucketValue(each.data, each.seq)
-            async for each in found
-        }
+        return dict([self._item(stored) async for stored in self._stream.readable()])
 
     async def purge(self) -> None:
         await self._stream.purge((await self._stream.state()).last_seq)
@@ -307,55 +337,26 @@ class Bucket:
         Return the key that was written last (before this revision) and its value, of the keys that
         start with `prefix`, which is empty or ends with a dot.
         """
-        subject, stream = f"$KV.{self._name}.{prefix}>", self._stream
+        subject, stream = f"{self._prefix}{prefix}>", self._stream
         stored = await (stream.before(subject, revision) if revision else stream.last(subject))
-        if stored is None:
-            return None
-        return stored.subject.removeprefix(f"$KV.{self._name}."), BucketValue(
-            stored.data, stored.seq
-        )
+        return stored and self._item(stored)
 
     async def put(self, key: str, data: bytes, revision: int) -> None:
         """Write the value. Raises Conflict if `revision` (0: none) is not the key's last one."""
-        headers = {LAST_OF_SUBJECT: str(revision)}
-        await _publish(self._js, f"$KV.{self._name}.{key}", data, headers)
+        await self._stream.append(self._prefix + key, data, None, revision)
+
+    def _item(self, stored: StoredMessage) -> tuple[str, BucketValue]:
+        key = stored.subject.removeprefix(self._prefix)
+        return key, BucketValue(stored.data, stored.seq)
 
 
-async def _publish(
-    js: JetStreamContext, subject: str, data: bytes, headers: dict[str, str]
-) -> Appended:
-    with as_unavailable():
-        try:
-            ack = await js.publish(subject, data, headers=headers)
-        except nats.js.errors.APIError as error:
-            if error.err_code in WRONG_LAST_SEQUENCE:
-                raise Conflict from error
-            raise
-    return Appended(ack.seq, not ack.duplicate)
-
-
-async def _get(
-    js: JetStreamContext, stream: str, seq: int | None = None, subject: str | None = None
-) -> StoredMessage | None:
-    """
-    Return a message by sequence, or the last of a subject; with both, the subject's first message
-    from that sequence on.
-
-    The stream's leader serves the request. A direct get is a tenth faster, but any server of a
-    cluster may serve it, and one that lags behind lacks messages that were acknowledged already.
-    """
-    both = seq is not None and subject is not None
-    with as_unavailable():
-        try:
-            raw = await js.get_msg(stream, seq=seq, subject=subject, next=both)
-        except nats.js.errors.NotFoundError as error:
-            if error.err_code != NO_MESSAGE_FOUND:
-                raise  # the stream does not exist
-            return None
-    assert raw.seq is not None and raw.subject is not None and raw.time is not None
-    if subject is not None and not subjects.matches(subject, raw.subject):
-        raise StreamDamaged(f"{stream} returned a message of {raw.subject} for {subject}")
-    return StoredMessage(raw.seq, raw.subject, raw.data or b"", raw.time)
+def _with_limits(
+    config: api.StreamConfig, max_age: float, replicas: int | None
+) -> api.StreamConfig:
+    config.max_age = max_age
+    config.num_replicas = replicas or config.num_replicas
+    config.duplicate_window = min(DUPLICATE_WINDOW, max_age or DUPLICATE_WINDOW)
+    return config
 
 
 def stored_message(message: Msg) -> StoredMessage:

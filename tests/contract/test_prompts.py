@@ -5,7 +5,7 @@ from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest
 
-SAID = '{"role":"user","content":"hi"}'
+MESSAGE = '{"role":"user","content":"hi"}'
 TOOL = '{"type":"function","function":{"name":"f"}}'
 
 
@@ -17,18 +17,18 @@ def request(fields: str) -> ChatRequest:
     "fields",
     [
         '"prompt":"hi"',
-        f'"messages":[{SAID}]',
-        f'"messages":[{SAID}],"session_id":""',
+        f'"messages":[{MESSAGE}]',
+        f'"messages":[{MESSAGE}],"session_id":""',
         '"text":"once"',
         '"text":[1,2]',
-        f'"messages":[{SAID}],"tools":[{TOOL}],"tool_choice":"required"',
-        f'"messages":[{SAID}],"tools":[{TOOL}],"grammar":"root ::= .","tool_choice":"none"',
+        f'"messages":[{MESSAGE}],"tools":[{TOOL}],"tool_choice":"required"',
+        f'"messages":[{MESSAGE}],"tools":[{TOOL}],"grammar":"root ::= .","tool_choice":"none"',
         '"messages":[{"role":"user","content":[{"type":"text","text":"a"}]}]',
         '"messages":[{"role":"assistant","tool_calls":[{"id":"1","function":{"name":"f",'
         '"arguments":"{}"}}]},{"role":"tool","content":"x","tool_call_id":"1"}]',
         '"messages":[{"role":"assistant"},{"role":"assistant","tool_calls":[{"id":"","function":'
         '{"name":"","arguments":"{\\"a\\":"}}]},{"role":"tool"}]',
-        f'"messages":[{SAID}],"tools":[{TOOL}],"response_format":{{"type":"json_object"}}',
+        f'"messages":[{MESSAGE}],"tools":[{TOOL}],"response_format":{{"type":"json_object"}}',
     ],
 )
 def test_valid_request_is_accepted(fields: str) -> None:
@@ -36,13 +36,13 @@ def test_valid_request_is_accepted(fields: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "what"),
+    ("fields", "reason"),
     [
         ("", "blank"),
         ('"prompt":" "', "blank"),
         ('"prompt":"hi","session_id":""', "session_id"),
-        (f'"prompt":"hi","messages":[{SAID}]', "one of prompt, messages and text"),
-        (f'"text":"hi","messages":[{SAID}]', "one of prompt, messages and text"),
+        (f'"prompt":"hi","messages":[{MESSAGE}]', "one of prompt, messages and text"),
+        (f'"text":"hi","messages":[{MESSAGE}]', "one of prompt, messages and text"),
         ('"text":""', "one of prompt, messages and text"),
         ('"messages":[{"role":"user"}]', r"needs `content` - at `\$.messages\[0\]`"),
         (
@@ -50,18 +50,21 @@ def test_valid_request_is_accepted(fields: str) -> None:
             '{"name":"f","arguments":""}}]}]',
             "has no `tool_calls`",
         ),
-        (f'"messages":[{SAID}],"tool_choice":"required"', "tool_choice"),
+        (f'"messages":[{MESSAGE}],"tool_choice":"required"', "tool_choice"),
         (
-            f'"messages":[{SAID}],"tools":[{TOOL}],'
+            f'"messages":[{MESSAGE}],"tools":[{TOOL}],'
             '"tool_choice":{"type":"function","function":{"name":"g"}}',
             "tool_choice",
         ),
-        (f'"messages":[{SAID}],"tools":[{TOOL},{TOOL}]', "same name"),
-        (f'"messages":[{SAID}],"tools":[{TOOL}],"grammar":"root ::= ."', "`grammar` can't be comb"),
+        (f'"messages":[{MESSAGE}],"tools":[{TOOL},{TOOL}]', "same name"),
+        (
+            f'"messages":[{MESSAGE}],"tools":[{TOOL}],"grammar":"root ::= ."',
+            "`grammar` can't be comb",
+        ),
     ],
 )
-def test_invalid_request_is_rejected_with_a_reason(fields: str, what: str) -> None:
-    with pytest.raises(ServiceError, match=what) as error:
+def test_invalid_request_is_rejected_with_a_reason(fields: str, reason: str) -> None:
+    with pytest.raises(ServiceError, match=reason) as error:
         prompts.check(request(fields))
     assert error.value.code == "invalid_request"
 
@@ -73,7 +76,7 @@ def test_invalid_request_is_rejected_with_a_reason(fields: str, what: str) -> No
         '"text":"' + "x" * 524_289 + '"',
         '"messages":[{"role":"user","content":"' + "ü" * 262_145 + '"}]',
         '"messages":[{"role":"user","content":"' + "\\u0001" * 90_000 + '"}]',
-        f'"messages":[{SAID}],"tools":[{{"type":"function","function":{{"name":"f",'
+        f'"messages":[{MESSAGE}],"tools":[{{"type":"function","function":{{"name":"f",'
         '"description":"' + "x" * 524_289 + '"}}]',
     ],
 )
@@ -90,35 +93,35 @@ def test_too_deeply_nested_json_is_rejected(depth: int) -> None:
     form = f'{{"type":"json_schema","json_schema":{{"name":"n","schema":{deep}}}}}'
     for field in (f'"tools":[{tool}]', f'"response_format":{form}'):
         with pytest.raises(ServiceError, match="deep|depth") as error:
-            prompts.check(request(f'"messages":[{SAID}],{field}'))
+            prompts.check(request(f'"messages":[{MESSAGE}],{field}'))
         assert error.value.code == "invalid_request"
 
 
+def stateless(*texts: str, roles: tuple[str, ...], session_id: str = "") -> ChatRequest:
+    messages = (f'{{"role":"{r}","content":"{t}"}}' for r, t in zip(roles, texts, strict=False))
+    return request(f'"session_id":"{session_id}","messages":[{",".join(messages)}]')
+
+
 def test_stateless_request_is_routed_by_its_prefix() -> None:
-    def route(*said: str, session: str = "") -> str:
+    def route(*texts: str, session_id: str = "") -> str:
         roles = ("system", "user", "assistant", "user")
-        messages = (f'{{"role":"{r}","content":"{t}"}}' for r, t in zip(roles, said, strict=False))
-        fields = f'"session_id":"{session}","messages":[{",".join(messages)}]'
-        return prompts.routing_key("t", request(fields))
+        return prompts.routing_key("t", stateless(*texts, roles=roles, session_id=session_id))
 
     assert route("be kind", "hi") == route("be kind", "hi", "hello", "and?")
     assert route("be kind", "hi") != route("be kind", "ho") != route("be rude", "ho")
-    assert route("be kind", "hi", session="s") == "t.cw"
+    assert route("be kind", "hi", session_id="s") == "t.cw"
     long = "x" * 2000
-    assert prompts.routing_key(
-        "t", request(f'"text":"{long}","session_id":""')
-    ) == prompts.routing_key("t", request(f'"text":"{long}y","session_id":""'))
+    texts = [request(f'"text":"{long}{end}","session_id":""') for end in ("", "y")]
+    assert len({prompts.routing_key("t", text) for text in texts}) == 1
 
 
 def test_conversation_key_has_session_and_first_message() -> None:
-    def of(*said: str, session: str = "") -> str:
+    def key(*texts: str, session_id: str = "") -> str:
         roles = ("user", "assistant", "user")
-        messages = (f'{{"role":"{r}","content":"{t}"}}' for r, t in zip(roles, said, strict=False))
-        fields = f'"session_id":"{session}","messages":[{",".join(messages)}]'
-        return prompts.conversation_key("t", request(fields))
+        return prompts.conversation_key("t", stateless(*texts, roles=roles, session_id=session_id))
 
-    assert of("hi") == "" == prompts.conversation_key("t", request('"text":"hi","session_id":""'))
-    assert of("hi", "hello", "and?") == of("hi", "hello", "and?", session="") != ""
-    assert of("hi", session="s") == of("hi", "hello", "and?", session="s") != of("hi", "hello")
-    assert of("hi", session="s") != of("a title, please", session="s")
+    assert key("hi") == "" == prompts.conversation_key("t", request('"text":"hi","session_id":""'))
+    assert key("hi", "hello") == key("hi", "hello", "and?") != ""
+    assert key("hi", session_id="s") == key("hi", "hello", "and?", session_id="s") != key("hi", "a")
+    assert key("hi", session_id="s") != key("a title, please", session_id="s")
     assert prompts.conversation_key("t", request('"prompt":"hi","session_id":"s"')) == "t.cw"

@@ -69,7 +69,7 @@ def test_public_prefix_of_another_adapter_is_not_shared() -> None:
 
 
 @pytest.mark.parametrize("is_idle", [False, True], ids=["running", "offloaded"])
-def test_guessing_tokens_reveals_nothing_of_another_tenants_prompt(is_idle: bool) -> None:
+def test_guessed_tokens_reveal_nothing_of_other_tenants_prompt(is_idle: bool) -> None:
     shared = pool(slots=8)
     slot, _ = shared.start([*SYSTEM, *SECRET, 0], owner="private", tenant="ann")
     if is_idle:
@@ -81,9 +81,7 @@ def test_guessing_tokens_reveals_nothing_of_another_tenants_prompt(is_idle: bool
         guesses = (prefix.pack(0, prompt, tenant="bob") for prompt in prompts)
         assert {shared.slots.cached_length(run) for run in guesses} == {len(SYSTEM)}
         own = prefix.pack(0, [*SYSTEM, *SECRET[: known + 1]], tenant="ann")
-        assert shared.slots.cached_length(own) == len(SYSTEM) + known + 1, (
-            "the tenant itself finds it"
-        )
+        assert shared.slots.cached_length(own) == len(SYSTEM) + known + 1, "positive control"
 
 
 def test_idle_prefill_is_kept_per_tenant() -> None:

@@ -89,15 +89,15 @@ class Slots:
         saved, there = self.host_cache.longest_match(run, self._public_run(run))
         is_retry = False
         if here >= there and source in self._free and self._is_continuation(source, here):
-            slot = source
-        elif max(here, there) < MIN_SHARED_TOKENS:
+            slot = source  # continued in place
+        elif max(here, there) < MIN_SHARED_TOKENS:  # nothing that is worth a copy
             slot = self._evict(prefix.adapter_of(run))
             self.invalidate(slot)
-        elif saved and here - there < MIN_SHARED_TOKENS:
+        elif saved and here - there < MIN_SHARED_TOKENS:  # restored from the host cache
             self.host_cache.touch(saved.run)
             slot = self._evict(prefix.adapter_of(saved.run))
             self._write(slot, saved)
-        else:
+        else:  # copied from another slot
             is_retry = not owner and self._is_stateless_retry(run, here)
             copy = self._read(source)
             slot = self._evict(prefix.adapter_of(copy.run))

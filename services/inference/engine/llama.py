@@ -196,7 +196,8 @@ class Llama:
         if result == NO_KV_CELLS:
             raise BackendError("The model's KV cache is full.")
         if result != 0:
-            raise BackendError(f"llama_decode failed with {result}: {_LOG.errors[-1:]}.")
+            reason = " ".join(_LOG.errors[-1:])
+            raise BackendError(f"llama_decode failed with {result}. {reason}".strip())
 
     def _logits(self, rows: int) -> npt.NDArray[np.float32]:
         """

@@ -4,46 +4,46 @@ from services.inference.engine.output.generated_text import GeneratedText, LoopG
 from services.inference.engine.output.stops import StopRules
 
 
-def said(answer: GeneratedText, *pieces: str | bytes) -> list[TextChunk]:
-    """What goes out where all is sent at once; the tokens are numbered from 0."""
-    sent = []
+def send(answer: GeneratedText, *pieces: str | bytes) -> list[TextChunk]:
+    """Push tokens with the ids 0, 1, … and take the text after each of them."""
+    chunks = []
     for piece in pieces:
         data = piece.encode() if isinstance(piece, str) else piece
         answer.push(SampledToken(len(answer.tokens)), data, is_end=False)
-        if (out := answer.take_chunk()) is not None:
-            sent.append(out)
-    return sent
+        if (chunk := answer.take_chunk()) is not None:
+            chunks.append(chunk)
+    return chunks
 
 
 def with_stop(*stops: str) -> GeneratedText:
     return GeneratedText(Sampling(max_tokens=100, stop=stops))
 
 
-def test_a_token_is_told_with_its_text() -> None:
-    assert said(with_stop(), "a", "b") == [TextChunk(0, "a", (0,)), TextChunk(1, "b", (1,))]
+def test_token_is_sent_with_its_text() -> None:
+    assert send(with_stop(), "a", "b") == [TextChunk(0, "a", (0,)), TextChunk(1, "b", (1,))]
 
 
-def test_the_tokens_of_a_character_are_told_together() -> None:
+def test_tokens_of_one_character_are_sent_together() -> None:
     smile = "🙂".encode()
-    assert said(with_stop(), "a", smile[:1], smile[1:3], smile[3:] + b"!") == [
+    assert send(with_stop(), "a", smile[:1], smile[1:3], smile[3:] + b"!") == [
         TextChunk(0, "a", (0,)),
         TextChunk(1, "🙂!", (1, 2, 3)),
     ]
 
 
-def test_a_token_that_has_no_text_is_told_with_the_next_one_that_has() -> None:
-    assert said(with_stop(), "a", "", "b") == [TextChunk(0, "a", (0,)), TextChunk(1, "b", (1, 2))]
+def test_token_without_text_is_sent_with_the_next_text() -> None:
+    assert send(with_stop(), "a", "", "b") == [TextChunk(0, "a", (0,)), TextChunk(1, "b", (1, 2))]
 
 
-def test_a_token_is_not_told_while_all_of_its_text_is_held_back() -> None:
+def test_token_is_held_back_with_all_of_its_text() -> None:
     answer = with_stop("\nUser:")
-    assert said(answer, "a\n", "User", " b") == [
+    assert send(answer, "a\n", "User", " b") == [
         TextChunk(0, "a", (0,)),
         TextChunk(1, "\nUser b", (1, 2)),
     ]
 
 
-def test_the_tokens_of_a_stop_string_are_not_told_however_much_goes_out_at_once() -> None:
+def test_tokens_of_a_stop_string_are_never_sent() -> None:
     answer = with_stop("\nUser:")
     for number, piece in enumerate(("a", "b\n", "User", ":", " me")):
         answer.push(SampledToken(number), piece.encode(), is_end=False)
@@ -53,48 +53,48 @@ def test_the_tokens_of_a_stop_string_are_not_told_however_much_goes_out_at_once(
     assert answer.take_chunk() == TextChunk(0, "ab", (0, 1)) and answer.take_chunk() is None
 
 
-def test_nor_are_those_that_max_tokens_left_half_of_one_of() -> None:
+def test_half_a_stop_string_at_max_tokens_is_not_sent() -> None:
     answer = GeneratedText(Sampling(max_tokens=3, stop=("\nUser:",)))
-    assert said(answer, "a", "\n", "User") == [TextChunk(0, "a", (0,))]
+    assert send(answer, "a", "\n", "User") == [TextChunk(0, "a", (0,))]
     assert answer.finish_reason == "length" and answer.take_chunk() is None
 
 
-def test_what_went_out_elsewhere_is_not_said_twice_and_what_did_not_is() -> None:
+def test_resumed_text_is_sent_from_where_it_was_cut() -> None:
     answer = with_stop("\nUser:")
     for number, piece in enumerate(("ab", "c\n")):
         answer.push(SampledToken(number), piece.encode(), is_end=False)
     answer.skip_sent(2)
     assert answer.take_chunk() == TextChunk(2, "c", ())
-    assert said(answer, "d") == [TextChunk(3, "\nd", (2,))]
+    assert send(answer, "d") == [TextChunk(3, "\nd", (2,))]
 
 
-def test_what_went_out_elsewhere_though_it_is_held_back_here_is_not_said_twice() -> None:
+def test_held_back_text_that_was_sent_before_is_skipped() -> None:
     answer = with_stop("\nUser:")
     answer.push(SampledToken(0), b"ab\n", is_end=False)
     answer.skip_sent(3)
     assert answer.take_chunk() is None
-    assert said(answer, "Us", "e") == []
-    assert said(answer, "d") == [TextChunk(3, "Used", (1, 2, 3))]
+    assert send(answer, "Us", "e") == []
+    assert send(answer, "d") == [TextChunk(3, "Used", (1, 2, 3))]
 
 
-def test_cut_answer_includes_the_sentence_held_back_for_a_label() -> None:
-    for text, told in (("So.\n\nLet me", "So.\n\nLet me"), ("So.\n\nLet me\nUs", "So.\n\nLet me")):
-        answer = GeneratedText(
-            Sampling(max_tokens=100), StopRules.from_setting(("Let me", "\nUser:"), "")
-        )
-        assert said(answer, text) == [TextChunk(0, "So.", (0,))]
+def test_interrupted_answer_includes_the_line_before_a_label() -> None:
+    stops = StopRules.from_setting(("Let me", "\nUser:"), "")
+    for text, sent in (("So.\n\nLet me", "So.\n\nLet me"), ("So.\n\nLet me\nUs", "So.\n\nLet me")):
+        answer = GeneratedText(Sampling(max_tokens=100), stops)
+        assert send(answer, text) == [TextChunk(0, "So.", (0,))]
         answer.interrupt("cancelled")
         assert answer.finish_reason == "cancelled" and answer.stop_string is None
-        assert answer.take_chunk() == TextChunk(3, told[3:], ())
+        assert answer.take_chunk() == TextChunk(3, sent[3:], ())
 
 
 def test_stop_string_is_reported_as_in_the_setting() -> None:
-    answer = GeneratedText(Sampling(max_tokens=100), StopRules.from_setting(("Example:",), ""))
-    assert said(answer, "So.\n\nExample: x") == [TextChunk(0, "So.", (0,))]
+    stops = StopRules.from_setting(("Example:",), "")
+    answer = GeneratedText(Sampling(max_tokens=100), stops)
+    assert send(answer, "So.\n\nExample: x") == [TextChunk(0, "So.", (0,))]
     assert (answer.finish_reason, answer.stop_string) == ("stop", "Example:")
 
 
-def test_an_answer_by_a_grammar_is_never_taken_for_a_loop() -> None:
+def test_answer_with_a_grammar_is_never_a_loop() -> None:
     """A schema may allow nothing but a hundred zeros."""
     for is_constrained, reason in ((False, "loop"), (True, None)):
         answer = GeneratedText(Sampling(max_tokens=1_000))
@@ -103,7 +103,7 @@ def test_an_answer_by_a_grammar_is_never_taken_for_a_loop() -> None:
         assert answer.finish_reason == reason
 
 
-def test_an_answer_by_a_grammar_is_ended_by_max_tokens() -> None:
+def test_answer_with_a_grammar_ends_at_max_tokens() -> None:
     answer = GeneratedText(Sampling(max_tokens=200))
     for _ in range(200):
         answer.push(SampledToken(7, is_constrained=True), b"0,", is_end=False)
@@ -112,53 +112,53 @@ def test_an_answer_by_a_grammar_is_ended_by_max_tokens() -> None:
 
 def test_character_of_several_tokens_is_sent_whole() -> None:
     data = "é🙂中".encode()
-    chunks = said(with_stop(), *(data[i : i + 1] for i in range(len(data))))
+    chunks = send(with_stop(), *(data[i : i + 1] for i in range(len(data))))
     assert [chunk.text for chunk in chunks] == ["é", "🙂", "中"]
 
 
 def test_invalid_bytes_become_a_replacement_character() -> None:
-    chunks = said(with_stop(), b"\xff", b"ok")
+    chunks = send(with_stop(), b"\xff", b"ok")
     assert "".join(chunk.text for chunk in chunks) == "\ufffdok"
 
 
 def test_half_a_character_at_the_end_is_not_sent() -> None:
     answer = with_stop()
-    assert said(answer, "🙂".encode()[:2]) == []
+    assert send(answer, "🙂".encode()[:2]) == []
     answer.interrupt("length")
     assert answer.take_chunk() is None
 
 
-def tokens_said(answer: list[int]) -> int | None:
-    """How many tokens of the answer are said until it is taken for a loop; None: it never is."""
+def length_at_loop(tokens: list[int]) -> int | None:
+    """Return the number of tokens after which the guard finds a loop, or None."""
     guard = LoopGuard()
-    return next((i for i, token in enumerate(answer, 1) if guard.push(token)), None)
+    return next((i for i, token in enumerate(tokens, 1) if guard.push(token)), None)
 
 
-def test_one_token_over_and_over_is_a_loop_at_128() -> None:
-    assert tokens_said([7] * 127) is None
-    assert tokens_said([7] * 200) == 128
+def test_repeated_token_is_a_loop_after_128() -> None:
+    assert length_at_loop([7] * 127) is None
+    assert length_at_loop([7] * 200) == 128
 
 
-def test_a_longer_piece_is_one_at_eight_times_itself() -> None:
+def test_repeated_sentence_is_a_loop_after_eight() -> None:
     sentence = list(range(20))
-    assert tokens_said(sentence * 7) is None
-    assert tokens_said(sentence * 10) == 20 * 8
+    assert length_at_loop(sentence * 7) is None
+    assert length_at_loop(sentence * 10) == 20 * 8
 
 
-def test_what_was_said_before_the_loop_does_not_matter() -> None:
-    assert tokens_said([*range(1000, 1500), *[1, 2] * 100]) == 500 + 128
+def test_text_before_a_loop_does_not_matter() -> None:
+    assert length_at_loop([*range(1000, 1500), *[1, 2] * 100]) == 500 + 128
 
 
-def test_a_piece_longer_than_32_tokens_is_not_looked_for() -> None:
-    assert tokens_said(list(range(33)) * 20) is None
+def test_period_over_32_tokens_is_no_loop() -> None:
+    assert length_at_loop(list(range(33)) * 20) is None
 
 
-def test_one_difference_begins_the_count_anew() -> None:
-    assert tokens_said([7] * 100 + [8] + [7] * 100) is None
+def test_difference_resets_the_loop_guard() -> None:
+    assert length_at_loop([7] * 100 + [8] + [7] * 100) is None
 
 
-def test_counting_and_tables_are_no_loops() -> None:
+def test_numbered_lists_and_tables_are_no_loops() -> None:
     numbered = [token for number in range(400) for token in (1, 1000 + number, 2, 3)]
     table = [token for row in range(100) for token in (1, 2, 3, 500 + row % 9, 2, 600 + row % 7, 4)]
-    assert tokens_said(numbered) is None
-    assert tokens_said(table) is None
+    assert length_at_loop(numbered) is None
+    assert length_at_loop(table) is None

@@ -1,6 +1,6 @@
 """
-Answers of a real chat model to 50 ordinary prompts, as `python -m bench.stops … --save` wrote them:
-CHAT_STOP leaves all of them whole, and still ends what follows them.
+CHAT_STOP applied to the answers of a real chat model to 50 ordinary prompts, which
+`python -m bench.stops MODEL --save` writes: no answer is cut, and text after an answer is.
 """
 
 import json
@@ -19,19 +19,19 @@ CUT_IN_CODE = [prompt for prompt, answer in ANSWERS.items() if answer.count("`")
 NAMES_A_ROLE = [prompt for prompt in PROMPTS if "user" in prompt]
 
 
-def test_all_prompts_are_answered() -> None:
+def test_every_prompt_has_an_answer() -> None:
     assert tuple(ANSWERS) == PROMPTS and len(PROMPTS) == 50
 
 
 @pytest.mark.parametrize("prompt", ANSWERS)
-def test_an_ordinary_answer_is_whole(prompt: str) -> None:
+def test_ordinary_answer_is_unchanged(prompt: str) -> None:
     assert apply_stops(ANSWERS[prompt], StopRules.from_setting(STOPS, prompt)) == (
         ANSWERS[prompt],
         None,
     )
 
 
-def test_the_same_strings_taken_literally_cut_many() -> None:
+def test_literal_strings_would_cut_ordinary_answers() -> None:
     cut = [
         prompt
         for prompt, answer in ANSWERS.items()
@@ -42,7 +42,7 @@ def test_the_same_strings_taken_literally_cut_many() -> None:
 
 @pytest.mark.parametrize("prompt", [p for p in PROMPTS if p not in CUT_IN_CODE + NAMES_A_ROLE])
 @pytest.mark.parametrize("added", ["\nUser: thanks", "\n\nHere's an example:\n\nUser: thanks"])
-def test_a_role_line_after_an_ordinary_answer_ends_it(prompt: str, added: str) -> None:
+def test_role_line_after_an_ordinary_answer_ends_it(prompt: str, added: str) -> None:
     answer = ANSWERS[prompt].rstrip()
     text, stop = apply_stops(answer + added, StopRules.from_setting(STOPS, prompt))
     assert (text, stop and stop.strip()) == (answer, "User:")

@@ -1,6 +1,6 @@
 """
-An answer that goes on elsewhere is the one that was not disturbed: cut at each of its characters,
-with real tokenizers and with the demo model.
+A resumed answer equals the undisturbed one, interrupted at each of its characters, with real
+tokenizers and with the demo model.
 """
 
 import random
@@ -30,10 +30,10 @@ from services.inference.engine.output.stops import StopRules
 from services.inference.engine.scheduling.limits import SchedulerLimits
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.settings import STOPS
-from tests.inference.dream import Dream
 from tests.inference.fake_backend import FakeBackend
+from tests.inference.scripted_logits import ScriptedLogits
 
-NOTHING = ResumeState("", b"", 0, 0, 0, datetime.now(UTC), 0, 0)
+EMPTY_STATE = ResumeState("", b"", 0, 0, 0, datetime.now(UTC), 0, 0)
 GREEDY = Sampling(temperature=0, max_tokens=60)
 SEEDED = Sampling(temperature=0.8, top_k=40, top_p=0.95, repeat_penalty=1.2, seed=7, max_tokens=60)
 TEXT = "Grüße, 世界! 👩‍👩‍👧 naïve 🙂🙂 words\n\nUnbelievably  so.\nUser: no"
@@ -52,20 +52,22 @@ PERSON = JsonSchemaFormat(
 )
 
 
-class Said(NamedTuple):
-    pieces: list[TextChunk]
+class Answer(NamedTuple):
+    """The chunks of an answer, and how it ended."""
+
+    chunks: list[TextChunk]
     end: Output
 
     @property
     def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
+        return "".join(chunk.text for chunk in self.chunks)
 
     @property
-    def ids(self) -> tuple[int, ...]:
-        return tuple(token for piece in self.pieces for token in piece.token_ids)
+    def token_ids(self) -> tuple[int, ...]:
+        return tuple(token for chunk in self.chunks for token in chunk.token_ids)
 
     @property
-    def ended(self) -> tuple[object, str | None, int, int]:
+    def ending(self) -> tuple[object, str | None, int, int]:
         assert isinstance(self.end, Finished)
         reason, usage, _, stop_string = self.end
         return reason, stop_string, usage.prompt_tokens, usage.completion_tokens
@@ -75,7 +77,7 @@ EMIT_EACH_TOKEN = SchedulerLimits(emit_interval_seconds=0.0)
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[Llama]:
+def demo_model() -> Iterator[Llama]:
     llama = Llama(
         Path("model/demo.gguf"),
         context=512,
@@ -88,18 +90,18 @@ def demo() -> Iterator[Llama]:
     llama.close()
 
 
-def say(
+def generate(
     backend: Backend,
     prompt: list[int],
     sampling: Sampling,
     resume: Resume | None = None,
     stops: StopRules | None = None,
-) -> Said:
-    """All that the engine puts out for one request."""
+) -> Answer:
+    """Return what an engine emits for one request."""
     sampler = backend.sampler(sampling)
-    begun = GeneratedText(sampling, stops)
+    answer = GeneratedText(sampling, stops)
     if resume:
-        begun = resumed_answer(resume, sampling, sampler, backend, stops)
+        answer = resumed_answer(resume, sampling, sampler, backend, stops)
     outputs: list[Output] = []
 
     def died() -> None:
@@ -109,39 +111,41 @@ def say(
         outputs.extend(output for _, output in new)
 
     run = Engine(backend, 1, 0, emit, died, limits=EMIT_EACH_TOKEN)
-    run.submit(Sequence("a", prompt, sampling, sampler, resumed_answer=begun))
+    run.submit(Sequence("a", prompt, sampling, sampler, resumed_answer=answer))
     while not outputs or not isinstance(outputs[-1], Finished):
         run.step()
     backend.truncate(0, 0)
-    return Said([o for o in outputs if isinstance(o, TextChunk)], outputs[-1])
+    return Answer([o for o in outputs if isinstance(o, TextChunk)], outputs[-1])
 
 
-def cuts(whole: Said) -> Iterator[tuple[Said, str]]:
-    """What a reader may have when the worker is lost: some pieces, the last one maybe in part."""
-    yield Said([], whole.end), ""
-    for count, piece in enumerate(whole.pieces, start=1):
-        seen = Said(whole.pieces[:count], whole.end)
-        for length in range(piece.offset + 1, piece.offset + len(piece.text) + 1):
-            yield seen, whole.text[:length]
+def interruptions(whole: Answer) -> Iterator[tuple[Answer, str]]:
+    """Yield what a reader may have when the worker is lost: the last chunk maybe in part."""
+    yield Answer([], whole.end), ""
+    for count, chunk in enumerate(whole.chunks, start=1):
+        received = Answer(whole.chunks[:count], whole.end)
+        for length in range(chunk.offset + 1, chunk.offset + len(chunk.text) + 1):
+            yield received, whole.text[:length]
 
 
-def goes_on(
+def assert_resumes(
     backend: Backend,
     prompt: list[int],
     sampling: Sampling,
-    whole: Said,
-    every: int = 1,
+    whole: Answer,
     stops: StopRules | None = None,
+    step: int = 1,
 ) -> None:
-    for seen, text in islice(cuts(whole), 0, None, every):
-        rest = say(backend, prompt, sampling, Resume(NOTHING, seen.ids, text), stops)
-        assert text + rest.text == whole.text, (text, seen.ids)
-        assert rest.ended == whole.ended, text
-        assert seen.ids + rest.ids == whole.ids, text
-        at = len(text)
-        for piece in rest.pieces:
-            assert piece.offset == at
-            at += len(piece.text)
+    """Assert that the answer, interrupted anywhere, ends up the same."""
+    for received, text in islice(interruptions(whole), 0, None, step):
+        resume = Resume(EMPTY_STATE, received.token_ids, text)
+        rest = generate(backend, prompt, sampling, resume, stops)
+        assert text + rest.text == whole.text, (text, received.token_ids)
+        assert rest.ending == whole.ending, text
+        assert received.token_ids + rest.token_ids == whole.token_ids, text
+        offset = len(text)
+        for chunk in rest.chunks:
+            assert chunk.offset == offset
+            offset += len(chunk.text)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "llama-spm", "gpt-2"])
@@ -156,14 +160,11 @@ def goes_on(
     ],
     ids=["greedy", "stops", "length", "seeded", "seeded with stops"],
 )
-def test_with_a_real_tokenizer_it_goes_on_from_every_character(
-    name: str, sampling: Sampling
-) -> None:
-    dream = Dream(name, TEXT)
-    whole = say(dream, [*Dream.PROMPT], sampling)
+def test_resume_at_any_character_with_a_real_tokenizer(name: str, sampling: Sampling) -> None:
+    backend = ScriptedLogits(name, TEXT)
+    whole = generate(backend, [*backend.PROMPT], sampling)
     assert len(whole.text) > 20
-    goes_on(dream, [*Dream.PROMPT], sampling, whole)
-    dream.close()
+    assert_resumes(backend, [*backend.PROMPT], sampling, whole)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "llama-spm"])
@@ -176,47 +177,46 @@ def test_with_a_real_tokenizer_it_goes_on_from_every_character(
     ],
     ids=["json schema", "gbnf"],
 )
-def test_by_a_grammar_it_goes_on_from_every_character(
+def test_resume_at_any_character_with_a_grammar(
     name: str, sampling: Sampling, form: dict[str, object], text: str
 ) -> None:
     sampling = replace(sampling, max_tokens=30, **form)
-    dream = Dream(name, text)
-    whole = say(dream, [*Dream.PROMPT], sampling)
-    goes_on(dream, [*Dream.PROMPT], sampling, whole)
-    dream.close()
+    backend = ScriptedLogits(name, text)
+    whole = generate(backend, [*backend.PROMPT], sampling)
+    assert_resumes(backend, [*backend.PROMPT], sampling, whole)
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_it_goes_on_from_wherever_it_is_cut_off_again_and_again(seed: int) -> None:
+def test_resume_after_repeated_interruptions(seed: int) -> None:
     dice = random.Random(seed)
     text = "".join(dice.choices("aé世🙂 \n:", k=40)) + "🙂" * dice.randint(0, 20)
     stops = tuple("".join(dice.choices("aé世🙂 \n:", k=3)) for _ in range(4))
     sampling = replace(dice.choice([GREEDY, SEEDED]), seed=seed, stop=stops)
-    dream = Dream(dice.choice(["qwen2", "llama-spm", "gpt-2"]), text)
-    whole = say(dream, [*Dream.PROMPT], sampling)
+    backend = ScriptedLogits(dice.choice(["qwen2", "llama-spm", "gpt-2"]), text)
+    whole = generate(backend, [*backend.PROMPT], sampling)
     for _ in range(12):
         ids: tuple[int, ...] = ()
-        said, end = "", None
-        while end != whole.ended:
-            rest = say(dream, [*Dream.PROMPT], sampling, Resume(NOTHING, ids, said))
-            pieces = together(rest.pieces, dice)
-            heard = pieces[: dice.randint(0, len(pieces))]
-            ids += tuple(token for piece in heard for token in piece.token_ids)
-            cut = dice.choice([None, None, -1]) if heard else None
-            said += "".join(piece.text for piece in heard)[:cut]
-            end = rest.ended if len(heard) == len(pieces) and cut is None else None
-        assert said == whole.text and ids == whole.ids
-    dream.close()
+        received, ending = "", None
+        while ending != whole.ending:
+            resume = Resume(EMPTY_STATE, ids, received)
+            rest = generate(backend, [*backend.PROMPT], sampling, resume)
+            chunks = merge_some(rest.chunks, dice)
+            delivered = chunks[: dice.randint(0, len(chunks))]
+            ids += tuple(token for chunk in delivered for token in chunk.token_ids)
+            cut = dice.choice([None, None, -1]) if delivered else None
+            received += "".join(chunk.text for chunk in delivered)[:cut]
+            ending = rest.ending if len(delivered) == len(chunks) and cut is None else None
+        assert received == whole.text and ids == whole.token_ids
 
 
-def together(pieces: list[TextChunk], dice: random.Random) -> list[TextChunk]:
-    """As they go out where a step is shorter than a piece may wait."""
+def merge_some(chunks: list[TextChunk], dice: random.Random) -> list[TextChunk]:
+    """Merge adjacent chunks, as if steps took less time than the interval between chunks."""
     merged: list[TextChunk] = []
-    for piece in pieces:
+    for chunk in chunks:
         if merged and dice.random() < 0.5:
-            at, text, ids, _ = merged.pop()
-            piece = TextChunk(at, text + piece.text, ids + piece.token_ids)
-        merged.append(piece)
+            offset, text, ids, _ = merged.pop()
+            chunk = TextChunk(offset, text + chunk.text, ids + chunk.token_ids)
+        merged.append(chunk)
     return merged
 
 
@@ -229,27 +229,28 @@ def together(pieces: list[TextChunk], dice: random.Random) -> list[TextChunk]:
         "A quiz:\n\nQuestion: a\n\nQuestion: b\n\nLet me go on.\nAnd `</s>`.\n\nSo</s>",
     ],
 )
-def test_the_stops_of_a_setting_hold_where_they_would_have(text: str, max_tokens: int) -> None:
+def test_resumed_answer_ends_at_the_same_chat_stop(text: str, max_tokens: int) -> None:
     backend, stops = FakeBackend({"hi": text.encode()}), StopRules.from_setting(STOPS, "hi")
     sampling = replace(GREEDY, max_tokens=max_tokens)
-    whole = say(backend, list(b"hi"), sampling, stops=stops)
-    assert whole.ended[0] == ("stop" if max_tokens > len(text) else "length")
+    whole = generate(backend, list(b"hi"), sampling, stops=stops)
+    assert whole.ending[0] == ("stop" if max_tokens > len(text) else "length")
     assert len(whole.text) > 30 and whole.text != text
-    goes_on(backend, list(b"hi"), sampling, whole, stops=stops)
+    assert_resumes(backend, list(b"hi"), sampling, whole, stops)
 
 
-def test_a_loop_is_noticed_where_it_would_have_been() -> None:
+def test_resumed_answer_ends_at_the_same_loop() -> None:
     backend = FakeBackend({"hi": b"so it goes " * 40})
     sampling = Sampling(max_tokens=440)
-    whole = say(backend, list(b"hi"), sampling)
-    assert whole.ended == ("loop", None, 2, 128)
+    whole = generate(backend, list(b"hi"), sampling)
+    assert whole.ending == ("loop", None, 2, 128)
     for length in range(0, len(whole.text) + 1, 9):
         text = whole.text[:length]
-        rest = say(backend, list(b"hi"), sampling, Resume(NOTHING, whole.ids[:length], text))
-        assert text + rest.text == whole.text and rest.ended == whole.ended
+        resume = Resume(EMPTY_STATE, whole.token_ids[:length], text)
+        rest = generate(backend, list(b"hi"), sampling, resume)
+        assert text + rest.text == whole.text and rest.ending == whole.ending
 
 
-@pytest.mark.timeout(180)  # half a minute on two idle cores
+@pytest.mark.timeout(180)  # seconds on idle cores
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -259,42 +260,47 @@ def test_a_loop_is_noticed_where_it_would_have_been() -> None:
     ],
     ids=["greedy", "seeded", "json schema"],
 )
-def test_the_demo_model_goes_on_from_every_character(demo: Llama, sampling: Sampling) -> None:
-    whole = say(demo, asked(demo, "What can you do?"), sampling)
-    assert len(whole.ids) > 15
-    goes_on(demo, asked(demo, "What can you do?"), sampling, whole)
+def test_resume_at_any_character_with_the_demo_model(demo_model: Llama, sampling: Sampling) -> None:
+    prompt = question(demo_model, "What can you do?")
+    whole = generate(demo_model, prompt, sampling)
+    assert len(whole.token_ids) > 15
+    assert_resumes(demo_model, prompt, sampling, whole)
 
 
 @pytest.mark.timeout(180)
-def test_the_demo_model_goes_on_after_a_long_conversation(demo: Llama) -> None:
-    turn = [*asked(demo, "Thank you!"), *demo.tokenize("You are welcome!<|im_end|>\n", True)]
-    prompt = [*turn * 20, *asked(demo, "Count to 20.")]
+def test_resume_after_a_long_conversation_with_the_demo_model(demo_model: Llama) -> None:
+    turn = question(demo_model, "Thank you!")
+    turn += demo_model.tokenize("You are welcome!<|im_end|>\n", True)
+    prompt = [*turn * 20, *question(demo_model, "Count to 20.")]
     sampling = replace(SEEDED, max_tokens=100)
-    whole = say(demo, prompt, sampling)
-    assert len(prompt) > 300 and len(whole.ids) > 15
-    goes_on(demo, prompt, sampling, whole, every=7)
+    whole = generate(demo_model, prompt, sampling)
+    assert len(prompt) > 300 and len(whole.token_ids) > 15
+    assert_resumes(demo_model, prompt, sampling, whole, step=7)
 
 
-def asked(demo: Llama, question: str) -> list[int]:
-    return demo.tokenize(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", True)
+def question(llama: Llama, text: str) -> list[int]:
+    return llama.tokenize(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n", True)
 
 
 @pytest.mark.parametrize(
-    ("ids", "text", "why"),
+    ("ids", "text", "reason"),
     [
         ((104,), "x", "the tokens do not decode to the text"),
         ((104,), "hi", "the tokens do not decode to the text"),
         ((257,), "", "a token is not in the model's vocabulary"),
     ],
 )
-def test_what_was_never_said_is_refused(ids: tuple[int, ...], text: str, why: str) -> None:
+def test_resume_with_impossible_tokens_is_rejected(
+    ids: tuple[int, ...], text: str, reason: str
+) -> None:
     backend = FakeBackend({})
-    with pytest.raises(ServiceError, match=why) as error:
-        resumed_answer(Resume(NOTHING, ids, text), GREEDY, backend.sampler(GREEDY), backend)
+    with pytest.raises(ServiceError, match=reason) as error:
+        resumed_answer(Resume(EMPTY_STATE, ids, text), GREEDY, backend.sampler(GREEDY), backend)
     assert error.value.code == "invalid_request" and backend.samplers[0].closed
 
 
-def test_what_the_grammar_forbids_is_refused() -> None:
+def test_resume_against_the_grammar_is_rejected() -> None:
     backend, sampling = FakeBackend({}), replace(GREEDY, grammar='root ::= "hi"')
+    resume = Resume(EMPTY_STATE, (120,), "x")
     with pytest.raises(ServiceError, match="can't be resumed"):
-        resumed_answer(Resume(NOTHING, (120,), "x"), sampling, backend.sampler(sampling), backend)
+        resumed_answer(resume, sampling, backend.sampler(sampling), backend)

@@ -6,73 +6,73 @@ from services.inference.engine.output.stops import StopBuffer, StopRules
 from services.inference.settings import STOPS
 
 
-def run(stops: StopRules, pieces: list[str]) -> tuple[str, str | None]:
-    buffer, said = StopBuffer(stops), ""
+def push_all(stops: StopRules, pieces: list[str]) -> tuple[str, str | None]:
+    buffer, sent = StopBuffer(stops), ""
     for piece in pieces:
         text, stop = buffer.push(piece)
-        said += text
+        sent += text
         if stop is not None:
-            return said, stop
-    return said + buffer.flush(), None
+            return sent, stop
+    return sent + buffer.flush(), None
 
 
-def say(stops: tuple[str, ...], pieces: list[str]) -> tuple[str, bool]:
-    """Apply the `stop` of a request."""
-    said, stop = run(StopRules.literal(stops), pieces)
-    return said, stop is not None
+def apply_stop(stops: tuple[str, ...], pieces: list[str]) -> tuple[str, bool]:
+    """Apply the `stop` of a request; return the text and whether it was stopped."""
+    sent, stop = push_all(StopRules.literal(stops), pieces)
+    return sent, stop is not None
 
 
-def test_text_without_a_stop_string_comes_out_whole() -> None:
-    assert say(("User:",), ["Hello", " wor", "ld"]) == ("Hello world", False)
+def test_text_without_a_stop_string_is_unchanged() -> None:
+    assert apply_stop(("User:",), ["Hello", " wor", "ld"]) == ("Hello world", False)
 
 
-def test_nothing_of_a_stop_string_leaks_however_it_is_cut() -> None:
+def test_no_part_of_a_stop_string_leaks_however_it_is_split() -> None:
     text = "fine\nUser: me"
     for cut in range(len(text) + 1):
-        assert say(("\nUser:", "User:"), [text[:cut], text[cut:]]) == ("fine", True)
-    assert say(("\nUser:",), list(text)) == ("fine", True)
+        assert apply_stop(("\nUser:", "User:"), [text[:cut], text[cut:]]) == ("fine", True)
+    assert apply_stop(("\nUser:",), list(text)) == ("fine", True)
 
 
-def test_the_beginning_of_a_stop_string_that_comes_to_nothing_is_text() -> None:
-    assert say(("User:",), ["Use", "ful"]) == ("Useful", False)
-    assert say(("User:",), ["the Use"]) == ("the Use", False)
+def test_unfinished_stop_string_is_text() -> None:
+    assert apply_stop(("User:",), ["Use", "ful"]) == ("Useful", False)
+    assert apply_stop(("User:",), ["the Use"]) == ("the Use", False)
 
 
 @pytest.mark.parametrize("stops", [("aab",), ("aab", "ab")])
-def test_overlapping_beginnings_are_found(stops: tuple[str, ...]) -> None:
-    said, stopped = say(stops, list("xaaab"))
-    assert stopped and said in ("xa", "xaa")
+def test_overlapping_prefixes_are_found(stops: tuple[str, ...]) -> None:
+    sent, stopped = apply_stop(stops, list("xaaab"))
+    assert stopped and sent in ("xa", "xaa")
 
 
-def test_the_stop_string_that_comes_first_wins() -> None:
-    assert say(("two", "one"), ["one two"]) == ("", True)
+def test_first_stop_string_in_the_text_wins() -> None:
+    assert apply_stop(("two", "one"), ["one two"]) == ("", True)
 
 
-def test_no_character_waits_that_no_stop_string_could_begin_with() -> None:
+def test_only_a_possible_prefix_is_held_back() -> None:
     buffer = StopBuffer(StopRules.literal(("\n\n\n", "User:")))
     assert buffer.push("Hello\n").text == "Hello"
     assert buffer.push("\n").text == ""
     assert buffer.push("W").text == "\n\nW"
 
 
-def test_without_stop_strings_nothing_waits() -> None:
+def test_nothing_is_held_back_without_stop_strings() -> None:
     assert StopBuffer(StopRules.literal(())).push("User:").text == "User:"
 
 
-def answer(
-    text: str, prompt: str = "hi", stops: tuple[str, ...] = STOPS, is_thinking: bool = False
+def apply_chat_stop(
+    text: str, prompt: str = "hi", stops: tuple[str, ...] = STOPS, starts_in_reasoning: bool = False
 ) -> tuple[str, str | None]:
     """Apply CHAT_STOP, with the same result for any split of the text."""
-    rules = StopRules.from_setting(stops, prompt, is_thinking)
-    whole = run(rules, [text])
-    assert run(rules, list(text)) == whole
+    rules = StopRules.from_setting(stops, prompt, starts_in_reasoning)
+    whole = push_all(rules, [text])
+    assert push_all(rules, list(text)) == whole
     for size in (2, 3, 7):
-        assert run(rules, [text[at : at + size] for at in range(0, len(text), size)]) == whole
+        assert push_all(rules, [text[at : at + size] for at in range(0, len(text), size)]) == whole
     return whole
 
 
 @pytest.mark.parametrize(
-    ("text", "said", "stop"),
+    ("text", "sent", "stop"),
     [
         ("It is Paris.\nUser: and Spain?", "It is Paris.", "\nUser:"),
         ("It is Paris.\n\nUser: and Spain?", "It is Paris.", "User:"),
@@ -89,8 +89,8 @@ def answer(
         ("🙂\nUser: hi", "🙂", "\nUser:"),
     ],
 )
-def test_text_appended_to_an_answer_is_cut_and_named(text: str, said: str, stop: str) -> None:
-    assert answer(text) == (said, stop)
+def test_text_appended_to_an_answer_is_removed(text: str, sent: str, stop: str) -> None:
+    assert apply_chat_stop(text) == (sent, stop)
 
 
 @pytest.mark.parametrize(
@@ -120,31 +120,31 @@ def test_text_appended_to_an_answer_is_cut_and_named(text: str, said: str, stop:
         "Here is a quiz:\n\n---\nQuestion: what is it?",
     ],
 )
-def test_an_ordinary_answer_is_whole(text: str) -> None:
-    assert answer(text) == (text, None)
+def test_ordinary_answer_is_unchanged(text: str) -> None:
+    assert apply_chat_stop(text) == (text, None)
 
 
 def test_label_in_the_prompt_does_not_end_the_answer() -> None:
     text = "It calls itself.\n\nExample: the factorial.\n\nExample: a tree."
     for prompt in ("Explain recursion with an example.", "EXAMPLES of recursion", "an Example: x"):
-        assert answer(text, prompt) == (text, None)
+        assert apply_chat_stop(text, prompt) == (text, None)
     for prompt in ("Explain recursion.", "exemplary", "counterexample"):
-        assert answer(text, prompt) == ("It calls itself.", "Example:")
+        assert apply_chat_stop(text, prompt) == ("It calls itself.", "Example:")
 
 
 def test_label_in_the_prompt_leaves_other_strings_active() -> None:
-    said = answer("Hi.\nHuman: so</s>", "Write a dialogue with a user </s>")
-    assert said == ("Hi.", "\nHuman:")
+    sent = apply_chat_stop("Hi.\nHuman: so</s>", "Write a dialogue with a user </s>")
+    assert sent == ("Hi.", "\nHuman:")
 
 
-def test_a_thought_that_the_prompt_began_is_whole() -> None:
+def test_reasoning_opened_by_the_prompt_is_unchanged() -> None:
     text = "I see.\n\nExample: x\n\n\n</think>Paris."
-    assert answer(text, is_thinking=True) == (text, None)
-    assert answer(text + "\nUser: x", is_thinking=True) == (text, "\nUser:")
+    assert apply_chat_stop(text, starts_in_reasoning=True) == (text, None)
+    assert apply_chat_stop(text + "\nUser: x", starts_in_reasoning=True) == (text, "\nUser:")
 
 
 @pytest.mark.parametrize(
-    ("string", "text", "said"),
+    ("string", "text", "sent"),
     [
         ("Summary:", "It is so.\n\nSummary: so", "It is so."),
         ("Summary:", "It is so.\nSummary: so", None),
@@ -157,26 +157,26 @@ def test_a_thought_that_the_prompt_began_is_whole() -> None:
     ],
 )
 def test_custom_stop_string_is_classified_by_its_shape(
-    string: str, text: str, said: str | None
+    string: str, text: str, sent: str | None
 ) -> None:
-    assert answer(text, stops=(string,)) == ((said, string) if said else (text, None))
+    assert apply_chat_stop(text, stops=(string,)) == ((sent, string) if sent else (text, None))
 
 
-def test_a_sentence_waits_for_no_more_than_the_line_after_it() -> None:
+def test_opener_is_held_back_for_one_line_only() -> None:
     buffer = StopBuffer(StopRules.from_setting(STOPS, "hi"))
     assert buffer.push("So.\n\nLet me show it:\n").text == "So."
     assert buffer.push("\nUs").text == ""
     assert buffer.push("e it").text == "\n\nLet me show it:\n\nUse it"
 
 
-def test_cut_answer_loses_only_half_of_a_stop_string() -> None:
+def test_interrupted_answer_loses_only_half_a_stop_string() -> None:
     buffer = StopBuffer(StopRules.from_setting(STOPS, "hi"))
     assert buffer.push("So.\n\nLet me show it:\n").text == "So."
     assert buffer.flush_interrupted() == "\n\nLet me show it:"
 
 
 @pytest.mark.parametrize("sign", [" ", ">", "`", "- ", ": ", "* ", "~"])
-def test_long_line_of_signs_takes_no_longer_than_another(sign: str) -> None:
+def test_long_line_of_punctuation_takes_linear_time(sign: str) -> None:
     buffer = StopBuffer(StopRules.from_setting(("\nUser:", "Let me", "\n\n\n"), "hi"))
     began = time.process_time()
     for text in ("a\n", sign * 20_000, "x\n", "b\nUser:"):

@@ -10,12 +10,12 @@ from services.inference.engine.prompt.chat_template import ChatTemplate
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.vocabulary import LLAMA_CPP
 
-SHIPPED = {  # the model's own template, shipped with llama.cpp
+OWN_TEMPLATES = {  # shipped with llama.cpp
     "gemma": "google-gemma-2-2b-it",
     "phi3": "microsoft-Phi-3.5-mini-instruct",
 }
 TURNS = (Turn("1", "first", "one"),)
-WRITTEN = {
+EXPECTED = {
     "chatml": "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nfirst<|im_end|>\n"
     "<|im_start|>assistant\none<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
     "<|im_start|>assistant\n",
@@ -36,24 +36,24 @@ WRITTEN = {
 }
 
 
-def shown(source: str, system: str) -> str:
+def render(source: str, system: str) -> str:
     template = ChatTemplate(source, FakeBackend({}), bos="<s>", eos="</s>", adds_bos=False)
     return bytes(template.session_prompt(system, TURNS, "hi", 10).tokens).decode()
 
 
 @pytest.mark.parametrize("name", templates.NAMES.split(", "))
-def test_a_name_is_the_format_of_its_family(name: str) -> None:
-    assert shown(templates.read(name), "be kind") == WRITTEN[name]
+def test_named_template_has_the_format_of_its_family(name: str) -> None:
+    assert render(templates.read(name), "be kind") == EXPECTED[name]
 
 
 @pytest.mark.parametrize("name", ["gemma", "phi3"])
-def test_a_name_shows_what_the_model_s_own_template_shows(name: str) -> None:
-    own = (LLAMA_CPP / f"models/templates/{SHIPPED[name]}.jinja").read_text()
+def test_named_template_equals_the_model_s_own(name: str) -> None:
+    own = (LLAMA_CPP / f"models/templates/{OWN_TEMPLATES[name]}.jinja").read_text()
     for system in ("", "be kind"):
-        assert shown(templates.read(name), system) == shown(own, system)
+        assert render(templates.read(name), system) == render(own, system)
 
 
-def test_a_file_is_read_and_a_missing_one_an_error(tmp_path: Path) -> None:
+def test_template_file_is_read_and_a_missing_one_fails(tmp_path: Path) -> None:
     (tmp_path / "mine.jinja").write_text("{{ messages }}")
     assert templates.read(str(tmp_path / "mine.jinja")) == "{{ messages }}"
     with pytest.raises(OSError):

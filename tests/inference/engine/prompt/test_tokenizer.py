@@ -16,7 +16,7 @@ from services.inference.engine.prompt.tokenizer import (
 )
 from services.inference.engine.threads import DeepStackThreads
 from tests.inference.fake_backend import FakeBackend
-from tests.inference.vocabulary import ADDED, LLAMA_CPP, Vocabulary, WithMarkers, text_of
+from tests.inference.vocabulary import ADDED, LLAMA_CPP, WithMarkers, load_vocabulary, text_of
 
 CONTROL, USED, UNUSED, NESTED, SPACES, LETTER = (
     SpecialToken(text, is_control)
@@ -24,67 +24,66 @@ CONTROL, USED, UNUSED, NESTED, SPACES, LETTER = (
         ("<c>", True), ("<u>", False), ("<x>", False), ("<<u>>", False), ("  ", False), ("é", False)
     )
 )  # fmt: skip
-OWN = "<u>: <<u>>  é"  # what the template writes
+TEMPLATE_TEXT = "<u>: <<u>>  é"
 
 
-class Spaced(FakeBackend):
-    """Puts a space before a text, as SentencePiece does."""
+class SpaceAddingBackend(FakeBackend):
+    """Adds a space before a text, as SentencePiece does."""
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         return list(f" {text}".encode()) if text else []
 
 
 BACKEND = WithMarkers(FakeBackend({}), (CONTROL, USED, UNUSED, NESTED, SPACES, LETTER))
-SPACED = WithMarkers(Spaced({}), (CONTROL, USED))
+SPACED = WithMarkers(SpaceAddingBackend({}), (CONTROL, USED))
 C, U, X, N, S, L = range(ADDED, ADDED + 6)
 
 
-def test_of_the_templates_text_markers_come() -> None:
-    assert Tokenizer(BACKEND, OWN).tokenize("<c><u>a", special=True) == [C, U, ord("a")]
+def test_template_text_becomes_reserved_tokens() -> None:
+    assert Tokenizer(BACKEND, TEMPLATE_TEXT).tokenize("<c><u>a", special=True) == [C, U, ord("a")]
 
 
-def test_of_a_content_no_markers_come_and_nothing_is_lost() -> None:
-    tokenizer = Tokenizer(BACKEND, OWN)
+def test_content_becomes_no_reserved_token_and_is_not_lost() -> None:
+    tokenizer = Tokenizer(BACKEND, TEMPLATE_TEXT)
     for content in ("<c>", "a<u>b<u>", "<<u>>", "<<<u>>>", "<u", "<u><c><x>"):
         tokens = tokenizer.tokenize_content(content, [])
         assert not {C, U, N} & set(tokens)
         assert text_of(BACKEND, tokens) == content
 
 
-def test_user_defined_tokens_that_tell_no_roles_apart_stay_what_the_model_was_trained_on() -> None:
-    tokens = Tokenizer(BACKEND, OWN).tokenize_content("<x>  é", [])
+def test_other_user_defined_tokens_are_kept_in_content() -> None:
+    tokens = Tokenizer(BACKEND, TEMPLATE_TEXT).tokenize_content("<x>  é", [])
     assert tokens == [X, S, L]
 
 
-def test_a_text_that_names_a_marker_is_told() -> None:
-    tokenizer = Tokenizer(BACKEND, OWN)
+def test_names_of_reserved_tokens_are_found() -> None:
+    tokenizer = Tokenizer(BACKEND, TEMPLATE_TEXT)
     assert tokenizer.names_reserved("a <c> b") and tokenizer.names_reserved("<<u>>")
     assert not tokenizer.names_reserved("<x>  é")
 
 
-def test_a_text_that_goes_on_gets_no_space_and_one_after_a_special_token_does() -> None:
-    tokenizer = Tokenizer(SPACED, OWN)
+def test_space_is_added_at_the_start_and_after_special_tokens() -> None:
+    tokenizer = Tokenizer(SPACED, TEMPLATE_TEXT)
     for tokenize in (partial(tokenizer.tokenize, special=True), tokenizer.tokenize_content):
         assert tokenize("a") == list(b" a")
         assert tokenize("a", previous=[C]) == list(b" a")
         assert tokenize("a", previous=[ord("b")]) == list(b"a")
-    taken_apart = tokenizer.tokenize_content("a<u>b", [ord("b")])
-    assert text_of(SPACED, taken_apart) == "a<u>b" and U not in taken_apart
+    split_up = tokenizer.tokenize_content("a<u>b", [ord("b")])
+    assert text_of(SPACED, split_up) == "a<u>b" and U not in split_up
 
 
 @pytest.mark.parametrize("name", ["llama-spm", "phi-3", "qwen2", "gemma-4"])
-def test_on_a_real_vocabulary_a_text_in_pieces_is_the_text(name: str) -> None:
-    vocabulary = Vocabulary(name)
+def test_pieces_of_a_text_decode_to_the_text(name: str) -> None:
+    vocabulary = load_vocabulary(name)
     tokenizer = Tokenizer(vocabulary, "")
     tokens: list[int] = []
     for piece in ("Grüße", ", wor", "ld!", "\n", "\n  two", " spaces", " "):
         tokens += tokenizer.tokenize_content(piece, tokens)
     assert text_of(vocabulary, tokens).lstrip(" ") == "Grüße, world!\n\n  two spaces "
-    vocabulary.close()
 
 
-def test_what_an_answer_said_is_found_in_its_text() -> None:
-    tokenizer = Tokenizer(BACKEND, OWN)
+def test_match_answer_returns_tokens_of_a_text_prefix() -> None:
+    tokenizer = Tokenizer(BACKEND, TEMPLATE_TEXT)
     assert tokenizer.match_answer(list(b"one"), "one") == AnswerMatch(list(b"one"), "one", "")
     assert tokenizer.match_answer(list(b"one two"), "one") == AnswerMatch(list(b"one"), "one", "")
     assert tokenizer.match_answer(list(b"one"), "one two") == AnswerMatch(
@@ -100,15 +99,14 @@ def test_what_an_answer_said_is_found_in_its_text() -> None:
 @pytest.mark.parametrize(
     ("name", "letter"), [("falcon", "!"), ("deepseek-llm", "中"), ("gpt-neox", "1")]
 )
-def test_a_word_of_any_length_is_tokenized(name: str, letter: str) -> None:
+def test_very_long_word_is_tokenized(name: str, letter: str) -> None:
     """On a default stack, 20,000 letters crash the process."""
-    vocabulary = Vocabulary(name)
+    vocabulary = load_vocabulary(name)
     before = threading.active_count()
     text = letter * 150_000
     tokens = Tokenizer(vocabulary, "").tokenize_content(text, [])
     assert b"".join(map(vocabulary.piece, tokens)).decode() == text
     assert threading.active_count() <= before + 2, "no thread is made for a text"
-    vocabulary.close()
 
 
 DOCUMENT = Path("docs/architecture.md").read_text()
@@ -127,8 +125,8 @@ NAMES = [path.stem.removeprefix("ggml-vocab-") for path in LLAMA_CPP.glob("model
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {*EMBEDDING}))
-def test_long_text_has_the_same_tokens_in_parts_as_whole(name: str) -> None:
-    vocabulary = Vocabulary(name)
+def test_long_text_has_the_same_tokens_in_parts(name: str) -> None:
+    vocabulary = load_vocabulary(name)
     tokenizer = Tokenizer(vocabulary, "")
     threads = DeepStackThreads("test", 1, 2**28)
     for kind, text in ORDINARY.items():
@@ -139,10 +137,9 @@ def test_long_text_has_the_same_tokens_in_parts_as_whole(name: str) -> None:
         tokens = tokenizer.tokenize(dense * 5000, special=True)
         assert len(tokens) >= len((dense * 5000).encode()) // tokenizer.max_token_bytes
     threads.close()
-    vocabulary.close()
 
 
-def test_one_of_many_texts_is_found_wherever_it_stands() -> None:
+def test_any_of_matches_each_text() -> None:
     texts = ["<s>", "<s", "[INST]", "[/INST]", "<SPECIAL_1>", "<SPECIAL_12>", "a.b", "é"]
     found = re.compile(any_of(texts))
     for text in texts:
@@ -153,14 +150,14 @@ def test_one_of_many_texts_is_found_wherever_it_stands() -> None:
     assert not re.search(any_of([]), "anything")
 
 
-def test_a_marker_is_found_at_any_place_of_a_long_text() -> None:
-    tokenizer = Tokenizer(BACKEND, OWN)
+def test_reserved_name_is_found_anywhere_in_a_long_text() -> None:
+    tokenizer = Tokenizer(BACKEND, TEMPLATE_TEXT)
     for at in range(2**16 - 4, 2**16 + 2):
         assert tokenizer.names_reserved("x" * at + "<<u>>" + "x" * 2**16)
     assert not tokenizer.names_reserved("<<u" * 2**16)
 
 
-def test_a_short_text_is_one_part() -> None:
+def test_short_text_is_one_part() -> None:
     for text in ("", "a", "a" * MAX_PART_CHARS):
         assert list(split(text)) == [text]
 
@@ -173,13 +170,13 @@ def test_long_text_is_split_at_a_line_or_else_a_word_start() -> None:
     assert len(chinese) > 1 and all(part[0] in "，。" for part in chinese[1:])
 
 
-def test_it_is_cut_before_a_special_token_where_there_is_one() -> None:
+def test_long_text_is_split_before_a_special_token() -> None:
     text = "<|im_start|>a word and\none more<|im_end|>\n" * 500
     parts = list(split(text, re.compile(r"<\|im_(start|end)\|>")))
     assert len(parts) > 1 and all(part.startswith("<|im_") for part in parts)
 
 
-def test_a_text_without_any_of_them_is_cut_all_the_same() -> None:
+def test_long_text_without_boundaries_is_split_anywhere() -> None:
     assert [len(part) for part in split("x" * (2 * MAX_PART_CHARS + 1))] == [
         MAX_PART_CHARS,
         MAX_PART_CHARS,

@@ -21,9 +21,9 @@ from services.inference.engine.prompt.tools import HERMES, MISTRAL, ToolCallForm
 from services.inference.engine.sampling.constraints import response_format_lark, schema_lark
 from services.inference.engine.sampling.grammar import compile_lark
 from tests.inference.engine.prompt.test_chat_template import CHATML, END, NO_SYSTEM, START, template
-from tests.inference.engine.prompt.test_templates_shipped import SOURCES
+from tests.inference.engine.prompt.test_shipped_templates import SOURCES
 from tests.inference.fake_backend import VOCABULARY, FakeBackend
-from tests.inference.vocabulary import Vocabulary, WithMarkers, text_of
+from tests.inference.vocabulary import WithMarkers, load_vocabulary, text_of
 
 QWEN, LLAMA = "Qwen-Qwen2.5-7B-Instruct", "meta-llama-Llama-3.1-8B-Instruct"
 NEMO = "mistralai-Mistral-Nemo-Instruct-2407"
@@ -49,8 +49,8 @@ CALLED = (
 )
 
 
-def shown(name: str, *messages: ChatMessage, tools: tuple[Tool, ...] = ()) -> str:
-    """By a template that llama.cpp ships, or by this one."""
+def render(name: str, *messages: ChatMessage, tools: tuple[Tool, ...] = ()) -> str:
+    """Return the prompt of a template that llama.cpp ships, or of this one."""
     made = template(SOURCES.get(name, name), context=10_000)
     return bytes(made.conversation_prompt(messages, tools, 1).tokens).decode()
 
@@ -67,49 +67,49 @@ def shown(name: str, *messages: ChatMessage, tools: tuple[Tool, ...] = ()) -> st
         (NEMO, MISTRAL),
     ],
 )
-def test_the_form_of_a_call_is_the_template_s_own(name: str, form: ToolCallFormat) -> None:
+def test_call_format_is_the_template_s_own(name: str, form: ToolCallFormat) -> None:
     assert template(SOURCES[name]).tools.call_format == form
-    said = shown(name, *CALLED, tools=TOOLS)
-    assert f'{form.open}{{"name": "go", "{form.key}": {{"x": 1}}' in said
-    assert "walks there" in said and "there" in said
+    text = render(name, *CALLED, tools=TOOLS)
+    assert f'{form.open}{{"name": "go", "{form.key}": {{"x": 1}}' in text
+    assert "walks there" in text and "there" in text
 
 
 @pytest.mark.parametrize(
     "name", ["Qwen3-Coder", "microsoft-Phi-3.5-mini-instruct", "GLM-4.6", "MiniMax-M1", CHATML]
 )
-def test_a_template_without_functions_or_of_another_form_is_given_a_system_text(name: str) -> None:
-    said = shown(name, *CALLED, tools=TOOLS)
-    assert said.count("You may call functions.") == 1 and '"description":"walks there"' in said
-    assert '<tool_call>\n{"name": "go", "arguments": {"x": 1}}\n</tool_call>' in said
-    assert "<tool_response>\nthere\n</tool_response>" in said
+def test_unknown_call_format_is_replaced_by_instructions(name: str) -> None:
+    text = render(name, *CALLED, tools=TOOLS)
+    assert text.count("You may call functions.") == 1 and '"description":"walks there"' in text
+    assert '<tool_call>\n{"name": "go", "arguments": {"x": 1}}\n</tool_call>' in text
+    assert "<tool_response>\nthere\n</tool_response>" in text
 
 
-def test_the_system_text_stands_with_the_caller_s_own() -> None:
-    said = shown(CHATML, ChatMessage("developer", "be kind"), ASK, tools=TOOLS[2:])
-    assert said.startswith("<|im_start|>system\nbe kind\n\nYou may call functions.")
-    assert said.count("<|im_start|>system") == 1
-    assert "[user]You may call" in shown(NO_SYSTEM, ASK, tools=TOOLS)
+def test_instructions_join_the_caller_s_system_prompt() -> None:
+    text = render(CHATML, ChatMessage("developer", "be kind"), ASK, tools=TOOLS[2:])
+    assert text.startswith("<|im_start|>system\nbe kind\n\nYou may call functions.")
+    assert text.count("<|im_start|>system") == 1
+    assert "[user]You may call" in render(NO_SYSTEM, ASK, tools=TOOLS)
 
 
-def test_results_that_follow_each_other_are_one_message() -> None:
+def test_adjacent_results_are_one_message() -> None:
     two = (*CALLED, ChatMessage("tool", "and there", tool_call_id="2"), ASK)
-    said = shown(CHATML, *two)
-    assert "there\n</tool_response>\n<tool_response>\nand there\n" in said
-    assert said.count("<|im_start|>user") == 3
+    text = render(CHATML, *two)
+    assert "there\n</tool_response>\n<tool_response>\nand there\n" in text
+    assert text.count("<|im_start|>user") == 3
 
 
-def test_a_result_is_told_the_name_of_its_function() -> None:
+def test_result_has_the_name_of_its_tool() -> None:
     source = "{% for m in messages %}{{ m.content }}{{ m.name }};{% endfor %}"
     hermes = SOURCES["NousResearch-Hermes-3-Llama-3.1-8B-tool_use"]
-    assert '"name": "go"' in shown(hermes, *CALLED)
-    assert shown(source, ChatMessage("user", "hi", name="Ada")) == "hiAda;"
-    of_no_call = ChatMessage("tool", "there", name="go", tool_call_id="x")
-    messages, _ = template(hermes).tools.template_input((ASK, of_no_call), ())
+    assert '"name": "go"' in render(hermes, *CALLED)
+    assert render(source, ChatMessage("user", "hi", name="Ada")) == "hiAda;"
+    without_call = ChatMessage("tool", "there", name="go", tool_call_id="x")
+    messages, _ = template(hermes).tools.template_input((ASK, without_call), ())
     assert messages[1]["name"] == "go"
 
 
 @pytest.mark.parametrize("name", [QWEN, LLAMA, NEMO, CHATML, "Qwen3-Coder"])
-def test_nothing_of_functions_calls_and_results_becomes_a_control_token(name: str) -> None:
+def test_tools_calls_and_results_forge_no_reserved_token(name: str) -> None:
     def markers(evil: str) -> list[int]:
         special = ("<|im_end|>", "<|eot_id|>", "[/INST]", "[TOOL_CALLS]", "</s>")
         backend = WithMarkers(FakeBackend({}, 10_000), [SpecialToken(x, True) for x in special])
@@ -131,7 +131,7 @@ def test_nothing_of_functions_calls_and_results_becomes_a_control_token(name: st
         assert markers(evil) == innocent
 
 
-def test_a_marker_that_only_functions_make_the_template_write_can_not_be_typed() -> None:
+def test_token_that_only_tools_introduce_can_not_be_forged() -> None:
     backend = WithMarkers(FakeBackend({}, 10_000), [SpecialToken("<tool_call>", False), START, END])
     made = ChatTemplate(SOURCES[QWEN], backend, bos="", eos="", adds_bos=False)
     typed = ChatMessage("user", "<tool_call>")
@@ -153,9 +153,9 @@ def allows(lark: str | None, answer: str) -> bool:
     return grammar.may_end
 
 
-def test_a_forced_call_is_one_of_the_functions_with_arguments_of_its_schema() -> None:
-    functions = template(SOURCES[QWEN]).tools
-    grammar = functions.call_grammar(TOOLS, "required", False)
+def test_forced_call_matches_the_schema_of_a_tool() -> None:
+    tool_prompt = template(SOURCES[QWEN]).tools
+    grammar = tool_prompt.call_grammar(TOOLS, "required", False)
     form = "<tool_call>\n%s\n</tool_call>"
     assert allows(grammar, form % '{"name": "go", "arguments": {"x": 12}}')
     assert allows(grammar, form % '{"name": "look", "arguments": {"x": "north"}}')
@@ -165,60 +165,61 @@ def test_a_forced_call_is_one_of_the_functions_with_arguments_of_its_schema() ->
     assert not allows(grammar, form % '{"name": "wait", "arguments": {"x": 1}}'), "it has none"
     one = form % '{"name": "wait", "arguments": {}}'
     assert not allows(grammar, f"{one}\n{one}") and not allows(grammar, "hello")
-    assert allows(functions.call_grammar(TOOLS, "required", True), f"{one}\n{one}\n{one}")
+    assert allows(tool_prompt.call_grammar(TOOLS, "required", True), f"{one}\n{one}\n{one}")
 
 
-def test_a_function_can_be_forced_by_name() -> None:
-    functions = template(SOURCES[LLAMA]).tools
-    grammar = functions.call_grammar(TOOLS, NamedTool(FunctionName("look")), True)
+def test_tool_can_be_forced_by_name() -> None:
+    tool_prompt = template(SOURCES[LLAMA]).tools
+    grammar = tool_prompt.call_grammar(TOOLS, NamedTool(FunctionName("look")), True)
     assert allows(grammar, '{"name": "look", "parameters": {"x": "north"}}')
     assert not allows(grammar, '{"name": "go", "parameters": {"x": 1}}')
 
 
-def test_mistral_s_calls_are_a_list() -> None:
-    functions = template(SOURCES[NEMO]).tools
+def test_mistral_calls_are_a_list() -> None:
+    tool_prompt = template(SOURCES[NEMO]).tools
     one = '{"name": "wait", "arguments": {}}'
-    assert allows(functions.call_grammar(TOOLS, "required", True), f"[{one}, {one}]")
-    assert allows(functions.call_grammar(TOOLS, "required", False), f"[{one}]")
+    assert allows(tool_prompt.call_grammar(TOOLS, "required", True), f"[{one}, {one}]")
+    assert allows(tool_prompt.call_grammar(TOOLS, "required", False), f"[{one}]")
 
 
 @pytest.mark.parametrize("vocabulary", ["qwen2", "llama-bpe", "gpt-2"])
 @pytest.mark.parametrize("name", [QWEN, LLAMA, NEMO])
-def test_a_call_is_allowed_as_a_real_tokenizer_cuts_it(name: str, vocabulary: str) -> None:
+def test_call_is_allowed_as_a_real_tokenizer_splits_it(name: str, vocabulary: str) -> None:
     """Also if a token spans the start or the end of the arguments."""
-    functions, words = template(SOURCES[name]).tools, Vocabulary(vocabulary)
-    form = functions.call_format
+    tool_prompt, words = template(SOURCES[name]).tools, load_vocabulary(vocabulary)
+    form = tool_prompt.call_format
     anything = Tool(Function("take", None, {"type": "object", "properties": {"x": {}}}))
     call = f'{{"name": "take", "{form.key}": {{"x": ["é \\"a\\" 🙂", {{"b": -1.5}}, null]}}}}'
-    said = (
+    text = (
         form.open + (form.separator or "").join([call] * (2 if form.separator else 1)) + form.close
     )
-    lark = functions.call_grammar((*TOOLS, anything), "required", True)
+    lark = tool_prompt.call_grammar((*TOOLS, anything), "required", True)
     assert lark is not None
     grammar = compile_lark(lark, words._vocabulary)
-    for token in words.tokenize(said, special=False):
+    for token in words.tokenize(text, special=False):
         assert grammar.allows(token) and grammar.allowed()[token], words.piece(token)
         grammar.accept(token)
     assert grammar.may_end
-    words.close()
 
 
 @pytest.mark.parametrize("name", [QWEN, LLAMA, NEMO])
-def test_arguments_of_a_recursive_type_are_forced(name: str) -> None:
+def test_forced_arguments_of_a_recursive_type(name: str) -> None:
     node = {
         "type": "object",
         "properties": {"n": {"anyOf": [{"$ref": "#/$defs/N"}, {"type": "null"}]}},
         "required": ["n"],
     }
-    functions = template(SOURCES[name]).tools
+    tool_prompt = template(SOURCES[name]).tools
     tools = (Tool(Function("f", None, {"$defs": {"N": node}, "$ref": "#/$defs/N"})),)
-    form = functions.call_format
-    said = f'{form.open}{{"name": "f", "{form.key}": %s}}{form.close}'
-    assert allows(functions.call_grammar(tools, "required", False), said % '{"n": {"n": null}}')
-    assert not allows(functions.call_grammar(tools, "required", False), said % '{"n": {"m": null}}')
+    form = tool_prompt.call_format
+    text = f'{form.open}{{"name": "f", "{form.key}": %s}}{form.close}'
+    assert allows(tool_prompt.call_grammar(tools, "required", False), text % '{"n": {"n": null}}')
+    assert not allows(
+        tool_prompt.call_grammar(tools, "required", False), text % '{"n": {"m": null}}'
+    )
 
 
-def test_data_in_a_schema_of_arguments_stays_as_it_is() -> None:
+def test_data_in_an_arguments_schema_is_unchanged() -> None:
     schema = {"properties": {"a": {"const": {"$ref": "#/x"}}}, "required": ["a"]}
     call = template().tools.call_grammar((Tool(Function("f", None, schema)),), "required", False)
     form = HERMES.open + '{"name": "f", "arguments": {"a": {"$ref": "%s"}}}' + HERMES.close
@@ -230,16 +231,16 @@ def test_cost_of_all_tools_together_is_bounded() -> None:
         parameters = {"properties": {"n": {"type": "integer", "multipleOf": step}}}
         return Tool(Function(f"f{step}", None, parameters))
 
-    functions = template().tools
-    assert functions.call_grammar([divided_by(9_999)], "required")
+    tool_prompt = template().tools
+    assert tool_prompt.call_grammar([divided_by(9_999)], "required")
     with pytest.raises(ServiceError, match="`tools`.*multipleOf"):
-        functions.call_grammar([divided_by(step) for step in range(9_901, 10_001)], "required")
+        tool_prompt.call_grammar([divided_by(step) for step in range(9_901, 10_001)], "required")
 
 
-def test_nothing_is_forced_by_auto_and_none() -> None:
-    functions = template().tools
-    assert functions.call_grammar(TOOLS, "auto", True) is None
-    assert functions.call_grammar(TOOLS, "none", True) is None
+def test_auto_and_none_force_no_call() -> None:
+    tool_prompt = template().tools
+    assert tool_prompt.call_grammar(TOOLS, "auto", True) is None
+    assert tool_prompt.call_grammar(TOOLS, "none", True) is None
 
 
 @pytest.mark.parametrize(
@@ -252,13 +253,13 @@ def test_nothing_is_forced_by_auto_and_none() -> None:
         {"properties": {"a": {"enum": ["x" * 140_000]}}},
     ],
 )
-def test_a_schema_that_can_not_be_followed_is_refused_by_name(parameters: dict[str, Any]) -> None:
-    functions, tools = template().tools, (Tool(Function("f", None, parameters)),)
+def test_invalid_arguments_schema_is_rejected(parameters: dict[str, Any]) -> None:
+    tool_prompt, tools = template().tools, (Tool(Function("f", None, parameters)),)
     with pytest.raises(ServiceError, match="The field `tools` can't be used"):
-        FakeBackend({}).sampler(Sampling(), functions.call_grammar(tools, "required", False))
+        FakeBackend({}).sampler(Sampling(), tool_prompt.call_grammar(tools, "required", False))
 
 
-def test_strict_function_with_unenforceable_keyword_is_rejected() -> None:
+def test_strict_tool_with_unenforceable_keyword_is_rejected() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
     with pytest.raises(ServiceError, match="`tools`.*`properties.a.uniqueItems`"):
         template().tools.call_grammar((Tool(Function("f", None, schema, True)),), "required", False)
@@ -266,7 +267,7 @@ def test_strict_function_with_unenforceable_keyword_is_rejected() -> None:
     assert allows(lax, HERMES.open + '{"name": "f", "arguments": {"a": [1]}}' + HERMES.close)
 
 
-def test_a_schema_may_refer_to_itself() -> None:
+def test_schema_may_refer_to_itself() -> None:
     tree = {"type": "object", "properties": {"in": {"$ref": "#"}}, "additionalProperties": False}
     grammar = template().tools.call_grammar((Tool(Function("f", None, tree)),), "required", False)
     form = '<tool_call>\n{"name": "f", "arguments": %s}\n</tool_call>'
@@ -275,33 +276,33 @@ def test_a_schema_may_refer_to_itself() -> None:
 
 
 @pytest.mark.parametrize("arguments", ["[1", "[1]", '{"a":' * 70 + "1" + "}" * 70])
-def test_arguments_other_than_objects_are_shown_unchanged(arguments: str) -> None:
+def test_arguments_other_than_objects_are_rendered_unchanged(arguments: str) -> None:
     call = ToolCall("1", FunctionCall("go", arguments))
     called = (ASK, ChatMessage("assistant", tool_calls=(call,)))
-    assert f'{{"name": "go", "arguments": {json.dumps(arguments)}}}' in shown(QWEN, *called)
-    assert f'{{"name": "go", "arguments": {arguments}}}' in shown(CHATML, *called)
+    assert f'{{"name": "go", "arguments": {json.dumps(arguments)}}}' in render(QWEN, *called)
+    assert f'{{"name": "go", "arguments": {arguments}}}' in render(CHATML, *called)
 
 
 @pytest.mark.parametrize("arguments", ["", " ", "null", "[]", '""', "{}"])
-def test_no_arguments_are_an_empty_object(arguments: str) -> None:
+def test_empty_arguments_become_an_empty_object(arguments: str) -> None:
     call = ToolCall("1", FunctionCall("go", arguments))
-    said = shown(QWEN, ASK, ChatMessage("assistant", tool_calls=(call,)))
-    assert '{"name": "go", "arguments": {}}' in said
+    text = render(QWEN, ASK, ChatMessage("assistant", tool_calls=(call,)))
+    assert '{"name": "go", "arguments": {}}' in text
 
 
 def test_mistral_gets_valid_ids_that_match_call_and_result() -> None:
     call = ToolCall("call_abc123def456", FunctionCall("go", '{"x": 1}'))
     result = ChatMessage("tool", "there", tool_call_id=call.id)
-    said = shown(NEMO, ASK, ChatMessage("assistant", tool_calls=(call,)), result, tools=TOOLS)
-    assert "call_abc" not in said
-    (of_call,) = re.findall(r'"id": "([a-z0-9]{9})"', said)
-    assert said.count(of_call) == 2
-    assert '"id": "123456789"' in shown(NEMO, *CALLED, tools=TOOLS)
+    text = render(NEMO, ASK, ChatMessage("assistant", tool_calls=(call,)), result, tools=TOOLS)
+    assert "call_abc" not in text
+    (of_call,) = re.findall(r'"id": "([a-z0-9]{9})"', text)
+    assert text.count(of_call) == 2
+    assert '"id": "123456789"' in render(NEMO, *CALLED, tools=TOOLS)
 
 
 @pytest.mark.parametrize("name", [QWEN, LLAMA, NEMO])
-def test_answer_with_schema_and_tools_is_a_call_or_matches_it(name: str) -> None:
-    functions = template(SOURCES[name]).tools
+def test_answer_with_schema_and_tools_is_a_call_or_json(name: str) -> None:
+    tool_prompt = template(SOURCES[name]).tools
     schema = {
         "type": "object",
         "properties": {"city": {"type": "string"}, "n": {"type": "integer"}},
@@ -309,20 +310,20 @@ def test_answer_with_schema_and_tools_is_a_call_or_matches_it(name: str) -> None
         "additionalProperties": False,
     }
     answer = schema_lark(schema, True, "response_format")
-    grammar = functions.call_grammar(TOOLS, "auto", None, answer)
-    form = functions.call_format
+    grammar = tool_prompt.call_grammar(TOOLS, "auto", None, answer)
+    form = tool_prompt.call_format
     call = f'{form.open}{{"name": "wait", "{form.key}": {{}}}}{form.close}'
     assert allows(grammar, call) and allows(grammar, '{"city": "Rome", "n": 5}')
     assert not allows(grammar, "It is sunny.") and not allows(grammar, '{"town": "Rome"}')
-    assert not allows(functions.call_grammar(TOOLS, "required", None, answer), '{"city": "Rome"}')
+    assert not allows(tool_prompt.call_grammar(TOOLS, "required", None, answer), '{"city": "Rome"}')
     if form.separator:
         two = f'{{"name": "wait", "{form.key}": {{}}}}'
         both = form.open + two + form.separator + two + form.close
         assert allows(grammar, both)
-        assert not allows(functions.call_grammar(TOOLS, "auto", False, answer), both)
+        assert not allows(tool_prompt.call_grammar(TOOLS, "auto", False, answer), both)
 
 
-def test_a_bad_schema_beside_tools_is_named() -> None:
+def test_invalid_response_format_beside_tools_is_named() -> None:
     form = JsonSchemaFormat(JsonSchema({"type": "mystery"}))
     asked = Sampling(response_format=form)
     call = template().tools.call_grammar(TOOLS, "auto", None, response_format_lark(asked))

@@ -1,4 +1,4 @@
-"""What JSON schemas accept and reject, on a vocabulary of bytes."""
+"""JSON schemas as grammars on a vocabulary of bytes."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from services.contract.errors import ServiceError
 from services.contract.messages import JsonSchema, JsonSchemaFormat, Sampling
 from services.inference.engine.sampling import constraints
 from services.inference.engine.sampling.grammar import GrammarError
-from tests.inference.engine.sampling.test_grammar import BYTES, takes
+from tests.inference.engine.sampling.test_grammar import BYTES, accepts
 
 STRING = {"type": "string"}
 COLOR = {"type": "object", "properties": {"color": {"enum": ["red", "green"]}}}
@@ -22,12 +22,12 @@ def object_of(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-def fits(schema: dict[str, Any], text: str, is_strict: bool = True) -> bool:
-    return takes(f"start: {constraints.schema_lark(schema, is_strict, 'response_format')}", text)
+def matches(schema: dict[str, Any], text: str, is_strict: bool = True) -> bool:
+    return accepts(f"start: {constraints.schema_lark(schema, is_strict, 'response_format')}", text)
 
 
-def ask(schema: dict[str, Any], strict: bool | None) -> None:
-    """As a request does. Raises ServiceError."""
+def compile_schema(schema: dict[str, Any], strict: bool | None) -> None:
+    """Compile the schema as for a request. Raises ServiceError."""
     form = JsonSchemaFormat(JsonSchema(schema, strict=strict))
     constraints.compile_grammar(Sampling(response_format=form), None, BYTES)
 
@@ -54,16 +54,16 @@ def ask(schema: dict[str, Any], strict: bool | None) -> None:
     ],
 )
 @pytest.mark.parametrize("strict", [True, None])
-def test_schema_that_can_not_be_used_is_refused_by_its_keyword(
+def test_invalid_schema_is_rejected_with_its_keyword(
     part: dict[str, Any], why: str, strict: bool | None
 ) -> None:
     with pytest.raises(ServiceError, match=re.escape(why)) as error:
-        ask(object_of(a=part), strict)
+        compile_schema(object_of(a=part), strict)
     assert error.value.code == "invalid_request" and "response_format" in error.value.message
     assert "\n" not in error.value.message and "%json" not in error.value.message
 
 
-NOT_HELD: dict[str, dict[str, Any]] = {
+UNENFORCEABLE: dict[str, dict[str, Any]] = {
     "uniqueItems": {"type": "array", "items": STRING, "uniqueItems": True},
     "format": {"type": "string", "format": "binary"},
     "pattern": {"type": "string", "pattern": "^(?!x).*$"},
@@ -77,36 +77,38 @@ NOT_HELD: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("keyword", NOT_HELD)
+@pytest.mark.parametrize("keyword", UNENFORCEABLE)
 def test_strict_schema_with_unenforceable_keyword_is_rejected(keyword: str) -> None:
-    schema = object_of(list={"type": "array", "items": NOT_HELD[keyword]})
+    schema = object_of(list={"type": "array", "items": UNENFORCEABLE[keyword]})
     with pytest.raises(ServiceError, match=f"`properties.list.items.{keyword}`"):
-        ask(schema, True)
-    ask(schema, False)
-    ask(schema, None)
+        compile_schema(schema, True)
+    compile_schema(schema, False)
+    compile_schema(schema, None)
 
 
 @pytest.mark.parametrize(
-    ("schema", "taken", "refused"),
+    ("schema", "accepted", "rejected"),
     [
-        (NOT_HELD["uniqueItems"], '["a", "a"]', "[1]"),
-        (NOT_HELD["format"], '"? ?"', "1"),
-        (NOT_HELD["not"], '"b"', "1"),
+        (UNENFORCEABLE["uniqueItems"], '["a", "a"]', "[1]"),
+        (UNENFORCEABLE["format"], '"? ?"', "1"),
+        (UNENFORCEABLE["not"], '"b"', "1"),
         ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, "1", '"a"'),
     ],
 )
-def test_without_strict_the_rest_of_the_schema_holds(
-    schema: dict[str, Any], taken: str, refused: str
+def test_rest_of_the_schema_holds_without_strict(
+    schema: dict[str, Any], accepted: str, rejected: str
 ) -> None:
-    assert fits(schema, taken, is_strict=False) and not fits(schema, refused, is_strict=False)
+    assert matches(schema, accepted, is_strict=False) and not matches(
+        schema, rejected, is_strict=False
+    )
 
 
 def test_strict_one_of_with_overlapping_branches_is_rejected() -> None:
     """Also if the branches would be distinct without further properties."""
     branches = {"oneOf": [object_of(a=STRING), {"type": "object", "properties": {"b": STRING}}]}
     with pytest.raises(ServiceError, match="oneOf"):
-        ask(branches, True)
-    ask(branches, None)
+        compile_schema(branches, True)
+    compile_schema(branches, None)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +132,8 @@ def test_strict_one_of_with_overlapping_branches_is_rejected() -> None:
 def test_keyword_without_effect_is_accepted(keywords: dict[str, Any]) -> None:
     schema = object_of(v=keywords)
     for value in ("1", '"a"', "[null, {}]", '{"x": true}'):
-        assert fits(schema, f'{{"v": {value}}}'), value
-    assert not fits(schema, '{"w": 1}')
+        assert matches(schema, f'{{"v": {value}}}'), value
+    assert not matches(schema, '{"w": 1}')
 
 
 @pytest.mark.parametrize(
@@ -148,16 +150,16 @@ def test_keyword_without_effect_is_accepted(keywords: dict[str, Any]) -> None:
     ],
 )
 def test_additional_property_never_has_a_declared_name(schema: dict[str, Any], wrong: str) -> None:
-    assert not fits(schema, wrong)
-    assert fits(schema, '{"color":"red","size":"big"}')
+    assert not matches(schema, wrong)
+    assert matches(schema, '{"color":"red","size":"big"}')
 
 
-def test_data_is_never_taken_for_a_schema() -> None:
-    assert fits(object_of(**{"$ref": {"type": "boolean"}}), '{"$ref":true}')
-    assert fits(object_of(uniqueItems={"type": "boolean"}), '{"uniqueItems":true}')
+def test_keywords_in_data_are_not_schemas() -> None:
+    assert matches(object_of(**{"$ref": {"type": "boolean"}}), '{"$ref":true}')
+    assert matches(object_of(uniqueItems={"type": "boolean"}), '{"uniqueItems":true}')
     const = {"a": {"const": {"$ref": "#/properties/b", "not": {}}}, "b": {"type": "boolean"}}
     text = '{"a":{"$ref":"#/properties/b","not":{}},"b":true}'
-    assert fits(object_of(**const), text)
+    assert matches(object_of(**const), text)
 
 
 @pytest.mark.parametrize(
@@ -175,10 +177,10 @@ def test_data_is_never_taken_for_a_schema() -> None:
         ("uri", "https://a.b/c?d#e", "? ?"),
     ],
 )
-def test_format_holds(kind: str, good: str, bad: str) -> None:
+def test_format_is_enforced(kind: str, good: str, bad: str) -> None:
     schema = {"type": "string", "format": kind}
-    assert fits(schema, f'"{good}"')
-    assert not fits(schema, f'"{bad}"') and not fits(schema, '""')
+    assert matches(schema, f'"{good}"')
+    assert not matches(schema, f'"{bad}"') and not matches(schema, '""')
 
 
 @pytest.mark.parametrize(
@@ -204,28 +206,44 @@ def test_format_holds(kind: str, good: str, bad: str) -> None:
         "70 KiB",
     ],
 )
-def test_large_schema_of_a_usual_kind_is_taken(schema: dict[str, Any]) -> None:
-    ask(schema, True)
+def test_large_ordinary_schema_is_accepted(schema: dict[str, Any]) -> None:
+    compile_schema(schema, True)
 
 
 @pytest.mark.parametrize(
     "schema",
     [
-        {"anyOf": [object_of(**{f"a{i}": {"const": i}}) for i in range(2_500)]},
         {"type": "string", "pattern": "^(a{300}){300}b{60000}$"},
         {"type": "string", "pattern": "^(.*a.{30}){10}$"},
-        {"type": "integer", "multipleOf": 1234567891},
-        {"type": "number", "minimum": -1.23e300, "maximum": 1.7e308},
-        {"allOf": [{"anyOf": [COLOR | {"title": str(j)} for j in range(4)]} for _ in range(10)]},
         {"type": "array", "minItems": 10**6, "items": {"type": "array", "minItems": 10**6}},
     ],
-    ids=["choices", "repetitions", "states", "multiples", "range", "product", "items"],
+    ids=["repetitions", "states", "items"],
 )
-def test_expensive_schema_is_followed_or_refused(schema: dict[str, Any]) -> None:
-    try:
-        ask(schema, None)
-    except ServiceError as error:
-        assert error.code == "invalid_request" and "response_format" in error.message
+def test_expensive_schema_is_compiled(schema: dict[str, Any]) -> None:
+    compile_schema(schema, None)
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"anyOf": [object_of(**{f"a{i}": {"const": i}}) for i in range(2_500)]}, "bytes"),
+        ({"type": "integer", "multipleOf": 1234567891}, "remainders"),
+        ({"type": "number", "minimum": -1.23e300, "maximum": 1.7e308}, "float range"),
+        (
+            {
+                "allOf": [
+                    {"anyOf": [COLOR | {"title": str(j)} for j in range(4)]} for _ in range(10)
+                ]
+            },
+            "too large",
+        ),
+    ],
+    ids=["choices", "multiples", "range", "product"],
+)
+def test_too_expensive_schema_is_rejected(schema: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ServiceError, match=f"`response_format`.*{reason}") as error:
+        compile_schema(schema, None)
+    assert error.value.code == "invalid_request"
 
 
 def matching(number: int) -> dict[str, Any]:
@@ -236,14 +254,14 @@ def nested(depth: int) -> dict[str, Any]:
     return {"allOf": [nested(depth - 1), matching(depth)]} if depth else STRING
 
 
-def test_failure_inside_the_library_is_one_plain_sentence() -> None:
+def test_library_failure_becomes_one_plain_sentence() -> None:
     names = [(f"a{i}", f"b{i}") for i in range(11)]
     required = [
         {"anyOf": [{"type": "object", "properties": {n: STRING}, "required": [n]} for n in pair]}
         for pair in names
     ]
     with pytest.raises(ServiceError, match="too complex to be compiled") as error:
-        ask({"allOf": required}, None)
+        compile_schema({"allOf": required}, None)
     assert error.value.code == "invalid_request" and "panic" not in error.value.message
 
 
@@ -265,19 +283,19 @@ def test_failure_inside_the_library_is_one_plain_sentence() -> None:
     ],
     ids="list,nested,in a property,by reference,names,multiples,multiple,properties".split(","),
 )
-def test_schema_that_would_take_minutes_is_refused_at_once(schema: dict[str, Any]) -> None:
+def test_schema_that_would_take_minutes_is_rejected_at_once(schema: dict[str, Any]) -> None:
     with pytest.raises(ServiceError, match="more than") as raised:
-        ask(schema, None)
+        compile_schema(schema, None)
     assert raised.value.code == "invalid_request" and "response_format" in raised.value.message
 
 
-def test_schema_with_many_patterns_and_multiples_is_taken() -> None:
+def test_schema_with_many_separate_patterns_is_accepted() -> None:
     texts = {f"a{i}": {"type": "string", "pattern": f"^{i}$"} for i in range(50)}
     named = [{"$ref": f"#/$defs/a{i}"} for i in range(50)]
-    ask({"allOf": [{"type": "object", "properties": texts}, {"required": ["a0"]}]}, None)
+    compile_schema({"allOf": [{"type": "object", "properties": texts}, {"required": ["a0"]}]}, None)
     divided = [{"type": "number", "multipleOf": step} for step in (0.01, 0.5, 12, 60, 1e9, -7)]
-    ask({"anyOf": [*divided, STRING]}, None)
-    ask(object_of(first=named[0], rest={"anyOf": named}) | {"$defs": texts}, None)
+    compile_schema({"anyOf": [*divided, STRING]}, None)
+    compile_schema(object_of(first=named[0], rest={"anyOf": named}) | {"$defs": texts}, None)
 
 
 @pytest.mark.parametrize(
@@ -290,21 +308,18 @@ def test_schema_with_many_patterns_and_multiples_is_taken() -> None:
     ],
     ids=["alone", "in a property", "in items", "in a choice"],
 )
-def test_chain_of_references_does_not_end_the_process(level: Any) -> None:
+def test_long_chain_of_references_does_not_crash(level: Any) -> None:
     depth = 1_800
     chain = {f"a{i}": level({"$ref": f"#/$defs/a{i + 1}"}) for i in range(depth)}
-    try:
-        ask({"$defs": chain | {f"a{depth}": STRING}, "$ref": "#/$defs/a0"}, None)
-    except ServiceError as error:
-        assert error.code == "invalid_request"
+    compile_schema({"$defs": chain | {f"a{depth}": STRING}, "$ref": "#/$defs/a0"}, None)
 
 
-def test_what_a_schema_refers_to_again_and_again_is_one_rule() -> None:
+def test_schema_referenced_often_is_compiled_once() -> None:
     parts: dict[str, Any] = {"a 30": STRING}
     for i in range(30):
         further = {"$ref": f"#/$defs/a {i + 1}"}
         parts[f"a {i}"] = {"properties": {"x": further, "y": further}}
-    ask({"$defs": parts, "$ref": "#/$defs/a 0"}, True)
+    compile_schema({"$defs": parts, "$ref": "#/$defs/a 0"}, True)
 
 
 @pytest.mark.parametrize(
@@ -389,15 +404,15 @@ def test_what_a_schema_refers_to_again_and_again_is_one_rule() -> None:
         ),
     ],
 )
-def test_schema_takes_what_fits_and_nothing_else(
+def test_schema_accepts_matching_json_only(
     part: dict[str, Any], good: list[str], bad: list[str]
 ) -> None:
-    assert [text for text in good if not fits(part, text)] == []
-    assert [text for text in bad if fits(part, text)] == []
+    assert [text for text in good if not matches(part, text)] == []
+    assert [text for text in bad if matches(part, text)] == []
 
 
 @pytest.mark.parametrize(
-    ("text", "is_taken"),
+    ("text", "is_accepted"),
     [
         ('{ "a" : 1 }', True),
         ('{\n  "a": 1,\n\n  "b": 2\n}', True),
@@ -406,8 +421,8 @@ def test_schema_takes_what_fits_and_nothing_else(
         ('{"a": 1}\n', False),
     ],
 )
-def test_grammar_limits_white_space(text: str, is_taken: bool) -> None:
-    assert fits({"type": "object"}, text) == is_taken
+def test_grammar_limits_white_space(text: str, is_accepted: bool) -> None:
+    assert matches({"type": "object"}, text) == is_accepted
 
 
 WHOLE = [*range(-130, 131), -1000, 999, 1000, 1001, 10**15]
@@ -425,7 +440,7 @@ BOUNDS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("bounds", BOUNDS)
-def test_number_fits_between_its_bounds_only(bounds: dict[str, Any]) -> None:
+def test_number_is_bounded(bounds: dict[str, Any]) -> None:
     def is_between(value: float) -> bool:
         return bool(
             bounds.get("minimum", value) <= value <= bounds.get("maximum", value)
@@ -434,7 +449,7 @@ def test_number_fits_between_its_bounds_only(bounds: dict[str, Any]) -> None:
         )
 
     for kind, values in (("integer", WHOLE[::7]), ("number", [*WHOLE[::7], *DECIMALS])):
-        wrong = [x for x in values if fits({"type": kind} | bounds, str(x)) != is_between(x)]
+        wrong = [x for x in values if matches({"type": kind} | bounds, str(x)) != is_between(x)]
         assert wrong == [], kind
 
 
@@ -443,31 +458,33 @@ PATTERNS = r"^$ ^a*$ ^a{1,2}b$ ^(ab)+$ ^(a|b)+$ ^.+$ ^a\.b$ ^[^\"]+$ ^\\$ ^\S+$ 
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.split())
-def test_string_fits_where_its_text_matches(pattern: str) -> None:
+def test_string_matches_its_pattern(pattern: str) -> None:
     for text in TEXTS:
         is_match = bool(re.search(pattern[:-1] + r"\Z", text, re.ASCII))
         schema = {"type": "string", "pattern": pattern}
-        assert fits(schema, json.dumps(text, ensure_ascii=False)) == is_match, text
+        assert matches(schema, json.dumps(text, ensure_ascii=False)) == is_match, text
 
 
-def test_schema_stays_as_it_was() -> None:
-    """It is kept in the log."""
+def test_schema_of_the_request_is_not_changed() -> None:
+    """The log keeps it."""
     asked = {"$defs": {"a": {"type": "null"}}, "properties": {"x": {"$ref": "#/$defs/a"}}}
     before = json.dumps(asked)
     constraints.schema_lark(asked, True, "response_format")
     assert json.dumps(asked) == before
 
 
-def test_schema_can_not_set_the_options_of_the_library() -> None:
+def test_schema_can_not_set_library_options() -> None:
     lenient = {"type": "mystery", "x-guidance": {"lenient": True}}
     with pytest.raises(GrammarError):
-        fits(lenient, "1")
+        matches(lenient, "1")
 
 
 @pytest.mark.parametrize("values", [*itertools.permutations([0, False, "0", None], 2)])
-def test_value_of_another_type_is_another(values: tuple[Any, Any]) -> None:
+def test_const_compares_types(values: tuple[Any, Any]) -> None:
     one, other = values
-    assert fits({"const": one}, json.dumps(one)) and not fits({"const": one}, json.dumps(other))
+    assert matches({"const": one}, json.dumps(one)) and not matches(
+        {"const": one}, json.dumps(other)
+    )
 
 
 KEYWORDS = """
@@ -490,12 +507,12 @@ def anything(dice: random.Random, depth: int = 3) -> Any:
 
 
 def test_any_schema_is_accepted_or_rejected_without_a_crash() -> None:
-    dice, taken = random.Random(1), 0
+    dice, accepted = random.Random(1), 0
     for _ in range(500):
         schema = {name: anything(dice) for name in dice.sample(KEYWORDS, dice.randint(0, 4))}
         try:
-            ask(schema, dice.choice([True, None]))
-            taken += 1
+            compile_schema(schema, dice.choice([True, None]))
+            accepted += 1
         except ServiceError as error:
             assert error.code == "invalid_request" and "panic" not in error.message, schema
-    assert 20 < taken < 480
+    assert 20 < accepted < 480

@@ -1,4 +1,4 @@
-"""The sampler on plain logits, held against llama.cpp's own full chain; and on the demo model."""
+"""The sampler on plain logits, compared with llama.cpp's own chain; and on the demo model."""
 
 from __future__ import annotations  # llama_cpp has its pointer types for type checkers only
 
@@ -28,12 +28,12 @@ from services.inference.engine.sampling.sampler import (
 
 CREATIVE = Sampling(temperature=1.5, top_p=1.0, top_k=0)
 CHAT = Sampling(temperature=0.8, top_p=0.9, top_k=40, repeat_penalty=1.1, seed=11)
-SIZE = 5_000  # more than the groups that candidates are found by, and no multiple of them
+SIZE = 5_000  # more than GROUPS, and no multiple of it
 VOCABULARY = Vocabulary([b"%d " % token for token in range(SIZE)], frozenset([0]))
 
 
 @pytest.fixture(scope="module")
-def llama() -> Iterator[Llama]:
+def demo_model() -> Iterator[Llama]:
     llama = Llama(
         Path("model/demo.gguf"),
         context=128,
@@ -46,23 +46,23 @@ def llama() -> Iterator[Llama]:
     llama.close()
 
 
-def write(llama: Llama, sampling: Sampling, length: int = 16) -> list[int]:
-    sampler = llama.sampler(sampling)
-    llama.truncate(0, 0)
-    said: list[int] = []
-    tokens, position = llama.tokenize("<|im_start|>user\n", special=True), 0
+def generate(demo_model: Llama, sampling: Sampling, length: int = 16) -> list[int]:
+    sampler = demo_model.sampler(sampling)
+    demo_model.truncate(0, 0)
+    chosen_tokens: list[int] = []
+    tokens, position = demo_model.tokenize("<|im_start|>user\n", special=True), 0
     for _ in range(length):
-        (chosen,) = llama.decode([Chunk(0, position, tokens, sampler)])
+        (chosen,) = demo_model.decode([Chunk(0, position, tokens, sampler)])
         assert isinstance(chosen, SampledToken)
         position += len(tokens)
         tokens = [chosen.token]
-        said.append(chosen.token)
+        chosen_tokens.append(chosen.token)
     sampler.close()
-    return said
+    return chosen_tokens
 
 
 def logits_of(step: int, spread: float = 4.0) -> Logits:
-    """A few likely tokens that stay likely for some steps, so that penalties have their part."""
+    """Return logits with tokens that stay likely for some steps, so that penalties matter."""
     steady = np.random.default_rng(step // 20).normal(0, spread, SIZE)
     return (steady + np.random.default_rng(step).normal(0, 0.3, SIZE)).astype(np.float32)
 
@@ -75,7 +75,7 @@ def choose(sampling: Sampling, steps: int = 150) -> list[int]:
 
 
 def choose_by_llama_cpp(sampling: Sampling, steps: int = 150) -> list[int]:
-    """By its whole chain, over the whole vocabulary."""
+    """Choose with llama.cpp's whole chain over the whole vocabulary."""
     given = (sampling.logit_bias or {}).items()
     bias = (llama_cpp.llama_logit_bias * len(given))(
         *(llama_cpp.llama_logit_bias(int(token), value) for token, value in given)
@@ -131,12 +131,12 @@ def choose_by_llama_cpp(sampling: Sampling, steps: int = 150) -> list[int]:
     ],
     ids=str,
 )
-def test_every_choice_is_the_one_of_llama_cpp_s_own_chain(more: dict[str, Any]) -> None:
+def test_choices_equal_those_of_llama_cpp_s_own_chain(more: dict[str, Any]) -> None:
     sampling = replace(CHAT, **more)
     assert choose(sampling) == choose_by_llama_cpp(sampling)
 
 
-def test_the_likeliest_tokens_are_found_whatever_the_vocabulary_s_size() -> None:
+def test_likeliest_finds_the_highest_logits_of_any_vocabulary() -> None:
     for size in (1, 5, GROUPS - 1, GROUPS, 2 * GROUPS, 2 * GROUPS + 1, 49_152):
         for count in (1, 40, 1000):
             logits = np.random.default_rng(size).normal(0, 3, size).astype(np.float32)
@@ -145,12 +145,12 @@ def test_the_likeliest_tokens_are_found_whatever_the_vocabulary_s_size() -> None
             assert np.array_equal(np.sort(logits[found])[::-1][: len(best)], best)
 
 
-def test_the_likeliest_of_40_are_few_so_that_the_chain_has_little_to_do() -> None:
+def test_likeliest_returns_few_tokens_more_than_asked() -> None:
     logits = np.random.default_rng(0).normal(0, 3, 49_152).astype(np.float32)
     assert 40 <= len(likeliest(logits, 40)) < 60
 
 
-def test_what_has_no_chance_is_never_among_them() -> None:
+def test_likeliest_excludes_tokens_with_a_logit_of_minus_infinity() -> None:
     logits = np.full(SIZE, -np.inf, np.float32)
     logits[[7, 4_999]] = 1.0
     assert list(likeliest(logits, 40)) == [7, 4_999]
@@ -158,7 +158,7 @@ def test_what_has_no_chance_is_never_among_them() -> None:
 
 @pytest.mark.parametrize("top_k", [0, 40])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_where_no_numbers_were_computed_there_is_no_token(top_k: int, temperature: float) -> None:
+def test_logits_without_numbers_give_no_token(top_k: int, temperature: float) -> None:
     sampling = replace(CHAT, top_k=top_k, temperature=temperature)
     sampler = SamplerChain(VOCABULARY, Candidates(SIZE), sampling)
     for nothing in (np.nan, -np.inf):
@@ -177,11 +177,11 @@ def test_where_no_numbers_were_computed_there_is_no_token(top_k: int, temperatur
     ],
     ids=str,
 )
-def test_the_smallest_values_choose_a_token_as_all_others_do(more: dict[str, Any]) -> None:
+def test_tiny_sampling_values_still_choose_a_token(more: dict[str, Any]) -> None:
     assert len(choose(replace(CHAT, **more), 50)) == 50
 
 
-def test_a_token_s_logprob_is_the_model_s_own_whatever_changes_the_choice() -> None:
+def test_logprob_ignores_bias_and_temperature() -> None:
     sampling = replace(CHAT, logprobs=5, logit_bias={"17": 100.0}, temperature=0.1)
     sampler = SamplerChain(VOCABULARY, Candidates(SIZE), sampling)
     logits = logits_of(0)
@@ -198,7 +198,7 @@ def test_a_token_s_logprob_is_the_model_s_own_whatever_changes_the_choice() -> N
     )
 
 
-def test_the_probabilities_of_all_tokens_are_one() -> None:
+def test_probabilities_add_up_to_one() -> None:
     vocabulary = Vocabulary([b"a"] * 15, frozenset())
     sampler = SamplerChain(vocabulary, Candidates(15), replace(CHAT, logprobs=20))
     logits = np.linspace(-500, 300, 15, dtype=np.float32)
@@ -210,7 +210,7 @@ def test_the_probabilities_of_all_tokens_are_one() -> None:
     assert chosen.logprob.top[-1].logprob == -9999.0
 
 
-def test_logprobs_are_told_only_where_they_were_asked_for() -> None:
+def test_logprobs_are_returned_only_if_requested() -> None:
     for logprobs in (None, 0):
         sampler = SamplerChain(VOCABULARY, Candidates(SIZE), replace(CHAT, logprobs=logprobs))
         chosen = sampler.choose(logits_of(0))
@@ -219,38 +219,38 @@ def test_logprobs_are_told_only_where_they_were_asked_for() -> None:
         assert chosen.logprob is None or chosen.logprob.top == ()
 
 
-def test_a_bias_for_a_token_that_is_not_there_is_refused(llama: Llama) -> None:
-    last = len(llama._vocabulary) - 1
-    llama.sampler(Sampling(logit_bias={str(last): 1.0})).close()
+def test_bias_for_an_unknown_token_is_rejected(demo_model: Llama) -> None:
+    last = len(demo_model._vocabulary) - 1
+    demo_model.sampler(Sampling(logit_bias={str(last): 1.0})).close()
     with pytest.raises(ServiceError, match=f"token {last + 1}.*is {last}") as error:
-        llama.sampler(Sampling(logit_bias={str(last + 1): 1.0}))
+        demo_model.sampler(Sampling(logit_bias={str(last + 1): 1.0}))
     assert error.value.code == "invalid_request"
 
 
-def test_the_same_seed_writes_the_same_and_another_seed_another(llama: Llama) -> None:
-    first = write(llama, replace(CREATIVE, seed=7))
-    assert write(llama, replace(CREATIVE, seed=7)) == first
-    assert any(write(llama, replace(CREATIVE, seed=seed)) != first for seed in range(5))
+def test_seed_determines_the_answer(demo_model: Llama) -> None:
+    first = generate(demo_model, replace(CREATIVE, seed=7))
+    assert generate(demo_model, replace(CREATIVE, seed=7)) == first
+    assert any(generate(demo_model, replace(CREATIVE, seed=seed)) != first for seed in range(5))
 
 
-def test_without_a_seed_each_answer_is_its_own(llama: Llama) -> None:
-    assert len({tuple(write(llama, CREATIVE)) for _ in range(5)}) > 1
+def test_answers_differ_without_a_seed(demo_model: Llama) -> None:
+    assert len({tuple(generate(demo_model, CREATIVE)) for _ in range(5)}) > 1
 
 
-def test_temperature_0_takes_the_likeliest_token(llama: Llama) -> None:
-    greedy = write(llama, Sampling(temperature=0))
-    assert write(llama, Sampling(temperature=0)) == greedy
-    assert write(llama, Sampling(temperature=1.5, top_k=1)) == greedy
+def test_temperature_0_is_greedy(demo_model: Llama) -> None:
+    greedy = generate(demo_model, Sampling(temperature=0))
+    assert generate(demo_model, Sampling(temperature=0)) == greedy
+    assert generate(demo_model, Sampling(temperature=1.5, top_k=1)) == greedy
 
 
-def test_a_repeat_penalty_makes_repetition_rarer(llama: Llama) -> None:
-    plain = write(llama, Sampling(temperature=0, repeat_penalty=1.0), 48)
-    penalised = write(llama, Sampling(temperature=0, repeat_penalty=10.0), 48)
+def test_repeat_penalty_reduces_repetition(demo_model: Llama) -> None:
+    plain = generate(demo_model, Sampling(temperature=0, repeat_penalty=1.0), 48)
+    penalised = generate(demo_model, Sampling(temperature=0, repeat_penalty=10.0), 48)
     assert len(set(penalised)) > len(set(plain))
 
 
-def test_a_token_that_is_banned_is_not_said(llama: Llama) -> None:
-    greedy = write(llama, Sampling(temperature=0))
+def test_banned_token_is_not_generated(demo_model: Llama) -> None:
+    greedy = generate(demo_model, Sampling(temperature=0))
     banned = str(greedy[0])
-    said = write(llama, Sampling(temperature=0, logit_bias={banned: -100.0}))
-    assert greedy[0] not in said
+    answer = generate(demo_model, Sampling(temperature=0, logit_bias={banned: -100.0}))
+    assert greedy[0] not in answer

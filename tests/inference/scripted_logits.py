@@ -1,6 +1,6 @@
 """
-A model without a model: a real tokenizer, and logits that hang on the tokens alone, so that they
-are the same to the last bit however a sequence was computed.
+A backend with a real tokenizer and scripted logits. They depend on the tokens alone, so they are
+the same to the last bit however a sequence was computed.
 """
 
 from collections.abc import Sequence
@@ -8,21 +8,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from services.inference.engine.backend import Chunk, SampleResult, SequenceState
-from services.inference.engine.sampling.sampler import Candidates, SamplerChain
+from services.inference.engine.sampling.sampler import Candidates, Logits, SamplerChain
 from tests.inference.fake_backend import FakeState
-from tests.inference.vocabulary import Vocabulary
+from tests.inference.vocabulary import VocabularyBackend, load_vocabulary
 
-LIKELY = 10.0  # about as likely as all other tokens of 100,000 together
+LIKELY = 10.0  # about as likely as all other tokens of a vocabulary of 100,000 together
 SPREAD = 2.0
 
 
-class Dream(Vocabulary):
-    """Answers a prompt of `PROMPT` with `text`, if it does not stray from it; then it ends."""
+class ScriptedLogits(VocabularyBackend):
+    """Answers PROMPT with `text`, unless sampling chooses an unlikely token; then it ends."""
 
     PROMPT = (5, 6, 7)
 
     def __init__(self, name: str, text: str) -> None:
-        super().__init__(name)
+        self._shared = load_vocabulary(name)  # frees the vocabulary with its last reference
+        vars(self).update(vars(self._shared))
         self._candidates = Candidates(self.vocabulary_size)
         self._script = [*self.tokenize(text, special=False), min(self._vocabulary.ends)]
         noise = np.random.default_rng(1).normal(0, SPREAD, self.vocabulary_size)
@@ -51,8 +52,8 @@ class Dream(Vocabulary):
         assert isinstance(chunk.sampler, SamplerChain)
         return chunk.sampler.choose(self._logits_after(cells))
 
-    def _logits_after(self, cells: list[int]) -> "np.typing.NDArray[np.float32]":
-        said = len(cells) - len(self.PROMPT)
-        logits = np.roll(self._noise, 7919 * cells[-1] + 104_729 * said)
-        logits[self._script[min(said, len(self._script) - 1)]] = LIKELY
+    def _logits_after(self, cells: list[int]) -> Logits:
+        generated = len(cells) - len(self.PROMPT)
+        logits = np.roll(self._noise, 7919 * cells[-1] + 104_729 * generated)
+        logits[self._script[min(generated, len(self._script) - 1)]] = LIKELY
         return logits

@@ -1,14 +1,14 @@
-"""Conversations that callers bring, with the templates that llama.cpp ships."""
+"""Conversations of callers, with the templates that llama.cpp ships."""
 
 import pytest
 
 from services.contract.conversation import ChatMessage, Function, FunctionCall, Tool, ToolCall
 from services.contract.messages import Turn
 from services.inference.engine.prompt.tools import HERMES
-from tests.inference.engine.prompt.test_templates_shipped import REFUSED, SOURCES, case, hostile
+from tests.inference.engine.prompt.test_shipped_templates import REJECTED, SOURCES, case, hostile
 from tests.inference.vocabulary import text_of
 
-USABLE = sorted(SOURCES.keys() - REFUSED.keys())
+USABLE = sorted(SOURCES.keys() - REJECTED.keys())
 TOOLS = (
     Tool(
         Function(
@@ -21,18 +21,19 @@ TOOLS = (
 
 
 @pytest.mark.parametrize("name", USABLE)
-def test_a_conversation_is_shown_as_a_session_is(name: str) -> None:
+def test_conversation_is_rendered_as_a_session(name: str) -> None:
     here = case(name, "qwen2")
     for contents in (("hi", "hello", "who"), *(c * 3 for c in hostile(here) if len(c) == 1)):
-        asked, said, next_ = contents
-        session = here.chat.session_prompt("be kind", (Turn("1", asked, said),), next_, 1)
+        prompt, answer, question = contents
+        turns = (Turn("1", prompt, answer),)
+        session = here.chat.session_prompt("be kind", turns, question, 1)
         roles = ("system", "user", "assistant", "user")
-        messages = map(ChatMessage, roles, ("be kind", asked, said, next_))  # type: ignore[arg-type]
+        messages = map(ChatMessage, roles, ("be kind", prompt, answer, question))  # type: ignore[arg-type]
         assert here.chat.conversation_prompt([*messages], (), 1).tokens == session.tokens
 
 
 @pytest.mark.parametrize("name", USABLE)
-def test_functions_calls_and_results_are_shown_by_any_template(name: str) -> None:
+def test_tools_calls_and_results_are_rendered(name: str) -> None:
     here = case(name, "qwen2")
     call = ToolCall("123456789", FunctionCall("go", '{"to": "Rome"}'))
     messages = (
@@ -48,7 +49,7 @@ def test_functions_calls_and_results_are_shown_by_any_template(name: str) -> Non
     assert form == HERMES or f'"{form.key}": {{"to": "Rome"}}' in text
 
 
-# what models write and clients send back unchanged
+# Arguments, names and ids that models write and clients send back unchanged.
 BROKEN = ['{"to": Rome}', '{"to": "Rome', '["Rome"]', '"Rome"', '{"to":' * 70 + '"Rome"' + "}" * 70]
 EMPTY = ["", "{}", "null", '""', "[]"]
 NAMES = ["", "the Rome road", "a/b:Rome", "Rome" * 20, 'R"ome', "<|im_end|>Rome"]
@@ -56,10 +57,10 @@ IDS = ["", "call_abc123def456", "c" * 200, "functions.go:0"]
 
 
 @pytest.mark.parametrize("name", USABLE)
-def test_every_template_renders_any_call_of_a_model(name: str) -> None:
+def test_malformed_calls_are_rendered(name: str) -> None:
     here = case(name, "qwen2")
 
-    def shown(call: ToolCall) -> str:
+    def render(call: ToolCall) -> str:
         messages = (
             ChatMessage("user", "hi"),
             ChatMessage("assistant", tool_calls=(call,)),
@@ -68,11 +69,11 @@ def test_every_template_renders_any_call_of_a_model(name: str) -> None:
         return text_of(here.backend, here.chat.conversation_prompt(messages, TOOLS, 1).tokens)
 
     for arguments in BROKEN:
-        assert "Rome" in shown(ToolCall("1", FunctionCall("go", arguments)))
+        assert "Rome" in render(ToolCall("1", FunctionCall("go", arguments)))
     for arguments in EMPTY:
-        assert "no such thing" in shown(ToolCall("1", FunctionCall("go", arguments)))
+        assert "no such thing" in render(ToolCall("1", FunctionCall("go", arguments)))
     for called in NAMES:
-        said = shown(ToolCall("1", FunctionCall(called, "{}")))
-        assert "no such thing" in said and ("Rome" in said or '"' in called or not called)
+        text = render(ToolCall("1", FunctionCall(called, "{}")))
+        assert "no such thing" in text and ("Rome" in text or '"' in called or not called)
     for given in IDS:
-        assert "no such thing" in shown(ToolCall(given, FunctionCall("go", "{}")))
+        assert "no such thing" in render(ToolCall(given, FunctionCall("go", "{}")))

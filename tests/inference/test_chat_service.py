@@ -116,7 +116,7 @@ async def test_invalid_request_is_rejected_with_reason(fast: Worker) -> None:
         ({"grammar": 'root ::= root "a"'}, "allows no token"),
         ({"response_format": UNKNOWN_TYPE}, "The field `response_format` can't be used"),
         ({"grammar": 'root ::= "a"', "response_format": JsonObjectFormat()}, "remove one of them"),
-        ({"logit_bias": {"257": 1.0}}, "`logit_bias` names the token 257"),
+        ({"logit_bias": {"257": 1.0}}, "`logit_bias` has the token 257"),
         ({"logit_bias": {"hello": 1.0}}, "logit_bias"),
         ({"min_p": 2.0}, "min_p"),
     ],

@@ -101,6 +101,7 @@ class ChatService:
             emit=lambda outputs: _from_thread(loop, self._dispatch, outputs),
             on_death=lambda: _from_thread(loop, self._on_engine_death),
             public_prefixes=model.template.shared_prefixes(settings.chat_system_prompt.strip()),
+            limits=limits.scheduler,
         )
 
     @property

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from services.contract.tokens import TOKENS_TIMEOUT_SECONDS
+from services.inference.engine.scheduling.limits import DEFAULT_LIMITS as DEFAULT_SCHEDULER_LIMITS
+from services.inference.engine.scheduling.limits import SchedulerLimits
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,7 @@ class InferenceLimits:
     """
 
     max_payload: int = 2**20
+    scheduler: SchedulerLimits = DEFAULT_SCHEDULER_LIMITS
 
     report_interval_seconds: float = 1.0
     load_log_interval_seconds: float = 2.0

@@ -5,7 +5,7 @@ import secrets
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from services.inference.engine.output.resume import check_token_ids, resumed_ans
 from services.inference.engine.output.stops import StopRules
 from services.inference.engine.prompt.chat_template import KnownAnswers, RenderedPrompt
 from services.inference.engine.sampling import constraints
-from services.inference.engine.scheduling import sequence
+from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.in_flight import InFlightRequest
 from services.inference.models import LoadedModel
 
@@ -48,8 +48,8 @@ class PreparedPrompt:
 
 class PromptBuilder:
     """
-    Builds prompts for one model. All methods but `remember` may take seconds and can be called in
-    any thread. `system_prompt` is that of sessions that set none.
+    Builds prompts for one model. The methods may be called in any thread; all but `remember` and
+    `check_length` may take seconds. `system_prompt` is the default of sessions.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class PromptBuilder:
         stops, lark = self._stops(request, sampling), self._tool_call_lark(request, sampling)
         return PreparedPrompt(tokens, sampling, stops, lark, state, first)
 
-    def sequence(self, flight: InFlightRequest, prompt: PreparedPrompt) -> sequence.Sequence:
+    def sequence(self, flight: InFlightRequest, prompt: PreparedPrompt) -> Sequence:
         """
         Return the engine's sequence for a prompt. Compiles the grammar, and replays the tokens of a
         resumed answer through the sampler. Raises ServiceError.
@@ -87,7 +87,7 @@ class PromptBuilder:
             answer = resumed_answer(resume, prompt.sampling, sampler, backend, prompt.stops)
         else:
             answer = GeneratedText(prompt.sampling, prompt.stops)
-        return sequence.Sequence(
+        return Sequence(
             flight.sequence_key,
             prompt.tokens,
             prompt.sampling,
@@ -106,8 +106,8 @@ class PromptBuilder:
         context window moves on and the cached prefix can't be reused. The question is assumed to be
         as long as the last one.
 
-        None if the window stays, if the session has gone on already, or if the request has a seed,
-        which needs a deterministic prefill. Raises ServiceError.
+        None if the window stays, if the session has continued already, or if the request has a
+        seed, which needs a deterministic prefill. Raises ServiceError.
         """
         turns, max_tokens = context.turns, flight.sampling.max_tokens or 1
         is_newest = bool(turns) and turns[-1].request_id == flight.request_id
@@ -196,7 +196,7 @@ class PromptBuilder:
             self._system(context), context.turns, request.prompt, max_tokens, answers, first
         )
 
-    def _known_of_session(self, tenant: str, turns: Sequence[Turn]) -> tuple[KnownAnswers, str]:
+    def _known_of_session(self, tenant: str, turns: tuple[Turn, ...]) -> tuple[KnownAnswers, str]:
         """Return the cached answers by request id, and the first exchange of the last prompt."""
         answers = self._answers.get(tenant, (turn.request_id for turn in turns))
         last = turns[-1].request_id if turns else ""
@@ -268,7 +268,7 @@ def _without_retried(context: Context, retry_of: str | None) -> Context:
 
 
 class _CachedAnswer(NamedTuple):
-    tokens: Sequence[int]
+    tokens: "array[int]"
     first_exchange: str
 
 
@@ -287,16 +287,17 @@ class AnswerCache:
         self._answers: OrderedDict[tuple[str, str], _CachedAnswer] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, tenant: str, name: str, tokens: Sequence[int], first_exchange: str = "") -> None:
+    def add(self, tenant: str, name: str, tokens: Iterable[int], first_exchange: str = "") -> None:
         """Add an answer; `tokens` without the end token."""
         with self._lock:
             self._remove((tenant, name))
-            self._answers[tenant, name] = _CachedAnswer(array("i", tokens), first_exchange)
-            self._tokens += len(tokens) + ENTRY_TOKENS
+            answer = _CachedAnswer(array("i", tokens), first_exchange)
+            self._answers[tenant, name] = answer
+            self._tokens += len(answer.tokens) + ENTRY_TOKENS
             while self._tokens > self._max_tokens:
                 self._remove(next(iter(self._answers)))
 
-    def get(self, tenant: str, names: Iterable[str]) -> dict[str, Sequence[int]]:
+    def get(self, tenant: str, names: Iterable[str]) -> "dict[str, array[int]]":
         """Return the tokens of those answers that are cached, by name."""
         with self._lock:
             keys = [key for name in names if (key := (tenant, name)) in self._answers]

@@ -30,6 +30,7 @@ from services.contract.messages import (
 )
 from services.inference.chat_service import ChatService
 from services.inference.engine.prompt.chat_template import ChatTemplate
+from services.inference.engine.scheduling.limits import SchedulerLimits
 from services.inference.limits import InferenceLimits
 from services.inference.models import LoadedModel
 from services.inference.settings import InferenceSettings
@@ -43,7 +44,11 @@ LONG = b"".join(b"%d " % number for number in range(200))[:500]  # repeats nothi
 ANSWERS = {f"{question}<|im_end|>\n<|im_start|>assistant\n": answer for question, answer in {
     "hi": b"hello", "long": LONG, "stop": b"fine\nUser: me", "emoji": "é🙂".encode(),
 }.items()}  # fmt: skip
-FAST = InferenceLimits(idle_prefill_delay_seconds=0.05, connection_check_interval_seconds=0.05)
+FAST = InferenceLimits(
+    scheduler=SchedulerLimits(idle_after_seconds=0.15),
+    idle_prefill_delay_seconds=0.05,
+    connection_check_interval_seconds=0.05,
+)
 
 StartWorker = Callable[..., AbstractAsyncContextManager["Worker"]]
 """`started` with the URL of a shared NATS server."""

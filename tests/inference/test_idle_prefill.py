@@ -12,7 +12,7 @@ from services.inference.prompt_builder import PromptBuilder
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.scripted import ANSWERS, StartWorker, Worker, text
 
-PAUSE = 0.7  # seconds; an idle prefill begins after about 0.4 (until_prefilled waits for one)
+PAUSE = 0.5  # seconds; an idle prefill begins after about 0.2 (until_prefilled waits for one)
 
 
 async def test_oldest_exchanges_are_dropped_and_counted(

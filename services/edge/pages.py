@@ -134,10 +134,10 @@ def _type(schema: dict[str, Any]) -> str:
 
 
 def _bounds(schema: dict[str, Any]) -> str:
-    least, most = schema.get("minimum"), schema.get("maximum")
-    if least is None and most is None:
+    minimum, maximum = schema.get("minimum"), schema.get("maximum")
+    if minimum is None and maximum is None:
         return ""
-    return f" ({'' if least is None else least} … {'' if most is None else most})"
+    return f" ({'' if minimum is None else minimum} … {'' if maximum is None else maximum})"
 
 
 def _table(rows: Iterator[tuple[str, ...]]) -> str:

@@ -210,5 +210,5 @@ async def serving(
         await asyncio.sleep(limits.handover_seconds)
         server.should_exit = True
         await task
-        if cancelled := server.server_state.tasks:  # they still tell their workers
+        if cancelled := server.server_state.tasks:  # they still cancel at their workers
             await asyncio.wait(cancelled, timeout=1)

@@ -1,5 +1,5 @@
 """
-Server-sent events: one response class for all APIs. An encoder per API says what is written.
+Server-sent events: one response class for all APIs. An encoder per API writes the events.
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 

@@ -1,4 +1,4 @@
-"""A request that is repeated with its Idempotency-Key is answered once."""
+"""A request repeated with its Idempotency-Key is answered once."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ from services.edge.idempotency import IdempotencyKeys, identify
 from services.runtime.bus import Bus
 from services.runtime.streams import Bucket
 from tests.client.story_worker import STORY, story_worker
-from tests.edge.api.test_chat import JSON, text_of, until_said
+from tests.edge.api.test_chat import JSON, read_until, text_of
 from tests.edge.conftest import LIMITS, edge_on
 from tests.fakes import history_of
 from tests.history.samples import append, history, url_of
@@ -111,8 +111,8 @@ async def test_failed_request_is_started_again(
             assert '"code":"internal"' in failed.text
             again = await http.post("/chat", json=JSON, headers=key)
             assert again.headers["content-location"] != failed.headers["content-location"]
-        refused = await http.post("/chat", json=JSON, headers=key)
-        assert refused.status_code == 503
+        rejected = await http.post("/chat", json=JSON, headers=key)
+        assert rejected.status_code == 503
         async with story_worker(nats_url, "w2"):
             assert text_of(await http.post("/chat", json=JSON, headers=key)) == STORY
 
@@ -158,7 +158,7 @@ async def test_repeat_with_last_event_id_resumes_the_answer(
         history_of(bus, None),
     ):
         async with http.stream("POST", "/chat", json=JSON, headers=key) as answer:
-            last_id = await until_said(answer, STORY[:9])
+            last_id = await read_until(answer, STORY[:9])
         resuming = key | {"Last-Event-ID": last_id}
         for _ in range(2):
             rest = await http.post("/chat", json=JSON, headers=resuming)

@@ -68,10 +68,10 @@ def test_invalid_setting_is_rejected_without_its_keys(setting: str) -> None:
 
 async def test_request_needs_a_key_and_belongs_to_its_tenant(bus: Bus, nats_url: str) -> None:
     async with edge_on(bus, "acme:s3cret") as http, scripted_worker(nats_url, HELLO) as worker:
-        refused = await http.post("/chat", json={"prompt": "hi"})
-        assert refused.status_code == 401
-        assert refused.headers["www-authenticate"] == "Bearer"
-        assert refused.json()["error"]["type"] == "authentication_error"
+        rejected = await http.post("/chat", json={"prompt": "hi"})
+        assert rejected.status_code == 401
+        assert rejected.headers["www-authenticate"] == "Bearer"
+        assert rejected.json()["error"]["type"] == "authentication_error"
         key = {"X-API-Key": "s3cret"}
         assert (await http.post("/chat", json={"prompt": "hi"}, headers=key)).status_code == 200
         assert [subject for subject, _ in worker.requests] == ["chat.request.acme"]
@@ -85,5 +85,5 @@ async def test_only_greeting_and_probes_need_no_key(bus: Bus) -> None:
         answers["/messages"] = await http.get("/messages")
         answers["DELETE"] = await http.delete("/chat/r1")
         answers["/clear-history"] = await http.post("/clear-history")
-    refused = {path for path, answer in answers.items() if answer.status_code == 401}
-    assert refused == {"/status", "/messages", "DELETE", "/clear-history"}
+    rejected = {path for path, answer in answers.items() if answer.status_code == 401}
+    assert rejected == {"/status", "/messages", "DELETE", "/clear-history"}

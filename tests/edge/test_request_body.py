@@ -46,7 +46,7 @@ async def test_large_body_gets_its_401_and_404(nats_url: str) -> None:
         assert (await http.post("/chat", content=body(8 * MIB), headers=key)).status_code == 413
 
 
-async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+async def reject(scope: Scope, receive: Receive, send: Send) -> None:
     """An app that does not read the body."""
     await send({"type": "http.response.start", "status": 413, "headers": []})
     await send({"type": "http.response.body", "body": b"no", "more_body": False})
@@ -67,7 +67,7 @@ async def head(reader: asyncio.StreamReader) -> bytes:
 
 
 async def test_expect_100_continue_is_answered_at_once() -> None:
-    async with served(BodyDrain(refuse, LIMITS)) as (reader, writer):
+    async with served(BodyDrain(reject, LIMITS)) as (reader, writer):
         writer.write(
             b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\nexpect: 100-continue\r\n\r\n"
         )
@@ -76,7 +76,7 @@ async def test_expect_100_continue_is_answered_at_once() -> None:
 
 
 async def test_rest_of_a_body_is_read_up_to_a_limit() -> None:
-    async with served(BodyDrain(refuse, EdgeLimits(max_dropped_bytes=100_000))) as (reader, writer):
+    async with served(BodyDrain(reject, EdgeLimits(max_dropped_bytes=100_000))) as (reader, writer):
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
         for _ in range(3):
             writer.write(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
@@ -85,14 +85,14 @@ async def test_rest_of_a_body_is_read_up_to_a_limit() -> None:
 
 
 async def test_stalled_body_is_awaited_up_to_a_limit() -> None:
-    async with served(BodyDrain(refuse, EdgeLimits(max_drop_seconds=0.1))) as (reader, writer):
+    async with served(BodyDrain(reject, EdgeLimits(max_drop_seconds=0.1))) as (reader, writer):
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\nhalf")
         answer = await head(reader)
     assert answer.startswith(b"HTTP/1.1 413") and b"connection: close" in answer.lower()
 
 
 async def test_connection_is_reused_after_the_body_is_dropped() -> None:
-    async with served(BodyDrain(refuse, LIMITS)) as (reader, writer):
+    async with served(BodyDrain(reject, LIMITS)) as (reader, writer):
         for _ in range(2):
             writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody")
             answer = await head(reader)

@@ -85,12 +85,12 @@ async def test_every_response_has_a_schema_or_an_example(
 async def test_document_describes_keys_and_headers(document: dict[str, Any], bus: Bus) -> None:
     schemes = document["components"]["securitySchemes"]
     assert schemes["bearer"]["scheme"] == "bearer" and schemes["apiKey"]["name"] == "X-API-Key"
-    told = operations(document)
-    assert told["POST", "/chat"]["security"] == [{"bearer": []}, {"apiKey": []}, {}]
-    assert "security" not in told["GET", "/healthz"]
+    described = operations(document)
+    assert described["POST", "/chat"]["security"] == [{"bearer": []}, {"apiKey": []}, {}]
+    assert "security" not in described["GET", "/healthz"]
     headers = {
         where: {each["name"] for each in operation["parameters"] if each["in"] == "header"}
-        for where, operation in told.items()
+        for where, operation in described.items()
     }
     assert headers["POST", "/chat"] >= {"Idempotency-Key", "X-Request-Id"}
     assert "Last-Event-ID" in headers["GET", "/chat/{request_id}"]
@@ -132,8 +132,12 @@ async def test_every_field_description_is_used(document: dict[str, Any]) -> None
 
 
 async def test_query_parameters_have_their_constraints(document: dict[str, Any]) -> None:
-    told = {each["name"]: each for each in operations(document)["GET", "/messages"]["parameters"]}
-    assert told["limit"]["schema"]["maximum"] == 1000 and told["session_id"]["in"] == "query"
+    described = {
+        each["name"]: each for each in operations(document)["GET", "/messages"]["parameters"]
+    }
+    assert (
+        described["limit"]["schema"]["maximum"] == 1000 and described["session_id"]["in"] == "query"
+    )
 
 
 async def test_document_is_served_as_json_and_yaml(

@@ -63,12 +63,13 @@ async def chat(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
     else:
         request_id, is_new = new_request_id(), True
     if not is_new:
+        log.info("chat resumed answer=%s offset=%d", request_id, offset)
         return _respond(edge, answers.resume(request_id, offset), request_id)
-    log.info("chat requested answer=%s", request_id)
-    asked = ChatRequest(
+    log.info("chat started answer=%s", request_id)
+    chat_request = ChatRequest(
         **msgspec.structs.asdict(prompt), request_id=request_id, grace_s=edge.limits.grace_seconds
     )
-    return _respond(edge, edge.chat_client(tenant).stream(asked), request_id)
+    return _respond(edge, edge.chat_client(tenant).stream(chat_request), request_id)
 
 
 @get("/chat/{request_id:str}", opt={UNCOMPRESSED: True})
@@ -99,8 +100,8 @@ async def cancel(request_id: FromPath[str], edge: TheEdge, tenant: Tenant) -> di
 
 class ChatEncoder:
     """
-    Writes `token` events, then `done` or `error`. Each event's id says how much of the answer the
-    client has, for Last-Event-ID.
+    Writes `token` events, then `done` or `error`. An event's id, which a client sends back as
+    Last-Event-ID, is the length of the answer so far.
     """
 
     def __init__(self, request_id: str) -> None:

@@ -170,15 +170,15 @@ async def respond(
     tenant: str,
     endpoint: Endpoint,
     body: CompletionRequest,
-    asked: Sequence[ChatRequest],
+    chats: Sequence[ChatRequest],
     choices: Sequence[ChoiceBuilder],
 ) -> ASGIApp:
     """Generate `body.n` answers to each request, and return the response that sends them."""
     n = body.n or 1
-    requests = [_number(each, number) for each in asked for number in range(n)]
+    requests = [_number(each, number) for each in chats for number in range(n)]
     ids = [str(each.request_id) for each in requests]
     user = f" user={body.user!r:.100}" if body.user else ""
-    log.info("completion requested answers=%s%s", ",".join(ids), user)
+    log.info("completion started answers=%s%s", ",".join(ids), user)
     client = edge.chat_client(tenant)
 
     def cancel(number: int) -> None:

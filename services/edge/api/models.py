@@ -49,8 +49,8 @@ async def model(name: FromPath[str], edge: TheEdge, tenant: Tenant) -> ModelObje
 @post("/v1/tokenize", status_code=200)
 async def tokenize(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> dict[str, list[Any]]:
     body = await edge.bodies.read(request, TokenizeBody)
-    asked = TokenizeRequest(body.content, body.add_special, body.parse_special, body.with_pieces)
-    reply = await _ask_worker(edge, body.model, subjects.tokenize, asked, TokenizeReply)
+    message = TokenizeRequest(body.content, body.add_special, body.parse_special, body.with_pieces)
+    reply = await _ask_worker(edge, body.model, subjects.tokenize, message, TokenizeReply)
     if body.with_pieces:
         return {"tokens": [{"id": piece.id, "piece": piece.text} for piece in reply.pieces]}
     return {"tokens": list(reply.tokens)}
@@ -59,8 +59,8 @@ async def tokenize(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> dict[s
 @post("/v1/detokenize", status_code=200)
 async def detokenize(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> dict[str, str]:
     body = await edge.bodies.read(request, DetokenizeBody)
-    asked = DetokenizeRequest(body.tokens)
-    reply = await _ask_worker(edge, body.model, subjects.detokenize, asked, DetokenizeReply)
+    message = DetokenizeRequest(body.tokens)
+    reply = await _ask_worker(edge, body.model, subjects.detokenize, message, DetokenizeReply)
     return {"content": reply.text}
 
 
@@ -68,9 +68,9 @@ async def detokenize(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> dict
 async def count_tokens(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> dict[str, Any]:
     """Return the number of prompt tokens of a chat completion with this body."""
     body = await edge.bodies.read(request, ChatCompletionBody)
-    asked = chat_request(body, "")
-    prompts.check(asked)
-    reply = await _ask_worker(edge, body.model, subjects.count, asked, TokenCount)
+    chat = chat_request(body, "")
+    prompts.check(chat)
+    reply = await _ask_worker(edge, body.model, subjects.count, chat, TokenCount)
     return {"object": "response.input_tokens", "input_tokens": reply.tokens}
 
 

@@ -1,4 +1,4 @@
-"""An answer that is read again: from another event on, at another edge, after its end."""
+"""`/chat`: the request to the worker, resuming and cancelling."""
 
 import asyncio
 import json
@@ -15,17 +15,17 @@ from tests.fakes import HELLO, history_of, scripted_worker
 JSON = {"prompt": "hi"}
 
 
-async def until_said(answer: httpx.Response, text: str) -> str:
-    """The id of the event with which so much was said; leaves then."""
-    said = ""
+async def read_until(answer: httpx.Response, text: str) -> str:
+    """Read until the answer starts with `text`; return the id of the last event."""
+    answered = ""
     async for line in answer.aiter_lines():
         if line.startswith("id: "):
             last_id = line.removeprefix("id: ")
         if line.startswith("data: "):
-            said += json.loads(line.removeprefix("data: ")).get("token", "")
-        if said.startswith(text):
+            answered += json.loads(line.removeprefix("data: ")).get("token", "")
+        if answered.startswith(text):
             return last_id
-    raise AssertionError(said)
+    raise AssertionError(answered)
 
 
 def text_of(answer: httpx.Response) -> str:
@@ -43,7 +43,7 @@ async def test_answer_resumes_at_another_edge_after_its_last_event(nats_url: str
         story_worker(nats_url) as worker,
     ):
         async with first.stream("POST", "/chat", json=JSON) as answer:
-            last_id = await until_said(answer, STORY[:9])
+            last_id = await read_until(answer, STORY[:9])
             address = answer.headers["content-location"]
         for _ in range(2):  # while it runs, and after its end
             rest = await second.get(address, headers={"Last-Event-ID": last_id})

@@ -22,16 +22,16 @@ RESULT = {"role": "tool", "tool_call_id": "c1", "content": "ok"}
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
-def called(**more: Any) -> dict[str, Any]:
+def with_call(**more: Any) -> dict[str, Any]:
     return {"messages": [U, {"role": "assistant", "tool_calls": [CALL | more]}, RESULT]}
 
 
-def said(**more: Any) -> dict[str, Any]:
+def answered(**more: Any) -> dict[str, Any]:
     return {"messages": [U, {"role": "assistant", **more}, U]}
 
 
-# body, fields of the request on the bus, fields in X-Ignored-Fields
-TAKEN: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+# body, fields of the request on the bus, names in X-Ignored-Fields
+ACCEPTED_BODIES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     # of OpenAI
     ({"store": True, "metadata": {"a": "1"}}, {}, "store, metadata"),
     ({"reasoning_effort": "low", "verbosity": "low"}, {}, "reasoning_effort, verbosity"),
@@ -152,26 +152,26 @@ TAKEN: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         },
         "messages[].content[].annotations, messages[].content[].thinking",
     ),
-    (said(content=None), {}, ""),
-    (said(), {}, ""),
-    (said(content=None, refusal="no"), {"messages": said(content="no")["messages"]}, ""),
-    (said(content="x", tool_calls=[], function_call=None), {}, ""),
-    (said(content="x", reasoning_content="hm"), {}, "messages[].reasoning_content"),
-    (said(content="x", something="new"), {}, "messages[].something"),
-    (called(index=0), {"messages": called()["messages"]}, "messages[].tool_calls[].index"),
+    (answered(content=None), {}, ""),
+    (answered(), {}, ""),
+    (answered(content=None, refusal="no"), {"messages": answered(content="no")["messages"]}, ""),
+    (answered(content="x", tool_calls=[], function_call=None), {}, ""),
+    (answered(content="x", reasoning_content="hm"), {}, "messages[].reasoning_content"),
+    (answered(content="x", something="new"), {}, "messages[].something"),
+    (with_call(index=0), {"messages": with_call()["messages"]}, "messages[].tool_calls[].index"),
     (
-        called(function={"name": "f", "arguments": {"a": 1}}),
-        {"messages": called()["messages"]},
+        with_call(function={"name": "f", "arguments": {"a": 1}}),
+        {"messages": with_call()["messages"]},
         "",
     ),
     *(
-        (called(function={"name": "the sky", **arguments}), {}, "")
+        (with_call(function={"name": "the sky", **arguments}), {}, "")
         for arguments in ({}, {"arguments": None}, {"arguments": [1]}, {"arguments": '{"a": '})
     ),
-    (called(id=None), {}, ""),
-    (called(id=1, function={"name": 5, "arguments": 6}), {}, ""),
+    (with_call(id=None), {}, ""),
+    (with_call(id=1, function={"name": 5, "arguments": 6}), {}, ""),
     ({"structured_outputs": {"json": SCHEMA, "backend": "x"}}, {}, "structured_outputs.backend"),
-    (called(id="c" * 300), {}, ""),
+    (with_call(id="c" * 300), {}, ""),
     (
         {
             "messages": [
@@ -194,11 +194,13 @@ TAKEN: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"messages": [U, {"role": "tool", "content": '{"a":1}'}]},
         "",
     ),
-    (called(type="custom", function=None, custom={"name": "f", "input": "x"}), {}, ""),
+    (with_call(type="custom", function=None, custom={"name": "f", "input": "x"}), {}, ""),
 ]
 
 
-@pytest.mark.parametrize(("body", "asked", "ignored"), TAKEN, ids=lambda case: str(case)[:60])
+@pytest.mark.parametrize(
+    ("body", "asked", "ignored"), ACCEPTED_BODIES, ids=lambda case: str(case)[:60]
+)
 async def test_field_is_accepted_with_its_effect(
     http: httpx.AsyncClient,
     nats_url: str,
@@ -223,7 +225,7 @@ def sent(request: ChatRequest, name: str) -> Any:
 
 
 # body, field named in the error
-REFUSED: list[tuple[dict[str, Any], str]] = [
+REJECTED_BODIES: list[tuple[dict[str, Any], str]] = [
     ({"functions": [FUNCTION]}, "functions"),
     ({"modalities": ["text", "audio"], "audio": {"voice": "x"}}, "audio"),
     ({"guided_regex": "a+"}, "guided_regex"),
@@ -255,7 +257,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "param"), REFUSED, ids=lambda case: str(case)[:60])
+@pytest.mark.parametrize(("body", "param"), REJECTED_BODIES, ids=lambda case: str(case)[:60])
 async def test_unsupported_field_is_rejected_by_name(
     http: httpx.AsyncClient, body: dict[str, Any], param: str
 ) -> None:
@@ -300,8 +302,8 @@ async def test_field_without_effect_is_logged_once(
         async with scripted_worker(nats_url, HELLO):
             for _ in range(2):
                 await http.post(CHAT, json={"messages": [U], "mood": "good", "store": True})
-    told = [r.getMessage() for r in caplog.records if "field without effect" in r.getMessage()]
-    assert [message.rpartition("name=")[2] for message in told] == ["mood", "store"]
+    messages = [r.getMessage() for r in caplog.records if "field without effect" in r.getMessage()]
+    assert [message.rpartition("name=")[2] for message in messages] == ["mood", "store"]
 
 
 async def test_strict_edge_rejects_unknown_fields_only(
@@ -310,10 +312,10 @@ async def test_strict_edge_rejects_unknown_fields_only(
     async with Bus.connect(nats_url, "edge") as bus, edge_on(bus, is_strict=True) as http:
         async with scripted_worker(nats_url, HELLO):
             taken = await http.post(CHAT, json={"messages": [U], "store": True})
-            refused = await http.post(CHAT, json={"messages": [U], "temprature": 1})
+            rejected = await http.post(CHAT, json={"messages": [U], "temprature": 1})
             deep = await http.post(CHAT, json={"messages": [U | {"contnet": "x"}]})
     assert (taken.status_code, taken.headers["x-ignored-fields"]) == (200, "store")
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "temprature")
+    assert (rejected.status_code, rejected.json()["error"]["param"]) == (400, "temprature")
     assert "Unknown field `contnet` - at `$.messages[]`" in deep.json()["error"]["message"]
 
 
@@ -370,8 +372,8 @@ async def test_body_of_too_many_elements_is_rejected(
 ) -> None:
     got = await http.post(path, content=body)
     assert got.status_code in (400, 413), got.text
-    said = got.json()["error"]["message"]
-    assert any(word in said for word in (" more than ", " bytes, ", " bytes; ", "length <= "))
+    message = got.json()["error"]["message"]
+    assert any(word in message for word in (" more than ", " bytes, ", " bytes; ", "length <= "))
 
 
 async def test_ignored_field_is_not_decoded(http: httpx.AsyncClient, nats_url: str) -> None:

@@ -20,11 +20,11 @@ def report(worker_id: str, name: str, *adapters: str) -> WorkerReport:
 
 
 @pytest.fixture
-async def alone(nats_url: str) -> AsyncIterator[openai.AsyncOpenAI]:
-    """An edge that has heard of two workers."""
+async def client_of_two(nats_url: str) -> AsyncIterator[openai.AsyncOpenAI]:
+    """An OpenAI client of an edge that two workers report to."""
     async with Bus.connect(nats_url, "edge") as bus, edge_on(bus) as http:
-        for told in (report("1", "small", "loud"), report("2", "org/large")):
-            await bus.publish(subjects.report(told.worker_id), told)
+        for each in (report("1", "small", "loud"), report("2", "org/large")):
+            await bus.publish(subjects.report(each.worker_id), each)
         base = f"{http.base_url}/v1"
         async with openai.AsyncOpenAI(base_url=base, api_key="x", max_retries=0) as client:
             async with asyncio.timeout(2):
@@ -34,43 +34,43 @@ async def alone(nats_url: str) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 async def test_models_of_all_workers_are_listed_with_their_adapters(
-    alone: openai.AsyncOpenAI,
+    client_of_two: openai.AsyncOpenAI,
 ) -> None:
-    models = await alone.models.list()
+    models = await client_of_two.models.list()
     assert [model.id for model in models.data] == ["org/large", "small", "small:loud"]
-    assert (await alone.models.retrieve("small:loud")).id == "small:loud"
-    assert (await alone.models.retrieve("org/large")).object == "model"
+    assert (await client_of_two.models.retrieve("small:loud")).id == "small:loud"
+    assert (await client_of_two.models.retrieve("org/large")).object == "model"
     with pytest.raises(openai.NotFoundError) as error:
-        await alone.models.retrieve("other")
+        await client_of_two.models.retrieve("other")
     assert error.value.code == "model_not_found"
 
 
 async def test_completion_has_model_and_fingerprint(
-    alone: openai.AsyncOpenAI, nats_url: str
+    client_of_two: openai.AsyncOpenAI, nats_url: str
 ) -> None:
     async with scripted_worker(nats_url, HELLO):
-        got = await alone.chat.completions.create(
+        got = await client_of_two.chat.completions.create(
             model="small:loud", messages=[{"role": "user", "content": "hi"}]
         )
     assert (got.model, got.system_fingerprint) == ("small:loud", "fp_digest of sm")
 
 
 async def test_prompt_over_the_context_is_rejected_by_its_count(
-    alone: openai.AsyncOpenAI, nats_url: str
+    client_of_two: openai.AsyncOpenAI, nats_url: str
 ) -> None:
     async with scripted_worker(nats_url, HELLO) as worker:
         with pytest.raises(openai.BadRequestError, match="maximum context length is 2048") as error:
-            await alone.completions.create(model="small", prompt=[1] * 2048)
+            await client_of_two.completions.create(model="small", prompt=[1] * 2048)
     assert (error.value.code, error.value.param) == ("context_length_exceeded", "prompt")
     assert not worker.requests
 
 
 async def test_more_messages_than_the_context_are_rejected_by_count(
-    alone: openai.AsyncOpenAI, nats_url: str
+    client_of_two: openai.AsyncOpenAI, nats_url: str
 ) -> None:
     messages: Any = [{"role": "user", "content": "x"}] * 2048
     async with scripted_worker(nats_url, HELLO) as worker:
         with pytest.raises(openai.BadRequestError, match="maximum context length is 2048") as error:
-            await alone.chat.completions.create(model="small", messages=messages)
+            await client_of_two.chat.completions.create(model="small", messages=messages)
     assert (error.value.code, error.value.param) == ("context_length_exceeded", "messages")
     assert not worker.requests

@@ -1,4 +1,4 @@
-"""Chat completions by OpenAI's own client; what the worker says is scripted."""
+"""Chat completions, requested with OpenAI's client; the worker is scripted."""
 
 import asyncio
 import json
@@ -47,8 +47,8 @@ TOOL: Any = {
 CALL = '<tool_call>\n{"name": "go", "arguments": {"to": "Rome"}}\n</tool_call>'
 
 
-def says(text: str, size: int = 5) -> Script:
-    """In pieces of this many characters."""
+def answer_of(text: str, size: int = 5) -> Script:
+    """Script an answer in tokens of `size` characters."""
     tokens = [Token(at, text[at : at + size], (1,)) for at in range(0, len(text), size)]
     return (ACCEPTED, *tokens, DONE)
 
@@ -219,8 +219,13 @@ async def test_unsupported_parameter_is_rejected_by_name(
 async def test_empty_values_of_unsupported_fields_are_accepted(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:
-    said: Any = {"role": "assistant", "content": "x", "refusal": None, "annotations": []}
-    more: Any = {"store": False, "functions": None, "metadata": {}, "messages": [*ASK, said, *ASK]}
+    answer: Any = {"role": "assistant", "content": "x", "refusal": None, "annotations": []}
+    more: Any = {
+        "store": False,
+        "functions": None,
+        "metadata": {},
+        "messages": [*ASK, answer, *ASK],
+    }
     async with scripted_worker(nats_url, HELLO):
         got = await client.chat.completions.with_raw_response.create(
             model="demo", messages=ASK, extra_body=more
@@ -249,7 +254,7 @@ async def test_n_choices_have_own_seeds_and_count_the_prompt_once(
 
 
 async def test_tool_calls_are_parsed(client: openai.AsyncOpenAI, nats_url: str) -> None:
-    async with scripted_worker(nats_url, says(f"Let me see.\n{CALL}\n{CALL}")):
+    async with scripted_worker(nats_url, answer_of(f"Let me see.\n{CALL}\n{CALL}")):
         got = await client.chat.completions.create(model="demo", messages=ASK, tools=[TOOL])
     (choice,) = got.choices
     assert choice.finish_reason == "tool_calls" and choice.message.content == "Let me see."
@@ -262,7 +267,7 @@ async def test_tool_calls_are_parsed(client: openai.AsyncOpenAI, nats_url: str) 
 async def test_openai_client_assembles_streamed_tool_calls(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:
-    async with scripted_worker(nats_url, says(f"{CALL}\n{CALL}")):
+    async with scripted_worker(nats_url, answer_of(f"{CALL}\n{CALL}")):
         async with client.chat.completions.stream(
             model="demo", messages=ASK, tools=[TOOL]
         ) as stream:
@@ -280,7 +285,7 @@ async def test_openai_client_assembles_streamed_tool_calls(
 async def test_first_delta_of_a_call_has_empty_arguments(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
-    async with scripted_worker(nats_url, says(CALL)):
+    async with scripted_worker(nats_url, answer_of(CALL)):
         body = {"messages": ASK, "tools": [TOOL], "stream": True}
         got = await http.post("/v1/chat/completions", json=body)
     events = [json.loads(line[6:]) for line in got.text.splitlines() if line.startswith("data: {")]
@@ -294,8 +299,8 @@ async def test_first_delta_of_a_call_has_empty_arguments(
 async def test_first_call_completes_a_choice_without_parallel_calls(
     client: openai.AsyncOpenAI, nats_url: str, stream: bool
 ) -> None:
-    *first, _ = says(CALL)
-    script = (*first, 0.3, *says(f"{CALL} and more")[1:-1], 30.0, DONE)
+    *first, _ = answer_of(CALL)
+    script = (*first, 0.3, *answer_of(f"{CALL} and more")[1:-1], 30.0, DONE)
     async with scripted_worker(nats_url, script) as worker:
         asked: Any = {"model": "demo", "messages": ASK, "tools": [TOOL]}
         if stream:
@@ -321,16 +326,16 @@ async def test_assembled_message_is_accepted_as_history(
     client: openai.AsyncOpenAI, nats_url: str, text: str
 ) -> None:
     """Calls keep the `index` of the stream and the model's text."""
-    async with scripted_worker(nats_url, says(text)) as worker:
+    async with scripted_worker(nats_url, answer_of(text)) as worker:
         async with client.chat.completions.stream(
             model="demo", messages=ASK, tools=[TOOL]
         ) as stream:
             first = await stream.get_final_completion()
-        said: Any = first.choices[0].message
-        (call,) = said.tool_calls
+        answer: Any = first.choices[0].message
+        (call,) = answer.tool_calls
         result: Any = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
         async with client.chat.completions.stream(
-            model="demo", messages=[*ASK, said, result], tools=[TOOL]
+            model="demo", messages=[*ASK, answer, result], tools=[TOOL]
         ) as stream:
             await stream.get_final_completion()
     _, (_, request) = worker.requests
@@ -341,7 +346,7 @@ async def test_assembled_message_is_accepted_as_history(
 
 
 async def test_call_markup_without_tools_is_text(client: openai.AsyncOpenAI, nats_url: str) -> None:
-    async with scripted_worker(nats_url, says(CALL)):
+    async with scripted_worker(nats_url, answer_of(CALL)):
         plain = await client.chat.completions.create(model="demo", messages=ASK)
         none = await client.chat.completions.create(
             model="demo", messages=ASK, tools=[TOOL], tool_choice="none"
@@ -355,7 +360,7 @@ async def test_truncated_call_keeps_its_finish_reason(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:
     for reason in ("length", "stop"):  # by a stop string
-        script = (*says(CALL[:45])[:-1], replace(DONE, finish_reason=reason))
+        script = (*answer_of(CALL[:45])[:-1], replace(DONE, finish_reason=reason))
         async with scripted_worker(nats_url, script):
             got = await client.chat.completions.create(model="demo", messages=ASK, tools=[TOOL])
         (choice,) = got.choices
@@ -365,8 +370,8 @@ async def test_truncated_call_keeps_its_finish_reason(
 async def test_logprobs_have_the_form_of_chat_completions(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:
-    told = TokenLogprob(1, "é", (195, 169), -0.5, (TokenProbability(2, "e", (101,), -0.25),))
-    script = (ACCEPTED, Token(0, "é", (1,), (told,)), Token(1, "é", (1,), (told,)), DONE)
+    logprob = TokenLogprob(1, "é", (195, 169), -0.5, (TokenProbability(2, "e", (101,), -0.25),))
+    script = (ACCEPTED, Token(0, "é", (1,), (logprob,)), Token(1, "é", (1,), (logprob,)), DONE)
     async with scripted_worker(nats_url, script):
         got = await client.chat.completions.create(
             model="demo", messages=ASK, logprobs=True, top_logprobs=1

@@ -1,4 +1,4 @@
-"""Plain completions, and the list of models, by OpenAI's own client."""
+"""Text completions, requested with OpenAI's client; the worker is scripted."""
 
 from typing import Any
 
@@ -73,8 +73,13 @@ async def test_choices_of_several_prompts_are_in_order(
 async def test_logprobs_have_the_form_of_completions(
     client: openai.AsyncOpenAI, nats_url: str
 ) -> None:
-    told = TokenLogprob(1, "ab", (97, 98), -0.5, (TokenProbability(2, "e", (101,), -0.25),))
-    script = (ACCEPTED, Token(0, "abab", (1, 1), (told, told)), Token(4, "ab", (1,), (told,)), DONE)
+    logprob = TokenLogprob(1, "ab", (97, 98), -0.5, (TokenProbability(2, "e", (101,), -0.25),))
+    script = (
+        ACCEPTED,
+        Token(0, "abab", (1, 1), (logprob, logprob)),
+        Token(4, "ab", (1,), (logprob,)),
+        DONE,
+    )
     async with scripted_worker(nats_url, script) as worker:
         got = await client.completions.create(model="demo", prompt="x", logprobs=1)
     assert worker.requests[0][1].logprobs == 1

@@ -58,7 +58,7 @@ STRANGE_PATH = "%C3%A4%2Fb%20%3F%252F%23"
 async def answering(
     nats_url: str, subject: str, kind: type[Struct], *answers: Struct | Exception
 ) -> AsyncIterator[list[Any]]:
-    """A history that gives these answers, the last one for ever, and what it was asked."""
+    """Serve a history that sends these replies, the last one forever. Yield its requests."""
     asked: list[Any] = []
 
     async def handle(at: str, request: Struct) -> Struct:
@@ -173,7 +173,7 @@ async def test_import_accepts_the_lines_of_an_export(
     assert answer.json() == {"status": "success", "imported": 2}
     (request,) = asked
     assert request.session_id == "s 1"
-    assert [said.request_id for said in request.exchanges] == ["r1", "r1"]
+    assert [exchange_.request_id for exchange_ in request.exchanges] == ["r1", "r1"]
 
 
 async def test_line_without_an_id_gets_the_same_id_each_time(
@@ -198,7 +198,7 @@ async def test_long_import_is_sent_in_batches_in_order(
     ) as asked:
         answer = await http.post("/sessions/s/messages", content="\n".join(lines))
     assert answer.json()["imported"] == 10 and len(asked) > 1
-    prompts = [said.prompt for request in asked for said in request.exchanges]
+    prompts = [exchange_.prompt for request in asked for exchange_ in request.exchanges]
     assert prompts == [str(n) for n in range(10)]
 
 
@@ -217,7 +217,7 @@ async def test_import_of_many_mib_is_complete(http: httpx.AsyncClient, nats_url:
         answer = await http.post("/sessions/s/messages", content=parts(*cuts))
     assert answer.json() == {"status": "success", "imported": 20}
     assert sum(len(request.exchanges) for request in asked) == 20
-    assert len({said.request_id for request in asked for said in request.exchanges}) == 20
+    assert len({exchange_.request_id for request in asked for exchange_ in request.exchanges}) == 20
 
 
 async def test_failed_import_reports_the_imported_lines(

@@ -52,7 +52,7 @@ async def test_without_nats_requests_fail_at_once(tmp_path: Path) -> None:
                 server.stop(signal.SIGKILL)
                 await until_disconnected(bus)
                 async with asyncio.timeout(1):
-                    refused = [
+                    rejected = [
                         await http.post("/chat", json={"prompt": "hi"}),
                         await http.delete("/chat/r1"),
                         await http.get("/messages"),
@@ -61,8 +61,8 @@ async def test_without_nats_requests_fail_at_once(tmp_path: Path) -> None:
                     ]
                     status = await http.get("/status")
                     alive = await http.get("/healthz")
-    assert {answer.status_code for answer in refused} == {503}
-    assert {answer.json()["error"]["code"] for answer in refused} == {"bus_unavailable"}
+    assert {answer.status_code for answer in rejected} == {503}
+    assert {answer.json()["error"]["code"] for answer in rejected} == {"bus_unavailable"}
     assert status.status_code == 200 and status.json()["nats_connected"] is False
     assert alive.status_code == 200
 
@@ -75,14 +75,14 @@ LOADING = WorkerReport("w2", "loading", slots=8, running=0, waiting=0, progress=
 async def test_edge_is_ready_once_a_worker_reports_ready(bus: Bus) -> None:
     async with edge_on(bus) as http:
         assert (await http.get("/readyz")).json()["error"]["code"] == "no_worker"
-        refused = await http.post("/chat", json={"prompt": "hi"})
-        assert refused.json()["error"]["code"] == "no_worker"
+        rejected = await http.post("/chat", json={"prompt": "hi"})
+        assert rejected.json()["error"]["code"] == "no_worker"
 
         await bus.publish(subjects.report("w2"), LOADING)
         await asyncio.sleep(0.05)
-        refused = await http.post("/chat", json={"prompt": "hi"})
-        assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
-        assert refused.json()["error"]["code"] == "model_loading"
+        rejected = await http.post("/chat", json={"prompt": "hi"})
+        assert rejected.status_code == 503 and int(rejected.headers["retry-after"]) >= 1
+        assert rejected.json()["error"]["code"] == "model_loading"
         assert (await http.get("/readyz")).status_code == 503
 
         await bus.publish(subjects.report("w1"), READY)

@@ -23,23 +23,19 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def test_each_adapter_answers_in_its_own_way_alone_and_beside_the_others(
-    stack: Stack, session_id: str
-) -> None:
+def test_adapters_answer_alike_alone_and_in_one_batch(stack: Stack, session_id: str) -> None:
     alone = {m: stack.chat(QUESTION, f"{session_id} {m}", model=m).text for m in MODELS}
     assert alone["demo"] == stack.chat(QUESTION, f"{session_id} plain").text
     assert len(set(alone.values())) == 3
     with ThreadPoolExecutor(6) as pool:
         asked = [(i, MODELS[i % 3]) for i in range(6)]
-        said = pool.map(
+        texts = pool.map(
             lambda a: stack.chat(QUESTION, f"{session_id} {a[0]}", model=a[1]).text, asked
         )
-    assert list(said) == [alone[model] for _, model in asked]
+    assert list(texts) == [alone[model] for _, model in asked]
 
 
-def test_the_next_turn_of_an_adapter_goes_on_from_what_it_computed_and_from_nothing_else(
-    stack: Stack, session_id: str
-) -> None:
+def test_next_turn_of_an_adapter_reuses_only_its_own_prefix(stack: Stack, session_id: str) -> None:
     usages = [
         stack.chat("hello", session_id, model=model).end["usage"]
         for model in ("demo", "demo:shout", "demo:shout", "demo")
@@ -51,7 +47,7 @@ def test_the_next_turn_of_an_adapter_goes_on_from_what_it_computed_and_from_noth
     assert back["cached_tokens"] >= first["prompt_tokens"]
 
 
-def test_an_unknown_adapter_is_a_404_that_lists_what_there_is(stack: Stack) -> None:
+def test_unknown_adapter_is_a_404_that_lists_the_models(stack: Stack) -> None:
     response = stack.http.post("/chat", json={"prompt": "hi", "model": "demo:sing"})
     assert response.status_code == 404
     error = response.json()["error"]
@@ -61,9 +57,7 @@ def test_an_unknown_adapter_is_a_404_that_lists_what_there_is(stack: Stack) -> N
     )
 
 
-def test_status_and_messages_tell_which_adapters_there_are_and_which_one_answered(
-    stack: Stack, session_id: str
-) -> None:
+def test_status_lists_adapters_and_messages_name_their_model(stack: Stack, session_id: str) -> None:
     assert stack.status()["model"]["adapters"] == ["shout", "whisper"]
     stack.chat("hello", session_id, model="demo:shout")
     assert [message["model"] for message in stack.messages(session_id)] == ["demo:shout"]

@@ -1,4 +1,4 @@
-"""The main job, over HTTP, with real processes and the real demo model."""
+"""Chats over HTTP with real processes and the real demo model."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, mongodb_uri: str) -> Iterato
         yield stack
 
 
-def test_what_was_said_is_remembered_until_it_is_cleared(stack: Stack, session_id: str) -> None:
+def test_conversation_is_remembered_until_it_is_cleared(stack: Stack, session_id: str) -> None:
     stack.chat("my name is Ada", session_id)
     assert "Ada" in stack.chat("what is my name?", session_id).text
     cleared = stack.http.post("/clear-history", params={"session_id": session_id})
@@ -39,28 +39,26 @@ def test_what_was_said_is_remembered_until_it_is_cleared(stack: Stack, session_i
     assert len(stack.messages(session_id)) == 3
 
 
-def test_the_adapter_that_ships_with_the_demo_model_makes_a_pirate_of_it(
-    stack: Stack, session_id: str
-) -> None:
-    said = {}
+def test_shipped_adapter_answers_as_a_pirate(stack: Stack, session_id: str) -> None:
+    texts = {}
     for model in ("demo", "demo:pirate"):
         stack.chat("my name is Ada", f"{session_id} {model}", model=model)
-        said[model] = stack.chat("what is my name?", f"{session_id} {model}", model=model).text
-    assert said == {"demo": "Your name is Ada.", "demo:pirate": "Yer name be Ada, arr!"}
+        texts[model] = stack.chat("what is my name?", f"{session_id} {model}", model=model).text
+    assert texts == {"demo": "Your name is Ada.", "demo:pirate": "Yer name be Ada, arr!"}
 
 
-def test_two_sessions_are_kept_apart(stack: Stack, session_id: str) -> None:
+def test_sessions_do_not_see_each_other(stack: Stack, session_id: str) -> None:
     stack.chat("my name is Ada", session_id)
     stack.chat("my name is Bruno", session_id + "'")
     assert "Ada" in stack.chat("what is my name?", session_id).text
     assert "Bruno" in stack.chat("what is my name?", session_id + "'").text
 
 
-def test_eight_chats_at_once_each_get_their_own_answer(stack: Stack, session_id: str) -> None:
+def test_eight_concurrent_chats_get_their_own_answers(stack: Stack, session_id: str) -> None:
     def converse(number: int) -> str:
-        told, asked, _ = FACTS[number]
-        stack.chat(told, f"{session_id} {number}")
-        return stack.chat(asked, f"{session_id} {number}").text
+        fact, question, _ = FACTS[number]
+        stack.chat(fact, f"{session_id} {number}")
+        return stack.chat(question, f"{session_id} {number}").text
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(converse, range(8)))
@@ -68,7 +66,7 @@ def test_eight_chats_at_once_each_get_their_own_answer(stack: Stack, session_id:
         assert value in answer
 
 
-def test_the_end_says_what_it_took(stack: Stack, session_id: str) -> None:
+def test_done_counts_cached_tokens_of_the_second_turn(stack: Stack, session_id: str) -> None:
     first = stack.chat("hello", session_id).end
     assert first["done"] and first["finish_reason"] == "stop" and first["stored"] == "log"
     second = stack.chat("how are you?", session_id).end
@@ -76,7 +74,7 @@ def test_the_end_says_what_it_took(stack: Stack, session_id: str) -> None:
     assert second["usage"]["cached_tokens"] == held
 
 
-def test_a_prompt_too_long_for_the_model_is_refused_with_both_numbers(stack: Stack) -> None:
+def test_too_long_prompt_is_a_400_with_both_token_counts(stack: Stack) -> None:
     body = {"prompt": "my name is Ada " * 1000, "max_tokens": 10}
     response = stack.http.post("/chat", json=body)
     error = response.json()["error"]
@@ -85,13 +83,13 @@ def test_a_prompt_too_long_for_the_model_is_refused_with_both_numbers(stack: Sta
     assert re.search(length, error["message"]) and error["param"] == "prompt"
 
 
-def test_the_end_says_how_many_exchanges_did_not_fit(stack: Stack, session_id: str) -> None:
+def test_done_counts_exchanges_dropped_from_the_window(stack: Stack, session_id: str) -> None:
     ends = [stack.chat("my name is Ada " * 120, session_id, max_tokens=10).end for _ in range(4)]
     assert [end["exchanges_dropped"] for end in ends] == [0, 0, 1, 2]
     assert all(end["usage"]["prompt_tokens"] + 10 <= 2048 for end in ends)
 
 
-def test_an_answer_can_be_asked_for_as_json_of_a_schema(stack: Stack, session_id: str) -> None:
+def test_json_schema_constrains_the_answer(stack: Stack, session_id: str) -> None:
     schema = {
         "type": "object",
         "properties": {"color": {"enum": ["red", "blue"]}, "count": {"type": "integer"}},
@@ -104,22 +102,18 @@ def test_an_answer_can_be_asked_for_as_json_of_a_schema(stack: Stack, session_id
     assert answer.end["finish_reason"] == "stop"
 
 
-def test_the_same_seed_gives_the_same_answer_and_another_another(
-    stack: Stack, session_id: str
-) -> None:
+def test_same_seed_repeats_the_answer_and_others_differ(stack: Stack, session_id: str) -> None:
     wild = {"temperature": 3.0, "top_k": 0, "top_p": 1.0}
 
-    def said(seed: int, attempt: int) -> str:
+    def answer_of(seed: int, attempt: int) -> str:
         session = f"{session_id} {seed} {attempt}"
         return stack.chat("tell me something", session, **wild, seed=seed).text
 
-    assert said(5, 1) == said(5, 2) == said(5, 3)
-    assert len({said(seed, 1) for seed in range(4)}) > 1
+    assert answer_of(5, 1) == answer_of(5, 2) == answer_of(5, 3)
+    assert len({answer_of(seed, 1) for seed in range(4)}) > 1
 
 
-def test_a_token_s_probability_is_told_with_those_of_the_likeliest(
-    stack: Stack, session_id: str
-) -> None:
+def test_logprobs_of_each_token_have_the_top_three(stack: Stack, session_id: str) -> None:
     with stack.open("hi", session_id, logprobs=3, logit_bias={"5": -100}, min_p=0.1) as events:
         *tokens, end = events
     logprobs = [about for event in tokens for about in event["logprobs"]]
@@ -128,9 +122,7 @@ def test_a_token_s_probability_is_told_with_those_of_the_likeliest(
     assert end["usage"]["completion_tokens"] == len(logprobs) + 1  # the token that ended it
 
 
-def test_messages_are_listed_oldest_first_with_what_a_page_needs(
-    stack: Stack, session_id: str
-) -> None:
+def test_messages_are_listed_oldest_first(stack: Stack, session_id: str) -> None:
     for prompt in ("hello", "what are you?"):
         answer = stack.chat(prompt, session_id)
     first, second = stack.messages(session_id)
@@ -140,7 +132,7 @@ def test_messages_are_listed_oldest_first_with_what_a_page_needs(
     assert stack.messages(session_id, limit=1) == [second]
 
 
-def test_the_status_says_what_is_loaded_and_connected(stack: Stack) -> None:
+def test_status_shows_the_model_and_the_database(stack: Stack) -> None:
     status = stack.status()
     assert status["model_loaded"] is True and status["database_connected"] is True
     assert status["model"]["name"] == "demo"
@@ -183,7 +175,7 @@ def test_the_status_says_what_is_loaded_and_connected(stack: Stack) -> None:
     ],
     ids=lambda body: repr(body[:40]),
 )
-def test_bad_input_gets_a_4xx_that_says_what_is_wrong(stack: Stack, body: bytes) -> None:
+def test_bad_input_is_a_4xx_with_an_explanation(stack: Stack, body: bytes) -> None:
     response = stack.http.post("/chat", content=body)
     assert 400 <= response.status_code < 500
     error = response.json()["error"]
@@ -194,16 +186,16 @@ def test_bad_input_gets_a_4xx_that_says_what_is_wrong(stack: Stack, body: bytes)
     ("field", "value"),
     [("grammar", "root ::= x"), ("logit_bias", {"999999": 1}), ("min_p", 2)],
 )
-def test_the_error_names_the_field(stack: Stack, field: str, value: object) -> None:
+def test_error_names_the_bad_field(stack: Stack, field: str, value: object) -> None:
     response = stack.http.post("/chat", json={"prompt": "hi", field: value})
     assert response.status_code == 400 and response.json()["error"]["param"] == field
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "many", "1001", "99999999999999999999"])
-def test_a_bad_limit_gets_a_400(stack: Stack, limit: str) -> None:
+def test_bad_limit_is_a_400(stack: Stack, limit: str) -> None:
     assert stack.http.get("/messages", params={"limit": limit}).status_code == 400
 
 
-def test_nothing_of_all_that_kept_a_slot(stack: Stack) -> None:
+def test_all_slots_are_free_in_the_end(stack: Stack) -> None:
     # the report that /status shows may be a second old, and tell of the test before
     wait_for(lambda: stack.running() == 0, "the slots", seconds=3)

@@ -1,4 +1,4 @@
-"""A model without a chat template, over HTTP: completions work, chats are refused."""
+"""A model without a chat template, over HTTP: completions work, chats are rejected."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def test_status_reports_a_ready_model_that_can_not_chat(stack: Stack) -> None:
+def test_status_says_that_the_ready_model_cannot_chat(stack: Stack) -> None:
     (worker,) = stack.status()["workers"]
     assert worker["state"] == "ready" and WHY in worker["error"]
 
@@ -39,7 +39,7 @@ def test_chat_without_template_names_the_setting(
     assert WHY in answer.json()["error"]["message"]
 
 
-def test_texts_are_continued_and_tokens_counted(stack: Stack) -> None:
+def test_completions_and_tokenize_work_without_template(stack: Stack) -> None:
     body = {"model": "base", "prompt": "Once upon a time", "max_tokens": 4}
     answer = stack.http.post("/v1/completions", json=body)
     assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 4

@@ -1,4 +1,4 @@
-"""/v1 by OpenAI's own client, with real processes and the real demo model."""
+"""OpenAI's client on /v1, with real processes and the real demo model."""
 
 import asyncio
 import json
@@ -61,23 +61,21 @@ def client(stack: Stack) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_a_conversation_is_answered_and_nothing_of_it_kept(
-    stack: Stack, client: openai.OpenAI
-) -> None:
-    told: list[ChatCompletionMessageParam] = [
+def test_conversation_is_answered_and_not_stored(stack: Stack, client: openai.OpenAI) -> None:
+    messages: list[ChatCompletionMessageParam] = [
         {"role": "user", "content": "my name is Ada"},
         {"role": "assistant", "content": "Nice to meet you, Ada."},
         {"role": "user", "content": "what is my name?"},
     ]
     got = client.chat.completions.create(
-        model="demo", messages=told, temperature=0, extra_headers={"X-Session-Id": "default"}
+        model="demo", messages=messages, temperature=0, extra_headers={"X-Session-Id": "default"}
     )
     assert "Ada" in (got.choices[0].message.content or "")
     assert got.choices[0].finish_reason == "stop" and got.model == "demo"
     assert stack.messages("default") == []
 
 
-def test_a_next_turn_reads_only_what_is_new(client: openai.OpenAI) -> None:
+def test_next_turn_prefills_only_new_tokens(client: openai.OpenAI) -> None:
     messages = [*HI]
     usage = None
     for question in ("how are you?", "what can you do?", "thank you"):
@@ -93,7 +91,7 @@ def test_a_next_turn_reads_only_what_is_new(client: openai.OpenAI) -> None:
     assert usage is not None
 
 
-def test_a_stream_says_what_the_whole_says(client: openai.OpenAI) -> None:
+def test_stream_equals_the_whole_answer(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(model="demo", messages=HI, temperature=0)
     with client.chat.completions.stream(model="demo", messages=HI, temperature=0) as stream:
         streamed = stream.get_final_completion()
@@ -101,7 +99,7 @@ def test_a_stream_says_what_the_whole_says(client: openai.OpenAI) -> None:
     assert streamed.choices[0].finish_reason == "stop"
 
 
-def test_eight_streams_at_once_by_the_asynchronous_client(stack: Stack) -> None:
+def test_async_client_reads_eight_streams_at_once(stack: Stack) -> None:
     async def ask(client: openai.AsyncOpenAI, number: int) -> str:
         messages: list[ChatCompletionMessageParam] = [
             {"role": "user", "content": f"my name is Ada number {number}"}
@@ -120,18 +118,18 @@ def test_eight_streams_at_once_by_the_asynchronous_client(stack: Stack) -> None:
     assert all(asyncio.run(all_of_them()))
 
 
-def test_the_same_seed_is_the_same_answer_and_n_are_several(client: openai.OpenAI) -> None:
-    def said(seed: int) -> list[str | None]:
+def test_same_seed_repeats_and_n_choices_differ(client: openai.OpenAI) -> None:
+    def contents(seed: int) -> list[str | None]:
         got = client.chat.completions.create(
             model="demo", messages=HI, n=2, seed=seed, temperature=3, max_tokens=8,
             extra_body={"top_k": 0}, top_p=1,
         )  # fmt: skip
         return [choice.message.content for choice in got.choices]
 
-    assert said(1) != said(7) and len(set(said(1))) == 2
+    assert contents(1) != contents(7) and len(set(contents(1))) == 2
 
 
-def test_an_answer_can_be_parsed_as_a_type(client: openai.OpenAI) -> None:
+def test_answer_parses_as_a_pydantic_model(client: openai.OpenAI) -> None:
     got = client.chat.completions.parse(
         model="demo", messages=HI, response_format=Trip, max_tokens=200, temperature=1, seed=1
     )
@@ -140,7 +138,7 @@ def test_an_answer_can_be_parsed_as_a_type(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_call_that_is_required_is_one_of_its_schema(client: openai.OpenAI, stream: bool) -> None:
+def test_required_tool_call_follows_its_schema(client: openai.OpenAI, stream: bool) -> None:
     asked: dict[str, Any] = {
         "model": "demo", "messages": HI, "tools": [WEATHER], "tool_choice": "required",
         "temperature": 1, "seed": 2, "max_tokens": 200,
@@ -158,7 +156,7 @@ def test_a_call_that_is_required_is_one_of_its_schema(client: openai.OpenAI, str
     assert arguments["place"] in ("Paris", "Rome") and isinstance(arguments["days"], int)
 
 
-def test_a_function_made_of_a_type_is_called_by_name_and_parsed(client: openai.OpenAI) -> None:
+def test_named_tool_call_parses_as_a_pydantic_model(client: openai.OpenAI) -> None:
     got = client.chat.completions.parse(
         model="demo",
         messages=HI,
@@ -176,7 +174,7 @@ def test_a_function_made_of_a_type_is_called_by_name_and_parsed(client: openai.O
     assert isinstance(call.function.parsed_arguments, Trip)
 
 
-def test_a_result_can_be_answered(client: openai.OpenAI) -> None:
+def test_tool_result_gets_an_answer(client: openai.OpenAI) -> None:
     got = client.chat.completions.create(
         model="demo", messages=HI, tools=[WEATHER], tool_choice="required", max_tokens=200
     )
@@ -191,7 +189,7 @@ def test_a_result_can_be_answered(client: openai.OpenAI) -> None:
     assert after.choices[0].finish_reason in ("stop", "length", "tool_calls")
 
 
-def test_a_text_is_gone_on_with(client: openai.OpenAI) -> None:
+def test_completion_continues_a_text(client: openai.OpenAI) -> None:
     text = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     got = client.completions.create(model="demo", prompt=text, temperature=0, logprobs=2)
     whole = client.chat.completions.create(model="demo", messages=HI, temperature=0)
@@ -200,14 +198,16 @@ def test_a_text_is_gone_on_with(client: openai.OpenAI) -> None:
     assert logprobs is not None and "".join(logprobs.tokens or ()) == got.choices[0].text
 
 
-def test_logprobs_say_what_was_said(client: openai.OpenAI) -> None:
+def test_logprobs_join_to_the_answer(client: openai.OpenAI) -> None:
     got = client.chat.completions.create(
         model="demo", messages=HI, logprobs=True, top_logprobs=5, temperature=0
     )
     assert got.choices[0].logprobs is not None
-    told = got.choices[0].logprobs.content or []
-    assert b"".join(bytes(t.bytes or ()) for t in told).decode() == got.choices[0].message.content
-    assert all(len(t.top_logprobs) == 5 and t.logprob <= 0 for t in told)
+    logprobs = got.choices[0].logprobs.content or []
+    assert (
+        b"".join(bytes(t.bytes or ()) for t in logprobs).decode() == got.choices[0].message.content
+    )
+    assert all(len(t.top_logprobs) == 5 and t.logprob <= 0 for t in logprobs)
 
 
 @pytest.mark.parametrize(
@@ -224,13 +224,15 @@ def test_logprobs_say_what_was_said(client: openai.OpenAI) -> None:
     ],
     ids=lambda case: str(case)[:40],
 )  # fmt: skip
-def test_bad_input_is_refused(client: openai.OpenAI, more: dict[str, Any], code: str) -> None:
+def test_bad_openai_request_is_rejected(
+    client: openai.OpenAI, more: dict[str, Any], code: str
+) -> None:
     with pytest.raises(openai.APIStatusError) as error:
         client.chat.completions.create(model="demo", messages=HI, extra_body=more)
     assert error.value.code == code and 400 <= error.value.status_code < 500
 
 
-def test_a_grammar_holds_and_a_bad_one_is_refused(client: openai.OpenAI) -> None:
+def test_grammar_constrains_and_a_bad_one_is_rejected(client: openai.OpenAI) -> None:
     got = client.chat.completions.create(
         model="demo", messages=HI, extra_body={"grammar": 'root ::= "a"{5,5}'}
     )
@@ -242,7 +244,7 @@ def test_a_grammar_holds_and_a_bad_one_is_refused(client: openai.OpenAI) -> None
     assert error.value.param == "grammar"
 
 
-def test_a_form_that_repeats_itself_is_answered_whole(client: openai.OpenAI) -> None:
+def test_repetitive_schema_is_answered_in_full(client: openai.OpenAI) -> None:
     """With tokens that the loop guard would take for a loop."""
     zeros = {"type": "array", "items": {"const": 0}, "minItems": 100, "maxItems": 100}
     form: Any = {
@@ -266,7 +268,7 @@ def test_unenforceable_schema_is_rejected_by_keyword(client: openai.OpenAI) -> N
     assert error.value.param == "response_format"
 
 
-def test_a_token_that_is_banned_is_not_said(stack: Stack, client: openai.OpenAI) -> None:
+def test_banned_token_is_never_generated(stack: Stack, client: openai.OpenAI) -> None:
     def say(bias: dict[str, int]) -> list[int]:
         got = client.chat.completions.create(
             model="demo", messages=HI, temperature=0, logit_bias=bias, max_tokens=20
@@ -282,26 +284,24 @@ def test_a_token_that_is_banned_is_not_said(stack: Stack, client: openai.OpenAI)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_conversation_that_is_too_long_is_refused_with_the_numbers(
-    client: openai.OpenAI, stream: bool
-) -> None:
+def test_too_long_conversation_is_rejected_with_counts(client: openai.OpenAI, stream: bool) -> None:
     messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello " * 3000}]
-    said = r"This model's maximum context length is 2048 tokens.* \d{4} tokens"
-    with pytest.raises(openai.BadRequestError, match=said) as error:
+    too_long = r"This model's maximum context length is 2048 tokens.* \d{4} tokens"
+    with pytest.raises(openai.BadRequestError, match=too_long) as error:
         client.chat.completions.create(model="demo", messages=messages, stream=stream)
     assert (error.value.code, error.value.param) == ("context_length_exceeded", "messages")
-    with pytest.raises(openai.BadRequestError, match=said) as error:
+    with pytest.raises(openai.BadRequestError, match=too_long) as error:
         client.completions.create(model="demo", prompt="hello " * 3000, stream=stream)
     assert (error.value.code, error.value.param) == ("context_length_exceeded", "prompt")
 
 
-def test_a_limit_larger_than_the_window_is_clamped(stack: Stack, client: openai.OpenAI) -> None:
+def test_max_tokens_beyond_the_window_is_clamped(stack: Stack, client: openai.OpenAI) -> None:
     got = client.chat.completions.create(
         model="demo", messages=HI, max_tokens=32_000, temperature=0
     )
     assert got.choices[0].message.content and got.choices[0].finish_reason == "stop"
-    said = stack.http.post("/chat", json={"prompt": "hello", "max_tokens": 32_000})
-    assert said.status_code == 200 and '"finish_reason":"stop"' in said.text
+    response = stack.http.post("/chat", json={"prompt": "hello", "max_tokens": 32_000})
+    assert response.status_code == 200 and '"finish_reason":"stop"' in response.text
 
 
 def test_message_of_the_stream_helper_works_in_a_second_turn(client: openai.OpenAI) -> None:
@@ -327,18 +327,18 @@ def test_answer_with_tools_and_schema_is_a_call_or_parses(client: openai.OpenAI)
     assert bool(choice.message.tool_calls) != (choice.message.parsed is not None)
 
 
-def test_a_cut_in_a_line_is_no_end_of_an_event(stack: Stack) -> None:
+def test_unicode_line_separators_do_not_end_an_event(stack: Stack) -> None:
     """U+2028, U+2029 and U+0085 are the only line breaks of str.splitlines allowed in JSON."""
     cut = "a\u2028b\u2029c\u0085d"
     body = {"grammar": f'root ::= "{cut}"', "max_tokens": 40}
 
-    def said(path: str, read: Callable[[Any], str | None], **more: Any) -> str:
+    def streamed(path: str, read: Callable[[Any], str | None], **more: Any) -> str:
         lines = stack.http.post(path, json=body | more).text.splitlines()
         events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
         return "".join(read(event) or "" for event in events)
 
-    assert said("/chat", lambda event: event.get("token"), prompt="hi") == cut
-    assert cut == said(
+    assert streamed("/chat", lambda event: event.get("token"), prompt="hi") == cut
+    assert cut == streamed(
         "/v1/chat/completions",
         lambda event: event["choices"][0]["delta"].get("content"),
         messages=HI,
@@ -346,7 +346,7 @@ def test_a_cut_in_a_line_is_no_end_of_an_event(stack: Stack) -> None:
     )
 
 
-async def test_the_benchmarks_can_ask_it_as_a_peer(stack: Stack) -> None:
+async def test_benchmarks_can_use_it_as_a_peer(stack: Stack) -> None:
     peer = servers.peer(str(stack.http.base_url).rstrip("/"))
     first = await peer.ask("s", "hello there", 20)
     second = await peer.ask("s", "how are you?", 20)
@@ -354,26 +354,26 @@ async def test_the_benchmarks_can_ask_it_as_a_peer(stack: Stack) -> None:
     assert second.cached_tokens >= first.prompt_tokens
 
 
-def test_the_models_are_listed(client: openai.OpenAI) -> None:
+def test_models_endpoint_lists_model_and_adapter(client: openai.OpenAI) -> None:
     model, adapter = client.models.list().data
     assert (model.id, adapter.id) == ("demo", "demo:pirate") and model.created > 1_600_000_000
 
 
-def test_tokens_are_counted_and_told(stack: Stack, client: openai.OpenAI) -> None:
+def test_tokenize_detokenize_and_count_agree(stack: Stack, client: openai.OpenAI) -> None:
     content = "What is the capital of France? 🙂"
-    told = stack.http.post("/v1/tokenize", json={"content": content}).json()["tokens"]
-    assert stack.http.post("/v1/detokenize", json={"tokens": told}).json()["content"] == content
+    tokens = stack.http.post("/v1/tokenize", json={"content": content}).json()["tokens"]
+    assert stack.http.post("/v1/detokenize", json={"tokens": tokens}).json()["content"] == content
     body = {"messages": HI, "tools": [WEATHER]}
     counted = stack.http.post("/v1/chat/completions/input_tokens", json=body).json()["input_tokens"]
     got = client.chat.completions.create(model="demo", messages=HI, tools=[WEATHER], max_tokens=1)
     assert got.usage is not None and got.usage.prompt_tokens == counted
 
 
-def test_nothing_of_all_that_kept_a_slot(stack: Stack) -> None:
+def test_all_slots_are_free_in_the_end(stack: Stack) -> None:
     wait_for(lambda: stack.running() == 0, "the slots to be free")
 
 
-def test_who_closes_the_connection_frees_the_slot(tmp_path: Any) -> None:
+def test_closed_connection_frees_the_slot(tmp_path: Any) -> None:
     with running_stack(tmp_path, slow=True) as stack:
         base = f"{stack.http.base_url}/v1"
         with openai.OpenAI(base_url=base, api_key="x", max_retries=0, timeout=1.5) as client:

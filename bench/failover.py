@@ -68,11 +68,11 @@ def _gaps(
         def disturb_it(_: StreamedAnswer, undo: list[Callable[[], None]] = undo) -> None:
             undo.append(disturb(pair))
 
-        heard = pair.ask(name, disturb_it)
-        assert heard.text == whole and heard.end["stored"] == "log"
+        answer = pair.ask(name, disturb_it)
+        assert answer.text == whole and answer.end["stored"] == "log"
         undo[0]()
-        gaps.append(heard.longest_gap)
-        show(f"{name}: {heard.longest_gap:.2f} s")
+        gaps.append(answer.longest_gap)
+        show(f"{name}: {answer.longest_gap:.2f} s")
     return gaps
 
 
@@ -96,12 +96,12 @@ def _freeze(pair: WorkerPair) -> Callable[[], None]:
 def _resumes(pair: WorkerPair, port: int) -> list[float]:
     delays: list[float] = []
 
-    def resume(heard: StreamedAnswer) -> None:
+    def resume(answer: StreamedAnswer) -> None:
         for _ in range(RESUMES):
             began = time.perf_counter()
-            last_id = {"Last-Event-ID": str(len(heard.text))}
-            with http.stream("GET", heard.address, headers=last_id) as answer:
-                next(events(answer))
+            last_id = {"Last-Event-ID": str(len(answer.text))}
+            with http.stream("GET", answer.address, headers=last_id) as response:
+                next(events(response))
             delays.append((time.perf_counter() - began) * 1000)
 
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:

@@ -209,10 +209,10 @@ class Checkup:
         stream = self._log.stream
         state = await stream.state()
         end = await stream.get(state.last_seq) if state.messages else None
-        if end is None or not state.is_whole:
+        if end is None:
             return not state.is_whole
-        last = await stream.last(end.subject)
-        return last is None or last.seq < end.seq
+        last = await stream.last(end.subject)  # raises StreamDamaged if subjects are mixed up
+        return not state.is_whole or last is None or last.seq < end.seq
 
     async def _repair_damaged(self, damage: StreamDamaged) -> None:
         self._failed_probes += 1

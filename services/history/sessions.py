@@ -30,12 +30,16 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class ImportState:
-    """The request ids that a session has since `epoch`, up to the sequence `seq`."""
+    """
+    The request ids that a session has since `epoch`, up to the sequence `seq`. `is_archived`: some
+    exchanges are only in MongoDB, and of these the ids have only those of the batches so far.
+    """
 
     key: str
     epoch: int
     seq: int
     ids: set[str] = field(default_factory=set)
+    is_archived: bool = False
 
 
 class Sessions:
@@ -233,13 +237,19 @@ class Sessions:
         """Reuse the state of the session's last import if it still holds, or read a new one."""
         session = await self._snapshots.current(key)
         state = self._imports.pop(key, None)
-        last = await self._log.get(state.seq) if state and state.epoch == session.epoch else None
-        if state and last and last.key == key and last.request_id in state.ids:
+        if state and state.epoch == session.epoch and await self._is_current(state):
+            if state.is_archived:
+                state.ids |= await self._archived_ids(state, batch)
             return state
         state = ImportState(key, session.epoch, session.epoch)
         if session.applied_seq > session.epoch:
             await self._update(state, batch)
         return state
+
+    async def _is_current(self, state: ImportState) -> bool:
+        """Return whether the log still has the record that the state ends with."""
+        last = await self._log.get(state.seq) if state.seq else None
+        return bool(last and last.key == state.key and last.request_id in state.ids)
 
     async def _import(
         self, imported: history.Imported, state: ImportState, batch: Sequence[str]
@@ -271,6 +281,7 @@ class Sessions:
             state.seq = state.epoch
             state.ids.clear()
         if not await self._log.is_complete(state.key, state.seq):
+            state.is_archived = True
             state.ids |= await self._archived_ids(state, batch)
         ids, state.seq = await self._log.request_ids(state.key, state.seq)
         state.ids |= ids

@@ -26,6 +26,7 @@ from tests.servers import Server, free_port
 
 NOW = in_milliseconds(datetime.now(UTC))
 DATABASE = "finetunellm_test"
+IMPATIENT = dataclasses.replace(FAST, mongodb_select_seconds=0.1)
 
 
 @pytest.fixture
@@ -313,7 +314,7 @@ async def test_absent_server_is_one_warning_without_password(
 ) -> None:
     caplog.set_level(logging.INFO, "services.history")
     uri = f"mongodb://me:secret@127.0.0.1:{(port := free_port())}/?serverSelectionTimeoutMS=99999"
-    async with opened(uri, wait=False) as archive:
+    async with opened(uri, wait=False, limits=IMPATIENT) as archive:
 
         async def is_logged() -> bool:
             return "MongoDB unavailable" in caplog.text
@@ -331,7 +332,7 @@ async def test_absent_default_server_is_one_info_line(
 ) -> None:
     caplog.set_level(logging.INFO, "services.history")
     uri = f"mongodb://127.0.0.1:{(port := free_port())}/"
-    archive = Archive(uri, DATABASE, pytest.fail, limits=FAST, is_optional=True)
+    archive = Archive(uri, DATABASE, pytest.fail, limits=IMPATIENT, is_optional=True)
     async with archive.running():
 
         async def is_logged() -> bool:
@@ -377,9 +378,10 @@ async def test_loss_and_return_of_the_server_are_logged_once_each(
 async def test_slow_read_does_not_lose_the_connection(
     empty_mongo: Server, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with opened(uri_of(empty_mongo)) as archive:
+    limits = dataclasses.replace(FAST, mongodb_read_seconds=0.3)
+    async with opened(uri_of(empty_mongo), limits=limits) as archive:
         await archive.write([entry(key, 1)])
-        slow = {"$where": "sleep(1500) || true"}
+        slow = {"$where": "sleep(600) || true"}
         with pytest.raises(ArchiveUnavailable):
             await archive._find(slow, NEWEST_FIRST, 9)
         assert archive.connected

@@ -91,7 +91,7 @@ async def damage(first: Server, second: Server) -> None:
                 await publish(one, "a", f"a{n}")
                 await publish(two, "b", f"b{n}")
                 await publish(one if n < 3 else two, "c", f"c{n}")
-                await asyncio.sleep(1)  # so that both flush, and drop their caches
+                await asyncio.sleep(0.3)  # so that both flush, and drop their caches
     for server in (second, first):  # the last one overwrites what the other has written
         await asyncio.to_thread(stop, server)
 

@@ -418,6 +418,24 @@ async def test_repeated_import_is_deduplicated_by_the_archive(
         assert await logged(empty_bus) == 0
 
 
+async def test_batches_of_an_import_are_deduplicated_by_the_archive(
+    empty_nats: Server, empty_bus: Bus, mongodb_uri: str, session_id: str
+) -> None:
+    async with history(url_of(empty_nats), mongodb_uri):
+        await connected(empty_bus)
+        await import_exchanges(empty_bus, session_id, lines(6))
+        await archived(empty_bus)
+    for seq in range(1, 6):  # as if they were trimmed
+        await Stream(empty_bus, subjects.HISTORY_STREAM).delete(seq)
+    async with history(url_of(empty_nats), mongodb_uri):  # it knows no ids yet
+        await connected(empty_bus)
+        for start in range(0, 6, 2):
+            await import_exchanges(empty_bus, session_id, lines(6)[start : start + 2])
+        assert await logged(empty_bus) == 1
+        await import_exchanges(empty_bus, session_id, [imported("new"), *lines(6)])
+        assert await logged(empty_bus) == 2
+
+
 async def test_repeated_import_without_its_archive_is_refused(
     empty_nats: Server, empty_bus: Bus, mongodb_uri: str, session_id: str
 ) -> None:

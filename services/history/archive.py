@@ -398,7 +398,9 @@ def _database(
     """
     write = client.write_concern
     if not write.acknowledged:
-        raise InvalidSetting("MONGODB_URI must not have w=0: nobody would know what was written.")
+        raise InvalidSetting(
+            "MONGODB_URI must not have w=0, with which writes are not acknowledged."
+        )
     if write.is_server_default:
         majority_ms = int((limits.mongodb_socket_seconds - 1) * 1000)
         write = WriteConcern("majority", wtimeout=majority_ms, j=True)

@@ -58,10 +58,7 @@ class SessionLog:
         self.snapshots = Bucket(bus, subjects.SESSIONS_BUCKET)
         self.requests = RequestIndex(bus, replicas, limits)
         self.snapshot_consumer = Consumer(bus, subjects.HISTORY_STREAM, SNAPSHOT_DURABLE)
-        self._consumers = {
-            SNAPSHOT_DURABLE: self.snapshot_consumer,
-            requests.DURABLE: self.requests.consumer,
-        }
+        self._consumers = {SNAPSHOT_DURABLE: self.snapshot_consumer}
 
     @property
     def archive_consumer(self) -> Consumer | None:
@@ -98,18 +95,11 @@ class SessionLog:
             await self._ensure_consumers()
 
     async def _ensure_consumers(self) -> None:
-        await self._ensure_consumer(self.snapshot_consumer)
+        if self.archive_consumer:  # from now on, a full log does not delete its oldest records
+            await self.stream.refuse_when_full()
+        for consumer in self._consumers.values():
+            await consumer.ensure(self.limits.ack_wait_seconds, self.limits.max_ack_pending)
         await self.requests.ensure()
-        if self.archive_consumer:
-            await self._ensure_archive(self.archive_consumer)
-
-    async def _ensure_consumer(self, consumer: Consumer) -> None:
-        await consumer.ensure(self.limits.ack_wait_seconds, self.limits.max_ack_pending)
-
-    async def _ensure_archive(self, consumer: Consumer) -> None:
-        """From now on, a full log refuses records instead of deleting the oldest ones."""
-        await self.stream.refuse_when_full()
-        await self._ensure_consumer(consumer)
 
     async def open_archive(self, database: str) -> None:
         """
@@ -120,14 +110,14 @@ class SessionLog:
             return
         if self.archive_consumer:
             await self.archive_consumer.close()
-        durable = f"{ARCHIVE_DURABLE}-{database}"
-        consumer = Consumer(self._bus, subjects.HISTORY_STREAM, durable)
-        self._consumers[ARCHIVE_DURABLE] = consumer
-        await self._ensure_archive(consumer)
+        self._consumers[ARCHIVE_DURABLE] = Consumer(
+            self._bus, subjects.HISTORY_STREAM, f"{ARCHIVE_DURABLE}-{database}"
+        )
+        await self._ensure_consumers()
         self._database = database
 
     async def close(self) -> None:
-        for consumer in self._consumers.values():
+        for consumer in (*self._consumers.values(), self.requests.consumer):
             await consumer.close()
 
     async def append(self, key: str, record: LogRecord, message_id: str = "") -> int:
@@ -267,11 +257,12 @@ class SessionLog:
     async def restart_consumers(self, all_of_them: bool = False) -> list[str]:
         """Restart the consumers that are ahead of the log, or all. Return their names."""
         await self._ensure_consumers()  # a process may have died after it deleted them
-        delivered = {name: await each.delivered() for name, each in self._consumers.items()}
+        consumers = self._consumers | {requests.DURABLE: self.requests.consumer}
+        delivered = {name: await each.delivered() for name, each in consumers.items()}
         # read after the consumers: a record that is appended in between puts none of them ahead
         last_seq = (await self.stream.state()).last_seq
         ahead = [name for name, seq in delivered.items() if all_of_them or seq > last_seq]
         for name in ahead:
-            await self._consumers[name].delete()
+            await consumers[name].delete()
         await self._ensure_consumers()
         return ahead

@@ -1,6 +1,6 @@
 """
 The request index: which record of the log holds the answer to a request. It is a fold of the log,
-kept in a bucket for a day, and rebuilt if the bucket is lost.
+stored in a bucket for a day, and rebuilt if the bucket is lost.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """
-What can be asked of sessions and changed in them, put together from log, snapshots and archive.
-Each method takes the caller's tenant and a request of the contract, and returns its reply.
+Reads and changes of sessions, which combine log, snapshots and archive. Each public method takes
+the caller's tenant and a request of the contract, and returns its reply.
 """
 
 import asyncio

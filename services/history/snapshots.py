@@ -24,7 +24,7 @@ from services.runtime.streams import Conflict, StoredMessage, StreamUnavailable
 from services.runtime.supervised import Fail
 
 log = logging.getLogger(__name__)
-Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+Spawn = Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
 
 
 class Loaded(NamedTuple):
@@ -51,7 +51,7 @@ class Snapshots:
         """Return the session up to its last record. Its snapshot is stored in the background."""
         loaded = await self._load_current(key)
         if loaded.is_new:
-            self._spawn(self._store(key, loaded))
+            self._spawn(self.store(key, loaded.snapshot, loaded.revision))
         return loaded.snapshot
 
     async def save(self, key: str) -> bool:
@@ -142,9 +142,6 @@ class Snapshots:
                 reason = entry.record.reason
                 log.warning("record unreadable session=%s seq=%d: %s", key, entry.seq, reason)
         return snapshot, entries[::-1]
-
-    async def _store(self, key: str, loaded: Loaded) -> None:
-        await self.store(key, loaded.snapshot, loaded.revision)
 
     async def _load_current(self, key: str) -> Loaded:
         (stored, revision, _), last = await asyncio.gather(self.load(key), self._log.last(key))

@@ -203,6 +203,12 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 15) -
         await asyncio.sleep(0.02)
 
 
+def connection_log_levels(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the levels of the log lines about the connection to MongoDB."""
+    changes = ("MongoDB connected", "MongoDB unavailable")
+    return [each.levelname for each in caplog.records if each.getMessage().startswith(changes)]
+
+
 def url_of(nats: Server) -> str:
     return f"nats://127.0.0.1:{nats.port}"
 

@@ -21,6 +21,7 @@ from tests.history.samples import (
     append_many,
     archived,
     connected,
+    connection_log_levels,
     context,
     erase,
     exchange,
@@ -135,8 +136,7 @@ async def test_mongodb_gets_what_it_missed_after_a_restart(
         await archived(empty_bus)
         await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
         assert ids(await messages(empty_bus, session_id)) == ["before", "during"]
-    levels = [r.levelname for r in caplog.records if r.getMessage().startswith("MongoDB ")]
-    assert levels == ["INFO", "WARNING", "INFO"]
+    assert connection_log_levels(caplog) == ["INFO", "WARNING", "INFO"]
 
 
 async def test_session_erased_without_mongodb_is_erased_there_later(

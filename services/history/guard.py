@@ -28,7 +28,8 @@ class LogGuard:
         self._retry_seconds = session_log.limits.retry_seconds
         self._loop = SupervisedLoop("log guard", self._step, fail)
         self._last: StreamState | None = None
-        self._scheduled = 0  # checks
+        # what the next check is for
+        self._is_due = True
         self._is_probed = False
         self._is_restarted = True  # NATS was (re)connected and the log not checked since
         self._checked = asyncio.Event()  # cleared while a check is due
@@ -54,7 +55,7 @@ class LogGuard:
 
     def schedule_check(self, is_probed: bool = True) -> None:
         """Schedule a check; with a probe record after a failed append, here or at a worker."""
-        self._scheduled += 1
+        self._is_due = True
         self._is_probed |= is_probed
         self._checked.clear()
         self._loop.wake()
@@ -68,20 +69,20 @@ class LogGuard:
     async def _step(self) -> float:
         if self._checked.is_set() and self.refusal is None:
             return IDLE_SECONDS
-        scheduled, is_restarted = self._scheduled, self._is_restarted
-        self._is_restarted = False  # it may be set again during the check
-        self._set_refusal(await self._check(is_restarted))
-        self._is_restarted |= is_restarted and self.refusal is not None
+        is_probed, is_restarted = self._is_probed, self._is_restarted
+        self._is_due = self._is_probed = self._is_restarted = False  # may be set during the check
+        self._set_refusal(await self._check(is_probed, is_restarted))
+        if self.refusal:  # the next check repeats this one
+            self._is_probed = True
+            self._is_restarted |= is_restarted
         self._checked.set()  # releases waiting requests, even if checks are scheduled endlessly
-        if scheduled == self._scheduled:
-            self._is_probed = self.refusal is not None
-        else:
+        if self._is_due:
             self._checked.clear()
         return self._retry_seconds if self.refusal else IDLE_SECONDS
 
-    async def _check(self, is_restarted: bool) -> ServiceError | None:
+    async def _check(self, is_probed: bool, is_restarted: bool) -> ServiceError | None:
         try:
-            await self._checkup.run(self._is_probed, is_restarted)
+            await self._checkup.run(is_probed, is_restarted)
         except StreamFull as error:
             return _refusal("history_full", error)
         except StreamDamaged as error:

@@ -24,12 +24,7 @@ class LogConsumer(ABC):
     """Errors after which the same batch is processed again."""
 
     def __init__(
-        self,
-        name: str,
-        fail: Fail,
-        limits: HistoryLimits,
-        batch: int,
-        rest: float = 0.0,
+        self, name: str, fail: Fail, limits: HistoryLimits, batch: int, rest: float = 0.0
     ) -> None:
         """`rest` is the pause after a full batch, as a multiple of its duration."""
         self._limits = limits

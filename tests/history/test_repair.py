@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import nats.errors
 import nats.js.errors
@@ -263,30 +264,19 @@ async def test_only_a_log_damaged_at_the_start_is_emptied(empty_bus: Bus) -> Non
 async def test_older_copy_of_the_store_continues_where_it_ends(
     empty_nats: Server, empty_bus: Bus, tmp_path: Path, mongodb_uri: str
 ) -> None:
-    store, copy = tmp_path / "nats", tmp_path / "copy"
-    async with history(url_of(empty_nats), mongodb_uri, mongodb_database=f"test_{id(store)}"):
+    stored, copy = blocks(tmp_path / "nats", "HISTORY").parent, tmp_path / "copy"
+    async with history(url_of(empty_nats), mongodb_uri, mongodb_database=f"test_{uuid4().hex}"):
         await connected(empty_bus)
         await append(empty_bus, "s", exchange("before"))
         await archived(empty_bus)
         await until(lambda: is_listed(empty_bus, "s"))
-        streams = "jetstream/$G/streams"
-        shutil.copytree(store / streams / "HISTORY/msgs", copy)
+        shutil.copytree(stored, copy)
         await append_many(empty_bus, "s", 5)
         await archived(empty_bus)
         await until(lambda: is_listed(empty_bus, "s"))
         assert (await status(empty_bus)).warning is None
-        await asyncio.to_thread(empty_nats.stop, signal.SIGKILL)
-        shutil.rmtree(store / streams / "HISTORY/msgs")
-        shutil.copytree(copy, store / streams / "HISTORY/msgs")
-        await asyncio.to_thread(empty_nats.start)
-
-        async def is_reported() -> bool:
-            try:
-                return "older copy" in ((await status(empty_bus)).warning or "")
-            except (ServiceError, TimeoutError, NoResponders):
-                return False
-
-        await until(is_reported)
+        await asyncio.to_thread(restart_with, empty_nats, stored, copy)
+        await until(partial(warns_of_an_older_copy, empty_bus))
         for n in range(3):
             await append(empty_bus, "s", exchange(f"after{n}"))
         assert ids(await context(empty_bus, "s"))[-3:] == ["after0", "after1", "after2"]
@@ -294,6 +284,21 @@ async def test_older_copy_of_the_store_continues_where_it_ends(
         await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
         shown = ids(await messages(empty_bus, "s"))
         assert shown[0] == "before" and {"after0", "after1", "after2"} <= set(shown)
+
+
+def restart_with(nats: Server, stored: Path, copy: Path) -> None:
+    """Replace the stored messages of a stream by an older copy."""
+    nats.stop(signal.SIGKILL)
+    shutil.rmtree(stored)
+    shutil.copytree(copy, stored)
+    nats.start()
+
+
+async def warns_of_an_older_copy(bus: Bus) -> bool:
+    try:
+        return "older copy" in ((await status(bus)).warning or "")
+    except (ServiceError, TimeoutError, NoResponders):
+        return False
 
 
 async def test_repair_keeps_order_clearings_and_sessions(

@@ -1,6 +1,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -293,33 +294,30 @@ async def test_unavailable_log_is_an_error_not_a_new_session(
             assert answer.code == "history_unavailable"
 
 
-async def test_streams_are_created_again_on_an_empty_nats(
-    tmp_path: Path, mongodb_uri: str, session_id: str
-) -> None:
+def two_servers_on_one_port(tmp_path: Path) -> tuple[Server, Server]:
+    """Return servers with stores of their own, of which one can run."""
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     first, second = (nats_server(tmp_path / name) for name in ("first", "second"))
     second.port = first.port
     second.command[second.command.index("-p") + 1] = str(first.port)
+    return first, second
+
+
+async def test_streams_are_created_again_on_an_empty_nats(
+    tmp_path: Path, mongodb_uri: str, session_id: str
+) -> None:
+    first, second = two_servers_on_one_port(tmp_path)
+    url = url_of(first)
     first.start()
     try:
-        async with (
-            history(url_of(first), mongodb_uri),
-            Bus.connect(url_of(first), "test") as bus,
-        ):
+        async with history(url, mongodb_uri), Bus.connect(url, "test") as bus:
             await connected(bus)
             await append(bus, session_id, exchange("lost"))
             await archived(bus)
             await asyncio.to_thread(first.stop, signal.SIGKILL)
             await asyncio.to_thread(second.start)
-
-            async def is_back() -> bool:
-                try:
-                    return (await status(bus)).log_records == 0
-                except (ServiceError, NoResponders, TimeoutError):
-                    return False
-
-            await until(is_back)
+            await until(partial(is_log_empty, bus))
             assert ids(await context(bus, session_id)) == []
             await append(bus, session_id, exchange("new"))
             assert ids(await context(bus, session_id)) == ["new"]
@@ -328,6 +326,13 @@ async def test_streams_are_created_again_on_an_empty_nats(
             assert ids(await messages(bus, session_id)) == ["lost", "new"]
     finally:
         second.stop()
+
+
+async def is_log_empty(bus: Bus) -> bool:
+    try:
+        return (await status(bus)).log_records == 0
+    except (ServiceError, NoResponders, TimeoutError):
+        return False
 
 
 async def test_messages_are_the_last_ones_oldest_first(

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, get_args
 
 import msgspec
 from dotenv import dotenv_values
@@ -61,7 +61,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class InvalidSetting(Exception):
-    """Names the variable, its value, and what it must be."""
+    """A variable has an invalid value. The message names both, and what it must be."""
 
 
 def load(kind: type[S], environ: Mapping[str, str] | None = None) -> S:
@@ -133,8 +133,16 @@ def _convert(name: str, value: str, kind: object) -> object:
         parsed = msgspec.json.decode(value) if is_list else value
         return msgspec.convert(parsed, kind, strict=False)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        why = "it must be a JSON list" if "Expected `array`" in str(error) else error
-        raise InvalidSetting(f"{name}={value!r} can't be used: {why}.") from error
+        raise InvalidSetting(f"{name}={value!r} can't be used: {_reason(error, kind)}.") from error
+
+
+def _reason(error: Exception, kind: object) -> str:
+    text = str(error)
+    if "Expected `array`" in text:
+        return "it must be a JSON list"
+    if "Invalid enum value" in text:
+        return f"it must be {' or '.join(get_args(get_args(kind)[0]))}"
+    return text
 
 
 def _is_injected_by_kubernetes(name: str, value: str) -> bool:

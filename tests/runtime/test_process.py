@@ -109,4 +109,4 @@ def test_failed_startup_is_logged_as_json() -> None:
 def test_invalid_log_format_aborts_and_names_the_variable() -> None:
     code, out, err = end(start(LOG_FORMAT="xml"))
     assert (code, out) == (2, "")
-    assert "LOG_FORMAT='xml' can't be used: Invalid enum value 'xml'" in err
+    assert "LOG_FORMAT='xml' can't be used: it must be text or json." in err

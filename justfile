@@ -10,12 +10,12 @@ export PATH := justfile_directory() + "/.venv/bin:" + justfile_directory() + "/.
 default:
     @just --list --unsorted
 
-# Run everything on this machine: http://localhost:8002 (EDGE_PORT and NATS_PORT move it)
+# Run everything on this machine: http://localhost:8002 (set EDGE_PORT and NATS_PORT for others)
 [no-exit-message]
 up: (_setup)
     @exec python -m deploy.up
 
-# Talk to it in the terminal, over NATS
+# Chat in the terminal, over NATS
 [no-exit-message]
 chat *options: (_setup)
     @exec python -m services.client "$@"
@@ -30,7 +30,7 @@ test *options: (_setup "--group" "dev" "--group" "bench") _old-nats _llama-sourc
 faults size="long" *options: (_setup "--group" "dev" "--group" "bench") _old-nats
     @python -m pytest tests/faults --campaigns="$1" -s "${@:2}"
 
-# Kill and freeze parts of a cluster at random, and prove that no caller was told anything wrong
+# Kill and freeze processes of a cluster at random, and check every answer
 [group('develop')]
 chaos *options: (_setup "--group" "dev" "--group" "bench")
     @python -m tests.faults.campaign "$@"
@@ -57,7 +57,7 @@ bench *options: (_setup "--group" "dev" "--group" "bench")
     bench/llama-server.sh
     python -m bench.compare {{ options }}
 
-# Mend what can be mended by a program
+# Fix what ruff can fix, and format
 [group('develop')]
 fmt: (_setup "--group" "dev")
     ruff check --fix
@@ -72,18 +72,18 @@ lock: _uv
     python -m deploy.asyncapi
     python -m deploy.settings
 
-# Train model/demo.gguf again: 8 minutes on an H100, hours on a CPU; `--resume` goes on with it
+# Train model/demo.gguf again: 8 minutes on an H100, hours on a CPU; `--resume` continues
 [group('model')]
 train-demo *options: (_setup "--group" "training")
     python -m model.training.train {{ options }}
     python -m model.training.export
 
-# Train the adapter that makes a pirate of the demo model: a minute on a GPU, ten on two cores
+# Train the demo model's pirate adapter: a minute on a GPU, ten on two cores
 [group('model')]
 train-adapter *options: (_setup "--group" "training")
     python -m model.training.adapt {{ options }}
 
-# Print the demo model's accuracy per skill; `--adapter pirate` that of the pirate
+# Print the demo model's accuracy per skill; `--adapter pirate`: with the adapter
 [group('model')]
 eval-demo *options: (_setup)
     python -m model.training.evaluate {{ options }}

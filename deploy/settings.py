@@ -31,18 +31,18 @@ DOCS_HEAD = """\
 
 <!-- Generated from services/*/settings.py by `just lock`: change the types, not this file. -->
 
-Each setting is an environment variable. The file `.env` is read too, from the folder in which a
-process starts: copy [.env.example](../.env.example) and uncomment what you change. Variables of the
-environment override it. An empty value means the default. An invalid value aborts startup with an
-error that names the variable, and variables that look misspelt are logged.
+Each setting is an environment variable, or a line of the file `.env` in the folder in which a
+process starts: copy [.env.example](../.env.example) and uncomment what you change. The environment
+overrides the file. An empty value means the default. An invalid value aborts startup with an error
+that names the variable; variables that look misspelt are logged.
 
-Docker Compose reads `.env` too. In it, write `$$` for a `$`; inside a container, `localhost` is the
-container itself.
+Docker Compose reads `.env` too. For Compose, write `$$` instead of `$`, and do not use `localhost`,
+which is the container itself: the host is `host.docker.internal`.
 """
 EXAMPLE_HEAD = """\
 # Copy to .env and uncomment what you change. An empty value means the default, which is shown.
-# Environment variables override this file. Lists are JSON. Docker Compose reads this file too: with
-# it, write $$ for a $, and note that localhost is the container itself.
+# Environment variables override this file. Lists are JSON. Docker Compose reads this file too: for
+# Compose, write $$ instead of $, and host.docker.internal instead of localhost.
 #
 # Generated from services/*/settings.py by `just lock`: change the types, not this file.
 """

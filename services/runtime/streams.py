@@ -134,8 +134,8 @@ class Stream:
         """
         Delete the message, if it exists.
 
-        Deleting many is not left to a purge of a subject up to a sequence: nats-server (2.9 to
-        2.15) then never redelivers older messages of other subjects that a consumer has given back.
+        Not reported: after a purge of a subject up to a sequence, nats-server (2.9 to 2.15) never
+        redelivers older messages of other subjects. So many messages are deleted one by one.
         """
         with as_unavailable():
             try:

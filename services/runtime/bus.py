@@ -139,6 +139,7 @@ class Bus:
 
     @property
     def jetstream(self) -> JetStreamContext:
+        """Return nats-py's JetStream API; streams.py and consumers.py build on it."""
         return self._client.jetstream(timeout=JETSTREAM_TIMEOUT)
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:

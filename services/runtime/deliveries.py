@@ -67,6 +67,7 @@ class Inbox:
         self._bytes = 0
 
     async def put(self, message: Msg) -> None:
+        """Add a message, or drop it if the inbox is full. An empty inbox takes any message."""
         is_too_much = self._bytes + len(message.data) > self._limits.bytes
         if self._queue.full() or (is_too_much and not self._queue.empty()):
             return

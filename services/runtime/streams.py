@@ -275,6 +275,7 @@ class Stream:
         return stored if stored is not None and stored.seq < end else None
 
     async def state(self) -> StreamState:
+        """Return sequences, counts and limit. Raises StreamUnavailable, also if it is missing."""
         with as_unavailable():
             info = await self._js.stream_info(self.name)
         state, limit = info.state, info.config.max_bytes or -1
@@ -319,6 +320,7 @@ class Bucket:
         return await self._stream.exists()
 
     async def get(self, key: str) -> BucketValue | None:
+        """Return the last value of the key; None if it was never written or has expired."""
         stored = await self._stream.last(self._prefix + key)
         return stored and BucketValue(stored.data, stored.seq)
 
@@ -330,6 +332,7 @@ class Bucket:
         return dict([self._item(stored) async for stored in self._stream.readable()])
 
     async def purge(self) -> None:
+        """Delete all keys."""
         await self._stream.purge((await self._stream.state()).last_seq)
 
     async def before(self, prefix: str, revision: int | None) -> tuple[str, BucketValue] | None:

@@ -21,7 +21,7 @@ from services.inference.engine.kv_cache.slots import Slots
 from services.inference.engine.output.generated_text import TextChunk
 from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, SchedulerLimits
 from services.inference.engine.scheduling.prefill_budget import Throughput
-from services.inference.engine.scheduling.scheduler import Scheduler, Step
+from services.inference.engine.scheduling.scheduler import Scheduler
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.engine.scheduling.step_overhead import measure_step_overhead
 
@@ -164,27 +164,23 @@ class Engine:
                     self._finish(sequence, "cancelled")
 
     def _compute(self) -> None:
+        step = None
         try:
             step = self._scheduler.schedule()
-        except BackendError as error:  # a sequence was lost on its way to another slot
-            self._fail(self._scheduler.running, str(error))
-            return
-        if step.is_prefill:  # it takes longer than text should wait
-            self._emit_all_text()
-        began = time.monotonic()
-        try:
+            if step.is_prefill:  # it takes longer than text should wait
+                self._emit_all_text()
+            began = time.monotonic()
             results = self._backend.decode(step.chunks)
+            seconds = time.monotonic() - began
         except BackendError as error:
-            self._fail([sequence for sequence, _ in step.scheduled], str(error))
+            # without a step, a sequence was lost on its way to another slot
+            self._fail(step.sequences if step else self._scheduler.running, str(error))
             return
-        self._commit(step, time.monotonic() - began)
-        for (sequence, _), result in zip(step.scheduled, results, strict=True):
-            if result is not None:
-                self._accept(sequence, result)
-
-    def _commit(self, step: Step, seconds: float) -> None:
         self._scheduler.commit(step, seconds)
         self._throughput.record(step.tokens, seconds)
+        for sequence, result in zip(step.sequences, results, strict=True):
+            if result is not None:
+                self._accept(sequence, result)
 
     def _accept(self, sequence: Sequence, result: SampleResult) -> None:
         match result:

@@ -22,6 +22,10 @@ class Step(NamedTuple):
     is_interleaved: bool = False  # prefill that keeps running streams waiting
 
     @property
+    def sequences(self) -> list[Sequence]:
+        return [sequence for sequence, _ in self.scheduled]
+
+    @property
     def chunks(self) -> list[Chunk]:
         return [chunk for _, chunk in self.scheduled]
 

@@ -12,7 +12,7 @@ from services.contract.messages import Turn
 from services.inference.engine.backend import Backend
 from services.inference.engine.prompt import window
 from services.inference.engine.prompt.assembler import PromptAssembler, TemplateMessage
-from services.inference.engine.prompt.template_renderer import TemplateRenderer
+from services.inference.engine.prompt.template_renderer import TemplateRenderer, with_prefix
 from services.inference.engine.prompt.tokenizer import Tokenizer
 from services.inference.engine.prompt.tools import ToolPrompt
 
@@ -46,7 +46,7 @@ class RawPrompts:
         self.tokenize = self._tokenizer.tokenize
 
     def with_bos(self, text: str) -> str:
-        return text if text.startswith(self._bos) else self._bos + text
+        return with_prefix(text, self._bos)
 
     def raw_prompt(self, text: str | Sequence[int], room: int) -> RenderedPrompt:
         """
@@ -96,9 +96,10 @@ class ChatTemplate(RawPrompts):
     def __init__(
         self, source: str, backend: Backend, *, bos: str, eos: str, adds_bos: bool
     ) -> None:
-        renderer = TemplateRenderer(source, bos=bos, eos=eos, adds_bos=adds_bos)
+        first = bos if adds_bos else ""
+        renderer = TemplateRenderer(source, {"bos_token": bos, "eos_token": eos}, first)
         self.tools = ToolPrompt(renderer.render)
-        super().__init__(backend, renderer.sample + self.tools.sample, bos if adds_bos else "")
+        super().__init__(backend, renderer.sample + self.tools.sample, first)
         self.opens_reasoning = renderer.sample.rstrip().endswith("<think>")
         self._assembler = PromptAssembler(renderer, self._tokenizer)
 

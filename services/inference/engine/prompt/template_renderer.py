@@ -7,9 +7,10 @@ programs of strangers.
 import json
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import jinja2
@@ -48,21 +49,22 @@ class _Variables(NamedTuple):
     """What a template expects: variables for missing tools, and roles with a list as content."""
 
     missing: Json
-    list_roles: frozenset[str]
-
-    def alternatives(self, roles: Sequence[str]) -> Iterator["_Variables"]:
-        """
-        Yield what to try, common variants first: Hugging Face passes None for missing tools where
-        others pass nothing, and most templates take a string as content.
-        """
-        for missing in ({"tools": None, "documents": None}, {}):
-            for more in ((), *((role,) for role in roles), roles):
-                yield _Variables(missing, self.list_roles | set(more))
+    list_roles: Sequence[str]
 
     def message(self, message: Json) -> Json:
         if message["role"] not in self.list_roles:
             return message
         return message | {"content": [{"type": "text", "text": message["content"]}]}
+
+
+# Common variants first: Hugging Face passes None for missing tools where others pass nothing, and
+# most templates take a string as content.
+_VARIANTS = [
+    _Variables(missing, roles)
+    for missing in ({"tools": None, "documents": None}, {})
+    for count in range(4)
+    for roles in combinations(("user", "assistant", "system"), count)
+]
 
 
 class TemplateRenderer:
@@ -71,54 +73,46 @@ class TemplateRenderer:
     probes. Raises TemplateError if it can render no conversation.
     """
 
-    def __init__(self, source: str, *, bos: str, eos: str, adds_bos: bool) -> None:
-        self._bos, self._eos, self._adds_bos = bos, eos, adds_bos
-        self._variables = _Variables({}, frozenset())
+    def __init__(self, source: str, constants: Json, bos: str) -> None:
+        """
+        `constants` are the variables `bos_token` and `eos_token`; `bos` is the text that every
+        prompt begins with, maybe empty.
+        """
+        self._constants, self._bos = constants, bos
         try:
             self._template = compile_template(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"its Jinja can't be parsed: {error}") from error
-        if reason := self._choose_variables("user", "assistant", "user"):
-            raise TemplateError(reason)
-        self.has_system_role = self._choose_variables("system", "user") is None
-        roles = ("system",) if self.has_system_role else ()
-        self.sample = self.render(_probe(Placeholders(), *roles, "user", "assistant", "user"))
+        chat = ("user", "assistant", "user")
+        usable = [each for each in _VARIANTS if self._failure(each, chat) is None]
+        if not usable:
+            raise TemplateError(self._failure(_VARIANTS[0], chat))
+        with_system = [each for each in usable if self._failure(each, ("system", "user")) is None]
+        self.has_system_role = bool(with_system)
+        self._variables = (with_system or usable)[0]
+        roles = ("system", *chat) if self.has_system_role else chat
+        self.sample = self.render(_probe(Placeholders(), roles))
 
     def render(self, messages: Sequence[Json], tools: Sequence[Json] = ()) -> str:
         """Return the prompt text. A template is a program, and may raise any exception."""
+        return self._render(self._variables, messages, tools)
+
+    def _render(
+        self, variables: _Variables, messages: Sequence[Json], tools: Sequence[Json] = ()
+    ) -> str:
         rendered = self._template.render(
-            messages=[self._variables.message(message) for message in messages],
+            messages=[variables.message(message) for message in messages],
             add_generation_prompt=True,
-            bos_token=self._bos,
-            eos_token=self._eos,
-            **(self._variables.missing | ({"tools": tools} if tools else {})),
+            **self._constants,
+            **(variables.missing | ({"tools": tools} if tools else {})),
         )
-        return self.with_bos(rendered)
+        return with_prefix(rendered, self._bos)
 
-    def with_bos(self, text: str) -> str:
-        """Return the text with the BOS token in front, if prompts of the model begin with one."""
-        is_missing = self._adds_bos and not text.startswith(self._bos)
-        return self._bos + text if is_missing else text
-
-    def _choose_variables(self, *roles: str) -> str | None:
-        """
-        Keep the first variables with which the template renders a conversation of these roles.
-        Return None, or the reason why there are none.
-        """
-        chosen, reasons = self._variables, []
-        for variables in chosen.alternatives(roles):
-            self._variables = variables
-            if (reason := self._failure(*roles)) is None:
-                return None
-            reasons.append(reason)
-        self._variables = chosen
-        return reasons[0]
-
-    def _failure(self, *roles: str) -> str | None:
+    def _failure(self, variables: _Variables, roles: Sequence[str]) -> str | None:
         """Return why a conversation of these roles can't be rendered, or None."""
         placeholders = Placeholders()
         try:
-            rendered = self.render(_probe(placeholders, *roles))
+            rendered = self._render(variables, _probe(placeholders, roles))
         except Exception as error:
             return f"it fails on a conversation: {error}"
         _, numbers = placeholders.split(rendered)
@@ -127,8 +121,12 @@ class TemplateRenderer:
         return None
 
 
-def _probe(placeholders: Placeholders, *roles: str) -> list[Json]:
+def _probe(placeholders: Placeholders, roles: Sequence[str]) -> list[Json]:
     return [{"role": role, "content": placeholders[i]} for i, role in enumerate(roles)]
+
+
+def with_prefix(text: str, prefix: str) -> str:
+    return text if text.startswith(prefix) else prefix + text
 
 
 @lru_cache

@@ -16,7 +16,15 @@ from typing import NamedTuple
 import msgspec
 
 from services.contract import prompts
-from services.contract.conversation import ChatMessage, NamedTool, Tool, ToolCall, ToolChoice
+from services.contract.conversation import (
+    ChatMessage,
+    Function,
+    FunctionCall,
+    NamedTool,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
 from services.contract.errors import ServiceError
 from services.inference.engine.prompt.template_renderer import Json, Placeholders
 from services.inference.engine.sampling.constraints import check_cost, schema_lark
@@ -120,19 +128,14 @@ def _probe(render: Render) -> tuple[str, ToolCallFormat | None]:
     """
     placeholders = Placeholders()
     name, argument, description, result = (placeholders[i] for i in range(4))
-    call = {"name": name, "arguments": {argument: 1}}
-    tool = {"name": name, "description": description, "parameters": {"type": "object"}}
-    call_id = "123456789"
-    messages: list[Json] = [
-        {"role": "user", "content": "x"},
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [{"id": call_id, "type": "function", "function": call}],
-        },
-        {"role": "tool", "content": result, "name": name, "tool_call_id": call_id},
-    ]
-    tools: list[Json] = [{"type": "function", "function": tool}]
+    call = ToolCall("123456789", FunctionCall(name, json.dumps({argument: 1})))
+    conversation = (
+        ChatMessage("user", "x"),
+        ChatMessage("assistant", tool_calls=(call,)),
+        ChatMessage("tool", result, tool_call_id=call.id),
+    )
+    messages = [*_native_messages(conversation)]
+    tools = [_native_tool(Tool(Function(name, description, {"type": "object"})))]
     try:
         question, sample = render(messages[:1], tools), render(messages, tools)
     except Exception:  # a template is a program, and can fail in any way

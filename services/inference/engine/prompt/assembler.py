@@ -69,7 +69,7 @@ class PromptAssembler:
             contents[i] = answer.rest
         tokens: list[int] = []
         for segment, known in zip_longest(segments, answers.values()):
-            tokens += self._tokenize(segment, contents, conversation.hidden, tokens)
+            self._append(tokens, segment, contents, conversation.hidden)
             tokens += known.tokens if known else []
         return tokens
 
@@ -106,7 +106,7 @@ class PromptAssembler:
             texts, numbers = self._answers.split(render(self._with_placeholders(messages, answers)))
             skeletons, order = self._answers.split(render(self._skeleton(messages, answers)))
             is_each_once = numbers == order == list(answers)
-            changed = _changed(whole, texts, answers) if is_each_once else answers.keys()
+            changed = _changed_answers(whole, texts, answers) if is_each_once else answers.keys()
             if not changed:
                 return [_Segment(*pair) for pair in zip(texts, skeletons, strict=True)], answers
             answers = {i: answer for i, answer in answers.items() if i not in changed}
@@ -151,37 +151,33 @@ class PromptAssembler:
             if "tool_calls" not in messages[i].fields:
                 raise ValueError(f"it does not show message {i}, of role {messages[i].role!r}")
 
-    def _tokenize(
-        self, segment: _Segment, contents: list[str], hidden: list[str], previous: list[int]
-    ) -> list[int]:
+    def _append(
+        self, tokens: list[int], segment: _Segment, contents: list[str], hidden: list[str]
+    ) -> None:
         """
-        Return the tokens of a segment. It is tokenized as a whole, as models were trained, unless
+        Append the tokens of a segment. It is tokenized as a whole, as models were trained, unless
         a content would become a reserved token. Then the contents are tokenized one by one, without
         what the template does to them.
         """
         texts, numbers = self._contents.split(segment.skeleton)
         inner = [contents[i] for i in numbers]
         if segment.text is not None and not any(map(self._tokenizer.names_reserved, inner)):
-            whole = self._tokenize_template(segment.text, hidden, previous)
-            skeleton = self._tokenize_template(segment.skeleton, hidden, previous)
-            if self._tokenizer.reserved(whole) == self._tokenizer.reserved(skeleton):
-                return whole
-        tokens = previous[-1:]
+            start, skeleton = len(tokens), list[int]()
+            self._append_template(tokens, segment.text, hidden)
+            self._append_template(skeleton, segment.skeleton, hidden)
+            if self._tokenizer.reserved(tokens[start:]) == self._tokenizer.reserved(skeleton):
+                return
+            del tokens[start:]
         for text, content in zip_longest(texts, inner, fillvalue=""):
-            tokens += self._tokenize_template(text, hidden, tokens)
-            tokens += self._tokenizer.tokenize_content(content, tokens)
-        return tokens[len(previous[-1:]) :]
+            self._append_template(tokens, text, hidden)
+            self._tokenizer.append_content(tokens, content)
 
-    def _tokenize_template(
-        self, text: str, hidden: list[str], previous: Sequence[int]
-    ) -> list[int]:
-        """Return the tokens of the template's text, in which `hidden` are no reserved tokens."""
+    def _append_template(self, tokens: list[int], text: str, hidden: list[str]) -> None:
+        """Append the tokens of the template's text, in which `hidden` are no reserved tokens."""
         texts, numbers = self._hidden.split(text)
-        tokens = list(previous[-1:])
         for part, name in zip_longest(texts, (hidden[i] for i in numbers), fillvalue=""):
-            tokens += self._tokenizer.tokenize(part, special=True, previous=tokens)
-            tokens += self._tokenizer.tokenize_content(name, tokens)
-        return tokens[len(previous[-1:]) :]
+            self._tokenizer.append(tokens, part, special=True)
+            self._tokenizer.append_content(tokens, name)
 
 
 def _merge_system(messages: list[TemplateMessage]) -> list[TemplateMessage]:
@@ -194,7 +190,7 @@ def _merge_system(messages: list[TemplateMessage]) -> list[TemplateMessage]:
     return [first._replace(content=f"{system.content}\n\n{first.content}"), *rest]
 
 
-def _changed(whole: str, texts: list[str], answers: _Answers) -> list[int]:
+def _changed_answers(whole: str, texts: list[str], answers: _Answers) -> list[int]:
     """
     Return the answers that do not stand unchanged between these texts in the whole. After a changed
     one the comparison continues where the next text is found.

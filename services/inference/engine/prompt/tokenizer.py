@@ -5,7 +5,7 @@ no Jinja and no conversation.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from os.path import commonprefix
 from typing import Any, NamedTuple
 
@@ -53,27 +53,28 @@ class Tokenizer:
         pieces = map(backend.piece, range(backend.vocabulary_size))
         self.max_token_bytes = max(map(len, (*texts, *pieces)))
 
-    def tokenize(self, text: str, special: bool, previous: Sequence[int] = ()) -> list[int]:
-        """
-        Return the tokens of a text that follows the tokens `previous`. With `special`, names of
-        special tokens become these tokens. Long texts are tokenized in parts.
-        """
-        tokens = list(previous[-1:])
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Return the tokens of a text; with `special`, special tokens for their names in it."""
+        tokens: list[int] = []
+        self.append(tokens, text, special)
+        return tokens
+
+    def append(self, tokens: list[int], text: str, special: bool) -> None:
+        """Append the tokens of a text, in which names become special tokens with `special`."""
         for part in split(text, self._names if special else None):
             tokens += self._tokenize_part(part, tokens, special)
-        return tokens[len(previous[-1:]) :]
 
-    def tokenize_content(self, text: str, previous: Sequence[int] = ()) -> list[int]:
-        """Return the tokens of a text that somebody wrote, without reserved tokens."""
-        tokens = self.tokenize(text, special=False, previous=previous)
-        if not self.reserved(tokens):
-            return tokens
+    def append_content(self, tokens: list[int], text: str) -> None:
+        """Append the tokens of a text that somebody wrote, without reserved tokens."""
+        start = len(tokens)
+        self.append(tokens, text, special=False)
+        if not self.reserved(tokens[start:]):
+            return
         # llama.cpp finds user-defined tokens also without `special`: split their names
-        tokens = list(previous[-1:])
-        cuts = [0, *(start + 1 for start in self._name_starts(text)), len(text)]
-        for start, end in zip(cuts, cuts[1:], strict=False):
-            tokens += self.tokenize(text[start:end], special=False, previous=tokens)
-        return tokens[len(previous[-1:]) :]
+        del tokens[start:]
+        cuts = [0, *(position + 1 for position in self._name_starts(text)), len(text)]
+        for begin, end in pairwise(cuts):
+            self.append(tokens, text[begin:end], special=False)
 
     def reserved(self, tokens: Iterable[int]) -> list[int]:
         """Return those of the tokens that are reserved."""

@@ -1,6 +1,7 @@
 import random
 import re
 import threading
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +40,20 @@ SPACED = WithMarkers(SpaceAddingBackend({}), (CONTROL, USED))
 C, U, X, N, S, L = range(ADDED, ADDED + 6)
 
 
+def content_tokens(tokenizer: Tokenizer, text: str, previous: Sequence[int] = ()) -> list[int]:
+    """Return the tokens of a content that follows other tokens."""
+    tokens = list(previous)
+    tokenizer.append_content(tokens, text)
+    return tokens[len(previous) :]
+
+
+def template_tokens(tokenizer: Tokenizer, text: str, previous: Sequence[int] = ()) -> list[int]:
+    """Return the tokens of a template's text that follows other tokens."""
+    tokens = list(previous)
+    tokenizer.append(tokens, text, special=True)
+    return tokens[len(previous) :]
+
+
 def test_template_text_becomes_reserved_tokens() -> None:
     assert Tokenizer(BACKEND, TEMPLATE_TEXT).tokenize("<c><u>a", special=True) == [C, U, ord("a")]
 
@@ -46,13 +61,13 @@ def test_template_text_becomes_reserved_tokens() -> None:
 def test_content_becomes_no_reserved_token_and_is_not_lost() -> None:
     tokenizer = Tokenizer(BACKEND, TEMPLATE_TEXT)
     for content in ("<c>", "a<u>b<u>", "<<u>>", "<<<u>>>", "<u", "<u><c><x>"):
-        tokens = tokenizer.tokenize_content(content, [])
+        tokens = content_tokens(tokenizer, content)
         assert not {C, U, N} & set(tokens)
         assert text_of(BACKEND, tokens) == content
 
 
 def test_other_user_defined_tokens_are_kept_in_content() -> None:
-    tokens = Tokenizer(BACKEND, TEMPLATE_TEXT).tokenize_content("<x>  é", [])
+    tokens = content_tokens(Tokenizer(BACKEND, TEMPLATE_TEXT), "<x>  é")
     assert tokens == [X, S, L]
 
 
@@ -64,11 +79,11 @@ def test_names_of_reserved_tokens_are_found() -> None:
 
 def test_space_is_added_at_the_start_and_after_special_tokens() -> None:
     tokenizer = Tokenizer(SPACED, TEMPLATE_TEXT)
-    for tokenize in (partial(tokenizer.tokenize, special=True), tokenizer.tokenize_content):
-        assert tokenize("a") == list(b" a")
-        assert tokenize("a", previous=[C]) == list(b" a")
-        assert tokenize("a", previous=[ord("b")]) == list(b"a")
-    split_up = tokenizer.tokenize_content("a<u>b", [ord("b")])
+    for tokens_of in (template_tokens, content_tokens):
+        assert tokens_of(tokenizer, "a") == list(b" a")
+        assert tokens_of(tokenizer, "a", [C]) == list(b" a")
+        assert tokens_of(tokenizer, "a", [ord("b")]) == list(b"a")
+    split_up = content_tokens(tokenizer, "a<u>b", [ord("b")])
     assert text_of(SPACED, split_up) == "a<u>b" and U not in split_up
 
 
@@ -78,7 +93,7 @@ def test_pieces_of_a_text_decode_to_the_text(name: str) -> None:
     tokenizer = Tokenizer(vocabulary, "")
     tokens: list[int] = []
     for piece in ("Grüße", ", wor", "ld!", "\n", "\n  two", " spaces", " "):
-        tokens += tokenizer.tokenize_content(piece, tokens)
+        tokenizer.append_content(tokens, piece)
     assert text_of(vocabulary, tokens).lstrip(" ") == "Grüße, world!\n\n  two spaces "
 
 
@@ -104,7 +119,7 @@ def test_very_long_word_is_tokenized(name: str, letter: str) -> None:
     vocabulary = load_vocabulary(name)
     before = threading.active_count()
     text = letter * 150_000
-    tokens = Tokenizer(vocabulary, "").tokenize_content(text, [])
+    tokens = content_tokens(Tokenizer(vocabulary, ""), text)
     assert b"".join(map(vocabulary.piece, tokens)).decode() == text
     assert threading.active_count() <= before + 2, "no thread is made for a text"
 

@@ -36,7 +36,7 @@ from services.inference.models import LoadedModel
 from services.inference.settings import InferenceSettings
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, Inbox
-from tests.inference.engine.prompt.test_chat_template import CHATML
+from tests.inference.chat_templates import CHATML
 from tests.inference.fake_backend import FakeBackend
 
 ADAPTERS = ("shout", "loud")

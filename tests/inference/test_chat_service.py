@@ -25,7 +25,7 @@ from services.contract.messages import (
 from services.inference.chat_service import ConnectionWatch
 from services.inference.limits import InferenceLimits
 from services.runtime.deliveries import NoResponders
-from tests.inference.engine.prompt.test_chat_template import CHATML
+from tests.inference.chat_templates import CHATML
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.scripted import FAST, StartWorker, Worker, started, text
 

@@ -24,7 +24,7 @@ from services.inference.limits import InferenceLimits
 from services.inference.models import LoadedModel
 from services.inference.tokens import TokenService
 from services.runtime.bus import Bus
-from tests.inference.engine.prompt.test_chat_template import CHATML
+from tests.inference.chat_templates import CHATML
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.vocabulary import ADDED, WithMarkers
 

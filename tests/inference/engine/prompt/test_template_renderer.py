@@ -1,11 +1,25 @@
 import json
+from collections.abc import Sequence
 from datetime import datetime
 
 import jinja2
 import pytest
 from jinja2.exceptions import SecurityError
 
-from services.inference.engine.prompt.template_renderer import compile_template
+from services.contract.messages import Turn
+from services.inference.engine.prompt.chat_template import ChatTemplate
+from services.inference.engine.prompt.template_renderer import TemplateError, compile_template
+from tests.inference.chat_templates import CHATML, template
+
+TURNS = (Turn("1", "first", "one"), Turn("2", "second", "two"))
+PARTS = (
+    "{% for m in messages %}{{ m.role }}:{% for part in m.content %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %};{% endfor %}"
+)
+
+
+def text(template: ChatTemplate, system: str, turns: Sequence[Turn], question: str) -> str:
+    return bytes(template.session_prompt(system, turns, question, 10).tokens).decode()
 
 
 def test_generation_block_is_rendered_unchanged() -> None:
@@ -50,3 +64,53 @@ def test_values_can_not_be_changed() -> None:
     with pytest.raises(SecurityError):
         compile_template("{{ x.append(1) }}").render(x=x)
     assert x == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{% for %}", "{{ messages[0].content }}", "always the same", "{{ 1 / 0 }}" + CHATML],
+)
+def test_template_that_renders_no_conversation_is_rejected(source: str) -> None:
+    with pytest.raises(TemplateError):
+        template(source)
+
+
+def test_template_is_sandboxed() -> None:
+    with pytest.raises(TemplateError):
+        template("{{ ''.__class__.__mro__[1].__subclasses__() }}" + CHATML)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        PARTS,
+        "{% for m in messages %}{{ m.role }}:{{ m.content[0]['text'] }};{% endfor %}",
+        "{% for m in messages %}{{ m.role }}:{% if m.role == 'user' %}{{ m.content[0].text + '' }}"
+        "{% else %}{{ m.content }}{% endif %};{% endfor %}",
+        "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}{{ m.content[0].text }}"
+        "{% else %}{{ m.content }}{% endif %};{% endfor %}",
+        "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}"
+        "{% else %}{{ m.content[0].text }}{% endif %};{% endfor %}",
+    ],
+)
+def test_content_is_a_list_of_parts_if_needed(source: str) -> None:
+    shown = text(template(source), "be kind", TURNS[:1], "hi")
+    assert shown == "system:be kind;user:first;assistant:one;user:hi;"
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "tools is not none and tools | length",
+        "documents is not none and documents | length",
+        "tools is defined and tools is not none and tools[0]",
+        "tools is defined and tools | length",  # only an undefined variable passes this
+    ],
+)
+def test_missing_tools_are_none_or_undefined_as_needed(
+    condition: str,
+) -> None:
+    source = f"{{% if {condition} %}}{{{{ raise_exception('tools') }}}}{{% endif %}}{CHATML}"
+    assert text(template(source), "", (), "hi") == (
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    )

@@ -20,7 +20,7 @@ from services.inference.engine.prompt.chat_template import ChatTemplate
 from services.inference.engine.prompt.tools import HERMES, MISTRAL, ToolCallFormat
 from services.inference.engine.sampling.constraints import response_format_lark, schema_lark
 from services.inference.engine.sampling.grammar import compile_lark
-from tests.inference.engine.prompt.test_chat_template import CHATML, END, NO_SYSTEM, START, template
+from tests.inference.chat_templates import CHATML, END, NO_SYSTEM, START, template
 from tests.inference.engine.prompt.test_shipped_templates import SOURCES
 from tests.inference.fake_backend import VOCABULARY, FakeBackend
 from tests.inference.vocabulary import WithMarkers, load_vocabulary, text_of

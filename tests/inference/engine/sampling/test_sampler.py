@@ -150,7 +150,7 @@ def test_likeliest_returns_few_tokens_more_than_asked() -> None:
     assert 40 <= len(likeliest(logits, 40)) < 60
 
 
-def test_likeliest_excludes_tokens_with_a_logit_of_minus_infinity() -> None:
+def test_likeliest_excludes_logits_of_minus_infinity() -> None:
     logits = np.full(SIZE, -np.inf, np.float32)
     logits[[7, 4_999]] = 1.0
     assert list(likeliest(logits, 40)) == [7, 4_999]

@@ -5,7 +5,7 @@ import pytest
 from services.contract.conversation import ChatMessage, Function, FunctionCall, Tool, ToolCall
 from services.contract.messages import Turn
 from services.inference.engine.prompt.tools import HERMES
-from tests.inference.engine.prompt.test_shipped_templates import REJECTED, SOURCES, case, hostile
+from tests.inference.engine.prompt.shipped_templates import REJECTED, SOURCES, case, hostile
 from tests.inference.vocabulary import text_of
 
 USABLE = sorted(SOURCES.keys() - REJECTED.keys())

@@ -21,8 +21,9 @@ from services.inference.engine.prompt.tools import HERMES, MISTRAL, ToolCallForm
 from services.inference.engine.sampling.constraints import response_format_lark, schema_lark
 from services.inference.engine.sampling.grammar import compile_lark
 from tests.inference.chat_templates import CHATML, END, NO_SYSTEM, START, template
-from tests.inference.engine.prompt.test_shipped_templates import SOURCES
-from tests.inference.fake_backend import VOCABULARY, FakeBackend
+from tests.inference.engine.prompt.shipped_templates import SOURCES
+from tests.inference.fake_backend import FakeBackend
+from tests.inference.grammars import accepts
 from tests.inference.vocabulary import WithMarkers, load_vocabulary, text_of
 
 QWEN, LLAMA = "Qwen-Qwen2.5-7B-Instruct", "meta-llama-Llama-3.1-8B-Instruct"
@@ -145,12 +146,7 @@ def test_token_that_only_tools_introduce_can_not_be_forged() -> None:
 
 def allows(lark: str | None, answer: str) -> bool:
     assert lark is not None
-    grammar = compile_lark(lark, VOCABULARY)
-    for byte in answer.encode():
-        if not grammar.allows(byte):
-            return False
-        grammar.accept(byte)
-    return grammar.may_end
+    return accepts(lark, answer)
 
 
 def test_forced_call_matches_the_schema_of_a_tool() -> None:

@@ -28,9 +28,9 @@ from services.inference.engine.sampling import constraints
 from services.inference.engine.sampling.gbnf import to_lark
 from services.inference.engine.sampling.grammar import GrammarError, Vocabulary, compile_lark
 from services.inference.engine.sampling.sampler import Candidates, SamplerChain
+from tests.inference.fake_backend import VOCABULARY
+from tests.inference.grammars import accepts
 
-END = 256
-BYTES = Vocabulary([bytes([byte]) for byte in range(256)] + [b""], frozenset([END]))
 WIDE = "".join(chr(0x4E00 + 2 * i) for i in range(2_000))  # no two of them are one range
 PERSON = {
     "type": "object",
@@ -83,15 +83,6 @@ def generate(demo_model: Llama, length: int = 400, **sampling: Any) -> tuple[str
 def matches(rules: str, text: str) -> bool:
     """Return whether the text matches the GBNF rules."""
     return accepts(to_lark(rules), text)
-
-
-def accepts(lark: str, text: str) -> bool:
-    grammar = compile_lark(lark, BYTES)
-    for byte in text.encode():
-        if not grammar.allows(byte):
-            return False
-        grammar.accept(byte)
-    return grammar.may_end
 
 
 def test_json_object_is_json_at_high_temperature(demo_model: Llama) -> None:
@@ -220,7 +211,7 @@ def test_multi_byte_characters_are_matched_byte_by_byte() -> None:
     assert matches("root ::= [^a]+", "🙂éz世")
     assert matches("root ::= .", "\n")
     for lead, middle in ((0xC3, 0x41), (0xE0, 0x80), (0xED, 0xA0), (0xF4, 0x90), (0xFF, 0x80)):
-        grammar = compile_lark(to_lark("root ::= [^a]"), BYTES)
+        grammar = compile_lark(to_lark("root ::= [^a]"), VOCABULARY)
         assert grammar.allows(lead) == (lead != 0xFF)
         if grammar.allows(lead):
             grammar.accept(lead)
@@ -277,7 +268,7 @@ def test_gbnf_matches_the_texts_that_it_describes(
 )
 def test_invalid_grammar_is_rejected_with_the_reason(rules: str, why: str) -> None:
     with pytest.raises(GrammarError, match=why):
-        compile_lark(to_lark(rules), BYTES)
+        compile_lark(to_lark(rules), VOCABULARY)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +318,7 @@ def test_each_step_of_an_expensive_grammar_is_bounded(demo_model: Llama, rules: 
 
 @pytest.mark.parametrize("rules", ['root ::= [a-z ] root | "."', 'root ::= s "."\ns ::= (. s)?'])
 def test_right_recursive_rule_has_no_length_limit(rules: str) -> None:
-    grammar = compile_lark(to_lark(rules), BYTES)
+    grammar = compile_lark(to_lark(rules), VOCABULARY)
     for byte in b"many words " * 500:
         grammar.accept(byte)
     assert grammar.allowed()[ord(".")]
@@ -340,7 +331,7 @@ def test_long_chain_of_rules_does_not_crash() -> None:
 
 def test_literal_may_be_as_long_as_a_grammar() -> None:
     text = "ab" * 32_000
-    grammar = compile_lark(to_lark(f'root ::= "{text}"'), BYTES)
+    grammar = compile_lark(to_lark(f'root ::= "{text}"'), VOCABULARY)
     assert grammar.allows(ord("a")) and not grammar.allows(ord("b"))
 
 

@@ -12,7 +12,8 @@ from services.contract.errors import ServiceError
 from services.contract.messages import JsonSchema, JsonSchemaFormat, Sampling
 from services.inference.engine.sampling import constraints
 from services.inference.engine.sampling.grammar import GrammarError
-from tests.inference.engine.sampling.test_grammar import BYTES, accepts
+from tests.inference.fake_backend import VOCABULARY
+from tests.inference.grammars import accepts
 
 STRING = {"type": "string"}
 COLOR = {"type": "object", "properties": {"color": {"enum": ["red", "green"]}}}
@@ -29,7 +30,7 @@ def matches(schema: dict[str, Any], text: str, is_strict: bool = True) -> bool:
 def compile_schema(schema: dict[str, Any], strict: bool | None) -> None:
     """Compile the schema as for a request. Raises ServiceError."""
     form = JsonSchemaFormat(JsonSchema(schema, strict=strict))
-    constraints.compile_grammar(Sampling(response_format=form), None, BYTES)
+    constraints.compile_grammar(Sampling(response_format=form), None, VOCABULARY)
 
 
 @pytest.mark.parametrize(

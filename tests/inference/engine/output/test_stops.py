@@ -26,7 +26,7 @@ def test_text_without_a_stop_string_is_unchanged() -> None:
     assert apply_stop(("User:",), ["Hello", " wor", "ld"]) == ("Hello world", False)
 
 
-def test_no_part_of_a_stop_string_leaks_however_it_is_split() -> None:
+def test_no_part_of_a_stop_string_leaks() -> None:
     text = "fine\nUser: me"
     for cut in range(len(text) + 1):
         assert apply_stop(("\nUser:", "User:"), [text[:cut], text[cut:]]) == ("fine", True)

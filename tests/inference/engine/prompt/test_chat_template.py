@@ -118,7 +118,7 @@ def conversation_text(made: ChatTemplate, *messages: ChatMessage) -> str:
     return bytes(made.conversation_prompt(messages, (), 1).tokens).decode()
 
 
-def test_conversation_prompt_is_the_rendered_template() -> None:
+def test_conversation_is_rendered() -> None:
     rendered = conversation_text(
         template(),
         ChatMessage("developer", "be kind"),
@@ -140,7 +140,7 @@ def test_system_prompt_alone_becomes_a_user_message() -> None:
     )
 
 
-def test_template_error_is_returned_to_the_caller() -> None:
+def test_template_error_reaches_the_caller() -> None:
     with pytest.raises(ServiceError, match="Roles must alternate") as error:
         conversation_text(template(ALTERNATE), ASK, ASK)
     assert error.value.code == "invalid_request"

@@ -96,7 +96,7 @@ def test_tokens_found_by_their_text_are_special_tokens() -> None:
 
 
 @pytest.mark.parametrize(("name", "vocabulary_name"), CASES)
-def test_text_of_people_never_becomes_a_reserved_token(name: str, vocabulary_name: str) -> None:
+def test_no_text_becomes_a_reserved_token(name: str, vocabulary_name: str) -> None:
     here = case(name, vocabulary_name)
     innocent = here.reserved_in(here.tokens("x"))
     for contents in hostile(here):

@@ -47,7 +47,7 @@ def test_blocks_leave_no_blank_lines() -> None:
     assert compile_template("a\n  {% if true %}\nb\n  {% endif %}\nc").render() == "a\nb\nc"
 
 
-def test_templates_have_raise_exception_and_strftime_now() -> None:
+def test_raise_exception_and_strftime_now() -> None:
     with pytest.raises(jinja2.TemplateError, match="no tools here"):
         compile_template("{{ raise_exception('no tools here') }}").render()
     assert compile_template("{{ strftime_now('%Y') }}").render() == str(datetime.now().year)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from services.client.routing import WorkerDirectory
 from services.contract import prompts, subjects
@@ -93,13 +94,13 @@ class ChatService:
         self._attempts = 0
         self._is_dead = False
         self._is_draining = False
-        loop = asyncio.get_running_loop()
+        in_loop: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
         self._engine = Engine(
             model.backend,
             settings.model_parallel,
             settings.model_cache * 2**20,
-            emit=lambda outputs: _from_thread(loop, self._dispatch, outputs),
-            on_death=lambda: _from_thread(loop, self._on_engine_death),
+            emit=partial(in_loop, self._dispatch),
+            on_death=partial(in_loop, self._on_engine_death),
             public_prefixes=model.template.shared_prefixes(settings.chat_system_prompt.strip()),
             limits=limits.scheduler,
         )
@@ -149,19 +150,12 @@ class ChatService:
     def _admit(self, tenant: str, request: ChatRequest, reply: str) -> RequestAdmitted:
         """Admit a request by counts and bytes alone, before any work. Raises ServiceError."""
         sampling = self.settings.fill_in(request)
-        adapter = self.model.adapter(request.model)
+        self.model.adapter(request.model)  # checks the name
         self._prompts.check_length(request)
         self._attempts += 1
+        attempt = self._attempts
         flight = InFlightRequest(
-            self.bus,
-            self.limits,
-            self.worker_id,
-            self._attempts,
-            tenant,
-            request,
-            reply,
-            sampling,
-            adapter,
+            self.bus, self.limits, self.worker_id, attempt, tenant, request, reply, sampling
         )
         if flight.key in self.flights:
             message = f"Request {flight.request_id} is already being answered."
@@ -247,16 +241,10 @@ class ChatService:
             match await flight.outputs.get():
                 case PrefillStarted(prompt_tokens, cached_tokens):
                     state = prompt.resume_state
-                    is_sent = len(prompt.tokens) <= self.limits.max_resume_tokens
-                    await flight.send(
-                        Started(
-                            prompt_tokens,
-                            cached_tokens,
-                            state.exchanges_kept,
-                            state.exchanges_dropped,
-                            state if is_sent else None,
-                        )
-                    )
+                    kept, dropped = state.exchanges_kept, state.exchanges_dropped
+                    fits = len(prompt.tokens) <= self.limits.max_resume_tokens
+                    sent = state if fits else None
+                    await flight.send(Started(prompt_tokens, cached_tokens, kept, dropped, sent))
                 case TextChunk(at, text, ids, logprobs):
                     await flight.send(Token(at, text, ids, logprobs))
                 case ConstraintFailure(message):
@@ -313,7 +301,7 @@ class ChatService:
             asked_at=state.asked_at,
             answered_at=datetime.now(UTC),
             finish_reason=finished.reason,
-            model=self.model.served[flight.adapter],
+            model=self.model.served[prompt.adapter],
             sampling=prompt.sampling,
             usage=finished.usage,
             timings=finished.timings,
@@ -487,9 +475,3 @@ def _timed_out() -> ServiceError:
 
 def _shutting_down() -> ServiceError:
     return ServiceError("shutting_down", "The worker is shutting down: try again.", 1)
-
-
-def _from_thread(
-    loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *arguments: object
-) -> None:
-    loop.call_soon_threadsafe(callback, *arguments)

@@ -53,26 +53,21 @@ class InFlightRequest:
     request: ChatRequest
     reply: str
     sampling: Sampling
-    adapter: int
     stop_reason: StopReason | None = field(default=None, init=False)
     has_ended: bool = field(default=False, init=False)
     sequence: Sequence | None = field(default=None, init=False)
     """Set once the prompt is prepared."""
 
     def __post_init__(self) -> None:
+        self.request_id = self.request.request_id or ""
         self.outputs: asyncio.Queue[Output] = asyncio.Queue()
         self.recording = Recording(self.request, self.worker_id, self.reply, self.limits)
         self.listeners = Listeners(max(self.request.grace_s, self.limits.min_grace_seconds))
         self.asked_at = datetime.now(UTC)
-        self.received = self._last_sent = time.monotonic()
+        self.received_at = self._last_sent = time.monotonic()
         self.text = self.request.resume.text if self.request.resume else ""
         self._prompt_bytes = prompts.size_bytes(self.request)
         self._stopped = asyncio.Event()
-
-    @property
-    def request_id(self) -> str:
-        assert self.request.request_id is not None
-        return self.request.request_id
 
     @property
     def key(self) -> str:

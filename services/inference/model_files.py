@@ -27,7 +27,7 @@ _RERANKER = 4  # llama.cpp's LLAMA_POOLING_TYPE_RANK; 1 to 3 are embeddings of a
 _CONVERT = "convert it with llama.cpp's convert_hf_to_gguf.py, see model/README.md"
 
 
-def find(model_path: str, folder: Path) -> Path:
+def find_model(model_path: str, folder: Path) -> Path:
     """
     Return the model's file, or the first of its parts.
 
@@ -77,7 +77,7 @@ def model_name(path: Path) -> str:
     return match[1] if match else path.stem
 
 
-def adapters(path: Path) -> Iterator[Path]:
+def find_adapters(path: Path) -> Iterator[Path]:
     """Yield the adapters of all models in the model's folder and in MODELS, and its own."""
     folders = {path.parent, *([MODELS] if MODELS in path.parents else [])}
     for folder in sorted(folders):
@@ -87,7 +87,7 @@ def adapters(path: Path) -> Iterator[Path]:
             yield from filter(_is_gguf, files)
 
 
-def check(files: Iterable[Path]) -> None:
+def check_files(files: Iterable[Path]) -> None:
     """Check that the files can be read and are GGUFs. Raises ModelError."""
     for file in files:
         try:
@@ -175,7 +175,7 @@ def _why_not_served(file: Path) -> str | None:
     """Explain a GGUF that is not a model which generates text; None if it may be one."""
     try:
         header = gguf_header.read(file)
-    except (NotGguf, OSError):  # `check` explains it if it is the file to serve
+    except (NotGguf, OSError):  # `check_files` explains it if it is the file to serve
         header = {}
     architecture, kind = header.get("general.architecture", ""), header.get("general.type")
     if kind == "adapter" or "adapter.type" in header:

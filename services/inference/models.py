@@ -16,8 +16,14 @@ from services.inference.engine.llama import Llama, ModelError
 from services.inference.engine.prompt import templates
 from services.inference.engine.prompt.chat_template import ChatTemplate, NoTemplate
 from services.inference.engine.prompt.template_renderer import TemplateError
-from services.inference.model_files import MODELS, check, find, model_name, parts_of
-from services.inference.model_files import adapters as adapters_of
+from services.inference.model_files import (
+    MODELS,
+    check_files,
+    find_adapters,
+    find_model,
+    model_name,
+    parts_of,
+)
 from services.inference.settings import InferenceSettings
 
 log = logging.getLogger(__name__)
@@ -58,9 +64,9 @@ def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> L
     Load the model; takes seconds to minutes. `on_progress` gets the loaded share from 0 to 1, and
     aborts loading by returning False. Raises ModelError.
     """
-    path = find(settings.model_path, MODELS)
+    path = find_model(settings.model_path, MODELS)
     parts, adapters = parts_of(path), _adapters(path)
-    check(parts)
+    check_files(parts)
     files = (*parts, *adapters)
     before = _file_states(files)
     for file in files:
@@ -103,7 +109,7 @@ def _file_states(files: Iterable[Path]) -> list[tuple[int, int, int]]:
 
 def _adapters(path: Path) -> list[Path]:
     """Return the adapters sorted by name. Raises ModelError."""
-    found = sorted(adapters_of(path), key=lambda path: path.stem)
+    found = sorted(find_adapters(path), key=lambda path: path.stem)
     for one, other in pairwise(found):
         if one.stem == other.stem:
             raise ModelError(f"{one} and {other} have the same name: rename one of them.")

@@ -39,6 +39,7 @@ class PreparedPrompt:
     """
 
     tokens: list[int]
+    adapter: int
     sampling: Sampling  # complete; max_tokens fits the context window
     stops: StopRules
     tool_call_lark: str | None  # grammar of an answer that is, or may be, a tool call
@@ -74,7 +75,8 @@ class PromptBuilder:
         max_tokens = min(flight.sampling.max_tokens or room, room)
         sampling = replace(flight.sampling, max_tokens=max_tokens, seed=state.seed)
         stops, lark = self._stops(request, sampling), self._tool_call_lark(request, sampling)
-        return PreparedPrompt(tokens, sampling, stops, lark, state, first)
+        adapter = self._model.adapter(request.model)
+        return PreparedPrompt(tokens, adapter, sampling, stops, lark, state, first)
 
     def sequence(self, flight: InFlightRequest, prompt: PreparedPrompt) -> Sequence:
         """
@@ -88,16 +90,16 @@ class PromptBuilder:
         else:
             answer = GeneratedText(prompt.sampling, prompt.stops)
         return Sequence(
-            flight.sequence_key,
-            prompt.tokens,
-            prompt.sampling,
-            sampler,
-            flight.adapter,
-            prompts.conversation_key(flight.tenant, flight.request),
-            flight.request.seed is not None,
-            answer,
-            flight.tenant,
-            received_at=flight.received,
+            key=flight.sequence_key,
+            prompt=prompt.tokens,
+            sampling=prompt.sampling,
+            sampler=sampler,
+            adapter=prompt.adapter,
+            session=prompts.conversation_key(flight.tenant, flight.request),
+            is_deterministic=flight.request.seed is not None,
+            resumed_answer=answer,
+            tenant=flight.tenant,
+            received_at=flight.received_at,
         )
 
     def idle_prompt(self, flight: InFlightRequest, context: Context) -> IdlePrompt | None:
@@ -124,7 +126,7 @@ class PromptBuilder:
         self._answers.set_first_exchange(flight.tenant, flight.request_id, kept[0].request_id)
         known = list(commonprefix((likely.tokens, other.tokens)))
         session = prompts.conversation_key(flight.tenant, flight.request)
-        return IdlePrompt(known, flight.adapter, session, flight.tenant)
+        return IdlePrompt(known, self._model.adapter(flight.request.model), session, flight.tenant)
 
     def remember(self, flight: InFlightRequest, prompt: PreparedPrompt, tokens: list[int]) -> None:
         """Cache the tokens of a finished answer, which the conversation's next prompt repeats."""
@@ -174,7 +176,7 @@ class PromptBuilder:
             asked_at=flight.asked_at,
             epoch=context.epoch,
             applied_seq=context.applied_seq,
-            adapter=self._adapter_digest(flight),
+            adapter=self._adapter_digest(flight.request),
         )
         if not rendered.kept:
             return state, flight.request_id
@@ -212,31 +214,26 @@ class PromptBuilder:
         (model_not_found, invalid_request or context_length_exceeded) if this one can't resume it.
         """
         state, backend = resume.state, self._model.backend
-        if (state.model, state.adapter) != (self._model.info.digest, self._adapter_digest(flight)):
-            raise ServiceError(
-                "model_not_found",
-                "Another model than this worker's began the answer: repeat the request without"
-                " `resume`.",
-            )
+        digests = self._model.info.digest, self._adapter_digest(flight.request)
+        if (state.model, state.adapter) != digests:
+            message = "Another model began the answer: repeat the request without `resume`."
+            raise ServiceError("model_not_found", message)
         if not state.prompt or len(state.prompt) % 4:
-            raise ServiceError(
-                "invalid_request",
-                "The prompt in the field `resume` is empty or ends inside a token: send the"
-                " `resume_state` unchanged.",
-            )
+            message = "The prompt in `resume` ends inside a token: send `resume_state` unchanged."
+            raise ServiceError("invalid_request", message)
         tokens = np.frombuffer(state.prompt, "<i4")
         check_token_ids(tokens.tolist(), backend)
         if len(tokens) + max(1, len(resume.token_ids)) > backend.context:
-            raise ServiceError(
-                "context_length_exceeded",
-                "A worker with a larger context window than this one's"
-                f" {backend.context} tokens began the answer: give all workers the same"
-                " MODEL_CONTEXT.",
+            message = (
+                f"The resumed answer exceeds this worker's context window of {backend.context}"
+                " tokens: give all workers the same MODEL_CONTEXT."
             )
+            raise ServiceError("context_length_exceeded", message)
         return state
 
-    def _adapter_digest(self, flight: InFlightRequest) -> str:
-        return self._model.served[flight.adapter].digest if flight.adapter else ""
+    def _adapter_digest(self, request: ChatRequest) -> str:
+        adapter = self._model.adapter(request.model)
+        return self._model.served[adapter].digest if adapter else ""
 
     def _stops(self, request: ChatRequest, sampling: Sampling) -> StopRules:
         strings = sampling.stop or ()

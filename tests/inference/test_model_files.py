@@ -9,7 +9,13 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from services.inference.engine.llama import ModelError
-from services.inference.model_files import adapters, check, find, model_name, parts_of
+from services.inference.model_files import (
+    check_files,
+    find_adapters,
+    find_model,
+    model_name,
+    parts_of,
+)
 from tests.inference.gguf_files import DEMO, Value, write_header
 from tests.inference.lora import write_lora
 
@@ -36,10 +42,10 @@ def touch(folder: Path, *names: str) -> None:
 )
 def test_only_model_of_a_folder_replaces_the_demo(tmp_path: Path, name: str) -> None:
     touch(tmp_path, "demo.gguf")
-    assert find("", tmp_path) == tmp_path / "demo.gguf"
+    assert find_model("", tmp_path) == tmp_path / "demo.gguf"
     touch(tmp_path, name, "._mine.gguf", ".cache/other.gguf", "adapters/a.gguf", "README.md")
-    assert find("", tmp_path) == tmp_path / name
-    assert find(str(tmp_path), Path("elsewhere")) == tmp_path / name
+    assert find_model("", tmp_path) == tmp_path / name
+    assert find_model(str(tmp_path), Path("elsewhere")) == tmp_path / name
 
 
 def test_links_are_followed_and_broken_ones_explained(tmp_path: Path) -> None:
@@ -47,11 +53,11 @@ def test_links_are_followed_and_broken_ones_explained(tmp_path: Path) -> None:
     (tmp_path / "model/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "model/again").symlink_to(tmp_path / "model")
     (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "elsewhere")
-    assert find("", tmp_path / "model") == tmp_path / "model/linked/mine.gguf"
+    assert find_model("", tmp_path / "model") == tmp_path / "model/linked/mine.gguf"
     (tmp_path / "elsewhere/mine.gguf").unlink()
     (tmp_path / "model/mine.gguf").symlink_to(tmp_path / "elsewhere/mine.gguf")
     with pytest.raises(ModelError, match=r"mine\.gguf can't be read: No such file"):
-        check([find("", tmp_path / "model")])
+        check_files([find_model("", tmp_path / "model")])
 
 
 def test_model_path_may_begin_with_the_home_directory(
@@ -60,32 +66,32 @@ def test_model_path_may_begin_with_the_home_directory(
     touch(tmp_path, "models/mine.gguf")
     monkeypatch.setenv("HOME", str(tmp_path))
     for path in ("~/models/mine.gguf", "~/models", str(tmp_path / "models/mine.gguf")):
-        assert find(path, Path("elsewhere")) == tmp_path / "models/mine.gguf"
+        assert find_model(path, Path("elsewhere")) == tmp_path / "models/mine.gguf"
 
 
 def test_model_path_without_a_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"^Model file not found: MODEL_PATH=model/nope\.gguf\."):
-        find("model/nope.gguf", tmp_path)
+        find_model("model/nope.gguf", tmp_path)
     with pytest.raises(
         ModelError, match=r"contains no \.gguf file: put one there, or set MODEL_PATH"
     ):
-        find(str(tmp_path), tmp_path)
+        find_model(str(tmp_path), tmp_path)
 
 
 def test_several_models_without_model_path_are_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "b.gguf", "folder/a.GGUF", "demo.gguf", "c-00001-of-00001.gguf")
     names = r"\(b\.gguf, c-00001-of-00001\.gguf, folder/a\.GGUF\): choose one with MODEL_PATH"
     with pytest.raises(ModelError, match=names):
-        find("", tmp_path)
+        find_model("", tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".gguf", ".GGUF"])
 def test_any_part_of_a_split_model_names_the_model(tmp_path: Path, suffix: str) -> None:
     names = [f"mine-0000{number}-of-00003{suffix}" for number in (1, 2, 3)]
     touch(tmp_path, *names)
-    assert find("", tmp_path).name == names[0]
+    assert find_model("", tmp_path).name == names[0]
     for name in names:
-        path = find(str(tmp_path / name), Path("elsewhere"))
+        path = find_model(str(tmp_path / name), Path("elsewhere"))
         assert [part.name for part in parts_of(path)] == names
         assert model_name(path) == "mine"
 
@@ -95,7 +101,7 @@ def test_missing_part_is_an_error_that_names_it(tmp_path: Path) -> None:
     missing = r"one of 3 parts of a model, and mine-00001-of-00003\.gguf, mine-00003-of-00003\.gguf"
     for model_path in ("", str(tmp_path / "mine-00002-of-00003.gguf")):
         with pytest.raises(ModelError, match=missing):
-            find(model_path, tmp_path)
+            find_model(model_path, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -128,10 +134,10 @@ def test_gguf_that_is_no_chat_model_is_explained(
     (file,) = (file for file in tmp_path.iterdir() if file.name != "demo.gguf")
     for model_path in ("", str(file), str(tmp_path)):
         with pytest.raises(ModelError, match=why):
-            find(model_path, tmp_path)
+            find_model(model_path, tmp_path)
     touch(tmp_path, "mine.gguf")
     with caplog.at_level(logging.WARNING):
-        assert find("", tmp_path).name == "mine.gguf"
+        assert find_model("", tmp_path).name == "mine.gguf"
     assert str(file) in caplog.text
 
 
@@ -150,19 +156,19 @@ def test_model_in_another_format_is_explained(
 ) -> None:
     touch(tmp_path, "demo.gguf", name, "config.json")
     with pytest.raises(ModelError, match=why):
-        find("", tmp_path)
+        find_model("", tmp_path)
     touch(tmp_path, "mine.gguf")
-    assert find("", tmp_path).name == "mine.gguf" and name in caplog.text
+    assert find_model("", tmp_path).name == "mine.gguf" and name in caplog.text
 
 
 def test_damaged_header_is_left_to_the_loader(tmp_path: Path) -> None:
     whole = write_header(tmp_path / "mine.gguf", **EMBEDDING).read_bytes()
     for size in range(4, len(whole)):
         (tmp_path / "mine.gguf").write_bytes(whole[:size])
-        assert find("", tmp_path).name == "mine.gguf"
+        assert find_model("", tmp_path).name == "mine.gguf"
     with pytest.raises(ModelError, match="is an embedding model"):
         (tmp_path / "mine.gguf").write_bytes(whole)
-        find("", tmp_path)
+        find_model("", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +181,7 @@ def test_damaged_header_is_left_to_the_loader(tmp_path: Path) -> None:
 def test_file_that_is_no_gguf_is_explained(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "mine.gguf").write_bytes(content)
     with pytest.raises(ModelError, match=why):
-        check([DEMO, tmp_path / "mine.gguf"])
+        check_files([DEMO, tmp_path / "mine.gguf"])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -191,11 +197,11 @@ def test_unreadable_file_is_explained() -> None:
             with pytest.raises(
                 ModelError, match=r"can't be read by this user: run chmod o\+r .*mine\.gguf"
             ):
-                check([public / "mine.gguf"])
+                check_files([public / "mine.gguf"])
             with pytest.raises(
                 ModelError, match=r"folder can't be read .*: run chmod o\+rx .*folder"
             ):
-                find("", public)
+                find_model("", public)
         finally:
             os.seteuid(0)
 
@@ -216,10 +222,10 @@ def test_adapters_come_from_model_folder_and_shared_folder(
         "adapters/mine/adapter_model.safetensors",
         "adapters/other/d.gguf",
     )
-    found = adapters(find("", Path("model")))
+    found = find_adapters(find_model("", Path("model")))
     assert sorted(file.name for file in found) == ["a.gguf", "b.GGUF", "c.gguf"]
     assert "adapter_model.safetensors is a LoRA adapter: convert it" in caplog.text
 
 
 def test_project_folder_serves_the_demo_model() -> None:
-    assert find("", Path("model")) == DEMO
+    assert find_model("", Path("model")) == DEMO

@@ -43,7 +43,7 @@ class Finished(NamedTuple):
 
 
 Output = PrefillStarted | TextChunk | Finished | ConstraintFailure | ComputeFailure
-Emit = Callable[[list[tuple[str, Output]]], None]
+Emit = Callable[[list[tuple[str, Output]]], object]
 _Command = Sequence | IdlePrompt | str | None  # generate, idle prefill, cancel by key, close
 
 
@@ -66,7 +66,7 @@ class Engine:
         parallel: int,
         host_cache_bytes: int,
         emit: Emit,
-        on_death: Callable[[], None],
+        on_death: Callable[[], object],
         public_prefixes: Iterable[list[int]] = (),
         limits: SchedulerLimits = DEFAULT_LIMITS,
     ) -> None:

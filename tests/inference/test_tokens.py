@@ -29,7 +29,7 @@ from tests.inference.fake_backend import FakeBackend
 from tests.inference.vocabulary import ADDED, WithMarkers
 
 INFO = ModelInfo("fake", "digest", 1000, 0)
-LIMITS = InferenceLimits(token_queue=8, token_seconds=0.5)
+LIMITS = InferenceLimits(token_queue=8, token_seconds=1.0)
 
 
 class GatedBackend(WithMarkers):

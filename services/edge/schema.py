@@ -17,53 +17,14 @@ import msgspec
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
-from services.contract.history import Exchange, ExchangePage, ExchangeView, Session, SessionPage
+from services.contract import history
 from services.contract.version import VERSION
-from services.edge.api.chat import ChatBody
-from services.edge.api.objects import ChatCompletion, ModelList, ModelObject, TextCompletion
-from services.edge.api.openai_requests import (
-    ChatCompletionBody,
-    CompletionBody,
-    DetokenizeBody,
-    TokenizeBody,
-)
-from services.edge.api.sessions import (
-    ClearBody,
-    DescriptionBody,
-    ImportLine,
-    ImportResult,
-    Success,
-)
-from services.edge.api.status import Health, Root, Status
+from services.edge.api import chat, objects, openai_requests, sessions, status
 from services.edge.errors import TABLE
 
 TEXTS = Path(__file__).with_name("openapi.yaml")
-BODIES = (
-    ChatBody,
-    ClearBody,
-    DescriptionBody,
-    ImportLine,
-    ChatCompletionBody,
-    CompletionBody,
-    TokenizeBody,
-    DetokenizeBody,
-)
-RESPONSES = (
-    Root,
-    Health,
-    Status,
-    ExchangeView,
-    ExchangePage,
-    Session,
-    SessionPage,
-    Exchange,
-    Success,
-    ImportResult,
-    ChatCompletion,
-    TextCompletion,
-    ModelList,
-    ModelObject,
-)
+MODULES = (chat, sessions, status, openai_requests, objects, history)
+"""Where the types of bodies and responses are that openapi.yaml refers to."""
 REQUEST_ID = {
     "name": "X-Request-Id",
     "in": "header",
@@ -74,7 +35,8 @@ REQUEST_ID = {
 
 def document(handlers: Sequence[HTTPRouteHandler], is_open: bool) -> dict[str, Any]:
     """Return the OpenAPI document. `is_open`: no API keys are set."""
-    document: dict[str, Any] = msgspec.yaml.decode(TEXTS.read_bytes())
+    text = TEXTS.read_text(encoding="utf-8")
+    document: dict[str, Any] = msgspec.yaml.decode(text)
     texts: dict[str, str] = document.pop("x-fields")
     document["info"]["version"] = VERSION
     if is_open:
@@ -93,12 +55,18 @@ def document(handlers: Sequence[HTTPRouteHandler], is_open: bool) -> dict[str, A
     codes = ", ".join(f"`{code}` ({kind.status})" for code, kind in TABLE.items())
     document["components"]["responses"]["Error"]["description"] += f" Codes: {codes}."
     _, schemas = msgspec.json.schema_components(
-        [*BODIES, *RESPONSES], ref_template="#/components/schemas/{name}"
+        types_in(text).values(), ref_template="#/components/schemas/{name}"
     )
     document["components"]["schemas"] = {
         name: _describe_fields(schema, texts) for name, schema in schemas.items()
     }
     return document
+
+
+def types_in(text: str) -> dict[str, type[Struct]]:
+    """Return the types that a document refers to, by name. Raises KeyError for an unknown one."""
+    known = {name: kind for module in MODULES for name, kind in vars(module).items()}
+    return {name: known[name] for name in re.findall(r"#/components/schemas/(\w+)", text)}
 
 
 def _complete(

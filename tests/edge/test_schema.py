@@ -10,7 +10,7 @@ import pytest
 
 from services.contract.version import VERSION
 from services.edge.app import ROUTES
-from services.edge.schema import BODIES, TEXTS
+from services.edge.schema import TEXTS, types_in
 from services.runtime.bus import Bus
 from tests.edge.conftest import edge_on
 from tests.fakes import HELLO, scripted_worker
@@ -102,13 +102,13 @@ async def test_document_describes_keys_and_headers(document: dict[str, Any], bus
 async def test_examples_of_bodies_are_accepted(
     document: dict[str, Any], http: httpx.AsyncClient, nats_url: str
 ) -> None:
-    bodies = {body.__name__: body for body in BODIES}
+    types = types_in(TEXTS.read_text(encoding="utf-8"))
     examples = {}
     for (_, path), operation in operations(document).items():
         if "requestBody" in operation:
             (content,) = operation["requestBody"]["content"].values()
             name = content["schema"]["$ref"].rpartition("/")[2]
-            msgspec.convert(content["example"], bodies[name])
+            msgspec.convert(content["example"], types[name])
             examples[path] = content["example"]
     async with scripted_worker(nats_url, HELLO):
         for path in ("/chat", "/v1/chat/completions", "/v1/completions"):

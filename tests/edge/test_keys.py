@@ -1,4 +1,5 @@
 import httpx
+import openai
 import pytest
 
 from services.contract.errors import ServiceError
@@ -87,3 +88,16 @@ async def test_only_greeting_and_probes_need_no_key(bus: Bus) -> None:
         answers["/clear-history"] = await http.post("/clear-history")
     rejected = {path for path, answer in answers.items() if answer.status_code == 401}
     assert rejected == {"/status", "/messages", "DELETE", "/clear-history"}
+
+
+async def test_openai_client_authenticates_with_its_key(nats_url: str) -> None:
+    async with Bus.connect(nats_url, "edge") as bus, edge_on(bus, "ada:secret") as http:
+        async with openai.AsyncOpenAI(
+            base_url=f"{http.base_url}/v1", api_key="secret", max_retries=0
+        ) as client:
+            async with scripted_worker(nats_url, HELLO) as worker:
+                await client.completions.create(model="demo", prompt="hi")
+            assert worker.requests[0][0] == "chat.request.ada"
+            with pytest.raises(openai.AuthenticationError) as error:
+                await client.with_options(api_key="wrong").models.list()
+    assert error.value.type == "authentication_error"

@@ -1,4 +1,4 @@
-"""What all route handlers share, and the types of the arguments that Litestar injects into them."""
+"""The context that all route handlers share, and how Litestar injects it into them."""
 
 import asyncio
 from dataclasses import dataclass

@@ -89,7 +89,7 @@ class IdempotencyKeys:
         return True
 
     async def find(self, keyed: KeyedRequest) -> HeldClaim:
-        """Raises ServiceError(conflict) if the key was claimed for another request."""
+        """Return the claim of a key. Raises ServiceError(conflict) if it is for another request."""
         value = await _stored(self._bucket.get(keyed.entry))
         if value is None:
             return HeldClaim(keyed.name, math.inf, 0)
@@ -223,13 +223,16 @@ class StoredAnswers:
         return None
 
     async def _exchange(self, request_id: str) -> Exchange:
-        """Raises ServiceError."""
+        """Read an exchange from history. Raises ServiceError."""
         wanted = ExchangeRequest(request_id)
         return await self._history.request("exchange", self._tenant, wanted, Exchange)
 
 
 def identify(tenant: str, key: str, prompt: PromptRequest) -> KeyedRequest:
-    """Raises ServiceError(invalid_request) for a key that is too long or not printable."""
+    """
+    Return the digests of a request and its key. Raises ServiceError(invalid_request) for a key that
+    is too long or not printable.
+    """
     if not key.isprintable() or len(key) > MAX_KEY_LENGTH:
         raise ServiceError(
             "invalid_request",

@@ -70,20 +70,20 @@ class EdgeLimits:
 
     @property
     def drain_seconds(self) -> int:
-        """How long open streams may go on at shutdown. The rest of the deadline is for the bus."""
+        """Return how long open streams may go on at shutdown; the rest of the time is for NATS."""
         return int(DRAIN_DEADLINE - TASKS_DEADLINE - self.handover_seconds - 2)
 
     @property
     def max_exchange_bytes(self) -> int:
-        """The largest exchange that an export can contain, as it fits one NATS message."""
+        """Return the size of the largest exchange that an export contains: one NATS message."""
         return self.max_payload_bytes - ENVELOPE_BYTES
 
     @property
     def max_line_bytes(self) -> int:
-        """Of an import, where escapes may make the JSON longer."""
+        """Return the limit of one line of an import, where escapes may make the JSON longer."""
         return 2 * self.max_payload_bytes
 
     @property
     def import_batch_bytes(self) -> int:
-        """Of exchanges that are sent to history at once; a single one may be larger."""
+        """Return the size of exchanges sent to history at once; a single one may be larger."""
         return self.max_payload_bytes // 2

@@ -72,7 +72,7 @@ def reference(document: dict[str, Any]) -> str:
     error = document["components"]["responses"]["Error"]
     parts.append(f"<h2>Errors</h2><p>{_prose(error['description'])}</p><h2>Types</h2>")
     for name, schema in document["components"]["schemas"].items():
-        parts += [f'<h3 id="{escape(name)}">{escape(_short(name))}</h3>', _fields(schema)]
+        parts += [f'<h3 id="{escape(name)}">{escape(name)}</h3>', _fields(schema)]
     return _page(f"{info['title']} {info['version']}: HTTP API", "\n".join(parts))
 
 
@@ -93,7 +93,7 @@ def _operation(title: str, operation: dict[str, Any]) -> Iterator[str]:
         yield from _content(body["content"])
     for status, answer in operation["responses"].items():
         if status != "default":
-            yield f"<p>Answer {status}: {_prose(answer['description'])}</p>"
+            yield f"<p>Response {status}: {_prose(answer['description'])}</p>"
             yield from _content(answer["content"])
 
 
@@ -121,7 +121,7 @@ def _type(schema: dict[str, Any]) -> str:
     """Return a short description of a type as HTML."""
     if target := schema.get("$ref"):
         name = target.rpartition("/")[2]
-        return f'<a href="#{escape(name)}">{escape(_short(name))}</a>'
+        return f'<a href="#{escape(name)}">{escape(name)}</a>'
     if options := schema.get("anyOf") or schema.get("oneOf"):
         return " or ".join(map(_type, options))
     if "enum" in schema:
@@ -149,10 +149,6 @@ def _prose(text: str) -> str:
     """Return escaped HTML with `code` as code."""
     parts = escape(text).split("`")
     return "".join(f"<code>{part}</code>" if n % 2 else part for n, part in enumerate(parts))
-
-
-def _short(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def _json(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What route handlers read from a request besides its body: query, path, headers."""
+"""Reads the query and the path of a request, and routes HEAD like GET."""
 
 from functools import partial
 from typing import TypeVar
@@ -19,8 +19,8 @@ S = TypeVar("S", bound=Struct)
 
 get = partial(HTTPRouteHandler, http_method=[HttpMethod.GET, HttpMethod.HEAD])
 """
-Like Litestar's `get`, for HEAD too, which Litestar has no answer to of its own. uvicorn drops the
-body of the response; a handler that streams ends the stream.
+Like Litestar's `get`, but also for HEAD, which Litestar answers only where a route declares it.
+uvicorn drops the body of the response; a handler that streams ends its stream.
 """
 
 

@@ -1,6 +1,6 @@
 """
-Bounds what a request body can cost: its fields are measured before they are decoded, and the rest
-of a rejected body is read, so that the client receives the response.
+Limits of request bodies: fields are measured before they are decoded, and the rest of a rejected
+body is read, so that the client receives the response.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ def check_sizes(fields: Mapping[str, Raw], limits: EdgeLimits) -> None:
 
 
 def check_field_count(fields: Mapping[str, Raw], limits: EdgeLimits, path: str = "$") -> None:
-    """Raises ServiceError(payload_too_large) that names the path of the object."""
+    """Check one object. Raises ServiceError(payload_too_large) that names its path."""
     if len(fields) > limits.max_fields:
         raise too_large(f"The object at `{path}` has more than {limits.max_fields:,} fields")
 

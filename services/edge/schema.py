@@ -24,7 +24,7 @@ from services.edge.errors import TABLE
 
 TEXTS = Path(__file__).with_name("openapi.yaml")
 MODULES = (chat, sessions, status, openai_requests, objects, history)
-"""Where the types of bodies and responses are that openapi.yaml refers to."""
+"""Modules with the types of bodies and responses that openapi.yaml refers to."""
 REQUEST_ID = {
     "name": "X-Request-Id",
     "in": "header",

@@ -14,7 +14,7 @@ DEEP = b"[" * 10_000
 
 
 def error_of(answer: httpx.Response) -> dict[str, str | None]:
-    """The one shape that every error has."""
+    """Check that the error has the shape of every error, and return it."""
     assert answer.headers["content-type"] == "application/json"
     assert answer.json().keys() - {"imported"} == {"error"}
     error: dict[str, str | None] = answer.json()["error"]

@@ -24,7 +24,7 @@ from services.edge.request_body import check_sizes
 from services.edge.sse import UNCOMPRESSED, AnswerEvents, SseResponse, data_line, merge
 
 END: Literal["end"] = "end"
-"""The id of the last event. The id of any other is the length of the answer up to it."""
+"""Id of the last event. The id of any other event is the length of the answer up to it."""
 RETRY = b"retry: 500\n\n"  # milliseconds
 
 MISSING_KEY = (
@@ -156,7 +156,7 @@ def read_prompt(body: bytes, limits: EdgeLimits) -> PromptRequest:
 
 
 def check_id(request_id: str) -> None:
-    """Raises ServiceError(not_found) for a text that no request id can be."""
+    """Raise ServiceError(not_found) for a text that can't be a request id."""
     if not subjects.is_id(request_id):
         raise ServiceError("not_found", "There is no such request: the request id is invalid.")
 

@@ -1,4 +1,4 @@
-"""What both completion endpoints of OpenAI's API share, from the request to the response."""
+"""Shared by both completion endpoints of OpenAI's API: from requests to workers to the response."""
 
 import asyncio
 import hashlib
@@ -70,7 +70,7 @@ class ChoiceBuilder(Protocol):
     def push(self, token: Token) -> Iterable[Struct]: ...
 
     def end(self, done: Done) -> Iterable[Struct]:
-        """The last chunk has the finish reason."""
+        """Return the last chunks; the very last one has the finish reason."""
 
     def build(self) -> Struct:
         """Return the choice of a completion that is not streamed, after its end."""
@@ -115,7 +115,7 @@ class CompletionEncoder:
         return self._event((), usage=self._usage()) + DONE
 
     def fail(self, error: ServiceError) -> bytes:
-        """The SDKs raise an event with an error."""
+        """Write an `error` object, which OpenAI's SDKs raise as an exception."""
         return data_line(msgspec.json.encode(errors.body(error))) + DONE
 
     def interrupt(self) -> bytes:

@@ -68,7 +68,7 @@ async def add_ignored_fields(message: Message, scope: Scope) -> None:
 
 
 def parse(data: bytes, kind: type[B], translation: Translation) -> B:
-    """Raises ServiceError."""
+    """Translate and decode a body. Raises ServiceError."""
     check_utf8(data)  # msgspec does not check fields that stay undecoded
     given = decode(data, Object)
     if kind is ChatCompletionBody:

@@ -55,7 +55,10 @@ async def chat_completions(request: AnyRequest, edge: TheEdge, tenant: Tenant) -
 
 
 def chat_request(body: ChatCompletionBody, session_id: str) -> ChatRequest:
-    """Raises ServiceError(invalid_request) for fields that contradict each other."""
+    """
+    Return the request to a worker. Raises ServiceError(invalid_request) for fields that contradict
+    each other.
+    """
     limits = [limit for limit in (body.max_tokens, body.max_completion_tokens) if limit]
     if body.top_logprobs is not None and not body.logprobs:
         raise ServiceError("invalid_request", "The field `top_logprobs` needs logprobs: true.")

@@ -65,7 +65,10 @@ class CompletionBody(CompletionRequest, frozen=True, kw_only=True):
 
     @property
     def prompts(self) -> list[str | tuple[int, ...]]:
-        """Raises ServiceError(invalid_request) for numbers beside texts, and for too many."""
+        """
+        Return the prompts as a list. Raises ServiceError(invalid_request) for numbers beside texts,
+        and for too many prompts.
+        """
         if isinstance(self.prompt, str):
             return [self.prompt]
         prompts = [part for part in self.prompt[: MAX_PROMPTS + 1] if not isinstance(part, int)]

@@ -222,7 +222,7 @@ async def _export_lines(
 
 
 async def _read_lines(chunks: AsyncIterator[bytes], limits: EdgeLimits) -> AsyncIterator[Imported]:
-    """Raises ServiceError that names the line."""
+    """Split and decode the lines of a body. Raises ServiceError that names the line."""
     number, rest = 0, b""
     async for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")

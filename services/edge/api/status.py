@@ -1,4 +1,4 @@
-"""What this server is and does at the moment: `/`, `/healthz`, `/readyz`, `/status`."""
+"""`/`, `/healthz`, `/readyz` and `/status`: greeting, probes and the state of the whole service."""
 
 from typing import Any, Literal
 

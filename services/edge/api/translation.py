@@ -345,7 +345,7 @@ def _gbnf_literal(text: str) -> str:
 
 
 def _decode(value: Any, kind: type[T], path: str) -> T:
-    """Raises ServiceError(invalid_request) that names the path."""
+    """Decode a value. Raises ServiceError(invalid_request) that names the path."""
     try:
         return msgspec.json.decode(value, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

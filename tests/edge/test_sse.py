@@ -149,16 +149,22 @@ async def test_interrupted_stream_asks_the_client_to_reconnect() -> None:
 
 
 async def test_interruption_before_the_first_event_is_a_503() -> None:
-    stream = asyncio.create_task(run(script(ACCEPTED, 5.0, DONE)))
-    await asyncio.sleep(0.05)
+    started = asyncio.Event()
+
+    async def events() -> AsyncGenerator[StreamEvent, None]:
+        yield ACCEPTED
+        started.set()
+        await asyncio.sleep(5)
+
+    stream = asyncio.create_task(run(events()))
+    await started.wait()
     stream.cancel()
     with pytest.raises(ServiceError, match="restarting"):
         await stream
 
 
 async def test_events_are_closed_on_disconnect_during_a_blocked_send() -> None:
-    closed = asyncio.Event()
-    leaves = asyncio.Event()
+    closed, sending, leaves = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def events() -> AsyncGenerator[StreamEvent, None]:
         try:
@@ -172,10 +178,11 @@ async def test_events_are_closed_on_disconnect_during_a_blocked_send() -> None:
         return {"type": "http.disconnect"}
 
     async def send_to_a_full_socket(message: Any) -> None:
+        sending.set()
         await asyncio.sleep(5)
 
     answering = asyncio.create_task(response(events())({}, receive, send_to_a_full_socket))  # type: ignore[arg-type]
-    await asyncio.sleep(0.02)
+    await sending.wait()
     leaves.set()
     await answering
     assert closed.is_set()

@@ -96,68 +96,73 @@ async def test_stream_is_data_lines_and_done(http: httpx.AsyncClient, nats_url: 
     assert all("usage" not in json.loads(event.removeprefix("data: ")) for event in events)
 
 
-async def test_every_supported_field_reaches_the_worker(
-    client: openai.AsyncOpenAI, nats_url: str
-) -> None:
+HISTORY: list[ChatCompletionMessageParam] = [
+    {"role": "developer", "content": "be kind"},
+    {"role": "user", "content": [{"type": "text", "text": "hi"}], "name": "Ada"},
+    {
+        "role": "assistant",
+        "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "go", "arguments": ""}}
+        ],
+    },
+    {"role": "tool", "content": "there", "tool_call_id": "1"},
+]
+# fields of the client and of the request on the bus
+UNCHANGED: Any = {
+    "frequency_penalty": 1,
+    "logit_bias": {"5": -100},
+    "model": "demo:shout",
+    "parallel_tool_calls": False,
+    "presence_penalty": -1,
+    "seed": 3,
+    "temperature": 0.5,
+    "top_p": 0.9,
+}
+OTHER_SERVERS = {"top_k": 3, "min_p": 0.1, "repeat_penalty": 1.2}
+
+
+async def test_messages_reach_the_worker(client: openai.AsyncOpenAI, nats_url: str) -> None:
     async with scripted_worker(nats_url, HELLO) as worker:
-        await client.chat.completions.create(
-            model="demo:shout",
-            messages=[
-                {"role": "developer", "content": "be kind"},
-                {"role": "user", "content": [{"type": "text", "text": "hi"}], "name": "Ada"},
-                {
-                    "role": "assistant",
-                    "tool_calls": [
-                        {"id": "1", "type": "function", "function": {"name": "go", "arguments": ""}}
-                    ],
-                },
-                {"role": "tool", "content": "there", "tool_call_id": "1"},
-            ],
-            frequency_penalty=1,
-            logit_bias={"5": -100},
-            logprobs=True,
-            top_logprobs=2,
-            max_completion_tokens=7,
-            presence_penalty=-1,
-            seed=3,
-            stop="\n",
-            temperature=0.5,
-            top_p=0.9,
-            tools=[TOOL],
-            tool_choice={"type": "function", "function": {"name": "go"}},
-            parallel_tool_calls=False,
-            user="somebody",
-            prompt_cache_key="mine",
-            extra_body={"top_k": 3, "min_p": 0.1, "repeat_penalty": 1.2},
-        )
+        await client.chat.completions.create(model="demo", messages=HISTORY)
     ((_, request),) = worker.requests
     assert request.messages is not None
     developer, user, assistant, tool = request.messages
     assert (developer, user.text, user.name) == (ChatMessage("developer", "be kind"), "hi", "Ada")
     assert assistant.tool_calls == (ToolCall("1", FunctionCall("go", "")),)
     assert tool == ChatMessage("tool", "there", tool_call_id="1")
-    asked = {
-        "model": "demo:shout",
+
+
+async def test_every_supported_field_reaches_the_worker(
+    client: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        await client.chat.completions.create(
+            **UNCHANGED,
+            messages=ASK,
+            logprobs=True,
+            top_logprobs=2,
+            max_completion_tokens=7,
+            stop="\n",
+            tools=[TOOL],
+            tool_choice={"type": "function", "function": {"name": "go"}},
+            user="somebody",
+            prompt_cache_key="mine",
+            extra_body=OTHER_SERVERS,
+        )
+    ((_, request),) = worker.requests
+    expected = {
+        **UNCHANGED,
+        **OTHER_SERVERS,
         "session_id": "mine",
-        "frequency_penalty": 1,
-        "logit_bias": {"5": -100},
         "logprobs": 2,
         "max_tokens": 7,
-        "presence_penalty": -1,
-        "seed": 3,
         "stop": ("\n",),
-        "temperature": 0.5,
-        "top_p": 0.9,
-        "top_k": 3,
-        "min_p": 0.1,
-        "repeat_penalty": 1.2,
         "tools": (Tool(Function("go", None, {"type": "object"})),),
         "tool_choice": NamedTool(FunctionName("go")),
-        "parallel_tool_calls": False,
         "grace_s": 0,
         "prompt": "",
     }
-    assert {name: getattr(request, name) for name in asked} == asked
+    assert {name: getattr(request, name) for name in expected} == expected
 
 
 async def test_json_and_stop_lists_reach_the_worker(

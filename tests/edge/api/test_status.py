@@ -72,6 +72,17 @@ READY = WorkerReport("w1", "ready", slots=8, running=0, waiting=0, model=MODEL)
 LOADING = WorkerReport("w2", "loading", slots=8, running=0, waiting=0, progress=0.42)
 
 
+async def wait_for_readyz(http: httpx.AsyncClient, expected: str) -> httpx.Response:
+    """Wait until `/readyz` responds with this status or error code; return the response."""
+    async with asyncio.timeout(5):
+        while True:
+            response = await http.get("/readyz")
+            content = response.json()
+            if expected == (content.get("status") or content["error"]["code"]):
+                return response
+            await asyncio.sleep(0.01)
+
+
 async def test_edge_is_ready_once_a_worker_reports_ready(bus: Bus) -> None:
     async with edge_on(bus) as http:
         assert (await http.get("/readyz")).json()["error"]["code"] == "no_worker"
@@ -79,15 +90,13 @@ async def test_edge_is_ready_once_a_worker_reports_ready(bus: Bus) -> None:
         assert rejected.json()["error"]["code"] == "no_worker"
 
         await bus.publish(subjects.report("w2"), LOADING)
-        await asyncio.sleep(0.05)
+        assert (await wait_for_readyz(http, "model_loading")).status_code == 503
         rejected = await http.post("/chat", json={"prompt": "hi"})
         assert rejected.status_code == 503 and int(rejected.headers["retry-after"]) >= 1
         assert rejected.json()["error"]["code"] == "model_loading"
-        assert (await http.get("/readyz")).status_code == 503
 
         await bus.publish(subjects.report("w1"), READY)
-        await asyncio.sleep(0.05)
-        assert (await http.get("/readyz")).status_code == 200
+        assert (await wait_for_readyz(http, "ready")).status_code == 200
         greeting = (await http.get("/")).json()
         assert greeting["status"] == "online" and greeting["model_loaded"] is True
         status = (await http.get("/status")).json()
@@ -98,17 +107,15 @@ async def test_edge_is_ready_once_a_worker_reports_ready(bus: Bus) -> None:
 async def test_edge_is_not_ready_while_history_rejects_chats(bus: Bus, nats_url: str) -> None:
     status = HistoryStatus(False, 1, 1, 1, 0, warning="The disk is full.", refuses="history_full")
 
-    async def tell(subject: str, request: Empty) -> HistoryStatus:
+    async def reply(subject: str, request: Empty) -> HistoryStatus:
         return status
 
     async with Bus.connect(nats_url, "history") as history, edge_on(bus) as http:
-        asked = history.endpoint("status", subjects.HISTORY_STATUS, Empty, tell)
-        await history.serve("history", "scripted", [asked])
+        endpoint = history.endpoint("status", subjects.HISTORY_STATUS, Empty, reply)
+        await history.serve("history", "scripted", [endpoint])
         await bus.publish(subjects.report("w1"), READY)
-        await asyncio.sleep(0.05)
-        answer = await http.get("/readyz")
+        answer = await wait_for_readyz(http, "history_full")
         assert answer.status_code == 503 and answer.headers["retry-after"]
-        assert answer.json()["error"]["code"] == "history_full"
         assert answer.json()["error"]["message"] == "The disk is full."
         status = replace(status, refuses=None)
         assert (await http.get("/readyz")).status_code == 200

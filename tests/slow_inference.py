@@ -1,7 +1,4 @@
-"""
-services.inference with a pause in each step, so that an answer of the small model can be caught
-midway.
-"""
+"""services.inference with a pause in each decoding step, so that tests can interrupt an answer."""
 
 import time
 from collections.abc import Sequence

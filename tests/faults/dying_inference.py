@@ -1,6 +1,6 @@
 """
-services.inference that is killed right after an answer's last token: before the log has the
-exchange, or after. DIES says which.
+services.inference that is killed after an answer's last token: with DIES=before, before the log
+has the exchange; with DIES=after, after it.
 """
 
 import os

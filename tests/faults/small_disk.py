@@ -1,4 +1,4 @@
-"""A disk of a few MiB, so that it can be full."""
+"""A file system of a few MiB that tests can fill."""
 
 import subprocess
 from collections.abc import Iterator
@@ -12,8 +12,9 @@ MIB = 48
 
 class SmallDisk:
     """
-    A tmpfs in a mount namespace of its own, so that it needs no root and nothing of it stays.
-    `within` are the words before a command that is to see it.
+    A tmpfs in its own mount namespace, which needs no root and leaves nothing behind.
+
+    Only commands prefixed with `within` see it.
     """
 
     def __init__(self, folder: Path, holder: int) -> None:
@@ -33,7 +34,7 @@ class SmallDisk:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[SmallDisk]:
-    """Skips the test where nobody may mount, as in most containers."""
+    """Skip the test where mounting is not allowed, as in most containers."""
     mount = f"mount -t tmpfs -o size={MIB}m tmpfs '{folder}' && echo mounted && exec sleep 600"
     holder = subprocess.Popen(
         ["unshare", "-r", "-m", "sh", "-c", mount], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -42,7 +43,7 @@ def small_disk(folder: Path) -> Iterator[SmallDisk]:
         try:
             assert holder.stdout is not None and holder.stderr is not None
             if holder.stdout.readline() != b"mounted\n":
-                pytest.skip(f"no small disk here: {holder.stderr.read().decode().strip()}")
+                pytest.skip(f"mounting is not allowed: {holder.stderr.read().decode().strip()}")
             yield SmallDisk(folder, holder.pid)
         finally:
             holder.kill()

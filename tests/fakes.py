@@ -75,8 +75,14 @@ class ScriptedWorker:
             self.dropped.put_nowait(cancel)
             return
         tenant, request_id = subjects.target_of(delivery.subject)
-        self._cancelled_ids.add(request_id)
-        self.cancelled.put_nowait((tenant, request_id))
+        if not self._is_of_another_test(request_id):
+            self._cancelled_ids.add(request_id)
+            self.cancelled.put_nowait((tenant, request_id))
+
+    def _is_of_another_test(self, request_id: str) -> bool:
+        """Return whether it is a generated id (a UUID) that was not requested here."""
+        known = (request.request_id for _, request in self.requests)
+        return len(request_id) == 36 and request_id not in known
 
     def _start_script(self, delivery: Delivery, reply: str) -> None:
         request = decode(delivery.data, ChatRequest)

@@ -150,7 +150,9 @@ class StoryWorker:
             await self.publish(reply, event)
 
     def _on_cancel(self, delivery: Delivery) -> None:
-        self.cancelled.append(decode(delivery.data, Cancel))
+        _, request_id = subjects.target_of(delivery.subject)
+        if any(request.request_id == request_id for request in self.requests):
+            self.cancelled.append(decode(delivery.data, Cancel))
 
     def _on_replay(self, delivery: Delivery) -> None:
         if self.is_frozen:

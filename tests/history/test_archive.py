@@ -220,14 +220,17 @@ async def test_record_set_aside_is_counted_once(mongodb_uri: str, key: str) -> N
     async with opened(mongodb_uri, database) as archive:
         for seq in (1, 2, 2):
             await archive.set_aside(entry(key, seq), "why", b"garbage")
-
-        async def is_counted() -> bool:
-            return archive.unreadable == 2
-
-        await until(is_counted)
-    async with opened(mongodb_uri, database) as archive:
-        assert archive.unreadable == 2
+        await until_counted(archive, 2)
+    async with opened(mongodb_uri, database) as reopened:
+        await until_counted(reopened, 2)
     await drop(mongodb_uri, database)
+
+
+async def until_counted(archive: Archive, unreadable: int) -> None:
+    async def is_counted() -> bool:
+        return archive.unreadable == unreadable
+
+    await until(is_counted)
 
 
 async def test_record_set_aside_is_stored_unchanged(mongodb_uri: str, key: str) -> None:

@@ -373,28 +373,35 @@ def test_all_slots_are_free_in_the_end(stack: Stack) -> None:
     wait_for(lambda: stack.running() == 0, "the slots to be free")
 
 
-def test_closed_connection_frees_the_slot(tmp_path: Any) -> None:
-    with running_stack(tmp_path, slow=True) as stack:
-        base = f"{stack.http.base_url}/v1"
-        with openai.OpenAI(base_url=base, api_key="x", max_retries=0, timeout=1.5) as client:
-            stream = client.chat.completions.create(
-                model="demo",
-                messages=HI,
-                stream=True,
-                temperature=2,
-                extra_body={"grammar": ENDLESS},
-            )
-            next(iter(stream))
-            wait_for(lambda: stack.running() == 1, "the answer to run")
-            stream.close()
-            wait_for(lambda: stack.running() == 0, "the slot to be free")
-            with ThreadPoolExecutor(1) as pool, pytest.raises(openai.APITimeoutError):
-                waiting = pool.submit(
-                    client.chat.completions.create,
-                    model="demo",
-                    messages=HI,
-                    extra_body={"grammar": ENDLESS},
-                )
-                wait_for(lambda: stack.running() == 1, "the answer to run")
-                waiting.result()
-            wait_for(lambda: stack.running() == 0, "the slot to be free")
+@pytest.fixture(scope="module")
+def slow_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running_stack(tmp_path_factory.mktemp("slow"), slow=True) as stack:
+        yield stack
+
+
+@pytest.fixture
+def impatient(slow_stack: Stack) -> Iterator[openai.OpenAI]:
+    """A client that gives up after 4 s."""
+    base = f"{slow_stack.http.base_url}/v1"
+    with openai.OpenAI(base_url=base, api_key="any", max_retries=0, timeout=4) as client:
+        yield client
+
+
+def test_closed_stream_frees_the_slot(slow_stack: Stack, impatient: openai.OpenAI) -> None:
+    grammar = {"grammar": ENDLESS}
+    stream = impatient.chat.completions.create(
+        model="demo", messages=HI, stream=True, temperature=2, extra_body=grammar
+    )
+    next(iter(stream))
+    wait_for(lambda: slow_stack.running() == 1, "the answer to run")
+    stream.close()
+    wait_for(lambda: slow_stack.running() == 0, "the slot to be free")
+
+
+def test_client_timeout_frees_the_slot(slow_stack: Stack, impatient: openai.OpenAI) -> None:
+    create, grammar = impatient.chat.completions.create, {"grammar": ENDLESS}
+    with ThreadPoolExecutor(1) as pool, pytest.raises(openai.APITimeoutError):
+        waiting = pool.submit(create, model="demo", messages=HI, extra_body=grammar)
+        wait_for(lambda: slow_stack.running() == 1, "the answer to run")
+        waiting.result()
+    wait_for(lambda: slow_stack.running() == 0, "the slot to be free")

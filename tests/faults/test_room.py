@@ -16,7 +16,7 @@ from tests.faults.load import TIMEOUT_SECONDS, Turn, send_turn
 from tests.faults.small_disk import small_disk
 from tests.servers import NATS_VERSIONS, NatsVersion, mongod, nats_server, running, wait_for
 
-MAX_LOG_BYTES = 1024**2  # some 1,000 exchanges
+MAX_LOG_BYTES = 384 * 1024  # some 400 exchanges
 SESSIONS = 4  # that send turns at once
 LONG_PROMPT = "hello " * 100
 

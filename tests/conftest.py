@@ -17,6 +17,7 @@ SLOWEST_FIRST = (
     "tests/e2e/",
     "tests/deploy/",
     "tests/history/",
+    "tests/model/",
     "tests/inference/engine/",
 )
 

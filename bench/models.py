@@ -27,7 +27,7 @@ TYPES = {"Q8_0": gguf.GGMLQuantizationType.Q8_0, "Q4_0": gguf.GGMLQuantizationTy
 NORMAL, CONTROL = 1, 3  # llama.cpp's token types
 
 
-class Shape(NamedTuple):
+class ModelShape(NamedTuple):
     layers: int
     width: int
     heads: int
@@ -37,8 +37,8 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    "135M": Shape(30, 576, 9, 3, 1536, 49152),  # as SmolLM-135M
-    "500M": Shape(24, 896, 14, 2, 4864, 151936),  # as Qwen2-0.5B
+    "135M": ModelShape(30, 576, 9, 3, 1536, 49152),  # as SmolLM-135M
+    "500M": ModelShape(24, 896, 14, 2, 4864, 151936),  # as Qwen2-0.5B
 }
 
 
@@ -64,7 +64,7 @@ def make(size: str, kind: str) -> Path:
     return path.with_suffix(".part").rename(path)
 
 
-def _describe(writer: gguf.GGUFWriter, shape: Shape) -> None:
+def _describe(writer: gguf.GGUFWriter, shape: ModelShape) -> None:
     writer.add_context_length(32768)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
@@ -117,7 +117,9 @@ def _byte_letters() -> list[str]:
     return [stand_in[byte] for byte in range(256)]
 
 
-def _add_tensors(writer: gguf.GGUFWriter, shape: Shape, kind: gguf.GGMLQuantizationType) -> None:
+def _add_tensors(
+    writer: gguf.GGUFWriter, shape: ModelShape, kind: gguf.GGMLQuantizationType
+) -> None:
     random = np.random.default_rng(1)
     kv_width = shape.width // shape.heads * shape.kv_heads
 

@@ -15,7 +15,7 @@ from gguf import GGUFReader, GGUFWriter
 from tokenizers import Tokenizer
 
 from model.training import lora, pirate, tokenizer
-from model.training.batches import Batch, Plan, Source
+from model.training.batches import Batch, Schedule, Source
 from model.training.export import TARGET as DEMO
 from model.training.export import gguf_name
 from model.training.lora import Lora
@@ -55,7 +55,9 @@ def _field(reader: GGUFReader, name: str) -> Any:
     return field.contents()
 
 
-def train_adapter(network: Network, source: Source, plan: Plan, workers: int) -> dict[str, Lora]:
+def train_adapter(
+    network: Network, source: Source, schedule: Schedule, workers: int
+) -> dict[str, Lora]:
     adapter = lora.add_to(network)
     device = network.device
     network.to(device)
@@ -64,7 +66,7 @@ def train_adapter(network: Network, source: Source, plan: Plan, workers: int) ->
     last: deque[float] = deque(maxlen=LOG_EVERY)
     for step, batch in enumerate(source.loader(workers, pinned=False)):
         for group in optimiser.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 20, 1.02 - step / plan.steps)
+            group["lr"] = RATE * min(1.0, (step + 1) / 20, 1.02 - step / schedule.steps)
         loss, answers = compute_losses(network, Batch(*(part.to(device) for part in batch)))
         loss.backward()
         optimiser.step()
@@ -105,10 +107,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    reader, plan = GGUFReader(DEMO), Plan(options.steps, options.tokens)
-    source = Source(load_encoder(reader), plan, options.seed, first=0, in_voice=pirate.as_pirate)
+    reader, schedule = GGUFReader(DEMO), Schedule(options.steps, options.tokens)
+    source = Source(
+        load_encoder(reader), schedule, options.seed, first=0, in_voice=pirate.as_pirate
+    )
     network, workers = load_network(reader).to(device), 8 if device == "cuda" else 0
-    adapter = train_adapter(network, source, plan, workers)
+    adapter = train_adapter(network, source, schedule, workers)
     write_adapter(adapter, TARGET)
     print(f"{TARGET.name}: {TARGET.stat().st_size} bytes")
 

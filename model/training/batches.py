@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from model.training.dialogs import MAX_EXCHANGES, Dialog, dialog
-from model.training.tokenizer import END, LIGHT_WEIGHT, START, VOCABULARY, Encoder, Row
+from model.training.tokenizer import END, LIGHT_WEIGHT, START, VOCABULARY, Encoder, TokenRow
 
 MAX_ROW_TOKENS = 1400
 JUMP_SHARE = 0.25
@@ -30,7 +30,7 @@ SAY = (
 Voice = Callable[[Dialog], Dialog]
 
 
-class Plan(NamedTuple):
+class Schedule(NamedTuple):
     """The number of steps, and of tokens per step including padding."""
 
     steps: int
@@ -54,14 +54,14 @@ class Source(IterableDataset[Batch]):
     def __init__(
         self,
         encoder: Encoder,
-        plan: Plan,
+        schedule: Schedule,
         seed: int,
         first: int,
         in_voice: Voice = lambda made: made,
     ) -> None:
         self._encoder = encoder
         self._turn_in_voice = in_voice
-        self._plan = plan
+        self._schedule = schedule
         self._seed = seed
         self._first = first
         self._rng = random.Random()
@@ -78,22 +78,22 @@ class Source(IterableDataset[Batch]):
         torch.set_num_threads(1) if worker else None
         self._rng.seed(f"batches {self._seed} {self._first} {number}")
         step = self._first + number
-        while step < self._plan.steps:
-            for group in self._groups(step / self._plan.steps):
+        while step < self._schedule.steps:
+            for group in self._groups(step / self._schedule.steps):
                 yield self._batch(group)
                 step += count
 
-    def _groups(self, progress: float) -> list[list[Row]]:
+    def _groups(self, progress: float) -> list[list[TokenRow]]:
         """Return groups of rows of similar length; each group is a batch."""
         rows = sorted(self._rows(progress), key=lambda row: -len(row.ids))
-        groups = list(_grouped(rows, self._plan.tokens))
+        groups = list(_grouped(rows, self._schedule.tokens))
         self._rng.shuffle(groups)
         return groups
 
-    def _rows(self, progress: float) -> Iterator[Row]:
+    def _rows(self, progress: float) -> Iterator[TokenRow]:
         """Yield rows for four batches; dialogs grow from 2 exchanges to all in the first 15 %."""
         most = min(MAX_EXCHANGES, 2 + int(progress / 0.15 * (MAX_EXCHANGES - 2)))
-        left = 4 * self._plan.tokens
+        left = 4 * self._schedule.tokens
         while left > 0:
             made = dialog(self._rng, "train", self._rng.randint(1, most))
             row = self._encoder.dialog(self._turn_in_voice(made))
@@ -103,7 +103,7 @@ class Source(IterableDataset[Batch]):
                 left -= len(row.ids)
                 yield row
 
-    def _batch(self, rows: list[Row]) -> Batch:
+    def _batch(self, rows: list[TokenRow]) -> Batch:
         longest = max(len(row.ids) for row in rows)
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
         weights = torch.zeros(len(rows), longest)
@@ -115,7 +115,7 @@ class Source(IterableDataset[Batch]):
                 positions[index] += self._jumps(row, longest)
         return Batch(ids, positions, weights)
 
-    def _jumps(self, row: Row, longest: int) -> Tensor:
+    def _jumps(self, row: TokenRow, longest: int) -> Tensor:
         """Return offsets with gaps between messages: long distances without their tokens."""
         jumps = torch.zeros(longest, dtype=torch.long)
         left = self._rng.randint(0, MAX_JUMP)
@@ -126,9 +126,9 @@ class Source(IterableDataset[Batch]):
         return jumps.cumsum(0)
 
 
-def _grouped(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
+def _grouped(rows: list[TokenRow], tokens: int) -> Iterator[list[TokenRow]]:
     """Group neighbours among rows sorted by length to `tokens` with padding; drop the rest."""
-    group: list[Row] = []
+    group: list[TokenRow] = []
     for row in rows:
         if group and (len(group) + 1) * len(group[0].ids) > tokens:
             yield group
@@ -136,22 +136,24 @@ def _grouped(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
         group.append(row)
 
 
-def _copy_row(rng: random.Random, encoder: Encoder) -> Row:
+def _copy_row(rng: random.Random, encoder: Encoder) -> TokenRow:
     if rng.random() < 0.5:
         return _say_row(rng, encoder)
     text = [rng.randrange(3, VOCABULARY) for _ in range(rng.randint(3, 40))]
     if rng.random() < 0.5:
         ids = text * rng.randint(2, 4)
-        return Row(ids, [0.0] * len(text) + [1.0] * (len(ids) - len(text)), [0])
+        return TokenRow(ids, [0.0] * len(text) + [1.0] * (len(ids) - len(text)), [0])
     head = [START, *encoder.text("user\n"), *text, END, *encoder.text("\n")]
     head += [START, *encoder.text("assistant\n")]
     body = [*text, END]
-    return Row(head + body, [LIGHT_WEIGHT * (token < 3) for token in head] + [1.0] * len(body), [0])
+    return TokenRow(
+        head + body, [LIGHT_WEIGHT * (token < 3) for token in head] + [1.0] * len(body), [0]
+    )
 
 
-def _say_row(rng: random.Random, encoder: Encoder) -> Row:
+def _say_row(rng: random.Random, encoder: Encoder) -> TokenRow:
     """Return a "say …" row: tokens must be copied with and without a space before them."""
-    row = Row([], [], [])
+    row = TokenRow([], [], [])
     for _ in range(rng.randint(1, 5)):
         text = encoder.random_text(rng, rng.randint(1, 5))
         encoder.add(row, "user", f"{rng.choice(SAY)} {text}", LIGHT_WEIGHT)

@@ -38,7 +38,7 @@ HEAVY_SKILLS = frozenset(
 LIGHT_WEIGHT = 0.1
 
 
-class Row(NamedTuple):
+class TokenRow(NamedTuple):
     """A dialog's token ids, their weights in the loss, and where each message begins."""
 
     ids: list[int]
@@ -69,8 +69,8 @@ class Encoder:
             if text and "\ufffd" not in text and text.isprintable():
                 return text
 
-    def dialog(self, dialog: Dialog) -> Row:
-        row = Row([], [], [])
+    def dialog(self, dialog: Dialog) -> TokenRow:
+        row = TokenRow([], [], [])
         if dialog.system.prompt is not None:
             self.add(row, "system", dialog.system.prompt, LIGHT_WEIGHT)
         for turn in dialog.turns:
@@ -79,7 +79,7 @@ class Encoder:
             self.add(row, "assistant", turn.answer, weight)
         return row
 
-    def add(self, row: Row, role: str, content: str, weight: float) -> None:
+    def add(self, row: TokenRow, role: str, content: str, weight: float) -> None:
         head = [START, *self.text(f"{role}\n")]
         body = [*self.text(content), END]
         row.starts.append(len(row.ids))

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from model.training import tokenizer
-from model.training.batches import Batch, Plan, Source
+from model.training.batches import Batch, Schedule, Source
 from model.training.dialogs import Dialog, dialogs
 from model.training.muon import Muon
 from model.training.network import Network, Shape, build, copied_share
-from model.training.tokenizer import Encoder, Row
+from model.training.tokenizer import Encoder, TokenRow
 
 OUT = Path(__file__).parent / ".out"
 WEIGHTS = OUT / "weights.pt"
 REST = OUT / "optimiser.pt"
 TOKENIZER = OUT / "tokenizer.json"
-PLANS = {"cuda": Plan(21_000, 20_480), "cpu": Plan(12_000, 3_072)}
+SCHEDULES = {"cuda": Schedule(21_000, 20_480), "cpu": Schedule(12_000, 3_072)}
 WARM_UP = 50
 Z_LOSS = 3e-3
 MUON_RATE, HEAD_RATE, EMBEDDING_RATE = 0.01, 0.001, 0.01
@@ -65,9 +65,9 @@ class Optimiser:
         self._adam.load_state_dict(state["adam"])  # type: ignore[arg-type]
 
 
-def rate_factor(step: int, plan: Plan) -> float:
+def rate_factor(step: int, schedule: Schedule) -> float:
     """Return the learning rate factor: warm-up, constant, from half of the steps linear to 2 %."""
-    falling = 1 - 0.98 * max(0.0, (step / plan.steps - 0.5) / 0.5)
+    falling = 1 - 0.98 * max(0.0, (step / schedule.steps - 0.5) / 0.5)
     return min(1.0, (step + 1) / WARM_UP, falling)
 
 
@@ -90,8 +90,8 @@ CPU_HAS_BFLOAT16 = CPU_INFO.exists() and "avx512_bf16" in CPU_INFO.read_text()
 
 
 class Trainer:
-    def __init__(self, plan: Plan, seed: int, device: str) -> None:
-        self.plan = plan
+    def __init__(self, schedule: Schedule, seed: int, device: str) -> None:
+        self.schedule = schedule
         self.seed = seed
         self.device = device
         self.step = 0
@@ -109,14 +109,14 @@ class Trainer:
 
     def run(self, workers: int) -> None:
         begun = saved = time.monotonic()
-        source = Source(self.encoder, self.plan, self.seed, self.step)
+        source = Source(self.encoder, self.schedule, self.seed, self.step)
         for batch in source.loader(workers, pinned=self.device == "cuda"):
-            if self.step >= self.plan.steps:
+            if self.step >= self.schedule.steps:
                 break
             on_device = Batch(*(part.to(self.device, non_blocking=True) for part in batch))
             loss, answers = compute_losses(self.network, on_device)
             loss.backward()
-            self.optimiser.step(self.step, rate_factor(self.step, self.plan))
+            self.optimiser.step(self.step, rate_factor(self.step, self.schedule))
             self.network.zero_grad(set_to_none=True)
             self._losses.append(answers)
             self.step += 1
@@ -154,12 +154,12 @@ def _held_out_dialogs() -> list[Dialog]:
 
 
 @torch.no_grad()
-def recall_accuracy(network: Network, rows: list[Row]) -> float:
+def recall_accuracy(network: Network, rows: list[TokenRow]) -> float:
     """Return the share of last answers that are right, with teacher forcing."""
     return sum(_last_answer_right(network, row) for row in rows) / len(rows)
 
 
-def _last_answer_right(network: Network, row: Row) -> bool:
+def _last_answer_right(network: Network, row: TokenRow) -> bool:
     ids = torch.tensor([row.ids], device=network.device)
     positions = torch.arange(len(row.ids), device=network.device)[None]
     guess = network(ids, positions).argmax(-1)[0]
@@ -171,17 +171,17 @@ def _last_answer_right(network: Network, row: Row) -> bool:
 
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    plan = PLANS[device]
+    schedule = SCHEDULES[device]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=plan.steps)
-    parser.add_argument("--tokens", type=int, default=plan.tokens, help="tokens per step")
+    parser.add_argument("--steps", type=int, default=schedule.steps)
+    parser.add_argument("--tokens", type=int, default=schedule.tokens, help="tokens per step")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=14 if device == "cuda" else 0)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    trainer = Trainer(Plan(options.steps, options.tokens), options.seed, device)
+    trainer = Trainer(Schedule(options.steps, options.tokens), options.seed, device)
     if options.resume:
         trainer.resume()
     trainer.run(options.workers)

@@ -292,8 +292,9 @@ class AnswerReader:
             return  # another reader has resumed the answer
         assert self._request is not None
         left = None if self._deadline is None else self._deadline - time.monotonic()
-        resumed = self._client.policy.resume_request(
-            self._failover, self._request, self._transcript, left
+        bus, policy = self._client.bus, self._client.policy
+        resumed = policy.resume_request(
+            self._failover, self._request, self._transcript, left, bus.max_payload
         )
         await self.start(resumed)
 

@@ -17,6 +17,8 @@ RETRY_AFTER_SECONDS = 1.0
 RETRIABLE: tuple[ErrorCode, ...] = ("overloaded", "no_worker", "model_loading", *FAILOVER_CODES)
 MIN_TIMEOUT_SECONDS = 0.001
 """`timeout_s` of a resumed request whose deadline has passed: its text so far is stored."""
+HEADER_BYTES = 4096
+"""Room for the headers of a NATS message, which count in its size."""
 
 
 class Unresumable(ServiceError):
@@ -55,9 +57,8 @@ class FailoverPolicy:
     max_losses: int = 3  # workers, per answer
     give_up_seconds: float = 10.0  # without another worker, or without NATS
     retry_seconds: float = 0.3
-    drop_messages: int = 8  # per abandoned attempt, one each `retry_seconds`; its worker may be
-    # disconnected, and gives up by itself once they are sent
-    max_request_bytes: int = 1_000_000  # NATS takes 1 MiB, headers included
+    # per abandoned attempt, every `retry_seconds`, until a disconnected worker gives up by itself
+    drop_messages: int = 8
 
     def after_loss(self, state: FailoverState, reason: str, now: float) -> FailoverState:
         """Count a lost worker. Raises ServiceError(worker_lost) if there were too many."""
@@ -82,17 +83,19 @@ class FailoverPolicy:
         request: ChatRequest,
         transcript: Transcript,
         seconds_left: float | None,
+        max_payload: int,
     ) -> ChatRequest:
         """
         Return the request that lets another worker resume after the text of `transcript`.
-        `seconds_left` remain of the request's own timeout. Raises Unresumable.
+        `seconds_left` remain of the request's own timeout; `max_payload` is the maximum of a NATS
+        message in bytes. Raises Unresumable.
         """
         timeout = None if seconds_left is None else max(seconds_left, MIN_TIMEOUT_SECONDS)
         try:
             resumed = replace(request, resume=transcript.resume(), timeout_s=timeout)
         except NotResumable:
             raise _unresumable(state, "the prompt is too long.") from None
-        if len(encode(resumed)) > self.max_request_bytes:
+        if len(encode(resumed)) > max_payload - HEADER_BYTES:
             raise _unresumable(state, "the conversation is too long.")
         return resumed
 

@@ -42,6 +42,7 @@ from tests.client.story_worker import (
 )
 
 POLICY = FailoverPolicy(max_losses=2, give_up_seconds=10, retry_seconds=0.5)
+MAX_PAYLOAD = 2**20
 LOST = FailoverState(1, "The worker died.", gives_up_at=110)
 
 
@@ -86,26 +87,27 @@ def test_failover_that_can_never_succeed_is_not_retried() -> None:
 
 def test_resume_request_has_text_and_remaining_time() -> None:
     request = replace(REQUEST, timeout_s=60)
-    resumed = POLICY.resume_request(LOST, request, transcript_of("once"), seconds_left=12.5)
+    resumed = POLICY.resume_request(LOST, request, transcript_of("once"), 12.5, MAX_PAYLOAD)
     resume_from = Resume(RESUME_STATE, (1,), "once")
     assert resumed == replace(REQUEST, resume=resume_from, timeout_s=12.5)
 
 
 def test_resume_request_after_the_deadline_has_almost_no_time() -> None:
-    resumed = POLICY.resume_request(LOST, REQUEST, transcript_of("once"), seconds_left=-1)
+    resumed = POLICY.resume_request(LOST, REQUEST, transcript_of("once"), -1, MAX_PAYLOAD)
     assert resumed.timeout_s is not None and 0 < resumed.timeout_s < 0.01
 
 
 def test_answer_without_resume_state_is_unresumable() -> None:
+    transcript = transcript_of("once", resumable=False)
     with pytest.raises(Unresumable, match="the prompt is too long"):
-        POLICY.resume_request(LOST, REQUEST, transcript_of("once", resumable=False), None)
+        POLICY.resume_request(LOST, REQUEST, transcript, None, MAX_PAYLOAD)
 
 
 def test_conversation_that_no_message_can_hold_is_unresumable() -> None:
-    policy = FailoverPolicy(max_request_bytes=2000)
-    assert policy.resume_request(LOST, REQUEST, transcript_of("x" * 500), None).resume
+    fits, too_long = transcript_of("x" * 1000), transcript_of("x" * 8000)
+    assert POLICY.resume_request(LOST, REQUEST, fits, None, max_payload=8192).resume
     with pytest.raises(Unresumable, match="the conversation is too long"):
-        policy.resume_request(LOST, REQUEST, transcript_of("x" * 2000), None)
+        POLICY.resume_request(LOST, REQUEST, too_long, None, max_payload=8192)
 
 
 # --- lost workers ---------------------------------------------------------------------------------

@@ -66,12 +66,12 @@ def run_conversations(examinee: Examinee, conversations: list[Conversation]) -> 
     histories: list[tuple[tuple[str, str], ...]] = [() for _ in conversations]
     graded = []
     for turn in range(max(len(conversation.lines) for conversation in conversations)):
-        still = [i for i, hold in enumerate(conversations) if turn < len(hold.lines)]
+        running = [i for i, each in enumerate(conversations) if turn < len(each.lines)]
         questions = [
             Question(conversations[i].system, histories[i], conversations[i].lines[turn].prompt)
-            for i in still
+            for i in running
         ]
-        for i, reply in zip(still, examinee.answer_all(questions), strict=True):
+        for i, reply in zip(running, examinee.answer_all(questions), strict=True):
             line = conversations[i].lines[turn]
             histories[i] += ((line.prompt, reply.text),)
             graded.append(GradedAnswer(line, reply.text, reply.ended and line.is_right(reply.text)))

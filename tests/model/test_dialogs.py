@@ -57,11 +57,11 @@ def test_most_common_words_are_not_held_out() -> None:
 
 def test_recalled_values_occur_earlier_in_the_dialog() -> None:
     for dialog in _some(3):
-        said = dialog.system.prompt or ""
+        transcript = dialog.system.prompt or ""
         for turn in dialog.turns:
             if turn.skill == "recall" and turn.learned:
-                assert turn.must[0] in said, turn
-            said += f"\n{turn.user}\n{turn.answer}"
+                assert turn.must[0] in transcript, turn
+            transcript += f"\n{turn.user}\n{turn.answer}"
 
 
 def test_counting_ends_at_the_requested_number() -> None:

@@ -245,7 +245,7 @@ class Checkup:
             self._report(
                 "The session log ends before records that were already processed"
                 f" ({', '.join(ahead) or 'snapshots'}): the store of NATS is an older copy, or"
-                " damaged. Consumers and snapshots were adapted; the missing exchanges are lost."
+                " damaged. Consumers and snapshots were adapted; exchanges it lacks are not shown."
             )
 
     def _report(self, warning: str) -> None:

@@ -180,27 +180,35 @@ async def status(bus: Bus) -> HistoryStatus:
 
 async def connected(bus: Bus) -> None:
     """Wait until the service is connected to MongoDB."""
-
-    async def is_connected() -> bool:
-        return (await status(bus)).database_connected
-
-    await until(is_connected)
+    await until_status(bus, database_connected=True)
 
 
 async def archived(bus: Bus) -> None:
     """Wait until MongoDB has all records of the log."""
-
-    async def is_archived() -> bool:
-        return (await status(bus)).unarchived == 0
-
-    await until(is_archived)
+    await until_status(bus, unarchived=0)
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 15) -> None:
+async def until_status(bus: Bus, **expected: object) -> None:
+    """Wait until these fields of the service's status have these values."""
+
+    async def is_as_expected() -> bool:
+        current = await status(bus)
+        return all(getattr(current, name) == value for name, value in expected.items())
+
+    await until(is_as_expected)
+
+
+async def until(condition: Callable[[], Awaitable[bool] | bool], seconds: float = 15) -> None:
+    """Wait until the condition, which may be a coroutine function, is true."""
     deadline = time.monotonic() + seconds
-    while not await condition():
+    while not await _result(condition):
         assert time.monotonic() < deadline, f"not within {seconds} s"
         await asyncio.sleep(0.02)
+
+
+async def _result(condition: Callable[[], Awaitable[bool] | bool]) -> bool:
+    result = condition()
+    return result if isinstance(result, bool) else await result
 
 
 def connection_log_levels(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -55,10 +55,7 @@ async def opened(
 
 
 async def becomes(archive: Archive, connected: bool) -> None:
-    async def has_changed() -> bool:
-        return archive.connected == connected
-
-    await until(has_changed)
+    await until(lambda: archive.connected == connected)
 
 
 def entry(key: str, seq: int, record: Exchange | None = None) -> Entry:
@@ -318,11 +315,7 @@ async def test_absent_server_is_one_warning_without_password(
     caplog.set_level(logging.INFO, "services.history")
     uri = f"mongodb://me:secret@127.0.0.1:{(port := free_port())}/?serverSelectionTimeoutMS=99999"
     async with opened(uri, wait=False, limits=IMPATIENT) as archive:
-
-        async def is_logged() -> bool:
-            return "MongoDB unavailable" in caplog.text
-
-        await until(is_logged)
+        await until(lambda: "MongoDB unavailable" in caplog.text)
         await archive._probe()
         assert not archive.connected
     assert len(caplog.records) == 1
@@ -337,11 +330,7 @@ async def test_absent_default_server_is_one_info_line(
     uri = f"mongodb://127.0.0.1:{(port := free_port())}/"
     archive = Archive(uri, DATABASE, pytest.fail, limits=IMPATIENT, is_optional=True)
     async with archive.running():
-
-        async def is_logged() -> bool:
-            return bool(caplog.records)
-
-        await until(is_logged)
+        await until(lambda: bool(caplog.records))
         await archive._probe()
     (record,) = caplog.records
     assert record.levelno == logging.INFO and len(record.getMessage()) < 100
@@ -352,11 +341,7 @@ async def test_unknown_host_name_is_an_absent_server(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with opened("mongodb+srv://nowhere.invalid/", wait=False):
-
-        async def is_logged() -> bool:
-            return "MongoDB unavailable" in caplog.text
-
-        await until(is_logged)
+        await until(lambda: "MongoDB unavailable" in caplog.text)
 
 
 async def test_loss_and_return_of_the_server_are_logged_once_each(

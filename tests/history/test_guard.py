@@ -105,15 +105,15 @@ async def test_endless_failed_appends_do_not_block_requests(
     async with history(url_of(empty_nats)):
         await append(empty_bus, "s", exchange("before"))
 
-        async def doubt() -> None:
+        async def fail_appends() -> None:
             while True:
                 await empty_bus.publish(subjects.HISTORY_APPEND_FAILED, exchange("any"))
                 await asyncio.sleep(0.001)
 
-        doubting = asyncio.create_task(doubt())
+        failing = asyncio.create_task(fail_appends())
         for _ in range(20):
             assert ids(await context(empty_bus, "s")) == ["before"]
-        doubting.cancel()
+        failing.cancel()
 
 
 @pytest.mark.parametrize("lost", ["HISTORY", "KV_sessions", "KV_requests"])
@@ -124,13 +124,13 @@ async def test_lost_stream_is_created_again(empty_bus: Bus, empty_nats: Server, 
         assert ids(await context(empty_bus, "s")) == ["before"]
         await empty_bus.jetstream.delete_stream(lost)
 
-        async def is_taken() -> bool:
+        async def is_accepted() -> bool:
             try:
                 await context(empty_bus, "s")
             except ServiceError:
                 return False
             return True
 
-        await until(is_taken)
+        await until(is_accepted)
         await append(empty_bus, "s", exchange("after"))
         assert ids(await context(empty_bus, "s"))[-1] == "after"

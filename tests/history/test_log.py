@@ -110,7 +110,7 @@ async def test_delete_before_deletes_only_that_session(
         await append(bus, f"{session_id} other", exchange(f"other{n}"))
     erased = await log.append(key, Erased(previous=0, erased_at=datetime.now(UTC)))
     await append(bus, session_id, exchange("new", epoch=erased))
-    for _ in range(2):  # who comes second finds nothing to delete
+    for _ in range(2):  # the second time there is nothing to delete
         await log.delete_before(key, erased)
     kinds = [type(entry.record) for entry in await entries_of(log, key)]
     assert kinds == [Erased, Exchange]
@@ -168,11 +168,7 @@ async def test_ensure_waits_for_jetstream_and_warns_once(
     try:
         async with connection(server) as bus:
             ensuring = asyncio.create_task(SessionLog(bus, limits=FAST).ensure())
-
-            async def is_warned() -> bool:
-                return "-js" in caplog.text
-
-            await until(is_warned)
+            await until(lambda: "-js" in caplog.text)
             without.stop()
             server.start()
             await asyncio.wait_for(ensuring, 15)

@@ -56,6 +56,6 @@ async def test_sigterm_answers_requests_in_progress(
         answers = await asyncio.gather(*requests, return_exceptions=True)
         await history.communicate()
         assert history.returncode == 0
-    # those that came after it had left know that at once; none waits for nothing
+    # requests sent after the drain fail at once; none waits for its timeout
     assert {type(answer) for answer in answers} <= {Context, NoResponders}
     assert sum(isinstance(answer, Context) for answer in answers) > 1

@@ -373,18 +373,18 @@ class DyingStream(Stream):
     writes = 0
 
     async def append(self, *args: Any) -> Appended:
-        self._live()
+        self._count()
         return await super().append(*args)
 
     async def append_at(self, *args: Any) -> Appended:
-        self._live()
+        self._count()
         return await super().append_at(*args)
 
     async def delete(self, seq: int) -> None:
-        self._live()
+        self._count()
         await super().delete(seq)
 
-    def _live(self) -> None:
+    def _count(self) -> None:
         self.writes -= 1
         if self.writes < 0:
             raise StreamUnavailable("killed")
@@ -420,7 +420,7 @@ async def test_repair_that_dies_at_any_step_loses_nothing(
                     await append(bus, "s", exchange(f"after{n}", epoch=epoch))
                 await until(lambda: is_listed(bus, "s"))
             assert not await are_moved_within(bus, 3)
-            await append(bus, "s", exchange("meanwhile", epoch=epoch))  # a worker's answer ends
+            await append(bus, "s", exchange("meanwhile", epoch=epoch))  # by a worker
             deaths = 0
             while not await are_moved_within(bus, 2 + deaths % 2):
                 deaths += 1
@@ -524,9 +524,9 @@ async def test_record_appended_during_a_check_is_no_damage(
         await log.close()
 
 
-@pytest.mark.parametrize("is_doubted", [False, True])
+@pytest.mark.parametrize("is_check_scheduled", [False, True])
 async def test_lost_consumers_are_created_again(
-    empty_nats: Server, empty_bus: Bus, is_doubted: bool
+    empty_nats: Server, empty_bus: Bus, is_check_scheduled: bool
 ) -> None:
     """As when a process dies between deleting and creating them."""
     async with history(url_of(empty_nats)):
@@ -535,7 +535,7 @@ async def test_lost_consumers_are_created_again(
         assert await answers(empty_bus), "the log has been checked"
         for durable in CONSUMERS:
             await empty_bus.jetstream.delete_consumer(subjects.HISTORY_STREAM, durable)
-        if is_doubted:
+        if is_check_scheduled:
             await empty_bus.publish(subjects.HISTORY_APPEND_FAILED, Empty())
         await append(empty_bus, "new", exchange("after"))
         await until(lambda: is_listed(empty_bus, "new"))

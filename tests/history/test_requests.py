@@ -215,7 +215,7 @@ async def test_find_of_a_trimmed_record_in_mongodb(
         assert await find(empty_bus, tenant, "r1") == "the response"
     async with history(url_of(empty_nats)):
         await indexed(empty_bus)
-        assert not await is_known(empty_bus, tenant, "r1"), "nobody knows that it ever was"
+        assert not await is_known(empty_bus, tenant, "r1"), "no record of it is left"
 
 
 async def test_find_without_mongodb_is_unavailable_not_404(

@@ -83,13 +83,10 @@ class LogGuard:
     async def _check(self, is_probed: bool, is_restarted: bool) -> ServiceError | None:
         try:
             await self._checkup.run(is_probed, is_restarted)
-        except StreamFull as error:
-            return _refusal("history_full", error)
-        except StreamDamaged as error:
-            return _damaged(error)
         except StreamUnavailable as error:
-            await self._log.try_ensure()  # what was lost is created, and then checked again
-            return _refusal("history_unavailable", error)
+            if not isinstance(error, StreamFull | StreamDamaged):
+                await self._log.try_ensure()  # creates what was lost; then it is checked again
+            return _refusal(error)
         return None
 
     def _set_refusal(self, refusal: ServiceError | None) -> None:
@@ -100,20 +97,17 @@ class LogGuard:
         self.refusal = refusal
 
 
-def _refusal(code: ErrorCode, error: StreamUnavailable) -> ServiceError:
-    return ServiceError(
-        code,
-        f"The session log takes no records ({error}), so no answer could be stored. Check that NATS"
-        " runs with JetStream (nats-server -js) and has free disk space; if that does not help,"
-        " restart it.",
-        RETRY_AFTER_SECONDS,
-    )
-
-
-def _damaged(error: StreamDamaged) -> ServiceError:
-    return ServiceError(
-        "history_unavailable",
-        f"The store of the session log is damaged ({error}). If two nats-servers use the same"
-        " folder, stop one of them; then restart the other, and all readable records are restored.",
-        RETRY_AFTER_SECONDS,
-    )
+def _refusal(error: StreamUnavailable) -> ServiceError:
+    code: ErrorCode = "history_full" if isinstance(error, StreamFull) else "history_unavailable"
+    if isinstance(error, StreamDamaged):
+        message = (
+            f"The store of the session log is damaged ({error}). If two nats-servers use the same"
+            " folder, stop one; then restart the other, and all readable records are restored."
+        )
+    else:
+        message = (
+            f"The session log takes no records ({error}), so no answer could be stored. Check that"
+            " NATS runs with JetStream (nats-server -js) and has free disk space; if that does not"
+            " help, restart it."
+        )
+    return ServiceError(code, message, RETRY_AFTER_SECONDS)

@@ -18,6 +18,7 @@ from services.history.limits import LIMITS, HistoryLimits
 from services.history.requests import RequestIndex
 from services.runtime.bus import Bus
 from services.runtime.consumers import Consumer
+from services.runtime.logs import RateLimitedLog
 from services.runtime.streams import Bucket, Conflict, StoredMessage, Stream, StreamUnavailable
 
 ARCHIVE_DURABLE = "archive"
@@ -67,14 +68,9 @@ class SessionLog:
 
     async def ensure(self) -> None:
         """Create what is missing in JetStream and update its limits; retry until that succeeds."""
-        reported = ""
+        failures = RateLimitedLog(log)
         while error := await self.try_ensure():
-            if error != reported:
-                log.warning(
-                    "JetStream unavailable, retrying (is nats-server started with -js?) error=%s",
-                    error,
-                )
-                reported = error
+            failures.warning("JetStream unavailable (started with -js?) error=%s", error)
             await asyncio.sleep(self.limits.retry_seconds)
 
     async def try_ensure(self) -> str:

@@ -3,15 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from services.contract import subjects
-from services.contract.history import (
-    Exchange,
-    ExchangePage,
-    ExchangeView,
-    ExportPage,
-    Session,
-    SessionPage,
-)
+from services.contract import history, subjects
 from services.history.context import Snapshot
 from services.history.entry import (
     Entry,
@@ -26,37 +18,37 @@ from services.history.entry import (
 class ListedSession(NamedTuple):
     """`position` has the revision of its snapshot as sequence, by which sessions are listed."""
 
-    session: Session
+    session: history.Session
     applied_seq: int
     position: Position
 
 
 def exchange_page(
     entries: Iterable[Entry], limit: int, before: Position | None = None
-) -> ExchangePage:
+) -> history.ExchangePage:
     """Return the last `limit` exchanges before this position, oldest first; fewer if too large."""
     found = _unique(entries)
     retried = {archive_id(entry.key, exchange.retry_of or "") for entry, exchange in found}
     earlier = [each for each in found if before is None or each[0].position < before]
     shown = fit_newest(_view(*each, retried) for each in earlier[-limit:])
     is_last = len(shown) == len(earlier)
-    return ExchangePage(shown, None if is_last else earlier[-len(shown)][0].position.cursor)
+    return history.ExchangePage(shown, None if is_last else earlier[-len(shown)][0].position.cursor)
 
 
-def export_page(entries: Iterable[Entry], limit: int, after: Position | None) -> ExportPage:
+def export_page(entries: Iterable[Entry], limit: int, after: Position | None) -> history.ExportPage:
     """Return the first `limit` exchanges after this position; fewer if too large."""
     later = [each for each in _unique(entries) if after is None or each[0].position > after]
     shown = fit_first(exchange for _, exchange in later[:limit])
     is_last = len(shown) == len(later)
-    return ExportPage(shown, None if is_last else later[len(shown) - 1][0].position.cursor)
+    return history.ExportPage(shown, None if is_last else later[len(shown) - 1][0].position.cursor)
 
 
-def session_page(listed: Sequence[ListedSession], limit: int) -> SessionPage:
+def session_page(listed: Sequence[ListedSession], limit: int) -> history.SessionPage:
     """Return the first `limit` sessions, fewer if too large, in the order of their last records."""
     shown = listed[: len(fit_first(each.session for each in listed[:limit]))]
     ordered = sorted(shown, key=lambda each: each.applied_seq, reverse=True)
     is_last = len(shown) == len(listed)
-    return SessionPage(
+    return history.SessionPage(
         tuple(each.session for each in ordered), None if is_last else shown[-1].position.cursor
     )
 
@@ -65,7 +57,7 @@ def listed_session(key: str, snapshot: Snapshot, revision: int) -> ListedSession
     """Return None if the session does not exist, or was erased."""
     if snapshot.active_at is None:
         return None
-    session = Session(
+    session = history.Session(
         id=subjects.session_of_key(key)[1],
         title=snapshot.title or snapshot.opening,
         system_prompt=snapshot.system_prompt,
@@ -75,17 +67,17 @@ def listed_session(key: str, snapshot: Snapshot, revision: int) -> ListedSession
     return ListedSession(session, snapshot.applied_seq, Position(snapshot.active_at, revision))
 
 
-def _unique(entries: Iterable[Entry]) -> list[tuple[Entry, Exchange]]:
+def _unique(entries: Iterable[Entry]) -> list[tuple[Entry, history.Exchange]]:
     """Return the exchanges among the entries, oldest first, without duplicates."""
-    by_id: dict[str, tuple[Entry, Exchange]] = {}
+    by_id: dict[str, tuple[Entry, history.Exchange]] = {}
     for entry in sorted(entries, key=lambda entry: entry.position):
-        if isinstance(entry.record, Exchange):
+        if isinstance(entry.record, history.Exchange):
             by_id.setdefault(archive_id(entry.key, entry.request_id), (entry, entry.record))
     return list(by_id.values())
 
 
-def _view(entry: Entry, exchange: Exchange, retried: set[str]) -> ExchangeView:
-    return ExchangeView(
+def _view(entry: Entry, exchange: history.Exchange, retried: set[str]) -> history.ExchangeView:
+    return history.ExchangeView(
         id=exchange.request_id,
         session_id=subjects.session_of_key(entry.key)[1],
         user_prompt=exchange.prompt,

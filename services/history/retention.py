@@ -35,12 +35,9 @@ class LogQuota:
         if warning and not self.warning:
             log.warning("%s", warning)
         self.warning = warning
-        is_full = share >= self._limits.refuse_above and not state.drops_old
-        self.refusal = (
-            ServiceError("history_full", warning or "The log is full.", RETRY_AFTER_SECONDS)
-            if is_full
-            else None
-        )
+        self.refusal = None
+        if warning and share >= self._limits.refuse_above and not state.drops_old:
+            self.refusal = ServiceError("history_full", warning, RETRY_AFTER_SECONDS)
 
     def require_room(self) -> None:
         """Raises ServiceError(history_full)."""

@@ -230,7 +230,12 @@ class Archive:
         return found[0] if found else None
 
     async def request_ids(self, key: str, epoch: int, ids: Sequence[str]) -> set[str]:
-        """Return those of the ids that belong to exchanges of the session in this epoch."""
+        """
+        Return those of the ids that belong to exchanges of the session in this epoch. Raises
+        ArchiveUnavailable.
+        """
+        if not self.connected:
+            raise ArchiveUnavailable("not connected")
         query = {"_id": {"$in": [archive_id(key, each) for each in ids]}, "epoch": epoch}
         with self._as_unavailable():
             async with asyncio.timeout(self._limits.mongodb_read_seconds):

@@ -11,7 +11,7 @@ from msgspec import Struct
 from services.contract import history, subjects
 from services.contract.errors import ServiceError
 from services.contract.messages import Empty
-from services.history.archive import Archive, Archiver
+from services.history.archive import Archive, Archiver, ArchiveUnavailable
 from services.history.guard import LogGuard
 from services.history.limits import LIMITS, RETRY_AFTER_SECONDS, HistoryLimits
 from services.history.log import SessionLog
@@ -190,6 +190,13 @@ def _as_service_error() -> Iterator[None]:
             "history_unavailable",
             f"The session log is not available ({error}). Check that NATS runs with JetStream"
             " (nats-server -js) and has free disk space, then try again.",
+        ) from error
+    except ArchiveUnavailable as error:
+        raise ServiceError(
+            "history_unavailable",
+            f"Some of these exchanges are only in MongoDB, which is not available ({error})."
+            " Start MongoDB, then try again.",
+            RETRY_AFTER_SECONDS,
         ) from error
     except Conflict as error:
         raise ServiceError(

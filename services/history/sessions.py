@@ -18,7 +18,6 @@ from services.contract.messages import Empty, SessionErased
 from services.history import pages
 from services.history.archive import Archive, ArchiveUnavailable
 from services.history.entry import Entry, Position, archive_id
-from services.history.limits import RETRY_AFTER_SECONDS
 from services.history.log import SessionLog
 from services.history.requests import IndexEntry
 from services.history.snapshots import Snapshots
@@ -152,8 +151,8 @@ class Sessions:
 
     async def find(self, tenant: str, request: history.ExchangeRequest) -> history.Exchange:
         """
-        Return the exchange of a request id. Raises StreamUnavailable, and ServiceError if there is
-        none, or only MongoDB has it and is not connected.
+        Return the exchange of a request id. Raises StreamUnavailable, ArchiveUnavailable if only
+        MongoDB has it, and ServiceError(not_found).
         """
         request_id = request.request_id
         indexed = await self._log.requests.find(tenant, request_id)
@@ -175,13 +174,13 @@ class Sessions:
     async def _find_archived(
         self, tenant: str, request_id: str, indexed: IndexEntry | None
     ) -> Entry | None:
-        """`indexed` is where the log had it. Raises ServiceError if MongoDB must have it."""
+        """`indexed` is where the log had it. Raises ArchiveUnavailable if MongoDB must have it."""
         if self._archive.connected:
             with suppress(ArchiveUnavailable):
                 entry = await self._archive.find(tenant, request_id)
                 return entry if entry and await self._is_cleaned(entry.key) else None
         if indexed and await self._is_archived(indexed):
-            raise _archive_required("The answer is stored in MongoDB, which is not connected.")
+            raise ArchiveUnavailable("not connected")
         return None
 
     async def _is_cleaned(self, key: str) -> bool:
@@ -196,8 +195,8 @@ class Sessions:
 
     async def export(self, tenant: str, request: history.ExportRequest) -> history.ExportPage:
         """
-        Return exchanges after the cursor, oldest first. Raises ServiceError if some of them are
-        only in MongoDB and it is not connected.
+        Return exchanges after the cursor, oldest first. Raises ArchiveUnavailable if some of them
+        are only in MongoDB.
         """
         key = subjects.session_key(tenant, request.session_id)
         after = Position.parse(request.after) if request.after else None
@@ -212,7 +211,7 @@ class Sessions:
         except ArchiveUnavailable:
             is_archived, floor = False, 0
         if not is_archived and session.exchanges and not await self._log.is_complete(key, erased):
-            raise _archive_required("A part of the session is only in MongoDB.")
+            raise ArchiveUnavailable("not connected")
         start = max(floor, erased, after.seq if after else 0)
         found += await self._log.exchanges_after(key, limit + 1, start)
         return pages.export_page(found, limit, after)
@@ -239,7 +238,7 @@ class Sessions:
         state = self._imports.pop(key, None)
         if state and state.epoch == session.epoch and await self._is_current(state):
             if state.is_archived:
-                state.ids |= await self._archived_ids(state, batch)
+                state.ids |= await self._archive.request_ids(key, state.epoch, batch)
             return state
         state = ImportState(key, session.epoch, session.epoch)
         if session.applied_seq > session.epoch:
@@ -274,7 +273,7 @@ class Sessions:
     async def _update(self, state: ImportState, batch: Sequence[str]) -> None:
         """
         Add the ids that the session got since; of archived exchanges, those of the batch. Raises
-        ServiceError if some are only in MongoDB and it is not connected.
+        ArchiveUnavailable if some are only in MongoDB.
         """
         last = await self._log.last(state.key)
         if last is None or last.seq < state.seq:  # records were trimmed, or the log was lost
@@ -282,23 +281,9 @@ class Sessions:
             state.ids.clear()
         if not await self._log.is_complete(state.key, state.seq):
             state.is_archived = True
-            state.ids |= await self._archived_ids(state, batch)
+            state.ids |= await self._archive.request_ids(state.key, state.epoch, batch)
         ids, state.seq = await self._log.request_ids(state.key, state.seq)
         state.ids |= ids
-
-    async def _archived_ids(self, state: ImportState, batch: Sequence[str]) -> set[str]:
-        if not self._archive.connected:
-            raise _archive_required("A part of the session is only in MongoDB.")
-        try:
-            return await self._archive.request_ids(state.key, state.epoch, batch)
-        except ArchiveUnavailable as error:
-            message = f"A part of the session is only in MongoDB, which failed: {error}."
-            raise _archive_required(message) from error
-
-
-def _archive_required(reason: str) -> ServiceError:
-    message = f"{reason} Start MongoDB, then try again."
-    return ServiceError("history_unavailable", message, RETRY_AFTER_SECONDS)
 
 
 def _imported_exchange(imported: history.Imported, epoch: int, now: datetime) -> history.Exchange:

@@ -229,7 +229,7 @@ async def test_find_without_mongodb_is_unavailable_not_404(
         await indexed(empty_bus)
         await Stream(empty_bus, subjects.HISTORY_STREAM).delete(seq)
     async with history(url_of(empty_nats)):
-        with pytest.raises(ServiceError, match="stored in MongoDB") as raised:
+        with pytest.raises(ServiceError, match="only in MongoDB") as raised:
             await find(empty_bus, tenant, "r1")
         assert raised.value.code == "history_unavailable"
 

@@ -179,7 +179,7 @@ def running(server: Server) -> Iterator[Server]:
 
 def _nats_binary(version: NatsVersion) -> str:
     folders = {
-        "pinned": sysconfig.get_path("scripts"),
+        "pinned": os.environ.get("NATS_TEST_FOLDER") or sysconfig.get_path("scripts"),
         "oldest": str(ROOT / ".data/nats-oldest/bin"),
     }
     if binary := shutil.which("nats-server", path=folders[version]):

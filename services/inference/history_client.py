@@ -87,24 +87,29 @@ class HistoryClient:
         Idempotent: a try that was not acknowledged is repeated with the same message id, which the
         server deduplicates. An exchange of another attempt at the request is not overwritten.
         """
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._limits.append_timeout_seconds):
-                while is_wanted():
-                    try:
-                        if result := await self._try(key, exchange):
-                            return result
-                        # in this order: a record in between makes the next try fail as well
-                        previous = await self._last(key)
-                        if await self._is_erased(key, exchange):
-                            return AppendResult("none")
-                        exchange = replace(exchange, previous=previous)
-                    except (StreamUnavailable, ServiceError) as error:
-                        # history then probes the log, and refuses chats meanwhile
-                        await self._bus.publish(subjects.HISTORY_APPEND_FAILED, Empty())
-                        log.warning("append failed, retrying error=%r", str(error))
-                        await asyncio.sleep(self._limits.append_retry_seconds)
-        except TimeoutError:
-            log.error("append timed out: the exchange is not stored")
+                return await self._append(key, exchange, is_wanted)
+        log.error("append timed out: the exchange is not stored")
+        return AppendResult("failed")
+
+    async def _append(
+        self, key: str, exchange: Exchange, is_wanted: Callable[[], bool]
+    ) -> AppendResult:
+        while is_wanted():
+            try:
+                if result := await self._try(key, exchange):
+                    return result
+                # in this order: a record in between makes the next try fail as well
+                previous = await self._last(key)
+                if await self._is_erased(key, exchange):
+                    return AppendResult("none")
+                exchange = replace(exchange, previous=previous)
+            except (StreamUnavailable, ServiceError) as error:
+                # history then probes the log, and refuses chats meanwhile
+                await self._bus.publish(subjects.HISTORY_APPEND_FAILED, Empty())
+                log.warning("append failed, retrying error=%r", str(error))
+                await asyncio.sleep(self._limits.append_retry_seconds)
         return AppendResult("failed")
 
     async def _try(self, key: str, exchange: Exchange) -> AppendResult | None:

@@ -64,8 +64,16 @@ log = logging.getLogger(__name__)
 @dataclass(eq=False)
 class ChatService:
     """
-    Every accepted request ends in exactly one Done or Failed. `fail` ends the process, for example
-    if the engine dies.
+    Serves chat requests. The life of a request, method by method:
+
+    1. `_admit`: the router asks for a slot or a place in the queue.
+    2. `_serve`: runs the other steps, and ends the request in exactly one Done or Failed.
+    3. `_prepare`: reads the session's context from history, and builds the prompt in a thread.
+    4. `_generate`: submits the prompt to the engine, and sends its outputs as events.
+    5. `_finish`: appends the exchange to the log, then sends Done.
+    6. `_prefill_next_prompt`: an idle worker prefills what it knows of the session's next prompt.
+
+    `fail` ends the process, for example if the engine dies.
     """
 
     bus: Bus
@@ -214,8 +222,8 @@ class ChatService:
 
     async def _prepare(self, flight: InFlightRequest) -> tuple[PreparedPrompt, Sequence]:
         """
-        Raises ServiceError, or RequestStopped unless the request resumes an answer: the text of
-        that is stored then.
+        Return the prompt and its sequence. Raises ServiceError, or RequestStopped if the request is
+        stopped; not if it resumes an answer, whose text is stored then.
         """
         request, context = flight.request, Context()
         if not request.resume and not prompts.is_stateless(request):

@@ -26,7 +26,7 @@ from services.edge.api import chat, models, openai_chat, openai_completions, ses
 from services.edge.api.openai_body import IGNORED_FIELDS, BodyReader, add_ignored_fields
 from services.edge.context import Edge
 from services.edge.errors import AnyRequest
-from services.edge.history_client import HistoryClient
+from services.edge.history_requests import HistoryRequests
 from services.edge.idempotency import IdempotencyKeys
 from services.edge.keys import ApiKeys
 from services.edge.limits import EdgeLimits
@@ -90,7 +90,7 @@ async def make_app(
     edge = Edge(
         bus,
         workers,
-        HistoryClient(bus, limits),
+        HistoryRequests(bus, limits),
         IdempotencyKeys(bus),
         BodyReader(limits, is_strict),
         draining,

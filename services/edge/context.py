@@ -8,7 +8,7 @@ from litestar.di import NamedDependency
 from services.client.chat_client import ChatClient
 from services.client.routing import WorkerDirectory
 from services.edge.api.openai_body import BodyReader
-from services.edge.history_client import HistoryClient
+from services.edge.history_requests import HistoryRequests
 from services.edge.idempotency import IdempotencyKeys, StoredAnswers
 from services.edge.limits import EdgeLimits
 from services.runtime.bus import Bus
@@ -20,7 +20,7 @@ class Edge:
 
     bus: Bus
     workers: WorkerDirectory
-    history: HistoryClient
+    history: HistoryRequests
     keys: IdempotencyKeys
     bodies: BodyReader
     draining: asyncio.Event

@@ -25,7 +25,7 @@ from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.history import Exchange, ExchangeRequest
 from services.contract.messages import Done, Failed, PromptRequest, StreamEvent, Token
-from services.edge.history_client import HistoryClient
+from services.edge.history_requests import HistoryRequests
 from services.edge.limits import EdgeLimits
 from services.runtime.bus import Bus
 from services.runtime.streams import Bucket, Conflict, StreamUnavailable
@@ -83,14 +83,14 @@ class IdempotencyKeys:
         """Claim the key for a request. Return False if another edge did so since `revision`."""
         claim = Claim(keyed.body, request_id, self._clock())
         try:
-            await _stored(self._bucket.put(keyed.entry, encode(claim), revision))
+            await _on_bucket(self._bucket.put(keyed.entry, encode(claim), revision))
         except Conflict:
             return False
         return True
 
     async def find(self, keyed: KeyedRequest) -> HeldClaim:
         """Return the claim of a key. Raises ServiceError(conflict) if it is for another request."""
-        value = await _stored(self._bucket.get(keyed.entry))
+        value = await _on_bucket(self._bucket.get(keyed.entry))
         if value is None:
             return HeldClaim(keyed.name, math.inf, 0)
         claim = decode(value.data, Claim)
@@ -101,7 +101,7 @@ class IdempotencyKeys:
     async def was_answered(self, tenant: str, request_id: str) -> bool:
         """Return whether the log had the answer in the last day; it may be erased since."""
         entry = subjects.request_entry(tenant, request_id)
-        return await _stored(self._bucket.get(entry)) is not None
+        return await _on_bucket(self._bucket.get(entry)) is not None
 
 
 class ClaimedRequest(NamedTuple):
@@ -118,7 +118,7 @@ class StoredAnswers:
         self,
         tenant: str,
         client: ChatClient,
-        history: HistoryClient,
+        history: HistoryRequests,
         keys: IdempotencyKeys,
         limits: EdgeLimits,
     ) -> None:
@@ -265,7 +265,7 @@ def _events_of(exchange: Exchange) -> list[StreamEvent]:
     return [Token(0, exchange.response, ()), end] if exchange.response else [end]
 
 
-async def _stored(operation: Awaitable[T]) -> T:
+async def _on_bucket(operation: Awaitable[T]) -> T:
     """Await an operation on the bucket. Raises ServiceError(bus_unavailable)."""
     try:
         return await operation

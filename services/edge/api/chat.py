@@ -17,7 +17,7 @@ from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, Done, PromptRequest, StreamEvent, Token
 from services.edge.context import Edge, Tenant, TheEdge
 from services.edge.errors import AnyRequest
-from services.edge.history_client import check_connected
+from services.edge.history_requests import check_connected
 from services.edge.limits import EdgeLimits
 from services.edge.parameters import get
 from services.edge.request_body import check_sizes

@@ -46,16 +46,16 @@ SESSION_HEADERS = ("x-session-id", "x-conversation-id", "x-openwebui-chat-id")
 log = logging.getLogger(__name__)
 
 
-class Endpoint(NamedTuple):
-    """The types of an endpoint's objects, and the prefix of their ids."""
+class CompletionObjects(NamedTuple):
+    """The types of the objects of an endpoint, and the prefix of their ids."""
 
     id_prefix: str
     chunk: type[Struct]
     completion: type[Struct]
 
 
-CHAT = Endpoint("chatcmpl", ChatChunk, ChatCompletion)
-TEXT = Endpoint("cmpl", TextCompletion, TextCompletion)
+CHAT = CompletionObjects("chatcmpl", ChatChunk, ChatCompletion)
+TEXT = CompletionObjects("cmpl", TextCompletion, TextCompletion)
 
 
 class ChoiceBuilder(Protocol):
@@ -87,14 +87,14 @@ class CompletionEncoder:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        objects: CompletionObjects,
         heading: dict[str, Any],
         choices: Sequence[ChoiceBuilder],
         n: int,
         cancel: Callable[[int], None],
         includes_usage: bool,
     ) -> None:
-        self._endpoint = endpoint
+        self._objects = objects
         self._heading = heading
         self._choices = choices
         self._n = n
@@ -129,7 +129,7 @@ class CompletionEncoder:
                     raise to_error(event)
                 self._push(number, event)
         choices = tuple(choice.build() for choice in self._choices)
-        return self._endpoint.completion(choices=choices, usage=self._usage(), **self._heading)
+        return self._objects.completion(choices=choices, usage=self._usage(), **self._heading)
 
     def _push(self, number: int, event: StreamEvent) -> list[Struct]:
         """Add an event to its choice. Cancel the generation if that completes the choice."""
@@ -150,7 +150,7 @@ class CompletionEncoder:
         return b"".join(self._event((chunk,), **self._no_usage) for chunk in chunks)
 
     def _event(self, choices: tuple[Struct, ...], **more: Any) -> bytes:
-        chunk = self._endpoint.chunk(choices=choices, **self._heading, **more)
+        chunk = self._objects.chunk(choices=choices, **self._heading, **more)
         return data_line(msgspec.json.encode(chunk))
 
     def _usage(self) -> CompletionUsage:
@@ -168,7 +168,7 @@ async def respond(
     request: AnyRequest,
     edge: Edge,
     tenant: str,
-    endpoint: Endpoint,
+    objects: CompletionObjects,
     body: CompletionRequest,
     chats: Sequence[ChatRequest],
     choices: Sequence[ChoiceBuilder],
@@ -185,11 +185,11 @@ async def respond(
         edge.bus.spawn(client.cancel(ids[number]))
 
     heading = {
-        "id": f"{endpoint.id_prefix}-{ids[0]}",
+        "id": f"{objects.id_prefix}-{ids[0]}",
         "created": int(time.time()),
         **_model_fields(edge.workers, body.model),
     }
-    encoder = CompletionEncoder(endpoint, heading, choices, n, cancel, body.includes_usage)
+    encoder = CompletionEncoder(objects, heading, choices, n, cancel, body.includes_usage)
     events = merge([client.stream(each) for each in requests], edge.limits.max_queued_events)
     if body.stream:
         return SseResponse(events, encoder, edge.workers.to_error, edge.limits)

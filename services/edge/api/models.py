@@ -24,7 +24,7 @@ from services.edge.api.openai_chat import chat_request
 from services.edge.api.openai_requests import ChatCompletionBody, DetokenizeBody, TokenizeBody
 from services.edge.context import Edge, Tenant, TheEdge
 from services.edge.errors import AnyRequest
-from services.edge.history_client import check_connected
+from services.edge.history_requests import check_connected
 from services.edge.parameters import get
 from services.runtime.deliveries import NoResponders
 

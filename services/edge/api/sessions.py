@@ -35,7 +35,7 @@ from services.contract.history import (
 from services.contract.messages import Empty, RequestId
 from services.edge.context import Tenant, TheEdge
 from services.edge.errors import AnyRequest, service_error
-from services.edge.history_client import HistoryClient
+from services.edge.history_requests import HistoryRequests
 from services.edge.limits import EdgeLimits
 from services.edge.parameters import SessionQuery, get, read_path, read_query
 
@@ -206,12 +206,12 @@ def _read_description(body: bytes) -> Description:
     return Description(given.title, given.system_prompt)
 
 
-async def _export_page(history: HistoryClient, tenant: str, query: ExportRequest) -> ExportPage:
+async def _export_page(history: HistoryRequests, tenant: str, query: ExportRequest) -> ExportPage:
     return await history.request("export", tenant, query, ExportPage)
 
 
 async def _export_lines(
-    history: HistoryClient, tenant: str, session_id: str, page: ExportPage
+    history: HistoryRequests, tenant: str, session_id: str, page: ExportPage
 ) -> AsyncGenerator[bytes, None]:
     """Yield all pages as lines. An error breaks the connection, so the client notices it."""
     while True:

@@ -12,7 +12,7 @@ from services.contract.version import VERSION
 from services.edge import pages
 from services.edge.context import Tenant, TheEdge
 from services.edge.errors import AnyRequest
-from services.edge.history_client import check_connected
+from services.edge.history_requests import check_connected
 from services.edge.parameters import get, wants_html
 
 

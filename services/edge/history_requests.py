@@ -17,7 +17,7 @@ RETRY_AFTER_SECONDS = 1.0
 S = TypeVar("S", bound=Struct)
 
 
-class HistoryClient:
+class HistoryRequests:
     def __init__(self, bus: Bus, limits: EdgeLimits) -> None:
         self._bus = bus
         self._limits = limits

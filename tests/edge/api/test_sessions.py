@@ -373,6 +373,16 @@ async def test_request_is_repeated_only_if_history_is_silent(
     assert (len(received), len(retried)) == (1, int(is_frozen))
 
 
+async def test_largest_exchange_follows_the_max_payload_of_nats(bus: Bus) -> None:
+    line = json.dumps({"prompt": "p", "response": "x" * 62_000})
+    small = replace_limits(LIMITS, max_payload_bytes=64 * 1024)
+    async with edge_on(bus, limits=small) as http:
+        answer = await http.post("/sessions/s/messages", content=line)
+    assert (answer.status_code, error_of(answer)["code"]) == (413, "payload_too_large")
+    assert "the maximum is 61,440" in (error_of(answer)["message"] or "")
+    assert bus.max_payload >= 2**20
+
+
 async def test_invalid_line_is_named_by_its_number(http: httpx.AsyncClient) -> None:
     answer = await http.post("/sessions/s/messages", content=LINE + b"\n\n{}")
     assert (error_of(answer)["message"] or "").startswith("Line 3: ")

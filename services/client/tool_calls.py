@@ -6,8 +6,7 @@ array that is the whole answer (Llama, Mistral), also inside a Markdown fence (Q
 
 import json
 import re
-from collections.abc import Collection
-from enum import Enum, auto
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 HERMES, MISTRAL = MARKERS = ("<tool_call>", "[TOOL_CALLS]")
@@ -48,14 +47,6 @@ class ArgumentsDelta(NamedTuple):
 AnswerPart = TextDelta | ToolCallStart | ArgumentsDelta
 
 
-class _State(Enum):
-    TEXT = auto()
-    FENCE = auto()  # a Markdown fence at the start of the answer
-    CALL = auto()  # JSON that may be a call
-    ARGUMENTS = auto()
-    AFTER_CALL = auto()
-
-
 class ToolCallParser:
     """
     Splits text into text and calls of the tools `names`. Text that looks like a call and turns out
@@ -66,7 +57,8 @@ class ToolCallParser:
         """`is_fenced`: the text follows the opening of a Markdown fence."""
         self._names = names
         self._separator = _SEPARATOR_IN_FENCE if is_fenced else _SEPARATOR
-        self._state = _State.TEXT
+        # the method for what comes next; returns whether another step may find more in `_pending`
+        self._step: Callable[[], bool] = self._read_text
         self._pending = ""  # not returned yet
         self._is_at_start = True  # of the answer: only white space was returned
         self._has_calls = False
@@ -75,18 +67,11 @@ class ToolCallParser:
         self._is_fenced = False  # the call, between the markers
         self._arguments = _ObjectScanner()
         self._parts: list[AnswerPart] = []
-        self._steps = {
-            _State.TEXT: self._read_text,
-            _State.FENCE: self._read_fence,
-            _State.CALL: self._read_call,
-            _State.ARGUMENTS: self._read_arguments,
-            _State.AFTER_CALL: self._read_after_call,
-        }
 
     @property
     def is_within_call(self) -> bool:
         """At the end of the answer: whether the last call is incomplete."""
-        return self._state is _State.ARGUMENTS
+        return self._step == self._read_arguments
 
     def push(self, text: str) -> list[AnswerPart]:
         """Return the parts that are certain after `text`."""
@@ -96,22 +81,19 @@ class ToolCallParser:
 
     def flush(self) -> list[AnswerPart]:
         """Return the remaining parts at the end of the answer."""
-        while self._state is _State.CALL and self._parse_whole_call():
+        while self._step == self._read_call and self._parse_whole_call():
             self._run()
-        match self._state:
-            case _State.FENCE:
-                self._parts += _parse_fences(self._pending, self._names) or [
-                    TextDelta(self._pending)
-                ]
-            case _State.CALL:
-                self._parts.append(TextDelta(self._prefix + self._pending))
-            case _State.TEXT if self._pending.strip() or not self._has_calls:
-                self._parts.append(TextDelta(self._pending))
+        text = [TextDelta(self._pending)]
+        if self._step == self._read_fence:
+            self._parts += _parse_fences(self._pending, self._names) or text
+        elif self._step == self._read_call:
+            self._parts.append(TextDelta(self._prefix + self._pending))
+        elif self._step == self._read_text and (self._pending.strip() or not self._has_calls):
+            self._parts += text
         return [part for part in self._take_parts() if part != TextDelta("")]
 
     def _run(self) -> None:
-        """Apply the steps; each returns whether the next one may find more in `_pending`."""
-        while self._steps[self._state]():
+        while self._step():
             pass
 
     def _take_parts(self) -> list[AnswerPart]:
@@ -132,7 +114,7 @@ class ToolCallParser:
                 self._begin_call("", "", text)
                 return True
         if self._is_at_start and unindented.startswith("`"):
-            self._state = _State.FENCE
+            self._step = self._read_fence
             return True
         certain = _length_before_marker(text)
         self._emit_text(text[:certain])
@@ -142,7 +124,7 @@ class ToolCallParser:
     def _begin_call(self, marker: str, prefix: str, pending: str) -> None:
         self._marker, self._prefix, self._pending = marker, prefix, pending
         self._is_fenced = False
-        self._state = _State.CALL
+        self._step = self._read_call
 
     def _read_fence(self) -> bool:
         """Wait until the fence can't contain calls only; at the end, `flush` parses it."""
@@ -155,7 +137,7 @@ class ToolCallParser:
             if not self._cannot_be_call(inner) and not is_followed_by_text:
                 return False
         self._is_at_start = False
-        self._state = _State.TEXT
+        self._step = self._read_text
         return True
 
     def _read_call(self) -> bool:
@@ -167,7 +149,7 @@ class ToolCallParser:
             self._has_calls = True
             self._pending = self._pending[start.end() :]
             self._arguments = _ObjectScanner()
-            self._state = _State.ARGUMENTS
+            self._step = self._read_arguments
             return True
         if CLOSING in self._pending and self._parse_whole_call():
             return True
@@ -175,7 +157,7 @@ class ToolCallParser:
             self._is_at_start = False
             self._emit_text(self._prefix + self._pending)
             self._pending = ""
-            self._state = _State.TEXT
+            self._step = self._read_text
         return False
 
     def _skip_fence(self) -> bool:
@@ -209,7 +191,7 @@ class ToolCallParser:
             self._pending = ""
             return False
         self._pending = self._pending[end:]
-        self._state = _State.AFTER_CALL
+        self._step = self._read_after_call
         return True
 
     def _read_after_call(self) -> bool:
@@ -227,7 +209,7 @@ class ToolCallParser:
             self._begin_call(self._marker, "", rest)
         else:
             self._pending = rest
-            self._state = _State.TEXT
+            self._step = self._read_text
         return True
 
     def _parse_whole_call(self) -> bool:
@@ -249,7 +231,7 @@ class ToolCallParser:
         self._parts += [ToolCallStart(name), ArgumentsDelta(_to_json(arguments))]
         self._has_calls = True
         self._pending = text[end:]
-        self._state = _State.AFTER_CALL
+        self._step = self._read_after_call
         return True
 
     def _emit_text(self, text: str) -> None:

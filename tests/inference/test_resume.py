@@ -1,5 +1,6 @@
 """Requests that resume an answer which another worker has begun."""
 
+from dataclasses import replace as replace_limits
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from services.contract.messages import (
     StreamEvent,
     Token,
 )
-from tests.inference.scripted import LONG, StartWorker, Worker, text
+from tests.inference.scripted import FAST, LONG, StartWorker, Worker, text
 
 LOST_AT = 100  # tokens
 
@@ -130,3 +131,14 @@ async def test_answer_of_an_adapter_is_resumed_by_that_adapter_only(fast: Worker
     assert text([event async for event in fast.events(request)]) == "ELLO"
     failed = (await fast.ask("hi", "s", resume=Resume(state, (72,), "H")))[-1]
     assert isinstance(failed, Failed) and failed.code == "model_not_found"
+
+
+async def test_resume_state_too_long_for_a_message_is_left_out(start_worker: StartWorker) -> None:
+    limits = replace_limits(FAST, max_payload=800)  # bytes: room for 50 tokens of a prompt
+    async with start_worker(limits=limits) as small:
+        states = []
+        for padding in (0, 50):
+            prompt = f"{'x' * padding}hi<|im_end|>\n<|im_start|>assistant\n"
+            events = await small.ask_stateless(text=prompt)
+            states += [event.resume_state for event in events if isinstance(event, Started)]
+    assert states[0] is not None and states[1] is None

@@ -27,9 +27,9 @@ LEXER = re.compile(
       | (?P<repeat>[*+?]|\{\s*\d{1,9}\s*(?:,\s*\d{0,9}\s*)?})""",
     re.VERBOSE | re.DOTALL,
 )
-CHARACTER = re.compile(
-    r'\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}|\\[trn\\"[\]-]|[^\\]', re.DOTALL
-)
+_CHARACTER = r'(?:\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}|\\[trn\\"[\]-]|[^\\])'
+CHARACTER = re.compile(_CHARACTER, re.DOTALL)
+RANGE = re.compile(f"({_CHARACTER})(?:-({_CHARACTER}))?", re.DOTALL)
 CONTROLS = {"\\t": 9, "\\r": 13, "\\n": 10}
 MAX_CODE_POINT = 0x10FFFF
 SURROGATES = range(0xD800, 0xE000)
@@ -51,7 +51,7 @@ class _Translator:
         self._parts: list[str] = []  # of the current rule
         self._depth = 0  # of parentheses in the current rule, plus 1; 0 outside of a rule
         self._previous = ""  # kind of the previous token
-        for match in _lex(text):
+        for match in _scan(LEXER, text, "can't be read"):
             self._add(match.lastgroup or "", match)
         if self._depth > 1:
             raise GrammarError("a parenthesis is not closed")
@@ -66,6 +66,8 @@ class _Translator:
         return "\n".join(f"{name}: {_body(name, parts)}" for name, parts in self._rules.items())
 
     def _add(self, kind: str, match: re.Match[str]) -> None:
+        if kind == "space":
+            return
         if kind == "newline":
             # a rule continues after a newline only in parentheses, after `::=` and after `|`
             if self._depth == 1 and self._previous not in ("rule", "or"):
@@ -126,15 +128,16 @@ class _Translator:
         return self._names.setdefault(name, f"r{len(self._names)}")
 
 
-def _lex(text: str) -> Iterator[re.Match[str]]:
+def _scan(pattern: re.Pattern[str], text: str, problem: str) -> Iterator[re.Match[str]]:
+    """Yield adjacent matches. Raises GrammarError if the text does not consist of them."""
     position = 0
     while position < len(text):
-        match = LEXER.match(text, position)
+        match = pattern.match(text, position)
         if match is None:
-            excerpt = text[position : position + 20]
-            raise GrammarError(f"{excerpt!r} at character {position} can't be read")
-        if match.lastgroup != "space":
-            yield match
+            raise GrammarError(
+                f"{text[position : position + 20]!r} at character {position} {problem}"
+            )
+        yield match
         position = match.end()
 
 
@@ -185,35 +188,20 @@ def _lexemes(match: re.Match[str]) -> str:
         return "/(?s:.)/"
     if match.lastgroup == "chars":
         return f"/[{match['negated']}{_ranges(match['chars'])}]/"
-    points = [point for _, point in _code_points(match["literal"])]
-    return f"({' '.join(f'/{_escape(point)}/' for point in points)})" if points else EMPTY
+    characters = _scan(CHARACTER, match["literal"], "is not a known escape")
+    lexemes = " ".join(f"/{_escape(_code_point(each[0]))}/" for each in characters)
+    return f"({lexemes})" if lexemes else EMPTY
 
 
 def _ranges(text: str) -> str:
     """Return the inside of [ and ] in Rust regex syntax; a trailing `-` is literal."""
-    characters = list(_code_points(text))
     ranges = ""
-    while characters:
-        _, low = characters.pop(0)
-        high = low
-        if len(characters) > 1 and characters[0][0] == "-":
-            high = characters[1][1]
-            del characters[:2]
+    for match in _scan(RANGE, text, "is not a known escape"):
+        low, high = _code_point(match[1]), _code_point(match[2] or match[1])
         if low > high:
             raise GrammarError(f"a range of [{text[:20]}] ends before it begins")
         ranges += f"{_escape(low)}-{_escape(high)}"
     return ranges
-
-
-def _code_points(text: str) -> Iterator[tuple[str, int]]:
-    """Yield each character as written, possibly an escape, and its code point."""
-    position = 0
-    while position < len(text):
-        match = CHARACTER.match(text, position)
-        if match is None:
-            raise GrammarError(f"{text[position : position + 2]!r} is not a known escape")
-        yield match[0], _code_point(match[0])
-        position = match.end()
 
 
 def _code_point(written: str) -> int:

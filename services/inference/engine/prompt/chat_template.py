@@ -25,7 +25,7 @@ _PROBES = ("a", "B", "1", ".", " a", "\na", "\u00e9", "\u4e2d")
 
 
 class RenderedPrompt(NamedTuple):
-    """The tokens of a prompt, and how many exchanges of the session are in it and are not."""
+    """The tokens of a prompt, and how many exchanges of its session it has and lacks."""
 
     tokens: list[int]
     kept: int = 0
@@ -33,7 +33,7 @@ class RenderedPrompt(NamedTuple):
 
 
 class RawPrompts:
-    """Prompts without a chat template, which the model continues."""
+    """Prompts without a chat template: text or tokens that the model continues."""
 
     opens_reasoning = False  # whether prompts end inside <think>
 

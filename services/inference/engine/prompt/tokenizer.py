@@ -20,7 +20,7 @@ _ANCHOR = "\n"  # no tokenizer that puts a space before a text has a token that 
 
 
 class AnswerMatch(NamedTuple):
-    """The tokens of an answer that spell the beginning of its text, this text, and the rest."""
+    """Tokens of an answer, the prefix of its text that they spell, and the rest of its text."""
 
     tokens: list[int]
     text: str
@@ -29,10 +29,11 @@ class AnswerMatch(NamedTuple):
 
 class Tokenizer:
     """
-    The tokenizer of a model, which knows its reserved tokens: control tokens, and the special
-    tokens in `template_text`, the text that the chat template itself writes. Only the template's
-    text may become reserved tokens. User-defined tokens of one character or of spaces are ordinary
-    text. `max_token_bytes` is the maximum number of bytes of text that one token stands for.
+    The tokenizer of a model. Some of its tokens are reserved, so that only text of the chat
+    template may become them: control tokens, and the special tokens that the template writes, which
+    `template_text` shows. User-defined tokens of one character or of spaces are never reserved.
+
+    `max_token_bytes` is the maximum number of bytes of text that one token stands for.
     """
 
     def __init__(self, backend: Backend, template_text: str) -> None:
@@ -65,7 +66,7 @@ class Tokenizer:
             tokens += self._tokenize_part(part, tokens, special)
 
     def append_content(self, tokens: list[int], text: str) -> None:
-        """Append the tokens of a text that somebody wrote, without reserved tokens."""
+        """Append the tokens of a user's or a model's text, without reserved tokens."""
         start = len(tokens)
         self.append(tokens, text, special=False)
         if not self.reserved(tokens[start:]):
@@ -103,8 +104,8 @@ class Tokenizer:
 
     def match_answer(self, tokens: Sequence[int], text: str) -> AnswerMatch:
         """
-        Return the most tokens that spell a beginning of the text, in whole characters. They end
-        before a reserved token: a role that the model forged is not repeated.
+        Return the longest prefix of the tokens that spells a prefix of the text, in whole
+        characters. It ends before a reserved token: a role that the model forged is not repeated.
         """
         data = text.encode()
         position = matched = end = 0

@@ -36,20 +36,11 @@ OBJECT_KEYWORDS = set(
 # Keywords that can't be enforced, and the values with which they have no effect.
 _ANY_SCHEMA: tuple[Any, ...] = (True, {})
 UNENFORCEABLE: dict[str, tuple[Any, ...]] = {
-    "uniqueItems": (False,),
-    "contains": (),
-    "minContains": (),
-    "maxContains": (),
-    "not": (False,),
-    "if": (),
-    "then": _ANY_SCHEMA,
-    "else": _ANY_SCHEMA,
+    **dict.fromkeys(("contains", "minContains", "maxContains", "if"), ()),
+    **dict.fromkeys(("uniqueItems", "not"), (False,)),
+    **dict.fromkeys(("dependentRequired", "dependentSchemas", "dependencies"), ({},)),
+    **dict.fromkeys(("then", "else", "unevaluatedProperties", "unevaluatedItems"), _ANY_SCHEMA),
     "propertyNames": (*_ANY_SCHEMA, {"type": "string"}),
-    "dependentRequired": ({},),
-    "dependentSchemas": ({},),
-    "dependencies": ({},),
-    "unevaluatedProperties": _ANY_SCHEMA,
-    "unevaluatedItems": _ANY_SCHEMA,
 }
 LOOKAROUND = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?<?[=!]|\\[1-9])")  # and back references
 CONTROL_CHARACTER = re.compile(r"\\u00[01]")  # in JSON: a character that needs a `\u` escape

@@ -26,13 +26,13 @@ from services.inference.tokens import TokenService
 from services.runtime.bus import Bus
 from tests.inference.chat_templates import CHATML
 from tests.inference.fake_backend import FakeBackend
-from tests.inference.vocabulary import ADDED, WithMarkers
+from tests.inference.vocabulary import ADDED, WithSpecialTokens
 
 INFO = ModelInfo("fake", "digest", 1000, 0)
 LIMITS = InferenceLimits(token_queue=8, token_seconds=1.0)
 
 
-class GatedBackend(WithMarkers):
+class GatedBackend(WithSpecialTokens):
     """Records what it has to tokenize, and continues when allowed to."""
 
     def __init__(self) -> None:

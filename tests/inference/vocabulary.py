@@ -63,7 +63,7 @@ load_vocabulary = lru_cache(maxsize=4)(VocabularyBackend)
 """Return the backend of a vocabulary, which takes up to four seconds the first time."""
 
 
-class WithMarkers(FakeBackend):
+class WithSpecialTokens(FakeBackend):
     """Adds special tokens, and finds them as llama.cpp finds its own: first, longest first."""
 
     def __init__(self, base: Backend, added: Iterable[SpecialToken]) -> None:

@@ -9,7 +9,7 @@ from services.contract.messages import Turn
 from services.inference.engine.backend import SpecialToken
 from services.inference.engine.prompt.chat_template import ChatTemplate
 from tests.inference.fake_backend import FakeBackend
-from tests.inference.vocabulary import LLAMA_CPP, WithMarkers, load_vocabulary
+from tests.inference.vocabulary import LLAMA_CPP, WithSpecialTokens, load_vocabulary
 
 SOURCES = {
     path.stem: path.read_text() for path in sorted((LLAMA_CPP / "models/templates").glob("*.jinja"))
@@ -30,14 +30,14 @@ OWN_VOCABULARY = {
 }
 CASES = [(name, vocabulary) for vocabulary in VOCABULARIES for name in USABLE]
 CASES += [case for case in OWN_VOCABULARY.items() if case not in CASES]
-_MARKER = re.compile(r"<[|｜/]?[^<>\s'\"{}()]{1,40}>|\[/?[A-Z_]{2,30}\]")
+_SPECIAL_TOKEN = re.compile(r"<[|｜/]?[^<>\s'\"{}()]{1,40}>|\[/?[A-Z_]{2,30}\]")
 
 
 class Case(NamedTuple):
     """A template on a vocabulary."""
 
     chat: ChatTemplate
-    backend: WithMarkers
+    backend: WithSpecialTokens
     rendered: ChatTemplate  # with the bytes of the text as tokens
     base: str
     reserved: set[int]  # the control tokens, and the others that the template uses
@@ -76,9 +76,9 @@ def case(template: str, vocabulary_name: str) -> Case:
     rendered = make(FakeBackend({}, 10**7))
     sample = bytes(rendered.session_prompt(*_conversation("x"), 1).tokens).decode()
     known = {token.text for token in base.special_tokens().values()}
-    names = sorted({*_MARKER.findall(source), *_MARKER.findall(sample)} - known)
+    names = sorted({*_SPECIAL_TOKEN.findall(source), *_SPECIAL_TOKEN.findall(sample)} - known)
     added = [] if OWN_VOCABULARY.get(template) == vocabulary_name else names
-    backend = WithMarkers(base, (SpecialToken(x, i % 2 == 0) for i, x in enumerate(added)))
+    backend = WithSpecialTokens(base, (SpecialToken(x, i % 2 == 0) for i, x in enumerate(added)))
     special = backend.special_tokens()
     reserved = {token for token in backend.tokenize(sample, special=True) if token in special}
     reserved |= {id for id, token in special.items() if token.is_control}

@@ -9,7 +9,7 @@ from services.inference.engine.backend import Backend, SpecialToken
 from services.inference.engine.prompt.chat_template import ChatTemplate
 from tests.inference.chat_templates import CHATML, END, NO_SYSTEM, SHOWN, START, template
 from tests.inference.fake_backend import FakeBackend
-from tests.inference.vocabulary import ADDED, WithMarkers, text_of
+from tests.inference.vocabulary import ADDED, WithSpecialTokens, text_of
 
 TURNS = (Turn("1", "first", "one"), Turn("2", "second", "two"))
 CONTROL = 999
@@ -20,10 +20,10 @@ def text(template: ChatTemplate, system: str, turns: Sequence[Turn], question: s
 
 
 def with_special(
-    source: str, *markers: SpecialToken, context: int = 1000
+    source: str, *special: SpecialToken, context: int = 1000
 ) -> tuple[ChatTemplate, Backend]:
     """Return the template on a vocabulary with these special tokens."""
-    backend = WithMarkers(FakeBackend({}, context), markers)
+    backend = WithSpecialTokens(FakeBackend({}, context), special)
     return ChatTemplate(source, backend, bos="", eos="", adds_bos=False), backend
 
 

@@ -27,7 +27,7 @@ from tests.inference.engine.prompt.shipped_templates import (
 )
 from tests.inference.vocabulary import load_vocabulary, text_of
 
-LONGEST_TOKEN = 32  # bytes
+MAX_TOKEN_BYTES = 32
 
 # Templates that render a past answer after another text than the prompt for it ended with, so the
 # next prompt can't continue its tokens: the prompt opens a reasoning block or a channel, which is
@@ -115,14 +115,14 @@ def spell(backend: Backend, text: str) -> list[int]:
     return tokens
 
 
-class Turns(NamedTuple):
+class PromptAndAnswer(NamedTuple):
     """A prompt with its answer, as tokens and as text."""
 
     tokens: list[int]
     text: bytes
 
 
-def converse(case: Case) -> Iterator[Turns]:
+def converse(case: Case) -> Iterator[PromptAndAnswer]:
     turns: list[Turn] = []
     answers: dict[str, list[int]] = {}
     for question in ("What is it?", "  spaces  ", case.text("x"), "And then?"):
@@ -130,7 +130,7 @@ def converse(case: Case) -> Iterator[Turns]:
         rendered = bytes(case.rendered.session_prompt("be kind", turns, question, 1).tokens)
         answer = f"Answer-number-{len(turns)}"
         answers[answer] = spell(case.backend, answer)
-        yield Turns(prompt + answers[answer], rendered + answer.encode())
+        yield PromptAndAnswer(prompt + answers[answer], rendered + answer.encode())
         turns.append(Turn(answer, question, answer))
 
 
@@ -150,7 +150,7 @@ def test_equal_text_has_equal_tokens(name: str) -> None:
     for before, after in pairwise(converse(here)):
         text = commonprefix([before.text, after.text])
         tokens = commonprefix([before.tokens, after.tokens])
-        assert len(text_of(here.backend, tokens).encode()) >= len(text) - LONGEST_TOKEN
+        assert len(text_of(here.backend, tokens).encode()) >= len(text) - MAX_TOKEN_BYTES
 
 
 @pytest.mark.parametrize(("name", "vocabulary_name"), CASES)

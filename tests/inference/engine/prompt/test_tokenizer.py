@@ -17,7 +17,7 @@ from services.inference.engine.prompt.tokenizer import (
 )
 from services.inference.engine.threads import DeepStackThreads
 from tests.inference.fake_backend import FakeBackend
-from tests.inference.vocabulary import ADDED, LLAMA_CPP, WithMarkers, load_vocabulary, text_of
+from tests.inference.vocabulary import ADDED, LLAMA_CPP, WithSpecialTokens, load_vocabulary, text_of
 
 CONTROL, USED, UNUSED, NESTED, SPACES, LETTER = (
     SpecialToken(text, is_control)
@@ -35,8 +35,8 @@ class SpaceAddingBackend(FakeBackend):
         return list(f" {text}".encode()) if text else []
 
 
-BACKEND = WithMarkers(FakeBackend({}), (CONTROL, USED, UNUSED, NESTED, SPACES, LETTER))
-SPACED = WithMarkers(SpaceAddingBackend({}), (CONTROL, USED))
+BACKEND = WithSpecialTokens(FakeBackend({}), (CONTROL, USED, UNUSED, NESTED, SPACES, LETTER))
+SPACED = WithSpecialTokens(SpaceAddingBackend({}), (CONTROL, USED))
 C, U, X, N, S, L = range(ADDED, ADDED + 6)
 
 

@@ -39,7 +39,7 @@ def _warn_if_exposed(listener: socket.socket) -> None:
     address = listener.getsockname()[0]
     if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         log.warning(
-            "listening on %s without API keys: any client can read and erase every session."
+            "listening without API keys address=%s: any client can read and erase every session."
             " Set EDGE_API_KEYS, or EDGE_HOST=127.0.0.1.",
             address,
         )

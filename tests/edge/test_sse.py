@@ -154,7 +154,7 @@ async def test_interruption_before_the_first_event_is_a_503() -> None:
     async def events() -> AsyncGenerator[StreamEvent, None]:
         yield ACCEPTED
         started.set()
-        await asyncio.sleep(5)
+        await asyncio.Event().wait()
 
     stream = asyncio.create_task(run(events()))
     await started.wait()
@@ -179,7 +179,7 @@ async def test_events_are_closed_on_disconnect_during_a_blocked_send() -> None:
 
     async def send_to_a_full_socket(message: Any) -> None:
         sending.set()
-        await asyncio.sleep(5)
+        await asyncio.Event().wait()
 
     answering = asyncio.create_task(response(events())({}, receive, send_to_a_full_socket))  # type: ignore[arg-type]
     await sending.wait()
@@ -221,7 +221,7 @@ async def run(
     sent = [] if sent is None else sent
 
     async def stay() -> Any:
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     async def send(message: Any) -> None:
         sent.append(message)

@@ -65,7 +65,15 @@ _PLAIN: tuple[tuple[re.Pattern[str], str], ...] = (
 """Messages of msgspec, and how they are put for people."""
 
 AnyRequest = Request[Any, Any, Any]
-ErrorBody = dict[str, dict[str, str | None]]
+ErrorBody = dict[str, Any]
+
+
+class DetailedError(ServiceError):
+    """A ServiceError with another message, and with more fields beside `error` in the response."""
+
+    def __init__(self, error: ServiceError, message: str, **fields: Any) -> None:
+        super().__init__(error.code, message, error.retry_after)
+        self.fields = fields
 
 
 def service_error(_: AnyRequest, error: ServiceError) -> Response[ErrorBody]:
@@ -102,7 +110,8 @@ def body(error: ServiceError) -> ErrorBody:
         "param": field and field[1],
         "code": error.code,
     }
-    return {"error": content}
+    more = error.fields if isinstance(error, DetailedError) else {}
+    return {"error": content, **more}
 
 
 def shutting_down() -> ServiceError:

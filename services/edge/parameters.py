@@ -1,4 +1,4 @@
-"""Reads the query and the path of a request, and routes HEAD like GET."""
+"""Reads the query, the path and simple bodies of requests, and routes HEAD like GET."""
 
 from functools import partial
 from typing import TypeVar
@@ -9,6 +9,7 @@ from litestar.enums import HttpMethod
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
+from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import SessionId
 from services.edge.errors import AnyRequest
@@ -43,6 +44,14 @@ def read_path(request: AnyRequest, kind: type[S], session_id: str) -> S:
         message = "The session id in the URL is not UTF-8: percent-encode its UTF-8 bytes."
         raise ServiceError("invalid_request", message) from error
     return _convert({**request.query_params, "session_id": decoded}, kind, "the URL")
+
+
+def decode_body(body: bytes, kind: type[S], example: str) -> S:
+    """Decode JSON. Raises ServiceError with the example, a sentence without its full stop."""
+    try:
+        return decode(body, kind)
+    except ServiceError as error:
+        raise ServiceError("invalid_request", f"{error} {example}.") from error
 
 
 def reject_unknown_parameters(request: AnyRequest) -> None:

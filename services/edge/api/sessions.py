@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
-from litestar import Response, delete, patch, post
+from litestar import delete, patch, post
 from litestar.params import FromPath
 from litestar.response import Stream
 from msgspec import Struct
@@ -34,10 +34,10 @@ from services.contract.history import (
 )
 from services.contract.messages import Empty, RequestId
 from services.edge.context import Tenant, TheEdge
-from services.edge.errors import AnyRequest, service_error
+from services.edge.errors import AnyRequest, DetailedError
 from services.edge.history_requests import HistoryRequests
 from services.edge.limits import EdgeLimits
-from services.edge.parameters import SessionQuery, get, read_path, read_query
+from services.edge.parameters import SessionQuery, decode_body, get, read_path, read_query
 
 CLEAR_EXAMPLE = 'Send JSON like {"session_id": "default"}, or no body'
 DESCRIPTION_EXAMPLE = 'Send JSON like {"title": "Holidays"}; the fields are title and system_prompt'
@@ -135,32 +135,7 @@ async def export(
     return Stream(() if request.method == "HEAD" else lines, media_type="application/jsonl")
 
 
-class ImportStopped(ServiceError):
-    """An import failed after `imported` lines. Sending the same again imports none twice."""
-
-    def __init__(self, error: ServiceError, imported: int) -> None:
-        message = error.message
-        if imported:
-            message += (
-                f" The first {imported:,} lines are imported. Fix this, and send all lines again:"
-                " none is imported twice."
-            )
-        super().__init__(error.code, message, error.retry_after)
-        self.imported = imported
-
-
-def _import_stopped(request: AnyRequest, error: ImportStopped) -> Response[dict[str, Any]]:
-    response = service_error(request, error)
-    content = {**response.content, "imported": error.imported}
-    return Response(content, status_code=response.status_code, headers=response.headers)
-
-
-@post(
-    "/sessions/{session_id:str}/messages",
-    status_code=200,
-    request_max_body_size=None,
-    exception_handlers={ImportStopped: _import_stopped},
-)
+@post("/sessions/{session_id:str}/messages", status_code=200, request_max_body_size=None)
 async def import_(
     request: AnyRequest, session_id: FromPath[str], edge: TheEdge, tenant: Tenant
 ) -> ImportResult:
@@ -175,8 +150,18 @@ async def import_(
         if not imported:
             raise ServiceError("invalid_request", f"The body is empty. {LINE_EXAMPLE}.")
     except ServiceError as error:
-        raise ImportStopped(error, imported) from error
+        raise _import_stopped(error, imported) from error
     return ImportResult(imported=imported)
+
+
+def _import_stopped(error: ServiceError, imported: int) -> DetailedError:
+    message = error.message
+    if imported:
+        message += (
+            f" The first {imported:,} lines are imported. Fix this, and send all lines again: none"
+            " is imported twice."
+        )
+    return DetailedError(error, message, imported=imported)
 
 
 def _session_to_clear(request: AnyRequest, body: bytes) -> str:
@@ -184,10 +169,7 @@ def _session_to_clear(request: AnyRequest, body: bytes) -> str:
     in_query = read_query(request, SessionQuery).session_id
     if not body.strip():
         return in_query
-    try:
-        in_body = decode(body, ClearBody).session_id
-    except ServiceError as error:
-        raise ServiceError("invalid_request", f"{error} {CLEAR_EXAMPLE}.") from error
+    in_body = decode_body(body, ClearBody, CLEAR_EXAMPLE).session_id
     if "session_id" in request.query_params and in_body != in_query:
         raise ServiceError(
             "invalid_request",
@@ -197,10 +179,7 @@ def _session_to_clear(request: AnyRequest, body: bytes) -> str:
 
 
 def _read_description(body: bytes) -> Description:
-    try:
-        given = decode(body or b"{}", DescriptionBody)
-    except ServiceError as error:
-        raise ServiceError("invalid_request", f"{error} {DESCRIPTION_EXAMPLE}.") from error
+    given = decode_body(body or b"{}", DescriptionBody, DESCRIPTION_EXAMPLE)
     if given == DescriptionBody():
         raise ServiceError("invalid_request", f"The body sets nothing. {DESCRIPTION_EXAMPLE}.")
     return Description(given.title, given.system_prompt)

@@ -56,20 +56,20 @@ class ScriptedWorker:
         self.refuses: ServiceError | None = None  # the reply to direct requests
         self.is_frozen = False
 
-    async def receive(self, delivery: Delivery) -> None:
+    async def on_request(self, delivery: Delivery) -> None:
         self._start_script(delivery, delivery.reply)
 
-    async def hear_direct(self, delivery: Delivery) -> None:
+    async def on_direct_request(self, delivery: Delivery) -> None:
         if not self.is_frozen:
-            self._bus.respond(delivery, self._take)
+            self._bus.respond(delivery, self._admit)
 
-    async def _take(self, delivery: Delivery) -> RequestAdmitted:
+    async def _admit(self, delivery: Delivery) -> RequestAdmitted:
         if self.refuses:
             raise self.refuses
         self._start_script(delivery, delivery.headers[subjects.REPLY_HEADER])
         return RequestAdmitted(len(self.requests), 0)
 
-    def hear_cancel(self, delivery: Delivery) -> None:
+    def on_cancel(self, delivery: Delivery) -> None:
         cancel = decode(delivery.data, Cancel)
         if cancel != Cancel():
             self.dropped.put_nowait(cancel)
@@ -105,10 +105,10 @@ async def scripted_worker(nats_url: str, script: Script) -> AsyncIterator[Script
     """Serve requests on a connection of its own, which is closed when the test ends."""
     async with Bus.connect(nats_url, "scripted worker") as bus:
         worker = ScriptedWorker(bus, script)
-        await bus.subscribe(subjects.cancel(subjects.ANY, subjects.ANY), worker.hear_cancel)
+        await bus.subscribe(subjects.cancel(subjects.ANY, subjects.ANY), worker.on_cancel)
         endpoints = [
-            Endpoint("chat", subjects.request(subjects.OPEN_TENANT), worker.receive),
-            Endpoint("tenant-chat", subjects.request(subjects.ANY), worker.receive),
+            Endpoint("chat", subjects.request(subjects.OPEN_TENANT), worker.on_request),
+            Endpoint("tenant-chat", subjects.request(subjects.ANY), worker.on_request),
         ]
         await bus.serve("inference", "scripted", endpoints)
         yield worker
@@ -124,9 +124,9 @@ async def direct_worker(
     """Serve direct requests only, and send no reports."""
     async with Bus.connect(nats_url, "scripted worker") as bus:
         worker = ScriptedWorker(bus, script)
-        await bus.subscribe(subjects.cancel(subjects.ANY, subjects.ANY), worker.hear_cancel)
+        await bus.subscribe(subjects.cancel(subjects.ANY, subjects.ANY), worker.on_cancel)
         subject = subjects.worker_request(worker_id, subjects.ANY)
-        await bus.serve("scripted", "scripted", [Endpoint("direct", subject, worker.hear_direct)])
+        await bus.serve("scripted", "scripted", [Endpoint("direct", subject, worker.on_direct_request)])
         yield worker
 
 

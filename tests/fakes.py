@@ -126,7 +126,9 @@ async def direct_worker(
         worker = ScriptedWorker(bus, script)
         await bus.subscribe(subjects.cancel(subjects.ANY, subjects.ANY), worker.on_cancel)
         subject = subjects.worker_request(worker_id, subjects.ANY)
-        await bus.serve("scripted", "scripted", [Endpoint("direct", subject, worker.on_direct_request)])
+        await bus.serve(
+            "scripted", "scripted", [Endpoint("direct", subject, worker.on_direct_request)]
+        )
         yield worker
 
 

@@ -1,6 +1,7 @@
 """A session's context as a fold of its log records. Pure: no clock, no I/O."""
 
 from datetime import datetime
+from typing import NamedTuple
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -8,7 +9,7 @@ from msgspec.structs import replace
 from services.contract.codec import encode
 from services.contract.history import Cleared, Context, Described, Erased, Exchange
 from services.contract.messages import Turn
-from services.history.entry import MAX_PAGE_BYTES, Entry, Unreadable, fit_newest
+from services.history.entry import Entry, Unreadable, fit_newest
 
 WINDOW_SLACK = 0.3
 """
@@ -39,7 +40,17 @@ class Snapshot(Context, frozen=True):
     active_at: datetime | None = None
 
 
-def fold(snapshot: Snapshot, entry: Entry, max_exchanges: int) -> Snapshot:
+class WindowSize(NamedTuple):
+    """
+    Size of a session's context: the exchanges that are left after it is truncated, and the maximum
+    of its JSON in bytes.
+    """
+
+    exchanges: int
+    max_bytes: int
+
+
+def fold(snapshot: Snapshot, entry: Entry, size: WindowSize) -> Snapshot:
     """
     Return the snapshot with one more record applied.
 
@@ -58,7 +69,7 @@ def fold(snapshot: Snapshot, entry: Entry, max_exchanges: int) -> Snapshot:
         case Described() as described:
             snapshot = _describe(snapshot, described)
         case Exchange() as exchange:
-            snapshot = _add(snapshot, exchange, entry.logged_at, max_exchanges)
+            snapshot = _add(snapshot, exchange, entry.logged_at, size)
         case Unreadable():
             active_at = snapshot.active_at
     return replace(snapshot, applied_seq=entry.seq, active_at=active_at)
@@ -80,9 +91,7 @@ def drop_expired(snapshot: Snapshot, before: datetime) -> Snapshot:
     return snapshot if len(turns) == len(snapshot.turns) else replace(snapshot, turns=turns)
 
 
-def _add(
-    snapshot: Snapshot, exchange: Exchange, logged_at: datetime, max_exchanges: int
-) -> Snapshot:
+def _add(snapshot: Snapshot, exchange: Exchange, logged_at: datetime, size: WindowSize) -> Snapshot:
     """
     Count the exchange, and add it to the turns unless it is a duplicate, has no response, or was
     requested before the session was cleared.
@@ -99,7 +108,7 @@ def _add(
         turns = tuple(turn for turn in turns if turn.request_id != exchange.retry_of)
     if exchange.response:
         turn = LoggedTurn(request_id, exchange.prompt, exchange.response, logged_at=logged_at)
-        turns = _window((*turns, turn), max_exchanges)
+        turns = _window((*turns, turn), size)
     return replace(snapshot, turns=turns, last=request_id)
 
 
@@ -108,8 +117,9 @@ def _describe(snapshot: Snapshot, described: Described) -> Snapshot:
     return replace(snapshot, **{k: value for k, value in fields.items() if value is not UNSET})
 
 
-def _window(turns: tuple[LoggedTurn, ...], max_exchanges: int) -> tuple[LoggedTurn, ...]:
-    limit = max_exchanges + max(1, round(WINDOW_SLACK * max_exchanges))
-    fitting = fit_newest(turns if len(turns) <= limit else turns[-max_exchanges:])
-    is_too_large = len(fitting) == 1 and len(encode(fitting[0])) > MAX_PAGE_BYTES
+def _window(turns: tuple[LoggedTurn, ...], size: WindowSize) -> tuple[LoggedTurn, ...]:
+    limit = size.exchanges + max(1, round(WINDOW_SLACK * size.exchanges))
+    kept = turns if len(turns) <= limit else turns[-size.exchanges :]
+    fitting = fit_newest(kept, size.max_bytes)
+    is_too_large = len(fitting) == 1 and len(encode(fitting[0])) > size.max_bytes
     return () if is_too_large else fitting

@@ -14,8 +14,6 @@ from services.runtime.streams import StoredMessage, Stream
 
 S = TypeVar("S", bound=Struct)
 
-MAX_PAGE_BYTES = 900_000
-"""Content of one reply; nats-server's limit for a message is 1 MiB."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -96,18 +94,17 @@ def archive_id(key: str, request_id: str) -> str:
     return f"{key}.{request_id}"
 
 
-def fit_newest(items: Iterable[S]) -> tuple[S, ...]:
-    """Return the last items, as many as fit in one NATS message but at least one."""
-    return fit_first(reversed(list(items)))[::-1]
+def fit_newest(items: Iterable[S], max_bytes: int) -> tuple[S, ...]:
+    """Return the last items, as many as fit in `max_bytes` of JSON but at least one."""
+    return fit_first(reversed(list(items)), max_bytes)[::-1]
 
 
-def fit_first(items: Iterable[S]) -> tuple[S, ...]:
-    """Return the first items, as many as fit in one NATS message but at least one."""
+def fit_first(items: Iterable[S], max_bytes: int) -> tuple[S, ...]:
+    """Return the first items, as many as fit in `max_bytes` of JSON but at least one."""
     fitting: list[S] = []
-    room = MAX_PAGE_BYTES
     for item in items:
-        room -= len(encode(item)) + 1
-        if room < 0 and fitting:
+        max_bytes -= len(encode(item)) + 1
+        if max_bytes < 0 and fitting:
             break
         fitting.append(item)
     return tuple(fitting)

@@ -10,6 +10,8 @@ RETRY_AFTER_SECONDS = 5.0
 class HistoryLimits:
     """Times are in seconds, batches in records, and shares relative to the log's size."""
 
+    max_payload_bytes: int = 2**20  # of one NATS message: `max_payload` of the server
+
     # Size of a new log; `nats stream edit HISTORY --max-bytes` changes it. It holds about 500,000
     # exchanges: months of backlog while MongoDB is down.
     max_log_bytes: int = 1024**3
@@ -51,6 +53,11 @@ class HistoryLimits:
     mongodb_read_seconds: float = 1.0  # for requests; the log is read instead where it can be
     mongodb_probe_interval_seconds: float = 0.5
     erase_again_seconds: float = 60.0  # a session is erased from MongoDB again: no write is longer
+
+    @property
+    def max_page_bytes(self) -> int:
+        """Size of a context or the entries of a page; the rest of the reply is its other fields."""
+        return self.max_payload_bytes * 6 // 7
 
 
 LIMITS = HistoryLimits()

@@ -24,28 +24,33 @@ class ListedSession(NamedTuple):
 
 
 def exchange_page(
-    entries: Iterable[Entry], limit: int, before: Position | None = None
+    entries: Iterable[Entry], limit: int, max_bytes: int, before: Position | None = None
 ) -> history.ExchangePage:
     """Return the last `limit` exchanges before this position, oldest first; fewer if too large."""
     found = _unique(entries)
     retried = {archive_id(entry.key, exchange.retry_of or "") for entry, exchange in found}
     earlier = [each for each in found if before is None or each[0].position < before]
-    shown = fit_newest(_view(*each, retried) for each in earlier[-limit:])
+    shown = fit_newest((_view(*each, retried) for each in earlier[-limit:]), max_bytes)
     is_last = len(shown) == len(earlier)
     return history.ExchangePage(shown, None if is_last else earlier[-len(shown)][0].position.cursor)
 
 
-def export_page(entries: Iterable[Entry], limit: int, after: Position | None) -> history.ExportPage:
+def export_page(
+    entries: Iterable[Entry], limit: int, max_bytes: int, after: Position | None = None
+) -> history.ExportPage:
     """Return the first `limit` exchanges after this position; fewer if too large."""
     later = [each for each in _unique(entries) if after is None or each[0].position > after]
-    shown = fit_first(exchange for _, exchange in later[:limit])
+    shown = fit_first((exchange for _, exchange in later[:limit]), max_bytes)
     is_last = len(shown) == len(later)
     return history.ExportPage(shown, None if is_last else later[len(shown) - 1][0].position.cursor)
 
 
-def session_page(listed: Sequence[ListedSession], limit: int) -> history.SessionPage:
+def session_page(
+    listed: Sequence[ListedSession], limit: int, max_bytes: int
+) -> history.SessionPage:
     """Return the first `limit` sessions, fewer if too large, in the order of their last records."""
-    shown = listed[: len(fit_first(each.session for each in listed[:limit]))]
+    fitting = fit_first((each.session for each in listed[:limit]), max_bytes)
+    shown = listed[: len(fitting)]
     ordered = sorted(shown, key=lambda each: each.applied_seq, reverse=True)
     is_last = len(shown) == len(listed)
     return history.SessionPage(

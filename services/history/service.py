@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -145,6 +145,7 @@ async def start(
     archive = Archive(uri, database, fail, retention, limits, uri == DEFAULT_MONGODB)
     await stack.enter_async_context(archive.running())
     bus = await stack.enter_async_context(Bus.connect(settings.nats_url, "history"))
+    limits = replace(limits, max_payload_bytes=bus.max_payload)
     session_log = SessionLog(bus, retention, settings.history_replicas, limits)
     stack.push_async_callback(session_log.close)
     await session_log.ensure()

@@ -118,7 +118,7 @@ class Sessions:
                 found.append(listed)
             if len(found) > request.limit:
                 break
-        return pages.session_page(found, request.limit)
+        return pages.session_page(found, request.limit, self._limits.max_page_bytes)
 
     async def messages(self, tenant: str, request: history.MessagesRequest) -> history.ExchangePage:
         """Return the last exchanges before the cursor, of one session or of all the tenant's."""
@@ -128,7 +128,7 @@ class Sessions:
             return history.ExchangePage(())
         # one more tells whether there is a next page, and one at the cursor whether it is a retry
         found = await self._newest(tenant, key, request.limit + 2, before)
-        return pages.exchange_page(found, request.limit, before)
+        return pages.exchange_page(found, request.limit, self._limits.max_page_bytes, before)
 
     async def _newest(
         self, tenant: str, key: str | None, limit: int, until: Position | None
@@ -214,7 +214,7 @@ class Sessions:
             raise ArchiveUnavailable("not connected")
         start = max(floor, erased, after.seq if after else 0)
         found += await self._log.exchanges_after(key, limit + 1, start)
-        return pages.export_page(found, limit, after)
+        return pages.export_page(found, limit, self._limits.max_page_bytes, after)
 
     async def import_exchanges(self, tenant: str, request: history.ImportRequest) -> Empty:
         """

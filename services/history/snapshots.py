@@ -14,7 +14,7 @@ from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.history import Erased
-from services.history.context import Snapshot, drop_expired, fold, rewind
+from services.history.context import Snapshot, WindowSize, drop_expired, fold, rewind
 from services.history.entry import Entry, Unreadable, parse_entry
 from services.history.log import SessionLog
 from services.history.log_consumer import LogConsumer
@@ -156,8 +156,9 @@ class Snapshots:
         return Loaded(self._fold(base, entries), revision, is_new)
 
     def _fold(self, snapshot: Snapshot, entries: Sequence[Entry]) -> Snapshot:
+        size = WindowSize(self._settings.history_exchanges, self._log.limits.max_page_bytes)
         for entry in entries:
-            snapshot = fold(snapshot, entry, self._settings.history_exchanges)
+            snapshot = fold(snapshot, entry, size)
         if retention := self._settings.retention_seconds:
             snapshot = drop_expired(snapshot, datetime.now(UTC) - timedelta(seconds=retention))
         return snapshot

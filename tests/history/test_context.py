@@ -5,11 +5,15 @@ from msgspec.structs import replace
 
 from services.contract.codec import decode, encode
 from services.contract.history import Cleared, Context, Described, Erased, LogRecord
-from services.history.context import Snapshot, drop_expired, fold
-from services.history.entry import MAX_PAGE_BYTES, Entry, Unreadable
+from services.history.context import Snapshot, WindowSize, drop_expired, fold
+from services.history.entry import Entry, Unreadable
+from services.history.limits import LIMITS
 from tests.history.samples import exchange, ids
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+MAX_BYTES = LIMITS.max_page_bytes
+SIZE = WindowSize(10, MAX_BYTES)
 
 
 def entry(seq: int, record: LogRecord | Unreadable) -> Entry:
@@ -20,10 +24,10 @@ def cleared() -> Cleared:
     return Cleared(previous=0, cleared_at=NOW)
 
 
-def folded(*entries: Entry, exchanges: int = 10) -> Snapshot:
+def folded(*entries: Entry, max_bytes: int = MAX_BYTES) -> Snapshot:
     snapshot = Snapshot()
     for each in entries:
-        snapshot = fold(snapshot, each, exchanges)
+        snapshot = fold(snapshot, each, WindowSize(10, max_bytes))
     return snapshot
 
 
@@ -47,7 +51,7 @@ def test_erased_session_keeps_only_its_epoch() -> None:
     erased = Erased(previous=0, erased_at=NOW)
     snapshot = folded(entry(3, exchange("a")), entry(4, described), entry(5, erased))
     assert snapshot == Snapshot(epoch=5, erased=5, applied_seq=5)
-    assert fold(snapshot, entry(6, exchange("late")), 10).turns == ()
+    assert fold(snapshot, entry(6, exchange("late")), SIZE).turns == ()
 
 
 def test_cleared_session_keeps_its_system_prompt() -> None:
@@ -100,7 +104,7 @@ def test_empty_response_is_not_in_the_context() -> None:
 
 def test_record_applied_before_changes_nothing() -> None:
     snapshot = folded(entry(1, exchange("a")), entry(2, cleared()))
-    assert fold(snapshot, entry(1, exchange("a", epoch=9)), 10) is snapshot
+    assert fold(snapshot, entry(1, exchange("a", epoch=9)), SIZE) is snapshot
 
 
 def test_unreadable_record_is_skipped() -> None:
@@ -115,7 +119,7 @@ def test_window_grows_by_a_third_and_is_truncated_in_one_step(
     sizes, firsts = [], []
     snapshot = Snapshot()
     for n in range(1, 5 * max_turns):
-        snapshot = fold(snapshot, entry(n, exchange(f"r{n}")), exchanges)
+        snapshot = fold(snapshot, entry(n, exchange(f"r{n}")), WindowSize(exchanges, MAX_BYTES))
         sizes.append(len(snapshot.turns))
         firsts.append(snapshot.turns[0].request_id)
     assert sizes[:max_turns] == list(range(1, max_turns + 1))
@@ -128,11 +132,17 @@ def test_window_grows_by_a_third_and_is_truncated_in_one_step(
 def test_context_fits_in_one_nats_message() -> None:
     snapshot = folded(*(entry(n, exchange(f"r{n}", response="ä" * 100_000)) for n in range(1, 9)))
     assert ids(snapshot) == ["r5", "r6", "r7", "r8"]
-    assert len(encode(snapshot)) < MAX_PAGE_BYTES + 1000
+    assert len(encode(snapshot)) < MAX_BYTES + 1000
+
+
+def test_context_fits_in_a_smaller_message() -> None:
+    entries = [entry(n, exchange(f"r{n}", response="x" * 1000)) for n in range(1, 9)]
+    snapshot = folded(*entries, max_bytes=4000)
+    assert ids(snapshot) == ["r6", "r7", "r8"] and len(encode(snapshot)) < 5000
 
 
 def test_turn_too_large_for_a_message_is_left_out() -> None:
-    snapshot = folded(entry(1, exchange("a", response="x" * MAX_PAGE_BYTES)))
+    snapshot = folded(entry(1, exchange("a", response="x" * MAX_BYTES)))
     assert (snapshot.turns, snapshot.last, snapshot.exchanges) == ((), "a", 1)
 
 

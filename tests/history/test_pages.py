@@ -7,12 +7,15 @@ from services.contract.codec import encode
 from services.contract.history import Exchange, ExchangeView, Session
 from services.history import pages
 from services.history.context import Snapshot
-from services.history.entry import MAX_PAGE_BYTES, Entry, Position
+from services.history.entry import Entry, Position
+from services.history.limits import LIMITS
 from services.history.pages import ListedSession
 from tests.history.samples import exchange, ids
 
 NOW = datetime(2026, 1, 1, microsecond=123000, tzinfo=UTC)
 KEY = subjects.session_key("alice", "holiday")
+
+MAX_BYTES = LIMITS.max_page_bytes
 
 
 def entry(
@@ -27,7 +30,7 @@ def entry(
 
 
 def views_of(entries: list[Entry], limit: int) -> tuple[ExchangeView, ...]:
-    return pages.exchange_page(entries, limit).messages
+    return pages.exchange_page(entries, limit, MAX_BYTES).messages
 
 
 def test_page_has_the_last_exchanges_oldest_first() -> None:
@@ -57,43 +60,45 @@ def test_timestamp_is_in_utc_and_whole_milliseconds() -> None:
 def test_page_fits_in_one_nats_message() -> None:
     shown = views_of([entry(n, f"r{n}", "ä" * 100_000) for n in range(1, 9)], limit=8)
     assert ids(shown) == ["r5", "r6", "r7", "r8"]
-    assert sum(len(encode(message)) for message in shown) < MAX_PAGE_BYTES
+    assert sum(len(encode(message)) for message in shown) < MAX_BYTES
 
 
 def test_page_has_one_exchange_however_large() -> None:
     assert isinstance(entry(1, "a").record, Exchange)
-    assert ids(views_of([entry(1, "a", "x" * MAX_PAGE_BYTES)], limit=1)) == ["a"]
+    assert ids(views_of([entry(1, "a", "x" * MAX_BYTES)], limit=1)) == ["a"]
 
 
 def test_pages_walk_back_without_a_gap() -> None:
     entries = [entry(n, f"r{n}") for n in range(1, 6)]
-    page = pages.exchange_page(entries, limit=2)
+    page = pages.exchange_page(entries, 2, MAX_BYTES)
     found = [ids(page.messages)]
     while page.next:
-        page = pages.exchange_page(entries, 2, Position.parse(page.next))
+        page = pages.exchange_page(entries, 2, MAX_BYTES, Position.parse(page.next))
         found.append(ids(page.messages))
     assert found == [["r4", "r5"], ["r2", "r3"], ["r1"]]
 
 
 def test_page_after_a_too_large_one_continues_where_it_ended() -> None:
     entries = [entry(n, f"r{n}", "ä" * 200_000) for n in range(1, 4)]
-    page = pages.exchange_page(entries, limit=3)
+    page = pages.exchange_page(entries, 3, MAX_BYTES)
     assert ids(page.messages) == ["r2", "r3"] and page.next
-    assert ids(pages.exchange_page(entries, 3, Position.parse(page.next)).messages) == ["r1"]
+    assert ids(pages.exchange_page(entries, 3, MAX_BYTES, Position.parse(page.next)).messages) == [
+        "r1"
+    ]
 
 
 def test_retry_on_the_later_page_marks_the_exchange() -> None:
     entries = [entry(1, "a"), entry(2, "b"), entry(3, "c", retry_of="b")]
     assert [m.retried for m in views_of(entries, 9)] == [False, True, False]
-    (first,) = pages.exchange_page(entries, 1, entries[2].position).messages
+    (first,) = pages.exchange_page(entries, 1, MAX_BYTES, entries[2].position).messages
     assert (first.id, first.retried) == ("b", True)
 
 
 def test_export_pages_go_forward_with_whole_exchanges() -> None:
     entries = [entry(n, f"r{n}") for n in (3, 1, 2)]
-    page = pages.export_page(entries, 2, None)
+    page = pages.export_page(entries, 2, MAX_BYTES, None)
     assert [exchange.request_id for exchange in page.exchanges] == ["r1", "r2"] and page.next
-    page = pages.export_page(entries, 2, Position.parse(page.next))
+    page = pages.export_page(entries, 2, MAX_BYTES, Position.parse(page.next))
     assert [exchange.request_id for exchange in page.exchanges] == ["r3"] and page.next is None
 
 
@@ -124,7 +129,7 @@ def test_erased_session_is_not_in_the_list() -> None:
 
 
 def test_session_page_is_in_the_order_of_last_records() -> None:
-    page = pages.session_page([listed(5, 30), listed(8, 29), listed(2, 28)], limit=2)
+    page = pages.session_page([listed(5, 30), listed(8, 29), listed(2, 28)], 2, MAX_BYTES)
     assert [session.id for session in page.sessions] == ["s8", "s5"]
     assert page.next is not None and Position.parse(page.next).seq == 29
-    assert pages.session_page([listed(2, 28)], limit=2).next is None
+    assert pages.session_page([listed(2, 28)], 2, MAX_BYTES).next is None

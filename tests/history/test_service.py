@@ -36,6 +36,7 @@ from tests.history.samples import (
     describe,
     erase,
     exchange,
+    export,
     history,
     ids,
     messages,
@@ -44,7 +45,7 @@ from tests.history.samples import (
     until,
     url_of,
 )
-from tests.servers import Server, nats_server
+from tests.servers import Server, nats_server, running
 
 
 @pytest.fixture
@@ -333,6 +334,21 @@ async def is_log_empty(bus: Bus) -> bool:
         return (await status(bus)).log_records == 0
     except (ServiceError, NoResponders, TimeoutError):
         return False
+
+
+async def test_replies_fit_in_a_smaller_max_payload_of_nats(tmp_path: Path) -> None:
+    config = tmp_path / "small.conf"
+    config.write_text("max_payload: 65536\njetstream: enabled\n")
+    nats = nats_server(tmp_path)
+    nats.command[nats.command.index("-c") + 1] = str(config)
+    with running(nats):
+        async with history(url_of(nats)), Bus.connect(url_of(nats), "test") as bus:
+            for n in range(10):
+                await append(bus, "s", exchange(f"r{n}", response="x" * 10_000))
+            shown = [f"r{n}" for n in range(5, 10)]
+            assert ids(await context(bus, "s")) == shown == ids(await messages(bus, "s"))
+            page = await export(bus, "s")
+            assert [each.request_id for each in page.exchanges] == ["r0", "r1", "r2", "r3", "r4"]
 
 
 async def test_messages_are_the_last_ones_oldest_first(

@@ -78,7 +78,7 @@ class NoTemplate(RawPrompts):
         self.reason = reason
         self.tools = ToolPrompt(self._reject)
 
-    def shared_prefixes(self, _: str) -> list[list[int]]:
+    def public_prefixes(self, _: str) -> list[list[int]]:
         return []
 
     def _reject(self, *_: Any) -> Any:
@@ -176,7 +176,7 @@ class ChatTemplate(RawPrompts):
                 "invalid_request", f"The model's chat template rejects the messages: {error}."
             ) from error
 
-    def shared_prefixes(self, system: str) -> list[list[int]]:
+    def public_prefixes(self, system: str) -> list[list[int]]:
         """
         Return the tokens with which prompts of all callers begin: with the server's `system`
         prompt, with a caller's own, and without one.

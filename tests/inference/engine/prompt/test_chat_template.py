@@ -96,22 +96,22 @@ def test_opens_reasoning_is_found_in_the_template() -> None:
     assert not template(CHATML).opens_reasoning
 
 
-def shared_prefixes(template: ChatTemplate, system: str) -> list[str]:
-    return [bytes(prefix).decode() for prefix in template.shared_prefixes(system)]
+def public_prefixes(template: ChatTemplate, system: str) -> list[str]:
+    return [bytes(prefix).decode() for prefix in template.public_prefixes(system)]
 
 
 def test_shared_prefixes_end_before_text_of_callers() -> None:
-    assert shared_prefixes(template(), "be kind") == [
+    assert public_prefixes(template(), "be kind") == [
         "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\n",
         "<|im_start|>system\n",
         "<|im_start|>user\n",
     ]
-    assert shared_prefixes(template(NO_SYSTEM), "be kind") == [
+    assert public_prefixes(template(NO_SYSTEM), "be kind") == [
         "<s>[user]be kind\n\n",
         "<s>[user]",
         "<s>[user]",
     ]
-    assert len(shared_prefixes(template(), "")) == 2
+    assert len(public_prefixes(template(), "")) == 2
 
 
 def conversation_text(made: ChatTemplate, *messages: ChatMessage) -> str:

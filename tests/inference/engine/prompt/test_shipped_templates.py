@@ -160,7 +160,7 @@ def test_shared_prefix_contains_no_question(name: str, vocabulary_name: str) -> 
     prompts = [
         here.chat.session_prompt("be kind", (), question, 1).tokens for question in questions
     ]
-    head = here.chat.shared_prefixes("be kind")[0]
+    head = here.chat.public_prefixes("be kind")[0]
     assert all(prompt[: len(head)] == head for prompt in prompts)
     assert len(commonprefix(prompts)) - len(head) <= 1, "nearly all that they have in common"
 

@@ -98,7 +98,7 @@ async def send_on_a_full_disk(stack: Stack) -> list[Turn]:
 def test_full_disk_rejects_chats_and_keeps_acknowledged_ones(
     tmp_path: Path, version: NatsVersion
 ) -> None:
-    """nats-server 2.9 hangs then; 2.15 writes nothing until it is restarted."""
+    """nats-server 2.15 then writes nothing until it is restarted; 2.11 takes small records."""
     (tmp_path / "disk").mkdir()
     with small_disk(tmp_path / "disk") as disk:
         nats = nats_server(tmp_path, disk.folder, disk.within, version)

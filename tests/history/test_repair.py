@@ -136,8 +136,8 @@ async def test_readable_records_of_a_damaged_store_are_restored(
     tmp_path: Path, version: NatsVersion
 ) -> None:
     """
-    One server's messages behind another's, in one file. nats-server 2.9 acknowledges then what it
-    can't find again; later ones read the file as far as it makes sense.
+    One server's messages behind another's, in one file. nats-server 2.11 then acknowledges records
+    that it can't find again; 2.15 reads the file as far as it is consistent.
     """
     own, other = tmp_path / "own", tmp_path / "other"
     own.mkdir()

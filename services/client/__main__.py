@@ -44,13 +44,14 @@ def main() -> None:
     logging.getLogger("services.runtime").setLevel(logging.ERROR)
     parser = argparse.ArgumentParser(prog="chat", description="Chat with the model over NATS.")
     session_help = "the session to continue (default: a new one)"
-    new_session = f"terminal {uuid4().hex[:8]}"
+    new_session = f"terminal-{uuid4().hex[:8]}"
     parser.add_argument("--session", metavar="NAME", default=new_session, help=session_help)
     session_id = parser.parse_args().session
     try:
         url = load(ServiceSettings).nats_url
         print(uvloop.run(_greeting(url)))
-        print(f"Session {session_id!r}. Ctrl-C stops an answer, Ctrl-D exits.")
+        print(f"Session {session_id} (continue it with --session).")
+        print("Ctrl-C stops an answer, Ctrl-D exits.")
         sys.exit(0 if _converse(url, session_id) else 1)
     except (InvalidSetting, ConnectionError) as error:
         sys.exit(str(error))
@@ -145,7 +146,8 @@ def cut_note(done: Done) -> str | None:
     """Return why the answer was cut and the setting that cuts it; None if the model ended it."""
     match done.finish_reason:
         case "length":
-            return f"cut off after {done.usage.completion_tokens} tokens (CHAT_MAX_TOKENS)"
+            tokens = done.usage.completion_tokens
+            return f"cut off after {tokens} tokens (CHAT_MAX_TOKENS or MODEL_CONTEXT)"
         case "stop" if done.stop_string is not None:
             return f"stopped at {json.dumps(done.stop_string, ensure_ascii=False)} (CHAT_STOP)"
         case "loop":

@@ -180,11 +180,12 @@ def _check_tools(request: ChatRequest) -> None:
     if len(set(names)) < len(names):
         raise ServiceError("invalid_request", "Two tools in `$.tools` have the same name.")
     choice = request.tool_choice
-    if isinstance(choice, str):
-        is_missing = choice == "required" and not names
-    else:
-        is_missing = choice.function.name not in names
-    if is_missing:
+    if choice == "required" and not names:
+        raise ServiceError(
+            "invalid_request",
+            "The field `tool_choice` is `required`, but there are no `tools`: send some.",
+        )
+    if not isinstance(choice, str) and choice.function.name not in names:
         raise ServiceError(
             "invalid_request", "The field `tool_choice` names a tool that `tools` lacks."
         )

@@ -55,7 +55,10 @@ class HistoryRequests:
         except TimeoutError as error:
             raise _unavailable("does not reply") from error
         if status.refuses:
-            message = status.warning or "The history service rejects chats."
+            message = (
+                status.warning
+                or "The history service rejects chats: `history` in GET /status shows why."
+            )
             raise ServiceError(status.refuses, message, RETRY_AFTER_SECONDS)
 
     async def _ask(self, subject: str, message: Struct, kind: type[S], timeout: float) -> S:

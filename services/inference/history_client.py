@@ -52,8 +52,8 @@ class HistoryClient:
         tries = self._limits.history_tries_seconds
         unavailable = ServiceError(
             "history_unavailable",
-            "The history service does not answer, so the session can't be continued: start it, or"
-            " try again.",
+            "The history service does not reply, so the session can't be continued: try again, and"
+            " check that it runs.",
             retry_after=2,
         )
         for silence in tries:

@@ -193,7 +193,9 @@ class InFlightRequests(dict[str, InFlightRequest]):
         if len(self) >= self._max_requests:
             message = "Every slot is taken and the queue is full: try again."
         elif waiting and waiting + new.waiting_bytes > self._max_bytes:
-            message = f"Prompts of {waiting:,} bytes wait for their prefill: try again."
+            message = (
+                f"{waiting:,} bytes of prompts wait for prefill (MODEL_QUEUE_BYTES): try again."
+            )
         else:
             return
         raise ServiceError("overloaded", message, self._retry_after(tokens_per_second))

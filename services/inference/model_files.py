@@ -179,7 +179,8 @@ def _why_not_served(file: Path) -> str | None:
         header = {}
     architecture, kind = header.get("general.architecture", ""), header.get("general.type")
     if kind == "adapter" or "adapter.type" in header:
-        return f"{file} is a LoRA adapter: move it into {file.parent / ADAPTERS}/."
+        folder = MODELS if MODELS in file.parents else file.parent  # where find_adapters looks
+        return f"{file} is a LoRA adapter: move it into {folder / ADAPTERS}/."
     if kind == "mmproj" or architecture == "clip" or file.name.lower().startswith("mmproj"):
         return f"{file} is a projector for images, which are not supported: it is not used."
     if kind == "imatrix":

@@ -54,7 +54,7 @@ class LoadedModel(NamedTuple):
             return 0
         if name not in names:
             raise ServiceError(
-                "model_not_found", f"There is no model {name!r}; there is {', '.join(names)}."
+                "model_not_found", f"There is no model {name!r}; available: {', '.join(names)}."
             )
         return names.index(name)
 

@@ -165,7 +165,10 @@ class PromptBuilder:
         context = _without_retried(context, flight.request.retry_of)
         rendered = self._render(flight, context)
         if not rendered.tokens:
-            raise ServiceError("invalid_request", "The chat template renders an empty prompt.")
+            raise ServiceError(
+                "invalid_request",
+                "The chat template renders an empty prompt: set MODEL_CHAT_TEMPLATE to another.",
+            )
         seed = flight.request.seed
         state = ResumeState(
             model=self._model.info.digest,

@@ -75,7 +75,7 @@ class Router:
         if not candidates and request.model and (names := self.workers.model_names()):
             raise ServiceError(
                 "model_not_found",
-                f"There is no model {request.model!r}; there is {', '.join(names)}.",
+                f"There is no model {request.model!r}; available: {', '.join(names)}.",
             )
         return candidates or [self.worker_id]
 

@@ -70,7 +70,12 @@ class Worker:
             self._fail_to_load("The model can't be loaded: see the worker's log.")
             return
         self._model, self._error = model.info, model.no_chat_reason
-        log.info("model loaded name=%s context=%d", model.info.name, model.info.context)
+        log.info(
+            "model loaded name=%s context=%d device=%s",
+            model.info.name,
+            model.info.context,
+            "gpu" if model.backend.on_gpu else "cpu",
+        )
         try:
             await self._serve(model)
         except Exception:

@@ -10,6 +10,7 @@ import difflib
 import io
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar, get_args
@@ -136,10 +137,16 @@ def _convert(name: str, value: str, kind: object) -> object:
         raise InvalidSetting(f"{name}={value!r} can't be used: {_reason(error, kind)}.") from error
 
 
+_TYPE_NAMES = {"int": "an integer", "float": "a number", "bool": "true or false"}
+_TYPE_MISMATCH = re.compile(r"Expected `(int|float|bool)`, got")
+
+
 def _reason(error: Exception, kind: object) -> str:
     text = str(error)
     if "Expected `array`" in text:
-        return "it must be a JSON list"
+        return 'it must be a JSON list such as ["a", "b"]'
+    if mismatch := _TYPE_MISMATCH.match(text):
+        return f"it must be {_TYPE_NAMES[mismatch[1]]}"
     if "Invalid enum value" in text:
         return f"it must be {' or '.join(get_args(get_args(kind)[0]))}"
     return text

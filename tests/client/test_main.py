@@ -49,7 +49,7 @@ async def test_chat_names_the_model_and_prints_answers(bus: Bus, nats_url: str) 
         code, output = await run(nats_url, *CHAT, "--session", "s", typed="hi\n")
     reports.cancel()
     assert code == 0
-    assert output.startswith("Model demo.\nSession 's'.") and "> Grüß dich\n> \n" in output
+    assert output.startswith("Model demo.\nSession s (continue") and "> Grüß dich\n> \n" in output
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ async def test_commands_without_nats_exit_with_a_message() -> None:
         ("stop", None, None),
         ("stop", "\nQuestion:", 'stopped at "\\nQuestion:" (CHAT_STOP)'),
         ("stop", "用户：", 'stopped at "用户：" (CHAT_STOP)'),
-        ("length", None, "cut off after 150 tokens (CHAT_MAX_TOKENS)"),
+        ("length", None, "cut off after 150 tokens (CHAT_MAX_TOKENS or MODEL_CONTEXT)"),
         ("loop", None, "stopped because it repeated itself (CHAT_REPEAT_PENALTY)"),
         ("timeout", None, "stopped because its time was up (timeout_s)"),
         ("cancelled", None, "cancelled"),

@@ -53,7 +53,7 @@ def test_unknown_adapter_is_a_404_that_lists_the_models(stack: Stack) -> None:
     error = response.json()["error"]
     assert error["code"] == "model_not_found"
     assert error["message"] == (
-        "There is no model 'demo:sing'; there is demo, demo:shout, demo:whisper."
+        "There is no model 'demo:sing'; available: demo, demo:shout, demo:whisper."
     )
 
 

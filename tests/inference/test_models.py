@@ -87,7 +87,7 @@ def test_two_adapters_with_one_name_are_an_error(tmp_path: Path) -> None:
 def test_unknown_model_is_rejected_with_the_known_ones(tmp_path: Path) -> None:
     model = load(demo_with_adapters(tmp_path, "shout"))
     for name in ("other", "shout", "demo:", "demo:shout:shout", "other:shout", "DEMO"):
-        with pytest.raises(ServiceError, match="there is demo, demo:shout") as error:
+        with pytest.raises(ServiceError, match="available: demo, demo:shout") as error:
             model.adapter(name)
         assert error.value.code == "model_not_found"
     model.backend.close()

@@ -38,7 +38,7 @@ def test_empty_variable_means_the_default() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
-        ("MODEL_CONTEXT", "many", "Expected `int`, got `str`"),
+        ("MODEL_CONTEXT", "many", "it must be an integer"),
         ("MODEL_CONTEXT", "3", ">= 64"),
         ("CHAT_STOP", "[unclosed", "malformed"),
         ("CHAT_STOP", "User:", "it must be a JSON list"),

@@ -10,7 +10,7 @@ export PATH := justfile_directory() + "/.venv/bin:" + justfile_directory() + "/.
 default:
     @just --list --unsorted
 
-# Run everything on this machine: http://localhost:8002 (set EDGE_PORT and NATS_PORT for others)
+# Run everything on this machine: http://localhost:8002 (other ports: EDGE_PORT, NATS_PORT)
 [no-exit-message]
 up: (_setup)
     @exec python -m deploy.up
@@ -25,7 +25,7 @@ chat *options: (_setup)
 test *options: (_setup "--group" "dev" "--group" "bench") _old-nats _llama-source
     @python -m pytest -n 4 --dist loadfile --no-loadscope-reorder "$@"
 
-# Kill, freeze and fill up parts under load: 8 minutes; `just faults short` runs campaigns for 3
+# Inject faults under load: 8 minutes; `just faults short`: 3 minutes
 [group('develop')]
 faults size="long" *options: (_setup "--group" "dev" "--group" "bench") _old-nats
     @python -m pytest tests/faults --campaigns="$1" -s "${@:2}"

@@ -29,8 +29,8 @@ class HistorySettings(ServiceSettings, frozen=True, kw_only=True):
         Meta(
             ge=1,
             le=100,
-            description="Number of past exchanges of a session that are in the prompt. Fewer are if"
-            " they do not fit the context window.",
+            description="Minimum number of past exchanges in the prompt, if they fit the context"
+            " window. Up to 30 % more are kept between two truncations.",
         ),
     ] = 10
     history_retention: (
@@ -49,9 +49,9 @@ class HistorySettings(ServiceSettings, frozen=True, kw_only=True):
             Meta(
                 ge=1,
                 le=5,
-                description="Number of servers of a NATS cluster that keep the log, the snapshots"
-                " and the idempotency keys; 3 survive the loss of any one. Empty: unchanged, 1 for"
-                " a new log.",
+                description="For a NATS cluster: number of servers with a copy of the log, the"
+                " snapshots and the idempotency keys. With 3, one server may fail. Empty: an"
+                " existing log keeps its number, a new one has 1.",
             ),
         ]
         | None

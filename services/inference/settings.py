@@ -70,8 +70,8 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
         int,
         Meta(
             ge=0,
-            description="Maximum bytes of prompts that wait for prefill. Requests beyond it are"
-            " rejected with 503, except the first one.",
+            description="Maximum total bytes of prompts that wait for prefill. A request that would"
+            " exceed it is rejected with 503. One prompt may always wait.",
         ),
     ] = 2**20
     model_cache: Annotated[
@@ -103,13 +103,16 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
     chat_repeat_penalty: Annotated[
         RepeatPenalty,
         Meta(
-            description="Default of the request field `repeat_penalty`. It applies to sessions"
+            description="Default of the request field `repeat_penalty`. It applies to `/chat`"
             " only, and not to answers with a grammar or JSON format."
         ),
     ] = 1.1
     chat_max_tokens: Annotated[
         MaxTokens,
-        Meta(description="Default of the request field `max_tokens`. Applies to sessions only."),
+        Meta(
+            description="Default of the request field `max_tokens`. Applies to `/chat`, not to"
+            " `/v1`."
+        ),
     ] = 150
     chat_stop: Annotated[
         Stops,
@@ -117,8 +120,9 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
             description="Strings that end an answer in a session and are removed from it, outside"
             " code and `<think>`. A label such as `Example:` matches at the start of a line after"
             " a blank line; with a leading newline (`\\nUser:`) at the start of any line. It is"
-            " ignored if the prompt or the answer calls for it. Other phrases (`Let me`) only"
-            " remove the line before a label. All other strings (`</s>`) match anywhere."
+            " ignored if the prompt contains the word, or the answer announces or uses it. Other"
+            " phrases (`Let me`) only remove the line before a label. All other strings (`</s>`)"
+            " match anywhere."
         ),
     ] = STOPS
 

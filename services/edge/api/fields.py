@@ -1,6 +1,6 @@
 """
-The three classes of /v1 fields (docs/api.md): honoured, accepted without effect, and rejected
-because the caller's result depends on them.
+The three classes of /v1 fields (docs/openai-api.md): honoured, accepted without effect, and
+rejected because the caller's result depends on them.
 """
 
 from collections.abc import Mapping

@@ -255,7 +255,7 @@ class Llama:
         params.n_seq_max = parallel
         params.n_threads = params.n_threads_batch = threads
         # One KV cache per sequence: in a unified one, attention visits the cells of all sequences,
-        # which costs up to 40 % per step (docs/architecture.md).
+        # which costs up to 40 % per step (docs/decisions/0028).
         params.kv_unified = False
         params.flash_attn_type = self._flash_attention()
         params.swa_full = True  # else a sequence can't be truncated at any position
@@ -273,7 +273,7 @@ class Llama:
         Return llama.cpp's flash attention type. Without it, a CPU computes the same logits for
         chunks of any size from two tokens on; with it, chunks of 64 tokens and more have logits
         that differ by up to 0.1. Models with grouped-query attention, as most large ones, keep it
-        for its speed (docs/architecture.md).
+        for its speed (docs/decisions/0028).
         """
         heads = llama_cpp.llama_model_n_head(self._model)
         kv_heads = llama_cpp.llama_model_n_head_kv(self._model)

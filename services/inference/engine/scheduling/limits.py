@@ -9,7 +9,7 @@ from services.inference.engine.backend import MAX_BATCH_TOKENS
 class SchedulerLimits:
     """
     Defaults that were measured quote the figures, of a 135M model on two cores if nothing else is
-    said (docs/architecture.md, bench/results/README.md). The others were chosen.
+    said (docs/decisions, bench/results/README.md). The others were chosen.
     """
 
     # The waiting queue:

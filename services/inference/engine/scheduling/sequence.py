@@ -10,7 +10,7 @@ from services.inference.engine.kv_cache.slots import cache_owner
 from services.inference.engine.output.generated_text import GeneratedText
 
 # Tokens of a chunk in a deterministic prefill. llama.cpp computes one token alone, and with flash
-# attention 64 and more, by other kernels, whose logits differ by up to 0.1 (docs/architecture.md).
+# attention 64 and more, by other kernels, whose logits differ by up to 0.1 (docs/decisions/0028).
 MIN_DETERMINISTIC_CHUNK, MAX_DETERMINISTIC_CHUNK = 2, 63
 
 

@@ -37,4 +37,4 @@ async def test_unknown_model_is_rejected_with_the_known_ones(fast: Worker) -> No
     for model in ("other", "fake:whisper"):
         (failed,) = await fast.ask("hi", "s", model=model)
         assert isinstance(failed, Failed) and failed.code == "model_not_found"
-        assert failed.message.endswith("there is fake, fake:shout, fake:loud.")
+        assert failed.message.endswith("available: fake, fake:shout, fake:loud.")

@@ -453,6 +453,8 @@ def to_document(entry: Entry) -> Document:
         "key": entry.key,
         "tenant": tenant,
         "session_id": session_id,
+        "request_id": entry.record.request_id,
+        "retry_of": entry.record.retry_of,
         "seq": entry.seq,
         "logged_at": entry.logged_at,
     }

@@ -17,7 +17,13 @@ from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.history import Cleared, Exchange
 from services.contract.messages import JsonSchema, JsonSchemaFormat, Sampling, Usage
-from services.history.archive import NEWEST_FIRST, Archive, ArchiveUnavailable, to_document
+from services.history.archive import (
+    MAX_FIELD_BYTES,
+    NEWEST_FIRST,
+    Archive,
+    ArchiveUnavailable,
+    to_document,
+)
 from services.history.entry import Entry, Unreadable, in_milliseconds
 from services.history.limits import HistoryLimits
 from services.runtime.settings import InvalidSetting
@@ -189,6 +195,7 @@ UNFIT = [
     with_schema(items=nested(500)),
     with_schema(enum=[[[[n]]] for n in range(80_000)]),
     replace(exchange("x"), usage=Usage(2**64, 2**63, 0)),
+    replace(exchange("x"), retry_of="r" * (MAX_FIELD_BYTES + 1)),
     replace(exchange("x"), asked_at=datetime.fromisoformat("9999-12-31T23:59:59-12:00")),
     replace(exchange("x"), answered_at=datetime.fromisoformat("0001-01-01T00:00:00+12:00")),
 ]

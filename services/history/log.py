@@ -93,7 +93,7 @@ class SessionLog:
     async def _ensure_consumers(self) -> None:
         if self.archive_consumer:  # from now on, a full log does not delete its oldest records
             await self.stream.refuse_when_full()
-        for consumer in self._consumers.values():
+        for consumer in tuple(self._consumers.values()):  # `open_archive` may add one meanwhile
             await consumer.ensure(self.limits.ack_wait_seconds, self.limits.max_ack_pending)
         await self.requests.ensure()
 

@@ -88,6 +88,24 @@ async def test_walk_back_ends_at_trimmed_records(
     ]
 
 
+async def test_archive_is_opened_while_consumers_are_ensured(
+    empty_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a start: the guard checks the consumers while the archiver connects to MongoDB."""
+    log = SessionLog(empty_bus, limits=FAST)
+    ensure = log.snapshot_consumer.ensure
+
+    async def ensure_and_open(ack_wait: float, max_ack_pending: int) -> None:
+        monkeypatch.undo()
+        await ensure(ack_wait, max_ack_pending)
+        await log.open_archive("database")
+
+    monkeypatch.setattr(log.snapshot_consumer, "ensure", ensure_and_open)
+    await log.ensure()
+    assert await log.archived_until() == 0
+    await log.close()
+
+
 async def test_newest_exchanges_of_a_tenant_come_from_all_sessions(
     log: SessionLog, bus: Bus, session_id: str
 ) -> None:

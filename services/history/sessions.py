@@ -243,6 +243,8 @@ class Sessions:
         state = ImportState(key, session.epoch, session.epoch)
         if session.applied_seq > session.epoch:
             await self._update(state, batch)
+        elif await self._log.last(key) is None:  # also if the last record was trimmed
+            state.seq = 0
         return state
 
     async def _is_current(self, state: ImportState) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from uuid import uuid4
 
@@ -470,6 +470,26 @@ async def test_repeated_import_without_its_archive_is_refused(
         assert refused.value.code == "history_unavailable"
         await import_exchanges(empty_bus, f"{session_id} new", lines(3))
         await clear(empty_bus, session_id)
+        await import_exchanges(empty_bus, session_id, lines(3))
+        assert ids(await context(empty_bus, session_id)) == ["r0", "r1", "r2"]
+
+
+@pytest.mark.parametrize("empty_session", [clear, erase])
+async def test_import_into_an_empty_session_needs_no_archive(
+    empty_nats: Server,
+    empty_bus: Bus,
+    mongodb_uri: str,
+    session_id: str,
+    empty_session: Callable[[Bus, str], Awaitable[None]],
+) -> None:
+    """Also after its last record was trimmed from the log."""
+    async with history(url_of(empty_nats), mongodb_uri):
+        await connected(empty_bus)
+        await empty_session(empty_bus, session_id)
+        await archived(empty_bus)
+        assert ids(await context(empty_bus, session_id)) == []
+    await Stream(empty_bus, subjects.HISTORY_STREAM).delete(1)
+    async with history(url_of(empty_nats)):
         await import_exchanges(empty_bus, session_id, lines(3))
         assert ids(await context(empty_bus, session_id)) == ["r0", "r1", "r2"]
 

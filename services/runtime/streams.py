@@ -84,6 +84,7 @@ class Stream:
     """A stream in files, whose messages are appended by compare-and-set on their subject."""
 
     def __init__(self, bus: Bus, name: str) -> None:
+        self._bus = bus
         self._js: JetStreamContext = bus.jetstream
         self.name = name
 
@@ -181,12 +182,14 @@ class Stream:
 
     async def probe(self, subject: str) -> None:
         """
-        Append a message, read it and delete it. It is large, to notice a disk that is almost full.
+        Append a message, read it and delete it. It is large, to notice a disk that is almost full,
+        but not too large for a server with a small `max_payload`.
 
         Raises StreamUnavailable if that fails: after a failed write, nats-server may still serve
         reads without reporting an error.
         """
-        seq, _ = await self._publish(subject, bytes(PROBE_BYTES), {})
+        size = min(PROBE_BYTES, self._bus.max_payload // 2)
+        seq, _ = await self._publish(subject, bytes(size), {})
         stored = await self.get(seq)
         if stored is None or stored.subject != subject:
             raise StreamDamaged(f"{self.name} acknowledges messages that it does not store")

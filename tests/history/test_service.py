@@ -356,6 +356,15 @@ async def test_replies_fit_in_a_smaller_max_payload_of_nats(tmp_path: Path) -> N
             assert ids(await context(bus, "s")) == shown == ids(await messages(bus, "s"))
             page = await export(bus, "s")
             assert [each.request_id for each in page.exchanges] == ["r0", "r1", "r2", "r3", "r4"]
+            await bus.publish(subjects.HISTORY_APPEND_FAILED, Empty())
+            await until(lambda: is_probed(bus))
+            assert ids(await context(bus, "s")) == shown
+
+
+async def is_probed(bus: Bus) -> bool:
+    """Return whether the last sequence of the log is that of a probe, which was deleted."""
+    state = await Stream(bus, subjects.HISTORY_STREAM).state()
+    return state.last_seq == 11 and state.messages == 10
 
 
 async def test_messages_are_the_last_ones_oldest_first(

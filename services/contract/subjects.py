@@ -26,12 +26,13 @@ HISTORY_PROBE = "history.log.probe"
 HISTORY_STATUS = "history.status"
 HISTORY_APPEND_FAILED = "history.append_failed"
 """Subject on which workers report a failed append to history."""
-HISTORY_REPAIR_STREAM = "HISTORY_REPAIR"
-HISTORY_REPAIR = "history.repair.>"
-HISTORY_REPAIR_RECORDS = "history.repair.record.>"
-HISTORY_REPAIR_SNAPSHOTS = "history.repair.snapshot.>"
-HISTORY_REPAIR_LOCK = "history.repair.lock"
-HISTORY_REPAIR_EMPTIED = "history.repair.emptied"
+HISTORY_REPAIR_STREAM = "HISTORY_RESCUED"
+"""The stream of a repair, which a process of another version may have begun."""
+HISTORY_REPAIR = "history.rescued.>"
+HISTORY_REPAIR_RECORDS = "history.rescued.record.>"
+HISTORY_REPAIR_SNAPSHOTS = "history.rescued.snapshot.>"
+HISTORY_REPAIR_LOCK = "history.rescued.lock"
+HISTORY_REPAIR_EMPTIED = "history.rescued.emptied"
 SESSIONS_BUCKET = "sessions"
 REQUESTS_BUCKET = "requests"
 
@@ -239,17 +240,17 @@ def key_of_log(subject: str) -> str:
 
 def repair_record(key: str) -> str:
     """Return the subject of a session's records during the repair of the log."""
-    return f"history.repair.record.{key}"
+    return f"history.rescued.record.{key}"
 
 
 def repair_clear(key: str) -> str:
     """Return the subject of the number, in the repaired log, of the last Cleared or Erased."""
-    return f"history.repair.clear.{key}"
+    return f"history.rescued.clear.{key}"
 
 
 def repair_snapshot(key: str) -> str:
     """Return the subject of a session's snapshot while the bucket of snapshots is emptied."""
-    return f"history.repair.snapshot.{key}"
+    return f"history.rescued.snapshot.{key}"
 
 
 def key_of_repair(subject: str) -> str:

@@ -484,6 +484,25 @@ async def test_changes_are_refused_while_another_process_repairs_the_log(
         assert ids(await messages(empty_bus, "s")) == ["before"]
 
 
+async def test_repair_begun_by_an_earlier_version_is_finished(
+    empty_nats: Server, empty_bus: Bus
+) -> None:
+    """The second stream outlives an update, so it keeps its first name and subjects."""
+    async with history(url_of(empty_nats)):
+        request_ids = await append_many(empty_bus, "s", 3)
+    log, copy = Stream(empty_bus, "HISTORY"), Stream(empty_bus, "HISTORY_RESCUED")
+    await copy.ensure("history.rescued.>", -1, 0)
+    record = f"history.rescued.record.{subjects.session_key(TENANT, 's')}"
+    async for stored in log.readable():
+        await copy.append_at(record, b"%d %b" % (stored.seq, stored.data), stored.seq - 1)
+    await copy.append_at("history.rescued.emptied", b"", 3)
+    await log.purge(3)
+    async with history(url_of(empty_nats)):
+        await until(lambda: answers(empty_bus))
+        assert ids(await messages(empty_bus, "s")) == request_ids
+        assert not await copy.exists()
+
+
 async def test_finished_repair_is_not_begun_again(empty_nats: Server, empty_bus: Bus) -> None:
     """By a process that looked for one just before another finished it."""
     async with history(url_of(empty_nats)):

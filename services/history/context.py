@@ -30,7 +30,7 @@ class Snapshot(Context, frozen=True):
     A session as it is stored between requests: its context, and what lists of sessions show.
 
     `opening` is the start of its first prompt; `active_at` is the time of its last record (None: it
-    has none).
+    has none); `first_seq` is the sequence of its first exchange (0: none or unknown).
     """
 
     turns: tuple[LoggedTurn, ...] = ()
@@ -38,6 +38,7 @@ class Snapshot(Context, frozen=True):
     opening: str = ""
     exchanges: int = 0
     active_at: datetime | None = None
+    first_seq: int = 0
 
 
 class WindowSize(NamedTuple):
@@ -69,6 +70,8 @@ def fold(snapshot: Snapshot, entry: Entry, size: WindowSize) -> Snapshot:
         case Described() as described:
             snapshot = _describe(snapshot, described)
         case Exchange() as exchange:
+            if not snapshot.exchanges:
+                snapshot = replace(snapshot, first_seq=entry.seq)
             snapshot = _add(snapshot, exchange, entry.logged_at, size)
         case Unreadable():
             active_at = snapshot.active_at
@@ -82,6 +85,7 @@ def rewind(snapshot: Snapshot, last_seq: int) -> Snapshot:
         applied_seq=min(snapshot.applied_seq, last_seq),
         epoch=min(snapshot.epoch, last_seq),
         erased=min(snapshot.erased, last_seq),
+        first_seq=min(snapshot.first_seq, last_seq),
     )
 
 

@@ -196,14 +196,20 @@ class SessionLog:
         ids = {entry.request_id async for entry in self.walk_back(last, above)}
         return ids - {""}, last.seq if last else 0
 
-    async def is_complete(self, key: str, since: int) -> bool:
-        """Return whether no record of the session after sequence `since` is only in MongoDB."""
+    async def is_complete(self, key: str, since: int, first_seq: int) -> bool:
+        """
+        Return whether no exchange of the session after sequence `since` is only in MongoDB.
+        `first_seq` is that of its first exchange (0: unknown).
+        """
         if (await self.stream.state()).drops_old:  # no MongoDB was ever connected
             return True
         first = await self.stream.next(subjects.log(key), since + 1)
         if first is None or isinstance(record := parse_entry(first).record, Unreadable):
             return False
-        return record.previous in (0, since)
+        if record.previous:
+            return record.previous == since
+        # it is the session's first record, or all earlier ones were trimmed when it was appended
+        return not first_seq or first.seq <= first_seq
 
     async def _last_until(self, subject: str, until: int | None) -> StoredMessage | None:
         """Return the last message of the subject (which may have wildcards) up to a sequence."""

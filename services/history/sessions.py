@@ -30,13 +30,15 @@ log = logging.getLogger(__name__)
 @dataclass
 class ImportState:
     """
-    The request ids that a session has since `epoch`, up to the sequence `seq`. `is_archived`: some
-    exchanges are only in MongoDB, and of these the ids have only those of the batches so far.
+    The request ids that a session has since `epoch`, up to the sequence `seq`. `first_seq` is that
+    of its first exchange. `is_archived`: some exchanges are only in MongoDB, and of these the ids
+    have only those of the batches so far.
     """
 
     key: str
     epoch: int
     seq: int
+    first_seq: int
     ids: set[str] = field(default_factory=set)
     is_archived: bool = False
 
@@ -210,8 +212,9 @@ class Sessions:
                 found = await self._archive.oldest(key, limit + 1, after)
         except ArchiveUnavailable:
             is_archived, floor = False, 0
-        if not is_archived and session.exchanges and not await self._log.is_complete(key, erased):
-            raise ArchiveUnavailable("not connected")
+        if not is_archived and session.exchanges:
+            if not await self._log.is_complete(key, erased, session.first_seq):
+                raise ArchiveUnavailable("not connected")
         start = max(floor, erased, after.seq if after else 0)
         found += await self._log.exchanges_after(key, limit + 1, start)
         return pages.export_page(found, limit, self._limits.max_page_bytes, after)
@@ -240,7 +243,7 @@ class Sessions:
             if state.is_archived:
                 state.ids |= await self._archive.request_ids(key, state.epoch, batch)
             return state
-        state = ImportState(key, session.epoch, session.epoch)
+        state = ImportState(key, session.epoch, session.epoch, session.first_seq)
         if session.applied_seq > session.epoch:
             await self._update(state, batch)
         elif await self._log.last(key) is None:  # also if the last record was trimmed
@@ -281,7 +284,7 @@ class Sessions:
         if last is None or last.seq < state.seq:  # records were trimmed, or the log was lost
             state.seq = state.epoch
             state.ids.clear()
-        if not await self._log.is_complete(state.key, state.seq):
+        if not await self._log.is_complete(state.key, state.seq, state.first_seq):
             state.is_archived = True
             state.ids |= await self._archive.request_ids(state.key, state.epoch, batch)
         ids, state.seq = await self._log.request_ids(state.key, state.seq)

@@ -178,6 +178,23 @@ async def test_export_without_mongodb_fails_rather_than_omits(
         assert len((await export(empty_bus, session_id)).exchanges) == 3
 
 
+async def test_export_of_a_trimmed_session_that_continues_needs_mongodb(
+    empty_nats: Server, empty_bus: Bus, mongodb_uri: str, session_id: str
+) -> None:
+    async with history(url_of(empty_nats), mongodb_uri):
+        await connected(empty_bus)
+        await append_many(empty_bus, session_id, 3)
+        await archived(empty_bus)
+        assert len(ids(await context(empty_bus, session_id))) == 3
+        await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+    async with history(url_of(empty_nats)):
+        for name in (session_id, "new"):
+            await append(empty_bus, name, exchange("later"))
+        with pytest.raises(ServiceError, match="only in MongoDB"):
+            await export(empty_bus, session_id)
+        assert len((await export(empty_bus, "new")).exchanges) == 1
+
+
 async def test_hanging_mongodb_does_not_delay_reads(
     empty_nats: Server, empty_bus: Bus, empty_mongo: Server, session_id: str
 ) -> None:

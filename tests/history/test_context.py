@@ -74,6 +74,16 @@ def test_count_and_opening_include_exchanges_not_in_the_context() -> None:
     assert (snapshot.turns, snapshot.active_at) == ((), NOW + timedelta(seconds=32))
 
 
+def test_first_seq_is_that_of_the_first_exchange_since_an_erasure() -> None:
+    described = Described(previous=0, described_at=NOW, title="t")
+    snapshot = folded(entry(2, described), entry(3, exchange("a")), entry(4, exchange("b")))
+    assert snapshot.first_seq == 3
+    snapshot = fold(snapshot, entry(5, Erased(previous=0, erased_at=NOW)), SIZE)
+    assert fold(snapshot, entry(6, exchange("c")), SIZE).first_seq == 6
+    of_an_earlier_version = Snapshot(exchanges=2, applied_seq=4)
+    assert fold(of_an_earlier_version, entry(5, exchange("c")), SIZE).first_seq == 0
+
+
 def test_session_that_was_only_cleared_does_not_exist() -> None:
     assert folded(entry(1, cleared())).active_at is None
 

@@ -443,16 +443,22 @@ async def test_batches_of_an_import_are_deduplicated_by_the_archive(
             assert await logged(empty_bus) == before + 1
 
 
+@pytest.mark.parametrize("later", [[], ["later"]])
 async def test_import_into_a_trimmed_session_is_deduplicated_by_the_archive(
-    empty_nats: Server, empty_bus: Bus, mongodb_uri: str, session_id: str
+    empty_nats: Server, empty_bus: Bus, mongodb_uri: str, session_id: str, later: list[str]
 ) -> None:
     async with history(url_of(empty_nats), mongodb_uri):
         await connected(empty_bus)
         await import_exchanges(empty_bus, session_id, lines(3))
         await archived(empty_bus)
+        assert ids(await context(empty_bus, session_id)) == ["r0", "r1", "r2"]
         await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
+        for request_id in later:
+            await append(empty_bus, session_id, exchange(request_id))
+        await expire_message_ids(empty_bus)
+        before = await logged(empty_bus)
         await import_exchanges(empty_bus, session_id, lines(3))
-        assert await logged(empty_bus) == 0
+        assert await logged(empty_bus) == before
 
 
 async def test_repeated_import_without_its_archive_is_refused(

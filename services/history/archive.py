@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence, ValuesView
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -493,7 +493,8 @@ def _fits(value: Any) -> bool:
 
 
 def _is_shallow(value: Any, levels: int) -> bool:
-    children = value.values() if isinstance(value, dict) else value
-    if not isinstance(children, list | tuple | ValuesView):
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list | tuple):
         return True
-    return levels > 0 and all(_is_shallow(child, levels - 1) for child in children)
+    return levels > 0 and all(_is_shallow(child, levels - 1) for child in value)

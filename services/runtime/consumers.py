@@ -32,11 +32,6 @@ class PendingMessage(NamedTuple):
         with as_unavailable():
             await self.message.nak()
 
-    async def set_aside(self) -> None:
-        """Never have it redelivered, because it can't be decoded."""
-        with as_unavailable():
-            await self.message.term()
-
 
 class ConsumerProgress(NamedTuple):
     """All messages up to the sequence `floor` are acknowledged."""

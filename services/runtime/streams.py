@@ -327,9 +327,6 @@ class Bucket:
         stored = await self._stream.last(self._prefix + key)
         return stored and BucketValue(stored.data, stored.seq)
 
-    async def is_whole(self) -> bool:
-        return (await self._stream.state()).is_whole
-
     async def readable(self) -> dict[str, BucketValue]:
         """Return the last value of each key, also if keys are mixed up."""
         return dict([self._item(stored) async for stored in self._stream.readable()])

@@ -104,7 +104,7 @@ async def test_unparsable_log_record_is_delivered_once(server: Server, own_bus: 
         while "records.last" not in fetched:
             for pending in await consumer.fetch(100, 0.5):
                 fetched.append(pending.stored.subject)
-                await pending.set_aside()
+                await pending.ack()
     assert len(fetched) == len(bad)
 
     async def is_done() -> bool:

@@ -248,7 +248,7 @@ async def test_consumer_redelivers_until_acknowledged(
     assert await consumer.floor() == 0
     await first.ack()
     await second.give_back()
-    await third.set_aside()
+    await third.ack()
     (again,) = await consumer.fetch(10, timeout=5)
     assert (again.stored.data, await consumer.unacknowledged()) == (b"two", 1)
     await again.ack()

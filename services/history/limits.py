@@ -24,7 +24,7 @@ class HistoryLimits:
     # Each try fails if another process changes the same session in the same moment.
     max_tries: int = 10
     retry_seconds: float = 1.0  # pause after a failure of NATS or MongoDB
-    max_erase_seconds: float = 0.4  # an erasure's reply waits; the rest is deleted in background
+    max_erase_seconds: float = 0.4  # until an erasure's reply; the rest is deleted in background
 
     # Consumers. A batch that was not full is followed by a pause, so that the next one is worth
     # its cost. The batch of a dead process is redelivered after the time for acknowledgement,
@@ -50,9 +50,9 @@ class HistoryLimits:
 
     mongodb_select_seconds: float = 2.0  # to find a server
     mongodb_socket_seconds: float = 5.0  # to write a batch
-    mongodb_read_seconds: float = 1.0  # for requests; the log is read instead where it can be
+    mongodb_read_seconds: float = 1.0  # for requests, which then read the log if it has all
     mongodb_probe_interval_seconds: float = 0.5
-    erase_again_seconds: float = 60.0  # a session is erased from MongoDB again: no write is longer
+    erase_again_seconds: float = 60.0  # until a second erasure, of writes that ended late
 
     @property
     def max_page_bytes(self) -> int:

@@ -95,8 +95,7 @@ class HistoryService:
 
     async def _admit(self, access: Access, request: Struct) -> None:
         """Raise ServiceError if the log can't store what follows from the request."""
-        is_generated = isinstance(request, history.ContextRequest) and request.is_answered
-        if access is READ or is_generated:
+        if access is READ or isinstance(request, history.ContextRequest) and request.is_answered:
             return
         if access is GROW:
             self.quota.require_room()

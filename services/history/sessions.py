@@ -128,7 +128,7 @@ class Sessions:
         before = Position.parse(request.before) if request.before else None
         if before and key and before.seq <= (await self._snapshots.current(key)).erased:
             return history.ExchangePage(())
-        # one more tells whether there is a next page, and one at the cursor whether it is a retry
+        # one more tells whether there is a next page; the one at the cursor may retry another
         found = await self._newest(tenant, key, request.limit + 2, before)
         return pages.exchange_page(found, request.limit, self._limits.max_page_bytes, before)
 
@@ -136,8 +136,8 @@ class Sessions:
         self, tenant: str, key: str | None, limit: int, until: Position | None
     ) -> list[Entry]:
         """
-        Return exchanges, newest first, with every finished answer: how far the archive is comes
-        before what it has, and the rest is read from the log.
+        Return exchanges, newest first: those up to the archive's floor from MongoDB, those above it
+        from the log. The floor is read first, so that none is missing; some may come twice.
         """
         seq = until and until.seq
         is_archived = self._archive.connected

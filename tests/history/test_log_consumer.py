@@ -14,14 +14,17 @@ from services.runtime.consumers import PendingMessage
 from services.runtime.streams import StoredMessage, StreamUnavailable
 from tests.history.samples import FAST, append_many, until
 
+UNAVAILABLE = StreamUnavailable("no")
+
 
 class Recorder(LogConsumer):
-    """Records the subjects that it processes; fails the first `failures` times."""
+    """Records the subjects that it processes; raises `error` the first `failures` times."""
 
-    def __init__(self, log: SessionLog, failures: int = 0) -> None:
+    def __init__(self, log: SessionLog, failures: int, error: Exception) -> None:
         super().__init__("recorder", pytest.fail, FAST, batch=10)
         self.log = log
         self.failures = failures
+        self.error = error
         self.processed: list[str] = []
         self.recovered: list[Exception] = []
 
@@ -31,7 +34,7 @@ class Recorder(LogConsumer):
     async def process(self, records: Sequence[StoredMessage]) -> None:
         if self.failures:
             self.failures -= 1
-            raise StreamUnavailable("no")
+            raise self.error
         self.processed += [record.subject for record in records]
 
     async def recover(self, error: Exception) -> None:
@@ -39,10 +42,12 @@ class Recorder(LogConsumer):
 
 
 @asynccontextmanager
-async def recording(bus: Bus, failures: int = 0) -> AsyncIterator[Recorder]:
+async def recording(
+    bus: Bus, failures: int = 0, error: Exception = UNAVAILABLE
+) -> AsyncIterator[Recorder]:
     log = SessionLog(bus, limits=FAST)
     await log.ensure()
-    recorder = Recorder(log, failures)
+    recorder = Recorder(log, failures, error)
     async with recorder.running():
         yield recorder
     await log.close()
@@ -66,6 +71,18 @@ async def test_failed_batch_is_given_back_and_processed_again(empty_bus: Bus) ->
         async with asyncio.timeout(FAST.ack_wait_seconds):  # sooner than it is redelivered anyway
             await until(lambda: is_all_acknowledged(recorder))
         assert len(recorder.processed) == 3 and len(recorder.recovered) == 2
+
+
+async def test_batch_of_a_failed_step_is_redelivered(
+    empty_bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of a process that dies before it acknowledges the batch."""
+    error = ZeroDivisionError("unexpected")
+    async with recording(empty_bus, failures=1, error=error) as recorder:
+        await append_many(empty_bus, "s", 3)
+        await until(lambda: is_all_acknowledged(recorder))
+        assert len(recorder.processed) == 3 and recorder.recovered == []
+    assert "recorder failed" in caplog.text
 
 
 async def test_probe_is_acknowledged_but_not_processed(empty_bus: Bus) -> None:

@@ -1,6 +1,6 @@
 """Records of the log with their positions. Knows how they are stored, not where."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -10,7 +10,7 @@ from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.history import Cursor, Exchange, LogRecord
-from services.runtime.streams import StoredMessage, Stream
+from services.runtime.streams import StoredMessage
 
 S = TypeVar("S", bound=Struct)
 
@@ -71,13 +71,6 @@ def parse_entry(stored: StoredMessage) -> Entry:
     except (ServiceError, ValueError) as error:
         record = Unreadable(str(error))
     return Entry(stored.seq, key, in_milliseconds(stored.time), record)
-
-
-async def walk(stream: Stream, subject: str, first: int) -> AsyncIterator[StoredMessage]:
-    """Yield the subject's messages from sequence `first` on, oldest first."""
-    while (stored := await stream.next(subject, first)) is not None:
-        yield stored
-        first = stored.seq + 1
 
 
 def in_milliseconds(time: datetime) -> datetime:

@@ -13,7 +13,7 @@ from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.history import Erased, Exchange, LogRecord
 from services.history import requests
-from services.history.entry import Entry, Unreadable, parse_entry, walk
+from services.history.entry import Entry, Unreadable, parse_entry
 from services.history.limits import LIMITS, HistoryLimits
 from services.history.requests import RequestIndex
 from services.runtime.bus import Bus
@@ -180,7 +180,7 @@ class SessionLog:
     async def exchanges_after(self, key: str, limit: int, above: int) -> list[Entry]:
         """Return the session's first `limit` exchanges with sequences above `above`."""
         found: list[Entry] = []
-        async for stored in walk(self.stream, subjects.log(key), above + 1):
+        async for stored in self.stream.walk(subjects.log(key), above + 1):
             if isinstance((entry := parse_entry(stored)).record, Exchange):
                 found.append(entry)
             if len(found) == limit:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from services.contract import subjects
 from services.contract.history import Cleared, Erased, Exchange
-from services.history.entry import Unreadable, parse_entry, walk
+from services.history.entry import Unreadable, parse_entry
 from services.history.log import SessionLog
 from services.history.snapshots import Snapshots
 from services.runtime.streams import (
@@ -86,7 +86,7 @@ class LogRepair:
                 await self._keep_lock()
                 await self._write(subjects.repair_snapshot(key), value.data)
         await self._log.snapshots.purge()
-        async for stored in walk(self._copy, subjects.HISTORY_REPAIR_SNAPSHOTS, 1):
+        async for stored in self._copy.walk(subjects.HISTORY_REPAIR_SNAPSHOTS, 1):
             key = subjects.key_of_repair(stored.subject)
             await self._snapshots.restore(key, stored.data, last_seq)
 
@@ -140,7 +140,7 @@ class LogRepair:
 
     async def _move_all_back(self) -> int:
         moved = 0
-        async for stored in walk(self._copy, subjects.HISTORY_REPAIR_RECORDS, 1):
+        async for stored in self._copy.walk(subjects.HISTORY_REPAIR_RECORDS, 1):
             await self._keep_lock()
             try:
                 await self._move_back(stored)

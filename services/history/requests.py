@@ -13,7 +13,7 @@ from msgspec import Struct
 from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
-from services.history.entry import Entry, parse_entry, walk
+from services.history.entry import Entry, parse_entry
 from services.history.limits import HistoryLimits
 from services.history.log_consumer import LogConsumer
 from services.runtime.bus import Bus
@@ -81,7 +81,7 @@ class RequestIndex:
 
     async def _find_in_log(self, tenant: str, request_id: str, above: int) -> IndexEntry | None:
         """Search the tenant's records that may not be indexed yet."""
-        async for stored in walk(self._log, subjects.log_of_tenant(tenant), above + 1):
+        async for stored in self._log.walk(subjects.log_of_tenant(tenant), above + 1):
             if (entry := parse_entry(stored)).request_id == request_id:
                 return IndexEntry(entry.key, entry.seq)
         return None

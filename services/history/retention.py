@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 
 from services.contract import subjects
 from services.contract.errors import ServiceError
-from services.history.entry import Entry, Unreadable, parse_entry, walk
+from services.history.entry import Entry, Unreadable, parse_entry
 from services.history.guard import LogGuard
 from services.history.limits import RETRY_AFTER_SECONDS, HistoryLimits
 from services.history.log import SessionLog
@@ -111,7 +111,7 @@ class Trimmer:
 
     async def _entries(self, first: int, last: int) -> list[Entry]:
         entries: list[Entry] = []
-        async for stored in walk(self._log.stream, subjects.HISTORY_LOG, first):
+        async for stored in self._log.stream.walk(subjects.HISTORY_LOG, first):
             if stored.seq > last:
                 break
             entries.append(parse_entry(stored))

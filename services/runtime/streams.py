@@ -248,6 +248,12 @@ class Stream:
             raise StreamDamaged(f"{self.name} returned a message of {raw.subject} for {subject}")
         return StoredMessage(raw.seq, raw.subject, raw.data or b"", raw.time)
 
+    async def walk(self, subject: str, seq: int) -> AsyncIterator[StoredMessage]:
+        """Yield the messages of the subject or pattern from this sequence on, oldest first."""
+        while (stored := await self.next(subject, seq)) is not None:
+            yield stored
+            seq = stored.seq + 1
+
     async def before(self, subject: str, seq: int) -> StoredMessage | None:
         """
         Return the last message, before this sequence, of the subject, which may have wildcards.

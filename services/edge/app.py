@@ -15,7 +15,7 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.middleware.compression import CompressionMiddleware
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPResponseStartEvent, Message, Scope, Send
 
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
@@ -32,7 +32,6 @@ from services.edge.keys import ApiKeys
 from services.edge.limits import EdgeLimits
 from services.edge.parameters import SAFE_METHODS, get, reject_unknown_parameters, wants_html
 from services.edge.request_body import BodyDrain
-from services.edge.sse import UNCOMPRESSED
 from services.runtime.bus import Bus
 
 ROUTES: list[HTTPRouteHandler] = [
@@ -65,13 +64,29 @@ _GZIP_REFUSED = re.compile(r"gzip\s*;\s*q=0(\.0*)?\s*(,|$)", re.IGNORECASE)
 
 
 class Compression(CompressionMiddleware):
-    """Litestar's compression, except for a client that sends `gzip;q=0`, which Litestar ignores."""
+    """
+    Litestar's compression, except for streams, whose headers and pings it would delay, and for a
+    client that sends `gzip;q=0`, which Litestar ignores.
+    """
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def create_compression_send_wrapper(
+        self, send: Send, compression_encoding: str, scope: Scope
+    ) -> Send:
         if _GZIP_REFUSED.search(Headers.from_scope(scope).get("accept-encoding", "")):
-            await self.app(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+            return send
+        chosen = super().create_compression_send_wrapper(send, compression_encoding, scope)
+
+        async def send_chosen(message: Message) -> None:
+            nonlocal chosen
+            if message["type"] == "http.response.start" and _is_stream(message):
+                chosen = send
+            await chosen(message)
+
+        return send_chosen
+
+
+def _is_stream(start: HTTPResponseStartEvent) -> bool:
+    return b"content-length" not in dict(start["headers"])
 
 
 async def make_app(
@@ -119,7 +134,6 @@ async def make_app(
             minimum_size=1024,
             gzip_compress_level=4,  # a MiB takes 20 ms
             middleware_class=Compression,
-            exclude_opt_key=UNCOMPRESSED,
         ),
         before_send=[add_ignored_fields],
         before_request=partial(_check, cors),

@@ -24,8 +24,6 @@ HEADERS = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would buffer the stream
 )
-UNCOMPRESSED = "is_streamed"
-"""Key in a handler's `opt` that turns compression off: it would delay the headers and pings."""
 
 _BREAKS = re.compile(b"\xe2\x80[\xa8\xa9]|\xc2\x85")
 _ESCAPES = {b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029", b"\xc2\x85": b"\\u0085"}

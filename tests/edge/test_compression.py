@@ -1,6 +1,8 @@
 import httpx
+import pytest
 
-from tests.fakes import HELLO, scripted_worker
+from services.contract.messages import Token
+from tests.fakes import ACCEPTED, DONE, HELLO, scripted_worker
 
 
 async def test_json_is_compressed_if_the_client_accepts_gzip(http: httpx.AsyncClient) -> None:
@@ -32,9 +34,18 @@ async def test_event_stream_is_not_compressed(http: httpx.AsyncClient, nats_url:
             assert "content-encoding" not in got.headers and "data: " in got.text
 
 
-async def test_error_is_compressed(http: httpx.AsyncClient) -> None:
-    got = await http.post(
-        "/clear-history", json={"x" * 2000: 1}, headers={"Accept-Encoding": "gzip"}
-    )
+async def test_completion_is_compressed(http: httpx.AsyncClient, nats_url: str) -> None:
+    asked = {"messages": [{"role": "user", "content": "hi"}]}
+    async with scripted_worker(nats_url, [ACCEPTED, Token(0, "a" * 2000, (1,)), DONE]):
+        got = await http.post(
+            "/v1/chat/completions", json=asked, headers={"Accept-Encoding": "gzip"}
+        )
+    assert got.headers["content-encoding"] == "gzip"
+    assert got.json()["choices"][0]["message"]["content"] == "a" * 2000
+
+
+@pytest.mark.parametrize("path", ["/chat", "/clear-history"])
+async def test_error_is_compressed(http: httpx.AsyncClient, path: str) -> None:
+    got = await http.post(path, json={"x" * 2000: 1}, headers={"Accept-Encoding": "gzip"})
     assert got.status_code == 400 and got.headers["content-encoding"] == "gzip"
     assert got.json()["error"]["code"] == "invalid_request"

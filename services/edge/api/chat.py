@@ -21,7 +21,7 @@ from services.edge.history_requests import check_connected
 from services.edge.limits import EdgeLimits
 from services.edge.parameters import get
 from services.edge.request_body import check_sizes
-from services.edge.sse import UNCOMPRESSED, AnswerEvents, SseResponse, data_line, merge
+from services.edge.sse import AnswerEvents, SseResponse, data_line, merge
 
 END: Literal["end"] = "end"
 """Id of the last event. The id of any other event is the length of the answer up to it."""
@@ -43,7 +43,7 @@ EXAMPLE = 'Send JSON like {"prompt": "Hello"}.'
 FIELDS = f"The fields are {', '.join(ChatBody.__struct_fields__)}."
 
 
-@post("/chat", status_code=200, opt={UNCOMPRESSED: True})
+@post("/chat", status_code=200)
 async def chat(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
     """
     Answer a prompt. A repeat with the same `Idempotency-Key` gets the same answer, running or
@@ -72,7 +72,7 @@ async def chat(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
     return _respond(edge, edge.chat_client(tenant).stream(chat_request), request_id)
 
 
-@get("/chat/{request_id:str}", opt={UNCOMPRESSED: True})
+@get("/chat/{request_id:str}")
 async def resume(
     request: AnyRequest, request_id: FromPath[str], edge: TheEdge, tenant: Tenant
 ) -> ASGIApp:

@@ -37,13 +37,12 @@ from services.edge.api.objects import (
 from services.edge.api.openai_requests import ChatCompletionBody
 from services.edge.context import Tenant, TheEdge
 from services.edge.errors import AnyRequest
-from services.edge.sse import UNCOMPRESSED
 
 CALL_ID_LENGTH = 9  # of letters and digits: Mistral's templates accept no other
 CALL_ID_LETTERS = string.ascii_letters + string.digits
 
 
-@post("/v1/chat/completions", status_code=200, opt={UNCOMPRESSED: True})
+@post("/v1/chat/completions", status_code=200)
 async def chat_completions(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
     body = await edge.bodies.read(request, ChatCompletionBody)
     check_length("messages", len(body.messages), edge.workers, body.model)

@@ -13,12 +13,11 @@ from services.edge.api.objects import FinishReason, TextChoice, TextLogprobs, fi
 from services.edge.api.openai_requests import CompletionBody
 from services.edge.context import Tenant, TheEdge
 from services.edge.errors import AnyRequest
-from services.edge.sse import UNCOMPRESSED
 
 MAX_CHOICES = 64  # for all prompts: as many as a worker's queue holds
 
 
-@post("/v1/completions", status_code=200, opt={UNCOMPRESSED: True})
+@post("/v1/completions", status_code=200)
 async def completions(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
     body = await edge.bodies.read(request, CompletionBody)
     for prompt in body.prompts:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from litestar import Response
-from litestar.types import ASGIApp
+from litestar.types import ASGIApp, Receive, Scope, Send
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -198,7 +198,13 @@ async def respond(
         completion = await while_connected(request.receive, collecting)
     except asyncio.CancelledError:  # by uvicorn, when the drain took too long
         raise shutting_down() from None
+    if completion is None:
+        return _send_nothing
     return Response(completion).to_asgi_response(app=None, request=request)
+
+
+async def _send_nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    """Respond to a client that has disconnected: the access log has no status then."""
 
 
 def session_of(request: AnyRequest, body: CompletionRequest) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace as replace_limits
 from typing import Any
@@ -36,7 +37,7 @@ from services.contract.messages import (
     Usage,
 )
 from services.runtime.bus import Bus
-from tests.edge.conftest import LIMITS, edge_on
+from tests.edge.conftest import LIMITS, edge_on, until
 from tests.fakes import ACCEPTED, DONE, HELLO, Script, scripted_worker
 
 ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
@@ -419,6 +420,18 @@ async def test_disconnect_cancels_the_answer(
         async with asyncio.timeout(2):
             _, request_id = await worker.cancelled.get()
     assert request_id == worker.requests[0][1].request_id
+
+
+async def test_disconnect_is_logged_without_a_status(
+    client: openai.AsyncOpenAI, nats_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "services.edge.access_log")
+    async with scripted_worker(nats_url, (ACCEPTED, *[0.05] * 200, DONE)) as worker:
+        with pytest.raises(openai.APITimeoutError):
+            await client.chat.completions.create(model="demo", messages=ASK, timeout=0.2)
+        await asyncio.wait_for(worker.cancelled.get(), 2)
+    await until(lambda: "request finished" in caplog.text)
+    assert "path=/v1/chat/completions status=- " in caplog.text
 
 
 async def test_disconnect_cancels_all_choices(client: openai.AsyncOpenAI, nats_url: str) -> None:

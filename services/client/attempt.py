@@ -66,13 +66,18 @@ class Attempt:
         event = _decode(delivery.data)
         if isinstance(event, Failed):
             raise ServiceError(event.code, event.message, event.retry_after)
+        self.admitted_by(event.worker_id if isinstance(event, Accepted) else "")
         self._replayed.append(event)
+
+    def admitted_by(self, worker_id: str) -> None:
+        """Note the worker, and that it is alive now."""
+        self.worker_id, self._last_event_at = worker_id, time.monotonic()
 
     def adopt(self, replay: Replay) -> None:
         """Continue with the attempt that the worker replays."""
-        self.reply, self.worker_id = replay.reply, replay.worker_id
+        self.reply = replay.reply
+        self.admitted_by(replay.worker_id)
         self._replayed.extend(replay.events)
-        self._last_event_at = time.monotonic()
 
     async def next(self) -> StreamEvent:
         """

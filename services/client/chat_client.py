@@ -227,7 +227,7 @@ class AnswerReader:
         bus, workers, tenant = self._client.bus, self._client.workers, self._client.tenant
         timeout = self._client.policy.admission_seconds
         await offer(bus, workers, worker_id, tenant, request, attempt.reply, timeout)
-        attempt.worker_id = worker_id
+        attempt.admitted_by(worker_id)
         self._attempt = attempt
 
     async def _publish(self, request: ChatRequest) -> None:

@@ -1,16 +1,21 @@
 """A reader gets one worker's whole answer, even if events are lost on the way."""
 
 import asyncio
+import time
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from services.client.attempt import Attempt, AttemptLost
 from services.client.chat_client import ChatClient
+from services.client.transcript import Transcript
+from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, Failed, Token
 from services.runtime.bus import Bus
-from services.runtime.deliveries import InboxLimits
+from services.runtime.deliveries import Inbox, InboxLimits
 from tests.client.story_worker import (
     CONFLICT,
     FAST,
@@ -66,6 +71,19 @@ async def test_answer_continues_after_a_nats_restart(tmp_path: Path) -> None:
             events += [event async for event in answer]
             check_whole(events)
             assert len(worker.requests) == 1
+
+
+async def test_silence_counts_from_the_admission(bus: Bus) -> None:
+    policy = replace(FAST, lost_seconds=0.3)
+    reply = subjects.reply("_", "r", "1")
+    await bus.subscribe(subjects.worker_replay("w1", "_", "r"), lambda _: None)  # never replies
+    attempt = Attempt(bus, policy, "_", "r", Transcript(), Inbox(), reply)
+    await asyncio.sleep(0.2)  # until the worker replies to the offer
+    attempt.admitted_by("w1")
+    admitted_at = time.monotonic()
+    with pytest.raises(AttemptLost):
+        await attempt.next()
+    assert time.monotonic() - admitted_at >= policy.lost_seconds
 
 
 async def test_other_failure_of_the_worker_ends_the_answer(bus: Bus, nats_url: str) -> None:

@@ -58,7 +58,7 @@ def document(handlers: Sequence[HTTPRouteHandler], is_open: bool) -> dict[str, A
         types_in(text).values(), ref_template="#/components/schemas/{name}"
     )
     document["components"]["schemas"] = {
-        name: _describe_fields(schema, texts) for name, schema in schemas.items()
+        name: _describe_fields(name, schema, texts) for name, schema in schemas.items()
     }
     return document
 
@@ -103,11 +103,11 @@ def _described(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": text, "schema": schema}
 
 
-def _describe_fields(schema: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
+def _describe_fields(kind: str, schema: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
     """Return a component with a description of each field, and without the type's docstring."""
-    fields = {
-        name: {"description": texts[name], **field} if name in texts else field
-        for name, field in schema.get("properties", {}).items()
-    }
+    fields = {}
+    for name, field in schema.get("properties", {}).items():
+        text = texts.get(f"{kind}.{name}") or texts.get(name)
+        fields[name] = {"description": text, **field} if text else field
     kept = {name: value for name, value in schema.items() if name != "description"}
     return {**kept, "properties": fields} if fields else kept

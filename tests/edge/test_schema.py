@@ -118,17 +118,21 @@ async def test_examples_of_bodies_are_accepted(
 
 async def test_every_field_description_is_used(document: dict[str, Any]) -> None:
     texts = msgspec.yaml.decode(TEXTS.read_bytes())["x-fields"]
-    fields = {
-        name
-        for schema in document["components"]["schemas"].values()
-        for name in schema.get("properties", ())
-    }
-    parameters = {
+    names = {
         each["name"]
         for operation in operations(document).values()
         for each in operation["parameters"]
     }
-    assert {name.strip("{}") for name in texts} <= fields | parameters
+    for kind, schema in document["components"]["schemas"].items():
+        for name in schema.get("properties", ()):
+            names |= {name, f"{kind}.{name}"}
+    assert {name.strip("{}") for name in texts} <= names
+
+
+async def test_field_of_one_type_has_its_own_description(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    prompts = [schemas[kind]["properties"]["prompt"] for kind in ("ChatBody", "CompletionBody")]
+    assert [each["description"][:10] for each in prompts] == ["The user's", "A text to "]
 
 
 async def test_query_parameters_have_their_constraints(document: dict[str, Any]) -> None:

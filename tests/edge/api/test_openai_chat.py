@@ -36,6 +36,7 @@ from services.contract.messages import (
     TokenProbability,
     Usage,
 )
+from services.edge.limits import EdgeLimits
 from services.runtime.bus import Bus
 from tests.edge.conftest import LIMITS, edge_on, until
 from tests.fakes import ACCEPTED, DONE, HELLO, Script, scripted_worker
@@ -445,6 +446,26 @@ async def test_disconnect_cancels_all_choices(client: openai.AsyncOpenAI, nats_u
         async with asyncio.timeout(2):
             cancelled = {(await worker.cancelled.get())[1] for _ in range(2)}
     assert cancelled == {request.request_id for _, request in worker.requests}
+
+
+class NoDrain(EdgeLimits):
+    drain_seconds = 0
+
+
+async def test_completion_cancelled_by_shutdown_is_a_503(nats_url: str) -> None:
+    script: Script = (ACCEPTED, Token(0, "a", (1,)), *[0.05] * 200, DONE)
+    async with (
+        Bus.connect(nats_url, "edge") as bus,
+        httpx.AsyncClient() as http,
+        scripted_worker(nats_url, script) as worker,
+    ):
+        async with edge_on(bus, limits=NoDrain(handover_seconds=0)) as edge:
+            url = edge.base_url.join("/v1/chat/completions")
+            asking = asyncio.create_task(http.post(url, json={"messages": ASK}))
+            await until(lambda: bool(worker.requests))
+        answer = await asking
+        await asyncio.wait_for(worker.cancelled.get(), 2)
+    assert answer.status_code == 503 and answer.json()["error"]["code"] == "shutting_down"
 
 
 async def test_failure_before_the_first_token_has_its_status(

@@ -73,7 +73,7 @@ class ChatClient:
         raised. If the worker is lost, another one resumes the answer.
 
         Leaving earlier (break, cancelled task, closed generator) cancels the request: at once, or,
-        with `grace_s`, unless somebody calls `resume` in that time. Iterate inside
+        with `grace_s`, unless a client calls `resume` in that time. Iterate inside
         `contextlib.aclosing`, so that leaving closes the generator.
         """
         request = replace(request, request_id=request.request_id or new_request_id())

@@ -27,7 +27,7 @@ from services.runtime.deliveries import Delivery, NoResponders
 MAX_LOAD_DIFFERENCE = 2
 """In-flight requests that a session's worker may have more than the least loaded worker."""
 MAX_REPORT_AGE_SECONDS = 3.0
-"""Workers report once a second; one that has not reported for longer is gone."""
+"""Workers report once a second; one that has not reported for longer counts as lost."""
 RETRY_AFTER_SECONDS = 2.0
 RETRIABLE_ELSEWHERE: tuple[ErrorCode, ...] = ("overloaded", "shutting_down")
 """Errors of one worker that another worker may not return."""
@@ -192,7 +192,7 @@ class WorkerDirectory:
 
 
 class WorkerUnresponsive(Exception):
-    """The worker is gone, or did not reply to an offer in time."""
+    """The worker has disconnected, or did not reply to an offer in time."""
 
 
 async def offer(

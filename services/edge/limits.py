@@ -19,7 +19,7 @@ class EdgeLimits:
     max_payload_bytes: int = MIB  # of one NATS message: `max_payload` of the server
 
     # --- one HTTP connection ---
-    # headers, trailers and chunk framing of a request, beyond as many bytes as its body
+    # of headers, trailers and chunk framing of a request, plus as many bytes as its body has
     overhead_bytes: int = 64 * KIB
     slice_bytes: int = 64 * KIB  # parsed in one go, before other connections have a turn
     send_buffer_bytes: int = 128 * KIB  # in the kernel, which reports progress in thirds of it
@@ -70,7 +70,7 @@ class EdgeLimits:
 
     @property
     def drain_seconds(self) -> int:
-        """Return how long open streams may go on at shutdown; the rest of the time is for NATS."""
+        """Return how long open streams may continue at shutdown; the rest is for NATS."""
         return int(DRAIN_DEADLINE - TASKS_DEADLINE - self.handover_seconds - 2)
 
     @property

@@ -60,10 +60,10 @@ class Encoder(Protocol):
 
 class SseResponse:
     """
-    An ASGI response, as Litestar's own notices a disconnect only after it sent the headers.
+    An ASGI response, because Litestar's own notices a disconnect only after it sent the headers.
 
-    The headers wait for the first event after Accepted, so a request that fails before it gets a
-    response with the status of its error, which `to_error` makes and which is raised.
+    The headers wait for the first event after Accepted. If the request fails before it, the error
+    is raised instead, as `to_error` returns it, so that the response has the status of the error.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def merge(streams: Sequence[AnswerEvents], max_queued: int) -> NumberedEvents:
-    """Yield the events of all answers as they come."""
+    """Yield the events of all answers in the order of their arrival."""
     if len(streams) == 1:
         async with aclosing(_guard(streams[0])) as events:
             async for event in events:

@@ -92,7 +92,7 @@ class Translation:
         return kept
 
     def _count(self, objects: Sequence[Any]) -> None:
-        """Limit what is translated one by one."""
+        """Limit the objects that are translated one by one."""
         self._translated += len(objects)
         if self._translated > self._limits.max_translated:
             maximum = self._limits.max_translated
@@ -222,7 +222,7 @@ class Translation:
         return [self._call(call, f"{path}.tool_calls[{n}]") for n, call in enumerate(calls)]
 
     def _call(self, given: Object, path: str) -> dict[str, Any]:
-        """Accept whatever a model wrote into a call."""
+        """Accept any name, id and arguments, because a model wrote them."""
         call = self.keep(given, fields.CALL, path)
         called = _decode(call.pop("function", Raw(b"{}")), Object, f"{path}.function")
         if "custom" in call:

@@ -1,8 +1,12 @@
 import httpx
 import pytest
 
+from services.contract import subjects
+from services.contract.history import ExportPage, ExportRequest
 from services.contract.messages import Token
+from tests.edge.api.test_sessions import answering
 from tests.fakes import ACCEPTED, DONE, HELLO, scripted_worker
+from tests.history.samples import exchange
 
 
 async def test_json_is_compressed_if_the_client_accepts_gzip(http: httpx.AsyncClient) -> None:
@@ -32,6 +36,14 @@ async def test_event_stream_is_not_compressed(http: httpx.AsyncClient, nats_url:
         for path, content in (("/chat", body), ("/v1/chat/completions", asked)):
             got = await http.post(path, json=content, headers=headers)
             assert "content-encoding" not in got.headers and "data: " in got.text
+
+
+async def test_export_is_not_compressed(http: httpx.AsyncClient, nats_url: str) -> None:
+    page = ExportPage(tuple(exchange(f"r{number}") for number in range(9)))
+    subject = subjects.history("export", subjects.ANY)
+    async with answering(nats_url, subject, ExportRequest, page):
+        got = await http.get("/sessions/s/export", headers={"Accept-Encoding": "gzip"})
+    assert "content-encoding" not in got.headers and len(got.content) > 1024
 
 
 async def test_completion_is_compressed(http: httpx.AsyncClient, nats_url: str) -> None:

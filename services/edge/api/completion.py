@@ -78,9 +78,9 @@ class ChoiceBuilder(Protocol):
 
 class CompletionEncoder:
     """
-    Encodes a completion: as server-sent events (sse.Encoder), or as one object. `n` choices each
-    belong to one prompt; `heading` has the fields of all objects. `cancel` stops the generation of
-    a choice; its Done, with the usage, still follows.
+    Encodes a completion: as server-sent events (sse.Encoder), or as one object. Each prompt has `n`
+    choices; `heading` has the fields of all objects. `cancel` stops the generation of a choice,
+    whose Done, with the usage, still follows.
     """
 
     headers = ()
@@ -208,7 +208,7 @@ async def _send_nothing(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def session_of(request: AnyRequest, body: CompletionRequest) -> str:
-    """Return the session that a client names. It only decides which worker has a warm cache."""
+    """Return the session that a client names. It only selects the worker, for its prefix cache."""
     given = (request.headers.get(header) for header in SESSION_HEADERS)
     session_id = next(filter(None, given), body.prompt_cache_key or "")
     if len(session_id) > MAX_SESSION_ID_LENGTH:

@@ -97,8 +97,9 @@ class Context(Struct, frozen=True):
 
     `epoch` is the sequence of the session's last Cleared or Erased (0: none), `erased` that of its
     last Erased, `applied_seq` that of its last record. `last` is the request id of the last
-    exchange, also if it is not in `turns`; "" if there is none. `system_prompt` is the session's
-    own; None: the worker's default.
+    exchange, also if it is not in `turns`; "" if there is none. If that one is a retry without a
+    response, `unreplaced` is the request id of the exchange that it was to replace, which stays in
+    `turns`. `system_prompt` is the session's own; None: the worker's default.
     """
 
     turns: tuple[Turn, ...] = ()
@@ -107,6 +108,12 @@ class Context(Struct, frozen=True):
     erased: int = 0
     last: str = ""
     system_prompt: str | None = None
+    unreplaced: str = ""
+
+    def retried_turn(self, retry_of: str | None) -> str:
+        """Return the request id of the turn that a response to a retry replaces; "" if none."""
+        is_retry_of_retry = bool(retry_of) and retry_of == self.last
+        return (self.unreplaced if is_retry_of_retry else "") or retry_of or ""
 
 
 class MessagesRequest(Struct, frozen=True):

@@ -65,7 +65,7 @@ def fold(snapshot: Snapshot, entry: Entry, size: WindowSize) -> Snapshot:
         case Erased():
             return Snapshot(epoch=entry.seq, erased=entry.seq, applied_seq=entry.seq)
         case Cleared():
-            snapshot = replace(snapshot, turns=(), last="", epoch=entry.seq)
+            snapshot = replace(snapshot, turns=(), last="", unreplaced="", epoch=entry.seq)
             active_at = snapshot.active_at and active_at  # clearing creates no session
         case Described() as described:
             snapshot = _describe(snapshot, described)
@@ -107,13 +107,13 @@ def _add(snapshot: Snapshot, exchange: Exchange, logged_at: datetime, size: Wind
     snapshot = replace(snapshot, opening=opening, exchanges=snapshot.exchanges + 1)
     if exchange.epoch < snapshot.epoch:
         return snapshot
-    turns = snapshot.turns
-    if exchange.retry_of:
-        turns = tuple(turn for turn in turns if turn.request_id != exchange.retry_of)
-    if exchange.response:
-        turn = LoggedTurn(request_id, exchange.prompt, exchange.response, logged_at=logged_at)
-        turns = _window((*turns, turn), size)
-    return replace(snapshot, turns=turns, last=request_id)
+    replaced = snapshot.retried_turn(exchange.retry_of)
+    if not exchange.response:
+        return replace(snapshot, last=request_id, unreplaced=replaced)
+    turn = LoggedTurn(request_id, exchange.prompt, exchange.response, logged_at=logged_at)
+    kept = (turn for turn in snapshot.turns if turn.request_id != replaced)
+    turns = _window((*kept, turn), size)
+    return replace(snapshot, turns=turns, last=request_id, unreplaced="")
 
 
 def _describe(snapshot: Snapshot, described: Described) -> Snapshot:

@@ -257,13 +257,14 @@ def _without_retried(context: Context, retry_of: str | None) -> Context:
     """Return the context before the exchange that is retried. Raises ServiceError."""
     if retry_of is None:
         return context
-    if retry_of != context.last:
+    if retry_of not in (context.last, context.unreplaced):
         last = repr(context.last) if context.last else "none"
         raise ServiceError(
             "invalid_request",
             f"`retry_of` must name the session's last exchange, and that is {last}.",
         )
-    turns = tuple(turn for turn in context.turns if turn.request_id != retry_of)
+    retried = context.retried_turn(retry_of)
+    turns = tuple(turn for turn in context.turns if turn.request_id != retried)
     return replace(context, turns=turns)
 
 

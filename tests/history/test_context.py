@@ -66,6 +66,24 @@ def test_retry_replaces_the_exchange_it_names() -> None:
     assert (ids(snapshot), snapshot.last) == (["a", "c"], "c")
 
 
+def test_retry_without_response_leaves_the_exchange_it_names() -> None:
+    failed = replace(exchange("c", response=""), retry_of="b")
+    snapshot = folded(entry(1, exchange("a")), entry(2, exchange("b")), entry(3, failed))
+    assert (ids(snapshot), snapshot.last) == (["a", "b"], "c")
+    other = fold(snapshot, entry(4, exchange("d")), SIZE)
+    assert (ids(other), other.unreplaced) == (["a", "b", "d"], "")
+
+
+@pytest.mark.parametrize("retry_of", ["b", "d"])
+def test_retry_of_retries_without_response_replaces_the_first_exchange(retry_of: str) -> None:
+    first = replace(exchange("c", response=""), retry_of="b")
+    second = replace(exchange("d", response=""), retry_of="c")
+    retry = replace(exchange("e"), retry_of=retry_of)
+    records = (exchange("a"), exchange("b"), first, second, retry)
+    snapshot = folded(*(entry(seq, record) for seq, record in enumerate(records, start=1)))
+    assert (ids(snapshot), snapshot.unreplaced) == (["a", "e"], "")
+
+
 def test_count_and_opening_include_exchanges_not_in_the_context() -> None:
     late = exchange("late", epoch=0)
     entries = [entry(n, exchange(f"r{n}")) for n in range(1, 31)]

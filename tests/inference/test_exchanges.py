@@ -227,6 +227,21 @@ async def test_retry_replaces_the_last_exchange(fast: Worker) -> None:
     assert marks == {"r1": False, "r2": True, "r3": False}
 
 
+@pytest.mark.parametrize("retry_of", ["r2", "r3"])
+async def test_retry_that_failed_without_text_can_be_retried(fast: Worker, retry_of: str) -> None:
+    await fast.ask("hi", "s", request_id="r1")
+    await fast.ask("hi", "s", request_id="r2")
+    fast.backend.fails = True
+    *_, failed = await fast.ask("hi", "s", request_id="r3", retry_of="r2")
+    assert isinstance(failed, Failed)
+    context = await fast.context("s")
+    assert ([turn.request_id for turn in context.turns], context.last) == (["r1", "r2"], "r3")
+    events = await fast.ask("emoji", "s", request_id="r4", retry_of=retry_of)
+    started = next(event for event in events if isinstance(event, Started))
+    assert started.exchanges_kept == 1 and text(events) == "é🙂"
+    assert [turn.request_id for turn in (await fast.context("s")).turns] == ["r1", "r4"]
+
+
 async def test_retry_of_an_earlier_exchange_is_rejected(fast: Worker) -> None:
     for request_id in ("r1", "r2"):
         await fast.ask("hi", "s", request_id=request_id)

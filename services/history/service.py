@@ -13,7 +13,12 @@ from services.contract.errors import ServiceError
 from services.contract.messages import Empty
 from services.history.archive import Archive, Archiver, ArchiveUnavailable
 from services.history.guard import LogGuard
-from services.history.limits import LIMITS, RETRY_AFTER_SECONDS, HistoryLimits
+from services.history.limits import (
+    CONFLICT_RETRY_AFTER_SECONDS,
+    LIMITS,
+    RETRY_AFTER_SECONDS,
+    HistoryLimits,
+)
 from services.history.log import SessionLog
 from services.history.repair import Checkup, LogRepair
 from services.history.requests import Indexer
@@ -190,6 +195,7 @@ def _as_service_error() -> Iterator[None]:
             "history_unavailable",
             f"The session log is not available ({error}). Check that NATS runs with JetStream"
             " (nats-server -js) and has free disk space, then try again.",
+            RETRY_AFTER_SECONDS,
         ) from error
     except ArchiveUnavailable as error:
         raise ServiceError(
@@ -200,5 +206,7 @@ def _as_service_error() -> Iterator[None]:
         ) from error
     except Conflict as error:
         raise ServiceError(
-            "history_unavailable", "Too many changes of this session at once. Try again."
+            "history_unavailable",
+            "Too many changes of this session at once. Try again.",
+            CONFLICT_RETRY_AFTER_SECONDS,
         ) from error

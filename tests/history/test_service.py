@@ -2,6 +2,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders
 from services.runtime.streams import Stream
 from tests.history.samples import (
+    FAST,
     TENANT,
     append,
     append_many,
@@ -294,12 +296,22 @@ async def test_unavailable_log_is_an_error_not_a_new_session(
         try:
             await ask(empty_bus, session_id)
         except ServiceError as error:
+            assert error.retry_after
             return error.code == "history_unavailable" and "JetStream" in error.message
         return False
 
     async with history(url_of(empty_nats)):
         await append(empty_bus, session_id, exchange("a"))
         await until(is_refused)
+
+
+async def test_change_that_always_conflicts_can_be_retried_later(
+    nats_url: str, bus: Bus, session_id: str
+) -> None:
+    async with history(nats_url, limits=replace(FAST, max_tries=0)):
+        with pytest.raises(ServiceError, match="Too many changes") as raised:
+            await clear(bus, session_id)
+        assert raised.value.code == "history_unavailable" and raised.value.retry_after
 
 
 def two_servers_on_one_port(tmp_path: Path) -> tuple[Server, Server]:

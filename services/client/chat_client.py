@@ -192,7 +192,9 @@ class AnswerReader:
             try:
                 event = await self._attempt.next()
             except AttemptReplaced:
-                await self.join()
+                self.has_joined = True  # another reader has started the new attempt
+                if not await self._try_join():
+                    await self._recover("The worker that continued the answer is lost.")
             except AttemptLost as loss:
                 await self._recover(str(loss))
             else:
@@ -274,12 +276,12 @@ class AnswerReader:
     # --- failover ---
 
     async def _recover(self, reason: str) -> None:
-        """Resume the answer in another attempt."""
-        assert self._attempt is not None
+        """Resume the answer in another attempt; the current one, if there is one, is dropped."""
         policy = self._client.policy
         self._failover = policy.after_loss(self._failover, reason, time.monotonic())
-        self._client.workers.remove(self._attempt.worker_id)
-        self.abandon()
+        if self._attempt:
+            self._client.workers.remove(self._attempt.worker_id)
+            self.abandon()
         while True:
             try:
                 return await self._join_or_resume()

@@ -69,6 +69,7 @@ class StoryWorker:
         """Characters whose tokens are lost on the way."""
         self.loses_done = False
         self.is_frozen = False
+        self.freezes_after_replay = False
         self.rejects_with: ServiceError | None = None
         self.requests: list[ChatRequest] = []
         self.replies: list[str] = []
@@ -166,6 +167,7 @@ class StoryWorker:
         if recording is None:
             raise ServiceError("not_found", "This worker does not know the request.")
         self.replayed.set()
+        self.is_frozen |= self.freezes_after_replay
         replay = recording.replay(decode(delivery.data, ReplayRequest).offset)
         return replace(replay, age_seconds=replay.age_seconds + self.accepted_before)
 

@@ -193,6 +193,24 @@ async def test_joined_reader_switches_to_the_replacing_attempt(bus: Bus, nats_ur
                 assert len(second.requests) == 1
 
 
+async def test_worker_lost_before_its_replacing_attempt_is_joined_is_resumed(
+    bus: Bus, nats_url: str
+) -> None:
+    begun = STORY[:20]
+    async with story_worker(nats_url, "w1", 20) as first:
+        first.freezes_after_replay = True
+        reading = await reading_until_stopped(bus, first)
+        first.forget()
+        reply = subjects.reply("_", "r", "second")
+        again = replace(REQUEST, resume=Resume(RESUME_STATE, tuple(map(ord, begun)), begun))
+        await bus.publish(subjects.request(subjects.OPEN_TENANT), again, reply)
+        async with story_worker(nats_url, "w2") as second:
+            check_whole(await reading)
+    assert first.replies[1:] == [reply] and first.replayed.is_set()
+    (resumed,) = second.requests
+    assert resumed.resume and resumed.resume.text == begun
+
+
 async def text_of(events: AsyncGenerator[StreamEvent, None], length: int) -> str:
     text = ""
     async with asyncio.timeout(5):

@@ -8,7 +8,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Protocol, TypeVar
 
 from litestar.types import Receive, Scope, Send
@@ -17,6 +17,7 @@ from services.contract.errors import ServiceError
 from services.contract.messages import Accepted, Done, Failed, StreamEvent
 from services.edge.errors import shutting_down
 from services.edge.limits import EdgeLimits
+from services.runtime.tasks import Stopped, run_until
 
 PING = b": ping\n\n"
 HEADERS = (
@@ -135,15 +136,9 @@ def data_line(json: bytes) -> bytes:
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
     """Run `work`, and cancel it when the client disconnects; then return None."""
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_disconnected(receive))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.wait((working, leaving))
+    with suppress(Stopped):
+        return await run_until(_disconnected(receive), work)
+    return None
 
 
 async def _disconnected(receive: Receive) -> None:

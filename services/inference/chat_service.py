@@ -39,7 +39,6 @@ from services.inference.in_flight import (
     InFlightRequest,
     InFlightRequests,
     RecentCancels,
-    RequestStopped,
     StopReason,
 )
 from services.inference.limits import InferenceLimits
@@ -53,6 +52,7 @@ from services.runtime import logs
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
 from services.runtime.supervised import Fail, SupervisedLoop
+from services.runtime.tasks import Stopped
 
 MAX_TIMEOUT_SECONDS = 86_400.0  # no answer takes a day
 DRAIN_POLL_SECONDS = 0.02
@@ -186,7 +186,7 @@ class ChatService:
         try:
             await flight.send(Accepted(flight.request_id, self.worker_id))
             await self._answer(flight)
-        except RequestStopped:
+        except Stopped:
             if flight.stop_reason == "timeout":
                 await flight.fail(_timed_out())
             await flight.send(Done("cancelled", Usage(0, 0, 0), Timings(0, 0, 0), 0, "none", 0))
@@ -222,8 +222,8 @@ class ChatService:
 
     async def _prepare(self, flight: InFlightRequest) -> tuple[PreparedPrompt, Sequence]:
         """
-        Return the prompt and its sequence. Raises ServiceError, or RequestStopped if the request is
-        stopped; not if it resumes an answer, whose text is stored then.
+        Return the prompt and its sequence. Raises ServiceError, or Stopped if the request is
+        stopped; but a resumed answer is always prepared: its text so far must still be stored.
         """
         request, context = flight.request, Context()
         if not request.resume and not prompts.is_stateless(request):

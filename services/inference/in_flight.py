@@ -26,16 +26,13 @@ from services.inference.limits import InferenceLimits
 from services.inference.replay import Listeners, Recording
 from services.inference.settings import InferenceSettings
 from services.runtime.bus import Bus
+from services.runtime.tasks import run_until
 
 BYTES_PER_TOKEN = 4  # of usual text, roughly
 NEWEST_WEIGHT = 0.2  # of the newest answer in the moving average of lengths
 
 StopReason = Literal["cancelled", "timeout"]
 T = TypeVar("T")
-
-
-class RequestStopped(Exception):
-    """The request was cancelled, or timed out, before it reached the engine."""
 
 
 @dataclass(eq=False)
@@ -122,17 +119,8 @@ class InFlightRequest:
         self.stop("cancelled")
 
     async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
-        """Return the result of `work`. Raises RequestStopped as soon as the request is stopped."""
-        working = asyncio.create_task(work)
-        stopped = asyncio.create_task(self._stopped.wait())
-        try:
-            await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                raise RequestStopped
-            return working.result()
-        finally:
-            working.cancel()
-            stopped.cancel()
+        """Return the result of `work`. Raises Stopped as soon as the request is stopped."""
+        return await run_until(self._stopped.wait(), work)
 
     async def send(self, event: StreamEvent) -> None:
         """Send an event, unless the request has ended: there is exactly one Done or Failed."""

@@ -4,9 +4,9 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import uvloop
 
@@ -20,6 +20,7 @@ from services.runtime.settings import (
     parse,
     warn_of_invalid_lines,
 )
+from services.runtime.tasks import Stopped, run_until
 
 DRAIN_DEADLINE = 30.0  # seconds from the signal to the exit; docker-compose.yml gives a little more
 INVALID_SETTING = 2  # exit code: restarting the process would not help
@@ -49,14 +50,16 @@ class Process:
         self._exit_code = 1
         self._stop.set()
 
-    async def run(self, start: Callable[["Process"], Awaitable[None]]) -> int:
+    async def run(self, start: Callable[["Process"], Coroutine[Any, Any, None]]) -> int:
         """Start the service, wait for a signal and drain. Return the exit code."""
         for name in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(name, self.stop)
         try:
-            if await self._start(start):
-                log.info("started")
-                await self._stop.wait()
+            await run_until(self._stop.wait(), start(self))
+            log.info("started")
+            await self._stop.wait()
+        except Stopped:
+            pass  # a signal came while the service waited for NATS
         except InvalidSetting as error:
             log.critical("%s", error)
             self._exit_code = INVALID_SETTING
@@ -66,20 +69,6 @@ class Process:
         finally:
             await self._drain()
         return self._exit_code
-
-    async def _start(self, start: Callable[["Process"], Awaitable[None]]) -> bool:
-        """Return whether the service started; False if a signal came while it waited for NATS."""
-        starting = asyncio.ensure_future(start(self))
-        stopping = asyncio.ensure_future(self._stop.wait())
-        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not starting.done():
-            starting.cancel()
-            # nats-py may swallow the cancellation, and even complete
-            await asyncio.wait({starting})
-            return False
-        starting.result()
-        return True
 
     async def _drain(self) -> None:
         log.info("draining")

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from services.runtime.tasks import Stopped, run_until
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +63,9 @@ class SupervisedLoop:
 
     async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
         """Await `work`, which only waits for something to do. Return None if stopped first."""
-        working = asyncio.ensure_future(work)
-        stopped = asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            return working.result() if working.done() else None
-        finally:
-            stopped.cancel()
-            working.cancel()
+        with suppress(Stopped):
+            return await run_until(self._stopping.wait(), work)
+        return None
 
     def wake(self) -> None:
         """End the pause before the next step."""

@@ -106,7 +106,6 @@ class Stream:
                     name=self.name, storage=api.StorageType.FILE, max_bytes=max_bytes
                 )
             config.subjects = [subject]
-            config.allow_direct = True
             await change(_with_limits(config, max_age, replicas))
 
     async def _config(self) -> api.StreamConfig | None:
@@ -315,9 +314,7 @@ class Bucket:
 
     async def ensure(self, ttl: float, replicas: int | None = None) -> None:
         """Create the bucket or update it. `ttl` is in seconds (0: forever)."""
-        new = api.KeyValueConfig(
-            bucket=self._name, history=1, ttl=ttl, replicas=replicas or 1, direct=True
-        )
+        new = api.KeyValueConfig(self._name, history=1, ttl=ttl, replicas=replicas or 1)
         with as_unavailable():
             try:
                 await self._js.create_key_value(new)

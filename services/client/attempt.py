@@ -13,7 +13,6 @@ from typing import cast
 from msgspec.structs import replace
 
 from services.client.failover import (
-    RETRY_AFTER_SECONDS,
     FailoverPolicy,
     bus_unavailable,
     worker_lost,
@@ -62,7 +61,7 @@ class Attempt:
             delivery = await self.inbox.next(self.policy.admission_seconds)
         except NoResponders:
             message = "No inference worker is running: start one, or wait for it."
-            raise ServiceError("no_worker", message, RETRY_AFTER_SECONDS) from None
+            raise ServiceError("no_worker", message) from None
         event = _decode(delivery.data)
         if isinstance(event, Failed):
             raise ServiceError(event.code, event.message, event.retry_after)

@@ -27,7 +27,6 @@ from msgspec.structs import replace
 from services.client.attempt import Attempt, AttemptLost, AttemptReplaced, fetch_replay
 from services.client.failover import (
     DEFAULT_POLICY,
-    RETRY_AFTER_SECONDS,
     FailoverPolicy,
     FailoverState,
     bus_unavailable,
@@ -220,7 +219,7 @@ class AnswerReader:
         )
         if digest and not ranked and workers.ready:
             message = "No worker has the model that began the answer."
-            raise ServiceError("no_worker", message, RETRY_AFTER_SECONDS)
+            raise ServiceError("no_worker", message)
         if not await offer_in_turn(ranked, partial(self._offer, request)):
             await self._publish(request)
 

@@ -12,7 +12,6 @@ from services.contract.codec import encode
 from services.contract.errors import FAILOVER_CODES, ErrorCode, ServiceError
 from services.contract.messages import ChatRequest
 
-RETRY_AFTER_SECONDS = 1.0
 """By then another worker may be ready, or NATS reachable again."""
 RETRIABLE: tuple[ErrorCode, ...] = ("overloaded", "no_worker", "model_loading", *FAILOVER_CODES)
 MIN_TIMEOUT_SECONDS = 0.001
@@ -104,14 +103,14 @@ DEFAULT_POLICY = FailoverPolicy()
 
 
 def worker_lost(message: str) -> ServiceError:
-    return ServiceError("worker_lost", f"{message} Send the request again.", RETRY_AFTER_SECONDS)
+    return ServiceError("worker_lost", f"{message} Send the request again.")
 
 
 def bus_unavailable() -> ServiceError:
     message = "NATS can't be reached: try again in a moment."
-    return ServiceError("bus_unavailable", message, RETRY_AFTER_SECONDS)
+    return ServiceError("bus_unavailable", message)
 
 
 def _unresumable(state: FailoverState, why: str) -> Unresumable:
     message = f"{state.reason} No other worker can resume: {why} Send the request again."
-    return Unresumable("worker_lost", message, RETRY_AFTER_SECONDS)
+    return Unresumable("worker_lost", message)

@@ -28,7 +28,6 @@ MAX_LOAD_DIFFERENCE = 2
 """In-flight requests that a session's worker may have more than the least loaded worker."""
 MAX_REPORT_AGE_SECONDS = 3.0
 """Workers report once a second; one that has not reported for longer counts as lost."""
-RETRY_AFTER_SECONDS = 2.0
 RETRIABLE_ELSEWHERE: tuple[ErrorCode, ...] = ("overloaded", "shutting_down")
 """Errors of one worker that another worker may not return."""
 
@@ -167,14 +166,13 @@ class WorkerDirectory:
         if loading := [r.progress for r in reports if r.state == "loading"]:
             share = max(loading)
             how = "loaded and warming up" if share >= 1 else f"loading ({share:.0%} so far)"
-            return ServiceError("model_loading", f"The model is {how}.", RETRY_AFTER_SECONDS)
+            return ServiceError("model_loading", f"The model is {how}.")
         if failed := [r.error for r in reports if r.state == "failed"]:
             return ServiceError("model_unavailable", failed[0] or "The model can't be used.")
         return ServiceError(
             "no_worker",
             "No inference worker answers: it may still be starting, or have failed. See the output"
             " of `just up` or its log; GET /status lists the workers.",
-            RETRY_AFTER_SECONDS,
         )
 
     def to_error(self, failed: Failed) -> ServiceError:

@@ -28,17 +28,35 @@ ErrorCode = Literal[
 FAILOVER_CODES: tuple[ErrorCode, ...] = ("worker_lost", "shutting_down")
 """After these, the reader resumes the answer at another worker."""
 
+RETRY_AFTER_SECONDS: dict[ErrorCode, float] = {
+    "overloaded": 1.0,  # unless the time until the queue is worked off is known
+    "timeout": 1.0,
+    "no_worker": 2.0,
+    "model_loading": 2.0,
+    "history_unavailable": 2.0,
+    "history_full": 5.0,
+    "bus_unavailable": 1.0,
+    "worker_lost": 1.0,
+    "shutting_down": 1.0,
+}
+"""The errors after which a retry can help, and the least time until then."""
+
 
 class ServiceError(Exception):
     """
     A failure that is reported to the caller.
 
     `code` is for programs, `message` for people: what is wrong, then what to do. `retry_after` is
-    in seconds, if a retry can help.
+    in seconds, None if a retry does not help; the default depends on the code.
     """
 
     def __init__(self, code: ErrorCode, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.code: ErrorCode = code
         self.message = message
-        self.retry_after = retry_after
+        default = RETRY_AFTER_SECONDS.get(code)
+        self.retry_after = default if retry_after is None else retry_after
+
+
+def shutting_down() -> ServiceError:
+    return ServiceError("shutting_down", "The server is shutting down: send the request again.")

@@ -114,10 +114,6 @@ def body(error: ServiceError) -> ErrorBody:
     return {"error": content, **more}
 
 
-def shutting_down() -> ServiceError:
-    return ServiceError("shutting_down", "The server is restarting: send the request again.", 1)
-
-
 def _describe(request: AnyRequest, error: HTTPException, headers: dict[str, str]) -> ServiceError:
     path = request.url.path
     match error.status_code:

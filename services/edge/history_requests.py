@@ -12,8 +12,6 @@ from services.edge.limits import EdgeLimits
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders, RequestSilent
 
-RETRY_AFTER_SECONDS = 1.0
-
 S = TypeVar("S", bound=Struct)
 
 
@@ -59,7 +57,7 @@ class HistoryRequests:
                 status.warning
                 or "The history service rejects chats: `history` in GET /status shows why."
             )
-            raise ServiceError(status.refuses, message, RETRY_AFTER_SECONDS)
+            raise ServiceError(status.refuses, message)
 
     async def _ask(self, subject: str, message: Struct, kind: type[S], timeout: float) -> S:
         check_connected(self._bus)
@@ -84,9 +82,9 @@ def check_connected(bus: Bus) -> None:
     """Raise ServiceError(bus_unavailable) without a connection to NATS."""
     if not bus.connected:
         message = "The connection to NATS is lost: try again."
-        raise ServiceError("bus_unavailable", message, RETRY_AFTER_SECONDS)
+        raise ServiceError("bus_unavailable", message)
 
 
 def _unavailable(what: str) -> ServiceError:
     message = f"The history service {what}: try again."
-    return ServiceError("history_unavailable", message, RETRY_AFTER_SECONDS)
+    return ServiceError("history_unavailable", message)

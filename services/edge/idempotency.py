@@ -271,4 +271,4 @@ async def _on_bucket(operation: Awaitable[T]) -> T:
         return await operation
     except StreamUnavailable as error:
         message = f"The Idempotency-Key can't be stored ({error}): try again, or leave it out."
-        raise ServiceError("bus_unavailable", message, 1) from error
+        raise ServiceError("bus_unavailable", message) from error

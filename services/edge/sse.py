@@ -13,9 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 from litestar.types import Receive, Scope, Send
 
-from services.contract.errors import ServiceError
+from services.contract.errors import ServiceError, shutting_down
 from services.contract.messages import Accepted, Done, Failed, StreamEvent
-from services.edge.errors import shutting_down
 from services.edge.limits import EdgeLimits
 from services.runtime.tasks import Stopped, run_until
 

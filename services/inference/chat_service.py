@@ -12,7 +12,7 @@ from functools import partial
 from services.client.routing import WorkerDirectory
 from services.contract import prompts, subjects
 from services.contract.codec import decode
-from services.contract.errors import ServiceError
+from services.contract.errors import ServiceError, shutting_down
 from services.contract.history import Context, Exchange
 from services.contract.messages import (
     Accepted,
@@ -140,7 +140,7 @@ class ChatService:
             async with asyncio.timeout(self.limits.drain_seconds):
                 await self._until_idle()
         for flight in list(self.flights.values()):
-            await flight.fail(_shutting_down())
+            await flight.fail(shutting_down())
             self._interrupt(flight, "cancelled")
         await self._until_idle()  # threads may still be about to use the model
         await self._loops.aclose()
@@ -169,7 +169,7 @@ class ChatService:
             message = f"Request {flight.request_id} is already being answered."
             raise ServiceError("conflict", message)
         if self._is_dead or self._is_draining:
-            raise _shutting_down()
+            raise shutting_down()
         self.flights.check_room(flight, self.tokens_per_second)
         self.flights[flight.key] = flight
         for cancel in self._cancels.of(flight.key):  # which overtook the request
@@ -478,8 +478,4 @@ def _continues(flight: InFlightRequest, exchange: Exchange) -> bool:
 
 
 def _timed_out() -> ServiceError:
-    return ServiceError("timeout", "The request timed out before its answer began: try again.", 1)
-
-
-def _shutting_down() -> ServiceError:
-    return ServiceError("shutting_down", "The worker is shutting down: try again.", 1)
+    return ServiceError("timeout", "The request timed out before its answer began: try again.")

@@ -54,7 +54,6 @@ class HistoryClient:
             "history_unavailable",
             "The history service does not reply, so the session can't be continued: try again, and"
             " check that it runs.",
-            retry_after=2,
         )
         for silence in tries:
             try:

@@ -8,10 +8,8 @@ from contextvars import copy_context
 from functools import partial
 from typing import TypeVar
 
-from services.contract.errors import ServiceError
+from services.contract.errors import ServiceError, shutting_down
 from services.inference.engine.threads import DeepStackThreads
-
-RETRY_AFTER = 1.0  # seconds
 
 T = TypeVar("T")
 
@@ -32,7 +30,7 @@ class Pool:
         the queue is full, shutting_down if the pool was closed before the work started.
         """
         if not self._free.acquire(blocking=False):
-            raise ServiceError("overloaded", "The worker's queue is full: try again.", RETRY_AFTER)
+            raise ServiceError("overloaded", "The worker's queue is full: try again.")
         future = self._threads.submit(partial(copy_context().run, work, *arguments))
         future.add_done_callback(lambda _: self._free.release())
         try:
@@ -40,9 +38,7 @@ class Pool:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task and not task.cancelling():  # the pool was closed
-                raise ServiceError(
-                    "shutting_down", "The worker is shutting down: try again.", RETRY_AFTER
-                ) from None
+                raise shutting_down() from None
             if discard and not future.cancelled():
                 future.add_done_callback(partial(_discard, discard))
             raise

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from services.contract import prompts, subjects
 from services.contract.codec import decode
-from services.contract.errors import ServiceError
+from services.contract.errors import ServiceError, shutting_down
 from services.contract.messages import ChatRequest
 from services.contract.tokens import (
     DetokenizeReply,
@@ -59,13 +59,13 @@ class TokenService:
 
     async def _run(self, work: Callable[[K], Struct], request: K) -> Struct:
         if self._is_closing:
-            raise ServiceError("shutting_down", "The worker is shutting down: try again.", 1)
+            raise shutting_down()
         try:
             async with asyncio.timeout(self.limits.token_seconds):
                 return await self._pool.run(work, request)
         except TimeoutError:  # work that has not started by now never starts
             raise ServiceError(
-                "overloaded", "The worker has too many requests to count tokens: try again.", 1
+                "overloaded", "The worker has too many requests to count tokens: try again."
             ) from None
 
     def _tokenize(self, request: TokenizeRequest) -> TokenizeReply:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from services.client.chat_client import new_request_id
 from services.client.routing import WorkerDirectory
 from services.contract import prompts
-from services.contract.errors import ServiceError
+from services.contract.errors import ServiceError, shutting_down
 from services.contract.messages import ChatRequest, Done, Failed, StreamEvent, Token, Usage
 from services.edge import errors
 from services.edge.api.objects import (
@@ -29,7 +29,7 @@ from services.edge.api.objects import (
 )
 from services.edge.api.openai_requests import CompletionRequest
 from services.edge.context import Edge
-from services.edge.errors import AnyRequest, shutting_down
+from services.edge.errors import AnyRequest
 from services.edge.sse import (
     NumberedEvents,
     SseResponse,

@@ -57,7 +57,7 @@ async def healthz() -> Health:
 @get("/readyz")
 async def readyz(edge: TheEdge) -> Health:
     if edge.draining.is_set():
-        raise ServiceError("shutting_down", "This edge is shutting down: use another one.", 1)
+        raise ServiceError("shutting_down", "This edge is shutting down: use another one.")
     check_connected(edge.bus)
     if not edge.workers.ready:
         raise edge.workers.unavailable_error()

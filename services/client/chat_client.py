@@ -90,7 +90,7 @@ class ChatClient:
         Return the events, from character `offset` on, of an answer that a worker generates or has
         finished in the last minute; None if there is no such worker. Raises ServiceError.
         """
-        _check_id(request_id)
+        subjects.require_request_id(request_id)
         subject = subjects.replay(self.tenant, request_id)
         try:
             return await fetch_replay(self.bus, subject, offset, self.policy.join_seconds)
@@ -102,7 +102,7 @@ class ChatClient:
         Cancel a request of this tenant, whoever sent it; a finished one stays as it is. Raises
         ServiceError(not_found) for an invalid id.
         """
-        _check_id(request_id)
+        subjects.require_request_id(request_id)
         await self.bus.publish(subjects.cancel(self.tenant, request_id), Cancel())
 
     async def _read(
@@ -118,7 +118,7 @@ class ChatClient:
                 _check(request)
                 await reader.start(request)
             else:
-                _check_id(request_id)
+                subjects.require_request_id(request_id)
                 await reader.join()
             while not has_ended:
                 event = await reader.next()
@@ -323,12 +323,6 @@ def _failed(request_id: str, error: Exception) -> Failed:
         return Failed(error.code, error.message, error.retry_after)
     log.error("reading the answer failed request_id=%s", request_id, exc_info=error)
     return Failed("internal", "Reading the answer failed. See the log of this process.")
-
-
-def _check_id(request_id: str) -> None:
-    """Raise ServiceError(not_found): a space or line break would break the NATS connection."""
-    if not subjects.is_id(request_id):
-        raise ServiceError("not_found", "There is no such request: the request id is invalid.")
 
 
 def _check(request: ChatRequest) -> None:

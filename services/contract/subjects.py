@@ -59,6 +59,12 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def require_request_id(text: str) -> None:
+    """Raise ServiceError(not_found): a space or line break would break the NATS connection."""
+    if not is_id(text):
+        raise ServiceError("not_found", "There is no such request: the request id is invalid.")
+
+
 def request(tenant: str) -> str:
     """
     Return the subject of chat requests that any worker may take.

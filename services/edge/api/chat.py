@@ -80,7 +80,7 @@ async def resume(
     Send the events of an answer after `Last-Event-ID`, or all of them. After the last event the
     status is 204, which stops an EventSource from reconnecting.
     """
-    check_id(request_id)
+    subjects.require_request_id(request_id)
     offset = _last_event_id(request)
     if offset == END:
         return _no_content()
@@ -92,7 +92,7 @@ async def resume(
 @delete("/chat/{request_id:str}", status_code=202)
 async def cancel(request_id: FromPath[str], edge: TheEdge, tenant: Tenant) -> dict[str, str]:
     """Cancel an answer. Only its worker knows whether it runs, and a cancel has no reply."""
-    check_id(request_id)
+    subjects.require_request_id(request_id)
     check_connected(edge.bus)
     await edge.chat_client(tenant).cancel(request_id)
     return {"status": "cancelling", "request_id": request_id}
@@ -153,12 +153,6 @@ def read_prompt(body: bytes, limits: EdgeLimits) -> PromptRequest:
         raise ServiceError("invalid_request", f"{error} {hint}") from error
     prompts.check(prompt)
     return prompt
-
-
-def check_id(request_id: str) -> None:
-    """Raise ServiceError(not_found) for a text that can't be a request id."""
-    if not subjects.is_id(request_id):
-        raise ServiceError("not_found", "There is no such request: the request id is invalid.")
 
 
 def _respond(edge: Edge, events: AnswerEvents, request_id: str) -> ASGIApp:

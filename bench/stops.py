@@ -17,7 +17,7 @@ from bench.report import RESULTS
 from services.contract.messages import Sampling
 from services.inference import models
 from services.inference.engine.engine import Engine, Finished, Output
-from services.inference.engine.output.generated_text import TextChunk
+from services.inference.engine.output.generated_text import GeneratedText, TextChunk
 from services.inference.engine.output.stops import StopBuffer, StopRules
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.settings import STOPS, InferenceSettings
@@ -133,7 +133,8 @@ def generate_answers(path: Path, threads: int) -> dict[str, str]:
     for prompt in PROMPTS:
         system = settings.chat_system_prompt
         tokens = model.template.session_prompt(system, (), prompt, MAX_TOKENS).tokens
-        engine.submit(Sequence(prompt, tokens, SAMPLING, model.backend.sampler(SAMPLING)))
+        sampler, answer = model.backend.sampler(SAMPLING), GeneratedText(MAX_TOKENS, StopRules())
+        engine.submit(Sequence(prompt, tokens, SAMPLING, sampler, answer))
     while len(finished) < len(PROMPTS):
         engine.step()
     model.backend.close()

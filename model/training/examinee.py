@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from services.contract.messages import ChatRequest, Turn
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
-from services.inference.engine.output.generated_text import TextChunk
+from services.inference.engine.output.generated_text import GeneratedText, TextChunk
+from services.inference.engine.output.stops import StopRules
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.models import load
 from services.inference.settings import InferenceSettings
@@ -68,7 +69,9 @@ class Examinee:
                 question.system, turns, question.prompt, sampling.max_tokens or 0
             )
             sampler = self._model.backend.sampler(sampling)
-            yield Sequence(str(number), prompt.tokens, sampling, sampler, self._adapter)
+            stops = StopRules.literal(sampling.stop or ())
+            answer = GeneratedText(sampling.max_tokens, stops)
+            yield Sequence(str(number), prompt.tokens, sampling, sampler, answer, self._adapter)
 
     def _take(self, outputs: list[tuple[str, Output]]) -> None:
         for key, output in outputs:

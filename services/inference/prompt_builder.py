@@ -19,7 +19,7 @@ from services.contract.history import Context
 from services.contract.messages import ChatRequest, Resume, ResumeState, Sampling, Turn
 from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
 from services.inference.engine.output.generated_text import GeneratedText
-from services.inference.engine.output.resume import check_token_ids, resumed_answer
+from services.inference.engine.output.resume import check_token_ids, restore_answer
 from services.inference.engine.output.stops import StopRules
 from services.inference.engine.prompt.chat_template import KnownAnswers, RenderedPrompt
 from services.inference.engine.sampling import constraints
@@ -85,19 +85,18 @@ class PromptBuilder:
         """
         backend, resume = self._model.backend, flight.request.resume
         sampler = backend.sampler(prompt.sampling, prompt.tool_call_lark)
+        answer = GeneratedText(prompt.sampling.max_tokens, prompt.stops)
         if resume:
-            answer = resumed_answer(resume, prompt.sampling, sampler, backend, prompt.stops)
-        else:
-            answer = GeneratedText(prompt.sampling, prompt.stops)
+            restore_answer(answer, resume, sampler, backend)
         return Sequence(
             key=flight.sequence_key,
             prompt=prompt.tokens,
             sampling=prompt.sampling,
             sampler=sampler,
+            answer=answer,
             adapter=prompt.adapter,
             session=prompts.conversation_key(flight.tenant, flight.request),
             is_deterministic=flight.request.seed is not None,
-            resumed_answer=answer,
             tenant=flight.tenant,
             received_at=flight.received_at,
         )

@@ -159,7 +159,7 @@ async def test_interruption_before_the_first_event_is_a_503() -> None:
     stream = asyncio.create_task(run(events()))
     await started.wait()
     stream.cancel()
-    with pytest.raises(ServiceError, match="restarting"):
+    with pytest.raises(ServiceError, match="shutting down"):
         await stream
 
 

@@ -8,7 +8,8 @@ import pytest
 from services.contract.messages import Sampling
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
 from services.inference.engine.llama import Llama, ModelError
-from services.inference.engine.output.generated_text import TextChunk
+from services.inference.engine.output.generated_text import GeneratedText, TextChunk
+from services.inference.engine.output.stops import StopRules
 from services.inference.engine.prompt.chat_template import ChatTemplate
 from services.inference.engine.scheduling.limits import SchedulerLimits
 from services.inference.engine.scheduling.sequence import Sequence
@@ -31,7 +32,8 @@ def question(llama: Llama, key: str, adapter: int) -> Sequence:
     assert llama.template is not None
     template = ChatTemplate(llama.template, llama, bos=llama.bos, eos=llama.eos, adds_bos=False)
     tokens = template.session_prompt("", (), QUESTION, 1).tokens
-    return Sequence(key, tokens, GREEDY, llama.sampler(GREEDY), adapter)
+    answer = GeneratedText(GREEDY.max_tokens, StopRules())
+    return Sequence(key, tokens, GREEDY, llama.sampler(GREEDY), answer, adapter)
 
 
 class Answers:

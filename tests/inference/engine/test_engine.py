@@ -7,7 +7,8 @@ from services.contract.messages import Sampling
 from services.inference.engine.backend import ComputeFailure, ConstraintFailure
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
 from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
-from services.inference.engine.output.generated_text import TextChunk
+from services.inference.engine.output.generated_text import GeneratedText, TextChunk
+from services.inference.engine.output.stops import StopRules
 from services.inference.engine.scheduling.limits import SchedulerLimits
 from services.inference.engine.scheduling.sequence import Sequence
 from tests.inference.fake_backend import FakeBackend
@@ -29,7 +30,8 @@ class EngineRun:
     def submit(self, prompt: str, key: str = "a", adapter: int = 0, **sampling: object) -> None:
         filled = Sampling(**({"max_tokens": 100} | sampling))  # type: ignore[arg-type]
         sampler = self._backend.sampler(filled)
-        self.engine.submit(Sequence(key, list(prompt.encode()), filled, sampler, adapter))
+        answer = GeneratedText(filled.max_tokens, StopRules.literal(filled.stop or ()))
+        self.engine.submit(Sequence(key, list(prompt.encode()), filled, sampler, answer, adapter))
 
     def until(self, done: Callable[[str, Output], bool]) -> list[tuple[str, Output]]:
         """Return the outputs up to the first one that is `done`."""

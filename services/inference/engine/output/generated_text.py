@@ -5,7 +5,7 @@ from collections import deque
 from operator import ge
 from typing import NamedTuple
 
-from services.contract.messages import FinishReason, Sampling, TokenLogprob
+from services.contract.messages import FinishReason, TokenLogprob
 from services.inference.engine.backend import SampledToken
 from services.inference.engine.output.stops import StopBuffer, StopRules
 
@@ -44,12 +44,10 @@ class GeneratedText:
     string, or of what could become one, are never sent.
     """
 
-    def __init__(self, sampling: Sampling, stops: StopRules | None = None) -> None:
-        """Without `stops`, the strings of `sampling.stop` match literally."""
-        self._max_tokens = sampling.max_tokens
+    def __init__(self, max_tokens: int | None, stops: StopRules) -> None:
+        self._max_tokens = max_tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        literal = StopRules.literal(sampling.stop or ())
-        self._stops = StopBuffer(literal if stops is None else stops)
+        self._stops = StopBuffer(stops)
         self._loop_guard = LoopGuard()
         self._decoded = 0  # characters decoded so far
         self._sent = 0  # characters sent so far

@@ -8,29 +8,24 @@ import codecs
 from collections.abc import Sequence
 
 from services.contract.errors import ServiceError
-from services.contract.messages import Resume, Sampling
+from services.contract.messages import Resume
 from services.inference.engine.backend import Backend, ConstraintFailure, Sampler
 from services.inference.engine.output.generated_text import GeneratedText
-from services.inference.engine.output.stops import StopRules
 
 
-def resumed_answer(
-    resume: Resume,
-    sampling: Sampling,
-    sampler: Sampler,
-    backend: Backend,
-    stops: StopRules | None = None,
-) -> GeneratedText:
+def restore_answer(
+    answer: GeneratedText, resume: Resume, sampler: Sampler, backend: Backend
+) -> None:
     """
-    Return the answer with the tokens of `resume`, and advance the new `sampler` by them. Closes the
-    sampler and raises ServiceError(invalid_request) if they can't be tokens of this answer. May
-    take a second with a grammar.
+    Advance the new `answer` and its `sampler` by the tokens of `resume`. Closes the sampler and
+    raises ServiceError(invalid_request) if they can't be tokens of this answer. May take a second
+    with a grammar.
     """
     try:
         check_token_ids(resume.token_ids, backend)
         if not _decode(resume.token_ids, backend).startswith(resume.text):
             raise _refusal("the tokens do not decode to the text")
-        return _replay(resume, GeneratedText(sampling, stops), sampler, backend)
+        _replay(answer, resume, sampler, backend)
     except ServiceError:
         sampler.close()
         raise
@@ -42,9 +37,7 @@ def check_token_ids(tokens: Sequence[int], backend: Backend) -> None:
         raise _refusal("a token is not in the model's vocabulary")
 
 
-def _replay(
-    resume: Resume, answer: GeneratedText, sampler: Sampler, backend: Backend
-) -> GeneratedText:
+def _replay(answer: GeneratedText, resume: Resume, sampler: Sampler, backend: Backend) -> None:
     for token in resume.token_ids:
         chosen = sampler.accept(token)
         if isinstance(chosen, ConstraintFailure):
@@ -53,7 +46,6 @@ def _replay(
         if answer.finish_reason:
             break
     answer.skip_sent(len(resume.text))
-    return answer
 
 
 def _decode(tokens: Sequence[int], backend: Backend) -> str:

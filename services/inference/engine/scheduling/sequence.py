@@ -1,7 +1,7 @@
 """One request inside the engine: its tokens, its progress, and its answer."""
 
 import time
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 
 from services.contract.messages import Sampling, Timings, Usage
 from services.inference.engine.backend import Chunk, Sampler
@@ -25,15 +25,14 @@ class Sequence:
     prompt: list[int]
     sampling: Sampling  # with max_tokens and stop set
     sampler: Sampler  # closed by the engine
+    answer: GeneratedText  # new, or with the tokens emitted before a failover
     adapter: int = 0  # 0: the base model
-    session: str = ""  # "" for a stateless request
+    session: str = ""  # key of the conversation whose next turn reuses the cache; "": none
     is_deterministic: bool = False  # same logits for each prefill, cold or cached
-    resumed_answer: InitVar[GeneratedText | None] = None  # None: a new one with literal stops
     tenant: str = prefix.PUBLIC  # whose text the prompt contains
-    answer: GeneratedText = field(init=False)
     prefill_tokens: list[int] = field(init=False)  # the prompt, and the answer before a failover
-    run: bytes = field(init=False)  # those of prefill_tokens that the prefix cache may supply
-    cached_estimate: int = 0  # tokens that were cached at the last look, while it waits
+    run: bytes = field(init=False)  # `prefill_tokens` without the last, always computed ones
+    cached_estimate: int = 0  # length of the cached prefix when last checked, while it waits
     computed_tokens: int = 0  # that the slot holds, including the cached ones
     cached_tokens: int = 0  # that the slot held when the sequence got it
     queue_position: int = 0  # 1 is next; 0: not waiting
@@ -44,8 +43,7 @@ class Sequence:
     last_token_at: float = 0.0
     last_emit_at: float = 0.0
 
-    def __post_init__(self, resumed_answer: GeneratedText | None) -> None:
-        self.answer = resumed_answer or GeneratedText(self.sampling)
+    def __post_init__(self) -> None:
         self.prefill_tokens = [*self.prompt, *self.answer.tokens]
         # the last token is always computed, since its logits are needed
         min_computed = MIN_DETERMINISTIC_CHUNK if self.is_deterministic else 1

@@ -1,4 +1,3 @@
-from services.contract.messages import Sampling
 from services.inference.engine.backend import SampledToken
 from services.inference.engine.output.generated_text import GeneratedText, LoopGuard, TextChunk
 from services.inference.engine.output.stops import StopRules
@@ -16,7 +15,7 @@ def send(answer: GeneratedText, *pieces: str | bytes) -> list[TextChunk]:
 
 
 def with_stop(*stops: str) -> GeneratedText:
-    return GeneratedText(Sampling(max_tokens=100, stop=stops))
+    return GeneratedText(100, StopRules.literal(stops))
 
 
 def test_token_is_sent_with_its_text() -> None:
@@ -54,7 +53,7 @@ def test_tokens_of_a_stop_string_are_never_sent() -> None:
 
 
 def test_half_a_stop_string_at_max_tokens_is_not_sent() -> None:
-    answer = GeneratedText(Sampling(max_tokens=3, stop=("\nUser:",)))
+    answer = GeneratedText(3, StopRules.literal(("\nUser:",)))
     assert send(answer, "a", "\n", "User") == [TextChunk(0, "a", (0,))]
     assert answer.finish_reason == "length" and answer.take_chunk() is None
 
@@ -80,7 +79,7 @@ def test_held_back_text_that_was_sent_before_is_skipped() -> None:
 def test_interrupted_answer_includes_the_line_before_a_label() -> None:
     stops = StopRules.from_setting(("Let me", "\nUser:"), "")
     for text, sent in (("So.\n\nLet me", "So.\n\nLet me"), ("So.\n\nLet me\nUs", "So.\n\nLet me")):
-        answer = GeneratedText(Sampling(max_tokens=100), stops)
+        answer = GeneratedText(100, stops)
         assert send(answer, text) == [TextChunk(0, "So.", (0,))]
         answer.interrupt("cancelled")
         assert answer.finish_reason == "cancelled" and answer.stop_string is None
@@ -89,7 +88,7 @@ def test_interrupted_answer_includes_the_line_before_a_label() -> None:
 
 def test_stop_string_is_reported_as_in_the_setting() -> None:
     stops = StopRules.from_setting(("Example:",), "")
-    answer = GeneratedText(Sampling(max_tokens=100), stops)
+    answer = GeneratedText(100, stops)
     assert send(answer, "So.\n\nExample: x") == [TextChunk(0, "So.", (0,))]
     assert (answer.finish_reason, answer.stop_string) == ("stop", "Example:")
 
@@ -97,14 +96,14 @@ def test_stop_string_is_reported_as_in_the_setting() -> None:
 def test_answer_with_a_grammar_is_never_a_loop() -> None:
     """A schema may allow nothing but a hundred zeros."""
     for is_constrained, reason in ((False, "loop"), (True, None)):
-        answer = GeneratedText(Sampling(max_tokens=1_000))
+        answer = GeneratedText(1_000, StopRules())
         for _ in range(200):
             answer.push(SampledToken(7, is_constrained=is_constrained), b"0,", is_end=False)
         assert answer.finish_reason == reason
 
 
 def test_answer_with_a_grammar_ends_at_max_tokens() -> None:
-    answer = GeneratedText(Sampling(max_tokens=200))
+    answer = GeneratedText(200, StopRules())
     for _ in range(200):
         answer.push(SampledToken(7, is_constrained=True), b"0,", is_end=False)
     assert answer.finish_reason == "length"

@@ -25,7 +25,7 @@ from services.inference.engine.backend import Backend
 from services.inference.engine.engine import Engine, Finished, Output
 from services.inference.engine.llama import Llama
 from services.inference.engine.output.generated_text import GeneratedText, TextChunk
-from services.inference.engine.output.resume import resumed_answer
+from services.inference.engine.output.resume import restore_answer
 from services.inference.engine.output.stops import StopRules
 from services.inference.engine.scheduling.limits import SchedulerLimits
 from services.inference.engine.scheduling.sequence import Sequence
@@ -90,6 +90,10 @@ def demo_model() -> Iterator[Llama]:
     llama.close()
 
 
+def new_answer(sampling: Sampling, stops: StopRules | None = None) -> GeneratedText:
+    return GeneratedText(sampling.max_tokens, stops or StopRules.literal(sampling.stop or ()))
+
+
 def generate(
     backend: Backend,
     prompt: list[int],
@@ -99,9 +103,9 @@ def generate(
 ) -> Answer:
     """Return what an engine emits for one request."""
     sampler = backend.sampler(sampling)
-    answer = GeneratedText(sampling, stops)
+    answer = new_answer(sampling, stops)
     if resume:
-        answer = resumed_answer(resume, sampling, sampler, backend, stops)
+        restore_answer(answer, resume, sampler, backend)
     outputs: list[Output] = []
 
     def died() -> None:
@@ -111,7 +115,7 @@ def generate(
         outputs.extend(output for _, output in new)
 
     run = Engine(backend, 1, 0, emit, died, limits=EMIT_EACH_TOKEN)
-    run.submit(Sequence("a", prompt, sampling, sampler, resumed_answer=answer))
+    run.submit(Sequence("a", prompt, sampling, sampler, answer))
     while not outputs or not isinstance(outputs[-1], Finished):
         run.step()
     backend.truncate(0, 0)
@@ -295,7 +299,9 @@ def test_resume_with_impossible_tokens_is_rejected(
 ) -> None:
     backend = FakeBackend({})
     with pytest.raises(ServiceError, match=reason) as error:
-        resumed_answer(Resume(EMPTY_STATE, ids, text), GREEDY, backend.sampler(GREEDY), backend)
+        restore_answer(
+            new_answer(GREEDY), Resume(EMPTY_STATE, ids, text), backend.sampler(GREEDY), backend
+        )
     assert error.value.code == "invalid_request" and backend.samplers[0].closed
 
 
@@ -303,4 +309,4 @@ def test_resume_against_the_grammar_is_rejected() -> None:
     backend, sampling = FakeBackend({}), replace(GREEDY, grammar='root ::= "hi"')
     resume = Resume(EMPTY_STATE, (120,), "x")
     with pytest.raises(ServiceError, match="can't be resumed"):
-        resumed_answer(resume, sampling, backend.sampler(sampling), backend)
+        restore_answer(new_answer(sampling), resume, backend.sampler(sampling), backend)

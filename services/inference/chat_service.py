@@ -115,7 +115,7 @@ class ChatService:
 
     @property
     def tokens_per_second(self) -> float:
-        return self._engine.tokens_per_second
+        return self._engine.throughput.tokens_per_second
 
     async def start(self) -> None:
         self._engine.start()

@@ -130,7 +130,7 @@ async def export(
 ) -> Stream:
     """Send exchanges as JSON Lines, oldest first. An error of the first page has its own status."""
     query = read_path(request, ExportRequest, session_id)
-    page = await _export_page(edge.history, tenant, query)
+    page = await edge.history.request("export", tenant, query, ExportPage)
     lines = _export_lines(edge.history, tenant, query.session_id, page)
     return Stream(() if request.method == "HEAD" else lines, media_type="application/jsonl")
 
@@ -185,10 +185,6 @@ def _read_description(body: bytes) -> Description:
     return Description(given.title, given.system_prompt)
 
 
-async def _export_page(history: HistoryRequests, tenant: str, query: ExportRequest) -> ExportPage:
-    return await history.request("export", tenant, query, ExportPage)
-
-
 async def _export_lines(
     history: HistoryRequests, tenant: str, session_id: str, page: ExportPage
 ) -> AsyncGenerator[bytes, None]:
@@ -197,7 +193,8 @@ async def _export_lines(
         yield b"".join(encode(exchange) + b"\n" for exchange in page.exchanges)
         if page.next is None:
             return
-        page = await _export_page(history, tenant, ExportRequest(session_id, page.next))
+        query = ExportRequest(session_id, page.next)
+        page = await history.request("export", tenant, query, ExportPage)
 
 
 async def _read_lines(chunks: AsyncIterator[bytes], limits: EdgeLimits) -> AsyncIterator[Imported]:

@@ -79,15 +79,10 @@ class Engine:
         self._slots = Slots(backend, parallel, host_cache_bytes, public_prefixes)
         self._scheduler = Scheduler(self._slots, limits)
         self._idle_prefill = IdlePrefill(backend, self._slots)
-        self._throughput = Throughput()
+        self.throughput = Throughput()
         self._outputs: list[tuple[str, Output]] = []
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Recent throughput, prefill and decode together; 0 until something was computed."""
-        return self._throughput.tokens_per_second
 
     def start(self) -> None:
         self._thread.start()
@@ -177,7 +172,7 @@ class Engine:
             self._fail(step.sequences if step else self._scheduler.running, str(error))
             return
         self._scheduler.commit(step, seconds)
-        self._throughput.record(step.tokens, seconds)
+        self.throughput.record(step.tokens, seconds)
         for sequence, result in zip(step.sequences, results, strict=True):
             if result is not None:
                 self._accept(sequence, result)

@@ -91,7 +91,7 @@ class Engine:
         self._commands.put(sequence)
 
     def prefill_when_idle(self, prompt: IdlePrompt) -> None:
-        """Compute a conversation's probable next prompt once there is nothing else to do."""
+        """Queue a prompt for idle prefill."""
         self._commands.put(prompt)
 
     def cancel(self, key: str) -> None:
@@ -168,7 +168,7 @@ class Engine:
             results = self._backend.decode(step.chunks)
             seconds = time.monotonic() - began
         except BackendError as error:
-            # without a step, a sequence was lost on its way to another slot
+            # without a step, schedule() failed while it moved a sequence between slots
             self._fail(step.sequences if step else self._scheduler.running, str(error))
             return
         self._scheduler.commit(step, seconds)

@@ -57,7 +57,7 @@ class HostCache:
     def longest_match(self, run: bytes, public: bytes = b"") -> Match:
         """
         Return the state with the longest common prefix; but a shared prefix wins over a longer
-        match by fewer than MIN_SHARED_TOKENS, since it is restored without a rest to throw away.
+        match by fewer than MIN_SHARED_TOKENS, because restoring it needs no truncation.
         `public` is the public prefix of `run`, which all tenants share.
         """
         at = bisect_left(self._runs, run)

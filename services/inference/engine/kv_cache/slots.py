@@ -8,8 +8,8 @@ from services.inference.engine.backend import Backend, BackendError
 from services.inference.engine.kv_cache import prefix
 from services.inference.engine.kv_cache.host_cache import MIN_SHARED_TOKENS, HostCache, SavedState
 
-# A sequence that would lose at most so many tokens is continued in place; else its prefix is copied
-# and the rest stays cached. Chosen, not measured: so few tokens are not worth a second copy.
+# A sequence that would lose no more tokens than this is continued in place; else its prefix is
+# copied and the rest stays cached. Chosen, not measured: so few tokens are not worth a second copy.
 MAX_DISCARDED_TOKENS = 32
 
 
@@ -190,14 +190,14 @@ class Slots:
         return prefix.as_public(run, longest) if longest else b""
 
     def _is_continuation(self, slot: int, shared: int) -> bool:
-        """Return whether the slot's sequence loses next to nothing if only `shared` is kept."""
+        """Return whether the slot loses at most MAX_DISCARDED_TOKENS if only `shared` are kept."""
         return prefix.length(self._slots[slot].run) - shared <= MAX_DISCARDED_TOKENS
 
     def _is_stateless_retry(self, run: bytes, shared: int) -> bool:
         """
-        Return whether the prefix is probably that of one stateless conversation, whose client sends
-        all of it each time: all slots that share it are free, without an owner, and of this tenant.
-        Else several conversations share it, so it is worth a place in the host cache.
+        Return whether a request without an owner probably repeats one that has ended: all slots
+        with this prefix are free, have no owner, and belong to its tenant. Else several
+        conversations share the prefix, so it is worth a place in the host cache.
         """
         return all(
             number in self._free and not slot.owner and prefix.is_same_tenant(run, slot.run)

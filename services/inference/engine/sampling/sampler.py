@@ -66,7 +66,9 @@ class SamplerChain:
         try:
             chosen = self._commit(self._choose(logits, tokens))
         except GrammarError as error:
-            return ConstraintFailure(f"The answer can't continue by its grammar: {error}.")
+            return ConstraintFailure(
+                f"The grammar can't continue the answer: {error}. Loosen the grammar or schema."
+            )
         if unchanged is None:
             return chosen
         top = self._top_logprobs or 0

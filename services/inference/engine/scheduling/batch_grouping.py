@@ -4,9 +4,9 @@ from collections import Counter
 
 MAX_STREAMS = 8  # more are always faster in a batch
 MIN_SAMPLES = 8  # of each way; the fastest counts, since others may have been interrupted
-HOPELESS_RATIO = 1.5  # one by one is given up if so much slower after HOPELESS_SAMPLES
-HOPELESS_SAMPLES = 3
-RELEARN_STEPS = 5000  # both ways are measured again after so many steps
+MAX_SPLIT_RATIO = 1.5  # one by one is not tried further if slower than this, in relation
+MIN_SPLIT_SAMPLES = 3  # before that is decided
+RELEARN_STEPS = 5000  # of either way, after which both are measured again
 
 
 class BatchGrouping:
@@ -25,8 +25,8 @@ class BatchGrouping:
         batched, split = (streams, False), (streams, True)
         if not 1 < streams <= MAX_STREAMS or self._samples[batched] < MIN_SAMPLES:
             return False
-        is_hopeless = self._fastest.get(split, 0.0) > HOPELESS_RATIO * self._fastest[batched]
-        if is_hopeless and self._samples[split] >= HOPELESS_SAMPLES:
+        is_slow = self._fastest.get(split, 0.0) > MAX_SPLIT_RATIO * self._fastest[batched]
+        if is_slow and self._samples[split] >= MIN_SPLIT_SAMPLES:
             return False
         if self._samples[split] < MIN_SAMPLES:
             return True

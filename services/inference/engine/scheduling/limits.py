@@ -8,8 +8,8 @@ from services.inference.engine.backend import MAX_BATCH_TOKENS
 @dataclass(frozen=True)
 class SchedulerLimits:
     """
-    Defaults that were measured quote the figures, of a 135M model on two cores if nothing else is
-    said (docs/decisions, bench/results/README.md). The others were chosen.
+    A default that was measured quotes its figures: of a 135M model on two cores, unless noted (see
+    docs/decisions and bench/results/README.md). The others were chosen.
     """
 
     # The waiting queue:
@@ -17,16 +17,16 @@ class SchedulerLimits:
     # Waiting sequences that are ranked by urgency; those behind them keep their order. Bounds the
     # lookups in the prefix cache that each step does.
     max_ranked: int = 32
-    # The shortest prompt is prefilled first, but each second of waiting counts as so many tokens
+    # The shortest prompt is prefilled first, but each second of waiting counts as this many tokens
     # less, so that long prompts don't starve. Two cores prefill about as many in a second.
     aging_tokens_per_second: int = 500
-    # A sequence waits for a prefix that another one is prefilling, if it is at least so long.
-    # Shorter ones are prefilled twice sooner than waited for.
+    # Minimum prefix that a sequence waits for while another one prefills it. Prefilling a shorter
+    # one twice is faster.
     min_awaited_tokens: int = 64
 
     # Prefill beside running sequences:
 
-    # A stream's text is emitted at most so often. Each event costs four processes CPU time that the
+    # Minimum time between two emits of a stream. Each event costs four processes CPU time that the
     # next token needs: a step of 8 sequences takes 26.4 ms with an event per token, 23.8 with one
     # for two tokens, 23.3 without any.
     emit_interval_seconds: float = 1 / 30
@@ -54,8 +54,8 @@ class SchedulerLimits:
     # Decoding is held for the prefill of sequences that arrived together, if it takes no longer. 16
     # prompts of 50 tokens take a 500M model 2.6 s; interleaved with decoding a third longer.
     max_hold_seconds: float = 4.0
-    # A sequence moves to a neighbouring slot if that copies at most so many tokens for each token
-    # that is still to be generated. Copying 500 tokens takes 2 ms, a gap costs 20 ms in each step.
+    # Maximum tokens copied to move a sequence to a neighbouring slot, for each token that it may
+    # still generate. Copying 500 tokens takes 2 ms, a gap costs 20 ms in each step.
     max_moved_per_remaining_token: int = 64
     # Decoding time of an adapter before the next one's turn. A change of the adapter costs 0.3 to
     # 2.5 ms; longer turns would be visible as pauses in the streams.
@@ -63,8 +63,8 @@ class SchedulerLimits:
 
     # Idle work:
 
-    # Idle prefill and offloading start so long after the last request, so that the next turn of a
-    # conversation that follows at once does not wait for them.
+    # Time without a request until idle prefill and offloading start, so that the next turn of a
+    # conversation does not wait for them if it follows at once.
     idle_after_seconds: float = 0.3
 
 

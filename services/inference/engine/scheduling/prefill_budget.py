@@ -28,7 +28,7 @@ class PrefillBudget:
         return self._debt_seconds <= 0
 
     def prefill_seconds(self, tokens: int) -> float:
-        """Estimate how long the prefill of so many tokens takes."""
+        """Estimate how long the prefill of `tokens` tokens takes."""
         return tokens / self._prefill_rate
 
     @property
@@ -50,7 +50,7 @@ class PrefillBudget:
         return min(self.chunk, self._clamped(self._prefill_rate * seconds))
 
     def record_prefill(self, tokens: int, seconds: float, is_interleaved: bool) -> None:
-        """Record a prefill step. It is paid for if it kept running streams waiting."""
+        """Record a step. If it delayed streams, decode steps repay its time before the next."""
         limits = self._limits
         if tokens >= limits.min_chunk_tokens and seconds > 0:
             weight = 1.0 if seconds > limits.outlier_seconds else limits.average_weight

@@ -37,13 +37,13 @@ class Step(NamedTuple):
 class Scheduler:
     """
     Continuous batching over a waiting queue and the running sequences. A step is either the next
-    token of every running stream, or a chunk of one prompt's prefill; of several prompts where the
-    step overhead exceeds them. llama.cpp computes with one adapter at a time, so the streams of
-    several adapters take turns.
+    token of every running stream, or a chunk of one prompt's prefill or, on a GPU, of several
+    short prompts that together cost less than another step. llama.cpp computes with one adapter at
+    a time, so the streams of several adapters take turns.
 
     The shortest prompt is prefilled first; waiting raises the priority. Sequences that arrive
     together are all prefilled before they decode together. Beside older streams, a prompt is
-    prefilled in chunks that these streams can bear (`PrefillBudget`).
+    prefilled in chunks limited by `PrefillBudget`, so that their token gaps stay bounded.
     """
 
     def __init__(self, slots: Slots, limits: SchedulerLimits = DEFAULT_LIMITS) -> None:
@@ -69,7 +69,7 @@ class Scheduler:
         return next((s for s in (*self.running, *self.waiting) if s.key == key), None)
 
     def remove(self, sequence: Sequence) -> None:
-        """Remove a waiting or running sequence. Its slot becomes free, and stays cached."""
+        """Remove a sequence. Free its slot; the slot's tokens stay in the prefix cache."""
         if sequence.slot is None:
             self.waiting.remove(sequence)
             self._update_positions()
@@ -157,7 +157,10 @@ class Scheduler:
         return min(prefilling, key=lambda s: self._rank(s, now), default=None)
 
     def _should_hold(self, streams: list[Sequence], first: Sequence) -> bool:
-        """Return whether streams wait for `first`: they arrived together, and it won't be long."""
+        """
+        Return whether to pause decoding until `first` is prefilled: it arrived with the streams,
+        and the prefill of all that arrived with them takes at most `max_hold_seconds`.
+        """
         began = min(stream.first_token_at for stream in streams)
         latest_start = began + self._limits.batch_window_seconds
         companions = [

@@ -55,7 +55,10 @@ def _can_truncate(backend: Backend) -> bool:
 
 
 def _prefill(backend: Backend, prompts: int) -> None:
-    """Prefill so many prompts. They differ, since equal ones favour mixtures of experts."""
+    """
+    Prefill this number of prompts. They differ: equal ones would all use the same experts of an MoE
+    model, and look too fast.
+    """
     first = backend.vocabulary_size // 2
     starts = [first + slot * PROMPT_TOKENS for slot in range(prompts)]
     tokens = (range(start, start + PROMPT_TOKENS) for start in starts)

@@ -1,8 +1,8 @@
 from services.inference.engine.scheduling.batch_grouping import (
-    HOPELESS_RATIO,
-    HOPELESS_SAMPLES,
+    MAX_SPLIT_RATIO,
     MAX_STREAMS,
     MIN_SAMPLES,
+    MIN_SPLIT_SAMPLES,
     RELEARN_STEPS,
     BatchGrouping,
 )
@@ -32,8 +32,8 @@ def test_interrupted_step_does_not_change_the_choice() -> None:
 
 
 def test_hopeless_way_is_sampled_only_a_few_times() -> None:
-    ways = run(BatchGrouping(), 4, batched=10, split=10 * HOPELESS_RATIO + 1, steps=100)
-    assert ways.count(True) == HOPELESS_SAMPLES
+    ways = run(BatchGrouping(), 4, batched=10, split=10 * MAX_SPLIT_RATIO + 1, steps=100)
+    assert ways.count(True) == MIN_SPLIT_SAMPLES
 
 
 def test_choice_is_relearned_after_many_steps() -> None:

@@ -34,7 +34,7 @@ with contextlib.suppress(ImportError):
 
 CONNECT_SECONDS = 3.0
 REPORT_SECONDS = 1.5  # workers report once a second
-RECONNECT_SECONDS = 10.0  # an answer continues for so long while its reader is disconnected
+RECONNECT_SECONDS = 10.0  # an answer continues while its reader is disconnected
 INTERRUPTED = 128 + signal.SIGINT  # a shell's exit code
 
 

@@ -1,7 +1,4 @@
-"""
-One attempt at an answer: listen to one worker's events, notice its silence, and have it replay what
-is missing.
-"""
+"""One attempt at an answer: receives a worker's events, detects silence, requests replays."""
 
 import asyncio
 import time

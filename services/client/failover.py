@@ -43,7 +43,7 @@ class FailoverPolicy:
     # detection of a lost worker
     silence_seconds: float = 1.1  # without an event, until the worker is probed
     probe_seconds: float = 1.0
-    lost_seconds: float = 4.0  # without a sign of life; a disconnected worker gives up after 3
+    lost_seconds: float = 4.0  # without an event or reply; a disconnected worker gives up after 3
     worker_reconnect_seconds: float = 0.25
     nats_reconnect_seconds: float = 2.0  # after a restart of NATS, until all workers are back
 

@@ -151,14 +151,14 @@ def tenant_of(subject: str) -> str:
     return subject.rpartition(".")[2]
 
 
-def undelivered(worker_id: str, key: str, attempt: int, number: int) -> str:
+def undelivered(worker_id: str, key: str, admission: int, number: int) -> str:
     """
     Return the reply subject of an event, on which NATS reports that it had no subscriber.
 
-    `key` is the request's (`request_entry`); `attempt` counts the worker's attempts at it, `number`
-    the attempt's events.
+    `key` is the request's (`request_entry`); `admission` is the number under which the worker
+    admitted it, `number` counts its events.
     """
-    return f"chat.worker.{worker_id}.undelivered.{key}.{attempt}.{number}"
+    return f"chat.worker.{worker_id}.undelivered.{key}.{admission}.{number}"
 
 
 def undelivered_any(worker_id: str) -> str:
@@ -166,11 +166,11 @@ def undelivered_any(worker_id: str) -> str:
 
 
 def undelivered_event(subject: str) -> tuple[str, int, int]:
-    """Return (key, attempt, number) of such a subject. Raises ServiceError(invalid_request)."""
-    *_, tenant, request_id, attempt, number = subject.split(".")
-    if not (attempt + number).isdecimal():
-        raise ServiceError("invalid_request", f"Attempt and number must be digits: {subject!r}.")
-    return f"{tenant}.{request_id}", int(attempt), int(number)
+    """Return (key, admission, number) of such a subject. Raises ServiceError(invalid_request)."""
+    *_, tenant, request_id, admission, number = subject.split(".")
+    if not (admission + number).isdecimal():
+        raise ServiceError("invalid_request", f"Admission and number must be digits: {subject!r}.")
+    return f"{tenant}.{request_id}", int(admission), int(number)
 
 
 def history(verb: HistoryVerb, tenant: str) -> str:

@@ -64,9 +64,9 @@ class EdgeLimits:
     history_seconds: float = 10.0  # for a process that is alive
     import_seconds: float = 60.0  # for one batch
     ready_seconds: float = 2.5
-    # without a sign of life, after which one process counts as dead and all are asked
+    # without a keep-alive, after which one process counts as dead and all are asked
     silence_seconds: float = 0.5
-    total_silence_seconds: float = 2.5  # without a sign of life from any process
+    total_silence_seconds: float = 2.5  # without a keep-alive from any process
 
     @property
     def drain_seconds(self) -> int:

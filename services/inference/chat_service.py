@@ -56,6 +56,7 @@ from services.runtime.tasks import Stopped
 
 MAX_TIMEOUT_SECONDS = 86_400.0  # no answer takes a day
 DRAIN_POLL_SECONDS = 0.02
+ENGINE_STOPPED = ComputeFailure("The engine stopped. Send the request again.")
 DISCONNECTED = Failed("worker_lost", "The worker was disconnected for too long: try again.", 1)
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class ChatService:
         self._connection = ConnectionWatch(self.bus.is_responsive, self._on_disconnected, limits)
         self._idle_prefill = asyncio.Lock()
         self._loops = AsyncExitStack()
-        self._attempts = 0
+        self._admissions = 0
         self._is_dead = False
         self._is_draining = False
         in_loop: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
@@ -160,10 +161,10 @@ class ChatService:
         sampling = self.settings.fill_in(request)
         self.model.adapter(request.model)  # checks the name
         self._prompts.check_length(request)
-        self._attempts += 1
-        attempt = self._attempts
+        self._admissions += 1
+        admission = self._admissions
         flight = InFlightRequest(
-            self.bus, self.limits, self.worker_id, attempt, tenant, request, reply, sampling
+            self.bus, self.limits, self.worker_id, admission, tenant, request, reply, sampling
         )
         if flight.key in self.flights:
             message = f"Request {flight.request_id} is already being answered."
@@ -195,7 +196,7 @@ class ChatService:
             await flight.fail(error)
         except Exception:
             log.exception("request failed code=internal")
-            message = "The worker failed: see its log for this request id."
+            message = f"Internal worker error. Search the worker's log for {flight.request_id}."
             await flight.fail(ServiceError("internal", message))
         finally:
             timer.cancel()
@@ -258,7 +259,7 @@ class ChatService:
                 case ConstraintFailure(message):
                     raise ServiceError("invalid_request", message)
                 case ComputeFailure(message):
-                    raise ServiceError("internal", f"The model failed: {message} Try again.")
+                    raise ServiceError("internal", message)
                 case Finished() as finished:
                     return finished
 
@@ -327,13 +328,13 @@ class ChatService:
         async with self._idle_prefill:
             if self.flights or self._is_draining:
                 return
-            newest = self._attempts
+            newest = self._admissions
             with suppress(ServiceError, TimeoutError):
                 async with asyncio.timeout(self.limits.idle_context_timeout_seconds):
                     session_id = flight.request.session_id
                     context = await self._history.context(flight.tenant, session_id)
                 prompt = await self._pool.run(self._prompts.idle_prompt, flight, context)
-                if prompt and newest == self._attempts:  # else the session may have gone on
+                if prompt and newest == self._admissions:  # no request came meanwhile
                     self._engine.prefill_when_idle(prompt)
 
     # --- cancels ----------------------------------------------------------------------------------
@@ -403,9 +404,9 @@ class ChatService:
     def _on_undelivered(self, delivery: Delivery) -> None:
         if delivery.headers.get("Status") != "503":
             return
-        key, attempt, number = subjects.undelivered_event(delivery.subject)
+        key, admission, number = subjects.undelivered_event(delivery.subject)
         flight = self.flights.get(key)
-        if flight and flight.attempt == attempt:
+        if flight and flight.admission == admission:
             flight.listeners.on_missed(number)
 
     # --- engine and loops -------------------------------------------------------------------------
@@ -419,7 +420,7 @@ class ChatService:
 
     def _on_engine_death(self) -> None:
         for flight in self.flights.values():
-            flight.outputs.put_nowait(ComputeFailure("its engine died."))
+            flight.outputs.put_nowait(ENGINE_STOPPED)
         self._is_dead = True
         self.fail("the engine died")
 
@@ -445,8 +446,8 @@ class ConnectionWatch:
     """
     Call `on_disconnected` when NATS was unreachable for longer than the limit.
 
-    That also holds for a process that was frozen, however it wakes up: code that acts on behalf of
-    requests calls `check` first.
+    This covers a process that was suspended (SIGSTOP, VM pause): code that sends or stores anything
+    for a request calls `check` first.
     """
 
     is_responsive: Callable[[], Awaitable[bool]]

@@ -39,13 +39,13 @@ T = TypeVar("T")
 class InFlightRequest:
     """
     One attempt at a request. `request` has a request id, and `sampling` the defaults of the
-    settings. `attempt` counts the attempts of this worker, since a request id may come again.
+    settings. `admission` numbers the worker's admissions, since a request id may come again.
     """
 
     bus: Bus
     limits: InferenceLimits
     worker_id: str
-    attempt: int
+    admission: int
     tenant: str
     request: ChatRequest
     reply: str
@@ -74,7 +74,7 @@ class InFlightRequest:
     @property
     def sequence_key(self) -> str:
         """Names this attempt in the engine, which may still have an earlier one."""
-        return f"{self.key}.{self.attempt}"
+        return f"{self.key}.{self.admission}"
 
     @property
     def has_slot(self) -> bool:
@@ -101,12 +101,12 @@ class InFlightRequest:
             return self._prompt_bytes // BYTES_PER_TOKEN
         return self.sequence.remaining_prefill
 
-    def remaining_tokens(self, usual_length: float) -> int:
-        """Estimate the tokens still to be computed, if the answer is as long as others."""
+    def remaining_tokens(self, mean_length: float) -> int:
+        """Estimate the tokens still to be computed, assuming an answer of average length."""
         sampling = self.sequence.sampling if self.sequence else self.sampling
         generated = len(self.sequence.generated) if self.sequence else 0
-        max_tokens = sampling.max_tokens or usual_length
-        length = int(min(usual_length or max_tokens, max_tokens))
+        max_tokens = sampling.max_tokens or mean_length
+        length = int(min(mean_length or max_tokens, max_tokens))
         return self.remaining_prefill + max(length - generated, 0)
 
     def stop(self, reason: StopReason) -> None:
@@ -132,7 +132,7 @@ class InFlightRequest:
         self._last_sent = time.monotonic()
         self.recording.add(event)
         number = self.listeners.next_number()
-        undelivered = subjects.undelivered(self.worker_id, self.key, self.attempt, number)
+        undelivered = subjects.undelivered(self.worker_id, self.key, self.admission, number)
         await self.bus.publish(self.reply, event, undelivered)
 
     async def fail(self, error: ServiceError) -> None:
@@ -156,7 +156,7 @@ class InFlightRequests(dict[str, InFlightRequest]):
         self._max_requests = settings.model_parallel + settings.model_queue
         self._max_bytes = settings.model_queue_bytes
         self._limits = limits
-        self._usual_length = 0.0  # tokens of an answer, as a moving average; 0: none yet
+        self._mean_length = 0.0  # tokens of an answer, as a moving average; 0: none yet
 
     @property
     def running(self) -> int:
@@ -170,7 +170,7 @@ class InFlightRequests(dict[str, InFlightRequest]):
     def queued_tokens(self) -> int:
         """Tokens that are still to be computed for requests without a slot; an estimate."""
         waiting = (flight for flight in self.values() if not flight.has_slot)
-        return sum(flight.remaining_tokens(self._usual_length) for flight in waiting)
+        return sum(flight.remaining_tokens(self._mean_length) for flight in waiting)
 
     def check_room(self, new: InFlightRequest, tokens_per_second: float) -> None:
         """
@@ -191,12 +191,12 @@ class InFlightRequests(dict[str, InFlightRequest]):
     def on_finished(self, tokens: int) -> None:
         """Count the length of an answer, unless it was cancelled in the queue."""
         if tokens:
-            weight = NEWEST_WEIGHT if self._usual_length else 1
-            self._usual_length += weight * (tokens - self._usual_length)
+            weight = NEWEST_WEIGHT if self._mean_length else 1
+            self._mean_length += weight * (tokens - self._mean_length)
 
     def _retry_after(self, tokens_per_second: float) -> float:
         """Return the seconds until the queue, or without one the first slot, is free."""
-        shortest = min(flight.remaining_tokens(self._usual_length) for flight in self.values())
+        shortest = min(flight.remaining_tokens(self._mean_length) for flight in self.values())
         tokens = self.queued_tokens or shortest * self._slots
         wait = tokens / tokens_per_second if tokens_per_second else 0.0
         limits = self._limits
@@ -206,7 +206,10 @@ class InFlightRequests(dict[str, InFlightRequest]):
 
 
 class RecentCancels:
-    """Cancels of the last seconds. One can overtake its request, which may be forwarded first."""
+    """
+    Cancels of the last seconds. A cancel may arrive before its request, which another worker may
+    still be forwarding.
+    """
 
     def __init__(
         self, limits: InferenceLimits, clock: Callable[[], float] = time.monotonic

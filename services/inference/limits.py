@@ -41,7 +41,7 @@ class InferenceLimits:
     replay_kept_seconds: float = 60.0  # after the end of an answer
     max_replay_bytes_kept: int = 4 * 2**20  # of finished answers; admission bounds the others
 
-    # Seconds without a sign of life after which each try of a request to history ends; together
+    # Seconds without a keep-alive after which each try of a request to history ends; together
     # enough to replace a process that died or froze, and for a NATS cluster to elect a leader.
     history_tries_seconds: tuple[float, ...] = (0.3, 0.6, 1.2, 2.4, 4.8)
     append_timeout_seconds: float = 10.0  # a server that restarts takes a few

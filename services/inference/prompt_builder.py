@@ -1,4 +1,4 @@
-"""Builds prompts: what the model is given for a request, and how it answers."""
+"""Builds the prompt of a request, with its sampling, stop rules and grammar."""
 
 import hashlib
 import secrets
@@ -311,7 +311,7 @@ class AnswerCache:
         return answer.first_exchange if answer else ""
 
     def set_first_exchange(self, tenant: str, name: str, first_exchange: str) -> None:
-        """Set where the next prompt begins, if the window has moved on since the answer."""
+        """Record the first exchange of the next prompt, after idle prefill truncated it."""
         with self._lock:
             if answer := self._answers.get((tenant, name)):
                 self._answers[tenant, name] = answer._replace(first_exchange=first_exchange)

@@ -1,6 +1,4 @@
-"""
-Events of answers, kept for readers that missed some or come later, and whether anybody listens.
-"""
+"""Keeps the events of answers for replay, and detects that their readers have disconnected."""
 
 import time
 from collections import OrderedDict

@@ -44,8 +44,8 @@ REQUEST_TIMEOUT = 2.0  # seconds
 JETSTREAM_TIMEOUT = 1.5  # shorter, so that a service can still tell its caller what failed
 TASKS_DEADLINE = 5.0  # seconds that a closing bus waits for its tasks
 
-# A client moves to another server of a cluster once so many pings, so many seconds apart, were not
-# answered: the server is frozen or unreachable.
+# A client moves to another server of a cluster after MAX_OUTSTANDING_PINGS pings without an answer,
+# PING_INTERVAL seconds apart: the server is frozen or unreachable.
 PING_INTERVAL, MAX_OUTSTANDING_PINGS = 1, 3
 DEFAULT_FLUSH_TIMEOUT = 1.0  # seconds in which a responsive server answers a ping
 
@@ -185,8 +185,8 @@ class Bus:
         Raises the ServiceError that the service replied with, or ServiceError(payload_too_large) or
         (internal) if the request is too large or the reply can't be decoded; NoResponders;
         TimeoutError. With `silence`, the service sends keep-alives, and RequestSilent (a
-        TimeoutError) is raised after so many seconds without one: so it distinguishes a
-        slow request from one that no process works on.
+        TimeoutError) is raised after `silence` seconds without one: this distinguishes a slow
+        request from one that no process works on.
         """
         data = encode(message)
         try:

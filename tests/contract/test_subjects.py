@@ -30,7 +30,7 @@ def test_replay_subjects_name_their_target() -> None:
 
 
 def test_undelivered_subject_names_the_event() -> None:
-    subject = subjects.undelivered("w", "acme.r1", attempt=3, number=12)
+    subject = subjects.undelivered("w", "acme.r1", admission=3, number=12)
     assert subjects.undelivered_event(subject) == ("acme.r1", 3, 12)
 
 

@@ -218,7 +218,7 @@ def session_of(request: AnyRequest, body: CompletionRequest) -> str:
 
 def check_length(field: str, count: int, workers: WorkerDirectory, model: str | None) -> None:
     """
-    Reject a prompt of so many messages or tokens before any work on it, as each message has at
+    Reject a prompt with `count` messages or tokens before any work on it, as each message has at
     least one token. Raises ServiceError(context_length_exceeded).
     """
     info = workers.find_model(model)

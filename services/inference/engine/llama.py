@@ -194,10 +194,12 @@ class Llama:
         self._batch.fill(chunks)
         result = llama_cpp.llama_decode(self._context, self._batch.struct)
         if result == NO_KV_CELLS:
-            raise BackendError("The model's KV cache is full.")
+            raise BackendError("The model's KV cache is full. Send the request again.")
         if result != 0:
-            reason = " ".join(_LOG.errors[-1:])
-            raise BackendError(f"llama_decode failed with {result}. {reason}".strip())
+            reason = "".join(f" ({error})" for error in _LOG.errors[-1:])
+            raise BackendError(
+                f"llama_decode failed with {result}{reason}. Send the request again."
+            )
 
     def _logits(self, rows: int) -> npt.NDArray[np.float32]:
         """

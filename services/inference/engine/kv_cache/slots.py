@@ -262,7 +262,7 @@ class Slots:
 
     def _write_or_raise(self, slot: int, saved: SavedState) -> None:
         if not self._write(slot, saved):
-            raise BackendError("A sequence could not be moved to another slot.")
+            raise BackendError("A sequence could not be moved to another slot. Send it again.")
 
     def _drop_superseded(self, owner: str) -> None:
         """Drop what free slots hold of a conversation that is continued in another slot."""

@@ -85,7 +85,7 @@ LogRecord = Exchange | Cleared | Erased | Described
 
 
 class ContextRequest(Struct, frozen=True):
-    """`is_answered`: the caller has a response to store, so a full log does not refuse it."""
+    """`is_answered`: the caller has a response to store, so a full log does not reject it."""
 
     session_id: SessionId
     is_answered: bool = False
@@ -257,7 +257,7 @@ class HistoryStatus(Struct, frozen=True):
 
     `unarchived` counts records that MongoDB has not acknowledged, `unreadable` those that could not
     be decoded. `warning` says what is wrong with the log, or that it is nearly full, and what to
-    do. `refuses` is the error code with which chats of sessions are refused; None: they are
+    do. `refuses` is the error code with which chats of sessions are rejected; None: they are
     accepted.
     """
 

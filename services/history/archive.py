@@ -113,8 +113,8 @@ class Archive:
 
     async def write(self, entries: Sequence[Entry]) -> list[Entry]:
         """
-        Insert the exchanges among the entries that MongoDB does not have yet. Return all entries,
-        those that MongoDB rejects as Unreadable. Raises ArchiveUnavailable: some may be written.
+        Insert the exchanges that MongoDB lacks. Return the entries; one that MongoDB rejects is
+        replaced by an Unreadable. Raises ArchiveUnavailable: some may be written.
         """
         exchanges = [entry for entry in entries if isinstance(entry.record, Exchange)]
         if not exchanges:
@@ -243,7 +243,7 @@ class Archive:
         return {each["request_id"] for each in found}
 
     async def _find(self, query: Document, order: Order, limit: int) -> list[Entry]:
-        """Raises ArchiveUnavailable; the next probe then tells whether MongoDB is slow or lost."""
+        """Raises ArchiveUnavailable; the next probe then shows whether MongoDB is slow or lost."""
         timeout = self._limits.mongodb_read_seconds
         with self._as_unavailable():
             async with asyncio.timeout(timeout):
@@ -310,7 +310,7 @@ class Archive:
         try:
             yield
         except (PyMongoError, TimeoutError) as error:
-            # any other error is a reply: the server is connected, and refuses
+            # any other error is a reply: the server is connected, and rejects
             if isinstance(error, TimeoutError | ExecutionTimeout | NetworkTimeout):
                 self._loop.wake()
             elif isinstance(error, AutoReconnect):

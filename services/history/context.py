@@ -112,7 +112,7 @@ def _add(snapshot: Snapshot, exchange: Exchange, logged_at: datetime, size: Wind
         return replace(snapshot, last=request_id, unreplaced=replaced)
     turn = LoggedTurn(request_id, exchange.prompt, exchange.response, logged_at=logged_at)
     kept = (turn for turn in snapshot.turns if turn.request_id != replaced)
-    turns = _window((*kept, turn), size)
+    turns = _truncate((*kept, turn), size)
     return replace(snapshot, turns=turns, last=request_id, unreplaced="")
 
 
@@ -121,7 +121,7 @@ def _describe(snapshot: Snapshot, described: Described) -> Snapshot:
     return replace(snapshot, **{k: value for k, value in fields.items() if value is not UNSET})
 
 
-def _window(turns: tuple[LoggedTurn, ...], size: WindowSize) -> tuple[LoggedTurn, ...]:
+def _truncate(turns: tuple[LoggedTurn, ...], size: WindowSize) -> tuple[LoggedTurn, ...]:
     limit = size.exchanges + max(1, round(WINDOW_SLACK * size.exchanges))
     kept = turns if len(turns) <= limit else turns[-size.exchanges :]
     fitting = fit_newest(kept, size.max_bytes)

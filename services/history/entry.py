@@ -14,7 +14,7 @@ from services.runtime.streams import StoredMessage
 
 S = TypeVar("S", bound=Struct)
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Unreadable(NamedTuple):
@@ -54,11 +54,11 @@ class Position(NamedTuple):
     @classmethod
     def parse(cls, cursor: Cursor) -> "Position":
         milliseconds, seq = map(int, cursor.split("-"))
-        return cls(EPOCH + timedelta(milliseconds=milliseconds), seq)
+        return cls(UNIX_EPOCH + timedelta(milliseconds=milliseconds), seq)
 
     @property
     def cursor(self) -> Cursor:
-        return f"{(self.logged_at - EPOCH) // timedelta(milliseconds=1)}-{self.seq}"
+        return f"{(self.logged_at - UNIX_EPOCH) // timedelta(milliseconds=1)}-{self.seq}"
 
 
 def parse_entry(stored: StoredMessage) -> Entry:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 class LogGuard:
     """
     Checks the log at start, after a reconnect and when its figures go back, and probes it after a
-    failed append. While it can't be used, the check is repeated and chats are refused.
+    failed append. While it can't be used, the check is repeated and chats are rejected.
     """
 
     def __init__(self, session_log: SessionLog, checkup: Checkup, fail: Fail) -> None:
@@ -30,17 +30,17 @@ class LogGuard:
         self._last: StreamState | None = None
         # what the next check is for
         self._is_due = True
-        self._is_probed = False
+        self._needs_probe = False
         self._is_restarted = True  # NATS was (re)connected and the log not checked since
         self._checked = asyncio.Event()  # cleared while a check is due
-        self.refusal: ServiceError | None = None
+        self.rejection: ServiceError | None = None
 
     def running(self) -> AbstractAsyncContextManager[None]:
         return self._loop.running(is_cancelled=True)
 
     @property
     def warning(self) -> str | None:
-        return self.refusal.message if self.refusal else self._checkup.warning
+        return self.rejection.message if self.rejection else self._checkup.warning
 
     def observe(self, state: StreamState) -> None:
         """Schedule a check if the log has lost records or its figures are inconsistent."""
@@ -56,29 +56,29 @@ class LogGuard:
     def schedule_check(self, is_probed: bool = True) -> None:
         """Schedule a check; with a probe record after a failed append, here or at a worker."""
         self._is_due = True
-        self._is_probed |= is_probed
+        self._needs_probe |= is_probed
         self._checked.clear()
         self._loop.wake()
 
     async def require_writable(self) -> None:
         """Wait for a check that is due. Raises ServiceError if the log can't be used."""
         await self._checked.wait()
-        if self.refusal:
-            raise self.refusal
+        if self.rejection:
+            raise self.rejection
 
     async def _step(self) -> float:
-        if self._checked.is_set() and self.refusal is None:
+        if self._checked.is_set() and self.rejection is None:
             return IDLE_SECONDS
-        is_probed, is_restarted = self._is_probed, self._is_restarted
-        self._is_due = self._is_probed = self._is_restarted = False  # may be set during the check
-        self._set_refusal(await self._check(is_probed, is_restarted))
-        if self.refusal:  # the next check repeats this one
-            self._is_probed = True
+        is_probed, is_restarted = self._needs_probe, self._is_restarted
+        self._is_due = self._needs_probe = self._is_restarted = False  # may be set during the check
+        self._set_rejection(await self._check(is_probed, is_restarted))
+        if self.rejection:  # the next check repeats this one
+            self._needs_probe = True
             self._is_restarted |= is_restarted
         self._checked.set()  # releases waiting requests, even if checks are scheduled endlessly
         if self._is_due:
             self._checked.clear()
-        return self._retry_seconds if self.refusal else IDLE_SECONDS
+        return self._retry_seconds if self.rejection else IDLE_SECONDS
 
     async def _check(self, is_probed: bool, is_restarted: bool) -> ServiceError | None:
         try:
@@ -86,18 +86,18 @@ class LogGuard:
         except StreamUnavailable as error:
             if not isinstance(error, StreamFull | StreamDamaged):
                 await self._log.try_ensure()  # creates what was lost; then it is checked again
-            return _refusal(error)
+            return _rejection(error)
         return None
 
-    def _set_refusal(self, refusal: ServiceError | None) -> None:
-        if refusal and not self.refusal:
-            log.error("chats refused: %s", refusal)
-        if self.refusal and not refusal:
+    def _set_rejection(self, rejection: ServiceError | None) -> None:
+        if rejection and not self.rejection:
+            log.error("chats rejected: %s", rejection)
+        if self.rejection and not rejection:
             log.info("chats accepted again, the log takes records")
-        self.refusal = refusal
+        self.rejection = rejection
 
 
-def _refusal(error: StreamUnavailable) -> ServiceError:
+def _rejection(error: StreamUnavailable) -> ServiceError:
     code: ErrorCode = "history_full" if isinstance(error, StreamFull) else "history_unavailable"
     if isinstance(error, StreamDamaged):
         message = (

@@ -19,7 +19,7 @@ class HistoryLimits:
     max_log_bytes: int = 1024**3
     trim_above: float = 0.5  # share above which archived records are deleted
     warn_above: float = 0.8
-    refuse_above: float = 0.95  # the rest is for answers that are being generated
+    reject_above: float = 0.95  # the rest is for answers that are being generated
     trim_batch: int = 500
     trim_interval_seconds: float = 0.2
 

@@ -256,14 +256,14 @@ class SessionLog:
             return (await self.stream.state()).messages
         return await self.archive_consumer.unacknowledged()
 
-    async def restart_consumers(self, all_of_them: bool = False) -> list[str]:
+    async def restart_consumers(self, include_current: bool = False) -> list[str]:
         """Restart the consumers that are ahead of the log, or all. Return their names."""
         await self._ensure_consumers()  # a process may have died after it deleted them
         consumers = self._consumers | {requests.DURABLE: self.requests.consumer}
         delivered = {name: await each.delivered() for name, each in consumers.items()}
         # read after the consumers: a record that is appended in between puts none of them ahead
         last_seq = (await self.stream.state()).last_seq
-        ahead = [name for name, seq in delivered.items() if all_of_them or seq > last_seq]
+        ahead = [name for name, seq in delivered.items() if include_current or seq > last_seq]
         for name in ahead:
             await consumers[name].delete()
         await self._ensure_consumers()

@@ -66,7 +66,7 @@ class LogRepair:
         """
         moved = await self.move_records()
         await self._reset_snapshots()
-        await self._log.restart_consumers(all_of_them=True)
+        await self._log.restart_consumers(include_current=True)
         await self._copy.remove()
         return moved
 
@@ -241,7 +241,7 @@ class Checkup:
         ahead = await self._log.restart_consumers()
         if await self._snapshots.are_ahead() or ahead:
             await self._snapshots.rewind()
-            await self._log.restart_consumers(all_of_them=True)
+            await self._log.restart_consumers(include_current=True)
             self._report(
                 "The session log ends before records that were already processed"
                 f" ({', '.join(ahead) or 'snapshots'}): the store of NATS is an older copy, or"

@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 
 class LogQuota:
-    """Warns and refuses chats by the log's last known size, so that asking costs nothing."""
+    """Warns and rejects chats by the log's last known size, so that asking costs nothing."""
 
     def __init__(self, limits: HistoryLimits) -> None:
         self._limits = limits
         self.warning: str | None = None
-        self.refusal: ServiceError | None = None
+        self.rejection: ServiceError | None = None
         """The error that chats get while the log is full."""
 
     def update(self, state: StreamState) -> None:
@@ -35,14 +35,14 @@ class LogQuota:
         if warning and not self.warning:
             log.warning("%s", warning)
         self.warning = warning
-        self.refusal = None
-        if warning and share >= self._limits.refuse_above and not state.drops_old:
-            self.refusal = ServiceError("history_full", warning, RETRY_AFTER_SECONDS)
+        self.rejection = None
+        if warning and share >= self._limits.reject_above and not state.drops_old:
+            self.rejection = ServiceError("history_full", warning, RETRY_AFTER_SECONDS)
 
     def require_room(self) -> None:
         """Raises ServiceError(history_full)."""
-        if self.refusal:
-            raise self.refusal
+        if self.rejection:
+            raise self.rejection
 
     def _warning(self, state: StreamState, share: float) -> str:
         size = f"The session log uses {share:.0%} of its {(state.limit or 0) / MIB:,.0f} MiB"
@@ -52,8 +52,8 @@ class LogQuota:
                 " more room with `nats stream edit HISTORY --max-bytes …`."
             )
         return (
-            f"{size}, because MongoDB is not archiving it: start MongoDB. New chats are refused"
-            f" from {self._limits.refuse_above:.0%} on, so that no exchange is lost."
+            f"{size}, because MongoDB is not archiving it: start MongoDB. New chats are rejected"
+            f" from {self._limits.reject_above:.0%} on, so that no exchange is lost."
         )
 
 

@@ -41,9 +41,9 @@ class Access(Enum):
     READ = auto()
     """Always answered."""
     CHANGE = auto()
-    """Waits for a check of the log that is due; refused while the log can't be used."""
+    """Waits for a check of the log that is due; rejected while the log can't be used."""
     GROW = auto()
-    """Also refused while the log is nearly full: exchanges will be stored."""
+    """Also rejected while the log is nearly full: exchanges will be stored."""
 
 
 READ, CHANGE, GROW = Access
@@ -100,7 +100,8 @@ class HistoryService:
 
     async def _admit(self, access: Access, request: Struct) -> None:
         """Raise ServiceError if the log can't store what follows from the request."""
-        if access is READ or isinstance(request, history.ContextRequest) and request.is_answered:
+        is_answered = isinstance(request, history.ContextRequest) and request.is_answered
+        if access is READ or is_answered:
             return
         if access is GROW:
             self.quota.require_room()
@@ -121,7 +122,7 @@ class HistoryService:
         with suppress(StreamUnavailable):
             state = await self.session_log.stream.state()
             unarchived = await self.session_log.count_unarchived()
-        refusal = self.guard.refusal or self.quota.refusal
+        rejection = self.guard.rejection or self.quota.rejection
         return history.HistoryStatus(
             database_connected=self.archive.connected,
             log_records=state and state.messages,
@@ -130,7 +131,7 @@ class HistoryService:
             unreadable=self.archive.unreadable,
             log_limit=state and state.limit,
             warning=self.guard.warning or self.quota.warning,
-            refuses=refusal.code if refusal else None,
+            refuses=rejection.code if rejection else None,
         )
 
 

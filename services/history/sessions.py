@@ -72,7 +72,7 @@ class Sessions:
         key = subjects.session_key(tenant, request.session_id)
         erased = history.Erased(previous=0, erased_at=datetime.now(UTC))
         seq = await self._log.append(key, erased, _message_id(key, "erase", request.request_id))
-        await self._snapshots.save_certainly(key)
+        await self._snapshots.save_or_raise(key)
         try:
             async with asyncio.timeout(self._limits.max_erase_seconds):
                 await self._delete(key, seq)
@@ -110,7 +110,7 @@ class Sessions:
         Unsaved ones are saved first, so the list has every finished answer.
         """
         for key in await self._snapshots.unsaved_sessions(tenant):
-            await self._snapshots.save_certainly(key)
+            await self._snapshots.save_or_raise(key)
         found: list[pages.ListedSession] = []
         before = Position.parse(request.before).seq if request.before else None
         async for key, (snapshot, revision, _) in self._snapshots.newest_first(

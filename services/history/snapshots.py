@@ -59,7 +59,7 @@ class Snapshots:
         loaded = await self._load_current(key)
         return not loaded.is_new or await self.store(key, loaded.snapshot, loaded.revision)
 
-    async def save_certainly(self, key: str) -> None:
+    async def save_or_raise(self, key: str) -> None:
         """
         Store the session up to its last record. Raises Conflict if other processes store the same
         snapshot faster, or JetStream stores none.
@@ -72,7 +72,7 @@ class Snapshots:
     async def add(self, entries: Sequence[Entry]) -> None:
         """
         Store a session's snapshot with these of its records, oldest first, and any others that it
-        lacks. Raises Conflict as `save_certainly` does.
+        lacks. Raises Conflict as `save_or_raise` does.
         """
         key = entries[0].key
         stored, revision, _ = await self.load(key)
@@ -81,7 +81,7 @@ class Snapshots:
             return
         if _is_chain(stored, later) and await self.store(key, self._fold(stored, later), revision):
             return
-        await self.save_certainly(key)
+        await self.save_or_raise(key)
 
     async def load(self, key: str) -> Loaded:
         """Return the stored snapshot; an empty one if there is none, or it can't be decoded."""
@@ -151,7 +151,8 @@ class Snapshots:
         is_complete = 0 < _seq(last) == stored.applied_seq or _continues(stored, entries)
         if not is_complete and (await self.load(key)).revision != revision:
             return await self._load_current(key)  # what is missing was stored, then trimmed
-        # one that only lost expired turns is not stored: that would renew its age and its place
+        # if only expired turns were lost, it is not stored: that would restart its TTL and move the
+        # session up in the list
         is_new = bool(entries) or base != stored
         return Loaded(self._fold(base, entries), revision, is_new)
 

@@ -51,7 +51,7 @@ class _Translator:
         self._parts: list[str] = []  # of the current rule
         self._depth = 0  # of parentheses in the current rule, plus 1; 0 outside of a rule
         self._previous = ""  # kind of the previous token
-        for match in _scan(LEXER, text, "can't be read"):
+        for match in _scan(LEXER, text, (0, len(text)), "can't be read"):
             self._add(match.lastgroup or "", match)
         if self._depth > 1:
             raise GrammarError("a parenthesis is not closed")
@@ -128,15 +128,16 @@ class _Translator:
         return self._names.setdefault(name, f"r{len(self._names)}")
 
 
-def _scan(pattern: re.Pattern[str], text: str, problem: str) -> Iterator[re.Match[str]]:
-    """Yield adjacent matches. Raises GrammarError if the text does not consist of them."""
-    position = 0
-    while position < len(text):
-        match = pattern.match(text, position)
+def _scan(
+    pattern: re.Pattern[str], text: str, span: tuple[int, int], problem: str
+) -> Iterator[re.Match[str]]:
+    """Yield adjacent matches. Raises GrammarError if the span does not consist of them."""
+    position, end = span
+    while position < end:
+        match = pattern.match(text, position, end)
         if match is None:
-            raise GrammarError(
-                f"{text[position : position + 20]!r} at character {position} {problem}"
-            )
+            found = text[position : min(position + 20, end)]
+            raise GrammarError(f"{found!r} at character {position} {problem}")
         yield match
         position = match.end()
 
@@ -187,19 +188,19 @@ def _lexemes(match: re.Match[str]) -> str:
     if match.lastgroup == "any":
         return "/(?s:.)/"
     if match.lastgroup == "chars":
-        return f"/[{match['negated']}{_ranges(match['chars'])}]/"
-    characters = _scan(CHARACTER, match["literal"], "is not a known escape")
+        return f"/[{match['negated']}{_ranges(match)}]/"
+    characters = _scan(CHARACTER, match.string, match.span("literal"), "is not a known escape")
     lexemes = " ".join(f"/{_escape(_code_point(each[0]))}/" for each in characters)
     return f"({lexemes})" if lexemes else EMPTY
 
 
-def _ranges(text: str) -> str:
+def _ranges(chars: re.Match[str]) -> str:
     """Return the inside of [ and ] in Rust regex syntax; a trailing `-` is literal."""
     ranges = ""
-    for match in _scan(RANGE, text, "is not a known escape"):
+    for match in _scan(RANGE, chars.string, chars.span("chars"), "is not a known escape"):
         low, high = _code_point(match[1]), _code_point(match[2] or match[1])
         if low > high:
-            raise GrammarError(f"a range of [{text[:20]}] ends before it begins")
+            raise GrammarError(f"a range of [{chars['chars'][:20]}] ends before it begins")
         ranges += f"{_escape(low)}-{_escape(high)}"
     return ranges
 

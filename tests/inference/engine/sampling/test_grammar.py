@@ -254,7 +254,7 @@ def test_gbnf_matches_the_texts_that_it_describes(
         ('root ::= ("a"', "not closed"),
         ('root ::= "a")', "closed that was not opened"),
         ('root ::= * "a"', "nothing before"),
-        ('root ::= "\\q"', "not a known escape"),
+        ('root ::= "a\\q"', "'\\\\\\\\q' at character 11 is not a known escape"),
         ('root ::= "a" a ::= "b"', "new line is missing"),
         ('"a"', "begins with a name"),
         ("root ::= <think>", "can't be read"),

@@ -78,7 +78,7 @@ async def test_silence_counts_from_the_admission(bus: Bus) -> None:
     reply = subjects.reply("_", "r", "1")
     await bus.subscribe(subjects.worker_replay("w1", "_", "r"), lambda _: None)  # never replies
     attempt = Attempt(bus, policy, "_", "r", Transcript(), Inbox(), reply)
-    await asyncio.sleep(0.2)  # until the worker replies to the offer
+    await asyncio.sleep(0.1)  # until the worker replies to the offer
     attempt.admitted_by("w1")
     admitted_at = time.monotonic()
     with pytest.raises(AttemptLost):

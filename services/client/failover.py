@@ -12,7 +12,6 @@ from services.contract.codec import encode
 from services.contract.errors import FAILOVER_CODES, ErrorCode, ServiceError
 from services.contract.messages import ChatRequest
 
-"""By then another worker may be ready, or NATS reachable again."""
 RETRIABLE: tuple[ErrorCode, ...] = ("overloaded", "no_worker", "model_loading", *FAILOVER_CODES)
 MIN_TIMEOUT_SECONDS = 0.001
 """`timeout_s` of a resumed request whose deadline has passed: its text so far is stored."""

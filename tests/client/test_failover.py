@@ -193,9 +193,7 @@ async def test_joined_reader_switches_to_the_replacing_attempt(bus: Bus, nats_ur
                 assert len(second.requests) == 1
 
 
-async def test_worker_lost_before_its_replacing_attempt_is_joined_is_resumed(
-    bus: Bus, nats_url: str
-) -> None:
+async def test_replacing_attempt_lost_before_the_join_is_resumed(bus: Bus, nats_url: str) -> None:
     begun = STORY[:20]
     async with story_worker(nats_url, "w1", 20) as first:
         first.freezes_after_replay = True

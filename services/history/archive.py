@@ -234,8 +234,7 @@ class Archive:
         Return those of the ids that belong to exchanges of the session in this epoch. Raises
         ArchiveUnavailable.
         """
-        if not self.connected:
-            raise ArchiveUnavailable("not connected")
+        self._require_connection()
         query = {"_id": {"$in": [archive_id(key, each) for each in ids]}, "epoch": epoch}
         with self._as_unavailable():
             async with asyncio.timeout(self._limits.mongodb_read_seconds):
@@ -244,12 +243,17 @@ class Archive:
 
     async def _find(self, query: Document, order: Order, limit: int) -> list[Entry]:
         """Raises ArchiveUnavailable; the next probe then shows whether MongoDB is slow or lost."""
+        self._require_connection()
         timeout = self._limits.mongodb_read_seconds
         with self._as_unavailable():
             async with asyncio.timeout(timeout):
                 found = self._exchanges.find(query, max_time_ms=int(timeout * 1000))
                 documents = await found.sort(order).limit(limit).to_list(limit)
         return [from_document(each) for each in documents]
+
+    def _require_connection(self) -> None:
+        if not self.connected:
+            raise ArchiveUnavailable("not connected")
 
     async def _probe(self) -> float:
         try:

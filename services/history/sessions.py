@@ -6,7 +6,6 @@ the caller's tenant and a request of the contract, and returns its reply.
 import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -177,13 +176,13 @@ class Sessions:
         self, tenant: str, request_id: str, indexed: IndexEntry | None
     ) -> Entry | None:
         """`indexed` is where the log had it. Raises ArchiveUnavailable if MongoDB must have it."""
-        if self._archive.connected:
-            with suppress(ArchiveUnavailable):
-                entry = await self._archive.find(tenant, request_id)
-                return entry if entry and await self._is_cleaned(entry.key) else None
-        if indexed and await self._is_archived(indexed):
-            raise ArchiveUnavailable("not connected")
-        return None
+        try:
+            entry = await self._archive.find(tenant, request_id)
+        except ArchiveUnavailable:
+            if indexed and await self._is_archived(indexed):
+                raise
+            return None
+        return entry if entry and await self._is_cleaned(entry.key) else None
 
     async def _is_cleaned(self, key: str) -> bool:
         """Return whether MongoDB has deleted all that was erased of the session."""
@@ -204,17 +203,16 @@ class Sessions:
         after = Position.parse(request.after) if request.after else None
         session = await self._snapshots.current(key)
         limit, erased = self._limits.export_page, session.erased
-        is_archived = self._archive.connected
-        floor = await self._log.archived_until() if is_archived else 0
+        floor = await self._log.archived_until()
         found: list[Entry] = []
         try:
-            if is_archived and floor >= erased:
+            if floor >= erased:
                 found = await self._archive.oldest(key, limit + 1, after)
         except ArchiveUnavailable:
-            is_archived, floor = False, 0
-        if not is_archived and session.exchanges:
-            if not await self._log.is_complete(key, erased, session.first_seq):
-                raise ArchiveUnavailable("not connected")
+            is_complete = await self._log.is_complete(key, erased, session.first_seq)
+            if session.exchanges and not is_complete:
+                raise
+            floor = 0
         start = max(floor, erased, after.seq if after else 0)
         found += await self._log.exchanges_after(key, limit + 1, start)
         return pages.export_page(found, limit, self._limits.max_page_bytes, after)

@@ -277,16 +277,19 @@ class Sessions:
         """
         Add the ids that the session got since; of archived exchanges, those of the batch. Raises
         ArchiveUnavailable if some are only in MongoDB.
+
+        The log is read first: records that are trimmed meanwhile are in MongoDB by then.
         """
         last = await self._log.last(state.key)
         if last is None or last.seq < state.seq:  # records were trimmed, or the log was lost
             state.seq = state.epoch
             state.ids.clear()
+        ids, last_seq = await self._log.request_ids(state.key, state.seq)
         if not await self._log.is_complete(state.key, state.seq, state.first_seq):
             state.is_archived = True
-            state.ids |= await self._archive.request_ids(state.key, state.epoch, batch)
-        ids, state.seq = await self._log.request_ids(state.key, state.seq)
+            ids |= await self._archive.request_ids(state.key, state.epoch, batch)
         state.ids |= ids
+        state.seq = last_seq
 
 
 def _imported_exchange(imported: history.Imported, epoch: int, now: datetime) -> history.Exchange:

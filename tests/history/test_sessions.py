@@ -461,6 +461,33 @@ async def test_import_into_a_trimmed_session_is_deduplicated_by_the_archive(
         assert await logged(empty_bus) == before
 
 
+async def test_import_is_deduplicated_while_its_session_is_trimmed(
+    empty_nats: Server,
+    empty_bus: Bus,
+    mongodb_uri: str,
+    session_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    request_ids, stream = SessionLog.request_ids, Stream(empty_bus, subjects.HISTORY_STREAM)
+
+    async def trim_and_read(log: SessionLog, key: str, above: int) -> tuple[set[str], int]:
+        for seq in (1, 2):
+            await stream.delete(seq)
+        return await request_ids(log, key, above)
+
+    async with history(url_of(empty_nats), mongodb_uri):
+        await connected(empty_bus)
+        await import_exchanges(empty_bus, session_id, lines(3))
+        await archived(empty_bus)
+    async with history(url_of(empty_nats), mongodb_uri):  # it knows no ids yet
+        await connected(empty_bus)
+        await expire_message_ids(empty_bus)
+        before = await logged(empty_bus)
+        monkeypatch.setattr(SessionLog, "request_ids", trim_and_read)
+        await import_exchanges(empty_bus, session_id, lines(3))
+        assert await logged(empty_bus) == before - 2
+
+
 async def test_repeated_import_without_its_archive_is_refused(
     empty_nats: Server, empty_bus: Bus, mongodb_uri: str, session_id: str
 ) -> None:

@@ -205,16 +205,17 @@ class Sessions:
         limit, erased = self._limits.export_page, session.erased
         floor = await self._log.archived_until()
         found: list[Entry] = []
+        unavailable: ArchiveUnavailable | None = None
         try:
             if floor >= erased:
                 found = await self._archive.oldest(key, limit + 1, after)
-        except ArchiveUnavailable:
-            is_complete = await self._log.is_complete(key, erased, session.first_seq)
-            if session.exchanges and not is_complete:
-                raise
-            floor = 0
+        except ArchiveUnavailable as error:
+            unavailable, floor = error, 0
         start = max(floor, erased, after.seq if after else 0)
         found += await self._log.exchanges_after(key, limit + 1, start)
+        if unavailable and session.exchanges:  # at last, since the log may be trimmed meanwhile
+            if not await self._log.is_complete(key, erased, session.first_seq):
+                raise unavailable
         return pages.export_page(found, limit, self._limits.max_page_bytes, after)
 
     async def import_exchanges(self, tenant: str, request: history.ImportRequest) -> Empty:

@@ -3,6 +3,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -13,8 +14,11 @@ from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.history import HistoryStatus
 from services.contract.messages import JsonSchema, JsonSchemaFormat, Sampling
+from services.history.entry import Entry
 from services.history.limits import LIMITS
+from services.history.log import SessionLog
 from services.runtime.bus import Bus
+from services.runtime.streams import Stream
 from tests.history.samples import (
     TENANT,
     append,
@@ -193,6 +197,30 @@ async def test_export_of_a_trimmed_session_that_continues_needs_mongodb(
         with pytest.raises(ServiceError, match="only in MongoDB"):
             await export(empty_bus, session_id)
         assert len((await export(empty_bus, "new")).exchanges) == 1
+
+
+async def test_export_without_mongodb_fails_while_it_is_trimmed(
+    empty_nats: Server,
+    empty_bus: Bus,
+    mongodb_uri: str,
+    session_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exchanges_after, stream = SessionLog.exchanges_after, Stream(empty_bus, "HISTORY")
+
+    async def trim_and_read(log: SessionLog, *args: Any) -> list[Entry]:
+        await stream.delete(1)
+        return await exchanges_after(log, *args)
+
+    async with history(url_of(empty_nats), mongodb_uri):
+        await connected(empty_bus)
+        await append_many(empty_bus, session_id, 3)
+        await archived(empty_bus)
+    async with history(url_of(empty_nats)):
+        assert len((await export(empty_bus, session_id)).exchanges) == 3
+        monkeypatch.setattr(SessionLog, "exchanges_after", trim_and_read)
+        with pytest.raises(ServiceError, match="only in MongoDB"):
+            await export(empty_bus, session_id)
 
 
 async def test_hanging_mongodb_does_not_delay_reads(

@@ -154,8 +154,10 @@ def _check_stateless(request: ChatRequest) -> None:
         raise ServiceError("invalid_request", "`retry_of` needs a session: send `prompt` instead.")
     given = [name for name in ("prompt", "messages", "text") if getattr(request, name)]
     if len(given) != 1:
+        sent = " and ".join(given) or "none"
         raise ServiceError(
-            "invalid_request", f"Send exactly one of prompt, messages and text, not {given}."
+            "invalid_request",
+            f"Send exactly one of `prompt`, `messages` and `text`; you sent {sent}.",
         )
     for tool in request.tools or ():
         check_depth("tools", tool.function.parameters)

@@ -9,6 +9,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from services.contract.errors import ErrorCode, ServiceError
+from services.edge.plain_errors import in_plain_words
 
 log = logging.getLogger(__name__)
 
@@ -48,21 +49,8 @@ IMPLIED_METHODS = ("HEAD", "OPTIONS")
 
 NAMES_FIELD: tuple[ErrorCode, ...] = ("invalid_request", "context_length_exceeded")
 
-# msgspec names the field: "… field `promt`", "… - at `$.prompt`", "… - at `key` in `$.logit_bias`"
-_FIELD = re.compile(r"(?:field `|(?:at|in) `\$\.)(\w+)")
-
-_PLAIN: tuple[tuple[re.Pattern[str], str], ...] = (
-    (
-        re.compile(r"Expected `(?:str|array)` of length >= 1 - at `\$\.([^`]+)`"),
-        r"The field `\1` must not be empty",
-    ),
-    (
-        re.compile(r"Expected `str` matching regex \S+ - at `\$\.(before|after)`"),
-        r"The field `\1` must be the `next` of an earlier page",
-    ),
-    (re.compile(r"Input data was truncated"), "The JSON is incomplete"),
-)
-"""Messages of msgspec, and how they are put for people."""
+# "The field `prompt` …", "… unknown field `promt`", "… - at `$.messages[0]`"
+_FIELD = re.compile(r"(?:(?:field|parameter) `|at `\$\.)(\w+)")
 
 AnyRequest = Request[Any, Any, Any]
 ErrorBody = dict[str, Any]
@@ -100,9 +88,7 @@ def unexpected_error(_: AnyRequest, error: Exception) -> Response[ErrorBody]:
 
 
 def body(error: ServiceError) -> ErrorBody:
-    message = error.message
-    for pattern, plain in _PLAIN:
-        message = pattern.sub(plain, message)
+    message = in_plain_words(error.message)
     field = _FIELD.search(message) if error.code in NAMES_FIELD else None
     content = {
         "message": message,

@@ -59,7 +59,7 @@ class Claim(Struct, frozen=True):
     claimed_at: float
 
 
-class HeldClaim(NamedTuple):
+class ClaimState(NamedTuple):
     """A claim as found; `revision` 0: the key is not claimed."""
 
     request_id: str
@@ -88,15 +88,15 @@ class IdempotencyKeys:
             return False
         return True
 
-    async def find(self, keyed: KeyedRequest) -> HeldClaim:
+    async def find(self, keyed: KeyedRequest) -> ClaimState:
         """Return the claim of a key. Raises ServiceError(conflict) if it is for another request."""
         value = await _on_bucket(self._bucket.get(keyed.entry))
         if value is None:
-            return HeldClaim(keyed.name, math.inf, 0)
+            return ClaimState(keyed.name, math.inf, 0)
         claim = decode(value.data, Claim)
         if claim.body != keyed.body:
             raise conflict()
-        return HeldClaim(claim.request_id, self._clock() - claim.claimed_at, value.revision)
+        return ClaimState(claim.request_id, self._clock() - claim.claimed_at, value.revision)
 
     async def was_answered(self, tenant: str, request_id: str) -> bool:
         """Return whether the log had the answer in the last day; it may be erased since."""
@@ -148,9 +148,9 @@ class StoredAnswers:
 
     async def claim(self, key: str, prompt: PromptRequest) -> ClaimedRequest:
         """
-        Return the request of a key, claimed here or, even at this moment, by another edge. A failed
-        request is started again. Raises ServiceError(conflict) if the key belongs to another
-        request, or if its answer no longer exists.
+        Return the request of a key, claimed by this edge or, perhaps concurrently, by another one.
+        A failed request is started again. Raises ServiceError(conflict) if the key belongs to
+        another request, or if its answer no longer exists.
         """
         keyed, started = identify(self._tenant, key, prompt), time.monotonic()
         while True:
@@ -181,7 +181,7 @@ class StoredAnswers:
         return held.request_id
 
     async def _state(
-        self, held: HeldClaim, prompt: PromptRequest
+        self, held: ClaimState, prompt: PromptRequest
     ) -> Literal["exists", "failed", "unknown"]:
         """
         Return the state of an answer; a running one exists. The log may have it although the claim

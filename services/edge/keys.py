@@ -25,8 +25,8 @@ class ApiKeys:
                 raise _invalid("each entry must be name:key, the key in ASCII")
             if not subjects.is_id(name) or name == subjects.OPEN_TENANT:
                 raise _invalid(
-                    f"the name {name!r} must be 1 to 64 of A-Z a-z 0-9 _ -, and more than a single"
-                    " underscore"
+                    f"the name {name!r} must have 1 to 64 characters of A-Z a-z 0-9 _ -, and must"
+                    " not be `_`"
                 )
             if key in tenants:
                 raise _invalid(f"{tenants[key]} and {name} have the same key")

@@ -13,6 +13,7 @@ from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import SessionId
 from services.edge.errors import AnyRequest
+from services.edge.plain_errors import in_plain_words
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
 
@@ -33,7 +34,7 @@ class SessionQuery(Struct, frozen=True):
 
 def read_query(request: AnyRequest, kind: type[S]) -> S:
     """Decode the query. Unknown parameters are ignored; see reject_unknown_parameters."""
-    return _convert(dict(request.query_params), kind, "the query of the URL")
+    return _convert(dict(request.query_params), kind)
 
 
 def read_path(request: AnyRequest, kind: type[S], session_id: str) -> S:
@@ -43,7 +44,7 @@ def read_path(request: AnyRequest, kind: type[S], session_id: str) -> S:
     except UnicodeDecodeError as error:
         message = "The session id in the URL is not UTF-8: percent-encode its UTF-8 bytes."
         raise ServiceError("invalid_request", message) from error
-    return _convert({**request.query_params, "session_id": decoded}, kind, "the URL")
+    return _convert({**request.query_params, "session_id": decoded}, kind)
 
 
 def decode_body(body: bytes, kind: type[S], example: str) -> S:
@@ -77,8 +78,9 @@ def wants_html(request: AnyRequest) -> bool:
     return request.accept.best_match(["application/json", "text/html"]) == "text/html"
 
 
-def _convert(values: dict[str, str], kind: type[S], place: str) -> S:
+def _convert(values: dict[str, str], kind: type[S]) -> S:
     try:
         return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise ServiceError("invalid_request", f"{error}, in {place}.") from error
+        message = in_plain_words(str(error), "URL parameter")
+        raise ServiceError("invalid_request", f"{message}.") from error

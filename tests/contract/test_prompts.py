@@ -41,9 +41,9 @@ def test_valid_request_is_accepted(fields: str) -> None:
         ("", "blank"),
         ('"prompt":" "', "blank"),
         ('"prompt":"hi","session_id":""', "session_id"),
-        (f'"prompt":"hi","messages":[{MESSAGE}]', "one of prompt, messages and text"),
-        (f'"text":"hi","messages":[{MESSAGE}]', "one of prompt, messages and text"),
-        ('"text":""', "one of prompt, messages and text"),
+        (f'"prompt":"hi","messages":[{MESSAGE}]', "one of `prompt`, `messages` and"),
+        (f'"text":"hi","messages":[{MESSAGE}]', "one of `prompt`, `messages` and"),
+        ('"text":""', "one of `prompt`, `messages` and"),
         ('"messages":[{"role":"user"}]', r"needs `content` - at `\$.messages\[0\]`"),
         (
             '"messages":[{"role":"user","content":"x","tool_calls":[{"id":"1","function":'

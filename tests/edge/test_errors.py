@@ -105,7 +105,7 @@ async def test_invalid_query_is_a_400_that_names_the_parameter(
         ("POST", "/chat", b'{"prompt":""}', "The field `prompt` must not be empty. Send JSON"),
         ("POST", "/chat", b'{"prompt":"a', "The JSON is incomplete. Send JSON"),
         ("POST", "/chat", b'{"promt":"a"}', "Object contains unknown field `promt`. The fields"),
-        ("GET", "/messages?before=x", b"", "The field `before` must be the `next` of an earlier"),
+        ("GET", "/messages?before=x", b"", "The URL parameter `before` must be the `next`"),
         ("POST", "/v1/chat/completions", b'{"messages":[]}', "The field `messages` must not be"),
     ],
 )

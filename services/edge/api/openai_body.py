@@ -47,7 +47,10 @@ class BodyReader:
         unknown = [name for name, is_known in translation.ignored.items() if not is_known]
         if unknown and self._is_strict:
             path, _, name = f"$.{unknown[0]}".rpartition(".")
-            raise ServiceError("invalid_request", f"Unknown field `{name}` - at `{path}`.")
+            raise ServiceError(
+                "invalid_request",
+                f"Unknown field `{name}` - at `{path}`: remove it, or set EDGE_STRICT=false.",
+            )
         if translation.ignored:
             request.scope["state"][STATE] = _header(translation.ignored)
             self._log(translation.ignored)

@@ -75,7 +75,7 @@ def test_retry_without_response_leaves_the_exchange_it_names() -> None:
 
 
 @pytest.mark.parametrize("retry_of", ["b", "d"])
-def test_retry_of_retries_without_response_replaces_the_first_exchange(retry_of: str) -> None:
+def test_retry_after_failed_retries_replaces_the_first_exchange(retry_of: str) -> None:
     first = replace(exchange("c", response=""), retry_of="b")
     second = replace(exchange("d", response=""), retry_of="c")
     retry = replace(exchange("e"), retry_of=retry_of)

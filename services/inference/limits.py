@@ -61,6 +61,11 @@ class InferenceLimits:
         return self.max_payload // 32
 
     @property
+    def max_replay_token_chars(self) -> int:
+        """Maximum characters, of up to six bytes each in JSON, of a Token in a Replay."""
+        return self.min_replay_event_bytes // 8
+
+    @property
     def max_resume_tokens(self) -> int:
         """Maximum prompt tokens in the resume state of a Started: a third of a message."""
         return self.max_payload // 16

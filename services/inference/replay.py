@@ -109,7 +109,7 @@ class Recording:
         Return the whole replay, encoded, of a finished answer. Nobody resumes it any more, so its
         tokens and resume state are left out.
         """
-        return encode(self._with(_merge(self._events)))
+        return encode(self._with(_merge(self._events, self._limits)))
 
     def _with(self, events: Sequence[StreamEvent]) -> Replay:
         age = self._clock() - self._accepted_at
@@ -190,8 +190,8 @@ class ReplayStore:
         return running.replay(offset) if running else None
 
 
-def _merge(events: Sequence[StreamEvent]) -> Sequence[StreamEvent]:
-    """Merge the tokens into one, unless they have logprobs."""
+def _merge(events: Sequence[StreamEvent], limits: InferenceLimits) -> Sequence[StreamEvent]:
+    """Merge the tokens into as few as fit into messages, unless they have logprobs."""
     tokens = [event for event in events if isinstance(event, Token)]
     if any(token.logprobs for token in tokens):
         return events
@@ -200,22 +200,30 @@ def _merge(events: Sequence[StreamEvent]) -> Sequence[StreamEvent]:
         for event in events
         if not isinstance(event, Token)
     ]
-    text = "".join(token.text for token in tokens)
-    return [*others[:-1], Token(0, text, ()), others[-1]] if text else others
+    text, size = "".join(token.text for token in tokens), limits.max_replay_token_chars
+    merged = [Token(at, text[at : at + size], ()) for at in range(0, len(text), size)]
+    return [*others[:-1], *merged, others[-1]]
 
 
 def _fit(whole: Replay, offset: int, limits: InferenceLimits) -> Replay:
-    """Return the events after `offset` that fit into one message, but at least one."""
+    """
+    Return the events after `offset` that fit into one message, but at least one token, so that the
+    reader can ask for the rest. A resume state that does not fit is left out.
+    """
     room = limits.max_replay_bytes - len(encode(whole.request))
     room = max(limits.min_replay_event_bytes, room)
     events: list[StreamEvent] = []
+    has_token = False
     for event in whole.events:
         if _is_known(event, offset):
             continue
+        if isinstance(event, Started) and len(encode(event)) > room:
+            event = replace(event, resume_state=None)
         room -= len(encode(event))
-        if room < 0 and events:
+        if room < 0 and has_token:
             return replace(whole, events=tuple(events), is_complete=False)
         events.append(event)
+        has_token |= isinstance(event, Token)
     return replace(whole, events=tuple(events))
 
 

@@ -16,6 +16,7 @@ from services.contract.messages import (
     Resume,
     ResumeState,
     Started,
+    StreamEvent,
     Timings,
     Token,
     Usage,
@@ -28,6 +29,7 @@ ACCEPTED, STARTED = Accepted("r", "w"), Started(5, 0, 0, 0)
 ON, CE = Token(0, "on", (1,)), Token(2, "ce", (2,))
 DONE = Done("stop", Usage(5, 2, 0), Timings(0, 0, 0), 0, "log", 4)
 REPLY = "chat.reply._.r.a"
+NOW = datetime.now(UTC)
 LIMITS = InferenceLimits()
 
 
@@ -64,7 +66,7 @@ def test_replay_at_the_end_of_the_text_has_the_done() -> None:
 
 
 def test_replay_of_a_resumed_answer_has_the_first_part() -> None:
-    state = ResumeState("digest", b"", 0, 0, 1, datetime.now(UTC), 0, 0)
+    state = ResumeState("digest", b"", 0, 0, 1, NOW, 0, 0)
     request = ChatRequest(prompt="hi", request_id="r", resume=Resume(state, (1,), "on"))
     made = recording(ACCEPTED, CE, request=request)
     assert made.replay(0) == Replay(REQUEST, "w", REPLY, (Token(0, "on", (1,)), ACCEPTED, CE))
@@ -92,6 +94,46 @@ def test_replay_fits_the_max_payload_of_the_server() -> None:
     part = made.replay(0)
     assert not part.is_complete
     assert limits.max_payload // 2 < len(encode(part)) < limits.max_payload
+
+
+def parts_of(replay: Callable[[int], Replay | None], max_payload: int) -> list[StreamEvent]:
+    """Return the events of a replay in parts, each of which fits into a message."""
+    events: list[StreamEvent] = []
+    offset, is_complete = 0, False
+    while not is_complete:
+        part = replay(offset)
+        assert part and len(encode(part)) < max_payload
+        assert part.is_complete or any(isinstance(event, Token) for event in part.events)
+        events += part.events
+        offset = sum(len(event.text) for event in events if isinstance(event, Token))
+        is_complete = part.is_complete
+    return events
+
+
+def test_long_finished_answer_is_replayed_in_parts() -> None:
+    limits = InferenceLimits(max_payload=2**16)
+    text = "".join(chr(number % 2**10) for number in range(2**17))
+    replays = ReplayStore(limits)
+    made = Recording(REQUEST, "w", REPLY, limits)
+    for event in (ACCEPTED, STARTED, Token(0, text, ()), DONE):
+        made.add(event)
+    replays.begin("a", made)
+    replays.end("a")
+    first, second, *tokens, last = parts_of(lambda at: replays.get("a", at), limits.max_payload)
+    assert (first, second, last) == (ACCEPTED, STARTED, DONE)
+    assert "".join(token.text for token in tokens if isinstance(token, Token)) == text
+
+
+def test_replay_lacks_a_resume_state_that_does_not_fit() -> None:
+    limits = InferenceLimits(max_payload=2**16)
+    state = ResumeState("digest", bytes(4 * limits.max_resume_tokens), 0, 0, 1, NOW, 0, 0)
+    started = replace(STARTED, resume_state=state)
+    for length, expected in ((2**14, started), (2**16 * 3 // 5, STARTED)):
+        request = replace(REQUEST, prompt="", text="x" * length)
+        made = Recording(request, "w", REPLY, limits)
+        for event in (ACCEPTED, started, ON):
+            made.add(event)
+        assert parts_of(made.replay, limits.max_payload) == [ACCEPTED, expected, ON]
 
 
 def test_finished_answer_is_kept_without_its_tokens() -> None:

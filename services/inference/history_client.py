@@ -16,7 +16,7 @@ from services.contract.messages import Empty, StoredState
 from services.inference.limits import DEFAULT_LIMITS, InferenceLimits
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders, RequestSilent
-from services.runtime.streams import Conflict, Stream, StreamUnavailable
+from services.runtime.streams import Conflict, MessageTooLarge, Stream, StreamUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ class HistoryClient:
         Append the exchange after the last record of the session with this key.
 
         The result is `log` once the stream has acknowledged it, `none` if the session was erased
-        after the request, and `failed` after a time-out, or once `is_wanted` returns False because
-        another worker has taken over.
+        after the request, and `failed` after a time-out, if the exchange exceeds a message, or once
+        `is_wanted` returns False because another worker has taken over.
 
         Idempotent: a try that was not acknowledged is repeated with the same message id, which the
         server deduplicates. An exchange of another attempt at the request is not overwritten.
@@ -104,6 +104,9 @@ class HistoryClient:
                 if await self._is_erased(key, exchange):
                     return AppendResult("none")
                 exchange = replace(exchange, previous=previous)
+            except MessageTooLarge as error:  # and will always be
+                log.error("append failed, the exchange is not stored error=%r", str(error))
+                return AppendResult("failed")
             except (StreamUnavailable, ServiceError) as error:
                 # history then probes the log, and refuses chats meanwhile
                 await self._bus.publish(subjects.HISTORY_APPEND_FAILED, Empty())

@@ -10,6 +10,7 @@ from nats.js import api
 from services.contract import subjects
 from services.contract.errors import ErrorCode, ServiceError
 from services.contract.history import Context, ContextRequest
+from services.contract.messages import SessionErased
 from services.inference.history_client import AppendResult, HistoryClient
 from services.inference.limits import InferenceLimits
 from services.runtime.bus import Bus
@@ -56,6 +57,15 @@ async def test_append_to_a_full_log_fails_after_a_timeout(full_log: Bus) -> None
     client = HistoryClient(full_log, InferenceLimits(append_timeout_seconds=0.5))
     large = exchange("a", response="x" * SMALL)
     assert await client.append(KEY, large, is_wanted) == AppendResult("failed")
+
+
+async def test_exchange_too_large_for_a_message_fails_at_once(full_log: Bus) -> None:
+    async with full_log.inbox(subjects.HISTORY_APPEND_FAILED) as failures, asyncio.timeout(5):
+        large = exchange("a", response="x" * full_log.max_payload)
+        result = await HistoryClient(full_log).append(KEY, large, is_wanted)
+        assert result == AppendResult("failed")
+        await full_log.publish(subjects.HISTORY_APPEND_FAILED, SessionErased("another"))
+        assert b"another" in (await failures.next(1)).data, "history need not probe the log"
 
 
 class RecoveringHistory:

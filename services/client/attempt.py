@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import cast
 
 from msgspec.structs import replace
@@ -111,7 +111,11 @@ class Attempt:
                 raise Gap from None
             if delivery.subject == self.reply:
                 self._last_event_at = time.monotonic()
-                return _decode(delivery.data)
+                event = _decode(delivery.data)
+                if self.transcript.lacks_started(event):
+                    self._replayed.extend((*await self._lost_events(), event))
+                    event = self._replayed.popleft()
+                return event
             if self._silent_seconds >= self.policy.silence_seconds:
                 raise Gap  # other attempts send events: one may have replaced this one
 
@@ -133,22 +137,31 @@ class Attempt:
                 raise AttemptReplaced
             self.adopt(replay)
 
-    async def _probe(self) -> Replay:
+    async def _lost_events(self) -> tuple[StreamEvent, ...]:
+        """Return the events so far: without Started the answer can't be resumed. () if unknown."""
+        with suppress(NoResponders, TimeoutError, ServiceError):
+            replay = await self._fetch()
+            if replay.reply == self.reply:
+                return replay.events
+        return ()
+
+    async def _fetch(self) -> Replay:
         subject = (
             subjects.worker_replay(self.worker_id, self.tenant, self.request_id)
             if self.worker_id
             else subjects.replay(self.tenant, self.request_id)
         )
-        fetch = partial(
-            fetch_replay, self.bus, subject, self.transcript.length, self.policy.probe_seconds
-        )
+        offset, timeout = self.transcript.length, self.policy.probe_seconds
+        return await fetch_replay(self.bus, subject, offset, timeout)
+
+    async def _probe(self) -> Replay:
         try:
-            return await fetch()
+            return await self._fetch()
         except NoResponders:  # it may be reconnecting
             since_reconnect = self.bus.seconds_since_reconnect
             delay = self.policy.nats_reconnect_seconds - since_reconnect
             await asyncio.sleep(max(self.policy.worker_reconnect_seconds, delay))
-            return await fetch()
+            return await self._fetch()
 
     async def _wait_for_bus(self) -> None:
         gives_up_at = time.monotonic() + self.policy.give_up_seconds

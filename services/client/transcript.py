@@ -57,6 +57,13 @@ class Transcript:
                 raise Gap
         return event
 
+    def lacks_started(self, event: StreamEvent) -> bool:
+        """
+        Return whether a Started before this event was lost. A replay may have none: an attempt that
+        resumes an answer needs no slot if only its end was missing.
+        """
+        return isinstance(event, Token) and not self.text and self._started is None
+
     def resume(self) -> Resume | None:
         """
         Return what another worker needs to resume the answer, or None before its first text: then

@@ -67,7 +67,7 @@ class StoryWorker:
         self.worker_id = worker_id
         self.unsent: set[int] = set()
         """Characters whose tokens are lost on the way."""
-        self.loses_done = False
+        self.loses_started = self.loses_done = False
         self.is_frozen = False
         self.freezes_after_replay = False
         self.rejects_with: ServiceError | None = None
@@ -126,7 +126,8 @@ class StoryWorker:
         recording = self._recordings[key]
         begin = len(request.resume.text) if request.resume else 0
         await self._send(recording, reply, Accepted(str(request.request_id), self.worker_id))
-        await self._send(recording, reply, Started(5, 0, 0, 0, RESUME_STATE))
+        started = Started(5, 0, 0, 0, RESUME_STATE)
+        await self._send(recording, reply, started, is_lost=self.loses_started)
         for at in range(begin, min(self._stop_at, len(STORY))):
             token = Token(at, STORY[at], (ord(STORY[at]),))
             await self._send(recording, reply, token, is_lost=at in self.unsent)

@@ -137,6 +137,18 @@ async def test_another_worker_resumes_where_a_worker_died(
     assert request.request_id == "r" and request.prompt == "hi"
 
 
+async def test_answer_whose_started_event_was_lost_is_resumed(bus: Bus, nats_url: str) -> None:
+    async with story_worker(nats_url, "w1", 20) as first:
+        first.loses_started = True
+        reading = await reading_until_stopped(bus, first)
+        async with story_worker(nats_url, "w2") as second:
+            await first.kill()
+            check_whole(events := await reading)
+    assert sum(isinstance(event, Started) for event in events) == 1
+    (request,) = second.requests
+    assert request.resume and request.resume.state == RESUME_STATE
+
+
 async def test_resumed_request_has_the_remaining_timeout(bus: Bus, nats_url: str) -> None:
     async with story_worker(nats_url, "w1", 9) as first:
         reading = await reading_until_stopped(bus, first, replace(REQUEST, timeout_s=30))

@@ -55,6 +55,14 @@ def test_missing_text_before_an_event_is_a_gap() -> None:
     assert transcript.add(done(2)) and transcript.add(done(None))
 
 
+def test_first_text_without_started_lacks_it() -> None:
+    token = Token(0, "on", (1,))
+    assert Transcript().lacks_started(token)
+    assert not Transcript().lacks_started(Accepted("r", "w"))
+    assert not transcript_of(STARTED).lacks_started(token)
+    assert not transcript_of(token).lacks_started(Token(2, "ce", (2,)))
+
+
 def test_only_the_end_of_an_overlapping_token_is_new() -> None:
     transcript = transcript_of(STARTED, Token(0, "on", (1,)), Token(2, "ce", (2,)))
     assert transcript.add(Token(0, "once more", (1, 2, 3))) == Token(4, " more", (1, 2, 3))

@@ -72,13 +72,13 @@ class ChatClient:
         raised. If the worker is lost, another one resumes the answer.
 
         Leaving earlier (break, cancelled task, closed generator) cancels the request: at once, or,
-        with `grace_s`, unless a client calls `resume` in that time. Iterate inside
+        with `grace_s`, unless a client calls `rejoin` in that time. Iterate inside
         `contextlib.aclosing`, so that leaving closes the generator.
         """
         request = replace(request, request_id=request.request_id or new_request_id())
         return self._read(str(request.request_id), request)
 
-    def resume(self, request_id: str, offset: int = 0) -> AsyncGenerator[StreamEvent, None]:
+    def rejoin(self, request_id: str, offset: int = 0) -> AsyncGenerator[StreamEvent, None]:
         """
         Yield the events of an existing request's answer, from character `offset` on. Workers keep
         answers for a minute after their end; Failed(not_found) if none has it.

@@ -128,9 +128,9 @@ class StoredAnswers:
         self._keys = keys
         self._limits = limits
 
-    async def resume(self, request_id: str, offset: int) -> AsyncGenerator[StreamEvent, None]:
+    async def rejoin(self, request_id: str, offset: int) -> AsyncGenerator[StreamEvent, None]:
         """Yield the events after `offset` characters; Failed(not_found) if the id is unknown."""
-        async with aclosing(self._client.resume(request_id, offset)) as events:
+        async with aclosing(self._client.rejoin(request_id, offset)) as events:
             async for event in events:
                 if isinstance(event, Failed) and event.code == "not_found":
                     break

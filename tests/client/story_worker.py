@@ -191,8 +191,8 @@ async def read(bus: Bus, request: ChatRequest = REQUEST) -> list[StreamEvent]:
         return [event async for event in events]
 
 
-async def resume(bus: Bus, offset: int = 0) -> list[StreamEvent]:
-    async with aclosing(ChatClient(bus, policy=FAST).resume("r", offset)) as events:
+async def rejoin(bus: Bus, offset: int = 0) -> list[StreamEvent]:
+    async with aclosing(ChatClient(bus, policy=FAST).rejoin("r", offset)) as events:
         return [event async for event in events]
 
 

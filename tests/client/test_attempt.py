@@ -23,7 +23,7 @@ from tests.client.story_worker import (
     STORY,
     check_whole,
     read,
-    resume,
+    rejoin,
     story_worker,
 )
 from tests.servers import nats_server, running
@@ -97,9 +97,9 @@ async def test_resume_returns_all_text_and_continues_live(bus: Bus, nats_url: st
     async with story_worker(nats_url) as worker:
         reading = asyncio.create_task(read(bus))
         await worker.accepted.wait()
-        for events in await asyncio.gather(reading, resume(bus)):
+        for events in await asyncio.gather(reading, rejoin(bus)):
             check_whole(events)
-        check_whole(await resume(bus))
+        check_whole(await rejoin(bus))
         assert len(worker.requests) == 1
 
 
@@ -109,23 +109,23 @@ async def test_resume_returns_the_text_after_the_offset(
 ) -> None:
     async with story_worker(nats_url) as worker:
         await read(bus)
-        check_whole(await resume(bus, offset), begins_at=offset)
+        check_whole(await rejoin(bus, offset), begins_at=offset)
         worker.accepted.clear()
         reading = asyncio.create_task(read(bus, ChatRequest(prompt="hi", request_id="r")))
         await worker.accepted.wait()
-        check_whole(await resume(bus, offset), begins_at=offset)
+        check_whole(await rejoin(bus, offset), begins_at=offset)
         check_whole(await reading)
         assert len(worker.requests) == 2
 
 
 async def test_resume_of_an_unknown_request_is_not_found(bus: Bus, nats_url: str) -> None:
-    (failed,) = await resume(bus)
+    (failed,) = await rejoin(bus)
     assert isinstance(failed, Failed) and failed.code == "not_found"
     async with story_worker(nats_url):
-        (failed,) = await resume(bus)
+        (failed,) = await rejoin(bus)
         assert isinstance(failed, Failed) and failed.code == "not_found"
         await read(bus)
-        check_whole(await resume(bus))
+        check_whole(await rejoin(bus))
 
 
 async def test_request_with_a_running_id_joins_if_it_is_equal(bus: Bus, nats_url: str) -> None:
@@ -145,7 +145,7 @@ async def test_leaving_an_answer_with_grace_does_not_cancel_it(bus: Bus, nats_ur
             async for event in events:
                 if isinstance(event, Token):
                     break
-        check_whole(await resume(bus))
+        check_whole(await rejoin(bus))
         assert worker.cancelled == []
 
 

@@ -155,7 +155,7 @@ async def test_invalid_request_yields_failed_and_raises_nothing(
 
 @pytest.mark.parametrize("request_id", ["a b", "a*", "", "a\r\nPING"])
 async def test_resume_of_an_invalid_id_is_not_found(bus: Bus, request_id: str) -> None:
-    async with contextlib.aclosing(ChatClient(bus).resume(request_id)) as events:
+    async with contextlib.aclosing(ChatClient(bus).rejoin(request_id)) as events:
         (failed,) = [event async for event in events]
     assert isinstance(failed, Failed) and failed.code == "not_found"
 

@@ -37,7 +37,7 @@ from tests.client.story_worker import (
     StoryWorker,
     check_whole,
     read,
-    resume,
+    rejoin,
     story_worker,
 )
 
@@ -164,7 +164,7 @@ async def test_joined_reader_resumes_with_the_remaining_timeout(bus: Bus, nats_u
         reading = await reading_until_stopped(bus, first, replace(REQUEST, timeout_s=30))
         reading.cancel()
         first.accepted_before = 10
-        joined = asyncio.create_task(resume(bus))
+        joined = asyncio.create_task(rejoin(bus))
         await first.replayed.wait()
         async with story_worker(nats_url, "w2") as second:
             await first.kill()
@@ -176,7 +176,7 @@ async def test_joined_reader_resumes_with_the_remaining_timeout(bus: Bus, nats_u
 async def test_two_readers_of_a_lost_worker_resume_one_answer(bus: Bus, nats_url: str) -> None:
     async with story_worker(nats_url, "w1", 20) as first:
         reading = await reading_until_stopped(bus, first)
-        joined = asyncio.create_task(resume(bus, 5))
+        joined = asyncio.create_task(rejoin(bus, 5))
         await first.replayed.wait()
         async with story_worker(nats_url, "w2") as second:
             await first.kill()
@@ -189,7 +189,7 @@ async def test_joined_reader_switches_to_the_replacing_attempt(bus: Bus, nats_ur
     begun, more = STORY[:20], STORY[20:40]
     async with story_worker(nats_url, "w1", 20) as first:
         (await reading_until_stopped(bus, first)).cancel()
-        async with aclosing(ChatClient(bus, policy=FAST).resume("r")) as joined:
+        async with aclosing(ChatClient(bus, policy=FAST).rejoin("r")) as joined:
             assert await text_of(joined, len(begun)) == begun
             await first.stop_accepting()
             first.forget()

@@ -69,7 +69,7 @@ async def test_second_reader_fails_over_while_worker_still_computes(
                 if isinstance(event, Token):
                     break  # like an edge that dies
         pairs = {"w1": (first, second), "w2": (second, first)}
-        joined = client.resume("r1")
+        joined = client.rejoin("r1")
         events: list[StreamEvent] = [await anext(joined)]
         draining = asyncio.create_task(drain(*pairs[holder]))
         events += [event async for event in joined]

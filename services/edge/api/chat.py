@@ -64,7 +64,7 @@ async def chat(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
         request_id, is_new = new_request_id(), True
     if not is_new:
         log.info("chat resumed answer=%s offset=%d", request_id, offset)
-        return _respond(edge, answers.resume(request_id, offset), request_id)
+        return _respond(edge, answers.rejoin(request_id, offset), request_id)
     log.info("chat started answer=%s", request_id)
     chat_request = ChatRequest(
         **msgspec.structs.asdict(prompt), request_id=request_id, grace_s=edge.limits.grace_seconds
@@ -85,7 +85,7 @@ async def resume(
     if offset == END:
         return _no_content()
     log.info("chat resumed answer=%s offset=%d", request_id, offset)
-    events = edge.stored_answers(tenant).resume(request_id, offset)
+    events = edge.stored_answers(tenant).rejoin(request_id, offset)
     return _respond(edge, events, request_id)
 
 

@@ -5,7 +5,6 @@ import logging
 from contextlib import AbstractAsyncContextManager
 
 from services.contract.errors import ErrorCode, ServiceError
-from services.history.limits import RETRY_AFTER_SECONDS
 from services.history.log import SessionLog
 from services.history.repair import Checkup
 from services.runtime.streams import StreamDamaged, StreamFull, StreamState, StreamUnavailable
@@ -110,4 +109,4 @@ def _rejection(error: StreamUnavailable) -> ServiceError:
             " NATS runs with JetStream (nats-server -js) and has free disk space; if that does not"
             " help, restart it."
         )
-    return ServiceError(code, message, RETRY_AFTER_SECONDS)
+    return ServiceError(code, message)

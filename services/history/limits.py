@@ -2,11 +2,6 @@
 
 from dataclasses import dataclass
 
-RETRY_AFTER_SECONDS = 5.0
-"""`Retry-After` of refusals that end once NATS or MongoDB is back, or has room again."""
-CONFLICT_RETRY_AFTER_SECONDS = 1.0
-"""`Retry-After` of a change that failed because others changed the same session."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryLimits:

@@ -8,7 +8,7 @@ from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.history.entry import Entry, Unreadable, parse_entry
 from services.history.guard import LogGuard
-from services.history.limits import RETRY_AFTER_SECONDS, HistoryLimits
+from services.history.limits import HistoryLimits
 from services.history.log import SessionLog
 from services.history.snapshots import Snapshots
 from services.runtime.streams import StreamState, StreamUnavailable
@@ -37,7 +37,7 @@ class LogQuota:
         self.warning = warning
         self.rejection = None
         if warning and share >= self._limits.reject_above and not state.drops_old:
-            self.rejection = ServiceError("history_full", warning, RETRY_AFTER_SECONDS)
+            self.rejection = ServiceError("history_full", warning)
 
     def require_room(self) -> None:
         """Raises ServiceError(history_full)."""

@@ -14,9 +14,7 @@ from services.contract.messages import Empty
 from services.history.archive import Archive, Archiver, ArchiveUnavailable
 from services.history.guard import LogGuard
 from services.history.limits import (
-    CONFLICT_RETRY_AFTER_SECONDS,
     LIMITS,
-    RETRY_AFTER_SECONDS,
     HistoryLimits,
 )
 from services.history.log import SessionLog
@@ -189,25 +187,22 @@ def _as_service_error() -> Iterator[None]:
         raise ServiceError(
             "history_full",
             f"JetStream has no room ({error}). Give it more room, then try again.",
-            RETRY_AFTER_SECONDS,
         ) from error
     except StreamUnavailable as error:
         raise ServiceError(
             "history_unavailable",
             f"The session log is not available ({error}). Check that NATS runs with JetStream"
             " (nats-server -js) and has free disk space, then try again.",
-            RETRY_AFTER_SECONDS,
         ) from error
     except ArchiveUnavailable as error:
         raise ServiceError(
             "history_unavailable",
             f"Some of these exchanges are only in MongoDB, which is not available ({error})."
             " Start MongoDB, then try again.",
-            RETRY_AFTER_SECONDS,
         ) from error
     except Conflict as error:
         raise ServiceError(
             "history_unavailable",
             "Too many changes of this session at once. Try again.",
-            CONFLICT_RETRY_AFTER_SECONDS,
+            retry_after=1,
         ) from error

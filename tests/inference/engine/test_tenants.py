@@ -55,7 +55,7 @@ def test_prefix_of_a_tenant_is_saved_for_that_tenant_only() -> None:
     for number in (2, 3):
         shared.run([*prompt, *talk(number, 500)], f"{number}", tenant="ann")
     shared.run([*prompt, *talk(2)], "bob's", tenant="bob")
-    saved = [s.run for s in shared.slots.host_cache if not s.owner]
+    saved = [s.key for s in shared.slots.host_cache if not s.owner]
     assert sorted(map(prefix.length, saved)) == [len(SYSTEM), len(prompt)]
     assert shared.run([*prompt, *talk(4)], "", tenant="cec")[1] == len(SYSTEM)
     assert shared.run([*prompt, *talk(4)], "", tenant="ann")[1] == len(prompt)
@@ -79,7 +79,7 @@ def test_guessed_tokens_reveal_nothing_of_other_tenants_prompt(is_idle: bool) ->
     for known in range(len(SECRET)):
         prompts = ([*SYSTEM, *SECRET[:known], guess] for guess in range(10))
         guesses = (prefix.pack(0, prompt, tenant="bob") for prompt in prompts)
-        assert {shared.slots.cached_length(run) for run in guesses} == {len(SYSTEM)}
+        assert {shared.slots.cached_length(key) for key in guesses} == {len(SYSTEM)}
         own = prefix.pack(0, [*SYSTEM, *SECRET[: known + 1]], tenant="ann")
         assert shared.slots.cached_length(own) == len(SYSTEM) + known + 1, "positive control"
 

@@ -13,7 +13,7 @@ MIN_SHARED_TOKENS = 16
 
 
 class SavedState(NamedTuple):
-    run: bytes
+    key: bytes
     state: SequenceState
     owner: str  # the conversation; "" for a prefix that several conversations share
 
@@ -28,14 +28,14 @@ class HostCache:
     At most `max_bytes` of saved states, with LRU eviction. Iteration is from the least to the most
     recently used one.
 
-    Invariants (`check_invariants`): runs are unique and sorted; an owner has one state, which its
+    Invariants (`check_invariants`): keys are unique and sorted; an owner has one state, which its
     next one replaces, since the exchanges that its prompt has dropped never come back; states
     without an owner are shared prefixes.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._runs: list[bytes] = []  # sorted: the neighbours of a run share the longest prefix
+        self._keys: list[bytes] = []  # sorted: the neighbours of a key share the longest prefix
         self._by_use: OrderedDict[bytes, SavedState] = OrderedDict()
         self._by_owner: dict[str, bytes] = {}
         self._shared_prefixes: list[bytes] = []
@@ -46,72 +46,72 @@ class HostCache:
         return self._max_bytes == 0
 
     def __len__(self) -> int:
-        return len(self._runs)
+        return len(self._keys)
 
     def __iter__(self) -> Iterator[SavedState]:
         return iter(self._by_use.values())
 
-    def __contains__(self, run: bytes) -> bool:
-        return run in self._by_use
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._by_use
 
-    def longest_match(self, run: bytes, public: bytes = b"") -> Match:
+    def longest_match(self, key: bytes, public: bytes = b"") -> Match:
         """
         Return the state with the longest common prefix; but a shared prefix wins over a longer
         match by fewer than MIN_SHARED_TOKENS, because restoring it needs no truncation.
-        `public` is the public prefix of `run`, which all tenants share.
+        `public` is the public prefix of `key`, which all tenants share.
         """
-        at = bisect_left(self._runs, run)
-        neighbours = self._runs[max(0, at - 1) : at + 1]
-        length = max((prefix.shared_length(run, other) for other in neighbours), default=0)
-        shared = self.shared_prefix(run, public)
+        at = bisect_left(self._keys, key)
+        neighbours = self._keys[max(0, at - 1) : at + 1]
+        length = max((prefix.shared_length(key, other) for other in neighbours), default=0)
+        shared = self.shared_prefix(key, public)
         if shared and length - prefix.length(shared) < MIN_SHARED_TOKENS:
             return Match(self._by_use[shared], prefix.length(shared))
         if length == 0:
             return Match(None, 0)
-        # runs with the same prefix are adjacent
-        first = bisect_left(self._runs, prefix.truncate(run, length))
-        return Match(self._by_use[self._runs[first]], length)
+        # keys with the same prefix are adjacent
+        first = bisect_left(self._keys, prefix.truncate(key, length))
+        return Match(self._by_use[self._keys[first]], length)
 
-    def shared_prefix(self, run: bytes, public: bytes = b"") -> bytes:
-        """Return the longest shared prefix of `run` or `public` that is saved, else b""."""
-        found = (p for p in self._shared_prefixes if run.startswith(p) or public.startswith(p))
+    def shared_prefix(self, key: bytes, public: bytes = b"") -> bytes:
+        """Return the longest shared prefix of `key` or `public` that is saved, else b""."""
+        found = (p for p in self._shared_prefixes if key.startswith(p) or public.startswith(p))
         return max(found, key=len, default=b"")
 
     def add(self, saved: SavedState) -> None:
         """Add a state, unless it exceeds `max_bytes`; replace its owner's previous one."""
-        self.remove(saved.run)
+        self.remove(saved.key)
         self.remove(self._by_owner.get(saved.owner, b""))
         if saved.state.nbytes > self._max_bytes:
             return
-        insort(self._runs, saved.run)
-        self._by_use[saved.run] = saved
+        insort(self._keys, saved.key)
+        self._by_use[saved.key] = saved
         if saved.owner:
-            self._by_owner[saved.owner] = saved.run
+            self._by_owner[saved.owner] = saved.key
         else:
-            self._shared_prefixes.append(saved.run)
+            self._shared_prefixes.append(saved.key)
         self._bytes += saved.state.nbytes
         while self._bytes > self._max_bytes:
             self.remove(next(iter(self._by_use)))
 
-    def touch(self, run: bytes) -> None:
+    def touch(self, key: bytes) -> None:
         """Mark a state as the most recently used one."""
-        self._by_use.move_to_end(run)
+        self._by_use.move_to_end(key)
 
-    def remove(self, run: bytes) -> None:
+    def remove(self, key: bytes) -> None:
         """Remove a state, if it is there."""
-        if saved := self._by_use.pop(run, None):
-            del self._runs[bisect_left(self._runs, run)]
+        if saved := self._by_use.pop(key, None):
+            del self._keys[bisect_left(self._keys, key)]
             self._bytes -= saved.state.nbytes
             if saved.owner:
                 del self._by_owner[saved.owner]
             else:
-                self._shared_prefixes.remove(run)
+                self._shared_prefixes.remove(key)
 
     def check_invariants(self) -> None:
         """Raises AssertionError."""
-        assert self._runs == sorted(self._by_use), "the sorted runs are not those that are saved"
+        assert self._keys == sorted(self._by_use), "the sorted keys are not those that are saved"
         assert self._bytes == sum(saved.state.nbytes for saved in self), "the byte count is wrong"
         assert self._bytes <= self._max_bytes, "the byte limit is exceeded"
-        owned = {saved.owner: saved.run for saved in self if saved.owner}
+        owned = {saved.owner: saved.key for saved in self if saved.owner}
         assert self._by_owner == owned, "an owner has more than one state"
-        assert sorted(self._shared_prefixes) == sorted(s.run for s in self if not s.owner)
+        assert sorted(self._shared_prefixes) == sorted(s.key for s in self if not s.owner)

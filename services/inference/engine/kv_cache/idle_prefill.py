@@ -28,7 +28,7 @@ class IdlePrompt(NamedTuple):
         return cache_owner(self.adapter, self.session)
 
     @property
-    def run(self) -> bytes:
+    def prefix_key(self) -> bytes:
         return prefix.pack(self.adapter, self.tokens, tenant=self.tenant)
 
 
@@ -59,7 +59,7 @@ class IdlePrefill:
         if not self._waiting:
             return False
         prompt = next(iter(self._waiting.values()))
-        lease = self._slots.acquire(prompt.run, prompt.owner)
+        lease = self._slots.acquire(prompt.prefix_key, prompt.owner)
         is_lost = lease.cached < self._computed  # recurrent models can't keep a part of a sequence
         tokens = prompt.tokens[lease.cached : lease.cached + max_tokens]
         if is_lost or not tokens or not self._compute(prompt, lease, tokens):

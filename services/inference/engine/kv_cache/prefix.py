@@ -1,9 +1,9 @@
 """
-Token runs: computed tokens as bytes, so that two runs are compared at memory speed.
+Prefix keys: computed tokens as bytes, so that the prefix cache compares them at memory speed.
 
-A run is a header and four bytes per token. The header has everything besides the tokens that the
+A key is a header and four bytes per token. The header has everything besides the tokens that the
 KV cache depends on or that forbids sharing: adapter and deterministic prefill (4 bytes), and a
-digest of the tenant (16 bytes). Runs with different headers share no prefix.
+digest of the tenant (16 bytes). Keys with different headers share no prefix.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ TOKEN_BYTES = array("i").itemsize
 _MODE_BYTES = TOKEN_BYTES  # adapter and deterministic prefill
 _TENANT_BYTES = 4 * TOKEN_BYTES
 _HEADER_BYTES = _MODE_BYTES + _TENANT_BYTES
-# The tenant of runs that contain no tenant's text, such as the system prompt of the server.
+# The tenant of keys that contain no tenant's text, such as the system prompt of the server.
 PUBLIC = ""
 
-TokenRun = bytes | bytearray
+PrefixKey = bytes | bytearray
 
 
 def pack(
@@ -30,48 +30,48 @@ def pack(
 
 
 def pack_tokens(tokens: Iterable[int]) -> bytes:
-    """Return the tokens as in a run, without a header."""
+    """Return the tokens as in a key, without a header."""
     return array("i", tokens).tobytes()
 
 
-def as_public(run: TokenRun, tokens: bytes) -> bytes:
-    """Return packed `tokens` as a public run with the adapter and prefill mode of `run`."""
-    return bytes(run[:_MODE_BYTES]) + _digest(PUBLIC) + tokens
+def as_public(key: PrefixKey, tokens: bytes) -> bytes:
+    """Return packed `tokens` as a public key with the adapter and prefill mode of `key`."""
+    return bytes(key[:_MODE_BYTES]) + _digest(PUBLIC) + tokens
 
 
-def extend(run: bytearray, tokens: Iterable[int]) -> None:
-    run += pack_tokens(tokens)
+def extend(key: bytearray, tokens: Iterable[int]) -> None:
+    key += pack_tokens(tokens)
 
 
-def truncate(run: TokenRun, length: int) -> bytes:
-    """Return the run's first `length` tokens."""
-    return bytes(run[: _HEADER_BYTES + length * TOKEN_BYTES])
+def truncate(key: PrefixKey, length: int) -> bytes:
+    """Return the key's first `length` tokens."""
+    return bytes(key[: _HEADER_BYTES + length * TOKEN_BYTES])
 
 
-def length(run: TokenRun) -> int:
+def length(key: PrefixKey) -> int:
     """Return the number of tokens."""
-    return max(0, len(run) - _HEADER_BYTES) // TOKEN_BYTES
+    return max(0, len(key) - _HEADER_BYTES) // TOKEN_BYTES
 
 
-def adapter_of(run: TokenRun) -> int:
-    return int.from_bytes(run[:_MODE_BYTES], sys.byteorder) // 2
+def adapter_of(key: PrefixKey) -> int:
+    return int.from_bytes(key[:_MODE_BYTES], sys.byteorder) // 2
 
 
-def is_same_tenant(a: TokenRun, b: TokenRun) -> bool:
+def is_same_tenant(a: PrefixKey, b: PrefixKey) -> bool:
     return a[_MODE_BYTES:_HEADER_BYTES] == b[_MODE_BYTES:_HEADER_BYTES]
 
 
-def is_same_mode(a: TokenRun, b: TokenRun) -> bool:
+def is_same_mode(a: PrefixKey, b: PrefixKey) -> bool:
     """Return whether both have the same adapter and the same prefill mode."""
     return a[:_MODE_BYTES] == b[:_MODE_BYTES]
 
 
-def starts_with(run: TokenRun, tokens: bytes) -> bool:
-    """Return whether the run starts with packed `tokens`, whatever its header."""
-    return run.startswith(tokens, _HEADER_BYTES)
+def starts_with(key: PrefixKey, tokens: bytes) -> bool:
+    """Return whether the key starts with packed `tokens`, whatever its header."""
+    return key.startswith(tokens, _HEADER_BYTES)
 
 
-def shared_length(a: TokenRun, b: TokenRun) -> int:
+def shared_length(a: PrefixKey, b: PrefixKey) -> int:
     """Return the length of the common prefix in tokens: 0 if the headers differ."""
     count = min(len(a), len(b)) // TOKEN_BYTES
     differ = np.frombuffer(a, np.int32, count) != np.frombuffer(b, np.int32, count)

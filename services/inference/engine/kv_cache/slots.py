@@ -20,12 +20,12 @@ def cache_owner(adapter: int, session: str) -> str:
 
 class Lease(NamedTuple):
     slot: int
-    cached: int  # tokens of the run that the slot already holds
+    cached: int  # tokens of the key that the slot already holds
 
 
 @dataclass(slots=True)
 class _Slot:
-    run: bytearray = field(default_factory=bytearray)
+    key: bytearray = field(default_factory=bytearray)  # of the tokens in its KV cache
     owner: str = ""  # the conversation that has, or last had, the slot; "" for stateless requests
     is_offload_done: bool = False  # the host cache has a copy, or is not to have one
 
@@ -43,7 +43,7 @@ class Slots:
     that no tenant wrote. So neither the number of cached tokens nor the prefill time reveals what
     another tenant sent (docs/decisions/0002-prefix-cache-per-tenant.md).
 
-    Invariants (`check_invariants`): a slot is either leased or in the free list, once; its run has
+    Invariants (`check_invariants`): a slot is either leased or in the free list, once; its key has
     exactly the tokens that its KV cache holds.
     """
 
@@ -63,58 +63,58 @@ class Slots:
     def can_acquire(self) -> bool:
         return bool(self._free)
 
-    def cached_length(self, run: bytes) -> int:
-        """Return how many tokens of the run would be reused."""
-        saved = self.host_cache.longest_match(run, self._public_run(run))
-        return max(self._best_source(run)[1], saved.length)
+    def cached_length(self, key: bytes) -> int:
+        """Return how many tokens of the key would be reused."""
+        saved = self.host_cache.longest_match(key, self._public_key(key))
+        return max(self._best_source(key)[1], saved.length)
 
-    def shareable_length(self, run: bytes, other: prefix.TokenRun) -> int:
+    def shareable_length(self, key: bytes, other: prefix.PrefixKey) -> int:
         """
-        Return how many tokens of `run` can be copied from `other`: of the same tenant the common
+        Return how many tokens of `key` can be copied from `other`: of the same tenant the common
         prefix, of another one the longest public prefix that both start with.
         """
-        if prefix.is_same_tenant(run, other):
-            return prefix.shared_length(run, other)
-        if not prefix.is_same_mode(run, other):
+        if prefix.is_same_tenant(key, other):
+            return prefix.shared_length(key, other)
+        if not prefix.is_same_mode(key, other):
             return 0
-        common = (p for p in self._public_prefixes_of(run) if prefix.starts_with(other, p))
+        common = (p for p in self._public_prefixes_of(key) if prefix.starts_with(other, p))
         return len(next(common, b"")) // prefix.TOKEN_BYTES
 
-    def acquire(self, run: bytes, owner: str = "") -> Lease:
+    def acquire(self, key: bytes, owner: str = "") -> Lease:
         """
-        Lease a free slot (`can_acquire`) that holds the longest cached prefix of the run. Whatever
+        Lease a free slot (`can_acquire`) that holds the longest cached prefix of the key. Whatever
         else is cached for this owner is superseded.
         """
-        source, here = self._best_source(run)
-        saved, there = self.host_cache.longest_match(run, self._public_run(run))
+        source, here = self._best_source(key)
+        saved, there = self.host_cache.longest_match(key, self._public_key(key))
         is_retry = False
         if here >= there and source in self._free and self._is_continuation(source, here):
             slot = source  # continued in place
         elif max(here, there) < MIN_SHARED_TOKENS:  # nothing that is worth a copy
-            slot = self._evict(prefix.adapter_of(run))
+            slot = self._evict(prefix.adapter_of(key))
             self.invalidate(slot)
         elif saved and here - there < MIN_SHARED_TOKENS:  # restored from the host cache
-            self.host_cache.touch(saved.run)
-            slot = self._evict(prefix.adapter_of(saved.run))
+            self.host_cache.touch(saved.key)
+            slot = self._evict(prefix.adapter_of(saved.key))
             self._write(slot, saved)
         else:  # copied from another slot
-            is_retry = not owner and self._is_stateless_retry(run, here)
+            is_retry = not owner and self._is_stateless_retry(key, here)
             copy = self._read(source)
-            slot = self._evict(prefix.adapter_of(copy.run))
+            slot = self._evict(prefix.adapter_of(copy.key))
             self._write(slot, copy)
         self._free.remove(slot)
         self._drop_superseded(owner)
-        return self._lease(slot, run, owner, is_retry)
+        return self._lease(slot, key, owner, is_retry)
 
     def extend(self, slot: int, tokens: Iterable[int]) -> None:
         """Record that the slot's sequence has these tokens now, too."""
-        prefix.extend(self._slots[slot].run, tokens)
+        prefix.extend(self._slots[slot].key, tokens)
 
     def truncate(self, slot: int, length: int) -> None:
         """Drop the tokens of the slot behind the first `length`, which will be computed again."""
         is_kept = self._backend.truncate(slot, length)
         assert is_kept, "this kind of model can't keep a part of a sequence"
-        self._slots[slot].run = bytearray(prefix.truncate(self._slots[slot].run, length))
+        self._slots[slot].key = bytearray(prefix.truncate(self._slots[slot].key, length))
 
     def release(self, slot: int) -> None:
         """End the lease. The slot keeps its sequence for reuse."""
@@ -123,7 +123,7 @@ class Slots:
     def invalidate(self, slot: int) -> None:
         """Drop all tokens of the slot, for example because a step failed."""
         self._backend.truncate(slot, 0)
-        self._slots[slot].run = bytearray()
+        self._slots[slot].key = bytearray()
 
     def offload_next(self) -> bool:
         """
@@ -157,63 +157,63 @@ class Slots:
         assert len(set(self._free)) == len(self._free), "a slot is free twice"
         assert len(self._free) + leased == len(self._slots), "a slot is lost"
         for number, slot in enumerate(self._slots):
-            assert self._backend.length(number) == prefix.length(slot.run), (
-                f"the KV cache of slot {number} differs from its run"
+            assert self._backend.length(number) == prefix.length(slot.key), (
+                f"the KV cache of slot {number} differs from its key"
             )
         self.host_cache.check_invariants()
 
-    def _lease(self, number: int, run: bytes, owner: str, is_retry: bool) -> Lease:
+    def _lease(self, number: int, key: bytes, owner: str, is_retry: bool) -> Lease:
         slot = self._slots[number]
         slot.owner, slot.is_offload_done = owner, False
-        shared = self.shareable_length(run, slot.run)
+        shared = self.shareable_length(key, slot.key)
         if not self._backend.truncate(number, shared):
             shared = 0
         is_continuation = self._is_continuation(number, shared)
-        slot.run = bytearray(prefix.truncate(run, shared))
+        slot.key = bytearray(prefix.truncate(key, shared))
         if shared >= MIN_SHARED_TOKENS and not is_continuation and not is_retry:
             self._save_shared_prefix(number)
         return Lease(number, shared)
 
-    def _best_source(self, run: bytes) -> tuple[int, int]:
+    def _best_source(self, key: bytes) -> tuple[int, int]:
         """Return the slot with the longest shareable prefix, preferably a free one; its length."""
-        lengths = [self.shareable_length(run, slot.run) for slot in self._slots]
+        lengths = [self.shareable_length(key, slot.key) for slot in self._slots]
         source = max(range(len(lengths)), key=lambda slot: (lengths[slot], slot in self._free))
         return source, lengths[source]
 
-    def _public_prefixes_of(self, run: bytes) -> list[bytes]:
-        """Return the public prefixes that the run starts with, longest first."""
-        return [p for p in self._public if prefix.starts_with(run, p)]
+    def _public_prefixes_of(self, key: bytes) -> list[bytes]:
+        """Return the public prefixes that the key starts with, longest first."""
+        return [p for p in self._public if prefix.starts_with(key, p)]
 
-    def _public_run(self, run: bytes) -> bytes:
-        """Return the longest public prefix of the run as a public run, else b""."""
-        longest = next(iter(self._public_prefixes_of(run)), b"")
-        return prefix.as_public(run, longest) if longest else b""
+    def _public_key(self, key: bytes) -> bytes:
+        """Return the longest public prefix of the key as a public key, else b""."""
+        longest = next(iter(self._public_prefixes_of(key)), b"")
+        return prefix.as_public(key, longest) if longest else b""
 
     def _is_continuation(self, slot: int, shared: int) -> bool:
         """Return whether the slot loses at most MAX_DISCARDED_TOKENS if only `shared` are kept."""
-        return prefix.length(self._slots[slot].run) - shared <= MAX_DISCARDED_TOKENS
+        return prefix.length(self._slots[slot].key) - shared <= MAX_DISCARDED_TOKENS
 
-    def _is_stateless_retry(self, run: bytes, shared: int) -> bool:
+    def _is_stateless_retry(self, key: bytes, shared: int) -> bool:
         """
         Return whether a request without an owner probably repeats one that has ended: all slots
         with this prefix are free, have no owner, and belong to its tenant. Else several
         conversations share the prefix, so it is worth a place in the host cache.
         """
         return all(
-            number in self._free and not slot.owner and prefix.is_same_tenant(run, slot.run)
+            number in self._free and not slot.owner and prefix.is_same_tenant(key, slot.key)
             for number, slot in enumerate(self._slots)
-            if self.shareable_length(run, slot.run) == shared
+            if self.shareable_length(key, slot.key) == shared
         )
 
     def _save_shared_prefix(self, slot: int) -> None:
         """Save what the slot holds as a prefix that the next conversation restores by itself."""
-        run = bytes(self._slots[slot].run)
-        public = self._public_run(run)
-        if prefix.length(public) == prefix.length(run):
-            run = public  # so that all tenants find it
-        longer = prefix.length(run) - prefix.length(self.host_cache.shared_prefix(run, public))
+        key = bytes(self._slots[slot].key)
+        public = self._public_key(key)
+        if prefix.length(public) == prefix.length(key):
+            key = public  # so that all tenants find it
+        longer = prefix.length(key) - prefix.length(self.host_cache.shared_prefix(key, public))
         if longer >= MIN_SHARED_TOKENS and not self.host_cache.is_off:
-            self.host_cache.add(SavedState(run, self._backend.save(slot), owner=""))
+            self.host_cache.add(SavedState(key, self._backend.save(slot), owner=""))
 
     def _evict(self, adapter: int) -> int:
         """
@@ -229,7 +229,7 @@ class Slots:
 
     def _leased_slots(self, adapter: int) -> list[int]:
         leased = set(range(len(self._slots))) - set(self._free)
-        return sorted(s for s in leased if prefix.adapter_of(self._slots[s].run) == adapter)
+        return sorted(s for s in leased if prefix.adapter_of(self._slots[s].key) == adapter)
 
     def _eviction_cost(self, slot: int) -> int:
         """Return 0 if nothing is lost, 1 for a sequence without an owner, 2 for a copy to RAM."""
@@ -238,8 +238,8 @@ class Slots:
         return 2 if self._slots[slot].owner else 1
 
     def _has_unsaved(self, slot: int) -> bool:
-        run = self._slots[slot].run
-        return prefix.length(run) > 0 and bytes(run) not in self.host_cache
+        key = self._slots[slot].key
+        return prefix.length(key) > 0 and bytes(key) not in self.host_cache
 
     def _offload(self, number: int) -> None:
         """Copy the slot's sequence to the host cache, if it has an owner and is not there."""
@@ -250,12 +250,12 @@ class Slots:
 
     def _read(self, slot: int) -> SavedState:
         held = self._slots[slot]
-        return SavedState(bytes(held.run), self._backend.save(slot), held.owner)
+        return SavedState(bytes(held.key), self._backend.save(slot), held.owner)
 
     def _write(self, slot: int, saved: SavedState) -> bool:
         """Replace the slot's sequence. Return False if that failed: then the slot is empty."""
         if self._backend.restore(slot, saved.state):
-            self._slots[slot] = _Slot(bytearray(saved.run), saved.owner)
+            self._slots[slot] = _Slot(bytearray(saved.key), saved.owner)
             return True
         self.invalidate(slot)
         return False

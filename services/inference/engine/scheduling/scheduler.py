@@ -61,7 +61,7 @@ class Scheduler:
         return not self.waiting and not self.running
 
     def add(self, sequence: Sequence) -> None:
-        sequence.cached_estimate = self._slots.cached_length(sequence.run)
+        sequence.cached_estimate = self._slots.cached_length(sequence.prefix_key)
         self.waiting.append(sequence)
         self._update_positions()
 
@@ -82,7 +82,7 @@ class Scheduler:
         if not self.waiting or not self._slots.can_acquire():
             return []
         for sequence in islice(self.waiting, self._limits.max_ranked):
-            sequence.cached_estimate = self._slots.cached_length(sequence.run)
+            sequence.cached_estimate = self._slots.cached_length(sequence.prefix_key)
         admitted = []
         for sequence in self._ranked()[: self._limits.max_ranked]:
             if not self._slots.can_acquire():
@@ -138,14 +138,14 @@ class Scheduler:
 
     def _should_await_prefix(self, sequence: Sequence) -> bool:
         """Return whether another sequence is prefilling a longer prefix than what is cached."""
-        prefilling = (s.run for s in self.running if not s.is_prefilled)
-        lengths = (self._slots.shareable_length(sequence.run, other) for other in prefilling)
+        prefilling = (s.prefix_key for s in self.running if not s.is_prefilled)
+        lengths = (self._slots.shareable_length(sequence.prefix_key, other) for other in prefilling)
         coming = max(lengths, default=0)
         return coming >= self._limits.min_awaited_tokens and coming > sequence.cached_estimate
 
     def _start(self, sequence: Sequence) -> None:
         self.waiting.remove(sequence)
-        lease = self._slots.acquire(sequence.run, sequence.owner)
+        lease = self._slots.acquire(sequence.prefix_key, sequence.owner)
         sequence.slot, sequence.queue_position = lease.slot, 0
         sequence.computed_tokens = sequence.cached_tokens = lease.cached
         sequence.started_at = time.monotonic()

@@ -31,7 +31,7 @@ class Sequence:
     is_deterministic: bool = False  # same logits for each prefill, cold or cached
     tenant: str = prefix.PUBLIC  # whose text the prompt contains
     prefill_tokens: list[int] = field(init=False)  # the prompt, and the answer before a failover
-    run: bytes = field(init=False)  # `prefill_tokens` without the last, always computed ones
+    prefix_key: bytes = field(init=False)  # `prefill_tokens` without the last, always computed ones
     cached_estimate: int = 0  # length of the cached prefix when last checked, while it waits
     computed_tokens: int = 0  # that the slot holds, including the cached ones
     cached_tokens: int = 0  # that the slot held when the sequence got it
@@ -48,7 +48,7 @@ class Sequence:
         # the last token is always computed, since its logits are needed
         min_computed = MIN_DETERMINISTIC_CHUNK if self.is_deterministic else 1
         reusable = self.prefill_tokens[:-min_computed]
-        self.run = prefix.pack(self.adapter, reusable, self.is_deterministic, self.tenant)
+        self.prefix_key = prefix.pack(self.adapter, reusable, self.is_deterministic, self.tenant)
 
     @property
     def owner(self) -> str:

@@ -43,20 +43,20 @@ def test_longest_match_equals_linear_search() -> None:
         cache.add(saved(*dice.choices(range(3), k=dice.randint(1, 12)), owner=f"{i}"))
     cache.check_invariants()
     for _ in range(300):
-        run = prefix.pack(0, dice.choices(range(3), k=dice.randint(1, 12)))
-        longest = max(prefix.shared_length(run, saved.run) for saved in cache)
-        found, length = cache.longest_match(run)
+        key = prefix.pack(0, dice.choices(range(3), k=dice.randint(1, 12)))
+        longest = max(prefix.shared_length(key, saved.key) for saved in cache)
+        found, length = cache.longest_match(key)
         assert length == longest
-        assert length == 0 or found and prefix.shared_length(run, found.run) == longest
+        assert length == 0 or found and prefix.shared_length(key, found.key) == longest
 
 
 def test_full_cache_evicts_least_recently_used_state() -> None:
     a, b, c = saved(1, size=40), saved(2, size=40), saved(3, size=40)
     cache = cache_of(a, b, max_bytes=100)
-    cache.touch(a.run)
+    cache.touch(a.key)
     cache.add(c)
     cache.check_invariants()
-    assert a.run in cache and c.run in cache and b.run not in cache
+    assert a.key in cache and c.key in cache and b.key not in cache
 
 
 def test_state_larger_than_cache_is_not_kept() -> None:
@@ -68,15 +68,15 @@ def test_state_larger_than_cache_is_not_kept() -> None:
 def test_same_run_is_kept_once() -> None:
     cache = cache_of(saved(1, size=60), saved(1, size=70), max_bytes=100)
     assert len(cache) == 1
-    cache.remove(saved(1).run)
-    cache.remove(saved(1).run)
+    cache.remove(saved(1).key)
+    cache.remove(saved(1).key)
     cache.check_invariants()
     assert len(cache) == 0
 
 
 def test_owner_has_one_state_which_next_one_replaces() -> None:
     cache = cache_of(saved(1, 2, owner="a"), saved(1, 2, 3, owner="a"), saved(1, 9, owner="b"))
-    assert len(cache) == 2 and saved(1, 2).run not in cache
+    assert len(cache) == 2 and saved(1, 2).key not in cache
     cache.add(saved(7, size=101, owner="a"))  # exceeds max_bytes, so it has none then
     cache.check_invariants()
     assert len(cache) == 1

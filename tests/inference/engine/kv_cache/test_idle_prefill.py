@@ -35,8 +35,8 @@ class Idle:
         return steps
 
     def cached(self, prompt: IdlePrompt) -> int:
-        run = prefix.pack(prompt.adapter, [*prompt.tokens, 1, 2, 3])
-        return self.slots.cached_length(run)
+        key = prefix.pack(prompt.adapter, [*prompt.tokens, 1, 2, 3])
+        return self.slots.cached_length(key)
 
 
 def test_prompt_is_prefilled_in_chunks_and_found_by_next_prompt() -> None:

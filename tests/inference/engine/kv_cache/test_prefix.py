@@ -21,10 +21,10 @@ def test_runs_of_different_tenants_share_nothing() -> None:
 
 
 def test_run_is_extended_and_truncated_by_tokens() -> None:
-    run = bytearray(prefix.pack(3, [1, 2]))
-    prefix.extend(run, [3, 4])
-    assert bytes(run) == prefix.pack(3, [1, 2, 3, 4]) and prefix.length(run) == 4
-    assert prefix.truncate(run, 1) == prefix.pack(3, [1])
+    key = bytearray(prefix.pack(3, [1, 2]))
+    prefix.extend(key, [3, 4])
+    assert bytes(key) == prefix.pack(3, [1, 2, 3, 4]) and prefix.length(key) == 4
+    assert prefix.truncate(key, 1) == prefix.pack(3, [1])
     assert prefix.length(b"") == 0
 
 

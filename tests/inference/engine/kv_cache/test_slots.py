@@ -128,7 +128,7 @@ def test_slightly_longer_prefix_is_not_saved_separately() -> None:
     pool = Pool(3)
     for i in range(9):
         pool.run([*SYSTEM, i % 3, *talk(i, 300)], owner=f"{i}")
-    assert [prefix.length(saved.run) for saved in pool.slots.host_cache if not saved.owner] == [
+    assert [prefix.length(saved.key) for saved in pool.slots.host_cache if not saved.owner] == [
         len(SYSTEM)
     ]
     before = pool.backend.restored
@@ -272,7 +272,7 @@ def test_stateless_prefix_is_saved_only_if_shared_concurrently() -> None:
     assert len(pool.slots.host_cache) == 0
     pool.start([*SYSTEM, *talk(7)], owner="")
     pool.start([*SYSTEM, *talk(8)], owner="")
-    assert [saved.run for saved in pool.slots.host_cache] == [prefix.pack(0, SYSTEM)]
+    assert [saved.key for saved in pool.slots.host_cache] == [prefix.pack(0, SYSTEM)]
 
 
 def test_prefix_shared_by_session_and_stateless_is_saved() -> None:
@@ -322,5 +322,5 @@ def test_check_finds_unknown_tokens_in_kv_cache() -> None:
     pool = Pool(2)
     slot, _ = pool.start([1, 2])
     pool.backend.cells[slot].append(3)
-    with pytest.raises(AssertionError, match="differs from its run"):
+    with pytest.raises(AssertionError, match="differs from its key"):
         pool.slots.check_invariants(leased=1)

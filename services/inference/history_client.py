@@ -108,7 +108,7 @@ class HistoryClient:
                 log.error("append failed, the exchange is not stored error=%r", str(error))
                 return AppendResult("failed")
             except (StreamUnavailable, ServiceError) as error:
-                # history then probes the log, and refuses chats meanwhile
+                # history then probes the log, and rejects chats meanwhile
                 await self._bus.publish(subjects.HISTORY_APPEND_FAILED, Empty())
                 log.warning("append failed, retrying error=%r", str(error))
                 await asyncio.sleep(self._limits.append_retry_seconds)

@@ -1,0 +1,62 @@
+import asyncio
+
+import pytest
+
+from services.runtime.tasks import Stopped, run_until
+
+LONG = 60.0
+
+
+async def test_run_until_returns_the_result_of_the_work() -> None:
+    assert await run_until(asyncio.sleep(LONG), asyncio.sleep(0, "done")) == "done"
+
+
+async def test_run_until_raises_the_error_of_the_work() -> None:
+    async def fail() -> None:
+        raise ValueError("odd")
+
+    with pytest.raises(ValueError, match="odd"):
+        await run_until(asyncio.sleep(LONG), fail())
+
+
+@pytest.mark.parametrize("is_swallowed", [False, True])
+async def test_run_until_awaits_the_end_of_cancelled_work(is_swallowed: bool) -> None:
+    began, has_ended = asyncio.Event(), False
+
+    async def work() -> str:
+        nonlocal has_ended
+        began.set()
+        try:
+            await asyncio.sleep(LONG)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+            has_ended = True
+            if not is_swallowed:
+                raise
+        return "late"
+
+    async with asyncio.timeout(5):
+        with pytest.raises(Stopped):
+            await run_until(began.wait(), work())
+    assert has_ended
+
+
+async def test_cancelled_run_until_cancels_the_work_and_the_wait() -> None:
+    cancelled: list[str] = []
+    began = asyncio.Barrier(3)
+
+    async def wait(name: str) -> None:
+        try:
+            await began.wait()
+            await asyncio.sleep(LONG)
+        except asyncio.CancelledError:
+            cancelled.append(name)
+            raise
+
+    async with asyncio.timeout(5):
+        task = asyncio.create_task(run_until(wait("stop"), wait("work")))
+        await began.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert sorted(cancelled) == ["stop", "work"]

@@ -55,18 +55,20 @@ async def disconnect_after_first_token(worker: Worker, request: ChatRequest) -> 
 
 @pytest.mark.parametrize("subject_of", [of_any, of_worker])
 async def test_running_and_finished_answers_are_replayed(
-    fast: Worker, subject_of: Callable[[Worker], str]
+    start_worker: StartWorker, subject_of: Callable[[Worker], str]
 ) -> None:
-    subject, received = subject_of(fast), []
-    async for event in fast.events(REQUEST):
-        received.append(event)
-        if isinstance(event, Token) and event.offset == 0:
-            running = await replay(fast, subject)
-            assert running.request == REQUEST and running.reply.startswith("_INBOX.")
-            assert list(running.events)[:3] == received and isinstance(received[0], Accepted)
-    accepted, _, token, done = (await replay(fast, subject)).events
-    assert (accepted, token, done) == (received[0], Token(0, LONG.decode(), ()), received[-1])
-    assert (await replay(fast, subject, offset=500)).events == (done,)
+    async with start_worker(step_seconds=0.001) as worker:
+        subject, received = subject_of(worker), []
+        async for event in worker.events(REQUEST):
+            received.append(event)
+            if isinstance(event, Token) and event.offset == 0:
+                running = await replay(worker, subject)
+                assert running.request == REQUEST and running.reply.startswith("_INBOX.")
+                assert list(running.events)[:3] == received and isinstance(received[0], Accepted)
+        accepted, _, token, done = (await replay(worker, subject)).events
+        assert (accepted, done) == (received[0], received[-1])
+        assert token == Token(0, LONG.decode(), ())
+        assert (await replay(worker, subject, offset=500)).events == (done,)
 
 
 async def test_only_direct_replay_of_an_unknown_request_is_rejected(fast: Worker) -> None:

@@ -106,9 +106,7 @@ class ToolPrompt:
             return None
         if isinstance(choice, NamedTool):
             tools = [tool for tool in tools if tool.function.name == choice.function.name]
-        check_cost(
-            {"anyOf": [_arguments_schema(tool) for tool in tools]}, "tools"
-        )  # of all together
+        check_cost({"anyOf": [_arguments_schema(tool) for tool in tools]}, "tools")
         is_forced = choice != "auto"
         form = self.call_format
         call_lark = _json_call_lark if not (is_forced or form.open) else _spaced_call_lark

@@ -257,7 +257,7 @@ class Llama:
         params.n_seq_max = parallel
         params.n_threads = params.n_threads_batch = threads
         # One KV cache per sequence: in a unified one, attention visits the cells of all sequences,
-        # which costs up to 40 % per step (docs/decisions/0028).
+        # which costs up to 40 % per step (docs/decisions/0033).
         params.kv_unified = False
         params.flash_attn_type = self._flash_attention()
         params.swa_full = True  # else a sequence can't be truncated at any position

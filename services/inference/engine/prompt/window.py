@@ -16,8 +16,9 @@ def dropped_exchanges(
     """
     Return how many of the `count` exchanges to drop, the oldest first. `length(n)` is the length in
     tokens of the prompt without n exchanges; it may be at most `room`. The newest exchange stays if
-    it fits. The `previous` number is kept if it fits, unless two or more of its exchanges would
-    fit again, as after a shorter question. None: the prompt does not fit without any exchange.
+    it fits. The number that the `previous` prompt dropped is kept if the rest fits, unless a new
+    truncation would drop fewer by two or more, as after a shorter question. None: the prompt does
+    not fit without any exchange.
     """
     fits = previous and length(previous) <= room
     if fits and length(max(0, previous - 2)) > _target(length(count), room):

@@ -75,9 +75,10 @@ async def test_truncated_window_is_prefilled_before_the_next_question(
 async def test_no_idle_prefill_between_quick_questions(
     start_worker: StartWorker,
 ) -> None:
+    """The long question would truncate the window, but the session has continued."""
     async with start_worker(context=900) as small:
-        for more in (*[0] * 6, 80):
-            await small.ask(f"{more * 'x'} hi", "s", max_tokens=300)
+        for turn, more in enumerate((0, 0, 160, 0)):
+            await small.ask(f"{turn:02} {more * 'x'} hi", "s", max_tokens=300)
         steps = len(small.backend.steps)
         await asyncio.sleep(PAUSE)
         assert len(small.backend.steps) == steps

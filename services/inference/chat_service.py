@@ -216,7 +216,8 @@ class ChatService:
                 failed = Finished("failed", sequence.usage, sequence.timings)
                 await self._store(flight, prompt, failed)
                 raise
-            self._prompts.remember(flight, prompt, sequence.generated)
+            if not sequence.is_withdrawn:
+                self._prompts.remember(flight, prompt, sequence.generated)
         await self._finish(flight, prompt, finished)
         if not prompts.is_stateless(flight.request):
             self.bus.spawn(self._prefill_next_prompt(flight))
@@ -361,7 +362,7 @@ class ChatService:
         step may take long.
         """
         flight.stop(reason)
-        if (sequence := flight.sequence) and not flight.has_slot:
+        if (sequence := flight.sequence) and sequence.withdraw():
             flight.outputs.put_nowait(Finished("cancelled", sequence.usage, sequence.timings))
         self._engine.cancel(flight.sequence_key)
 

@@ -27,11 +27,13 @@ class EngineRun:
         self._outputs: queue.SimpleQueue[tuple[str, Output]] = queue.SimpleQueue()
         self.engine = Engine(backend, parallel, 10_000, self._collect, self._die, limits=FAST)
 
-    def submit(self, prompt: str, key: str = "a", adapter: int = 0, **sampling: object) -> None:
+    def submit(self, prompt: str, key: str = "a", adapter: int = 0, **sampling: object) -> Sequence:
         filled = Sampling(**({"max_tokens": 100} | sampling))  # type: ignore[arg-type]
         sampler = self._backend.sampler(filled)
         answer = GeneratedText(filled.max_tokens, StopRules.literal(filled.stop or ()))
-        self.engine.submit(Sequence(key, list(prompt.encode()), filled, sampler, answer, adapter))
+        sequence = Sequence(key, list(prompt.encode()), filled, sampler, answer, adapter)
+        self.engine.submit(sequence)
+        return sequence
 
     def until(self, done: Callable[[str, Output], bool]) -> list[tuple[str, Output]]:
         """Return the outputs up to the first one that is `done`."""
@@ -78,6 +80,21 @@ def test_gpu_step_overhead_is_measured_before_first_answer() -> None:
         assert run.finish("c")[0] == "hello"
     prompts = [len(step) for step in backend.steps if len(step[0].tokens) == len("hi")]
     assert 1 < max(prompts) <= 3, "prompts are prefilled in one step"
+
+
+def test_withdrawn_sequence_never_gets_the_free_slot() -> None:
+    run = EngineRun(FakeBackend({"hi": b"hello"}), parallel=1)
+    withdrawn = run.submit("hi", "a")
+    assert withdrawn.withdraw() and not withdrawn.withdraw()
+    started = run.submit("hi", "b")
+    run.engine.step()
+    assert [key for key, output in run.drain() if isinstance(output, PrefillStarted)] == ["b"]
+    assert not started.withdraw()
+    run.engine.cancel("a")
+    run.engine.step()
+    ((_, end),) = [(key, output) for key, output in run.drain() if key == "a"]
+    assert isinstance(end, Finished) and end.reason == "cancelled"
+    assert withdrawn.generated == []
 
 
 def test_answer_is_complete_and_ends_with_stop() -> None:

@@ -87,7 +87,7 @@ class Scheduler:
         for sequence in self._ranked()[: self._limits.max_ranked]:
             if not self._slots.can_acquire():
                 break
-            if not self._should_await_prefix(sequence):
+            if not self._should_await_prefix(sequence) and sequence.claim():
                 self._start(sequence)
                 admitted.append(sequence)
         self._update_positions()

@@ -1,5 +1,6 @@
 """One request inside the engine: its tokens, its progress, and its answer."""
 
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -42,6 +43,8 @@ class Sequence:
     first_token_at: float = 0.0
     last_token_at: float = 0.0
     last_emit_at: float = 0.0
+    is_withdrawn: bool = field(default=False, init=False)
+    _claim: threading.Lock = field(default_factory=threading.Lock, init=False)  # never released
 
     def __post_init__(self) -> None:
         self.prefill_tokens = [*self.prompt, *self.answer.tokens]
@@ -77,6 +80,17 @@ class Sequence:
     def remaining_tokens(self) -> int:
         """Tokens that may still be generated."""
         return (self.sampling.max_tokens or 0) - len(self.generated)
+
+    def claim(self) -> bool:
+        """Return whether the engine may start the sequence: not if it was withdrawn."""
+        return self._claim.acquire(blocking=False)
+
+    def withdraw(self) -> bool:
+        """Keep the engine from starting the sequence, in any thread. Return False if it has."""
+        if not self._claim.acquire(blocking=False):
+            return False
+        self.is_withdrawn = True
+        return True
 
     def next_chunk(self, max_tokens: int) -> Chunk:
         """Return the next at most `max_tokens` tokens to compute; it must have a slot."""

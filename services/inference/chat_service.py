@@ -213,11 +213,13 @@ class ChatService:
             try:
                 finished = await self._generate(flight, prompt, sequence)
             except ServiceError:
+                flight.is_computed = True
                 failed = Finished("failed", sequence.usage, sequence.timings)
                 await self._store(flight, prompt, failed)
                 raise
             if not sequence.is_withdrawn:
                 self._prompts.remember(flight, prompt, sequence.generated)
+        flight.is_computed = True
         await self._finish(flight, prompt, finished)
         if not prompts.is_stateless(flight.request):
             self.bus.spawn(self._prefill_next_prompt(flight))
@@ -436,7 +438,7 @@ class ChatService:
             if flight.listeners.are_gone:
                 self._cancel(flight, Cancel())
             position = flight.queue_position
-            if not position and not flight.has_slot:  # its prompt is still being prepared
+            if not position and flight.is_waiting:  # its prompt is still being prepared
                 position = last = last + 1
             await flight.keep_alive(position, interval - tick)  # the next tick would be too late
         return tick

@@ -54,6 +54,8 @@ class InFlightRequest:
     has_ended: bool = field(default=False, init=False)
     sequence: Sequence | None = field(default=None, init=False)
     """Set once the prompt is prepared."""
+    is_computed: bool = field(default=False, init=False)
+    """Whether the engine is done with it: it is being stored, and neither waits nor runs."""
 
     def __post_init__(self) -> None:
         self.request_id = self.request.request_id or ""
@@ -78,7 +80,12 @@ class InFlightRequest:
 
     @property
     def has_slot(self) -> bool:
-        return self.sequence is not None and self.sequence.slot is not None
+        is_started = self.sequence is not None and self.sequence.slot is not None
+        return is_started and not self.is_computed
+
+    @property
+    def is_waiting(self) -> bool:
+        return not self.has_slot and not self.is_computed
 
     @property
     def queue_position(self) -> int:
@@ -92,7 +99,7 @@ class InFlightRequest:
         session is unknown before history replies, and limited by the context window.
         """
         is_prefilled = self.sequence is not None and not self.sequence.remaining_prefill
-        return 0 if is_prefilled else self._prompt_bytes
+        return 0 if is_prefilled or self.is_computed else self._prompt_bytes
 
     @property
     def remaining_prefill(self) -> int:
@@ -103,6 +110,8 @@ class InFlightRequest:
 
     def remaining_tokens(self, mean_length: float) -> int:
         """Estimate the tokens still to be computed, assuming an answer of average length."""
+        if self.is_computed:
+            return 0
         sampling = self.sequence.sampling if self.sequence else self.sampling
         generated = len(self.sequence.generated) if self.sequence else 0
         max_tokens = sampling.max_tokens or mean_length
@@ -164,12 +173,12 @@ class InFlightRequests(dict[str, InFlightRequest]):
 
     @property
     def waiting(self) -> int:
-        return len(self) - self.running
+        return sum(flight.is_waiting for flight in self.values())
 
     @property
     def queued_tokens(self) -> int:
         """Tokens that are still to be computed for requests without a slot; an estimate."""
-        waiting = (flight for flight in self.values() if not flight.has_slot)
+        waiting = (flight for flight in self.values() if flight.is_waiting)
         return sum(flight.remaining_tokens(self._mean_length) for flight in waiting)
 
     def check_room(self, new: InFlightRequest, tokens_per_second: float) -> None:

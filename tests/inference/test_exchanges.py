@@ -130,6 +130,27 @@ async def test_failed_append_is_retried_until_a_deadline(
         assert len(await stored(fast, "s")) == 1 + comes_back
 
 
+async def test_answer_that_waits_for_its_append_occupies_no_slot(own_history_url: str) -> None:
+    async with started(own_history_url) as fast:
+        js = fast.bus.jetstream
+        config = (await js.stream_info("HISTORY")).config
+        await js.update_stream(replace(config, max_msgs=1, discard=api.DiscardPolicy.NEW))
+        await fast.ask("hi", "s", request_id="r1")
+        async with fast.bus.inbox(subjects.HISTORY_APPEND_FAILED) as failures:
+            asking = asyncio.create_task(fast.ask("hi", "s", request_id="r2"))
+            await failures.next(5)
+        flights = fast.service.flights
+        assert (len(flights), flights.running, flights.waiting, flights.queued_tokens) == (
+            1,
+            0,
+            0,
+            0,
+        )
+        await js.update_stream(config)
+        *_, done = await asking
+        assert isinstance(done, Done) and done.stored == "log"
+
+
 async def cut_short(worker: Worker, cut: Callable[[], object]) -> list[StreamEvent]:
     """Return the events of the request r1; `cut` is called with its first token."""
     events: list[StreamEvent] = []

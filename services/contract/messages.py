@@ -322,9 +322,13 @@ class Cancel(Struct, frozen=True, omit_defaults=True):
 
 
 class SessionErased(Struct, frozen=True):
-    """Tell workers to drop the events that they keep for replays of the session."""
+    """
+    Tell workers to cancel the session's answers, and to drop what they keep of it. `epoch` is the
+    sequence of the Erased record: answers of this or a later epoch are not affected.
+    """
 
     session_id: SessionId
+    epoch: int = 0
 
 
 class Empty(Struct, frozen=True):

@@ -78,7 +78,7 @@ class Sessions:
         except (ArchiveUnavailable, TimeoutError) as error:
             reason = str(error) or "slow"
             log.warning("erasure continues in the background session=%s reason=%s", key, reason)
-        await self._bus.publish(subjects.erased(tenant), SessionErased(request.session_id))
+        await self._bus.publish(subjects.erased(tenant), SessionErased(request.session_id, seq))
         return Empty()
 
     async def _delete(self, key: str, seq: int) -> None:

@@ -217,7 +217,7 @@ class ChatService:
                 failed = Finished("failed", sequence.usage, sequence.timings)
                 await self._store(flight, prompt, failed)
                 raise
-            if not sequence.is_withdrawn:
+            if not (sequence.is_withdrawn or flight.is_erased):
                 self._prompts.remember(flight, prompt, sequence.generated)
         flight.is_computed = True
         await self._finish(flight, prompt, finished)
@@ -233,6 +233,8 @@ class ChatService:
         if not request.resume and not prompts.is_stateless(request):
             reading = self._history.context(flight.tenant, request.session_id)
             context = await flight.unless_stopped(reading)
+            flight.epoch = context.epoch
+            self._cancel_if_erased(flight)  # the message may have come before the context
         preparing = self._pool.run(
             self._build, flight, context, discard=lambda built: built[1].sampler.close()
         )
@@ -300,7 +302,7 @@ class ChatService:
         """Append the exchange to the log, however it ended."""
         self._connection.check()
         request, state = flight.request, prompt.resume_state
-        if flight.has_ended or prompts.is_stateless(request):
+        if flight.has_ended or flight.is_erased or prompts.is_stateless(request):
             return AppendResult("none")
         exchange = Exchange(
             previous=state.applied_seq,
@@ -376,6 +378,23 @@ class ChatService:
             self.bus.spawn(self.bus.publish(flight.reply, DISCONNECTED))
             self._cancel(flight, Cancel(reply=flight.reply))
 
+    def _on_erased(self, delivery: Delivery) -> None:
+        """Cancel the session's answers, which are not stored, and drop what is kept of it."""
+        erased = decode(delivery.data, SessionErased)
+        tenant = subjects.tenant_of(delivery.subject)
+        session_key = subjects.session_key(tenant, erased.session_id)
+        self._replays.forget_session(tenant, erased.session_id)
+        for flight in self.flights.values():
+            if flight.session_key == session_key:
+                flight.erased_epoch = max(flight.erased_epoch, erased.epoch)
+                self._cancel_if_erased(flight)
+        self._prompts.forget_session(session_key)
+        self._engine.forget_session(session_key)
+
+    def _cancel_if_erased(self, flight: InFlightRequest) -> None:
+        if flight.is_erased:
+            self._interrupt(flight, "cancelled")
+
     # --- readers ----------------------------------------------------------------------------------
 
     def _on_replay(self, delivery: Delivery) -> None:
@@ -399,10 +418,6 @@ class ChatService:
                 return None  # another worker resumes it
             flight.listeners.on_replay()
         return self._replays.get(key, offset)
-
-    def _on_erased(self, delivery: Delivery) -> None:
-        session_id = decode(delivery.data, SessionErased).session_id
-        self._replays.forget_session(subjects.tenant_of(delivery.subject), session_id)
 
     def _on_undelivered(self, delivery: Delivery) -> None:
         if delivery.headers.get("Status") != "503":

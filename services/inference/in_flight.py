@@ -52,6 +52,10 @@ class InFlightRequest:
     sampling: Sampling
     stop_reason: StopReason | None = field(default=None, init=False)
     has_ended: bool = field(default=False, init=False)
+    epoch: int | None = field(default=None, init=False)
+    """Epoch of the session's context, once it is known."""
+    erased_epoch: int = field(default=0, init=False)
+    """Epoch that began when the session was last erased, as far as this worker was told."""
     sequence: Sequence | None = field(default=None, init=False)
     """Set once the prompt is prepared."""
     is_computed: bool = field(default=False, init=False)
@@ -65,6 +69,7 @@ class InFlightRequest:
         self.asked_at = datetime.now(UTC)
         self.received_at = self._last_sent = time.monotonic()
         self.text = self.request.resume.text if self.request.resume else ""
+        self.epoch = self.request.resume.state.epoch if self.request.resume else None
         self._prompt_bytes = prompts.size_bytes(self.request)
         self._stopped = asyncio.Event()
 
@@ -72,6 +77,18 @@ class InFlightRequest:
     def key(self) -> str:
         """Names the request among those of all tenants."""
         return f"{self.tenant}.{self.request_id}"
+
+    @property
+    def session_key(self) -> str:
+        """Names the session among those of all tenants; "" for a stateless request."""
+        if prompts.is_stateless(self.request):
+            return ""
+        return subjects.session_key(self.tenant, self.request.session_id)
+
+    @property
+    def is_erased(self) -> bool:
+        """Whether the session was erased after its context was read."""
+        return self.epoch is not None and self.epoch < self.erased_epoch
 
     @property
     def sequence_key(self) -> str:

@@ -133,7 +133,11 @@ class PromptBuilder:
             tokens = tokens[:-1]
         is_stateless = prompts.is_stateless(flight.request)
         name = _text_name(flight.text) if is_stateless else flight.request_id
-        self._answers.add(flight.tenant, name, tokens, prompt.first_exchange)
+        self._answers.add(flight.tenant, name, tokens, prompt.first_exchange, flight.session_key)
+
+    def forget_session(self, session_key: str) -> None:
+        """Drop the cached answers of a session."""
+        self._answers.forget_session(session_key)
 
     def check_length(self, request: ChatRequest) -> None:
         """
@@ -270,6 +274,7 @@ def _without_retried(context: Context, retry_of: str | None) -> Context:
 class _CachedAnswer(NamedTuple):
     tokens: "array[int]"
     first_exchange: str
+    session_key: str  # "" for a stateless request
 
 
 class AnswerCache:
@@ -287,11 +292,18 @@ class AnswerCache:
         self._answers: OrderedDict[tuple[str, str], _CachedAnswer] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, tenant: str, name: str, tokens: Iterable[int], first_exchange: str = "") -> None:
+    def add(
+        self,
+        tenant: str,
+        name: str,
+        tokens: Iterable[int],
+        first_exchange: str = "",
+        session_key: str = "",
+    ) -> None:
         """Add an answer; `tokens` without the end token."""
         with self._lock:
             self._remove((tenant, name))
-            answer = _CachedAnswer(array("i", tokens), first_exchange)
+            answer = _CachedAnswer(array("i", tokens), first_exchange, session_key)
             self._answers[tenant, name] = answer
             self._tokens += len(answer.tokens) + ENTRY_TOKENS
             while self._tokens > self._max_tokens:
@@ -315,6 +327,12 @@ class AnswerCache:
         with self._lock:
             if answer := self._answers.get((tenant, name)):
                 self._answers[tenant, name] = answer._replace(first_exchange=first_exchange)
+
+    def forget_session(self, session_key: str) -> None:
+        with self._lock:
+            of_session = [k for k, each in self._answers.items() if each.session_key == session_key]
+            for key in of_session:
+                self._remove(key)
 
     def _remove(self, key: tuple[str, str]) -> None:
         if answer := self._answers.pop(key, None):

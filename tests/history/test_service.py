@@ -13,6 +13,7 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from nats.js.errors import NotFoundError
 
 from services.contract import subjects
+from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.history import (
     ClearRequest,
@@ -24,7 +25,7 @@ from services.contract.history import (
     ExchangeView,
     Session,
 )
-from services.contract.messages import Empty
+from services.contract.messages import Empty, SessionErased
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders
 from services.runtime.streams import Stream
@@ -128,6 +129,14 @@ async def test_erased_session_is_deleted_everywhere(
         documents = AsyncIOMotorClient[dict[str, Any]](mongodb_uri)["finetunellm_test"]
         assert await documents["exchanges"].count_documents({"key": key}) == 0
         documents.client.close()
+
+
+async def test_erasure_is_published_with_its_epoch(served: None, bus: Bus, session_id: str) -> None:
+    await append(bus, session_id, exchange("a"))
+    async with bus.inbox(subjects.erased(TENANT)) as inbox:
+        await erase(bus, session_id)
+        erased = decode((await inbox.next(5)).data, SessionErased)
+    assert erased == SessionErased(session_id, (await context(bus, session_id)).epoch)
 
 
 async def test_erased_session_can_begin_again(served: None, bus: Bus, session_id: str) -> None:

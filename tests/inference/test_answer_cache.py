@@ -22,6 +22,15 @@ def test_first_exchange_is_kept_by_tenant_and_name() -> None:
     assert answers.first_exchange("t", "4") == ""
 
 
+def test_forget_session_drops_its_answers_only() -> None:
+    answers = AnswerCache(1000)
+    answers.add("t", "1", [5], session_key="t.a")
+    answers.add("t", "2", [6], session_key="t.b")
+    answers.add("t", "3", [7])
+    answers.forget_session("t.a")
+    assert cached(answers, "1", "2", "3") == {"2": [6], "3": [7]}
+
+
 def test_set_first_exchange_changes_cached_answers_only() -> None:
     answers = AnswerCache(1000)
     answers.add("t", "5", [5], first_exchange="2")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from services.contract import subjects
-from services.contract.history import DeleteRequest
+from services.contract.history import Context, DeleteRequest
 from services.contract.messages import (
     Accepted,
     ChatRequest,
@@ -18,6 +18,7 @@ from services.contract.messages import (
     JsonObjectFormat,
     JsonSchema,
     JsonSchemaFormat,
+    SessionErased,
     Started,
     StreamEvent,
     Token,
@@ -172,21 +173,77 @@ async def test_cancel_ends_answer_and_stores_its_text(slow: Worker) -> None:
     assert turn.response == text(events) and len(turn.response) < 500
 
 
-async def test_answer_of_session_erased_meanwhile_is_not_stored(
+async def test_answer_of_session_erased_meanwhile_is_cancelled_and_not_stored(
     slow: Worker,
 ) -> None:
     erased = subjects.history("delete", slow.tenant)
     events: list[StreamEvent] = []
-    async for event in slow.events(ChatRequest(prompt="long", session_id="s", max_tokens=50)):
+    async for event in slow.events(ChatRequest(prompt="long", session_id="s")):
         if isinstance(event, Token) and not any(isinstance(e, Token) for e in events):
             await slow.bus.request(erased, DeleteRequest("s"), Empty)
         events.append(event)
     done = events[-1]
-    assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("length", "none")
+    assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("cancelled", "none")
+    assert done.length == len(text(events)) and 0 < len(text(events)) < 500
+    assert slow.running == 0
     assert (await slow.context("s")).turns == () and await slow.messages() == ()
     *_, done = await slow.ask("hi", "s")
     assert isinstance(done, Done) and done.stored == "log"
     assert [turn.response for turn in (await slow.context("s")).turns] == ["hello"]
+
+
+async def test_request_of_session_erased_meanwhile_is_cancelled_in_queue(slow: Worker) -> None:
+    first = asyncio.create_task(slow.ask("long", "a", request_id="r1"))
+    await slow.until(lambda: slow.running == 1)
+    second = asyncio.create_task(slow.ask("hi", "b"))
+    await slow.until(lambda: slow.queued == 1)
+    await slow.bus.publish(subjects.erased(slow.tenant), SessionErased("b", 1))
+    *_, done = await second
+    assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("cancelled", "none")
+    assert slow.running == 1, "another session is not affected"
+    await slow.cancel("r1")
+    await first
+    assert (await slow.context("b")).last == ""
+
+
+async def test_request_whose_context_is_older_than_the_erasure_is_cancelled(
+    url_without_history: str,
+) -> None:
+    async with started(url_without_history) as alone:
+        async with alone.bus.inbox(subjects.history("context", alone.tenant)) as reads:
+            asking = asyncio.create_task(alone.ask("hi", "s"))
+            read = await reads.next(5)
+            await alone.bus.publish(subjects.erased(alone.tenant), SessionErased("s", 2))
+            flights = alone.service.flights
+            await alone.until(lambda: any(f.erased_epoch == 2 for f in flights.values()))
+            await alone.bus.publish(read.reply, Context(epoch=1))
+            *_, done = await asking
+    assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("cancelled", "none")
+
+
+async def test_answer_that_began_after_the_erasure_is_not_cancelled(slow: Worker) -> None:
+    await slow.bus.request(subjects.history("delete", slow.tenant), DeleteRequest("s"), Empty)
+    epoch = (await slow.context("s")).epoch
+    begun = asyncio.create_task(slow.ask("long", "s", max_tokens=20))
+    await slow.until(lambda: slow.running == 1)
+    await slow.bus.publish(subjects.erased(slow.tenant), SessionErased("s", epoch))
+    *_, done = await begun
+    assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("length", "log")
+
+
+async def test_cached_tokens_of_an_erased_session_are_dropped(fast: Worker) -> None:
+    answers = [text(await fast.ask("long", session)).encode() for session in ("s", "another")]
+
+    def cached() -> list[bytes]:
+        slots = fast.backend.cells.values()
+        held = [bytes(token for token in cells if token < 256) for cells in slots]
+        return [each for each in held if answers[0] in each]
+
+    assert len(cached()) == len(answers) == 2
+    await fast.bus.request(subjects.history("delete", fast.tenant), DeleteRequest("s"), Empty)
+    await fast.until(lambda: len(cached()) == 1)
+    *_, done = await fast.ask("hi", "another")
+    assert isinstance(done, Done) and done.usage.cached_tokens > len(answers[1])
 
 
 async def test_cancel_in_queue_ends_request_without_a_slot(slow: Worker) -> None:

@@ -42,9 +42,14 @@ class Finished(NamedTuple):
     stop_string: str | None = None  # the one that ended the answer
 
 
+class ForgetSession(NamedTuple):
+    session: str
+
+
 Output = PrefillStarted | TextChunk | Finished | ConstraintFailure | ComputeFailure
 Emit = Callable[[list[tuple[str, Output]]], object]
-_Command = Sequence | IdlePrompt | str | None  # generate, idle prefill, cancel by key, close
+# generate, idle prefill, forget, cancel by key, close
+_Command = Sequence | IdlePrompt | ForgetSession | str | None
 
 
 class Engine:
@@ -98,6 +103,10 @@ class Engine:
         """End a sequence before the next step. Does nothing if it has ended."""
         self._commands.put(key)
 
+    def forget_session(self, session: str) -> None:
+        """Drop what is cached of a conversation, except what its running sequences use."""
+        self._commands.put(ForgetSession(session))
+
     def close(self) -> None:
         """Stop the thread after the current step. Running sequences get no more outputs."""
         self._commands.put(None)
@@ -150,6 +159,9 @@ class Engine:
                 self._closing = True
             case IdlePrompt():
                 self._idle_prefill.add(command)
+            case ForgetSession(session):
+                self._idle_prefill.forget_session(session)
+                self._slots.forget_session(session)
             case Sequence():
                 self._idle_prefill.cancel(command.owner)
                 self._scheduler.add(command)

@@ -51,6 +51,12 @@ class IdlePrefill:
         self._waiting.pop(owner, None)
         self._computed = 0
 
+    def forget_session(self, session: str) -> None:
+        """Drop the conversation's prompts, with any adapter."""
+        for prompt in list(self._waiting.values()):
+            if prompt.session == session:
+                self.cancel(prompt.owner)
+
     def step(self, max_tokens: int) -> bool:
         """
         Prefill the next chunk of the oldest prompt; all slots must be free. Return False if no

@@ -18,6 +18,11 @@ def cache_owner(adapter: int, session: str) -> str:
     return f"{adapter}.{session}" if session else ""
 
 
+def is_owned_by(owner: str, session: str) -> bool:
+    """Return whether the owner is this conversation, with any adapter."""
+    return owner.partition(".")[2] == session
+
+
 class Lease(NamedTuple):
     slot: int
     cached: int  # tokens of the key that the slot already holds
@@ -124,6 +129,18 @@ class Slots:
         """Drop all tokens of the slot, for example because a step failed."""
         self._backend.truncate(slot, 0)
         self._slots[slot].key = bytearray()
+
+    def forget_session(self, session: str) -> None:
+        """
+        Drop what free slots and the host cache hold of a conversation. Prefixes that it shares with
+        others stay, since they have no owner.
+        """
+        for slot in self._free:
+            if is_owned_by(self._slots[slot].owner, session):
+                self.invalidate(slot)
+        for saved in list(self.host_cache):
+            if is_owned_by(saved.owner, session):
+                self.host_cache.remove(saved.key)
 
     def offload_next(self) -> bool:
         """

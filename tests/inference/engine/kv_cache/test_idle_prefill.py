@@ -39,6 +39,15 @@ class Idle:
         return self.slots.cached_length(key)
 
 
+def test_forget_session_drops_its_prompts() -> None:
+    idle = Idle()
+    idle.add(7, "a", adapter=1)
+    kept = idle.add(8, "b")
+    idle.prefill.forget_session("a")
+    idle.run()
+    assert idle.cached(kept) == LENGTH == idle.backend.computed
+
+
 def test_prompt_is_prefilled_in_chunks_and_found_by_next_prompt() -> None:
     idle = Idle()
     prompt = idle.add(7)

@@ -56,6 +56,17 @@ class Pool:
         return slot, cached
 
 
+def test_forget_session_drops_its_slots_and_saved_states() -> None:
+    pool = Pool(1)
+    for number in (1, 2, 3):  # the first two are offloaded
+        pool.run(talk(number), owner=f"0.t.{number}")
+    for number in (1, 3):
+        pool.slots.forget_session(f"t.{number}")
+        pool.slots.check_invariants(leased=0)
+    lengths = [pool.slots.cached_length(prefix.pack(0, talk(number))) for number in (1, 2, 3)]
+    assert lengths == [0, len(talk(2)), 0]
+
+
 def test_next_turn_prefills_only_new_tokens() -> None:
     pool = Pool(2)
     slot, _ = pool.run([1, 2, 3, 4])

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.contract import subjects
+from services.contract.codec import encode
 from services.contract.conversation import ChatMessage
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, ModelInfo
@@ -17,6 +18,7 @@ from services.contract.tokens import (
     TokenCount,
     TokenizeReply,
     TokenizeRequest,
+    TokenPiece,
 )
 from services.inference.engine.backend import SpecialToken
 from services.inference.engine.prompt.chat_template import ChatTemplate
@@ -96,6 +98,13 @@ async def test_pieces_of_a_long_text_are_rejected(bus: Bus) -> None:
     assert len(await ids(bus, TokenizeRequest(text))) == len(text)
     with pytest.raises(ServiceError, match="fit into one message"):
         await ids(bus, TokenizeRequest(text, with_pieces=True))
+
+
+def test_limit_of_pieces_is_what_fits_into_a_message_of_usual_words() -> None:
+    count = LIMITS.max_token_pieces
+    piece = TokenPiece(279, " the", tuple(b" the"))
+    reply = TokenizeReply((piece.id,) * count, (piece,) * count)
+    assert 0.9 * LIMITS.max_payload < len(encode(reply)) <= LIMITS.max_payload
 
 
 async def test_unknown_token_is_rejected(bus: Bus) -> None:

@@ -1,5 +1,6 @@
 """
-Send requests to workers over NATS and read the answers, whichever workers are lost meanwhile.
+Send requests to workers over NATS and read the answers. If a worker is lost, another one resumes
+its answer.
 
     async with Bus.connect("nats://127.0.0.1:4222", "my-service") as bus:
         client = ChatClient(bus)
@@ -99,7 +100,7 @@ class ChatClient:
 
     async def cancel(self, request_id: str) -> None:
         """
-        Cancel a request of this tenant, whoever sent it; a finished one stays as it is. Raises
+        Cancel a request of this tenant, from any client; a finished one stays as it is. Raises
         ServiceError(not_found) for an invalid id.
         """
         subjects.require_request_id(request_id)

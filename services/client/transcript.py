@@ -1,4 +1,7 @@
-"""The part of an answer that was received, from whichever workers. Pure: events in, news out."""
+"""
+The part of an answer that was received so far, from one worker or several. Pure: takes events, and
+returns what is new in them.
+"""
 
 from msgspec.structs import replace
 
@@ -18,7 +21,7 @@ class NotResumable(Exception):
 
 
 def after_offset(event: StreamEvent, offset: int) -> StreamEvent | None:
-    """Return what of the event follows the answer's first `offset` characters, None if nothing."""
+    """Return the part of the event after the answer's first `offset` characters, or None."""
     if not isinstance(event, Token) or event.offset >= offset:
         return event
     text = event.text[offset - event.offset :]
@@ -39,11 +42,11 @@ class Transcript:
 
     @property
     def length(self) -> int:
-        """In characters."""
+        """The length of the text in characters."""
         return len(self.text)
 
     def add(self, event: StreamEvent) -> StreamEvent | None:
-        """Return what of the event is new, None if nothing. Raises Gap or Mismatch."""
+        """Return the part of the event that is new, or None. Raises Gap or Mismatch."""
         match event:
             case Accepted():
                 is_new, self._is_accepted = not self._is_accepted, True

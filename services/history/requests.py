@@ -124,7 +124,7 @@ class Indexer(LogConsumer):
             await asyncio.gather(*map(self._index.add, entries[start : start + parallel]))
 
     async def recover(self, error: Exception) -> None:
-        with suppress(StreamUnavailable):  # reported by those who need the log
+        with suppress(StreamUnavailable):  # requests that need the log report it
             await self._index.ensure()
 
 

@@ -84,7 +84,7 @@ class Trimmer:
     async def _step(self) -> float:
         try:
             return 0 if await self._trim() else self._limits.trim_interval_seconds
-        except StreamUnavailable:  # reported by those who need the log
+        except StreamUnavailable:  # requests that need the log report it
             return self._limits.trim_interval_seconds
 
     async def _trim(self) -> bool:

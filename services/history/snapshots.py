@@ -221,7 +221,7 @@ class SnapshotSaver(LogConsumer):
                 await self._log.delete_before(entry.key, entry.seq)
 
     async def recover(self, error: Exception) -> None:
-        await self._log.try_ensure_consumers()  # the error is reported by those who need the log
+        await self._log.try_ensure_consumers()  # requests report the error
 
 
 def _decode(key: str, data: bytes) -> Snapshot:

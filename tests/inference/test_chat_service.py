@@ -173,7 +173,7 @@ async def test_cancel_ends_answer_and_stores_its_text(slow: Worker) -> None:
     assert turn.response == text(events) and len(turn.response) < 500
 
 
-async def test_answer_of_session_erased_meanwhile_is_cancelled_and_not_stored(
+async def test_answer_of_an_erased_session_is_cancelled_and_not_stored(
     slow: Worker,
 ) -> None:
     erased = subjects.history("delete", slow.tenant)

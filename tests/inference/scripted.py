@@ -164,7 +164,10 @@ async def started(
     model: str = "fake",
     template: str = CHATML,
 ) -> AsyncIterator[Worker]:
-    """Run a worker on the NATS server at `url`; its tenant is new unless given."""
+    """
+    Run a worker on the NATS server at `url`; its tenant is new unless given. No request may leave a
+    sampler open.
+    """
     async with Bus.connect(url, "test") as bus:
         worker = Worker(
             bus,
@@ -183,6 +186,8 @@ async def started(
             yield worker
         finally:
             await worker.service.drain()
+        samplers = worker.backend.samplers
+        assert worker.failure.done() or all(sampler.closed for sampler in samplers)
 
 
 def read(data: bytes) -> StreamEvent:

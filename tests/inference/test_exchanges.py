@@ -195,6 +195,14 @@ async def test_repeat_longer_than_the_stored_answer_is_not_stored(slow: Worker) 
     assert exchange.response == text(short) != text(whole)
 
 
+async def test_repeat_does_not_end_like_a_failed_answer(slow: Worker) -> None:
+    await cut_short(slow, lambda: setattr(slow.backend, "fails", True))
+    (exchange,) = await stored(slow, "s")
+    *_, done = events = await slow.ask("long", "s", request_id="r1", max_tokens=1)
+    assert exchange.finish_reason == "failed" and exchange.response.startswith(text(events))
+    assert isinstance(done, Done) and done.finish_reason == "length"
+
+
 async def test_other_prompt_with_a_stored_request_id_is_not_stored(
     fast: Worker,
 ) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from typing import cast
 
 import pytest
 from msgspec.structs import replace as replace_request
@@ -18,9 +19,13 @@ from services.contract.messages import (
     Failed,
     Replay,
     ReplayRequest,
+    Sampling,
     SessionErased,
     Token,
 )
+from services.inference.in_flight import InFlightRequest
+from services.inference.limits import InferenceLimits
+from services.runtime.bus import Bus
 from tests.inference.scripted import FAST, LONG, StartWorker, Worker, text
 
 REQUEST = ChatRequest(prompt="long", session_id="s", request_id="r")
@@ -111,6 +116,15 @@ async def test_answer_without_listeners_is_cancelled_after_the_grace(slow: Worke
     (message,) = await slow.messages()
     assert message.finish_reason == "cancelled"
     assert 10 < len(message.model_response) < 400, "it continued for the grace"
+
+
+@pytest.mark.parametrize(("min_grace", "are_gone"), [(0.0, True), (60.0, False)])
+def test_request_without_grace_has_the_minimum(min_grace: float, are_gone: bool) -> None:
+    limits = InferenceLimits(min_grace_seconds=min_grace)
+    bus = cast(Bus, None)
+    flight = InFlightRequest(bus, limits, "w", 1, "t", REQUEST, "_INBOX.r", Sampling())
+    flight.listeners.on_missed(flight.listeners.next_number())
+    assert flight.listeners.are_gone is are_gone
 
 
 async def test_reader_that_returns_within_the_grace_gets_the_rest(slow: Worker) -> None:

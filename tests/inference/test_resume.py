@@ -17,6 +17,7 @@ from services.contract.messages import (
     Token,
 )
 from tests.inference.scripted import FAST, LONG, StartWorker, Worker, text
+from tests.inference.test_exchanges import stored
 
 LOST_AT = 100  # tokens
 
@@ -74,6 +75,15 @@ async def test_prompt_after_a_resumed_one_is_not_truncated_more(
         assert (started.exchanges_kept, started.exchanges_dropped) == (4, 0)
 
 
+async def test_resumed_answer_cancelled_before_its_start_is_stored(fast: Worker) -> None:
+    state, _ = await begin(fast, "hi")
+    await fast.cancel("r")
+    *_, done = await fast.ask("hi", "s", resume=Resume(state, (104,), "h"), request_id="r")
+    assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("cancelled", "log")
+    (turn,) = (await fast.context("s")).turns
+    assert turn.response == "h"
+
+
 async def test_resumed_answer_that_lacks_only_its_end_gets_no_slot(fast: Worker) -> None:
     state, _ = await begin(fast, "stop")
     steps = len(fast.backend.steps)
@@ -91,6 +101,8 @@ async def test_resumed_answer_keeps_its_seed(
     state, _ = await begin(fast, "hi")
     resumed = await fast.ask("hi", "s", resume=Resume(state, (104,), "h"))
     assert state_of(resumed).seed == state.seed
+    seeds = [(await stored(fast, session))[0].sampling.seed for session in ("elsewhere", "s")]
+    assert seeds == [state.seed, state.seed]
     given, _ = await begin(fast, "hi", seed=5)
     assert given.seed == 5
 

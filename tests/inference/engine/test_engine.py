@@ -27,11 +27,14 @@ class EngineRun:
         self._outputs: queue.SimpleQueue[tuple[str, Output]] = queue.SimpleQueue()
         self.engine = Engine(backend, parallel, 10_000, self._collect, self._die, limits=FAST)
 
-    def submit(self, prompt: str, key: str = "a", adapter: int = 0, **sampling: object) -> Sequence:
+    def submit(
+        self, prompt: str, key: str = "a", adapter: int = 0, session: str = "", **sampling: object
+    ) -> Sequence:
         filled = Sampling(**({"max_tokens": 100} | sampling))  # type: ignore[arg-type]
         sampler = self._backend.sampler(filled)
         answer = GeneratedText(filled.max_tokens, StopRules.literal(filled.stop or ()))
-        sequence = Sequence(key, list(prompt.encode()), filled, sampler, answer, adapter)
+        tokens = list(prompt.encode())
+        sequence = Sequence(key, tokens, filled, sampler, answer, adapter, session)
         self.engine.submit(sequence)
         return sequence
 
@@ -311,6 +314,17 @@ def test_request_interrupts_idle_prefill_which_resumes_later() -> None:
         assert backend.computed < 300
         wait_for_tokens(backend, 500 + len("hihello"))
     assert backend.computed == 500 + len("hihello")
+
+
+def test_request_of_its_session_cancels_an_idle_prefill() -> None:
+    backend = FakeBackend({"hi": b"hello"})
+    with running(backend) as run:
+        for session, length in (("s", 50), ("other", 7)):
+            run.engine.prefill_when_idle(IdlePrompt([7] * length, 0, session))
+        run.submit("hi", session="s")
+        run.finish()
+        wait_for_tokens(backend, 7 + len("hihello"))
+    assert backend.computed == 7 + len("hihello")
 
 
 def wait_for_tokens(backend: FakeBackend, computed: int) -> None:

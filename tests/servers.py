@@ -179,7 +179,8 @@ def running(server: Server) -> Iterator[Server]:
 
 def _nats_binary(version: NatsVersion) -> str:
     folders = {
-        "pinned": os.environ.get("NATS_TEST_FOLDER") or sysconfig.get_path("scripts"),
+        # absolute, because the test of a full disk starts the server in another folder
+        "pinned": str(ROOT / (os.environ.get("NATS_TEST_FOLDER") or sysconfig.get_path("scripts"))),
         "oldest": str(ROOT / ".data/nats-oldest/bin"),
     }
     if binary := shutil.which("nats-server", path=folders[version]):

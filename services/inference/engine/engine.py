@@ -165,7 +165,9 @@ class Engine:
             case Sequence():
                 self._idle_prefill.cancel(command.owner)
                 self._scheduler.add(command)
-                self._finish_if_due(command)  # a resumed answer may already be complete
+                # a resumed answer may already be complete
+                if (reason := self._end_reason(command)) and command.claim():
+                    self._finish(command, reason)
             case str():
                 if sequence := self._scheduler.find(command):
                     self._finish(sequence, "cancelled")
@@ -206,13 +208,13 @@ class Engine:
         sequence.answer.push(sampled, self._backend.piece(token), self._backend.is_end(token))
         if sequence.last_token_at - sequence.last_emit_at >= self._limits.emit_interval_seconds:
             self._put_text(sequence)
-        self._finish_if_due(sequence)
+        if reason := self._end_reason(sequence):
+            self._finish(sequence, reason)
 
-    def _finish_if_due(self, sequence: Sequence) -> None:
-        if sequence.answer.finish_reason:
-            self._finish(sequence, sequence.answer.finish_reason)
-        elif sequence.length == self._backend.context:
-            self._finish(sequence, "length")
+    def _end_reason(self, sequence: Sequence) -> FinishReason | None:
+        """Return why the sequence ends now; None if it goes on."""
+        is_full = sequence.length == self._backend.context
+        return sequence.answer.finish_reason or ("length" if is_full else None)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         answer = sequence.answer

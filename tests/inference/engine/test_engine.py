@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import ComputeFailure, ConstraintFailure
+from services.inference.engine.backend import ComputeFailure, ConstraintFailure, SampledToken
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
 from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
 from services.inference.engine.output.generated_text import GeneratedText, TextChunk
@@ -30,13 +30,18 @@ class EngineRun:
     def submit(
         self, prompt: str, key: str = "a", adapter: int = 0, session: str = "", **sampling: object
     ) -> Sequence:
+        sequence = self.new(prompt, key, adapter, session, **sampling)
+        self.engine.submit(sequence)
+        return sequence
+
+    def new(
+        self, prompt: str, key: str = "a", adapter: int = 0, session: str = "", **sampling: object
+    ) -> Sequence:
         filled = Sampling(**({"max_tokens": 100} | sampling))  # type: ignore[arg-type]
         sampler = self._backend.sampler(filled)
         answer = GeneratedText(filled.max_tokens, StopRules.literal(filled.stop or ()))
         tokens = list(prompt.encode())
-        sequence = Sequence(key, tokens, filled, sampler, answer, adapter, session)
-        self.engine.submit(sequence)
-        return sequence
+        return Sequence(key, tokens, filled, sampler, answer, adapter, session)
 
     def until(self, done: Callable[[str, Output], bool]) -> list[tuple[str, Output]]:
         """Return the outputs up to the first one that is `done`."""
@@ -98,6 +103,21 @@ def test_withdrawn_sequence_never_gets_the_free_slot() -> None:
     ((_, end),) = [(key, output) for key, output in run.drain() if key == "a"]
     assert isinstance(end, Finished) and end.reason == "cancelled"
     assert withdrawn.generated == []
+
+
+def test_complete_answer_that_was_withdrawn_ends_as_cancelled() -> None:
+    run = EngineRun(FakeBackend({"hi": b"hello"}), parallel=1)
+    complete, withdrawn = (run.new("hi", key, max_tokens=1) for key in "ab")
+    for sequence in (complete, withdrawn):  # as a resume does
+        sequence.answer.push(SampledToken(ord("h")), b"h", is_end=False)
+        assert sequence.answer.finish_reason == "length"
+    assert withdrawn.withdraw()
+    for sequence in (complete, withdrawn):
+        run.engine.submit(sequence)
+    run.engine.cancel("b")
+    run.engine.step()
+    ends = {key: output.reason for key, output in run.drain() if isinstance(output, Finished)}
+    assert ends == {"a": "length", "b": "cancelled"}
 
 
 def test_answer_is_complete_and_ends_with_stop() -> None:

@@ -15,7 +15,14 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.middleware.compression import CompressionMiddleware
-from litestar.types import ASGIApp, HTTPResponseStartEvent, Message, Scope, Send
+from litestar.types import (
+    ASGIApp,
+    ExceptionHandlersMap,
+    HTTPResponseStartEvent,
+    Message,
+    Scope,
+    Send,
+)
 
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
@@ -89,6 +96,19 @@ def _is_stream(start: HTTPResponseStartEvent) -> bool:
     return b"content-length" not in dict(start["headers"])
 
 
+COMPRESSION = CompressionConfig(
+    "gzip",
+    minimum_size=1024,
+    gzip_compress_level=4,  # a MiB takes 20 ms
+    middleware_class=Compression,
+)
+EXCEPTION_HANDLERS: ExceptionHandlersMap = {
+    ServiceError: errors.service_error,
+    HTTPException: errors.framework_error,
+    Exception: errors.unexpected_error,
+}
+
+
 async def make_app(
     bus: Bus,
     keys: ApiKeys,
@@ -123,18 +143,9 @@ async def make_app(
             "edge": Provide(lambda: edge, sync_to_thread=False),
             "tenant": Provide(tenant, sync_to_thread=False),
         },
-        exception_handlers={
-            ServiceError: errors.service_error,
-            HTTPException: errors.framework_error,
-            Exception: errors.unexpected_error,
-        },
+        exception_handlers=EXCEPTION_HANDLERS,
         cors_config=cors,
-        compression_config=CompressionConfig(
-            "gzip",
-            minimum_size=1024,
-            gzip_compress_level=4,  # a MiB takes 20 ms
-            middleware_class=Compression,
-        ),
+        compression_config=COMPRESSION,
         before_send=[add_ignored_fields],
         before_request=partial(_check, cors),
         openapi_config=None,  # see schema.py

@@ -135,7 +135,7 @@ class Stream:
         Delete the message, if it exists.
 
         Not reported: after a purge of a subject up to a sequence, nats-server (2.11 to 2.15) never
-        redelivers older messages of other subjects. So many messages are deleted one by one.
+        redelivers older messages of other subjects. Hence messages are deleted one by one.
         """
         with as_unavailable():
             try:

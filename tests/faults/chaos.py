@@ -12,7 +12,7 @@ from tests.faults.fleet import Fleet
 from tests.servers import Server
 
 Fault = Callable[[Server, float], str]
-"""Applies a fault to a part, where it lasts for so many seconds, and returns a description."""
+"""Applies a fault to a part, for the given seconds if it lasts. Returns a description."""
 
 DOWN_SECONDS = 1.0  # until a killed process is started again
 FROZEN_SECONDS = (2.0, 8.0)  # some parts are given up meanwhile, some not

@@ -24,7 +24,7 @@ def write_header(path: Path, **values: Value) -> Path:
 
 
 def split_demo(path: Path, tensors: int = 30) -> list[Path]:
-    """Split the demo model into parts of so many tensors, like llama.cpp's gguf-split."""
+    """Split the demo model into parts with this many tensors each, like llama.cpp's gguf-split."""
     reader = gguf.GGUFReader(DEMO)
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=tensors)
     for key, field in reader.fields.items():

@@ -96,7 +96,7 @@ def test_unknown_model_is_rejected_with_the_known_ones(tmp_path: Path) -> None:
 def test_adapter_of_another_model_is_an_error(tmp_path: Path) -> None:
     path = demo_with_adapters(tmp_path, "good")
     write_lora(tmp_path / "adapters/narrow.gguf", width=64)
-    with pytest.raises(ModelError, match=r"adapters/narrow\.gguf is no adapter of this model"):
+    with pytest.raises(ModelError, match=r"adapters/narrow\.gguf is not an adapter of this model"):
         load(path)
 
 

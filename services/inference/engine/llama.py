@@ -381,7 +381,7 @@ def _load_adapter(model: llama_cpp.llama_model_p, path: Path) -> Any:
     adapter = llama_cpp.llama_adapter_lora_init(model, str(path).encode())
     if not adapter:
         raise ModelError(
-            f"{path} is no adapter of this model ({_LOG.reason}). Convert it with llama.cpp's"
+            f"{path} is not an adapter of this model ({_LOG.reason}). Convert it with llama.cpp's"
             " convert_lora_to_gguf.py and this base model, or remove it from adapters/."
         )
     if llama_cpp.llama_adapter_get_alora_n_invocation_tokens(adapter):

@@ -7,7 +7,6 @@ import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -30,6 +29,7 @@ from services.inference.engine.output.stops import StopRules
 from services.inference.engine.scheduling.limits import SchedulerLimits
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.settings import STOPS
+from tests.inference.engine.demo import open_demo
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.scripted_logits import ScriptedLogits
 
@@ -78,14 +78,7 @@ EMIT_EACH_TOKEN = SchedulerLimits(emit_interval_seconds=0.0)
 
 @pytest.fixture(scope="module")
 def demo_model() -> Iterator[Llama]:
-    llama = Llama(
-        Path("model/demo.gguf"),
-        context=512,
-        parallel=2,
-        threads=1,
-        gpu_layers=0,
-        on_progress=lambda _: True,
-    )
+    llama = open_demo(parallel=2)
     yield llama
     llama.close()
 

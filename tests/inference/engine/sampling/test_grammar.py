@@ -7,7 +7,6 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -28,6 +27,7 @@ from services.inference.engine.sampling import constraints
 from services.inference.engine.sampling.gbnf import to_lark
 from services.inference.engine.sampling.grammar import GrammarError, Vocabulary, compile_lark
 from services.inference.engine.sampling.sampler import Candidates, SamplerChain
+from tests.inference.engine.demo import open_demo
 from tests.inference.fake_backend import VOCABULARY
 from tests.inference.grammars import accepts
 
@@ -50,14 +50,7 @@ PERSON = {
 
 @pytest.fixture(scope="module")
 def demo_model() -> Iterator[Llama]:
-    llama = Llama(
-        Path("model/demo.gguf"),
-        context=512,
-        parallel=1,
-        threads=1,
-        gpu_layers=0,
-        on_progress=lambda _: True,
-    )
+    llama = open_demo(parallel=1)
     yield llama
     llama.close()
 

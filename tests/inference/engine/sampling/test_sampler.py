@@ -5,7 +5,6 @@ from __future__ import annotations  # llama_cpp has its pointer types for type c
 import ctypes
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -25,6 +24,7 @@ from services.inference.engine.sampling.sampler import (
     SamplerChain,
     likeliest,
 )
+from tests.inference.engine.demo import open_demo
 
 CREATIVE = Sampling(temperature=1.5, top_p=1.0, top_k=0)
 CHAT = Sampling(temperature=0.8, top_p=0.9, top_k=40, repeat_penalty=1.1, seed=11)
@@ -34,14 +34,7 @@ VOCABULARY = Vocabulary([b"%d " % token for token in range(SIZE)], frozenset([0]
 
 @pytest.fixture(scope="module")
 def demo_model() -> Iterator[Llama]:
-    llama = Llama(
-        Path("model/demo.gguf"),
-        context=128,
-        parallel=1,
-        threads=1,
-        gpu_layers=0,
-        on_progress=lambda _: True,
-    )
+    llama = open_demo(context=128, parallel=1)
     yield llama
     llama.close()
 

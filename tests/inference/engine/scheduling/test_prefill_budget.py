@@ -10,7 +10,7 @@ TOKEN_SECONDS = 0.001  # of prefill
 
 
 def gaps_beside(budget: PrefillBudget, decode: float, tokens: int) -> list[float]:
-    """Return the seconds between a stream's tokens during a prefill of so many tokens."""
+    """Return the seconds between a stream's tokens while this many tokens are prefilled."""
     gaps, gap = [], 0.0
     while tokens > 0:
         if budget.can_prefill:

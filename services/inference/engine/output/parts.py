@@ -1,0 +1,58 @@
+"""The parts of an answer: pieces of its content, of its reasoning, and of its tool calls."""
+
+from typing import Literal, NamedTuple, Protocol
+
+Channel = Literal["content", "reasoning", "tool_call"]
+
+
+class ContentDelta(NamedTuple):
+    text: str
+
+
+class ReasoningDelta(NamedTuple):
+    text: str
+
+
+class CallStart(NamedTuple):
+    """A tool call begins; its arguments follow. `id` is the model's own; "": it wrote none."""
+
+    name: str
+    id: str = ""
+
+
+class ArgumentsDelta(NamedTuple):
+    """A fragment of the arguments, as JSON, of the last call that began."""
+
+    text: str
+
+
+AnswerPart = ContentDelta | ReasoningDelta | CallStart | ArgumentsDelta
+
+
+class AnswerParser(Protocol):
+    """
+    Splits the text of an answer into parts while it streams.
+
+    What it returns depends only on the whole text so far, not on how that was divided into `push`
+    calls, and never changes later: the parts of a longer text begin with the parts of a shorter
+    one. So another worker can resume an answer after any character of any part. Text that can't be
+    parsed is content.
+    """
+
+    @property
+    def held_length(self) -> int:
+        """The number of pushed characters, at the end, that no returned part covers yet."""
+
+    @property
+    def channel(self) -> Channel:
+        """The channel of the next character, as far as the text so far tells."""
+
+    @property
+    def is_within_call(self) -> bool:
+        """Whether the last call is incomplete."""
+
+    def push(self, text: str) -> list[AnswerPart]:
+        """Return the parts that are certain after `text`."""
+
+    def flush(self) -> list[AnswerPart]:
+        """Return the remaining parts at the end of the answer."""

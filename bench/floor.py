@@ -6,6 +6,7 @@ compute. A goal that this load misses can't be met with these kernels on this ma
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import uvloop
@@ -32,6 +33,9 @@ class LogitsOnlySampler:
 
     def accept(self, token: int) -> SampledToken:
         return SampledToken(token)
+
+    def force(self, tokens: Sequence[int]) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -15,7 +15,11 @@ from bench.report import Goal, Row, Section, Spread
 from services.contract.messages import Sampling
 from services.inference.engine.engine import Engine, Output
 from services.inference.engine.llama import Llama
-from services.inference.engine.output.generated_text import GeneratedText, TextChunk
+from services.inference.engine.output.generated_answer import (
+    AnswerChunk,
+    AnswerLimits,
+    GeneratedAnswer,
+)
 from services.inference.engine.output.stops import StopRules
 from services.inference.engine.sampling.sampler import SamplerChain
 from services.inference.engine.scheduling.sequence import Sequence as EngineSequence
@@ -97,12 +101,12 @@ def _decoding_engine(backend: Llama) -> Engine:
     decoding: set[str] = set()
 
     def on_outputs(outputs: list[tuple[str, Output]]) -> None:
-        decoding.update(key for key, output in outputs if isinstance(output, TextChunk))
+        decoding.update(key for key, output in outputs if isinstance(output, AnswerChunk))
 
     engine = Engine(backend, SEQUENCES, host_cache_bytes=0, emit=on_outputs, on_death=lambda: None)
     for i in range(SEQUENCES):
         prompt = random.choices(range(1000, 30000), k=PROMPT_TOKENS)
-        answer = GeneratedText(SAMPLING.max_tokens, StopRules())
+        answer = GeneratedAnswer(AnswerLimits(SAMPLING.max_tokens), StopRules())
         engine.submit(EngineSequence(str(i), prompt, SAMPLING, backend.sampler(SAMPLING), answer))
     while len(decoding) < SEQUENCES:
         engine.step()

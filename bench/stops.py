@@ -17,7 +17,12 @@ from bench.report import RESULTS
 from services.contract.messages import Sampling
 from services.inference import models
 from services.inference.engine.engine import Engine, Finished, Output
-from services.inference.engine.output.generated_text import GeneratedText, TextChunk
+from services.inference.engine.output.generated_answer import (
+    AnswerChunk,
+    AnswerLimits,
+    GeneratedAnswer,
+)
+from services.inference.engine.output.parts import text_of
 from services.inference.engine.output.stops import StopBuffer, StopRules
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.settings import STOPS, InferenceSettings
@@ -120,8 +125,8 @@ def generate_answers(path: Path, threads: int) -> dict[str, str]:
 
     def on_outputs(outputs: list[tuple[str, Output]]) -> None:
         for prompt, output in outputs:
-            if isinstance(output, TextChunk):
-                answers[prompt] += output.text
+            if isinstance(output, AnswerChunk):
+                answers[prompt] += text_of(output.part)
             elif isinstance(output, Finished):
                 finished.add(prompt)
                 print(f"{len(finished)} of {len(PROMPTS)}: {prompt}", flush=True)
@@ -133,7 +138,10 @@ def generate_answers(path: Path, threads: int) -> dict[str, str]:
     for prompt in PROMPTS:
         system = settings.chat_system_prompt
         tokens = model.template.session_prompt(system, (), prompt, MAX_TOKENS).tokens
-        sampler, answer = model.backend.sampler(SAMPLING), GeneratedText(MAX_TOKENS, StopRules())
+        sampler, answer = (
+            model.backend.sampler(SAMPLING),
+            GeneratedAnswer(AnswerLimits(MAX_TOKENS), StopRules()),
+        )
         engine.submit(Sequence(prompt, tokens, SAMPLING, sampler, answer))
     while len(finished) < len(PROMPTS):
         engine.step()

@@ -25,6 +25,8 @@ from services.contract.messages import (
     Empty,
     ModelInfo,
     RequestAdmitted,
+    Resume,
+    ResumeState,
     StreamEvent,
     Timings,
     Token,
@@ -41,6 +43,11 @@ Script = Sequence[StreamEvent | float]
 ACCEPTED = Accepted("r1", "w1")
 DONE = Done("stop", Usage(5, 2, 3), Timings(0.0, 0.1, 0.2), exchanges_dropped=1, stored="log")
 HELLO = (ACCEPTED, Token(0, "Grüß ", (1,)), Token(5, "dich", (2,)), DONE)
+
+
+def text_resume(state: ResumeState, token_ids: Sequence[int], text: str) -> Resume:
+    """Return a resume of an answer with content only."""
+    return Resume(state, (Token(0, text, tuple(token_ids)),))
 
 
 class ScriptedWorker:

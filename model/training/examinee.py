@@ -9,7 +9,12 @@ from msgspec.structs import replace
 
 from services.contract.messages import ChatRequest, Turn
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
-from services.inference.engine.output.generated_text import GeneratedText, TextChunk
+from services.inference.engine.output.generated_answer import (
+    AnswerChunk,
+    AnswerLimits,
+    GeneratedAnswer,
+)
+from services.inference.engine.output.parts import text_of
 from services.inference.engine.output.stops import StopRules
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.models import load
@@ -70,13 +75,13 @@ class Examinee:
             )
             sampler = self._model.backend.sampler(sampling)
             stops = StopRules.literal(sampling.stop or ())
-            answer = GeneratedText(sampling.max_tokens, stops)
+            answer = GeneratedAnswer(AnswerLimits(sampling.max_tokens), stops)
             yield Sequence(str(number), prompt.tokens, sampling, sampler, answer, self._adapter)
 
     def _take(self, outputs: list[tuple[str, Output]]) -> None:
         for key, output in outputs:
-            if isinstance(output, TextChunk):
-                self._texts[key] += output.text
+            if isinstance(output, AnswerChunk):
+                self._texts[key] += text_of(output.part)
             elif isinstance(output, Finished):
                 self._replies[key] = Reply(self._texts[key], output.reason == "stop")
             elif not isinstance(output, PrefillStarted):

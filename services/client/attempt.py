@@ -18,7 +18,15 @@ from services.client.transcript import Gap, Mismatch, Transcript
 from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.errors import FAILOVER_CODES, ServiceError
-from services.contract.messages import Accepted, Failed, Replay, ReplayRequest, StreamEvent, Token
+from services.contract.messages import (
+    Accepted,
+    Failed,
+    Replay,
+    ReplayRequest,
+    StreamEvent,
+    Token,
+    ToolCallDelta,
+)
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Inbox, NoResponders
 
@@ -190,7 +198,7 @@ async def fetch_replay(bus: Bus, subject: str, offset: int, timeout: float) -> R
 
 
 def _end(events: list[StreamEvent]) -> int:
-    return max(event.offset + len(event.text) for event in events if isinstance(event, Token))
+    return max(event.end for event in events if isinstance(event, Token | ToolCallDelta))
 
 
 def _decode(data: bytes) -> StreamEvent:

@@ -34,11 +34,21 @@ from services.client.failover import (
     worker_lost,
 )
 from services.client.routing import WorkerDirectory, offer, offer_in_turn
-from services.client.transcript import Transcript, after_offset
+from services.client.transcript import Transcript
 from services.contract import prompts, subjects
+from services.contract.answer import after_offset
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
-from services.contract.messages import Cancel, ChatRequest, Done, Failed, Replay, StreamEvent
+from services.contract.messages import (
+    Cancel,
+    ChatRequest,
+    Done,
+    Failed,
+    Replay,
+    StreamEvent,
+    Token,
+    ToolCallDelta,
+)
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders
 
@@ -148,7 +158,7 @@ class AnswerReader:
                        recovering ──► ServiceError(worker_lost)
 
     Call `start` or `join`, then `next` until it returns a Done or a Failed, then `close`. All raise
-    ServiceError. The first `offset` characters of the text are not returned.
+    ServiceError. The first `offset` characters of the answer are not returned.
     """
 
     def __init__(self, client: ChatClient, request_id: str, offset: int = 0) -> None:
@@ -198,6 +208,8 @@ class AnswerReader:
             except AttemptLost as loss:
                 await self._recover(str(loss))
             else:
+                if not isinstance(event, Token | ToolCallDelta):
+                    return event
                 if news := after_offset(event, self._offset):
                     return news
 

@@ -3,9 +3,17 @@ The part of an answer that was received so far, from one worker or several. Pure
 returns what is new in them.
 """
 
-from msgspec.structs import replace
-
-from services.contract.messages import Accepted, Done, Resume, Started, StreamEvent, Token
+from services.contract.answer import after_offset, merge, text_of
+from services.contract.messages import (
+    Accepted,
+    AnswerEvent,
+    Done,
+    Resume,
+    Started,
+    StreamEvent,
+    Token,
+    ToolCallDelta,
+)
 
 
 class Gap(Exception):
@@ -20,29 +28,22 @@ class NotResumable(Exception):
     """The worker sent no resume state."""
 
 
-def after_offset(event: StreamEvent, offset: int) -> StreamEvent | None:
-    """Return the part of the event after the answer's first `offset` characters, or None."""
-    if not isinstance(event, Token) or event.offset >= offset:
-        return event
-    text = event.text[offset - event.offset :]
-    return replace(event, offset=offset, text=text) if text else None
-
-
 class Transcript:
     """
-    The text so far with the tokens that it consists of. It grows by whole events, so that text and
-    token ids always match.
+    The answer so far with the tokens that it consists of. It grows by whole events, so that text
+    and token ids always match.
     """
 
     def __init__(self) -> None:
         self.text = ""
-        self._tokens: list[Token] = []
+        """The characters of all channels, in their order."""
+        self._events: list[AnswerEvent] = []
         self._is_accepted = False
         self._started: Started | None = None
 
     @property
     def length(self) -> int:
-        """The length of the text in characters."""
+        """The length of the answer in characters, as offsets count it."""
         return len(self.text)
 
     def add(self, event: StreamEvent) -> StreamEvent | None:
@@ -54,8 +55,8 @@ class Transcript:
             case Started():
                 is_new, self._started = self._started is None, self._started or event
                 return event if is_new else None
-            case Token():
-                return self._add_token(event)
+            case Token() | ToolCallDelta():
+                return self._add_text(event)
             case Done(length=int(length)) if length > self.length:
                 raise Gap
         return event
@@ -65,7 +66,8 @@ class Transcript:
         Return whether a Started before this event was lost. A replay may have none: an attempt that
         resumes an answer needs no slot if only its end was missing.
         """
-        return isinstance(event, Token) and not self.text and self._started is None
+        is_text = isinstance(event, Token | ToolCallDelta)
+        return is_text and not self.text and self._started is None
 
     def resume(self) -> Resume | None:
         """
@@ -76,30 +78,29 @@ class Transcript:
             return None
         if self._started is None or self._started.resume_state is None:
             raise NotResumable
-        ids = tuple(token_id for token in self._tokens for token_id in token.token_ids)
-        return Resume(self._started.resume_state, ids, self.text)
+        return Resume(self._started.resume_state, tuple(merge(self._events)))
 
-    def _add_token(self, token: Token) -> Token | None:
-        if token.offset > self.length:
+    def _add_text(self, event: AnswerEvent) -> AnswerEvent | None:
+        if event.offset > self.length:
             raise Gap
-        known, new = self.text[token.offset :], token.text[self.length - token.offset :]
-        if not known.startswith(token.text[: len(known)]):
+        known, text = self.text[event.offset :], text_of(event)
+        if not known.startswith(text[: len(known)]):
             raise Mismatch
-        if not new:
+        new = after_offset(event, self.length)
+        if new is None:
             return None
-        offset = self.length
-        self._replace_tail(token)
-        self.text += new
-        return replace(token, offset=offset, text=new) if known else token
+        self._replace_tail(event)
+        self.text += text[len(known) :]
+        return new
 
-    def _replace_tail(self, token: Token) -> None:
+    def _replace_tail(self, event: AnswerEvent) -> None:
         """
-        Append the token event, in place of the events that it repeats. Raises Mismatch if it begins
+        Append the event, in place of the events that it repeats. Raises Mismatch if it begins
         within an earlier event: which ids belong to which text is known per event only.
         """
-        while self._tokens and self._tokens[-1].offset >= token.offset:
-            self._tokens.pop()
-        end = self._tokens[-1].offset + len(self._tokens[-1].text) if self._tokens else 0
-        if end != token.offset:
+        while self._events and self._events[-1].offset >= event.offset:
+            self._events.pop()
+        end = self._events[-1].end if self._events else 0
+        if end != event.offset:
             raise Mismatch
-        self._tokens.append(token)
+        self._events.append(event)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 ToolName = Annotated[str, Meta(min_length=1, max_length=256)]
+ToolCallId = Annotated[str, Meta(max_length=256)]
 
 
 class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
@@ -28,13 +29,17 @@ class ToolCall(Struct, frozen=True):
 
 
 class ChatMessage(Struct, frozen=True, omit_defaults=True):
-    """An assistant's message may have `tool_calls`. A tool's result names its `tool_call_id`."""
+    """
+    An assistant's message may have `tool_calls` and `reasoning`. A tool's result names its
+    `tool_call_id`.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | tuple[TextPart, ...] | None = None
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] | None = None
     tool_call_id: str | None = None
+    reasoning: str | None = None
 
     @property
     def text(self) -> str:
@@ -42,6 +47,13 @@ class ChatMessage(Struct, frozen=True, omit_defaults=True):
         if isinstance(self.content, tuple):
             return "\n".join(part.text for part in self.content)
         return self.content or ""
+
+
+class ToolResult(Struct, frozen=True):
+    """The result of a tool call in a session's last answer."""
+
+    tool_call_id: ToolCallId
+    content: str
 
 
 class Function(Struct, frozen=True, omit_defaults=True):
@@ -73,4 +85,5 @@ class NamedTool(Struct, frozen=True):
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
 MAX_MESSAGES = 10_000
 Conversation = Annotated[tuple[ChatMessage, ...], Meta(min_length=1, max_length=MAX_MESSAGES)]
+ToolResults = Annotated[tuple[ToolResult, ...], Meta(max_length=128)]
 Tools = Annotated[tuple[Tool, ...], Meta(min_length=1, max_length=1024)]

@@ -4,8 +4,11 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from services.contract.answer import Run, events_of
+from services.contract.conversation import ToolCall, ToolResults
 from services.contract.errors import ErrorCode
 from services.contract.messages import (
+    AnswerEvent,
     FinishReason,
     ModelInfo,
     RequestId,
@@ -42,7 +45,8 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
 
     `epoch` is that of the context it was generated with, `attempt` the attempt that generated it.
     `retry_of` is the request id of the exchange that this one replaces. `stop_string` is the string
-    that ended the response, as in Done.
+    that ended the response, as in Done. `order` is that of the answer's channels (Answer.order).
+    The first `prefix_length` characters of the response were given by the request.
     """
 
     request_id: str
@@ -59,6 +63,21 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
     usage: Usage
     timings: Timings
     stop_string: str | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_results: ToolResults = ()
+    order: tuple[Run, ...] = ()
+    prefix_length: int = 0
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether the next prompt can contain the exchange; reasoning alone answers nothing."""
+        return bool(self.response or self.tool_calls)
+
+    def events(self) -> list[AnswerEvent]:
+        """Return the events of the generated answer, without token ids."""
+        content = self.response[self.prefix_length :]
+        return events_of(content, self.reasoning, self.tool_calls, self.order)
 
 
 class Cleared(Record, frozen=True, tag="cleared", kw_only=True):
@@ -142,6 +161,9 @@ class ExchangeView(Struct, frozen=True):
     model: str  # "": imported without it
     usage: Usage
     retried: bool = False
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_results: ToolResults = ()
 
 
 class ExchangePage(Struct, frozen=True):
@@ -228,7 +250,7 @@ class Imported(Struct, frozen=True, kw_only=True):
     """
 
     request_id: RequestId
-    prompt: Annotated[str, Meta(min_length=1)]
+    prompt: str
     response: str
     asked_at: Timestamp | None = None
     answered_at: Timestamp | None = None
@@ -239,6 +261,9 @@ class Imported(Struct, frozen=True, kw_only=True):
     usage: Usage = Usage(0, 0, 0)
     timings: Timings = Timings(0, 0, 0)
     stop_string: str | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_results: ToolResults = ()
 
 
 class ImportRequest(Struct, frozen=True):

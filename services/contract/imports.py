@@ -11,7 +11,12 @@ COUNTS = range(2**63)
 
 
 def check(imported: Imported) -> None:
-    """Raise ServiceError(invalid_request) if a time or a count is out of range."""
+    """
+    Raise ServiceError(invalid_request) if the prompt is missing, or if a time or a count is out of
+    range.
+    """
+    if not imported.prompt and not imported.tool_results:
+        raise _invalid("prompt", "a text")
     for name, time in (("asked_at", imported.asked_at), ("answered_at", imported.answered_at)):
         if time is not None and not is_in_utc(time):
             raise _invalid(name, "a time within the years 1 to 9999 in UTC")

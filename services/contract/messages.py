@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from services.contract.conversation import Conversation as Conversation
-from services.contract.conversation import ToolChoice, Tools
+from services.contract.conversation import ToolCall, ToolChoice, ToolResults, Tools
 from services.contract.errors import ErrorCode
 
 SessionId = Annotated[str, Meta(min_length=1, max_length=128)]
 Timestamp = Annotated[datetime, Meta(tz=True)]
-FinishReason = Literal["stop", "length", "loop", "cancelled", "timeout", "failed"]
+FinishReason = Literal["stop", "tool_calls", "length", "loop", "cancelled", "timeout", "failed"]
+Channel = Literal["content", "reasoning"]  # of text; tool calls have events of their own
 Temperature = Annotated[float, Meta(ge=0, le=5)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
 TopK = Annotated[int, Meta(ge=0, le=1000)]  # 0: all tokens
@@ -30,6 +31,8 @@ ModelName = Annotated[str, Meta(min_length=1, max_length=512)]  # as long as two
 RequestId = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}\\Z")]
 Tokens = Annotated[tuple[TokenId, ...], Meta(min_length=1)]
 StoredState = Literal["log", "failed", "none"]
+ReasoningBudget = Annotated[int, Meta(ge=-1, le=1_000_000)]  # tokens; -1: no budget
+ReasoningEffort = Annotated[str, Meta(min_length=1, max_length=32)]
 
 
 # --- requests to workers --------------------------------------------------------------------------
@@ -76,7 +79,10 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     top_p: TopP | None = None
     top_k: TopK | None = None
     repeat_penalty: RepeatPenalty | None = None
-    max_tokens: MaxTokens | None = None
+    max_tokens: MaxTokens | None = None  # of content and tool calls
+    max_completion_tokens: MaxTokens | None = None  # of the whole answer, also its reasoning
+    # Tokens of reasoning after which its end is forced
+    reasoning_budget_tokens: ReasoningBudget | None = None
     seed: Seed | None = None  # None: random
     stop: Stops | None = None
     min_p: MinP | None = None
@@ -90,14 +96,40 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PromptRequest(Sampling, frozen=True, kw_only=True):
-    """The body of `POST /chat`."""
+    """
+    The body of `POST /chat`: the next prompt of a session, or the results of the tool calls in its
+    last answer, or both.
 
-    prompt: Annotated[str, Meta(min_length=1)]
+    `enable_thinking`, `reasoning_effort` (`none`: no reasoning) and `chat_template_kwargs` are
+    variables for the chat template. The answer continues `prefix`, which is a part of it, but is
+    not sent.
+    """
+
+    prompt: str = ""
     session_id: SessionId = "default"
     model: ModelName | None = None  # `<model>` or `<model>:<adapter>`
     retry_of: RequestId | None = None  # the session's last exchange, which this one replaces
     # Seconds after the worker received the request at which the answer ends. None: no limit
     timeout_s: Annotated[float, Meta(gt=0, le=3600)] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool | None = None  # None: several calls, unless one is forced
+    tool_results: ToolResults | None = None
+    enable_thinking: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    prefix: str = ""
+
+
+class Turn(Struct, frozen=True, omit_defaults=True):
+    """An exchange as it is part of a prompt."""
+
+    request_id: str
+    prompt: str
+    response: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_results: ToolResults = ()  # of the calls before, sent with the prompt
 
 
 class ResumeState(Struct, frozen=True):
@@ -114,60 +146,23 @@ class ResumeState(Struct, frozen=True):
     asked_at: Timestamp
     epoch: int  # of the session's context
     applied_seq: int  # of the session's context
+    channel: Channel = "content"  # in which the prompt ends
     adapter: str = ""  # digest of the model with its adapter, if the request names one
-
-
-class Resume(Struct, frozen=True):
-    """
-    The emitted part of an answer that is resumed: token ids and text of all Token events, in order.
-    `text` must be a prefix of the text of `token_ids`, and decides where the answer continues.
-    """
-
-    state: ResumeState
-    token_ids: tuple[TokenId, ...]
-    text: str
-
-
-class ChatRequest(PromptRequest, frozen=True, kw_only=True):
-    """
-    A request to a worker, with one of three inputs: the next `prompt` of a session; all `messages`
-    of a conversation; or a `text` to complete, without a chat template.
-
-    With `messages` or `text` the session is neither read nor written. Its id only selects the
-    worker with the cached prefix, and may be empty. A caller on the bus may leave out `request_id`;
-    the worker then draws one.
-    """
-
-    prompt: str = ""
-    session_id: Annotated[str, Meta(max_length=128)] = "default"
-    messages: Conversation | None = None
-    tools: Tools | None = None  # only with `messages`
-    tool_choice: ToolChoice = "auto"
-    parallel_tool_calls: bool | None = None  # None: several calls, unless one is forced
-    text: str | Tokens | None = None
-    request_id: RequestId | None = None
-    # Seconds for which the answer continues without a reader, who may return
-    grace_s: Annotated[float, Meta(ge=0, le=600)] = 0
-    resume: Resume | None = None  # continues the answer of a lost worker
-
-
-class Turn(Struct, frozen=True):
-    """An exchange as it is part of a prompt."""
-
-    request_id: str
-    prompt: str
-    response: str
 
 
 # --- events, from a worker to the reply subject ---------------------------------------------------
 
 
-class Usage(Struct, frozen=True):
-    """Token counts. `cached_tokens` of the prompt were in the prefix cache."""
+class Usage(Struct, frozen=True, omit_defaults=True):
+    """
+    Token counts. `cached_tokens` of the prompt were in the prefix cache, and `reasoning_tokens` are
+    a part of the completion.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    reasoning_tokens: int = 0
 
 
 class Timings(Struct, frozen=True):
@@ -230,14 +225,46 @@ class TokenLogprob(TokenProbability, frozen=True):
 
 class Token(Event, frozen=True, tag="token", omit_defaults=True):
     """
-    More text of the answer. `offset` is the length in characters of the text before it, `token_ids`
-    are its tokens, and `logprobs` belong to the same tokens, if requested.
+    More text of the answer's content or reasoning.
+
+    `offset` counts the characters of the answer before it, in all channels: content, reasoning, and
+    names and arguments of tool calls. `token_ids` are its tokens, which include those of markup,
+    and `logprobs` belong to the same tokens, if requested.
     """
 
     offset: int
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
+    channel: Channel = "content"
+
+    @property
+    def end(self) -> int:
+        """The offset of the next event."""
+        return self.offset + len(self.text)
+
+
+class ToolCallDelta(Event, frozen=True, tag="tool_call", omit_defaults=True):
+    """
+    The begin of tool call number `index`, with its id and name, or more of its arguments, or both.
+    The arguments of all its events together are JSON. The other fields are those of Token.
+    """
+
+    offset: int
+    index: int
+    token_ids: tuple[int, ...]
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+    @property
+    def end(self) -> int:
+        """The offset of the next event."""
+        return self.offset + len(self.name) + len(self.arguments)
+
+
+AnswerEvent = Token | ToolCallDelta
 
 
 class Done(Event, frozen=True, tag="done"):
@@ -254,7 +281,8 @@ class Done(Event, frozen=True, tag="done"):
     timings: Timings
     exchanges_dropped: int
     stored: StoredState
-    length: int | None = None  # of the answer in characters; a reader with less has a gap
+    # Of the answer in characters, as in Token.offset; a reader with less has a gap
+    length: int | None = None
     stop_string: str | None = None
 
 
@@ -266,14 +294,48 @@ class Failed(Event, frozen=True, tag="failed"):
     retry_after: float | None = None  # seconds
 
 
-StreamEvent = Accepted | Progress | Started | Token | Done | Failed
+StreamEvent = Accepted | Progress | Started | Token | ToolCallDelta | Done | Failed
+
+
+# --- resumed answers, and the request to a worker -------------------------------------------------
+
+
+class Resume(Struct, frozen=True):
+    """
+    The emitted part of an answer that is resumed: all its Token and ToolCallDelta events in order,
+    which may be merged. Their texts decide where the answer continues.
+    """
+
+    state: ResumeState
+    events: tuple[AnswerEvent, ...]
+
+
+class ChatRequest(PromptRequest, frozen=True, kw_only=True):
+    """
+    A request to a worker, with one of three inputs: the next `prompt` of a session; all `messages`
+    of a conversation; or a `text` to complete, without a chat template.
+
+    With `messages` or `text` the session is neither read nor written. Its id only selects the
+    worker with the cached prefix, and may be empty. A caller on the bus may leave out `request_id`;
+    the worker then draws one.
+    """
+
+    session_id: Annotated[str, Meta(max_length=128)] = "default"
+    messages: Conversation | None = None
+    # Continue the content or the reasoning of the last message, which is the assistant's
+    continue_final: Channel | None = None
+    text: str | Tokens | None = None
+    request_id: RequestId | None = None
+    # Seconds for which the answer continues without a reader, who may return
+    grace_s: Annotated[float, Meta(ge=0, le=600)] = 0
+    resume: Resume | None = None  # continues the answer of a lost worker
 
 
 # --- replays, for readers that have a gap or return -----------------------------------------------
 
 
 class ReplayRequest(Struct, frozen=True):
-    """`offset` is the length in characters of the text that the reader has."""
+    """`offset` is the length in characters of the answer that the reader has, as in Token."""
 
     offset: Annotated[int, Meta(ge=0)] = 0
 

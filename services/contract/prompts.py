@@ -1,6 +1,8 @@
 """Validation of requests beyond their types, for edge and worker, and keys derived from them."""
 
 import hashlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -18,6 +20,14 @@ MAX_CONVERSATION_BYTES = 512 * 1024
 """Of a stateless request, as JSON."""
 MAX_DEPTH = 64
 """Nesting levels of a schema, and of the arguments of tool calls."""
+NO_REASONING = "none"
+"""The `reasoning_effort` that turns reasoning off."""
+SWITCHES = ("enable_thinking", "thinking")
+"""Variables of chat templates that must be booleans: the string "false" would be true."""
+RESERVED_VARIABLES = frozenset(
+    "messages tools documents add_generation_prompt bos_token eos_token".split()
+)
+"""Variables of chat templates that a request has other fields for, or that the model sets."""
 ROUTING_CHARACTERS = 1000
 """Length of the prefix of a text that selects the worker."""
 
@@ -69,9 +79,15 @@ def size_bytes(request: ChatRequest) -> int:
     if request.text is not None:
         return len(request.text.encode()) if isinstance(request.text, str) else len(request.text)
     if request.messages is not None:
-        tools = len(msgspec.json.encode(request.tools)) if request.tools else 0
-        return tools + sum(len(text.encode()) for m in request.messages for text in _texts(m))
-    return len(request.prompt.encode())
+        return _tools_bytes(request) + sum(
+            len(text.encode()) for m in request.messages for text in _texts(m)
+        )
+    results = sum(len(result.content.encode()) for result in request.tool_results or ())
+    return len(request.prompt.encode()) + results + _tools_bytes(request)
+
+
+def _tools_bytes(request: ChatRequest) -> int:
+    return len(msgspec.json.encode(request.tools)) if request.tools else 0
 
 
 def check(prompt: PromptRequest) -> None:
@@ -81,6 +97,14 @@ def check(prompt: PromptRequest) -> None:
     Raises ServiceError: payload_too_large, or invalid_request if the prompt is blank or fields
     contradict each other.
     """
+    check_template_kwargs(prompt.chat_template_kwargs or {})
+    if prompt.enable_thinking and prompt.reasoning_effort == NO_REASONING:
+        raise ServiceError(
+            "invalid_request",
+            "The field `enable_thinking` is true, but `reasoning_effort` is `none`: remove one of"
+            " them.",
+        )
+    _check_tools(prompt)
     if isinstance(prompt.response_format, JsonSchemaFormat):
         check_depth("response_format", prompt.response_format.json_schema.schema)
     if isinstance(prompt, ChatRequest) and is_stateless(prompt):
@@ -92,6 +116,36 @@ def check(prompt: PromptRequest) -> None:
             "invalid_request",
             "Both `grammar` and `response_format` constrain the answer: remove one of them.",
         )
+
+
+def template_kwargs(
+    prompt: PromptRequest, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return the variables for the chat template: the request's own win over the defaults."""
+    kwargs = {**defaults, **(prompt.chat_template_kwargs or {})}
+    if prompt.reasoning_effort is not None:
+        is_on = prompt.reasoning_effort != NO_REASONING
+        kwargs["enable_thinking"] = is_on
+        kwargs.pop("reasoning_effort", None)
+        kwargs |= {"reasoning_effort": prompt.reasoning_effort} if is_on else {}
+    if prompt.enable_thinking is not None:
+        kwargs["enable_thinking"] = prompt.enable_thinking
+    return kwargs
+
+
+def check_template_kwargs(kwargs: Mapping[str, Any]) -> None:
+    """Raise ServiceError(invalid_request) if these can't be variables for the chat template."""
+    check_depth("chat_template_kwargs", kwargs)
+    for name, value in kwargs.items():
+        if not name.isidentifier() or name in RESERVED_VARIABLES:
+            raise ServiceError(
+                "invalid_request",
+                f"The field `chat_template_kwargs` can't set {name!r:.100}: remove it.",
+            )
+        if name in SWITCHES and not isinstance(value, bool):
+            raise ServiceError(
+                "invalid_request", f"Expected `bool` - at `$.chat_template_kwargs.{name}`."
+            )
 
 
 def check_depth(field: str, value: Any) -> None:
@@ -138,20 +192,28 @@ def context_exceeded(field: str, tokens: str, context: int) -> ServiceError:
 
 
 def _check_prompt(prompt: PromptRequest) -> None:
-    if not prompt.prompt.strip():
-        raise ServiceError("invalid_request", "The prompt is blank. Send a text.")
+    if not prompt.prompt.strip() and not (prompt.tool_results and not prompt.prompt):
+        raise ServiceError(
+            "invalid_request", "The field `prompt` is missing or blank. Send a text."
+        )
     if not prompt.session_id:
         raise ServiceError("invalid_request", "The field `session_id` is empty: remove it.")
-    if (size := len(prompt.prompt.encode())) > MAX_BYTES:
+    results = "".join(result.content for result in prompt.tool_results or ())
+    if (size := len((prompt.prompt + results + prompt.prefix).encode())) > MAX_BYTES:
         raise ServiceError(
             "payload_too_large",
             f"The prompt has {size:,} bytes; the maximum is {MAX_BYTES:,}. Shorten it.",
         )
+    if isinstance(prompt, ChatRequest) and prompt.continue_final:
+        message = "`continue_final` needs `messages`: send `prefix` instead."
+        raise ServiceError("invalid_request", message)
 
 
 def _check_stateless(request: ChatRequest) -> None:
-    if request.retry_of:
-        raise ServiceError("invalid_request", "`retry_of` needs a session: send `prompt` instead.")
+    for field in ("retry_of", "tool_results", "prefix"):
+        if getattr(request, field):
+            needed = f"`{field}` needs a session: send `prompt` instead."
+            raise ServiceError("invalid_request", needed)
     given = [name for name in ("prompt", "messages", "text") if getattr(request, name)]
     if len(given) != 1:
         sent = " and ".join(given) or "none"
@@ -159,13 +221,20 @@ def _check_stateless(request: ChatRequest) -> None:
             "invalid_request",
             f"Send exactly one of `prompt`, `messages` and `text`; you sent {sent}.",
         )
-    for tool in request.tools or ():
-        check_depth("tools", tool.function.parameters)
     check_conversation_bytes("conversation", len(encode(replace(request, resume=None))))
     for number, message in enumerate(request.messages or ()):
         if wrong := _fault(message):
             raise ServiceError("invalid_request", f"{wrong} - at `$.messages[{number}]`.")
-    _check_tools(request)
+    if request.continue_final and (not request.messages or not _is_answer(request.messages[-1])):
+        raise ServiceError(
+            "invalid_request",
+            "Only a last message of the assistant without tool calls can be continued: add it, or"
+            " remove `continue_final_message`.",
+        )
+
+
+def _is_answer(message: ChatMessage) -> bool:
+    return message.role == "assistant" and not message.tool_calls
 
 
 def _fault(message: ChatMessage) -> str | None:
@@ -177,7 +246,9 @@ def _fault(message: ChatMessage) -> str | None:
     return None
 
 
-def _check_tools(request: ChatRequest) -> None:
+def _check_tools(request: PromptRequest) -> None:
+    for tool in request.tools or ():
+        check_depth("tools", tool.function.parameters)
     names = [tool.function.name for tool in request.tools or ()]
     if len(set(names)) < len(names):
         raise ServiceError("invalid_request", "Two tools in `$.tools` have the same name.")
@@ -201,4 +272,4 @@ def _check_tools(request: ChatRequest) -> None:
 
 def _texts(message: ChatMessage) -> list[str]:
     calls = [call.function.arguments for call in message.tool_calls or ()]
-    return [message.text, *calls]
+    return [message.text, message.reasoning or "", *calls]

@@ -19,12 +19,12 @@ from typing import Literal, NamedTuple, TypeVar
 from msgspec import Struct
 
 from services.client.chat_client import ChatClient, new_request_id
-from services.client.transcript import after_offset
 from services.contract import subjects
+from services.contract.answer import after_offset
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.history import Exchange, ExchangeRequest
-from services.contract.messages import Done, Failed, PromptRequest, StreamEvent, Token
+from services.contract.messages import Done, Failed, PromptRequest, StreamEvent
 from services.edge.history_requests import HistoryRequests
 from services.edge.limits import EdgeLimits
 from services.runtime.bus import Bus
@@ -142,9 +142,11 @@ class StoredAnswers:
         except ServiceError as error:
             yield Failed(error.code, error.message, error.retry_after)
             return
-        for event in _events_of(exchange):
-            if rest := after_offset(event, offset):
+        stored = exchange.events()
+        for part in stored:
+            if rest := after_offset(part, offset):
                 yield rest
+        yield _end_of(exchange, stored[-1].end if stored else 0)
 
     async def claim(self, key: str, prompt: PromptRequest) -> ClaimedRequest:
         """
@@ -193,7 +195,7 @@ class StoredAnswers:
         exchange = await self._logged(held.request_id)
         if exchange is None:
             return "unknown"
-        if exchange.prompt != prompt.prompt:
+        if (exchange.prompt, exchange.tool_results) != (prompt.prompt, prompt.tool_results or ()):
             raise conflict()
         return "failed" if exchange.finish_reason == "failed" else "exists"
 
@@ -250,19 +252,18 @@ def conflict() -> ServiceError:
     )
 
 
-def _events_of(exchange: Exchange) -> list[StreamEvent]:
-    end: StreamEvent = Done(
+def _end_of(exchange: Exchange, length: int) -> Done | Failed:
+    if exchange.finish_reason == "failed":
+        return Failed("worker_lost", "The answer could not be finished: send the request again.")
+    return Done(
         exchange.finish_reason,
         exchange.usage,
         exchange.timings,
         exchanges_dropped=0,
         stored="log",
-        length=len(exchange.response),
+        length=length,
         stop_string=exchange.stop_string,
     )
-    if exchange.finish_reason == "failed":
-        end = Failed("worker_lost", "The answer could not be finished: send the request again.")
-    return [Token(0, exchange.response, ()), end] if exchange.response else [end]
 
 
 async def _on_bucket(operation: Awaitable[T]) -> T:

@@ -108,9 +108,17 @@ def _add(snapshot: Snapshot, exchange: Exchange, logged_at: datetime, size: Wind
     if exchange.epoch < snapshot.epoch:
         return snapshot
     replaced = snapshot.retried_turn(exchange.retry_of)
-    if not exchange.response:
+    if not exchange.has_answer:
         return replace(snapshot, last=request_id, unreplaced=replaced)
-    turn = LoggedTurn(request_id, exchange.prompt, exchange.response, logged_at=logged_at)
+    turn = LoggedTurn(
+        request_id,
+        exchange.prompt,
+        exchange.response,
+        exchange.reasoning,
+        exchange.tool_calls,
+        exchange.tool_results,
+        logged_at=logged_at,
+    )
     kept = (turn for turn in snapshot.turns if turn.request_id != replaced)
     turns = _truncate((*kept, turn), size)
     return replace(snapshot, turns=turns, last=request_id, unreplaced="")
@@ -125,5 +133,11 @@ def _truncate(turns: tuple[LoggedTurn, ...], size: WindowSize) -> tuple[LoggedTu
     limit = size.exchanges + max(1, round(WINDOW_SLACK * size.exchanges))
     kept = turns if len(turns) <= limit else turns[-size.exchanges :]
     fitting = fit_newest(kept, size.max_bytes)
+    if len(fitting) < len(kept):  # exchanges are worth more than earlier reasoning
+        fitting = fit_newest([*map(_without_reasoning, kept[:-1]), kept[-1]], size.max_bytes)
     is_too_large = len(fitting) == 1 and len(encode(fitting[0])) > size.max_bytes
     return () if is_too_large else fitting
+
+
+def _without_reasoning(turn: LoggedTurn) -> LoggedTurn:
+    return replace(turn, reasoning="")

@@ -92,4 +92,7 @@ def _view(entry: Entry, exchange: history.Exchange, retried: set[str]) -> histor
         model=exchange.model.name if exchange.model else "",
         usage=exchange.usage,
         retried=entry.is_retried or archive_id(entry.key, exchange.request_id) in retried,
+        reasoning=exchange.reasoning,
+        tool_calls=exchange.tool_calls,
+        tool_results=exchange.tool_results,
     )

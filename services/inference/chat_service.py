@@ -1,6 +1,8 @@
 """Serves chat requests with one model: admission, one answer each, cancels, replays and drain."""
 
 import asyncio
+import base64
+import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -11,11 +13,13 @@ from functools import partial
 
 from services.client.routing import WorkerDirectory
 from services.contract import prompts, subjects
+from services.contract.answer import Answer, after_offset
 from services.contract.codec import decode
 from services.contract.errors import ServiceError, shutting_down
 from services.contract.history import Context, Exchange
 from services.contract.messages import (
     Accepted,
+    AnswerEvent,
     Cancel,
     ChatRequest,
     Done,
@@ -27,12 +31,19 @@ from services.contract.messages import (
     Started,
     Timings,
     Token,
+    ToolCallDelta,
     Usage,
 )
 from services.contract.subjects import ANY
 from services.inference.engine.backend import ComputeFailure, ConstraintFailure
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
-from services.inference.engine.output.generated_text import TextChunk
+from services.inference.engine.output.generated_answer import AnswerChunk
+from services.inference.engine.output.parts import (
+    ArgumentsDelta,
+    CallStart,
+    ContentDelta,
+    ReasoningDelta,
+)
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.history_client import AppendResult, HistoryClient
 from services.inference.in_flight import (
@@ -56,6 +67,7 @@ from services.runtime.tasks import Stopped
 
 MAX_TIMEOUT_SECONDS = 86_400.0  # no answer takes a day
 DRAIN_POLL_SECONDS = 0.02
+CALL_ID_LENGTH = 9
 ENGINE_STOPPED = ComputeFailure("The engine stopped. Send the request again.")
 DISCONNECTED = Failed("worker_lost", "The worker was disconnected for too long: try again.", 1)
 
@@ -218,7 +230,7 @@ class ChatService:
                 await self._store(flight, prompt, failed)
                 raise
             if not (sequence.is_withdrawn or flight.is_erased):
-                self._prompts.remember(flight, prompt, sequence.generated)
+                self._prompts.remember(flight, prompt, sequence.answer)
         flight.is_computed = True
         await self._finish(flight, prompt, finished)
         if not prompts.is_stateless(flight.request):
@@ -259,8 +271,8 @@ class ChatService:
                     fits = len(prompt.tokens) <= self.limits.max_resume_tokens
                     sent = state if fits else None
                     await flight.send(Started(prompt_tokens, cached_tokens, kept, dropped, sent))
-                case TextChunk(at, text, ids, logprobs):
-                    await flight.send(Token(at, text, ids, logprobs))
+                case AnswerChunk() as chunk:
+                    await flight.send(_event(chunk, flight))
                 case ConstraintFailure(message):
                     raise ServiceError("invalid_request", message)
                 case ComputeFailure(message):
@@ -277,14 +289,16 @@ class ChatService:
         self.flights.on_finished(finished.usage.completion_tokens)
         stored, other = await self._store(flight, prompt, finished)
         if other and _continues(flight, other):
-            if rest := other.response[len(flight.text) :]:
-                await flight.send(Token(len(flight.text), rest, ()))  # nobody resumes after it
+            known = flight.answer.length
+            for event in other.events():
+                if rest := after_offset(event, known):
+                    await flight.send(rest)
             finished = Finished(other.finish_reason, other.usage, other.timings, other.stop_string)
-        elif other and (other.prompt, other.response) != (flight.request.prompt, flight.text):
+        elif other and not _is_same(flight, other):
             log.error("the log has another exchange of this request: the answer is not stored")
             stored = "failed"
         reason, usage, timings, stop_string = finished
-        if reason == "timeout" and not flight.text:
+        if reason == "timeout" and not flight.answer.length:
             raise _timed_out()
         log.info(
             "request finished reason=%s stop_string=%r prompt_tokens=%d completion_tokens=%d",
@@ -293,7 +307,7 @@ class ChatService:
             usage.prompt_tokens,
             usage.completion_tokens,
         )
-        dropped, length = prompt.resume_state.exchanges_dropped, len(flight.text)
+        dropped, length = prompt.resume_state.exchanges_dropped, flight.answer.length
         await flight.send(Done(reason, usage, timings, dropped, stored, length, stop_string))
 
     async def _store(
@@ -301,7 +315,7 @@ class ChatService:
     ) -> AppendResult:
         """Append the exchange to the log, however it ended."""
         self._connection.check()
-        request, state = flight.request, prompt.resume_state
+        request, answer, state = flight.request, flight.answer, prompt.resume_state
         if flight.has_ended or flight.is_erased or prompts.is_stateless(request):
             return AppendResult("none")
         exchange = Exchange(
@@ -311,7 +325,7 @@ class ChatService:
             retry_of=request.retry_of,
             epoch=state.epoch,
             prompt=request.prompt,
-            response=flight.text,
+            response=request.prefix + answer.content if answer.length else "",
             asked_at=state.asked_at,
             answered_at=datetime.now(UTC),
             finish_reason=finished.reason,
@@ -320,6 +334,11 @@ class ChatService:
             usage=finished.usage,
             timings=finished.timings,
             stop_string=finished.stop_string,
+            reasoning=answer.reasoning,
+            tool_calls=tuple(answer.tool_calls),
+            tool_results=request.tool_results or (),
+            order=answer.order,
+            prefix_length=len(request.prefix) if answer.length else 0,
         )
         key = subjects.session_key(flight.tenant, request.session_id)
         return await self._history.append(key, exchange, lambda: not flight.has_ended)
@@ -490,10 +509,44 @@ class ConnectionWatch:
             self.on_disconnected()
 
 
+def _event(chunk: AnswerChunk, flight: InFlightRequest) -> AnswerEvent:
+    offset, part, ids, logprobs = chunk
+    calls = len(flight.answer.tool_calls)
+    match part:
+        case ContentDelta(text):
+            return Token(offset, text, ids, logprobs)
+        case ReasoningDelta(text):
+            return Token(offset, text, ids, logprobs, "reasoning")
+        case CallStart(name, call_id):
+            call_id = call_id or _call_id(flight.request_id, calls)
+            return ToolCallDelta(offset, calls, ids, call_id, name, logprobs=logprobs)
+        case ArgumentsDelta(text):
+            return ToolCallDelta(offset, calls - 1, ids, arguments=text, logprobs=logprobs)
+
+
+def _call_id(request_id: str, index: int) -> str:
+    """
+    Return the id of a tool call: the same in each attempt at the answer, and of nine letters and
+    digits, as the templates of Mistral's models demand.
+    """
+    digest = hashlib.sha256(f"{request_id}.{index}".encode()).digest()
+    return base64.b32encode(digest).decode()[:CALL_ID_LENGTH].lower()
+
+
+def _is_same(flight: InFlightRequest, exchange: Exchange) -> bool:
+    """Return whether a stored exchange has the request's prompt and its answer so far."""
+    return _is_asked(flight, exchange) and Answer.of(exchange.events()) == flight.answer
+
+
 def _continues(flight: InFlightRequest, exchange: Exchange) -> bool:
     """Return whether a stored exchange is the same answer, of the same or greater length."""
-    is_answer = exchange.prompt == flight.request.prompt and exchange.finish_reason != "failed"
-    return is_answer and exchange.response.startswith(flight.text)
+    is_answer = _is_asked(flight, exchange) and exchange.finish_reason != "failed"
+    return is_answer and Answer.of(exchange.events()).starts_with(flight.answer)
+
+
+def _is_asked(flight: InFlightRequest, exchange: Exchange) -> bool:
+    asked = flight.request.prompt, flight.request.tool_results or ()
+    return (exchange.prompt, exchange.tool_results) == asked
 
 
 def _timed_out() -> ServiceError:

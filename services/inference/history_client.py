@@ -144,5 +144,6 @@ class HistoryClient:
         return stored.seq if stored else 0
 
 
-def _outcome(exchange: Exchange) -> tuple[str, str, str]:
-    return exchange.prompt, exchange.response, exchange.finish_reason
+def _outcome(exchange: Exchange) -> tuple[object, ...]:
+    asked = (exchange.prompt, exchange.tool_results)
+    return *asked, exchange.response, *exchange.events(), exchange.finish_reason

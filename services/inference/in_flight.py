@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 from services.contract import prompts, subjects
+from services.contract.answer import Answer
 from services.contract.errors import ServiceError
 from services.contract.messages import (
     Cancel,
@@ -19,6 +20,7 @@ from services.contract.messages import (
     Sampling,
     StreamEvent,
     Token,
+    ToolCallDelta,
 )
 from services.inference.engine.engine import Output
 from services.inference.engine.scheduling.sequence import Sequence
@@ -68,8 +70,9 @@ class InFlightRequest:
         self.listeners = Listeners(max(self.request.grace_s, self.limits.min_grace_seconds))
         self.asked_at = datetime.now(UTC)
         self.received_at = self._last_sent = time.monotonic()
-        self.text = self.request.resume.text if self.request.resume else ""
-        self.epoch = self.request.resume.state.epoch if self.request.resume else None
+        resume = self.request.resume
+        self.answer = Answer.of(resume.events if resume else ())
+        self.epoch = resume.state.epoch if resume else None
         self._prompt_bytes = prompts.size_bytes(self.request)
         self._stopped = asyncio.Event()
 
@@ -131,7 +134,7 @@ class InFlightRequest:
             return 0
         sampling = self.sequence.sampling if self.sequence else self.sampling
         generated = len(self.sequence.generated) if self.sequence else 0
-        max_tokens = sampling.max_tokens or mean_length
+        max_tokens = sampling.max_tokens or sampling.max_completion_tokens or mean_length
         length = int(min(mean_length or max_tokens, max_tokens))
         return self.remaining_prefill + max(length - generated, 0)
 
@@ -153,8 +156,8 @@ class InFlightRequest:
         if self.has_ended:
             return
         self.has_ended = isinstance(event, Done | Failed)
-        if isinstance(event, Token):
-            self.text += event.text
+        if isinstance(event, Token | ToolCallDelta):
+            self.answer.add(event)
         self._last_sent = time.monotonic()
         self.recording.add(event)
         number = self.listeners.next_number()

@@ -18,8 +18,9 @@ from services.contract.errors import ServiceError
 from services.contract.history import Context
 from services.contract.messages import ChatRequest, Resume, ResumeState, Sampling, Turn
 from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
-from services.inference.engine.output.generated_text import GeneratedText
-from services.inference.engine.output.resume import check_token_ids, restore_answer
+from services.inference.engine.output.generated_answer import AnswerLimits, GeneratedAnswer
+from services.inference.engine.output.parts import ContentDelta
+from services.inference.engine.output.resume import check_token_ids, restore_answer, token_ids
 from services.inference.engine.output.stops import StopRules
 from services.inference.engine.prompt.chat_template import KnownAnswers, RenderedPrompt
 from services.inference.engine.sampling import constraints
@@ -27,7 +28,7 @@ from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.in_flight import InFlightRequest
 from services.inference.models import LoadedModel
 
-MIN_ROOM = 1  # tokens that a prompt must leave for the answer; max_tokens is clamped to the room
+MIN_ROOM = 1  # tokens that a prompt must leave for the answer, whose limit is clamped to the room
 ENTRY_TOKENS = 110  # memory of a cached answer beside its tokens, counted in tokens
 
 
@@ -40,7 +41,8 @@ class PreparedPrompt:
 
     tokens: list[int]
     adapter: int
-    sampling: Sampling  # complete; max_tokens fits the context window
+    sampling: Sampling  # complete
+    limits: AnswerLimits  # which fit the context window
     stops: StopRules
     tool_call_lark: str | None  # grammar of an answer that is, or may be, a tool call
     resume_state: ResumeState
@@ -71,12 +73,11 @@ class PromptBuilder:
         else:
             state, first = self._new(flight, context)
         tokens: list[int] = np.frombuffer(state.prompt, "<i4").tolist()
-        room = self._model.backend.context - len(tokens)
-        max_tokens = min(flight.sampling.max_tokens or room, room)
-        sampling = replace(flight.sampling, max_tokens=max_tokens, seed=state.seed)
+        limits = _limits(flight.sampling, self._model.backend.context - len(tokens))
+        sampling = replace(flight.sampling, max_completion_tokens=limits.total, seed=state.seed)
         stops, lark = self._stops(request, sampling), self._tool_call_lark(request, sampling)
         adapter = self._model.adapter(request.model)
-        return PreparedPrompt(tokens, adapter, sampling, stops, lark, state, first)
+        return PreparedPrompt(tokens, adapter, sampling, limits, stops, lark, state, first)
 
     def sequence(self, flight: InFlightRequest, prompt: PreparedPrompt) -> Sequence:
         """
@@ -85,9 +86,10 @@ class PromptBuilder:
         """
         backend, resume = self._model.backend, flight.request.resume
         sampler = backend.sampler(prompt.sampling, prompt.tool_call_lark)
-        answer = GeneratedText(prompt.sampling.max_tokens, prompt.stops)
+        answer = self._new_answer(flight.request, prompt)
         if resume:
             restore_answer(answer, resume, sampler, backend)
+        sampler.force(answer.take_forced())
         return Sequence(
             key=flight.sequence_key,
             prompt=prompt.tokens,
@@ -99,6 +101,17 @@ class PromptBuilder:
             is_deterministic=flight.request.seed is not None,
             tenant=flight.tenant,
             received_at=flight.received_at,
+        )
+
+    def _new_answer(self, request: ChatRequest, prompt: PreparedPrompt) -> GeneratedAnswer:
+        template = self._model.template
+        return GeneratedAnswer(
+            prompt.limits,
+            prompt.stops,
+            template.parser(request, prompt.resume_state.channel),
+            template.markers,
+            template.reasoning_end,
+            max_calls=1 if request.parallel_tool_calls is False else None,
         )
 
     def idle_prompt(self, flight: InFlightRequest, context: Context) -> IdlePrompt | None:
@@ -127,12 +140,13 @@ class PromptBuilder:
         session = prompts.conversation_key(flight.tenant, flight.request)
         return IdlePrompt(known, self._model.adapter(flight.request.model), session, flight.tenant)
 
-    def remember(self, flight: InFlightRequest, prompt: PreparedPrompt, tokens: list[int]) -> None:
+    def remember(
+        self, flight: InFlightRequest, prompt: PreparedPrompt, answer: GeneratedAnswer
+    ) -> None:
         """Cache the tokens of a finished answer, which the conversation's next prompt repeats."""
-        if tokens and self._model.backend.is_end(tokens[-1]):
-            tokens = tokens[:-1]
+        tokens = answer.tokens_from(ContentDelta)
         is_stateless = prompts.is_stateless(flight.request)
-        name = _text_name(flight.text) if is_stateless else flight.request_id
+        name = _text_name(flight.answer.content) if is_stateless else flight.request_id
         self._answers.add(flight.tenant, name, tokens, prompt.first_exchange, flight.session_key)
 
     def forget_session(self, session_key: str) -> None:
@@ -182,6 +196,7 @@ class PromptBuilder:
             asked_at=flight.asked_at,
             epoch=context.epoch,
             applied_seq=context.applied_seq,
+            channel=rendered.channel,
             adapter=self._adapter_digest(flight.request),
         )
         if not rendered.kept:
@@ -229,7 +244,7 @@ class PromptBuilder:
             raise ServiceError("invalid_request", message)
         tokens = np.frombuffer(state.prompt, "<i4")
         check_token_ids(tokens.tolist(), backend)
-        if len(tokens) + max(1, len(resume.token_ids)) > backend.context:
+        if len(tokens) + max(1, len(token_ids(resume))) > backend.context:
             message = (
                 f"The resumed answer exceeds this worker's context window of {backend.context}"
                 " tokens: give all workers the same MODEL_CONTEXT."
@@ -245,7 +260,7 @@ class PromptBuilder:
         strings = sampling.stop or ()
         if request.stop is not None:
             return StopRules.literal(strings)
-        return StopRules.from_setting(strings, request.prompt, self._model.template.opens_reasoning)
+        return StopRules.from_setting(strings, request.prompt)
 
     def _tool_call_lark(self, request: ChatRequest, sampling: Sampling) -> str | None:
         if not request.tools:
@@ -254,6 +269,18 @@ class PromptBuilder:
         return self._model.template.tools.call_grammar(
             request.tools, request.tool_choice, request.parallel_tool_calls, answer
         )
+
+
+def _limits(sampling: Sampling, room: int) -> AnswerLimits:
+    """
+    Return the limits of an answer with `room` tokens left in the context window. Reasoning leaves
+    room for as much content as is wanted, but at most for half.
+    """
+    total = min(sampling.max_completion_tokens or room, room)
+    content, budget = sampling.max_tokens, sampling.reasoning_budget_tokens
+    limits = [] if budget in (None, -1) else [budget]
+    limits += [] if content is None else [total - min(content, total // 2)]
+    return AnswerLimits(total, content, min(limits, default=None))
 
 
 def _without_retried(context: Context, retry_of: str | None) -> Context:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from services.contract import prompts
+from services.contract.answer import merge, split
 from services.contract.codec import decode, encode
 from services.contract.errors import FAILOVER_CODES
 from services.contract.messages import (
@@ -19,6 +20,7 @@ from services.contract.messages import (
     Started,
     StreamEvent,
     Token,
+    ToolCallDelta,
 )
 from services.inference.limits import DEFAULT_LIMITS, InferenceLimits
 
@@ -77,8 +79,8 @@ class Recording:
         self._clock = clock
         self._accepted_at = clock()
         self._events: list[StreamEvent] = []
-        if (resume := request.resume) and resume.text:  # later readers need the first part too
-            self.add(Token(0, resume.text, resume.token_ids))
+        if request.resume:  # later readers need the first part too
+            self._events += request.resume.events
 
     def add(self, event: StreamEvent) -> None:
         if not isinstance(event, Progress):
@@ -191,17 +193,17 @@ class ReplayStore:
 
 
 def _merge(events: Sequence[StreamEvent], limits: InferenceLimits) -> Sequence[StreamEvent]:
-    """Merge the tokens into as few as fit into messages, unless they have logprobs."""
-    tokens = [event for event in events if isinstance(event, Token)]
-    if any(token.logprobs for token in tokens):
+    """Merge the text into as few events as fit into messages, unless they have logprobs."""
+    text = [event for event in events if isinstance(event, Token | ToolCallDelta)]
+    if any(event.logprobs for event in text):
         return events
     others = [
         replace(event, resume_state=None) if isinstance(event, Started) else event
         for event in events
-        if not isinstance(event, Token)
+        if not isinstance(event, Token | ToolCallDelta)
     ]
-    text, size = "".join(token.text for token in tokens), limits.max_replay_token_chars
-    merged = [Token(at, text[at : at + size], ()) for at in range(0, len(text), size)]
+    runs = (replace(event, token_ids=()) for event in merge(text))
+    merged = [part for run in runs for part in split(run, limits.max_replay_token_chars)]
     return [*others[:-1], *merged, others[-1]]
 
 
@@ -223,11 +225,11 @@ def _fit(whole: Replay, offset: int, limits: InferenceLimits) -> Replay:
         if room < 0 and has_token:
             return replace(whole, events=tuple(events), is_complete=False)
         events.append(event)
-        has_token |= isinstance(event, Token)
+        has_token |= isinstance(event, Token | ToolCallDelta)
     return replace(whole, events=tuple(events))
 
 
 def _is_known(event: StreamEvent, offset: int) -> bool:
-    if isinstance(event, Token):
-        return event.offset + len(event.text) <= offset
+    if isinstance(event, Token | ToolCallDelta):
+        return event.end <= offset
     return offset > 0 and not isinstance(event, Done | Failed)

@@ -9,6 +9,7 @@ from services.contract import prompts
 from services.contract.messages import (
     ChatRequest,
     MaxTokens,
+    ReasoningBudget,
     RepeatPenalty,
     Sampling,
     Stops,
@@ -110,15 +111,32 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
     chat_max_tokens: Annotated[
         MaxTokens,
         Meta(
-            description="Default of the request field `max_tokens`. Applies to `/chat`, not to"
-            " `/v1`."
+            description="Default of the request field `max_tokens`: tokens of content and tool"
+            " calls. Applies to `/chat`, not to `/v1`."
         ),
     ] = 150
+    chat_reasoning_tokens: Annotated[
+        ReasoningBudget,
+        Meta(
+            description="Default of the request field `reasoning_budget_tokens`: tokens after"
+            " which a model's reasoning is closed, so that it answers. `-1`: no budget; `0`: no"
+            " reasoning. Applies to `/chat`, not to `/v1`. In any case half of the tokens that the"
+            " context window has left remain for the answer."
+        ),
+    ] = 2048
+    chat_template_kwargs: Annotated[
+        dict[str, Any],
+        Meta(
+            description="Variables for the chat template as a JSON object, such as"
+            ' `{"enable_thinking": false}`. The request fields `chat_template_kwargs`,'
+            " `enable_thinking` and `reasoning_effort` win over it."
+        ),
+    ] = {}
     chat_stop: Annotated[
         Stops,
         Meta(
             description="Strings that end an answer in a session and are removed from it, outside"
-            " code and `<think>`. A label such as `Example:` matches at the start of a line after"
+            " code and reasoning. A label such as `Example:` matches at the start of a line after"
             " a blank line; with a leading newline (`\\nUser:`) at the start of any line. It is"
             " ignored if the prompt contains the word, or the answer announces or uses it. Other"
             " phrases (`Let me`) only remove the line before a label. All other strings (`</s>`)"
@@ -138,8 +156,8 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
         Return the request's own parameters, with the CHAT_… settings as defaults.
 
         CHAT_STOP and CHAT_REPEAT_PENALTY do not apply to answers with a grammar or JSON format,
-        which would be cut and have to repeat brackets and names. They and CHAT_MAX_TOKENS do not
-        apply to stateless requests, whose callers set their own limits.
+        which would be cut and have to repeat brackets and names. They, CHAT_MAX_TOKENS and
+        CHAT_REASONING_TOKENS do not apply to stateless requests, whose callers set their own.
         """
         given = {
             name: value
@@ -154,11 +172,12 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
         if is_constrained or is_stateless:
             defaults |= {"stop": (), "repeat_penalty": 1.0}
         if is_stateless:
-            defaults |= {"max_tokens": None}
+            defaults |= {"max_tokens": None, "reasoning_budget_tokens": None}
         return Sampling(**(defaults | given))
 
     @property
     def _defaults(self) -> dict[str, Any]:
         names = Sampling.__struct_fields__
         settings = {name: getattr(self, f"chat_{name}", None) for name in names}
+        settings["reasoning_budget_tokens"] = self.chat_reasoning_tokens
         return {name: value for name, value in settings.items() if value is not None}

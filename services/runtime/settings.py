@@ -130,8 +130,8 @@ def _read_dotenv(path: Path = Path(".env")) -> str:
 
 def _convert(name: str, value: str, kind: object) -> object:
     try:
-        is_list = kind is not str and value.lstrip().startswith("[")
-        parsed = msgspec.json.decode(value) if is_list else value
+        is_json = kind is not str and value.lstrip().startswith(("[", "{"))
+        parsed = msgspec.json.decode(value) if is_json else value
         return msgspec.convert(parsed, kind, strict=False)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise InvalidSetting(f"{name}={value!r} can't be used: {_reason(error, kind)}.") from error
@@ -145,6 +145,8 @@ def _reason(error: Exception, kind: object) -> str:
     text = str(error)
     if "Expected `array`" in text:
         return 'it must be a JSON list such as ["a", "b"]'
+    if "Expected `object`" in text:
+        return 'it must be a JSON object such as {"name": true}'
     if mismatch := _TYPE_MISMATCH.match(text):
         return f"it must be {_TYPE_NAMES[mismatch[1]]}"
     if "Invalid enum value" in text:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from services.client.chat_client import ChatClient
 from services.client.failover import FailoverPolicy
 from services.contract import subjects
+from services.contract.answer import Answer
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import (
@@ -124,7 +125,7 @@ class StoryWorker:
 
     async def _answer(self, key: str, request: ChatRequest, reply: str) -> None:
         recording = self._recordings[key]
-        begin = len(request.resume.text) if request.resume else 0
+        begin = Answer.of(request.resume.events).length if request.resume else 0
         await self._send(recording, reply, Accepted(str(request.request_id), self.worker_id))
         started = Started(5, 0, 0, 0, RESUME_STATE)
         await self._send(recording, reply, started, is_lost=self.loses_started)

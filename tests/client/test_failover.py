@@ -12,6 +12,7 @@ from services.client.failover import FailoverPolicy, FailoverState, Unresumable
 from services.client.routing import WorkerDirectory
 from services.client.transcript import Transcript
 from services.contract import subjects
+from services.contract.answer import Answer
 from services.contract.codec import encode
 from services.contract.errors import ErrorCode, ServiceError
 from services.contract.messages import (
@@ -20,7 +21,6 @@ from services.contract.messages import (
     Failed,
     ModelInfo,
     Progress,
-    Resume,
     Started,
     StreamEvent,
     Token,
@@ -40,6 +40,7 @@ from tests.client.story_worker import (
     rejoin,
     story_worker,
 )
+from tests.fakes import text_resume
 
 POLICY = FailoverPolicy(max_losses=2, give_up_seconds=10, retry_seconds=0.5)
 MAX_PAYLOAD = 2**20
@@ -88,7 +89,7 @@ def test_failover_that_can_never_succeed_is_not_retried() -> None:
 def test_resume_request_has_text_and_remaining_time() -> None:
     request = replace(REQUEST, timeout_s=60)
     resumed = POLICY.resume_request(LOST, request, transcript_of("once"), 12.5, MAX_PAYLOAD)
-    resume_from = Resume(RESUME_STATE, (1,), "once")
+    resume_from = text_resume(RESUME_STATE, (1,), "once")
     assert resumed == replace(REQUEST, resume=resume_from, timeout_s=12.5)
 
 
@@ -133,7 +134,7 @@ async def test_another_worker_resumes_where_a_worker_died(
             check_whole(await reading)
     (request,) = second.requests
     ids, text = tuple(map(ord, STORY[:stop_at])), STORY[:stop_at]
-    assert request.resume == (Resume(RESUME_STATE, ids, text) if stop_at else None)
+    assert request.resume == (text_resume(RESUME_STATE, ids, text) if stop_at else None)
     assert request.request_id == "r" and request.prompt == "hi"
 
 
@@ -195,7 +196,9 @@ async def test_joined_reader_switches_to_the_replacing_attempt(bus: Bus, nats_ur
             first.forget()
             async with story_worker(nats_url, "w2", 40) as second:
                 reply = subjects.reply("_", "r", "second")
-                again = replace(REQUEST, resume=Resume(RESUME_STATE, tuple(map(ord, begun)), begun))
+                again = replace(
+                    REQUEST, resume=text_resume(RESUME_STATE, tuple(map(ord, begun)), begun)
+                )
                 await bus.publish(subjects.request(subjects.OPEN_TENANT), again, reply)
                 alive = asyncio.create_task(send_progress(bus, reply))
                 try:
@@ -212,13 +215,13 @@ async def test_replacing_attempt_lost_before_the_join_is_resumed(bus: Bus, nats_
         reading = await reading_until_stopped(bus, first)
         first.forget()
         reply = subjects.reply("_", "r", "second")
-        again = replace(REQUEST, resume=Resume(RESUME_STATE, tuple(map(ord, begun)), begun))
+        again = replace(REQUEST, resume=text_resume(RESUME_STATE, tuple(map(ord, begun)), begun))
         await bus.publish(subjects.request(subjects.OPEN_TENANT), again, reply)
         async with story_worker(nats_url, "w2") as second:
             check_whole(await reading)
     assert first.replies[1:] == [reply] and first.replayed.is_set()
     (resumed,) = second.requests
-    assert resumed.resume and resumed.resume.text == begun
+    assert resumed.resume and Answer.of(resumed.resume.events).text == begun
 
 
 async def text_of(events: AsyncGenerator[StreamEvent, None], length: int) -> str:

@@ -7,7 +7,6 @@ from services.contract.messages import (
     Accepted,
     Done,
     Progress,
-    Resume,
     ResumeState,
     Started,
     StreamEvent,
@@ -15,6 +14,7 @@ from services.contract.messages import (
     Token,
     Usage,
 )
+from tests.fakes import text_resume
 
 RESUME_STATE = ResumeState("digest", b"", 0, 0, 1, datetime.now(UTC), 0, 0)
 STARTED = Started(5, 0, 0, 0, RESUME_STATE)
@@ -66,7 +66,7 @@ def test_first_text_without_started_lacks_it() -> None:
 def test_only_the_end_of_an_overlapping_token_is_new() -> None:
     transcript = transcript_of(STARTED, Token(0, "on", (1,)), Token(2, "ce", (2,)))
     assert transcript.add(Token(0, "once more", (1, 2, 3))) == Token(4, " more", (1, 2, 3))
-    assert transcript.resume() == Resume(RESUME_STATE, (1, 2, 3), "once more")
+    assert transcript.resume() == text_resume(RESUME_STATE, (1, 2, 3), "once more")
 
 
 def test_contradicting_text_is_a_mismatch() -> None:
@@ -82,7 +82,7 @@ def test_resume_has_all_text_and_token_ids() -> None:
     )
     assert transcript.add(Accepted("r", "w2")) is None
     transcript.add(Token(2, "ce", (3,)))
-    assert transcript.resume() == Resume(RESUME_STATE, (1, 2, 3), "once")
+    assert transcript.resume() == text_resume(RESUME_STATE, (1, 2, 3), "once")
 
 
 def test_resume_before_the_first_text_is_none() -> None:

@@ -18,7 +18,6 @@ from services.contract.messages import (
     ModelInfo,
     Progress,
     Replay,
-    Resume,
     ResumeState,
     Sampling,
     Started,
@@ -28,8 +27,10 @@ from services.contract.messages import (
     Token,
     TokenLogprob,
     TokenProbability,
+    ToolCallDelta,
     Usage,
 )
+from tests.fakes import text_resume
 
 MANY = b",".join(b'"%d":1' % token for token in range(301))
 USAGE, TIMINGS = Usage(3, 2, 1), Timings(0.1, 0.2, 0.3)
@@ -49,6 +50,8 @@ EVENTS = [
     Progress(2, 10, 5),
     Started(10, 5, 3, 1, ORIGIN),
     Token(4, "é🙂", (1, 2)),
+    Token(4, "hm", (1, 2), channel="reasoning"),
+    ToolCallDelta(4, 1, (1, 2), "id", "f", "{}"),
     Done("stop", USAGE, TIMINGS, 0, "log", 4, "\nUser:"),
     Failed("overloaded", "try again", 1.5),
 ]
@@ -95,7 +98,7 @@ def test_sampling_of_an_old_record_is_readable() -> None:
 
 
 def test_resume_survives_encoding() -> None:
-    request = ChatRequest(prompt="hi", resume=Resume(ORIGIN, (1, 2), "é🙂"))
+    request = ChatRequest(prompt="hi", resume=text_resume(ORIGIN, (1, 2), "é🙂"))
     assert decode(encode(request), ChatRequest) == request
 
 

@@ -40,7 +40,7 @@ def test_every_code_has_a_status() -> None:
         (b'{"prompt":"a","stop":' + DEEP, None),
         (b"{}", "prompt"),
         (b'{"prompt":""}', "prompt"),
-        (b'{"prompt":" \\n\\t\\u00a0"}', None),
+        (b'{"prompt":" \\n\\t\\u00a0"}', "prompt"),
         (b'{"prompt":1}', "prompt"),
         (b'{"prompt":null}', "prompt"),
         (b'{"prompt":["a"]}', "prompt"),
@@ -102,7 +102,7 @@ async def test_invalid_query_is_a_400_that_names_the_parameter(
 @pytest.mark.parametrize(
     ("method", "path", "body", "start"),
     [
-        ("POST", "/chat", b'{"prompt":""}', "The field `prompt` must not be empty. Send JSON"),
+        ("POST", "/chat", b'{"prompt":""}', "The field `prompt` is missing or blank."),
         ("POST", "/chat", b'{"prompt":"a', "The JSON is incomplete. Send JSON"),
         ("POST", "/chat", b'{"promt":"a"}', "Object contains unknown field `promt`. The fields"),
         ("GET", "/messages?before=x", b"", "The URL parameter `before` must be the `next`"),

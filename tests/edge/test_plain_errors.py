@@ -11,8 +11,7 @@ from services.edge.plain_errors import in_plain_words
     ("kind", "data", "plain"),
     [
         (PromptRequest, '{"prompt":1}', "The field `prompt` must be a string"),
-        (PromptRequest, '{"prompt":""}', "The field `prompt` must not be empty"),
-        (PromptRequest, "{}", "The field `prompt` is missing"),
+        (ChatCompletionBody, "{}", "The field `messages` is missing"),
         (PromptRequest, "[]", "The JSON must be an object"),
         (PromptRequest, '{"prompt":"a', "The JSON is incomplete"),
         (

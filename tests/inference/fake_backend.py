@@ -34,6 +34,7 @@ class Script:
         self.grammar = constraints.compile_grammar(sampling, call, VOCABULARY)
         self.emitted: list[int] = []
         self.answer: list[int] | None = None
+        self.forced: list[int] = []
         self.closed = False
 
     def begin(self, answer: list[int]) -> None:
@@ -43,11 +44,18 @@ class Script:
 
     def choose(self) -> SampleResult:
         assert self.answer is not None
+        if self.forced:
+            return self.accept(self.forced[0])
         if self.answer[0] == NAN:
             return ComputeFailure("scripted")
         return self.accept(self.answer.pop(0))
 
+    def force(self, tokens: Sequence[int]) -> None:
+        self.forced += tokens
+
     def accept(self, token: int) -> SampledToken | ConstraintFailure:
+        if self.forced and self.forced.pop(0) != token:
+            return ConstraintFailure("scripted")
         self.emitted.append(token)
         if self.grammar is None:
             return SampledToken(token)

@@ -26,8 +26,6 @@ from services.contract.messages import (
 from services.inference.chat_service import ConnectionWatch
 from services.inference.limits import InferenceLimits
 from services.runtime.deliveries import NoResponders
-from tests.inference.chat_templates import CHATML
-from tests.inference.fake_backend import FakeBackend
 from tests.inference.scripted import FAST, StartWorker, Worker, started, text
 
 UNKNOWN_TYPE = JsonSchemaFormat(JsonSchema({"type": "mystery"}))
@@ -66,15 +64,6 @@ async def test_stop_of_a_request_replaces_stop_of_the_settings(
         assert text(events) == expected
         assert isinstance(done, Done) and done.finish_reason == "stop"
         assert done.stop_string == stop_string
-
-
-async def test_stop_of_the_settings_ignores_reasoning(
-    start_worker: StartWorker,
-) -> None:
-    expected = "so\nUser: asks</think>\nFine."
-    backend = FakeBackend({"<think>": f"{expected}\nUser: me".encode()}, context=2000)
-    async with start_worker(backend=backend, template=f"{CHATML}<think>") as thinking:
-        assert text(await thinking.ask("hi", "s")) == expected
 
 
 async def test_stop_label_named_in_the_prompt_does_not_end_answer(fast: Worker) -> None:

@@ -13,7 +13,6 @@ from services.contract.messages import (
     Done,
     Progress,
     Replay,
-    Resume,
     ResumeState,
     Started,
     StreamEvent,
@@ -23,6 +22,7 @@ from services.contract.messages import (
 )
 from services.inference.limits import InferenceLimits
 from services.inference.replay import Listeners, Recording, ReplayStore
+from tests.fakes import text_resume
 
 REQUEST = ChatRequest(prompt="hi", request_id="r")
 ACCEPTED, STARTED = Accepted("r", "w"), Started(5, 0, 0, 0)
@@ -67,7 +67,7 @@ def test_replay_at_the_end_of_the_text_has_the_done() -> None:
 
 def test_replay_of_a_resumed_answer_has_the_first_part() -> None:
     state = ResumeState("digest", b"", 0, 0, 1, NOW, 0, 0)
-    request = ChatRequest(prompt="hi", request_id="r", resume=Resume(state, (1,), "on"))
+    request = ChatRequest(prompt="hi", request_id="r", resume=text_resume(state, (1,), "on"))
     made = recording(ACCEPTED, CE, request=request)
     assert made.replay(0) == Replay(REQUEST, "w", REPLY, (Token(0, "on", (1,)), ACCEPTED, CE))
 

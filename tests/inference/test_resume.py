@@ -6,16 +6,17 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from services.contract.answer import Answer
 from services.contract.messages import (
     ChatRequest,
     Done,
     Failed,
-    Resume,
     ResumeState,
     Started,
     StreamEvent,
     Token,
 )
+from tests.fakes import text_resume
 from tests.inference.scripted import FAST, LONG, StartWorker, Worker, text
 from tests.inference.test_exchanges import stored
 
@@ -38,11 +39,11 @@ async def test_resumed_answer_continues_and_is_stored_whole(
     fast: Worker,
 ) -> None:
     state, whole = await begin(fast, "long", request_id="first")
-    resume = Resume(state, tuple(LONG[:LOST_AT]), LONG[: LOST_AT - 1].decode())
+    resume = text_resume(state, tuple(LONG[:LOST_AT]), LONG[: LOST_AT - 1].decode())
     accepted, started, *tokens, done = await fast.ask("long", "s", resume=resume, request_id="r")
     first = tokens[0]
     assert isinstance(first, Token) and first.offset == LOST_AT - 1
-    assert resume.text + text(tokens) == LONG.decode()
+    assert Answer.of(resume.events).text + text(tokens) == LONG.decode()
     assert isinstance(done, Done) and isinstance(whole[-1], Done)
     assert (done.usage.completion_tokens, done.length) == (len(LONG) + 1, len(LONG))
     assert done.usage.prompt_tokens == whole[-1].usage.prompt_tokens
@@ -56,7 +57,7 @@ async def test_resumed_answer_keeps_its_prompt(
 ) -> None:
     state = state_of(await fast.ask("hi", "s"))
     await fast.ask("long", "s")
-    resumed = await fast.ask("hi", "s", resume=Resume(state, (104,), "h"))
+    resumed = await fast.ask("hi", "s", resume=text_resume(state, (104,), "h"))
     assert text(resumed) == "ello"
     assert state_of(resumed) == state
 
@@ -68,7 +69,7 @@ async def test_prompt_after_a_resumed_one_is_not_truncated_more(
         for turn in range(3):
             await small.ask(f"{turn:02} hi", "s", max_tokens=300)
         state, _ = await begin(small, "03 hi", max_tokens=300)
-        resume = Resume(state, (104,), "h")
+        resume = text_resume(state, (104,), "h")
         await small.ask("03 hi", "s", max_tokens=300, resume=resume)
         _, started, *_ = await small.ask("04 hi", "s", max_tokens=300)
         assert isinstance(started, Started)
@@ -78,7 +79,7 @@ async def test_prompt_after_a_resumed_one_is_not_truncated_more(
 async def test_resumed_answer_cancelled_before_its_start_is_stored(fast: Worker) -> None:
     state, _ = await begin(fast, "hi")
     await fast.cancel("r")
-    *_, done = await fast.ask("hi", "s", resume=Resume(state, (104,), "h"), request_id="r")
+    *_, done = await fast.ask("hi", "s", resume=text_resume(state, (104,), "h"), request_id="r")
     assert isinstance(done, Done) and (done.finish_reason, done.stored) == ("cancelled", "log")
     (turn,) = (await fast.context("s")).turns
     assert turn.response == "h"
@@ -88,7 +89,7 @@ async def test_resumed_answer_that_lacks_only_its_end_gets_no_slot(fast: Worker)
     state, _ = await begin(fast, "stop")
     steps = len(fast.backend.steps)
     generated = tuple(b"fine\nUser:")
-    accepted, done = await fast.ask("stop", "s", resume=Resume(state, generated, "fine"))
+    accepted, done = await fast.ask("stop", "s", resume=text_resume(state, generated, "fine"))
     assert isinstance(done, Done) and done.finish_reason == "stop"
     assert len(fast.backend.steps) == steps
     (turn,) = (await fast.context("s")).turns
@@ -99,7 +100,7 @@ async def test_resumed_answer_keeps_its_seed(
     fast: Worker,
 ) -> None:
     state, _ = await begin(fast, "hi")
-    resumed = await fast.ask("hi", "s", resume=Resume(state, (104,), "h"))
+    resumed = await fast.ask("hi", "s", resume=text_resume(state, (104,), "h"))
     assert state_of(resumed).seed == state.seed
     seeds = [(await stored(fast, session))[0].sampling.seed for session in ("elsewhere", "s")]
     assert seeds == [state.seed, state.seed]
@@ -126,22 +127,22 @@ async def test_resume_state_of_another_model_is_rejected(
     why: str,
 ) -> None:
     state, _ = await begin(fast, "hi")
-    resume = Resume(replace(state, **change), (104,), "h")
+    resume = text_resume(replace(state, **change), (104,), "h")
     failed = (await fast.ask("hi", "s", resume=resume, max_tokens=100))[-1]
     assert isinstance(failed, Failed) and failed.code == code and why in failed.message
 
 
 async def test_resume_with_more_tokens_than_the_window_is_rejected(fast: Worker) -> None:
     state, _ = await begin(fast, "hi")
-    failed = (await fast.ask("hi", "s", resume=Resume(state, (104,) * 3000, "h")))[-1]
+    failed = (await fast.ask("hi", "s", resume=text_resume(state, (104,) * 3000, "h")))[-1]
     assert isinstance(failed, Failed) and failed.code == "context_length_exceeded"
 
 
 async def test_answer_of_an_adapter_is_resumed_by_that_adapter_only(fast: Worker) -> None:
     state, _ = await begin(fast, "hi", model="fake:shout")
-    request = ChatRequest(prompt="hi", model="fake:shout", resume=Resume(state, (72,), "H"))
+    request = ChatRequest(prompt="hi", model="fake:shout", resume=text_resume(state, (72,), "H"))
     assert text([event async for event in fast.events(request)]) == "ELLO"
-    failed = (await fast.ask("hi", "s", resume=Resume(state, (72,), "H")))[-1]
+    failed = (await fast.ask("hi", "s", resume=text_resume(state, (72,), "H")))[-1]
     assert isinstance(failed, Failed) and failed.code == "model_not_found"
 
 

@@ -58,11 +58,9 @@ def chat_request(body: ChatCompletionBody, session_id: str) -> ChatRequest:
     Return the request to a worker. Raises ServiceError(invalid_request) for fields that contradict
     each other.
     """
-    limits = [limit for limit in (body.max_tokens, body.max_completion_tokens) if limit]
     if body.top_logprobs is not None and not body.logprobs:
         raise ServiceError("invalid_request", "The field `top_logprobs` needs logprobs: true.")
     fields = body.sampling | {
-        "max_tokens": min(limits, default=None),
         "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
     }
     return ChatRequest(

@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 
 from services.contract.conversation import Conversation, ToolChoice, Tools
 from services.contract.errors import ServiceError
-from services.contract.messages import MaxTokens, ModelName, Sampling, Stop, TokenId, Tokens
+from services.contract.messages import ModelName, Sampling, Stop, TokenId, Tokens
 from services.contract.tokens import DetokenizeRequest, Text
 
 Choices = Annotated[int, Meta(ge=1, le=16)]
@@ -38,16 +38,23 @@ class CompletionRequest(Sampling, frozen=True, kw_only=True):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """Return the fields of `Sampling`, with `stop` as a tuple."""
+        """
+        Return the fields of `Sampling`, with `stop` as a tuple. The limit of OpenAI's API counts
+        all tokens, also of reasoning.
+        """
         fields = {name: getattr(self, name) for name in Sampling.__struct_fields__}
-        return fields | {"stop": (self.stop,) if isinstance(self.stop, str) else self.stop}
+        limits = [limit for limit in (self.max_tokens, self.max_completion_tokens) if limit]
+        return fields | {
+            "stop": (self.stop,) if isinstance(self.stop, str) else self.stop,
+            "max_tokens": None,
+            "max_completion_tokens": min(limits, default=None),
+        }
 
 
 class ChatCompletionBody(CompletionRequest, frozen=True, kw_only=True):
     """The body of `POST /v1/chat/completions`."""
 
     messages: Conversation
-    max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: Tools | None = None

@@ -40,6 +40,9 @@ class Sampler(Protocol):
     def accept(self, token: int) -> SampledToken | ConstraintFailure:
         """Replay a token that another worker sampled: the state is as if it was sampled here."""
 
+    def force(self, tokens: Sequence[int]) -> None:
+        """Choose these tokens next, whatever the logits are. A grammar must allow them."""
+
     def close(self) -> None: ...
 
 

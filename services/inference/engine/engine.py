@@ -18,7 +18,7 @@ from services.inference.engine.backend import (
 )
 from services.inference.engine.kv_cache.idle_prefill import IdlePrefill, IdlePrompt
 from services.inference.engine.kv_cache.slots import Slots
-from services.inference.engine.output.generated_text import TextChunk
+from services.inference.engine.output.generated_answer import AnswerChunk
 from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, SchedulerLimits
 from services.inference.engine.scheduling.prefill_budget import Throughput
 from services.inference.engine.scheduling.scheduler import Scheduler
@@ -46,7 +46,7 @@ class ForgetSession(NamedTuple):
     session: str
 
 
-Output = PrefillStarted | TextChunk | Finished | ConstraintFailure | ComputeFailure
+Output = PrefillStarted | AnswerChunk | Finished | ConstraintFailure | ComputeFailure
 Emit = Callable[[list[tuple[str, Output]]], object]
 # generate, idle prefill, forget, cancel by key, close
 _Command = Sequence | IdlePrompt | ForgetSession | str | None
@@ -206,6 +206,7 @@ class Engine:
         sequence.first_token_at = sequence.first_token_at or sequence.last_token_at
         token = sampled.token
         sequence.answer.push(sampled, self._backend.piece(token), self._backend.is_end(token))
+        sequence.sampler.force(sequence.answer.take_forced())
         if sequence.last_token_at - sequence.last_emit_at >= self._limits.emit_interval_seconds:
             self._put_text(sequence)
         if reason := self._end_reason(sequence):
@@ -243,7 +244,7 @@ class Engine:
         self._flush()
 
     def _put_text(self, sequence: Sequence) -> None:
-        if chunk := sequence.answer.take_chunk():
+        for chunk in sequence.answer.take_chunks():
             self._put(sequence, chunk)
             sequence.last_emit_at = sequence.last_token_at
 

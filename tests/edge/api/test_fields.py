@@ -46,12 +46,12 @@ ACCEPTED_BODIES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ),
     ({"modalities": ["text"], "n": 1.0, "best_of": 1}, {}, ""),
     # limits and sampling
-    ({"max_tokens": -1}, {"max_tokens": None}, ""),
-    ({"max_completion_tokens": -1}, {"max_tokens": None}, ""),
-    ({"max_tokens": 5, "max_completion_tokens": 6}, {"max_tokens": 5}, ""),
-    ({"max_tokens": 2**40}, {"max_tokens": 1_000_000}, ""),
-    ({"max_tokens": 12.0, "top_k": 40.0}, {"max_tokens": 12, "top_k": 40}, ""),
-    ({"n_predict": 5}, {"max_tokens": 5}, ""),
+    ({"max_tokens": -1}, {"max_completion_tokens": None}, ""),
+    ({"max_completion_tokens": -1}, {"max_completion_tokens": None}, ""),
+    ({"max_tokens": 5, "max_completion_tokens": 6}, {"max_completion_tokens": 5}, ""),
+    ({"max_tokens": 2**40}, {"max_completion_tokens": 1_000_000}, ""),
+    ({"max_tokens": 12.0, "top_k": 40.0}, {"max_completion_tokens": 12, "top_k": 40}, ""),
+    ({"n_predict": 5}, {"max_completion_tokens": 5}, ""),
     ({"top_p": 0, "top_k": -1}, {"top_p": 1e-6, "top_k": 0}, ""),
     ({"seed": -1}, {"seed": None}, ""),
     ({"seed": 42}, {"seed": 42}, ""),
@@ -282,7 +282,7 @@ async def test_ignored_fields_are_named_for_completions_and_streams(
     async with scripted_worker(nats_url, HELLO) as worker:
         got = await http.post(TEXT, json=body)
     assert got.status_code == 200 and got.headers["x-ignored-fields"] == "mood"
-    assert worker.requests[0][1].max_tokens == 2
+    assert worker.requests[0][1].max_completion_tokens == 2
 
 
 async def test_ignored_fields_header_is_bounded(http: httpx.AsyncClient, nats_url: str) -> None:

@@ -157,7 +157,7 @@ async def test_every_supported_field_reaches_the_worker(
         **OTHER_SERVERS,
         "session_id": "mine",
         "logprobs": 2,
-        "max_tokens": 7,
+        "max_completion_tokens": 7,
         "stop": ("\n",),
         "tools": (Tool(Function("go", None, {"type": "object"})),),
         "tool_choice": NamedTool(FunctionName("go")),
@@ -179,7 +179,7 @@ async def test_json_and_stop_lists_reach_the_worker(
             response_format={"type": "json_object"},
         )
     ((_, request),) = worker.requests
-    assert (request.stop, request.max_tokens) == (("a", "b"), 3)
+    assert (request.stop, request.max_completion_tokens) == (("a", "b"), 3)
     assert request.response_format == JsonObjectFormat() and request.session_id == ""
 
 

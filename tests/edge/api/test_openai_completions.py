@@ -23,7 +23,8 @@ async def test_text_is_completed(client: openai.AsyncOpenAI, nats_url: str) -> N
     assert (choice.text, choice.finish_reason, choice.logprobs) == ("Grüß dich", "stop", None)
     assert got.usage is not None and got.usage.total_tokens == 7
     ((_, request),) = worker.requests
-    assert (request.text, request.max_tokens, request.stop, request.seed) == ("once", 7, ("\n",), 1)
+    assert (request.text, request.max_completion_tokens) == ("once", 7)
+    assert (request.stop, request.seed) == (("\n",), 1)
     assert request.messages is None and request.session_id == ""
 
 

@@ -8,7 +8,12 @@ import pytest
 from services.contract.messages import Sampling
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
 from services.inference.engine.llama import Llama, ModelError
-from services.inference.engine.output.generated_text import GeneratedText, TextChunk
+from services.inference.engine.output.generated_answer import (
+    AnswerChunk,
+    AnswerLimits,
+    GeneratedAnswer,
+)
+from services.inference.engine.output.parts import ContentDelta
 from services.inference.engine.output.stops import StopRules
 from services.inference.engine.prompt.chat_template import ChatTemplate
 from services.inference.engine.scheduling.limits import SchedulerLimits
@@ -32,7 +37,7 @@ def question(llama: Llama, key: str, adapter: int) -> Sequence:
     assert llama.template is not None
     template = ChatTemplate(llama.template, llama, bos=llama.bos, eos=llama.eos, adds_bos=False)
     tokens = template.session_prompt("", (), QUESTION, 1).tokens
-    answer = GeneratedText(GREEDY.max_tokens, StopRules())
+    answer = GeneratedAnswer(AnswerLimits(GREEDY.max_tokens), StopRules())
     return Sequence(key, tokens, GREEDY, llama.sampler(GREEDY), answer, adapter)
 
 
@@ -58,7 +63,7 @@ class Answers:
             match output:
                 case PrefillStarted(_, cached):
                     self.texts[key], self.cached[key] = "", cached
-                case TextChunk(_, text):
+                case AnswerChunk(_, ContentDelta(text)):
                     self.texts[key] += text
                 case Finished():
                     self._finished.add(key)

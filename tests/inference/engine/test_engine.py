@@ -7,7 +7,12 @@ from services.contract.messages import Sampling
 from services.inference.engine.backend import ComputeFailure, ConstraintFailure, SampledToken
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
 from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
-from services.inference.engine.output.generated_text import GeneratedText, TextChunk
+from services.inference.engine.output.generated_answer import (
+    AnswerChunk,
+    AnswerLimits,
+    GeneratedAnswer,
+)
+from services.inference.engine.output.parts import ContentDelta, text_of
 from services.inference.engine.output.stops import StopRules
 from services.inference.engine.scheduling.limits import SchedulerLimits
 from services.inference.engine.scheduling.sequence import Sequence
@@ -39,7 +44,9 @@ class EngineRun:
     ) -> Sequence:
         filled = Sampling(**({"max_tokens": 100} | sampling))  # type: ignore[arg-type]
         sampler = self._backend.sampler(filled)
-        answer = GeneratedText(filled.max_tokens, StopRules.literal(filled.stop or ()))
+        answer = GeneratedAnswer(
+            AnswerLimits(filled.max_tokens), StopRules.literal(filled.stop or ())
+        )
         tokens = list(prompt.encode())
         return Sequence(key, tokens, filled, sampler, answer, adapter, session)
 
@@ -56,7 +63,9 @@ class EngineRun:
     def finish(self, key: str = "a") -> tuple[str, End]:
         """Return the text and the last output of one answer."""
         outputs = self.until(lambda k, o: k == key and isinstance(o, End))
-        text = "".join(o.text for k, o in outputs if k == key and isinstance(o, TextChunk))
+        text = "".join(
+            text_of(o.part) for k, o in outputs if k == key and isinstance(o, AnswerChunk)
+        )
         end = outputs[-1][1]
         assert isinstance(end, End)
         return text, end
@@ -135,8 +144,8 @@ def test_outputs_start_with_counts_and_chunks_have_offsets() -> None:
         outputs = [o for _, o in run.until(lambda _, o: isinstance(o, Finished))]
         assert outputs[:3] == [
             PrefillStarted(2, 0),
-            TextChunk(0, "n", (ord("n"),)),
-            TextChunk(1, "é", tuple("é".encode())),
+            AnswerChunk(0, ContentDelta("n"), (ord("n"),)),
+            AnswerChunk(1, ContentDelta("é"), tuple("é".encode())),
         ]
 
 
@@ -205,7 +214,7 @@ def test_eight_sequences_are_decoded_in_one_batch() -> None:
     while len(backend.steps) < 8 + 8:
         run.engine.step()
         for key, output in run.drain():
-            texts[key] += output.text if isinstance(output, TextChunk) else ""
+            texts[key] += text_of(output.part) if isinstance(output, AnswerChunk) else ""
     assert texts == {str(i): f"answer {i}" for i in range(8)}
     assert [len(step) for step in backend.steps] == [1] * 8 + [8] * 8
 
@@ -213,7 +222,7 @@ def test_eight_sequences_are_decoded_in_one_batch() -> None:
 def test_cancel_frees_slot_at_next_step() -> None:
     with running(FakeBackend(LONG, step_seconds=0.001), parallel=1) as run:
         run.submit("long", max_tokens=900)
-        run.until(lambda _, o: isinstance(o, TextChunk))
+        run.until(lambda _, o: isinstance(o, AnswerChunk))
         run.engine.cancel("a")
         text, end = run.finish()
         assert isinstance(end, Finished) and end.reason == "cancelled" and len(text) < 900
@@ -272,7 +281,7 @@ def test_invalid_logits_fail_one_answer_and_clear_its_slot() -> None:
         run.submit("badso")
         outputs = run.until(lambda _, o: isinstance(o, Finished))
         assert outputs[0] == ("a", PrefillStarted(5, cached_tokens=0))
-        assert "".join(o.text for _, o in outputs if isinstance(o, TextChunk)) == "fine"
+        assert "".join(text_of(o.part) for _, o in outputs if isinstance(o, AnswerChunk)) == "fine"
 
 
 def test_adapters_generate_their_own_answers_concurrently() -> None:
@@ -283,7 +292,7 @@ def test_adapters_generate_their_own_answers_concurrently() -> None:
         finished: set[str] = set()
         while len(finished) < 4:
             ((key, output),) = run.until(lambda *_: True)
-            texts[key] += output.text if isinstance(output, TextChunk) else ""
+            texts[key] += text_of(output.part) if isinstance(output, AnswerChunk) else ""
             finished |= {key} if isinstance(output, Finished) else set()
     lower, upper = "x" * 90, "X" * 90
     assert texts == {"a": lower, "b": upper, "c": lower, "d": upper}
@@ -304,7 +313,7 @@ def test_failed_step_of_one_adapter_leaves_others_usable() -> None:
 def test_cancel_of_adapters_only_stream_passes_the_turn() -> None:
     with running(FakeBackend(LONG, step_seconds=0.001)) as run:
         run.submit("long", "a", adapter=1, max_tokens=900)
-        run.until(lambda key, output: isinstance(output, TextChunk))
+        run.until(lambda key, output: isinstance(output, AnswerChunk))
         run.submit("hi", "b")
         run.engine.cancel("a")
         text, end = run.finish("b")
@@ -320,7 +329,9 @@ def test_pending_text_is_emitted_before_prefill() -> None:
     run.submit("y" * 400 + "hi", key="b")
     while all(chunk.slot == 0 for chunk in backend.steps[-1]):
         run.engine.step()
-    emitted = sum(len(o.text) for key, o in run.drain() if key == "a" and isinstance(o, TextChunk))
+    emitted = sum(
+        len(text_of(o.part)) for key, o in run.drain() if key == "a" and isinstance(o, AnswerChunk)
+    )
     assert emitted == sum(step[0].slot == 0 for step in backend.steps)
 
 

@@ -8,7 +8,7 @@ import pytest
 from services.contract.messages import Sampling
 from services.inference.engine.engine import Engine, Finished, Output
 from services.inference.engine.llama import Llama
-from services.inference.engine.output.generated_text import GeneratedText
+from services.inference.engine.output.generated_answer import AnswerLimits, GeneratedAnswer
 from services.inference.engine.output.stops import StopRules
 from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, SchedulerLimits
 from services.inference.engine.scheduling.sequence import Sequence
@@ -45,7 +45,7 @@ class Generator:
     def generate(self, text: str, is_deterministic: bool = True) -> list[int]:
         tokens = self._llama.tokenize(text, special=False)
         sampler = self._llama.sampler(HOT)
-        answer = GeneratedText(HOT.max_tokens, StopRules())
+        answer = GeneratedAnswer(AnswerLimits(HOT.max_tokens), StopRules())
         sequence = Sequence("a", tokens, HOT, sampler, answer, 0, "session", is_deterministic)
         self._engine.submit(sequence)
         finished = self._finished

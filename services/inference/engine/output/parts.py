@@ -56,3 +56,22 @@ class AnswerParser(Protocol):
 
     def flush(self) -> list[AnswerPart]:
         """Return the remaining parts at the end of the answer."""
+
+
+def text_of(part: AnswerPart) -> str:
+    """Return the characters that the offsets of events count."""
+    return part.name if isinstance(part, CallStart) else part.text
+
+
+class PlainParser:
+    """The parser of answers without any format, as of a base model: all text is content."""
+
+    held_length = 0
+    channel: Channel = "content"
+    is_within_call = False
+
+    def push(self, text: str) -> list[AnswerPart]:
+        return [ContentDelta(text)] if text else []
+
+    def flush(self) -> list[AnswerPart]:
+        return []

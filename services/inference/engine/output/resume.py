@@ -1,34 +1,46 @@
 """
-Resumes an answer that another worker began. Its tokens are replayed through the sampler and the
-stop rules, and then prefilled in one pass: random draws, penalties, grammar, stop strings and the
-loop guard end up in the state that they had after the last token.
+Resumes an answer that another worker began. Its tokens are replayed through the sampler, the parser
+and the stop rules, and then prefilled in one pass: random draws, penalties, grammar, channel, stop
+strings and the loop guard end up in the state that they had after the last token.
 """
 
-import codecs
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from services.contract.answer import merge
 from services.contract.errors import ServiceError
-from services.contract.messages import Resume
+from services.contract.messages import Resume, Token, ToolCallDelta
 from services.inference.engine.backend import Backend, ConstraintFailure, Sampler
-from services.inference.engine.output.generated_text import GeneratedText
+from services.inference.engine.output.generated_answer import GeneratedAnswer
+from services.inference.engine.output.parts import (
+    AnswerPart,
+    ArgumentsDelta,
+    CallStart,
+    ContentDelta,
+    ReasoningDelta,
+)
 
 
 def restore_answer(
-    answer: GeneratedText, resume: Resume, sampler: Sampler, backend: Backend
+    answer: GeneratedAnswer, resume: Resume, sampler: Sampler, backend: Backend
 ) -> None:
     """
-    Advance the new `answer` and its `sampler` by the tokens of `resume`. Closes the sampler and
-    raises ServiceError(invalid_request) if they can't be tokens of this answer. May take a second
+    Advance the new `answer` and its `sampler` by the events of `resume`. Closes the sampler and
+    raises ServiceError(invalid_request) if they can't be events of this answer. May take a second
     with a grammar.
     """
     try:
-        check_token_ids(resume.token_ids, backend)
-        if not _decode(resume.token_ids, backend).startswith(resume.text):
-            raise _refusal("the tokens do not decode to the text")
-        _replay(answer, resume, sampler, backend)
+        tokens = token_ids(resume)
+        check_token_ids(tokens, backend)
+        _replay(answer, tokens, sampler, backend)
+        if not answer.skip_sent(list(_parts(resume))):
+            raise _refusal("the tokens do not spell the answer")
     except ServiceError:
         sampler.close()
         raise
+
+
+def token_ids(resume: Resume) -> list[int]:
+    return [token for event in resume.events for token in event.token_ids]
 
 
 def check_token_ids(tokens: Sequence[int], backend: Backend) -> None:
@@ -37,21 +49,31 @@ def check_token_ids(tokens: Sequence[int], backend: Backend) -> None:
         raise _refusal("a token is not in the model's vocabulary")
 
 
-def _replay(answer: GeneratedText, resume: Resume, sampler: Sampler, backend: Backend) -> None:
-    for token in resume.token_ids:
+def _replay(
+    answer: GeneratedAnswer, tokens: Sequence[int], sampler: Sampler, backend: Backend
+) -> None:
+    for token in tokens:
+        sampler.force(answer.take_forced())
         chosen = sampler.accept(token)
         if isinstance(chosen, ConstraintFailure):
             raise _refusal(chosen.message)
         answer.push(chosen, backend.piece(token), backend.is_end(token))
         if answer.finish_reason:
             break
-    answer.skip_sent(len(resume.text))
 
 
-def _decode(tokens: Sequence[int], backend: Backend) -> str:
-    """Return the text without an incomplete character at the end."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    return decoder.decode(b"".join(map(backend.piece, tokens)))
+def _parts(resume: Resume) -> Iterator[AnswerPart]:
+    """Yield the parts of the events, merged like those of GeneratedAnswer."""
+    for event in merge(resume.events):
+        match event:
+            case Token(channel="content", text=text):
+                yield ContentDelta(text)
+            case Token(text=text):
+                yield ReasoningDelta(text)
+            case ToolCallDelta(name=name, arguments=arguments):
+                yield CallStart(name)
+                if arguments:
+                    yield ArgumentsDelta(arguments)
 
 
 def _refusal(reason: str) -> ServiceError:

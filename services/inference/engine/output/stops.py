@@ -1,6 +1,6 @@
 """
-Stop strings in streamed text: no part of one is ever sent, and no character is held back that
-could not begin one.
+Stop strings in the streamed content of an answer: no part of one is ever sent, and no character is
+held back that could not begin one.
 
 The `stop` of a request matches literally. The strings of CHAT_STOP end what a model appends to its
 answer, such as an invented user turn; most of them also occur in ordinary answers, so they match
@@ -15,7 +15,6 @@ _CODE_FENCE = re.compile(r"[\s>]*(?:(?:[-*+]|\d+[.)])\s*)?(?P<mark>`{3,}|~{3,})(
 _ANNOUNCEMENT = re.compile(r"\s*#|.*[:：][*_\s]*\Z|\s*\*\*[^*]+\*\*\s*\Z")  # heading, colon, bold
 _LABEL = re.compile(r"[^:：]{1,64}[:：]")
 _WORD = re.compile(r"\w")
-_BEGIN_REASONING, _END_REASONING = "<think>", "</think>"
 
 
 class StopRule(NamedTuple):
@@ -39,7 +38,6 @@ class StopRules(NamedTuple):
 
     rules: tuple[StopRule, ...] = ()
     openers: tuple[str, ...] = ()
-    starts_in_reasoning: bool = False
 
     @classmethod
     def literal(cls, strings: Sequence[str]) -> Self:
@@ -47,12 +45,10 @@ class StopRules(NamedTuple):
         return cls(tuple(StopRule(string, string, is_literal=True) for string in strings))
 
     @classmethod
-    def from_setting(
-        cls, strings: Sequence[str], prompt: str, starts_in_reasoning: bool = False
-    ) -> Self:
+    def from_setting(cls, strings: Sequence[str], prompt: str) -> Self:
         """
-        Return the rules of CHAT_STOP for an answer to `prompt`. No string matches in code or in
-        reasoning (`<think>`), and one that begins with a newline only after some text.
+        Return the rules of CHAT_STOP for an answer to `prompt`. No string matches in code, and one
+        that begins with a newline only after some text.
 
         A label begins with a letter and ends with a colon ("Example:"), or begins with a letter
         after a newline. It matches at the start of a line: after a blank line, or after any line if
@@ -71,7 +67,7 @@ class StopRules(NamedTuple):
             elif not _mentions(prompt, string):
                 text = string if string.startswith("\n") else f"\n\n{string}"
                 rules.append(StopRule(string, text, is_label=True))
-        return cls(tuple(rules), tuple(openers), starts_in_reasoning)
+        return cls(tuple(rules), tuple(openers))
 
 
 def _mentions(prompt: str, label: str) -> bool:
@@ -86,7 +82,6 @@ class _Position(NamedTuple):
     line: str = ""  # the unfinished last line
     previous: str = ""  # the last complete line with a word, or the end of a code block
     fence: str = ""  # the mark that opened the current code block
-    is_reasoning: bool = False
     labels: frozenset[str] = frozenset()  # at the start of earlier lines
 
     def advance(self, text: str) -> "_Position":
@@ -100,7 +95,7 @@ class _Position(NamedTuple):
         """Return whether the rule matches here."""
         here = self._complete(self.line)
         is_code = self.line.count("`") % 2 and not _CODE_FENCE.match(self.line)
-        if here.fence or here.is_reasoning or is_code:
+        if here.fence or is_code:
             return False
         if rule.text.startswith("\n") and not here.previous:
             return False
@@ -111,9 +106,6 @@ class _Position(NamedTuple):
 
     def _complete(self, line: str) -> "_Position":
         """Return the state after this complete line, which began with `self.line`."""
-        if self.is_reasoning or not self.previous and line.lstrip().startswith(_BEGIN_REASONING):
-            _, end, rest = line.partition(_END_REASONING)
-            return _Position()._complete(rest) if end else _Position(is_reasoning=True)
         if fence := _CODE_FENCE.match(line):
             return self._replace(fence=self._fence_after(fence), previous=line)
         if self.fence or not line.strip() or self.previous and not _WORD.search(line):
@@ -144,8 +136,12 @@ class StopBuffer:
         self._prefixes = [*self._strings, *(f"\n\n{opener}" for opener in stops.openers)]
         openers = "|".join(map(re.escape, stops.openers))
         self._opener = re.compile(rf"\n\n(?:{openers})[^\n]*\n*\Z" if openers else r"(?!)")
-        self._position = _Position(is_reasoning=stops.starts_in_reasoning)
+        self._position = _Position()
         self._held = ""
+
+    @property
+    def held_length(self) -> int:
+        return len(self._held)
 
     def push(self, text: str) -> StopResult:
         """Return the text that can be sent now. After a stop string nothing more is pushed."""
@@ -159,9 +155,8 @@ class StopBuffer:
         return StopResult(self._release(text, self._opener_start(text[:end])))
 
     def flush(self) -> str:
-        """Return the held-back text at the end of the answer: it is no stop string."""
-        text, self._held = self._held, ""
-        return text
+        """Return the held-back text, after which other text can't complete a stop string."""
+        return self._release(self._held, len(self._held))
 
     def flush_interrupted(self) -> str:
         """Return the held-back text of an interrupted answer without half of a stop string."""

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from services.contract import prompts
 from services.contract.conversation import ChatMessage, Tool
 from services.contract.errors import ServiceError
-from services.contract.messages import Turn
+from services.contract.messages import Channel, ChatRequest, Turn
 from services.inference.engine.backend import Backend
+from services.inference.engine.output.parts import AnswerParser, PlainParser
 from services.inference.engine.prompt import window
 from services.inference.engine.prompt.assembler import PromptAssembler, TemplateMessage
 from services.inference.engine.prompt.template_renderer import TemplateRenderer, with_prefix
@@ -30,12 +31,14 @@ class RenderedPrompt(NamedTuple):
     tokens: list[int]
     kept: int = 0
     dropped: int = 0
+    channel: Channel = "content"
 
 
 class RawPrompts:
     """Prompts without a chat template: text or tokens that the model continues."""
 
-    opens_reasoning = False  # whether prompts end inside <think>
+    markers: Mapping[int, bytes] = MappingProxyType({})
+    reasoning_end: Sequence[int] = ()
 
     def __init__(self, backend: Backend, template_text: str, bos: str) -> None:
         """`bos` is the text that every prompt of the model begins with, maybe empty."""
@@ -44,6 +47,9 @@ class RawPrompts:
         self._tokenizer = Tokenizer(backend, template_text)
         self.max_token_bytes = self._tokenizer.max_token_bytes
         self.tokenize = self._tokenizer.tokenize
+
+    def parser(self, request: ChatRequest, channel: Channel) -> AnswerParser:
+        return PlainParser()
 
     def with_bos(self, text: str) -> str:
         return with_prefix(text, self._bos)
@@ -100,7 +106,6 @@ class ChatTemplate(RawPrompts):
         renderer = TemplateRenderer(source, {"bos_token": bos, "eos_token": eos}, first)
         self.tools = ToolPrompt(renderer.render)
         super().__init__(backend, renderer.sample + self.tools.sample, first)
-        self.opens_reasoning = renderer.sample.rstrip().endswith("<think>")
         self._assembler = PromptAssembler(renderer, self._tokenizer)
 
     def session_prompt(

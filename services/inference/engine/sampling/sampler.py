@@ -7,6 +7,8 @@ from __future__ import annotations  # llama_cpp has its pointer types for type c
 
 import ctypes
 import secrets
+from collections import deque
+from collections.abc import Sequence
 
 import llama_cpp
 import numpy as np
@@ -55,6 +57,10 @@ class SamplerChain:
         self._top_k = sampling.top_k or 0
         self._is_greedy = (sampling.temperature or 0.0) < MIN_TEMPERATURE
         self._chain = _new_chain(sampling)
+        self._forced: deque[int] = deque()
+
+    def force(self, tokens: Sequence[int]) -> None:
+        self._forced.extend(tokens)
 
     def choose(self, logits: Logits) -> SampleResult:
         """Return the next token by its `logits`, [n_vocab], which are changed in place."""
@@ -78,6 +84,8 @@ class SamplerChain:
 
     def accept(self, token: int) -> SampledToken | ConstraintFailure:
         """Advance by a token that another worker chose, as if it had been chosen here."""
+        if self._forced and token != self._forced.popleft():
+            return ConstraintFailure("its reasoning is longer than its budget")
         self._skip_draws(2 if self._grammar else 1)
         try:
             if self._grammar and not self._grammar.allows(token):
@@ -90,7 +98,13 @@ class SamplerChain:
         llama_cpp.llama_sampler_free(self._chain)
 
     def _choose(self, logits: Logits, tokens: TokenIds) -> int:
-        """Draw a token, and draw again among the allowed ones if the grammar rejects it."""
+        """
+        Return the next forced token. Else draw one, and draw again among the allowed ones if the
+        grammar rejects it.
+        """
+        if self._forced:
+            self._skip_draws(2 if self._grammar else 1)
+            return self._forced.popleft()
         token = self._draw(logits, tokens)
         if self._grammar is None:
             return token

@@ -8,7 +8,7 @@ from services.contract.messages import Sampling, Timings, Usage
 from services.inference.engine.backend import Chunk, Sampler
 from services.inference.engine.kv_cache import prefix
 from services.inference.engine.kv_cache.slots import cache_owner
-from services.inference.engine.output.generated_text import GeneratedText
+from services.inference.engine.output.generated_answer import GeneratedAnswer
 
 # Tokens of a chunk in a deterministic prefill. llama.cpp computes one token alone, and with flash
 # attention 64 and more, by other kernels, whose logits differ by up to 0.1 (docs/decisions/0028).
@@ -24,9 +24,9 @@ class Sequence:
 
     key: str  # of the request, unique among those in the engine
     prompt: list[int]
-    sampling: Sampling  # with max_tokens and stop set
+    sampling: Sampling  # with max_completion_tokens and stop set
     sampler: Sampler  # closed by the engine
-    answer: GeneratedText  # new, or with the tokens emitted before a failover
+    answer: GeneratedAnswer  # new, or with the tokens emitted before a failover
     adapter: int = 0  # 0: the base model
     session: str = ""  # key of the conversation whose next turn reuses the cache; "": none
     is_deterministic: bool = False  # same logits for each prefill, cold or cached
@@ -78,8 +78,8 @@ class Sequence:
 
     @property
     def remaining_tokens(self) -> int:
-        """Tokens that may still be generated."""
-        return (self.sampling.max_tokens or 0) - len(self.generated)
+        """The most tokens that may still be generated."""
+        return self.answer.remaining_tokens
 
     def claim(self) -> bool:
         """Return whether the engine may start the sequence: not if it was withdrawn."""
@@ -111,7 +111,8 @@ class Sequence:
     @property
     def usage(self) -> Usage:
         prompt = len(self.prompt)
-        return Usage(prompt, len(self.generated), min(prompt, self.cached_tokens))
+        cached, reasoning = min(prompt, self.cached_tokens), self.answer.reasoning_tokens
+        return Usage(prompt, len(self.generated), cached, reasoning)
 
     @property
     def timings(self) -> Timings:

@@ -23,12 +23,18 @@ from services.contract.messages import (
 from services.inference.engine.backend import Backend
 from services.inference.engine.engine import Engine, Finished, Output
 from services.inference.engine.llama import Llama
-from services.inference.engine.output.generated_text import GeneratedText, TextChunk
+from services.inference.engine.output.generated_answer import (
+    AnswerChunk,
+    AnswerLimits,
+    GeneratedAnswer,
+)
+from services.inference.engine.output.parts import ContentDelta, text_of
 from services.inference.engine.output.resume import restore_answer
 from services.inference.engine.output.stops import StopRules
 from services.inference.engine.scheduling.limits import SchedulerLimits
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.settings import STOPS
+from tests.fakes import text_resume
 from tests.inference.engine.demo import open_demo
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.scripted_logits import ScriptedLogits
@@ -52,15 +58,15 @@ PERSON = JsonSchemaFormat(
 )
 
 
-class Answer(NamedTuple):
+class Received(NamedTuple):
     """The chunks of an answer, and how it ended."""
 
-    chunks: list[TextChunk]
+    chunks: list[AnswerChunk]
     end: Output
 
     @property
     def text(self) -> str:
-        return "".join(chunk.text for chunk in self.chunks)
+        return "".join(text_of(chunk.part) for chunk in self.chunks)
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -83,8 +89,10 @@ def demo_model() -> Iterator[Llama]:
     llama.close()
 
 
-def new_answer(sampling: Sampling, stops: StopRules | None = None) -> GeneratedText:
-    return GeneratedText(sampling.max_tokens, stops or StopRules.literal(sampling.stop or ()))
+def new_answer(sampling: Sampling, stops: StopRules | None = None) -> GeneratedAnswer:
+    return GeneratedAnswer(
+        AnswerLimits(sampling.max_tokens), stops or StopRules.literal(sampling.stop or ())
+    )
 
 
 def generate(
@@ -93,7 +101,7 @@ def generate(
     sampling: Sampling,
     resume: Resume | None = None,
     stops: StopRules | None = None,
-) -> Answer:
+) -> Received:
     """Return what an engine emits for one request."""
     sampler = backend.sampler(sampling)
     answer = new_answer(sampling, stops)
@@ -112,15 +120,15 @@ def generate(
     while not outputs or not isinstance(outputs[-1], Finished):
         run.step()
     backend.truncate(0, 0)
-    return Answer([o for o in outputs if isinstance(o, TextChunk)], outputs[-1])
+    return Received([o for o in outputs if isinstance(o, AnswerChunk)], outputs[-1])
 
 
-def interruptions(whole: Answer) -> Iterator[tuple[Answer, str]]:
+def interruptions(whole: Received) -> Iterator[tuple[Received, str]]:
     """Yield what a reader may have when the worker is lost: the last chunk maybe in part."""
-    yield Answer([], whole.end), ""
+    yield Received([], whole.end), ""
     for count, chunk in enumerate(whole.chunks, start=1):
-        received = Answer(whole.chunks[:count], whole.end)
-        for length in range(chunk.offset + 1, chunk.offset + len(chunk.text) + 1):
+        received = Received(whole.chunks[:count], whole.end)
+        for length in range(chunk.offset + 1, chunk.offset + len(text_of(chunk.part)) + 1):
             yield received, whole.text[:length]
 
 
@@ -128,13 +136,13 @@ def assert_resumes(
     backend: Backend,
     prompt: list[int],
     sampling: Sampling,
-    whole: Answer,
+    whole: Received,
     stops: StopRules | None = None,
     step: int = 1,
 ) -> None:
     """Assert that the answer, interrupted anywhere, ends up the same."""
     for received, text in islice(interruptions(whole), 0, None, step):
-        resume = Resume(EMPTY_STATE, received.token_ids, text)
+        resume = text_resume(EMPTY_STATE, received.token_ids, text)
         rest = generate(backend, prompt, sampling, resume, stops)
         assert text + rest.text == whole.text, (text, received.token_ids)
         assert rest.ending == whole.ending, text
@@ -142,7 +150,7 @@ def assert_resumes(
         offset = len(text)
         for chunk in rest.chunks:
             assert chunk.offset == offset
-            offset += len(chunk.text)
+            offset += len(text_of(chunk.part))
 
 
 @pytest.mark.parametrize("name", ["qwen2", "llama-spm", "gpt-2"])
@@ -195,24 +203,25 @@ def test_resume_after_repeated_interruptions(seed: int) -> None:
         ids: tuple[int, ...] = ()
         received, ending = "", None
         while ending != whole.ending:
-            resume = Resume(EMPTY_STATE, ids, received)
+            resume = text_resume(EMPTY_STATE, ids, received)
             rest = generate(backend, [*backend.PROMPT], sampling, resume)
             chunks = merge_some(rest.chunks, dice)
             delivered = chunks[: dice.randint(0, len(chunks))]
             ids += tuple(token for chunk in delivered for token in chunk.token_ids)
             cut = dice.choice([None, None, -1]) if delivered else None
-            received += "".join(chunk.text for chunk in delivered)[:cut]
+            received += "".join(text_of(chunk.part) for chunk in delivered)[:cut]
             ending = rest.ending if len(delivered) == len(chunks) and cut is None else None
         assert received == whole.text and ids == whole.token_ids
 
 
-def merge_some(chunks: list[TextChunk], dice: random.Random) -> list[TextChunk]:
+def merge_some(chunks: list[AnswerChunk], dice: random.Random) -> list[AnswerChunk]:
     """Merge adjacent chunks, as if steps took less time than the interval between chunks."""
-    merged: list[TextChunk] = []
+    merged: list[AnswerChunk] = []
     for chunk in chunks:
         if merged and dice.random() < 0.5:
-            offset, text, ids, _ = merged.pop()
-            chunk = TextChunk(offset, text + chunk.text, ids + chunk.token_ids)
+            offset, part, ids, _ = merged.pop()
+            both = ContentDelta(text_of(part) + text_of(chunk.part))
+            chunk = AnswerChunk(offset, both, ids + chunk.token_ids)
         merged.append(chunk)
     return merged
 
@@ -222,7 +231,7 @@ def merge_some(chunks: list[TextChunk], dice: random.Random) -> list[TextChunk]:
     "text",
     [
         "So.\n\nLet me: no\n\n```\nUser: x\n\n\n`` `\n```\nIt is.\n\nHere's an x:\n\nUser: me",
-        "<think>\n\n\nExample: x</think>\nQuestion: a\n\nQuestion: b\n\nExample:\nUser: me",
+        "Well, it is:\nQuestion: a\n\nQuestion: b\n\nExample:\nUser: me",
         "A quiz:\n\nQuestion: a\n\nQuestion: b\n\nLet me go on.\nAnd `</s>`.\n\nSo</s>",
     ],
 )
@@ -242,7 +251,7 @@ def test_resumed_answer_ends_at_the_same_loop() -> None:
     assert whole.ending == ("loop", None, 2, 128)
     for length in range(0, len(whole.text) + 1, 9):
         text = whole.text[:length]
-        resume = Resume(EMPTY_STATE, whole.token_ids[:length], text)
+        resume = text_resume(EMPTY_STATE, whole.token_ids[:length], text)
         rest = generate(backend, list(b"hi"), sampling, resume)
         assert text + rest.text == whole.text and rest.ending == whole.ending
 
@@ -282,8 +291,8 @@ def question(llama: Llama, text: str) -> list[int]:
 @pytest.mark.parametrize(
     ("ids", "text", "reason"),
     [
-        ((104,), "x", "the tokens do not decode to the text"),
-        ((104,), "hi", "the tokens do not decode to the text"),
+        ((104,), "x", "the tokens do not spell the answer"),
+        ((104,), "hi", "the tokens do not spell the answer"),
         ((257,), "", "a token is not in the model's vocabulary"),
     ],
 )
@@ -293,13 +302,16 @@ def test_resume_with_impossible_tokens_is_rejected(
     backend = FakeBackend({})
     with pytest.raises(ServiceError, match=reason) as error:
         restore_answer(
-            new_answer(GREEDY), Resume(EMPTY_STATE, ids, text), backend.sampler(GREEDY), backend
+            new_answer(GREEDY),
+            text_resume(EMPTY_STATE, ids, text),
+            backend.sampler(GREEDY),
+            backend,
         )
     assert error.value.code == "invalid_request" and backend.samplers[0].closed
 
 
 def test_resume_against_the_grammar_is_rejected() -> None:
     backend, sampling = FakeBackend({}), replace(GREEDY, grammar='root ::= "hi"')
-    resume = Resume(EMPTY_STATE, (120,), "x")
+    resume = text_resume(EMPTY_STATE, (120,), "x")
     with pytest.raises(ServiceError, match="can't be resumed"):
         restore_answer(new_answer(sampling), resume, backend.sampler(sampling), backend)

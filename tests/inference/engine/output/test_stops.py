@@ -60,10 +60,10 @@ def test_nothing_is_held_back_without_stop_strings() -> None:
 
 
 def apply_chat_stop(
-    text: str, prompt: str = "hi", stops: tuple[str, ...] = STOPS, starts_in_reasoning: bool = False
+    text: str, prompt: str = "hi", stops: tuple[str, ...] = STOPS
 ) -> tuple[str, str | None]:
     """Apply CHAT_STOP, with the same result for any split of the text."""
-    rules = StopRules.from_setting(stops, prompt, starts_in_reasoning)
+    rules = StopRules.from_setting(stops, prompt)
     whole = push_all(rules, [text])
     assert push_all(rules, list(text)) == whole
     for size in (2, 3, 7):
@@ -85,7 +85,6 @@ def apply_chat_stop(
         ("It is Paris.\n\nHere's an example:\nHuman: hi", "It is Paris.", "\nHuman:"),
         ("```c\nint x;\n```\nUser: thanks", "```c\nint x;\n```", "\nUser:"),
         ("Use `ls`.\nUser: thanks", "Use `ls`.", "\nUser:"),
-        ("<think>Well.</think>Paris.\nUser: so", "<think>Well.</think>Paris.", "\nUser:"),
         ("🙂\nUser: hi", "🙂", "\nUser:"),
     ],
 )
@@ -112,8 +111,6 @@ def test_text_appended_to_an_answer_is_removed(text: str, sent: str, stop: str) 
         "~~~~\n~~~\nUser: root\n~~~~\nDone.",
         "- ```py\n  x = 1\n\n\n  y = 2\n  ```",
         "Strike it through by `<s>text</s>` or so.",
-        "<think>\nUser: asks.\n\n\nLet me see.\n\nExample: x</s>\n</think>\n\nParis.",
-        "<think>```\n</think>\n\n\nExample: Paris.",
         "Here is a quiz:\n\nQuestion: what is it?\n\nQuestion: and this?",
         "## FAQ\n\nQuestion: what is it?\n\nQuestion: and this?",
         "**Chat**\n\nUser: hi\n\nAgent: hello\n\nUser: bye",
@@ -135,12 +132,6 @@ def test_label_in_the_prompt_does_not_end_the_answer() -> None:
 def test_label_in_the_prompt_leaves_other_strings_active() -> None:
     sent = apply_chat_stop("Hi.\nHuman: so</s>", "Write a dialogue with a user </s>")
     assert sent == ("Hi.", "\nHuman:")
-
-
-def test_reasoning_opened_by_the_prompt_is_unchanged() -> None:
-    text = "I see.\n\nExample: x\n\n\n</think>Paris."
-    assert apply_chat_stop(text, starts_in_reasoning=True) == (text, None)
-    assert apply_chat_stop(text + "\nUser: x", starts_in_reasoning=True) == (text, "\nUser:")
 
 
 @pytest.mark.parametrize(

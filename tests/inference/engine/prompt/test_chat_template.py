@@ -90,12 +90,6 @@ def test_bos_token_occurs_once() -> None:
     assert not text(template(CHATML), "", (), "hi").startswith("<s>")
 
 
-def test_opens_reasoning_is_found_in_the_template() -> None:
-    assert template(CHATML + "<think>\n").opens_reasoning
-    assert not template(CHATML + "<think>\n\n</think>\n\n").opens_reasoning
-    assert not template(CHATML).opens_reasoning
-
-
 def public_prefixes(template: ChatTemplate, system: str) -> list[str]:
     return [bytes(prefix).decode() for prefix in template.public_prefixes(system)]
 

@@ -6,7 +6,7 @@ import pytest
 
 from services.contract.messages import Sampling
 from services.inference.engine.kv_cache.slots import Slots
-from services.inference.engine.output.generated_text import GeneratedText
+from services.inference.engine.output.generated_answer import AnswerLimits, GeneratedAnswer
 from services.inference.engine.output.stops import StopRules
 from services.inference.engine.scheduling.limits import DEFAULT_LIMITS as LIMITS
 from services.inference.engine.scheduling.scheduler import AdapterRoundRobin, Scheduler
@@ -45,7 +45,7 @@ class SchedulerRun:
             tokens,
             sampling,
             sampler,
-            GeneratedText(max_tokens, StopRules()),
+            GeneratedAnswer(AnswerLimits(max_tokens), StopRules()),
             adapter,
             is_deterministic=is_deterministic,
             tenant=tenant,

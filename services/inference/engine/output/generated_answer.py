@@ -1,0 +1,333 @@
+"""The output of one sequence: its tokens, the parts that can be sent, and where it ends."""
+
+import codecs
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import ge
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from services.contract.messages import FinishReason, TokenLogprob
+from services.inference.engine.backend import SampledToken
+from services.inference.engine.output.parts import (
+    AnswerParser,
+    AnswerPart,
+    ArgumentsDelta,
+    CallStart,
+    ContentDelta,
+    PlainParser,
+    text_of,
+)
+from services.inference.engine.output.stops import StopBuffer, StopRules
+
+MAX_LOOP_PERIOD = 32  # tokens
+MIN_LOOP_REPETITIONS = 8
+MIN_LOOP_TOKENS = 128
+# By period: how many tokens must equal the token one period earlier.
+_LOOP_LIMITS = tuple(
+    max(MIN_LOOP_TOKENS, MIN_LOOP_REPETITIONS * period) - period
+    for period in range(1, MAX_LOOP_PERIOD + 1)
+)
+
+
+class AnswerChunk(NamedTuple):
+    """
+    A part of the answer to send, its offset in characters of all channels, and its tokens, which
+    include those of markup.
+    """
+
+    offset: int
+    part: AnswerPart
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None  # if the request asked for them
+
+
+class AnswerLimits(NamedTuple):
+    """Maximum tokens; None: only the context window limits them."""
+
+    total: int | None = None
+    content: int | None = None  # of content and tool calls
+    reasoning: int | None = None
+
+
+class _PendingToken(NamedTuple):
+    """A token that has not been sent, and the offset of its first character in the raw text."""
+
+    chosen: SampledToken
+    offset: int
+
+
+class GeneratedAnswer:
+    """
+    The tokens of one answer, decoded to text, parsed into parts, and checked for stop strings,
+    loops and limits.
+
+    A chunk carries every token that has a character in its part. So the tokens sent so far decode
+    to the parts sent so far, except that the last one may have further characters; tokens of a stop
+    string, or of what could become one or markup, are not sent before the text after them.
+
+    Stop strings and the loop guard apply to content, the latter also to tool calls. Reasoning that
+    reaches its limit is closed: `take_forced` returns the tokens.
+    """
+
+    def __init__(
+        self,
+        limits: AnswerLimits,
+        stops: StopRules,
+        parser: AnswerParser | None = None,
+        markers: Mapping[int, bytes] = MappingProxyType({}),
+        reasoning_end: Sequence[int] = (),
+        max_calls: int | None = None,
+    ) -> None:
+        """
+        `markers` are the control tokens that the parser needs, with their text. `reasoning_end` are
+        the tokens that close reasoning. The answer ends after `max_calls` tool calls.
+        """
+        self._limits = limits
+        self._stops = StopBuffer(stops)
+        self._parser = parser or PlainParser()
+        self._markers = markers
+        self._reasoning_end = tuple(reasoning_end)
+        self._max_calls = max_calls
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._loop_guard = LoopGuard()
+        self._texts: list[str] = []  # raw text, of each token
+        self._decoded = 0  # characters of raw text
+        self._cut = 0  # characters of raw text from the stop string on
+        self._length = 0  # characters of all parts, sent and unsent
+        self._unsent: list[AnswerChunk] = []
+        self._sent_before = 0  # characters that another worker has sent before a resume
+        self._pending: list[_PendingToken] = []
+        self._offsets: list[int] = []  # in raw text, of each token
+        self._starts: dict[type[AnswerPart], int] = {}  # in raw text, of the first part of a kind
+        self._calls = 0
+        self._is_past_calls = False  # something follows the last allowed call
+        self._is_closing = False  # the end of reasoning is being forced
+        self.tokens: list[int] = []
+        self.reasoning_tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self.stop_string: str | None = None  # as in the request or CHAT_STOP
+
+    def tokens_from(self, kind: type[AnswerPart]) -> list[int]:
+        """Return the tokens from the first part of a kind on, without an end token."""
+        start = self._starts.get(kind, self._decoded)
+        return self.tokens[bisect_left(self._offsets, start) : len(self._offsets)]
+
+    @property
+    def remaining_tokens(self) -> int:
+        """The most tokens that may still be generated; 0 without a limit."""
+        total = (self._limits.total or 0) - len(self.tokens)
+        if self._limits.content is None:
+            return total
+        reasoning = 0
+        if self._parser.channel == "reasoning":
+            reasoning = max(0, (self._limits.reasoning or 0) - self.reasoning_tokens)
+        return min(total, self._limits.content - self._content_count + reasoning)
+
+    def push(self, chosen: SampledToken, piece: bytes, is_end: bool) -> None:
+        """Add a token with the bytes `piece`, or the token with which the model ends the answer."""
+        was_reasoning = self._parser.channel == "reasoning"
+        self.tokens.append(chosen.token)
+        if is_end:
+            self._finish()
+            return
+        self._pending.append(_PendingToken(chosen, self._decoded))
+        self._offsets.append(self._decoded)
+        text = self._decoder.decode(self._markers.get(chosen.token, piece))
+        self._decoded += len(text)
+        self._texts.append(text)
+        self._add(self._accept(self._parser.push(text)))
+        is_reasoning = was_reasoning or self._parser.channel == "reasoning"
+        self.reasoning_tokens += is_reasoning
+        self._is_closing &= self._parser.channel == "reasoning"
+        if self.finish_reason is None:
+            self._check_end(chosen, is_reasoning)
+
+    def interrupt(self, reason: FinishReason) -> None:
+        """End the answer early, and discard held-back text that may be half of a stop string."""
+        self._add(self._accept(self._parser.flush()))
+        self._add([ContentDelta(self._stops.flush_interrupted())])
+        self.finish_reason = reason
+
+    def take_chunks(self) -> list[AnswerChunk]:
+        """Return and remove what can be sent."""
+        chunks, self._unsent = self._unsent, []
+        return chunks
+
+    def take_forced(self) -> tuple[int, ...]:
+        """Return the tokens that must follow, once: those that close reasoning at its limit."""
+        limit, is_reasoning = self._limits.reasoning, self._parser.channel == "reasoning"
+        if not is_reasoning or limit is None or self.reasoning_tokens < limit:
+            return ()
+        if self._is_closing or self._decoder.getstate()[0]:  # a character is incomplete
+            return ()
+        self._is_closing = True
+        return self._reasoning_end
+
+    def skip_sent(self, sent: Sequence[AnswerPart]) -> bool:
+        """
+        Skip the parts `sent` by another worker, also those that are still held back here, and all
+        tokens. Return False if the tokens do not spell these parts.
+        """
+        if not _is_prefix(sent, [chunk.part for chunk in self._unsent], self._held_text):
+            return False
+        self._sent_before = sum(len(text_of(part)) for part in sent)
+        left = (_after(chunk, self._sent_before) for chunk in self._unsent)
+        self._unsent = [chunk._replace(token_ids=(), logprobs=None) for chunk in left if chunk]
+        self._pending.clear()
+        return True
+
+    @property
+    def _held_text(self) -> str:
+        """The raw text that is in no part yet."""
+        held = self._parser.held_length + self._stops.held_length
+        return "".join(self._texts)[self._decoded - held :]
+
+    def _check_end(self, chosen: SampledToken, is_reasoning: bool) -> None:
+        is_guarded = not (chosen.is_constrained or is_reasoning)
+        if chosen.is_last or self._has_all_calls:
+            self._finish()
+        elif is_guarded and self._loop_guard.push(chosen.token):
+            self.interrupt("loop")
+        elif self._content_count == self._limits.content or len(self.tokens) == self._limits.total:
+            self.interrupt("length")
+
+    @property
+    def _content_count(self) -> int:
+        return len(self.tokens) - self.reasoning_tokens
+
+    @property
+    def _has_all_calls(self) -> bool:
+        is_complete = self._calls == self._max_calls and not self._parser.is_within_call
+        return is_complete or self._is_past_calls
+
+    def _finish(self) -> None:
+        """End the answer normally: held-back text is no stop string."""
+        self._add(self._accept(self._parser.flush()))
+        self._add([ContentDelta(self._stops.flush())])
+        if self.finish_reason is None:
+            is_whole = self._is_past_calls or not self._parser.is_within_call
+            self.finish_reason = "tool_calls" if self._calls and is_whole else "stop"
+
+    def _accept(self, parts: list[AnswerPart]) -> Iterator[AnswerPart]:
+        """Yield the parts to send, up to a stop string or the last allowed call."""
+        for part in parts:
+            if self._calls == self._max_calls and not isinstance(part, ArgumentsDelta):
+                self._is_past_calls = True
+            if self._is_past_calls or self.finish_reason:
+                return
+            self._starts.setdefault(type(part), self._consumed - len(text_of(part)))
+            if isinstance(part, ContentDelta):
+                yield ContentDelta(self._until_stop(part.text))
+            else:
+                self._calls += isinstance(part, CallStart)
+                yield ContentDelta(self._stops.flush())
+                yield part
+
+    def _until_stop(self, text: str) -> str:
+        """Return the content that can be sent. Ends the answer at a stop string."""
+        length = self._stops.held_length + len(text)
+        released, self.stop_string = self._stops.push(text)
+        if self.stop_string is not None:
+            self._cut = length - len(released)
+            self.finish_reason = "stop"
+        return released
+
+    @property
+    def _consumed(self) -> int:
+        """The characters of raw text that the parser does not hold back."""
+        return self._decoded - self._parser.held_length
+
+    def _add(self, parts: Iterable[AnswerPart]) -> None:
+        """Add parts to send. The first one carries all tokens that are certain by now."""
+        new = [part for part in parts if text_of(part)]
+        if not new:
+            return
+        certain = self._consumed - self._stops.held_length - self._cut
+        for part in new:
+            chunk = AnswerChunk(self._length, part)
+            self._length += len(text_of(part))
+            if left := _after(chunk, self._sent_before):
+                self._append(left._replace(**self._take_tokens(certain)))
+
+    def _take_tokens(self, certain: int) -> dict[str, Any]:
+        """Remove and return the pending tokens before this offset in the raw text."""
+        chosen = [token.chosen for token in self._pending if token.offset < certain]
+        del self._pending[: len(chosen)]
+        logprobs = tuple(each.logprob for each in chosen if each.logprob)
+        ids = tuple(each.token for each in chosen)
+        return {"token_ids": ids, "logprobs": logprobs or None}
+
+    def _append(self, chunk: AnswerChunk) -> None:
+        last = self._unsent[-1] if self._unsent else None
+        if (
+            last is None
+            or isinstance(chunk.part, CallStart)
+            or type(last.part) is not type(chunk.part)
+        ):
+            self._unsent.append(chunk)
+            return
+        part = type(chunk.part)(text_of(last.part) + text_of(chunk.part))
+        logprobs = ((last.logprobs or ()) + (chunk.logprobs or ())) or None
+        ids = last.token_ids + chunk.token_ids
+        self._unsent[-1] = AnswerChunk(last.offset, part, ids, logprobs)
+
+
+def _after(chunk: AnswerChunk, offset: int) -> AnswerChunk | None:
+    """
+    Return the part of the chunk after the answer's first `offset` characters, or None. The begin of
+    a call is not cut.
+    """
+    text = text_of(chunk.part)
+    if chunk.offset + len(text) <= offset:
+        return None
+    if chunk.offset >= offset or isinstance(chunk.part, CallStart):
+        return chunk
+    part = chunk.part._replace(text=text[offset - chunk.offset :])
+    return chunk._replace(offset=offset, part=part)
+
+
+def _is_prefix(sent: Sequence[AnswerPart], produced: Sequence[AnswerPart], held: str) -> bool:
+    """Return whether `produced`, and `held` as content after it, begin with the parts `sent`."""
+    if len(sent) > len(produced) + 1:
+        return False
+    padded = [*produced, ContentDelta("")]
+    for number, (part, own) in enumerate(zip(sent, padded, strict=False)):
+        is_last = number == len(sent) - 1
+        if type(part) is not type(own):
+            return False
+        text = text_of(own)
+        if number >= len(produced) - 1 and isinstance(own, ContentDelta):
+            text += held
+        if not text.startswith(text_of(part)) or not is_last and text_of(part) != text_of(own):
+            return False
+    return True
+
+
+class LoopGuard:
+    """
+    Detects an answer that repeats the same 1 to 32 tokens at least 8 times and for at least 128
+    tokens: for example one token 128 times, or a sentence of 20 tokens 8 times.
+
+    The limits are high enough that table rules, rows of zeros and laughter pass. Repetition that
+    people ask for usually differs somewhere, such as in a number, and a difference resets the
+    count. Not used with a grammar, which may require a hundred zeros.
+    """
+
+    def __init__(self) -> None:
+        # By period, how many of the last tokens equal the token one period earlier.
+        self._runs = [0] * MAX_LOOP_PERIOD
+        self._recent = deque([-1] * MAX_LOOP_PERIOD, MAX_LOOP_PERIOD)  # newest first
+
+    def push(self, token: int) -> bool:
+        """Add a token and return whether the answer loops now."""
+        if token not in self._recent:
+            self._runs = [0] * MAX_LOOP_PERIOD
+        else:
+            self._runs = [
+                run + 1 if token == earlier else 0
+                for run, earlier in zip(self._runs, self._recent, strict=True)
+            ]
+        self._recent.appendleft(token)
+        return any(map(ge, self._runs, _LOOP_LIMITS))

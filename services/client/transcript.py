@@ -89,7 +89,10 @@ class Transcript:
         new = after_offset(event, self.length)
         if new is None:
             return None
-        self._replace_tail(event)
+        if event.token_ids:
+            self._replace_tail(event)
+        else:  # from the replay of a finished answer, which nobody resumes
+            self._events.append(new)
         self.text += text[len(known) :]
         return new
 

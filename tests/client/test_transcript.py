@@ -12,6 +12,7 @@ from services.contract.messages import (
     StreamEvent,
     Timings,
     Token,
+    ToolCallDelta,
     Usage,
 )
 from tests.fakes import text_resume
@@ -92,3 +93,43 @@ def test_resume_before_the_first_text_is_none() -> None:
 def test_answer_without_resume_state_is_not_resumable() -> None:
     with pytest.raises(NotResumable):
         transcript_of(Started(5, 0, 0, 0), Token(0, "on", (1,))).resume()
+
+
+def test_channels_are_resumed_as_one_event_each() -> None:
+    transcript = transcript_of(
+        STARTED,
+        Token(0, "h", (1,), channel="reasoning"),
+        Token(1, "m", (2,), channel="reasoning"),
+        Token(2, "So", (3, 4)),
+        ToolCallDelta(4, 0, (5,), "id", "go"),
+        ToolCallDelta(6, 0, (6,), arguments="{"),
+    )
+    assert transcript.length == 7
+    resume = transcript.resume()
+    assert resume and resume.events == (
+        Token(0, "hm", (1, 2), channel="reasoning"),
+        Token(2, "So", (3, 4)),
+        ToolCallDelta(4, 0, (5, 6), "id", "go", "{"),
+    )
+
+
+def test_repeated_call_is_not_new() -> None:
+    call = ToolCallDelta(0, 0, (5,), "id", "go", "{")
+    transcript = transcript_of(STARTED, call)
+    assert transcript.add(call) is None
+    more = ToolCallDelta(0, 0, (5, 6), "id", "go", "{}")
+    assert transcript.add(more) == ToolCallDelta(3, 0, (5, 6), arguments="}")
+    resume = transcript.resume()
+    assert resume and resume.events == (more,)
+
+
+def test_missing_arguments_are_a_gap() -> None:
+    transcript = transcript_of(STARTED, ToolCallDelta(0, 0, (5,), "id", "go"))
+    with pytest.raises(Gap):
+        transcript.add(ToolCallDelta(3, 0, (7,), arguments="}"))
+
+
+def test_replay_of_a_finished_answer_may_begin_anywhere() -> None:
+    transcript = transcript_of(STARTED, Token(0, "once ", (1, 2)))
+    assert transcript.add(Token(3, "e more", ())) == Token(5, "more", ())
+    assert transcript.text == "once more"

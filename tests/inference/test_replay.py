@@ -18,6 +18,7 @@ from services.contract.messages import (
     StreamEvent,
     Timings,
     Token,
+    ToolCallDelta,
     Usage,
 )
 from services.inference.limits import InferenceLimits
@@ -59,6 +60,32 @@ def test_replay_has_the_tokens_after_the_offset() -> None:
     assert made.replay(1).events == (ON, CE)
     assert made.replay(2).events == (CE,)
     assert made.replay(4).events == ()
+
+
+THOUGHT = Token(0, "hm", (1,), channel="reasoning")
+CALL, ARGUMENTS = ToolCallDelta(2, 0, (2,), "id", "go"), ToolCallDelta(4, 0, (3,), arguments="{}")
+
+
+def test_replay_has_all_channels_after_the_offset() -> None:
+    made = recording(ACCEPTED, STARTED, THOUGHT, CALL, ARGUMENTS)
+    assert made.replay(1).events == (THOUGHT, CALL, ARGUMENTS)
+    assert made.replay(2).events == (CALL, ARGUMENTS)
+    assert made.replay(4).events == (ARGUMENTS,)
+
+
+def test_packed_recording_has_one_event_per_run() -> None:
+    done = replace(DONE, length=6)
+    store = ReplayStore(LIMITS)
+    store.begin("k", recording(ACCEPTED, STARTED, THOUGHT, CALL, ARGUMENTS, done))
+    store.end("k")
+    replay = store.get("k", 0)
+    assert replay and replay.events == (
+        ACCEPTED,
+        STARTED,
+        replace(THOUGHT, token_ids=()),
+        ToolCallDelta(2, 0, (), "id", "go", "{}"),
+        done,
+    )
 
 
 def test_replay_at_the_end_of_the_text_has_the_done() -> None:

@@ -21,6 +21,7 @@ from services.inference.engine.output.parts import (
 )
 from services.inference.engine.output.stops import StopBuffer, StopRules
 
+MAX_TAG_TOKENS = 16  # of a tag that is ordinary text
 MAX_LOOP_PERIOD = 32  # tokens
 MIN_LOOP_REPETITIONS = 8
 MIN_LOOP_TOKENS = 128
@@ -103,6 +104,8 @@ class GeneratedAnswer:
         self._starts: dict[type[AnswerPart], int] = {}  # in raw text, of the first part of a kind
         self._calls = 0
         self._is_past_calls = False  # something follows the last allowed call
+        self._thought_tokens = 0  # of reasoning, without its opening tag
+        self._undecided = 0  # newest tokens that may be part of a tag
         self._is_closing = False  # the end of reasoning is being forced
         self.tokens: list[int] = []
         self.reasoning_tokens = 0
@@ -122,7 +125,7 @@ class GeneratedAnswer:
             return total
         reasoning = 0
         if self._parser.channel == "reasoning":
-            reasoning = max(0, (self._limits.reasoning or 0) - self.reasoning_tokens)
+            reasoning = max(0, (self._limits.reasoning or 0) - self._thought_tokens)
         return min(total, self._limits.content - self._content_count + reasoning)
 
     def push(self, chosen: SampledToken, piece: bytes, is_end: bool) -> None:
@@ -138,11 +141,19 @@ class GeneratedAnswer:
         self._decoded += len(text)
         self._texts.append(text)
         self._add(self._accept(self._parser.push(text)))
-        is_reasoning = was_reasoning or self._parser.channel == "reasoning"
-        self.reasoning_tokens += is_reasoning
-        self._is_closing &= self._parser.channel == "reasoning"
+        is_reasoning = self._count(was_reasoning)
         if self.finish_reason is None:
             self._check_end(chosen, is_reasoning)
+
+    def _count(self, was_reasoning: bool) -> bool:
+        """Count the newest token, and return whether it belongs to reasoning."""
+        is_open = self._parser.channel == "reasoning"
+        if is_open or was_reasoning:
+            self.reasoning_tokens += 1 if was_reasoning else 1 + self._undecided
+            self._thought_tokens += was_reasoning
+        self._undecided = self._undecided + 1 if self._parser.held_length else 0
+        self._is_closing &= is_open
+        return is_open or was_reasoning
 
     def interrupt(self, reason: FinishReason) -> None:
         """End the answer early, and discard held-back text that may be half of a stop string."""
@@ -158,7 +169,7 @@ class GeneratedAnswer:
     def take_forced(self) -> tuple[int, ...]:
         """Return the tokens that must follow, once: those that close reasoning at its limit."""
         limit, is_reasoning = self._limits.reasoning, self._parser.channel == "reasoning"
-        if not is_reasoning or limit is None or self.reasoning_tokens < limit:
+        if not is_reasoning or limit is None or self._thought_tokens < limit:
             return ()
         if self._is_closing or self._decoder.getstate()[0]:  # a character is incomplete
             return ()
@@ -190,12 +201,19 @@ class GeneratedAnswer:
             self._finish()
         elif is_guarded and self._loop_guard.push(chosen.token):
             self.interrupt("loop")
-        elif self._content_count == self._limits.content or len(self.tokens) == self._limits.total:
+        elif self._is_full:
             self.interrupt("length")
 
     @property
     def _content_count(self) -> int:
-        return len(self.tokens) - self.reasoning_tokens
+        """The tokens of content and calls, without those that may open reasoning."""
+        return len(self.tokens) - self.reasoning_tokens - min(self._undecided, MAX_TAG_TOKENS)
+
+    @property
+    def _is_full(self) -> bool:
+        content, total = self._limits.content, self._limits.total
+        is_content_full = content is not None and self._content_count >= content
+        return is_content_full or len(self.tokens) == total
 
     @property
     def _has_all_calls(self) -> bool:

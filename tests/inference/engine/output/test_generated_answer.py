@@ -1,3 +1,7 @@
+from typing import Any
+
+import pytest
+
 from services.inference.engine.backend import SampledToken
 from services.inference.engine.output.generated_answer import (
     AnswerChunk,
@@ -5,8 +9,16 @@ from services.inference.engine.output.generated_answer import (
     GeneratedAnswer,
     LoopGuard,
 )
-from services.inference.engine.output.parts import ContentDelta, text_of
+from services.inference.engine.output.parts import (
+    AnswerPart,
+    ArgumentsDelta,
+    CallStart,
+    ContentDelta,
+    ReasoningDelta,
+    text_of,
+)
 from services.inference.engine.output.stops import StopRules
+from tests.inference.tag_parser import TagParser
 
 
 def send(answer: GeneratedAnswer, *pieces: str | bytes) -> list[AnswerChunk]:
@@ -140,6 +152,188 @@ def test_half_a_character_at_the_end_is_not_sent() -> None:
     assert send(answer, "🙂".encode()[:2]) == []
     answer.interrupt("length")
     assert answer.take_chunks() == []
+
+
+UNLIMITED = AnswerLimits(1000)
+CHANNELS = "<think>Let me see\n\n\n</think>So.<call>go {}</call>"
+
+
+def with_channels(limits: AnswerLimits = UNLIMITED, **more: Any) -> GeneratedAnswer:
+    stops = StopRules.literal(("\n\n\n", "Let me", "STOP"))
+    return GeneratedAnswer(limits, stops, TagParser(), reasoning_end=(7, 8), **more)
+
+
+def push_text(answer: GeneratedAnswer, text: str) -> list[AnswerChunk]:
+    """Push a token per character until the answer ends, and take all chunks."""
+    for character in text:
+        if answer.finish_reason is None:
+            answer.push(SampledToken(ord(character)), character.encode(), is_end=False)
+    return answer.take_chunks()
+
+
+def parts_of(chunks: list[AnswerChunk]) -> list[AnswerPart]:
+    return [chunk.part for chunk in chunks]
+
+
+def test_parts_have_offsets_and_all_tokens() -> None:
+    answer = with_channels()
+    chunks = push_text(answer, CHANNELS)
+    assert parts_of(chunks) == [
+        ReasoningDelta("Let me see\n\n\n"),
+        ContentDelta("So."),
+        CallStart("go"),
+        ArgumentsDelta("{}"),
+    ]
+    assert [chunk.offset for chunk in chunks] == [0, 13, 16, 18]
+    sent = "".join(chr(token) for chunk in chunks for token in chunk.token_ids)
+    assert sent == CHANNELS.removesuffix("</call>")
+    answer.push(SampledToken(0), b"", is_end=True)
+    assert answer.finish_reason == "tool_calls" and answer.take_chunks() == []
+
+
+def test_stop_strings_match_in_content_only() -> None:
+    answer = with_channels()
+    chunks = push_text(answer, "<think>STOP</think>a STOP b")
+    assert parts_of(chunks) == [ReasoningDelta("STOP"), ContentDelta("a ")]
+    assert (answer.finish_reason, answer.stop_string) == ("stop", "STOP")
+
+
+def test_stop_string_does_not_span_channels() -> None:
+    chunks = push_text(with_channels(), "ST<think>OP</think>OP")
+    assert parts_of(chunks) == [ContentDelta("ST"), ReasoningDelta("OP"), ContentDelta("OP")]
+
+
+def test_answer_ends_after_its_last_allowed_call() -> None:
+    for more in ("</call><call>f {}</call>", "</call>and so on"):
+        answer = with_channels(max_calls=1)
+        answer.push(SampledToken(1), f"<call>go {{}}{more}".encode(), is_end=False)
+        assert parts_of(answer.take_chunks()) == [CallStart("go"), ArgumentsDelta("{}")]
+        assert answer.finish_reason == "tool_calls"
+
+
+def test_incomplete_call_is_no_reason_to_finish() -> None:
+    answer = with_channels(AnswerLimits(12))
+    assert parts_of(push_text(answer, CHANNELS[-21:])) == [
+        ContentDelta("So."),
+        CallStart("go"),
+    ]
+    assert answer.finish_reason == "length"
+
+
+def test_max_tokens_of_content_do_not_count_reasoning() -> None:
+    answer = with_channels(AnswerLimits(None, content=2))
+    assert parts_of(push_text(answer, CHANNELS)) == [
+        ReasoningDelta("Let me see\n\n\n"),
+        ContentDelta("So"),
+    ]
+    assert answer.finish_reason == "length"
+    assert answer.reasoning_tokens == len("<think>Let me see\n\n\n</think>")
+
+
+def test_total_limit_counts_reasoning() -> None:
+    answer = with_channels(AnswerLimits(10))
+    assert parts_of(push_text(answer, CHANNELS)) == [ReasoningDelta("Let")]
+    assert answer.finish_reason == "length" and len(answer.tokens) == 10
+
+
+def test_end_of_reasoning_is_forced_once_at_its_limit() -> None:
+    answer = with_channels(AnswerLimits(None, reasoning=2))
+    push_text(answer, "<think>a")
+    assert answer.take_forced() == ()
+    push_text(answer, "b")
+    assert answer.take_forced() == (7, 8)
+    assert answer.take_forced() == ()
+    push_text(answer, "</think>c<think>")
+    assert answer.take_forced() == (7, 8), "reasoning that begins again is closed again"
+
+
+def test_end_of_reasoning_waits_for_a_whole_character() -> None:
+    answer = with_channels(AnswerLimits(None, reasoning=1))
+    smile = "🙂".encode()
+    answer.push(SampledToken(1), b"<think>" + smile[:2], is_end=False)
+    assert answer.take_forced() == ()
+    answer.push(SampledToken(2), smile[2:], is_end=False)
+    assert answer.take_forced() == (7, 8)
+
+
+def test_reasoning_opened_by_the_prompt_counts() -> None:
+    parser = TagParser("reasoning")
+    limits = AnswerLimits(None, reasoning=0)
+    answer = GeneratedAnswer(limits, StopRules(), parser, reasoning_end=(7,))
+    assert answer.take_forced() == (7,)
+
+
+def test_repeated_reasoning_is_no_loop() -> None:
+    answer = with_channels()
+    push_text(answer, "<think>" + "0" * 200)
+    assert answer.finish_reason is None
+    push_text(answer, "</think>" + "0" * 200)
+    assert answer.finish_reason == "loop"
+
+
+def test_tokens_from_the_first_content() -> None:
+    answer = with_channels()
+    push_text(answer, CHANNELS)
+    assert bytes(answer.tokens_from(ContentDelta)).decode() == "So.<call>go {}</call>"
+    assert bytes(answer.tokens_from(ReasoningDelta)).decode() == CHANNELS.removeprefix("<think>")
+
+
+def test_control_tokens_of_the_format_reach_the_parser() -> None:
+    markers = {1: b"<think>", 2: b"</think>"}
+    answer = with_channels(markers=markers)
+    for token, piece in ((1, b""), (65, b"A"), (2, b""), (66, b"B")):
+        answer.push(SampledToken(token), piece, is_end=False)
+    assert answer.take_chunks() == [
+        AnswerChunk(0, ReasoningDelta("A"), (1, 65)),
+        AnswerChunk(1, ContentDelta("B"), (2, 66)),
+    ]
+
+
+def test_answer_is_skipped_up_to_any_character() -> None:
+    """Another worker sent some characters, with all tokens that they need."""
+    whole = push_text(with_channels(), CHANNELS)
+    for count in range(1, len(whole) + 1):
+        chunk = whole[count - 1]
+        tokens = [token for each in whole[:count] for token in each.token_ids]
+        for length in range(1, len(text_of(chunk.part)) + 1):
+            if isinstance(chunk.part, CallStart) and length < len(chunk.part.name):
+                continue
+            cut = (
+                chunk.part
+                if isinstance(chunk.part, CallStart)
+                else type(chunk.part)(chunk.part.text[:length])
+            )
+            answer = with_channels()
+            for token in tokens:
+                answer.push(SampledToken(token), chr(token).encode(), is_end=False)
+            assert answer.skip_sent([*parts_of(whole[: count - 1]), cut])
+            rest = answer.take_chunks() + push_text(answer, CHANNELS[len(tokens) :])
+            offset = chunk.offset + length
+            assert not rest or rest[0].offset == offset
+            all_text = "".join(text_of(part) for part in parts_of(whole))
+            assert "".join(text_of(part) for part in parts_of(rest)) == all_text[offset:]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [ContentDelta("Let")],
+        [ReasoningDelta("Les")],
+        [ReasoningDelta("Let me"), ContentDelta("So")],
+        [ReasoningDelta("Let me see\n\n\n"), ContentDelta("So."), CallStart("no")],
+        [
+            ReasoningDelta("Let me see\n\n\n"),
+            ContentDelta("So."),
+            CallStart("go"),
+            ContentDelta("x"),
+        ],
+    ],
+)
+def test_other_parts_than_generated_are_not_skipped(sent: list[AnswerPart]) -> None:
+    answer = with_channels()
+    for token in CHANNELS.encode():
+        answer.push(SampledToken(token), bytes([token]), is_end=False)
+    assert not answer.skip_sent(sent)
 
 
 def length_at_loop(tokens: list[int]) -> int | None:

@@ -11,7 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 from services.contract import subjects
+from services.contract.answer import Run
 from services.contract.codec import encode
+from services.contract.conversation import FunctionCall, ToolCall, ToolResult
 from services.contract.history import (
     ClearRequest,
     Context,
@@ -69,6 +71,25 @@ def exchange(request_id: str, epoch: int = 0, response: str | None = None) -> Ex
         usage=Usage(7, 3, 0),
         timings=Timings(0.0, 0.1, 0.2),
         stop_string="User:",
+    )
+
+
+def with_channels(request_id: str) -> Exchange:
+    """Return an exchange with reasoning before and after content, and calls."""
+    return replace(
+        exchange(request_id),
+        response="First.Then.",
+        reasoning="Hm. And?",
+        tool_calls=(ToolCall("c1", FunctionCall("go", '{"to": "🙂"}')),),
+        tool_results=(ToolResult("c0", "done"),),
+        finish_reason="tool_calls",
+        order=(
+            Run("reasoning", 3),
+            Run("content", 6),
+            Run("reasoning", 5),
+            Run("content", 5),
+            Run("tool_call", 13),
+        ),
     )
 
 

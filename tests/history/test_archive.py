@@ -27,7 +27,15 @@ from services.history.archive import (
 from services.history.entry import Entry, Unreadable, in_milliseconds
 from services.history.limits import HistoryLimits
 from services.runtime.settings import InvalidSetting
-from tests.history.samples import FAST, TENANT, connection_log_levels, exchange, until, uri_of
+from tests.history.samples import (
+    FAST,
+    TENANT,
+    connection_log_levels,
+    exchange,
+    until,
+    uri_of,
+    with_channels,
+)
 from tests.servers import Server, free_port
 
 NOW = in_milliseconds(datetime.now(UTC))
@@ -72,8 +80,10 @@ def seqs(entries: list[Entry]) -> list[int]:
     return [entry.seq for entry in entries]
 
 
-async def test_exchange_is_read_back_as_written(archive: Archive, key: str) -> None:
-    record = exchange("a")
+@pytest.mark.parametrize("record", [exchange("a"), with_channels("a")], ids=["text", "channels"])
+async def test_exchange_is_read_back_as_written(
+    archive: Archive, key: str, record: Exchange
+) -> None:
     record = replace(
         record,
         asked_at=in_milliseconds(record.asked_at),

@@ -8,7 +8,7 @@ from services.contract.history import Cleared, Context, Described, Erased, LogRe
 from services.history.context import Snapshot, WindowSize, drop_expired, fold
 from services.history.entry import Entry, Unreadable
 from services.history.limits import LIMITS
-from tests.history.samples import exchange, ids
+from tests.history.samples import exchange, ids, with_channels
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -124,6 +124,26 @@ def test_duplicate_request_id_is_applied_once() -> None:
     snapshot = folded(entry(1, exchange("a")), entry(2, exchange("a", response="other")))
     assert [turn.response for turn in snapshot.turns] == ["response of a"]
     assert snapshot.applied_seq == 2
+
+
+def test_exchange_with_calls_only_is_in_the_context() -> None:
+    calls = replace(with_channels("a"), response="", order=())
+    (turn,) = folded(entry(1, calls)).turns
+    assert (turn.response, turn.tool_calls) == ("", calls.tool_calls)
+    assert (turn.reasoning, turn.tool_results) == (calls.reasoning, calls.tool_results)
+
+
+def test_exchange_with_reasoning_only_is_not_in_the_context() -> None:
+    thought = replace(exchange("b", response=""), reasoning="Hm.")
+    snapshot = folded(entry(1, exchange("a")), entry(2, thought))
+    assert ids(snapshot) == ["a"] and snapshot.last == "b"
+
+
+def test_reasoning_of_earlier_turns_is_dropped_before_exchanges() -> None:
+    long = [replace(exchange(name), reasoning="x" * 1000) for name in "abc"]
+    snapshot = folded(*(entry(seq, each) for seq, each in enumerate(long, 1)), max_bytes=2500)
+    assert ids(snapshot) == ["a", "b", "c"]
+    assert [len(turn.reasoning) for turn in snapshot.turns] == [0, 0, 1000]
 
 
 def test_empty_response_is_not_in_the_context() -> None:

@@ -37,6 +37,7 @@ from tests.history.samples import (
     sessions,
     until,
     url_of,
+    with_channels,
 )
 from tests.servers import Server
 
@@ -223,12 +224,14 @@ async def test_export_excludes_erased_exchanges(
 
 
 async def test_export_can_be_imported(is_archived: bool, bus: Bus, session_id: str) -> None:
-    await append_many(bus, session_id, 3)
+    await append_many(bus, session_id, 2)
+    await append(bus, session_id, with_channels("x"))
     exported = (await export(bus, session_id)).exchanges
     taken = [Imported(request_id=e.request_id, prompt=e.prompt, response=e.response,
                       asked_at=e.asked_at, answered_at=e.answered_at, model=e.model,
                       sampling=e.sampling, usage=e.usage, timings=e.timings,
-                      stop_string=e.stop_string)
+                      stop_string=e.stop_string, reasoning=e.reasoning,
+                      tool_calls=e.tool_calls, tool_results=e.tool_results)
              for e in exported]  # fmt: skip
     copy = f"{session_id} copy"
     for _ in range(2):  # a repeat changes nothing
@@ -242,6 +245,11 @@ async def test_export_can_be_imported(is_archived: bool, bus: Bus, session_id: s
     assert [in_milliseconds(e.answered_at) for e in again] == [
         in_milliseconds(e.answered_at) for e in exported
     ]
+    assert (await messages(bus, copy))[-1].tool_calls == with_channels("x").tool_calls
+    channels = [(e.reasoning, e.tool_calls, e.tool_results) for e in again]
+    assert channels == [(e.reasoning, e.tool_calls, e.tool_results) for e in exported]
+    turns, original = (await context(bus, copy)).turns, (await context(bus, session_id)).turns
+    assert turns == original and turns[-1].reasoning == "Hm. And?"
     await erase(bus, copy)
     await import_exchanges(bus, copy, taken)
     assert ids(await context(bus, copy)) == [e.request_id for e in exported]

@@ -37,6 +37,9 @@ class LogitsOnlySampler:
     def force(self, tokens: Sequence[int]) -> None:
         pass
 
+    def restore(self, mirostat_mu: float) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -45,9 +45,11 @@ DONE = Done("stop", Usage(5, 2, 3), Timings(0.0, 0.1, 0.2), exchanges_dropped=1,
 HELLO = (ACCEPTED, Token(0, "Grüß ", (1,)), Token(5, "dich", (2,)), DONE)
 
 
-def text_resume(state: ResumeState, token_ids: Sequence[int], text: str) -> Resume:
+def text_resume(
+    state: ResumeState, token_ids: Sequence[int], text: str, mirostat_mu: float | None = None
+) -> Resume:
     """Return a resume of an answer with content only."""
-    return Resume(state, (Token(0, text, tuple(token_ids)),))
+    return Resume(state, (Token(0, text, tuple(token_ids), mirostat_mu=mirostat_mu),))
 
 
 class ScriptedWorker:

@@ -3,7 +3,7 @@ An answer as its events build it up: content, reasoning and tool calls. One offs
 counts all of them, in the order in which they were generated.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, groupby, pairwise
 from typing import Literal, Self
@@ -164,10 +164,17 @@ def _joined(events: list[AnswerEvent]) -> AnswerEvent:
     first = events[0]
     text = "".join(map(text_of, events))
     ids = tuple(chain.from_iterable(event.token_ids for event in events))
+    mu = mirostat_mu(events)
     if isinstance(first, Token):
-        return replace(first, text=text, token_ids=ids, logprobs=None)
+        return replace(first, text=text, token_ids=ids, logprobs=None, mirostat_mu=mu)
     arguments = text.removeprefix(first.name)
-    return replace(first, arguments=arguments, token_ids=ids, logprobs=None)
+    return replace(first, arguments=arguments, token_ids=ids, logprobs=None, mirostat_mu=mu)
+
+
+def mirostat_mu(events: Sequence[AnswerEvent]) -> float | None:
+    """Return the state of Mirostat after the events; None without Mirostat."""
+    states = (event.mirostat_mu for event in reversed(events))
+    return next((state for state in states if state is not None), None)
 
 
 def split(event: AnswerEvent, max_chars: int) -> Iterator[AnswerEvent]:

@@ -26,6 +26,9 @@ TokenIdKey = Annotated[str, Meta(pattern="^[0-9]{1,9}\\Z")]
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32 - 1)]
 LogitBias = Annotated[float, Meta(ge=-100, le=100)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+LastTokens = Annotated[int, Meta(ge=-1, le=1_000_000)]  # 0: none, -1: all
+SequenceBreaker = Annotated[str, Meta(min_length=1, max_length=40)]
 Gbnf = Annotated[str, Meta(min_length=1, max_length=65_536)]
 ModelName = Annotated[str, Meta(min_length=1, max_length=512)]  # as long as two file names
 RequestId = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}\\Z")]
@@ -93,6 +96,26 @@ class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
     grammar: Gbnf | None = None
+    # Samplers of llama.cpp, by its names. None: off, or llama.cpp's default
+    repeat_last_n: LastTokens | None = None
+    dry_multiplier: Annotated[float, Meta(ge=0, le=100)] | None = None
+    dry_base: Annotated[float, Meta(ge=1, le=10)] | None = None
+    dry_allowed_length: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    dry_penalty_last_n: LastTokens | None = None
+    dry_sequence_breakers: Annotated[tuple[SequenceBreaker, ...], Meta(max_length=16)] | None = None
+    top_n_sigma: Annotated[float, Meta(ge=-1, le=100)] | None = None  # 0 and less: off
+    typical_p: Share | None = None  # 0 and 1: off
+    xtc_probability: Share | None = None
+    xtc_threshold: Share | None = None  # over 0.5: off
+    dynatemp_range: Annotated[float, Meta(ge=0, le=5)] | None = None
+    dynatemp_exponent: Annotated[float, Meta(ge=0, le=10)] | None = None
+    mirostat: Annotated[int, Meta(ge=0, le=2)] | None = None  # the version
+    mirostat_tau: Annotated[float, Meta(ge=0, le=20)] | None = None
+    mirostat_eta: Share | None = None
+    min_keep: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    # As in vLLM
+    min_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    ignore_eos: bool | None = None
 
 
 class PromptRequest(Sampling, frozen=True, kw_only=True):
@@ -229,7 +252,8 @@ class Token(Event, frozen=True, tag="token", omit_defaults=True):
 
     `offset` counts the characters of the answer before it, in all channels: content, reasoning, and
     names and arguments of tool calls. `token_ids` are its tokens, which include those of markup,
-    and `logprobs` belong to the same tokens, if requested.
+    and `logprobs` belong to the same tokens, if requested. `mirostat_mu` is the state of Mirostat
+    after them, which does not follow from tokens.
     """
 
     offset: int
@@ -237,6 +261,7 @@ class Token(Event, frozen=True, tag="token", omit_defaults=True):
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
     channel: Channel = "content"
+    mirostat_mu: float | None = None
 
     @property
     def end(self) -> int:
@@ -257,6 +282,7 @@ class ToolCallDelta(Event, frozen=True, tag="tool_call", omit_defaults=True):
     name: str = ""
     arguments: str = ""
     logprobs: tuple[TokenLogprob, ...] | None = None
+    mirostat_mu: float | None = None
 
     @property
     def end(self) -> int:

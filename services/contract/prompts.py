@@ -116,6 +116,7 @@ def check(prompt: PromptRequest) -> None:
             "invalid_request",
             "Both `grammar` and `response_format` constrain the answer: remove one of them.",
         )
+    _check_min_tokens(prompt)
 
 
 def template_kwargs(
@@ -145,6 +146,17 @@ def check_template_kwargs(kwargs: Mapping[str, Any]) -> None:
         if name in SWITCHES and not isinstance(value, bool):
             raise ServiceError(
                 "invalid_request", f"Expected `bool` - at `$.chat_template_kwargs.{name}`."
+            )
+
+
+def _check_min_tokens(prompt: PromptRequest) -> None:
+    for field in ("max_tokens", "max_completion_tokens"):
+        maximum = getattr(prompt, field)
+        if maximum is not None and (prompt.min_tokens or 0) > maximum:
+            raise ServiceError(
+                "invalid_request",
+                f"The field `min_tokens` is {prompt.min_tokens}, but `{field}` is {maximum}: lower"
+                " the one or raise the other.",
             )
 
 

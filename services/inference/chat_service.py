@@ -510,18 +510,22 @@ class ConnectionWatch:
 
 
 def _event(chunk: AnswerChunk, flight: InFlightRequest) -> AnswerEvent:
-    offset, part, ids, logprobs = chunk
+    offset, part, ids, logprobs, mu = chunk
     calls = len(flight.answer.tool_calls)
     match part:
         case ContentDelta(text):
-            return Token(offset, text, ids, logprobs)
+            return Token(offset, text, ids, logprobs, mirostat_mu=mu)
         case ReasoningDelta(text):
-            return Token(offset, text, ids, logprobs, "reasoning")
+            return Token(offset, text, ids, logprobs, "reasoning", mu)
         case CallStart(name, call_id):
             call_id = call_id or _call_id(flight.request_id, calls)
-            return ToolCallDelta(offset, calls, ids, call_id, name, logprobs=logprobs)
+            return ToolCallDelta(
+                offset, calls, ids, call_id, name, logprobs=logprobs, mirostat_mu=mu
+            )
         case ArgumentsDelta(text):
-            return ToolCallDelta(offset, calls - 1, ids, arguments=text, logprobs=logprobs)
+            return ToolCallDelta(
+                offset, calls - 1, ids, arguments=text, logprobs=logprobs, mirostat_mu=mu
+            )
 
 
 def _call_id(request_id: str, index: int) -> str:

@@ -85,7 +85,7 @@ class PromptBuilder:
         resumed answer through the sampler. Raises ServiceError.
         """
         backend, resume = self._model.backend, flight.request.resume
-        sampler = backend.sampler(prompt.sampling, prompt.tool_call_lark)
+        sampler = backend.sampler(prompt.sampling, prompt.tool_call_lark, prompt.tokens)
         answer = self._new_answer(flight.request, prompt)
         if resume:
             restore_answer(answer, resume, sampler, backend)
@@ -280,7 +280,9 @@ def _limits(sampling: Sampling, room: int) -> AnswerLimits:
     content, budget = sampling.max_tokens, sampling.reasoning_budget_tokens
     limits = [] if budget in (None, -1) else [budget]
     limits += [] if content is None else [total - min(content, total // 2)]
-    return AnswerLimits(total, content, min(limits, default=None))
+    reasoning = min(limits, default=None)
+    minimum, may_loop = sampling.min_tokens or 0, bool(sampling.ignore_eos)
+    return AnswerLimits(total, content, reasoning, minimum, may_loop)
 
 
 def _without_retried(context: Context, retry_of: str | None) -> Context:

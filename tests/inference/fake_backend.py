@@ -64,6 +64,9 @@ class Script:
         self.grammar.accept(token)
         return SampledToken(token, is_last=self.grammar.is_finished, is_constrained=True)
 
+    def restore(self, mirostat_mu: float) -> None:
+        raise AssertionError("a script has no Mirostat")
+
     def close(self) -> None:
         assert not self.closed, "a sampler is closed twice"
         self.closed = True
@@ -114,7 +117,9 @@ class FakeBackend:
     def is_end(self, token: int) -> bool:
         return token == END
 
-    def sampler(self, sampling: Sampling, call: str | None = None) -> Script:
+    def sampler(
+        self, sampling: Sampling, call: str | None = None, prompt: Sequence[int] = ()
+    ) -> Script:
         self.samplers.append(Script(sampling, call))
         return self.samplers[-1]
 

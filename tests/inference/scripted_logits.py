@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from services.inference.engine.backend import Chunk, SampleResult, SequenceState
-from services.inference.engine.sampling.sampler import Candidates, Logits, SamplerChain
+from services.inference.engine.sampling.candidates import Candidates, Logits
+from services.inference.engine.sampling.sampler import SamplerChain
 from tests.inference.fake_backend import FakeState
 from tests.inference.vocabulary import VocabularyBackend, load_vocabulary
 

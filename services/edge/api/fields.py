@@ -38,6 +38,10 @@ SYNONYMS = {
     "repetition_penalty": "repeat_penalty",
     "random_seed": "seed",
     "n_predict": "max_tokens",
+    "typ_p": "typical_p",
+    "typical": "typical_p",
+    "nsigma": "top_n_sigma",
+    "mirostat_mode": "mirostat",
 }
 """Names of other servers. Our own name wins if both are sent."""
 FORMAT_FIELDS = {
@@ -53,11 +57,9 @@ _HARMLESS = names("""
     web_search_options prompt_cache_retention function_call
     cache_prompt id_slot samplers timings_per_token return_progress return_tokens reasoning_format
     reasoning_in_content thinking_budget_tokens thinking_forced_open parse_tool_calls
-    dynatemp_range dynatemp_exponent typical_p typ_p top_n_sigma xtc_probability xtc_threshold
-    mirostat mirostat_tau mirostat_eta repeat_last_n dry_multiplier dry_base dry_allowed_length
-    dry_penalty_last_n dry_sequence_breakers n_keep n_probs min_keep ignore_eos t_max_predict_ms
+    n_keep n_probs t_max_predict_ms
     chat_template_kwargs chat_template enable_thinking add_generation_prompt add_special_tokens
-    continue_final_message include_reasoning priority request_id echo min_tokens
+    continue_final_message include_reasoning priority request_id echo
     skip_special_tokens spaces_between_special_tokens include_stop_str_in_output use_beam_search
     length_penalty early_stopping stop_token_ids truncate_prompt_tokens cache_salt documents
     guided_decoding_backend bad_words prompt_logprobs kv_transfer_params

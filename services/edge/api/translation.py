@@ -101,8 +101,8 @@ class Translation:
     def _body(self, given: Object, kind: Fields) -> dict[str, Any]:
         body = self.keep(given, kind, "$")
         check_sizes(body, self._limits)
-        for name, translate in VALUES.items():
-            if name in body:
+        for name in body:
+            if translate := VALUES.get(fields.SYNONYMS.get(name, name)):
                 body[name] = translate(_decode(body[name], Any, f"$.{name}"))
         body = {name: value for name, value in body.items() if value is not None}
         for synonym, name in fields.SYNONYMS.items():
@@ -372,10 +372,18 @@ def _integer(value: Any) -> Any:
 
 
 def _max_tokens(value: Any) -> Any:
+    value = _last_tokens(value)
+    return None if value == -1 else value
+
+
+def _last_tokens(value: Any) -> Any:
     value = _integer(value)
-    if value == -1:
-        return None
     return min(value, MAX_MAX_TOKENS) if isinstance(value, int | float) else value
+
+
+def _off_at_minus_1(value: Any) -> Any:
+    value = _integer(value)
+    return 0 if value == -1 else value
 
 
 def _seed(value: Any) -> Any:
@@ -387,13 +395,20 @@ def _seed(value: Any) -> Any:
     return value % SEEDS if is_integer else value
 
 
-def _top_k(value: Any) -> Any:
-    value = _integer(value)
-    return 0 if value == -1 else value
-
-
 def _top_p(value: Any) -> Any:
     return GREEDY_TOP_P if value == 0 and not isinstance(value, bool) else value
+
+
+def _top_n_sigma(value: Any) -> Any:
+    return max(value, -1) if isinstance(value, int | float) else value  # all negative ones: off
+
+
+def _sequence_breakers(value: Any) -> Any:
+    """Return a list for its JSON, with or without brackets, as text-generation-webui has it."""
+    if not isinstance(value, str):
+        return value
+    text = value if value.lstrip().startswith("[") else f"[{value}]"
+    return _decode(text.encode(), list[str], "$.dry_sequence_breakers")
 
 
 def _stop(value: Any) -> Any:
@@ -407,15 +422,29 @@ VALUES: dict[str, Callable[[Any], Any]] = {
     "model": lambda name: None if name == "" else name,
     "max_tokens": _max_tokens,
     "max_completion_tokens": _max_tokens,
-    "n_predict": _max_tokens,
     "seed": _seed,
-    "random_seed": _seed,
-    "top_k": _top_k,
+    "top_k": _off_at_minus_1,
     "top_p": _top_p,
     "stop": _stop,
     "n": _integer,
     "best_of": _integer,
     "logprobs": _integer,
     "top_logprobs": _integer,
+    "repeat_last_n": _last_tokens,
+    "dry_multiplier": _off_at_minus_1,
+    "dry_base": lambda base: base or None,  # 0 is the default of servers where DRY is off
+    "dry_allowed_length": _integer,
+    "dry_penalty_last_n": _last_tokens,
+    "dry_sequence_breakers": _sequence_breakers,
+    "top_n_sigma": _top_n_sigma,
+    "typical_p": _off_at_minus_1,
+    "xtc_probability": _off_at_minus_1,
+    "dynatemp_range": _off_at_minus_1,
+    "mirostat": _off_at_minus_1,
+    "min_keep": _off_at_minus_1,
+    "min_tokens": _off_at_minus_1,
 }
-"""Translations of values that mean the same, or the default, elsewhere. None: left out."""
+"""
+Translations of values that mean the same, or the default, elsewhere, by our own names. None: left
+out.
+"""

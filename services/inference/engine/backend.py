@@ -14,6 +14,7 @@ class SampledToken(NamedTuple):
     logprob: TokenLogprob | None = None  # if the request asked for it
     is_last: bool = False  # the answer's grammar allows nothing after it
     is_constrained: bool = False  # by a grammar
+    mirostat_mu: float | None = None  # Mirostat's state after this token, if the request uses it
 
 
 class ConstraintFailure(NamedTuple):
@@ -35,13 +36,16 @@ SampleResult = SampledToken | ConstraintFailure | ComputeFailure
 
 
 class Sampler(Protocol):
-    """Samples the tokens of one sequence, with state: penalties, grammar, random draws."""
+    """Samples the tokens of one sequence. Its state: penalties, grammar, Mirostat, random draws."""
 
     def accept(self, token: int) -> SampledToken | ConstraintFailure:
         """Replay a token that another worker sampled: the state is as if it was sampled here."""
 
     def force(self, tokens: Sequence[int]) -> None:
         """Choose these tokens next, whatever the logits are. A grammar must allow them."""
+
+    def restore(self, mirostat_mu: float) -> None:
+        """Set the state of Mirostat, which depends on logits, after the replayed tokens."""
 
     def close(self) -> None: ...
 
@@ -101,10 +105,13 @@ class Backend(Protocol):
 
     def is_end(self, token: int) -> bool: ...
 
-    def sampler(self, sampling: Sampling, call: str | None = None) -> Sampler:
+    def sampler(
+        self, sampling: Sampling, call: str | None = None, prompt: Sequence[int] = ()
+    ) -> Sampler:
         """
         Return a sampler constrained by `call`, the Lark of a tool call, or by the format that the
-        request asks for. Thread-safe. Compiling a grammar may take a second.
+        request asks for. DRY penalises repetition of the `prompt`, too. Thread-safe. Compiling a
+        grammar may take a second.
 
         Raises ServiceError for what the model can't satisfy.
         """

@@ -29,8 +29,10 @@ from services.inference.engine.backend import (
 )
 from services.inference.engine.prompt.tokenizer import MAX_PART_CHARS
 from services.inference.engine.sampling import constraints
+from services.inference.engine.sampling.candidates import Candidates
 from services.inference.engine.sampling.grammar import Vocabulary
-from services.inference.engine.sampling.sampler import Candidates, SamplerChain
+from services.inference.engine.sampling.penalties import Dry
+from services.inference.engine.sampling.sampler import SamplerChain
 from services.inference.engine.scheduling.batch_grouping import BatchGrouping
 from services.inference.engine.threads import DeepStackThreads
 
@@ -157,10 +159,18 @@ class Llama:
     def is_end(self, token: int) -> bool:
         return token in self._vocabulary.ends
 
-    def sampler(self, sampling: Sampling, call: str | None = None) -> SamplerChain:
+    def sampler(
+        self, sampling: Sampling, call: str | None = None, prompt: Sequence[int] = ()
+    ) -> SamplerChain:
         constraints.check_logit_bias(sampling, self._vocabulary)
         grammar = constraints.compile_grammar(sampling, call, self._vocabulary)
-        return SamplerChain(self._vocabulary, self._candidates, sampling, grammar)
+        dry = self._dry(sampling, prompt)
+        return SamplerChain(self._vocabulary, self._candidates, sampling, grammar, dry)
+
+    def _dry(self, sampling: Sampling, prompt: Sequence[int]) -> Dry | None:
+        if not sampling.dry_multiplier or sampling.dry_penalty_last_n == 0 or sampling.mirostat:
+            return None
+        return Dry(self._vocab, self._candidates, sampling, prompt, self.context)
 
     def decode(self, chunks: Sequence[Chunk]) -> Sequence[SampleResult | None]:
         self._activate(chunks[0].adapter)

@@ -42,14 +42,20 @@ class AnswerChunk(NamedTuple):
     part: AnswerPart
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None  # if the request asked for them
+    mirostat_mu: float | None = None  # after these tokens, if the request uses Mirostat
 
 
 class AnswerLimits(NamedTuple):
-    """Maximum tokens; None: only the context window limits them."""
+    """
+    Maximum tokens; None: only the context window limits them. A stop string or loop within the
+    first `minimum` tokens is ignored, as in vLLM, and a loop always if the answer `may_loop`.
+    """
 
     total: int | None = None
     content: int | None = None  # of content and tool calls
     reasoning: int | None = None
+    minimum: int = 0
+    may_loop: bool = False
 
 
 class _PendingToken(NamedTuple):
@@ -185,7 +191,9 @@ class GeneratedAnswer:
             return False
         self._sent_before = sum(len(text_of(part)) for part in sent)
         left = (_after(chunk, self._sent_before) for chunk in self._unsent)
-        self._unsent = [chunk._replace(token_ids=(), logprobs=None) for chunk in left if chunk]
+        self._unsent = [
+            chunk._replace(token_ids=(), logprobs=None, mirostat_mu=None) for chunk in left if chunk
+        ]
         self._pending.clear()
         return True
 
@@ -196,13 +204,17 @@ class GeneratedAnswer:
         return "".join(self._texts)[self._decoded - held :]
 
     def _check_end(self, chosen: SampledToken, is_reasoning: bool) -> None:
-        is_guarded = not (chosen.is_constrained or is_reasoning)
+        is_guarded = not (chosen.is_constrained or is_reasoning or self._limits.may_loop)
         if chosen.is_last or self._has_all_calls:
             self._finish()
-        elif is_guarded and self._loop_guard.push(chosen.token):
+        elif is_guarded and self._loop_guard.push(chosen.token) and self._may_stop:
             self.interrupt("loop")
         elif self._is_full:
             self.interrupt("length")
+
+    @property
+    def _may_stop(self) -> bool:
+        return len(self.tokens) > self._limits.minimum
 
     @property
     def _content_count(self) -> int:
@@ -246,7 +258,7 @@ class GeneratedAnswer:
     def _until_stop(self, text: str) -> str:
         """Return the content that can be sent. Ends the answer at a stop string."""
         length = self._stops.held_length + len(text)
-        released, self.stop_string = self._stops.push(text)
+        released, self.stop_string = self._stops.push(text, self._may_stop)
         if self.stop_string is not None:
             self._cut = length - len(released)
             self.finish_reason = "stop"
@@ -275,7 +287,8 @@ class GeneratedAnswer:
         del self._pending[: len(chosen)]
         logprobs = tuple(each.logprob for each in chosen if each.logprob)
         ids = tuple(each.token for each in chosen)
-        return {"token_ids": ids, "logprobs": logprobs or None}
+        mu = chosen[-1].mirostat_mu if chosen else None
+        return {"token_ids": ids, "logprobs": logprobs or None, "mirostat_mu": mu}
 
     def _append(self, chunk: AnswerChunk) -> None:
         last = self._unsent[-1] if self._unsent else None
@@ -289,7 +302,8 @@ class GeneratedAnswer:
         part = type(chunk.part)(text_of(last.part) + text_of(chunk.part))
         logprobs = ((last.logprobs or ()) + (chunk.logprobs or ())) or None
         ids = last.token_ids + chunk.token_ids
-        self._unsent[-1] = AnswerChunk(last.offset, part, ids, logprobs)
+        mu = last.mirostat_mu if chunk.mirostat_mu is None else chunk.mirostat_mu
+        self._unsent[-1] = AnswerChunk(last.offset, part, ids, logprobs, mu)
 
 
 def _after(chunk: AnswerChunk, offset: int) -> AnswerChunk | None:

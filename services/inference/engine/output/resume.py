@@ -1,12 +1,13 @@
 """
 Resumes an answer that another worker began. Its tokens are replayed through the sampler, the parser
 and the stop rules, and then prefilled in one pass: random draws, penalties, grammar, channel, stop
-strings and the loop guard end up in the state that they had after the last token.
+strings and the loop guard end up in the state that they had after the last token. Mirostat's state
+depends on logits, so the events have it.
 """
 
 from collections.abc import Iterator, Sequence
 
-from services.contract.answer import merge
+from services.contract.answer import merge, mirostat_mu
 from services.contract.errors import ServiceError
 from services.contract.messages import Resume, Token, ToolCallDelta
 from services.inference.engine.backend import Backend, ConstraintFailure, Sampler
@@ -32,6 +33,8 @@ def restore_answer(
         tokens = token_ids(resume)
         check_token_ids(tokens, backend)
         _replay(answer, tokens, sampler, backend)
+        if (mu := mirostat_mu(resume.events)) is not None:
+            sampler.restore(mu)
         if not answer.skip_sent(list(_parts(resume))):
             raise _refusal("the tokens do not spell the answer")
     except ServiceError:

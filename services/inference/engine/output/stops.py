@@ -143,10 +143,13 @@ class StopBuffer:
     def held_length(self) -> int:
         return len(self._held)
 
-    def push(self, text: str) -> StopResult:
-        """Return the text that can be sent now. After a stop string nothing more is pushed."""
-        text = self._held + text
-        if found := self._first_stop(text):
+    def push(self, text: str, may_stop: bool = True) -> StopResult:
+        """
+        Return the text that can be sent now. After a stop string nothing more is pushed. Without
+        `may_stop`, a stop string that ends in this text is a part of the answer.
+        """
+        known, text = len(self._held), self._held + text
+        if may_stop and (found := self._first_stop(text, known)):
             end, rule = found
             self._held = ""
             end = self._opener_start(text[:end]) if rule.is_label else end
@@ -172,12 +175,15 @@ class StopBuffer:
         opener = self._opener.search(text)
         return opener.start() if opener else len(text)
 
-    def _first_stop(self, text: str) -> tuple[int, StopRule] | None:
-        found = [(start, rule) for rule in self._rules if (start := self._find(rule, text)) >= 0]
+    def _first_stop(self, text: str, known: int) -> tuple[int, StopRule] | None:
+        """Return the first stop string that ends after the first `known` characters, and where."""
+        found = [
+            (start, rule) for rule in self._rules if (start := self._find(rule, text, known)) >= 0
+        ]
         return min(found, key=lambda found: found[0], default=None)
 
-    def _find(self, rule: StopRule, text: str) -> int:
-        start = text.find(rule.text)
+    def _find(self, rule: StopRule, text: str, known: int) -> int:
+        start = text.find(rule.text, max(0, known + 1 - len(rule.text)))
         while start >= 0 and not self._matches(rule, text[:start]):
             start = text.find(rule.text, start + 1)
         return start

@@ -1,18 +1,14 @@
 """
-Chooses the tokens of one sequence: logit bias, penalties, grammar, top-k, top-p, min-p,
-temperature and a seeded draw, in the order of llama-server.
+Chooses the tokens of one sequence, in the order of llama-server: logit bias, penalties, DRY,
+top-n-sigma, top-k, typical, top-p, min-p, XTC, temperature and a seeded draw; with Mirostat only
+logit bias, temperature, Mirostat and the draw. A token that the grammar forbids is drawn again.
 """
 
-from __future__ import annotations  # llama_cpp has its pointer types for type checkers only
-
-import ctypes
-import secrets
+import math
 from collections import deque
 from collections.abc import Sequence
 
-import llama_cpp
 import numpy as np
-import numpy.typing as npt
 
 from services.contract.messages import Sampling, TokenLogprob, TokenProbability
 from services.inference.engine.backend import (
@@ -21,25 +17,22 @@ from services.inference.engine.backend import (
     SampledToken,
     SampleResult,
 )
+from services.inference.engine.sampling.candidates import Candidates, Logits, TokenIds, likeliest
+from services.inference.engine.sampling.draws import MIN_TEMPERATURE, Draws
 from services.inference.engine.sampling.grammar import Grammar, GrammarError, Vocabulary
+from services.inference.engine.sampling.mirostat import Mirostat
+from services.inference.engine.sampling.penalties import Dry, Penalties
 
 NAN_LOGITS = ComputeFailure("The model computed NaN instead of logits. Check its file for damage.")
-MIN_TEMPERATURE = 1e-3  # below it, only the most likely token has a chance
-MIN_REPEAT_PENALTY = 1e-6  # logits divided by less overflow
-PENALTY_WINDOW = 64  # generated tokens; the prompt is not penalised, so that answers can quote it
 MIN_LOGPROB = -9999.0  # for a probability of 0, since JSON has no infinity
-GROUPS = 1024  # into which `likeliest` divides the vocabulary
-CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-_ANY_TOKEN, _ITS_LOGIT = np.zeros(1, np.intp), np.zeros(1, np.float32)
-
-Logits = npt.NDArray[np.float32]  # [n_vocab]
-TokenIds = npt.NDArray[np.intp]
+# llama.cpp's typical sampler makes an entropy of NaN of probabilities that are 0 in float32.
+MAX_TYPICAL_GAP = 80.0
 
 
 class SamplerChain:
     """
     The sampler of one sequence, with the state of its penalties and grammar. Temperature 0 chooses
-    the most likely token.
+    the most likely token after the penalties; what else selects candidates has no effect then.
     """
 
     def __init__(
@@ -48,25 +41,37 @@ class SamplerChain:
         candidates: Candidates,
         sampling: Sampling,
         grammar: Grammar | None = None,
+        dry: Dry | None = None,
     ) -> None:
         self._vocabulary = vocabulary
-        self._candidates = candidates
-        self._top_logprobs = sampling.logprobs
-        self._penalties = Penalties(sampling)
+        self._sampling = sampling
         self._grammar = grammar
-        self._top_k = sampling.top_k or 0
-        self._is_greedy = (sampling.temperature or 0.0) < MIN_TEMPERATURE
-        self._chain = _new_chain(sampling)
+        self._ends = np.array(sorted(vocabulary.ends), np.intp)
+        self._min_tokens = math.inf if sampling.ignore_eos else sampling.min_tokens or 0
+        self._accepted = 0
+        self._penalties = Penalties(sampling)
+        self._dry = dry
+        temperature = sampling.temperature or 0.0
+        self._is_greedy = temperature < MIN_TEMPERATURE
+        has_mirostat = sampling.mirostat and not self._is_greedy
+        self._mirostat = Mirostat(sampling, temperature) if has_mirostat else None
+        self._draws = Draws(candidates, sampling)
         self._forced: deque[int] = deque()
+
+    @property
+    def mirostat_mu(self) -> float | None:
+        """Mirostat's state, which does not follow from the tokens alone; None without Mirostat."""
+        return self._mirostat.mu if self._mirostat else None
 
     def force(self, tokens: Sequence[int]) -> None:
         self._forced.extend(tokens)
 
     def choose(self, logits: Logits) -> SampleResult:
         """Return the next token by its `logits`, [n_vocab], which are changed in place."""
-        unchanged = None if self._top_logprobs is None else logits.copy()
-        self._penalties.apply(logits)
-        tokens = self._most_likely(logits)
+        top_logprobs = self._sampling.logprobs
+        unchanged = None if top_logprobs is None else logits.copy()
+        self._change(logits)
+        tokens = self._select(logits)
         if not len(tokens) or not np.isfinite(logits[tokens[0]]):
             return NAN_LOGITS
         try:
@@ -77,9 +82,8 @@ class SamplerChain:
             )
         if unchanged is None:
             return chosen
-        top = self._top_logprobs or 0
         return chosen._replace(
-            logprob=token_logprob(unchanged, chosen.token, top, self._vocabulary)
+            logprob=token_logprob(unchanged, chosen.token, top_logprobs or 0, self._vocabulary)
         )
 
     def accept(self, token: int) -> SampledToken | ConstraintFailure:
@@ -94,8 +98,44 @@ class SamplerChain:
         except GrammarError as error:
             return ConstraintFailure(f"{error}")
 
+    def restore(self, mirostat_mu: float) -> None:
+        """Set Mirostat's state after the tokens that were accepted."""
+        if self._mirostat:
+            self._mirostat.mu = mirostat_mu
+
     def close(self) -> None:
-        llama_cpp.llama_sampler_free(self._chain)
+        self._draws.close()
+        if self._dry:
+            self._dry.close()
+
+    def _change(self, logits: Logits) -> None:
+        """Apply bias and penalties, and exclude the end before `min_tokens`."""
+        self._penalties.apply(logits)
+        if self._dry:
+            self._dry.apply(logits)
+        if self._accepted < self._min_tokens:
+            logits[self._ends] = -np.inf
+
+    def _select(self, logits: Logits) -> TokenIds:
+        """Return the candidates, without logits of -inf and NaN."""
+        if self._is_greedy:
+            return np.array([logits.argmax()])
+        if self._mirostat:
+            return self._mirostat.select(logits)
+        tokens = likeliest(logits, self._sampling.top_k or 0)
+        bound = self._lowest(logits) if len(tokens) else -math.inf
+        return tokens if bound == -math.inf else tokens[logits[tokens] >= bound]
+
+    def _lowest(self, logits: Logits) -> float:
+        """Return the lowest logit of a candidate, by top-n-sigma and what llama.cpp can compute."""
+        sigmas, typical_p = self._sampling.top_n_sigma or 0.0, self._sampling.typical_p or 1.0
+        lowest = -math.inf
+        if sigmas > 0:  # llama_sampler_top_n_sigma_apply in src/llama-sampler.cpp
+            finite = logits[logits > -np.inf]
+            lowest = float(finite.max() - sigmas * finite.std())
+        if typical_p < 1:
+            lowest = max(lowest, float(logits.max()) - MAX_TYPICAL_GAP)
+        return lowest
 
     def _choose(self, logits: Logits, tokens: TokenIds) -> int:
         """
@@ -106,11 +146,12 @@ class SamplerChain:
             self._skip_draws(2 if self._grammar else 1)
             return self._forced.popleft()
         token = self._draw(logits, tokens)
-        if self._grammar is None:
-            return token
-        if not self._grammar.allows(token):
-            return self._draw(logits, self._allowed(self._grammar, logits))
-        self._skip_draws(1)
+        if self._grammar and not self._grammar.allows(token):
+            token = self._draw(logits, self._allowed(self._grammar, logits))
+        elif self._grammar:
+            self._skip_draws(1)
+        if self._mirostat:
+            self._mirostat.observe(float(logits[token]))
         return token
 
     def _skip_draws(self, count: int) -> None:
@@ -118,132 +159,31 @@ class SamplerChain:
         Advance the random number generator. Every token takes the same number of draws, needed or
         not, so that a resumed answer continues with the same random numbers.
         """
-        for _ in range(0 if self._is_greedy else count):
-            self._candidates.draw(self._chain, _ANY_TOKEN, _ITS_LOGIT)
+        if not self._is_greedy:
+            self._draws.skip(count)
 
     def _commit(self, token: int) -> SampledToken:
         """Update the penalties and the grammar."""
+        self._accepted += 1
         self._penalties.accept(token)
+        if self._dry:
+            self._dry.accept(token)
+        chosen = SampledToken(token, mirostat_mu=self.mirostat_mu)
         if self._grammar is None:
-            return SampledToken(token)
+            return chosen
         self._grammar.accept(token)
-        return SampledToken(token, is_last=self._grammar.is_finished, is_constrained=True)
-
-    def _most_likely(self, logits: Logits) -> TokenIds:
-        return np.array([logits.argmax()]) if self._is_greedy else likeliest(logits, self._top_k)
+        return chosen._replace(is_last=self._grammar.is_finished, is_constrained=True)
 
     def _allowed(self, grammar: Grammar, logits: Logits) -> TokenIds:
-        """Return the most likely tokens that the grammar allows."""
+        """Return the candidates that the grammar allows."""
         np.copyto(logits, -np.inf, where=~grammar.allowed())
-        tokens = likeliest(logits, self._top_k)
-        if not len(tokens):
+        tokens = self._select(logits)
+        if not len(tokens) or logits[tokens[0]] == -np.inf:
             raise GrammarError("it allows no token of this model here")
         return tokens
 
     def _draw(self, logits: Logits, tokens: TokenIds) -> int:
-        if self._is_greedy:
-            return int(tokens[logits[tokens].argmax()])
-        return self._candidates.draw(self._chain, tokens, logits[tokens])
-
-
-def _new_chain(sampling: Sampling) -> llama_cpp.llama_sampler_p:
-    seed = sampling.seed if sampling.seed is not None else secrets.randbits(32)
-    params = llama_cpp.llama_sampler_chain_default_params()
-    chain: llama_cpp.llama_sampler_p = llama_cpp.llama_sampler_chain_init(params)
-    for part in (
-        llama_cpp.llama_sampler_init_top_k(sampling.top_k or 0),
-        llama_cpp.llama_sampler_init_top_p(sampling.top_p or 1.0, 1),
-        llama_cpp.llama_sampler_init_min_p(sampling.min_p or 0.0, 1),
-        llama_cpp.llama_sampler_init_temp(sampling.temperature or 1.0),
-        llama_cpp.llama_sampler_init_dist(seed),
-    ):
-        llama_cpp.llama_sampler_chain_add(chain, part)
-    return chain
-
-
-class Candidates:
-    """
-    The array from which llama.cpp draws, with room for the vocabulary. Allocated once and used for
-    each draw, so it belongs to one thread. It is filled with likely tokens only: llama.cpp's
-    samplers take a millisecond for a vocabulary, and microseconds for 40 tokens.
-    """
-
-    def __init__(self, vocabulary_size: int) -> None:
-        self._data = np.zeros(vocabulary_size, CANDIDATE)
-        self._ids, self._logits = self._data["id"], self._data["logit"]
-        self._array = llama_cpp.llama_token_data_array(
-            data=self._data.ctypes.data_as(llama_cpp.llama_token_data_p)
-        )
-        self._pointer = ctypes.byref(self._array)
-
-    def draw(self, chain: llama_cpp.llama_sampler_p, tokens: TokenIds, logits: Logits) -> int:
-        """Return the token that the chain selects among `tokens`; both arrays are [candidates]."""
-        count = len(tokens)
-        self._ids[:count] = tokens
-        self._logits[:count] = logits
-        array = self._array
-        array.size, array.selected, array.sorted = count, -1, False
-        llama_cpp.llama_sampler_apply(chain, self._pointer)
-        return int(self._ids[array.selected])
-
-
-def likeliest(logits: Logits, count: int) -> TokenIds:
-    """
-    Return the `count` tokens with the highest logits and maybe a few more, in no order, without
-    logits of -inf and NaN. If `count` is 0 or over GROUPS, return all tokens.
-
-    The vocabulary is divided into groups. The `count`-th highest of their maxima is a lower bound
-    of the wanted logits, so only groups whose maximum reaches it are searched.
-    """
-    end = len(logits) // GROUPS * GROUPS
-    if end <= GROUPS or not 0 < count <= GROUPS:
-        return np.flatnonzero(logits > -np.inf)
-    groups = logits[:end].reshape(-1, GROUPS)  # group i has every GROUPS-th token from i on
-    maxima = np.maximum.reduce(groups, 0)
-    bound = np.partition(maxima, GROUPS - count)[GROUPS - count]
-    if not bound > -np.inf:
-        return np.flatnonzero(logits > -np.inf)
-    high = (maxima >= bound).nonzero()[0]
-    rows, columns = (groups.take(high, 1) >= bound).nonzero()
-    tokens = rows * GROUPS + high[columns]
-    rest = (logits[end:] >= bound).nonzero()[0] + end
-    return np.concatenate((tokens, rest)) if len(rest) else tokens
-
-
-class Penalties:
-    """
-    The logit bias of a request, and penalties for generated tokens by llama.cpp's formulas
-    (llama_sampler_penalties_apply in src/llama-sampler.cpp).
-    """
-
-    def __init__(self, sampling: Sampling) -> None:
-        bias = sampling.logit_bias or {}
-        self._biased = np.array([int(token) for token in bias], np.intp)
-        self._bias = np.array(list(bias.values()), np.float32)
-        self._repeat = max(sampling.repeat_penalty or 1.0, MIN_REPEAT_PENALTY)
-        self._presence = sampling.presence_penalty or 0.0
-        self._frequency = sampling.frequency_penalty or 0.0
-        self._window = np.zeros(PENALTY_WINDOW, np.intp)  # a ring buffer
-        self._accepted = 0
-
-    def apply(self, logits: Logits) -> None:
-        """Change the logits, [n_vocab], in place."""
-        if len(self._biased):
-            logits[self._biased] += self._bias
-        tokens = self._window[: self._accepted]
-        if not len(tokens):
-            return
-        penalized = logits[tokens]  # equal tokens get the same value
-        if self._repeat != 1.0:
-            penalized *= np.where(penalized <= 0, self._repeat, 1 / self._repeat)
-        if self._presence or self._frequency:
-            counts = np.equal.outer(tokens, tokens).sum(axis=0)
-            penalized -= counts * self._frequency + self._presence
-        logits[tokens] = penalized
-
-    def accept(self, token: int) -> None:
-        self._window[self._accepted % PENALTY_WINDOW] = token
-        self._accepted += 1
+        return int(tokens[0]) if self._is_greedy else self._draws.draw(tokens, logits[tokens])
 
 
 def token_logprob(logits: Logits, token: int, count: int, vocabulary: Vocabulary) -> TokenLogprob:
@@ -261,7 +201,7 @@ def token_logprob(logits: Logits, token: int, count: int, vocabulary: Vocabulary
 
     own = probability(token)
     count = min(count, len(logits))
-    top = np.argpartition(logits, -count)[-count:] if count else _ANY_TOKEN[:0]
+    top = np.argpartition(logits, -count)[-count:] if count else np.zeros(0, np.intp)
     top = top[np.argsort(-logits[top], kind="stable")]
     others = tuple(probability(int(token)) for token in top)
     return TokenLogprob(own.id, own.text, own.bytes, own.logprob, others)

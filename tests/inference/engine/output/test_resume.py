@@ -73,6 +73,11 @@ class Received(NamedTuple):
         return tuple(token for chunk in self.chunks for token in chunk.token_ids)
 
     @property
+    def mirostat_mu(self) -> float | None:
+        states = [each.mirostat_mu for each in self.chunks if each.mirostat_mu is not None]
+        return states[-1] if states else None
+
+    @property
     def ending(self) -> tuple[object, str | None, int, int]:
         assert isinstance(self.end, Finished)
         reason, usage, _, stop_string = self.end
@@ -90,9 +95,12 @@ def demo_model() -> Iterator[Llama]:
 
 
 def new_answer(sampling: Sampling, stops: StopRules | None = None) -> GeneratedAnswer:
-    return GeneratedAnswer(
-        AnswerLimits(sampling.max_tokens), stops or StopRules.literal(sampling.stop or ())
+    limits = AnswerLimits(
+        sampling.max_tokens,
+        minimum=sampling.min_tokens or 0,
+        may_loop=bool(sampling.ignore_eos),
     )
+    return GeneratedAnswer(limits, stops or StopRules.literal(sampling.stop or ()))
 
 
 def generate(
@@ -103,7 +111,7 @@ def generate(
     stops: StopRules | None = None,
 ) -> Received:
     """Return what an engine emits for one request."""
-    sampler = backend.sampler(sampling)
+    sampler = backend.sampler(sampling, None, prompt)
     answer = new_answer(sampling, stops)
     if resume:
         restore_answer(answer, resume, sampler, backend)
@@ -142,7 +150,7 @@ def assert_resumes(
 ) -> None:
     """Assert that the answer, interrupted anywhere, ends up the same."""
     for received, text in islice(interruptions(whole), 0, None, step):
-        resume = text_resume(EMPTY_STATE, received.token_ids, text)
+        resume = text_resume(EMPTY_STATE, received.token_ids, text, received.mirostat_mu)
         rest = generate(backend, prompt, sampling, resume, stops)
         assert text + rest.text == whole.text, (text, received.token_ids)
         assert rest.ending == whole.ending, text
@@ -170,6 +178,49 @@ def test_resume_at_any_character_with_a_real_tokenizer(name: str, sampling: Samp
     whole = generate(backend, [*backend.PROMPT], sampling)
     assert len(whole.text) > 20
     assert_resumes(backend, [*backend.PROMPT], sampling, whole)
+
+
+SAMPLERS = [
+    replace(SEEDED, repeat_last_n=-1, presence_penalty=0.7),
+    replace(SEEDED, dry_multiplier=2.0, dry_allowed_length=0, dry_penalty_last_n=-1),
+    replace(SEEDED, xtc_probability=0.5, xtc_threshold=0.02),
+    replace(SEEDED, typical_p=0.8, min_keep=3),
+    replace(SEEDED, top_n_sigma=2.5, top_k=0),
+    replace(SEEDED, dynatemp_range=0.5, dynatemp_exponent=1.5),
+    replace(SEEDED, mirostat=1, mirostat_tau=3.0, mirostat_eta=0.5),
+    replace(SEEDED, mirostat=2, mirostat_tau=3.0, mirostat_eta=0.5),
+    replace(SEEDED, min_tokens=50, stop=("世", "naïve", "🙂🙂")),
+    replace(SEEDED, ignore_eos=True),
+    replace(GREEDY, dry_multiplier=2.0, dry_allowed_length=0, mirostat=2, xtc_probability=1.0),
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLERS, ids=str)
+def test_resume_at_any_character_with_each_sampler(sampling: Sampling) -> None:
+    backend = ScriptedLogits("qwen2", TEXT)
+    whole = generate(backend, [*backend.PROMPT], sampling)
+    assert len(whole.text) > 20
+    assert_resumes(backend, [*backend.PROMPT], sampling, whole)
+
+
+@pytest.mark.parametrize("sampling", SAMPLERS, ids=str)
+def test_resume_with_each_sampler_and_a_grammar(sampling: Sampling) -> None:
+    sampling = replace(sampling, max_tokens=40, response_format=PERSON, stop=None)
+    backend = ScriptedLogits("qwen2", '{"name": "Zoë 🙂", "ages": [1, 23]} and more')
+    whole = generate(backend, [*backend.PROMPT], sampling)
+    assert len(whole.text) > 20
+    assert_resumes(backend, [*backend.PROMPT], sampling, whole)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_resume_without_the_state_of_mirostat_differs(version: int) -> None:
+    sampling = replace(SEEDED, mirostat=version, mirostat_tau=1.0, mirostat_eta=1.0)
+    backend = ScriptedLogits("qwen2", TEXT)
+    whole = generate(backend, [*backend.PROMPT], sampling)
+    received = Received(whole.chunks[:5], whole.end)
+    resume = text_resume(EMPTY_STATE, received.token_ids, received.text)
+    rest = generate(backend, [*backend.PROMPT], sampling, resume)
+    assert received.text + rest.text != whole.text
 
 
 @pytest.mark.parametrize("name", ["qwen2", "llama-spm"])
@@ -219,7 +270,7 @@ def merge_some(chunks: list[AnswerChunk], dice: random.Random) -> list[AnswerChu
     merged: list[AnswerChunk] = []
     for chunk in chunks:
         if merged and dice.random() < 0.5:
-            offset, part, ids, _ = merged.pop()
+            offset, part, ids, *_ = merged.pop()
             both = ContentDelta(text_of(part) + text_of(chunk.part))
             chunk = AnswerChunk(offset, both, ids + chunk.token_ids)
         merged.append(chunk)

@@ -24,9 +24,10 @@ from services.contract.messages import (
 from services.inference.engine.backend import Chunk, ConstraintFailure, SampledToken
 from services.inference.engine.llama import Llama
 from services.inference.engine.sampling import constraints
+from services.inference.engine.sampling.candidates import Candidates
 from services.inference.engine.sampling.gbnf import to_lark
 from services.inference.engine.sampling.grammar import GrammarError, Vocabulary, compile_lark
-from services.inference.engine.sampling.sampler import Candidates, SamplerChain
+from services.inference.engine.sampling.sampler import SamplerChain
 from tests.inference.engine.demo import open_demo
 from tests.inference.fake_backend import VOCABULARY
 from tests.inference.grammars import accepts

@@ -1,13 +1,11 @@
 """The sampler on plain logits, compared with llama.cpp's own chain; and on the demo model."""
 
-from __future__ import annotations  # llama_cpp has its pointer types for type checkers only
-
-import ctypes
 import math
-from collections.abc import Iterator
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -16,15 +14,13 @@ from services.contract.errors import ServiceError
 from services.contract.messages import Sampling, TokenLogprob
 from services.inference.engine.backend import Chunk, ComputeFailure, SampledToken
 from services.inference.engine.llama import Llama
+from services.inference.engine.sampling.candidates import GROUPS, Candidates, Logits, likeliest
 from services.inference.engine.sampling.grammar import Vocabulary
-from services.inference.engine.sampling.sampler import (
-    GROUPS,
-    Candidates,
-    Logits,
-    SamplerChain,
-    likeliest,
-)
+from services.inference.engine.sampling.penalties import Dry
+from services.inference.engine.sampling.sampler import SamplerChain
 from tests.inference.engine.demo import open_demo
+from tests.inference.engine.sampling.llama_cpp_chain import LlamaCppChain
+from tests.inference.vocabulary import VocabularyBackend, load_vocabulary
 
 CREATIVE = Sampling(temperature=1.5, top_p=1.0, top_k=0)
 CHAT = Sampling(temperature=0.8, top_p=0.9, top_k=40, repeat_penalty=1.1, seed=11)
@@ -60,46 +56,40 @@ def logits_of(step: int, spread: float = 4.0) -> Logits:
     return (steady + np.random.default_rng(step).normal(0, 0.3, SIZE)).astype(np.float32)
 
 
-def choose(sampling: Sampling, steps: int = 150) -> list[int]:
-    sampler = SamplerChain(VOCABULARY, Candidates(SIZE), sampling)
+@pytest.fixture(scope="module")
+def words() -> VocabularyBackend:
+    """A vocabulary of llama.cpp; the tokens of VOCABULARY have their texts in it."""
+    return load_vocabulary("gpt-2")
+
+
+def chain_of(sampling: Sampling, words: VocabularyBackend, prompt: list[int]) -> SamplerChain:
+    candidates = Candidates(SIZE)
+    has_dry = sampling.dry_multiplier and not sampling.mirostat
+    dry = Dry(words._vocab, candidates, sampling, prompt, 10_000) if has_dry else None
+    return SamplerChain(VOCABULARY, candidates, sampling, dry=dry)
+
+
+def choose(
+    sampling: Sampling, words: VocabularyBackend, steps: int = 150, prompt: Sequence[int] = ()
+) -> list[int]:
+    sampler = chain_of(sampling, words, [*prompt])
     chosen = [sampler.choose(logits_of(step)) for step in range(steps)]
     sampler.close()
     return [choice.token for choice in chosen if isinstance(choice, SampledToken)]
 
 
-def choose_by_llama_cpp(sampling: Sampling, steps: int = 150) -> list[int]:
+def choose_by_llama_cpp(
+    sampling: Sampling, words: VocabularyBackend, steps: int = 150, prompt: Sequence[int] = ()
+) -> list[int]:
     """Choose with llama.cpp's whole chain over the whole vocabulary."""
-    given = (sampling.logit_bias or {}).items()
-    bias = (llama_cpp.llama_logit_bias * len(given))(
-        *(llama_cpp.llama_logit_bias(int(token), value) for token, value in given)
-    )
-    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-    for part in (
-        llama_cpp.llama_sampler_init_logit_bias(SIZE, len(bias), bias),
-        llama_cpp.llama_sampler_init_penalties(
-            SIZE,
-            64,
-            sampling.repeat_penalty or 1.0,
-            sampling.frequency_penalty or 0.0,
-            sampling.presence_penalty or 0.0,
-        ),
-        llama_cpp.llama_sampler_init_top_k(sampling.top_k or 0),
-        llama_cpp.llama_sampler_init_top_p(sampling.top_p or 1.0, 1),
-        llama_cpp.llama_sampler_init_min_p(sampling.min_p or 0.0, 1),
-        llama_cpp.llama_sampler_init_temp(sampling.temperature or 0.0),
-        llama_cpp.llama_sampler_init_dist(sampling.seed or 0),
-    ):
-        llama_cpp.llama_sampler_chain_add(chain, part)
+    chain = LlamaCppChain(sampling, words._vocab, SIZE)
+    for token in prompt:
+        chain.accept(token)
     chosen = []
-    data = np.zeros(SIZE, [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
     for step in range(steps):
-        data["id"], data["logit"] = np.arange(SIZE), logits_of(step)
-        pointer = data.ctypes.data_as(llama_cpp.llama_token_data_p)
-        array = llama_cpp.llama_token_data_array(data=pointer, size=SIZE, selected=-1, sorted=False)
-        llama_cpp.llama_sampler_apply(chain, ctypes.byref(array))
-        chosen.append(int(array.data[array.selected].id))
-        llama_cpp.llama_sampler_accept(chain, chosen[-1])
-    llama_cpp.llama_sampler_free(chain)
+        chosen.append(chain.choose(logits_of(step)))
+        chain.accept(chosen[-1])
+    chain.close()
     return chosen
 
 
@@ -120,13 +110,94 @@ def choose_by_llama_cpp(sampling: Sampling, steps: int = 150) -> list[int]:
         {"repeat_penalty": 1.0, "frequency_penalty": -2.0},
         {"min_p": 0.2, "top_p": 1.0},
         {"min_p": 0.05, "top_k": 0, "temperature": 1.5},
+        {"repeat_last_n": 3},
+        {"repeat_last_n": 0},
+        {"repeat_last_n": -1, "frequency_penalty": 0.3},
+        {"dry_multiplier": 3.0, "dry_allowed_length": 1, "dry_base": 2.0},
+        {"dry_multiplier": 3.0, "dry_allowed_length": 0, "dry_penalty_last_n": -1},
+        {"dry_multiplier": 3.0, "dry_allowed_length": 0, "dry_sequence_breakers": ("e", "the")},
+        {"dry_multiplier": 100.0, "dry_allowed_length": 0, "temperature": 0.0},
+        {"top_n_sigma": 1.0},
+        {"top_n_sigma": 3.5, "top_k": 0, "top_p": 1.0},
+        {"typical_p": 0.5},
+        {"typical_p": 0.9, "top_k": 0, "top_p": 1.0},
+        {"typical_p": 0.2, "min_keep": 4},
+        {"min_keep": 5, "top_p": 0.1, "min_p": 0.5},
+        {"xtc_probability": 1.0},
+        {"xtc_probability": 1.0, "xtc_threshold": 0.02, "min_keep": 3},
+        {"dynatemp_range": 0.4},
+        {"dynatemp_range": 0.5, "dynatemp_exponent": 2.0, "top_k": 0, "temperature": 1.0},
+        {"mirostat": 1, "temperature": 1.5},
+        # not less: llama.cpp's Mirostat takes no random number if there is a single candidate
+        {"mirostat": 1, "temperature": 3.0, "mirostat_tau": 7.0, "mirostat_eta": 0.5},
+        {"mirostat": 2, "temperature": 1.5},
+        {"mirostat": 2, "temperature": 3.0, "mirostat_tau": 7.0, "mirostat_eta": 0.5},
+        {"mirostat": 2, "temperature": 0.0},
         {"logit_bias": {"17": 20.0, "4999": 19.0, "18": -100.0}},
     ],
     ids=str,
 )
-def test_choices_equal_those_of_llama_cpp_s_own_chain(more: dict[str, Any]) -> None:
+def test_choices_equal_those_of_llama_cpp_s_own_chain(
+    more: dict[str, Any], words: VocabularyBackend
+) -> None:
     sampling = replace(CHAT, **more)
-    assert choose(sampling) == choose_by_llama_cpp(sampling)
+    assert choose(sampling, words) == choose_by_llama_cpp(sampling, words)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_choices_by_random_settings_equal_those_of_llama_cpp(
+    seed: int, words: VocabularyBackend
+) -> None:
+    sampling = random_sampling(random.Random(seed))
+    # llama.cpp's other penalties apply to the prompt as well, ours don't
+    prompt = [4, 2, 4, 2, 4] if sampling.dry_multiplier else []
+    ours = choose(sampling, words, 60, prompt)
+    assert ours == choose_by_llama_cpp(sampling, words, 60, prompt)
+
+
+def random_sampling(dice: random.Random) -> Sampling:
+    """Return settings of some samplers, in combinations that llama.cpp can compute."""
+    settings: list[dict[str, Any]] = [
+        {"repeat_penalty": dice.uniform(1, 2), "repeat_last_n": dice.choice([-1, 5, 64])},
+        {"presence_penalty": dice.uniform(0, 2), "frequency_penalty": dice.uniform(0, 1)},
+        {"top_n_sigma": dice.uniform(0.5, 4)},
+        {"top_k": dice.choice([0, 5, 300, 1000])},
+        {"typical_p": dice.uniform(0.1, 1)},
+        {"top_p": dice.uniform(0.1, 1)},
+        {"min_p": dice.uniform(0.01, 0.3), "min_keep": dice.randint(0, 9)},
+        {"xtc_probability": 1.0, "xtc_threshold": dice.uniform(0.01, 0.6)},
+        {"dynatemp_range": dice.uniform(0.1, 2), "dynatemp_exponent": dice.uniform(0.5, 3)},
+        {"dry_multiplier": dice.uniform(0.5, 5), "dry_allowed_length": dice.randint(0, 2)},
+    ]
+    chosen = dice.sample(settings, 4)
+    fields = {name: value for each in chosen for name, value in each.items()}
+    if "top_n_sigma" in fields:  # llama.cpp's entropy of its excluded tokens is NaN, or wrong
+        fields.pop("typical_p", None)
+        fields.pop("dynatemp_range", None)
+    if "repeat_penalty" in fields or "presence_penalty" in fields:
+        fields.pop("dry_multiplier", None)  # which applies to the prompt, in contrast to them
+    return Sampling(temperature=dice.uniform(0.3, 2), seed=dice.randrange(1000), **fields)
+
+
+@pytest.mark.parametrize("probability", [0.2, 0.7])
+def test_xtc_draws_from_the_distribution_of_llama_cpp(
+    probability: float, words: VocabularyBackend
+) -> None:
+    likely = np.full(SIZE, -20, np.float32)
+    likely[[3, 5, 7, 9]] = 3.0, 2.5, 2.0, -1.0
+    sampling = Sampling(temperature=1.0, top_k=40, top_p=1.0, xtc_probability=probability)
+    count, ours, theirs = 3000, Counter[int](), Counter[int]()
+    chain = LlamaCppChain(replace(sampling, seed=1), words._vocab, SIZE)
+    sampler = SamplerChain(VOCABULARY, Candidates(SIZE), replace(sampling, seed=2))
+    for _ in range(count):
+        chosen = sampler.choose(likely.copy())
+        assert isinstance(chosen, SampledToken)
+        ours[chosen.token] += 1
+        theirs[chain.choose(likely)] += 1
+    chain.close()
+    sampler.close()
+    assert all(abs(ours[token] - theirs[token]) < 0.05 * count for token in (3, 5, 7, 9))
+    assert abs(ours[3] / count - 0.5 * (1 - probability)) < 0.05  # else it is excluded
 
 
 def test_likeliest_finds_the_highest_logits_of_any_vocabulary() -> None:
@@ -170,8 +241,10 @@ def test_logits_without_numbers_give_no_token(top_k: int, temperature: float) ->
     ],
     ids=str,
 )
-def test_tiny_sampling_values_still_choose_a_token(more: dict[str, Any]) -> None:
-    assert len(choose(replace(CHAT, **more), 50)) == 50
+def test_tiny_sampling_values_still_choose_a_token(
+    more: dict[str, Any], words: VocabularyBackend
+) -> None:
+    assert len(choose(replace(CHAT, **more), words, 50)) == 50
 
 
 def test_logprob_ignores_bias_and_temperature() -> None:

@@ -3,7 +3,16 @@ from itertools import pairwise
 
 import pytest
 
-from services.contract.answer import Answer, Run, after_offset, events_of, merge, split, text_of
+from services.contract.answer import (
+    Answer,
+    Run,
+    after_offset,
+    events_of,
+    merge,
+    mirostat_mu,
+    split,
+    text_of,
+)
 from services.contract.conversation import FunctionCall, ToolCall
 from services.contract.messages import AnswerEvent, Token, ToolCallDelta
 
@@ -80,6 +89,19 @@ def test_name_of_a_call_is_not_cut() -> None:
     assert after_offset(call, 14) == ToolCallDelta(14, 0, (1,), arguments="{}")
     assert after_offset(call, 15) == ToolCallDelta(15, 0, (1,), arguments="}")
     assert after_offset(call, 16) is None
+
+
+def test_merged_events_keep_the_last_state_of_mirostat() -> None:
+    events: list[AnswerEvent] = [
+        Token(0, "a", (1,), mirostat_mu=7.5),
+        Token(1, "b", (2,), mirostat_mu=6.5),
+        Token(2, "c", ()),
+        ToolCallDelta(3, 0, (3,), "id", "f", mirostat_mu=5.5),
+        ToolCallDelta(4, 0, (4,), arguments="{}", mirostat_mu=4.5),
+    ]
+    assert [event.mirostat_mu for event in merge(events)] == [6.5, 4.5]
+    assert mirostat_mu(events) == 4.5 and mirostat_mu(merge(events[:3])) == 6.5
+    assert mirostat_mu([]) is None
 
 
 def test_merged_events_are_one_per_run() -> None:

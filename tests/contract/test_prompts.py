@@ -61,6 +61,8 @@ def test_valid_request_is_accepted(fields: str) -> None:
             f'"messages":[{MESSAGE}],"tools":[{TOOL}],"grammar":"root ::= ."',
             "`grammar` can't be comb",
         ),
+        ('"prompt":"hi","min_tokens":6,"max_tokens":5', "`min_tokens` is 6, but `max_tokens` is 5"),
+        ('"prompt":"hi","min_tokens":6,"max_completion_tokens":5', "`max_completion_tokens` is 5"),
     ],
 )
 def test_invalid_request_is_rejected_with_a_reason(fields: str, reason: str) -> None:

@@ -160,6 +160,8 @@ def test_status_shows_the_model_and_the_database(stack: Stack) -> None:
         b'{"prompt": "hi", "max_tokens": 0}',
         b'{"prompt": "hi", "tempreature": 1}',
         b'{"prompt": "hi", "min_p": 7}',
+        b'{"prompt": "hi", "xtc_probability": 1.5}',
+        b'{"prompt": "hi", "min_tokens": 20, "max_tokens": 10}',
         b'{"prompt": "hi", "logit_bias": {"999999": 1}}',
         b'{"prompt": "hi", "logprobs": 21}',
         b'{"prompt": "hi", "grammar": "root ::= ("}',

@@ -405,9 +405,9 @@ def _top_n_sigma(value: Any) -> Any:
 
 def _sequence_breakers(value: Any) -> Any:
     """Return a list for its JSON, with or without brackets, as text-generation-webui has it."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or value[:1] not in ("[", '"'):
         return value
-    text = value if value.lstrip().startswith("[") else f"[{value}]"
+    text = value if value.startswith("[") else f"[{value}]"
     return _decode(text.encode(), list[str], "$.dry_sequence_breakers")
 
 

@@ -126,13 +126,34 @@ async def test_every_field_reaches_the_worker(http: httpx.AsyncClient, nats_url:
         "logit_bias": {"17": -100, "18": 0.5},
         "logprobs": 3,
         "grammar": 'root ::= "yes" | "no"',
+        "repeat_last_n": -1,
+        "dry_multiplier": 0.8,
+        "dry_base": 1.75,
+        "dry_allowed_length": 2,
+        "dry_penalty_last_n": 0,
+        "dry_sequence_breakers": ["\n", "*"],
+        "top_n_sigma": -1,
+        "typical_p": 0.9,
+        "xtc_probability": 0.5,
+        "xtc_threshold": 0.1,
+        "dynatemp_range": 0.4,
+        "dynatemp_exponent": 1.5,
+        "mirostat": 2,
+        "mirostat_tau": 4,
+        "mirostat_eta": 0.2,
+        "min_keep": 1,
+        "min_tokens": 3,
+        "ignore_eos": True,
     }
     async with scripted_worker(nats_url, HELLO) as worker:
         answer = await http.post("/chat", json=body)
     assert answer.status_code == 200
     ((subject, request),) = worker.requests
     assert subject == "chat.request"
-    assert {name: getattr(request, name) for name in body} == body | {"stop": ("\n", "User:")}
+    assert {name: getattr(request, name) for name in body} == body | {
+        "stop": ("\n", "User:"),
+        "dry_sequence_breakers": ("\n", "*"),
+    }
     assert answer.headers["content-location"] == f"/chat/{request.request_id}"
 
 

@@ -64,8 +64,50 @@ ACCEPTED_BODIES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"stop": "x" * 1000}, {"stop": ("x" * 1000,)}, ""),
     ({"top_logprobs": 0}, {"logprobs": None}, ""),
     ({"logprobs": False, "top_logprobs": 0}, {"logprobs": None}, ""),
-    ({"dynatemp_range": 0.5, "samplers": ["top_k"]}, {}, "dynatemp_range, samplers"),
-    ({"ignore_eos": True, "cache_prompt": True}, {}, "ignore_eos, cache_prompt"),
+    (
+        {"n_keep": 1, "samplers": ["top_k"], "cache_prompt": True},
+        {},
+        "n_keep, samplers, cache_prompt",
+    ),
+    # samplers of llama.cpp
+    *(
+        ({name: value}, {name: value}, "")
+        for name, value in {
+            "repeat_last_n": 128,
+            "dry_multiplier": 0.8,
+            "dry_base": 2.0,
+            "dry_allowed_length": 3,
+            "dry_penalty_last_n": -1,
+            "dry_sequence_breakers": ["\n", ":"],
+            "top_n_sigma": 1.5,
+            "typical_p": 0.9,
+            "xtc_probability": 0.5,
+            "xtc_threshold": 0.2,
+            "dynatemp_range": 0.5,
+            "dynatemp_exponent": 1.5,
+            "mirostat": 2,
+            "mirostat_tau": 4.0,
+            "mirostat_eta": 0.2,
+            "min_keep": 2,
+            "min_tokens": 4,
+            "ignore_eos": True,
+        }.items()
+    ),
+    ({"typ_p": 0.9}, {"typical_p": 0.9}, ""),
+    ({"typical": 0.9, "typical_p": 0.8}, {"typical_p": 0.8}, ""),
+    ({"nsigma": -1, "mirostat_mode": 2.0}, {"top_n_sigma": -1, "mirostat": 2}, ""),
+    ({"top_n_sigma": -7.5, "dry_base": 0}, {"top_n_sigma": -1, "dry_base": None}, ""),
+    ({"min_tokens": -1, "min_keep": 2.0}, {"min_tokens": 0, "min_keep": 2}, ""),
+    (
+        {"typical_p": -1, "xtc_probability": -1, "dynatemp_range": -1.0, "dry_multiplier": -1},
+        {"typical_p": 0, "xtc_probability": 0, "dynatemp_range": 0, "dry_multiplier": 0},
+        "",
+    ),
+    ({"repeat_last_n": 2**31 - 1}, {"repeat_last_n": 1_000_000}, ""),
+    ({"dry_sequence_breakers": '["\\n", "*"]'}, {"dry_sequence_breakers": ["\n", "*"]}, ""),
+    ({"dry_sequence_breakers": '"\\n", ":"'}, {"dry_sequence_breakers": ["\n", ":"]}, ""),
+    ({"dry_sequence_breakers": []}, {"dry_sequence_breakers": []}, ""),
+    ({"ignore_eos": False, "mirostat": 0}, {"ignore_eos": False, "mirostat": 0}, ""),
     ({"mood": "good", "chat_template_kwargs": {"a": 1}}, {}, "mood, chat_template_kwargs"),
     ({"evil\r\nx: y": 1}, {}, "evil??x??y"),
     ({"model": ""}, {"model": None}, ""),
@@ -219,6 +261,8 @@ async def test_field_is_accepted_with_its_effect(
 def sent(request: ChatRequest, name: str) -> Any:
     """Return it as JSON types, with lists for tuples."""
     value = getattr(request, name)
+    if name == "dry_sequence_breakers":
+        return list(value)
     if name in ("messages", "tools", "response_format", "tool_choice") and value is not None:
         return msgspec.json.decode(msgspec.json.encode(value))
     return value
@@ -240,6 +284,13 @@ REJECTED_BODIES: list[tuple[dict[str, Any], str]] = [
     ({"n": 17}, "n"),
     ({"best_of": 2}, "best_of"),
     ({"temperature": "0.5"}, "temperature"),
+    ({"typ_p": 2}, "typical_p"),
+    ({"xtc_probability": -2}, "xtc_probability"),
+    ({"mirostat": 5}, "mirostat"),
+    ({"repeat_last_n": -2}, "repeat_last_n"),
+    ({"dry_sequence_breakers": "\n"}, "dry_sequence_breakers"),
+    ({"dry_sequence_breakers": '"\\ud800"'}, "dry_sequence_breakers"),
+    ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
     ({"seed": "x"}, "seed"),
     ({"stop": [1]}, "stop"),
     ({"top_logprobs": 2}, "top_logprobs"),

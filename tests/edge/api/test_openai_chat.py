@@ -120,7 +120,14 @@ UNCHANGED: Any = {
     "temperature": 0.5,
     "top_p": 0.9,
 }
-OTHER_SERVERS = {"top_k": 3, "min_p": 0.1, "repeat_penalty": 1.2}
+OTHER_SERVERS = {
+    "top_k": 3,
+    "min_p": 0.1,
+    "repeat_penalty": 1.2,
+    "dry_multiplier": 0.8,
+    "xtc_probability": 0.5,
+    "min_tokens": 2,
+}
 
 
 async def test_messages_reach_the_worker(client: openai.AsyncOpenAI, nats_url: str) -> None:

@@ -136,6 +136,56 @@ def test_answer_with_a_grammar_ends_at_max_tokens() -> None:
     assert answer.finish_reason == "length"
 
 
+def test_stop_string_within_min_tokens_is_text() -> None:
+    """As in vLLM: https://github.com/vllm-project/vllm/pull/22014."""
+    for pieces, sent in (
+        (["a", "e", "b", "c", "e", "d"], "aebc"),
+        (["a", "b", "x", "ye", "b", "e"], "abxyeb"),  # the fourth token is still within
+        (["a", "b", "c", "d", "e", "f"], "abcd"),
+    ):
+        answer = GeneratedAnswer(AnswerLimits(100, minimum=4), StopRules.literal(["e"]))
+        assert "".join(text_of(chunk.part) for chunk in send(answer, *pieces[:5])) == sent
+        if sent == "abxyeb":
+            assert answer.finish_reason is None
+            send(answer, pieces[5])
+        assert (answer.finish_reason, answer.stop_string) == ("stop", "e")
+
+
+def test_stop_string_that_ends_after_min_tokens_is_removed() -> None:
+    answer = GeneratedAnswer(AnswerLimits(100, minimum=2), StopRules.literal(["abc", "b"]))
+    assert [text_of(chunk.part) for chunk in send(answer, "xa", "b", "c")] == ["x"]
+    assert (answer.finish_reason, answer.stop_string) == ("stop", "abc")
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason", "length"),
+    [
+        (AnswerLimits(200), "loop", 128),
+        (AnswerLimits(200, minimum=150), "loop", 151),
+        (AnswerLimits(200, may_loop=True), "length", 200),
+    ],
+    ids=str,
+)
+def test_loop_ends_after_min_tokens_unless_it_may_loop(
+    limits: AnswerLimits, reason: str, length: int
+) -> None:
+    answer = GeneratedAnswer(limits, StopRules())
+    while answer.finish_reason is None:
+        answer.push(SampledToken(7), b"0,", is_end=False)
+    assert (answer.finish_reason, len(answer.tokens)) == (reason, length)
+
+
+def test_chunk_has_the_state_of_mirostat_after_its_tokens() -> None:
+    answer = with_stop("ef")
+    for mu, piece in enumerate((b"a", b"b", b"e", b"g")):
+        answer.push(SampledToken(mu, mirostat_mu=float(mu)), piece, is_end=False)
+    (chunk,) = answer.take_chunks()
+    assert (chunk.token_ids, chunk.mirostat_mu) == ((0, 1, 2, 3), 3.0)
+    answer.push(SampledToken(4, mirostat_mu=4.0), b"he", is_end=False)
+    (chunk,) = answer.take_chunks()
+    assert (chunk.part, chunk.token_ids, chunk.mirostat_mu) == (ContentDelta("h"), (4,), 4.0)
+
+
 def test_character_of_several_tokens_is_sent_whole() -> None:
     data = "é🙂中".encode()
     chunks = send(with_stop(), *(data[i : i + 1] for i in range(len(data))))

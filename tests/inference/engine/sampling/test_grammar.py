@@ -358,3 +358,43 @@ def test_answer_without_an_allowed_token_raises_stuck() -> None:
     second = sampler.choose(logits.copy())
     assert isinstance(second, ConstraintFailure) and "allows no token" in second.message
     sampler.close()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"dry_multiplier": 5.0, "dry_allowed_length": 0},
+        {"xtc_probability": 1.0, "xtc_threshold": 0.01},
+        {"top_n_sigma": 0.1},
+        {"typical_p": 0.1},
+        {"dynatemp_range": 1.0},
+        {"mirostat": 1, "mirostat_tau": 0.1},
+        {"mirostat": 2, "mirostat_tau": 0.1},
+        {"ignore_eos": True},
+    ],
+    ids=str,
+)
+def test_each_sampler_obeys_a_grammar(
+    demo_model: Llama, more: dict[str, Any], temperature: float
+) -> None:
+    """The grammar allows what the model would hardly say, and the same again and again."""
+    grammar = 'root ::= ("zq" | "☃"){20} "."'
+    text, is_last = generate(demo_model, temperature=temperature, seed=1, grammar=grammar, **more)
+    assert re.fullmatch("(zq|☃){20}[.]", text) and is_last
+
+
+def test_min_tokens_continues_a_grammar_that_may_end() -> None:
+    vocabulary = Vocabulary([b"a", b"b", b""], frozenset([2]))
+    likely_end = np.array([0, 0, 20], np.float32)
+    for grammar, length in (('root ::= "a"*', 5), ('root ::= "ab"', 2)):
+        sampling = Sampling(temperature=1.0, grammar=grammar, min_tokens=4)
+        compiled = constraints.compile_grammar(sampling, None, vocabulary)
+        sampler = SamplerChain(vocabulary, Candidates(3), sampling, compiled)
+        chosen = [sampler.choose(likely_end.copy()) for _ in range(length)]
+        sampler.close()
+        assert all(isinstance(each, SampledToken) for each in chosen)
+        assert [isinstance(c, SampledToken) and (c.is_last or c.token == 2) for c in chosen] == [
+            *[False] * (length - 1),
+            True,
+        ]

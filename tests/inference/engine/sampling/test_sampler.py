@@ -4,6 +4,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from operator import eq
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,12 @@ def words() -> VocabularyBackend:
     return load_vocabulary("gpt-2")
 
 
-def chain_of(sampling: Sampling, words: VocabularyBackend, prompt: list[int]) -> SamplerChain:
-    candidates = Candidates(SIZE)
+def chain_of(
+    sampling: Sampling,
+    words: VocabularyBackend,
+    candidates: Candidates,
+    prompt: Sequence[int] = (),
+) -> SamplerChain:
     has_dry = sampling.dry_multiplier and not sampling.mirostat
     dry = Dry(words._vocab, candidates, sampling, prompt, 10_000) if has_dry else None
     return SamplerChain(VOCABULARY, candidates, sampling, dry=dry)
@@ -72,7 +77,7 @@ def chain_of(sampling: Sampling, words: VocabularyBackend, prompt: list[int]) ->
 def choose(
     sampling: Sampling, words: VocabularyBackend, steps: int = 150, prompt: Sequence[int] = ()
 ) -> list[int]:
-    sampler = chain_of(sampling, words, [*prompt])
+    sampler = chain_of(sampling, words, Candidates(SIZE), prompt)
     chosen = [sampler.choose(logits_of(step)) for step in range(steps)]
     sampler.close()
     return [choice.token for choice in chosen if isinstance(choice, SampledToken)]
@@ -127,11 +132,6 @@ def choose_by_llama_cpp(
         {"xtc_probability": 1.0, "xtc_threshold": 0.02, "min_keep": 3},
         {"dynatemp_range": 0.4},
         {"dynatemp_range": 0.5, "dynatemp_exponent": 2.0, "top_k": 0, "temperature": 1.0},
-        {"mirostat": 1, "temperature": 1.5},
-        # not less: llama.cpp's Mirostat takes no random number if there is a single candidate
-        {"mirostat": 1, "temperature": 3.0, "mirostat_tau": 7.0, "mirostat_eta": 0.5},
-        {"mirostat": 2, "temperature": 1.5},
-        {"mirostat": 2, "temperature": 3.0, "mirostat_tau": 7.0, "mirostat_eta": 0.5},
         {"mirostat": 2, "temperature": 0.0},
         {"logit_bias": {"17": 20.0, "4999": 19.0, "18": -100.0}},
     ],
@@ -179,6 +179,17 @@ def random_sampling(dice: random.Random) -> Sampling:
     return Sampling(temperature=dice.uniform(0.3, 2), seed=dice.randrange(1000), **fields)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("more", [{}, {"mirostat_tau": 7.0, "mirostat_eta": 0.2}], ids=str)
+def test_mirostat_chooses_like_llama_cpp(
+    version: int, more: dict[str, Any], words: VocabularyBackend
+) -> None:
+    """Almost: a probability may round to the other side of a bound."""
+    sampling = replace(CHAT, temperature=1.5, mirostat=version, **more)
+    ours, theirs = choose(sampling, words), choose_by_llama_cpp(sampling, words)
+    assert sum(map(eq, ours, theirs)) > 0.95 * len(theirs) == 0.95 * 150
+
+
 @pytest.mark.parametrize("probability", [0.2, 0.7])
 def test_xtc_draws_from_the_distribution_of_llama_cpp(
     probability: float, words: VocabularyBackend
@@ -198,6 +209,80 @@ def test_xtc_draws_from_the_distribution_of_llama_cpp(
     sampler.close()
     assert all(abs(ours[token] - theirs[token]) < 0.05 * count for token in (3, 5, 7, 9))
     assert abs(ours[3] / count - 0.5 * (1 - probability)) < 0.05  # else it is excluded
+
+
+ALL_SAMPLERS: list[dict[str, Any]] = [
+    {"repeat_last_n": -1, "presence_penalty": 1.0},
+    {"dry_multiplier": 5.0, "dry_allowed_length": 0},
+    {"top_n_sigma": 1.0},
+    {"typical_p": 0.5},
+    {"xtc_probability": 0.5},
+    {"dynatemp_range": 0.8},
+    {"mirostat": 1},
+    {"mirostat": 2},
+    {"min_tokens": 100},
+    {"ignore_eos": True},
+]
+
+
+def test_chains_that_share_candidates_choose_as_alone(words: VocabularyBackend) -> None:
+    samplings = [replace(CHAT, seed=seed, **more) for seed, more in enumerate(ALL_SAMPLERS)]
+    candidates = Candidates(SIZE)
+    chains = [chain_of(sampling, words, candidates) for sampling in samplings]
+    steps = [[chain.choose(logits_of(step)) for chain in chains] for step in range(40)]
+    for sampling, chain, chosen in zip(samplings, chains, zip(*steps, strict=True), strict=True):
+        chain.close()
+        assert [choice.token for choice in chosen if isinstance(choice, SampledToken)] == choose(
+            sampling, words, 40
+        )
+
+
+@pytest.mark.parametrize("more", ALL_SAMPLERS, ids=str)
+def test_sampler_changes_some_choices(more: dict[str, Any], words: VocabularyBackend) -> None:
+    sampling = replace(CHAT, temperature=1.5, top_p=1.0, top_k=0)
+    if "min_tokens" in more or "ignore_eos" in more:
+        sampling = replace(sampling, logit_bias={"0": 12.0})
+    assert choose(sampling, words) != choose(replace(sampling, **more), words)
+
+
+@pytest.mark.parametrize("more", [*ALL_SAMPLERS[2:8], {"xtc_probability": 1.0}], ids=str)
+def test_temperature_0_is_greedy_with_each_sampler(
+    more: dict[str, Any], words: VocabularyBackend
+) -> None:
+    greedy = replace(CHAT, temperature=0.0, repeat_penalty=1.0)
+    assert choose(replace(greedy, **more), words) == choose(greedy, words)
+
+
+@pytest.mark.parametrize("more", [{"min_tokens": 30}, {"ignore_eos": True}], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_end_is_excluded_before_min_tokens(
+    more: dict[str, Any], temperature: float, words: VocabularyBackend
+) -> None:
+    """Even if the request makes it the likeliest token."""
+    sampling = replace(CHAT, temperature=temperature, logit_bias={"0": 100.0})
+    chosen = choose(replace(sampling, **more), words, 60)
+    assert 0 not in chosen[:30]
+    assert (0 in chosen[30:31]) == ("min_tokens" in more)
+    assert choose(sampling, words, 1) == [0]
+
+
+def test_dynamic_temperature_of_a_certain_token_takes_it(words: VocabularyBackend) -> None:
+    """llama.cpp's own sampler divides by almost 0 there and takes the least likely candidate."""
+    for gap in range(20, 101):
+        sampling = Sampling(temperature=0.5, dynatemp_range=0.5, dynatemp_exponent=3.0, seed=1)
+        logits = np.full(SIZE, -50, np.float32)
+        logits[[7, 8]] = 50.0, 50.0 - gap
+        sampler = SamplerChain(VOCABULARY, Candidates(SIZE), sampling)
+        chosen = sampler.choose(logits)
+        sampler.close()
+        assert isinstance(chosen, SampledToken) and chosen.token == 7
+
+
+def test_typical_survives_impossible_tokens(words: VocabularyBackend) -> None:
+    """llama.cpp's entropy of candidates with a probability of 0 is NaN."""
+    sampling = Sampling(temperature=1.0, typical_p=0.5, seed=1, logit_bias={"9": -100.0})
+    plain = replace(sampling, logit_bias=None)
+    assert choose(sampling, words, 50) == choose(plain, words, 50)
 
 
 def test_likeliest_finds_the_highest_logits_of_any_vocabulary() -> None:

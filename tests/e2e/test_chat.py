@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -111,6 +112,46 @@ def test_same_seed_repeats_the_answer_and_others_differ(stack: Stack, session_id
 
     assert answer_of(5, 1) == answer_of(5, 2) == answer_of(5, 3)
     assert len({answer_of(seed, 1) for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"dry_multiplier": 2.0, "dry_allowed_length": 1, "dry_sequence_breakers": ["zz", "é"]},
+        {"xtc_probability": 0.5, "xtc_threshold": 0.05},
+        {"typical_p": 0.9999, "min_keep": 5},
+        {"top_n_sigma": 6.0},
+        {"dynatemp_range": 0.5, "dynatemp_exponent": 2.0},
+        {"mirostat": 1},
+        {"mirostat": 2, "mirostat_tau": 3.0, "mirostat_eta": 0.5},
+    ],
+    ids=str,
+)
+def test_answers_with_each_sampler_are_the_same_together(
+    stack: Stack, session_id: str, more: dict[str, Any]
+) -> None:
+    more |= {"temperature": 3.0, "top_k": 0, "top_p": 1.0, "max_tokens": 40}
+
+    def answer_of(seed: int) -> str:
+        answer = stack.chat("tell me something", f"{session_id} {seed}", **more, seed=seed % 3)
+        assert answer.end["done"], answer.end
+        return answer.text
+
+    with ThreadPoolExecutor(9) as pool:
+        together = list(pool.map(answer_of, range(9)))
+    assert together[:3] == together[3:6] == together[6:]
+    assert len(set(together)) > 1
+
+
+def test_min_tokens_and_ignore_eos_continue_the_answer(stack: Stack, session_id: str) -> None:
+    short = stack.chat("hi", f"{session_id} 1", max_tokens=60, stop=["e"])
+    longer = stack.chat("hi", f"{session_id} 2", max_tokens=60, stop=["e"], min_tokens=40)
+    longest = stack.chat("hi", f"{session_id} 3", max_tokens=60, stop=[], ignore_eos=True)
+    assert short.end["finish_reason"] == "stop"
+    assert short.end["usage"]["completion_tokens"] < 40
+    assert 40 < longer.end["usage"]["completion_tokens"] <= 60
+    assert longest.end["finish_reason"] == "length"
+    assert longest.end["usage"]["completion_tokens"] == 60
 
 
 def test_logprobs_of_each_token_have_the_top_three(stack: Stack, session_id: str) -> None:

@@ -30,6 +30,7 @@ from tests.faults.worker_pair import (
 from tests.servers import wait_for
 
 SEEDED = {"temperature": 0.9, "seed": 7}
+MIROSTAT = SEEDED | {"mirostat": 2, "mirostat_tau": 2.0, "mirostat_eta": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def check_stored_once(pair: WorkerPair, session: str, answer: StreamedAnswer) ->
     assert message["id"] == answer.end["request_id"]
 
 
-@pytest.mark.parametrize("sampling", [{}, SEEDED], ids=["greedy", "seeded"])
+@pytest.mark.parametrize("sampling", [{}, SEEDED, MIROSTAT], ids=["greedy", "seeded", "mirostat"])
 def test_kill_of_the_worker_resumes_without_waiting_for_silence(
     pair: WorkerPair, sampling: dict[str, Any]
 ) -> None:

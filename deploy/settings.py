@@ -63,8 +63,11 @@ def settings_of(kind: type[ServiceSettings]) -> list[Setting]:
 
 
 def _setting(name: str, about: dict[str, Any]) -> Setting:
-    kind = about | about.get("anyOf", [{}])[0]  # of an optional one, the type that is not null
-    return Setting(name.upper(), _default(about["default"]), _values(kind), kind["description"])
+    kinds = [kind for kind in about.get("anyOf", [about]) if kind.get("type") != "null"]
+    values = " or ".join(map(_values, kinds))
+    return Setting(
+        name.upper(), _default(about["default"]), values, (kinds[0] | about)["description"]
+    )
 
 
 def _default(value: Any) -> str:

@@ -170,7 +170,7 @@ class ChatService:
 
     def _admit(self, tenant: str, request: ChatRequest, reply: str) -> RequestAdmitted:
         """Admit a request by counts and bytes alone, before any work. Raises ServiceError."""
-        sampling = self.settings.fill_in(request)
+        sampling = self.settings.fill_in(request, self.model.sampling)
         self.model.adapter(request.model)  # checks the name
         self._prompts.check_length(request)
         self._admissions += 1

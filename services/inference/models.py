@@ -10,7 +10,8 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from services.contract.errors import ServiceError
-from services.contract.messages import ModelInfo
+from services.contract.messages import ModelInfo, Sampling
+from services.inference import model_sampling
 from services.inference.engine.backend import Backend
 from services.inference.engine.llama import Llama, ModelError
 from services.inference.engine.prompt import templates
@@ -38,6 +39,8 @@ class LoadedModel(NamedTuple):
     backend: Backend
     template: ChatTemplate | NoTemplate
     served: tuple[ModelInfo, ...]
+    sampling: Sampling = Sampling()
+    """Parameters that the file recommends."""
 
     @property
     def no_chat_reason(self) -> str | None:
@@ -91,7 +94,8 @@ def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> L
         raise
     changed = int(max(file.stat().st_mtime for file in parts))
     info = replace(base, adapters=tuple(file.stem for file in adapters), changed=changed)
-    return LoadedModel(info, llama, template, served)
+    sampling = model_sampling.read(llama.metadata)
+    return LoadedModel(info, llama, template, served, sampling)
 
 
 def _info(path: Path, parts: Sequence[Path], context: int) -> ModelInfo:

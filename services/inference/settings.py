@@ -34,6 +34,9 @@ STOPS = (
     "Let me",
 )
 
+DEFAULTS = Sampling(temperature=0.5, top_p=0.9, top_k=40, repeat_penalty=1.1)
+"""Parameters of requests where neither they, a setting nor the model's file say otherwise."""
+
 
 class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
     model_path: Annotated[
@@ -95,19 +98,34 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
         Meta(description="System prompt of sessions that have none of their own. One space: none."),
     ] = "You are a helpful, friendly assistant. Answer briefly and clearly."
     chat_temperature: Annotated[
-        Temperature, Meta(description="Default of the request field `temperature`.")
-    ] = 0.5
-    chat_top_p: Annotated[TopP, Meta(description="Default of the request field `top_p`.")] = 0.9
-    chat_top_k: Annotated[
-        TopK, Meta(description="Default of the request field `top_k`. `0`: all tokens.")
-    ] = 40
-    chat_repeat_penalty: Annotated[
-        RepeatPenalty,
+        Temperature | None,
         Meta(
-            description="Default of the request field `repeat_penalty`. It applies to `/chat`"
-            " only, and not to answers with a grammar or JSON format."
+            description="Default of the request field `temperature`. Empty: the model's own"
+            " (`general.sampling.temp` in its GGUF), else 0.5."
         ),
-    ] = 1.1
+    ] = None
+    chat_top_p: Annotated[
+        TopP | None,
+        Meta(
+            description="Default of the request field `top_p`. Empty: the model's own"
+            " (`general.sampling.top_p`), else 0.9."
+        ),
+    ] = None
+    chat_top_k: Annotated[
+        TopK | None,
+        Meta(
+            description="Default of the request field `top_k`. `0`: all tokens. Empty: the model's"
+            " own (`general.sampling.top_k`), else 40."
+        ),
+    ] = None
+    chat_repeat_penalty: Annotated[
+        RepeatPenalty | None,
+        Meta(
+            description="Default of the request field `repeat_penalty`. Empty: the model's own"
+            " (`general.sampling.penalty_repeat`), else 1.1. It applies to `/chat` only, and not to"
+            " answers with a grammar or JSON format."
+        ),
+    ] = None
     chat_max_tokens: Annotated[
         MaxTokens,
         Meta(
@@ -151,29 +169,25 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
         cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
         return min(self.model_threads, cpus or 1)
 
-    def fill_in(self, request: ChatRequest) -> Sampling:
+    def fill_in(self, request: ChatRequest, own: Sampling = DEFAULTS) -> Sampling:
         """
-        Return the request's own parameters, with the CHAT_… settings as defaults.
+        Return the request's own parameters, with the CHAT_… settings as defaults, then the model's
+        `own`, then DEFAULTS.
 
-        CHAT_STOP and CHAT_REPEAT_PENALTY do not apply to answers with a grammar or JSON format,
-        which would be cut and have to repeat brackets and names. They, CHAT_MAX_TOKENS and
+        CHAT_STOP and repeat penalties do not apply to answers with a grammar or JSON format, which
+        would be cut and have to repeat brackets and names. They, CHAT_MAX_TOKENS and
         CHAT_REASONING_TOKENS do not apply to stateless requests, whose callers set their own.
         """
-        given = {
-            name: value
-            for name in Sampling.__struct_fields__
-            if (value := getattr(request, name)) is not None
-        }
         is_constrained = bool(request.grammar) or not isinstance(
             request.response_format, TextFormat | None
         )
         is_stateless = prompts.is_stateless(request)
-        defaults = self._defaults
+        defaults = _given(DEFAULTS) | _given(own) | self._defaults
         if is_constrained or is_stateless:
             defaults |= {"stop": (), "repeat_penalty": 1.0}
         if is_stateless:
             defaults |= {"max_tokens": None, "reasoning_budget_tokens": None}
-        return Sampling(**(defaults | given))
+        return Sampling(**(defaults | _given(request)))
 
     @property
     def _defaults(self) -> dict[str, Any]:
@@ -181,3 +195,9 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
         settings = {name: getattr(self, f"chat_{name}", None) for name in names}
         settings["reasoning_budget_tokens"] = self.chat_reasoning_tokens
         return {name: value for name, value in settings.items() if value is not None}
+
+
+def _given(sampling: Sampling) -> dict[str, Any]:
+    """Return the parameters that are not None."""
+    values = {name: getattr(sampling, name) for name in Sampling.__struct_fields__}
+    return {name: value for name, value in values.items() if value is not None}

@@ -11,9 +11,9 @@ import io
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from dotenv import dotenv_values
@@ -138,7 +138,7 @@ def _convert(name: str, value: str, kind: object) -> object:
 
 
 _TYPE_NAMES = {"int": "an integer", "float": "a number", "bool": "true or false"}
-_TYPE_MISMATCH = re.compile(r"Expected `(int|float|bool)`, got")
+_TYPE_MISMATCH = re.compile(r"Expected `(int|float|bool)(?: \| null)?`, got")
 
 
 def _reason(error: Exception, kind: object) -> str:
@@ -150,8 +150,21 @@ def _reason(error: Exception, kind: object) -> str:
     if mismatch := _TYPE_MISMATCH.match(text):
         return f"it must be {_TYPE_NAMES[mismatch[1]]}"
     if "Invalid enum value" in text:
-        return f"it must be {' or '.join(get_args(get_args(kind)[0]))}"
+        return f"it must be {' or '.join(_allowed(kind))}"
     return text
+
+
+def _allowed(kind: Any) -> Iterator[str]:
+    """Yield the values of a type that has a Literal, in words."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        yield from get_args(kind)
+    elif kind in (int, float, bool):
+        yield _TYPE_NAMES[kind.__name__]
+    else:
+        for each in get_args(kind):
+            yield from _allowed(each)
 
 
 def _is_injected_by_kubernetes(name: str, value: str) -> bool:

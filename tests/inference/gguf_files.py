@@ -6,7 +6,13 @@ from pathlib import Path
 import gguf
 
 DEMO = Path("model/demo.gguf")
-Value = str | int | bool
+Value = str | int | bool | float
+_TYPES = {
+    str: gguf.GGUFValueType.STRING,
+    bool: gguf.GGUFValueType.BOOL,
+    int: gguf.GGUFValueType.INT32,
+    float: gguf.GGUFValueType.FLOAT32,
+}
 _KINDS = {str: (8, "<Q"), bool: (7, "<?"), int: (4, "<I")}  # a text begins with its length
 
 
@@ -25,19 +31,31 @@ def write_header(path: Path, **values: Value) -> Path:
 
 def split_demo(path: Path, tensors: int = 30) -> list[Path]:
     """Split the demo model into parts with this many tensors each, like llama.cpp's gguf-split."""
+    _write_demo(gguf.GGUFWriter(path, "llama", split_max_tensors=tensors))
+    return sorted(path.parent.glob(f"{path.stem}-*"))
+
+
+def changed_demo(path: Path, **values: Value) -> Path:
+    """Write the demo model with more or other metadata; `general__type` is `general.type`."""
+    _write_demo(gguf.GGUFWriter(path, "llama"), **values)
+    return path
+
+
+def _write_demo(writer: gguf.GGUFWriter, **values: Value) -> None:
     reader = gguf.GGUFReader(DEMO)
-    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=tensors)
+    changed = {name.replace("__", "."): value for name, value in values.items()}
     for key, field in reader.fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
+        if not key.startswith("GGUF.") and key not in ("general.architecture", *changed):
             sub_type = field.types[-1] if field.types[1:] else None
             writer.add_key_value(key, field.contents(), field.types[0], sub_type)
+    for key, value in changed.items():
+        writer.add_key_value(key, value, _TYPES[type(value)])
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return sorted(path.parent.glob(f"{path.stem}-*"))
 
 
 def without_template(path: Path) -> Path:

@@ -13,7 +13,7 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     model_context: Annotated[int, msgspec.Meta(ge=64)] = 2048
     model_path: str = ""
     edge_port: int = 8002
-    chat_temperature: float = 0.5
+    chat_temperature: Annotated[float, msgspec.Meta(ge=0)] | None = 0.5
     chat_stop: tuple[str, ...] = ("User:",)
 
 
@@ -40,6 +40,7 @@ def test_empty_variable_means_the_default() -> None:
     [
         ("MODEL_CONTEXT", "many", "it must be an integer"),
         ("MODEL_CONTEXT", "3", ">= 64"),
+        ("CHAT_TEMPERATURE", "hot", "it must be a number"),
         ("CHAT_STOP", "[unclosed", "malformed"),
         ("CHAT_STOP", "User:", "it must be a JSON list"),
     ],

@@ -46,6 +46,7 @@ USER_DEFINED = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
 STACK_BYTES_PER_CHAR = 2048
 MAX_CHARS_ON_ANY_STACK = 256
 USUAL_PIECE_BYTES = 64
+MAX_METADATA_BYTES = 64  # of a value that is read: a number
 NO_KV_CELLS = 1  # result of llama_decode: the KV cache is full
 
 
@@ -106,6 +107,12 @@ class Llama:
         """The chat template in the file's metadata."""
         text = llama_cpp.llama_model_chat_template(self._model, None)
         return text.decode(errors="replace") if text else None
+
+    def metadata(self, key: str) -> str | None:
+        """Return the text of a number in the file's metadata; None if the file has no such key."""
+        buffer = ctypes.create_string_buffer(MAX_METADATA_BYTES)
+        found = llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode(errors="replace") if found >= 0 else None
 
     @property
     def bos(self) -> str:

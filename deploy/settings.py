@@ -79,11 +79,12 @@ def _default(value: Any) -> str:
 def _values(kind: dict[str, Any]) -> str:
     match kind:
         case {"enum": values}:
-            return " or ".join(f"`{value}`" for value in values)
+            *first, last = (f"`{value}`" for value in values)
+            return f"{', '.join(first)} or {last}" if first else last
         case {"type": "boolean"}:
             return "`true` or `false`"
-        case {"type": "array"}:
-            return "JSON list of strings"
+        case {"type": "array", "items": {"type": item}}:
+            return f"JSON list of {item}s"
         case {"type": "integer" | "number" as number}:
             return f"{number} {_range(kind)}"
     return "text"

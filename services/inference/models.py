@@ -5,13 +5,14 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
 from services.contract.errors import ServiceError
 from services.contract.messages import ModelInfo, Sampling
 from services.inference import model_sampling
+from services.inference.engine import context_size, memory, trial
 from services.inference.engine.backend import Backend
 from services.inference.engine.llama import Llama, ModelError
 from services.inference.engine.prompt import templates
@@ -74,14 +75,13 @@ def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> L
     before = _file_states(files)
     for file in files:
         log.info("loading file path=%s megabytes=%d", file, file.stat().st_size // 10**6)
+    _check_gpus(settings)
     llama = Llama(
         parts,
-        context=settings.model_context,
-        parallel=settings.model_parallel,
-        threads=settings.threads,
-        gpu_layers=settings.model_gpu_layers,
+        context=_context(settings, parts),
         on_progress=on_progress,
         adapters=adapters,
+        **_options(settings),
     )
     try:
         template = _template(path, settings.model_chat_template, llama)
@@ -96,6 +96,53 @@ def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> L
     info = replace(base, adapters=tuple(file.stem for file in adapters), changed=changed)
     sampling = model_sampling.read(llama.metadata)
     return LoadedModel(info, llama, template, served, sampling)
+
+
+def _options(settings: InferenceSettings) -> dict[str, Any]:
+    """Return what a trial and the model itself have in common."""
+    return {
+        "parallel": settings.model_parallel,
+        "threads": settings.threads,
+        "gpu_layers": settings.model_gpu_layers,
+        "tensor_split": settings.model_tensor_split,
+        "main_gpu": settings.model_main_gpu,
+        "kv_type": settings.model_kv_type,
+    }
+
+
+def _check_gpus(settings: InferenceSettings) -> None:
+    """Check MODEL_MAIN_GPU and MODEL_TENSOR_SPLIT. Raises ModelError."""
+    split, main, count = settings.model_tensor_split, settings.model_main_gpu, memory.gpu_count()
+    if split and main is not None:
+        raise ModelError(
+            "MODEL_MAIN_GPU uses one GPU and MODEL_TENSOR_SPLIT several: set only one of them."
+        )
+    if main is not None and main >= count:
+        raise ModelError(
+            f"MODEL_MAIN_GPU={main} does not exist: llama.cpp sees {count} GPUs, numbered from 0."
+        )
+    if len(split) > max(count, 1):
+        raise ModelError(
+            f"MODEL_TENSOR_SPLIT has {len(split)} shares, but llama.cpp sees {count} GPUs: give"
+            " one share for each."
+        )
+
+
+def _context(settings: InferenceSettings, parts: Sequence[Path]) -> int:
+    """Return the tokens per slot. Raises ModelError if a trial of the model fails."""
+    given = settings.model_context if isinstance(settings.model_context, int) else None
+    files = tuple(map(str, parts))
+    tried = trial.run(trial.TrialRequest(files=files, context=given, **_options(settings)))
+    beside = context_size.model_memory(
+        memory.measure(),
+        sum(part.stat().st_size for part in parts),
+        settings.model_cache * MIB,
+        settings.model_gpu_layers,
+        tried,
+    )
+    tokens = given or context_size.choose(tried, beside)
+    context_size.warn_of_shortage(tried, tokens, beside)
+    return tokens
 
 
 def _info(path: Path, parts: Sequence[Path], context: int) -> ModelInfo:

@@ -1,7 +1,7 @@
 """Settings of a worker. docs/settings.md is generated from them."""
 
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -18,6 +18,7 @@ from services.contract.messages import (
     TopK,
     TopP,
 )
+from services.inference.engine.backend import KvType
 from services.runtime.settings import ServiceSettings
 
 STOPS = (
@@ -54,13 +55,23 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
         ),
     ] = ""
     model_context: Annotated[
-        int,
+        Annotated[int, Meta(ge=64)] | Literal["auto"],
         Meta(
-            ge=64,
-            description="Context window of each conversation in tokens. The KV cache has"
-            " `MODEL_CONTEXT` × `MODEL_PARALLEL` tokens.",
+            description="Context window of each conversation in tokens; at most that of the model."
+            " The KV cache has `MODEL_CONTEXT` × `MODEL_PARALLEL` tokens. `auto`: the largest of"
+            " 2,048, 4,096, 8,192, 16,384 and 32,768 whose KV cache needs at most half of the"
+            " memory that is free beside the model, and leaves room for `MODEL_CACHE`; on GPUs, 80"
+            " % of the free GPU memory. The log says what was chosen. Workers of one model on"
+            " several machines need the same number."
         ),
-    ] = 2048
+    ] = "auto"
+    model_kv_type: Annotated[
+        KvType,
+        Meta(
+            description="Type of the KV cache. `q8_0` takes half of the memory of `f16`, with"
+            " little loss; smaller ones cost quality. Quantized types use flash attention."
+        ),
+    ] = "f16"
     model_parallel: Annotated[
         int, Meta(ge=1, le=64, description="Number of slots: requests that are answered at once.")
     ] = 8
@@ -93,6 +104,17 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
         int,
         Meta(ge=-1, description="Layers on the GPU, if llama.cpp was built for one. `-1`: all."),
     ] = -1
+    model_main_gpu: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="Number of the only GPU to use, from 0. Empty: all GPUs share the model."),
+    ] = None
+    model_tensor_split: Annotated[
+        tuple[Annotated[float, Meta(ge=0)], ...],
+        Meta(
+            max_length=16,
+            description="Shares of the model on each GPU, as in `[3, 1]`. Empty: by free memory.",
+        ),
+    ] = ()
     chat_system_prompt: Annotated[
         str,
         Meta(description="System prompt of sessions that have none of their own. One space: none."),

@@ -144,7 +144,8 @@ _TYPE_MISMATCH = re.compile(r"Expected `(int|float|bool)(?: \| null)?`, got")
 def _reason(error: Exception, kind: object) -> str:
     text = str(error)
     if "Expected `array`" in text:
-        return 'it must be a JSON list such as ["a", "b"]'
+        example = "[3, 1]" if _TYPE_NAMES["float"] in _allowed(kind) else '["a", "b"]'
+        return f"it must be a JSON list such as {example}"
     if "Expected `object`" in text:
         return 'it must be a JSON object such as {"name": true}'
     if mismatch := _TYPE_MISMATCH.match(text):
@@ -155,7 +156,7 @@ def _reason(error: Exception, kind: object) -> str:
 
 
 def _allowed(kind: Any) -> Iterator[str]:
-    """Yield the values of a type that has a Literal, in words."""
+    """Yield the values that a type allows, in words."""
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if get_origin(kind) is Literal:

@@ -1,12 +1,15 @@
 """The interface between the engine and a model. `llama.py` implements it; tests use a fake."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from services.contract.messages import Sampling, TokenLogprob
 
 # Tokens that one step may compute: llama.cpp's default for its physical batch (`n_ubatch`).
 MAX_BATCH_TOKENS = 512
+
+# Types of the KV cache by llama.cpp's names: kv_cache_types in common/arg.cpp
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
 
 class SampledToken(NamedTuple):

@@ -23,6 +23,7 @@ from services.inference.engine.backend import (
     MAX_BATCH_TOKENS,
     BackendError,
     Chunk,
+    KvType,
     SampleResult,
     SequenceState,
     SpecialToken,
@@ -47,6 +48,12 @@ STACK_BYTES_PER_CHAR = 2048
 MAX_CHARS_ON_ANY_STACK = 256
 USUAL_PIECE_BYTES = 64
 MAX_METADATA_BYTES = 64  # of a value that is read: a number
+# Their numbers in ggml_type: ggml/include/ggml.h
+KV_TYPES: dict[KvType, int] = {
+    "f32": 0, "f16": 1, "bf16": 30,
+    "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20,
+}  # fmt: skip
+UNQUANTIZED = ("f32", "f16", "bf16")
 NO_KV_CELLS = 1  # result of llama_decode: the KV cache is full
 
 
@@ -73,6 +80,9 @@ class Llama:
         gpu_layers: int,
         on_progress: Callable[[float], bool],
         adapters: Sequence[Path] = (),
+        tensor_split: Sequence[float] = (),
+        main_gpu: int | None = None,
+        kv_type: KvType = "f16",
     ) -> None:
         _LOG.errors.clear()
         llama_cpp.llama_log_set(_LOG.callback, ctypes.c_void_p(0))
@@ -80,7 +90,16 @@ class Llama:
         _tokenizer_threads()
         self.on_gpu = gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload()
         files = [parts] if isinstance(parts, Path) else parts
-        self._model = _load(files, gpu_layers, on_progress)
+        params = model_params(gpu_layers, tensor_split, main_gpu)
+        params.progress_callback = llama_cpp.llama_progress_callback(
+            lambda share, _: on_progress(share)
+        )
+        self._model = open_model(files, params)
+        if not self._model:
+            raise ModelError(
+                f"{files[0]} can't be loaded ({_LOG.reason}). Check that the file is complete."
+                " If the GPU is too small for it, lower MODEL_GPU_LAYERS."
+            )
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         trained = llama_cpp.llama_model_n_ctx_train(self._model)
         if context > trained:
@@ -88,7 +107,7 @@ class Llama:
         self.context = min(context, trained)
         try:
             self._adapters = [_load_adapter(self._model, path) for path in adapters]
-            self._context = self._open_context(parallel, threads)
+            self._context = self._open_context(parallel, threads, kv_type)
         except ModelError:
             llama_cpp.llama_model_free(self._model)
             raise
@@ -267,38 +286,70 @@ class Llama:
         text: bytes = llama_cpp.llama_vocab_get_text(self._vocab, token)
         return text.decode(errors="replace")
 
-    def _open_context(self, parallel: int, threads: int) -> llama_cpp.llama_context_p:
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = self.context * parallel
-        params.n_batch = MAX_BATCH_TOKENS
-        params.n_seq_max = parallel
-        params.n_threads = params.n_threads_batch = threads
-        # One KV cache per sequence: in a unified one, attention visits the cells of all sequences,
-        # which costs up to 40 % per step (docs/decisions/0033).
-        params.kv_unified = False
-        params.flash_attn_type = self._flash_attention()
-        params.swa_full = True  # else a sequence can't be truncated at any position
-        params.no_perf = True
+    def _open_context(
+        self, parallel: int, threads: int, kv_type: KvType
+    ) -> llama_cpp.llama_context_p:
+        _LOG.errors.clear()
+        params = context_params(self._model, self.context, parallel, threads, kv_type)
         context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
             raise ModelError(
-                f"There is not enough memory for {parallel} conversations of {self.context} tokens:"
-                " lower MODEL_PARALLEL or MODEL_CONTEXT."
+                f"The KV cache for {parallel} conversations of {self.context} tokens can't be"
+                f" created ({_LOG.reason}). If there is not enough memory, lower MODEL_CONTEXT or"
+                " MODEL_PARALLEL, or set MODEL_KV_TYPE=q8_0."
             )
         return llama_cpp.llama_context_p(context)
 
-    def _flash_attention(self) -> int:
-        """
-        Return llama.cpp's flash attention type. Without it, a CPU computes the same logits for
-        chunks of any size from two tokens on; with it, chunks of 64 tokens and more have logits
-        that differ by up to 0.1. Models with grouped-query attention, as most large ones, keep it
-        for its speed (docs/decisions/0028).
-        """
-        heads = llama_cpp.llama_model_n_head(self._model)
-        kv_heads = llama_cpp.llama_model_n_head_kv(self._model)
-        if heads == kv_heads and not llama_cpp.llama_supports_gpu_offload():
-            return llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        return llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+
+def model_params(
+    gpu_layers: int, tensor_split: Sequence[float], main_gpu: int | None
+) -> llama_cpp.llama_model_params:
+    params: llama_cpp.llama_model_params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = gpu_layers
+    # Read the file into memory instead of mapping it: overwriting a mapped file changes the weights
+    # of the running model, and truncating it kills the process with SIGBUS.
+    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
+    if tensor_split:
+        params.tensor_split = (ctypes.c_float * llama_cpp.llama_max_devices())(*tensor_split)
+    if main_gpu is not None:
+        params.split_mode = llama_cpp.LLAMA_SPLIT_MODE_NONE
+        params.main_gpu = main_gpu
+    return params
+
+
+def context_params(
+    model: llama_cpp.llama_model_p, context: int, parallel: int, threads: int, kv_type: KvType
+) -> llama_cpp.llama_context_params:
+    """Return the parameters of `parallel` slots with `context` tokens each."""
+    params: llama_cpp.llama_context_params = llama_cpp.llama_context_default_params()
+    params.n_ctx = context * parallel
+    params.n_batch = MAX_BATCH_TOKENS
+    params.n_seq_max = parallel
+    params.n_threads = params.n_threads_batch = threads
+    # One KV cache per sequence: in a unified one, attention visits the cells of all sequences,
+    # which costs up to 40 % per step (docs/decisions/0033).
+    params.kv_unified = False
+    params.type_k = params.type_v = KV_TYPES[kv_type]
+    params.flash_attn_type = _flash_attention(model, kv_type)
+    params.swa_full = True  # else a sequence can't be truncated at any position
+    params.no_perf = True
+    return params
+
+
+def _flash_attention(model: llama_cpp.llama_model_p, kv_type: KvType) -> int:
+    """
+    Return llama.cpp's flash attention type. Without it, a CPU computes the same logits for chunks
+    of any size from two tokens on; with it, chunks of 64 tokens and more have logits that differ by
+    up to 0.1. Models with grouped-query attention, as most large ones, keep it for its speed
+    (docs/decisions/0028). llama.cpp reads a quantized KV cache only with it.
+    """
+    if kv_type not in UNQUANTIZED:
+        return llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    heads = llama_cpp.llama_model_n_head(model)
+    kv_heads = llama_cpp.llama_model_n_head_kv(model)
+    if heads == kv_heads and not llama_cpp.llama_supports_gpu_offload():
+        return llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    return llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
 
 
 @cache
@@ -371,24 +422,12 @@ class _Log:
 _LOG = _Log()
 
 
-def _load(
-    files: Sequence[Path], gpu_layers: int, on_progress: Callable[[float], bool]
+def open_model(
+    files: Sequence[Path], params: llama_cpp.llama_model_params
 ) -> llama_cpp.llama_model_p:
-    params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = gpu_layers
-    # Read the file into memory instead of mapping it: overwriting a mapped file changes the weights
-    # of the running model, and truncating it kills the process with SIGBUS.
-    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
-    params.progress_callback = llama_cpp.llama_progress_callback(
-        lambda share, _: on_progress(share)
-    )
+    """Load a model from all of its files. Return a null pointer if that fails; the log says why."""
     paths = (ctypes.c_char_p * len(files))(*(os.fsencode(file) for file in files))
     model = llama_cpp.llama_model_load_from_splits(paths, len(files), params)
-    if not model:
-        raise ModelError(
-            f"{files[0]} can't be loaded ({_LOG.reason}). Check that the file is complete."
-            " If the GPU is too small for it, lower MODEL_GPU_LAYERS."
-        )
     return llama_cpp.llama_model_p(model)
 
 

@@ -13,7 +13,7 @@ from services.contract.messages import Sampling
 from services.inference.engine.sampling.candidates import Candidates, Logits, TokenIds
 
 MIN_REPEAT_PENALTY = 1e-6  # logits divided by less overflow
-MIN_LOGIT = -1e30  # DRY's penalties may overflow, but a grammar may need the token
+MIN_LOGIT = -1e15  # DRY's penalties may overflow, but a grammar may need the token
 # llama.cpp's defaults
 WINDOW = 64  # tokens
 DRY_BASE = 1.75

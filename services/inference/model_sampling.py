@@ -23,7 +23,13 @@ PARAMETERS = MappingProxyType(
         "top_k": "top_k",
         "top_p": "top_p",
         "min_p": "min_p",
+        "xtc_probability": "xtc_probability",
+        "xtc_threshold": "xtc_threshold",
+        "penalty_last_n": "repeat_last_n",
         "penalty_repeat": "repeat_penalty",
+        "mirostat": "mirostat",
+        "mirostat_tau": "mirostat_tau",
+        "mirostat_eta": "mirostat_eta",
     }
 )
 

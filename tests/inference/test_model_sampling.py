@@ -43,6 +43,23 @@ def test_sampling_of_a_file_becomes_the_default(
     assert (stateless.top_p, stateless.repeat_penalty) == (0.9, 1.0)
 
 
+def test_samplers_of_a_file_become_the_default_and_can_be_off() -> None:
+    texts = {
+        "general.sampling.xtc_probability": "0.5",
+        "general.sampling.xtc_threshold": "0.2",
+        "general.sampling.penalty_last_n": "-1",
+        "general.sampling.mirostat": "2",
+        "general.sampling.mirostat_tau": "4.5",
+        "general.sampling.mirostat_eta": "7",
+    }
+    own = model_sampling.read(texts.get)
+    assert own == Sampling(
+        xtc_probability=0.5, xtc_threshold=0.2, repeat_last_n=-1, mirostat=2, mirostat_tau=4.5
+    )
+    given = InferenceSettings().fill_in(ChatRequest(prompt="hi", mirostat=0), own)
+    assert (given.mirostat, given.xtc_probability) == (0, 0.5)
+
+
 def test_file_without_sampling_leaves_the_defaults(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         model = load(Path("model/demo.gguf"))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from services.inference.engine import gguf_header
-from services.inference.engine.gguf_header import NotGguf, Value
+from services.inference.engine.gguf_header import Header, NotGguf, Value
 from services.inference.engine.llama import ModelError
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,28 @@ DEMO = "demo.gguf"
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)\Z", re.IGNORECASE)
 _OTHER_FORMATS = (".safetensors", ".ckpt", ".pth", ".ggml")
 _RERANKER = 4  # llama.cpp's LLAMA_POOLING_TYPE_RANK; 1 to 3 are embeddings of a whole text
+_DIFFUSION_LANGUAGE_MODELS = ("dream", "llada", "llada-moe", "rnd1")
+_IMAGE_MODELS = (  # of https://github.com/city96/ComfyUI-GGUF and stable-diffusion.cpp
+    "aura", "cosmos", "flux", "hidream", "hyvid", "ltxv", "lumina2", "pig", "qwen_image", "sd1",
+    "sd3", "sdxl", "wan", "z_image",
+)  # fmt: skip
+_AUDIO_MODELS = ("pockettts", "qwen3tts", "wavtokenizer-dec", "whisper")
+_DRAFT_MODELS = ("dflash", "eagle3", "gemma4-assistant")
+_NOT_SERVED = {
+    **dict.fromkeys(("t5", "t5encoder"), "an encoder-decoder model (T5), which is not supported"),
+    **dict.fromkeys(
+        _DIFFUSION_LANGUAGE_MODELS,
+        "a diffusion model, which is not supported: it does not generate token by token",
+    ),
+    **dict.fromkeys(_IMAGE_MODELS, "a model for images or videos: it can't generate text"),
+    **dict.fromkeys(_AUDIO_MODELS, "a model for audio: it can't generate text"),
+    **dict.fromkeys(
+        _DRAFT_MODELS, "a draft model for speculative decoding, which is not supported"
+    ),
+}
+_CUT = re.compile(r"tensor '(.+)' data is not within the file bounds")
+_MIXED = re.compile(r"tensors expected but \d+ found|tensor '.+' is duplicated")
+_UNKNOWN_ARCHITECTURE = re.compile(r"unknown model architecture: '(.*)'")
 _CONVERT = "convert it with llama.cpp's convert_hf_to_gguf.py, see model/README.md"
 
 
@@ -103,6 +125,41 @@ def check_files(files: Iterable[Path]) -> None:
             raise ModelError(f"{file} is not a GGUF file: {_CONVERT}.")
 
 
+def why_broken(parts: Sequence[Path], reason: str) -> str | None:
+    """Explain why llama.cpp can't load a model, for which it gave `reason`; None if unknown."""
+    if found := _UNKNOWN_ARCHITECTURE.search(reason):
+        return (
+            f"{parts[0]} has the architecture {found[1]!r}, which this version of llama.cpp does"
+            " not support: update FineTuneLLM, or use another model."
+        )
+    cut = _CUT.search(reason)
+    for number, part in enumerate(parts, 1):
+        try:
+            header = gguf_header.read_whole(part)
+        except NotGguf:
+            return f"{part} is damaged or incomplete: download or copy it again."
+        if cut and cut[1] in header.tensors:
+            return f"{part} is incomplete: download or copy it again."
+        if why_foreign := _why_foreign(part, header, number, len(parts)):
+            return why_foreign
+    if _MIXED.search(reason):
+        return f"The parts of {parts[0]} are not of one model: download or copy them again."
+    return None
+
+
+def _why_foreign(part: Path, header: Header, number: int, count: int) -> str | None:
+    """Explain a file that is not part `number` of `count`; its metadata counts from 0."""
+    own, own_count = (header.values.get(f"split.{key}") for key in ("no", "count"))
+    if not isinstance(own, int) or not isinstance(own_count, int):
+        return f"{part} is not a part of a split model: rename it." if count > 1 else None
+    if (own + 1, own_count) == (number, count) or (count == 1 and own_count < 2):
+        return None
+    return (
+        f"{part} is part {own + 1} of {own_count} by its metadata, not {number} of {count}: put the"
+        " parts of one model together, with the names that llama.cpp's gguf-split gave them."
+    )
+
+
 def _only_model(folder: Path) -> Path:
     """Return the only model in a folder, else the demo model. Raises ModelError."""
     files = [file for file in _walk(folder) if file != folder / DEMO]
@@ -175,26 +232,31 @@ def _why_not_served(file: Path) -> str | None:
     """Explain a GGUF that is not a model which generates text; None if it may be one."""
     try:
         header = gguf_header.read(file)
-    except (NotGguf, OSError):  # `check_files` explains it if it is the file to serve
-        header = {}
-    architecture, kind = header.get("general.architecture", ""), header.get("general.type")
-    if kind == "adapter" or "adapter.type" in header:
+    except (NotGguf, OSError):  # `check_files` and `why_broken` explain it if it is to be served
+        header = Header({}, 1)
+    values = header.values
+    architecture, kind = str(values.get("general.architecture", "")), values.get("general.type")
+    if kind == "adapter" or "adapter.type" in values:
         folder = MODELS if MODELS in file.parents else file.parent  # where find_adapters looks
         return f"{file} is a LoRA adapter: move it into {folder / ADAPTERS}/."
     if kind == "mmproj" or architecture == "clip" or file.name.lower().startswith("mmproj"):
         return f"{file} is a projector for images, which are not supported: it is not used."
     if kind == "imatrix":
         return f"{file} is an importance matrix for quantizing, not a model: it is not used."
-    if architecture in ("t5", "t5encoder"):
-        return f"{file} is an encoder-decoder model (T5), which is not supported."
-    return _why_no_text(file, str(architecture), header)
+    if architecture in _NOT_SERVED:
+        return f"{file} is {_NOT_SERVED[architecture]}."
+    if why_not := _why_no_text(file, architecture, values):
+        return why_not
+    if not header.tensor_count and not _PART.match(file.name):
+        return f"{file} has a vocabulary but no weights: it is not a model."
+    return None
 
 
-def _why_no_text(file: Path, architecture: str, header: dict[str, Value]) -> str | None:
-    pooling = header.get(f"{architecture}.pooling_type", 0)
+def _why_no_text(file: Path, architecture: str, values: dict[str, Value]) -> str | None:
+    pooling = values.get(f"{architecture}.pooling_type", 0)
     if pooling == _RERANKER:
         return f"{file} is a reranker, not a chat model: it can't generate text."
-    if pooling or header.get(f"{architecture}.attention.causal") is False:
+    if pooling or values.get(f"{architecture}.attention.causal") is False:
         return f"{file} is an embedding model, not a chat model: it can't generate text."
     return None
 

@@ -25,6 +25,7 @@ from services.inference.model_files import (
     find_model,
     model_name,
     parts_of,
+    why_broken,
 )
 from services.inference.settings import InferenceSettings
 
@@ -132,7 +133,10 @@ def _context(settings: InferenceSettings, parts: Sequence[Path]) -> int:
     """Return the tokens per slot. Raises ModelError if a trial of the model fails."""
     given = settings.model_context if isinstance(settings.model_context, int) else None
     files = tuple(map(str, parts))
-    tried = trial.run(trial.TrialRequest(files=files, context=given, **_options(settings)))
+    try:
+        tried = trial.run(trial.TrialRequest(files=files, context=given, **_options(settings)))
+    except ModelError as error:
+        raise ModelError(why_broken(parts, str(error)) or str(error)) from error
     beside = context_size.model_memory(
         memory.measure(),
         sum(part.stat().st_size for part in parts),

@@ -10,7 +10,7 @@ Value = str | int | bool | float
 _TYPES = {
     str: gguf.GGUFValueType.STRING,
     bool: gguf.GGUFValueType.BOOL,
-    int: gguf.GGUFValueType.INT32,
+    int: gguf.GGUFValueType.UINT32,
     float: gguf.GGUFValueType.FLOAT32,
 }
 _KINDS = {str: (8, "<Q"), bool: (7, "<?"), int: (4, "<I")}  # a text begins with its length

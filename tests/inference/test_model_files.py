@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import gguf
+import numpy as np
 import pytest
 
 from services.inference.engine.llama import ModelError
@@ -124,6 +126,26 @@ def test_missing_part_is_an_error_that_names_it(tmp_path: Path) -> None:
             lambda folder: write_header(folder / "x.gguf", general__architecture="t5"),
             r"is an encoder-decoder model \(T5\)",
         ),
+        (
+            lambda folder: write_header(folder / "x.gguf", general__architecture="llada"),
+            "is a diffusion model, which is not supported",
+        ),
+        (
+            lambda folder: write_header(folder / "x.gguf", general__architecture="flux"),
+            "is a model for images or videos",
+        ),
+        (
+            lambda folder: write_header(folder / "x.gguf", general__architecture="qwen3tts"),
+            "is a model for audio",
+        ),
+        (
+            lambda folder: write_header(folder / "x.gguf", general__architecture="eagle3"),
+            "is a draft model for speculative decoding",
+        ),
+        (
+            lambda folder: write_header(folder / "x.gguf", general__architecture="llama"),
+            "has a vocabulary but no weights",
+        ),
     ],
 )
 def test_gguf_that_is_no_chat_model_is_explained(
@@ -229,3 +251,41 @@ def test_adapters_come_from_model_folder_and_shared_folder(
 
 def test_project_folder_serves_the_demo_model() -> None:
     assert find_model("", Path("model")) == DEMO
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "why"),
+    [
+        ("clip", "mmproj", "is a projector for images"),
+        ("llama", "adapter", "is a LoRA adapter"),
+        ("", "imatrix", "is an importance matrix"),
+        ("bert", "model", "is an embedding model"),
+        ("gemma-embedding", "model", "is an embedding model"),
+        ("dream", "model", "is a diffusion model"),
+        ("t5encoder", "model", "is an encoder-decoder model"),
+    ],
+)
+def test_file_written_by_gguf_is_explained(
+    tmp_path: Path, architecture: str, kind: str, why: str
+) -> None:
+    """The gguf package is what llama.cpp's converters write with."""
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type(kind)
+    if "is an embedding" in why:
+        writer.add_causal_attention(False)
+        writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=why):
+        find_model(str(path), tmp_path)
+
+
+def test_first_part_without_weights_is_a_model(tmp_path: Path) -> None:
+    """llama.cpp's gguf-split can leave only the metadata in it (--no-tensor-first-split)."""
+    write_header(tmp_path / "x-00001-of-00002.gguf", general__architecture="llama")
+    touch(tmp_path, "x-00002-of-00002.gguf")
+    assert find_model("", tmp_path).name == "x-00001-of-00002.gguf"

@@ -1,8 +1,10 @@
 """Loading of the model with its adapters and chat template."""
 
+import logging
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from services.inference import models
 from services.inference.engine.backend import Chunk, SampledToken
 from services.inference.engine.llama import ModelError
 from services.inference.settings import InferenceSettings
-from tests.inference.gguf_files import DEMO, split_demo, without_template
+from tests.inference.gguf_files import DEMO, changed_demo, split_demo, without_template
 from tests.inference.lora import write_lora
 
 
@@ -124,11 +126,110 @@ def test_parts_with_an_uppercase_suffix_are_loaded(tmp_path: Path) -> None:
     model.backend.close()
 
 
-def test_truncated_part_is_an_error(tmp_path: Path) -> None:
-    *_, last = split_demo(tmp_path / "mine.gguf")
-    last.write_bytes(last.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match=r"mine-00001-of-00002\.gguf can't be loaded"):
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize(
+    ("size", "why"), [(-1000, "is incomplete"), (100, "is damaged or incomplete"), (0, "is empty")]
+)
+def test_truncated_part_is_named(tmp_path: Path, part: int, size: int, why: str) -> None:
+    file = split_demo(tmp_path / "mine.gguf")[part]
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(ModelError, match=rf"mine-0000{part + 1}-of-00002\.gguf {why}"):
         load(tmp_path)
+
+
+def test_truncated_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.gguf"
+    for size, why in ((1000, "damaged or incomplete"), (-1000, "incomplete")):
+        path.write_bytes(DEMO.read_bytes()[:size])
+        with pytest.raises(ModelError, match=rf"mine\.gguf is {why}: download or copy it again"):
+            load(path)
+
+
+def test_part_with_another_number_is_an_error(tmp_path: Path) -> None:
+    first, second = split_demo(tmp_path / "mine.gguf")
+    shutil.copy(first, second)
+    with pytest.raises(ModelError, match=r"00002-of-00002\.gguf is part 1 of 2 .* not 2 of 2: put"):
+        load(tmp_path)
+
+
+def test_part_of_a_model_with_other_parts_is_an_error(tmp_path: Path) -> None:
+    first, second = split_demo(tmp_path / "mine.gguf")
+    (tmp_path / "other").mkdir()
+    _, other, _ = split_demo(tmp_path / "other/other.gguf", tensors=20)
+    shutil.move(other, second)
+    shutil.rmtree(tmp_path / "other")
+    with pytest.raises(ModelError, match=r"00002-of-00002\.gguf is part 2 of 3 .* not 2 of 2: put"):
+        load(first)
+
+
+def test_model_named_as_a_part_is_an_error(tmp_path: Path) -> None:
+    _, second = split_demo(tmp_path / "mine.gguf")
+    shutil.copy(DEMO, second)
+    with pytest.raises(ModelError, match=r"00002-of-00002\.gguf is not a part of a split model"):
+        load(tmp_path)
+
+
+def test_part_without_its_number_is_an_error(tmp_path: Path) -> None:
+    first, second = split_demo(tmp_path / "mine.gguf")
+    first.rename(tmp_path / "mine.gguf")
+    second.unlink()
+    with pytest.raises(ModelError, match=r"mine\.gguf is part 1 of 2 by its metadata, not 1 of 1"):
+        load(tmp_path)
+
+
+def test_parts_of_two_models_are_an_error(tmp_path: Path) -> None:
+    """Their numbers are right, but tensors of the first occur again in the second."""
+    first, second = split_demo(tmp_path / "mine.gguf", tensors=30)
+    (tmp_path / "other").mkdir()
+    _, other = split_demo(tmp_path / "other/other.gguf", tensors=40)
+    shutil.move(other, second)
+    shutil.rmtree(tmp_path / "other")
+    with pytest.raises(ModelError, match=r"The parts of .*mine-00001.* are not of one model: down"):
+        load(first)
+
+
+def test_unknown_architecture_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "new.gguf"
+    path.write_bytes(DEMO.read_bytes().replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0llomo"))
+    with pytest.raises(ModelError, match=r"architecture 'llomo', which this version of llama\.cpp"):
+        load(path)
+
+
+def test_damaged_model_is_an_error_before_it_is_loaded(tmp_path: Path) -> None:
+    path = changed_demo(tmp_path / "mine.gguf", llama__block_count=0)
+    with pytest.raises(ModelError, match=r"mine\.gguf is damaged, or llama\.cpp does not support"):
+        load(path)
+
+
+def test_context_is_chosen_from_the_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = changed_demo(tmp_path / "long.gguf", llama__context_length=3000)
+    with caplog.at_level(logging.INFO):
+        model = load(path)
+    model.backend.close()
+    assert model.info.context == 3000
+    assert "context chosen tokens=3000 limit=model host_need_mib=" in caplog.text
+
+
+def test_context_of_the_settings_wins(tmp_path: Path) -> None:
+    path = changed_demo(tmp_path / "long.gguf", llama__context_length=3000)
+    for wanted, context in ((200, 200), (5000, 3000)):
+        settings = InferenceSettings(model_path=str(path), model_context=wanted, model_threads=1)
+        model = models.load(settings, lambda _: True)
+        model.backend.close()
+        assert model.info.context == context
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"model_main_gpu": 999}, "MODEL_MAIN_GPU=999 does not exist: llama.cpp sees"),
+        ({"model_tensor_split": (1.0,) * 16}, "MODEL_TENSOR_SPLIT has 16 shares, but llama.cpp"),
+        ({"model_main_gpu": 0, "model_tensor_split": (1.0,)}, "set only one of them"),
+    ],
+)
+def test_gpus_that_do_not_exist_are_an_error(settings: dict[str, Any], why: str) -> None:
+    with pytest.raises(ModelError, match=why):
+        models.load(InferenceSettings(model_path=str(DEMO), **settings), lambda _: True)
 
 
 def test_overwriting_a_served_file_changes_nothing(tmp_path: Path) -> None:

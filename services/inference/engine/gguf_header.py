@@ -1,18 +1,20 @@
 """
-Reads the metadata of a GGUF file without loading it, to explain why a file is not a chat model.
+Reads the metadata of a GGUF file without loading it, to explain why a file is not a chat model, or
+can't be loaded.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 MAGIC = b"GGUF"
 MAX_STRING_BYTES = 2**20  # a longer one is invalid
 MAX_KEYS = 4096
-MAX_ARRAY_ITEMS = 2**16  # that are skipped
+MAX_DIMENSIONS = 4
 
 Value = str | int | float | bool
 _NUMBERS = {
@@ -23,25 +25,49 @@ _STRING, _ARRAY = 8, 9
 
 
 class NotGguf(Exception):
-    """The file is not a GGUF, or its header is truncated."""
+    """The file is not a GGUF, or its header is damaged or truncated."""
 
 
-def read(path: Path) -> dict[str, Value]:
+class Header(NamedTuple):
+    """The values without arrays, and the names of the tensors, if they were read."""
+
+    values: dict[str, Value]
+    tensor_count: int
+    tensors: frozenset[str] = frozenset()
+
+
+def read(path: Path) -> Header:
     """
-    Return the values before the vocabulary, without arrays: the file's type, its architecture and
-    the model's shape. Raises NotGguf or OSError.
+    Return the values before the vocabulary, without the tensors: the file's type, its architecture
+    and the model's shape. Raises NotGguf or OSError.
     """
     with path.open("rb") as file:
-        if file.read(4) != MAGIC:
-            raise NotGguf
-        _version, _tensors, count = _unpack(file, "<IQQ")
-        return dict(_items_before_vocabulary(file, min(count, MAX_KEYS)))
+        tensors, keys = _counts(file)
+        return Header(dict(_items(file, keys, ends_at="tokenizer.")), tensors)
 
 
-def _items_before_vocabulary(file: BinaryIO, count: int) -> Iterator[tuple[str, Value]]:
+def read_whole(path: Path) -> Header:
+    """Do the same as `read`, with all values and tensors: up to a second for a large vocabulary."""
+    with path.open("rb") as file:
+        tensors, keys = _counts(file)
+        values = dict(_items(file, keys))
+        return Header(values, tensors, frozenset(_tensor(file) for _ in range(tensors)))
+
+
+def _counts(file: BinaryIO) -> tuple[int, int]:
+    """Return the numbers of tensors and keys."""
+    if file.read(4) != MAGIC:
+        raise NotGguf
+    _version, tensors, keys = _unpack(file, "<IQQ")
+    if keys > MAX_KEYS:
+        raise NotGguf
+    return tensors, keys
+
+
+def _items(file: BinaryIO, count: int, ends_at: str | None = None) -> Iterator[tuple[str, Value]]:
     for _ in range(count):
         key = _string(file)
-        if key.startswith("tokenizer."):
+        if ends_at and key.startswith(ends_at):
             return
         (kind,) = _unpack(file, "<I")
         if kind == _ARRAY:
@@ -50,10 +76,31 @@ def _items_before_vocabulary(file: BinaryIO, count: int) -> Iterator[tuple[str, 
             yield key, _value(file, kind)
 
 
+def _tensor(file: BinaryIO) -> str:
+    """Read a tensor's name, skipping its shape, type and offset."""
+    name = _string(file)
+    (dimensions,) = _unpack(file, "<I")
+    if dimensions > MAX_DIMENSIONS:
+        raise NotGguf
+    _unpack(file, f"<{dimensions}QIQ")
+    return name
+
+
 def _skip_array(file: BinaryIO) -> None:
     kind, count = _unpack(file, "<IQ")
-    for _ in range(min(count, MAX_ARRAY_ITEMS)):
-        _value(file, kind)
+    if kind in _NUMBERS:
+        _skip(file, count * struct.calcsize(_NUMBERS[kind]))
+    elif kind == _STRING:
+        for _ in range(count):
+            _skip(file, *_unpack(file, "<Q"))
+    else:
+        raise NotGguf
+
+
+def _skip(file: BinaryIO, length: int) -> None:
+    if length > os.fstat(file.fileno()).st_size:
+        raise NotGguf
+    file.seek(length, os.SEEK_CUR)
 
 
 def _value(file: BinaryIO, kind: int) -> Value:

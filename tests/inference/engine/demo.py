@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from services.inference.engine.backend import KvType
 from services.inference.engine.llama import Llama
 
 DEMO = Path("model/demo.gguf")
@@ -14,6 +15,7 @@ def open_demo(
     parallel: int = 4,
     adapters: Sequence[Path] = (),
     kind: type[Llama] = Llama,
+    kv_type: KvType = "f16",
 ) -> Llama:
     """Compute with one thread: several spin while they wait for each other on busy CPUs."""
     return kind(
@@ -24,6 +26,7 @@ def open_demo(
         gpu_layers=0,
         on_progress=lambda _: True,
         adapters=adapters,
+        kv_type=kv_type,
     )
 
 

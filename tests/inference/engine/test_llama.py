@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import Backend, Chunk, SampledToken, SampleResult
-from services.inference.engine.llama import Llama, ModelError
+from services.inference.engine.backend import (
+    Backend,
+    Chunk,
+    KvType,
+    SampledToken,
+    SampleResult,
+)
+from services.inference.engine.llama import KV_TYPES, Llama, ModelError
 from services.inference.engine.prompt.chat_template import ChatTemplate
 from services.inference.engine.prompt.tokenizer import MAX_PART_CHARS
 from tests.inference.engine.demo import DEMO, open_demo
@@ -183,3 +189,32 @@ def test_truncated_file_raises_model_error(tmp_path: Path) -> None:
         path.write_bytes(DEMO.read_bytes()[:size])
         with pytest.raises(ModelError, match=r"cut\.gguf can't be loaded \(.+\)\. Check that"):
             open_demo(path)
+
+
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_restored_prefix_is_exact_with_any_kv_type(kv_type: KvType) -> None:
+    """Also across slots: a conversation that was offloaded continues as if it had stayed."""
+    llama = open_demo(context=256, parallel=2, kv_type=kv_type)
+    prompt = llama.tokenize("<|im_start|>user\nWho are you?<|im_end|>\n", special=True)
+    expected = generate(llama, prompt, slot=0)
+    state = llama.save(0)
+    assert llama.restore(1, state) and llama.truncate(1, len(prompt) - 1)
+    assert generate(llama, prompt, slot=1, cached=len(prompt) - 1) == expected
+    llama.truncate(0, 0)
+    assert generate(llama, prompt, slot=0) == expected
+    llama.close()
+
+
+def test_quantized_states_are_smaller() -> None:
+    sizes = []
+    for kv_type in ("f16", "q8_0"):
+        llama = open_demo(context=256, parallel=1, kv_type=kv_type)
+        generate(llama, llama.tokenize("one two three", special=True))
+        sizes.append(llama.save(0).nbytes / llama.length(0))
+        llama.close()
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_kv_cache_that_cannot_be_created_says_what_to_lower() -> None:
+    with pytest.raises(ModelError, match=r"\(.+\)\. If there is .* lower MODEL_CONTEXT or MODEL"):
+        open_demo(context=2048, parallel=10**6)

@@ -1,0 +1,97 @@
+"""Trials of models in a child process."""
+
+from pathlib import Path
+
+import pytest
+
+from services.inference.engine import trial
+from services.inference.engine.backend import KvType
+from services.inference.engine.llama import ModelError
+from tests.inference.gguf_files import DEMO, Value, changed_demo, split_demo
+
+MIB = 2**20
+
+
+def tried(
+    *files: Path, context: int | None = None, parallel: int = 2, kv_type: KvType = "f16"
+) -> trial.Trial:
+    return trial.run(
+        trial.TrialRequest(
+            files=tuple(map(str, files)),
+            context=context,
+            parallel=parallel,
+            threads=1,
+            gpu_layers=0,
+            tensor_split=(),
+            main_gpu=None,
+            kv_type=kv_type,
+        )
+    )
+
+
+def test_trial_says_what_each_context_needs(tmp_path: Path) -> None:
+    long = changed_demo(tmp_path / "long.gguf", llama__context_length=10000)
+    result = tried(long)
+    assert (result.trained, result.layers) == (10000, 6)
+    assert [need.tokens for need in result.needs] == [2048, 4096, 8192, 10000]
+    # K and V of 6 layers, 256 values of 2 bytes each, in 2 slots
+    assert [need.cache for need in result.needs[:3]] == [12 * MIB * n for n in (2, 4, 8)]
+    assert all(need.host > 0 and need.gpu == 0 for need in result.needs)
+
+
+def test_context_of_a_trial_is_limited_by_the_model() -> None:
+    (need,) = tried(DEMO, context=100_000).needs
+    assert need.tokens == 2048
+    (need,) = tried(DEMO, context=1024).needs
+    assert (need.tokens, need.cache) == (1024, 12 * MIB)
+
+
+def test_smaller_kv_types_need_less() -> None:
+    sizes = [tried(DEMO, kv_type=kind).needs[0].cache for kind in ("f32", "f16", "q8_0", "q4_0")]
+    assert [size / sizes[1] for size in sizes] == [2, 1, 17 / 32, 9 / 32]
+
+
+def test_split_model_is_tried_with_all_parts(tmp_path: Path) -> None:
+    assert tried(*split_demo(tmp_path / "mine.gguf")).needs == tried(DEMO).needs
+
+
+def test_unfit_kv_type_is_refused_with_the_reason(tmp_path: Path) -> None:
+    shape: dict[str, Value] = {
+        "llama__attention__head_count": 16,
+        "llama__attention__head_count_kv": 16,
+        "llama__rope__dimension_count": 16,
+    }
+    small_heads = changed_demo(tmp_path / "small.gguf", **shape)
+    assert tried(small_heads).needs
+    with pytest.raises(ModelError, match=r"K cache type q8_0 with block size 32 .* MODEL_KV_TYPE"):
+        tried(small_heads, kv_type="q8_0")
+
+
+@pytest.mark.parametrize("layers", [0, 100_000])
+def test_file_that_makes_llama_abort_is_an_error(tmp_path: Path, layers: int) -> None:
+    path = changed_demo(tmp_path / "mine.gguf", llama__block_count=layers)
+    with pytest.raises(ModelError, match=r"mine\.gguf is damaged, or .* aborted \(GGML_ASSERT"):
+        tried(path)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 63])
+def test_invalid_context_length_is_an_error(tmp_path: Path, tokens: int) -> None:
+    path = changed_demo(tmp_path / "mine.gguf", llama__context_length=tokens)
+    with pytest.raises(ModelError, match=rf"context length of {tokens} tokens is invalid"):
+        tried(path)
+
+
+def test_damaged_bytes_never_end_the_process(tmp_path: Path) -> None:
+    """Each file is either refused with a sentence or planned."""
+    whole = DEMO.read_bytes()
+    refused = 0
+    for position in range(4, 1100, 157):  # the values before the vocabulary
+        (tmp_path / "mine.gguf").write_bytes(
+            whole[:position] + b"\xff\xff\xff\x7f" + whole[position + 4 :]
+        )
+        try:
+            tried(tmp_path / "mine.gguf")
+        except ModelError as error:
+            assert "mine.gguf" in str(error)
+            refused += 1
+    assert refused

@@ -59,9 +59,9 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
         Meta(
             description="Context window of each conversation in tokens; at most that of the model."
             " The KV cache has `MODEL_CONTEXT` × `MODEL_PARALLEL` tokens. `auto`: the largest of"
-            " 2,048, 4,096, 8,192, 16,384 and 32,768 whose KV cache needs at most half of the"
-            " memory that is free beside the model, and leaves room for `MODEL_CACHE`; on GPUs, 80"
-            " % of the free GPU memory. The log says what was chosen. Workers of one model on"
+            " 2,048, 4,096, 8,192, 16,384 and 32,768 whose KV cache needs at most a quarter of"
+            " the memory that is free beside the model, and leaves room for `MODEL_CACHE`; on GPUs,"
+            " 80 % of the free GPU memory. The log says what was chosen. Workers of one model on"
             " several machines need the same number."
         ),
     ] = "auto"

@@ -23,12 +23,11 @@ def model(trained: int = 131072, layers: int = 32) -> Trial:
     ("free", "cache", "tokens", "limit"),
     [
         (100, 4, 32768, "maximum"),
-        (2 + 16.5, 4, 32768, "maximum"),  # 8 + 0.25 GiB are half of what the weights leave
-        (2 + 16.4, 4, 16384, "memory"),
-        (2 + 8.5, 4, 16384, "memory"),
-        (2 + 8.5, 5, 8192, "memory"),  # the host KV cache leaves less than half
-        (2 + 8.5, 0, 16384, "memory"),
-        (2 + 1, 0, 2048, "memory"),
+        (2 + 33, 4, 32768, "maximum"),  # 8 + 0.25 GiB are a quarter of what the weights leave
+        (2 + 32.9, 4, 16384, "memory"),
+        (2 + 17, 12.7, 16384, "memory"),
+        (2 + 17, 13, 8192, "memory"),  # the host KV cache leaves less than a quarter
+        (2 + 3, 0, 2048, "memory"),
         (3, 4, 2048, "memory"),  # nothing fits: the smallest, as before
         (1, 0, 2048, "memory"),
     ],
@@ -61,10 +60,10 @@ def test_context_of_the_model_is_chosen_if_it_fits(
         (-1, 2 + 10.1, 1, 32768),  # 8 GiB are 80 % of the rest; the host needs nothing
         (33, 2 + 10.1, 1, 32768),
         (-1, 2 + 9.9, 100, 16384),
-        (17, 1 + 5.1, 1 + 8.5, 32768),  # half here, half there
-        (17, 1 + 5.1, 1 + 8.1, 16384),
-        (17, 1 + 4.9, 1 + 8.5, 16384),
-        (0, 100, 2 + 8.5, 16384),
+        (17, 1 + 5.1, 1 + 16.6, 32768),  # half here, half there
+        (17, 1 + 5.1, 1 + 16.4, 16384),
+        (17, 1 + 4.9, 1 + 16.6, 16384),
+        (0, 100, 2 + 17, 16384),
     ],
 )
 def test_kv_cache_of_offloaded_layers_must_fit_the_gpu(

@@ -2,7 +2,8 @@
 Reads the sampling parameters that a GGUF recommends, in its metadata `general.sampling.*`.
 
 llama.cpp's converter takes them from a model's generation_config.json (gguf-py/gguf/metadata.py),
-and its tools use them as defaults (common_init_sampler_from_model in common/common.cpp).
+and its tools use them as defaults (common_init_sampler_from_model in common/common.cpp). The key
+`sequence`, an order of samplers, is not used: the order here is fixed.
 """
 
 import logging

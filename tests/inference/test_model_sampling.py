@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import gguf
 import pytest
 
 from services.contract.conversation import ChatMessage
@@ -110,3 +111,34 @@ def test_setting_of_zero_wins_over_the_file() -> None:
     own = Sampling(temperature=0.7, top_k=20)
     given = InferenceSettings(chat_temperature=0, chat_top_k=0).fill_in(ChatRequest(), own)
     assert (given.temperature, given.top_k) == (0, 0)
+
+
+def test_every_key_of_llama_is_used_but_the_order_of_samplers() -> None:
+    keys = vars(gguf.Keys.General)
+    known = {key for name, key in keys.items() if name.startswith("SAMPLING_")}
+    used = {model_sampling.PREFIX + key for key in model_sampling.PARAMETERS}
+    assert known - used == {"general.sampling.sequence"} and used <= known
+
+
+def test_every_parameter_of_a_file_reaches_the_sampler(tmp_path: Path) -> None:
+    values: dict[str, Value] = {
+        "temp": 0.5,
+        "top_k": 20,
+        "top_p": 0.75,
+        "min_p": 0.25,
+        "penalty_repeat": 1.25,
+        "penalty_last_n": 32,
+        "xtc_probability": 0.5,
+        "xtc_threshold": 0.125,
+        "mirostat": 2,
+        "mirostat_tau": 5.0,
+        "mirostat_eta": 0.25,
+    }
+    assert values.keys() == model_sampling.PARAMETERS.keys()
+    own = {f"general__sampling__{key}": value for key, value in values.items()}
+    model = load(changed_demo(tmp_path / "mine.gguf", **own))
+    for key, name in model_sampling.PARAMETERS.items():
+        assert getattr(model.sampling, name) == values[key]
+    sampling = InferenceSettings().fill_in(ChatRequest(prompt="hi"), model.sampling)
+    model.backend.sampler(sampling).close()
+    model.backend.close()

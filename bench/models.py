@@ -55,7 +55,7 @@ def make(size: str, kind: str) -> Path:
     shape = SHAPES[size]
     writer = gguf.GGUFWriter(path.with_suffix(".part"), "llama")
     _describe(writer, shape)
-    _add_tokenizer(writer, shape.vocabulary)
+    add_tokenizer(writer, shape.vocabulary)
     _add_tensors(writer, shape, TYPES[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -77,7 +77,7 @@ def _describe(writer: gguf.GGUFWriter, shape: ModelShape) -> None:
     writer.add_vocab_size(shape.vocabulary)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
     """
     Add a byte-level BPE in which every word of up to three letters is one token, like a common
     word in a trained tokenizer.

@@ -100,6 +100,7 @@ class PromptBuilder:
             session=prompts.conversation_key(flight.tenant, flight.request),
             is_deterministic=flight.request.seed is not None,
             tenant=flight.tenant,
+            stable_length=self._model.template.stable_length(prompt.tokens),
             received_at=flight.received_at,
         )
 

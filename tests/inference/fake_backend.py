@@ -85,12 +85,25 @@ class FakeBackend:
     """
     `answers` maps the end of a prompt to its answer, which is upper-cased with an adapter, and in
     which NAN makes this sequence fail. Set `fails` to make the next step fail.
+
+    With a `window`, the state can't be cut anywhere: each token needs that of as many tokens before
+    it. A slot keeps that of twice as many, copies only that of the last ones. 0: the state of a
+    recurrent model, which has no part for each token.
     """
 
     def __init__(
-        self, answers: dict[str, bytes], context: int = 1000, step_seconds: float = 0
+        self,
+        answers: dict[str, bytes],
+        context: int = 1000,
+        step_seconds: float = 0,
+        window: int | None = None,
     ) -> None:
         self.context = context
+        self.is_truncatable = window is None
+        self.window = window
+        self.starts: dict[int, int] = {}  # by slot: the first token whose state there is
+        self.checkpoints = 0  # saved
+        self.rewound = 0  # slots
         self.on_gpu = False
         self.vocabulary_size = len(VOCABULARY)
         self.cells: dict[int, list[int]] = {}
@@ -135,11 +148,17 @@ class FakeBackend:
         assert slots == sorted(slots), "chunks are not sorted by slot"
         return [self._compute(chunk) for chunk in chunks]
 
-    def truncate(self, slot: int, length: int) -> bool:
+    def min_length(self, slot: int) -> int:
+        start = self.starts.get(slot, 0)
+        return start + self.window if start and self.window is not None else 0
+
+    def truncate(self, slot: int, length: int) -> None:
         tokens = self.cells.get(slot, [])
         assert length <= len(tokens), "the slot has fewer tokens"
+        assert length in (0, len(tokens)) or length >= self.min_length(slot), "it can't be cut here"
         self.cells[slot] = tokens[:length]
-        return True
+        if not length:
+            self.starts[slot] = 0
 
     def length(self, slot: int) -> int:
         return len(self.cells.get(slot, []))
@@ -152,8 +171,24 @@ class FakeBackend:
         assert isinstance(state, FakeState)
         self.cells[slot] = list(state.cells)
         self.adapters[slot] = state.adapter
+        self.starts[slot] = self._start_of_copy(len(state.cells))
         self.restored += len(state.cells)
         return True
+
+    def save_checkpoint(self, slot: int) -> SequenceState:
+        self.checkpoints += 1
+        return FakeState(tuple(self.cells[slot]), self.adapters.get(slot, 0))
+
+    def rewind(self, slot: int, length: int, checkpoint: SequenceState) -> bool:
+        assert isinstance(checkpoint, FakeState) and checkpoint.adapter == self.adapters[slot]
+        assert self.cells[slot][:length] == list(checkpoint.cells), "it is of other tokens"
+        del self.cells[slot][length:]
+        self.starts[slot] = self._start_of_copy(length)
+        self.rewound += 1
+        return True
+
+    def _start_of_copy(self, length: int) -> int:
+        return 0 if self.window is None else max(0, length - self.window)
 
     def close(self) -> None:
         self.closed = True
@@ -165,6 +200,10 @@ class FakeBackend:
         if not tokens:
             self.adapters[chunk.slot] = chunk.adapter
         assert chunk.adapter == self.adapters.get(chunk.slot, 0), "a sequence changes its adapter"
+        start = self.starts.get(chunk.slot, 0)
+        if self.window is not None:
+            assert start <= max(0, len(tokens) - self.window), "the state before a token is lost"
+            self.starts[chunk.slot] = max(start, len(tokens) + len(chunk.tokens) - 2 * self.window)
         tokens.extend(chunk.tokens)
         self.computed += len(chunk.tokens)
         if chunk.sampler is None:

@@ -30,13 +30,16 @@ class ScriptedLogits(VocabularyBackend):
         noise = np.random.default_rng(1).normal(0, SPREAD, self.vocabulary_size)
         self._noise = noise.astype(np.float32)
         self._cells: dict[int, list[int]] = {}
+        self.is_truncatable = True
 
     def decode(self, chunks: Sequence[Chunk]) -> Sequence[SampleResult | None]:
         return [self._compute_one(chunk) for chunk in chunks]
 
-    def truncate(self, slot: int, length: int) -> bool:
+    def min_length(self, slot: int) -> int:
+        return 0
+
+    def truncate(self, slot: int, length: int) -> None:
         self._cells[slot] = self._cells.get(slot, [])[:length]
-        return True
 
     def length(self, slot: int) -> int:
         return len(self._cells.get(slot, []))

@@ -84,18 +84,10 @@ async def test_no_idle_prefill_between_quick_questions(
         assert len(small.backend.steps) == steps
 
 
-class Recurrent(FakeBackend):
-    """A model whose state can't be cut: it keeps all of a sequence or nothing."""
-
-    def truncate(self, slot: int, length: int) -> bool:
-        is_whole = length == self.length(slot)
-        return super().truncate(slot, length if is_whole else 0) and is_whole
-
-
 async def test_idle_prefill_is_reused_by_a_recurrent_model(
     start_worker: StartWorker,
 ) -> None:
-    async with start_worker(backend=Recurrent(ANSWERS, 900)) as small:
+    async with start_worker(backend=FakeBackend(ANSWERS, 900, window=0)) as small:
         started = await ask_after_pause(small, *(f"{turn:02} hi" for turn in range(8)))
         assert started.exchanges_dropped == 3
         assert started.prompt_tokens - started.cached_tokens < 60

@@ -90,6 +90,7 @@ class Backend(Protocol):
 
     context: int  # tokens per sequence
     on_gpu: bool  # whether layers are offloaded to a GPU
+    is_truncatable: bool  # whether any part of a sequence can be kept, in a slot or in RAM
 
     @property
     def vocabulary_size(self) -> int: ...
@@ -126,11 +127,11 @@ class Backend(Protocol):
         each chunk, None for those without a sampler. Raises BackendError.
         """
 
-    def truncate(self, slot: int, length: int) -> bool:
-        """
-        Keep the first `length` tokens of the slot. Return False if this kind of model can't keep a
-        part of a sequence (recurrent ones): then the slot is empty.
-        """
+    def min_length(self, slot: int) -> int:
+        """Return the minimum length to which the slot can be truncated, besides 0."""
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Keep the first `length` tokens of the slot: none, or at least `min_length`."""
 
     def length(self, slot: int) -> int:
         """Return how many tokens the slot holds."""
@@ -140,6 +141,15 @@ class Backend(Protocol):
 
     def restore(self, slot: int, state: SequenceState) -> bool:
         """Replace the slot's sequence by a saved one. Return False if that failed."""
+
+    def save_checkpoint(self, slot: int) -> SequenceState:
+        """Copy to RAM what can't be truncated of the slot's sequence: the state of its end."""
+
+    def rewind(self, slot: int, length: int, checkpoint: SequenceState) -> bool:
+        """
+        Keep the first `length` tokens of the slot, by a checkpoint that was saved at this length of
+        the same sequence. Return False if that failed: then the slot is undefined.
+        """
 
     def close(self) -> None:
         """Free the model. No other method may be called afterwards."""

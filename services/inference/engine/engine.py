@@ -204,9 +204,11 @@ class Engine:
         """Append a token. Its text is emitted now, or with that of the next `emit_interval`."""
         sequence.last_token_at = time.monotonic()
         sequence.first_token_at = sequence.first_token_at or sequence.last_token_at
-        token = sampled.token
+        token, was_holding = sampled.token, sequence.answer.is_holding
         sequence.answer.push(sampled, self._backend.piece(token), self._backend.is_end(token))
         sequence.sampler.force(sequence.answer.take_forced())
+        if sequence.answer.is_holding and not was_holding and sequence.slot is not None:
+            self._slots.hold_checkpoint(sequence.slot)  # the slot does not have this token yet
         if sequence.last_token_at - sequence.last_emit_at >= self._limits.emit_interval_seconds:
             self._put_text(sequence)
         if reason := self._end_reason(sequence):
@@ -234,6 +236,9 @@ class Engine:
     def _end(self, sequence: Sequence, output: Output) -> None:
         """Emit the rest of the text and the last output, and free slot and sampler."""
         self._put_text(sequence)
+        if sequence.slot is not None:
+            is_cut = sequence.answer.stop_string is not None
+            self._slots.settle_checkpoint(sequence.slot, is_needed=is_cut)
         self._scheduler.remove(sequence)
         sequence.sampler.close()
         self._put(sequence, output)

@@ -111,6 +111,14 @@ class Llama:
         except ModelError:
             llama_cpp.llama_model_free(self._model)
             raise
+        model = self._model
+        self._is_recurrent = bool(
+            llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
+        )
+        # tokens of the sliding window; 0 if there is none, or if it never moves
+        window = llama_cpp.llama_model_n_swa(model)
+        self._window = window if window < self.context else 0
+        self.is_truncatable = not self._is_recurrent and self._window == 0
         self._adapter = 0  # active in the context
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = _Batch(MAX_BATCH_TOKENS)
@@ -249,27 +257,50 @@ class Llama:
             self._logits_address, self._all_logits = address, view.reshape(self._parallel, -1)
         return self._all_logits[:rows]
 
-    def truncate(self, slot: int, length: int) -> bool:
-        if llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1):
-            return True
-        llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
-        return False
+    def min_length(self, slot: int) -> int:
+        if self._is_recurrent:
+            return self.length(slot)
+        if self._window == 0:
+            return 0
+        # the next token attends to the `_window` tokens before it, which must all be there
+        first = int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
+        return first + self._window if first > 0 else 0
+
+    def truncate(self, slot: int, length: int) -> None:
+        is_kept = llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1)
+        assert is_kept, "a sequence of this model can't be truncated at this length"
 
     def length(self, slot: int) -> int:
         return int(llama_cpp.llama_memory_seq_pos_max(self._memory, slot)) + 1
 
     def save(self, slot: int) -> npt.NDArray[np.uint8]:
-        size = llama_cpp.llama_state_seq_get_size(self._context, slot)
+        return self._save(slot, llama_cpp.LLAMA_STATE_SEQ_FLAGS_NONE)
+
+    def restore(self, slot: int, state: SequenceState) -> bool:
+        self.truncate(slot, 0)  # an empty state would leave the slot as it is
+        return self._restore(slot, state, llama_cpp.LLAMA_STATE_SEQ_FLAGS_NONE)
+
+    def save_checkpoint(self, slot: int) -> npt.NDArray[np.uint8]:
+        return self._save(slot, llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
+
+    def rewind(self, slot: int, length: int, checkpoint: SequenceState) -> bool:
+        # In this order: attention is truncated only where the recurrent part ends there already.
+        if not self._restore(slot, checkpoint, llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY):
+            return False
+        return bool(llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1))
+
+    def _save(self, slot: int, flags: int) -> npt.NDArray[np.uint8]:
+        size = llama_cpp.llama_state_seq_get_size_ext(self._context, slot, flags)
         state = np.empty(size, np.uint8)
-        written = llama_cpp.llama_state_seq_get_data(self._context, _bytes(state), size, slot)
+        data = _bytes(state)
+        written = llama_cpp.llama_state_seq_get_data_ext(self._context, data, size, slot, flags)
         assert written == size, "llama.cpp wrote another size than it had announced"
         return state
 
-    def restore(self, slot: int, state: SequenceState) -> bool:
+    def _restore(self, slot: int, state: SequenceState, flags: int) -> bool:
         assert isinstance(state, np.ndarray)
-        self.truncate(slot, 0)  # an empty state would leave the slot as it is
-        read = llama_cpp.llama_state_seq_set_data(self._context, _bytes(state), state.nbytes, slot)
-        return bool(read)
+        data, size = _bytes(state), state.nbytes
+        return bool(llama_cpp.llama_state_seq_set_data_ext(self._context, data, size, slot, flags))
 
     def close(self) -> None:
         llama_cpp.llama_free(self._context)
@@ -331,7 +362,7 @@ def context_params(
     params.kv_unified = False
     params.type_k = params.type_v = KV_TYPES[kv_type]
     params.flash_attn_type = _flash_attention(model, kv_type)
-    params.swa_full = True  # else a sequence can't be truncated at any position
+    params.swa_full = False  # checkpoints give back what has left a sliding window
     params.no_perf = True
     return params
 

@@ -34,6 +34,11 @@ def pack_tokens(tokens: Iterable[int]) -> bytes:
     return array("i", tokens).tobytes()
 
 
+def packed_length(tokens: bytes) -> int:
+    """Return the number of packed tokens."""
+    return len(tokens) // TOKEN_BYTES
+
+
 def as_public(key: PrefixKey, tokens: bytes) -> bytes:
     """Return packed `tokens` as a public key with the adapter and prefill mode of `key`."""
     return bytes(key[:_MODE_BYTES]) + _digest(PUBLIC) + tokens

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from services.inference.engine.backend import Backend, BackendError
 from services.inference.engine.kv_cache import prefix
+from services.inference.engine.kv_cache.checkpoints import Checkpoint, Checkpoints
 from services.inference.engine.kv_cache.host_cache import MIN_SHARED_TOKENS, HostCache, SavedState
 
 # A sequence that would lose no more tokens than this is continued in place; else its prefix is
@@ -33,6 +34,7 @@ class _Slot:
     key: bytearray = field(default_factory=bytearray)  # of the tokens in its KV cache
     owner: str = ""  # the conversation that has, or last had, the slot; "" for stateless requests
     is_offload_done: bool = False  # the host cache has a copy, or is not to have one
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
 
 
 class Slots:
@@ -43,6 +45,12 @@ class Slots:
 
     Automatic prefix caching: `acquire` reuses the longest prefix that any slot, leased or free, or
     the host cache holds, by continuing that slot or by copying the prefix.
+
+    If the model's state can't be cut, a prefix is reused where it is all that a slot or a saved
+    state has, and where there is a checkpoint (`checkpoints.py`): at the end of a public prefix, at
+    the end of what a prompt shares with others, where a prompt continues a sequence, at the
+    `stable_length` of a prompt, which the conversation's next one repeats, and before text that may
+    become a stop string. Checkpoints take at most half of the bytes of the host cache.
 
     Tenants share `public_prefixes` only, and only whole ones: the tokens at the start of prompts
     that no tenant wrote. So neither the number of cached tokens nor the prefill time reveals what
@@ -64,14 +72,27 @@ class Slots:
         self._slots = [_Slot() for _ in range(count)]
         self._free = list(range(count))  # least recently used first
         self.host_cache = HostCache(host_cache_bytes)
+        self._max_checkpoint_bytes = host_cache_bytes // 2
+        self._makes_checkpoints = not (backend.is_truncatable or self.host_cache.is_off)
 
     def can_acquire(self) -> bool:
         return bool(self._free)
 
-    def cached_length(self, key: bytes) -> int:
+    def cached_length(self, key: bytes, owner: str = "") -> int:
         """Return how many tokens of the key would be reused."""
         saved = self.host_cache.longest_match(key, self._public_key(key))
-        return max(self._best_source(key)[1], saved.length)
+        return max(self._best_source(key, owner)[1], saved.length)
+
+    def coming_length(self, key: bytes, slot: int, prefilling: prefix.PrefixKey) -> int:
+        """
+        Return how many tokens of `key` can be copied from a leased slot as soon as it has the
+        tokens of `prefilling`.
+        """
+        shared, held = self.shareable_length(key, prefilling), self._slots[slot]
+        is_planned = held.checkpoints.reaches(shared) or shared > prefix.length(held.key)
+        if self._backend.is_truncatable or self._makes_checkpoints and is_planned:
+            return shared
+        return self._checkpoint_length(key, prefilling, held.checkpoints, shared)
 
     def shareable_length(self, key: bytes, other: prefix.PrefixKey) -> int:
         """
@@ -83,17 +104,19 @@ class Slots:
         if not prefix.is_same_mode(key, other):
             return 0
         common = (p for p in self._public_prefixes_of(key) if prefix.starts_with(other, p))
-        return len(next(common, b"")) // prefix.TOKEN_BYTES
+        return prefix.packed_length(next(common, b""))
 
-    def acquire(self, key: bytes, owner: str = "") -> Lease:
+    def acquire(self, key: bytes, owner: str = "", stable_length: int = 0) -> Lease:
         """
         Lease a free slot (`can_acquire`) that holds the longest cached prefix of the key. Whatever
-        else is cached for this owner is superseded.
+        else is cached for this owner is superseded. `stable_length` is how many tokens of the key
+        the owner's next one will repeat, if they are known to be worth checkpoints.
         """
-        source, here = self._best_source(key)
+        common = self._common_length(key) if self._makes_checkpoints else 0
+        source, here = self._best_source(key, owner)
         saved, there = self.host_cache.longest_match(key, self._public_key(key))
         is_retry = False
-        if here >= there and source in self._free and self._is_continuation(source, here):
+        if here >= there and source in self._free and self._is_continuation(source, here, owner):
             slot = source  # continued in place
         elif max(here, there) < MIN_SHARED_TOKENS:  # nothing that is worth a copy
             slot = self._evict(prefix.adapter_of(key))
@@ -109,17 +132,52 @@ class Slots:
             self._write(slot, copy)
         self._free.remove(slot)
         self._drop_superseded(owner)
-        return self._lease(slot, key, owner, is_retry)
+        lease = self._lease(slot, key, owner, is_retry)
+        if self._makes_checkpoints and stable_length:
+            self._make_checkpoint(slot)
+            public = map(prefix.packed_length, self._public_prefixes_of(key))
+            self.plan_checkpoints(slot, (*public, common, stable_length))
+        return lease
+
+    def plan_checkpoints(self, slot: int, lengths: Iterable[int]) -> None:
+        """Let the slot's sequence have checkpoints at these lengths, when it gets there."""
+        if self._makes_checkpoints:
+            held = self._slots[slot]
+            held.checkpoints.plan(lengths, prefix.length(held.key))
+
+    def next_checkpoint(self, slot: int) -> int:
+        """Return the length at which the slot's prefill must pause; 0: nowhere."""
+        return self._slots[slot].checkpoints.next_planned
 
     def extend(self, slot: int, tokens: Iterable[int]) -> None:
         """Record that the slot's sequence has these tokens now, too."""
-        prefix.extend(self._slots[slot].key, tokens)
+        held = self._slots[slot]
+        prefix.extend(held.key, tokens)
+        if self._makes_checkpoints and held.checkpoints.next_planned == prefix.length(held.key):
+            self._make_checkpoint(slot)
+
+    def hold_checkpoint(self, slot: int) -> None:
+        """Keep a checkpoint of the slot until `settle_checkpoint` says whether it is needed."""
+        if self._makes_checkpoints:
+            self._slots[slot].checkpoints.hold(self._checkpoint(slot))
+
+    def settle_checkpoint(self, slot: int, is_needed: bool) -> None:
+        if self._makes_checkpoints:
+            self._slots[slot].checkpoints.settle(is_needed)
+            self._bound_checkpoints()
+
+    def can_truncate(self, slot: int, length: int) -> bool:
+        return length >= self._backend.min_length(slot)
 
     def truncate(self, slot: int, length: int) -> None:
-        """Drop the tokens of the slot behind the first `length`, which will be computed again."""
-        is_kept = self._backend.truncate(slot, length)
-        assert is_kept, "this kind of model can't keep a part of a sequence"
-        self._slots[slot].key = bytearray(prefix.truncate(self._slots[slot].key, length))
+        """
+        Drop the tokens of the slot behind the first `length` (`can_truncate`), which will be
+        computed again.
+        """
+        self._backend.truncate(slot, length)
+        held = self._slots[slot]
+        held.key = bytearray(prefix.truncate(held.key, length))
+        held.checkpoints.truncate(length)
 
     def release(self, slot: int) -> None:
         """End the lease. The slot keeps its sequence for reuse."""
@@ -129,6 +187,7 @@ class Slots:
         """Drop all tokens of the slot, for example because a step failed."""
         self._backend.truncate(slot, 0)
         self._slots[slot].key = bytearray()
+        self._slots[slot].checkpoints = Checkpoints()
 
     def forget_session(self, session: str) -> None:
         """
@@ -158,16 +217,18 @@ class Slots:
         Move a leased sequence to slot `target`, whose sequence moves to `source` if it is leased,
         and is offloaded if not. Raises BackendError: then both slots are undefined.
         """
-        moving = self._read(source)
+        moving, plans = self._read(source), self._slots[source].checkpoints
         if target in self._free:
             self._offload(target)
             self._write_or_raise(target, moving)
             self.invalidate(source)
             self._free[self._free.index(target)] = source
         else:
-            other = self._read(target)
+            other, other_plans = self._read(target), self._slots[target].checkpoints
             self._write_or_raise(target, moving)
             self._write_or_raise(source, other)
+            self._slots[source].checkpoints = other_plans
+        self._slots[target].checkpoints = plans
 
     def check_invariants(self, leased: int) -> None:
         """Check the invariants for a number of `leased` slots. Raises AssertionError."""
@@ -177,23 +238,84 @@ class Slots:
             assert self._backend.length(number) == prefix.length(slot.key), (
                 f"the KV cache of slot {number} differs from its key"
             )
+            slot.checkpoints.check_invariants(prefix.length(slot.key))
         self.host_cache.check_invariants()
 
     def _lease(self, number: int, key: bytes, owner: str, is_retry: bool) -> Lease:
         slot = self._slots[number]
+        shared = self._cut(number, key)
+        is_continuation = self._is_continuation(number, shared, owner)
         slot.owner, slot.is_offload_done = owner, False
-        shared = self.shareable_length(key, slot.key)
-        if not self._backend.truncate(number, shared):
-            shared = 0
-        is_continuation = self._is_continuation(number, shared)
         slot.key = bytearray(prefix.truncate(key, shared))
+        slot.checkpoints.truncate(shared)
         if shared >= MIN_SHARED_TOKENS and not is_continuation and not is_retry:
             self._save_shared_prefix(number)
         return Lease(number, shared)
 
-    def _best_source(self, key: bytes) -> tuple[int, int]:
-        """Return the slot with the longest shareable prefix, preferably a free one; its length."""
-        lengths = [self.shareable_length(key, slot.key) for slot in self._slots]
+    def _cut(self, number: int, key: bytes) -> int:
+        """Drop what the slot has beside a prefix of the key. Return how many tokens are left."""
+        slot = self._slots[number]
+        shared = self.shareable_length(key, slot.key)
+        if shared and shared < self._backend.min_length(number):
+            shared = self._checkpoint_length(key, slot.key, slot.checkpoints, shared)
+            checkpoint = slot.checkpoints.longest(shared)
+            if checkpoint and self._backend.rewind(number, shared, checkpoint.state):
+                return shared
+            shared = 0
+        self._backend.truncate(number, shared)
+        return shared
+
+    def _checkpoint_length(
+        self, key: bytes, other: prefix.PrefixKey, checkpoints: Checkpoints, shared: int
+    ) -> int:
+        """
+        Return the longest reusable prefix of `key` at one of the checkpoints of `other`, of at most
+        `shared` tokens; of another tenant's, where a public prefix ends.
+        """
+        if prefix.is_same_tenant(key, other):
+            return checkpoints.reusable(shared)
+        public = map(prefix.packed_length, self._public_prefixes_of(key))
+        return next((n for n in public if n <= shared and checkpoints.reusable(n) == n), 0)
+
+    def _common_length(self, key: bytes) -> int:
+        """Return the longest prefix that the key shares with anything cached, reusable or not."""
+        here = max(self.shareable_length(key, slot.key) for slot in self._slots)
+        return max(here, self.host_cache.common_length(key))
+
+    def _checkpoint(self, number: int) -> Checkpoint:
+        length = prefix.length(self._slots[number].key)
+        return Checkpoint(length, self._backend.save_checkpoint(number))
+
+    def _make_checkpoint(self, number: int) -> None:
+        held = self._slots[number]
+        if held.checkpoints.has_room_at(prefix.length(held.key)):
+            held.checkpoints.add(self._checkpoint(number))
+            self._bound_checkpoints()
+
+    def _bound_checkpoints(self) -> None:
+        """Drop checkpoints while they need too many bytes: first of slots that are longest free."""
+        leased = set(range(len(self._slots))) - set(self._free)
+        by_use = [self._slots[number].checkpoints for number in (*self._free, *leased)]
+        nbytes = sum(checkpoints.nbytes for checkpoints in by_use)
+        for checkpoints in by_use:
+            while len(checkpoints) and nbytes > self._max_checkpoint_bytes:
+                nbytes -= checkpoints.drop_one().state.nbytes
+        self.host_cache.reserve(nbytes)
+
+    def _reusable(self, number: int, key: bytes, owner: str) -> int:
+        """Return how many tokens of the key this slot, or a copy of it, could keep."""
+        slot = self._slots[number]
+        shared = self.shareable_length(key, slot.key)
+        if self._backend.is_truncatable or shared in (0, prefix.length(slot.key)):
+            return shared
+        is_in_place = number in self._free and self._is_continuation(number, shared, owner)
+        if is_in_place and shared >= self._backend.min_length(number):  # a copy has less
+            return shared
+        return self._checkpoint_length(key, slot.key, slot.checkpoints, shared)
+
+    def _best_source(self, key: bytes, owner: str) -> tuple[int, int]:
+        """Return the slot with the longest reusable prefix, preferably a free one; its length."""
+        lengths = [self._reusable(number, key, owner) for number in range(len(self._slots))]
         source = max(range(len(lengths)), key=lambda slot: (lengths[slot], slot in self._free))
         return source, lengths[source]
 
@@ -206,9 +328,14 @@ class Slots:
         longest = next(iter(self._public_prefixes_of(key)), b"")
         return prefix.as_public(key, longest) if longest else b""
 
-    def _is_continuation(self, slot: int, shared: int) -> bool:
-        """Return whether the slot loses at most MAX_DISCARDED_TOKENS if only `shared` are kept."""
-        return prefix.length(self._slots[slot].key) - shared <= MAX_DISCARDED_TOKENS
+    def _is_continuation(self, slot: int, shared: int, owner: str) -> bool:
+        """
+        Return whether the slot loses nothing of worth if only `shared` tokens are kept: at most
+        MAX_DISCARDED_TOKENS, or what the same conversation has given up.
+        """
+        held = self._slots[slot]
+        is_own = bool(owner) and held.owner == owner
+        return is_own or prefix.length(held.key) - shared <= MAX_DISCARDED_TOKENS
 
     def _is_stateless_retry(self, key: bytes, shared: int) -> bool:
         """
@@ -219,7 +346,7 @@ class Slots:
         return all(
             number in self._free and not slot.owner and prefix.is_same_tenant(key, slot.key)
             for number, slot in enumerate(self._slots)
-            if self.shareable_length(key, slot.key) == shared
+            if self.shareable_length(key, slot.key) >= shared
         )
 
     def _save_shared_prefix(self, slot: int) -> None:
@@ -230,7 +357,8 @@ class Slots:
             key = public  # so that all tenants find it
         longer = prefix.length(key) - prefix.length(self.host_cache.shared_prefix(key, public))
         if longer >= MIN_SHARED_TOKENS and not self.host_cache.is_off:
-            self.host_cache.add(SavedState(key, self._backend.save(slot), owner=""))
+            state, is_truncatable = self._backend.save(slot), self._backend.is_truncatable
+            self.host_cache.add(SavedState(key, state, "", is_truncatable))
 
     def _evict(self, adapter: int) -> int:
         """
@@ -267,12 +395,15 @@ class Slots:
 
     def _read(self, slot: int) -> SavedState:
         held = self._slots[slot]
-        return SavedState(bytes(held.key), self._backend.save(slot), held.owner)
+        state, checkpoints = self._backend.save(slot), tuple(held.checkpoints)
+        is_truncatable = self._backend.is_truncatable
+        return SavedState(bytes(held.key), state, held.owner, is_truncatable, checkpoints)
 
     def _write(self, slot: int, saved: SavedState) -> bool:
         """Replace the slot's sequence. Return False if that failed: then the slot is empty."""
         if self._backend.restore(slot, saved.state):
-            self._slots[slot] = _Slot(bytearray(saved.key), saved.owner)
+            checkpoints = Checkpoints(saved.checkpoints)
+            self._slots[slot] = _Slot(bytearray(saved.key), saved.owner, checkpoints=checkpoints)
             return True
         self.invalidate(slot)
         return False

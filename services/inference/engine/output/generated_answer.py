@@ -134,6 +134,11 @@ class GeneratedAnswer:
             reasoning = max(0, (self._limits.reasoning or 0) - self._thought_tokens)
         return min(total, self._limits.content - self._content_count + reasoning)
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether text is held back, since a stop string could begin with it."""
+        return self._stops.held_length > 0
+
     def push(self, chosen: SampledToken, piece: bytes, is_end: bool) -> None:
         """Add a token with the bytes `piece`, or the token with which the model ends the answer."""
         was_reasoning = self._parser.channel == "reasoning"

@@ -70,6 +70,10 @@ class RawPrompts:
             )
         return self._fitting("prompt", list(text), room)
 
+    def stable_length(self, prompt: Sequence[int]) -> int:
+        """Return how many of a prompt's tokens the conversation's next prompt surely repeats."""
+        return len(prompt)
+
     def _fitting(self, field: str, tokens: list[int], room: int) -> RenderedPrompt:
         if len(tokens) + room > self._backend.context:
             raise prompts.context_exceeded(field, str(len(tokens)), self._backend.context)
@@ -107,6 +111,7 @@ class ChatTemplate(RawPrompts):
         self.tools = ToolPrompt(renderer.render)
         super().__init__(backend, renderer.sample + self.tools.sample, first)
         self._assembler = PromptAssembler(renderer, self._tokenizer)
+        self._tail = self.tokenize(renderer.tail, special=True)
 
     def session_prompt(
         self,
@@ -180,6 +185,17 @@ class ChatTemplate(RawPrompts):
             raise ServiceError(
                 "invalid_request", f"The model's chat template rejects the messages: {error}."
             ) from error
+
+    def stable_length(self, prompt: Sequence[int]) -> int:
+        """
+        Return how many of a prompt's tokens the conversation's next prompt surely repeats: those
+        before the last end of a message. What follows opens the answer, maybe with a thought that
+        the next prompt drops, and depends on the request's switches.
+        """
+        reserved = next(iter(self._tokenizer.reserved(self._tail)), None)
+        if reserved is None or reserved not in prompt:
+            return max(0, len(prompt) - len(self._tail))
+        return len(prompt) - 1 - list(reversed(prompt)).index(reserved)
 
     def public_prefixes(self, system: str) -> list[list[int]]:
         """

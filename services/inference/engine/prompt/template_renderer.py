@@ -91,7 +91,9 @@ class TemplateRenderer:
         self.has_system_role = bool(with_system)
         self._variables = (with_system or usable)[0]
         roles = ("system", *chat) if self.has_system_role else chat
-        self.sample = self.render(_probe(Placeholders(), roles))
+        placeholders = Placeholders()
+        self.sample = self.render(_probe(placeholders, roles))
+        self.tail = placeholders.split(self.sample)[0][-1]  # what follows the last question
 
     def render(self, messages: Sequence[Json], tools: Sequence[Json] = ()) -> str:
         """Return the prompt text. A template is a program, and may raise any exception."""

@@ -61,7 +61,7 @@ class Scheduler:
         return not self.waiting and not self.running
 
     def add(self, sequence: Sequence) -> None:
-        sequence.cached_estimate = self._slots.cached_length(sequence.prefix_key)
+        self._estimate(sequence)
         self.waiting.append(sequence)
         self._update_positions()
 
@@ -82,12 +82,14 @@ class Scheduler:
         if not self.waiting or not self._slots.can_acquire():
             return []
         for sequence in islice(self.waiting, self._limits.max_ranked):
-            sequence.cached_estimate = self._slots.cached_length(sequence.prefix_key)
+            self._estimate(sequence)
         admitted = []
         for sequence in self._ranked()[: self._limits.max_ranked]:
             if not self._slots.can_acquire():
                 break
-            if not self._should_await_prefix(sequence) and sequence.claim():
+            if coming := self._coming_prefix(sequence):
+                self._slots.plan_checkpoints(*coming)
+            elif sequence.claim():
                 self._start(sequence)
                 admitted.append(sequence)
         self._update_positions()
@@ -136,16 +138,31 @@ class Scheduler:
         for position, sequence in enumerate(self._ranked(), start=1):
             sequence.queue_position = position
 
-    def _should_await_prefix(self, sequence: Sequence) -> bool:
-        """Return whether another sequence is prefilling a longer prefix than what is cached."""
-        prefilling = (s.prefix_key for s in self.running if not s.is_prefilled)
-        lengths = (self._slots.shareable_length(sequence.prefix_key, other) for other in prefilling)
-        coming = max(lengths, default=0)
-        return coming >= self._limits.min_awaited_tokens and coming > sequence.cached_estimate
+    def _estimate(self, sequence: Sequence) -> None:
+        length = self._slots.cached_length(sequence.prefix_key, sequence.owner)
+        sequence.cached_estimate = length
+
+    def _coming_prefix(self, sequence: Sequence) -> tuple[int, tuple[int]] | None:
+        """
+        Return the slot and the length of a prefix that another sequence is prefilling, if it is
+        worth waiting for: longer than what is cached.
+        """
+        key = sequence.prefix_key
+        coming = (
+            (self._slots.coming_length(key, s.slot, s.prefix_key), s.slot)
+            for s in self.running
+            if not s.is_prefilled and s.slot is not None
+        )
+        length, slot = max(coming, default=(0, 0))
+        if length < self._limits.min_awaited_tokens or length <= sequence.cached_estimate:
+            return None
+        return slot, (length,)
 
     def _start(self, sequence: Sequence) -> None:
         self.waiting.remove(sequence)
-        lease = self._slots.acquire(sequence.prefix_key, sequence.owner)
+        lease = self._slots.acquire(
+            sequence.prefix_key, sequence.owner, sequence.reusable_stable_length
+        )
         sequence.slot, sequence.queue_position = lease.slot, 0
         sequence.computed_tokens = sequence.cached_tokens = lease.cached
         sequence.started_at = time.monotonic()
@@ -184,7 +201,7 @@ class Scheduler:
                 sequence.computed_tokens -= length - sequence.remaining_prefill
                 assert sequence.slot is not None
                 self._slots.truncate(sequence.slot, sequence.computed_tokens)
-        return _scheduled(batch, max_tokens)
+        return self._scheduled(batch, max_tokens)
 
     def _with_neighbours(self, first: Sequence, max_tokens: int) -> list[Sequence]:
         """Return `first` and the prefills in slots next to it that are faster in the same step."""
@@ -209,13 +226,21 @@ class Scheduler:
         group = [*batch, other]
         length = max(s.remaining_prefill for s in group)
         added = length * len(group) - max(s.remaining_prefill for s in batch) * len(batch)
-        is_long_enough = all(s.length >= length for s in group)
+        is_long_enough = all(self._can_lengthen(s, length) for s in group)
         return added < self.step_overhead and length * len(group) <= max_tokens and is_long_enough
+
+    def _can_lengthen(self, sequence: Sequence, remaining: int) -> bool:
+        """Return whether the prefill's remaining tokens can be made so many, in one chunk."""
+        assert sequence.slot is not None
+        start = len(sequence.prefill_tokens) - remaining
+        is_pausing = self._slots.next_checkpoint(sequence.slot) > 0
+        return start >= 0 and not is_pausing and self._slots.can_truncate(sequence.slot, start)
 
     def _decode(self, streams: list[Sequence]) -> Step:
         adapter = self._round_robin.next({s.adapter for s in streams})
         self._compact(adapter)
-        return Step(_scheduled([s for s in streams if s.adapter == adapter], 1), is_prefill=False)
+        decoding = [s for s in streams if s.adapter == adapter]
+        return Step(self._scheduled(decoding, 1), is_prefill=False)
 
     def _compact(self, adapter: int) -> None:
         """
@@ -236,6 +261,17 @@ class Scheduler:
             if other:
                 other.slot = end
 
+    def _scheduled(
+        self, sequences: list[Sequence], max_tokens: int
+    ) -> list[tuple[Sequence, Chunk]]:
+        """Schedule at most `max_tokens` tokens of each sequence, up to its next checkpoint."""
+        scheduled = []
+        for sequence in sequences:
+            assert sequence.slot is not None
+            pause = self._slots.next_checkpoint(sequence.slot)
+            scheduled.append((sequence, sequence.next_chunk(max_tokens, pause)))
+        return sorted(scheduled, key=lambda each: each[1].slot)
+
 
 class AdapterRoundRobin:
     """Decodes the streams of one adapter after the other. Reads no clock."""
@@ -254,8 +290,3 @@ class AdapterRoundRobin:
 
     def record_decode(self, seconds: float) -> None:
         self._seconds_left -= seconds
-
-
-def _scheduled(sequences: list[Sequence], max_tokens: int) -> list[tuple[Sequence, Chunk]]:
-    """Schedule at most `max_tokens` tokens of each sequence."""
-    return sorted(((s, s.next_chunk(max_tokens)) for s in sequences), key=lambda each: each[1].slot)

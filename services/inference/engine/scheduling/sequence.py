@@ -31,6 +31,7 @@ class Sequence:
     session: str = ""  # key of the conversation whose next turn reuses the cache; "": none
     is_deterministic: bool = False  # same logits for each prefill, cold or cached
     tenant: str = prefix.PUBLIC  # whose text the prompt contains
+    stable_length: int = 0  # tokens of the prompt that the conversation's next one repeats
     prefill_tokens: list[int] = field(init=False)  # the prompt, and the answer before a failover
     prefix_key: bytes = field(init=False)  # `prefill_tokens` without the last, always computed ones
     cached_estimate: int = 0  # length of the cached prefix when last checked, while it waits
@@ -52,6 +53,11 @@ class Sequence:
         min_computed = MIN_DETERMINISTIC_CHUNK if self.is_deterministic else 1
         reusable = self.prefill_tokens[:-min_computed]
         self.prefix_key = prefix.pack(self.adapter, reusable, self.is_deterministic, self.tenant)
+
+    @property
+    def reusable_stable_length(self) -> int:
+        """The stable tokens of `prefix_key`, at least 1."""
+        return min(self.stable_length or len(self.prompt), prefix.length(self.prefix_key)) or 1
 
     @property
     def owner(self) -> str:
@@ -92,21 +98,25 @@ class Sequence:
         self.is_withdrawn = True
         return True
 
-    def next_chunk(self, max_tokens: int) -> Chunk:
-        """Return the next at most `max_tokens` tokens to compute; it must have a slot."""
+    def next_chunk(self, max_tokens: int, pause: int = 0) -> Chunk:
+        """
+        Return the next at most `max_tokens` tokens to compute; it must have a slot. The prefill
+        pauses where `pause` tokens are computed; 0: nowhere.
+        """
         assert self.slot is not None
         start = self.computed_tokens
-        tokens = self._next_tokens(max_tokens)
+        tokens = self._next_tokens(max_tokens, pause or len(self.prefill_tokens))
         sampler = self.sampler if start + len(tokens) == self.length else None
         return Chunk(self.slot, start, tokens, sampler, self.adapter)
 
-    def _next_tokens(self, max_tokens: int) -> list[int]:
+    def _next_tokens(self, max_tokens: int, end: int) -> list[int]:
         if self.is_prefilled:
             return self.generated[-1:]
+        left = end - self.computed_tokens
         if self.is_deterministic:
             max_tokens = min(max_tokens, MAX_DETERMINISTIC_CHUNK)
-            max_tokens -= 0 < self.remaining_prefill - max_tokens < MIN_DETERMINISTIC_CHUNK
-        return self.prefill_tokens[self.computed_tokens : self.computed_tokens + max_tokens]
+            max_tokens -= 0 < left - max_tokens < MIN_DETERMINISTIC_CHUNK
+        return self.prefill_tokens[self.computed_tokens : end][:max_tokens]
 
     @property
     def usage(self) -> Usage:

@@ -6,14 +6,6 @@ from tests.inference.fake_backend import FakeBackend
 LENGTH = 100
 
 
-class WithoutTruncation(FakeBackend):
-    """Like a recurrent model: no part of a sequence can be kept."""
-
-    def truncate(self, slot: int, length: int) -> bool:
-        super().truncate(slot, 0)
-        return False
-
-
 class Idle:
     def __init__(self, backend: FakeBackend | None = None) -> None:
         self.backend = backend or FakeBackend({})
@@ -98,10 +90,11 @@ def test_failed_step_drops_one_prompt_only() -> None:
     assert (idle.cached(one), idle.cached(other)) == (0, LENGTH)
 
 
-def test_model_without_truncation_stops_after_second_step() -> None:
-    idle = Idle(WithoutTruncation({}))
-    idle.add(7)
-    assert idle.run() == 2
+def test_recurrent_model_prefills_the_whole_prompt() -> None:
+    idle = Idle(FakeBackend({}, window=0))
+    prompt = idle.add(7)
+    idle.run()
+    assert idle.cached(prompt) == LENGTH == idle.backend.computed
 
 
 def test_oldest_prompt_is_dropped_when_many_wait() -> None:

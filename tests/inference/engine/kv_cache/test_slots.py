@@ -2,6 +2,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from services.inference.engine.backend import Chunk
 from services.inference.engine.kv_cache import prefix
 from services.inference.engine.kv_cache.host_cache import MIN_SHARED_TOKENS
 from services.inference.engine.kv_cache.slots import MAX_DISCARDED_TOKENS, Slots
@@ -22,9 +23,13 @@ class Pool:
     """
 
     def __init__(
-        self, count: int, max_bytes: int = 10_000, public_prefixes: Iterable[list[int]] = ()
+        self,
+        count: int,
+        max_bytes: int = 10_000,
+        public_prefixes: Iterable[list[int]] = (),
+        window: int | None = None,
     ) -> None:
-        self.backend = FakeBackend({})
+        self.backend = FakeBackend({}, window=window)
         self.slots = Slots(self.backend, count, max_bytes, public_prefixes)
         self.leased = 0
 
@@ -40,7 +45,7 @@ class Pool:
         slot, cached = self.slots.acquire(prefix.pack(adapter, prompt[:-1], tenant=tenant), owner)
         self.leased += 1
         assert self.backend.cells.get(slot, []) == prompt[:cached]
-        self.backend.cells[slot] = list(prompt)
+        self.backend.decode([Chunk(slot, cached, prompt[cached:], None, adapter)])
         self.slots.extend(slot, prompt[cached:])
         self.slots.check_invariants(self.leased)
         return slot, cached
@@ -294,17 +299,8 @@ def test_prefix_shared_by_session_and_stateless_is_saved() -> None:
     assert pool.run([*SYSTEM, *talk(4)], owner="")[1] == len(SYSTEM)
 
 
-def test_model_without_truncation_prefills_whole_prompt(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pool = Pool(2)
-
-    def keep_all_or_nothing(slot: int, length: int) -> bool:
-        is_kept = length == len(pool.backend.cells.get(slot, []))
-        pool.backend.cells[slot] = pool.backend.cells.get(slot, []) if is_kept else []
-        return is_kept
-
-    monkeypatch.setattr(pool.backend, "truncate", keep_all_or_nothing)
+def test_recurrent_model_reuses_whole_sequences_only() -> None:
+    pool = Pool(2, window=0)
     pool.run([1, 2, 3])
     assert pool.run([1, 2, 3, 4])[1] == 3
     assert pool.run([1, 2, 9, 9])[1] == 0

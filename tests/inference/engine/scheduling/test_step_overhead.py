@@ -13,10 +13,11 @@ class TimedBackend(FakeBackend):
     seconds more.
     """
 
-    def __init__(self, step: float = 0.006, token: float = 0.00005) -> None:
-        super().__init__({})
+    def __init__(
+        self, step: float = 0.006, token: float = 0.00005, window: int | None = None
+    ) -> None:
+        super().__init__({}, window=window)
         self.now = 0.0
-        self.can_truncate = True
         self.fails_at = 1000
         self._step, self._token = step, token
 
@@ -30,9 +31,6 @@ class TimedBackend(FakeBackend):
         if len(self.steps) == self.fails_at:
             raise BackendError("in the middle")
         return chosen
-
-    def truncate(self, slot: int, length: int) -> bool:
-        return super().truncate(slot, length if self.can_truncate else 0) and self.can_truncate
 
 
 @pytest.mark.parametrize(
@@ -56,8 +54,7 @@ def test_overhead_is_zero_with_one_slot() -> None:
 
 
 def test_overhead_is_zero_without_truncation() -> None:
-    backend = TimedBackend()
-    backend.can_truncate = False
+    backend = TimedBackend(window=0)
     assert measure_step_overhead(backend, 4) == 0
     check_empty(backend)
 

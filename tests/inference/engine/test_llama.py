@@ -199,7 +199,8 @@ def test_restored_prefix_is_exact_with_any_kv_type(kv_type: KvType) -> None:
     prompt = llama.tokenize("<|im_start|>user\nWho are you?<|im_end|>\n", special=True)
     expected = generate(llama, prompt, slot=0)
     state = llama.save(0)
-    assert llama.restore(1, state) and llama.truncate(1, len(prompt) - 1)
+    assert llama.restore(1, state)
+    llama.truncate(1, len(prompt) - 1)
     assert generate(llama, prompt, slot=1, cached=len(prompt) - 1) == expected
     llama.truncate(0, 0)
     assert generate(llama, prompt, slot=0) == expected

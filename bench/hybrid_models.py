@@ -29,6 +29,7 @@ class HybridShape(NamedTuple):
     feed_forward: int = 1024
     vocabulary: int = 16384
     window: int = WINDOW
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q8_0
 
     @property
     def heads(self) -> int:
@@ -116,7 +117,7 @@ class _Model:
         return self._random.standard_normal((rows, columns), np.float32) / np.float32(columns**0.5)
 
     def _quantized(self, name: str, weights: npt.NDArray[np.float32]) -> None:
-        kind = gguf.GGMLQuantizationType.Q8_0
+        kind = self.shape.kind
         self.writer.add_tensor(name, quantize(weights, kind), raw_dtype=kind)
 
 
@@ -179,9 +180,9 @@ def _qwen35(model: _Model) -> None:
 
 
 def _lfm2(model: _Model) -> None:
-    """As LFM2: two short convolutions, then one layer of attention."""
+    """As LFM2: a layer of attention for two short convolutions."""
     width, writer = model.shape.width, model.writer
-    is_attention = [layer % 3 == 2 for layer in range(model.shape.layers)]
+    is_attention = [layer % 3 == 0 for layer in range(model.shape.layers)]
     writer.add_head_count(model.shape.heads)
     writer.add_head_count_kv([2 * attends for attends in is_attention])
     writer.add_shortconv_l_cache(CONV - 1)

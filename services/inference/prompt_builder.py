@@ -90,6 +90,7 @@ class PromptBuilder:
         if resume:
             restore_answer(answer, resume, sampler, backend)
         sampler.force(answer.take_forced())
+        is_seeded = flight.request.seed is not None
         return Sequence(
             key=flight.sequence_key,
             prompt=prompt.tokens,
@@ -98,7 +99,8 @@ class PromptBuilder:
             answer=answer,
             adapter=prompt.adapter,
             session=prompts.conversation_key(flight.tenant, flight.request),
-            is_deterministic=flight.request.seed is not None,
+            is_deterministic=is_seeded,
+            is_cache_used=backend.is_reuse_exact or not is_seeded,
             tenant=flight.tenant,
             stable_length=self._model.template.stable_length(prompt.tokens),
             received_at=flight.received_at,

@@ -100,6 +100,7 @@ class FakeBackend:
     ) -> None:
         self.context = context
         self.is_truncatable = window is None
+        self.is_reuse_exact = not window
         self.window = window
         self.starts: dict[int, int] = {}  # by slot: the first token whose state there is
         self.checkpoints = 0  # saved

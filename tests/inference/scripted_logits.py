@@ -30,7 +30,7 @@ class ScriptedLogits(VocabularyBackend):
         noise = np.random.default_rng(1).normal(0, SPREAD, self.vocabulary_size)
         self._noise = noise.astype(np.float32)
         self._cells: dict[int, list[int]] = {}
-        self.is_truncatable = True
+        self.is_truncatable = self.is_reuse_exact = True
 
     def decode(self, chunks: Sequence[Chunk]) -> Sequence[SampleResult | None]:
         return [self._compute_one(chunk) for chunk in chunks]

@@ -91,6 +91,7 @@ class Backend(Protocol):
     context: int  # tokens per sequence
     on_gpu: bool  # whether layers are offloaded to a GPU
     is_truncatable: bool  # whether any part of a sequence can be kept, in a slot or in RAM
+    is_reuse_exact: bool  # whether a reused prefix gives the same logits, bit by bit
 
     @property
     def vocabulary_size(self) -> int: ...

@@ -119,6 +119,9 @@ class Llama:
         window = llama_cpp.llama_model_n_swa(model)
         self._window = window if window < self.context else 0
         self.is_truncatable = not self._is_recurrent and self._window == 0
+        # The cells of a sliding window are used in turn, so that a copy has them in another order,
+        # in which attention adds them up.
+        self.is_reuse_exact = self._window == 0
         self._adapter = 0  # active in the context
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = _Batch(MAX_BATCH_TOKENS)

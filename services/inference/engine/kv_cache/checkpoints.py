@@ -61,10 +61,6 @@ class Checkpoints:
         checkpoint = self.longest(max_length)
         return checkpoint.length if checkpoint else 0
 
-    def reaches(self, length: int) -> bool:
-        """Return whether there is, or will be, a checkpoint of exactly this length."""
-        return length in self._planned or self.reusable(length) == length
-
     def plan(self, lengths: Iterable[int], computed: int) -> None:
         """
         Plan checkpoints at these lengths, where they are far enough from the others and from the

@@ -16,7 +16,7 @@ import numpy as np
 TOKEN_BYTES = array("i").itemsize
 _MODE_BYTES = TOKEN_BYTES  # adapter and deterministic prefill
 _TENANT_BYTES = 4 * TOKEN_BYTES
-_HEADER_BYTES = _MODE_BYTES + _TENANT_BYTES
+HEADER_BYTES = _MODE_BYTES + _TENANT_BYTES
 # The tenant of keys that contain no tenant's text, such as the system prompt of the server.
 PUBLIC = ""
 
@@ -50,12 +50,12 @@ def extend(key: bytearray, tokens: Iterable[int]) -> None:
 
 def truncate(key: PrefixKey, length: int) -> bytes:
     """Return the key's first `length` tokens."""
-    return bytes(key[: _HEADER_BYTES + length * TOKEN_BYTES])
+    return bytes(key[: HEADER_BYTES + length * TOKEN_BYTES])
 
 
 def length(key: PrefixKey) -> int:
     """Return the number of tokens."""
-    return max(0, len(key) - _HEADER_BYTES) // TOKEN_BYTES
+    return max(0, len(key) - HEADER_BYTES) // TOKEN_BYTES
 
 
 def adapter_of(key: PrefixKey) -> int:
@@ -63,7 +63,7 @@ def adapter_of(key: PrefixKey) -> int:
 
 
 def is_same_tenant(a: PrefixKey, b: PrefixKey) -> bool:
-    return a[_MODE_BYTES:_HEADER_BYTES] == b[_MODE_BYTES:_HEADER_BYTES]
+    return a[_MODE_BYTES:HEADER_BYTES] == b[_MODE_BYTES:HEADER_BYTES]
 
 
 def is_same_mode(a: PrefixKey, b: PrefixKey) -> bool:
@@ -73,7 +73,7 @@ def is_same_mode(a: PrefixKey, b: PrefixKey) -> bool:
 
 def starts_with(key: PrefixKey, tokens: bytes) -> bool:
     """Return whether the key starts with packed `tokens`, whatever its header."""
-    return key.startswith(tokens, _HEADER_BYTES)
+    return key.startswith(tokens, HEADER_BYTES)
 
 
 def shared_length(a: PrefixKey, b: PrefixKey) -> int:
@@ -81,7 +81,7 @@ def shared_length(a: PrefixKey, b: PrefixKey) -> int:
     count = min(len(a), len(b)) // TOKEN_BYTES
     differ = np.frombuffer(a, np.int32, count) != np.frombuffer(b, np.int32, count)
     same = int(differ.argmax()) if differ.any() else count
-    return max(0, same - _HEADER_BYTES // TOKEN_BYTES)
+    return max(0, same - HEADER_BYTES // TOKEN_BYTES)
 
 
 def _mode(adapter: int, is_deterministic: bool) -> bytes:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from services.inference.engine.backend import Backend, BackendError
 from services.inference.engine.kv_cache import prefix
-from services.inference.engine.kv_cache.checkpoints import Checkpoint, Checkpoints
+from services.inference.engine.kv_cache.checkpoints import MIN_DISTANCE, Checkpoint, Checkpoints
 from services.inference.engine.kv_cache.host_cache import MIN_SHARED_TOKENS, HostCache, SavedState
 
 # A sequence that would lose no more tokens than this is continued in place; else its prefix is
@@ -86,12 +86,14 @@ class Slots:
     def coming_length(self, key: bytes, slot: int, prefilling: prefix.PrefixKey) -> int:
         """
         Return how many tokens of `key` can be copied from a leased slot as soon as it has the
-        tokens of `prefilling`.
+        tokens of `prefilling`, if it gets a checkpoint there (`plan_checkpoints`).
         """
         shared, held = self.shareable_length(key, prefilling), self._slots[slot]
-        is_planned = held.checkpoints.reaches(shared) or shared > prefix.length(held.key)
-        if self._backend.is_truncatable or self._makes_checkpoints and is_planned:
+        if self._backend.is_truncatable:
             return shared
+        branch = self._branch_length(key, prefilling, shared)
+        if self._makes_checkpoints and branch > prefix.length(held.key):
+            return branch
         return self._checkpoint_length(key, prefilling, held.checkpoints, shared)
 
     def shareable_length(self, key: bytes, other: prefix.PrefixKey) -> int:
@@ -136,7 +138,7 @@ class Slots:
         if self._makes_checkpoints and stable_length:
             self._make_checkpoint(slot)
             public = map(prefix.packed_length, self._public_prefixes_of(key))
-            self.plan_checkpoints(slot, (*public, common, stable_length))
+            self.plan_checkpoints(slot, (*public, common - MIN_DISTANCE, stable_length))
         return lease
 
     def plan_checkpoints(self, slot: int, lengths: Iterable[int]) -> None:
@@ -276,6 +278,14 @@ class Slots:
             return checkpoints.reusable(shared)
         public = map(prefix.packed_length, self._public_prefixes_of(key))
         return next((n for n in public if n <= shared and checkpoints.reusable(n) == n), 0)
+
+    def _branch_length(self, key: bytes, other: prefix.PrefixKey, shared: int) -> int:
+        """
+        Return where to make a checkpoint for what both share, and others will probably, too: some
+        tokens before its end, since questions begin with the same words by chance.
+        """
+        is_exact = not prefix.is_same_tenant(key, other)  # then a public prefix ends there
+        return shared if is_exact else max(0, shared - MIN_DISTANCE)
 
     def _common_length(self, key: bytes) -> int:
         """Return the longest prefix that the key shares with anything cached, reusable or not."""

@@ -30,6 +30,7 @@ class Sequence:
     adapter: int = 0  # 0: the base model
     session: str = ""  # key of the conversation whose next turn reuses the cache; "": none
     is_deterministic: bool = False  # same logits for each prefill, cold or cached
+    is_cache_used: bool = True  # else the whole prompt is prefilled
     tenant: str = prefix.PUBLIC  # whose text the prompt contains
     stable_length: int = 0  # tokens of the prompt that the conversation's next one repeats
     prefill_tokens: list[int] = field(init=False)  # the prompt, and the answer before a failover
@@ -51,7 +52,7 @@ class Sequence:
         self.prefill_tokens = [*self.prompt, *self.answer.tokens]
         # the last token is always computed, since its logits are needed
         min_computed = MIN_DETERMINISTIC_CHUNK if self.is_deterministic else 1
-        reusable = self.prefill_tokens[:-min_computed]
+        reusable = self.prefill_tokens[:-min_computed] if self.is_cache_used else []
         self.prefix_key = prefix.pack(self.adapter, reusable, self.is_deterministic, self.tenant)
 
     @property

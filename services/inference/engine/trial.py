@@ -69,7 +69,7 @@ class Refusal(msgspec.Struct, frozen=True, tag=True):
 
 
 def run(request: TrialRequest) -> Trial:
-    """Try the model. Raises ModelError."""
+    """Try the model. Raises ModelError, or RuntimeError for a bug in the child."""
     path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
     child = subprocess.run(
         [sys.executable, "-m", "services.inference.engine.trial"],
@@ -77,12 +77,14 @@ def run(request: TrialRequest) -> Trial:
         capture_output=True,
         env=os.environ | {"PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"},
     )
-    if child.returncode:
-        reason = _reason_of_abort(child.stderr.decode(errors="replace"))
+    errors = child.stderr.decode(errors="replace")
+    if child.returncode < 0:  # a signal
         raise ModelError(
             f"{request.files[0]} is damaged, or llama.cpp does not support it: it aborted"
-            f" ({reason}). Download or convert the file again."
+            f" ({_reason_of_abort(errors)}). Download or convert the file again."
         )
+    if child.returncode:
+        raise RuntimeError(f"the trial of a model failed: {errors}")
     result = msgspec.json.decode(child.stdout.splitlines()[-1], type=Trial | Refusal)
     if isinstance(result, Refusal):
         raise ModelError(f"{request.files[0]} can't be loaded: {result.reason}")
@@ -142,10 +144,10 @@ def _try(request: TrialRequest) -> Trial | Refusal:
 
 def _need(tokens: int, lines: Sequence[str]) -> ContextNeed:
     """Add up the sizes that llama.cpp logs while it creates a context without its memory."""
-    cache = sum(float(found[1]) for line in lines if (found := _CACHE.search(line)))
-    assert cache, "llama.cpp logs the size of its cache"
+    caches = [float(found[1]) for line in lines if (found := _CACHE.search(line))]
+    assert caches, "llama.cpp logs the size of each cache"
     host, gpu = (sum(_buffers(lines, is_host)) for is_host in (True, False))
-    return ContextNeed(tokens, *(int(size * MIB) for size in (cache, host, gpu)))
+    return ContextNeed(tokens, *(int(size * MIB) for size in (sum(caches), host, gpu)))
 
 
 def _buffers(lines: Sequence[str], is_host: bool) -> Iterator[float]:

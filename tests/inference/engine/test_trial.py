@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.hybrid_models import HEAD, TINY, write
 from services.inference.engine import trial
 from services.inference.engine.backend import KvType
 from services.inference.engine.llama import ModelError
@@ -90,3 +91,18 @@ def test_damaged_header_is_an_error(tmp_path: Path, position: int) -> None:
     )
     with pytest.raises(ModelError, match=r"mine\.gguf can't be loaded: "):
         tried(tmp_path / "mine.gguf")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "growing_layers"), [("qwen35", 1), ("lfm2", 2), ("gemma3", 1), ("mamba", 0)]
+)
+def test_only_layers_with_full_attention_grow_with_the_context(
+    tmp_path: Path, architecture: str, growing_layers: int
+) -> None:
+    """The models have 6 layers; recurrent and sliding-window ones have a state of fixed size."""
+    needs = tried(write(architecture, TINY, tmp_path / "tiny.gguf")).needs
+    first, last = needs[0], needs[-1]
+    assert (first.tokens, last.tokens) == (2048, 32768)
+    layer = 2 * 2 * HEAD * 2 * 2  # bytes per token: K and V, 2 heads, 2 bytes, 2 slots
+    grown = (last.cache - first.cache) / (last.tokens - first.tokens) / layer
+    assert grown == pytest.approx(growing_layers, rel=0.01)

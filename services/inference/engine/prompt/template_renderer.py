@@ -7,7 +7,7 @@ programs of strangers.
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
 from itertools import combinations
@@ -134,13 +134,21 @@ def with_prefix(text: str, prefix: str) -> str:
 @lru_cache
 def compile_template(source: str) -> jinja2.Template:
     """Raise jinja2.TemplateSyntaxError if the source can't be parsed."""
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
     return environment.from_string(source)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Lets templates append to lists, as llama.cpp does: Kimi K2's collects messages so."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        is_append = isinstance(obj, list) and attr == "append"
+        return is_append or super().is_safe_attribute(obj, attr, value)
 
 
 class _GenerationTag(Extension):
@@ -167,7 +175,14 @@ def _to_json(
         indent=indent,
         separators=separators,
         sort_keys=sort_keys,
+        default=_listed,  # llama.cpp's DeepSeek R1 writes the result of `map`
     )
+
+
+def _listed(value: object) -> list[Any]:
+    if isinstance(value, Iterator):
+        return [*value]
+    raise TypeError(f"{type(value).__name__} is no JSON")
 
 
 def _raise_exception(message: str) -> None:

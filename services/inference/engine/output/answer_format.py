@@ -1,0 +1,126 @@
+"""
+How a model writes its answers: the markers of reasoning, content and tool calls.
+
+All calls are described alike, as literals around holes:
+
+    section_open (call_open NAME name_end ARGUMENTS call_close) separator (…) section_close
+
+White space in literals is optional in answers. `ID` in a literal is the hole of a call's id, `KEY`
+that of an argument's name, where it is repeated.
+"""
+
+from typing import Literal, NamedTuple
+
+ID, KEY, NAME = "\ue010", "\ue011", "\ue012"  # private use characters, which no template writes
+
+ValueSyntax = Literal["raw", "python", "gemma", "xml"]
+
+
+class ArgumentFormat(NamedTuple):
+    """
+    One argument: `open KEY mid VALUE close`. Templates may write another `mid` before a string than
+    before other values. In `raw` syntax strings are unquoted, and all other values are JSON.
+    """
+
+    open: str
+    mid: str  # before strings
+    other_mid: str  # before other values
+    close: str
+    separator: str
+    syntax: ValueSyntax
+
+
+class ObjectFormat(NamedTuple):
+    """
+    A call as a JSON object. `name_key` is "" if the name is the key: `{"name": {…arguments…}}`.
+    The texts around the name and the arguments are as the template writes them.
+    """
+
+    name_key: str
+    arguments_key: str
+    begin: str  # from the brace to the name, with its quotation mark
+    middle: str  # between the name and the arguments
+    end: str  # after the arguments
+
+
+class CallFormat(NamedTuple):
+    """
+    With `object`, a call is a JSON object, and NAME and `name_end` are in it. Else the arguments
+    are a JSON object, or written one by one as `argument` says.
+    """
+
+    section_open: str = ""
+    call_open: str = ""
+    name_end: str = ""
+    call_close: str = ""
+    separator: str = ""
+    section_close: str = ""
+    object: ObjectFormat | None = None
+    argument: ArgumentFormat | None = None
+    can_repeat: bool = True  # whether an answer may have several calls
+
+    @property
+    def literals(self) -> tuple[str, ...]:
+        return tuple(field for field in self if isinstance(field, str)) + tuple(
+            self.argument[:5] if self.argument else ()
+        )
+
+
+class ReasoningFormat(NamedTuple):
+    """
+    `between` is the template's text between `end` and the content, `before` the one after `start`.
+    """
+
+    start: str
+    end: str
+    before: str = ""
+    between: str = ""
+
+
+class HeaderFormat(NamedTuple):
+    """
+    Messages with headers, as in OpenAI's harmony (https://cookbook.openai.com/articles/openai-harmony):
+    `start HEADER body TEXT end`. An answer begins inside a header. `call` is a regex that finds the
+    name of a called tool in a header, `thought` one of a header before reasoning, and `prefix` one
+    of what may begin a header; "" for none.
+    """
+
+    start: str
+    body: str
+    ends: tuple[str, ...]
+    call: str
+    thought: str
+    prefix: str
+    content: str  # the header of content, as the template writes it
+    call_header: str  # that of a call, with `NAME`
+
+
+class AnswerFormat(NamedTuple):
+    """`content_start`, `content_end` and `turn` are markers without a meaning for the reader."""
+
+    reasoning: ReasoningFormat | None = None
+    calls: CallFormat | None = None
+    content_start: str = ""
+    content_end: str = ""
+    turn: str = ""  # a begin of an assistant's message that is repeated inside an answer
+    header: HeaderFormat | None = None
+
+    @property
+    def literals(self) -> tuple[str, ...]:
+        """Return all texts in which markers can occur."""
+        return (
+            *(self.reasoning or ()),
+            *(self.calls.literals if self.calls else ()),
+            self.content_start,
+            self.content_end,
+            self.turn,
+            *((self.header.start, self.header.body, *self.header.ends) if self.header else ()),
+        )
+
+
+HERMES = CallFormat(
+    call_open="<tool_call>\n",
+    call_close="\n</tool_call>",
+    separator="\n",
+    object=ObjectFormat("name", "arguments", '{"name": "', '", "arguments": ', "}"),
+)

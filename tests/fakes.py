@@ -19,10 +19,12 @@ from services.contract.history import (
 )
 from services.contract.messages import (
     Accepted,
+    AnswerEvent,
     Cancel,
     ChatRequest,
     Done,
     Empty,
+    FinishReason,
     ModelInfo,
     RequestAdmitted,
     Resume,
@@ -30,6 +32,7 @@ from services.contract.messages import (
     StreamEvent,
     Timings,
     Token,
+    ToolCallDelta,
     Usage,
     WorkerReport,
 )
@@ -50,6 +53,40 @@ def text_resume(
 ) -> Resume:
     """Return a resume of an answer with content only."""
     return Resume(state, (Token(0, text, tuple(token_ids), mirostat_mu=mirostat_mu),))
+
+
+def answer_events(*parts: tuple[str, str]) -> list[AnswerEvent]:
+    """
+    Return one event for each part, in order. A part is a kind and its text: `content`, `reasoning`,
+    `call`, which begins a call by its name, or `arguments`, which has more of its arguments.
+    """
+    events: list[AnswerEvent] = []
+    calls = offset = 0
+    for number, (kind, text) in enumerate(parts):
+        ids = (number,)
+        calls += kind == "call"
+        match kind:
+            case "content" | "reasoning":
+                events.append(Token(offset, text, ids, channel=kind))
+            case "call":
+                events.append(ToolCallDelta(offset, calls - 1, ids, f"callid{calls:03}", text))
+            case "arguments":
+                events.append(ToolCallDelta(offset, calls - 1, ids, arguments=text))
+        offset += len(text)
+    return events
+
+
+def answer_script(*parts: tuple[str, str], finish_reason: FinishReason = "stop") -> Script:
+    """Return the script of a whole answer, whose parts are those of `answer_events`."""
+    events = answer_events(*parts)
+    thoughts = sum(kind == "reasoning" for kind, _ in parts)
+    done = replace(
+        DONE,
+        finish_reason=finish_reason,
+        usage=Usage(5, len(parts), 3, thoughts),
+        length=events[-1].end,
+    )
+    return (ACCEPTED, *events, done)
 
 
 class ScriptedWorker:

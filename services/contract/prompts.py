@@ -263,7 +263,7 @@ def _check_tools(request: PromptRequest) -> None:
         check_depth("tools", tool.function.parameters)
     names = [tool.function.name for tool in request.tools or ()]
     if len(set(names)) < len(names):
-        raise ServiceError("invalid_request", "Two tools in `$.tools` have the same name.")
+        raise ServiceError("invalid_request", "Two tools have the same name - at `$.tools`.")
     choice = request.tool_choice
     if choice == "required" and not names:
         raise ServiceError(

@@ -1,10 +1,10 @@
 """
-Fake workers that answer every request with the same story, one character per token, and are lost in
+Fake workers that answer every request with the same story, one character per event, and are lost in
 every way; and readers that check that they get the whole story.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 
@@ -18,6 +18,7 @@ from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import (
     Accepted,
+    AnswerEvent,
     Cancel,
     ChatRequest,
     Done,
@@ -36,6 +37,7 @@ from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, Endpoint
 
 STORY = "Es war einmal eine 🙂, die hieß Grüße und wohnte in einem Bus."
+TOKENS = tuple(Token(at, character, (ord(character),)) for at, character in enumerate(STORY))
 RESUME_STATE = ResumeState("digest", b"\0\0\0\0", 0, 0, 1, datetime.now(UTC), 0, 0)
 TOKEN_SECONDS = 0.004
 CONFLICT = ServiceError("conflict", "It is being answered already.")
@@ -60,8 +62,16 @@ class StoryWorker:
     worker neither receives nor sends anything.
     """
 
-    def __init__(self, bus: Bus, worker_id: str, stop_at: int, failure: Failed | None) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        worker_id: str,
+        stop_at: int,
+        failure: Failed | None,
+        story: Sequence[AnswerEvent] = TOKENS,
+    ) -> None:
         self._bus = bus
+        self._story = story
         self._stop_at = stop_at
         self._failure = failure
         self._recordings: dict[str, Recording] = {}
@@ -129,14 +139,14 @@ class StoryWorker:
         await self._send(recording, reply, Accepted(str(request.request_id), self.worker_id))
         started = Started(5, 0, 0, 0, RESUME_STATE)
         await self._send(recording, reply, started, is_lost=self.loses_started)
-        for at in range(begin, min(self._stop_at, len(STORY))):
-            token = Token(at, STORY[at], (ord(STORY[at]),))
-            await self._send(recording, reply, token, is_lost=at in self.unsent)
-            await asyncio.sleep(TOKEN_SECONDS)
+        for event in self._story:
+            if event.end > begin and event.offset < self._stop_at:
+                await self._send(recording, reply, event, is_lost=event.offset in self.unsent)
+                await asyncio.sleep(TOKEN_SECONDS)
         self.stopped.set()
-        if self._stop_at >= len(STORY):
-            usage, timings = Usage(5, len(STORY), 0), Timings(0, 0, 0)
-            done = Done("stop", usage, timings, 0, "log", len(STORY))
+        if self._stop_at >= (length := self._story[-1].end):
+            usage, timings = Usage(5, len(self._story), 0), Timings(0, 0, 0)
+            done = Done("stop", usage, timings, 0, "log", length)
             await self._send(recording, reply, done, is_lost=self.loses_done)
         elif self._failure:
             await self._send(recording, reply, self._failure)
@@ -180,9 +190,10 @@ async def story_worker(
     worker_id: str = "w1",
     stop_at: int = len(STORY),
     failure: Failed | None = None,
+    story: Sequence[AnswerEvent] = TOKENS,
 ) -> AsyncIterator[StoryWorker]:
     async with Bus.connect(nats_url, "story worker") as bus:
-        worker = StoryWorker(bus, worker_id, stop_at, failure)
+        worker = StoryWorker(bus, worker_id, stop_at, failure, story)
         await worker.serve()
         yield worker
 

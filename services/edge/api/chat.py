@@ -14,7 +14,15 @@ from services.client.chat_client import new_request_id
 from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
-from services.contract.messages import ChatRequest, Done, PromptRequest, StreamEvent, Token
+from services.contract.messages import (
+    AnswerEvent,
+    ChatRequest,
+    Done,
+    PromptRequest,
+    StreamEvent,
+    Token,
+    ToolCallDelta,
+)
 from services.edge.context import Edge, Tenant, TheEdge
 from services.edge.errors import AnyRequest
 from services.edge.history_requests import check_connected
@@ -100,8 +108,8 @@ async def cancel(request_id: FromPath[str], edge: TheEdge, tenant: Tenant) -> di
 
 class ChatEncoder:
     """
-    Writes `token` events, then `done` or `error`. An event's id, which a client sends back as
-    Last-Event-ID, is the length of the answer so far.
+    Writes `token`, `reasoning` and `tool_call` events, then `done` or `error`. An event's id, which
+    a client sends back as Last-Event-ID, is the length of the answer so far, in all channels.
     """
 
     def __init__(self, request_id: str) -> None:
@@ -116,9 +124,12 @@ class ChatEncoder:
 
     def encode(self, number: int, event: StreamEvent) -> bytes:
         match event:
-            case Token(offset=offset, text=text, logprobs=logprobs):
-                more = {} if logprobs is None else {"logprobs": logprobs}
-                return b"id: %d\n%b" % (offset + len(text), _data({"token": text, **more}))
+            case Token(channel="content"):
+                return _part(event, token=event.text)
+            case Token():
+                return _part(event, reasoning=event.text)
+            case ToolCallDelta():
+                return _part(event, tool_call=_call(event))
             case Done():
                 return b"id: %b\n%b" % (END.encode(), _data(self._done(event)))
         return b""
@@ -175,6 +186,17 @@ def _last_event_id(request: AnyRequest) -> int | Literal["end"]:
 
 def _no_content() -> ASGIApp:
     return ASGIResponse(status_code=204)
+
+
+def _part(event: AnswerEvent, **part: Any) -> bytes:
+    more = {} if event.logprobs is None else {"logprobs": event.logprobs}
+    return b"id: %d\n%b" % (event.end, _data({**part, **more}))
+
+
+def _call(event: ToolCallDelta) -> dict[str, Any]:
+    """Return the fields as on the bus: `id` and `name` begin a call."""
+    begin = {"id": event.id, "name": event.name} if event.name else {}
+    return {"index": event.index, **begin, "arguments": event.arguments}
 
 
 def _data(content: dict[str, Any]) -> bytes:

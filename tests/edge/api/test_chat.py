@@ -2,17 +2,53 @@
 
 import asyncio
 import json
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 
-from services.contract.messages import JsonSchema, JsonSchemaFormat
+from services.contract.answer import Answer, after_offset
+from services.contract.codec import encode
+from services.contract.history import Exchange
+from services.contract.messages import (
+    AnswerEvent,
+    JsonSchema,
+    JsonSchemaFormat,
+    Sampling,
+    Timings,
+    Token,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 from services.runtime.bus import Bus
 from tests.client.story_worker import STORY, story_worker
 from tests.edge.conftest import edge_on
-from tests.fakes import HELLO, history_of, scripted_worker
+from tests.fakes import (
+    ACCEPTED,
+    DONE,
+    HELLO,
+    answer_events,
+    answer_script,
+    history_of,
+    scripted_worker,
+)
 
 JSON = {"prompt": "hi"}
+PARTS = [
+    *(("reasoning", character) for character in "Hm, 🙂"),
+    *(("content", character) for character in "Grüß"),
+    *(("reasoning", character) for character in "so."),
+    ("call", "go 🙂"),
+    *(("arguments", character) for character in '{"to": "Öl"}'),
+    *(("content", character) for character in " dich"),
+    ("call", "stop"),
+    *(("arguments", character) for character in "{}"),
+    *(("reasoning", character) for character in "End"),
+]
+"""An answer with its channels interleaved, one character per event, but for names."""
 
 
 async def read_until(answer: httpx.Response, text: str) -> str:
@@ -32,6 +68,38 @@ def text_of(answer: httpx.Response) -> str:
     events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data")]
     assert events[-1]["done"], "the last event is the end"
     return "".join(event["token"] for event in events[:-1])
+
+
+def read_parts(answer: httpx.Response, begin: int = 0) -> tuple[list[AnswerEvent], list[int]]:
+    """Return the events as on the bus, whose offsets the client knows by the ids, and the ids."""
+    assert answer.status_code == 200, answer.text
+    events: list[AnswerEvent] = []
+    ids = [begin]
+    for block in answer.text.strip().split("\n\n"):
+        id_line, data = block.split("\n")
+        sent = json.loads(data.removeprefix("data: "))
+        if "done" in sent:
+            assert id_line == "id: end"
+            return events, ids[1:]
+        match sent:
+            case {"token": text}:
+                events.append(Token(ids[-1], text, ()))
+            case {"reasoning": text}:
+                events.append(Token(ids[-1], text, (), channel="reasoning"))
+            case {"tool_call": call}:
+                events.append(ToolCallDelta(offset=ids[-1], token_ids=(), **call))
+        ids.append(int(id_line.removeprefix("id: ")))
+        assert events[-1].end == ids[-1]
+    raise AssertionError(answer.text)
+
+
+def check_resumed(answer: httpx.Response, offset: int) -> None:
+    """Check that the parts after the offset, and only these, are in the answer."""
+    begin = [each for each in answer_events(*PARTS) if not after_offset(each, offset)]
+    rest, _ = read_parts(answer, offset)
+    whole, expected = Answer.of([*begin, *rest]), Answer.of(answer_events(*PARTS))
+    assert whole == expected
+    assert all(event.end > offset for event in rest)
 
 
 async def test_answer_resumes_at_another_edge_after_its_last_event(nats_url: str) -> None:
@@ -195,3 +263,220 @@ async def test_delete_cancels_an_answer(http: httpx.AsyncClient, nats_url: str) 
 @pytest.mark.parametrize("request_id", ["a.b", "%2A", "%3E", "a%20b", "%0D%0APUB", "x" * 65])
 async def test_invalid_request_id_is_not_found(http: httpx.AsyncClient, request_id: str) -> None:
     assert (await http.delete(f"/chat/{request_id}")).status_code == 404
+
+
+# --- channels -------------------------------------------------------------------------------------
+
+
+async def test_channels_are_events_of_their_own(http: httpx.AsyncClient, nats_url: str) -> None:
+    script = answer_script(
+        ("reasoning", "Hm 🙂"),
+        ("content", "Grüß"),
+        ("call", "go"),
+        ("arguments", '{"to":'),
+        ("arguments", "1}"),
+        ("call", "stop"),
+        finish_reason="tool_calls",
+    )
+    async with scripted_worker(nats_url, script):
+        answer = await http.post("/chat", json=JSON)
+    *parts, last = answer.text.strip().split("\n\n")
+    assert parts == [
+        'id: 4\ndata: {"reasoning":"Hm 🙂"}',
+        'id: 8\ndata: {"token":"Grüß"}',
+        'id: 10\ndata: {"tool_call":{"index":0,"id":"callid001","name":"go","arguments":""}}',
+        'id: 16\ndata: {"tool_call":{"index":0,"arguments":"{\\"to\\":"}}',
+        'id: 18\ndata: {"tool_call":{"index":0,"arguments":"1}"}}',
+        'id: 22\ndata: {"tool_call":{"index":1,"id":"callid002","name":"stop","arguments":""}}',
+    ]
+    done = json.loads(last.partition("data: ")[2])
+    assert (done["finish_reason"], done["usage"]["reasoning_tokens"]) == ("tool_calls", 1)
+
+
+async def test_logprobs_are_in_the_events_of_each_channel(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    logprobs = (TokenLogprob(1, "x", (120,), -0.5, ()),)
+    script = (
+        ACCEPTED,
+        Token(0, "x", (1,), logprobs, "reasoning"),
+        ToolCallDelta(1, 0, (1,), "c", "go", logprobs=logprobs),
+        DONE,
+    )
+    async with scripted_worker(nats_url, script):
+        answer = await http.post("/chat", json=JSON | {"logprobs": 0})
+    lines = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data")]
+    assert [len(line["logprobs"]) for line in lines[:-1]] == [1, 1]
+
+
+async def test_every_offset_of_a_running_answer_is_resumed_exactly(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    """The worker merges its events, so that their borders are others in a replay."""
+    async with story_worker(nats_url, story=answer_events(*PARTS)):
+        whole = await http.post("/chat", json=JSON)
+        _, ids = read_parts(whole)
+        assert len(ids) == len(PARTS)
+        for offset in [0, *ids]:
+            headers = {"Last-Event-ID": str(offset)}
+            rest = await http.get(whole.headers["content-location"], headers=headers)
+            check_resumed(rest, offset)
+
+
+async def test_every_offset_of_a_logged_answer_is_resumed_exactly(
+    http: httpx.AsyncClient, bus: Bus, nats_url: str
+) -> None:
+    events = answer_events(*PARTS)
+    answer = Answer.of(events)
+    exchange = logged(answer, "Begin: ")
+    async with history_of(bus, exchange):
+        for offset in [0, *(event.end for event in events)]:
+            rest = await http.get(
+                f"/chat/{exchange.request_id}", headers={"Last-Event-ID": str(offset)}
+            )
+            check_resumed(rest, offset)
+        beyond = await http.get(f"/chat/{exchange.request_id}", headers={"Last-Event-ID": "9999"})
+        assert read_parts(beyond) == ([], [])
+
+
+async def test_key_resumes_in_the_middle_of_a_call(
+    http: httpx.AsyncClient, bus: Bus, nats_url: str
+) -> None:
+    events = answer_events(*PARTS)
+    in_call = next(e.end for e in events if isinstance(e, ToolCallDelta) and e.arguments == "t")
+    async with story_worker(nats_url, story=events) as worker, history_of(bus, None):
+        key = {"Idempotency-Key": f"key {in_call} {id(worker)}"}
+        await http.post("/chat", json=JSON, headers=key)
+        rest = await http.post("/chat", json=JSON, headers=key | {"Last-Event-ID": str(in_call)})
+        check_resumed(rest, in_call)
+        assert len(worker.requests) == 1
+
+
+def logged(answer: Answer, prefix: str = "") -> Exchange:
+    """Return the exchange of a request with this prefix as the log has it."""
+    now = datetime.now(UTC)
+    return Exchange(
+        request_id=f"logged-{uuid4()}",
+        prompt="hi",
+        response=prefix + answer.content,
+        prefix_length=len(prefix),
+        reasoning=answer.reasoning,
+        tool_calls=tuple(answer.tool_calls),
+        order=answer.order,
+        previous=0,
+        epoch=0,
+        asked_at=now,
+        answered_at=now,
+        finish_reason="stop",
+        usage=Usage(1, 1, 0),
+        timings=Timings(0, 0, 0),
+        sampling=Sampling(),
+        model=None,
+    )
+
+
+# --- fields for tools, reasoning and prefill ------------------------------------------------------
+
+TOOL = {"type": "function", "function": {"name": "go", "parameters": {"type": "object"}}}
+RESULT = {"tool_call_id": "c1", "content": "sunny"}
+
+
+async def test_fields_for_tools_and_reasoning_reach_the_worker(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    body = {
+        "prompt": "and now?",
+        "tools": [TOOL],
+        "tool_choice": {"type": "function", "function": {"name": "go"}},
+        "parallel_tool_calls": True,
+        "tool_results": [RESULT],
+        "prefix": "Well, ",
+        "enable_thinking": True,
+        "reasoning_effort": "low",
+        "reasoning_budget_tokens": 0,
+        "max_completion_tokens": 9,
+        "chat_template_kwargs": {"a": {"b": [1, None]}},
+    }
+    async with scripted_worker(nats_url, HELLO) as worker:
+        assert (await http.post("/chat", json=body)).status_code == 200
+    ((_, request),) = worker.requests
+    sent = json.loads(encode(request))
+    assert {name: sent[name] for name in body} == body
+
+
+async def test_results_need_no_prompt(http: httpx.AsyncClient, nats_url: str) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        for body in ({"tool_results": [RESULT]}, {"tool_results": [RESULT], "prompt": ""}):
+            assert (await http.post("/chat", json=body)).status_code == 200
+    assert [request.prompt for _, request in worker.requests] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"tools": "go"}, "tools"),
+        ({"tools": []}, "tools"),
+        ({"tools": [{}]}, "function"),
+        ({"tools": [TOOL, TOOL]}, "tools"),
+        ({"tools": [{"type": "web_search", "function": {"name": "go"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "any"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"function": {"name": "no"}}}, "tool_choice"),
+        ({"tools": [TOOL], "grammar": 'root ::= "x"'}, "grammar"),
+        ({"parallel_tool_calls": "yes"}, "parallel_tool_calls"),
+        ({"tool_results": RESULT}, "tool_results"),
+        ({"tool_results": [{"content": "x"}]}, None),
+        ({"tool_results": [RESULT | {"content": 5}]}, "tool_results"),
+        ({"tool_results": [RESULT] * 129}, "tool_results"),
+        ({"prompt": "", "tool_results": []}, "prompt"),
+        ({"prompt": " ", "tool_results": [RESULT]}, "prompt"),
+        ({"prefix": 5}, "prefix"),
+        ({"prefix": None}, "prefix"),
+        ({"enable_thinking": "false"}, "enable_thinking"),
+        ({"enable_thinking": True, "reasoning_effort": "none"}, "enable_thinking"),
+        ({"reasoning_effort": ""}, "reasoning_effort"),
+        ({"reasoning_effort": 1}, "reasoning_effort"),
+        ({"reasoning_budget_tokens": -2}, "reasoning_budget_tokens"),
+        ({"reasoning_budget_tokens": 1.5}, "reasoning_budget_tokens"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"thinking": "no"}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"messages": []}, "messages"),
+        ({"continue_final": "content"}, "continue_final"),
+    ],
+    ids=str,
+)
+async def test_bad_value_is_a_400_that_names_the_field(
+    http: httpx.AsyncClient, nats_url: str, more: dict[str, Any], param: str | None
+) -> None:
+    async with scripted_worker(nats_url, HELLO) as worker:
+        answer = await http.post("/chat", json=JSON | more)
+    assert (answer.status_code, worker.requests) == (400, []), answer.text
+    if param:
+        assert answer.json()["error"]["param"] == param
+    assert next(iter(more)) in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"prefix": "x" * 70_000},
+        {"tool_results": [RESULT | {"content": "x" * 70_000}]},
+        {"chat_template_kwargs": {"a": "x" * 70_000}},
+        {"chat_template_kwargs": {"a": [[]] * 30_000}},
+    ],
+    ids=lambda more: str(more)[:30],
+)
+async def test_large_field_is_a_413(http: httpx.AsyncClient, more: dict[str, Any]) -> None:
+    answer = await http.post("/chat", json=JSON | more)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
+
+
+async def test_longest_results_and_prefix_are_accepted(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    text = "\u0001" * 30_000  # six bytes each on the wire
+    body = {"tool_results": [RESULT | {"content": text}], "prefix": text}
+    async with scripted_worker(nats_url, HELLO):
+        assert (await http.post("/chat", json=body)).status_code == 200

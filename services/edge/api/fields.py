@@ -11,7 +11,12 @@ from msgspec import Struct
 
 from services.contract.conversation import ChatMessage, Function, FunctionCall, Tool, ToolCall
 from services.contract.messages import JsonSchema
-from services.edge.api.openai_requests import ChatCompletionBody, CompletionBody, StreamOptions
+from services.edge.api.openai_requests import (
+    ChatCompletionBody,
+    CompletionBody,
+    ReasoningOptions,
+    StreamOptions,
+)
 
 
 class Fields(NamedTuple):
@@ -34,6 +39,16 @@ def names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+BUDGET_SYNONYMS = {
+    name: "reasoning_budget_tokens"
+    for name in (
+        "thinking_budget_tokens",
+        "thinking_token_budget",
+        "thinking_budget",
+        "reasoning_budget",
+    )
+}
+"""Of llama-server, vLLM and Qwen."""
 SYNONYMS = {
     "repetition_penalty": "repeat_penalty",
     "random_seed": "seed",
@@ -42,8 +57,11 @@ SYNONYMS = {
     "typical": "typical_p",
     "nsigma": "top_n_sigma",
     "mirostat_mode": "mirostat",
+    **BUDGET_SYNONYMS,
 }
 """Names of other servers. Our own name wins if both are sent."""
+REASONING_SWITCHES = ("reasoning", "thinking", "think")
+"""Fields of other servers for reasoning: a boolean, an effort, or an object."""
 FORMAT_FIELDS = {
     "json_schema": "json",
     "guided_json": "json",
@@ -58,6 +76,8 @@ _HARMLESS = names("""
     cache_prompt id_slot samplers timings_per_token return_progress return_tokens reasoning_format
     reasoning_in_content thinking_budget_tokens thinking_forced_open parse_tool_calls
     n_keep n_probs t_max_predict_ms
+    reasoning_budget_tokens reasoning_budget thinking_token_budget reasoning_control
+    reasoning_budget_message separate_reasoning stream_reasoning
     chat_template_kwargs chat_template enable_thinking add_generation_prompt add_special_tokens
     continue_final_message include_reasoning priority request_id echo
     skip_special_tokens spaces_between_special_tokens include_stop_str_in_output use_beam_search
@@ -77,24 +97,45 @@ _REJECTED = MappingProxyType({
 })  # fmt: skip
 
 CHAT = Fields(
-    honoured(ChatCompletionBody, *SYNONYMS, *FORMAT_FIELDS, "structured_outputs"),
+    honoured(
+        ChatCompletionBody,
+        *SYNONYMS,
+        *REASONING_SWITCHES,
+        *FORMAT_FIELDS,
+        "structured_outputs",
+    ),
     _HARMLESS,
     _REJECTED | {"functions": "send them as tools"},
 )
 TEXT = Fields(
-    honoured(CompletionBody, *SYNONYMS, *FORMAT_FIELDS, "structured_outputs"),
+    honoured(CompletionBody, *SYNONYMS, *FORMAT_FIELDS, "structured_outputs")
+    - {"reasoning_budget_tokens", *BUDGET_SYNONYMS},
     _HARMLESS,
     _REJECTED | {"suffix": "the model can only continue a text"},
 )
 STREAM_OPTIONS = Fields(
     honoured(StreamOptions), names("include_obfuscation continuous_usage_stats")
 )
+REASONING = Fields(
+    honoured(ReasoningOptions), names("summary generate_summary display clear_thinking")
+)
+"""Of the object in REASONING_SWITCHES."""
+REASONING_FIELDS = (
+    "reasoning_content",
+    "reasoning",
+    "reasoning_text",
+    "thinking",
+    "reasoning_details",
+    "thinking_blocks",
+)
+"""Of a message: the reasoning before its content. The first one with a text counts."""
+REASONING_TEXTS = ("text", "thinking", "reasoning", "content", "summary")
+"""The fields of objects in REASONING_FIELDS, and of REASONING_PARTS, that may have the text."""
 MESSAGE = Fields(
-    honoured(ChatMessage, "function_call", "refusal"),
+    honoured(ChatMessage, "function_call", "refusal", "prefix", *REASONING_FIELDS),
     names("""
-        id cache_control annotations audio reasoning reasoning_content reasoning_details
-        reasoning_text reasoning_opaque thinking thinking_blocks provider_specific_fields timestamp
-        is_error prefix status phase metadata extra extra_content images files parsed model created
+        id cache_control annotations audio reasoning_opaque provider_specific_fields timestamp
+        is_error status phase metadata extra extra_content images files parsed model created
     """),
 )
 PART = Fields(
@@ -103,7 +144,7 @@ PART = Fields(
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """The types of parts that are text, and the field that has it."""
 REASONING_PARTS = names("thinking reasoning reasoning_text redacted_thinking")
-"""The types of parts that are dropped."""
+"""The types of parts that are reasoning."""
 NOT_TEXT = "the model reads text only; remove the part"
 CALL = Fields(
     honoured(ToolCall, "custom"),

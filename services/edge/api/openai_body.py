@@ -5,7 +5,7 @@ names the fields without effect.
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,6 +26,7 @@ STATE = "ignored_fields"
 MAX_NAMES = 20  # in the header
 MAX_NAME_LENGTH = 80
 MAX_LOGGED_NAMES = 1000
+_PATH = re.compile(r"(?<=`\$\.)\w+")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,15 @@ def parse(data: bytes, kind: type[B], translation: Translation) -> B:
         fields = translation.text(given)
     else:
         fields = translation.keep(given, Fields(honoured(kind)), "$")
-    return decode(msgspec.json.encode(fields), kind)
+    try:
+        return decode(msgspec.json.encode(fields), kind)
+    except ServiceError as error:
+        raise ServiceError(error.code, _as_sent(error.message, translation.renamed)) from error
+
+
+def _as_sent(message: str, renamed: Mapping[str, str]) -> str:
+    """Return the message with the caller's name of the field."""
+    return _PATH.sub(lambda found: renamed.get(found[0], found[0]), message)
 
 
 def _check_prompt_size(prompt: bytes) -> None:

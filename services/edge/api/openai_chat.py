@@ -18,7 +18,7 @@ from services.client.tool_calls import (
     ToolCallStart,
 )
 from services.contract.errors import ServiceError
-from services.contract.messages import ChatRequest, Done, Token, TokenProbability
+from services.contract.messages import Channel, ChatRequest, Done, Token, TokenProbability
 from services.edge.api.completion import CHAT, check_length, respond, session_of
 from services.edge.api.objects import (
     AssistantMessage,
@@ -68,10 +68,51 @@ def chat_request(body: ChatCompletionBody, session_id: str) -> ChatRequest:
         model=body.model,
         session_id=session_id,
         messages=body.messages,
+        continue_final=_continued_channel(body),
         tools=body.tools,
         tool_choice=body.tool_choice or "auto",
         parallel_tool_calls=body.parallel_tool_calls,
+        enable_thinking=body.enable_thinking,
+        reasoning_effort=body.reasoning_effort,
+        chat_template_kwargs=body.chat_template_kwargs,
     )
+
+
+def _continued_channel(body: ChatCompletionBody) -> Channel | None:
+    """
+    Return the channel in which the last message is continued; None: it is a whole turn. As in
+    llama-server, `true` continues the content, unless there is only reasoning.
+    """
+    if not body.continue_final_message:
+        return None
+    _check_continuation(body)
+    if body.continue_final_message is True:
+        message = body.messages[-1]
+        return "reasoning" if message.reasoning and not message.text else "content"
+    return "content" if body.continue_final_message == "content" else "reasoning"
+
+
+def _check_continuation(body: ChatCompletionBody) -> None:
+    """Raise ServiceError(invalid_request) if the last message can't be continued as requested."""
+    message = body.messages[-1]
+    if body.add_generation_prompt:
+        raise ServiceError(
+            "invalid_request",
+            "The field `add_generation_prompt` is true, but the last message is to be continued:"
+            " set it to false.",
+        )
+    if message.role != "assistant" or message.tool_calls:
+        raise ServiceError(
+            "invalid_request",
+            "The field `continue_final_message` needs a last message of the assistant without tool"
+            " calls: add it, or remove the field.",
+        )
+    if body.continue_final_message == "reasoning_content" and message.text:
+        raise ServiceError(
+            "invalid_request",
+            "The field `continue_final_message` is `reasoning_content`, but the last message has"
+            " content after its reasoning: remove the content.",
+        )
 
 
 class ChatChoiceBuilder:

@@ -6,7 +6,15 @@ from msgspec import Meta, Struct
 
 from services.contract.conversation import Conversation, ToolChoice, Tools
 from services.contract.errors import ServiceError
-from services.contract.messages import ModelName, Sampling, Stop, TokenId, Tokens
+from services.contract.messages import (
+    ModelName,
+    ReasoningBudget,
+    ReasoningEffort,
+    Sampling,
+    Stop,
+    TokenId,
+    Tokens,
+)
 from services.contract.tokens import DetokenizeRequest, Text
 
 Choices = Annotated[int, Meta(ge=1, le=16)]
@@ -60,7 +68,46 @@ class ChatCompletionBody(CompletionRequest, frozen=True, kw_only=True):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    enable_thinking: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    include_reasoning: bool | None = None  # in the response
+    # The answer continues the last message; `true`: its content, or its reasoning if that is all
+    continue_final_message: bool | Literal["content", "reasoning_content"] | None = None
+    add_generation_prompt: bool | None = None
+    echo: bool | None = None  # of the last message, if it is continued
     modalities: tuple[Literal["text"], ...] | None = None
+
+
+class ReasoningOptions(Struct, frozen=True):
+    """OpenRouter's `reasoning`, and `thinking` of DeepSeek, GLM and Anthropic."""
+
+    enabled: bool | None = None
+    type: Literal["enabled", "disabled", "adaptive", "auto"] | None = None
+    effort: ReasoningEffort | None = None
+    max_tokens: ReasoningBudget | None = None
+    budget_tokens: ReasoningBudget | None = None
+    exclude: bool | None = None  # from the response
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of ChatCompletionBody that mean the same."""
+        budget = self.budget_tokens if self.max_tokens is None else self.max_tokens
+        fields = {
+            "enable_thinking": self._is_enabled(budget),
+            "reasoning_effort": self.effort,
+            "reasoning_budget_tokens": budget,
+            "include_reasoning": None if self.exclude is None else not self.exclude,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def _is_enabled(self, budget: int | None) -> bool | None:
+        """Return None for the default of the template. A budget alone asks for reasoning."""
+        if self.enabled is not None:
+            return self.enabled
+        if self.type in ("enabled", "disabled"):
+            return self.type == "enabled"
+        return True if budget and self.effort is None else None
 
 
 class CompletionBody(CompletionRequest, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from services.contract.conversation import MAX_MESSAGES
 from services.contract.errors import ServiceError
 from services.edge.api import fields
 from services.edge.api.fields import Fields
-from services.edge.api.openai_requests import MAX_PROMPTS
+from services.edge.api.openai_requests import MAX_PROMPTS, ReasoningOptions
 from services.edge.limits import EdgeLimits
 from services.edge.request_body import check_field_count, check_sizes, too_large
 
@@ -28,6 +28,7 @@ MAX_FLOAT = 10**300  # integers up to it become floats
 SEEDS = 2**32 - 1
 GREEDY_TOP_P = 1e-6  # leaves one token, which other servers write as 0
 NULL = b"null"
+MAX_REASONING_DEPTH = 4  # of lists and objects around a text
 EMPTY = {NULL, b"false", b'""', b"[]", b"{}"}
 GBNF_ESCAPES = {r"\b": r"\u0008", r"\f": r"\u000c"}
 
@@ -46,19 +47,24 @@ class _PlainMessage(Struct, forbid_unknown_fields=True):
 class Translation:
     """
     Translates one body. `ignored` has the paths of fields without effect, and whether each is a
-    known one. Every method raises ServiceError.
+    known one. `renamed` maps our name of a field to the one in the body, if they differ. Every
+    method raises ServiceError.
     """
 
     def __init__(self, limits: EdgeLimits) -> None:
         self.ignored: dict[str, bool] = {}
+        self.renamed: dict[str, str] = {}
+        self._continues_last = False  # a `prefix` in the last message says so
         self._limits = limits
         self._noted: set[tuple[int, str]] = set()
         self._translated = 0
 
     def chat(self, given: Object) -> dict[str, Any]:
         body = self._body(given, fields.CHAT)
+        self._translate_switches(body)
         if "messages" in body:
             body["messages"] = self._messages(body["messages"])
+        self._translate_continuation(body)
         if tools := self._tools(body.pop("tools", None)):
             body["tools"] = tools
         if "tool_choice" in body:
@@ -107,12 +113,62 @@ class Translation:
         body = {name: value for name, value in body.items() if value is not None}
         for synonym, name in fields.SYNONYMS.items():
             if synonym in body:
-                body.setdefault(name, body.pop(synonym))
+                self._set_default(body, name, body.pop(synonym), synonym)
         if "stream_options" in body:
             options = _decode(body["stream_options"], Object, "$.stream_options")
             body["stream_options"] = self.keep(options, fields.STREAM_OPTIONS, "$.stream_options")
         self._translate_format(body)
         return body
+
+    def _set_default(self, body: dict[str, Any], name: str, value: Any, synonym: str) -> None:
+        """Set a field that has another name in the body, unless it is there itself."""
+        if name not in body:
+            body[name] = value
+            self.renamed[name] = synonym
+
+    def _ignore(self, path: str) -> None:
+        """Note a known field without effect."""
+        self.ignored[_without_indexes(path)] = True
+
+    # --- reasoning and prefill ---
+
+    def _translate_switches(self, body: dict[str, Any]) -> None:
+        """Replace fields for reasoning by those of ChatCompletionBody, which win if both exist."""
+        for name in fields.REASONING_SWITCHES:
+            if name in body:
+                for field, value in self._switches(name, body.pop(name)).items():
+                    self._set_default(body, field, value, name)
+
+    def _switches(self, name: str, given: Raw) -> dict[str, Any]:
+        path = f"$.{name}"
+        match bytes(given)[:1]:
+            case b"t" | b"f":
+                return {"enable_thinking": given}
+            case b'"':
+                return {"reasoning_effort": given} if bytes(given) != b'""' else {}
+            case b"{":
+                options = self.keep(_decode(given, Object, path), fields.REASONING, path)
+                for budget in options.keys() & {"max_tokens", "budget_tokens"}:
+                    options[budget] = _token_count(
+                        _decode(options[budget], Any, f"{path}.{budget}")
+                    )
+                return _decode(msgspec.json.encode(options), ReasoningOptions, path).fields
+        raise _invalid("Expected `bool | str | object`", path)
+
+    def _translate_continuation(self, body: dict[str, Any]) -> None:
+        given = body.get("continue_final_message", Raw(b"false"))
+        is_continued = bytes(given) != b"false"
+        if self._continues_last and not is_continued:
+            if "continue_final_message" in body:
+                raise _invalid(
+                    "The last message has `prefix`, but the field `continue_final_message` is"
+                    " false: remove one of them",
+                    "$",
+                )
+            body["continue_final_message"] = is_continued = True
+        for name, value in (("echo", b"true"), ("add_generation_prompt", b"false")):
+            if not is_continued and bytes(body.get(name, b"")) == value:
+                self._ignore(name)
 
     # --- the format of the answer ---
 
@@ -169,45 +225,94 @@ class Translation:
         if len(messages) > MAX_MESSAGES:
             raise _invalid(f"There are more than {MAX_MESSAGES:,} messages", "$.messages")
         self._count(messages)
-        return [self._message(each, f"$.messages[{n}]") for n, each in enumerate(messages)]
+        translated = [self._message(each, f"$.messages[{n}]") for n, each in enumerate(messages)]
+        prefixes = [message.pop("prefix", False) for message in translated]
+        self._continues_last = any(prefixes[-1:])
+        if any(prefixes[:-1]):
+            self._ignore("$.messages[].prefix")
+        return translated
 
     def _message(self, given: Object, path: str) -> dict[str, Any]:
         message = self.keep(given, fields.MESSAGE, path)
-        if bytes(message.get("role", b"")) == b'"function"':
+        role = bytes(message.get("role", b""))
+        if role == b'"function"':
             message["role"] = "tool"
+        is_answer = role == b'"assistant"'
         refusal = message.pop("refusal", None)
+        reasoning = self._reasoning(message, path, is_answer)
         if "content" in message:
-            message["content"] = self._content(message["content"], f"{path}.content")
+            content, thoughts = self._content(message["content"], f"{path}.content", is_answer)
+            message["content"] = content
+            reasoning = reasoning or thoughts
         elif refusal is not None:
             message["content"] = refusal
         elif "content" in given:  # null
             message["content"] = ""
+        if reasoning:
+            message["reasoning"] = reasoning
+        if "prefix" in message:
+            message["prefix"] = _decode(message["prefix"], bool, f"{path}.prefix")
         if "tool_call_id" in message:
             message["tool_call_id"] = _text(message["tool_call_id"])
         if calls := self._calls(message, path):
             message["tool_calls"] = calls
         return message
 
-    def _content(self, given: Raw, path: str) -> Any:
+    def _reasoning(self, message: dict[str, Any], path: str, is_answer: bool) -> str:
+        """Remove the fields for reasoning, and return the first text in them."""
+        found = ""
+        for name in fields.REASONING_FIELDS:
+            given = message.pop(name, Raw(NULL))
+            text = self._reasoning_text(given, f"{path}.{name}") if is_answer else ""
+            if not text and bytes(given).strip() not in EMPTY:
+                self._ignore(f"{path}.{name}")
+            found = found or text
+        return found
+
+    def _reasoning_text(self, given: Raw, path: str, depth: int = 0) -> str:
+        """Return the text of a string, an object or a list; "" for encrypted reasoning."""
+        kind = bytes(given)[:1] if depth <= MAX_REASONING_DEPTH else b""
+        match kind:
+            case b'"':
+                return _decode(given, str, path)
+            case b"[":
+                parts = _decode(given, list[Raw], path)
+                self._count(parts)
+                return "".join(self._reasoning_text(part, path, depth + 1) for part in parts)
+            case b"{":
+                part = _decode(given, Object, path)
+                check_field_count(part, self._limits, path)
+                inner = (part[name] for name in fields.REASONING_TEXTS if name in part)
+                texts = (self._reasoning_text(each, path, depth + 1) for each in inner)
+                return next(filter(None, texts), "")
+        return ""
+
+    def _content(self, given: Raw, path: str, is_answer: bool) -> tuple[Any, str]:
+        """Return the content, and the text of the parts that are reasoning."""
         match bytes(given)[:1]:
             case b"[":
                 parts = _decode(given, list[Raw], path)
                 self._count(parts)
-                texts = (self._part(part, f"{path}[{n}]") for n, part in enumerate(parts))
-                return [part for part in texts if part is not None]
+                translated = [
+                    self._part(part, f"{path}[{n}]", is_answer) for n, part in enumerate(parts)
+                ]
+                reasoning = "".join(part for part in translated if isinstance(part, str))
+                return [part for part in translated if not isinstance(part, str)], reasoning
             case b"{":  # a tool's result
-                return _text(given)
-        return given
+                return _text(given), ""
+        return given, ""
 
-    def _part(self, given: Raw, path: str) -> dict[str, Any] | None:
-        """Return a text part, or None for reasoning."""
+    def _part(self, given: Raw, path: str, is_answer: bool) -> dict[str, Any] | str:
+        """Return a text part, or the text of reasoning."""
         if bytes(given)[:1] == b'"':
             return {"type": "text", "text": given}
         part = _decode(given, Object, path)
         kind = _decode(part.get("type", Raw(b'"text"')), str, f"{path}.type")
         if kind in fields.REASONING_PARTS:
-            self.ignored[_without_indexes(f"{path}.{kind}")] = True
-            return None
+            text = self._reasoning_text(given, path) if is_answer else ""
+            if not text:
+                self._ignore(f"{path}.{kind}")
+            return text
         if kind not in fields.TEXT_PARTS:
             raise _invalid(f"The part type `{kind}` is not supported: {fields.NOT_TEXT}", path)
         kept = self.keep(part, fields.PART, path)
@@ -372,11 +477,11 @@ def _integer(value: Any) -> Any:
 
 
 def _max_tokens(value: Any) -> Any:
-    value = _last_tokens(value)
+    value = _token_count(value)
     return None if value == -1 else value
 
 
-def _last_tokens(value: Any) -> Any:
+def _token_count(value: Any) -> Any:
     value = _integer(value)
     return min(value, MAX_MAX_TOKENS) if isinstance(value, int | float) else value
 
@@ -422,6 +527,8 @@ VALUES: dict[str, Callable[[Any], Any]] = {
     "model": lambda name: None if name == "" else name,
     "max_tokens": _max_tokens,
     "max_completion_tokens": _max_tokens,
+    "reasoning_budget_tokens": _token_count,
+    "reasoning_effort": lambda effort: None if effort == "" else effort,
     "seed": _seed,
     "top_k": _off_at_minus_1,
     "top_p": _top_p,
@@ -430,11 +537,11 @@ VALUES: dict[str, Callable[[Any], Any]] = {
     "best_of": _integer,
     "logprobs": _integer,
     "top_logprobs": _integer,
-    "repeat_last_n": _last_tokens,
+    "repeat_last_n": _token_count,
     "dry_multiplier": _off_at_minus_1,
     "dry_base": lambda base: base or None,  # 0 is the default of servers where DRY is off
     "dry_allowed_length": _integer,
-    "dry_penalty_last_n": _last_tokens,
+    "dry_penalty_last_n": _token_count,
     "dry_sequence_breakers": _sequence_breakers,
     "top_n_sigma": _top_n_sigma,
     "typical_p": _off_at_minus_1,

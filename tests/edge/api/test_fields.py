@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from services.contract.messages import ChatRequest
+from services.edge.api import fields
 from services.runtime.bus import Bus
 from tests.edge.conftest import edge_on
 from tests.fakes import HELLO, scripted_worker
@@ -30,11 +31,17 @@ def answered(**more: Any) -> dict[str, Any]:
     return {"messages": [U, {"role": "assistant", **more}, U]}
 
 
+def continued(answer: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """Continue an answer, unless `more` says otherwise."""
+    last = {"role": "assistant"} | (answer or {"content": "x"})
+    return {"messages": [U, last], "continue_final_message": True} | more
+
+
 # body, fields of the request on the bus, names in X-Ignored-Fields
 ACCEPTED_BODIES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     # of OpenAI
     ({"store": True, "metadata": {"a": "1"}}, {}, "store, metadata"),
-    ({"reasoning_effort": "low", "verbosity": "low"}, {}, "reasoning_effort, verbosity"),
+    ({"reasoning_effort": "low", "verbosity": "low"}, {"reasoning_effort": "low"}, "verbosity"),
     ({"service_tier": "flex", "safety_identifier": "u"}, {}, "service_tier, safety_identifier"),
     ({"prediction": {"type": "content", "content": "x"}}, {}, "prediction"),
     ({"prompt_cache_key": "k" * 200}, {}, ""),
@@ -108,9 +115,96 @@ ACCEPTED_BODIES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"dry_sequence_breakers": '"\\n", ":"'}, {"dry_sequence_breakers": ["\n", ":"]}, ""),
     ({"dry_sequence_breakers": []}, {"dry_sequence_breakers": []}, ""),
     ({"ignore_eos": False, "mirostat": 0}, {"ignore_eos": False, "mirostat": 0}, ""),
-    ({"mood": "good", "chat_template_kwargs": {"a": 1}}, {}, "mood, chat_template_kwargs"),
+    ({"mood": "good", "reasoning_format": "none"}, {}, "mood, reasoning_format"),
     ({"evil\r\nx: y": 1}, {}, "evil??x??y"),
     ({"model": ""}, {"model": None}, ""),
+    # reasoning
+    ({"reasoning_effort": ""}, {"reasoning_effort": None}, ""),
+    ({"reasoning_effort": "none"}, {"reasoning_effort": "none", "enable_thinking": None}, ""),
+    ({"chat_template_kwargs": {"a": [1]}}, {"chat_template_kwargs": {"a": [1]}}, ""),
+    ({"enable_thinking": False}, {"enable_thinking": False}, ""),
+    *(
+        ({name: 100.0}, {"reasoning_budget_tokens": 100}, "")
+        for name in ("reasoning_budget_tokens", *fields.BUDGET_SYNONYMS)
+    ),
+    ({"thinking_budget": 2**40}, {"reasoning_budget_tokens": 1_000_000}, ""),
+    ({"thinking_budget": -1}, {"reasoning_budget_tokens": -1}, ""),
+    ({"thinking_budget": 0}, {"reasoning_budget_tokens": 0}, ""),
+    (
+        {"reasoning_budget_tokens": 5, "thinking_budget": 6, "reasoning": {"max_tokens": 7}},
+        {"reasoning_budget_tokens": 5},
+        "",
+    ),
+    ({"reasoning": {"effort": "high"}}, {"reasoning_effort": "high", "enable_thinking": None}, ""),
+    (
+        {"reasoning": {"max_tokens": 9.0}},
+        {"reasoning_budget_tokens": 9, "enable_thinking": True},
+        "",
+    ),
+    (
+        {"reasoning": {"enabled": False, "summary": "auto", "mood": 1}},
+        {"enable_thinking": False},
+        "reasoning.summary, reasoning.mood",
+    ),
+    ({"reasoning": {}}, {"reasoning_effort": None, "enable_thinking": None}, ""),
+    (
+        {"reasoning": {"effort": "low"}, "reasoning_effort": "high"},
+        {"reasoning_effort": "high"},
+        "",
+    ),
+    ({"think": False}, {"enable_thinking": False}, ""),
+    ({"think": "medium"}, {"reasoning_effort": "medium"}, ""),
+    ({"think": ""}, {"reasoning_effort": None}, ""),
+    ({"thinking": True}, {"enable_thinking": True}, ""),
+    ({"thinking": {"type": "adaptive"}}, {"enable_thinking": None}, ""),
+    (
+        {"thinking": {"type": "enabled", "budget_tokens": 1024}},
+        {"enable_thinking": True, "reasoning_budget_tokens": 1024},
+        "",
+    ),
+    (  # as Dify sends it
+        {
+            "chat_template_kwargs": {"enable_thinking": False, "thinking": False},
+            "thinking": {"type": "disabled"},
+        },
+        {
+            "chat_template_kwargs": {"enable_thinking": False, "thinking": False},
+            "enable_thinking": False,
+        },
+        "",
+    ),
+    ({"include_reasoning": False}, {}, ""),
+    # prefill
+    (continued(), {"continue_final": "content"}, ""),
+    (continued(add_generation_prompt=False), {"continue_final": "content"}, ""),
+    (continued(continue_final_message="content"), {"continue_final": "content"}, ""),
+    (continued({"reasoning": "hm", "content": "x"}), {"continue_final": "content"}, ""),
+    (continued({"reasoning": "hm"}), {"continue_final": "reasoning"}, ""),
+    (
+        continued({"reasoning": "hm", "content": ""}, continue_final_message="content"),
+        {"continue_final": "content"},
+        "",
+    ),
+    (
+        continued({"reasoning": "hm"}, continue_final_message="reasoning_content"),
+        {"continue_final": "reasoning"},
+        "",
+    ),
+    (continued(continue_final_message=False), {"continue_final": None}, ""),
+    (continued(continue_final_message=False, echo=True), {"continue_final": None}, "echo"),
+    ({"add_generation_prompt": True}, {"continue_final": None}, ""),
+    ({"add_generation_prompt": False}, {"continue_final": None}, "add_generation_prompt"),
+    (
+        continued({"content": "x", "prefix": True}, continue_final_message=None, echo=True),
+        {"continue_final": "content"},
+        "",
+    ),
+    (
+        continued({"content": "x", "prefix": False}, continue_final_message=None),
+        {"continue_final": None},
+        "",
+    ),
+    (answered(content="x", prefix=True), {"continue_final": None}, "messages[].prefix"),
     # the format of the answer
     ({"response_format": {"type": "text"}}, {"response_format": None}, ""),
     ({"response_format": FORMAT}, {"response_format": FORMAT}, ""),
@@ -198,7 +292,52 @@ ACCEPTED_BODIES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (answered(), {}, ""),
     (answered(content=None, refusal="no"), {"messages": answered(content="no")["messages"]}, ""),
     (answered(content="x", tool_calls=[], function_call=None), {}, ""),
-    (answered(content="x", reasoning_content="hm"), {}, "messages[].reasoning_content"),
+    *(
+        (
+            answered(content="x", **given),
+            {"messages": answered(content="x", reasoning="hm")["messages"]},
+            "",
+        )
+        for given in (
+            {"reasoning_content": "hm"},
+            {"reasoning": "hm"},
+            {"reasoning_text": "hm"},
+            {"thinking": "hm"},
+            {"reasoning_content": "", "reasoning": None, "thinking": "hm"},
+            {"reasoning_content": "hm", "reasoning": "other"},
+            {"reasoning": {"text": "hm"}},
+            {"reasoning": {"summary": None, "content": ["h", {"text": "m"}]}},
+            {"reasoning_details": [{"type": "reasoning.text", "text": "h"}, {"summary": "m"}]},
+            {"thinking_blocks": [{"type": "thinking", "thinking": "hm", "signature": "s"}]},
+        )
+    ),
+    *(
+        (
+            answered(content=[part, {"type": "text", "text": "x"}]),
+            {
+                "messages": answered(content=[{"type": "text", "text": "x"}], reasoning="hm")[
+                    "messages"
+                ]
+            },
+            "",
+        )
+        for part in (
+            {"type": "thinking", "thinking": "hm", "signature": "s"},
+            {"type": "reasoning", "text": "hm"},
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+            {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+        )
+    ),
+    (
+        answered(content=[{"type": "redacted_thinking", "data": "s"}, "x"], reasoning=5),
+        {"messages": answered(content=[{"type": "text", "text": "x"}])["messages"]},
+        "messages[].reasoning, messages[].content[].redacted_thinking",
+    ),
+    (
+        {"messages": [U | {"reasoning": "hm"}]},
+        {"messages": [U]},
+        "messages[].reasoning",
+    ),
     (answered(content="x", something="new"), {}, "messages[].something"),
     (with_call(index=0), {"messages": with_call()["messages"]}, "messages[].tool_calls[].index"),
     (
@@ -284,7 +423,7 @@ REJECTED_BODIES: list[tuple[dict[str, Any], str]] = [
     ({"n": 17}, "n"),
     ({"best_of": 2}, "best_of"),
     ({"temperature": "0.5"}, "temperature"),
-    ({"typ_p": 2}, "typical_p"),
+    ({"typ_p": 2}, "typ_p"),
     ({"xtc_probability": -2}, "xtc_probability"),
     ({"mirostat": 5}, "mirostat"),
     ({"repeat_last_n": -2}, "repeat_last_n"),
@@ -298,6 +437,40 @@ REJECTED_BODIES: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools"),
     ({"tools": "f"}, "tools"),
     ({"tool_choice": "required", "tools": []}, "tool_choice"),
+    ({"reasoning_effort": 5}, "reasoning_effort"),
+    ({"reasoning_effort": "x" * 33}, "reasoning_effort"),
+    ({"enable_thinking": "false"}, "enable_thinking"),
+    ({"enable_thinking": 0}, "enable_thinking"),
+    ({"chat_template_kwargs": "x"}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"enable_thinking": "false"}}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"a b": 1}}, "chat_template_kwargs"),
+    ({"enable_thinking": True, "reasoning_effort": "none"}, "enable_thinking"),
+    ({"thinking_budget": "x"}, "thinking_budget"),
+    ({"thinking_budget_tokens": -2}, "thinking_budget_tokens"),
+    ({"thinking_token_budget": 1.5}, "thinking_token_budget"),
+    ({"reasoning": 5}, "reasoning"),
+    ({"reasoning": []}, "reasoning"),
+    ({"reasoning": {"effort": 5}}, "reasoning"),
+    ({"reasoning": {"enabled": "yes"}}, "reasoning"),
+    ({"reasoning": {"max_tokens": -2}}, "reasoning"),
+    ({"think": 1}, "think"),
+    ({"think": "x" * 33}, "think"),
+    ({"thinking": {"type": "much"}}, "thinking"),
+    ({"include_reasoning": "no"}, "include_reasoning"),
+    ({"continue_final_message": True}, "continue_final_message"),
+    (continued(continue_final_message="yes"), "continue_final_message"),
+    (continued(continue_final_message=1), "continue_final_message"),
+    (continued(add_generation_prompt=True), "add_generation_prompt"),
+    (continued({"tool_calls": [CALL]}), "continue_final_message"),
+    (continued(continue_final_message="reasoning_content"), "continue_final_message"),
+    (
+        continued({"content": "x", "prefix": True}, continue_final_message=False),
+        "continue_final_message",
+    ),
+    (continued({"content": "x", "prefix": "yes"}), "messages"),
+    (continued(echo="yes"), "echo"),
+    ({"echo": 1}, "echo"),
     ({"messages": [{"role": "user", "contents": "hello"}]}, "messages"),
     ({"messages": [{"role": "wizard", "content": "x"}]}, "messages"),
     ({"messages": [U, {"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
@@ -408,6 +581,9 @@ def filled(before: str, item: str, after: str) -> bytes:
         (CHAT, filled('{"messages":[', '{"role":"user","content":""}', "]}")),
         (CHAT, filled('{"messages":[{"role":"user","content":[', '""', "]}]}")),
         (CHAT, filled('{"messages":[{"role":"assistant","tool_calls":[', "{}", "]}]}")),
+        (CHAT, filled('{"messages":[{"role":"assistant","reasoning_details":[', "[]", "]}]}")),
+        (CHAT, filled('{"messages":[],"chat_template_kwargs":{"a":[', "[]", "]}}")),
+        (CHAT, filled('{"messages":[],"reasoning":{"a":[', "[]", "]}}")),
         (CHAT, filled('{"messages":[],"tools":[', '{"name":"f"}', "]}")),
         (CHAT, filled('{"messages":[],"tools":[{"name":"f","parameters":{"a":[', "[]", "]}}]}")),
         (CHAT, filled('{"messages":[],"json_schema":{"enum":[', "[]", "]}}")),
@@ -425,6 +601,21 @@ async def test_body_of_too_many_elements_is_rejected(
     assert got.status_code in (400, 413), got.text
     message = got.json()["error"]["message"]
     assert any(word in message for word in (" more than ", " bytes, ", " bytes; ", " at most "))
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning_details", "content"])
+async def test_deeply_nested_reasoning_is_accepted_or_rejected(
+    http: httpx.AsyncClient, nats_url: str, name: str
+) -> None:
+    async with scripted_worker(nats_url, HELLO):
+        for depth in (3, 5, 100, 900, 1000, 5000):
+            for opening, closing in (("[", "]"), ('{"text":', "}"), ('[{"thinking":', "}]")):
+                nested = opening * depth + '"x"' + closing * depth
+                if name == "content":
+                    nested = f'[{{"type":"thinking","thinking":{nested}}}]'
+                body = f'{{"messages":[{{"role":"assistant","{name}":{nested}}}]}}'
+                got = await http.post(CHAT, content=body.encode())
+                assert got.status_code in (200, 400), got.text
 
 
 async def test_ignored_field_is_not_decoded(http: httpx.AsyncClient, nats_url: str) -> None:

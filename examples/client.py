@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the folder that contains `services`
 
 from services.client.chat_client import ChatClient
-from services.contract.messages import ChatRequest, Done, Failed, Token
+from services.contract.messages import ChatRequest, Done, Failed, Token, ToolCallDelta
 from services.runtime.bus import Bus
 from services.runtime.settings import ServiceSettings, load
 
@@ -38,8 +38,10 @@ async def print_answer(bus: Bus, request: ChatRequest) -> None:
     async with contextlib.aclosing(ChatClient(bus).stream(request)) as events:
         async for event in events:
             match event:
-                case Token():
+                case Token(channel="content"):
                     print(event.text, end="", flush=True)
+                case ToolCallDelta():
+                    print(event.name, event.arguments, end="", flush=True)
                 case Done():
                     print(f"\n[{event.finish_reason}, {event.usage}]")
                 case Failed():

@@ -38,7 +38,7 @@ async def main(prompt: str) -> None:
             sys.exit("No worker is running.")
         event = json.loads(message.data)
         match event["type"]:
-            case "token":
+            case "token" if event.get("channel", "content") == "content":  # or "reasoning"
                 print(event["text"], end="", flush=True)
             case "done":
                 print(f"\n[{event['finish_reason']}, {event['usage']}]")

@@ -20,7 +20,14 @@ import uvloop
 from services.client.chat_client import ChatClient, new_request_id
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
-from services.contract.messages import ChatRequest, Done, Failed, StreamEvent, Token
+from services.contract.messages import (
+    ChatRequest,
+    Done,
+    Failed,
+    StreamEvent,
+    Token,
+    ToolCallDelta,
+)
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
 from services.runtime.nats_url import parse_servers
@@ -35,6 +42,7 @@ with contextlib.suppress(ImportError):
 CONNECT_SECONDS = 3.0
 REPORT_SECONDS = 1.5  # workers report once a second
 RECONNECT_SECONDS = 10.0  # an answer continues while its reader is disconnected
+DIM, NORMAL = "\x1b[2m", "\x1b[22m"  # ANSI escape sequences
 INTERRUPTED = 128 + signal.SIGINT  # a shell's exit code
 
 
@@ -86,7 +94,7 @@ def _converse(url: str, session_id: str) -> bool:
 
 async def _answer(url: str, request: ChatRequest) -> bool:
     """Print the answer. Return False if it failed."""
-    is_answered = True
+    is_answered, printer = True, AnswerPrinter(sys.stdout.isatty())
     async with _connect(url) as bus:
         client = ChatClient(bus)
         try:
@@ -94,7 +102,7 @@ async def _answer(url: str, request: ChatRequest) -> bool:
                 async for event in events:
                     if isinstance(event, Failed):
                         is_answered, event = False, await _explain(bus, event)
-                    _show(event)
+                    printer.show(event)
         except asyncio.CancelledError:  # by Ctrl-C: nobody will resume the answer
             bus.spawn(client.cancel(str(request.request_id)))
             raise
@@ -132,14 +140,43 @@ async def _wait_for_reports(bus: Bus) -> WorkerDirectory:
     return workers
 
 
-def _show(event: StreamEvent) -> None:
-    match event:
-        case Token(text=text):
-            print(text, end="", flush=True)
-        case Failed(message=message):
-            print(f"[{message}]", end="", flush=True)
-        case Done() if note := cut_note(event):
-            print(f"\n[{note}]", end="", flush=True)
+class AnswerPrinter:
+    """
+    Prints an answer while it is generated. Its reasoning is dimmed, and only shown on a terminal:
+    piped output is the answer. Each tool call has a line of its own.
+    """
+
+    def __init__(self, is_terminal: bool) -> None:
+        self._is_terminal = is_terminal
+        self._section = ""  # content, reasoning, note, or the call with this index
+
+    def show(self, event: StreamEvent) -> None:
+        match event:
+            case Token(channel="reasoning", text=text):
+                if self._is_terminal:
+                    self._print("reasoning", f"{DIM}{text}{NORMAL}")
+            case Token(text=text):
+                self._print("content", text)
+            case ToolCallDelta(index=index, name=name, arguments=arguments):
+                begin = f"[{name} " if name else ""
+                self._print(f"call {index}", begin + arguments)
+            case Failed(message=message):
+                self._print("content", f"[{message}]")
+            case Done():
+                if note := cut_note(event):
+                    self._print("note", f"[{note}]")
+                self._close()
+
+    def _print(self, section: str, text: str) -> None:
+        if self._section not in ("", section):
+            self._close()
+            print()
+        self._section = section
+        print(text, end="", flush=True)
+
+    def _close(self) -> None:
+        if self._section.startswith("call"):
+            print("]", end="", flush=True)
 
 
 def cut_note(done: Done) -> str | None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from services.client.__main__ import cut_note
+from services.client.__main__ import AnswerPrinter, cut_note
 from services.contract import subjects
 from services.contract.messages import Done, FinishReason, Timings, Usage, WorkerReport
 from services.runtime.bus import Bus
-from tests.fakes import HELLO, report, scripted_worker
+from tests.fakes import HELLO, answer_script, report, scripted_worker
 from tests.servers import ROOT, free_port, nats_server, running
 
 CHAT = ("-m", "services.client")
@@ -101,6 +101,44 @@ def _read_until(terminal: int, *texts: bytes) -> None:
         while text not in received:
             received += os.read(terminal, 1024)
         received = received.partition(text)[2]
+
+
+PARTS = (
+    ("reasoning", "Hm"),
+    ("content", "Well"),
+    ("call", "go"),
+    ("arguments", '{"to":'),
+    ("arguments", "1}"),
+    ("call", "stop"),
+)
+PLAIN = 'Well\n[go {"to":1}]\n[stop ]'
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "shown"), [(True, f"\x1b[2mHm\x1b[22m\n{PLAIN}"), (False, PLAIN)]
+)
+def test_reasoning_is_dimmed_and_only_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], is_terminal: bool, shown: str
+) -> None:
+    printer = AnswerPrinter(is_terminal)
+    for event in answer_script(*PARTS, finish_reason="tool_calls"):
+        assert not isinstance(event, float)
+        printer.show(event)
+    assert capsys.readouterr().out == shown
+
+
+def test_answer_cut_in_a_call_ends_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = AnswerPrinter(is_terminal=False)
+    for event in answer_script(("call", "go"), ("arguments", "{"), finish_reason="timeout"):
+        assert not isinstance(event, float)
+        printer.show(event)
+    assert capsys.readouterr().out.startswith("[go {]\n[stopped because its time was up")
+
+
+async def test_piped_chat_prints_calls_and_no_reasoning(nats_url: str) -> None:
+    async with scripted_worker(nats_url, answer_script(*PARTS)):
+        code, output = await run(nats_url, *CHAT, typed="hi\n")
+    assert code == 0 and f"> {PLAIN}\n> \n" in output
 
 
 async def test_examples_run_from_the_project_folder(nats_url: str) -> None:

@@ -70,6 +70,11 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
     prefix_length: int = 0
 
     @property
+    def prefix(self) -> str:
+        """The part of the response that the request has given."""
+        return self.response[: self.prefix_length]
+
+    @property
     def has_answer(self) -> bool:
         """Whether the next prompt can contain the exchange; reasoning alone answers nothing."""
         return bool(self.response or self.tool_calls)

@@ -195,7 +195,8 @@ class StoredAnswers:
         exchange = await self._logged(held.request_id)
         if exchange is None:
             return "unknown"
-        if (exchange.prompt, exchange.tool_results) != (prompt.prompt, prompt.tool_results or ()):
+        given = (prompt.prompt, prompt.tool_results or (), prompt.prefix)
+        if (exchange.prompt, exchange.tool_results, exchange.prefix) != given:
             raise conflict()
         return "failed" if exchange.finish_reason == "failed" else "exists"
 

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from msgspec.structs import replace as replace_struct
 
 from services.client.failover import FailoverPolicy
 from services.contract import subjects
@@ -23,7 +24,7 @@ from tests.client.story_worker import STORY, story_worker
 from tests.edge.api.test_chat import JSON, read_until, text_of
 from tests.edge.conftest import LIMITS, edge_on
 from tests.fakes import history_of
-from tests.history.samples import append, history, url_of
+from tests.history.samples import append, history, url_of, with_channels
 from tests.servers import nats_server, running
 
 PROMPT = read_prompt(b'{"prompt":"hi"}', LIMITS)
@@ -196,6 +197,22 @@ async def test_answer_of_a_lost_claim_is_returned_not_regenerated(
                 other = await http.post("/chat", json={"prompt": "other"}, headers=key)
                 assert other.status_code == 409
             assert text_of(await http.post("/chat", json=JSON, headers=key)) == STORY
+        assert worker.requests == []
+
+
+async def test_logged_answer_of_other_results_or_prefix_is_a_409(
+    http: httpx.AsyncClient, bus: Bus, nats_url: str, key: dict[str, str]
+) -> None:
+    result = {"tool_call_id": "c0", "content": "done"}
+    body = {"prompt": "hi", "tool_results": [result], "prefix": "First."}
+    keyed = identify("_", key["Idempotency-Key"], PROMPT)
+    stored = replace_struct(with_channels(keyed.name), prompt="hi", prefix_length=6, order=())
+    async with story_worker(nats_url) as worker, history_of(bus, stored):
+        for other in ({"prefix": "Firs"}, {"prefix": ""}, {"tool_results": [result] * 2}):
+            answer = await http.post("/chat", json=body | other, headers=key)
+            assert answer.status_code == 409, other
+        same = await http.post("/chat", json=body, headers=key)
+        assert same.status_code == 200 and '{"token":"Then."}' in same.text
         assert worker.requests == []
 
 

@@ -223,7 +223,7 @@ def _read_line(data: bytes, number: int, limits: EdgeLimits) -> Imported:
     except ServiceError as error:
         raise ServiceError("invalid_request", f"Line {number}: {error} {LINE_EXAMPLE}.") from error
     for name, size, maximum in (
-        ("prompt", len(line.prompt.encode()), prompts.MAX_BYTES),
+        ("prompt", _prompt_bytes(line), prompts.MAX_BYTES),
         ("exchange", len(encode(line)), limits.max_exchange_bytes),
     ):
         if size > maximum:
@@ -231,6 +231,11 @@ def _read_line(data: bytes, number: int, limits: EdgeLimits) -> Imported:
     if line.request_id != "_":
         return line
     return replace(line, request_id=hashlib.sha256(b"%d %b" % (number, data)).hexdigest()[:32])
+
+
+def _prompt_bytes(line: Imported) -> int:
+    """Return the size of what the next prompt shows of the request."""
+    return len((line.prompt + "".join(result.content for result in line.tool_results)).encode())
 
 
 def _too_large(number: int, what: str, size: str, maximum: int) -> ServiceError:

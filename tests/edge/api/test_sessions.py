@@ -36,7 +36,7 @@ from services.runtime.deliveries import Delivery, Endpoint
 from tests.edge.conftest import LIMITS, edge_on
 from tests.edge.test_errors import error_of
 from tests.fakes import scripted_history
-from tests.history.samples import exchange
+from tests.history.samples import exchange, with_channels
 
 MESSAGE = ExchangeView(
     "m1",
@@ -175,6 +175,54 @@ async def test_import_accepts_the_lines_of_an_export(
     (request,) = asked
     assert request.session_id == "s 1"
     assert [exchange_.request_id for exchange_ in request.exchanges] == ["r1", "r1"]
+
+
+async def test_exported_channels_are_imported(http: httpx.AsyncClient, nats_url: str) -> None:
+    record = with_channels("a")
+    page = ExportPage((record,))
+    async with answering(nats_url, subjects.history("export", subjects.ANY), ExportRequest, page):
+        exported = await http.get("/sessions/s/export")
+    async with answering(
+        nats_url, subjects.history("import", subjects.ANY), ImportRequest, Empty()
+    ) as asked:
+        answer = await http.post("/sessions/s/messages", content=exported.content)
+    assert answer.status_code == 200, answer.text
+    ((imported,),) = (request.exchanges for request in asked)
+    for name in ("request_id", "response", "reasoning", "tool_calls", "tool_results"):
+        assert getattr(imported, name) == getattr(record, name), name
+
+
+async def test_line_with_results_needs_no_prompt(http: httpx.AsyncClient, nats_url: str) -> None:
+    call = {"id": "c1", "function": {"name": "go", "arguments": "{}"}}
+    result = {"tool_call_id": "c1", "content": "ok"}
+    lines = (
+        {"prompt": "p", "response": "", "tool_calls": [call]},
+        {"prompt": "", "response": "r", "tool_results": [result]},
+    )
+    async with answering(
+        nats_url, subjects.history("import", subjects.ANY), ImportRequest, Empty()
+    ) as asked:
+        answer = await http.post(
+            "/sessions/s/messages", content="\n".join(json.dumps(line) for line in lines)
+        )
+    assert answer.json() == {"status": "success", "imported": 2}
+    first, second = asked[0].exchanges
+    assert first.tool_calls[0].function.name == "go" and second.tool_results[0].content == "ok"
+
+
+async def test_messages_have_reasoning_and_calls(http: httpx.AsyncClient, nats_url: str) -> None:
+    record = with_channels("a")
+    view = replace(
+        MESSAGE,
+        reasoning=record.reasoning,
+        tool_calls=record.tool_calls,
+        tool_results=record.tool_results,
+    )
+    async with scripted_history(nats_url, ExchangePage((view,))):
+        (message,) = (await http.get("/messages?session_id=s")).json()
+    assert message["reasoning"] == "Hm. And?"
+    assert message["tool_calls"][0]["function"] == {"name": "go", "arguments": '{"to": "🙂"}'}
+    assert message["tool_results"] == [{"tool_call_id": "c0", "content": "done"}]
 
 
 async def test_line_without_an_id_gets_the_same_id_each_time(
@@ -321,6 +369,12 @@ async def test_invalid_input_is_a_400_that_names_the_field(
         ({"usage": {"prompt_tokens": 2**63, "completion_tokens": 1, "cached_tokens": 0}}, "usage"),
         ({"usage": {"prompt_tokens": -1, "completion_tokens": 1, "cached_tokens": 0}}, "usage"),
         ({"model": {"name": "m", "digest": "d", "context": 2**63, "bytes": 1}}, "model"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": None, "tool_results": [{"tool_call_id": "c", "content": "x"}]}, "prompt"),
+        ({"reasoning": 5}, "reasoning"),
+        ({"tool_calls": [{"id": "c", "function": {"name": "go", "arguments": {}}}]}, "tool_calls"),
+        ({"tool_results": [{"content": "x"}]}, "tool_call_id"),
+        ({"tool_results": [{"tool_call_id": "c", "content": "x"}] * 129}, "tool_results"),
     ],
     ids=lambda value: str(value)[:30],
 )

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple, Protocol
 
@@ -18,11 +18,21 @@ from services.client.chat_client import new_request_id
 from services.client.routing import WorkerDirectory
 from services.contract import prompts
 from services.contract.errors import ServiceError, shutting_down
-from services.contract.messages import ChatRequest, Done, Failed, StreamEvent, Token, Usage
+from services.contract.messages import (
+    AnswerEvent,
+    ChatRequest,
+    Done,
+    Failed,
+    StreamEvent,
+    Token,
+    ToolCallDelta,
+    Usage,
+)
 from services.edge import errors
 from services.edge.api.objects import (
     ChatChunk,
     ChatCompletion,
+    CompletionDetails,
     CompletionUsage,
     PromptDetails,
     TextCompletion,
@@ -61,13 +71,9 @@ TEXT = CompletionObjects("cmpl", TextCompletion, TextCompletion)
 class ChoiceBuilder(Protocol):
     """Builds one choice of a completion. Each method but `build` returns the chunks to stream."""
 
-    @property
-    def is_complete(self) -> bool:
-        """Return whether nothing that the model still generates can belong to the choice."""
-
     def begin(self) -> Iterable[Struct]: ...
 
-    def push(self, token: Token) -> Iterable[Struct]: ...
+    def push(self, event: AnswerEvent) -> Iterable[Struct]: ...
 
     def end(self, done: Done) -> Iterable[Struct]:
         """Return the last chunks; the very last one has the finish reason."""
@@ -79,8 +85,7 @@ class ChoiceBuilder(Protocol):
 class CompletionEncoder:
     """
     Encodes a completion: as server-sent events (sse.Encoder), or as one object. Each prompt has `n`
-    choices; `heading` has the fields of all objects. `cancel` stops the generation of a choice,
-    whose Done, with the usage, still follows.
+    choices; `heading` has the fields of all objects.
     """
 
     headers = ()
@@ -91,14 +96,12 @@ class CompletionEncoder:
         heading: dict[str, Any],
         choices: Sequence[ChoiceBuilder],
         n: int,
-        cancel: Callable[[int], None],
         includes_usage: bool,
     ) -> None:
         self._objects = objects
         self._heading = heading
         self._choices = choices
         self._n = n
-        self._cancel = cancel
         # OpenAI's API: null in all chunks but the last, which has no choices
         self._no_usage = {"usage": None} if includes_usage else {}
         self._usages: dict[int, Usage] = {}
@@ -132,15 +135,11 @@ class CompletionEncoder:
         return self._objects.completion(choices=choices, usage=self._usage(), **self._heading)
 
     def _push(self, number: int, event: StreamEvent) -> list[Struct]:
-        """Add an event to its choice. Cancel the generation if that completes the choice."""
+        """Add an event to its choice."""
         choice = self._choices[number]
         match event:
-            case Token():
-                was_complete = choice.is_complete
-                chunks = [*choice.push(event)]
-                if choice.is_complete and not was_complete:
-                    self._cancel(number)
-                return chunks
+            case Token() | ToolCallDelta():
+                return [*choice.push(event)]
             case Done():
                 self._usages[number] = event.usage
                 return [*choice.end(event)]
@@ -158,10 +157,15 @@ class CompletionEncoder:
         firsts = [usage for number, usage in self._usages.items() if number % self._n == 0]
         prompt_tokens = sum(usage.prompt_tokens for usage in firsts)
         cached_tokens = sum(usage.cached_tokens for usage in firsts)
-        completion_tokens = sum(usage.completion_tokens for usage in self._usages.values())
-        total = prompt_tokens + completion_tokens
-        details = PromptDetails(cached_tokens)
-        return CompletionUsage(prompt_tokens, completion_tokens, total, details)
+        usages = self._usages.values()
+        completion_tokens = sum(usage.completion_tokens for usage in usages)
+        return CompletionUsage(
+            prompt_tokens,
+            completion_tokens,
+            prompt_tokens + completion_tokens,
+            PromptDetails(cached_tokens),
+            CompletionDetails(sum(usage.reasoning_tokens for usage in usages)),
+        )
 
 
 async def respond(
@@ -180,16 +184,12 @@ async def respond(
     user = f" user={body.user!r:.100}" if body.user else ""
     log.info("completion started answers=%s%s", ",".join(ids), user)
     client = edge.chat_client(tenant)
-
-    def cancel(number: int) -> None:
-        edge.bus.spawn(client.cancel(ids[number]))
-
     heading = {
         "id": f"{objects.id_prefix}-{ids[0]}",
         "created": int(time.time()),
         **_model_fields(edge.workers, body.model),
     }
-    encoder = CompletionEncoder(objects, heading, choices, n, cancel, body.includes_usage)
+    encoder = CompletionEncoder(objects, heading, choices, n, body.includes_usage)
     events = merge([client.stream(each) for each in requests], edge.limits.max_queued_events)
     if body.stream:
         return SseResponse(events, encoder, edge.workers.to_error, edge.limits)

@@ -4,6 +4,7 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
+from services.contract.conversation import ToolCall
 from services.contract.messages import Done
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -13,11 +14,16 @@ class PromptDetails(Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionDetails(Struct, frozen=True):
+    reasoning_tokens: int
+
+
 class CompletionUsage(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
 
 
 class Likely(Struct, frozen=True):
@@ -40,12 +46,6 @@ class CalledFunction(Struct, frozen=True):
     arguments: str = ""
 
 
-class CompletionToolCall(Struct, frozen=True):
-    id: str
-    function: CalledFunction
-    type: Literal["function"] = "function"
-
-
 class CallDelta(Struct, frozen=True):
     """The first delta of a call has its id and name, the others have more of its arguments."""
 
@@ -55,14 +55,24 @@ class CallDelta(Struct, frozen=True):
     type: Literal["function"] | UnsetType = UNSET
 
 
-class AssistantMessage(Struct, frozen=True):
-    content: str | None
-    tool_calls: tuple[CompletionToolCall, ...] | UnsetType = UNSET
+class Reasoning(Struct, frozen=True, kw_only=True):
+    """
+    The same text under the names of both families of servers: llama-server and DeepSeek send
+    `reasoning_content`, vLLM and OpenRouter `reasoning`, and each has clients that read no other.
+    """
+
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+
+
+class AssistantMessage(Reasoning, frozen=True, kw_only=True):
     role: Literal["assistant"] = "assistant"
+    content: str | None
+    tool_calls: tuple[ToolCall, ...] | UnsetType = UNSET
     refusal: None = None
 
 
-class Delta(Struct, frozen=True):
+class Delta(Reasoning, frozen=True, kw_only=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
     tool_calls: tuple[CallDelta, ...] | UnsetType = UNSET
@@ -137,4 +147,7 @@ class ModelList(Struct, frozen=True):
 
 def finish_reason_of(done: Done) -> FinishReason:
     """Return OpenAI's reason, which has only `length` for a loop, a timeout and a cancel."""
-    return "stop" if done.finish_reason == "stop" else "length"
+    match done.finish_reason:
+        case "stop" | "tool_calls" as reason:
+            return reason
+    return "length"

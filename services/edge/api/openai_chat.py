@@ -1,24 +1,23 @@
-"""`POST /v1/chat/completions`: the request to a worker, the answer as choices with tool calls."""
+"""`POST /v1/chat/completions`: the request to a worker, the answer as choices."""
 
-import secrets
-import string
-from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from litestar import post
 from litestar.types import ASGIApp
 from msgspec import UNSET
-from msgspec.structs import replace
 
-from services.client.tool_calls import (
-    AnswerPart,
-    ArgumentsDelta,
-    TextDelta,
-    ToolCallParser,
-    ToolCallStart,
-)
+from services.contract.answer import Answer
+from services.contract.conversation import ChatMessage
 from services.contract.errors import ServiceError
-from services.contract.messages import Channel, ChatRequest, Done, Token, TokenProbability
+from services.contract.messages import (
+    AnswerEvent,
+    Channel,
+    ChatRequest,
+    Done,
+    Token,
+    TokenProbability,
+    ToolCallDelta,
+)
 from services.edge.api.completion import CHAT, check_length, respond, session_of
 from services.edge.api.objects import (
     AssistantMessage,
@@ -27,7 +26,6 @@ from services.edge.api.objects import (
     ChatChoice,
     ChoiceLogprob,
     ChunkChoice,
-    CompletionToolCall,
     Delta,
     FinishReason,
     Likely,
@@ -38,18 +36,13 @@ from services.edge.api.openai_requests import ChatCompletionBody
 from services.edge.context import Tenant, TheEdge
 from services.edge.errors import AnyRequest
 
-CALL_ID_LENGTH = 9  # of letters and digits: Mistral's templates accept no other
-CALL_ID_LETTERS = string.ascii_letters + string.digits
-
 
 @post("/v1/chat/completions", status_code=200)
 async def chat_completions(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
     body = await edge.bodies.read(request, ChatCompletionBody)
     check_length("messages", len(body.messages), edge.workers, body.model)
     chat = chat_request(body, session_of(request, body))
-    names = [] if chat.tool_choice == "none" else [t.function.name for t in chat.tools or ()]
-    is_parallel = chat.parallel_tool_calls is not False
-    choices = [ChatChoiceBuilder(index, names, is_parallel) for index in range(body.n or 1)]
+    choices = [_choice_builder(index, body, chat) for index in range(body.n or 1)]
     return await respond(request, edge, tenant, CHAT, body, [chat], choices)
 
 
@@ -115,84 +108,92 @@ def _check_continuation(body: ChatCompletionBody) -> None:
         )
 
 
+def _choice_builder(index: int, body: ChatCompletionBody, chat: ChatRequest) -> "ChatChoiceBuilder":
+    echo = body.messages[-1] if chat.continue_final and body.echo else None
+    has_tools = bool(chat.tools) and chat.tool_choice != "none"
+    return ChatChoiceBuilder(index, has_tools, body.include_reasoning is not False, echo)
+
+
 class ChatChoiceBuilder:
     """
-    A ChoiceBuilder. Calls of the functions in `names` are parsed. Unless `is_parallel`, the choice
-    is complete at the end of its first call.
+    A ChoiceBuilder. `echo` is the message that the answer continues, if it should be a part of the
+    choice. Logprobs are those of the content.
     """
 
-    def __init__(self, index: int, names: Collection[str], is_parallel: bool) -> None:
+    def __init__(
+        self,
+        index: int,
+        has_tools: bool = False,
+        includes_reasoning: bool = True,
+        echo: ChatMessage | None = None,
+    ) -> None:
         self._index = index
-        self._reader = ToolCallParser(names) if names else None
-        self._is_parallel = is_parallel
-        self._is_past_first_call = False
-        self._text = ""
-        self._calls: list[CompletionToolCall] = []
+        self._has_tools = has_tools
+        self._includes_reasoning = includes_reasoning
+        self._echo = echo
+        self._answer = Answer()
         self._logprobs: tuple[ChoiceLogprob, ...] | None = None
         self._finish_reason: FinishReason = "stop"
 
-    @property
-    def is_complete(self) -> bool:
-        if self._is_parallel or not self._calls or self._reader is None:
-            return False
-        return self._is_past_first_call or not self._reader.is_within_call
-
     def begin(self) -> Iterator[ChunkChoice]:
-        content = None if self._reader else ""  # calls may come without text
+        content = None if self._has_tools else ""  # calls may come without content
         yield ChunkChoice(self._index, Delta(role="assistant", content=content))
+        if self._echo and self._echo.reasoning and self._includes_reasoning:
+            yield ChunkChoice(self._index, _reasoning_delta(self._echo.reasoning))
+        if self._echo and self._echo.text:
+            yield ChunkChoice(self._index, Delta(content=self._echo.text))
 
-    def push(self, token: Token) -> Iterator[ChunkChoice]:
-        logprobs = _logprobs(token)
-        if logprobs:
-            self._logprobs = (self._logprobs or ()) + logprobs.content
-        parts = self._reader.push(token.text) if self._reader else [TextDelta(token.text)]
-        deltas = [*self._deltas(parts)] or ([Delta()] if logprobs else [])
-        for delta in deltas:
-            yield ChunkChoice(self._index, delta, logprobs)
-            logprobs = None
+    def push(self, event: AnswerEvent) -> Iterator[ChunkChoice]:
+        self._answer.add(event)
+        match event:
+            case Token(channel="content"):
+                yield from self._content(event)
+            case Token(text=text) if text and self._includes_reasoning:
+                yield ChunkChoice(self._index, _reasoning_delta(text))
+            case ToolCallDelta():
+                for delta in _call_deltas(event):
+                    yield ChunkChoice(self._index, Delta(tool_calls=(delta,)))
 
     def end(self, done: Done) -> Iterator[ChunkChoice]:
-        for delta in self._deltas(self._reader.flush() if self._reader else []):
-            yield ChunkChoice(self._index, delta)
         self._finish_reason = finish_reason_of(done)
-        is_within_call = self._reader is not None and self._reader.is_within_call
-        is_whole = self._finish_reason == "stop" and not is_within_call
-        if self.is_complete or (self._calls and is_whole):
-            self._finish_reason = "tool_calls"
         yield ChunkChoice(self._index, Delta(), finish_reason=self._finish_reason)
 
     def build(self) -> ChatChoice:
-        calls = tuple(self._calls)
-        content = self._text or (None if calls else "")
-        message = AssistantMessage(content, calls or UNSET)
+        calls = tuple(self._answer.tool_calls)
+        echo = self._echo or ChatMessage("assistant")
+        content = echo.text + self._answer.content
+        reasoning = (echo.reasoning or "") + self._answer.reasoning
+        reasoning_or_none = (reasoning if self._includes_reasoning else "") or UNSET
+        message = AssistantMessage(
+            content=content or (None if calls else ""),
+            reasoning_content=reasoning_or_none,
+            reasoning=reasoning_or_none,
+            tool_calls=calls or UNSET,
+        )
         logprobs = None if self._logprobs is None else Logprobs(self._logprobs)
         return ChatChoice(self._index, message, logprobs, self._finish_reason)
 
-    def _deltas(self, parts: Iterable[AnswerPart]) -> Iterator[Delta]:
-        for part in parts:
-            if self._calls and not self._is_parallel and not isinstance(part, ArgumentsDelta):
-                self._is_past_first_call = True
-            if self._is_past_first_call:
-                return
-            match part:
-                case TextDelta(text):
-                    self._text += text
-                    yield Delta(content=text)
-                case ToolCallStart(name):
-                    self._calls.append(CompletionToolCall(_call_id(), CalledFunction(name)))
-                    yield self._delta(CalledFunction(name), id=self._calls[-1].id, type="function")
-                case ArgumentsDelta(text):
-                    call = self._calls[-1]
-                    extended = replace(call.function, arguments=call.function.arguments + text)
-                    self._calls[-1] = replace(call, function=extended)
-                    yield self._delta(CalledFunction(arguments=text))
-
-    def _delta(self, function: CalledFunction, **more: Any) -> Delta:
-        return Delta(tool_calls=(CallDelta(len(self._calls) - 1, function, **more),))
+    def _content(self, token: Token) -> Iterator[ChunkChoice]:
+        logprobs = _logprobs(token)
+        if logprobs:
+            self._logprobs = (self._logprobs or ()) + logprobs.content
+        if token.text:
+            yield ChunkChoice(self._index, Delta(content=token.text), logprobs)
+        elif logprobs:
+            yield ChunkChoice(self._index, Delta(), logprobs)
 
 
-def _call_id() -> str:
-    return "".join(secrets.choice(CALL_ID_LETTERS) for _ in range(CALL_ID_LENGTH))
+def _reasoning_delta(text: str) -> Delta:
+    return Delta(reasoning_content=text, reasoning=text)
+
+
+def _call_deltas(event: ToolCallDelta) -> Iterator[CallDelta]:
+    """Yield the begin of a call with empty arguments, and the arguments, as OpenAI's API does."""
+    if event.name:
+        function = CalledFunction(event.name)
+        yield CallDelta(event.index, function, id=event.id, type="function")
+    if event.arguments:
+        yield CallDelta(event.index, CalledFunction(arguments=event.arguments))
 
 
 def _logprobs(token: Token) -> Logprobs | None:

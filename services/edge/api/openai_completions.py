@@ -6,8 +6,9 @@ from itertools import accumulate, chain, islice
 from litestar import post
 from litestar.types import ASGIApp
 
+from services.contract.answer import text_of
 from services.contract.errors import ServiceError
-from services.contract.messages import ChatRequest, Done, Token
+from services.contract.messages import AnswerEvent, ChatRequest, Done
 from services.edge.api.completion import TEXT, check_length, respond, session_of
 from services.edge.api.objects import FinishReason, TextChoice, TextLogprobs, finish_reason_of
 from services.edge.api.openai_requests import CompletionBody
@@ -53,9 +54,10 @@ def text_requests(body: CompletionBody, session_id: str) -> list[ChatRequest]:
 
 
 class TextChoiceBuilder:
-    """A ChoiceBuilder. `echo` is the prompt if it should precede the answer, else empty."""
-
-    is_complete = False
+    """
+    A ChoiceBuilder. `echo` is the prompt if it should precede the answer, else empty. A text has no
+    channels.
+    """
 
     def __init__(self, index: int, echo: str) -> None:
         self._index = index
@@ -68,12 +70,12 @@ class TextChoiceBuilder:
         if self._echo:
             yield TextChoice(self._index, self._echo)
 
-    def push(self, token: Token) -> Iterator[TextChoice]:
-        logprobs = _logprobs(token)
+    def push(self, event: AnswerEvent) -> Iterator[TextChoice]:
+        logprobs = _logprobs(event)
         if logprobs:
             self._logprobs.append(logprobs)
-        self._text += token.text
-        yield TextChoice(self._index, token.text, logprobs)
+        self._text += text_of(event)
+        yield TextChoice(self._index, text_of(event), logprobs)
 
     def end(self, done: Done) -> Iterator[TextChoice]:
         self._finish_reason = finish_reason_of(done)
@@ -84,15 +86,15 @@ class TextChoiceBuilder:
         return TextChoice(self._index, self._text, logprobs, self._finish_reason)
 
 
-def _logprobs(token: Token) -> TextLogprobs | None:
-    if token.logprobs is None:
+def _logprobs(event: AnswerEvent) -> TextLogprobs | None:
+    if event.logprobs is None:
         return None
-    offsets = accumulate((len(each.text) for each in token.logprobs), initial=token.offset)
+    offsets = accumulate((len(each.text) for each in event.logprobs), initial=event.offset)
     return TextLogprobs(
-        tuple(each.text for each in token.logprobs),
-        tuple(each.logprob for each in token.logprobs),
-        tuple({likely.text: likely.logprob for likely in each.top} for each in token.logprobs),
-        tuple(islice(offsets, len(token.logprobs))),
+        tuple(each.text for each in event.logprobs),
+        tuple(each.logprob for each in event.logprobs),
+        tuple({likely.text: likely.logprob for likely in each.top} for each in event.logprobs),
+        tuple(islice(offsets, len(event.logprobs))),
     )
 
 

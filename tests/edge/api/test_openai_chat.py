@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from msgspec.structs import replace
 from openai.types.chat import ChatCompletionMessageParam
 
 from services.client.chat_client import ChatClient
@@ -46,13 +45,6 @@ TOOL: Any = {
     "type": "function",
     "function": {"name": "go", "parameters": {"type": "object"}},
 }
-CALL = '<tool_call>\n{"name": "go", "arguments": {"to": "Rome"}}\n</tool_call>'
-
-
-def answer_of(text: str, size: int = 5) -> Script:
-    """Script an answer in tokens of `size` characters."""
-    tokens = [Token(at, text[at : at + size], (1,)) for at in range(0, len(text), size)]
-    return (ACCEPTED, *tokens, DONE)
 
 
 async def test_openai_client_reads_a_completion(client: openai.AsyncOpenAI, nats_url: str) -> None:
@@ -265,120 +257,6 @@ async def test_n_choices_have_own_seeds_and_count_the_prompt_once(
         mine = [c.choices[0] for c in chunks if c.choices[0].index == index]
         assert "".join(c.delta.content or "" for c in mine) == "Grüß dich"
         assert [c.finish_reason for c in mine if c.finish_reason] == ["stop"]
-
-
-async def test_tool_calls_are_parsed(client: openai.AsyncOpenAI, nats_url: str) -> None:
-    async with scripted_worker(nats_url, answer_of(f"Let me see.\n{CALL}\n{CALL}")):
-        got = await client.chat.completions.create(model="demo", messages=ASK, tools=[TOOL])
-    (choice,) = got.choices
-    assert choice.finish_reason == "tool_calls" and choice.message.content == "Let me see."
-    assert choice.message.tool_calls is not None
-    first, second = choice.message.tool_calls
-    assert first.type == "function" and first.id != second.id and len(first.id) == 9
-    assert (first.function.name, json.loads(first.function.arguments)) == ("go", {"to": "Rome"})
-
-
-async def test_openai_client_assembles_streamed_tool_calls(
-    client: openai.AsyncOpenAI, nats_url: str
-) -> None:
-    async with scripted_worker(nats_url, answer_of(f"{CALL}\n{CALL}")):
-        async with client.chat.completions.stream(
-            model="demo", messages=ASK, tools=[TOOL]
-        ) as stream:
-            kinds = {event.type async for event in stream}
-            got = await stream.get_final_completion()
-    assert "tool_calls.function.arguments.delta" in kinds
-    (choice,) = got.choices
-    assert choice.finish_reason == "tool_calls" and choice.message.tool_calls is not None
-    assert [call.function.arguments for call in choice.message.tool_calls] == [
-        '{"to": "Rome"}',
-        '{"to": "Rome"}',
-    ]
-
-
-async def test_first_delta_of_a_call_has_empty_arguments(
-    http: httpx.AsyncClient, nats_url: str
-) -> None:
-    async with scripted_worker(nats_url, answer_of(CALL)):
-        body = {"messages": ASK, "tools": [TOOL], "stream": True}
-        got = await http.post("/v1/chat/completions", json=body)
-    events = [json.loads(line[6:]) for line in got.text.splitlines() if line.startswith("data: {")]
-    calls = [c for e in events for c in e["choices"][0]["delta"].get("tool_calls", ())]
-    assert calls[0]["function"] == {"name": "go", "arguments": ""} and calls[0]["index"] == 0
-    assert all(call.keys() == {"index", "function"} for call in calls[1:])
-    assert "".join(call["function"]["arguments"] for call in calls) == '{"to": "Rome"}'
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_first_call_completes_a_choice_without_parallel_calls(
-    client: openai.AsyncOpenAI, nats_url: str, stream: bool
-) -> None:
-    *first, _ = answer_of(CALL)
-    script = (*first, 0.3, *answer_of(f"{CALL} and more")[1:-1], 30.0, DONE)
-    async with scripted_worker(nats_url, script) as worker:
-        asked: Any = {"model": "demo", "messages": ASK, "tools": [TOOL]}
-        if stream:
-            async with client.chat.completions.stream(**asked, parallel_tool_calls=False) as events:
-                got: Any = await events.get_final_completion()
-        else:
-            got = await client.chat.completions.create(**asked, parallel_tool_calls=False)
-        ((_, request),) = worker.requests
-        assert (await worker.cancelled.get())[1] == request.request_id
-        assert worker.cancelled.empty()
-    (choice,) = got.choices
-    assert choice.finish_reason == "tool_calls" and not choice.message.content
-    (call,) = choice.message.tool_calls
-    assert json.loads(call.function.arguments) == {"to": "Rome"}
-    assert stream or got.usage.completion_tokens == 2
-
-
-@pytest.mark.parametrize(
-    "text",
-    [CALL, '```json\n{"name": "go"}\n```', '<tool_call>{"name": "the sky", "arguments": {"a": b}}'],
-)
-async def test_assembled_message_is_accepted_as_history(
-    client: openai.AsyncOpenAI, nats_url: str, text: str
-) -> None:
-    """Calls keep the `index` of the stream and the model's text."""
-    async with scripted_worker(nats_url, answer_of(text)) as worker:
-        async with client.chat.completions.stream(
-            model="demo", messages=ASK, tools=[TOOL]
-        ) as stream:
-            first = await stream.get_final_completion()
-        answer: Any = first.choices[0].message
-        (call,) = answer.tool_calls
-        result: Any = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
-        async with client.chat.completions.stream(
-            model="demo", messages=[*ASK, answer, result], tools=[TOOL]
-        ) as stream:
-            await stream.get_final_completion()
-    _, (_, request) = worker.requests
-    assert request.messages is not None and request.messages[1].tool_calls is not None
-    assert request.messages[1].tool_calls == (
-        ToolCall(call.id, FunctionCall(call.function.name, call.function.arguments)),
-    )
-
-
-async def test_call_markup_without_tools_is_text(client: openai.AsyncOpenAI, nats_url: str) -> None:
-    async with scripted_worker(nats_url, answer_of(CALL)):
-        plain = await client.chat.completions.create(model="demo", messages=ASK)
-        none = await client.chat.completions.create(
-            model="demo", messages=ASK, tools=[TOOL], tool_choice="none"
-        )
-    for got in (plain, none):
-        assert got.choices[0].message.content == CALL
-        assert got.choices[0].message.tool_calls is None
-
-
-async def test_truncated_call_keeps_its_finish_reason(
-    client: openai.AsyncOpenAI, nats_url: str
-) -> None:
-    for reason in ("length", "stop"):  # by a stop string
-        script = (*answer_of(CALL[:45])[:-1], replace(DONE, finish_reason=reason))
-        async with scripted_worker(nats_url, script):
-            got = await client.chat.completions.create(model="demo", messages=ASK, tools=[TOOL])
-        (choice,) = got.choices
-        assert choice.message.tool_calls is not None and choice.finish_reason == reason
 
 
 async def test_logprobs_have_the_form_of_chat_completions(

@@ -68,7 +68,8 @@ class Checkpoints:
         """
         for length in sorted({*self._planned, *lengths}):
             near = [computed, self.reusable(length), *self._planned]
-            if min(abs(length - other) for other in near) >= MIN_DISTANCE < length - computed:
+            is_apart = all(abs(length - other) >= MIN_DISTANCE for other in near)
+            if is_apart and length > computed:
                 self._planned.append(length)
         self._planned.sort()
 

@@ -331,3 +331,29 @@ def test_check_finds_unknown_tokens_in_kv_cache() -> None:
     pool.backend.cells[slot].append(3)
     with pytest.raises(AssertionError, match="differs from its key"):
         pool.slots.check_invariants(leased=1)
+
+
+def test_checkpoints_take_at_most_half_of_the_host_cache() -> None:
+    pool = Pool(2, max_bytes=400, window=0)
+    for number in (1, 2, 3):
+        prompt = talk(number, 150)
+        slot, cached = pool.slots.acquire(prefix.pack(0, prompt), f"{number}", stable_length=140)
+        assert (cached, pool.slots.next_checkpoint(slot)) == (0, 140)
+        for part in (prompt[:140], prompt[140:]):
+            at = pool.backend.length(slot)
+            pool.backend.decode([Chunk(slot, at, part, None)])
+            pool.slots.extend(slot, part)
+        pool.slots.release(slot)
+        pool.slots.check_invariants(leased=0)
+    assert pool.backend.checkpoints == 3
+    kept = [pool.slots.cached_length(prefix.pack(0, talk(n, 145))) for n in (1, 2, 3)]
+    assert kept == [0, 0, 140]
+
+
+def test_window_is_truncated_in_place_while_it_lasts() -> None:
+    pool = Pool(2, window=20)
+    prompt = list(range(100))
+    slot, _ = pool.run(prompt, owner="s")
+    assert pool.run([*prompt[:85], 200], owner="s") == (slot, 85)
+    assert pool.run([*prompt[:50], 300], owner="s")[1] == 0
+    assert pool.backend.rewound == 0

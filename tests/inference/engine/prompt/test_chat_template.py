@@ -186,3 +186,11 @@ def test_raw_tokens_must_be_in_the_vocabulary() -> None:
     assert template(adds_bos=True).raw_prompt((1, 2, 256), 1).tokens == [1, 2, 256]
     with pytest.raises(ServiceError, match="has token 257.*last token of the model is 256"):
         template().raw_prompt((1, 257), 1)
+
+
+def test_stable_length_ends_before_what_opens_the_answer() -> None:
+    backend = FakeBackend({})
+    chat = ChatTemplate(CHATML, backend, bos="", eos="", adds_bos=False)
+    prompt = chat.session_prompt("be kind", (), "hello", 10).tokens
+    stable = bytes(prompt[: chat.stable_length(prompt)])
+    assert stable.endswith(b"hello") and len(prompt) - len(stable) < 40

@@ -7,7 +7,7 @@ its answer.
         async with contextlib.aclosing(client.stream(ChatRequest(prompt="Hello"))) as events:
             async for event in events:
                 match event:
-                    case Token(text=text):
+                    case Token(channel="content", text=text):
                         print(text, end="", flush=True)
                     case Failed(message=message):
                         print(message)

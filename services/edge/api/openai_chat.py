@@ -97,8 +97,8 @@ def _check_continuation(body: ChatCompletionBody) -> None:
     if message.role != "assistant" or message.tool_calls:
         raise ServiceError(
             "invalid_request",
-            "The field `continue_final_message` needs a last message of the assistant without tool"
-            " calls: add it, or remove the field.",
+            "The field `continue_final_message`, or `prefix` in a message, needs a last message of"
+            " the assistant without tool calls: add it, or remove the field.",
         )
     if body.continue_final_message == "reasoning_content" and message.text:
         raise ServiceError(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -24,8 +25,8 @@ from services.contract.messages import (
     Usage,
 )
 from services.runtime.bus import Bus
-from tests.client.story_worker import STORY, story_worker
-from tests.edge.conftest import edge_on
+from tests.client.story_worker import FAST, STORY, story_worker
+from tests.edge.conftest import LIMITS, edge_on
 from tests.fakes import (
     ACCEPTED,
     DONE,
@@ -337,6 +338,24 @@ async def test_every_offset_of_a_logged_answer_is_resumed_exactly(
             check_resumed(rest, offset)
         beyond = await http.get(f"/chat/{exchange.request_id}", headers={"Last-Event-ID": "9999"})
         assert read_parts(beyond) == ([], [])
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 7, 11, 16, 20, 33, 40])
+async def test_failover_is_exact_in_every_channel(bus: Bus, nats_url: str, stop_at: int) -> None:
+    story = answer_events(*PARTS)
+    limits = replace(LIMITS, failover=FAST)
+    async with (
+        edge_on(bus, limits=limits) as http,
+        story_worker(nats_url, "w1", stop_at, story=story) as lost,
+    ):
+        answering = asyncio.create_task(http.post("/chat", json=JSON))
+        await lost.stopped.wait()
+        async with story_worker(nats_url, "w2", story=story) as other:
+            await lost.kill()
+            check_resumed(await answering, 0)
+    (request,) = other.requests
+    assert request.resume is not None
+    assert Answer.of(request.resume.events).length >= stop_at
 
 
 async def test_key_resumes_in_the_middle_of_a_call(

@@ -340,7 +340,7 @@ async def test_every_offset_of_a_logged_answer_is_resumed_exactly(
         assert read_parts(beyond) == ([], [])
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 7, 11, 16, 20, 33, 40])
+@pytest.mark.parametrize("stop_at", [2, 7, 20, 40])
 async def test_failover_is_exact_in_every_channel(bus: Bus, nats_url: str, stop_at: int) -> None:
     story = answer_events(*PARTS)
     limits = replace(LIMITS, failover=FAST)

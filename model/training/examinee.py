@@ -8,6 +8,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from services.contract.messages import ChatRequest, Turn
+from services.inference.engine.adapter_numbers import BASE, adapter_number
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
 from services.inference.engine.output.generated_answer import (
     AnswerChunk,
@@ -17,6 +18,7 @@ from services.inference.engine.output.generated_answer import (
 from services.inference.engine.output.parts import text_of
 from services.inference.engine.output.stops import StopRules
 from services.inference.engine.scheduling.sequence import Sequence
+from services.inference.model_files import find_adapters
 from services.inference.models import load
 from services.inference.settings import InferenceSettings
 
@@ -48,12 +50,17 @@ class Examinee:
             model_threads=1,  # fast enough, also beside other processes
         )
         self._model = load(settings, lambda _: True)
-        self._adapter = self._model.adapter(f"{path.stem}:{adapter}" if adapter else None)
+        self._adapter = self._load_adapter(path, adapter) if adapter else BASE
         self._sampling = settings.fill_in(request)
         self._seed = seed
         self._engine = Engine(self._model.backend, PARALLEL, BUDGET, self._take, lambda: None)
         self._texts: dict[str, str] = {}
         self._replies: dict[str, Reply] = {}
+
+    def _load_adapter(self, path: Path, name: str) -> int:
+        """Load an adapter of the model in `path`. Return its number. Raises KeyError."""
+        self._model.backend.load_adapter(1, find_adapters(path).files[name])
+        return adapter_number(1)
 
     def answer_all(self, questions: Iterable[Question]) -> list[Reply]:
         self._texts, self._replies = {}, {}

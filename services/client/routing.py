@@ -21,6 +21,7 @@ from services.contract.messages import (
     RequestAdmitted,
     WorkerReport,
 )
+from services.contract.model_names import is_name_of, names_of
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, NoResponders
 
@@ -69,18 +70,11 @@ def workers_of_model(
     model is being replaced, its name stands for several files: the most common file wins.
     """
     able = [
-        r for r in reports if r.state == "ready" and (model is None or model in names_of(r.model))
+        r for r in reports if r.state == "ready" and (model is None or is_name_of(model, r.model))
     ]
     digests = Counter(_digest(report) for report in able)
     chosen = digest or max(digests, key=lambda each: (digests[each], each), default="")
     return [report for report in able if _digest(report) == chosen]
-
-
-def names_of(model: ModelInfo | None) -> tuple[str, ...]:
-    """Return the names by which requests select the model: plain, and with each adapter."""
-    if model is None:
-        return ()
-    return (model.name, *(f"{model.name}:{adapter}" for adapter in model.adapters))
 
 
 def in_flight(report: WorkerReport) -> int:

@@ -130,7 +130,7 @@ class PromptRequest(Sampling, frozen=True, kw_only=True):
 
     prompt: str = ""
     session_id: SessionId = "default"
-    model: ModelName | None = None  # `<model>` or `<model>:<adapter>`
+    model: ModelName | None = None  # see model_names.py
     retry_of: RequestId | None = None  # the session's last exchange, which this one replaces
     # Seconds after the worker received the request at which the answer ends. None: no limit
     timeout_s: Annotated[float, Meta(gt=0, le=3600)] | None = None
@@ -438,8 +438,9 @@ class ModelInfo(Struct, frozen=True):
 
 class WorkerReport(Struct, frozen=True):
     """
-    State of a worker. `error` is the reason why it has no model, or why a ready model can't chat;
-    `progress` is the loaded share of the model file.
+    State of a worker. `name` is the model's, which is known before it is loaded. `error` is the
+    reason why it has no model, or why a ready model can't chat; `adapter_faults` are those of files
+    beside its adapters that are not used. `progress` is the loaded share of the model file.
     """
 
     worker_id: str
@@ -453,3 +454,5 @@ class WorkerReport(Struct, frozen=True):
     progress: float = 0.0
     model: ModelInfo | None = None
     error: str | None = None
+    name: str = ""
+    adapter_faults: tuple[str, ...] = ()

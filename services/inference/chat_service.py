@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
+from msgspec.structs import replace
+
 from services.client.routing import WorkerDirectory
 from services.contract import prompts, subjects
 from services.contract.answer import Answer, after_offset
@@ -24,6 +26,7 @@ from services.contract.messages import (
     ChatRequest,
     Done,
     Failed,
+    ModelInfo,
     Replay,
     ReplayRequest,
     RequestAdmitted,
@@ -35,6 +38,7 @@ from services.contract.messages import (
     Usage,
 )
 from services.contract.subjects import ANY
+from services.inference.adapters import AdapterFolder, Adapters
 from services.inference.engine.backend import ComputeFailure, ConstraintFailure
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
 from services.inference.engine.output.generated_answer import AnswerChunk
@@ -96,6 +100,7 @@ class ChatService:
     model: LoadedModel
     workers: WorkerDirectory
     fail: Fail
+    on_adapters_changed: Callable[[], object] = lambda: None
 
     def __post_init__(self) -> None:
         settings, limits, model = self.settings, self.limits, self.model
@@ -125,6 +130,24 @@ class ChatService:
             public_prefixes=model.template.public_prefixes(settings.chat_system_prompt.strip()),
             limits=limits.scheduler,
         )
+        self.adapters = Adapters(replace(model.info, changed=0), self._engine.free_adapter)
+        self._folder = AdapterFolder(
+            model.path,
+            self.adapters,
+            self._engine,
+            limits.adapter_poll_seconds,
+            self.on_adapters_changed,
+        )
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """The model with the adapters that requests can name now."""
+        return replace(self.model.info, adapters=self.adapters.names)
+
+    @property
+    def adapter_faults(self) -> tuple[str, ...]:
+        """Why files in the adapters' folders are not used."""
+        return self._folder.faults
 
     @property
     def tokens_per_second(self) -> float:
@@ -132,7 +155,12 @@ class ChatService:
 
     async def start(self) -> None:
         self._engine.start()
-        for name, step in (("keep-alive", self._keep_alive), ("connection", self._connection.step)):
+        await self._folder.step()
+        for name, step in (
+            ("keep-alive", self._keep_alive),
+            ("connection", self._connection.step),
+            ("adapters", self._folder.step),
+        ):
             loop = SupervisedLoop(name, step, self.fail)
             await self._loops.enter_async_context(loop.running(is_cancelled=True))
         for subject, handler in (
@@ -171,12 +199,20 @@ class ChatService:
     def _admit(self, tenant: str, request: ChatRequest, reply: str) -> RequestAdmitted:
         """Admit a request by counts and bytes alone, before any work. Raises ServiceError."""
         sampling = self.settings.fill_in(request, self.model.sampling)
-        self.model.adapter(request.model)  # checks the name
+        variant = self.adapters.find(request.model)
         self._prompts.check_length(request)
         self._admissions += 1
         admission = self._admissions
         flight = InFlightRequest(
-            self.bus, self.limits, self.worker_id, admission, tenant, request, reply, sampling
+            self.bus,
+            self.limits,
+            self.worker_id,
+            admission,
+            tenant,
+            request,
+            reply,
+            sampling,
+            variant,
         )
         if flight.key in self.flights:
             message = f"Request {flight.request_id} is already being answered."
@@ -185,6 +221,7 @@ class ChatService:
             raise shutting_down()
         self.flights.check_room(flight, self.tokens_per_second)
         self.flights[flight.key] = flight
+        self.adapters.lease(variant)  # until `_serve` ends
         for cancel in self._cancels.of(flight.key):  # which overtook the request
             self._cancel(flight, cancel)
         self._replays.begin(flight.key, flight.recording)
@@ -215,6 +252,7 @@ class ChatService:
             del self.flights[flight.key]
             self._replays.end(flight.key)
             self._engine.cancel(flight.sequence_key)  # if it is still there
+            self.adapters.release(flight.variant)
 
     async def _answer(self, flight: InFlightRequest) -> None:
         prompt, sequence = await self._prepare(flight)
@@ -329,7 +367,7 @@ class ChatService:
             asked_at=state.asked_at,
             answered_at=datetime.now(UTC),
             finish_reason=finished.reason,
-            model=self.model.served[prompt.adapter],
+            model=flight.variant.info,
             sampling=prompt.sampling,
             usage=finished.usage,
             timings=finished.timings,
@@ -358,7 +396,8 @@ class ChatService:
                     session_id = flight.request.session_id
                     context = await self._history.context(flight.tenant, session_id)
                 prompt = await self._pool.run(self._prompts.idle_prompt, flight, context)
-                if prompt and newest == self._admissions:  # no request came meanwhile
+                is_newest = newest == self._admissions  # no request came meanwhile
+                if prompt and is_newest and self.adapters.is_loaded(flight.variant):
                     self._engine.prefill_when_idle(prompt)
 
     # --- cancels ----------------------------------------------------------------------------------

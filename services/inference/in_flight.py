@@ -22,6 +22,7 @@ from services.contract.messages import (
     Token,
     ToolCallDelta,
 )
+from services.inference.adapters import Variant
 from services.inference.engine.engine import Output
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.limits import InferenceLimits
@@ -41,7 +42,8 @@ T = TypeVar("T")
 class InFlightRequest:
     """
     One attempt at a request. `request` has a request id, and `sampling` the defaults of the
-    settings. `admission` numbers the worker's admissions, since a request id may come again.
+    settings. `variant` is the model that it names. `admission` numbers the worker's admissions,
+    since a request id may come again.
     """
 
     bus: Bus
@@ -52,6 +54,7 @@ class InFlightRequest:
     request: ChatRequest
     reply: str
     sampling: Sampling
+    variant: Variant
     stop_reason: StopReason | None = field(default=None, init=False)
     has_ended: bool = field(default=False, init=False)
     epoch: int | None = field(default=None, init=False)

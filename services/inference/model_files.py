@@ -7,8 +7,9 @@ Other files that look like a model are explained in an error or a warning, never
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from services.inference.engine import gguf_header
 from services.inference.engine.gguf_header import Header, NotGguf, Value
@@ -47,6 +48,16 @@ _CUT = re.compile(r"tensor '(.+)' data is not within the file bounds")
 _MIXED = re.compile(r"tensors expected but \d+ found|tensor '.+' is duplicated")
 _UNKNOWN_ARCHITECTURE = re.compile(r"unknown model architecture: '(.*)'")
 _CONVERT = "convert it with llama.cpp's convert_hf_to_gguf.py, see model/README.md"
+
+
+FileState = tuple[int, int, int]
+
+
+class AdapterFiles(NamedTuple):
+    """Adapters by name, and sentences on other files beside them."""
+
+    files: Mapping[str, Path]
+    faults: tuple[str, ...]
 
 
 def find_model(model_path: str, folder: Path) -> Path:
@@ -93,20 +104,48 @@ def parts_of(path: Path) -> tuple[Path, ...]:
     return found
 
 
+def file_state(path: Path) -> FileState:
+    """Return a value that changes when the file is written or replaced. Raises OSError."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 def model_name(path: Path) -> str:
     """Return the model's name in requests: its file name, without the number of a part."""
     match = _PART.match(path.name)
     return match[1] if match else path.stem
 
 
-def find_adapters(path: Path) -> Iterator[Path]:
-    """Yield the adapters of all models in the model's folder and in MODELS, and its own."""
+def find_adapters(path: Path) -> AdapterFiles:
+    """
+    Find the adapters of all models in the model's folder and in MODELS, and its own. Of two with
+    one name, the first is used. Raises OSError if a folder can't be read.
+    """
     folders = {path.parent, *([MODELS] if MODELS in path.parents else [])}
+    found: dict[str, Path] = {}
+    faults = []
     for folder in sorted(folders):
         for place in (folder / ADAPTERS, folder / ADAPTERS / model_name(path)):
             files = _listed(place)
-            _warn(_why_not_ggufs(files))
-            yield from filter(_is_gguf, files)
+            faults += _why_not_ggufs(files)
+            for file in filter(_is_gguf, files):
+                if fault := _why_no_adapter(file, found):
+                    faults.append(fault)
+                else:
+                    found[file.stem] = file
+    return AdapterFiles(found, tuple(faults))
+
+
+def _why_no_adapter(file: Path, found: Mapping[str, Path]) -> str | None:
+    if not file.is_file():  # opening a pipe would block
+        return f"{file} is not a file: remove it from {ADAPTERS}/."
+    try:
+        file.stem.encode()
+    except UnicodeEncodeError:
+        return f"The name of the file {str(file)!r} is not valid UTF-8: rename it."
+    if other := found.get(file.stem):
+        return f"{other} and {file} have the same name: rename one of them. The first is used."
+    return None
 
 
 def check_files(files: Iterable[Path]) -> None:

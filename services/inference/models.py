@@ -1,15 +1,11 @@
-"""Loads the model to serve with its LoRA adapters and chat template."""
+"""Loads the model to serve and its chat template."""
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msgspec.structs import replace
-
-from services.contract.errors import ServiceError
 from services.contract.messages import ModelInfo, Sampling
 from services.inference import model_sampling
 from services.inference.engine import context_size, memory, trial
@@ -21,7 +17,7 @@ from services.inference.engine.prompt.template_renderer import TemplateError
 from services.inference.model_files import (
     MODELS,
     check_files,
-    find_adapters,
+    file_state,
     find_model,
     model_name,
     parts_of,
@@ -35,33 +31,19 @@ MIB = 2**20
 
 
 class LoadedModel(NamedTuple):
-    """A model that is ready to serve. `served` is the model itself, then each of its adapters."""
+    """A model that is ready to serve. `path` is its file, beside which its adapters are."""
 
     info: ModelInfo
     backend: Backend
     template: ChatTemplate | NoTemplate
-    served: tuple[ModelInfo, ...]
     sampling: Sampling = Sampling()
     """Parameters that the file recommends."""
+    path: Path | None = None
 
     @property
     def no_chat_reason(self) -> str | None:
         """Why the model can't chat: it has no chat template. None if it can."""
         return self.template.reason if isinstance(self.template, NoTemplate) else None
-
-    def adapter(self, name: str | None) -> int:
-        """
-        Return the index in `served` of the model that a request names; 0 without a name. Raises
-        ServiceError(model_not_found).
-        """
-        names = [info.name for info in self.served]
-        if name is None:
-            return 0
-        if name not in names:
-            raise ServiceError(
-                "model_not_found", f"There is no model {name!r}; available: {', '.join(names)}."
-            )
-        return names.index(name)
 
 
 def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> LoadedModel:
@@ -70,33 +52,28 @@ def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> L
     aborts loading by returning False. Raises ModelError.
     """
     path = find_model(settings.model_path, MODELS)
-    parts, adapters = parts_of(path), _adapters(path)
+    parts = parts_of(path)
     check_files(parts)
-    files = (*parts, *adapters)
-    before = _file_states(files)
-    for file in files:
+    before = [file_state(part) for part in parts]
+    for file in parts:
         log.info("loading file path=%s megabytes=%d", file, file.stat().st_size // 10**6)
     _check_gpus(settings)
     llama = Llama(
         parts,
         context=_context(settings, parts),
         on_progress=on_progress,
-        adapters=adapters,
         **_options(settings),
     )
     try:
         template = _template(path, settings.model_chat_template, llama)
-        base = _info(path, parts, llama.context)
-        served = (base, *(_with_adapter(base, file) for file in adapters))
-        if _file_states(files) != before:
+        info = _info(path, parts, llama.context)
+        if [file_state(part) for part in parts] != before:
             raise ModelError(f"{path} changed while it was loaded: restart when it is copied.")
     except ModelError:
         llama.close()
         raise
-    changed = int(max(file.stat().st_mtime for file in parts))
-    info = replace(base, adapters=tuple(file.stem for file in adapters), changed=changed)
     sampling = model_sampling.read(llama.metadata)
-    return LoadedModel(info, llama, template, served, sampling)
+    return LoadedModel(info, llama, template, sampling, path)
 
 
 def _options(settings: InferenceSettings) -> dict[str, Any]:
@@ -152,23 +129,9 @@ def _context(settings: InferenceSettings, parts: Sequence[Path]) -> int:
 def _info(path: Path, parts: Sequence[Path], context: int) -> ModelInfo:
     digests = [_digest(part) for part in parts]
     digest = hashlib.sha256("".join(digests).encode()).hexdigest() if digests[1:] else digests[0]
-    size = sum(part.stat().st_size for part in parts)
-    return ModelInfo(model_name(path), digest, context, size)
-
-
-def _file_states(files: Iterable[Path]) -> list[tuple[int, int, int]]:
-    """Return a value per file that changes when the file is written or replaced."""
-    stats = [file.stat() for file in files]
-    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
-
-
-def _adapters(path: Path) -> list[Path]:
-    """Return the adapters sorted by name. Raises ModelError."""
-    found = sorted(find_adapters(path), key=lambda path: path.stem)
-    for one, other in pairwise(found):
-        if one.stem == other.stem:
-            raise ModelError(f"{one} and {other} have the same name: rename one of them.")
-    return found
+    stats = [part.stat() for part in parts]
+    size, changed = sum(s.st_size for s in stats), int(max(s.st_mtime for s in stats))
+    return ModelInfo(model_name(path), digest, context, size, changed=changed)
 
 
 def _template(path: Path, setting: str, llama: Llama) -> ChatTemplate | NoTemplate:
@@ -200,12 +163,6 @@ def _read_template(setting: str) -> str:
             f"MODEL_CHAT_TEMPLATE={setting} can't be read ({error}): it must be the path of a Jinja"
             f" file, or one of {templates.NAMES}."
         ) from error
-
-
-def _with_adapter(base: ModelInfo, adapter: Path) -> ModelInfo:
-    """Return the description of the model with an adapter, which has a digest of its own."""
-    digest = hashlib.sha256((base.digest + _digest(adapter)).encode()).hexdigest()
-    return replace(base, name=f"{base.name}:{adapter.stem}", digest=digest)
 
 
 def _digest(path: Path) -> str:

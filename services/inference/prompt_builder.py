@@ -76,7 +76,7 @@ class PromptBuilder:
         limits = _limits(flight.sampling, self._model.backend.context - len(tokens))
         sampling = replace(flight.sampling, max_completion_tokens=limits.total, seed=state.seed)
         stops, lark = self._stops(request, sampling), self._tool_call_lark(request, sampling)
-        adapter = self._model.adapter(request.model)
+        adapter = flight.variant.number
         return PreparedPrompt(tokens, adapter, sampling, limits, stops, lark, state, first)
 
     def sequence(self, flight: InFlightRequest, prompt: PreparedPrompt) -> Sequence:
@@ -141,7 +141,7 @@ class PromptBuilder:
         self._answers.set_first_exchange(flight.tenant, flight.request_id, kept[0].request_id)
         known = list(commonprefix((likely.tokens, other.tokens)))
         session = prompts.conversation_key(flight.tenant, flight.request)
-        return IdlePrompt(known, self._model.adapter(flight.request.model), session, flight.tenant)
+        return IdlePrompt(known, flight.variant.number, session, flight.tenant)
 
     def remember(
         self, flight: InFlightRequest, prompt: PreparedPrompt, answer: GeneratedAnswer
@@ -200,7 +200,7 @@ class PromptBuilder:
             epoch=context.epoch,
             applied_seq=context.applied_seq,
             channel=rendered.channel,
-            adapter=self._adapter_digest(flight.request),
+            adapter=flight.variant.adapter_digest,
         )
         if not rendered.kept:
             return state, flight.request_id
@@ -238,7 +238,7 @@ class PromptBuilder:
         (model_not_found, invalid_request or context_length_exceeded) if this one can't resume it.
         """
         state, backend = resume.state, self._model.backend
-        digests = self._model.info.digest, self._adapter_digest(flight.request)
+        digests = self._model.info.digest, flight.variant.adapter_digest
         if (state.model, state.adapter) != digests:
             message = "Another model began the answer: repeat the request without `resume`."
             raise ServiceError("model_not_found", message)
@@ -254,10 +254,6 @@ class PromptBuilder:
             )
             raise ServiceError("context_length_exceeded", message)
         return state
-
-    def _adapter_digest(self, request: ChatRequest) -> str:
-        adapter = self._model.adapter(request.model)
-        return self._model.served[adapter].digest if adapter else ""
 
     def _stops(self, request: ChatRequest, sampling: Sampling) -> StopRules:
         strings = sampling.stop or ()

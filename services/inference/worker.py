@@ -95,6 +95,7 @@ class Worker:
             model,
             self._workers,
             self._process.fail,
+            on_adapters_changed=lambda: self._bus.spawn(self._report()),
         )
         self._tokens = TokenService(self._bus, self._id, model, self._limits)
         await self._tokens.start()
@@ -129,8 +130,9 @@ class Worker:
             queued_tokens=chats.flights.queued_tokens if chats else 0,
             tokens_per_second=round(chats.tokens_per_second, 1) if chats else 0.0,
             progress=round(self._progress, 3),
-            model=self._model,
+            model=chats.model_info if chats else self._model,
             error=self._error,
+            adapter_faults=chats.adapter_faults if chats else (),
         )
         if self._bus.connected:  # a late report is useless
             await self._bus.publish(subjects.report(self._id), report)

@@ -2,10 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from services.contract.messages import Sampling
+from services.inference.engine.adapter_numbers import file_of
 from services.inference.engine.backend import (
+    AdapterError,
     BackendError,
     Chunk,
     ComputeFailure,
@@ -19,6 +22,7 @@ from services.inference.engine.sampling import constraints
 from services.inference.engine.sampling.grammar import Vocabulary
 
 END = 256
+BAD_ADAPTER = b"bad"  # the file of an adapter that can't be loaded starts so
 NAN = 0  # for this byte of an answer, the logits are invalid
 VOCABULARY = Vocabulary([*(bytes([byte]) for byte in range(256)), b""], frozenset([END]))
 
@@ -114,6 +118,8 @@ class FakeBackend:
         self.saved = 0  # states
         self.steps: list[list[Chunk]] = []
         self.samplers: list[Script] = []
+        self.loaded: list[int] = []  # files of adapters
+        self.freed: list[int] = []
         self.fails = False
         self.closed = False
         self._answers = answers
@@ -144,6 +150,7 @@ class FakeBackend:
         time.sleep(self._step_seconds)
         self.steps.append(list(chunks))
         assert len({chunk.adapter for chunk in chunks}) == 1, "adapters differ"
+        assert file_of(chunks[0].adapter) not in self.freed, "a freed adapter is used"
         assert len({len(chunk.tokens) for chunk in chunks}) == 1, "chunk lengths differ"
         slots = [chunk.slot for chunk in chunks]
         assert slots == sorted(slots), "chunks are not sorted by slot"
@@ -190,6 +197,15 @@ class FakeBackend:
 
     def _start_of_copy(self, length: int) -> int:
         return 0 if self.window is None else max(0, length - self.window)
+
+    def load_adapter(self, file: int, path: Path) -> None:
+        assert file not in self.loaded, "a number of an adapter is reused"
+        if path.read_bytes().startswith(BAD_ADAPTER):
+            raise AdapterError(f"{path} is bad.")
+        self.loaded.append(file)
+
+    def free_adapter(self, file: int) -> None:
+        self.freed.append(file)
 
     def close(self) -> None:
         self.closed = True

@@ -6,8 +6,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from typing import Any, cast
 from uuid import uuid4
 
-from msgspec.structs import replace
-
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import decode, encode
@@ -76,19 +74,21 @@ class Worker:
         chat_template = ChatTemplate(template, backend, bos="", eos="", adds_bos=False)
         inference = InferenceSettings(chat_max_tokens=1000, **cast(Any, settings))
         info = ModelInfo(model, f"digest of {model}", backend.context, 0)
-        served = (info, *(replace(info, name=f"{model}:{adapter}") for adapter in ADAPTERS))
-        info = replace(info, adapters=ADAPTERS)
         self.service = ChatService(
             bus,
             inference,
             limits,
             worker_id,
-            LoadedModel(info, backend, chat_template, served),
+            LoadedModel(info, backend, chat_template),
             self.workers,
             self.failure.set_result,
         )
+        for file, adapter in enumerate(ADAPTERS, start=1):
+            self.service.adapters.put(adapter, file, f"digest of {adapter}")
         slots, queue = inference.model_parallel, inference.model_queue
-        self.report = WorkerReport(worker_id, "ready", slots, 0, 0, queue, model=info)
+        self.report = WorkerReport(
+            worker_id, "ready", slots, 0, 0, queue, model=self.service.model_info
+        )
 
     @property
     def running(self) -> int:

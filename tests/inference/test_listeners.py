@@ -17,12 +17,15 @@ from services.contract.messages import (
     ChatRequest,
     Done,
     Failed,
+    ModelInfo,
     Replay,
     ReplayRequest,
     Sampling,
     SessionErased,
     Token,
 )
+from services.inference.adapters import Variant
+from services.inference.engine.adapter_numbers import BASE
 from services.inference.in_flight import InFlightRequest
 from services.inference.limits import InferenceLimits
 from services.runtime.bus import Bus
@@ -122,7 +125,8 @@ async def test_answer_without_listeners_is_cancelled_after_the_grace(slow: Worke
 def test_request_without_grace_has_the_minimum(min_grace: float, are_gone: bool) -> None:
     limits = InferenceLimits(min_grace_seconds=min_grace)
     bus = cast(Bus, None)
-    flight = InFlightRequest(bus, limits, "w", 1, "t", REQUEST, "_INBOX.r", Sampling())
+    variant = Variant(BASE, ModelInfo("fake", "digest", 1000, 0))
+    flight = InFlightRequest(bus, limits, "w", 1, "t", REQUEST, "_INBOX.r", Sampling(), variant)
     flight.listeners.on_missed(flight.listeners.next_number())
     assert flight.listeners.are_gone is are_gone
 

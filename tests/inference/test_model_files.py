@@ -245,8 +245,13 @@ def test_adapters_come_from_model_folder_and_shared_folder(
         "adapters/other/d.gguf",
     )
     found = find_adapters(find_model("", Path("model")))
-    assert sorted(file.name for file in found) == ["a.gguf", "b.GGUF", "c.gguf"]
-    assert "adapter_model.safetensors is a LoRA adapter: convert it" in caplog.text
+    assert {name: file.name for name, file in found.files.items()} == {
+        "a": "a.gguf",
+        "b": "b.GGUF",
+        "c": "c.gguf",
+    }
+    (fault,) = found.faults
+    assert "adapter_model.safetensors is a LoRA adapter: convert it" in fault
 
 
 def test_project_folder_serves_the_demo_model() -> None:

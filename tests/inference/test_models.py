@@ -16,15 +16,6 @@ from services.inference.engine.backend import Chunk, SampledToken
 from services.inference.engine.llama import ModelError
 from services.inference.settings import InferenceSettings
 from tests.inference.gguf_files import DEMO, changed_demo, split_demo, without_template
-from tests.inference.lora import write_lora
-
-
-def demo_with_adapters(folder: Path, *adapters: str) -> Path:
-    """Copy the demo model, and write adapters with these names."""
-    for seed, name in enumerate(adapters):
-        write_lora(folder / f"adapters/{name}.gguf", seed)
-    shutil.copy("model/demo.gguf", folder)
-    return folder / "demo.gguf"
 
 
 def load(path: Path, template: str = "") -> models.LoadedModel:
@@ -50,56 +41,11 @@ def first_tokens(model: models.LoadedModel) -> list[int]:
     return answer
 
 
-def test_demo_model_is_loaded_with_its_adapter() -> None:
+def test_demo_model_is_loaded_with_its_description() -> None:
     model = load(Path("model/demo.gguf"))
     assert (model.info.name, model.info.context) == ("demo", 2048)
-    assert model.info.adapters == ("pirate",)
     assert len(model.info.digest) == 64
     model.backend.close()
-
-
-def test_adapters_beside_the_model_are_served_by_name(tmp_path: Path) -> None:
-    path = demo_with_adapters(tmp_path, "shout", "a.b c")
-    (tmp_path / "adapters/notes.txt").touch()
-    model = load(path)
-    assert model.info.adapters == ("a.b c", "shout")
-    assert [info.name for info in model.served] == ["demo", "demo:a.b c", "demo:shout"]
-    assert len({info.digest for info in model.served}) == 3
-    for name, adapter in ((None, 0), ("demo", 0), ("demo:a.b c", 1), ("demo:shout", 2)):
-        assert model.adapter(name) == adapter
-    model.backend.close()
-
-
-def test_adapters_in_the_folder_of_a_model_are_its_own(tmp_path: Path) -> None:
-    path = demo_with_adapters(tmp_path, "shout", "demo/pirate", "other/knight")
-    model = load(path)
-    assert model.info.adapters == ("pirate", "shout")
-    model.backend.close()
-    model = load(path.rename(tmp_path / "mine.gguf"))
-    assert model.info.adapters == ("shout",)
-    model.backend.close()
-
-
-def test_two_adapters_with_one_name_are_an_error(tmp_path: Path) -> None:
-    path = demo_with_adapters(tmp_path, "shout", "demo/shout")
-    with pytest.raises(ModelError, match=r"shout\.gguf and .*shout\.gguf have the same name"):
-        load(path)
-
-
-def test_unknown_model_is_rejected_with_the_known_ones(tmp_path: Path) -> None:
-    model = load(demo_with_adapters(tmp_path, "shout"))
-    for name in ("other", "shout", "demo:", "demo:shout:shout", "other:shout", "DEMO"):
-        with pytest.raises(ServiceError, match="available: demo, demo:shout") as error:
-            model.adapter(name)
-        assert error.value.code == "model_not_found"
-    model.backend.close()
-
-
-def test_adapter_of_another_model_is_an_error(tmp_path: Path) -> None:
-    path = demo_with_adapters(tmp_path, "good")
-    write_lora(tmp_path / "adapters/narrow.gguf", width=64)
-    with pytest.raises(ModelError, match=r"adapters/narrow\.gguf is not an adapter of this model"):
-        load(path)
 
 
 def test_split_model_has_a_digest_of_all_parts(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def backend() -> GatedBackend:
 async def bus(nats_url: str, backend: GatedBackend) -> AsyncIterator[Bus]:
     async with Bus.connect(nats_url, "test") as bus:
         template = ChatTemplate(CHATML, backend, bos="<|im_start|>", eos="", adds_bos=True)
-        service = TokenService(bus, "w", LoadedModel(INFO, backend, template, (INFO,)), LIMITS)
+        service = TokenService(bus, "w", LoadedModel(INFO, backend, template), LIMITS)
         await service.start()
         yield bus
         await service.close()

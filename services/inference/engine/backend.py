@@ -1,6 +1,7 @@
 """The interface between the engine and a model. `llama.py` implements it; tests use a fake."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from services.contract.messages import Sampling, TokenLogprob
@@ -63,7 +64,7 @@ class Chunk(NamedTuple):
     position: int  # of the first token in the sequence
     tokens: Sequence[int]
     sampler: Sampler | None
-    adapter: int = 0  # 0: the base model
+    adapter: int = 0  # see adapter_numbers.py; 0: the base model
 
 
 class SpecialToken(NamedTuple):
@@ -82,10 +83,13 @@ class BackendError(Exception):
     """A step failed. The KV cache of the step's sequences is undefined."""
 
 
+class AdapterError(Exception):
+    """An adapter's file can't be used with the model. The message says why and what to do."""
+
+
 class Backend(Protocol):
     """
     One model with one KV cache, which is divided into numbered slots with one sequence each.
-    Adapters are numbered from 1.
     """
 
     context: int  # tokens per sequence
@@ -151,6 +155,15 @@ class Backend(Protocol):
         Keep the first `length` tokens of the slot, by a checkpoint that was saved at this length of
         the same sequence. Return False if that failed: then the slot is undefined.
         """
+
+    def load_adapter(self, file: int, path: Path) -> None:
+        """
+        Load an adapter's file, which chunks then use by numbers of `file` (adapter_numbers.py). Not
+        during a step. Raises AdapterError.
+        """
+
+    def free_adapter(self, file: int) -> None:
+        """Free an adapter's file, which no sequence uses any more. Not during a step."""
 
     def close(self) -> None:
         """Free the model. No other method may be called afterwards."""

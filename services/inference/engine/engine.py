@@ -5,10 +5,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from pathlib import Path
 from typing import NamedTuple
 
 from services.contract.messages import FinishReason, Timings, Usage
 from services.inference.engine.backend import (
+    AdapterError,
     Backend,
     BackendError,
     ComputeFailure,
@@ -46,10 +49,20 @@ class ForgetSession(NamedTuple):
     session: str
 
 
+class LoadAdapter(NamedTuple):
+    file: int
+    path: Path
+    loaded: "Future[None]"
+
+
+class FreeAdapter(NamedTuple):
+    file: int
+
+
 Output = PrefillStarted | AnswerChunk | Finished | ConstraintFailure | ComputeFailure
 Emit = Callable[[list[tuple[str, Output]]], object]
-# generate, idle prefill, forget, cancel by key, close
-_Command = Sequence | IdlePrompt | ForgetSession | str | None
+# generate, idle prefill, forget, adapters, cancel by key, close
+_Command = Sequence | IdlePrompt | ForgetSession | LoadAdapter | FreeAdapter | str | None
 
 
 class Engine:
@@ -107,6 +120,19 @@ class Engine:
         """Drop what is cached of a conversation, except what its running sequences use."""
         self._commands.put(ForgetSession(session))
 
+    def load_adapter(self, file: int, path: Path) -> "Future[None]":
+        """
+        Load an adapter's file between two steps (Backend.load_adapter). The future raises
+        AdapterError.
+        """
+        loaded: Future[None] = Future()
+        self._commands.put(LoadAdapter(file, path, loaded))
+        return loaded
+
+    def free_adapter(self, file: int) -> None:
+        """Free an adapter's file and its cached tokens. No sequence may use it any more."""
+        self._commands.put(FreeAdapter(file))
+
     def close(self) -> None:
         """Stop the thread after the current step. Running sequences get no more outputs."""
         self._commands.put(None)
@@ -162,6 +188,12 @@ class Engine:
             case ForgetSession(session):
                 self._idle_prefill.forget_session(session)
                 self._slots.forget_session(session)
+            case LoadAdapter():
+                self._load_adapter(command)
+            case FreeAdapter(file):
+                self._idle_prefill.forget_adapter(file)
+                self._slots.forget_adapter(file)
+                self._backend.free_adapter(file)
             case Sequence():
                 self._idle_prefill.cancel(command.owner)
                 self._scheduler.add(command)
@@ -171,6 +203,16 @@ class Engine:
             case str():
                 if sequence := self._scheduler.find(command):
                     self._finish(sequence, "cancelled")
+
+    def _load_adapter(self, command: LoadAdapter) -> None:
+        if not command.loaded.set_running_or_notify_cancel():
+            return
+        try:
+            self._backend.load_adapter(command.file, command.path)
+        except AdapterError as error:
+            command.loaded.set_exception(error)
+        else:
+            command.loaded.set_result(None)
 
     def _compute(self) -> None:
         step = None

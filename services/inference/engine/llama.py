@@ -19,8 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from services.contract.messages import Sampling
+from services.inference.engine import gguf_header
+from services.inference.engine.adapter_numbers import BASE, file_of, scale_of
 from services.inference.engine.backend import (
     MAX_BATCH_TOKENS,
+    AdapterError,
     BackendError,
     Chunk,
     KvType,
@@ -28,6 +31,7 @@ from services.inference.engine.backend import (
     SequenceState,
     SpecialToken,
 )
+from services.inference.engine.gguf_header import NotGguf
 from services.inference.engine.prompt.tokenizer import MAX_PART_CHARS
 from services.inference.engine.sampling import constraints
 from services.inference.engine.sampling.candidates import Candidates
@@ -54,6 +58,12 @@ KV_TYPES: dict[KvType, int] = {
     "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20,
 }  # fmt: skip
 UNQUANTIZED = ("f32", "f16", "bf16")
+ADAPTER_METADATA = {
+    "general.type": str,
+    "general.architecture": str,
+    "adapter.type": str,
+    "adapter.lora.alpha": float,
+}
 NO_KV_CELLS = 1  # result of llama_decode: the KV cache is full
 
 
@@ -63,8 +73,8 @@ class ModelError(Exception):
 
 class Llama:
     """
-    One GGUF model, in one file or split into `parts`, with its LoRA `adapters` and a KV cache of
-    `parallel` slots with `context` tokens each.
+    One GGUF model, in one file or split into `parts`, with a KV cache of `parallel` slots with
+    `context` tokens each.
 
     `on_progress` gets the share of the file that is loaded, 0 to 1, and returns whether to go on.
     Raises ModelError.
@@ -79,7 +89,6 @@ class Llama:
         threads: int,
         gpu_layers: int,
         on_progress: Callable[[float], bool],
-        adapters: Sequence[Path] = (),
         tensor_split: Sequence[float] = (),
         main_gpu: int | None = None,
         kv_type: KvType = "f16",
@@ -106,7 +115,6 @@ class Llama:
             log.warning("context reduced tokens=%d wanted=%d (MODEL_CONTEXT)", trained, context)
         self.context = min(context, trained)
         try:
-            self._adapters = [_load_adapter(self._model, path) for path in adapters]
             self._context = self._open_context(parallel, threads, kv_type)
         except ModelError:
             llama_cpp.llama_model_free(self._model)
@@ -122,7 +130,8 @@ class Llama:
         # The cells of a sliding window are used in turn, so that a copy has them in another order,
         # in which attention adds them up.
         self.is_reuse_exact = self._window == 0
-        self._adapter = 0  # active in the context
+        self._adapters: dict[int, Any] = {}  # pointers, by the number of the file
+        self._adapter = BASE  # active in the context
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = _Batch(MAX_BATCH_TOKENS)
         self._vocabulary = self._read_vocabulary()
@@ -223,11 +232,20 @@ class Llama:
         """Switch the adapter. llama.cpp reserves its memory anew in the next step: milliseconds."""
         if adapter == self._adapter:
             return
-        used = [self._adapters[adapter - 1]] if adapter else []
+        used = [] if adapter == BASE else [self._adapters[file_of(adapter)]]
         pointers = (llama_cpp.llama_adapter_lora_p_ctypes * len(used))(*used)
-        scales = (ctypes.c_float * len(used))(*(1.0 for _ in used))
+        scales = (ctypes.c_float * len(used))(*(scale_of(adapter) for _ in used))
         llama_cpp.llama_set_adapters_lora(self._context, pointers, len(used), scales)
         self._adapter = adapter
+
+    def load_adapter(self, file: int, path: Path) -> None:
+        self._adapters[file] = _load_adapter(self._model, path)
+
+    def free_adapter(self, file: int) -> None:
+        if file_of(self._adapter) == file:
+            # llama.cpp compares pointers, and the next adapter may get this one's address
+            self._activate(BASE)
+        llama_cpp.llama_adapter_lora_free(self._adapters.pop(file))
 
     def _decode(self, chunks: Sequence[Chunk]) -> list[SampleResult | None]:
         self._compute(chunks)
@@ -465,17 +483,36 @@ def open_model(
     return llama_cpp.llama_model_p(model)
 
 
+def _check_adapter_header(path: Path) -> None:
+    """
+    Check the types that llama.cpp asserts: it ends the process if one is wrong
+    (`llama_adapter_lora_init_impl` in src/llama-adapter.cpp). Raises AdapterError.
+    """
+    try:
+        header = gguf_header.read(path).values
+    except (NotGguf, OSError):
+        return  # llama.cpp says why
+    for key, kind in ADAPTER_METADATA.items():
+        if not isinstance(header.get(key, kind()), kind):
+            raise AdapterError(
+                f"{path} is not an adapter of this model ({key} has another type). Convert it"
+                " again, or remove it from adapters/."
+            )
+
+
 def _load_adapter(model: llama_cpp.llama_model_p, path: Path) -> Any:
     """Return the adapter's pointer, which llama_cpp annotates with a wrong type."""
+    _check_adapter_header(path)
     _LOG.errors.clear()
-    adapter = llama_cpp.llama_adapter_lora_init(model, str(path).encode())
+    adapter = llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
     if not adapter:
-        raise ModelError(
+        raise AdapterError(
             f"{path} is not an adapter of this model ({_LOG.reason}). Convert it with llama.cpp's"
             " convert_lora_to_gguf.py and this base model, or remove it from adapters/."
         )
     if llama_cpp.llama_adapter_get_alora_n_invocation_tokens(adapter):
-        raise ModelError(
+        llama_cpp.llama_adapter_lora_free(adapter)
+        raise AdapterError(
             f"{path} is an activated LoRA (aLoRA), which applies to a part of a prompt only. This"
             " is not supported: train a plain LoRA, or remove it from adapters/."
         )

@@ -18,16 +18,18 @@ def open_demo(
     kv_type: KvType = "f16",
 ) -> Llama:
     """Compute with one thread: several spin while they wait for each other on busy CPUs."""
-    return kind(
+    llama = kind(
         path,
         context=context,
         parallel=parallel,
         threads=1,
         gpu_layers=0,
         on_progress=lambda _: True,
-        adapters=adapters,
         kv_type=kv_type,
     )
+    for file, adapter in enumerate(adapters, start=1):
+        llama.load_adapter(file, adapter)
+    return llama
 
 
 def clear_slots(llama: Llama, parallel: int) -> None:

@@ -6,6 +6,7 @@ send next.
 import logging
 from typing import NamedTuple
 
+from services.inference.engine.adapter_numbers import file_of
 from services.inference.engine.backend import Backend, BackendError, Chunk
 from services.inference.engine.kv_cache import prefix
 from services.inference.engine.kv_cache.slots import Lease, Slots, cache_owner
@@ -55,6 +56,12 @@ class IdlePrefill:
         """Drop the conversation's prompts, with any adapter."""
         for prompt in list(self._waiting.values()):
             if prompt.session == session:
+                self.cancel(prompt.owner)
+
+    def forget_adapter(self, file: int) -> None:
+        """Drop the prompts that use an adapter's file."""
+        for prompt in list(self._waiting.values()):
+            if file_of(prompt.adapter) == file:
                 self.cancel(prompt.owner)
 
     def step(self, max_tokens: int) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from services.inference.engine.adapter_numbers import file_of
 from services.inference.engine.backend import Backend, BackendError
 from services.inference.engine.kv_cache import prefix
 from services.inference.engine.kv_cache.checkpoints import MIN_DISTANCE, Checkpoint, Checkpoints
@@ -201,6 +202,15 @@ class Slots:
                 self.invalidate(slot)
         for saved in list(self.host_cache):
             if is_owned_by(saved.owner, session):
+                self.host_cache.remove(saved.key)
+
+    def forget_adapter(self, file: int) -> None:
+        """Drop what free slots and the host cache hold of an adapter's file, at any scale."""
+        for slot in self._free:
+            if file_of(prefix.adapter_of(self._slots[slot].key)) == file:
+                self.invalidate(slot)
+        for saved in list(self.host_cache):
+            if file_of(prefix.adapter_of(saved.key)) == file:
                 self.host_cache.remove(saved.key)
 
     def offload_next(self) -> bool:

@@ -11,6 +11,8 @@ import socket
 import sys
 import sysconfig
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
@@ -20,17 +22,19 @@ from services.edge.server import bind
 from services.edge.settings import EdgeSettings
 from services.history.archive import Archive
 from services.history.settings import HistorySettings
+from services.inference.model_path import model_name
 from services.inference.settings import InferenceSettings
 from services.runtime import logs
 from services.runtime.process import INVALID_SETTING, configure_logs
 from services.runtime.settings import NO_DOTENV, InvalidSetting, ServiceSettings, load, parse
+from services.runtime.supervised import BackOff
 
 DATA = Path(".data")
 NATS_CONFIG = Path("deploy/nats.conf")
 NATS_PID = DATA / "nats.pid"
 CHILD = Path("deploy/child.py")
 SERVICES = ("history", "inference", "edge")  # in the order of starting; stopped in reverse
-RESTART_DELAY = 1.0  # seconds
+RESTART_DELAYS = BackOff(min_seconds=1.0)
 STOP_DEADLINE = 35.0  # seconds; a service drains for at most 30
 EARLY_SECONDS = 3.0  # a process that exits sooner has not started
 MAX_EARLY_EXITS = 5
@@ -48,7 +52,8 @@ class Child:
     A process that is restarted when it exits, and killed when this process dies.
 
     It has its own session, so that Ctrl-C reaches only this process, which stops the children in
-    order. It inherits the file descriptors `pass_fds`.
+    order. It inherits the file descriptors `pass_fds`. Unless it `gives_up`, it is restarted even
+    if it keeps failing at start, with longer and longer delays.
     """
 
     def __init__(
@@ -58,39 +63,41 @@ class Child:
         environ: dict[str, str],
         log_file: Path | None = None,
         pass_fds: tuple[int, ...] = (),
+        gives_up: bool = True,
     ) -> None:
         self.name = name
+        self._gives_up = gives_up
         self._hint = f"its log is {log_file}" if log_file else "see its log above"
         self._output = log_file.open("ab") if log_file else None
         self._command = [sys.executable, str(CHILD), str(os.getpid()), *command]
         self._environ = environ
         self._pass_fds = pass_fds
         self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._exited = asyncio.Event()
         self._exited.set()
 
     async def run(self) -> int:
         """Run until stopped. Return 0 then, or another code if a restart would not help."""
         early_exits = 0
-        while not self._stopping:
+        while not self._stopping.is_set():
             started = time.monotonic()
             code = await self._run_once()
             if code == INVALID_SETTING:
                 return code
-            if self._stopping:
+            if self._stopping.is_set():
                 break
             early_exits = early_exits + 1 if time.monotonic() - started < EARLY_SECONDS else 0
-            if early_exits == MAX_EARLY_EXITS:
+            if self._gives_up and early_exits == MAX_EARLY_EXITS:
                 log.critical("%s keeps failing at start, giving up (%s)", self.name, self._hint)
                 return 1
             log.error("%s %s, restarting it (%s)", self.name, _describe(code), self._hint)
-            await asyncio.sleep(RESTART_DELAY)
+            await self._pause(1 if self._gives_up else max(1, early_exits))
         return 0
 
     async def stop(self) -> None:
         """Let it drain; kill it after the deadline."""
-        self._stopping = True
+        self._stopping.set()
         self._signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(STOP_DEADLINE):
@@ -100,8 +107,13 @@ class Child:
             self.kill()
 
     def kill(self) -> None:
-        self._stopping = True
+        self._stopping.set()
         self._signal(signal.SIGKILL)
+
+    async def _pause(self, failures: int) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RESTART_DELAYS.seconds(failures)):
+                await self._stopping.wait()
 
     async def _run_once(self) -> int:
         self._exited.clear()
@@ -114,7 +126,7 @@ class Child:
                 start_new_session=True,
                 pass_fds=self._pass_fds,
             )
-            if self._stopping:  # while it was being started
+            if self._stopping.is_set():  # while it was being started
                 self._signal(signal.SIGTERM)
             return await self._process.wait()
         finally:
@@ -145,8 +157,41 @@ async def up(edge: EdgeSettings, environ: dict[str, str]) -> int:
             pass  # check early: the edge is the last to start
         children = [] if lock is None else [_nats_server(edge.nats_port, lock)]
         for name in SERVICES:
-            children.append(Child(name, [sys.executable, "-m", f"services.{name}"], environ))
+            children += _processes(name, environ)
         return await _run(children, edge)
+
+
+def _processes(service: str, environ: dict[str, str]) -> list[Child]:
+    """
+    Return the process of a service, or of inference one for each model of MODEL_PATH. Raises
+    InvalidSetting.
+    """
+    command = [sys.executable, "-m", f"services.{service}"]
+    settings = parse(InferenceSettings, environ)
+    if service != "inference" or len(settings.model_paths) < 2:
+        return [Child(service, command, environ)]
+    default = {"MODEL_DEFAULT": settings.model_default or _default_model(settings.model_paths)}
+    return [
+        Child(
+            f"inference of {path}",
+            command,
+            environ | default | {"MODEL_PATH": path},
+            gives_up=False,
+        )
+        for path in settings.model_paths
+    ]
+
+
+def _default_model(paths: Sequence[str]) -> str:
+    """
+    Return the name of the first model; "" if it is a folder, in which the worker finds it. Raises
+    InvalidSetting if two models have one name.
+    """
+    files = {path for path in paths if not Path(path).expanduser().is_dir()}
+    for name, count in Counter(model_name(Path(file)) for file in files).items():
+        if count > 1:
+            raise InvalidSetting(f"MODEL_PATH names two models {name!r}: rename one of the files.")
+    return model_name(Path(paths[0])) if paths[0] in files else ""
 
 
 async def _run(children: list[Child], edge: EdgeSettings) -> int:

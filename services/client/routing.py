@@ -66,15 +66,26 @@ def workers_of_model(
     model: str | None, reports: Iterable[WorkerReport], digest: str | None = None
 ) -> Sequence[WorkerReport]:
     """
-    Return the ready workers of one model: the named one or, with None, the most common one. While a
-    model is being replaced, its name stands for several files: the most common file wins.
+    Return the ready workers of one model: the named one or, with None, the default. While a model
+    is being replaced, its name stands for several files: the most common file wins.
     """
+    reports = list(reports)
+    name = default_model(reports) if model is None else model
     able = [
-        r for r in reports if r.state == "ready" and (model is None or is_name_of(model, r.model))
+        r for r in reports if r.state == "ready" and (name is None or is_name_of(name, r.model))
     ]
     digests = Counter(_digest(report) for report in able)
     chosen = digest or max(digests, key=lambda each: (digests[each], each), default="")
     return [report for report in able if _digest(report) == chosen]
+
+
+def default_model(reports: Iterable[WorkerReport]) -> str | None:
+    """
+    Return the model of requests that name none: the one that most workers have as MODEL_DEFAULT.
+    None if no worker has such a setting: then it is the model of most workers.
+    """
+    names = Counter(report.default_model for report in reports if report.default_model)
+    return max(names, key=lambda each: (names[each], each), default=None)
 
 
 def in_flight(report: WorkerReport) -> int:
@@ -147,27 +158,30 @@ class WorkerDirectory:
 
     @property
     def model(self) -> ModelInfo | None:
-        """The model of a ready worker."""
-        return next((r.model for r in self.reports() if r.state == "ready"), None)
+        """The model of a ready worker, if possible of the default model."""
+        ready = (r.model for r in self.reports() if r.state == "ready")
+        return self.find_model(None) or next(ready, None)
 
     @property
     def ready(self) -> bool:
         return any(report.state == "ready" for report in self.reports())
 
-    def unavailable_error(self) -> ServiceError:
-        """Return the reason why no worker takes requests, as far as the reports show."""
+    def unavailable_error(self, model: str | None = None) -> ServiceError:
+        """
+        Return the reason why no worker serves `model` (None: the default), as far as the reports
+        show: model_not_found if workers serve other models only.
+        """
         reports = self.reports()
-        if loading := [r.progress for r in reports if r.state == "loading"]:
-            share = max(loading)
-            how = "loaded and warming up" if share >= 1 else f"loading ({share:.0%} so far)"
-            return ServiceError("model_loading", f"The model is {how}.")
-        if failed := [r.error for r in reports if r.state == "failed"]:
-            return ServiceError("model_unavailable", failed[0] or "The model can't be used.")
-        return ServiceError(
-            "no_worker",
-            "No inference worker answers: it may still be starting, or have failed. See the output"
-            " of `just up` or its log; GET /status lists the workers.",
-        )
+        name = default_model(reports) if model is None else model
+        if name is None:
+            return _unavailable(reports)
+        of_model = [r for r in reports if name == r.name or name.startswith(f"{r.name}:")]
+        if model and self.ready and (not of_model or any(r.state == "ready" for r in of_model)):
+            return ServiceError(
+                "model_not_found",
+                f"There is no model {model!r}; available: {', '.join(self.model_names())}.",
+            )
+        return _unavailable(of_model or reports)
 
     def to_error(self, failed: Failed) -> ServiceError:
         """Convert a Failed event; replace `no_worker` by the reason in the reports."""
@@ -178,6 +192,23 @@ class WorkerDirectory:
     def _remove_silent(self) -> None:
         oldest = self._clock() - MAX_REPORT_AGE_SECONDS
         self._reports = {k: v for k, v in self._reports.items() if v[0] > oldest}
+
+
+def _unavailable(reports: Sequence[WorkerReport]) -> ServiceError:
+    """Return the reason why none of the workers takes requests."""
+    names = {r.name for r in reports if r.name}
+    the_model = f"The model {names.pop()!r}" if len(names) == 1 else "The model"
+    if loading := [r.progress for r in reports if r.state == "loading"]:
+        share = max(loading)
+        how = "loaded and warming up" if share >= 1 else f"loading ({share:.0%} so far)"
+        return ServiceError("model_loading", f"{the_model} is {how}.")
+    if failed := [r.error for r in reports if r.state == "failed"]:
+        return ServiceError("model_unavailable", failed[0] or f"{the_model} can't be used.")
+    return ServiceError(
+        "no_worker",
+        "No inference worker answers: it may still be starting, or have failed. See the output"
+        " of `just up` or its log; GET /status lists the workers.",
+    )
 
 
 # --- offering a request ---------------------------------------------------------------------------

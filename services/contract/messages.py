@@ -432,8 +432,9 @@ class ModelInfo(Struct, frozen=True):
     digest: str
     context: int  # tokens per conversation
     bytes: int
-    adapters: tuple[str, ...] = ()  # only in reports, as is the next
+    adapters: tuple[str, ...] = ()  # only in reports, as are the next
     changed: int = 0  # Unix time of the file's last change
+    trained_context: int = 0  # tokens
 
 
 class WorkerReport(Struct, frozen=True):
@@ -441,6 +442,7 @@ class WorkerReport(Struct, frozen=True):
     State of a worker. `name` is the model's, which is known before it is loaded. `error` is the
     reason why it has no model, or why a ready model can't chat; `adapter_faults` are those of files
     beside its adapters that are not used. `progress` is the loaded share of the model file.
+    `default_model` is the name of the model that serves requests which name none (MODEL_DEFAULT).
     """
 
     worker_id: str
@@ -455,4 +457,5 @@ class WorkerReport(Struct, frozen=True):
     model: ModelInfo | None = None
     error: str | None = None
     name: str = ""
+    default_model: str = ""
     adapter_faults: tuple[str, ...] = ()

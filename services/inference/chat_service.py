@@ -130,7 +130,8 @@ class ChatService:
             public_prefixes=model.template.public_prefixes(settings.chat_system_prompt.strip()),
             limits=limits.scheduler,
         )
-        self.adapters = Adapters(replace(model.info, changed=0), self._engine.free_adapter)
+        stored_info = replace(model.info, changed=0, trained_context=0)
+        self.adapters = Adapters(stored_info, self._engine.free_adapter)
         self._folder = AdapterFolder(
             model.path,
             self.adapters,

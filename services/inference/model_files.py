@@ -14,6 +14,7 @@ from typing import NamedTuple
 from services.inference.engine import gguf_header
 from services.inference.engine.gguf_header import Header, NotGguf, Value
 from services.inference.engine.llama import ModelError
+from services.inference.model_path import PART, model_name, split_model_path
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,6 @@ ADAPTERS = "adapters"
 """Folder beside a model's file. A subfolder has the adapters of the model with its name."""
 DEMO = "demo.gguf"
 
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)\Z", re.IGNORECASE)
 _OTHER_FORMATS = (".safetensors", ".ckpt", ".pth", ".ggml")
 _RERANKER = 4  # llama.cpp's LLAMA_POOLING_TYPE_RANK; 1 to 3 are embeddings of a whole text
 _DIFFUSION_LANGUAGE_MODELS = ("dream", "llada", "llada-moe", "rnd1")
@@ -70,10 +70,15 @@ def find_model(model_path: str, folder: Path) -> Path:
     """
     if not model_path:
         return _only_model(folder)
+    if len(paths := split_model_path(model_path)) > 1:
+        raise ModelError(
+            f"MODEL_PATH names {len(paths)} models, and a worker serves one. `just up` starts a"
+            " worker for each; with Compose, add a service for each (docs/models.md)."
+        )
     path = Path(model_path).expanduser()
     if path.is_dir():
         return _only_model(path)
-    if not path.exists() and not _PART.match(path.name):
+    if not path.exists() and not PART.match(path.name):
         raise ModelError(
             f"Model file not found: MODEL_PATH={model_path}. Set it to a GGUF file or its folder."
         )
@@ -88,7 +93,7 @@ def parts_of(path: Path) -> tuple[Path, ...]:
     Return all parts of the model that `path` belongs to, in order. Raises ModelError if one is
     missing.
     """
-    match = _PART.match(path.name)
+    match = PART.match(path.name)
     if not match:
         return (path,)
     base, _, count, suffix = match.groups()
@@ -108,12 +113,6 @@ def file_state(path: Path) -> FileState:
     """Return a value that changes when the file is written or replaced. Raises OSError."""
     stat = path.stat()
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def model_name(path: Path) -> str:
-    """Return the model's name in requests: its file name, without the number of a part."""
-    match = _PART.match(path.name)
-    return match[1] if match else path.stem
 
 
 def find_adapters(path: Path) -> AdapterFiles:
@@ -208,7 +207,8 @@ def _only_model(folder: Path) -> Path:
     if len(models) > 1:
         names = ", ".join(str(file.relative_to(folder)) for file in models)
         raise ModelError(
-            f"{folder}/ contains several models ({names}): choose one with MODEL_PATH."
+            f"{folder}/ contains several models ({names}): choose one with MODEL_PATH, or several,"
+            " separated by commas."
         )
     others = [*why_not.values(), *_why_not_ggufs(files)]
     if models:
@@ -286,7 +286,7 @@ def _why_not_served(file: Path) -> str | None:
         return f"{file} is {_NOT_SERVED[architecture]}."
     if why_not := _why_no_text(file, architecture, values):
         return why_not
-    if not header.tensor_count and not _PART.match(file.name):
+    if not header.tensor_count and not PART.match(file.name):
         return f"{file} has a vocabulary but no weights: it is not a model."
     return None
 

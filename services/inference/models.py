@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from services.contract.messages import ModelInfo, Sampling
 from services.inference import model_sampling
 from services.inference.engine import context_size, memory, trial
@@ -19,10 +21,10 @@ from services.inference.model_files import (
     check_files,
     file_state,
     find_model,
-    model_name,
     parts_of,
     why_broken,
 )
+from services.inference.model_path import model_name
 from services.inference.settings import InferenceSettings
 
 log = logging.getLogger(__name__)
@@ -46,12 +48,17 @@ class LoadedModel(NamedTuple):
         return self.template.reason if isinstance(self.template, NoTemplate) else None
 
 
-def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> LoadedModel:
+def load(
+    settings: InferenceSettings,
+    on_progress: Callable[[float], bool],
+    on_found: Callable[[str], object] = lambda _: None,
+) -> LoadedModel:
     """
-    Load the model; takes seconds to minutes. `on_progress` gets the loaded share from 0 to 1, and
-    aborts loading by returning False. Raises ModelError.
+    Load the model; takes seconds to minutes. `on_found` gets its name before. `on_progress` gets
+    the loaded share from 0 to 1, and aborts loading by returning False. Raises ModelError.
     """
     path = find_model(settings.model_path, MODELS)
+    on_found(model_name(path))
     parts = parts_of(path)
     check_files(parts)
     before = [file_state(part) for part in parts]
@@ -66,7 +73,7 @@ def load(settings: InferenceSettings, on_progress: Callable[[float], bool]) -> L
     )
     try:
         template = _template(path, settings.model_chat_template, llama)
-        info = _info(path, parts, llama.context)
+        info = replace(_info(path, parts, llama.context), trained_context=llama.trained_context)
         if [file_state(part) for part in parts] != before:
             raise ModelError(f"{path} changed while it was loaded: restart when it is copied.")
     except ModelError:

@@ -68,15 +68,12 @@ class Router:
 
     def _candidates(self, tenant: str, request: ChatRequest) -> list[str]:
         """
-        Return the workers to try, best first; this one if no worker has reported. Raises
-        ServiceError(model_not_found).
+        Return the workers to try, best first; this one if no ready worker has reported. Raises
+        ServiceError if the others serve other models only, or the model is not ready.
         """
         candidates = self.workers.rank(prompts.routing_key(tenant, request), request.model)
-        if not candidates and request.model and (names := self.workers.model_names()):
-            raise ServiceError(
-                "model_not_found",
-                f"There is no model {request.model!r}; available: {', '.join(names)}.",
-            )
+        if not candidates and self.workers.ready:
+            raise self.workers.unavailable_error(request.model)
         return candidates or [self.worker_id]
 
     async def _forward(

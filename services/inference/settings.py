@@ -19,6 +19,7 @@ from services.contract.messages import (
     TopP,
 )
 from services.inference.engine.backend import KvType
+from services.inference.model_path import split_model_path
 from services.runtime.settings import ServiceSettings
 
 STOPS = (
@@ -44,7 +45,15 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
         str,
         Meta(
             description="GGUF file, or a folder that contains one model. Empty: the only model in"
-            " `model/` and its subfolders, else `model/demo.gguf`."
+            " `model/` and its subfolders, else `model/demo.gguf`. Several, separated by commas:"
+            " `just up` starts a worker for each."
+        ),
+    ] = ""
+    model_default: Annotated[
+        str,
+        Meta(
+            description="Name of the model for requests that name none, where workers serve several"
+            " models. Empty: the first of `MODEL_PATH`, or else the model of most workers."
         ),
     ] = ""
     model_chat_template: Annotated[
@@ -183,6 +192,11 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
             " match anywhere."
         ),
     ] = STOPS
+
+    @property
+    def model_paths(self) -> tuple[str, ...]:
+        """The models of MODEL_PATH. A worker serves one of them (deploy/up.py)."""
+        return split_model_path(self.model_path)
 
     @property
     def threads(self) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from services.inference import models
 from services.inference.chat_service import ChatService
 from services.inference.engine.llama import ModelError
 from services.inference.limits import InferenceLimits
+from services.inference.model_path import model_name
 from services.inference.settings import InferenceSettings
 from services.inference.tokens import TokenService
 from services.runtime.bus import Bus
@@ -36,6 +38,7 @@ class Worker:
         self._progress = 0.0
         self._last_logged = time.monotonic()
         self._error: str | None = None
+        self._name = model_name(Path(settings.model_path)) if settings.model_path else ""
         self._model: ModelInfo | None = None
         self._chats: ChatService | None = None
         self._tokens: TokenService | None = None
@@ -61,7 +64,9 @@ class Worker:
 
     async def _load(self) -> None:
         try:
-            model = await asyncio.to_thread(models.load, self._settings, self._on_progress)
+            model = await asyncio.to_thread(
+                models.load, self._settings, self._on_progress, self._on_found
+            )
         except ModelError as error:
             self._fail_to_load(str(error))
             return
@@ -101,6 +106,10 @@ class Worker:
         await self._tokens.start()
         await self._chats.start()
 
+    def _on_found(self, name: str) -> None:
+        """Runs in the loading thread."""
+        self._name = name
+
     def _on_progress(self, share: float) -> bool:
         """Runs in the loading thread. Return False, which aborts loading, once draining."""
         if time.monotonic() - self._last_logged >= self._limits.load_log_interval_seconds:
@@ -132,6 +141,8 @@ class Worker:
             progress=round(self._progress, 3),
             model=chats.model_info if chats else self._model,
             error=self._error,
+            name=self._name,
+            default_model=self._settings.model_default,
             adapter_faults=chats.adapter_faults if chats else (),
         )
         if self._bus.connected:  # a late report is useless

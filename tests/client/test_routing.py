@@ -169,6 +169,51 @@ def test_unavailable_error_gives_the_reported_reason() -> None:
     assert workers.unavailable_error().message == "The model is loaded and warming up."
 
 
+def test_unavailable_error_is_that_of_the_named_model() -> None:
+    workers = WorkerDirectory()
+    receive(workers, replace(READY, name="demo"), replace(LOADING, name="big"))
+    receive(workers, replace(FAILED, name="broken", model=None))
+    for model, code in (
+        ("big", "model_loading"),
+        ("big:shout", "model_loading"),
+        ("broken", "model_unavailable"),
+        ("demo:gone", "model_not_found"),
+        ("other", "model_not_found"),
+    ):
+        assert workers.unavailable_error(model).code == code, model
+    assert workers.unavailable_error("big").message == ("The model 'big' is loading (42% so far).")
+    assert workers.unavailable_error("other").message.endswith("available: demo.")
+
+
+def test_requests_without_a_model_wait_for_the_default() -> None:
+    workers = WorkerDirectory()
+    loading = replace(LOADING, name="big", default_model="big")
+    receive(workers, loading, replace(READY, name="demo", default_model="big"))
+    assert workers.rank("key", None) == []
+    assert workers.unavailable_error().message.startswith("The model 'big' is loading")
+    big = replace(MODEL, name="big", digest="b1")
+    receive(workers, replace(loading, state="ready", model=big))
+    assert workers.rank("key", None) == ["w2"] and workers.rank("key", "demo") == ["w1"]
+    assert workers.model == workers.find_model(None) == big
+
+
+def test_lost_default_is_not_replaced_by_another_model() -> None:
+    workers = WorkerDirectory()
+    receive(workers, replace(READY, name="demo", default_model="big"))
+    assert workers.rank("key", None) == [] and workers.find_model(None) is None
+    assert workers.model == MODEL
+    assert workers.unavailable_error().code == "no_worker"
+
+
+def test_scaled_adapter_is_served_where_the_adapter_is() -> None:
+    workers = WorkerDirectory()
+    receive(workers, replace(READY, model=DEMO))
+    for name in ("demo:shout", "demo:shout@0.5", "demo:shout@nonsense"):  # the worker explains it
+        assert workers.rank("key", name) == ["w1"]
+    for name in ("demo@0.5", "demo:other@0.5", "shout@0.5"):
+        assert workers.rank("key", name) == []
+
+
 def test_to_error_replaces_only_no_worker() -> None:
     workers = WorkerDirectory()
     receive(workers, LOADING)

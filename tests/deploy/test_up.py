@@ -18,6 +18,7 @@ import pytest
 from tests.e2e.stack import plain_environment
 from tests.servers import ROOT, free_port, wait_for
 
+LOADED = {"one": "loaded", "two": "loaded", "broken": "unloaded"}
 UP = (sys.executable, "-m", "deploy.up")
 
 
@@ -62,11 +63,17 @@ class Up:
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(60)
 
-    def chat(self, prompt: str) -> str:
+    def models(self) -> dict[str, str]:
+        """Return the states of the models."""
+        models = httpx.get(f"http://127.0.0.1:{self.port}/v1/models", timeout=20).json()["data"]
+        return {model["id"]: model["status"]["value"] for model in models}
+
+    def chat(self, prompt: str, **more: str) -> str:
         """Return the answer, or "" if it is missing or incomplete."""
         url = f"http://127.0.0.1:{self.port}/chat"
+        body = {"prompt": prompt, "temperature": 0} | more
         with suppress(httpx.TransportError):
-            answer = httpx.post(url, json={"prompt": prompt, "temperature": 0}, timeout=20)
+            answer = httpx.post(url, json=body, timeout=20)
             lines = [line for line in answer.text.splitlines() if line.startswith("data: ")]
             *tokens, end = [json.loads(line.removeprefix("data: ")) for line in lines] or [{}]
             if end.get("done"):
@@ -130,6 +137,49 @@ def test_ctrl_c_ends_all_processes(up: Up) -> None:
     assert log.count(" stopped exit_code=0") == 3 and "Traceback" not in log
     for pid in children.values():
         assert not Path(f"/proc/{pid}").exists()
+
+
+def test_each_model_has_a_worker_and_one_crash_spares_others(
+    start: Callable[..., Up], tmp_path: Path
+) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name in ("one", "two"):
+        (folder / f"{name}.gguf").symlink_to(ROOT / "model/demo.gguf")
+    (folder / "broken.gguf").write_text("no GGUF")
+    up = start(MODEL_PATH="models/one.gguf, models/broken.gguf,models/two.gguf")
+    up.wait_until_ready()
+    wait_for(lambda: up.models() == LOADED, "all models to be loaded or failed")
+    workers = _inference_processes(up)
+    assert len(workers) == 3
+    assert up.chat("hello") and up.chat("hello", model="two")
+    os.kill(workers["models/one.gguf"], signal.SIGKILL)
+    assert up.chat("hello", model="two")
+    wait_for(lambda: bool(up.chat("hello", model="one")), "an answer after a restart", 30)
+    after = _inference_processes(up)
+    assert {k for k, pid in workers.items() if after[k] != pid} == {"models/one.gguf"}
+    assert up.interrupt() == 130
+    log = up.log.read_text()
+    assert "inference of models/one.gguf was killed by SIGKILL, restarting it" in log
+    assert log.count(" stopped exit_code=0") == 5 and "Traceback" not in log
+
+
+def test_two_models_with_one_name_are_refused(tmp_path: Path) -> None:
+    up = Up(tmp_path, MODEL_PATH="a/x.gguf,b/x.gguf")
+    assert up.process.wait(40) == 2
+    assert "MODEL_PATH names two models 'x'" in up.log.read_text().splitlines()[-1]
+
+
+def _inference_processes(up: Up) -> dict[str, int]:
+    """Return the workers' process ids by their MODEL_PATH."""
+    found = {}
+    for pid in _children_of(up.process.pid):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if command.endswith(b"services.inference\0"):
+            environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            (path,) = [e for e in environ if e.startswith(b"MODEL_PATH=")]
+            found[path.decode().removeprefix("MODEL_PATH=")] = pid
+    return found
 
 
 def test_closing_the_terminal_ends_all_processes(up: Up) -> None:

@@ -135,7 +135,8 @@ async def test_file_that_is_gone_for_one_look_stays(followed: Followed) -> None:
     path.rename(path.with_suffix(".away"))
     assert await followed.step() == ("a",)
     path.with_suffix(".away").rename(path)
-    assert await followed.step(2) == ("a",) and followed.backend.loaded == [1]
+    assert await followed.step(2) == ("a",)
+    assert followed.backend.loaded == [1]
 
 
 async def test_broken_replacement_leaves_the_version_before(
@@ -152,7 +153,8 @@ async def test_broken_replacement_leaves_the_version_before(
     assert [record.getMessage() for record in caplog.records] == [f"{path} is bad."]
     followed.write("a.gguf", "three")
     await followed.step(2)
-    assert followed.faults == () and followed.adapters.find("mine:a") != before
+    assert not followed.faults
+    assert followed.adapters.find("mine:a") != before
 
 
 async def test_nonsense_is_explained_and_the_rest_is_loaded(followed: Followed) -> None:

@@ -15,9 +15,9 @@ from services.inference.model_files import (
     check_files,
     find_adapters,
     find_model,
-    model_name,
     parts_of,
 )
+from services.inference.model_path import model_name
 from tests.inference.gguf_files import DEMO, Value, write_header
 from tests.inference.lora import write_lora
 
@@ -294,3 +294,9 @@ def test_first_part_without_weights_is_a_model(tmp_path: Path) -> None:
     write_header(tmp_path / "x-00001-of-00002.gguf", general__architecture="llama")
     touch(tmp_path, "x-00002-of-00002.gguf")
     assert find_model("", tmp_path).name == "x-00001-of-00002.gguf"
+
+
+def test_several_models_are_for_several_workers(tmp_path: Path) -> None:
+    touch(tmp_path, "a.gguf", "b.gguf")
+    with pytest.raises(ModelError, match="names 2 models, and a worker serves one"):
+        find_model(f"{tmp_path}/a.gguf,{tmp_path}/b.gguf", tmp_path)

@@ -6,11 +6,12 @@ from urllib.parse import unquote
 
 from litestar import post
 from litestar.params import FromPath
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from services.client.routing import WorkerDirectory
 from services.contract import prompts, subjects
-from services.contract.errors import ServiceError
+from services.contract.messages import WorkerReport
+from services.contract.model_names import choose_adapter
 from services.contract.tokens import (
     TOKENS_TIMEOUT_SECONDS,
     DetokenizeReply,
@@ -19,7 +20,7 @@ from services.contract.tokens import (
     TokenizeReply,
     TokenizeRequest,
 )
-from services.edge.api.objects import ModelList, ModelObject
+from services.edge.api.objects import ModelList, ModelMeta, ModelObject, ModelStatus
 from services.edge.api.openai_chat import chat_request
 from services.edge.api.openai_requests import ChatCompletionBody, DetokenizeBody, TokenizeBody
 from services.edge.context import Edge, Tenant, TheEdge
@@ -33,17 +34,24 @@ K = TypeVar("K", bound=Struct)
 
 @get("/v1/models")
 async def models(edge: TheEdge, tenant: Tenant) -> ModelList:
-    """Return every model that is ready on a worker, and each of its adapters."""
-    names = edge.workers.model_names()
-    return ModelList(tuple(_model_object(edge.workers, name) for name in names))
+    """Return every model that a worker has, the ready ones with each adapter first."""
+    reports = edge.workers.reports()
+    ready = [_ready_model(edge.workers, name) for name in edge.workers.model_names()]
+    served = {report.model.name for report in reports if report.model and report.state == "ready"}
+    others = {r.name: _other_model(r) for r in reports if r.name and r.name not in served}
+    return ModelList((*ready, *(others[name] for name in sorted(others))))
 
 
 @get("/v1/models/{name:path}")
 async def model(name: FromPath[str], edge: TheEdge, tenant: Tenant) -> ModelObject:
     name = unquote(name.removeprefix("/"))
-    if name not in edge.workers.model_names():
-        raise _not_found(edge.workers, name)
-    return _model_object(edge.workers, name)
+    names = edge.workers.model_names()
+    if name in names or choose_adapter(name, [each for each in names if ":" in each]):
+        return _ready_model(edge.workers, name)
+    for report in edge.workers.reports():
+        if report.name == name and report.state in ("loading", "failed"):
+            return _other_model(report)
+    raise edge.workers.unavailable_error(name)
 
 
 @post("/v1/tokenize", status_code=200)
@@ -84,21 +92,37 @@ async def _ask_worker(
     """Ask the workers of the model, one after another, until one replies. Raises ServiceError."""
     check_connected(edge.bus)
     order = edge.workers.rank("", model)
-    if not order and model and edge.workers.model_names():
-        raise _not_found(edge.workers, model)
     for worker_id in order:
         try:
             return await edge.bus.request(subject(worker_id), message, kind, TOKENS_TIMEOUT_SECONDS)
         except (NoResponders, TimeoutError):
             continue
-    raise edge.workers.unavailable_error()
+    raise edge.workers.unavailable_error(model)
 
 
-def _model_object(workers: WorkerDirectory, name: str) -> ModelObject:
+def _ready_model(workers: WorkerDirectory, name: str) -> ModelObject:
     info = workers.find_model(name)
-    return ModelObject(name, created=info.changed if info else 0)
+    if info is None:  # its worker has stopped since
+        return ModelObject(name, 0, ModelStatus("unloaded"))
+    is_adapter = name != info.name
+    return ModelObject(
+        name,
+        info.changed,
+        ModelStatus("loaded"),
+        max_model_len=info.context,
+        meta=ModelMeta(info.context, info.trained_context, info.bytes),
+        parent=info.name if is_adapter else UNSET,
+        adapters=UNSET if is_adapter else info.adapters,
+    )
 
 
-def _not_found(workers: WorkerDirectory, name: str) -> ServiceError:
-    available = ", ".join(workers.model_names()) or "none"
-    return ServiceError("model_not_found", f"There is no model {name!r}; available: {available}.")
+def _other_model(report: WorkerReport) -> ModelObject:
+    """Describe a model that is not ready."""
+    match report.state:
+        case "loading":
+            status = ModelStatus("loading", progress=report.progress)
+        case "failed":
+            status = ModelStatus("unloaded", failed=True, error=report.error or "")
+        case _:
+            status = ModelStatus("unloaded")
+    return ModelObject(report.name, 0, status)

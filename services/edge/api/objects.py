@@ -133,9 +133,36 @@ class TextCompletion(Completion, frozen=True, kw_only=True):
     choices: tuple[TextChoice, ...]
 
 
+class ModelStatus(Struct, frozen=True):
+    """State of a model, as llama-server reports it (tools/server/README.md, GET /models)."""
+
+    value: Literal["loaded", "loading", "unloaded"]
+    progress: float | UnsetType = UNSET  # the loaded share
+    failed: bool | UnsetType = UNSET
+    error: str | UnsetType = UNSET  # why it failed
+
+
+class ModelMeta(Struct, frozen=True):
+    """Facts that clients read from llama-server: context windows in tokens, size in bytes."""
+
+    n_ctx: int
+    n_ctx_train: int
+    size: int
+
+
 class ModelObject(Struct, frozen=True):
+    """
+    A model that requests can name. `max_model_len` (tokens) and `parent`, the model of an adapter,
+    are vLLM's names. A model that is not ready has neither these nor `meta`.
+    """
+
     id: str
     created: int
+    status: ModelStatus
+    max_model_len: int | UnsetType = UNSET
+    meta: ModelMeta | UnsetType = UNSET
+    parent: str | UnsetType = UNSET
+    adapters: tuple[str, ...] | UnsetType = UNSET
     owned_by: str = "finetunellm"
     object: Literal["model"] = "model"
 

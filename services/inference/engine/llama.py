@@ -142,6 +142,11 @@ class Llama:
         self._all_logits = np.zeros((0, 0), np.float32)
 
     @property
+    def trained_context(self) -> int:
+        """The context window in tokens that the model was trained for."""
+        return int(llama_cpp.llama_model_n_ctx_train(self._model))
+
+    @property
     def template(self) -> str | None:
         """The chat template in the file's metadata."""
         text = llama_cpp.llama_model_chat_template(self._model, None)

@@ -15,8 +15,8 @@ from tests.fakes import HELLO, scripted_worker
 
 
 def report(worker_id: str, name: str, *adapters: str) -> WorkerReport:
-    info = ModelInfo(name, f"digest of {name}", 2048, 1, adapters)
-    return WorkerReport(worker_id, "ready", 1, 0, 0, model=info)
+    info = ModelInfo(name, f"digest of {name}", 2048, 1, adapters, trained_context=4096)
+    return WorkerReport(worker_id, "ready", 1, 0, 0, model=info, name=name)
 
 
 @pytest.fixture
@@ -43,6 +43,39 @@ async def test_models_of_all_workers_are_listed_with_their_adapters(
     with pytest.raises(openai.NotFoundError) as error:
         await client_of_two.models.retrieve("other")
     assert error.value.code == "model_not_found"
+
+
+async def test_model_has_its_size_context_and_adapters(client_of_two: openai.AsyncOpenAI) -> None:
+    small = (await client_of_two.models.retrieve("small")).model_dump()
+    loud = (await client_of_two.models.retrieve("small:loud@0.5")).model_dump()
+    assert small["status"] == loud["status"] == {"value": "loaded"}
+    assert small["max_model_len"] == loud["max_model_len"] == 2048
+    assert small["meta"] == {"n_ctx": 2048, "n_ctx_train": 4096, "size": 1}
+    assert small["adapters"] == ["loud"] and "parent" not in small
+    assert loud["parent"] == "small" and "adapters" not in loud
+    with pytest.raises(openai.BadRequestError, match="scale in the model"):
+        await client_of_two.models.retrieve("small:loud@7")
+
+
+async def test_models_that_are_not_ready_are_listed_last_with_why(
+    client_of_two: openai.AsyncOpenAI, nats_url: str
+) -> None:
+    loading = WorkerReport("3", "loading", 1, 0, 0, progress=0.25, name="big")
+    failed = WorkerReport("4", "failed", 1, 0, 0, error="It is broken.", name="broken")
+    async with Bus.connect(nats_url, "worker") as bus:
+        for each in (loading, failed):
+            await bus.publish(subjects.report(each.worker_id), each)
+        async with asyncio.timeout(2):
+            while len(models := (await client_of_two.models.list()).data) < 5:
+                await asyncio.sleep(0.01)
+    assert [model.id for model in models[3:]] == ["big", "broken"]
+    big, broken = (model.model_dump() for model in models[3:])
+    assert big["status"] == {"value": "loading", "progress": 0.25}
+    assert broken["status"] == {"value": "unloaded", "failed": True, "error": "It is broken."}
+    assert (await client_of_two.models.retrieve("broken")).model_dump() == broken
+    with pytest.raises(openai.InternalServerError, match="'big' is loading") as error:
+        await client_of_two.post("/tokenize", cast_to=object, body={"content": "x", "model": "big"})
+    assert error.value.status_code == 503
 
 
 async def test_completion_has_model_and_fingerprint(

@@ -1,0 +1,20 @@
+"""MODEL_PATH: the models that it names, and the names that they have in requests."""
+
+import re
+from pathlib import Path
+
+PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)\Z", re.IGNORECASE)
+"""File name of a part of a split model: base, number, count, suffix."""
+
+
+def split_model_path(model_path: str) -> tuple[str, ...]:
+    """Return the paths in MODEL_PATH, which commas separate unless a file has that very name."""
+    if Path(model_path).expanduser().exists():
+        return (model_path,) if model_path else ()
+    return tuple(path for each in model_path.split(",") if (path := each.strip()))
+
+
+def model_name(path: Path) -> str:
+    """Return the model's name in requests: its file name, without the number of a part."""
+    match = PART.match(path.name)
+    return match[1] if match else path.stem

@@ -1,0 +1,31 @@
+"""The models that MODEL_PATH names."""
+
+from pathlib import Path
+
+import pytest
+
+from services.inference.model_path import model_name, split_model_path
+
+
+@pytest.mark.parametrize(
+    ("model_path", "paths"),
+    [
+        ("", ()),
+        ("a.gguf", ("a.gguf",)),
+        ("a.gguf,b.gguf", ("a.gguf", "b.gguf")),
+        (" a.gguf , sub/b c.gguf,", ("a.gguf", "sub/b c.gguf")),
+        (",,", ()),
+    ],
+)
+def test_commas_separate_models(model_path: str, paths: tuple[str, ...]) -> None:
+    assert split_model_path(model_path) == paths
+
+
+def test_file_with_a_comma_in_its_name_is_one_model(tmp_path: Path) -> None:
+    path = tmp_path / "a,b.gguf"
+    path.touch()
+    assert split_model_path(str(path)) == (str(path),)
+
+
+def test_part_of_a_model_has_the_name_of_the_whole() -> None:
+    assert model_name(Path("model/mine-00002-of-00003.gguf")) == "mine"

@@ -22,7 +22,7 @@ chat *options: (_setup)
 
 # Run the tests, four files at a time, with real servers and the real demo model; `-n 0`: one at a time
 [group('develop')]
-test *options: (_setup "--group" "dev" "--group" "bench") _old-nats _llama-source
+test *options: (_setup "--group" "dev" "--group" "bench" "--group" "pull") _old-nats _llama-source
     @python -m pytest -n 4 --dist loadfile --no-loadscope-reorder "$@"
 
 # Inject faults under load: 8 minutes; `just faults short`: 3 minutes
@@ -71,6 +71,12 @@ lock: _uv
     @deploy/setup.sh python --group dev
     python -m deploy.asyncapi
     python -m deploy.settings
+
+# Download a GGUF model from Hugging Face into model/: `just pull OWNER/NAME`, `just pull OWNER/NAME:Q8_0`
+[group('model')]
+[no-exit-message]
+pull name: (_setup "--group" "pull")
+    @python -m deploy.pull "$1"
 
 # Train model/demo.gguf again: 8 minutes on an H100, hours on a CPU; `--resume` continues
 [group('model')]

@@ -4,6 +4,7 @@ import codecs
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from operator import ge
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -137,7 +138,7 @@ class GeneratedAnswer:
     @property
     def is_holding(self) -> bool:
         """Whether text is held back, since a stop string could begin with it."""
-        return self._stops.held_length > 0
+        return bool(self._stops.held)
 
     def push(self, chosen: SampledToken, piece: bytes, is_end: bool) -> None:
         """Add a token with the bytes `piece`, or the token with which the model ends the answer."""
@@ -204,9 +205,8 @@ class GeneratedAnswer:
 
     @property
     def _held_text(self) -> str:
-        """The raw text that is in no part yet."""
-        held = self._parser.held_length + self._stops.held_length
-        return "".join(self._texts)[self._decoded - held :]
+        """The text that is in no part yet; between the two there may be markup."""
+        return self._stops.held + "".join(self._texts)[self._consumed :]
 
     def _check_end(self, chosen: SampledToken, is_reasoning: bool) -> None:
         is_guarded = not (chosen.is_constrained or is_reasoning or self._limits.may_loop)
@@ -262,7 +262,7 @@ class GeneratedAnswer:
 
     def _until_stop(self, text: str) -> str:
         """Return the content that can be sent. Ends the answer at a stop string."""
-        length = self._stops.held_length + len(text)
+        length = len(self._stops.held) + len(text)
         released, self.stop_string = self._stops.push(text, self._may_stop)
         if self.stop_string is not None:
             self._cut = length - len(released)
@@ -279,7 +279,7 @@ class GeneratedAnswer:
         new = [part for part in parts if text_of(part)]
         if not new:
             return
-        certain = self._consumed - self._stops.held_length - self._cut
+        certain = self._consumed - len(self._stops.held) - self._cut
         for part in new:
             chunk = AnswerChunk(self._length, part)
             self._length += len(text_of(part))
@@ -326,20 +326,20 @@ def _after(chunk: AnswerChunk, offset: int) -> AnswerChunk | None:
 
 
 def _is_prefix(sent: Sequence[AnswerPart], produced: Sequence[AnswerPart], held: str) -> bool:
-    """Return whether `produced`, and `held` as content after it, begin with the parts `sent`."""
-    if len(sent) > len(produced) + 1:
-        return False
-    padded = [*produced, ContentDelta("")]
-    for number, (part, own) in enumerate(zip(sent, padded, strict=False)):
-        is_last = number == len(sent) - 1
-        if type(part) is not type(own):
-            return False
-        text = text_of(own)
-        if number >= len(produced) - 1 and isinstance(own, ContentDelta):
-            text += held
-        if not text.startswith(text_of(part)) or not is_last and text_of(part) != text_of(own):
-            return False
-    return True
+    """
+    Return whether `produced`, and `held` in any channel after it, begin with the parts `sent`: what
+    is held here may have been sent at the end of the answer, or by a token that is held itself.
+    """
+    text, own = ("".join(map(text_of, parts)) for parts in (sent, produced))
+    length = min(len(text), len(own))
+    return (own + held).startswith(text) and _begin(sent, length) == _begin(produced, length)
+
+
+def _begin(parts: Sequence[AnswerPart], length: int) -> list[tuple[type[AnswerPart], str]]:
+    """Return types and texts of the parts within the first `length` characters."""
+    starts = accumulate((len(text_of(part)) for part in parts), initial=0)
+    begun = [(part, start) for part, start in zip(parts, starts, strict=False) if start < length]
+    return [(type(part), text_of(part)[: length - start]) for part, start in begun]
 
 
 class LoopGuard:

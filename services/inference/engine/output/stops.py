@@ -137,21 +137,18 @@ class StopBuffer:
         openers = "|".join(map(re.escape, stops.openers))
         self._opener = re.compile(rf"\n\n(?:{openers})[^\n]*\n*\Z" if openers else r"(?!)")
         self._position = _Position()
-        self._held = ""
-
-    @property
-    def held_length(self) -> int:
-        return len(self._held)
+        self.held = ""
+        """The text that is held back."""
 
     def push(self, text: str, may_stop: bool = True) -> StopResult:
         """
         Return the text that can be sent now. After a stop string nothing more is pushed. Without
         `may_stop`, a stop string that ends in this text is a part of the answer.
         """
-        known, text = len(self._held), self._held + text
+        known, text = len(self.held), self.held + text
         if may_stop and (found := self._first_stop(text, known)):
             end, rule = found
-            self._held = ""
+            self.held = ""
             end = self._opener_start(text[:end]) if rule.is_label else end
             return StopResult(text[:end], rule.name)
         end = _held_back_from(self._prefixes, text)
@@ -159,14 +156,14 @@ class StopBuffer:
 
     def flush(self) -> str:
         """Return the held-back text, after which other text can't complete a stop string."""
-        return self._release(self._held, len(self._held))
+        return self._release(self.held, len(self.held))
 
     def flush_interrupted(self) -> str:
         """Return the held-back text of an interrupted answer without half of a stop string."""
-        return self._release(self._held, _held_back_from(self._strings, self._held))
+        return self._release(self.held, _held_back_from(self._strings, self.held))
 
     def _release(self, text: str, end: int) -> str:
-        self._held = text[end:]
+        self.held = text[end:]
         self._position = self._position.advance(text[:end])
         return text[:end]
 

@@ -365,6 +365,24 @@ def test_answer_is_skipped_up_to_any_character() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("<think>a</th", [ReasoningDelta("a</th")]),
+        ("<think></th", [ReasoningDelta("</")]),
+        ("<call>go {</ca", [CallStart("go"), ArgumentsDelta("{</ca")]),
+        ("a ST</call>", [ContentDelta("a ST")]),
+        ("ST</call></ca", [ContentDelta("ST</")]),
+    ],
+)
+def test_held_text_of_any_channel_is_skipped(text: str, sent: list[AnswerPart]) -> None:
+    answer = with_channels()
+    answer.push(SampledToken(0), text.encode(), is_end=False)
+    assert answer.skip_sent(sent)
+    length = sum(len(text_of(part)) for part in sent)
+    assert all(chunk.offset == length for chunk in push_text(answer, "x"))
+
+
+@pytest.mark.parametrize(
     "sent",
     [
         [ContentDelta("Let")],

@@ -128,12 +128,12 @@ class GeneratedAnswer:
     def remaining_tokens(self) -> int:
         """The most tokens that may still be generated; 0 without a limit."""
         total = (self._limits.total or 0) - len(self.tokens)
-        if self._limits.content is None:
+        content, budget = self._limits.content, self._limits.reasoning
+        is_reasoning = self._parser.channel == "reasoning"
+        if content is None or is_reasoning and budget is None:
             return total
-        reasoning = 0
-        if self._parser.channel == "reasoning":
-            reasoning = max(0, (self._limits.reasoning or 0) - self._thought_tokens)
-        return min(total, self._limits.content - self._content_count + reasoning)
+        reasoning = max(0, (budget or 0) - self._thought_tokens) if is_reasoning else 0
+        return min(total, content - self._content_count + reasoning)
 
     @property
     def is_holding(self) -> bool:
@@ -160,12 +160,14 @@ class GeneratedAnswer:
     def _count(self, was_reasoning: bool) -> bool:
         """Count the newest token, and return whether it belongs to reasoning."""
         is_open = self._parser.channel == "reasoning"
-        if is_open or was_reasoning:
-            self.reasoning_tokens += 1 if was_reasoning else 1 + self._undecided
+        is_reasoning = is_open or was_reasoning
+        if is_reasoning:
+            self.reasoning_tokens += 1 + self._undecided
             self._thought_tokens += was_reasoning
-        self._undecided = self._undecided + 1 if self._parser.held_length else 0
+        is_undecided = self._parser.held_length and not is_reasoning
+        self._undecided = self._undecided + 1 if is_undecided else 0
         self._is_closing &= is_open
-        return is_open or was_reasoning
+        return is_reasoning
 
     def interrupt(self, reason: FinishReason) -> None:
         """End the answer early, and discard held-back text that may be half of a stop string."""

@@ -280,6 +280,25 @@ def test_max_tokens_of_content_do_not_count_reasoning() -> None:
     assert answer.reasoning_tokens == len("<think>Let me see\n\n\n</think>")
 
 
+def test_token_in_two_thoughts_counts_once() -> None:
+    answer = with_channels()
+    send(answer, "<think>a</", "think><", "think>b", "</think>", "c")
+    assert (answer.reasoning_tokens, len(answer.tokens)) == (4, 5)
+
+
+def test_unfinished_end_of_reasoning_is_no_content() -> None:
+    answer = with_channels(AnswerLimits(100, content=1, reasoning=0))
+    assert answer.remaining_tokens == 1
+    send(answer, "<think>", "</", "think")
+    assert answer.remaining_tokens == 1
+
+
+def test_thought_without_budget_may_take_all_tokens() -> None:
+    answer = with_channels(AnswerLimits(100, content=1))
+    send(answer, "<think>", "a")
+    assert answer.remaining_tokens == 98
+
+
 def test_total_limit_counts_reasoning() -> None:
     answer = with_channels(AnswerLimits(10))
     assert parts_of(push_text(answer, CHANNELS)) == [ReasoningDelta("Let")]

@@ -135,8 +135,14 @@ def _truncate(turns: tuple[LoggedTurn, ...], size: WindowSize) -> tuple[LoggedTu
     fitting = fit_newest(kept, size.max_bytes)
     if len(fitting) < len(kept):  # exchanges are worth more than earlier reasoning
         fitting = fit_newest([*map(_without_reasoning, kept[:-1]), kept[-1]], size.max_bytes)
-    is_too_large = len(fitting) == 1 and len(encode(fitting[0])) > size.max_bytes
-    return () if is_too_large else fitting
+    if _is_too_large(fitting, size):
+        fitting = fit_newest(map(_without_reasoning, kept), size.max_bytes)
+    return () if _is_too_large(fitting, size) else fitting
+
+
+def _is_too_large(fitting: tuple[LoggedTurn, ...], size: WindowSize) -> bool:
+    """Return whether even the newest turn does not fit."""
+    return len(fitting) == 1 and len(encode(fitting[0])) > size.max_bytes
 
 
 def _without_reasoning(turn: LoggedTurn) -> LoggedTurn:

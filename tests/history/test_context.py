@@ -139,6 +139,12 @@ def test_exchange_with_reasoning_only_is_not_in_the_context() -> None:
     assert ids(snapshot) == ["a"] and snapshot.last == "b"
 
 
+def test_reasoning_too_long_for_the_context_is_dropped() -> None:
+    long = replace(exchange("b"), reasoning="x" * MAX_BYTES)
+    snapshot = folded(entry(1, exchange("a")), entry(2, long))
+    assert [(turn.request_id, turn.reasoning) for turn in snapshot.turns] == [("a", ""), ("b", "")]
+
+
 def test_reasoning_of_earlier_turns_is_dropped_before_exchanges() -> None:
     long = [replace(exchange(name), reasoning="x" * 1000) for name in "abc"]
     snapshot = folded(*(entry(seq, each) for seq, each in enumerate(long, 1)), max_bytes=2500)

@@ -130,11 +130,16 @@ def _read_dotenv(path: Path = Path(".env")) -> str:
 
 def _convert(name: str, value: str, kind: object) -> object:
     try:
-        is_json = kind is not str and value.lstrip().startswith(("[", "{"))
+        is_json = _type(kind) is not str and value.lstrip().startswith(("[", "{"))
         parsed = msgspec.json.decode(value) if is_json else value
         return msgspec.convert(parsed, kind, strict=False)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise InvalidSetting(f"{name}={value!r} can't be used: {_reason(error, kind)}.") from error
+
+
+def _type(kind: Any) -> Any:
+    """Return the type without its Annotated."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 _TYPE_NAMES = {"int": "an integer", "float": "a number", "bool": "true or false"}
@@ -157,8 +162,7 @@ def _reason(error: Exception, kind: object) -> str:
 
 def _allowed(kind: Any) -> Iterator[str]:
     """Yield the values that a type allows, in words."""
-    if get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
+    kind = _type(kind)
     if get_origin(kind) is Literal:
         yield from get_args(kind)
     elif kind in (int, float, bool):

@@ -12,6 +12,7 @@ from services.runtime.settings import InvalidSetting, ServiceSettings, load
 class Settings(ServiceSettings, frozen=True, kw_only=True):
     model_context: Annotated[int, msgspec.Meta(ge=64)] = 2048
     model_path: str = ""
+    chat_system_prompt: Annotated[str, msgspec.Meta(description="A text.")] = ""
     edge_port: int = 8002
     chat_temperature: Annotated[float, msgspec.Meta(ge=0)] | None = 0.5
     chat_stop: tuple[str, ...] = ("User:",)
@@ -52,6 +53,8 @@ def test_invalid_value_is_rejected_by_name_and_reason(name: str, value: str, why
 
 def test_text_may_start_with_a_bracket() -> None:
     assert load(Settings, {"MODEL_PATH": "[my] model.gguf"}).model_path == "[my] model.gguf"
+    prompt = "{name} is a bot."
+    assert load(Settings, {"CHAT_SYSTEM_PROMPT": prompt}).chat_system_prompt == prompt
     assert load(Settings, {"CHAT_STOP": ' ["a"]'}).chat_stop == ("a",)
 
 

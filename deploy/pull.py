@@ -110,7 +110,8 @@ class Repository(NamedTuple):
         return [RemoteModel(tuple(parts)) for _, parts in by_model]
 
     def url(self, file: RemoteFile) -> str:
-        return hf_hub_url(self.name, file.path, revision=self.commit)
+        url: str = hf_hub_url(self.name, file.path, revision=self.commit)
+        return url
 
 
 def _is_model(path: str) -> bool:

@@ -68,14 +68,15 @@ def find_model(model_path: str, folder: Path) -> Path:
     subfolders. The demo model is returned only if nothing else there looks like a model. Raises
     ModelError.
     """
-    if not model_path:
+    paths = split_model_path(model_path)
+    if not paths:
         return _only_model(folder)
-    if len(paths := split_model_path(model_path)) > 1:
+    if len(paths) > 1:
         raise ModelError(
             f"MODEL_PATH names {len(paths)} models, and a worker serves one. `just up` starts a"
             " worker for each; with Compose, add a service for each (docs/models.md)."
         )
-    path = Path(model_path).expanduser()
+    path = Path(paths[0]).expanduser()
     if path.is_dir():
         return _only_model(path)
     if not path.exists() and not PART.match(path.name):

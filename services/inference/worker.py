@@ -38,7 +38,7 @@ class Worker:
         self._progress = 0.0
         self._last_logged = time.monotonic()
         self._error: str | None = None
-        self._name = model_name(Path(settings.model_path)) if settings.model_path else ""
+        self._name = ", ".join(model_name(Path(path)) for path in settings.model_paths)
         self._model: ModelInfo | None = None
         self._chats: ChatService | None = None
         self._tokens: TokenService | None = None

@@ -296,6 +296,11 @@ def test_first_part_without_weights_is_a_model(tmp_path: Path) -> None:
     assert find_model("", tmp_path).name == "x-00001-of-00002.gguf"
 
 
+def test_blanks_and_a_comma_around_a_path_are_ignored(tmp_path: Path) -> None:
+    touch(tmp_path, "a.gguf")
+    assert find_model(f" {tmp_path}/a.gguf, ", tmp_path) == tmp_path / "a.gguf"
+
+
 def test_several_models_are_for_several_workers(tmp_path: Path) -> None:
     touch(tmp_path, "a.gguf", "b.gguf")
     with pytest.raises(ModelError, match="names 2 models, and a worker serves one"):

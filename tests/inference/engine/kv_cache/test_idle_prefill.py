@@ -1,3 +1,4 @@
+from services.inference.engine.adapter_numbers import adapter_number
 from services.inference.engine.kv_cache import idle_prefill, prefix
 from services.inference.engine.kv_cache.idle_prefill import IdlePrefill, IdlePrompt
 from services.inference.engine.kv_cache.slots import Slots
@@ -105,3 +106,13 @@ def test_oldest_prompt_is_dropped_when_many_wait() -> None:
     assert {chunk.tokens[0] for (chunk,) in idle.backend.steps} == set(
         range(1, idle_prefill.MAX_WAITING + 1)
     )
+
+
+def test_forget_adapter_drops_its_prompts() -> None:
+    idle = Idle()
+    idle.add(7, "a", adapter_number(1, 0.5))
+    idle.add(7, "b", adapter_number(1))
+    kept = idle.add(8, "c", adapter_number(2))
+    idle.prefill.forget_adapter(1)
+    idle.run()
+    assert idle.cached(kept) == LENGTH == idle.backend.computed

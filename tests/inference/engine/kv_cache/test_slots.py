@@ -2,6 +2,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from services.inference.engine.adapter_numbers import adapter_number
 from services.inference.engine.backend import Chunk
 from services.inference.engine.kv_cache import prefix
 from services.inference.engine.kv_cache.host_cache import MIN_SHARED_TOKENS
@@ -357,3 +358,20 @@ def test_window_is_truncated_in_place_while_it_lasts() -> None:
     assert pool.run([*prompt[:85], 200], owner="s") == (slot, 85)
     assert pool.run([*prompt[:50], 300], owner="s")[1] == 0
     assert pool.backend.rewound == 0
+
+
+def test_forget_adapter_drops_its_tokens_at_any_scale() -> None:
+    pool = Pool(4)
+    adapters = (0, adapter_number(1), adapter_number(1, 0.5), adapter_number(2))
+    for number, adapter in enumerate(adapters):
+        slot, _ = pool.start(talk(number), adapter)
+        pool.end(slot)
+    while pool.slots.offload_next():
+        pass
+    pool.slots.forget_adapter(1)
+    pool.slots.check_invariants(leased=0)
+    kept = [
+        pool.slots.cached_length(prefix.pack(adapter, talk(number))) > 0
+        for number, adapter in enumerate(adapters)
+    ]
+    assert kept == [True, False, False, True] and len(pool.slots.host_cache) == 2

@@ -209,7 +209,9 @@ class AdapterFolder:
         log.info("adapter loaded name=%s path=%s digest=%s", name, seen.path, digest[:12])
 
     def _set_faults(self, faults: Iterable[str]) -> None:
-        before, self.faults = self.faults, tuple(faults)
+        """Set the faults, and log the new ones. A file name may be invalid UTF-8."""
+        printable = (fault.encode(errors="replace").decode() for fault in faults)
+        before, self.faults = self.faults, tuple(printable)
         for fault in self.faults:
             if fault not in before:
                 log.warning("%s", fault)

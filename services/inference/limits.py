@@ -19,6 +19,7 @@ class InferenceLimits:
 
     report_interval_seconds: float = 1.0
     load_log_interval_seconds: float = 2.0
+    max_reported_faults: int = 10  # of adapters; the log has all
     adapter_poll_seconds: float = 0.5  # two looks and a report make a change known in two seconds
     drain_seconds: float = 22.0  # in which a draining worker finishes in-flight requests
 

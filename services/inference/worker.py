@@ -128,7 +128,7 @@ class Worker:
         return self._limits.report_interval_seconds
 
     async def _report(self) -> None:
-        chats = self._chats
+        chats, limits = self._chats, self._limits
         report = WorkerReport(
             worker_id=self._id,
             state=self._state,
@@ -143,7 +143,7 @@ class Worker:
             error=self._error,
             name=self._name,
             default_model=self._settings.model_default,
-            adapter_faults=chats.adapter_faults if chats else (),
+            adapter_faults=chats.adapter_faults[: limits.max_reported_faults] if chats else (),
         )
         if self._bus.connected:  # a late report is useless
             await self._bus.publish(subjects.report(self._id), report)

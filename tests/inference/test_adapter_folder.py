@@ -162,14 +162,15 @@ async def test_nonsense_is_explained_and_the_rest_is_loaded(followed: Followed) 
     followed.write("mine/good.gguf", "2")
     followed.write("broken.gguf", "bad")
     followed.write("adapter_model.safetensors", "")
-    followed.write("mine/adapter_model.bin.gguf.part", "")
     (followed.folder / "folder.gguf").mkdir()
     os.mkfifo(followed.folder / "pipe.gguf")
     (followed.folder / "dangling.gguf").symlink_to("nowhere")
     Path(os.fsdecode(os.fsencode(followed.folder) + b"/\xff.gguf")).touch()
+    Path(os.fsdecode(os.fsencode(followed.folder) + b"/mine/\xff.safetensors")).touch()
     followed.write(".hidden.gguf", "bad")
     assert await followed.step(2) == ("good",)
     whole = "\n".join(followed.faults)
+    assert whole.encode(), "reports are UTF-8"
     for why in (
         "good.gguf have the same name: rename one of them",
         "broken.gguf is bad",

@@ -5,10 +5,10 @@ import secrets
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os.path import commonprefix
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from services.contract import prompts
 from services.contract.errors import ServiceError
 from services.contract.history import Context
-from services.contract.messages import ChatRequest, Resume, ResumeState, Sampling, Turn
+from services.contract.messages import Channel, ChatRequest, Resume, ResumeState, Sampling, Turn
 from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
 from services.inference.engine.output.generated_answer import AnswerLimits, GeneratedAnswer
 from services.inference.engine.output.parts import ContentDelta
@@ -44,7 +44,7 @@ class PreparedPrompt:
     sampling: Sampling  # complete
     limits: AnswerLimits  # which fit the context window
     stops: StopRules
-    tool_call_lark: str | None  # grammar of an answer that is, or may be, a tool call
+    lark: str | None  # grammar of the answer, if it is constrained
     resume_state: ResumeState
     first_exchange: str
 
@@ -75,7 +75,8 @@ class PromptBuilder:
         tokens: list[int] = np.frombuffer(state.prompt, "<i4").tolist()
         limits = _limits(flight.sampling, self._model.backend.context - len(tokens))
         sampling = replace(flight.sampling, max_completion_tokens=limits.total, seed=state.seed)
-        stops, lark = self._stops(request, sampling), self._tool_call_lark(request, sampling)
+        stops = self._stops(request, sampling)
+        lark = self._answer_lark(request, sampling, state.channel)
         adapter = flight.variant.number
         return PreparedPrompt(tokens, adapter, sampling, limits, stops, lark, state, first)
 
@@ -85,7 +86,7 @@ class PromptBuilder:
         resumed answer through the sampler. Raises ServiceError.
         """
         backend, resume = self._model.backend, flight.request.resume
-        sampler = backend.sampler(prompt.sampling, prompt.tool_call_lark, prompt.tokens)
+        sampler = backend.sampler(prompt.sampling, prompt.lark, prompt.tokens)
         answer = self._new_answer(flight.request, prompt)
         if resume:
             restore_answer(answer, resume, sampler, backend)
@@ -112,7 +113,7 @@ class PromptBuilder:
             prompt.limits,
             prompt.stops,
             template.parser(request, prompt.resume_state.channel),
-            template.markers,
+            {} if request.text is not None else template.markers,
             template.reasoning_end,
             max_calls=1 if request.parallel_tool_calls is False else None,
         )
@@ -133,11 +134,14 @@ class PromptBuilder:
         system, template = self._system(context), self._model.template
         answers, first = self._known_of_session(flight.tenant, turns)
         question = flight.request.prompt
-        likely = template.session_prompt(system, turns, question, max_tokens, answers, first)
+        variables = self._variables(flight.request)
+        likely = template.session_prompt(
+            system, turns, question, max_tokens, answers, first, variables
+        )
         kept = turns[likely.dropped :]
         if not kept or kept[0].request_id == first:
             return None
-        other = template.session_prompt(system, kept, "", max_tokens, answers)
+        other = template.session_prompt(system, kept, "", max_tokens, answers, variables=variables)
         self._answers.set_first_exchange(flight.tenant, flight.request_id, kept[0].request_id)
         known = list(commonprefix((likely.tokens, other.tokens)))
         session = prompts.conversation_key(flight.tenant, flight.request)
@@ -215,11 +219,19 @@ class PromptBuilder:
             texts = {_text_name(m.text): m.text for m in request.messages if m.role == "assistant"}
             known = self._answers.get(flight.tenant, texts)
             by_text = {texts[name]: tokens for name, tokens in known.items()}
-            return template.conversation_prompt(request.messages, tools, MIN_ROOM, by_text)
+            return template.conversation_prompt(
+                request.messages, tools, MIN_ROOM, by_text, self._variables(request)
+            )
         answers, first = self._known_of_session(flight.tenant, context.turns)
         max_tokens = flight.sampling.max_tokens or 1
         return template.session_prompt(
-            self._system(context), context.turns, request.prompt, max_tokens, answers, first
+            self._system(context),
+            context.turns,
+            request.prompt,
+            max_tokens,
+            answers,
+            first,
+            self._variables(request),
         )
 
     def _known_of_session(self, tenant: str, turns: tuple[Turn, ...]) -> tuple[KnownAnswers, str]:
@@ -261,12 +273,26 @@ class PromptBuilder:
             return StopRules.literal(strings)
         return StopRules.from_setting(strings, request.prompt)
 
-    def _tool_call_lark(self, request: ChatRequest, sampling: Sampling) -> str | None:
-        if not request.tools:
+    def _answer_lark(
+        self, request: ChatRequest, sampling: Sampling, channel: Channel
+    ) -> str | None:
+        """Return the grammar of an answer with its reasoning and calls, if it has one."""
+        if request.text is not None:
             return None
-        answer = constraints.response_format_lark(sampling)
-        return self._model.template.tools.call_grammar(
-            request.tools, request.tool_choice, request.parallel_tool_calls, answer
+        template = self._model.template
+        return template.format.answer_lark(
+            request.tools or (),
+            request.tool_choice,
+            request.parallel_tool_calls,
+            constraints.request_lark(sampling),
+            channel,
+            template.may_reason(self._variables(request)),
+        )
+
+    def _variables(self, request: ChatRequest) -> Mapping[str, Any]:
+        """Return the chat template's variables. Raises ServiceError(invalid_request)."""
+        return self._model.template.format.variables(
+            request.enable_thinking, request.reasoning_effort, request.chat_template_kwargs or {}
         )
 
 

@@ -106,6 +106,11 @@ class AnswerFormat(NamedTuple):
     header: HeaderFormat | None = None
 
     @property
+    def is_plain(self) -> bool:
+        """Return whether all text of an answer is content."""
+        return self == AnswerFormat()
+
+    @property
     def literals(self) -> tuple[str, ...]:
         """Return all texts in which markers can occur."""
         return (

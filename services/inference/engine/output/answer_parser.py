@@ -3,7 +3,7 @@ Parses the text of an answer by its model's format, while it streams.
 
 The parser is a coroutine: it reads `_text` and yields when more is needed to decide, so a decision
 depends on the whole text so far and not on how it was divided. What it holds back is either short
-(a possible marker, white space, the head of a call), or collected in a list, so that time is linear.
+(a possible marker, white space, the head of a call), or collected in a list: time is linear.
 """
 
 import json

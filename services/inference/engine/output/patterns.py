@@ -28,7 +28,7 @@ Item = str | Hole | Ahead
 
 
 class Pattern:
-    """Items one after another. White space in literals is optional, and may be other white space."""
+    """Items one after another. White space in literals is optional and may differ."""
 
     def __init__(self, items: Iterable[Item]) -> None:
         items = [item for item in items if item != ""]

@@ -17,7 +17,6 @@ from services.inference.engine.output.answer_format import (
     NAME,
     AnswerFormat,
     ArgumentFormat,
-    CallFormat,
     ObjectFormat,
 )
 from services.inference.engine.output.call_values import property_schema, types_of
@@ -73,9 +72,9 @@ class AnswerGrammar:
             is_forced = choice != "auto"
             self._add_calls(tools, not is_forced if parallel is None else parallel, is_forced)
             answers.append("calls")
-        if response is not None and choice in ("auto", "none") or not has_calls:
-            self._rules.append(f"answer: {self._content(response or '')}")
-            answers.append("answer")
+        if response is not None and (choice == "auto" or not has_calls):
+            self._rules += [f"content: {self._content('answer')}", response]
+            answers.append("content")
         thought = self._thought(channel, may_reason)
         return "\n".join([f"start: {thought} ({' | '.join(answers)})", *self._rules])
 
@@ -309,7 +308,7 @@ class AnswerGrammar:
             f"gemma_string: {text}",
             f'gemma_value: gemma_string | {_NUMBER} | "true" | "false" | "null"'
             " | gemma_object | gemma_array",
-            f'gemma_object: "{{" (gemma_pair ("," gemma_pair)*)? "}}"',
+            'gemma_object: "{" (gemma_pair ("," gemma_pair)*)? "}"',
             f'gemma_pair: {_ANY_KEY} ":" gemma_value',
             'gemma_array: "[" (gemma_value ("," gemma_value)*)? "]"',
         ]

@@ -30,6 +30,7 @@ class _Conversation(NamedTuple):
     messages: list[TemplateMessage]
     tools: Sequence[Json]
     hidden: list[str]
+    variables: Mapping[str, Any]
 
 
 class _Segment(NamedTuple):
@@ -55,12 +56,13 @@ class PromptAssembler:
         messages: list[TemplateMessage],
         tools: Sequence[Json] = (),
         require_all: bool = False,
+        variables: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[int]:
         """
         Return the prompt of a conversation. With `require_all`, raise ValueError if the template
         leaves out a message; the text of a message with tool calls may be left out.
         """
-        conversation = self._prepare(messages, tools)
+        conversation = self._prepare(messages, tools, variables)
         segments, answers = self._split(conversation)
         if require_all:
             self._check_all_rendered(conversation.messages, segments)
@@ -73,7 +75,12 @@ class PromptAssembler:
             tokens += known.tokens if known else []
         return tokens
 
-    def _prepare(self, messages: list[TemplateMessage], tools: Sequence[Json]) -> _Conversation:
+    def _prepare(
+        self,
+        messages: list[TemplateMessage],
+        tools: Sequence[Json],
+        variables: Mapping[str, Any],
+    ) -> _Conversation:
         """Merge the system prompt, if the template has no system role, and hide reserved names."""
         hidden: list[str] = []
 
@@ -84,7 +91,8 @@ class PromptAssembler:
         messages = messages if self._renderer.has_system_role else _merge_system(messages)
         replace = self._tokenizer.replace_names
         messages = [m._replace(fields=replace(dict(m.fields), hide)) for m in messages]
-        return _Conversation(messages, replace(list(tools), hide), hidden)
+        variables = replace(dict(variables), hide)
+        return _Conversation(messages, replace(list(tools), hide), hidden, variables)
 
     def _split(self, conversation: _Conversation) -> tuple[list[_Segment], _Answers]:
         """
@@ -95,7 +103,7 @@ class PromptAssembler:
 
         def render(messages: list[TemplateMessage]) -> str:
             dicts = [{"role": m.role, "content": m.content, **m.fields} for m in messages]
-            return self._renderer.render(dicts, conversation.tools)
+            return self._renderer.render(dicts, conversation.tools, conversation.variables)
 
         try:
             whole = render(messages)

@@ -13,7 +13,13 @@ from services.inference.engine.backend import Backend
 from services.inference.engine.output.parts import AnswerParser, PlainParser
 from services.inference.engine.prompt import window
 from services.inference.engine.prompt.assembler import PromptAssembler, TemplateMessage
-from services.inference.engine.prompt.template_renderer import TemplateRenderer, with_prefix
+from services.inference.engine.prompt.format_probe import find_format
+from services.inference.engine.prompt.model_format import THINKING_SWITCHES, ModelFormat
+from services.inference.engine.prompt.template_renderer import (
+    TemplateRenderer,
+    variables_of,
+    with_prefix,
+)
 from services.inference.engine.prompt.tokenizer import Tokenizer
 from services.inference.engine.prompt.tools import ToolPrompt
 
@@ -21,8 +27,14 @@ from services.inference.engine.prompt.tools import ToolPrompt
 KnownAnswers = Mapping[str, Sequence[int]]
 
 NO_ANSWERS: KnownAnswers = MappingProxyType({})
+Variables = Mapping[str, Any]  # of a template, beside the conversation
+NO_VARIABLES: Variables = MappingProxyType({})
+MAX_TAIL_TOKENS = 64  # of what a template writes after the last message
 # Texts without a common prefix, so that the common prefix of their prompts is the template's own.
 _PROBES = ("a", "B", "1", ".", " a", "\na", "\u00e9", "\u4e2d")
+
+
+_QUESTION = "QUESTIONqX"
 
 
 class RenderedPrompt(NamedTuple):
@@ -50,6 +62,9 @@ class RawPrompts:
 
     def parser(self, request: ChatRequest, channel: Channel) -> AnswerParser:
         return PlainParser()
+
+    def may_reason(self, _: Variables) -> bool:
+        return False
 
     def with_bos(self, text: str) -> str:
         return with_prefix(text, self._bos)
@@ -86,12 +101,12 @@ class NoTemplate(RawPrompts):
     def __init__(self, reason: str, backend: Backend, *, bos: str, adds_bos: bool) -> None:
         super().__init__(backend, "", bos if adds_bos else "")
         self.reason = reason
-        self.tools = ToolPrompt(self._reject)
+        self.format = ModelFormat()
 
-    def public_prefixes(self, _: str) -> list[list[int]]:
+    def public_prefixes(self, _: str, __: Variables = NO_VARIABLES) -> list[list[int]]:
         return []
 
-    def _reject(self, *_: Any) -> Any:
+    def _reject(self, *_: Any, **__: Any) -> Any:
         raise ServiceError("model_unavailable", self.reason)
 
     session_prompt = conversation_prompt = tokenize_conversation = _reject
@@ -108,8 +123,13 @@ class ChatTemplate(RawPrompts):
     ) -> None:
         first = bos if adds_bos else ""
         renderer = TemplateRenderer(source, {"bos_token": bos, "eos_token": eos}, first)
-        self.tools = ToolPrompt(renderer.render)
-        super().__init__(backend, renderer.sample + self.tools.sample, first)
+        found = find_format(renderer.render, source)
+        renderer.reasoning_field = found.reasoning_field
+        super().__init__(backend, renderer.sample + found.sample, first)
+        switches = variables_of(source) & THINKING_SWITCHES.keys()
+        self.format = ModelFormat.of(found, frozenset(switches), backend, self.tokenize)
+        self.markers, self.reasoning_end = self.format.markers, self.format.reasoning_end
+        self._tools, self._renderer = ToolPrompt(found), renderer
         self._assembler = PromptAssembler(renderer, self._tokenizer)
         self._tail = self.tokenize(renderer.tail, special=True)
 
@@ -121,6 +141,7 @@ class ChatTemplate(RawPrompts):
         max_tokens: int,
         answers: KnownAnswers = NO_ANSWERS,
         previous_first: str = "",
+        variables: Variables = NO_VARIABLES,
     ) -> RenderedPrompt:
         """
         Return the prompt with as many exchanges as leave room for the answer: `max_tokens`, but at
@@ -136,7 +157,7 @@ class ChatTemplate(RawPrompts):
         def length(dropped: int) -> int:
             if dropped not in tried:
                 messages = _session_messages(system, turns[dropped:], question, answers)
-                tried[dropped] = self._assembler.tokens(messages)
+                tried[dropped] = self._assembler.tokens(messages, variables=variables)
             return len(tried[dropped])
 
         ids = [turn.request_id for turn in turns]
@@ -148,7 +169,9 @@ class ChatTemplate(RawPrompts):
             dropped = len(turns)
             if length(dropped) >= context:
                 raise prompts.context_exceeded("prompt", str(length(dropped)), context)
-        return RenderedPrompt(tried[dropped], len(turns) - dropped, dropped)
+        tokens = tried[dropped]
+        channel = self._channel(tokens, variables)
+        return RenderedPrompt(tokens, len(turns) - dropped, dropped, channel)
 
     def conversation_prompt(
         self,
@@ -156,30 +179,34 @@ class ChatTemplate(RawPrompts):
         tools: Sequence[Tool],
         room: int,
         answers: KnownAnswers = NO_ANSWERS,
+        variables: Variables = NO_VARIABLES,
     ) -> RenderedPrompt:
         """
         Return the prompt of a whole conversation. Raises ServiceError: context_length_exceeded if
         it leaves less than `room` tokens, or invalid_request if the template rejects it.
         """
-        tokens = self.tokenize_conversation(messages, tools, answers)
-        return self._fitting("messages", tokens, room)
+        tokens = self.tokenize_conversation(messages, tools, answers, variables)
+        rendered = self._fitting("messages", tokens, room)
+        return rendered._replace(channel=self._channel(tokens, variables))
 
     def tokenize_conversation(
         self,
         messages: Sequence[ChatMessage],
         tools: Sequence[Tool],
         answers: KnownAnswers = NO_ANSWERS,
+        variables: Variables = NO_VARIABLES,
     ) -> list[int]:
         """
         Return the prompt of a conversation of any length. Raises ServiceError(invalid_request) if
         the template rejects it.
         """
-        rendered, tool_dicts = self.tools.template_input(messages, tools)
+        rendered, tool_dicts = self._tools.template_input(messages, tools)
         try:
             return self._assembler.tokens(
                 [_template_message(answers, **message) for message in rendered],
                 tool_dicts,
                 require_all=True,
+                variables=variables,
             )
         except Exception as error:  # a template is a program, and can fail in any way
             raise ServiceError(
@@ -197,7 +224,36 @@ class ChatTemplate(RawPrompts):
             return max(0, len(prompt) - len(self._tail))
         return len(prompt) - 1 - list(reversed(prompt)).index(reserved)
 
-    def public_prefixes(self, system: str) -> list[list[int]]:
+    def parser(self, request: ChatRequest, channel: Channel) -> AnswerParser:
+        if request.text is not None:
+            return PlainParser()
+        tools = () if request.tool_choice == "none" else request.tools or ()
+        return self.format.parser(tools, channel)
+
+    def may_reason(self, variables: Variables) -> bool:
+        """Return whether the model may open a thought: the prompt has not closed it already."""
+        return not self.format.closes_reasoning(self._question_tail(variables))
+
+    def _question_tail(self, variables: Variables) -> str:
+        """Return what the template writes after a question, or "" if it refuses the variables."""
+        messages = [{"role": "user", "content": _QUESTION}]
+        try:
+            return self._renderer.render(messages, (), variables).rpartition(_QUESTION)[2]
+        except Exception:  # a template is a program, and can fail in any way
+            return ""
+
+    def _channel(self, tokens: Sequence[int], variables: Variables) -> Channel:
+        """
+        Return in which channel a prompt ends: by the markers after its last message. Text of people
+        can't look like them, since it has other tokens, or the template writes more after it.
+        """
+        tail = self._question_tail(variables)
+        expected = self.tokenize(tail, special=True)[-MAX_TAIL_TOKENS:]
+        if tokens[len(tokens) - len(expected) :] == expected:
+            return self.format.prompt_channel(tail)
+        return self.format.prompt_channel(self._tokenizer.text(tokens[-MAX_TAIL_TOKENS:]))
+
+    def public_prefixes(self, system: str, variables: Variables = NO_VARIABLES) -> list[list[int]]:
         """
         Return the tokens with which prompts of all callers begin: with the server's `system`
         prompt, with a caller's own, and without one.
@@ -209,7 +265,11 @@ class ChatTemplate(RawPrompts):
             [[TemplateMessage("system", probe), questions[0]] for probe in _PROBES],
             [[question] for question in questions],
         )
-        prefixes = (commonprefix([*map(self._assembler.tokens, each)]) for each in conversations)
+
+        def prompts_of(conversation: list[list[TemplateMessage]]) -> list[list[int]]:
+            return [self._assembler.tokens(each, variables=variables) for each in conversation]
+
+        prefixes = (commonprefix(prompts_of(each)) for each in conversations)
         return [list(prefix) for prefix in prefixes if prefix]
 
 

@@ -59,6 +59,7 @@ FUNCTIONARY = HeaderFormat(
 NAMESPACE, _SIGN = "]<]minimax[>[", "\ue013"  # brackets before a tag that enclose nothing
 
 QUESTION, CONTENT, THOUGHT = "QUESTIONqX", "CONTENTqX", "THOUGHTqX"
+DESCRIPTION, RESULT = "DESCRIPTIONqX", "RESULTqX"
 NAMES, KEYS, VALUES = ("alphaqX", "betaqX"), ("firstqX", "nextqX"), ("oneqX", "twoqX")
 IDS = ("qXqXqXqX1", "qXqXqXqX2")
 
@@ -73,12 +74,16 @@ class FoundFormat(NamedTuple):
     """
     The answer's format, and how the template wants its input. `reasoning_field` is the message
     field for earlier reasoning, "content" for a part of the content, or "" if it shows none.
+    `sample` is rendered text with calls.
     """
 
-    answer: AnswerFormat
+    answer: AnswerFormat = AnswerFormat()
     reasoning_field: str = ""
     wants_text_arguments: bool = False
-    shows_calls: bool = False
+    accepts_text_arguments: bool = True  # also arguments that are no object
+    is_native: bool = False  # the template shows tools, calls and results
+    writes_calls: bool = True  # else they are written into the content
+    takes_reasoning_beside: bool = True  # of content and calls
     sample: str = ""
 
 
@@ -116,7 +121,7 @@ class _Probe:
         )
         return list(dict.fromkeys(each for each in found if each is not None))
 
-    def calls(self, count: int, arguments: Json, **fields: Any) -> str | None:
+    def calls(self, count: int, arguments: Json | str, **fields: Any) -> str | None:
         """Return what is rendered after the question for an assistant's calls."""
         made = [
             {
@@ -137,7 +142,7 @@ class _Probe:
 def _tool(name: str) -> Json:
     properties = {key: {"type": "string", "description": "x"} for key in KEYS}
     parameters = {"type": "object", "properties": properties, "required": []}
-    function = {"name": name, "description": "x", "parameters": parameters}
+    function = {"name": name, "description": DESCRIPTION, "parameters": parameters}
     return {"type": "function", "function": function}
 
 
@@ -154,12 +159,48 @@ def find_format(render: Render, source: str) -> FoundFormat:
         field, reasoning = "", _reasoning_of_prompts(probe, source)
     answer = known or _content_format(probe, AnswerFormat(reasoning))
     calls, sample = _calls(probe, answer)
-    if calls is None and answer.calls is None and (form := _described_calls(source)):
-        return FoundFormat(answer._replace(calls=form), field, sample=sample)
+    described = None if calls or answer.header else _described_calls(source)
     if answer.header is None or not answer.header.call:
-        answer = answer._replace(calls=calls or answer.calls)
-    shows = calls is not None or bool(known and sample)
-    return FoundFormat(answer, field, probe.wants_text, shows, sample)
+        answer = answer._replace(calls=calls or described)
+    return FoundFormat(
+        answer,
+        field,
+        probe.wants_text,
+        probe.calls(1, "text") is not None,
+        bool(sample)
+        and _shows_tools(probe, described is None)
+        or _shows_tools(probe, False)
+        and described is not None,
+        described is None,
+        _takes_reasoning_beside(probe, field),
+        sample,
+    )
+
+
+def _shows_tools(probe: _Probe, with_calls: bool) -> bool:
+    """Return whether a conversation shows tools, and results of calls."""
+    text = _with_result(probe, with_calls)
+    return text is not None and DESCRIPTION in text and RESULT in text and NAMES[0] in text
+
+
+def _with_result(probe: _Probe, with_calls: bool = True) -> str | None:
+    function = {"name": NAMES[0], "arguments": "{}" if probe.wants_text else {}}
+    call = {"id": IDS[0], "type": "function", "function": function}
+    message = {"role": "assistant", "content": "" if with_calls else CONTENT}
+    result = {"role": "tool", "content": RESULT, "tool_call_id": IDS[0], "name": NAMES[0]}
+    question = {"role": "user", "content": QUESTION}
+    called = message | ({"tool_calls": [call]} if with_calls else {})
+    return probe.render(question, called, result, tools=TOOLS, is_prompt=True)
+
+
+def _takes_reasoning_beside(probe: _Probe, field: str) -> bool:
+    if not field or field == "content":
+        return True
+    arguments = {KEYS[0]: VALUES[0]}
+    plain = probe.calls(1, arguments, content=CONTENT)
+    return (
+        plain is None or probe.calls(1, arguments, content=CONTENT, **{field: THOUGHT}) is not None
+    )
 
 
 def _known_format(source: str) -> AnswerFormat | None:
@@ -199,7 +240,7 @@ def _described_calls(source: str) -> CallFormat | None:
 
 
 def _shown_reasoning(probe: _Probe) -> tuple[str, str, str]:
-    """Return the field of reasoning, and the texts before and after it, as far as they are shown."""
+    """Return the field of reasoning, and the texts before and after it, if they are shown."""
     for field in (*REASONING_FIELDS, "content"):
         for text in _renderings_with_reasoning(probe, field):
             if text and text.count(THOUGHT) == 1:
@@ -341,15 +382,7 @@ def _shows_arguments(text: str) -> bool:
 
 def _sample(probe: _Probe, arguments: Json) -> str:
     made = probe.calls(2, arguments) or probe.calls(1, arguments) or ""
-    result = {"role": "tool", "content": "x", "tool_call_id": IDS[0], "name": NAMES[0]}
-    call: Json = {"name": NAMES[0], "arguments": json.dumps({}) if probe.wants_text else {}}
-    message = {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"id": IDS[0], "type": "function", "function": call}],
-    }
-    question = {"role": "user", "content": QUESTION}
-    return made + (probe.render(question, message, result, tools=TOOLS, is_prompt=True) or "")
+    return made + (_with_result(probe) or "")
 
 
 def _body(text: str, prompts: Sequence[str], answer: AnswerFormat) -> str:
@@ -507,8 +540,8 @@ def _named_calls(
     if answer.header:
         before = before.rpartition(answer.header.body)[2]
         between = between and _without_header(between, answer.header)
-    before, between, name_end = (_with_id_holes(text) for text in (before, between, name_end))
-    assert before is not None and name_end is not None
+    before, name_end = _with_id_holes(before), _with_id_holes(name_end)
+    between = between and _with_id_holes(between)
     section_open, call_open, close, separator, section_close = _Around(
         before, between, after
     ).split()
@@ -539,9 +572,7 @@ def _name_before_arguments(text: str) -> int:
     return text.rfind(NAMES[0], 0, text.find(KEYS[0]))
 
 
-def _with_id_holes(text: str | None) -> str | None:
-    if text is None:
-        return None
+def _with_id_holes(text: str) -> str:
     for each in IDS:
         text = text.replace(each, ID)
     text = re.sub(r"\A:\d(?=<)", f":{ID}", text)

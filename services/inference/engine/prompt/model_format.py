@@ -6,15 +6,24 @@ from types import MappingProxyType
 from typing import Any
 
 from services.contract.conversation import Tool, ToolChoice
+from services.contract.errors import ServiceError
 from services.contract.messages import Channel
 from services.inference.engine.backend import Backend
-from services.inference.engine.output.answer_format import ID, KEY, NAME, AnswerFormat
+from services.inference.engine.output.answer_format import HERMES, AnswerFormat
 from services.inference.engine.output.answer_parser import FormatParser
 from services.inference.engine.output.parts import AnswerParser, PlainParser
 from services.inference.engine.prompt.answer_grammar import AnswerGrammar
 from services.inference.engine.prompt.format_probe import FoundFormat
 
-HOLES = (ID, KEY, NAME)
+# Variables that templates read to think, or not: values for off and on.
+THINKING_SWITCHES: Mapping[str, tuple[Any, Any]] = {
+    "enable_thinking": (False, True),
+    "thinking": (False, True),
+    "thinking_mode": ("disabled", "enabled"),
+}
+RESERVED_VARIABLES = frozenset(
+    ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
+)
 
 
 @dataclass(frozen=True)
@@ -24,17 +33,19 @@ class ModelFormat:
     is empty, with their text. `reasoning_end` are the tokens that close reasoning.
     """
 
-    answer: AnswerFormat = AnswerFormat()
-    reasoning_field: str = ""  # of messages; "content" for a part of the content; "": none
-    wants_text_arguments: bool = False
-    shows_calls: bool = False
+    found: FoundFormat = FoundFormat()
     markers: Mapping[int, bytes] = field(default_factory=lambda: MappingProxyType({}))
     reasoning_end: tuple[int, ...] = ()
     ends: frozenset[str] = frozenset()  # texts of the tokens that end an answer
+    switches: frozenset[str] = frozenset()  # variables of THINKING_SWITCHES that are read
 
     @classmethod
     def of(
-        cls, found: FoundFormat, backend: Backend, tokenize: Callable[[str, bool], list[int]]
+        cls,
+        found: FoundFormat,
+        switches: frozenset[str],
+        backend: Backend,
+        tokenize: Callable[[str, bool], list[int]],
     ) -> "ModelFormat":
         """Return the format for a model's vocabulary."""
         special = backend.special_tokens()
@@ -42,23 +53,60 @@ class ModelFormat:
         markers = {
             id: token.text.encode()
             for id, token in special.items()
-            if token.text in text and token.text.strip() and not backend.piece(id)
+            if token.text.strip() and token.text in text and not backend.piece(id)
         }
         reasoning = found.answer.reasoning
         end = reasoning.end + reasoning.between if reasoning else ""
         return cls(
-            found.answer,
-            found.reasoning_field,
-            found.wants_text_arguments,
-            found.shows_calls,
+            found,
             MappingProxyType({id: t for id, t in markers.items() if not backend.is_end(id)}),
             tuple(tokenize(end, True)) if end else (),
             frozenset(t.decode() for id, t in markers.items() if backend.is_end(id)),
+            switches,
         )
+
+    @property
+    def answer(self) -> AnswerFormat:
+        return self.found.answer
+
+    def variables(
+        self,
+        enable_thinking: bool | None,
+        reasoning_effort: str | None,
+        given: Mapping[str, Any],
+    ) -> Mapping[str, Any]:
+        """
+        Return the template's variables for a request: `given` ones, and the template's own switches
+        for the two fields, which win. Raises ServiceError(invalid_request).
+        """
+        if reserved := sorted(RESERVED_VARIABLES & given.keys()):
+            raise ServiceError(
+                "invalid_request",
+                f"`chat_template_kwargs` can't set `{reserved[0]}`, which the server sets."
+                " Remove it.",
+            )
+        if not isinstance(given.get("enable_thinking", True), bool):
+            raise ServiceError(
+                "invalid_request", "`chat_template_kwargs.enable_thinking` must be true or false."
+            )
+        variables = dict(given)
+        thinks = enable_thinking
+        if thinks is None and reasoning_effort is not None:
+            thinks = reasoning_effort != "none"
+        if thinks is None:
+            thinks = given.get("enable_thinking")
+        if thinks is not None:
+            own = {name: THINKING_SWITCHES[name][thinks] for name in self.switches}
+            is_own_choice = enable_thinking is None and reasoning_effort is None
+            variables = own | variables if is_own_choice else variables | own
+            variables["enable_thinking"] = thinks
+        if reasoning_effort not in (None, "none"):
+            variables["reasoning_effort"] = reasoning_effort
+        return variables
 
     def parser(self, tools: Sequence[Tool], channel: Channel = "content") -> AnswerParser:
         """Return a parser of one answer. `tools` are those that it may call."""
-        if not tools and self.answer == AnswerFormat():
+        if not tools and self.answer.is_plain:
             return PlainParser()
         parameters = {tool.function.name: tool.function.parameters for tool in tools}
         return FormatParser(self.answer, parameters, channel)
@@ -80,20 +128,24 @@ class ModelFormat:
         self,
         tools: Sequence[Tool],
         choice: ToolChoice,
-        parallel: bool | None,
-        response: str | None,
+        parallel: bool | None = None,
+        response: str | None = None,
         channel: Channel = "content",
         may_reason: bool = True,
     ) -> str | None:
         """
-        Return Lark for an answer that must be a call or, if the model may choose, for calls or
-        `response`, the Lark of any other answer. None: the answer is not constrained. Reasoning
-        that the prompt has opened comes first; with `may_reason` the model may open it.
+        Return Lark for an answer that must be a call or, if the model may choose, for calls or any
+        other answer, whose Lark is `response`, with the rule `answer`. None: the answer is not
+        constrained. Reasoning that the prompt has opened comes first; with `may_reason` the model
+        may open it.
 
         Several calls are allowed if `parallel` is true, or None and no call is forced. Raises
         ServiceError(invalid_request) for a schema that can't be used.
         """
-        grammar = AnswerGrammar(self.answer, self._tokens, self.ends)
+        form = self.answer
+        if not self.found.is_native:
+            form = form._replace(calls=HERMES, header=None)
+        grammar = AnswerGrammar(form, self._tokens, self.ends)
         return grammar.lark(tools, choice, parallel, response, channel, may_reason)
 
     @property

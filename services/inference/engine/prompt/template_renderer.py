@@ -7,19 +7,23 @@ programs of strangers.
 import json
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from itertools import combinations
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jinja2
+from jinja2 import meta
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Json = dict[str, Any]
+
+REASONING = "reasoning"  # of a message, which the template may want under another name
 
 
 class TemplateError(Exception):
@@ -52,7 +56,7 @@ class _Variables(NamedTuple):
     list_roles: Sequence[str]
 
     def message(self, message: Json) -> Json:
-        if message["role"] not in self.list_roles:
+        if message["role"] not in self.list_roles or isinstance(message["content"], list):
             return message
         return message | {"content": [{"type": "text", "text": message["content"]}]}
 
@@ -79,6 +83,8 @@ class TemplateRenderer:
         prompt begins with, maybe empty.
         """
         self._constants, self._bos = constants, bos
+        self.source = source
+        self.reasoning_field = ""  # found later, by rendering
         try:
             self._template = compile_template(source)
         except jinja2.TemplateSyntaxError as error:
@@ -95,18 +101,44 @@ class TemplateRenderer:
         self.sample = self.render(_probe(placeholders, roles))
         self.tail = placeholders.split(self.sample)[0][-1]  # what follows the last question
 
-    def render(self, messages: Sequence[Json], tools: Sequence[Json] = ()) -> str:
-        """Return the prompt text. A template is a program, and may raise any exception."""
-        return self._render(self._variables, messages, tools)
+    def render(
+        self,
+        messages: Sequence[Json],
+        tools: Sequence[Json] = (),
+        variables: Mapping[str, Any] = MappingProxyType({}),
+        is_prompt: bool = True,
+    ) -> str:
+        """
+        Return the text of the messages and, if `is_prompt`, the begin of an answer. `variables` are
+        further ones of the template. A template is a program, and may raise any exception.
+        """
+        return self._render(self._variables, messages, tools, variables, is_prompt)
+
+    def _message(self, message: Json, expected: "_Variables") -> Json:
+        """Return the message with its reasoning where the template looks for it."""
+        reasoning = message.get(REASONING)
+        if not isinstance(reasoning, str) or self.reasoning_field in ("", REASONING):
+            return expected.message(message)
+        rest = {key: value for key, value in message.items() if key != REASONING}
+        if self.reasoning_field != "content":
+            return expected.message(rest | {self.reasoning_field: reasoning})
+        parts = [{"type": "thinking", "thinking": reasoning}]
+        parts += [{"type": "text", "text": rest["content"]}] if rest["content"] else []
+        return rest | {"content": parts}
 
     def _render(
-        self, variables: _Variables, messages: Sequence[Json], tools: Sequence[Json] = ()
+        self,
+        expected: _Variables,
+        messages: Sequence[Json],
+        tools: Sequence[Json] = (),
+        variables: Mapping[str, Any] = MappingProxyType({}),
+        is_prompt: bool = True,
     ) -> str:
+        given = dict(variables) | self._constants | expected.missing
         rendered = self._template.render(
-            messages=[variables.message(message) for message in messages],
-            add_generation_prompt=True,
-            **self._constants,
-            **(variables.missing | ({"tools": tools} if tools else {})),
+            messages=[self._message(message, expected) for message in messages],
+            add_generation_prompt=is_prompt,
+            **(given | ({"tools": tools} if tools else {})),
         )
         return with_prefix(rendered, self._bos)
 
@@ -131,16 +163,25 @@ def with_prefix(text: str, prefix: str) -> str:
     return text if text.startswith(prefix) else prefix + text
 
 
+def variables_of(source: str) -> set[str]:
+    """Return the variables that a template reads."""
+    return meta.find_undeclared_variables(_environment().parse(source))
+
+
 @lru_cache
 def compile_template(source: str) -> jinja2.Template:
     """Raise jinja2.TemplateSyntaxError if the source can't be parsed."""
+    return _environment().from_string(source)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
     environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
-    return environment.from_string(source)
+    return environment
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):

@@ -81,6 +81,16 @@ class Tokenizer:
         """Return those of the tokens that are reserved."""
         return [token for token in tokens if token in self._reserved]
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, with the names of special ones."""
+        pieces = (
+            self._special[token].text.encode()
+            if token in self._special
+            else self._backend.piece(token)
+            for token in tokens
+        )
+        return b"".join(pieces).decode(errors="replace")
+
     def names_reserved(self, text: str) -> bool:
         """Return whether the text contains the name of a reserved token."""
         windows = range(0, len(text) or 1, _SEARCH_CHARS)

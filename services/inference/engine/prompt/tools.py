@@ -1,44 +1,29 @@
 """
-Tools in prompts, and the grammar of tool calls.
+Tools, calls and results as input of a chat template.
 
-A template's own format is used if services/client/tool_calls.py can parse the calls that it asks
-for. Otherwise the tools are described in the system prompt, in the format of Hermes models
+A template's own format is used if it shows all of them. Otherwise the tools are described in the
+system prompt, in the format of Hermes models
 (https://github.com/NousResearch/Hermes-Function-Calling).
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import NamedTuple
 
 import msgspec
 
 from services.contract import prompts
-from services.contract.conversation import (
-    ChatMessage,
-    Function,
-    FunctionCall,
-    NamedTool,
-    Tool,
-    ToolCall,
-    ToolChoice,
-)
+from services.contract.conversation import ChatMessage, Tool, ToolCall
 from services.contract.errors import ServiceError
-from services.inference.engine.prompt.template_renderer import Json, Placeholders
-from services.inference.engine.sampling.constraints import check_cost, schema_lark
-from services.inference.engine.sampling.json_schema import rebase_refs
+from services.inference.engine.output.answer_format import HERMES, CallFormat
+from services.inference.engine.prompt.answer_grammar import NO_PARAMETERS
+from services.inference.engine.prompt.format_probe import FoundFormat
+from services.inference.engine.prompt.template_renderer import REASONING, Json
 
-Render = Callable[[Sequence[Json], Sequence[Json]], str]  # messages and tools to a prompt
-
-_CALL = re.compile(
-    r'(?P<open><tool_call>\s*|\[TOOL_CALLS]\s*\[|)\{\s*"name": ?"(?P<name>[^"]+)",'
-    r'\s*"(?P<key>arguments|parameters)": ?\{"'
-)
 _CALL_ID = re.compile(r"[A-Za-z0-9]{9}\Z")
 _EMPTY_ARGUMENTS = ("", "null", '""', "[]", "{}")
-_NO_PARAMETERS: Json = {"type": "object", "properties": {}}
 _INSTRUCTIONS = """\
 You may call functions. They are given within <tools></tools>, as JSON:
 <tools>
@@ -51,119 +36,43 @@ nothing else:
 </tool_call>"""
 
 
-class ToolCallFormat(NamedTuple):
-    """How calls are written: `<open>{"name": "f", "<key>": {…}}<close>`."""
-
-    open: str
-    key: str
-    separator: str | None  # between calls; None if there can be only one
-    close: str
-
-
-HERMES = ToolCallFormat(
-    "<tool_call>\n", "arguments", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>"
-)
-MISTRAL = ToolCallFormat("[", "arguments", ", ", "]")  # after [TOOL_CALLS], a control token
-
-
 class ToolPrompt:
     """
-    The tool format of one template, found by rendering a probe. `sample` is the rendered probe, or
-    empty if the template's own format is not used.
+    Puts tools, calls and results into a template's input: as the template wants them, or as text if
+    it does not show them.
     """
 
-    def __init__(self, render: Render) -> None:
-        self.sample, self._own_format = _probe(render)
-
-    @property
-    def call_format(self) -> ToolCallFormat:
-        return self._own_format or HERMES
+    def __init__(self, found: FoundFormat) -> None:
+        self._found = found
 
     def template_input(
         self, messages: Sequence[ChatMessage], tools: Sequence[Tool]
     ) -> tuple[list[Json], list[Json]]:
         """Return messages and tools for the template; tools it can't show are in the messages."""
-        if self._own_format:
-            return [*_native_messages(messages)], [_native_tool(tool) for tool in tools]
-        plain = [*_plain_messages(messages)]
+        native = [*_native_messages(messages, self._found)]
+        if self._found.is_native and self._found.writes_calls:
+            return native, [_native_tool(tool) for tool in tools]
+        if self._found.is_native and self._found.answer.calls:
+            form = self._found.answer.calls
+            written = [_with_calls_as_text(message, form) for message in native]
+            return written, [_native_tool(tool) for tool in tools]
+        plain = [*_plain_messages(messages, self._found)]
         return (_with_instructions(plain, tools) if tools else plain), []
-
-    def call_grammar(
-        self,
-        tools: Sequence[Tool],
-        choice: ToolChoice,
-        parallel: bool | None = None,
-        response: str | None = None,
-    ) -> str | None:
-        """
-        Return Lark for an answer that must be a call or, if the model may choose, for calls or
-        `response`, the Lark of any other answer. None: the answer is not constrained.
-
-        Several calls are allowed if `parallel` is true, or None and no call is forced. Raises
-        ServiceError(invalid_request) for a schema that can't be used.
-        """
-        if not tools or choice == "none" or (choice == "auto" and response is None):
-            return None
-        if isinstance(choice, NamedTool):
-            tools = [tool for tool in tools if tool.function.name == choice.function.name]
-        check_cost({"anyOf": [_arguments_schema(tool) for tool in tools]}, "tools")
-        is_forced = choice != "auto"
-        form = self.call_format
-        call_lark = _json_call_lark if not (is_forced or form.open) else _spaced_call_lark
-        is_parallel = not is_forced if parallel is None else parallel
-        more = f"({_quote(form.separator)} call)*" if is_parallel and form.separator else ""
-        rules = [
-            "start: calls" if is_forced else f"start: calls | answer\nanswer: {response}",
-            f"calls: {_quote(form.open)} call {more} {_quote(form.close)}",
-            "call: " + " | ".join(f"call{number}" for number in range(len(tools))),
-            *(f"call{number}: {call_lark(tool, form.key)}" for number, tool in enumerate(tools)),
-        ]
-        return "\n".join(rules)
-
-
-def _probe(render: Render) -> tuple[str, ToolCallFormat | None]:
-    """
-    Return a rendered conversation with tools, and the template's format if it shows tools, calls
-    and results in a known one.
-    """
-    placeholders = Placeholders()
-    name, argument, description, result = (placeholders[i] for i in range(4))
-    call = ToolCall("123456789", FunctionCall(name, json.dumps({argument: 1})))
-    conversation = (
-        ChatMessage("user", "x"),
-        ChatMessage("assistant", tool_calls=(call,)),
-        ChatMessage("tool", result, tool_call_id=call.id),
-    )
-    messages = [*_native_messages(conversation)]
-    tools = [_native_tool(Tool(Function(name, description, {"type": "object"})))]
-    try:
-        question, sample = render(messages[:1], tools), render(messages, tools)
-    except Exception:  # a template is a program, and can fail in any way
-        return "", None
-    _, numbers = placeholders.split(sample)
-    found = next((c for c in _CALL.finditer(sample) if c["name"] == name), None)
-    if set(numbers) != set(range(4)) or found is None:
-        return "", None
-    if not sample.startswith(f'{argument}":', found.end()):
-        return "", None
-    if found["open"]:
-        return sample, HERMES if found["open"].startswith("<") else MISTRAL
-    starts_answer = sample.endswith(question[-8:], 0, found.start())
-    return (sample, ToolCallFormat("", found["key"], None, "")) if starts_answer else ("", None)
 
 
 def _native_tool(tool: Tool) -> Json:
     """Return the tool with the fields that templates expect but callers may leave out."""
     function = tool.function
-    parameters = _NO_PARAMETERS | (function.parameters or {})
+    parameters = NO_PARAMETERS | (function.parameters or {})
     description = function.description or ""
     fields = {"name": function.name, "description": description, "parameters": parameters}
     return {"type": "function", "function": fields}
 
 
-def _native_messages(messages: Sequence[ChatMessage]) -> Iterator[Json]:
-    """Yield messages with `tool_calls`, and results with the name of their tool."""
+def _native_messages(messages: Sequence[ChatMessage], found: FoundFormat) -> Iterator[Json]:
+    """Yield messages with reasoning and `tool_calls`, and results with the name of their tool."""
     names: dict[str, str] = {}  # of tools by call id
+    ids: dict[str, str] = {}  # that the template accepts, by call id
     for message in messages:
         role = "system" if message.role == "developer" else message.role
         native: Json = {"role": role, "content": message.text}
@@ -171,20 +80,47 @@ def _native_messages(messages: Sequence[ChatMessage]) -> Iterator[Json]:
             native["name"] = message.name
         if message.tool_calls:
             names |= {call.id: call.function.name for call in message.tool_calls}
-            native["tool_calls"] = [_native_call(call) for call in message.tool_calls]
+            for call in message.tool_calls:
+                ids[call.id] = _call_id(call, len(ids), found)
+            native["tool_calls"] = [
+                _native_call(call, ids[call.id], found) for call in message.tool_calls
+            ]
         if message.role == "tool" or message.tool_call_id:
             call_id = message.tool_call_id or ""
-            native["tool_call_id"] = _call_id(call_id)
+            native["tool_call_id"] = ids.get(call_id) or _nine_letters(call_id)
             native["name"] = names.get(call_id, message.name or "")
-        yield native
+        yield native | _reasoning_fields(message, found)
 
 
-def _native_call(call: ToolCall) -> Json:
-    function = {"name": call.function.name, "arguments": _arguments(call)}
-    return {"id": _call_id(call.id), "type": "function", "function": function}
+def _reasoning_fields(message: ChatMessage, found: FoundFormat) -> Json:
+    """Return the template's field for reasoning; the template decides whether to show it."""
+    field, reasoning = found.reasoning_field, message.reasoning
+    if message.role != "assistant" or not reasoning or not field:
+        return {}
+    if message.tool_calls and message.text and not found.takes_reasoning_beside:
+        return {}
+    return {REASONING: reasoning}
 
 
-def _call_id(given: str) -> str:
+def _native_call(call: ToolCall, call_id: str, found: FoundFormat) -> Json:
+    arguments = _arguments(call)
+    if isinstance(arguments, str) and not found.accepts_text_arguments:
+        arguments = {"arguments": arguments}
+    if found.wants_text_arguments and not isinstance(arguments, str):
+        arguments = _quote(arguments)
+    function = {"name": call.function.name, "arguments": arguments}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def _call_id(call: ToolCall, number: int, found: FoundFormat) -> str:
+    """Return an id that the template accepts; Kimi K2's are `functions.name:number`."""
+    form = found.answer.calls
+    if form and form.call_open.endswith("functions."):
+        return f"functions.{call.function.name}:{number}"
+    return _nine_letters(call.id)
+
+
+def _nine_letters(given: str) -> str:
     """
     Return an id that every template accepts: Mistral's raise unless it has nine letters or digits,
     so a conversation from another server could not continue here.
@@ -208,7 +144,33 @@ def _arguments(call: ToolCall) -> Json | str:
     return arguments
 
 
-def _plain_messages(messages: Sequence[ChatMessage]) -> Iterator[Json]:
+def _with_calls_as_text(message: Json, form: CallFormat) -> Json:
+    """Write the calls of a message into its content, for a template that does not show them."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    written = form.separator.join(
+        form.call_open + _written_call(call["function"], form) + form.call_close for call in calls
+    )
+    content = f"{message['content']}{form.section_open}{written}{form.section_close}"
+    return {key: item for key, item in message.items() if key != "tool_calls"} | {
+        "content": content
+    }
+
+
+def _written_call(function: Json, form: CallFormat) -> str:
+    name, arguments = function["name"], function["arguments"]
+    if form.object:
+        text = arguments if isinstance(arguments, str) else _quote(arguments)
+        written = form.object
+        return f"{written.begin}{_quote(name)[1:-1]}{written.middle}{text}{written.end}"
+    if isinstance(arguments, str):
+        return f"{name}{form.name_end}{arguments}"
+    pairs = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    return f"{name}{form.name_end}{pairs}"
+
+
+def _plain_messages(messages: Sequence[ChatMessage], found: FoundFormat) -> Iterator[Json]:
     """Yield messages with calls as text and results as a user's messages."""
     for is_tool, group in groupby(messages, lambda message: message.role == "tool"):
         if is_tool:
@@ -216,7 +178,7 @@ def _plain_messages(messages: Sequence[ChatMessage]) -> Iterator[Json]:
             yield {"role": "user", "content": "\n".join(results)}
             continue
         others = [*group]
-        for native, message in zip(_native_messages(others), others, strict=True):
+        for native, message in zip(_native_messages(others, found), others, strict=True):
             calls = map(_call_text, message.tool_calls or ())
             native.pop("tool_calls", None)
             yield native | {"content": "\n".join(filter(None, [message.text, *calls]))}
@@ -226,7 +188,7 @@ def _call_text(call: ToolCall) -> str:
     arguments = _arguments(call)
     text = arguments if isinstance(arguments, str) else _quote(arguments)
     name = _quote(call.function.name)
-    return f'{HERMES.open}{{"name": {name}, "arguments": {text}}}{HERMES.close}'
+    return f'{HERMES.call_open}{{"name": {name}, "arguments": {text}}}{HERMES.call_close}'
 
 
 def _with_instructions(messages: list[Json], tools: Sequence[Tool]) -> list[Json]:
@@ -237,33 +199,6 @@ def _with_instructions(messages: list[Json], tools: Sequence[Tool]) -> list[Json
     if first["role"] != "system":
         return [{"role": "system", "content": instructions}, *messages]
     return [{"role": "system", "content": f"{first['content']}\n\n{instructions}"}, *rest]
-
-
-def _spaced_call_lark(tool: Tool, key: str) -> str:
-    """Return Lark for a call of this tool, with the spacing that templates use."""
-    begin = f'{{"name": {_quote(tool.function.name)}, "{key}": '
-    arguments = schema_lark(_arguments_schema(tool), bool(tool.function.strict), "tools")
-    return f"{_quote(begin)} {arguments} {_quote('}')}"
-
-
-def _json_call_lark(tool: Tool, key: str) -> str:
-    """
-    Return Lark for a call as JSON that matches a schema. If only its keys distinguish a call from
-    other JSON, both must have the same lexemes.
-    """
-    arguments = rebase_refs(_arguments_schema(tool), f"/properties/{key}")
-    properties = {"name": {"const": tool.function.name}, key: arguments}
-    call = {"type": "object", "properties": properties, "required": ["name", key]}
-    closed = call | {"additionalProperties": False}
-    return schema_lark(closed, bool(tool.function.strict), "tools")
-
-
-def _arguments_schema(tool: Tool) -> Json:
-    """Return the parameters as a schema of an object, which arguments always are."""
-    parameters = tool.function.parameters
-    if parameters is None:
-        return _NO_PARAMETERS | {"additionalProperties": False}
-    return {"type": "object"} | parameters
 
 
 def _quote(value: Json | str) -> str:

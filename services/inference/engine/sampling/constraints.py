@@ -23,28 +23,41 @@ from services.inference.engine.sampling.grammar import (
 JSON_OPTIONS = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,40}", "json_allowed_escapes": 'nrbtf\\"'}
 
 
-def compile_grammar(
-    sampling: Sampling, tool_calls: str | None, vocabulary: Vocabulary
-) -> Grammar | None:
+def compile_grammar(sampling: Sampling, lark: str | None, vocabulary: Vocabulary) -> Grammar | None:
     """
-    Return the grammar of an answer, if it has one: of `tool_calls`, the Lark of
-    `ToolPrompt.call_grammar`, of `response_format`, or of `grammar`. Takes as long as compile_lark.
-    Raises ServiceError(invalid_request).
+    Return the grammar of an answer, if it has one: of `lark`, as `ModelFormat.answer_lark` writes
+    it, or of `response_format` or `grammar` alone. Takes as long as compile_lark. Raises
+    ServiceError(invalid_request).
     """
     has_json = isinstance(sampling.response_format, JsonObjectFormat | JsonSchemaFormat)
-    fields = {"tools": tool_calls, "grammar": sampling.grammar, "response_format": has_json}
+    has_calls = bool(lark) and "\ncalls:" in (lark or "")
+    fields = {"tools": has_calls, "grammar": sampling.grammar, "response_format": has_json}
     try:
-        lark = tool_calls or _request_lark(sampling)
+        lark = lark or _plain_lark(sampling)
         return compile_lark(lark, vocabulary) if lark else None
     except GrammarError as error:
         names = "` or `".join(name for name, is_set in fields.items() if is_set)
         raise _refusal(names, f"{error}.") from error
 
 
-def _request_lark(sampling: Sampling) -> str | None:
+def _plain_lark(sampling: Sampling) -> str | None:
+    answer = request_lark(sampling)
+    return answer and f"start: answer\n{answer}"
+
+
+def request_lark(sampling: Sampling) -> str | None:
+    """
+    Return Lark with the rule `answer` for the content that `response_format` or `grammar` asks for,
+    or None. Raises ServiceError(invalid_request).
+    """
     if response := response_format_lark(sampling):
-        return f"start: {response}"
-    return gbnf.to_lark(sampling.grammar) if sampling.grammar else None
+        return f"answer: {response}"
+    if not sampling.grammar:
+        return None
+    try:
+        return gbnf.to_lark(sampling.grammar, "answer")
+    except GrammarError as error:
+        raise _refusal("grammar", f"{error}.") from error
 
 
 def response_format_lark(sampling: Sampling) -> str | None:

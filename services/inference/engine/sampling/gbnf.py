@@ -37,16 +37,17 @@ EMPTY = '""'
 STARTS_ALTERNATIVE = ("rule", "or", "open")
 
 
-def to_lark(text: str) -> str:
-    """Return the grammar as Lark rules whose first one is `start`. Raises GrammarError."""
-    return _Translator(text).lark()
+def to_lark(text: str, start: str = "start") -> str:
+    """Return the grammar as Lark rules, of which `start` is the root. Raises GrammarError."""
+    return _Translator(text, start).lark()
 
 
 class _Translator:
     """Writes Lark token by token, without recursion, so that no grammar is nested too deeply."""
 
-    def __init__(self, text: str) -> None:
-        self._names = {"root": "start"}  # Lark name by GBNF name
+    def __init__(self, text: str, start: str) -> None:
+        self._start = start
+        self._names = {"root": start}  # Lark name by GBNF name
         self._rules: dict[str, list[str]] = {}  # by Lark name; a second definition replaces one
         self._parts: list[str] = []  # of the current rule
         self._depth = 0  # of parentheses in the current rule, plus 1; 0 outside of a rule
@@ -58,7 +59,7 @@ class _Translator:
         self._end_rule()
 
     def lark(self) -> str:
-        if "start" not in self._rules:
+        if self._start not in self._rules:
             raise GrammarError("it has no rule `root`")
         for name, lark in self._names.items():
             if lark not in self._rules:

@@ -5,12 +5,11 @@ import pytest
 
 from services.inference.engine.output.answer_format import AnswerFormat
 from services.inference.engine.output.answer_parser import FormatParser
-
 from services.inference.engine.output.parts import (
     AnswerPart,
     ArgumentsDelta,
-    ContentDelta,
     CallStart,
+    ContentDelta,
 )
 
 ONE = '<tool_call>\n{"name": "go", "arguments": {"to": "a \\"}{ b", "n": {"x": [1]}}}\n</tool_call>'

@@ -17,8 +17,8 @@ from services.contract.errors import ServiceError
 from services.contract.messages import JsonSchema, JsonSchemaFormat, Sampling
 from services.inference.engine.backend import SpecialToken
 from services.inference.engine.prompt.chat_template import ChatTemplate
-from services.inference.engine.prompt.tools import HERMES, MISTRAL, ToolCallFormat
-from services.inference.engine.sampling.constraints import response_format_lark, schema_lark
+from services.inference.engine.prompt.tools import ToolPrompt
+from services.inference.engine.sampling.constraints import request_lark, schema_lark
 from services.inference.engine.sampling.grammar import compile_lark
 from tests.inference.chat_templates import CHATML, END, NO_SYSTEM, START, template
 from tests.inference.engine.prompt.shipped_templates import SOURCES
@@ -56,27 +56,26 @@ def render(name: str, *messages: ChatMessage, tools: tuple[Tool, ...] = ()) -> s
     return bytes(made.conversation_prompt(messages, tools, 1).tokens).decode()
 
 
-@pytest.mark.parametrize(
-    ("name", "form"),
-    [
-        (QWEN, HERMES),
-        ("Qwen-Qwen3-0.6B", HERMES),
-        ("NousResearch-Hermes-3-Llama-3.1-8B-tool_use", HERMES),
-        ("ibm-granite-granite-4.0", HERMES),
-        (LLAMA, ToolCallFormat("", "parameters", None, "")),
-        ("meta-llama-Llama-3.3-70B-Instruct", ToolCallFormat("", "parameters", None, "")),
-        (NEMO, MISTRAL),
-    ],
-)
-def test_call_format_is_the_template_s_own(name: str, form: ToolCallFormat) -> None:
-    assert template(SOURCES[name]).tools.call_format == form
+HERMES = "<tool_call>\n%s\n</tool_call>"
+FORMS = {QWEN: HERMES, LLAMA: "%s", NEMO: "[TOOL_CALLS][%s]"}
+KEYS = {QWEN: "arguments", LLAMA: "parameters", NEMO: "arguments"}
+
+
+def written(name: str, tool: str, arguments: str = "{}") -> str:
+    """Return a call as the template writes it, without what surrounds all calls."""
+    end = ', "id": "123456789"}' if name == NEMO else "}"
+    return f'{{"name": "{tool}", "{KEYS[name]}": {arguments}{end}'
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_calls_are_rendered_in_the_template_s_own_form(name: str) -> None:
     text = render(name, *CALLED, tools=TOOLS)
-    assert f'{form.open}{{"name": "go", "{form.key}": {{"x": 1}}' in text
+    assert FORMS[name] % written(name, "go", '{"x": 1}') in text
     assert "walks there" in text and "there" in text
 
 
 @pytest.mark.parametrize(
-    "name", ["Qwen3-Coder", "microsoft-Phi-3.5-mini-instruct", "GLM-4.6", "MiniMax-M1", CHATML]
+    "name", ["microsoft-Phi-3.5-mini-instruct", "google-gemma-2-2b-it", CHATML]
 )
 def test_unknown_call_format_is_replaced_by_instructions(name: str) -> None:
     text = render(name, *CALLED, tools=TOOLS)
@@ -105,7 +104,8 @@ def test_result_has_the_name_of_its_tool() -> None:
     assert '"name": "go"' in render(hermes, *CALLED)
     assert render(source, ChatMessage("user", "hi", name="Ada")) == "hiAda;"
     without_call = ChatMessage("tool", "there", name="go", tool_call_id="x")
-    messages, _ = template(hermes).tools.template_input((ASK, without_call), ())
+    found = template(hermes).format.found
+    messages, _ = ToolPrompt(found).template_input((ASK, without_call), ())
     assert messages[1]["name"] == "go"
 
 
@@ -156,9 +156,9 @@ def allows(lark: str | None, answer: str) -> bool:
 
 
 def test_forced_call_matches_the_schema_of_a_tool() -> None:
-    tool_prompt = template(SOURCES[QWEN]).tools
-    grammar = tool_prompt.call_grammar(TOOLS, "required", False)
-    form = "<tool_call>\n%s\n</tool_call>"
+    model_format = template(SOURCES[QWEN]).format
+    grammar = model_format.answer_lark(TOOLS, "required", False)
+    form = HERMES
     assert allows(grammar, form % '{"name": "go", "arguments": {"x": 12}}')
     assert allows(grammar, form % '{"name": "look", "arguments": {"x": "north"}}')
     assert allows(grammar, form % '{"name": "wait", "arguments": {}}')
@@ -167,35 +167,35 @@ def test_forced_call_matches_the_schema_of_a_tool() -> None:
     assert not allows(grammar, form % '{"name": "wait", "arguments": {"x": 1}}'), "it has none"
     one = form % '{"name": "wait", "arguments": {}}'
     assert not allows(grammar, f"{one}\n{one}") and not allows(grammar, "hello")
-    assert allows(tool_prompt.call_grammar(TOOLS, "required", True), f"{one}\n{one}\n{one}")
+    assert allows(model_format.answer_lark(TOOLS, "required", True), f"{one}\n{one}\n{one}")
 
 
 def test_tool_can_be_forced_by_name() -> None:
-    tool_prompt = template(SOURCES[LLAMA]).tools
-    grammar = tool_prompt.call_grammar(TOOLS, NamedTool(FunctionName("look")), True)
+    model_format = template(SOURCES[LLAMA]).format
+    grammar = model_format.answer_lark(TOOLS, NamedTool(FunctionName("look")), True)
     assert allows(grammar, '{"name": "look", "parameters": {"x": "north"}}')
     assert not allows(grammar, '{"name": "go", "parameters": {"x": 1}}')
 
 
 def test_mistral_calls_are_a_list() -> None:
-    tool_prompt = template(SOURCES[NEMO]).tools
-    one = '{"name": "wait", "arguments": {}}'
-    assert allows(tool_prompt.call_grammar(TOOLS, "required", True), f"[{one}, {one}]")
-    assert allows(tool_prompt.call_grammar(TOOLS, "required", False), f"[{one}]")
+    model_format = template(SOURCES[NEMO]).format
+    one = written(NEMO, "wait")
+    form = FORMS[NEMO]
+    assert allows(model_format.answer_lark(TOOLS, "required", True), form % f"{one}, {one}")
+    assert allows(model_format.answer_lark(TOOLS, "required", False), form % one)
+    assert not allows(model_format.answer_lark(TOOLS, "required", False), form % f"{one}, {one}")
 
 
 @pytest.mark.parametrize("vocabulary", ["qwen2", "llama-bpe", "gpt-2"])
 @pytest.mark.parametrize("name", [QWEN, LLAMA, NEMO])
 def test_call_is_allowed_as_a_real_tokenizer_splits_it(name: str, vocabulary: str) -> None:
     """Also if a token spans the start or the end of the arguments."""
-    tool_prompt, words = template(SOURCES[name]).tools, load_vocabulary(vocabulary)
-    form = tool_prompt.call_format
+    model_format, words = template(SOURCES[name]).format, load_vocabulary(vocabulary)
     anything = Tool(Function("take", None, {"type": "object", "properties": {"x": {}}}))
-    call = f'{{"name": "take", "{form.key}": {{"x": ["é \\"a\\" 🙂", {{"b": -1.5}}, null]}}}}'
-    text = (
-        form.open + (form.separator or "").join([call] * (2 if form.separator else 1)) + form.close
-    )
-    lark = tool_prompt.call_grammar((*TOOLS, anything), "required", True)
+    call = written(name, "take", '{"x": ["é \\"a\\" 🙂", {"b": -1.5}, null]}')
+    two = {QWEN: f"{call}\n</tool_call>\n<tool_call>\n{call}", LLAMA: call, NEMO: f"{call}, {call}"}
+    text = FORMS[name] % two[name]
+    lark = model_format.answer_lark((*TOOLS, anything), "required", True)
     assert lark is not None
     grammar = compile_lark(lark, words._vocabulary)
     for token in words.tokenize(text, special=False):
@@ -211,20 +211,17 @@ def test_forced_arguments_of_a_recursive_type(name: str) -> None:
         "properties": {"n": {"anyOf": [{"$ref": "#/$defs/N"}, {"type": "null"}]}},
         "required": ["n"],
     }
-    tool_prompt = template(SOURCES[name]).tools
+    model_format = template(SOURCES[name]).format
     tools = (Tool(Function("f", None, {"$defs": {"N": node}, "$ref": "#/$defs/N"})),)
-    form = tool_prompt.call_format
-    text = f'{form.open}{{"name": "f", "{form.key}": %s}}{form.close}'
-    assert allows(tool_prompt.call_grammar(tools, "required", False), text % '{"n": {"n": null}}')
-    assert not allows(
-        tool_prompt.call_grammar(tools, "required", False), text % '{"n": {"m": null}}'
-    )
+    lark = model_format.answer_lark(tools, "required", False)
+    assert allows(lark, FORMS[name] % written(name, "f", '{"n": {"n": null}}'))
+    assert not allows(lark, FORMS[name] % written(name, "f", '{"n": {"m": null}}'))
 
 
 def test_data_in_an_arguments_schema_is_unchanged() -> None:
     schema = {"properties": {"a": {"const": {"$ref": "#/x"}}}, "required": ["a"]}
-    call = template().tools.call_grammar((Tool(Function("f", None, schema)),), "required", False)
-    form = HERMES.open + '{"name": "f", "arguments": {"a": {"$ref": "%s"}}}' + HERMES.close
+    call = template().format.answer_lark((Tool(Function("f", None, schema)),), "required", False)
+    form = HERMES % '{"name": "f", "arguments": {"a": {"$ref": "%s"}}}'
     assert allows(call, form % "#/x") and not allows(call, form % "#/$defs/f0/x")
 
 
@@ -233,16 +230,16 @@ def test_cost_of_all_tools_together_is_bounded() -> None:
         parameters = {"properties": {"n": {"type": "integer", "multipleOf": step}}}
         return Tool(Function(f"f{step}", None, parameters))
 
-    tool_prompt = template().tools
-    assert tool_prompt.call_grammar([divided_by(9_999)], "required")
+    model_format = template().format
+    assert model_format.answer_lark([divided_by(9_999)], "required")
     with pytest.raises(ServiceError, match="`tools`.*multipleOf"):
-        tool_prompt.call_grammar([divided_by(step) for step in range(9_901, 10_001)], "required")
+        model_format.answer_lark([divided_by(step) for step in range(9_901, 10_001)], "required")
 
 
 def test_auto_and_none_force_no_call() -> None:
-    tool_prompt = template().tools
-    assert tool_prompt.call_grammar(TOOLS, "auto", True) is None
-    assert tool_prompt.call_grammar(TOOLS, "none", True) is None
+    model_format = template().format
+    assert model_format.answer_lark(TOOLS, "auto", True) is None
+    assert model_format.answer_lark(TOOLS, "none", True) is None
 
 
 @pytest.mark.parametrize(
@@ -256,22 +253,22 @@ def test_auto_and_none_force_no_call() -> None:
     ],
 )
 def test_invalid_arguments_schema_is_rejected(parameters: dict[str, Any]) -> None:
-    tool_prompt, tools = template().tools, (Tool(Function("f", None, parameters)),)
+    model_format, tools = template().format, (Tool(Function("f", None, parameters)),)
     with pytest.raises(ServiceError, match="The field `tools` can't be used"):
-        FakeBackend({}).sampler(Sampling(), tool_prompt.call_grammar(tools, "required", False))
+        FakeBackend({}).sampler(Sampling(), model_format.answer_lark(tools, "required", False))
 
 
 def test_strict_tool_with_unenforceable_keyword_is_rejected() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
     with pytest.raises(ServiceError, match="`tools`.*`properties.a.uniqueItems`"):
-        template().tools.call_grammar((Tool(Function("f", None, schema, True)),), "required", False)
-    lax = template().tools.call_grammar((Tool(Function("f", None, schema)),), "required", False)
-    assert allows(lax, HERMES.open + '{"name": "f", "arguments": {"a": [1]}}' + HERMES.close)
+        template().format.answer_lark((Tool(Function("f", None, schema, True)),), "required", False)
+    lax = template().format.answer_lark((Tool(Function("f", None, schema)),), "required", False)
+    assert allows(lax, HERMES % '{"name": "f", "arguments": {"a": [1]}}')
 
 
 def test_schema_may_refer_to_itself() -> None:
     tree = {"type": "object", "properties": {"in": {"$ref": "#"}}, "additionalProperties": False}
-    grammar = template().tools.call_grammar((Tool(Function("f", None, tree)),), "required", False)
+    grammar = template().format.answer_lark((Tool(Function("f", None, tree)),), "required", False)
     form = '<tool_call>\n{"name": "f", "arguments": %s}\n</tool_call>'
     assert allows(grammar, form % '{"in": {"in": {}}}')
     assert not allows(grammar, form % '{"out": {}}')
@@ -304,7 +301,7 @@ def test_mistral_gets_valid_ids_that_match_call_and_result() -> None:
 
 @pytest.mark.parametrize("name", [QWEN, LLAMA, NEMO])
 def test_answer_with_schema_and_tools_is_a_call_or_json(name: str) -> None:
-    tool_prompt = template(SOURCES[name]).tools
+    model_format = template(SOURCES[name]).format
     schema = {
         "type": "object",
         "properties": {"city": {"type": "string"}, "n": {"type": "integer"}},
@@ -312,26 +309,28 @@ def test_answer_with_schema_and_tools_is_a_call_or_json(name: str) -> None:
         "additionalProperties": False,
     }
     answer = schema_lark(schema, True, "response_format")
-    grammar = tool_prompt.call_grammar(TOOLS, "auto", None, answer)
-    form = tool_prompt.call_format
-    call = f'{form.open}{{"name": "wait", "{form.key}": {{}}}}{form.close}'
-    assert allows(grammar, call) and allows(grammar, '{"city": "Rome", "n": 5}')
+    grammar = model_format.answer_lark(TOOLS, "auto", None, f"answer: {answer}")
+    call = written(name, "wait")
+    if name == LLAMA:  # a call in any form of JSON, since an answer is JSON, too
+        call = '{"name": "wait", "parameters": {}}'
+    assert allows(grammar, FORMS[name] % call) and allows(grammar, '{"city": "Rome", "n": 5}')
     assert not allows(grammar, "It is sunny.") and not allows(grammar, '{"town": "Rome"}')
-    assert not allows(tool_prompt.call_grammar(TOOLS, "required", None, answer), '{"city": "Rome"}')
-    if form.separator:
-        two = f'{{"name": "wait", "{form.key}": {{}}}}'
-        both = form.open + two + form.separator + two + form.close
+    forced = model_format.answer_lark(TOOLS, "required", None, f"answer: {answer}")
+    assert not allows(forced, '{"city": "Rome"}')
+    if name == NEMO:
+        both = FORMS[name] % f"{call}, {call}"
         assert allows(grammar, both)
-        assert not allows(tool_prompt.call_grammar(TOOLS, "auto", False, answer), both)
+        one = model_format.answer_lark(TOOLS, "auto", False, f"answer: {answer}")
+        assert not allows(one, both)
 
 
 def test_invalid_response_format_beside_tools_is_named() -> None:
     form = JsonSchemaFormat(JsonSchema({"type": "mystery"}))
     asked = Sampling(response_format=form)
-    call = template().tools.call_grammar(TOOLS, "auto", None, response_format_lark(asked))
+    call = template().format.answer_lark(TOOLS, "auto", None, request_lark(asked))
     with pytest.raises(ServiceError, match="`response_format` can't be used"):
         FakeBackend({}).sampler(asked, call)
 
 
 def test_a_grammar_of_a_call_can_be_sampled_with() -> None:
-    FakeBackend({}).sampler(Sampling(), template().tools.call_grammar(TOOLS, "required", True))
+    FakeBackend({}).sampler(Sampling(), template().format.answer_lark(TOOLS, "required", True))

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -117,21 +116,6 @@ def check(prompt: PromptRequest) -> None:
             "Both `grammar` and `response_format` constrain the answer: remove one of them.",
         )
     _check_min_tokens(prompt)
-
-
-def template_kwargs(
-    prompt: PromptRequest, defaults: Mapping[str, Any] = MappingProxyType({})
-) -> dict[str, Any]:
-    """Return the variables for the chat template: the request's own win over the defaults."""
-    kwargs = {**defaults, **(prompt.chat_template_kwargs or {})}
-    if prompt.reasoning_effort is not None:
-        is_on = prompt.reasoning_effort != NO_REASONING
-        kwargs["enable_thinking"] = is_on
-        kwargs.pop("reasoning_effort", None)
-        kwargs |= {"reasoning_effort": prompt.reasoning_effort} if is_on else {}
-    if prompt.enable_thinking is not None:
-        kwargs["enable_thinking"] = prompt.enable_thinking
-    return kwargs
 
 
 def check_template_kwargs(kwargs: Mapping[str, Any]) -> None:

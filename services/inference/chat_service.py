@@ -127,7 +127,7 @@ class ChatService:
             settings.model_cache * 2**20,
             emit=partial(in_loop, self._dispatch),
             on_death=partial(in_loop, self._on_engine_death),
-            public_prefixes=model.template.public_prefixes(settings.chat_system_prompt.strip()),
+            public_prefixes=model.public_prefixes(settings.chat_system_prompt.strip()),
             limits=limits.scheduler,
         )
         stored_info = replace(model.info, changed=0, trained_context=0)

@@ -2,19 +2,22 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from services.contract.messages import ModelInfo, Sampling
+from services.contract import prompts
+from services.contract.errors import ServiceError
+from services.contract.messages import ChatRequest, ModelInfo, Sampling
 from services.inference import model_sampling
 from services.inference.engine import context_size, memory, trial
 from services.inference.engine.backend import Backend
 from services.inference.engine.llama import Llama, ModelError
 from services.inference.engine.prompt import templates
-from services.inference.engine.prompt.chat_template import ChatTemplate, NoTemplate
+from services.inference.engine.prompt.chat_template import ChatTemplate, NoTemplate, PromptOptions
 from services.inference.engine.prompt.template_renderer import TemplateError
 from services.inference.model_files import (
     MODELS,
@@ -41,6 +44,26 @@ class LoadedModel(NamedTuple):
     sampling: Sampling = Sampling()
     """Parameters that the file recommends."""
     path: Path | None = None
+    template_kwargs: Mapping[str, Any] = MappingProxyType({})
+    """Variables for the chat template, which those of a request override."""
+
+    def prompt_options(self, request: ChatRequest) -> PromptOptions:
+        """Return what the prompt of a request has beside its messages."""
+        return PromptOptions(
+            tools=() if request.tool_choice == "none" else request.tools or (),
+            tool_results=request.tool_results or (),
+            variables=self.template.format.variables(
+                request.enable_thinking,
+                request.reasoning_effort,
+                {**self.template_kwargs, **(request.chat_template_kwargs or {})},
+            ),
+            prefix=request.prefix,
+            continue_final=request.continue_final,
+        )
+
+    def public_prefixes(self, system: str) -> list[list[int]]:
+        """Return the tokens with which prompts of all callers begin, by default."""
+        return self.template.public_prefixes(system, self.prompt_options(ChatRequest()).variables)
 
     @property
     def no_chat_reason(self) -> str | None:
@@ -71,6 +94,7 @@ def load(
         on_progress=on_progress,
         **_options(settings),
     )
+    _check_template_kwargs(settings.chat_template_kwargs)
     try:
         template = _template(path, settings.model_chat_template, llama)
         info = replace(_info(path, parts, llama.context), trained_context=llama.trained_context)
@@ -80,7 +104,7 @@ def load(
         llama.close()
         raise
     sampling = model_sampling.read(llama.metadata)
-    return LoadedModel(info, llama, template, sampling, path)
+    return LoadedModel(info, llama, template, sampling, path, settings.chat_template_kwargs)
 
 
 def _options(settings: InferenceSettings) -> dict[str, Any]:
@@ -159,6 +183,13 @@ def _template(path: Path, setting: str, llama: Llama) -> ChatTemplate | NoTempla
         raise ModelError(
             f"{name} can't be used: {error}. Set MODEL_CHAT_TEMPLATE to another one."
         ) from error
+
+
+def _check_template_kwargs(kwargs: Mapping[str, Any]) -> None:
+    try:
+        prompts.check_template_kwargs(kwargs)
+    except ServiceError as error:
+        raise ModelError(f"CHAT_TEMPLATE_KWARGS can't be used. {error}") from error
 
 
 def _read_template(setting: str) -> str:

@@ -8,21 +8,25 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os.path import commonprefix
-from typing import Any, NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from msgspec.structs import replace
 
 from services.contract import prompts
+from services.contract.answer import Answer
 from services.contract.errors import ServiceError
 from services.contract.history import Context
 from services.contract.messages import Channel, ChatRequest, Resume, ResumeState, Sampling, Turn
 from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
 from services.inference.engine.output.generated_answer import AnswerLimits, GeneratedAnswer
-from services.inference.engine.output.parts import ContentDelta
+from services.inference.engine.output.parts import ContentDelta, ReasoningDelta
 from services.inference.engine.output.resume import check_token_ids, restore_answer, token_ids
 from services.inference.engine.output.stops import StopRules
-from services.inference.engine.prompt.chat_template import KnownAnswers, RenderedPrompt
+from services.inference.engine.prompt.chat_template import (
+    KnownAnswers,
+    RenderedPrompt,
+)
 from services.inference.engine.sampling import constraints
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.in_flight import InFlightRequest
@@ -133,15 +137,15 @@ class PromptBuilder:
             return None
         system, template = self._system(context), self._model.template
         answers, first = self._known_of_session(flight.tenant, turns)
-        question = flight.request.prompt
-        variables = self._variables(flight.request)
+        question, options = flight.request.prompt, self._model.prompt_options(flight.request)
+        options = options._replace(tool_results=(), prefix="")
         likely = template.session_prompt(
-            system, turns, question, max_tokens, answers, first, variables
+            system, turns, question, max_tokens, answers, first, options
         )
         kept = turns[likely.dropped :]
         if not kept or kept[0].request_id == first:
             return None
-        other = template.session_prompt(system, kept, "", max_tokens, answers, variables=variables)
+        other = template.session_prompt(system, kept, "", max_tokens, answers, options=options)
         self._answers.set_first_exchange(flight.tenant, flight.request_id, kept[0].request_id)
         known = list(commonprefix((likely.tokens, other.tokens)))
         session = prompts.conversation_key(flight.tenant, flight.request)
@@ -151,10 +155,12 @@ class PromptBuilder:
         self, flight: InFlightRequest, prompt: PreparedPrompt, answer: GeneratedAnswer
     ) -> None:
         """Cache the tokens of a finished answer, which the conversation's next prompt repeats."""
-        tokens = answer.tokens_from(ContentDelta)
-        is_stateless = prompts.is_stateless(flight.request)
-        name = _text_name(flight.answer.content) if is_stateless else flight.request_id
-        self._answers.add(flight.tenant, name, tokens, prompt.first_exchange, flight.session_key)
+        tenant, key, content = flight.tenant, flight.session_key, answer.tokens_from(ContentDelta)
+        names = _Names.of_text(flight.answer) if not key else _Names.of_id(flight.request_id)
+        self._answers.add(tenant, names.content, content, prompt.first_exchange, key)
+        if flight.answer.reasoning:
+            reasoning = answer.tokens_from(ReasoningDelta)
+            self._answers.add(tenant, names.reasoning, reasoning, session_key=key)
 
     def forget_session(self, session_key: str) -> None:
         """Drop the cached answers of a session."""
@@ -214,14 +220,15 @@ class PromptBuilder:
         request, template = flight.request, self._model.template
         if request.text is not None:
             return template.raw_prompt(request.text, MIN_ROOM)
+        options = self._model.prompt_options(request)
         if request.messages is not None:
-            tools = () if request.tool_choice == "none" else request.tools or ()
-            texts = {_text_name(m.text): m.text for m in request.messages if m.role == "assistant"}
-            known = self._answers.get(flight.tenant, texts)
-            by_text = {texts[name]: tokens for name, tokens in known.items()}
+            past = [m for m in request.messages if m.role == "assistant"]
+            texts = {_text_name(text): text for m in past for text in (m.text, m.reasoning or "")}
+            known = self._known(flight.tenant, texts)
             return template.conversation_prompt(
-                request.messages, tools, MIN_ROOM, by_text, self._variables(request)
+                request.messages, options.tools, MIN_ROOM, known, options
             )
+        _check_results(request, context)
         answers, first = self._known_of_session(flight.tenant, context.turns)
         max_tokens = flight.sampling.max_tokens or 1
         return template.session_prompt(
@@ -231,14 +238,22 @@ class PromptBuilder:
             max_tokens,
             answers,
             first,
-            self._variables(request),
+            options,
         )
 
     def _known_of_session(self, tenant: str, turns: tuple[Turn, ...]) -> tuple[KnownAnswers, str]:
-        """Return the cached answers by request id, and the first exchange of the last prompt."""
-        answers = self._answers.get(tenant, (turn.request_id for turn in turns))
+        """Return the cached answers by text, and the first exchange of the last prompt."""
+        texts: dict[str, str] = {}
+        for turn in turns:
+            names = _Names.of_id(turn.request_id)
+            texts |= {names.content: turn.response, names.reasoning: turn.reasoning}
         last = turns[-1].request_id if turns else ""
-        return answers, self._answers.first_exchange(tenant, last)
+        return self._known(tenant, texts), self._answers.first_exchange(tenant, last)
+
+    def _known(self, tenant: str, texts: Mapping[str, str]) -> KnownAnswers:
+        """Return the cached tokens of these texts, which are given by name."""
+        known = self._answers.get(tenant, texts)
+        return {texts[name]: tokens for name, tokens in known.items()}
 
     def _system(self, context: Context) -> str:
         own = context.system_prompt
@@ -286,13 +301,7 @@ class PromptBuilder:
             request.parallel_tool_calls,
             constraints.request_lark(sampling),
             channel,
-            template.may_reason(self._variables(request)),
-        )
-
-    def _variables(self, request: ChatRequest) -> Mapping[str, Any]:
-        """Return the chat template's variables. Raises ServiceError(invalid_request)."""
-        return self._model.template.format.variables(
-            request.enable_thinking, request.reasoning_effort, request.chat_template_kwargs or {}
+            template.may_reason(self._model.prompt_options(request)),
         )
 
 
@@ -308,6 +317,18 @@ def _limits(sampling: Sampling, room: int) -> AnswerLimits:
     reasoning = min(limits, default=None)
     minimum, may_loop = sampling.min_tokens or 0, bool(sampling.ignore_eos)
     return AnswerLimits(total, content, reasoning, minimum, may_loop)
+
+
+def _check_results(request: ChatRequest, context: Context) -> None:
+    """Raise ServiceError(invalid_request) for a result without its call in the last answer."""
+    calls = {call.id for turn in context.turns[-1:] for call in turn.tool_calls}
+    for result in request.tool_results or ():
+        if result.tool_call_id not in calls:
+            raise ServiceError(
+                "invalid_request",
+                f"The session's last answer has no tool call {result.tool_call_id!r:.100}: send the"
+                " results of its calls as `tool_results`.",
+            )
 
 
 def _without_retried(context: Context, retry_of: str | None) -> Context:
@@ -391,6 +412,21 @@ class AnswerCache:
     def _remove(self, key: tuple[str, str]) -> None:
         if answer := self._answers.pop(key, None):
             self._tokens -= len(answer.tokens) + ENTRY_TOKENS
+
+
+class _Names(NamedTuple):
+    """The names of an answer's texts in the cache."""
+
+    content: str
+    reasoning: str
+
+    @classmethod
+    def of_id(cls, request_id: str) -> Self:
+        return cls(request_id, f"{request_id}:reasoning")
+
+    @classmethod
+    def of_text(cls, answer: Answer) -> Self:
+        return cls(_text_name(answer.content), _text_name(answer.reasoning))
 
 
 def _text_name(text: str) -> str:

@@ -99,8 +99,9 @@ class TokenService:
         prompts.check(request)
         if request.messages is None:
             raise ServiceError("invalid_request", "The field `messages` is missing.")
-        tools = () if request.tool_choice == "none" else request.tools or ()
-        return TokenCount(len(self.model.template.tokenize_conversation(request.messages, tools)))
+        template, options = self.model.template, self.model.prompt_options(request)
+        tokens = template.tokenize_conversation(request.messages, options.tools, options=options)
+        return TokenCount(len(tokens))
 
     def _piece(self, token: int) -> TokenPiece:
         data = self.model.backend.piece(token)

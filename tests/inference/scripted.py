@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
+from services.contract.answer import Answer
 from services.contract.codec import decode, encode
 from services.contract.history import (
     Context,
@@ -24,6 +25,7 @@ from services.contract.messages import (
     ModelInfo,
     StreamEvent,
     Token,
+    ToolCallDelta,
     WorkerReport,
 )
 from services.inference.chat_service import ChatService
@@ -201,6 +203,10 @@ async def rest_of(inbox: Inbox) -> list[StreamEvent]:
         while True:
             events.append(read((await inbox.next(0.3)).data))
     return events
+
+
+def answer_of(events: list[StreamEvent]) -> Answer:
+    return Answer.of(event for event in events if isinstance(event, Token | ToolCallDelta))
 
 
 def text(events: list[StreamEvent]) -> str:

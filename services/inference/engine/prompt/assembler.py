@@ -11,8 +11,15 @@ from itertools import chain, zip_longest
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from services.inference.engine.prompt.template_renderer import Json, Placeholders, TemplateRenderer
+from services.inference.engine.prompt.template_renderer import (
+    REASONING,
+    Json,
+    Placeholders,
+    TemplateRenderer,
+)
 from services.inference.engine.prompt.tokenizer import AnswerMatch, Tokenizer
+
+CONTENT = "content"
 
 
 class TemplateMessage(NamedTuple):
@@ -22,15 +29,46 @@ class TemplateMessage(NamedTuple):
     content: str
     tokens: Sequence[int] = ()  # of a generated answer, if they are known
     fields: Mapping[str, Any] = MappingProxyType({})  # further ones, such as tool calls and a name
+    reasoning_tokens: Sequence[int] = ()  # of fields[REASONING], if they are known
+
+
+Slot = tuple[int, str]
+"""Where a text of a message stands in a prompt: the index of the message, and the field."""
 
 
 class _Conversation(NamedTuple):
-    """Placeholders in tools and fields stand for `hidden`: names of reserved tokens."""
+    """
+    Placeholders in tools and fields stand for `hidden`: names of reserved tokens. The prompt ends
+    behind `open_slot`, if there is one, so that the model continues its text.
+    """
 
     messages: list[TemplateMessage]
     tools: Sequence[Json]
     hidden: list[str]
     variables: Mapping[str, Any]
+    open_slot: Slot | None
+
+    @property
+    def texts(self) -> dict[Slot, str]:
+        """The texts of all messages, in the order in which templates write them."""
+        found: dict[Slot, str] = {}
+        for i, message in enumerate(self.messages):
+            if REASONING in message.fields:
+                found[i, REASONING] = message.fields[REASONING]
+            if message.content or "tool_calls" not in message.fields:
+                found[i, CONTENT] = message.content
+        return found
+
+    def with_texts(self, texts: Mapping[Slot, str]) -> list[Json]:
+        """Return the messages for the template, with these texts instead of their own."""
+        messages = []
+        for i, message in enumerate(self.messages):
+            content = texts.get((i, CONTENT), message.content)
+            written: Json = {"role": message.role, "content": content, **message.fields}
+            if (i, REASONING) in texts:
+                written[REASONING] = texts[i, REASONING]
+            messages.append(written)
+        return messages
 
 
 class _Segment(NamedTuple):
@@ -40,7 +78,7 @@ class _Segment(NamedTuple):
     skeleton: str
 
 
-_Answers = dict[int, AnswerMatch]  # the known answers by the index of their message
+_Answers = dict[Slot, AnswerMatch]  # the known answers and thoughts
 
 
 class PromptAssembler:
@@ -50,6 +88,7 @@ class PromptAssembler:
         self._renderer = renderer
         self._tokenizer = tokenizer
         self._contents, self._answers, self._hidden = (Placeholders() for _ in range(3))
+        self._end = Placeholders()[0]
 
     def tokens(
         self,
@@ -57,18 +96,21 @@ class PromptAssembler:
         tools: Sequence[Json] = (),
         require_all: bool = False,
         variables: Mapping[str, Any] = MappingProxyType({}),
+        open_field: str = "",
     ) -> list[int]:
         """
         Return the prompt of a conversation. With `require_all`, raise ValueError if the template
         leaves out a message; the text of a message with tool calls may be left out.
+
+        With `open_field`, `content` or REASONING, the prompt ends behind this text of the last
+        message. Raises ValueError if the template can't show it there.
         """
-        conversation = self._prepare(messages, tools, variables)
+        conversation = self._prepare(messages, tools, variables, open_field)
         segments, answers = self._split(conversation)
         if require_all:
-            self._check_all_rendered(conversation.messages, segments)
-        contents = [message.content for message in conversation.messages]
-        for i, answer in answers.items():
-            contents[i] = answer.rest
+            self._check_all_rendered(conversation, segments)
+        texts = conversation.texts | {slot: answer.rest for slot, answer in answers.items()}
+        contents = list(texts.values())
         tokens: list[int] = []
         for segment, known in zip_longest(segments, answers.values()):
             self._append(tokens, segment, contents, conversation.hidden)
@@ -80,6 +122,7 @@ class PromptAssembler:
         messages: list[TemplateMessage],
         tools: Sequence[Json],
         variables: Mapping[str, Any],
+        open_field: str,
     ) -> _Conversation:
         """Merge the system prompt, if the template has no system role, and hide reserved names."""
         hidden: list[str] = []
@@ -88,76 +131,90 @@ class PromptAssembler:
             hidden.append(name)
             return self._hidden[len(hidden) - 1]
 
+        def without_names(message: TemplateMessage) -> TemplateMessage:
+            reasoning = {k: v for k, v in message.fields.items() if k == REASONING}
+            return message._replace(fields=replace(dict(message.fields), hide) | reasoning)
+
         messages = messages if self._renderer.has_system_role else _merge_system(messages)
         replace = self._tokenizer.replace_names
-        messages = [m._replace(fields=replace(dict(m.fields), hide)) for m in messages]
+        messages = [without_names(message) for message in messages]
         variables = replace(dict(variables), hide)
-        return _Conversation(messages, replace(list(tools), hide), hidden, variables)
+        open_slot = (len(messages) - 1, open_field) if open_field else None
+        return _Conversation(messages, replace(list(tools), hide), hidden, variables, open_slot)
+
+    def _render(self, conversation: _Conversation, texts: Mapping[Slot, str]) -> str:
+        """Return the rendered messages with these texts, up to the end of the open one."""
+        slot = conversation.open_slot
+        if slot is None:
+            messages = conversation.with_texts(texts)
+            return self._renderer.render(messages, conversation.tools, conversation.variables)
+        own = texts.get(slot, conversation.texts[slot])
+        messages = conversation.with_texts({**texts, slot: own + self._end})
+        rendered = self._renderer.render(
+            messages, conversation.tools, conversation.variables, is_prompt=False
+        )
+        before, end, _ = rendered.partition(self._end)
+        if not end:
+            raise ValueError("it does not show the message that is to be continued")
+        return before
 
     def _split(self, conversation: _Conversation) -> tuple[list[_Segment], _Answers]:
         """
         Split the rendered conversation at the known answers. An answer is ordinary text if the
-        template changes it (trims, say), repeats it, or depends on it elsewhere.
+        template changes it (trims, say), leaves it out, repeats it, or depends on it elsewhere.
         """
-        messages = conversation.messages
 
-        def render(messages: list[TemplateMessage]) -> str:
-            dicts = [{"role": m.role, "content": m.content, **m.fields} for m in messages]
-            return self._renderer.render(dicts, conversation.tools, conversation.variables)
+        def skeleton(answers: _Answers) -> str:
+            return self._render(conversation, self._skeleton(conversation, answers))
 
         try:
-            whole = render(messages)
+            whole = self._render(conversation, {})
         except Exception:  # because of some content, which must not end a session
-            return [_Segment(None, render(self._skeleton(messages, {})))], {}
-        answers = self._known_answers(messages)
+            return [_Segment(None, skeleton({}))], {}
+        answers = self._known_answers(conversation)
+        numbers_of = {slot: number for number, slot in enumerate(conversation.texts)}
         while answers:
-            texts, numbers = self._answers.split(render(self._with_placeholders(messages, answers)))
-            skeletons, order = self._answers.split(render(self._skeleton(messages, answers)))
-            is_each_once = numbers == order == list(answers)
-            changed = _changed_answers(whole, texts, answers) if is_each_once else answers.keys()
-            if not changed:
-                return [_Segment(*pair) for pair in zip(texts, skeletons, strict=True)], answers
-            answers = {i: answer for i, answer in answers.items() if i not in changed}
-        return [_Segment(whole, render(self._skeleton(messages, {})))], {}
+            marked = {s: self._answers[numbers_of[s]] + a.rest for s, a in answers.items()}
+            texts, found = self._answers.split(self._render(conversation, marked))
+            skeletons, order = self._answers.split(skeleton(answers))
+            numbers = [numbers_of[slot] for slot in answers]
+            if found == order == numbers:
+                changed = _changed_answers(whole, texts, answers)
+                if not changed:
+                    return [_Segment(*pair) for pair in zip(texts, skeletons, strict=True)], answers
+            else:
+                once = {n for n in numbers if found.count(n) == order.count(n) == 1}
+                changed = [slot for slot in answers if numbers_of[slot] not in once]
+                changed = changed or list(answers)
+            answers = {slot: answer for slot, answer in answers.items() if slot not in changed}
+        return [_Segment(whole, skeleton({}))], {}
 
-    def _known_answers(self, messages: list[TemplateMessage]) -> _Answers:
-        found = {
-            i: self._tokenizer.match_answer(message.tokens, message.content)
-            for i, message in enumerate(messages)
+    def _known_answers(self, conversation: _Conversation) -> _Answers:
+        found: _Answers = {}
+        for (i, field), text in conversation.texts.items():
+            message = conversation.messages[i]
+            tokens = message.tokens if field == CONTENT else message.reasoning_tokens
+            found[i, field] = self._tokenizer.match_answer(tokens, text)
+        return {slot: answer for slot, answer in found.items() if answer.tokens}
+
+    def _skeleton(self, conversation: _Conversation, answers: _Answers) -> dict[Slot, str]:
+        """
+        Return placeholders for all texts, so that only the template's own text is left. An empty
+        content beside tool calls stays, since templates treat it differently.
+        """
+        return {
+            slot: (self._answers[number] if slot in answers else "") + self._contents[number]
+            for number, slot in enumerate(conversation.texts)
         }
-        return {i: answer for i, answer in found.items() if answer.tokens}
 
-    def _with_placeholders(
-        self, messages: list[TemplateMessage], answers: _Answers
-    ) -> list[TemplateMessage]:
-        """Replace the known answers by placeholders, but not the text after their tokens."""
-        return [
-            m._replace(content=self._answers[i] + answers[i].rest) if i in answers else m
-            for i, m in enumerate(messages)
-        ]
-
-    def _skeleton(
-        self, messages: list[TemplateMessage], answers: _Answers
-    ) -> list[TemplateMessage]:
-        """
-        Replace contents too, so that only the template's own text is left. An empty content beside
-        tool calls stays, since templates treat it differently.
-        """
-        return [
-            m._replace(content=(self._answers[i] if i in answers else "") + self._contents[i])
-            if m.content or "tool_calls" not in m.fields
-            else m
-            for i, m in enumerate(messages)
-        ]
-
-    def _check_all_rendered(
-        self, messages: list[TemplateMessage], segments: list[_Segment]
-    ) -> None:
-        found = chain.from_iterable(self._contents.split(each.skeleton)[1] for each in segments)
-        missing = set(range(len(messages))).difference(found)
-        for i in sorted(missing):
-            if "tool_calls" not in messages[i].fields:
-                raise ValueError(f"it does not show message {i}, of role {messages[i].role!r}")
+    def _check_all_rendered(self, conversation: _Conversation, segments: list[_Segment]) -> None:
+        found = {*chain.from_iterable(self._contents.split(each.skeleton)[1] for each in segments)}
+        for number, (i, field) in enumerate(conversation.texts):
+            message = conversation.messages[i]
+            is_open = conversation.open_slot is not None and conversation.open_slot[0] == i
+            is_optional = is_open or field == REASONING or "tool_calls" in message.fields
+            if number not in found and not is_optional:
+                raise ValueError(f"it does not show message {i}, of role {message.role!r}")
 
     def _append(
         self, tokens: list[int], segment: _Segment, contents: list[str], hidden: list[str]
@@ -198,19 +255,19 @@ def _merge_system(messages: list[TemplateMessage]) -> list[TemplateMessage]:
     return [first._replace(content=f"{system.content}\n\n{first.content}"), *rest]
 
 
-def _changed_answers(whole: str, texts: list[str], answers: _Answers) -> list[int]:
+def _changed_answers(whole: str, texts: list[str], answers: _Answers) -> list[Slot]:
     """
     Return the answers that do not stand unchanged between these texts in the whole. After a changed
     one the comparison continues where the next text is found.
     """
     if not whole.startswith(texts[0]):
         return list(answers)
-    changed = []
+    changed: list[Slot] = []
     position = len(texts[0])
-    for (i, answer), text in zip(answers.items(), texts[1:], strict=True):
+    for (slot, answer), text in zip(answers.items(), texts[1:], strict=True):
         if whole.startswith(answer.text + text, position):
             position += len(answer.text + text)
         else:
-            changed.append(i)
+            changed.append(slot)
             position = max(position, whole.find(text, position)) + len(text)
     return changed if changed or position == len(whole) else list(answers)

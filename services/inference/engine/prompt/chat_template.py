@@ -6,16 +6,17 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from services.contract import prompts
-from services.contract.conversation import ChatMessage, Tool
+from services.contract.conversation import ChatMessage, Tool, ToolResult
 from services.contract.errors import ServiceError
 from services.contract.messages import Channel, ChatRequest, Turn
 from services.inference.engine.backend import Backend
 from services.inference.engine.output.parts import AnswerParser, PlainParser
 from services.inference.engine.prompt import window
-from services.inference.engine.prompt.assembler import PromptAssembler, TemplateMessage
+from services.inference.engine.prompt.assembler import CONTENT, PromptAssembler, TemplateMessage
 from services.inference.engine.prompt.format_probe import find_format
 from services.inference.engine.prompt.model_format import THINKING_SWITCHES, ModelFormat
 from services.inference.engine.prompt.template_renderer import (
+    REASONING,
     TemplateRenderer,
     variables_of,
     with_prefix,
@@ -23,7 +24,7 @@ from services.inference.engine.prompt.template_renderer import (
 from services.inference.engine.prompt.tokenizer import Tokenizer
 from services.inference.engine.prompt.tools import ToolPrompt
 
-# Tokens of earlier answers, without the end token: by request id for a session, else by text.
+# Tokens of earlier answers and of their reasoning, by text, without the end token.
 KnownAnswers = Mapping[str, Sequence[int]]
 
 NO_ANSWERS: KnownAnswers = MappingProxyType({})
@@ -32,9 +33,28 @@ NO_VARIABLES: Variables = MappingProxyType({})
 MAX_TAIL_TOKENS = 64  # of what a template writes after the last message
 # Texts without a common prefix, so that the common prefix of their prompts is the template's own.
 _PROBES = ("a", "B", "1", ".", " a", "\na", "\u00e9", "\u4e2d")
-
-
 _QUESTION = "QUESTIONqX"
+
+
+class PromptOptions(NamedTuple):
+    """
+    What a prompt has beside its messages. `tool_results` are those of the calls in a session's last
+    answer. The answer continues `prefix`, or the content or reasoning of the last message.
+    """
+
+    tools: Sequence[Tool] = ()
+    tool_results: Sequence[ToolResult] = ()
+    variables: Variables = NO_VARIABLES
+    prefix: str = ""
+    continue_final: Channel | None = None
+
+    @property
+    def continued(self) -> Channel | None:
+        """The channel of the text that the answer continues."""
+        return "content" if self.prefix else self.continue_final
+
+
+NO_OPTIONS = PromptOptions()
 
 
 class RenderedPrompt(NamedTuple):
@@ -63,7 +83,7 @@ class RawPrompts:
     def parser(self, request: ChatRequest, channel: Channel) -> AnswerParser:
         return PlainParser()
 
-    def may_reason(self, _: Variables) -> bool:
+    def may_reason(self, _: PromptOptions) -> bool:
         return False
 
     def with_bos(self, text: str) -> str:
@@ -141,24 +161,31 @@ class ChatTemplate(RawPrompts):
         max_tokens: int,
         answers: KnownAnswers = NO_ANSWERS,
         previous_first: str = "",
-        variables: Variables = NO_VARIABLES,
+        options: PromptOptions = NO_OPTIONS,
     ) -> RenderedPrompt:
         """
         Return the prompt with as many exchanges as leave room for the answer: `max_tokens`, but at
         most half of the context window, so that a large limit doesn't push the session out. If not
         all exchanges fit, the oldest are dropped, and some more, so that the next prompts share a
-        prefix. `previous_first` is the request id of the first exchange in the previous prompt.
+        prefix. `previous_first` is the request id of the first exchange in the previous prompt. A
+        result of a tool is never without its call.
 
         A question that leaves less room is sent without exchanges, and its answer gets the rest.
-        Raises ServiceError(context_length_exceeded) if there is none.
+        Raises ServiceError: context_length_exceeded if there is none, or invalid_request if the
+        template rejects the prefix.
         """
+        asked = _results(options.tool_results)
+        asked += [ChatMessage("user", question)] if question or not asked else []
+        starts = [i for i, turn in enumerate(turns) if not turn.tool_results]
+        starts += [] if options.tool_results else [len(turns)]
         tried: dict[int, list[int]] = {}
 
         def length(dropped: int) -> int:
-            if dropped not in tried:
-                messages = _session_messages(system, turns[dropped:], question, answers)
-                tried[dropped] = self._assembler.tokens(messages, variables=variables)
-            return len(tried[dropped])
+            start = _first_from(starts, dropped)
+            if start not in tried:
+                messages = [*_session_messages(system, turns[start:]), *asked]
+                tried[start] = self._tokens(messages, answers, options, require_all=False)
+            return len(tried[start])
 
         ids = [turn.request_id for turn in turns]
         previous = ids.index(previous_first) if previous_first in ids else 0
@@ -169,9 +196,10 @@ class ChatTemplate(RawPrompts):
             dropped = len(turns)
             if length(dropped) >= context:
                 raise prompts.context_exceeded("prompt", str(length(dropped)), context)
+        length(dropped)
+        dropped = _first_from(starts, dropped)
         tokens = tried[dropped]
-        channel = self._channel(tokens, variables)
-        return RenderedPrompt(tokens, len(turns) - dropped, dropped, channel)
+        return RenderedPrompt(tokens, len(turns) - dropped, dropped, self._channel(tokens, options))
 
     def conversation_prompt(
         self,
@@ -179,34 +207,48 @@ class ChatTemplate(RawPrompts):
         tools: Sequence[Tool],
         room: int,
         answers: KnownAnswers = NO_ANSWERS,
-        variables: Variables = NO_VARIABLES,
+        options: PromptOptions = NO_OPTIONS,
     ) -> RenderedPrompt:
         """
         Return the prompt of a whole conversation. Raises ServiceError: context_length_exceeded if
         it leaves less than `room` tokens, or invalid_request if the template rejects it.
         """
-        tokens = self.tokenize_conversation(messages, tools, answers, variables)
+        options = options._replace(tools=tools)
+        tokens = self.tokenize_conversation(messages, tools, answers, options)
         rendered = self._fitting("messages", tokens, room)
-        return rendered._replace(channel=self._channel(tokens, variables))
+        return rendered._replace(channel=self._channel(tokens, options))
 
     def tokenize_conversation(
         self,
         messages: Sequence[ChatMessage],
         tools: Sequence[Tool],
         answers: KnownAnswers = NO_ANSWERS,
-        variables: Variables = NO_VARIABLES,
+        options: PromptOptions = NO_OPTIONS,
     ) -> list[int]:
         """
         Return the prompt of a conversation of any length. Raises ServiceError(invalid_request) if
         the template rejects it.
         """
-        rendered, tool_dicts = self._tools.template_input(messages, tools)
+        options = options._replace(tools=tools)
+        return self._tokens(messages, answers, options, require_all=True)
+
+    def _tokens(
+        self,
+        messages: Sequence[ChatMessage],
+        answers: KnownAnswers,
+        options: PromptOptions,
+        require_all: bool,
+    ) -> list[int]:
+        if options.prefix:
+            messages = [*messages, ChatMessage("assistant", options.prefix)]
         try:
+            rendered, tools = self._tools.template_input(messages, options.tools)
             return self._assembler.tokens(
                 [_template_message(answers, **message) for message in rendered],
-                tool_dicts,
-                require_all=True,
-                variables=variables,
+                tools,
+                require_all,
+                options.variables,
+                _open_field(options, messages[-1], self.format),
             )
         except Exception as error:  # a template is a program, and can fail in any way
             raise ServiceError(
@@ -230,9 +272,10 @@ class ChatTemplate(RawPrompts):
         tools = () if request.tool_choice == "none" else request.tools or ()
         return self.format.parser(tools, channel)
 
-    def may_reason(self, variables: Variables) -> bool:
+    def may_reason(self, options: PromptOptions) -> bool:
         """Return whether the model may open a thought: the prompt has not closed it already."""
-        return not self.format.closes_reasoning(self._question_tail(variables))
+        is_closed = self.format.closes_reasoning(self._question_tail(options.variables))
+        return not is_closed and options.continued != "content"
 
     def _question_tail(self, variables: Variables) -> str:
         """Return what the template writes after a question, or "" if it refuses the variables."""
@@ -242,12 +285,14 @@ class ChatTemplate(RawPrompts):
         except Exception:  # a template is a program, and can fail in any way
             return ""
 
-    def _channel(self, tokens: Sequence[int], variables: Variables) -> Channel:
+    def _channel(self, tokens: Sequence[int], options: PromptOptions) -> Channel:
         """
         Return in which channel a prompt ends: by the markers after its last message. Text of people
         can't look like them, since it has other tokens, or the template writes more after it.
         """
-        tail = self._question_tail(variables)
+        if options.continued:
+            return options.continued
+        tail = self._question_tail(options.variables)
         expected = self.tokenize(tail, special=True)[-MAX_TAIL_TOKENS:]
         if tokens[len(tokens) - len(expected) :] == expected:
             return self.format.prompt_channel(tail)
@@ -273,19 +318,49 @@ class ChatTemplate(RawPrompts):
         return [list(prefix) for prefix in prefixes if prefix]
 
 
-def _session_messages(
-    system: str, turns: Sequence[Turn], question: str, answers: KnownAnswers
-) -> list[TemplateMessage]:
-    messages = [TemplateMessage("system", system)] if system else []
+def _session_messages(system: str, turns: Sequence[Turn]) -> list[ChatMessage]:
+    messages = [ChatMessage("system", system)] if system else []
     for turn in turns:
-        tokens = answers.get(turn.request_id, ())
-        messages.append(TemplateMessage("user", turn.prompt))
-        messages.append(TemplateMessage("assistant", turn.response, tokens))
-    return [*messages, TemplateMessage("user", question)]
+        messages += _results(turn.tool_results)
+        messages += [ChatMessage("user", turn.prompt)] if turn.prompt else []
+        reasoning, calls = turn.reasoning or None, turn.tool_calls or None
+        messages.append(
+            ChatMessage("assistant", turn.response, tool_calls=calls, reasoning=reasoning)
+        )
+    return messages
+
+
+def _results(results: Sequence[ToolResult]) -> list[ChatMessage]:
+    return [
+        ChatMessage("tool", result.content, tool_call_id=result.tool_call_id) for result in results
+    ]
+
+
+def _first_from(starts: Sequence[int], dropped: int) -> int:
+    """Return the first possible start of a prompt that drops so many exchanges, or the last one."""
+    return next((start for start in starts if start >= dropped), starts[-1] if starts else 0)
+
+
+def _open_field(options: PromptOptions, last: ChatMessage, form: ModelFormat) -> str:
+    """
+    Return the field of the last message that the answer continues, or "". Raises ValueError if the
+    template has no reasoning.
+    """
+    match options.continued:
+        case None:
+            return ""
+        case "content":
+            return CONTENT
+    if not form.found.reasoning_field:
+        raise ValueError("it has no reasoning that could be continued")
+    if last.text:
+        raise ValueError("the reasoning of a message with content can't be continued")
+    return REASONING
 
 
 def _template_message(
     answers: KnownAnswers, role: str, content: str, **fields: Any
 ) -> TemplateMessage:
-    is_answer = role == "assistant" and not fields
-    return TemplateMessage(role, content, answers.get(content, ()) if is_answer else (), fields)
+    known = answers if role == "assistant" else NO_ANSWERS
+    reasoning = fields.get(REASONING, "")
+    return TemplateMessage(role, content, known.get(content, ()), fields, known.get(reasoning, ()))

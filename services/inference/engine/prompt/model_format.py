@@ -6,7 +6,6 @@ from types import MappingProxyType
 from typing import Any
 
 from services.contract.conversation import Tool, ToolChoice
-from services.contract.errors import ServiceError
 from services.contract.messages import Channel
 from services.inference.engine.backend import Backend
 from services.inference.engine.output.answer_format import HERMES, AnswerFormat
@@ -21,9 +20,6 @@ THINKING_SWITCHES: Mapping[str, tuple[Any, Any]] = {
     "thinking": (False, True),
     "thinking_mode": ("disabled", "enabled"),
 }
-RESERVED_VARIABLES = frozenset(
-    ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
-)
 
 
 @dataclass(frozen=True)
@@ -77,18 +73,8 @@ class ModelFormat:
     ) -> Mapping[str, Any]:
         """
         Return the template's variables for a request: `given` ones, and the template's own switches
-        for the two fields, which win. Raises ServiceError(invalid_request).
+        for the two fields, which win.
         """
-        if reserved := sorted(RESERVED_VARIABLES & given.keys()):
-            raise ServiceError(
-                "invalid_request",
-                f"`chat_template_kwargs` can't set `{reserved[0]}`, which the server sets."
-                " Remove it.",
-            )
-        if not isinstance(given.get("enable_thinking", True), bool):
-            raise ServiceError(
-                "invalid_request", "`chat_template_kwargs.enable_thinking` must be true or false."
-            )
         variables = dict(given)
         thinks = enable_thinking
         if thinks is None and reasoning_effort is not None:

@@ -113,7 +113,7 @@ def prompt_with(source: str, response: str, answer: list[int]) -> list[int]:
     """Return the prompt after an answer whose tokens are known."""
     backend = GeneratingBackend({})
     chat = ChatTemplate(source, backend, bos="", eos="", adds_bos=False)
-    return chat.session_prompt("", (Turn("1", "q", response),), "hi", 10, {"1": answer}).tokens
+    return chat.session_prompt("", (Turn("1", "q", response),), "hi", 10, {response: answer}).tokens
 
 
 def test_known_answer_contributes_its_tokens() -> None:
@@ -169,7 +169,7 @@ def test_changed_answer_leaves_the_others_known() -> None:
     source = "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}"
     chat = ChatTemplate(source, GeneratingBackend({}), bos="", eos="", adds_bos=False)
     turns = [Turn("1", "a", "one"), Turn("2", "b", " two"), Turn("3", "c", "six")]
-    answers = {turn.request_id: generated(turn.response) for turn in turns}
+    answers = {turn.response: generated(turn.response) for turn in turns}
     assert chat.session_prompt("", turns, "d", 10, answers).tokens == (
         plain("[a][") + generated("one") + plain("][b][two][c][") + generated("six") + plain("][d]")
     )

@@ -3,6 +3,7 @@ An answer as its events build it up: content, reasoning and tool calls. One offs
 counts all of them, in the order in which they were generated.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, groupby, pairwise
@@ -41,6 +42,7 @@ class Answer:
         return answer
 
     def add(self, event: AnswerEvent) -> None:
+        is_new_call = isinstance(event, ToolCallDelta) and event.index == len(self.tool_calls)
         match event:
             case Token(channel="content", text=text):
                 self.content += text
@@ -48,7 +50,11 @@ class Answer:
                 self.reasoning += text
             case ToolCallDelta():
                 self._add_call(event)
-        self._count(event)
+        kind: RunKind = event.channel if isinstance(event, Token) else "tool_call"
+        length = event.end - event.offset
+        if self.runs and self.runs[-1].kind == kind and not is_new_call:
+            length += self.runs.pop().length
+        self.runs.append(Run(kind, length))
 
     @property
     def length(self) -> int:
@@ -69,9 +75,11 @@ class Answer:
         if not other.runs:
             return True
         *whole, last = other.runs
-        same, rest = self.runs[: len(whole)] == whole, self.runs[len(whole) :]
-        is_prefix = same and bool(rest) and rest[0].kind == last.kind
-        return is_prefix and self.text.startswith(other.text)
+        if len(self.runs) <= len(whole) or self.runs[: len(whole)] != whole:
+            return False
+        own = self.runs[len(whole)]
+        is_longer = own.kind == last.kind and own.length >= last.length
+        return is_longer and self.text.startswith(other.text)
 
     @property
     def text(self) -> str:
@@ -87,14 +95,6 @@ class Answer:
         function = replace(call.function, arguments=call.function.arguments + delta.arguments)
         self.tool_calls[delta.index] = replace(call, function=function)
 
-    def _count(self, event: AnswerEvent) -> None:
-        kind: RunKind = event.channel if isinstance(event, Token) else "tool_call"
-        is_new_call = isinstance(event, ToolCallDelta) and event.name
-        if self.runs and self.runs[-1].kind == kind and not is_new_call:
-            self.runs[-1] = Run(kind, self.runs[-1].length + event.end - event.offset)
-        else:
-            self.runs.append(Run(kind, event.end - event.offset))
-
 
 def events_of(
     content: str, reasoning: str, tool_calls: Iterable[ToolCall], order: Iterable[Run] = ()
@@ -107,18 +107,19 @@ def events_of(
         *(Run("tool_call", _call_length(call)) for call in calls),
     ]
     texts = {"content": content, "reasoning": reasoning}
+    used: Counter[RunKind] = Counter()  # characters of texts, and calls
     ends = accumulate((run.length for run in runs), initial=0)
     events: list[AnswerEvent] = []
     for run, (start, end) in zip(runs, pairwise(ends), strict=True):
-        if run.kind == "tool_call":
-            index = sum(isinstance(event, ToolCallDelta) for event in events)
-            call = calls[index]
+        kind, at = run.kind, used[run.kind]
+        if kind == "tool_call":
+            call = calls[at]
             name, arguments = call.function.name, call.function.arguments
-            events.append(ToolCallDelta(start, index, (), call.id, name, arguments))
+            events.append(ToolCallDelta(start, at, (), call.id, name, arguments))
+            used[kind] += 1
         else:
-            text = texts[run.kind][: run.length]
-            texts[run.kind] = texts[run.kind][run.length :]
-            events.append(Token(start, text, (), channel=run.kind))
+            events.append(Token(start, texts[kind][at : at + run.length], (), channel=kind))
+            used[kind] += run.length
         assert events[-1].end == end, "the runs of an answer don't add up"
     return events
 

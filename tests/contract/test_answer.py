@@ -1,4 +1,5 @@
 import random
+import time
 from itertools import pairwise
 
 import pytest
@@ -137,3 +138,19 @@ def test_answer_starts_with_each_of_its_beginnings() -> None:
     assert not Answer.of([Token(0, "ab", ())]).starts_with(Answer.of([Token(0, "ac", ())]))
     reasoning = Answer.of([Token(0, "a", (), channel="reasoning")])
     assert not Answer.of([Token(0, "ab", ())]).starts_with(reasoning)
+    thought_longer = Answer.of([*USUAL[:2], Token(5, "W", (), channel="reasoning")])
+    assert not Answer.of(USUAL).starts_with(thought_longer)
+
+
+def test_imported_calls_without_names_are_separate() -> None:
+    calls = (ToolCall("", FunctionCall("", "{}")), ToolCall("", FunctionCall("", "[]")))
+    answer = Answer.of(events_of("", "", calls))
+    assert answer.runs == [Run("tool_call", 2)] * 2
+    assert answer.text == "{}[]" and answer.starts_with(answer)
+
+
+def test_many_calls_take_linear_time() -> None:
+    calls = [ToolCall(str(number), FunctionCall("f", "{}")) for number in range(20_000)]
+    began = time.process_time()
+    assert Answer.of(events_of("", "", calls)).tool_calls == calls
+    assert time.process_time() - began < 2

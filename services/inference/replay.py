@@ -2,7 +2,7 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -12,6 +12,7 @@ from services.contract.answer import merge, split
 from services.contract.codec import decode, encode
 from services.contract.errors import FAILOVER_CODES
 from services.contract.messages import (
+    Accepted,
     ChatRequest,
     Done,
     Failed,
@@ -78,12 +79,14 @@ class Recording:
         self._limits = limits
         self._clock = clock
         self._accepted_at = clock()
-        self._events: list[StreamEvent] = []
-        if request.resume:  # later readers need the first part too
-            self._events += request.resume.events
+        self._begin: list[StreamEvent] = []
+        # later readers need the first part too
+        self._events: list[StreamEvent] = [*request.resume.events] if request.resume else []
 
     def add(self, event: StreamEvent) -> None:
-        if not isinstance(event, Progress):
+        if isinstance(event, Accepted | Started):
+            self._begin.append(event)
+        elif not isinstance(event, Progress):
             self._events.append(event)
 
     @property
@@ -104,18 +107,21 @@ class Recording:
 
     def replay(self, offset: int) -> Replay:
         """Return what a reader of the first `offset` characters lacks, as far as it fits."""
-        return _fit(self._with(self._events), offset, self._limits)
+        return _fit(self._whole, offset, self._limits)
 
     def pack(self) -> bytes:
         """
         Return the whole replay, encoded, of a finished answer. Nobody resumes it any more, so its
         tokens and resume state are left out.
         """
-        return encode(self._with(_merge(self._events, self._limits)))
+        whole = self._whole
+        return encode(replace(whole, events=_merge(whole.events, self._limits)))
 
-    def _with(self, events: Sequence[StreamEvent]) -> Replay:
+    @property
+    def _whole(self) -> Replay:
+        """All events; also those of a resumed answer have Started before any text."""
         age = self._clock() - self._accepted_at
-        return replace(self._empty, events=tuple(events), age_seconds=age)
+        return replace(self._empty, events=(*self._begin, *self._events), age_seconds=age)
 
 
 class _Finished(NamedTuple):
@@ -192,7 +198,7 @@ class ReplayStore:
         return running.replay(offset) if running else None
 
 
-def _merge(events: Sequence[StreamEvent], limits: InferenceLimits) -> Sequence[StreamEvent]:
+def _merge(events: tuple[StreamEvent, ...], limits: InferenceLimits) -> tuple[StreamEvent, ...]:
     """Merge the text into as few events as fit into messages, unless they have logprobs."""
     text = [event for event in events if isinstance(event, Token | ToolCallDelta)]
     if any(event.logprobs for event in text):
@@ -204,7 +210,7 @@ def _merge(events: Sequence[StreamEvent], limits: InferenceLimits) -> Sequence[S
     ]
     runs = (replace(event, token_ids=()) for event in merge(text))
     merged = [part for run in runs for part in split(run, limits.max_replay_token_chars)]
-    return [*others[:-1], *merged, others[-1]]
+    return (*others[:-1], *merged, others[-1])
 
 
 def _fit(whole: Replay, offset: int, limits: InferenceLimits) -> Replay:

@@ -96,7 +96,15 @@ def test_replay_of_a_resumed_answer_has_the_first_part() -> None:
     state = ResumeState("digest", b"", 0, 0, 1, NOW, 0, 0)
     request = ChatRequest(prompt="hi", request_id="r", resume=text_resume(state, (1,), "on"))
     made = recording(ACCEPTED, CE, request=request)
-    assert made.replay(0) == Replay(REQUEST, "w", REPLY, (Token(0, "on", (1,)), ACCEPTED, CE))
+    assert made.replay(0) == Replay(REQUEST, "w", REPLY, (ACCEPTED, Token(0, "on", (1,)), CE))
+
+
+def test_first_part_of_a_long_resumed_answer_has_started() -> None:
+    state = ResumeState("digest", b"", 0, 0, 1, NOW, 0, 0)
+    long = "x" * LIMITS.max_replay_bytes
+    request = ChatRequest(prompt="hi", request_id="r", resume=text_resume(state, (1,), long))
+    first = recording(ACCEPTED, STARTED, request=request).replay(0)
+    assert first.events == (ACCEPTED, STARTED, Token(0, long, (1,)))
 
 
 def test_long_replay_comes_in_consecutive_parts() -> None:

@@ -77,7 +77,7 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
     @property
     def has_answer(self) -> bool:
         """Whether the next prompt can contain the exchange; reasoning alone answers nothing."""
-        return bool(self.response or self.tool_calls)
+        return len(self.response) > self.prefix_length or bool(self.tool_calls)
 
     def events(self) -> list[AnswerEvent]:
         """Return the events of the generated answer, without token ids."""

@@ -134,7 +134,7 @@ def test_exchange_with_calls_only_is_in_the_context() -> None:
 
 
 def test_exchange_with_reasoning_only_is_not_in_the_context() -> None:
-    thought = replace(exchange("b", response=""), reasoning="Hm.")
+    thought = replace(exchange("b", response="So"), reasoning="Hm.", prefix_length=2)
     snapshot = folded(entry(1, exchange("a")), entry(2, thought))
     assert ids(snapshot) == ["a"] and snapshot.last == "b"
 

@@ -82,7 +82,7 @@ def size_bytes(request: ChatRequest) -> int:
             len(text.encode()) for m in request.messages for text in _texts(m)
         )
     results = sum(len(result.content.encode()) for result in request.tool_results or ())
-    return len(request.prompt.encode()) + results + _tools_bytes(request)
+    return len((request.prompt + request.prefix).encode()) + results + _tools_bytes(request)
 
 
 def _tools_bytes(request: ChatRequest) -> int:

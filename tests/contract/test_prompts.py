@@ -127,3 +127,9 @@ def test_conversation_key_has_session_and_first_message() -> None:
     assert key("hi", session_id="s") == key("hi", "hello", "and?", session_id="s") != key("hi", "a")
     assert key("hi", session_id="s") != key("a title, please", session_id="s")
     assert prompts.conversation_key("t", request('"prompt":"hi","session_id":"s"')) == "t.cw"
+
+
+def test_size_of_a_prompt_includes_results_and_prefix() -> None:
+    results = '"tool_results": [{"tool_call_id": "a", "content": "é"}]'
+    sent = decode(f'{{"prompt": "abc", "prefix": "é", {results}}}'.encode(), ChatRequest)
+    assert prompts.size_bytes(sent) == 7

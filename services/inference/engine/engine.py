@@ -265,6 +265,7 @@ class Engine:
         answer = sequence.answer
         if not answer.finish_reason:
             answer.interrupt(reason)
+        reason = answer.finish_reason or reason
         self._end(sequence, Finished(reason, sequence.usage, sequence.timings, answer.stop_string))
 
     def _fail(self, sequences: Iterable[Sequence], message: str) -> None:

@@ -170,10 +170,13 @@ class GeneratedAnswer:
         return is_reasoning
 
     def interrupt(self, reason: FinishReason) -> None:
-        """End the answer early, and discard held-back text that may be half of a stop string."""
+        """
+        End the answer early, and discard held-back text that may be half of a stop string. One that
+        is whole ends the answer normally.
+        """
         self._add(self._accept(self._parser.flush()))
         self._add([ContentDelta(self._stops.flush_interrupted())])
-        self.finish_reason = reason
+        self.finish_reason = self.finish_reason or reason
 
     def take_chunks(self) -> list[AnswerChunk]:
         """Return and remove what can be sent."""

@@ -248,6 +248,12 @@ def test_stop_strings_match_in_content_only() -> None:
     assert (answer.finish_reason, answer.stop_string) == ("stop", "STOP")
 
 
+def test_stop_string_in_an_unfinished_tag_ends_the_answer() -> None:
+    answer = GeneratedAnswer(AnswerLimits(2), StopRules.literal(("</",)), TagParser())
+    assert parts_of(send(answer, "a", "</th")) == [ContentDelta("a")]
+    assert (answer.finish_reason, answer.stop_string) == ("stop", "</")
+
+
 def test_stop_string_does_not_span_channels() -> None:
     chunks = push_text(with_channels(), "ST<think>OP</think>OP")
     assert parts_of(chunks) == [ContentDelta("ST"), ReasoningDelta("OP"), ContentDelta("OP")]

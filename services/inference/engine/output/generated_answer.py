@@ -4,7 +4,7 @@ import codecs
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain, groupby
 from operator import ge
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -181,7 +181,7 @@ class GeneratedAnswer:
     def take_chunks(self) -> list[AnswerChunk]:
         """Return and remove what can be sent."""
         chunks, self._unsent = self._unsent, []
-        return chunks
+        return _merged(chunks)
 
     def take_forced(self) -> tuple[int, ...]:
         """Return the tokens that must follow, once: those that close reasoning at its limit."""
@@ -198,6 +198,7 @@ class GeneratedAnswer:
         Skip the parts `sent` by another worker, also those that are still held back here, and all
         tokens. Return False if the tokens do not spell these parts.
         """
+        self._unsent = _merged(self._unsent)
         if not _is_prefix(sent, [chunk.part for chunk in self._unsent], self._held_text):
             return False
         self._sent_before = sum(len(text_of(part)) for part in sent)
@@ -289,7 +290,7 @@ class GeneratedAnswer:
             chunk = AnswerChunk(self._length, part)
             self._length += len(text_of(part))
             if left := _after(chunk, self._sent_before):
-                self._append(left._replace(**self._take_tokens(certain)))
+                self._unsent.append(left._replace(**self._take_tokens(certain)))
 
     def _take_tokens(self, certain: int) -> dict[str, Any]:
         """Remove and return the pending tokens before this offset in the raw text."""
@@ -300,20 +301,27 @@ class GeneratedAnswer:
         mu = chosen[-1].mirostat_mu if chosen else None
         return {"token_ids": ids, "logprobs": logprobs or None, "mirostat_mu": mu}
 
-    def _append(self, chunk: AnswerChunk) -> None:
-        last = self._unsent[-1] if self._unsent else None
-        if (
-            last is None
-            or isinstance(chunk.part, CallStart)
-            or type(last.part) is not type(chunk.part)
-        ):
-            self._unsent.append(chunk)
-            return
-        part = type(chunk.part)(text_of(last.part) + text_of(chunk.part))
-        logprobs = ((last.logprobs or ()) + (chunk.logprobs or ())) or None
-        ids = last.token_ids + chunk.token_ids
-        mu = last.mirostat_mu if chunk.mirostat_mu is None else chunk.mirostat_mu
-        self._unsent[-1] = AnswerChunk(last.offset, part, ids, logprobs, mu)
+
+def _merged(chunks: Iterable[AnswerChunk]) -> list[AnswerChunk]:
+    """Join consecutive chunks of one channel; the begin of a call stays one of its own."""
+    return [_joined(list(group)) for _, group in groupby(chunks, _channel)]
+
+
+def _channel(chunk: AnswerChunk) -> tuple[type[AnswerPart], int | None]:
+    part = chunk.part
+    return type(part), chunk.offset if isinstance(part, CallStart) else None
+
+
+def _joined(chunks: list[AnswerChunk]) -> AnswerChunk:
+    first = chunks[0]
+    if len(chunks) == 1:
+        return first
+    text = "".join(text_of(chunk.part) for chunk in chunks)
+    ids = tuple(chain.from_iterable(chunk.token_ids for chunk in chunks))
+    logprobs = tuple(chain.from_iterable(chunk.logprobs or () for chunk in chunks))
+    states = [chunk.mirostat_mu for chunk in chunks if chunk.mirostat_mu is not None]
+    state = states[-1] if states else None
+    return AnswerChunk(first.offset, type(first.part)(text), ids, logprobs or None, state)
 
 
 def _after(chunk: AnswerChunk, offset: int) -> AnswerChunk | None:

@@ -137,6 +137,7 @@ class StopBuffer:
         openers = "|".join(map(re.escape, stops.openers))
         self._opener = re.compile(rf"\n\n(?:{openers})[^\n]*\n*\Z" if openers else r"(?!)")
         self._position = _Position()
+        self._passed: list[str] = []  # released text after the position
         self.held = ""
         """The text that is held back."""
 
@@ -164,7 +165,7 @@ class StopBuffer:
 
     def _release(self, text: str, end: int) -> str:
         self.held = text[end:]
-        self._position = self._position.advance(text[:end])
+        self._passed.append(text[:end])
         return text[:end]
 
     def _opener_start(self, text: str) -> int:
@@ -188,6 +189,8 @@ class StopBuffer:
     def _matches(self, rule: StopRule, before: str) -> bool:
         if rule.is_literal:
             return True
+        self._position = self._position.advance("".join(self._passed))
+        self._passed.clear()
         follows_opener = rule.is_label and self._opener.search(before) is not None
         return self._position.advance(before).allows(rule, follows_opener)
 

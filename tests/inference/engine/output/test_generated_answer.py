@@ -1,3 +1,4 @@
+import time
 from typing import Any
 
 import pytest
@@ -427,6 +428,19 @@ def test_other_parts_than_generated_are_not_skipped(sent: list[AnswerPart]) -> N
     for token in CHANNELS.encode():
         answer.push(SampledToken(token), bytes([token]), is_end=False)
     assert not answer.skip_sent(sent)
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_long_line_takes_linear_time(is_taken: bool) -> None:
+    stops = StopRules.from_setting(("\nUser:", "Let me"), "")
+    answer = GeneratedAnswer(AnswerLimits(None), stops)
+    began = time.process_time()
+    for token in range(60_000):
+        answer.push(SampledToken(token), b"abc ", is_end=False)
+        if is_taken:
+            answer.take_chunks()
+    assert answer.skip_sent([]) and answer.remaining_tokens < 0
+    assert time.process_time() - began < 4
 
 
 def length_at_loop(tokens: list[int]) -> int | None:

@@ -13,21 +13,38 @@ from typing import Literal, NamedTuple
 
 ID, KEY, NAME = "\ue010", "\ue011", "\ue012"  # private use characters, which no template writes
 
-ValueSyntax = Literal["raw", "python", "gemma", "xml"]
+ValueSyntax = Literal["raw", "cdata", "xml", "python", "gemma"]
 
 
 class ArgumentFormat(NamedTuple):
     """
-    One argument: `open KEY mid VALUE close`. Templates may write another `mid` before a string than
-    before other values. In `raw` syntax strings are unquoted, and all other values are JSON.
+    One argument: `open KEY mid VALUE close`. Templates may write another `mid` for each JSON type:
+    `mids` are pairs of a type and its text. In `raw` syntax strings are unquoted, and all other
+    values are JSON; in `cdata`, strings may be in `<![CDATA[…]]>`; in `xml`, objects and lists are
+    nested elements.
     """
 
     open: str
-    mid: str  # before strings
-    other_mid: str  # before other values
+    mids: tuple[tuple[str, str], ...]
     close: str
     separator: str
     syntax: ValueSyntax
+
+    @property
+    def mid(self) -> str:
+        """The text before a string."""
+        return self.mids[0][1]
+
+    def mid_of(self, types: set[str] | None) -> str:
+        """Return the text before a value that has one of the types."""
+        if not types or "string" in types:
+            return self.mid
+        known = {"integer": "number"}
+        return dict(self.mids).get(known.get(min(types), min(types)), self.mid)
+
+    @property
+    def literals(self) -> tuple[str, ...]:
+        return (self.open, *(text for _, text in self.mids), self.close, self.separator)
 
 
 class ObjectFormat(NamedTuple):
@@ -62,7 +79,7 @@ class CallFormat(NamedTuple):
     @property
     def literals(self) -> tuple[str, ...]:
         return tuple(field for field in self if isinstance(field, str)) + tuple(
-            self.argument[:5] if self.argument else ()
+            self.argument.literals if self.argument else ()
         )
 
 

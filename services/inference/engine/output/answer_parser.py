@@ -32,6 +32,7 @@ from services.inference.engine.output.call_values import (
     property_schema,
     raw_to_json,
     to_json,
+    tree_to_json,
     types_of,
 )
 from services.inference.engine.output.parts import (
@@ -49,6 +50,7 @@ Deciding = Generator[None, None, bool]
 
 MAX_HEAD = 2048  # characters up to the arguments of a call that streams
 MAX_HEADER = 512
+CDATA, CDATA_END = "<![CDATA[", "]]>"
 
 _SPACES = re.compile(r"\s*")
 _STRUCTURAL = re.compile(r'["\\{}]')
@@ -722,6 +724,7 @@ class _ArgumentReading:
         self._parser, self._reader, self._argument = parser, reader, argument
         self._parameters = parser._tools.get(name)
         self._count = 0
+        self._is_other = False  # the marker says that the value is no string
 
     def run(self) -> Reading:
         while (yield from self._read_argument()):
@@ -744,13 +747,13 @@ class _ArgumentReading:
         key = found["key"]
         types = types_of(property_schema(self._parameters, key))
         is_string: bool | None = None
-        if argument.mid != argument.other_mid:
-            is_string = found["other"] is None
+        if len({mid for _, mid in argument.mids}) > 1:
+            is_string = not self._is_other
         elif types is not None and len(types) == 1:
             is_string = types == {"string"}
         parser._emit_arguments(("{" if not self._count else ", ") + to_json(key) + ": ")
         self._count += 1
-        if argument.syntax == "raw":
+        if argument.syntax in ("raw", "cdata", "xml"):
             return (yield from self._read_raw(key, is_string, types))
         return (yield from self._read_expression(types))
 
@@ -762,9 +765,10 @@ class _ArgumentReading:
             spaces = len(parser._text) - len(parser._text.lstrip())
             parser._take(spaces)
             is_partial = False
-            for pattern in patterns:
+            for pattern, is_other in patterns:
                 found = pattern.match(parser._text, parser._is_ended)
                 if isinstance(found, re.Match):
+                    self._is_other = is_other
                     return found
                 is_partial = is_partial or found
             if parser._is_ended or not is_partial and parser._text:
@@ -773,48 +777,67 @@ class _ArgumentReading:
 
     def _read_raw(self, key: str, is_string: bool | None, types: set[str] | None) -> Deciding:
         """Read a value up to its closing marker; a string streams."""
-        parser, close = self._parser, self._argument.close
-        pattern, mark = self._reader.close_pattern(key), first_word(close.replace(KEY, key))
-        leading = close[: len(close) - len(close.lstrip())]
+        parser = self._parser
+        yield from self._skip_line_break()
+        prefix = ""
+        if self._argument.syntax == "cdata" and (yield from self._skip_cdata()):
+            prefix = CDATA_END
+        close = prefix + self._argument.close.replace(KEY, key)
         take = self._string_piece if is_string else parser._collect
         if is_string:
             parser._emit_arguments('"')
-        margin = len(leading) + len(mark)
+        if not (yield from self._read_until_close(close, take)):
+            return self._finish_truncated(is_string)
+        if is_string:
+            parser._emit_arguments('"')
+            return True
+        value = parser._take_collected()
+        known = types if is_string is None else (types or _OTHER_TYPES)
+        is_tree = self._argument.syntax == "xml"
+        parser._emit_arguments((tree_to_json if is_tree else raw_to_json)(value, known))
+        return True
+
+    def _read_until_close(self, close: str, take: Callable[[int], None]) -> Deciding:
+        """
+        Take a value up to its closing marker, which is skipped, and return whether there is one. A
+        marker that nothing of a call follows belongs to the value.
+        """
+        parser, mark = self._parser, first_word(close)
+        pattern = self._reader.close_pattern(close)
+        leading = close[: len(close) - len(close.lstrip())]
         skip = 0
-        yield from self._skip_line_break()
         while True:
             at = parser._text.find(mark, skip)
+            certain = (at if at >= 0 else len(parser._text) - len(mark)) - len(leading)
+            if certain > 0 and not (at < 0 and parser._is_ended):
+                take(certain)
+                at, skip = at - certain, max(0, skip - certain)
             if at < 0:
                 if parser._is_ended:
-                    return self._finish_truncated(is_string)
-                if len(parser._text) > margin:
-                    take(len(parser._text) - margin)
-                skip = 0
+                    return False
                 yield
                 continue
             found = pattern.match(parser._text[at:], parser._is_ended)
-            if found is False and parser._is_ended and not parser._text[at + len(mark) :].strip():
-                break
             if found is True:
                 yield
                 continue
-            if found:
+            is_last = parser._is_ended and not parser._text[at + len(mark) :].strip()
+            if found or is_last:
                 break
             skip = at + 1
-        text = parser._text[:at]
-        length = len(text) - (len(leading) if leading and text.endswith(leading) else 0)
-        take(length)
-        rest = close.replace(KEY, key).strip()
-        parser._text = parser._text[at - length :]
-        matched = Pattern([rest]).match(parser._text, True)
+        take(at - (len(leading) if parser._text[:at].endswith(leading) else 0))
+        parser._take(parser._text.find(mark))
+        matched = Pattern([close.strip()]).match(parser._text, True)
         parser._take(matched.end() if isinstance(matched, re.Match) else len(mark))
-        if is_string:
-            parser._emit_arguments('"')
-        else:
-            value = parser._take_collected()
-            known = types if is_string is None else (types or _OTHER_TYPES)
-            parser._emit_arguments(raw_to_json(value, known))
         return True
+
+    def _skip_cdata(self) -> Deciding:
+        parser = self._parser
+        while CDATA.startswith(parser._text) and not parser._is_ended and parser._text != CDATA:
+            yield
+        is_cdata = parser._text.startswith(CDATA)
+        parser._text = parser._text.removeprefix(CDATA)
+        return is_cdata
 
     def _skip_line_break(self) -> Reading:
         """Skip the white space that the template writes before a value."""
@@ -940,7 +963,7 @@ PYTHON_LIST = CallReader(
         call_close=")",
         separator=", ",
         section_close="]",
-        argument=ArgumentFormat("", "=", "=", "", ", ", "python"),
+        argument=ArgumentFormat("", (("string", "="),), "", ", ", "python"),
     )
 )
 _LIST_HEAD = Pattern(["[", Hole("name", min_length=1), "("])
@@ -995,20 +1018,18 @@ def _any(texts: Sequence[str]) -> re.Pattern[str]:
 
 
 @cache
-def _argument_heads(argument: ArgumentFormat, is_next: bool) -> list[Pattern]:
-    """Return patterns of an argument up to its value; the group `other` is in that of no string."""
+def _argument_heads(argument: ArgumentFormat, is_next: bool) -> list[tuple[Pattern, bool]]:
+    """Return patterns of an argument up to its value, and whether it is no string."""
     key = Hole("key", r"[^\s<>\"'=(){}\[\],:]", min_length=1)
     if argument.open.strip():
-        key = Hole("key", r"[^<>\"\n]", min_length=1)
+        key = Hole("key", r"[^<>\"\n/]", min_length=1)
     separator = argument.separator.strip()
-    opens = [separator + argument.open.lstrip() if is_next and separator else argument.open]
+    opens = [argument.open.lstrip()]
     if is_next and separator:
-        opens.append(argument.open)
-    mids = [argument.mid.rstrip()]
-    if argument.other_mid != argument.mid:
-        mids.append(argument.other_mid.rstrip())
+        opens.insert(0, f"{separator} {opens[0]}")
+    mids = dict.fromkeys(mid.rstrip() for _, mid in argument.mids)
     return [
-        Pattern([open_.lstrip(), key, mid, *([Hole("other", "", 0)] if number else [])])
+        (Pattern([open_, key, mid]), bool(number))
         for open_ in opens
         for number, mid in enumerate(mids)
     ]

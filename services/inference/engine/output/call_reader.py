@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from services.inference.engine.output.answer_format import ID, KEY, CallFormat
+from services.inference.engine.output.answer_format import ID, CallFormat
 from services.inference.engine.output.patterns import Ahead, Hole, Item, Pattern
 
 NAME_KEYS = ("name", "tool_name")
@@ -32,7 +32,7 @@ class CallReader:
         opens = [form.section_open + form.call_open, form.call_open]
         cores = dict.fromkeys(_core(each, form) for each in opens)
         self.cores = tuple(core for core in cores if core)
-        self.starts = tuple(dict.fromkeys(map(first_word, self.cores)))
+        self.starts = tuple(dict.fromkeys(first_word(c.partition(ID)[0]) for c in self.cores))
         self.is_marked = any(_UNMISTAKABLE.search(core) for core in self.cores)
         self.heads = [Pattern([*_items(core), *self._rest()]) for core in self.cores]
         ends = (form.call_close, form.separator, form.section_close)
@@ -46,10 +46,10 @@ class CallReader:
         if self.form.object:
             return []
         ahead = _ahead(self.form)
-        return [Hole("name", min_length=1), *_items(self.form.name_end.strip()), ahead]
+        return [Hole("name", min_length=1), *_items(self.form.name_end.rstrip()), ahead]
 
-    def close_pattern(self, key: str) -> Pattern:
-        """Return the pattern of the end of an argument's raw value, which may contain markers."""
+    def close_pattern(self, close: str) -> Pattern:
+        """Return the pattern of the `close` of a raw value, which itself may contain markers."""
         argument = self.form.argument
         assert argument
         next_ = (
@@ -58,7 +58,7 @@ class CallReader:
             *self.closers[:8],
         )
         ahead = Ahead(tuple(dict.fromkeys(first_word(e) for e in next_ if e.strip())))
-        return Pattern([argument.close.strip().replace(KEY, key), _SPACES, ahead])
+        return Pattern([close.strip(), _SPACES, ahead])
 
 
 _SPACES = " "  # any white space

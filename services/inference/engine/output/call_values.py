@@ -99,6 +99,41 @@ def expression_to_json(text: str, syntax: ValueSyntax, types: set[str] | None) -
     return _dumps_or_text(value, text)
 
 
+def tree_to_json(text: str, types: set[str] | None) -> str:
+    """Return a value as JSON whose objects are elements, and whose lists are `item` elements."""
+    if types is not None and types.isdisjoint({"object", "array"}) or not _ELEMENT.search(text):
+        empty = {"object": "{}", "array": "[]"}
+        is_empty = not text.strip() and types is not None and len(types) == 1
+        return (
+            empty.get(min(types), raw_to_json(text, types))
+            if is_empty and types
+            else (raw_to_json(text, types))
+        )
+    children = []
+    position = 0
+    while found := _ELEMENT.search(text, position):
+        end = _element_end(text, found[2], found.end())
+        children.append((found[2], tree_to_json(text[found.end() : end], None)))
+        position = text.find(">", end) + 1
+    if all(name == "item" for name, _ in children):
+        return f"[{', '.join(value for _, value in children)}]"
+    return "{" + ", ".join(f"{to_json(name)}: {value}" for name, value in children) + "}"
+
+
+_ELEMENT = re.compile(r"(\]<\]\w+\[>\[)?<([^<>/\s]+)>")
+
+
+def _element_end(text: str, name: str, start: int) -> int:
+    """Return where the closing tag of an element begins, or the end of the text."""
+    depth = 1
+    tags = re.compile(rf"(?:\]<\]\w+\[>\[)?<(/?){re.escape(name)}>")
+    for found in tags.finditer(text, start):
+        depth += -1 if found[1] else 1
+        if not depth:
+            return found.start()
+    return len(text)
+
+
 def _dumps_or_text(value: Any, text: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
@@ -148,6 +183,8 @@ def _gemma(text: str) -> Any:
     for token in _GEMMA_TOKEN.finditer(text):
         if token["string"] is not None:
             written.append(to_json(token["string"]))
+        elif token[0] in _PYTHON_NAMES:
+            written.append(to_json(_PYTHON_NAMES[token[0]]))
         elif _is_gemma_word(token[0]):
             written.append(to_json(token[0]))
             keys.append(len(written) - 1)

@@ -226,10 +226,8 @@ class AnswerGrammar:
     ) -> str:
         schema = property_schema(parameters, key) if key is not None else None
         types = types_of(schema)
-        is_string = not types or "string" in types
         name = quote(key) if key is not None else _ANY_KEY
-        mid = argument.mid if is_string else argument.other_mid
-        head = f"{self.text(argument.open)} {name} {self.text(mid)}"
+        head = f"{self.text(argument.open)} {name} {self.text(argument.mid_of(types))}"
         if argument.syntax == "xml" and key is None:
             return f"{head} /[^<\\]]*/ {self.text(argument.close.replace(KEY, 'x'))}"
         close = argument.close.replace(KEY, key or "")

@@ -37,7 +37,7 @@ HARMONY = HeaderFormat(
     ("<|end|>", "<|call|>", "<|return|>"),
     r"to=functions\.([^\s<>]+)",
     "analysis",
-    r"\s*(?:<|to=|t?\Z).*",
+    r"\s*(?:<.*|to=.*|to?)?",
     "<|channel|>final<|message|>",
     f" to=functions.{NAME}<|channel|>commentary json<|message|>",
 )
@@ -47,7 +47,7 @@ MUSE = HeaderFormat(
     ("<|eom|>", "<|eot|>"),
     "",
     "to=self",
-    r"\s*(?:to=|t?\Z).*",
+    r"\s*(?:to=.*|to?)?",
     " to=user<|message|>",
     f" to={NAME}<|message|>",
 )
@@ -226,7 +226,7 @@ def _known_format(source: str) -> AnswerFormat | None:
 def _described_calls(source: str) -> CallFormat | None:
     """Return the format of a template that tells it, or implies it, and can't render calls."""
     if "List of tools: " in source:  # LFM2
-        argument = ArgumentFormat("", "=", "=", "", ", ", "python")
+        argument = ArgumentFormat("", (("string", "="),), "", ", ", "python")
         return CallFormat(
             "<|tool_call_start|>[", "", "(", ")", ", ", "]<|tool_call_end|>", argument=argument
         )
@@ -372,7 +372,7 @@ def _with_namespace(form: CallFormat) -> CallFormat:
 
     argument = form.argument and ArgumentFormat(*restore(form.argument))
     if argument and KEY in argument.close:
-        argument = argument._replace(syntax="xml")
+        argument = argument._replace(mids=argument.mids[:1], syntax="xml")
     return CallFormat(*restore(form))._replace(argument=argument)
 
 
@@ -623,19 +623,29 @@ def _arguments(rest: str, probe: _Probe) -> tuple[str | None, ArgumentFormat | N
         close = ""
     open_ = _common_suffix(joint[len(close) :], before)
     separator = joint[len(close) : len(joint) - len(open_)]
-    other_mid = mid if quote else _other_mid(probe, mid)
-    syntax = "gemma" if quote == GEMMA_QUOTE else "python" if quote else "raw"
-    argument = ArgumentFormat(open_, mid, other_mid, close, separator, syntax)  # type: ignore[arg-type]
+    mids = (("string", mid), *(() if quote else _other_mids(probe)))
+    is_cdata = "<![CDATA[" in (probe.calls(1, {KEYS[0]: "a<b>\nc"}) or "")
+    raw = "cdata" if is_cdata else "raw"
+    syntax = "gemma" if quote == GEMMA_QUOTE else "python" if quote else raw
+    argument = ArgumentFormat(open_, mids, close, separator, syntax)  # type: ignore[arg-type]
     return before[: len(before) - len(open_)], argument, after[len(close) :]
 
 
-def _other_mid(probe: _Probe, mid: str) -> str:
-    """Return the text between key and value for values that are no strings."""
-    text = probe.calls(1, {KEYS[0]: 4711})
-    found = text and re.search(
-        re.escape(KEYS[0]) + r"(\W[^\n]*?\s*)4711", text[text.find(NAMES[0]) :]
-    )
-    if not found or not text:
-        return mid
-    at = text.find(KEYS[0], text.rfind(NAMES[0], 0, text.find("4711")))
-    return text[at + len(KEYS[0]) : text.find("4711", at)]
+def _other_mids(probe: _Probe) -> Iterator[tuple[str, str]]:
+    """Yield the texts between key and value for values that are no strings."""
+    values = {"number": 4711, "boolean": True, "null": None, "object": {"a": 1}, "array": [1]}
+    for kind, value in values.items():
+        text = probe.calls(1, {KEYS[0]: value}) or ""
+        at = text.find(KEYS[0]) + len(KEYS[0])
+        written = _WRITTEN[kind].search(text, at)
+        if at >= len(KEYS[0]) and written:
+            yield kind, text[at : written.start()]
+
+
+_WRITTEN = {
+    "number": re.compile("4711"),
+    "boolean": re.compile("true|True"),
+    "null": re.compile(r"(?<=[>\n])(?:null|None)"),
+    "object": re.compile(r"\{"),
+    "array": re.compile(r"\["),
+}

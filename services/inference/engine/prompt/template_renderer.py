@@ -8,6 +8,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from datetime import datetime
 from functools import lru_cache
 from itertools import combinations
@@ -134,6 +135,8 @@ class TemplateRenderer:
         variables: Mapping[str, Any] = MappingProxyType({}),
         is_prompt: bool = True,
     ) -> str:
+        if ".append" in self.source:  # the only method that may change a value
+            messages, tools = deepcopy([*messages]), deepcopy([*tools])
         given = dict(variables) | self._constants | expected.missing
         rendered = self._template.render(
             messages=[self._message(message, expected) for message in messages],

@@ -60,10 +60,20 @@ def test_templates_do_not_reach_python_internals() -> None:
 
 
 def test_values_can_not_be_changed() -> None:
-    x: list[int] = []
-    with pytest.raises(SecurityError):
-        compile_template("{{ x.append(1) }}").render(x=x)
-    assert x == []
+    x, y = [1], {"a": 1}
+    for change in ("x.pop()", "x.clear()", "x.extend([2])", "y.update({})", "y.pop('a')"):
+        with pytest.raises(SecurityError):
+            compile_template(f"{{{{ {change} }}}}").render(x=x, y=y)
+    assert (x, y) == ([1], {"a": 1})
+
+
+def test_template_may_append_but_not_to_the_caller_s_lists() -> None:
+    made = template(
+        "{% set seen = [] %}{% for m in messages %}{{ seen.append(m) or '' }}"
+        "{{ m.extra.append(1) or '' if m.extra else '' }}{{ m.content }}{% endfor %}"
+    )
+    messages = [{"role": "user", "content": "hi", "extra": [0]}]
+    assert made._renderer.render(messages) == "hi" and messages[0]["extra"] == [0]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,223 @@
+"""
+Answers in the format of each chat template that llama.cpp ships: what a template renders is parsed
+to the same reasoning, content and calls, however it is split, and grammars allow it.
+"""
+
+import json
+import random
+import time
+from functools import cache
+
+import pytest
+
+from services.inference.engine.backend import SpecialToken
+from services.inference.engine.output.answer_parser import FormatParser
+from services.inference.engine.output.parts import AnswerParser, AnswerPart, CallStart, text_of
+from tests.inference.engine.prompt.round_trip import (
+    ARGUMENTS,
+    CONTENT,
+    THOUGHT,
+    TOOLS,
+    Answer,
+    Turn,
+    answers,
+    merged,
+    parse,
+    read,
+    template,
+    turn,
+)
+from tests.inference.engine.prompt.shipped_templates import USABLE
+from tests.inference.grammars import accepts
+from tests.inference.vocabulary import WithSpecialTokens, load_vocabulary
+
+# Answers that don't survive, and why.
+NOT_HOLDING = {
+    ("LFM2.5-8B-A1B", "quotes arguments"): "the template writes quotes in strings unescaped",
+    ("LFM2.5-8B-A1B", "all"): "the same",
+    ("MiniMax-M3", "nested arguments"): "nested values are written without their types",
+    **{
+        ("NVIDIA-Nemotron-Nano-v2", name): "the template writes content into an open thought"
+        for name in ("content", "thought", "content and two calls", "all")
+    },
+    **{
+        ("openai-gpt-oss-120b", name): "the template writes content beside calls as reasoning"
+        for name in ("content and two calls", "all")
+    },
+}
+# Templates that show no reasoning of any answer.
+VOCABULARIES = ["qwen2", "llama-bpe", "gpt-2"]
+CASES = [(name, label) for name in USABLE for label in answers()]
+
+
+@cache
+def made(name: str, label: str) -> Turn:
+    return turn(name, answers()[label])
+
+
+def parser(name: str, channel: str = "content") -> AnswerParser:
+    return template(name).format.parser(TOOLS, channel)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_rendered_answer_is_parsed_to_what_was_said(name: str) -> None:
+    for label in answers():
+        given = made(name, label)
+        parts = parse(parser(name, given.channel), [given.text])
+        holds = is_as_said(parts, given.answer)
+        assert holds == ((name, label) not in NOT_HOLDING), (label, parts, given.text)
+
+
+def is_as_said(parts: list[AnswerPart], said: Answer) -> bool:
+    try:
+        return read(parts) == said
+    except json.JSONDecodeError:
+        return False
+
+
+def test_templates_hide_little() -> None:
+    """A positive control: reasoning and calls are in the rendered answers."""
+    reasoning = [name for name in USABLE if made(name, "thought and call").answer.reasoning]
+    calls = [name for name in USABLE if made(name, "plain arguments").answer.calls]
+    assert len(reasoning) >= 35 and len(calls) >= 63, (len(reasoning), len(calls))
+
+
+@cache
+def vocabulary(name: str, template_name: str) -> WithSpecialTokens:
+    """Return a vocabulary in which the markers of a template are control tokens."""
+    base = load_vocabulary(name)
+    literals = " ".join(template(template_name).format.answer.literals)
+    known = {token.text for token in base.special_tokens().values()}
+    words = {word for word in literals.replace("><", "> <").split() if word.startswith(("<", "["))}
+    return WithSpecialTokens(base, [SpecialToken(x, True) for x in sorted(words - known)])
+
+
+def pieces(name: str, words: str, text: str, has_markers: bool) -> list[str]:
+    """Return the text of each of its tokens; incomplete characters come with the next token."""
+    backend = vocabulary(words, name) if has_markers else load_vocabulary(words)
+    special = backend.special_tokens()
+    found, data = list[str](), b""
+    for token in backend.tokenize(text, special=has_markers):
+        data += special[token].text.encode() if token in special else backend.piece(token)
+        try:
+            found.append(data.decode())
+            data = b""
+        except UnicodeDecodeError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_parts_do_not_depend_on_the_tokens(name: str) -> None:
+    draw = random.Random(name)
+    for label in answers():
+        given = made(name, label)
+        whole = parse(parser(name, given.channel), [given.text])
+        words = draw.choice(VOCABULARIES)
+        for has_markers in (False, True):
+            split = pieces(name, words, given.text, has_markers)
+            assert "".join(split).replace(" ", "") == given.text.replace(" ", "")
+            assert parse(parser(name, given.channel), split) == whole, label
+        for _ in range(3):
+            cuts = sorted(draw.sample(range(len(given.text) + 1), k=min(5, len(given.text))))
+            bounds = zip([0, *cuts], [*cuts, len(given.text)], strict=True)
+            split = [given.text[begin:end] for begin, end in bounds]
+            assert parse(parser(name, given.channel), split) == whole, (label, split)
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_parts_of_a_prefix_never_change(name: str) -> None:
+    """Also each character alone makes the same parts as the whole prefix at once."""
+    for label in ("all", "thought and call", "tags arguments", "nested arguments"):
+        given = made(name, label)
+        slow = parser(name, given.channel)
+        parts: list[AnswerPart] = []
+        for count, character in enumerate(given.text, start=1):
+            parts += slow.push(character)
+            if count % 7 == 0:
+                quick = parser(name, given.channel)
+                assert merged(quick.push(given.text[:count])) == merged(parts), given.text[:count]
+                assert (quick.held_length, quick.channel) == (slow.held_length, slow.channel)
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_truncated_answer_keeps_what_was_said(name: str) -> None:
+    given = made(name, "all")
+    for end in range(0, len(given.text), 5):
+        parts = parse(parser(name, given.channel), [given.text[:end]])
+        for part in parts:
+            assert isinstance(part, CallStart) or text_of(part)
+        if (name, "all") not in NOT_HOLDING:
+            kept = "".join(text_of(part) for part in parts)
+            assert CONTENT not in given.text[:end] or CONTENT in kept
+            assert THOUGHT not in given.text[:end] or THOUGHT in kept
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_call_inside_a_thought_is_reasoning(name: str) -> None:
+    reasoning = template(name).format.answer.reasoning
+    if reasoning is None:
+        return
+    call = made(name, "plain arguments").text
+    inner = call.partition(reasoning.end.strip())[2] or call
+    if reasoning.end.strip() in inner or template(name).format.answer.header:
+        return
+    parts = parse(parser(name, "reasoning"), [f"so {inner} then"])
+    assert not any(isinstance(part, CallStart) for part in parts)
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_nonsense_of_markers_loses_no_text(name: str) -> None:
+    draw = random.Random(name)
+    form = template(name).format.answer
+    marks = [mark for mark in form.literals if mark.strip()]
+    marks += ['{"name": "act", "arguments": {', '"}', "}", "act", "[", "```json\n", "\n", " ", "<"]
+    for _ in range(60):
+        words = [draw.choice([*marks, "wordé", "🙂", "12"]) for _ in range(draw.randint(1, 12))]
+        text = "".join(words)
+        channel = draw.choice(["content", "reasoning"]) if form.reasoning else "content"
+        whole = parse(parser(name, channel), [text])
+        assert parse(parser(name, channel), list(text)) == whole, text
+        said = "".join(
+            part.name if isinstance(part, CallStart) else text_of(part) for part in whole
+        )
+        for word in ("wordé", "🙂"):
+            assert said.count(word) >= text.count(word) - sum(map(_hidden, whole)), (text, whole)
+
+
+def _hidden(part: AnswerPart) -> int:
+    """Return how many words may be in the id of a call, or in other keys of its object."""
+    return 12 if isinstance(part, CallStart) else 0
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_long_answers_are_parsed_in_linear_time(name: str) -> None:
+    form = template(name).format.answer
+    marks = " ".join(mark for mark in form.literals if mark.strip())
+    began = time.process_time()
+    for text in (
+        "word " * 4_000,
+        " " * 20_000,
+        f"{marks} x" * 100,
+        '{"name": "act", "id": "' + "x" * 20_000,
+    ):
+        made_parser = parser(name)
+        for at in range(0, len(text), 4):
+            made_parser.push(text[at : at + 4])
+        made_parser.flush()
+    assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_grammar_of_forced_calls_allows_the_rendered_call(name: str) -> None:
+    given = made(name, "plain arguments")
+    lark = template(name).format.answer_lark(
+        TOOLS, "required", None, None, given.channel, may_reason=True
+    )
+    assert lark is not None
+    assert accepts(lark, given.text), (given.text, lark)
+    assert not accepts(lark, "No call."), lark
+
+
+def test_a_parser_is_a_format_parser() -> None:
+    assert isinstance(parser("Qwen3-Coder"), FormatParser) and ARGUMENTS

@@ -280,20 +280,23 @@ class FormatParser:
         assert reasoning
         self.channel = "reasoning"
         end = reasoning.end.strip()
-        while not self._text.lstrip() and not self._is_ended:
-            self._skip_spaces()
-            yield
-        self._skip_spaces()
+        yield from self._skip_all_spaces()
         start = Pattern([reasoning.start.strip() or end])
         while (found := start.match(self._text, self._is_ended)) is True:
             yield
-        if reasoning.start.strip() and found:
+        if reasoning.start.strip() and isinstance(found, re.Match):
             self._take(found.end())  # again, after the prompt has opened it
-            self._skip_spaces()
+            yield from self._skip_all_spaces()
         yield from self._read_text((end,), ReasoningDelta)
         self._take(len(end) if self._text.startswith(end) else 0)
         self.channel = "content"
         self._strips = True
+
+    def _skip_all_spaces(self) -> Reading:
+        while not self._text.lstrip() and not self._is_ended:
+            self._skip_spaces()
+            yield
+        self._skip_spaces()
 
     def _read_text(self, ends: Sequence[str], kind: type[ReasoningDelta]) -> Reading:
         """Emit text up to one of the ends, which stays, or the end of the answer."""

@@ -130,38 +130,39 @@ class AnswerGrammar:
         if header and header.call:
             self._add_header_calls(tools)
             return
-        texts = form.section_open, form.call_open, form.call_close, form.section_close
-        section_open, call_open, call_close, section_close = map(self.text, texts)
-        if not is_forced and not (form.section_open + form.call_open).strip():
-            call_open = '""'
-        section_open = self.text((form.section_open).lstrip() or "")
-        if not form.section_open.strip():
-            section_open, call_open = '""', self.text(form.call_open.lstrip())
-        call = f"{call_open} call {call_close}"
+        is_marked = bool((form.section_open + form.call_open).strip())
+        opened = (form.section_open + form.call_open).lstrip()
+        call = f"{self.text(opened)} call {self.text(form.call_close.rstrip())}"
+        section_close = self.text(form.section_close.rstrip())
         more = ""
-        if is_parallel and form.can_repeat and not (header and not header.call):
-            next_open = self.text(form.call_open)
-            more = f"({self.text(form.separator)} {next_open} call {call_close})*"
-        is_bare = not is_forced and not (form.section_open + form.call_open).strip()
+        if is_parallel and form.can_repeat and not header:
+            spaces = form.call_close[len(form.call_close.rstrip()) :]
+            between = self.text(spaces + form.separator + form.call_open)
+            more = f"({between} call {self.text(form.call_close.rstrip())})*"
+        if form.section_close.strip():
+            spaces = form.call_close[len(form.call_close.rstrip()) :]
+            section_close = self.text(spaces + form.section_close.rstrip())
+        is_bare = not is_forced and not is_marked
         if header:
-            self._rules += self._calls_of_messages(tools, section_open, call, section_close)
+            self._rules += self._calls_of_messages(tools, call, section_close)
+        elif is_marked:
+            empty = self.text(self._form.content_start) + " " + self.text(self._form.content_end)
+            before = f"({empty})? {_SPACES}" if self._form.content_start else _SPACES
+            self._rules.append(f"calls: {before} {call} {more} {section_close}")
         else:
-            self._rules.append(f"calls: {section_open} {call} {more} {section_close}")
+            self._rules.append(f"calls: {call} {more} {section_close}")
         names = [f"call{number}" for number in range(len(tools))]
         self._rules.append(f"call: {' | '.join(names)}")
         for name, tool in zip(names, tools, strict=True):
             self._rules.append(f"{name}: {self._call(name, tool, is_bare)}")
 
-    def _calls_of_messages(
-        self, tools: Sequence[Tool], section_open: str, call: str, section_close: str
-    ) -> list[str]:
+    def _calls_of_messages(self, tools: Sequence[Tool], call: str, section_close: str) -> list[str]:
         header = self._form.header
         assert header
         names = " | ".join(quote(tool.function.name) for tool in tools)
         before, after = header.call_header.split(NAME)
         return [
-            f"calls: {self.text(before)} recipient {self.text(after)}"
-            f" {section_open} {call} {section_close}",
+            f"calls: {self.text(before)} recipient {self.text(after)} {call} {section_close}",
             f"recipient: {names}",
         ]
 
@@ -194,32 +195,34 @@ class AnswerGrammar:
     def _arguments(self, rule: str, tool: Tool, argument: ArgumentFormat) -> str:
         parameters = arguments_schema(tool)
         properties = parameters.get("properties") or {}
-        required = [key for key in parameters.get("required") or () if key in properties]
+        required = set(parameters.get("required") or ())
         if not properties:
             if parameters.get("additionalProperties") is False or tool.function.parameters is None:
                 return ""
             any_one = self._argument(f"{rule}_any", None, argument, parameters, tool)
             return f"({any_one})*" if not argument.separator.strip() else f"({any_one})?"
-        optional = [key for key in properties if key not in required]
-        for number, key in enumerate((*required, *optional)):
+        keys = sorted(properties) if argument.syntax == "gemma" else list(properties)
+        for number, key in enumerate(keys):
             text = self._argument(f"{rule}_{number}", key, argument, parameters, tool)
             self._rules.append(f"{rule}_{number}: {text}")
-        names = [f"{rule}_{number}" for number in range(len(required) + len(optional))]
-        return self._sequence(names, len(required), argument)
+        return self._sequence(rule, [key in required for key in keys], argument)
 
-    def _sequence(self, names: Sequence[str], required: int, argument: ArgumentFormat) -> str:
-        """Return Lark for the first `required` arguments, and any of the others, in order."""
-        separator = self.text(argument.separator)
-        if required or not argument.separator.strip():
-            first = f" {separator} ".join(names[:required])
-            before = f"{separator} " if argument.separator else ""
-            others = " ".join(f"({before}{name})?" for name in names[required:])
-            return f"{first} {others}"
-        tails = []
-        for number, name in enumerate(names):
-            rest = " ".join(f"({separator} {other})?" for other in names[number + 1 :])
-            tails.append(f"{name} {rest}")
-        return f"({' | '.join(tails)})?"
+    def _sequence(self, rule: str, is_required: Sequence[bool], argument: ArgumentFormat) -> str:
+        """Return Lark for the required arguments and any of the others, in this order."""
+        separator = self.text(argument.separator) if argument.separator else ""
+        if not argument.separator.strip():
+            names = (
+                f"{rule}_{i}" if each else f"({rule}_{i})?" for i, each in enumerate(is_required)
+            )
+            return f" {separator} ".join(names)
+        count = len(is_required)
+        self._rules.append(f'{rule}_rest{count}: ""')
+        for i, each in enumerate(is_required[1:], start=1):
+            one = f"{separator} {rule}_{i}"
+            self._rules.append(f"{rule}_rest{i}: {one if each else f'({one})?'} {rule}_rest{i + 1}")
+        firsts = list(is_required).index(True) + 1 if True in is_required else count
+        starts = " | ".join(f"{rule}_{i} {rule}_rest{i + 1}" for i in range(firsts))
+        return f"({starts})" if True in is_required else f"({starts})?"
 
     def _argument(
         self, rule: str, key: str | None, argument: ArgumentFormat, parameters: Json, tool: Tool

@@ -37,7 +37,7 @@ HARMONY = HeaderFormat(
     ("<|end|>", "<|call|>", "<|return|>"),
     r"to=functions\.([^\s<>]+)",
     "analysis",
-    r"\s*(?:<.*|to=.*|to?)?",
+    r"\s*(?:to?|(?:<|to=)(?:(?!<\|(?:call|end|start|return)\|>)[A-Za-z0-9_\s.=<|>:-])*)?",
     "<|channel|>final<|message|>",
     f" to=functions.{NAME}<|channel|>commentary json<|message|>",
 )
@@ -47,7 +47,7 @@ MUSE = HeaderFormat(
     ("<|eom|>", "<|eot|>"),
     "",
     "to=self",
-    r"\s*(?:to=.*|to?)?",
+    r"\s*(?:to?|to=[A-Za-z0-9_.:-]*(?:<[|\w]*)?)?",
     " to=user<|message|>",
     f" to={NAME}<|message|>",
 )

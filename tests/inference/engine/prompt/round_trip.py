@@ -1,6 +1,7 @@
 """Answers as the templates that llama.cpp ships render them, to be parsed again."""
 
 import json
+import re
 from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -98,7 +99,7 @@ def template(name: str) -> ChatTemplate:
     )
 
 
-VARIABLES = ({name: on for name, (_, on) in THINKING_SWITCHES.items()}, {})
+VARIABLES: tuple[Json, ...] = ({name: on for name, (_, on) in THINKING_SWITCHES.items()}, {})
 
 
 def rendered(name: str, answer: Answer, variables: Json, tools: tuple[Tool, ...] = TOOLS) -> str:
@@ -149,6 +150,9 @@ def turn(name: str, answer: Answer) -> Turn:
     prompts += [prompt.partition(start)[0] for prompt in prompts if start]
     begun = [prompt for prompt in prompts if text.startswith(prompt)]
     prompt = max(begun, key=len, default="")
+    if not begun:  # the prompt repeats an instruction that the rendered turn lacks
+        last = re.findall(r"<[^<>]+>", prompts[0])[-1]
+        prompt = text[: text.find(last) + len(last)]
     channel = chat.format.prompt_channel(prompt)
     body = text[len(prompt) :]
     if start and start not in text and answer.reasoning and answer.reasoning in body:
@@ -193,7 +197,7 @@ def merged(parts: list[AnswerPart]) -> list[AnswerPart]:
     joined: list[AnswerPart] = []
     for part in parts:
         if joined and type(part) is type(joined[-1]) and not isinstance(part, CallStart):
-            part = type(part)(text_of(joined.pop()) + text_of(part))  # type: ignore[call-arg]
+            part = type(part)(text_of(joined.pop()) + text_of(part))
         joined.append(part)
     return joined
 

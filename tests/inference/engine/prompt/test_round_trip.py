@@ -10,9 +10,14 @@ from functools import cache
 
 import pytest
 
+from services.contract.conversation import ChatMessage
+from services.contract.errors import ServiceError
+from services.contract.messages import Channel
 from services.inference.engine.backend import SpecialToken
 from services.inference.engine.output.answer_parser import FormatParser
 from services.inference.engine.output.parts import AnswerParser, AnswerPart, CallStart, text_of
+from services.inference.engine.prompt.chat_template import RenderedPrompt
+from services.inference.engine.prompt.model_format import THINKING_SWITCHES
 from tests.inference.engine.prompt.round_trip import (
     ARGUMENTS,
     CONTENT,
@@ -223,3 +228,43 @@ def test_grammar_of_forced_calls_allows_the_rendered_call(name: str) -> None:
 
 def test_a_parser_is_a_format_parser() -> None:
     assert isinstance(parser("Qwen3-Coder"), FormatParser) and ARGUMENTS
+
+
+# Templates that show the reasoning of answers with tool calls only, or of those with content.
+HIDES_LAST_THOUGHT = {
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use",
+    "Kimi-K2-Thinking",
+    "google-gemma-4-31B-it",
+    "google-gemma-4-31B-it-interleaved",
+}
+
+
+def prefilled(name: str, message: ChatMessage, channel: Channel) -> RenderedPrompt:
+    messages = (ChatMessage("user", "hi"), message)
+    variables = {key: on for key, (_, on) in THINKING_SWITCHES.items()}
+    return template(name).conversation_prompt(messages, (), 1, {}, variables, channel)
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_answer_continues_the_last_message(name: str) -> None:
+    begun = prefilled(name, ChatMessage("assistant", "Once upon "), "content")
+    text = bytes(begun.tokens).decode()
+    assert text.endswith("Once upon ") and text.count("Once upon") == 1
+    assert begun.channel == "content"
+    session = template(name).session_prompt("", (), "hi", 1, prefix="Once upon ")
+    assert bytes(session.tokens).decode().endswith("Once upon ")
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_answer_continues_a_thought_if_the_template_shows_it(name: str) -> None:
+    message = ChatMessage("assistant", "", reasoning="I must")
+    if not template(name).format.found.reasoning_field:
+        with pytest.raises(ServiceError, match="does not show reasoning"):
+            prefilled(name, message, "reasoning")
+        return
+    if name in HIDES_LAST_THOUGHT:
+        with pytest.raises(ServiceError, match="does not show the reasoning"):
+            prefilled(name, message, "reasoning")
+        return
+    begun = prefilled(name, message, "reasoning")
+    assert bytes(begun.tokens).decode().endswith("I must") and begun.channel == "reasoning"

@@ -30,7 +30,6 @@ _SPACES = r"/[ \n]{0,4}/"
 _ANY_KEY = r"/[A-Za-z_][A-Za-z0-9_-]{0,63}/"
 _PYTHON_STRING = r"/'(?:[^'\\\n\r]|\\[\\'nrt])*'/"
 _NUMBER = r"/-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,17})?/"
-_INTEGER = r"/-?(?:0|[1-9][0-9]{0,17})/"
 _ROOT = "tool_parameters"
 _PLAIN_SCHEMA = {"type", "description", "title", "default", "examples", "format"}
 
@@ -110,9 +109,11 @@ class AnswerGrammar:
         closed = self._until("thought", reasoning.end)
         turn = self._form.turn or (self._form.header.start if self._form.header else "")
         after = f"({self.text(turn)})?" if turn else ""
+        spaces = "" if self._form.header else _SPACES  # a header may begin with a space
         if channel == "reasoning":
-            return f"{closed} {after} {_SPACES}"
-        return f"({_SPACES} {self.text(reasoning.start.strip())} {closed} {after} {_SPACES})?"
+            return f"{closed} {after} {spaces}"
+        start = reasoning.start if self._form.header else reasoning.start.strip()
+        return f"({spaces} {self.text(start)} {closed} {after} {spaces})?"
 
     def _content(self, response: str) -> str:
         form = self._form
@@ -251,6 +252,8 @@ class AnswerGrammar:
         strings = _strings(schema)
         if argument.syntax == "python":
             return f"({self._python_value(schema, types, strings, parameters, tool)}) {end}"
+        if types and types <= {"integer", "number", "boolean", "null"}:
+            return f"{_property_json(schema or {}, parameters, tool)} {end}"
         if argument.syntax == "gemma":
             return f"({self._gemma_value(types, strings)}) {end}"
         if strings is not None:
@@ -288,10 +291,6 @@ class AnswerGrammar:
         self._add_gemma_rules(mark)
         known = {
             "string": "gemma_string",
-            "integer": _INTEGER,
-            "number": _NUMBER,
-            "boolean": '"true" | "false"',
-            "null": '"null"',
             "object": "gemma_object",
             "array": "gemma_array",
         }

@@ -10,14 +10,15 @@ from functools import cache
 
 import pytest
 
-from services.contract.conversation import ChatMessage
+from services.contract.conversation import ChatMessage, Function, Tool
 from services.contract.errors import ServiceError
 from services.contract.messages import Channel
 from services.inference.engine.backend import SpecialToken
 from services.inference.engine.output.answer_parser import FormatParser
 from services.inference.engine.output.parts import AnswerParser, AnswerPart, CallStart, text_of
-from services.inference.engine.prompt.chat_template import RenderedPrompt
+from services.inference.engine.prompt.chat_template import ChatTemplate, RenderedPrompt
 from services.inference.engine.prompt.model_format import THINKING_SWITCHES
+from services.inference.engine.sampling.grammar import compile_lark
 from tests.inference.engine.prompt.round_trip import (
     ARGUMENTS,
     CONTENT,
@@ -33,9 +34,11 @@ from tests.inference.engine.prompt.round_trip import (
     template,
     turn,
 )
-from tests.inference.engine.prompt.shipped_templates import USABLE
+from tests.inference.engine.prompt.shipped_templates import SOURCES, USABLE
+from tests.inference.fake_backend import VOCABULARY
 from tests.inference.grammars import accepts
 from tests.inference.vocabulary import WithSpecialTokens, load_vocabulary
+from tests.inference.vocabulary import text_of as text_of_tokens
 
 # Answers that don't survive, and why.
 NOT_HOLDING = {
@@ -268,3 +271,98 @@ def test_answer_continues_a_thought_if_the_template_shows_it(name: str) -> None:
         return
     begun = prefilled(name, message, "reasoning")
     assert bytes(begun.tokens).decode().endswith("I must") and begun.channel == "reasoning"
+
+
+SMALL = Tool(
+    Function(
+        "act",
+        "acts",
+        {
+            "type": "object",
+            "properties": {
+                "kind": {"enum": ["one", "it's"]},
+                "count": {"type": "integer", "minimum": 1, "maximum": 99},
+                "flag": {"type": "boolean"},
+            },
+            "required": ["kind", "count"],
+            "additionalProperties": False,
+        },
+    )
+)
+
+
+def walk(lark: str, draw: random.Random) -> str:
+    """Return a text that the grammar allows, byte by byte at random, and that may end there."""
+    grammar, data = compile_lark(lark, VOCABULARY), bytearray()
+    while not (grammar.may_end and (grammar.is_finished or draw.random() < 0.3)):
+        allowed = [int(token) for token in grammar.allowed().nonzero()[0]]
+        # no white space without end
+        visible = [token for token in allowed if token > 32] or allowed
+        token = draw.choice(visible)
+        grammar.accept(token)
+        data.append(token)
+        assert len(data) < 5_000, bytes(data[:300])
+    return data.decode()
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_call_drawn_from_the_grammar_matches_the_schema(name: str) -> None:
+    draw, chat = random.Random(name), template(name)
+    lark = chat.format.answer_lark((SMALL,), "required", False, None, "content", may_reason=False)
+    assert lark is not None
+    for _ in range(3):
+        text = walk(lark, draw)
+        said = read(parse(chat.format.parser((SMALL,)), [text]))
+        assert len(said.calls) == 1, (text, lark)
+        ((called, arguments),) = said.calls
+        assert called == "act" and arguments["kind"] in ("one", "it's"), text
+        assert type(arguments["count"]) is int and 1 <= arguments["count"] <= 99, text
+        assert type(arguments.get("flag", True)) is bool, text
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_schema_does_not_forbid_thinking(name: str) -> None:
+    form = template(name).format
+    schema = 'answer: "{\\"a\\": 1}"'
+    lark = form.answer_lark((), "auto", None, schema)
+    assert lark is not None and accepts(lark, content(name, '{"a": 1}'))
+    assert not accepts(lark, content(name, "no"))
+    if form.answer.reasoning is None:
+        return
+    reasoning, turn_start = form.answer.reasoning, form.answer.turn
+    turn_start = form.answer.header.start if form.answer.header else turn_start
+    thought = f"so{reasoning.end}{turn_start}{reasoning.between}"
+    answer = content(name, '{"a": 1}')
+    assert accepts(lark, reasoning.start + thought + answer), lark
+    no_thought = form.answer_lark((), "auto", None, schema, may_reason=False)
+    assert no_thought and not accepts(no_thought, reasoning.start + thought + answer)
+    opened = form.answer_lark((), "auto", None, schema, "reasoning")
+    assert opened and accepts(opened, thought + answer) and not accepts(opened, answer)
+
+
+def content(name: str, text: str) -> str:
+    """Return an answer without reasoning as the model writes it."""
+    form = template(name).format.answer
+    if form.header:
+        return form.header.content + text
+    return form.content_start + text + form.content_end
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_control_tokens_of_markers_are_known_and_forced(name: str) -> None:
+    backend = vocabulary("gpt-2", name)
+    chat = ChatTemplate(SOURCES[name], backend, bos="<s>", eos="<EOS>", adds_bos=False)
+    special = backend.special_tokens()
+    for token, text in chat.markers.items():
+        assert special[token].text.encode() == text and not backend.piece(token)
+    literals = " ".join(chat.format.answer.literals)
+    for token, (text, is_control) in special.items():
+        if is_control and text in literals and not backend.is_end(token):
+            assert token in chat.markers
+    if reasoning := chat.format.answer.reasoning:
+        assert reasoning.end.strip() in text_of_tokens(backend, chat.reasoning_end)
+    lark = chat.format.answer_lark(TOOLS, "required")
+    assert lark is not None
+    written = " ".join(chat.format.answer.calls.literals if chat.format.answer.calls else ())
+    if chat.format.found.is_native and any(t.decode() in written for t in chat.markers.values()):
+        assert "<[" in lark

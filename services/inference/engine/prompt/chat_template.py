@@ -251,8 +251,9 @@ class ChatTemplate(RawPrompts):
                 _open_field(options, messages[-1], self.format),
             )
         except Exception as error:  # a template is a program, and can fail in any way
+            reason = str(error) or type(error).__name__
             raise ServiceError(
-                "invalid_request", f"The model's chat template rejects the messages: {error}."
+                "invalid_request", f"The model's chat template rejects the messages: {reason}."
             ) from error
 
     def stable_length(self, prompt: Sequence[int]) -> int:

@@ -106,9 +106,12 @@ class ModelFormat:
         return "reasoning" if tail.rfind(start) > tail.rfind(end) else "content"
 
     def closes_reasoning(self, tail: str) -> bool:
-        """Return whether a prompt with this end has closed its reasoning already."""
-        reasoning = self.answer.reasoning
-        return reasoning is not None and reasoning.end.strip() in tail
+        """Return whether a prompt with this end has closed its reasoning, or begun the content."""
+        reasoning, begin = self.answer.reasoning, self.answer.content_start.strip()
+        text = tail.rstrip()
+        if begin and text.endswith(begin):
+            return True
+        return reasoning is not None and text.endswith(reasoning.end.strip())
 
     def answer_lark(
         self,

@@ -1,0 +1,121 @@
+from typing import Any
+
+import pytest
+
+from services.contract.conversation import (
+    ChatMessage,
+    Function,
+    FunctionCall,
+    Tool,
+    ToolCall,
+    ToolResult,
+)
+from services.contract.errors import ServiceError
+from services.contract.messages import Turn
+from services.inference.engine.prompt.model_format import ModelFormat
+from tests.inference.chat_templates import CHATML, template
+from tests.inference.engine.prompt.round_trip import template as shipped
+
+GLM, V31, M3, QWEN3 = "GLM-4.6", "deepseek-ai-DeepSeek-V3.1", "MiniMax-M3", "Qwen-Qwen3-0.6B"
+
+
+def variables(name: str, thinks: bool | None, effort: str | None, **given: Any) -> dict[str, Any]:
+    return dict(shipped(name).format.variables(thinks, effort, given))
+
+
+def test_switches_are_those_that_the_template_reads() -> None:
+    assert variables(GLM, False, None) == {"enable_thinking": False}
+    assert variables(V31, True, None) == {"enable_thinking": True, "thinking": True}
+    off = {"enable_thinking": False, "thinking_mode": "disabled"}
+    assert variables(M3, None, "none") == off
+    assert variables(GLM, None, None) == {}
+
+
+def test_effort_turns_reasoning_on_and_is_a_variable() -> None:
+    expected = {"enable_thinking": True, "reasoning_effort": "high"}
+    assert variables(GLM, None, "high") == expected
+    assert variables(GLM, False, "high") == expected | {"enable_thinking": False}
+
+
+def test_fields_win_over_variables_of_the_request() -> None:
+    assert variables(GLM, True, None, enable_thinking=False, x=1) == {
+        "enable_thinking": True,
+        "x": 1,
+    }
+    assert variables(V31, None, None, enable_thinking=False)["thinking"] is False
+    assert variables(V31, None, None, thinking=True) == {"thinking": True}
+
+
+@pytest.mark.parametrize(
+    "given", [{"messages": []}, {"tools": 1}, {"bos_token": ""}, {"enable_thinking": "no"}]
+)
+def test_variables_that_the_server_sets_are_rejected(given: dict[str, Any]) -> None:
+    with pytest.raises(ServiceError, match="chat_template_kwargs") as caught:
+        ModelFormat().variables(None, None, given)
+    assert caught.value.code == "invalid_request"
+
+
+@pytest.mark.parametrize(
+    ("name", "thinks", "channel"),
+    [
+        ("Qwen3.5-4B", True, "reasoning"),
+        ("Qwen3.5-4B", False, "content"),
+        (QWEN3, True, "content"),
+        ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", None, "reasoning"),
+        (V31, False, "content"),
+        (V31, True, "reasoning"),
+        ("Apriel-1.6-15b-Thinker-fixed", None, "reasoning"),
+        ("openai-gpt-oss-120b", None, "content"),
+        ("upstage-Solar-Open-100B", None, "content"),
+        ("Kimi-K3", False, "content"),
+    ],
+)
+def test_channel_is_where_the_prompt_ends(name: str, thinks: bool | None, channel: str) -> None:
+    chat = shipped(name)
+    given = chat.format.variables(thinks, None, {})
+    for question in ("hi", "<think>", "</think>", "x<think>\n"):
+        messages = (ChatMessage("user", question),)
+        assert chat.conversation_prompt(messages, (), 1, variables=given).channel == channel
+        assert chat.session_prompt("", (), question, 1, variables=given).channel == channel
+    assert chat.may_reason(given) == (thinks is not False)
+
+
+def test_reasoning_of_a_session_is_shown_as_the_template_wants_it() -> None:
+    turns = [Turn("1", "hi", "hello", reasoning="I greet.")]
+    text = bytes(shipped("GLM-4.6").session_prompt("", turns, "and?", 1).tokens).decode()
+    assert "hello" in text and "I greet." not in text, "it shows thoughts after the last question"
+    text = bytes(shipped("poolside-Laguna-S-2.1").session_prompt("", turns, "?", 1).tokens).decode()
+    assert "<think>" in text
+    plain = bytes(template(CHATML).session_prompt("", turns, "and?", 1).tokens).decode()
+    assert "I greet." not in plain
+
+
+TOOLS = (Tool(Function("go", "walks", {"type": "object"})),)
+CALLED = Turn("1", "hi", "", tool_calls=(ToolCall("a", FunctionCall("go", '{"to": "Rome"}')),))
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen3-Coder", QWEN3, GLM, "mistralai-Mistral-Nemo-Instruct-2407"]
+)
+def test_results_in_a_session_follow_their_calls(name: str) -> None:
+    results = (ToolResult("a", "sunny"),)
+    made = shipped(name).session_prompt("", [CALLED], "", 1, tools=TOOLS, results=results)
+    text = bytes(made.tokens).decode()
+    assert text.index("Rome") < text.index("sunny")
+    later = [CALLED, Turn("2", "", "It is sunny.", tool_results=results)]
+    text = bytes(shipped(name).session_prompt("", later, "Thanks", 1).tokens).decode()
+    assert text.index("sunny") < text.index("It is sunny.") < text.index("Thanks")
+
+
+def test_results_of_dropped_calls_become_a_question() -> None:
+    later = [Turn("2", "", "It is sunny.", tool_results=(ToolResult("a", "sunny"),))]
+    text = bytes(shipped(QWEN3).session_prompt("", later, "Thanks", 1).tokens).decode()
+    assert "<|im_start|>user\nsunny<|im_end|>" in text
+
+
+def test_kimi_gets_ids_with_names_and_numbers() -> None:
+    call = ToolCall("call_1", FunctionCall("go", "{}"))
+    result = ChatMessage("tool", "done", tool_call_id="call_1")
+    asked = (ChatMessage("user", "hi"), ChatMessage("assistant", tool_calls=(call,)), result)
+    text = bytes(shipped("moonshotai-Kimi-K2").conversation_prompt(asked, TOOLS, 1).tokens).decode()
+    assert "functions.go:0" in text and "call_1" not in text

@@ -414,6 +414,14 @@ class FormatParser:
 
     def _read_calls(self, reader: CallReader) -> Deciding:
         """Read the calls that begin after white space, and return whether there are any."""
+        core = yield from self._read_call(reader)
+        is_call = core is not None
+        while core is not None:
+            core = yield from self._read_after_call(reader, core)
+        return is_call
+
+    def _read_call(self, reader: CallReader) -> Generator[None, None, str | None]:
+        """Read a call after white space and return its opening, or None if there is none."""
         spaces = len(self._text) - len(self._text.lstrip())
         for core, head in zip(reader.cores, reader.heads, strict=True):
             while (found := head.match(self._text[spaces:], self._is_ended)) is True:
@@ -422,14 +430,12 @@ class FormatParser:
                 continue
             if reader.form.object:
                 if (yield from self._read_object_call(reader, spaces + found.end())):
-                    yield from self._read_after_call(reader, core)
-                    return True
+                    return core
             elif self._is_callable(reader, found["name"]):
                 self._take(spaces + found.end())
                 yield from self._read_named_call(reader, found)
-                yield from self._read_after_call(reader, core)
-                return True
-        return False
+                return core
+        return None
 
     def _is_callable(self, reader: CallReader | None, name: str) -> bool:
         """Return whether a call may name it: after an unmistakable marker, any name may follow."""
@@ -577,8 +583,11 @@ class FormatParser:
 
     def _read_after_call(
         self, reader: CallReader | None, core: str, is_fenced: bool = False
-    ) -> Reading:
-        """Read the markers after a call, and further calls."""
+    ) -> Generator[None, None, str | None]:
+        """
+        Read the markers after a call. Return the opening of a further call, which has been read, or
+        None if something else follows.
+        """
         is_object = reader is None or reader.form.object is not None
         separators = _ENTRY_SEPARATORS_IN_FENCE if is_fenced else _ENTRY_SEPARATORS
         if not is_object:
@@ -587,17 +596,18 @@ class FormatParser:
             self._text = separators.sub("", self._text, count=1)
             if not self._text:
                 if self._is_ended:
-                    return
+                    return None
                 yield
                 continue
             if reader and (yield from self._skip_closer(reader)):
                 continue
-            if reader and (yield from self._read_calls_again(reader)):
-                return
+            if reader and (further := (yield from self._read_further_call(reader))) is not None:
+                return further
             if is_object and self._text.startswith("{") and core != HERMES_CORE:
                 if (yield from self._read_object_call(reader, 0)):
                     continue
-            return
+            return None
+        return None
 
     def _skip_closer(self, reader: CallReader) -> Deciding:
         closers = reader.closers + ("```",)
@@ -614,20 +624,18 @@ class FormatParser:
         self._take(len(found))
         return True
 
-    def _read_calls_again(self, reader: CallReader) -> Deciding:
-        """Read a further call in the same section."""
-        if (yield from self._read_calls(reader)):
-            return True
-        if reader.bare_head is None:
-            return False
+    def _read_further_call(self, reader: CallReader) -> Generator[None, None, str | None]:
+        """Read a further call in the same section, and return its opening, or None."""
+        core = yield from self._read_call(reader)
+        if core is not None or reader.bare_head is None:
+            return core
         while (found := reader.bare_head.match(self._text, self._is_ended)) is True:
             yield
         if isinstance(found, bool) or not self._is_next(reader, found["name"]):
-            return False
+            return None
         self._take(found.end())
         yield from self._read_named_call(reader, found)
-        yield from self._read_after_call(reader, "")
-        return True
+        return ""
 
     def _is_next(self, reader: CallReader, name: str) -> bool:
         return name in self._tools or reader.is_marked and not self._tools
@@ -660,7 +668,8 @@ class FormatParser:
             return False
         self._take(spaces + found.end())
         yield from self._read_named_call(PYTHON_LIST, found)
-        yield from self._read_after_call(PYTHON_LIST, "")
+        while (yield from self._read_after_call(PYTHON_LIST, "")) is not None:
+            pass
         return True
 
     def _read_fence(self) -> Deciding:

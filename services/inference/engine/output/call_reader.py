@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from services.inference.engine.output.answer_format import ID, CallFormat
 from services.inference.engine.output.patterns import Ahead, Hole, Item, Pattern
@@ -50,15 +51,15 @@ class CallReader:
 
     def close_pattern(self, close: str) -> Pattern:
         """Return the pattern of the `close` of a raw value, which itself may contain markers."""
-        argument = self.form.argument
-        assert argument
-        next_ = (
-            argument.separator.strip() + argument.open,
-            self.form.call_close,
-            *self.closers[:8],
-        )
-        ahead = Ahead(tuple(dict.fromkeys(first_word(e) for e in next_ if e.strip())))
-        return Pattern([close.strip(), _SPACES, ahead])
+        return _close_pattern(self.form, self.closers, close)
+
+
+@lru_cache(maxsize=256)
+def _close_pattern(form: CallFormat, closers: tuple[str, ...], close: str) -> Pattern:
+    assert form.argument
+    next_ = (form.argument.separator.strip() + form.argument.open, form.call_close, *closers[:8])
+    ahead = Ahead(tuple(dict.fromkeys(first_word(each) for each in next_ if each.strip())))
+    return Pattern([close.strip(), _SPACES, ahead])
 
 
 _SPACES = " "  # any white space

@@ -218,6 +218,13 @@ def test_long_answers_are_parsed_in_linear_time(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", USABLE)
+def test_answer_may_have_a_thousand_calls(name: str) -> None:
+    one = made(name, "plain arguments").text
+    said = [part for part in parse(parser(name), [one * 1_000]) if isinstance(part, CallStart)]
+    assert len(said) in (1, 1_000) and said[0].name == "act"
+
+
+@pytest.mark.parametrize("name", USABLE)
 def test_grammar_of_forced_calls_allows_the_rendered_call(name: str) -> None:
     given = made(name, "plain arguments")
     lark = template(name).format.answer_lark(

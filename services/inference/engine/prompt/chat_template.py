@@ -1,6 +1,6 @@
 """Prompts of one model: sessions, conversations and raw text to tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os.path import commonprefix
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -167,25 +167,20 @@ class ChatTemplate(RawPrompts):
         Return the prompt with as many exchanges as leave room for the answer: `max_tokens`, but at
         most half of the context window, so that a large limit doesn't push the session out. If not
         all exchanges fit, the oldest are dropped, and some more, so that the next prompts share a
-        prefix. `previous_first` is the request id of the first exchange in the previous prompt. A
-        result of a tool is never without its call.
+        prefix. `previous_first` is the request id of the first exchange in the previous prompt.
 
         A question that leaves less room is sent without exchanges, and its answer gets the rest.
         Raises ServiceError: context_length_exceeded if there is none, or invalid_request if the
         template rejects the prefix.
         """
-        asked = _results(options.tool_results)
-        asked += [ChatMessage("user", question)] if question or not asked else []
-        starts = [i for i, turn in enumerate(turns) if not turn.tool_results]
-        starts += [] if options.tool_results else [len(turns)]
+        asked = Turn("", question, "", tool_results=tuple(options.tool_results))
         tried: dict[int, list[int]] = {}
 
         def length(dropped: int) -> int:
-            start = _first_from(starts, dropped)
-            if start not in tried:
-                messages = [*_session_messages(system, turns[start:]), *asked]
-                tried[start] = self._tokens(messages, answers, options, require_all=False)
-            return len(tried[start])
+            if dropped not in tried:
+                messages = [*_session_messages(system, (*turns[dropped:], asked))]
+                tried[dropped] = self._tokens(messages, answers, options, require_all=False)
+            return len(tried[dropped])
 
         ids = [turn.request_id for turn in turns]
         previous = ids.index(previous_first) if previous_first in ids else 0
@@ -196,8 +191,6 @@ class ChatTemplate(RawPrompts):
             dropped = len(turns)
             if length(dropped) >= context:
                 raise prompts.context_exceeded("prompt", str(length(dropped)), context)
-        length(dropped)
-        dropped = _first_from(starts, dropped)
         tokens = tried[dropped]
         return RenderedPrompt(tokens, len(turns) - dropped, dropped, self._channel(tokens, options))
 
@@ -319,27 +312,25 @@ class ChatTemplate(RawPrompts):
         return [list(prefix) for prefix in prefixes if prefix]
 
 
-def _session_messages(system: str, turns: Sequence[Turn]) -> list[ChatMessage]:
-    messages = [ChatMessage("system", system)] if system else []
+def _session_messages(system: str, turns: Sequence[Turn]) -> Iterator[ChatMessage]:
+    """Yield the messages of exchanges, of which the last one has no answer yet."""
+    if system:
+        yield ChatMessage("system", system)
+    called: set[str] = set()  # ids of the calls in these exchanges
     for turn in turns:
-        messages += _results(turn.tool_results)
-        messages += [ChatMessage("user", turn.prompt)] if turn.prompt else []
-        reasoning, calls = turn.reasoning or None, turn.tool_calls or None
-        messages.append(
-            ChatMessage("assistant", turn.response, tool_calls=calls, reasoning=reasoning)
-        )
-    return messages
-
-
-def _results(results: Sequence[ToolResult]) -> list[ChatMessage]:
-    return [
-        ChatMessage("tool", result.content, tool_call_id=result.tool_call_id) for result in results
-    ]
-
-
-def _first_from(starts: Sequence[int], dropped: int) -> int:
-    """Return the first possible start of a prompt that drops so many exchanges, or the last one."""
-    return next((start for start in starts if start >= dropped), starts[-1] if starts else 0)
+        for result in turn.tool_results:
+            if result.tool_call_id in called:
+                yield ChatMessage("tool", result.content, tool_call_id=result.tool_call_id)
+        # results of calls that the window has dropped
+        orphans = [each.content for each in turn.tool_results if each.tool_call_id not in called]
+        if question := "\n".join(filter(None, [*orphans, turn.prompt])):
+            yield ChatMessage("user", question)
+        elif not turn.tool_results:
+            yield ChatMessage("user", "")
+        called |= {call.id for call in turn.tool_calls}
+        if turn is not turns[-1]:
+            calls, reasoning = turn.tool_calls or None, turn.reasoning or None
+            yield ChatMessage("assistant", turn.response, tool_calls=calls, reasoning=reasoning)
 
 
 def _open_field(options: PromptOptions, last: ChatMessage, form: ModelFormat) -> str:

@@ -10,9 +10,8 @@ from services.contract.conversation import (
     ToolCall,
     ToolResult,
 )
-from services.contract.errors import ServiceError
 from services.contract.messages import Turn
-from services.inference.engine.prompt.model_format import ModelFormat
+from services.inference.engine.prompt.chat_template import PromptOptions
 from tests.inference.chat_templates import CHATML, template
 from tests.inference.engine.prompt.round_trip import template as shipped
 
@@ -47,15 +46,6 @@ def test_fields_win_over_variables_of_the_request() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"messages": []}, {"tools": 1}, {"bos_token": ""}, {"enable_thinking": "no"}]
-)
-def test_variables_that_the_server_sets_are_rejected(given: dict[str, Any]) -> None:
-    with pytest.raises(ServiceError, match="chat_template_kwargs") as caught:
-        ModelFormat().variables(None, None, given)
-    assert caught.value.code == "invalid_request"
-
-
-@pytest.mark.parametrize(
     ("name", "thinks", "channel"),
     [
         ("Qwen3.5-4B", True, "reasoning"),
@@ -72,12 +62,12 @@ def test_variables_that_the_server_sets_are_rejected(given: dict[str, Any]) -> N
 )
 def test_channel_is_where_the_prompt_ends(name: str, thinks: bool | None, channel: str) -> None:
     chat = shipped(name)
-    given = chat.format.variables(thinks, None, {})
+    options = PromptOptions(variables=chat.format.variables(thinks, None, {}))
     for question in ("hi", "<think>", "</think>", "x<think>\n"):
         messages = (ChatMessage("user", question),)
-        assert chat.conversation_prompt(messages, (), 1, variables=given).channel == channel
-        assert chat.session_prompt("", (), question, 1, variables=given).channel == channel
-    assert chat.may_reason(given) == (thinks is not False)
+        assert chat.conversation_prompt(messages, (), 1, options=options).channel == channel
+        assert chat.session_prompt("", (), question, 1, options=options).channel == channel
+    assert chat.may_reason(options) == (thinks is not False)
 
 
 def test_reasoning_of_a_session_is_shown_as_the_template_wants_it() -> None:
@@ -99,7 +89,8 @@ CALLED = Turn("1", "hi", "", tool_calls=(ToolCall("a", FunctionCall("go", '{"to"
 )
 def test_results_in_a_session_follow_their_calls(name: str) -> None:
     results = (ToolResult("a", "sunny"),)
-    made = shipped(name).session_prompt("", [CALLED], "", 1, tools=TOOLS, results=results)
+    options = PromptOptions(TOOLS, results)
+    made = shipped(name).session_prompt("", [CALLED], "", 1, options=options)
     text = bytes(made.tokens).decode()
     assert text.index("Rome") < text.index("sunny")
     later = [CALLED, Turn("2", "", "It is sunny.", tool_results=results)]

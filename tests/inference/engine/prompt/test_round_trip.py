@@ -16,7 +16,11 @@ from services.contract.messages import Channel
 from services.inference.engine.backend import SpecialToken
 from services.inference.engine.output.answer_parser import FormatParser
 from services.inference.engine.output.parts import AnswerParser, AnswerPart, CallStart, text_of
-from services.inference.engine.prompt.chat_template import ChatTemplate, RenderedPrompt
+from services.inference.engine.prompt.chat_template import (
+    ChatTemplate,
+    PromptOptions,
+    RenderedPrompt,
+)
 from services.inference.engine.prompt.model_format import THINKING_SWITCHES
 from services.inference.engine.sampling.grammar import compile_lark
 from tests.inference.engine.prompt.round_trip import (
@@ -252,7 +256,8 @@ HIDES_LAST_THOUGHT = {
 def prefilled(name: str, message: ChatMessage, channel: Channel) -> RenderedPrompt:
     messages = (ChatMessage("user", "hi"), message)
     variables = {key: on for key, (_, on) in THINKING_SWITCHES.items()}
-    return template(name).conversation_prompt(messages, (), 1, {}, variables, channel)
+    options = PromptOptions(variables=variables, continue_final=channel)
+    return template(name).conversation_prompt(messages, (), 1, options=options)
 
 
 @pytest.mark.parametrize("name", USABLE)
@@ -261,7 +266,8 @@ def test_answer_continues_the_last_message(name: str) -> None:
     text = bytes(begun.tokens).decode()
     assert text.endswith("Once upon ") and text.count("Once upon") == 1
     assert begun.channel == "content"
-    session = template(name).session_prompt("", (), "hi", 1, prefix="Once upon ")
+    options = PromptOptions(prefix="Once upon ")
+    session = template(name).session_prompt("", (), "hi", 1, options=options)
     assert bytes(session.tokens).decode().endswith("Once upon ")
 
 
@@ -269,11 +275,11 @@ def test_answer_continues_the_last_message(name: str) -> None:
 def test_answer_continues_a_thought_if_the_template_shows_it(name: str) -> None:
     message = ChatMessage("assistant", "", reasoning="I must")
     if not template(name).format.found.reasoning_field:
-        with pytest.raises(ServiceError, match="does not show reasoning"):
+        with pytest.raises(ServiceError, match="has no reasoning"):
             prefilled(name, message, "reasoning")
         return
     if name in HIDES_LAST_THOUGHT:
-        with pytest.raises(ServiceError, match="does not show the reasoning"):
+        with pytest.raises(ServiceError, match="does not show the message that"):
             prefilled(name, message, "reasoning")
         return
     begun = prefilled(name, message, "reasoning")
@@ -363,8 +369,8 @@ def test_control_tokens_of_markers_are_known_and_forced(name: str) -> None:
     for token, text in chat.markers.items():
         assert special[token].text.encode() == text and not backend.piece(token)
     literals = " ".join(chat.format.answer.literals)
-    for token, (text, is_control) in special.items():
-        if is_control and text in literals and not backend.is_end(token):
+    for token, (name_of_token, is_control) in special.items():
+        if is_control and name_of_token in literals and not backend.is_end(token):
             assert token in chat.markers
     if reasoning := chat.format.answer.reasoning:
         assert reasoning.end.strip() in text_of_tokens(backend, chat.reasoning_end)

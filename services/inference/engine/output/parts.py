@@ -14,7 +14,10 @@ class ReasoningDelta(NamedTuple):
 
 
 class CallStart(NamedTuple):
-    """A tool call begins; its arguments follow. `id` is the model's own; "": it wrote none."""
+    """
+    A tool call begins; its arguments follow. `name` is never empty: offsets count its characters,
+    so a reader could not know an empty begin. `id` is the model's own; "": it wrote none.
+    """
 
     name: str
     id: str = ""

@@ -135,7 +135,7 @@ class TemplateRenderer:
         variables: Mapping[str, Any] = MappingProxyType({}),
         is_prompt: bool = True,
     ) -> str:
-        if ".append" in self.source:  # the only method that may change a value
+        if any(f".{name}" in self.source for name in _LIST_METHODS):  # may change a value
             messages, tools = deepcopy([*messages]), deepcopy([*tools])
         given = dict(variables) | self._constants | expected.missing
         rendered = self._template.render(
@@ -187,12 +187,15 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
+_LIST_METHODS = ("append", "pop")
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Lets templates append to lists, as llama.cpp does: Kimi K2's collects messages so."""
+    """Lets templates append to lists and pop from them, as llama.cpp does: Kimi K2's needs it."""
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        is_append = isinstance(obj, list) and attr == "append"
-        return is_append or super().is_safe_attribute(obj, attr, value)
+        is_allowed = isinstance(obj, list) and attr in _LIST_METHODS
+        return is_allowed or super().is_safe_attribute(obj, attr, value)
 
 
 class _GenerationTag(Extension):

@@ -72,7 +72,8 @@ class AnswerGrammar:
             self._add_calls(tools, not is_forced if parallel is None else parallel, is_forced)
             answers.append("calls")
         if response is not None and (choice == "auto" or not has_calls):
-            self._rules += [f"content: {self._content('answer')}", response]
+            is_begun = channel == "content" and not may_reason
+            self._rules += [f"content: {self._content('answer', is_begun)}", response]
             answers.append("content")
         thought = self._thought(channel, may_reason)
         return "\n".join([f"start: {thought} ({' | '.join(answers)})", *self._rules])
@@ -115,10 +116,12 @@ class AnswerGrammar:
         start = reasoning.start if self._form.header else reasoning.start.strip()
         return f"({spaces} {self.text(start)} {closed} {after} {spaces})?"
 
-    def _content(self, response: str) -> str:
+    def _content(self, response: str, is_begun: bool) -> str:
+        """Return Lark for a response in content, which the prompt may have begun."""
         form = self._form
         if form.header:
-            return f"{self.text(form.header.content)} {response}"
+            optional = "?" if is_begun else ""
+            return f"({self.text(form.header.content)}){optional} {response}"
         if not form.content_start:
             return response
         start, end = self.text(form.content_start), self.text(form.content_end)

@@ -89,19 +89,12 @@ CALLED = Turn("1", "hi", "", tool_calls=(ToolCall("a", FunctionCall("go", '{"to"
 )
 def test_results_in_a_session_follow_their_calls(name: str) -> None:
     results = (ToolResult("a", "sunny"),)
-    options = PromptOptions(TOOLS, results)
-    made = shipped(name).session_prompt("", [CALLED], "", 1, options=options)
+    made = shipped(name).session_prompt("", [CALLED], "", 1, options=PromptOptions(TOOLS, results))
     text = bytes(made.tokens).decode()
     assert text.index("Rome") < text.index("sunny")
     later = [CALLED, Turn("2", "", "It is sunny.", tool_results=results)]
     text = bytes(shipped(name).session_prompt("", later, "Thanks", 1).tokens).decode()
     assert text.index("sunny") < text.index("It is sunny.") < text.index("Thanks")
-
-
-def test_results_of_dropped_calls_become_a_question() -> None:
-    later = [Turn("2", "", "It is sunny.", tool_results=(ToolResult("a", "sunny"),))]
-    text = bytes(shipped(QWEN3).session_prompt("", later, "Thanks", 1).tokens).decode()
-    assert "<|im_start|>user\nsunny<|im_end|>" in text
 
 
 def test_kimi_gets_ids_with_names_and_numbers() -> None:

@@ -266,8 +266,9 @@ def test_answer_continues_the_last_message(name: str) -> None:
     text = bytes(begun.tokens).decode()
     assert text.endswith("Once upon ") and text.count("Once upon") == 1
     assert begun.channel == "content"
-    options = PromptOptions(prefix="Once upon ")
-    session = template(name).session_prompt("", (), "hi", 1, options=options)
+    session = template(name).session_prompt(
+        "", (), "hi", 1, options=PromptOptions(prefix="Once upon ")
+    )
     assert bytes(session.tokens).decode().endswith("Once upon ")
 
 
@@ -275,11 +276,11 @@ def test_answer_continues_the_last_message(name: str) -> None:
 def test_answer_continues_a_thought_if_the_template_shows_it(name: str) -> None:
     message = ChatMessage("assistant", "", reasoning="I must")
     if not template(name).format.found.reasoning_field:
-        with pytest.raises(ServiceError, match="has no reasoning"):
+        with pytest.raises(ServiceError, match="it has no reasoning"):
             prefilled(name, message, "reasoning")
         return
     if name in HIDES_LAST_THOUGHT:
-        with pytest.raises(ServiceError, match="does not show the message that"):
+        with pytest.raises(ServiceError, match="chat template rejects"):
             prefilled(name, message, "reasoning")
         return
     begun = prefilled(name, message, "reasoning")
@@ -366,11 +367,11 @@ def test_control_tokens_of_markers_are_known_and_forced(name: str) -> None:
     backend = vocabulary("gpt-2", name)
     chat = ChatTemplate(SOURCES[name], backend, bos="<s>", eos="<EOS>", adds_bos=False)
     special = backend.special_tokens()
-    for token, text in chat.markers.items():
-        assert special[token].text.encode() == text and not backend.piece(token)
+    for token, marker in chat.markers.items():
+        assert special[token].text.encode() == marker and not backend.piece(token)
     literals = " ".join(chat.format.answer.literals)
-    for token, (name_of_token, is_control) in special.items():
-        if is_control and name_of_token in literals and not backend.is_end(token):
+    for token, (text, is_control) in special.items():
+        if is_control and text in literals and not backend.is_end(token):
             assert token in chat.markers
     if reasoning := chat.format.answer.reasoning:
         assert reasoning.end.strip() in text_of_tokens(backend, chat.reasoning_end)

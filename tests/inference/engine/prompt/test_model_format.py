@@ -11,9 +11,14 @@ from services.contract.conversation import (
     ToolResult,
 )
 from services.contract.messages import Turn
-from services.inference.engine.prompt.chat_template import PromptOptions
+from services.inference.engine.backend import SpecialToken
+from services.inference.engine.prompt.chat_template import ChatTemplate, PromptOptions
+from services.inference.engine.sampling.grammar import Vocabulary, compile_lark
 from tests.inference.chat_templates import CHATML, template
 from tests.inference.engine.prompt.round_trip import template as shipped
+from tests.inference.engine.prompt.shipped_templates import SOURCES
+from tests.inference.fake_backend import FakeBackend
+from tests.inference.vocabulary import WithSpecialTokens
 
 GLM, V31, M3, QWEN3 = "GLM-4.6", "deepseek-ai-DeepSeek-V3.1", "MiniMax-M3", "Qwen-Qwen3-0.6B"
 
@@ -103,3 +108,27 @@ def test_kimi_gets_ids_with_names_and_numbers() -> None:
     asked = (ChatMessage("user", "hi"), ChatMessage("assistant", tool_calls=(call,)), result)
     text = bytes(shipped("moonshotai-Kimi-K2").conversation_prompt(asked, TOOLS, 1).tokens).decode()
     assert "functions.go:0" in text and "call_1" not in text
+
+
+def test_grammar_requires_control_tokens_where_the_format_has_them() -> None:
+    """Their text alone is not enough: no text spells a control token."""
+    names = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+    backend = WithSpecialTokens(FakeBackend({}, 10_000), [SpecialToken(x, True) for x in names])
+    ids = {token.text: id for id, token in backend.special_tokens().items()}
+    compact = {ids[name]: 257 + number for number, name in enumerate(names)}
+    chat = ChatTemplate(SOURCES[QWEN3], backend, bos="", eos="", adds_bos=False)
+    lark = chat.format.answer_lark(TOOLS, "required")
+    assert lark is not None
+    for id, number in compact.items():
+        lark = lark.replace(f"<[{id}]>", f"<[{number}]>")
+    pieces = [*(bytes([byte]) for byte in range(256)), b"", *(b"" for _ in names)]
+    vocabulary = Vocabulary(pieces, frozenset([256]))
+    answer = '<think>\nhm</think>\n\n<tool_call>\n{"name": "go", "arguments": {}}\n</tool_call>'
+    for special, allowed in ((True, True), (False, False)):
+        grammar = compile_lark(lark, vocabulary)
+        tokens = [compact.get(t, t) for t in backend.tokenize(answer, special=special)]
+        for token in tokens:
+            if not grammar.allows(token):
+                break
+            grammar.accept(token)
+        assert grammar.may_end == allowed

@@ -1,9 +1,10 @@
-"""Tool loops over HTTP with real processes and the real demo model."""
+"""Tool loops and prefill over HTTP with real processes and the real demo model."""
 
 import json
 from collections.abc import Iterator
 from typing import Any
 
+import openai
 import pytest
 
 from services.contract.answer import Answer
@@ -78,3 +79,27 @@ def calls_in(text: str) -> list[str]:
     events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
     calls = [event["tool_call"] for event in events if "tool_call" in event]
     return [call.get("name", "") + call["arguments"] for call in calls]
+
+
+def test_prefix_is_continued_and_stored(stack: Stack, session_id: str) -> None:
+    stack.chat("my name is Ada", session_id)
+    answer = stack.chat("what is my name?", session_id, prefix="Your name is")
+    assert answer.text.startswith(" Ada")
+    assert stack.messages(session_id)[-1]["model_response"].startswith("Your name is Ada")
+
+
+@pytest.mark.parametrize("more", [{"continue_final_message": True}, {}], ids=["flag", "prefix"])
+def test_last_message_is_continued(stack: Stack, more: dict[str, Any]) -> None:
+    client = openai.OpenAI(base_url=str(stack.http.base_url.join("/v1")), api_key="x")
+    begun = {"role": "assistant", "content": "Your name is"} | ({} if more else {"prefix": True})
+    messages: Any = [
+        {"role": "user", "content": "my name is Ada"},
+        {"role": "assistant", "content": "Nice to meet you, Ada!"},
+        {"role": "user", "content": "what is my name?"},
+        begun,
+    ]
+    for echo, start in ((False, " Ada"), (True, "Your name is Ada")):
+        got = client.chat.completions.create(
+            model="demo", messages=messages, temperature=0, extra_body=more | {"echo": echo}
+        )
+        assert (got.choices[0].message.content or "").startswith(start)

@@ -180,6 +180,8 @@ class FormatParser:
                 yield from self._read_text(header.ends + (header.start,), ReasoningDelta)
             elif self.channel == "content":
                 yield from self._read_body()
+            if self.is_within_call:
+                return  # truncated
             self.channel = "content"
             is_header = yield from self._skip_header_start()
 
@@ -220,8 +222,8 @@ class FormatParser:
         self._text = rest
         if called:
             self._begin_call(called[1], "")
-            yield from self._read_object_arguments()
-            self._end_call()
+            if (yield from self._read_object_arguments()):
+                self._end_call()
         elif header.thought and re.search(header.thought, fields):
             self.channel = "reasoning"
 
@@ -454,25 +456,29 @@ class FormatParser:
         """Read the arguments of a call whose name is no JSON."""
         self._begin_call(found["name"], found.groupdict().get("id") or "")
         if reader.form.argument is None:
-            yield from self._read_object_arguments()
+            is_complete = yield from self._read_object_arguments()
         else:
-            yield from _ArgumentReading(self, reader, found["name"]).run()
-        self._end_call()
+            is_complete = yield from _ArgumentReading(self, reader, found["name"]).run()
+        if is_complete:
+            self._end_call()
 
-    def _read_object_arguments(self) -> Reading:
-        """Emit a JSON object, an object in a JSON string, or an empty one if there is none."""
+    def _read_object_arguments(self) -> Deciding:
+        """
+        Emit a JSON object, an object in a JSON string, or an empty one if there is none. Return
+        whether it is complete.
+        """
         while not self._text.lstrip() and not self._is_ended:
             yield
         if self._is_ended and not self._text.strip():
-            return
+            return False
         self._skip_spaces()
         if self._text.startswith("{"):
-            yield from self._read_object(self._emit_arguments_of)
-        elif self._text.startswith('"'):
+            return (yield from self._read_object(self._emit_arguments_of))
+        if self._text.startswith('"'):
             yield from self._read_string_arguments()
         else:
             self._emit_arguments("{}")
-            self.channel = "content"
+        return True
 
     def _emit_arguments_of(self, length: int) -> None:
         self._emit_arguments(self._take(length))
@@ -738,12 +744,14 @@ class _ArgumentReading:
         self._count = 0
         self._is_other = False  # the marker says that the value is no string
 
-    def run(self) -> Reading:
+    def run(self) -> Deciding:
+        """Read all arguments, and return whether they are complete."""
         while (yield from self._read_argument()):
             pass
         if self._parser._is_ended and not self._is_closing():
-            return  # truncated
+            return False
         self._parser._emit_arguments("}" if self._count else "{}")
+        return True
 
     def _is_closing(self) -> bool:
         text = self._parser._text.lstrip()

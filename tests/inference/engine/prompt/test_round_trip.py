@@ -167,6 +167,20 @@ def test_truncated_answer_keeps_what_was_said(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", USABLE)
+def test_truncated_call_is_known_to_be_incomplete(name: str) -> None:
+    given = made(name, "plain arguments")
+    whole = parser(name, given.channel)
+    whole.push(given.text)
+    whole.flush()
+    assert not whole.is_within_call
+    half = parser(name, given.channel)
+    half.push(given.text[: given.text.index("Rome") + 2])
+    assert half.is_within_call
+    half.flush()
+    assert half.is_within_call and half.held_length == 0
+
+
+@pytest.mark.parametrize("name", USABLE)
 def test_call_inside_a_thought_is_reasoning(name: str) -> None:
     reasoning = template(name).format.answer.reasoning
     if reasoning is None:

@@ -265,7 +265,7 @@ class Engine:
         answer = sequence.answer
         if not answer.finish_reason:
             answer.interrupt(reason)
-        reason = answer.finish_reason or reason
+            reason = answer.finish_reason or reason  # a stop string may have been held back
         self._end(sequence, Finished(reason, sequence.usage, sequence.timings, answer.stop_string))
 
     def _fail(self, sequences: Iterable[Sequence], message: str) -> None:

@@ -22,7 +22,7 @@ from services.edge.server import bind
 from services.edge.settings import EdgeSettings
 from services.history.archive import Archive
 from services.history.settings import HistorySettings
-from services.inference.model_path import model_name
+from services.inference.model_path import expand_home, model_name
 from services.inference.settings import InferenceSettings
 from services.runtime import logs
 from services.runtime.process import INVALID_SETTING, configure_logs
@@ -187,7 +187,7 @@ def _default_model(paths: Sequence[str]) -> str:
     Return the name of the first model; "" if it is a folder, in which the worker finds it. Raises
     InvalidSetting if two models have one name.
     """
-    files = {path for path in paths if not Path(path).expanduser().is_dir()}
+    files = {path for path in paths if not os.path.isdir(expand_home(path))}
     for name, count in Counter(model_name(Path(file)) for file in files).items():
         if count > 1:
             raise InvalidSetting(f"MODEL_PATH names two models {name!r}: rename one of the files.")

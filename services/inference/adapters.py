@@ -176,8 +176,8 @@ class AdapterFolder:
     async def _update(self, seen: dict[str, _SeenFile]) -> None:
         last = seen if self._last is None else self._last
         self._last = seen
-        for name in [name for name in self._tried if name not in seen and name not in last]:
-            del self._tried[name]
+        for name in {*self._tried, *self._unusable} - {*seen, *last}:
+            self._tried.pop(name, None)
             self._unusable.pop(name, None)
             if name in self._adapters.names:
                 self._adapters.remove(name)
@@ -187,6 +187,7 @@ class AdapterFolder:
                 await self._load(name, file)
 
     async def _load(self, name: str, seen: _SeenFile) -> None:
+        self._tried[name] = seen
         try:
             digest = await asyncio.to_thread(_digest, seen.path)
             if digest != self._adapters.digest(name):  # else it was only touched
@@ -196,7 +197,7 @@ class AdapterFolder:
             self._unusable[name] = str(error)
         except OSError as error:
             self._unusable[name] = f"{seen.path} can't be read: {error.strerror}."
-        self._tried[name] = seen
+            del self._tried[name]  # the next look tries again: chmod changes no FileState
 
     async def _load_into_engine(self, name: str, seen: _SeenFile, digest: str) -> None:
         """Load a version of an adapter. Raises AdapterError or OSError."""

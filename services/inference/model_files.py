@@ -14,7 +14,7 @@ from typing import NamedTuple
 from services.inference.engine import gguf_header
 from services.inference.engine.gguf_header import Header, NotGguf, Value
 from services.inference.engine.llama import ModelError
-from services.inference.model_path import PART, model_name, split_model_path
+from services.inference.model_path import PART, expand_home, model_name, split_model_path
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +76,10 @@ def find_model(model_path: str, folder: Path) -> Path:
             f"MODEL_PATH names {len(paths)} models, and a worker serves one. `just up` starts a"
             " worker for each; with Compose, add a service for each (docs/models.md)."
         )
-    path = Path(paths[0]).expanduser()
-    if path.is_dir():
+    path = expand_home(paths[0])
+    if os.path.isdir(path):  # Path.is_dir raises for long names
         return _only_model(path)
-    if not path.exists() and not PART.match(path.name):
+    if not os.path.exists(path) and not PART.match(path.name):
         raise ModelError(
             f"Model file not found: MODEL_PATH={model_path}. Set it to a GGUF file or its folder."
         )

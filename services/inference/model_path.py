@@ -1,5 +1,6 @@
 """MODEL_PATH: the models that it names, and the names that they have in requests."""
 
+import os.path
 import re
 from pathlib import Path
 
@@ -9,9 +10,14 @@ PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)\Z", re.IGNORECASE)
 
 def split_model_path(model_path: str) -> tuple[str, ...]:
     """Return the paths in MODEL_PATH, which commas separate unless a file has that very name."""
-    if Path(model_path).expanduser().exists():
+    if os.path.exists(expand_home(model_path)):  # Path.exists raises for long names
         return (model_path,) if model_path else ()
     return tuple(path for each in model_path.split(",") if (path := each.strip()))
+
+
+def expand_home(path: str) -> Path:
+    """Replace `~` at the start; unlike Path.expanduser, keep the name of an unknown user."""
+    return Path(os.path.expanduser(path))
 
 
 def model_name(path: Path) -> str:

@@ -4,11 +4,13 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from services.contract.errors import ServiceError
 from services.contract.messages import ModelInfo
+from services.inference import adapters
 from services.inference.adapters import AdapterFolder, Adapters
 from services.inference.engine.adapter_numbers import BASE, file_of, scale_of
 from services.inference.engine.engine import Engine
@@ -182,6 +184,19 @@ async def test_nonsense_is_explained_and_the_rest_is_loaded(followed: Followed) 
     ):
         assert why in whole, why
     assert "hidden" not in whole
+
+
+async def test_file_that_could_not_be_read_is_tried_again(
+    followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [followed.write(name, name) for name in ("a.gguf", "b.gguf")]
+    with monkeypatch.context() as patched:  # chmod keeps nothing from root
+        patched.setattr(adapters, "_digest", Mock(side_effect=PermissionError(13, "denied")))
+        assert await followed.step(3) == ()
+    assert followed.faults == tuple(f"{path} can't be read: denied." for path in paths)
+    paths[0].unlink()
+    assert await followed.step(2) == ("b",)
+    assert followed.faults == ()
 
 
 async def test_folder_that_vanishes_and_returns_is_followed(followed: Followed) -> None:

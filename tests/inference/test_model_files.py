@@ -74,6 +74,9 @@ def test_model_path_may_begin_with_the_home_directory(
 def test_model_path_without_a_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"^Model file not found: MODEL_PATH=model/nope\.gguf\."):
         find_model("model/nope.gguf", tmp_path)
+    for path in ("~nobody/x.gguf", "long" * 100):  # at which pathlib raises
+        with pytest.raises(ModelError, match=r"^Model file not found: MODEL_PATH="):
+            find_model(path, tmp_path)
     with pytest.raises(
         ModelError, match=r"contains no \.gguf file: put one there, or set MODEL_PATH"
     ):

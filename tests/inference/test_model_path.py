@@ -27,5 +27,10 @@ def test_file_with_a_comma_in_its_name_is_one_model(tmp_path: Path) -> None:
     assert split_model_path(str(path)) == (str(path),)
 
 
+@pytest.mark.parametrize("name", ["long" * 60, "~nobody/x"])
+def test_path_that_can_not_be_a_file_is_still_split(name: str) -> None:
+    assert split_model_path(f"{name},{name}") == (name, name)
+
+
 def test_part_of_a_model_has_the_name_of_the_whole() -> None:
     assert model_name(Path("model/mine-00002-of-00003.gguf")) == "mine"

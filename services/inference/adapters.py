@@ -23,6 +23,7 @@ from services.inference.engine.adapter_numbers import BASE, adapter_number, file
 from services.inference.engine.backend import AdapterError
 from services.inference.engine.engine import Engine
 from services.inference.model_files import AdapterFiles, FileState, file_state, find_adapters
+from services.inference.model_path import printable
 
 log = logging.getLogger(__name__)
 
@@ -210,9 +211,8 @@ class AdapterFolder:
         log.info("adapter loaded name=%s path=%s digest=%s", name, seen.path, digest[:12])
 
     def _set_faults(self, faults: Iterable[str]) -> None:
-        """Set the faults, and log the new ones. A file name may be invalid UTF-8."""
-        printable = (fault.encode(errors="replace").decode() for fault in faults)
-        before, self.faults = self.faults, tuple(printable)
+        """Set the faults, and log the new ones."""
+        before, self.faults = self.faults, tuple(map(printable, faults))
         for fault in self.faults:
             if fault not in before:
                 log.warning("%s", fault)

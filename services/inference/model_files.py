@@ -14,7 +14,13 @@ from typing import NamedTuple
 from services.inference.engine import gguf_header
 from services.inference.engine.gguf_header import Header, NotGguf, Value
 from services.inference.engine.llama import ModelError
-from services.inference.model_path import PART, expand_home, model_name, split_model_path
+from services.inference.model_path import (
+    PART,
+    expand_home,
+    is_printable,
+    model_name,
+    split_model_path,
+)
 
 log = logging.getLogger(__name__)
 
@@ -139,18 +145,22 @@ def find_adapters(path: Path) -> AdapterFiles:
 def _why_no_adapter(file: Path, found: Mapping[str, Path]) -> str | None:
     if not file.is_file():  # opening a pipe would block
         return f"{file} is not a file: remove it from {ADAPTERS}/."
-    try:
-        file.stem.encode()
-    except UnicodeEncodeError:
-        return f"The name of the file {str(file)!r} is not valid UTF-8: rename it."
+    if not is_printable(file):
+        return _invalid_name(file)
     if other := found.get(file.stem):
         return f"{other} and {file} have the same name: rename one of them. The first is used."
     return None
 
 
+def _invalid_name(file: Path) -> str:
+    return f"The name of the file {str(file)!r} is not valid UTF-8: rename it."
+
+
 def check_files(files: Iterable[Path]) -> None:
-    """Check that the files can be read and are GGUFs. Raises ModelError."""
+    """Check that the files have valid names, can be read and are GGUFs. Raises ModelError."""
     for file in files:
+        if not is_printable(file):
+            raise ModelError(_invalid_name(file))
         try:
             with file.open("rb") as opened:
                 magic = opened.read(4)

@@ -20,6 +20,15 @@ def expand_home(path: str) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def printable(text: str) -> str:
+    """Replace what is not UTF-8 in a file name, so that messages and reports can contain it."""
+    return text.encode(errors="replace").decode()
+
+
+def is_printable(path: Path) -> bool:
+    return printable(path.name) == path.name
+
+
 def model_name(path: Path) -> str:
     """Return the model's name in requests: its file name, without the number of a part."""
     match = PART.match(path.name)

@@ -15,7 +15,7 @@ from services.inference import models
 from services.inference.chat_service import ChatService
 from services.inference.engine.llama import ModelError
 from services.inference.limits import InferenceLimits
-from services.inference.model_path import model_name
+from services.inference.model_path import model_name, printable
 from services.inference.settings import InferenceSettings
 from services.inference.tokens import TokenService
 from services.runtime.bus import Bus
@@ -38,7 +38,7 @@ class Worker:
         self._progress = 0.0
         self._last_logged = time.monotonic()
         self._error: str | None = None
-        self._name = ", ".join(model_name(Path(path)) for path in settings.model_paths)
+        self._name = printable(", ".join(model_name(Path(p)) for p in settings.model_paths))
         self._model: ModelInfo | None = None
         self._chats: ChatService | None = None
         self._tokens: TokenService | None = None
@@ -108,7 +108,7 @@ class Worker:
 
     def _on_found(self, name: str) -> None:
         """Runs in the loading thread."""
-        self._name = name
+        self._name = printable(name)
 
     def _on_progress(self, share: float) -> bool:
         """Runs in the loading thread. Return False, which aborts loading, once draining."""
@@ -120,8 +120,8 @@ class Worker:
 
     def _fail_to_load(self, reason: str) -> None:
         if self._state != "draining":
-            log.error("%s", reason)
-            self._state, self._error = "failed", reason
+            self._state, self._error = "failed", printable(reason)
+            log.error("%s", self._error)
 
     async def _report_step(self) -> float:
         await self._report()

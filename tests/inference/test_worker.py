@@ -37,14 +37,23 @@ async def test_worker_reports_its_model_and_context(own_history_url: str, tmp_pa
     assert report.model and report.model.context == 3000
 
 
+def copied(path: Path) -> None:
+    path.write_bytes(DEMO.read_bytes())
+
+
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
         (lambda folder: split_demo(folder / "a.gguf")[1].unlink(), "a-00002-of-00002.gguf is miss"),
         (lambda folder: (folder / "a.gguf").write_bytes(DEMO.read_bytes()[:-9]), "is incomplete"),
         (lambda folder: changed_demo(folder / "a.gguf", llama__block_count=0), "is damaged, or"),
+        (lambda folder: copied(folder / "\udcff.gguf"), "name of the file '"),
+        (
+            lambda folder: [copied(folder / f"{name}.gguf") for name in "\udcffa"],
+            "contains several models (",
+        ),
     ],
-    ids=["missing part", "truncated", "aborts"],
+    ids=["missing part", "truncated", "aborts", "invalid name", "several, one invalid name"],
 )
 async def test_worker_with_a_broken_model_reports_why(
     own_history_url: str, tmp_path: Path, damage: object, why: str

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from signal import SIGINT, SIGKILL, SIGTERM, Signals
 
 import llama_cpp
 import msgspec
@@ -33,6 +34,7 @@ _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _CACHE = re.compile(r"(?<!buffer )size = +([\d.]+) MiB")
 _BUFFER = re.compile(r": +(\S+) +(?:compute|output) buffer size = +([\d.]+) MiB")
 _HOST_BUFFER = re.compile(r"CPU.*|.*_Host")
+_FROM_OUTSIDE = (SIGINT, SIGKILL, SIGTERM)  # the kernel sends SIGKILL when memory is short
 _ABORT = re.compile(r"GGML_ASSERT.*|GGML_ABORT.*|.*terminate called.*")
 
 
@@ -78,6 +80,11 @@ def run(request: TrialRequest) -> Trial:
         env=os.environ | {"PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"},
     )
     errors = child.stderr.decode(errors="replace")
+    if -child.returncode in _FROM_OUTSIDE:
+        raise ModelError(
+            f"The trial of {request.files[0]} was killed by {Signals(-child.returncode).name}. If"
+            " the machine or the container ran out of memory, give it more. Then restart."
+        )
     if child.returncode < 0:  # a signal
         raise ModelError(
             f"{request.files[0]} is damaged, or llama.cpp does not support it: it aborted"

@@ -1,5 +1,6 @@
 """Trials of models in a child process."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,17 @@ def test_file_that_makes_llama_abort_is_an_error(tmp_path: Path, layers: int) ->
     path = changed_demo(tmp_path / "mine.gguf", llama__block_count=layers)
     with pytest.raises(ModelError, match=r"mine\.gguf is damaged, or .* aborted \(GGML_ASSERT"):
         tried(path)
+
+
+def test_killed_trial_is_not_blamed_on_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = tmp_path / "python"
+    killed.write_text("#!/bin/sh\nkill -KILL $$\n")
+    killed.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(killed))  # as if the kernel ran out of memory
+    with pytest.raises(ModelError, match=r"demo\.gguf was killed by SIGKILL.* memory"):
+        tried(DEMO)
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 63])

@@ -1,5 +1,6 @@
 """The folder of adapters, followed by a real engine with a fake backend."""
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -197,6 +198,15 @@ async def test_file_that_could_not_be_read_is_tried_again(
     paths[0].unlink()
     assert await followed.step(2) == ("b",)
     assert followed.faults == ()
+
+
+async def test_load_that_kills_the_engine_raises(
+    followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(followed.backend, "load_adapter", Mock(side_effect=ValueError("a bug")))
+    followed.write("a.gguf", "one")
+    with pytest.raises(ValueError, match="a bug"):
+        await asyncio.wait_for(followed.step(), 5)
 
 
 async def test_folder_that_vanishes_and_returns_is_followed(followed: Followed) -> None:

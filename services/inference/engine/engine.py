@@ -211,6 +211,9 @@ class Engine:
             self._backend.load_adapter(command.file, command.path)
         except AdapterError as error:
             command.loaded.set_exception(error)
+        except Exception as error:  # ends the thread, and must not leave the caller waiting
+            command.loaded.set_exception(error)
+            raise
         else:
             command.loaded.set_result(None)
 

@@ -19,6 +19,7 @@ from services.inference.engine.llama import Llama, ModelError
 from services.inference.engine.prompt import templates
 from services.inference.engine.prompt.chat_template import ChatTemplate, NoTemplate, PromptOptions
 from services.inference.engine.prompt.template_renderer import TemplateError
+from services.inference.loading_turn import loading_turn
 from services.inference.model_files import (
     MODELS,
     check_files,
@@ -88,12 +89,13 @@ def load(
     for file in parts:
         log.info("loading file path=%s megabytes=%d", file, file.stat().st_size // 10**6)
     _check_gpus(settings)
-    llama = Llama(
-        parts,
-        context=_context(settings, parts),
-        on_progress=on_progress,
-        **_options(settings),
-    )
+    with loading_turn(lambda: on_progress(0)):
+        llama = Llama(
+            parts,
+            context=_context(settings, parts),
+            on_progress=on_progress,
+            **_options(settings),
+        )
     _check_template_kwargs(settings.chat_template_kwargs)
     try:
         template = _template(path, settings.model_chat_template, llama)

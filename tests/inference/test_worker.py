@@ -1,6 +1,7 @@
 """A worker as a whole: what it reports while it loads its model, and if it can't."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,8 @@ async def test_worker_reports_its_model_and_context(own_history_url: str, tmp_pa
     assert report.model and report.model.context == 3000
 
 
-def copied(path: Path) -> None:
-    path.write_bytes(DEMO.read_bytes())
+def copied(path: Path) -> Path:
+    return Path(shutil.copy(DEMO, path))
 
 
 @pytest.mark.parametrize(

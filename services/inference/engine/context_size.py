@@ -8,7 +8,7 @@ from services.inference.engine.trial import AUTO_CONTEXTS, ContextNeed, Trial
 
 log = logging.getLogger(__name__)
 
-HOST_SHARE = 0.25  # of the free memory; other workers may start, and other programs grow
+HOST_SHARE = 0.25  # of the free memory; other workers will start, and other programs grow
 GPU_SHARE = 0.8  # of the free GPU memory, which a worker needs not share
 MIB = 2**20
 

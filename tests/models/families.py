@@ -1,0 +1,257 @@
+"""
+`just models`: a real model behind the chat template of each family, with real processes and
+OpenAI's client. The model knows its own template only (ChatML with Hermes calls), so in others it
+may answer oddly, and may not call a tool by itself; forced calls, budgets and markup must hold in
+all of them.
+
+    python -m tests.models.families --families Qwen3.5-4B,GLM-4.6 --save
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import openai
+
+from bench.servers import whole_stack
+from tests.models import whole_conversation
+from tests.models.real_model import NAME, real_model
+
+TEMPLATES = Path(".data/llama.cpp/models/templates")
+RESULTS = Path("bench/results/models.md")
+OWN = "Qwen-Qwen2.5-7B-Instruct"
+FAMILIES = (
+    OWN,
+    "Qwen-Qwen3-0.6B",
+    "Qwen3-Coder",
+    "Qwen3.5-4B",
+    "GLM-4.6",
+    "deepseek-ai-DeepSeek-V3.1",
+    "deepseek-ai-DeepSeek-V3.2",
+    "moonshotai-Kimi-K2",
+    "Kimi-K3",
+    "MiniMax-M2",
+    "mistralai-Mistral-Nemo-Instruct-2407",
+    "Mistral-Small-3.2-24B-Instruct-2506",
+    "mistralai-Ministral-3-14B-Reasoning-2512",
+    "google-gemma-4-31B-it",
+    "openai-gpt-oss-120b",
+    "LFM2.5-8B-A1B",
+    "meta-llama-Llama-3.1-8B-Instruct",
+    "ibm-granite-granite-4.0",
+    "ibm-granite-granite-3.3-2B-Instruct",
+    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
+    "ByteDance-Seed-OSS",
+    "Apertus-8B-Instruct",
+    "meetkai-functionary-medium-v3.1",
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use",
+    "HuggingFaceTB-SmolLM3-3B",
+    "microsoft-Phi-3.5-mini-instruct",
+)
+MARKUP = ("<tool_call", "</tool_call", "<function", "<parameter", "<|", "|>", "[TOOL_CALLS]")
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            "required": ["city", "days"],
+        },
+    },
+}
+CHOICES: tuple[Any, ...] = (
+    "required",
+    {"type": "function", "function": {"name": "get_weather"}},
+)
+BUDGET = 12  # tokens
+
+
+class Failure(Exception):
+    """The answer is not what it must be."""
+
+
+class Model(NamedTuple):
+    """The running stack, by OpenAI's client."""
+
+    client: openai.OpenAI
+
+    def ask(self, prompt: str | list[Any], stream: bool = False, **options: Any) -> Any:
+        """Return the only choice. A streamed one is put together by OpenAI's own helper."""
+        messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        extra = {"reasoning_budget_tokens": BUDGET} | options.pop("extra_body", {})
+        options |= {"model": NAME, "temperature": 0, "max_tokens": 80, "extra_body": extra}
+        completions: Any = self.client.chat.completions
+        if not stream:
+            return completions.create(messages=messages, **options).choices[0]
+        try:
+            with completions.stream(messages=messages, **options) as events:
+                return events.get_final_completion().choices[0]
+        except openai.LengthFinishReasonError as cut:
+            return cut.completion.choices[0]
+
+
+def plain(model: Model) -> str:
+    choice = model.ask("What is the capital of France? Answer in one word.")
+    _check_text(choice.message.content)
+    return "ok" if "Paris" in choice.message.content else "ok, odd"
+
+
+def plain_streamed(model: Model) -> str:
+    question = "What is the capital of France? Answer in one word."
+    whole, streamed = (model.ask(question, stream=stream) for stream in (False, True))
+    if whole.message.content != streamed.message.content:
+        raise Failure(f"streamed {streamed.message.content!r}, whole {whole.message.content!r}")
+    return "ok"
+
+
+def forced_call(model: Model) -> str:
+    for choice, stream in zip(CHOICES, (False, True), strict=True):
+        _call_of(model.ask("Weather in Rome?", stream, tools=[WEATHER], tool_choice=choice))
+    return "ok"
+
+
+def tool_loop(model: Model) -> str:
+    """Two steps: a call, then an answer to its result."""
+    messages: list[Any] = [{"role": "user", "content": "Weather in Rome today?"}]
+    first = model.ask(messages, tools=[WEATHER], tool_choice="required")
+    call = _call_of(first)
+    messages.append(first.message.model_dump(exclude_none=True))
+    messages.append({"role": "tool", "tool_call_id": call.id, "content": "sunny, 31 degrees"})
+    for stream in (False, True):
+        last = model.ask(messages, stream, tools=[WEATHER])
+        if last.message.tool_calls:
+            return "called again"
+        if any(mark in last.message.content for mark in MARKUP):
+            return "malformed call"  # by the model, which does not know the form
+        _check_text(last.message.content)
+    return "ok"
+
+
+def automatic_call(model: Model) -> str:
+    choice = model.ask("Use the tool: what is the weather in Rome?", tools=[WEATHER])
+    if not choice.message.tool_calls:
+        return "not called"
+    json.loads(choice.message.tool_calls[0].function.arguments)
+    return "ok"
+
+
+def thinking_off(model: Model) -> str:
+    choice = model.ask("Say hello.", extra_body={"enable_thinking": False})
+    if getattr(choice.message, "reasoning_content", None):
+        return "thinks anyway"
+    _check_text(choice.message.content)
+    return "ok"
+
+
+def thinking_bounded(model: Model) -> str:
+    """A spent budget closes the thought, and an answer follows."""
+    choice = model.ask("Why is the sky blue? Think first.", extra_body={"enable_thinking": True})
+    thought = getattr(choice.message, "reasoning_content", None)
+    if not thought:
+        return "no thought"
+    if thought != choice.message.reasoning:
+        raise Failure("`reasoning` and `reasoning_content` differ")
+    _check_text(choice.message.content)
+    return "ok"
+
+
+def json_schema(model: Model) -> str:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    form = {"type": "json_schema", "json_schema": {"name": "number", "schema": schema}}
+    choice = model.ask("How many legs has a dog?", response_format=form)
+    if choice.finish_reason != "length" and not isinstance(_json(choice)["n"], int):
+        raise Failure(f"no integer: {choice.message.content!r}")
+    return "ok" if choice.finish_reason != "length" else "cut"
+
+
+CASES: tuple[Callable[[Model], str], ...] = (
+    plain,
+    plain_streamed,
+    forced_call,
+    tool_loop,
+    automatic_call,
+    thinking_off,
+    thinking_bounded,
+    json_schema,
+)
+
+
+def try_family(name: str, model: Path) -> dict[str, str]:
+    """Return what each case gave; a failure begins with `FAILED`."""
+    results: dict[str, str] = {}
+    settings = {"MODEL_CHAT_TEMPLATE": str((TEMPLATES / f"{name}.jinja").resolve())}
+    settings |= {"MODEL_CONTEXT": "2048", "MODEL_PARALLEL": "2"}
+    with (
+        whole_stack(model, **settings) as up,
+        openai.OpenAI(base_url=f"{up.http.base_url}/v1", api_key="any", max_retries=0) as client,
+    ):
+        for case in CASES:
+            began = time.monotonic()
+            results[case.__name__] = _outcome(case, Model(client))
+            seconds = time.monotonic() - began
+            print(f"{name} {case.__name__}: {results[case.__name__]} ({seconds:.0f} s)", flush=True)
+    return results
+
+
+def _outcome(case: Callable[[Model], str], model: Model) -> str:
+    try:
+        return case(model)
+    except (Failure, openai.OpenAIError, httpx.HTTPError, ValueError, LookupError) as error:
+        return f"FAILED: {error}"
+
+
+def _call_of(choice: Any) -> Any:
+    if choice.finish_reason != "tool_calls" or len(choice.message.tool_calls or ()) != 1:
+        raise Failure(f"{choice.finish_reason}, {choice.message.content!r}")
+    (call,) = choice.message.tool_calls
+    arguments = json.loads(call.function.arguments)
+    is_valid = isinstance(arguments["city"], str) and isinstance(arguments["days"], int)
+    if call.function.name != "get_weather" or not is_valid:
+        raise Failure(f"called {call.function.name} with {call.function.arguments}")
+    return call
+
+
+def _check_text(content: str | None) -> None:
+    if not content:
+        raise Failure("no content")
+    if found := [mark for mark in MARKUP if mark in content]:
+        raise Failure(f"{found[0]} in {content!r}")
+
+
+def _json(choice: Any) -> Any:
+    return json.loads(choice.message.content)
+
+
+def table(results: dict[str, dict[str, str]]) -> str:
+    names = [case.__name__ for case in CASES]
+    rows = [["template", *(name.replace("_", " ") for name in names)], ["---"] * (len(names) + 1)]
+    rows += [[name, *(found[each] for each in names)] for name, found in results.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Try a real model with each family's template.")
+    parser.add_argument("--families", default=",".join(FAMILIES), help="names of templates")
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS}")
+    parser.add_argument("--only-families", action="store_true", help="skip the long conversation")
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    model = real_model()
+    results = {name: try_family(name, model) for name in options.families.split(",")}
+    lines = [] if options.only_families else whole_conversation.run(model)
+    report = "\n\n".join([table(results), *lines])
+    print(report)
+    if options.save:
+        RESULTS.write_text(f"# Real models\n\n{__doc__ or ''}\n\n{report}\n")
+    outcomes = [each for found in results.values() for each in found.values()]
+    return int(any("FAILED" in each for each in [*outcomes, *lines]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -40,6 +40,7 @@ from services.inference.model_path import PART, model_name
 
 MODEL = Path("model")
 DEFAULT_QUANT = "Q4_K_M"
+MAX_NAME_BYTES = 200  # a file system's limit of 255, less what an incomplete file's name has more
 LINE_SECONDS = 5.0  # between two lines of progress
 USAGE = "usage: just pull OWNER/NAME[:QUANT], for example bartowski/Qwen2.5-0.5B-Instruct-GGUF:Q8_0"
 
@@ -106,6 +107,8 @@ class Repository(NamedTuple):
             for each in tree
             if isinstance(each, RepoFile) and _is_model(each.path)
         ]
+        for file in files:
+            _check_path(file.path)
         by_model = groupby(sorted(files), lambda file: _without_part_number(file.path))
         return [RemoteModel(tuple(parts)) for _, parts in by_model]
 
@@ -116,7 +119,22 @@ class Repository(NamedTuple):
 
 def _is_model(path: str) -> bool:
     name = path.rpartition("/")[2].lower()
-    return name.endswith(".gguf") and not any(word in name for word in _NOT_MODELS)
+    is_other = name.startswith(".") or any(word in name for word in _NOT_MODELS)
+    return name.endswith(".gguf") and not is_other
+
+
+def _check_path(path: str) -> None:
+    """
+    Check a path that a repository lists, which may be hostile, although only its last part becomes
+    a file name here. Raises PullError.
+    """
+    is_inside = ".." not in path.split("/") and not path.startswith("/") and "\\" not in path
+    is_short = max(map(len, path.encode(errors="replace").split(b"/"))) <= MAX_NAME_BYTES
+    if not (is_inside and is_short and path.isprintable()):
+        raise PullError(
+            f"The repository lists {path!r}, which is not the path of a file that can be"
+            " saved: look for another repository."
+        )
 
 
 def _without_part_number(path: str) -> str:

@@ -135,6 +135,32 @@ def test_failure_is_a_sentence(folder: Folder, hub: Hub, name: str, why: str) ->
     assert not (folder.path / "model").exists() or folder.files() == {}
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../../up.gguf",
+        "/up.gguf",
+        "a/../up.gguf",
+        "a\\..\\up.gguf",
+        "zero\0.gguf",
+        "red\x1b[31m.gguf",
+        "two\nlines.gguf",
+        "half\udc80.gguf",
+        f"{'long' * 60}.gguf",
+    ],
+)
+def test_repository_with_an_unsafe_path_is_refused(folder: Folder, hub: Hub, path: str) -> None:
+    hub.files["ada/evil"] = {path: b"evil", "good-Q4_K_M.gguf": b"good"}
+    code, _, err = folder.pull("ada/evil")
+    assert code == 1 and "is not the path of a file that can be saved" in err, err
+    assert hub.ranges == []
+
+
+def test_hidden_files_are_no_models(folder: Folder, hub: Hub) -> None:
+    hub.files["ada/mac"] = {"._tiny-Q4_K_M.gguf": b"written by macOS"}
+    assert "contains no GGUF model" in folder.pull("ada/mac")[2]
+
+
 def test_token_opens_a_gated_repository(folder: Folder, hub: Hub) -> None:
     hub.files["ada/gated"] = REPOSITORY
     assert folder.pull("ada/gated:Q2_K", HF_TOKEN="good")[0] == 0

@@ -190,7 +190,10 @@ def _default_model(paths: Sequence[str]) -> str:
     files = {path for path in paths if not os.path.isdir(expand_home(path))}
     for name, count in Counter(model_name(Path(file)) for file in files).items():
         if count > 1:
-            raise InvalidSetting(f"MODEL_PATH names two models {name!r}: rename one of the files.")
+            raise InvalidSetting(
+                f"MODEL_PATH names two models {name!r}: rename one of the files. Of a split model,"
+                " name only the first part."
+            )
     return model_name(Path(paths[0])) if paths[0] in files else ""
 
 

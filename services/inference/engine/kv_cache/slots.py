@@ -160,9 +160,13 @@ class Slots:
             self._make_checkpoint(slot)
 
     def hold_checkpoint(self, slot: int) -> None:
-        """Keep a checkpoint of the slot until `settle_checkpoint` says whether it is needed."""
-        if self._makes_checkpoints:
-            self._slots[slot].checkpoints.hold(self._checkpoint(slot))
+        """
+        Keep a checkpoint of the slot, if there is room, until `settle_checkpoint` says whether it
+        is needed.
+        """
+        held = self._slots[slot]
+        if self._makes_checkpoints and held.checkpoints.has_room_at(prefix.length(held.key)):
+            held.checkpoints.hold(self._checkpoint(slot))
 
     def settle_checkpoint(self, slot: int, is_needed: bool) -> None:
         if self._makes_checkpoints:

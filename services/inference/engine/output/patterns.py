@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 MAX_SPACE = 64  # characters of white space that a marker may contain in place of its own
@@ -76,9 +77,15 @@ def _prefixes(literal: str) -> str:
 
 def partial_length(text: str, literals: Sequence[str]) -> int:
     """Return the length of the longest suffix of the text that begins one of the literals."""
-    longest = max(map(len, literals), default=0)
-    for start in range(max(0, len(text) - longest + 1), len(text)):
-        suffix = text[start:]
-        if any(literal.startswith(suffix) for literal in literals):
-            return len(suffix)
-    return 0
+    pattern, longest = _partial(tuple(literals))
+    found = pattern.search(text, max(0, len(text) - longest))
+    return len(found[0]) if found else 0
+
+
+@lru_cache
+def _partial(literals: tuple[str, ...]) -> tuple[re.Pattern[str], int]:
+    """Return a pattern of their begins at the end of a text, and the length of the longest one."""
+    longest = max(map(len, literals), default=1) - 1
+    prefixes = {each[:length] for each in literals for length in range(1, longest + 1)} - {""}
+    alternatives = "|".join(map(re.escape, sorted(prefixes, key=len, reverse=True)))
+    return re.compile(f"(?:{alternatives or '(?!)'})\\Z"), longest

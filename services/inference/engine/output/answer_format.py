@@ -123,6 +123,11 @@ class AnswerFormat(NamedTuple):
     header: HeaderFormat | None = None
 
     @property
+    def next_turn(self) -> str:
+        """What begins the next message of an answer, after its reasoning."""
+        return self.turn or (self.header.start if self.header else "")
+
+    @property
     def is_plain(self) -> bool:
         """Return whether all text of an answer is content."""
         return self == AnswerFormat()

@@ -108,8 +108,8 @@ class AnswerGrammar:
         if reasoning is None or channel == "content" and not may_reason:
             return ""
         closed = self._until("thought", reasoning.end)
-        turn = self._form.turn or (self._form.header.start if self._form.header else "")
-        after = f"({self.text(turn)})?" if turn else ""
+        turn = self._form.next_turn
+        after = self.text(turn) if turn else ""
         spaces = "" if self._form.header else _SPACES  # a header may begin with a space
         if channel == "reasoning":
             return f"{closed} {after} {spaces}"

@@ -52,7 +52,8 @@ class ModelFormat:
             if token.text.strip() and token.text in text and not backend.piece(id)
         }
         reasoning = found.answer.reasoning
-        end = reasoning.end + reasoning.between if reasoning else ""
+        turn = found.answer.next_turn
+        end = reasoning.end + reasoning.between + turn if reasoning else ""
         return cls(
             found,
             MappingProxyType({id: t for id, t in markers.items() if not backend.is_end(id)}),

@@ -18,6 +18,7 @@ from tests.inference.chat_templates import CHATML, template
 from tests.inference.engine.prompt.round_trip import template as shipped
 from tests.inference.engine.prompt.shipped_templates import SOURCES
 from tests.inference.fake_backend import FakeBackend
+from tests.inference.grammars import accepts
 from tests.inference.vocabulary import WithSpecialTokens
 
 GLM, V31, M3, QWEN3 = "GLM-4.6", "deepseek-ai-DeepSeek-V3.1", "MiniMax-M3", "Qwen-Qwen3-0.6B"
@@ -132,3 +133,15 @@ def test_grammar_requires_control_tokens_where_the_format_has_them() -> None:
                 break
             grammar.accept(token)
         assert grammar.may_end == allowed
+
+
+def test_call_after_a_thought_has_its_header() -> None:
+    """Harmony: without the header, the call would be content of the thought's message."""
+    form = shipped("openai-gpt-oss-120b").format
+    lark = form.answer_lark(TOOLS, "required", None, None)
+    assert lark and form.answer.reasoning
+    call = ' to=functions.go<|channel|>commentary json<|message|>{"a": 1}'
+    thought = f"{form.answer.reasoning.start}Hm.{form.answer.reasoning.end}"
+    assert accepts(lark, call) and accepts(lark, f"{thought}<|start|>assistant{call}")
+    assert not accepts(lark, thought + call)
+    assert bytes(form.reasoning_end).decode() == "<|end|><|start|>assistant"

@@ -394,3 +394,22 @@ def test_control_tokens_of_markers_are_known_and_forced(name: str) -> None:
     written = " ".join(chat.format.answer.calls.literals if chat.format.answer.calls else ())
     if chat.format.found.is_native and any(t.decode() in written for t in chat.markers.values()):
         assert "<[" in lark
+
+
+NAMELESS = (
+    '<tool_call>\n{"name": "", "arguments": {"a": 1}}\n</tool_call>',
+    '<tool_call>\n{"arguments": {"a": 1}, "name": ""}\n</tool_call>',
+    '[TOOL_CALLS][{"name": "", "arguments": {}}]',
+    '<|tools_prefix|>[{"": {"a": 1}}]<|tools_suffix|>',
+    "[(a=1)]",
+)
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_call_without_a_name_is_content(name: str) -> None:
+    for text in NAMELESS:
+        for size in (1, len(text)):
+            pieces = [text[at : at + size] for at in range(0, len(text), size)]
+            parts = parse(template(name).format.parser(TOOLS), pieces)
+            assert not any(isinstance(part, CallStart) for part in parts), text
+            assert "".join(map(text_of, parts)).strip(), "the text is lost"

@@ -218,8 +218,8 @@ def _call_of(choice: Any) -> Any:
 
 def _oddity(choice: Any) -> str:
     """
-    Return what is odd about an answer, or "": a model that does not know a template may end at once,
-    in its thought, or write markup of its own.
+    Return what is odd about an answer, or "": a model that does not know a template may end at
+    once, in its thought, or write markup of its own.
     """
     content = choice.message.content
     thought = getattr(choice.message, "reasoning_content", None)

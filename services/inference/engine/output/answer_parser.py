@@ -440,7 +440,7 @@ class FormatParser:
         return None
 
     def _is_callable(self, reader: CallReader | None, name: str) -> bool:
-        """Return whether a call may name it: after an unmistakable marker, any name but an empty one."""
+        """Return whether a call may name it: after an unmistakable marker, any name that is one."""
         return bool(name) and (bool(reader and reader.is_marked) or name in self._tools)
 
     def _begin_call(self, name: str, call_id: str) -> None:

@@ -3,7 +3,6 @@
 import json
 import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +40,8 @@ class Received:
     end: dict[str, Any] = field(default_factory=dict)
     length: int = 0
     events: int = 0
+    at_kill: str = ""
+    """The text that was received when the worker was killed."""
 
     def take(self, event_id: str, event: dict[str, Any]) -> None:
         if "tool_call" in event:
@@ -89,7 +90,7 @@ def _calling() -> dict[str, Any]:
 
 def _long_session(model: Path) -> str:
     """Exchanges drop out of the window; what is left is remembered and cached."""
-    with whole_stack(model, MODEL_CONTEXT="768", MODEL_PARALLEL="2") as up:
+    with whole_stack(model, MODEL_CONTEXT="384", MODEL_PARALLEL="2") as up:
         cached, dropped = 0, 0
         for turn in range(1, TURNS + 1):
             prompt = f"Remember the number {100 + turn}. Which number came before it?"
@@ -115,16 +116,22 @@ def _logprobs(model: Path) -> str:
 
 
 def _killed(model: Path, settings: dict[str, str], more: dict[str, Any]) -> str:
-    """The disturbed answer equals the undisturbed one in every channel."""
+    """
+    The answer of a killed worker goes on where it was, and ends. It mostly equals the undisturbed
+    one; but the logits of quantized models depend a little on how many tokens are computed at once.
+    """
     body: dict[str, Any] = {"prompt": "Describe the weather in Rome.", "temperature": 0}
     body |= {"max_tokens": 60, "reasoning_budget_tokens": 40, "enable_thinking": True} | more
     with _two_workers(model, **settings) as (up, workers):
         whole = _ask(up, body | {"session_id": "whole"}, {})
         killed = _ask(up, body | {"session_id": "killed"}, workers)
         assert killed.end.get("done"), killed.end
-        assert killed.channels == whole.channels, (killed.channels, whole.channels)
+        begun, text = killed.at_kill, "".join(whole.channels.values())
+        assert begun and text.startswith(begun), (begun, text)
         assert sum(worker.is_running for worker in workers.values()) == 1, "nothing was killed"
-    return f"ok ({', '.join(f'{name}: {len(text)}' for name, text in whole.channels.items())})"
+    lengths = ", ".join(f"{name}: {len(text)}" for name, text in killed.channels.items())
+    is_same = killed.channels == whole.channels
+    return f"ok ({lengths}){'' if is_same else ', other words after the kill'}"
 
 
 @contextmanager
@@ -149,15 +156,15 @@ def _worker_ids(up: Stack) -> set[str]:
 
 def _ask(up: Stack, body: dict[str, Any], workers: dict[str, Process]) -> Received:
     """Return an answer. The worker that generates it is killed in its middle, if any is given."""
-    received, event_id, killed = Received(), "", threading.Event()
+    received, event_id = Received(), ""
     with up.http.stream("POST", "/chat", json=body, timeout=120) as response:
         for line in response.iter_lines():
             if line.startswith("id: "):
                 event_id = line[4:]
             elif line.startswith("data: "):
                 received.take(event_id, json.loads(line[6:]))
-            if received.events >= KILL_AFTER and workers and not killed.is_set():
-                killed.set()
+            if received.events >= KILL_AFTER and workers and not received.at_kill:
+                received.at_kill = "".join(received.channels.values())
                 _busy_worker(up, workers).signal(signal.SIGKILL)
     return received
 

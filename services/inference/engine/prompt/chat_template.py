@@ -147,6 +147,7 @@ class ChatTemplate(RawPrompts):
         renderer.reasoning_field = found.reasoning_field
         super().__init__(backend, renderer.sample + found.sample, first)
         switches = variables_of(source) & THINKING_SWITCHES.keys()
+        switches -= set() if _knows_no_effort(renderer) else {"reasoning_effort"}
         self.format = ModelFormat.of(found, frozenset(switches), backend, self.tokenize)
         self.markers, self.reasoning_end = self.format.markers, self.format.reasoning_end
         self._tools, self._renderer = ToolPrompt(found), renderer
@@ -310,6 +311,19 @@ class ChatTemplate(RawPrompts):
 
         prefixes = (commonprefix(prompts_of(each)) for each in conversations)
         return [list(prefix) for prefix in prefixes if prefix]
+
+
+def _knows_no_effort(renderer: TemplateRenderer) -> bool:
+    """Return whether the `reasoning_effort` none does more than to be shown, like any word."""
+
+    def rendered(effort: str) -> str:
+        messages = [{"role": "user", "content": _QUESTION}]
+        return renderer.render(messages, (), {"reasoning_effort": effort}).replace(effort, "")
+
+    try:
+        return rendered("none") != rendered("zq")
+    except Exception:  # a template is a program, and can fail in any way
+        return False
 
 
 def _session_messages(system: str, turns: Sequence[Turn]) -> Iterator[ChatMessage]:

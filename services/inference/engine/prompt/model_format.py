@@ -14,11 +14,13 @@ from services.inference.engine.output.parts import AnswerParser, PlainParser
 from services.inference.engine.prompt.answer_grammar import AnswerGrammar
 from services.inference.engine.prompt.format_probe import FoundFormat
 
-# Variables that templates read to think, or not: values for off and on.
+# Variables that templates read to think, or not: values for off and on; None: leave it unset.
 THINKING_SWITCHES: Mapping[str, tuple[Any, Any]] = {
     "enable_thinking": (False, True),
     "thinking": (False, True),
     "thinking_mode": ("disabled", "enabled"),
+    "thinking_budget": (0, None),
+    "reasoning_effort": ("none", None),  # of templates that know this effort
 }
 
 
@@ -83,7 +85,8 @@ class ModelFormat:
         if thinks is None:
             thinks = given.get("enable_thinking")
         if thinks is not None:
-            own = {name: THINKING_SWITCHES[name][thinks] for name in self.switches}
+            values = {name: THINKING_SWITCHES[name][thinks] for name in self.switches}
+            own = {name: value for name, value in values.items() if value is not None}
             is_own_choice = enable_thinking is None and reasoning_effort is None
             variables = own | variables if is_own_choice else variables | own
             variables["enable_thinking"] = thinks

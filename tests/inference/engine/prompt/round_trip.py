@@ -99,7 +99,10 @@ def template(name: str) -> ChatTemplate:
     )
 
 
-VARIABLES: tuple[Json, ...] = ({name: on for name, (_, on) in THINKING_SWITCHES.items()}, {})
+VARIABLES: tuple[Json, ...] = (
+    {name: on for name, (_, on) in THINKING_SWITCHES.items() if on is not None},
+    {},
+)
 
 
 def rendered(name: str, answer: Answer, variables: Json, tools: tuple[Tool, ...] = TOOLS) -> str:

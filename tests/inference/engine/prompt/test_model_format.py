@@ -42,6 +42,18 @@ def test_effort_turns_reasoning_on_and_is_a_variable() -> None:
     assert variables(GLM, False, "high") == expected | {"enable_thinking": False}
 
 
+def test_no_effort_turns_reasoning_off_where_a_template_can() -> None:
+    assert variables("ByteDance-Seed-OSS", None, "none")["thinking_budget"] == 0
+    assert variables("Cohere2MoE", None, "none")["reasoning_effort"] == "none"
+    assert "reasoning_effort" not in variables("openai-gpt-oss-120b", None, "none")
+    for name in ("ByteDance-Seed-OSS", "Cohere2MoE"):
+        chat, asked = shipped(name), (ChatMessage("user", "hi"),)
+        for effort, may_reason in (("none", False), ("high", True)):
+            options = PromptOptions(variables=chat.format.variables(None, effort, {}))
+            assert chat.conversation_prompt(asked, (), 1, options=options).tokens
+            assert chat.may_reason(options) is may_reason
+
+
 def test_fields_win_over_variables_of_the_request() -> None:
     assert variables(GLM, True, None, enable_thinking=False, x=1) == {
         "enable_thinking": True,

@@ -269,7 +269,7 @@ HIDES_LAST_THOUGHT = {
 
 def prefilled(name: str, message: ChatMessage, channel: Channel) -> RenderedPrompt:
     messages = (ChatMessage("user", "hi"), message)
-    variables = {key: on for key, (_, on) in THINKING_SWITCHES.items()}
+    variables = {key: on for key, (_, on) in THINKING_SWITCHES.items() if on is not None}
     options = PromptOptions(variables=variables, continue_final=channel)
     return template(name).conversation_prompt(messages, (), 1, options=options)
 

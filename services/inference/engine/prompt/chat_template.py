@@ -34,6 +34,7 @@ MAX_TAIL_TOKENS = 64  # of what a template writes after the last message
 # Texts without a common prefix, so that the common prefix of their prompts is the template's own.
 _PROBES = ("a", "B", "1", ".", " a", "\na", "\u00e9", "\u4e2d")
 _QUESTION = "QUESTIONqX"
+_NO_EFFORTS = ("none", "no_think")  # values of `reasoning_effort` in templates
 
 
 class PromptOptions(NamedTuple):
@@ -146,9 +147,7 @@ class ChatTemplate(RawPrompts):
         found = find_format(renderer.render, source)
         renderer.reasoning_field = found.reasoning_field
         super().__init__(backend, renderer.sample + found.sample, first)
-        switches = variables_of(source) & THINKING_SWITCHES.keys()
-        switches -= set() if _knows_no_effort(renderer) else {"reasoning_effort"}
-        self.format = ModelFormat.of(found, frozenset(switches), backend, self.tokenize)
+        self.format = ModelFormat.of(found, _switches(source, renderer), backend, self.tokenize)
         self.markers, self.reasoning_end = self.format.markers, self.format.reasoning_end
         self._tools, self._renderer = ToolPrompt(found), renderer
         self._assembler = PromptAssembler(renderer, self._tokenizer)
@@ -313,17 +312,29 @@ class ChatTemplate(RawPrompts):
         return [list(prefix) for prefix in prefixes if prefix]
 
 
-def _knows_no_effort(renderer: TemplateRenderer) -> bool:
-    """Return whether the `reasoning_effort` none does more than to be shown, like any word."""
+def _switches(source: str, renderer: TemplateRenderer) -> dict[str, tuple[Any, Any]]:
+    """Return the variables that turn reasoning off and on, with their values."""
+    read = variables_of(source)
+    switches = {name: values for name, values in THINKING_SWITCHES.items() if name in read}
+    effort = _no_effort(renderer) if "reasoning_effort" in read else None
+    return switches | ({"reasoning_effort": (effort, None)} if effort else {})
 
-    def rendered(effort: str) -> str:
+
+def _no_effort(renderer: TemplateRenderer) -> str | None:
+    """
+    Return the `reasoning_effort` by which a template turns reasoning off. A template that only
+    shows the effort, like any word, has none.
+    """
+
+    def rendered(effort: str) -> str | None:
         messages = [{"role": "user", "content": _QUESTION}]
-        return renderer.render(messages, (), {"reasoning_effort": effort}).replace(effort, "")
+        try:
+            return renderer.render(messages, (), {"reasoning_effort": effort}).replace(effort, "")
+        except Exception:  # a template is a program, and can fail in any way
+            return None
 
-    try:
-        return rendered("none") != rendered("zq")
-    except Exception:  # a template is a program, and can fail in any way
-        return False
+    any_word = rendered("zq")
+    return next((each for each in _NO_EFFORTS if rendered(each) not in (None, any_word)), None)
 
 
 def _session_messages(system: str, turns: Sequence[Turn]) -> Iterator[ChatMessage]:

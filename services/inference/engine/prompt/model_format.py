@@ -20,7 +20,6 @@ THINKING_SWITCHES: Mapping[str, tuple[Any, Any]] = {
     "thinking": (False, True),
     "thinking_mode": ("disabled", "enabled"),
     "thinking_budget": (0, None),
-    "reasoning_effort": ("none", None),  # of templates that know this effort
 }
 
 
@@ -35,13 +34,14 @@ class ModelFormat:
     markers: Mapping[int, bytes] = field(default_factory=lambda: MappingProxyType({}))
     reasoning_end: tuple[int, ...] = ()
     ends: frozenset[str] = frozenset()  # texts of the tokens that end an answer
-    switches: frozenset[str] = frozenset()  # variables of THINKING_SWITCHES that are read
+    # Variables that are read to think, or not, with values as in THINKING_SWITCHES.
+    switches: Mapping[str, tuple[Any, Any]] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
     def of(
         cls,
         found: FoundFormat,
-        switches: frozenset[str],
+        switches: Mapping[str, tuple[Any, Any]],
         backend: Backend,
         tokenize: Callable[[str, bool], list[int]],
     ) -> "ModelFormat":
@@ -61,7 +61,7 @@ class ModelFormat:
             MappingProxyType({id: t for id, t in markers.items() if not backend.is_end(id)}),
             tuple(tokenize(end, True)) if end else (),
             frozenset(t.decode() for id, t in markers.items() if backend.is_end(id)),
-            switches,
+            MappingProxyType(switches),
         )
 
     @property
@@ -85,7 +85,7 @@ class ModelFormat:
         if thinks is None:
             thinks = given.get("enable_thinking")
         if thinks is not None:
-            values = {name: THINKING_SWITCHES[name][thinks] for name in self.switches}
+            values = {name: switch[thinks] for name, switch in self.switches.items()}
             own = {name: value for name, value in values.items() if value is not None}
             is_own_choice = enable_thinking is None and reasoning_effort is None
             variables = own | variables if is_own_choice else variables | own

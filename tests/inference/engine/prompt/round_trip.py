@@ -149,7 +149,8 @@ def turn(name: str, answer: Answer) -> Turn:
     end = _end_of_turn(name, variables)
     reasoning = chat.format.answer.reasoning
     start = reasoning.start.strip() if reasoning else ""
-    prompts = [rendered(name, Answer("", "", ()), each) for each in (*VARIABLES, OFF)]
+    off = {switch: values[0] for switch, values in chat.format.switches.items()}
+    prompts = [rendered(name, Answer("", "", ()), each) for each in (*VARIABLES, off)]
     prompts += [prompt.partition(start)[0] for prompt in prompts if start]
     begun = [prompt for prompt in prompts if text.startswith(prompt)]
     prompt = max(begun, key=len, default="")
@@ -173,7 +174,6 @@ def turn(name: str, answer: Answer) -> Turn:
 
 # Tokens that end an answer and that templates write after calls.
 ENDS = ("<|tool_response>", "<|calls|>", "<|eom_id|>", "<｜hy_eos:opensource｜>", "<|call|>")
-OFF = {name: off for name, (off, _) in THINKING_SWITCHES.items()}
 
 
 def _shown_calls(answer: Answer, body: str) -> int:

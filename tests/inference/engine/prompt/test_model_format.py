@@ -45,8 +45,9 @@ def test_effort_turns_reasoning_on_and_is_a_variable() -> None:
 def test_no_effort_turns_reasoning_off_where_a_template_can() -> None:
     assert variables("ByteDance-Seed-OSS", None, "none")["thinking_budget"] == 0
     assert variables("Cohere2MoE", None, "none")["reasoning_effort"] == "none"
+    assert variables("tencent-Hy3", None, "none")["reasoning_effort"] == "no_think"
     assert "reasoning_effort" not in variables("openai-gpt-oss-120b", None, "none")
-    for name in ("ByteDance-Seed-OSS", "Cohere2MoE"):
+    for name in ("ByteDance-Seed-OSS", "Cohere2MoE", "tencent-Hy3"):
         chat, asked = shipped(name), (ChatMessage("user", "hi"),)
         for effort, may_reason in (("none", False), ("high", True)):
             options = PromptOptions(variables=chat.format.variables(None, effort, {}))

@@ -18,7 +18,8 @@ NEW_TOKENS = 64
 GOAL = Goal("≤", 0.15)
 NOTE = f"""Small models with random weights (`bench/hybrid_models.py`). A conversation begins with a
 {WORDS}-word question and an answer of {NEW_TOKENS} tokens; a question of {NEXT_WORDS} words follows
-at once, and another one. TTFT of these two (mean) and of the first turn."""
+at once, and another one. TTFT of these two (mean) and of the first turn. Where an answer of random
+weights is cut within a character, its tokens are prefilled again."""
 
 
 def run(plan: Plan) -> Section:

@@ -58,6 +58,8 @@ KV_TYPES: dict[KvType, int] = {
     "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20,
 }  # fmt: skip
 UNQUANTIZED = ("f32", "f16", "bf16")
+MAX_SCORE_BYTES = 2**28  # of attention without flash attention
+MIN_UBATCH_TOKENS = 64  # of a CPU's `n_ubatch`: it computes fewer at once less efficiently
 ADAPTER_METADATA = {
     "general.type": str,
     "general.architecture": str,
@@ -387,26 +389,32 @@ def context_params(
     # which costs up to 40 % per step (docs/decisions/0033).
     params.kv_unified = False
     params.type_k = params.type_v = KV_TYPES[kv_type]
-    params.flash_attn_type = _flash_attention(model, kv_type)
+    params.flash_attn_type = _flash_attention(model, kv_type, context)
+    if params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED:
+        params.n_ubatch = _ubatch(model, context)
     params.swa_full = False  # checkpoints give back what has left a sliding window
     params.no_perf = True
     return params
 
 
-def _flash_attention(model: llama_cpp.llama_model_p, kv_type: KvType) -> int:
+def _flash_attention(model: llama_cpp.llama_model_p, kv_type: KvType, context: int) -> int:
     """
-    Return llama.cpp's flash attention type. Without it, a CPU computes the same logits for chunks
-    of any size from two tokens on; with it, chunks of 64 tokens and more have logits that differ by
-    up to 0.1. Models with grouped-query attention, as most large ones, keep it for its speed
-    (docs/decisions/0028). llama.cpp reads a quantized KV cache only with it.
+    Return llama.cpp's flash attention type. On a CPU it is off (docs/decisions/0028): it is slower
+    for steps of up to 63 tokens, and larger chunks have logits that differ by up to 0.1. It is on
+    where the scores of MIN_UBATCH_TOKENS tokens would need too much memory, and for a quantized KV
+    cache, which llama.cpp reads only with it.
     """
     if kv_type not in UNQUANTIZED:
         return llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-    heads = llama_cpp.llama_model_n_head(model)
-    kv_heads = llama_cpp.llama_model_n_head_kv(model)
-    if heads == kv_heads and not llama_cpp.llama_supports_gpu_offload():
-        return llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    return llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+    if llama_cpp.llama_supports_gpu_offload() or _ubatch(model, context) < MIN_UBATCH_TOKENS:
+        return llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+    return llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+
+
+def _ubatch(model: llama_cpp.llama_model_p, context: int) -> int:
+    """Return how many tokens' attention scores, in float32, MAX_SCORE_BYTES hold."""
+    bytes_per_token = 4 * llama_cpp.llama_model_n_head(model) * context
+    return min(MAX_BATCH_TOKENS, MAX_SCORE_BYTES // max(1, bytes_per_token))
 
 
 @cache

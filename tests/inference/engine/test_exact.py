@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import llama_cpp
 import pytest
 
 from services.contract.messages import Sampling
@@ -19,16 +18,11 @@ HOT = Sampling(temperature=2.0, top_k=0, max_tokens=30, seed=7)
 PARALLEL = 2
 
 
-class WithFlashAttention(Llama):
-    """As for models with grouped-query attention."""
-
-    def _flash_attention(self) -> int:
-        return int(llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED)
-
-
 @pytest.fixture(scope="module")
 def llama() -> Iterator[Llama]:
-    llama = open_demo(parallel=PARALLEL, kind=WithFlashAttention)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("services.inference.engine.llama.MAX_SCORE_BYTES", 0)  # flash attention
+        llama = open_demo(parallel=PARALLEL)
     yield llama
     llama.close()
 

@@ -413,7 +413,7 @@ def _flash_attention(model: llama_cpp.llama_model_p, kv_type: KvType, context: i
 
 def _ubatch(model: llama_cpp.llama_model_p, context: int) -> int:
     """Return how many tokens' attention scores, in float32, MAX_SCORE_BYTES hold."""
-    bytes_per_token = 4 * llama_cpp.llama_model_n_head(model) * context
+    bytes_per_token: int = 4 * llama_cpp.llama_model_n_head(model) * context
     return min(MAX_BATCH_TOKENS, MAX_SCORE_BYTES // max(1, bytes_per_token))
 
 

@@ -20,9 +20,7 @@ PARALLEL = 2
 
 @pytest.fixture(scope="module")
 def llama() -> Iterator[Llama]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("services.inference.engine.llama.MAX_SCORE_BYTES", 0)  # flash attention
-        llama = open_demo(parallel=PARALLEL)
+    llama = open_demo(parallel=PARALLEL, kv_type="q8_0")  # read by flash attention
     yield llama
     llama.close()
 

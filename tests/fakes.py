@@ -179,7 +179,7 @@ async def direct_worker(
 
 
 def report(worker_id: str, model: ModelInfo = MODEL, in_flight: int = 0) -> WorkerReport:
-    return WorkerReport(worker_id, "ready", 8, in_flight, 0, queue=16, model=model)
+    return WorkerReport(worker_id, "ready", 8, in_flight, 0, queue=16, model=model, name=model.name)
 
 
 class ScriptedHistory:

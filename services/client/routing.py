@@ -156,6 +156,15 @@ class WorkerDirectory:
         """Return the model that serves requests for `name`."""
         return next((r.model for r in workers_of_model(name, self.reports())), None)
 
+    def only_model(self, name: str) -> str | None:
+        """
+        Return None, which is the default model, for an unknown name if there is only one model;
+        else the name. An unknown adapter of the model stays unknown.
+        """
+        names = {report.name for report in self.reports() if report.name}
+        is_known = any(name == each or name.startswith(f"{each}:") for each in names)
+        return None if len(names) == 1 and not is_known else name
+
     @property
     def model(self) -> ModelInfo | None:
         """The model of a ready worker, if possible of the default model."""

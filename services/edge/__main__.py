@@ -30,6 +30,7 @@ async def serve(process: Process, settings: EdgeSettings) -> None:
         draining,
         limits,
         settings.edge_strict,
+        settings.edge_any_model,
     )
     server = serving(app, listener, draining, process.fail, limits)
     await process.stack.enter_async_context(server)

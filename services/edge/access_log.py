@@ -35,7 +35,8 @@ class AccessLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (HEADER, request_id.encode())]
+                if HEADER not in dict(message["headers"]):  # else the id of a completion
+                    message["headers"] = [*message["headers"], (HEADER, request_id.encode())]
             await send(message)
 
         started = time.monotonic()

@@ -58,6 +58,8 @@ ROUTES: list[HTTPRouteHandler] = [
     sessions.export,
     sessions.import_,
     openai_chat.chat_completions,
+    openai_chat.chat_completion,
+    openai_chat.cancel_completion,
     openai_completions.completions,
     models.models,
     models.model,
@@ -116,10 +118,12 @@ async def make_app(
     draining: asyncio.Event,
     limits: EdgeLimits,
     is_strict: bool = False,
+    takes_any_model: bool = False,
 ) -> ASGIApp:
     """
     Build the ASGI app. Web pages of `origins` may send requests; `*` in them matches anything.
-    `draining` is set at shutdown. With `is_strict`, unknown fields of /v1 are rejected.
+    `draining` is set at shutdown. With `is_strict`, unknown fields of /v1 are rejected;
+    with `takes_any_model`, unknown model names stand for the only model.
     """
     workers = WorkerDirectory()
     edge = Edge(
@@ -127,7 +131,7 @@ async def make_app(
         workers,
         HistoryRequests(bus, limits),
         IdempotencyKeys(bus),
-        BodyReader(limits, is_strict),
+        BodyReader(limits, is_strict, workers.only_model if takes_any_model else None),
         draining,
         limits,
     )

@@ -31,6 +31,13 @@ class EdgeSettings(ServiceSettings, frozen=True, kw_only=True):
             " an origin."
         ),
     ] = ("http://localhost", "http://localhost:*", "http://127.0.0.1", "http://127.0.0.1:*")
+    edge_any_model: Annotated[
+        bool,
+        Meta(
+            description="`true`: while one model is served, an unknown model name in `/v1` stands"
+            " for it. `false`: that is a 404."
+        ),
+    ] = False
     edge_strict: Annotated[
         bool,
         Meta(

@@ -9,16 +9,22 @@ import re
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
-from litestar.types import Receive, Scope, Send
+from litestar.response.base import ASGIResponse
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from services.contract.errors import ServiceError, shutting_down
 from services.contract.messages import Accepted, Done, Failed, StreamEvent
+from services.edge.errors import AnyRequest
 from services.edge.limits import EdgeLimits
 from services.runtime.tasks import Stopped, run_until
 
 PING = b": ping\n\n"
+END: Literal["end"] = "end"
+"""Id of the last event. The id of any other event is the length of the answer up to it."""
+RETRY = b"retry: 500\n\n"
+"""Milliseconds until a client reconnects, with `Last-Event-ID`."""
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -131,6 +137,26 @@ def data_line(json: bytes) -> bytes:
     (https://github.com/florimondmanca/httpx-sse/issues/34).
     """
     return b"data: %b\n\n" % _BREAKS.sub(lambda found: _ESCAPES[found[0]], json)
+
+
+def last_event_id(request: AnyRequest) -> int | Literal["end"]:
+    """
+    Return the length of the answer up to the last event that the client has, or `end`. Raises
+    ServiceError(invalid_request).
+    """
+    given = request.headers.get("last-event-id") or "0"
+    if given == END:
+        return END
+    if not given.isdecimal() or not given.isascii() or len(given) > 9:
+        raise ServiceError(
+            "invalid_request", f"Last-Event-ID must be the id of an event, not {given[:20]!r}."
+        )
+    return int(given)
+
+
+def no_content() -> ASGIApp:
+    """Return the response that stops an EventSource from reconnecting."""
+    return ASGIResponse(status_code=204)
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:

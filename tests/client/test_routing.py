@@ -134,6 +134,15 @@ def test_directory_knows_the_model_of_a_ready_worker() -> None:
     assert workers.reports() == [LOADING, READY]
 
 
+def test_unknown_name_is_the_default_of_a_single_model_only() -> None:
+    workers = WorkerDirectory()
+    receive(workers, replace(READY, name="demo"))
+    named = ("gpt-4o", "demo", "demo:shout", "demo:nope")
+    assert [workers.only_model(name) for name in named] == [None, *named[1:]]
+    receive(workers, replace(READY, worker_id="w9", name="other"))
+    assert workers.only_model("gpt-4o") == "gpt-4o"
+
+
 def test_loading_draining_or_failed_worker_is_not_ready() -> None:
     workers = WorkerDirectory()
     receive(workers, LOADING, FAILED, replace(READY, state="draining"))

@@ -18,12 +18,18 @@ LIMITS = EdgeLimits(handover_seconds=0)
 
 @asynccontextmanager
 async def edge_on(
-    bus: Bus, keys: str = "", is_strict: bool = False, limits: EdgeLimits = LIMITS
+    bus: Bus,
+    keys: str = "",
+    is_strict: bool = False,
+    limits: EdgeLimits = LIMITS,
+    takes_any_model: bool = False,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """Yield a client of an edge behind a real uvicorn."""
     draining = asyncio.Event()
     origins = EdgeSettings().edge_cors_origins
-    app = await make_app(bus, ApiKeys.parse(keys), origins, draining, limits, is_strict)
+    app = await make_app(
+        bus, ApiKeys.parse(keys), origins, draining, limits, is_strict, takes_any_model
+    )
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with serving(app, listener, draining, pytest.fail, limits):

@@ -1,12 +1,11 @@
 """`/chat`: asks within a session, resumes an answer from anywhere, and cancels it."""
 
 import logging
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from litestar import delete, post
 from litestar.params import FromPath
-from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
 from msgspec import Raw
 
@@ -29,11 +28,16 @@ from services.edge.history_requests import check_connected
 from services.edge.limits import EdgeLimits
 from services.edge.parameters import get
 from services.edge.request_body import check_sizes
-from services.edge.sse import AnswerEvents, SseResponse, data_line, merge
-
-END: Literal["end"] = "end"
-"""Id of the last event. The id of any other event is the length of the answer up to it."""
-RETRY = b"retry: 500\n\n"  # milliseconds
+from services.edge.sse import (
+    END,
+    RETRY,
+    AnswerEvents,
+    SseResponse,
+    data_line,
+    last_event_id,
+    merge,
+    no_content,
+)
 
 MISSING_KEY = (
     "POST /chat with Last-Event-ID needs the Idempotency-Key of the original request. Send both, or"
@@ -58,12 +62,12 @@ async def chat(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
     finished; with `Last-Event-ID` as well, only the events after that one.
     """
     prompt = read_prompt(await request.body(), edge.limits)
-    key, offset = request.headers.get("idempotency-key"), _last_event_id(request)
+    key, offset = request.headers.get("idempotency-key"), last_event_id(request)
     answers = edge.stored_answers(tenant)
     if offset and not key:
         raise ServiceError("invalid_request", MISSING_KEY)
     if offset == END:
-        return _no_content()
+        return no_content()
     if key and offset:
         request_id, is_new = await answers.find(key, prompt), False
     elif key:
@@ -89,9 +93,9 @@ async def resume(
     status is 204, which stops an EventSource from reconnecting.
     """
     subjects.require_request_id(request_id)
-    offset = _last_event_id(request)
+    offset = last_event_id(request)
     if offset == END:
-        return _no_content()
+        return no_content()
     log.info("chat resumed answer=%s offset=%d", request_id, offset)
     events = edge.stored_answers(tenant).rejoin(request_id, offset)
     return _respond(edge, events, request_id)
@@ -170,22 +174,6 @@ def _respond(edge: Edge, events: AnswerEvents, request_id: str) -> ASGIApp:
     limits = edge.limits
     numbered = merge([events], limits.max_queued_events)
     return SseResponse(numbered, ChatEncoder(request_id), edge.workers.to_error, limits)
-
-
-def _last_event_id(request: AnyRequest) -> int | Literal["end"]:
-    """Return the length of the answer up to the last event that the client has, or `end`."""
-    given = request.headers.get("last-event-id") or "0"
-    if given == END:
-        return END
-    if not given.isdecimal() or not given.isascii() or len(given) > 9:
-        raise ServiceError(
-            "invalid_request", f"Last-Event-ID must be the id of an event, not {given[:20]!r}."
-        )
-    return int(given)
-
-
-def _no_content() -> ASGIApp:
-    return ASGIResponse(status_code=204)
 
 
 def _part(event: AnswerEvent, **part: Any) -> bytes:

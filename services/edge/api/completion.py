@@ -40,7 +40,11 @@ from services.edge.api.objects import (
 from services.edge.api.openai_requests import CompletionRequest
 from services.edge.context import Edge
 from services.edge.errors import AnyRequest
+from services.edge.limits import EdgeLimits
 from services.edge.sse import (
+    END,
+    RETRY,
+    AnswerEvents,
     NumberedEvents,
     SseResponse,
     ToError,
@@ -51,20 +55,25 @@ from services.edge.sse import (
 
 DONE = b"data: [DONE]\n\n"
 MAX_SESSION_ID_LENGTH = 128  # a longer one is hashed, as it is only compared
+RESUMABLE = "x-resumable"
 SESSION_HEADERS = ("x-session-id", "x-conversation-id", "x-openwebui-chat-id")
 
 log = logging.getLogger(__name__)
 
 
 class CompletionObjects(NamedTuple):
-    """The types of the objects of an endpoint, and the prefix of their ids."""
+    """
+    The types of the objects of an endpoint, the prefix of their ids, and the path at which its
+    answers can be retrieved.
+    """
 
     id_prefix: str
     chunk: type[Struct]
     completion: type[Struct]
+    path: str = ""
 
 
-CHAT = CompletionObjects("chatcmpl", ChatChunk, ChatCompletion)
+CHAT = CompletionObjects("chatcmpl", ChatChunk, ChatCompletion, "/v1/chat/completions/")
 TEXT = CompletionObjects("cmpl", TextCompletion, TextCompletion)
 
 
@@ -85,10 +94,8 @@ class ChoiceBuilder(Protocol):
 class CompletionEncoder:
     """
     Encodes a completion: as server-sent events (sse.Encoder), or as one object. Each prompt has `n`
-    choices; `heading` has the fields of all objects.
+    choices; `heading` has the fields of all objects. The events of a resumable one have ids.
     """
-
-    headers = ()
 
     def __init__(
         self,
@@ -97,7 +104,11 @@ class CompletionEncoder:
         choices: Sequence[ChoiceBuilder],
         n: int,
         includes_usage: bool,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        is_resumable: bool = False,
     ) -> None:
+        self.headers = headers
+        self._is_resumable = is_resumable
         self._objects = objects
         self._heading = heading
         self._choices = choices
@@ -107,10 +118,14 @@ class CompletionEncoder:
         self._usages: dict[int, Usage] = {}
 
     def begin(self) -> bytes:
-        return self._events(chunk for choice in self._choices for chunk in choice.begin())
+        chunks = (chunk for choice in self._choices for chunk in choice.begin())
+        return b"".join(self._events(chunks))
 
     def encode(self, number: int, event: StreamEvent) -> bytes:
-        return self._events(self._push(number, event))
+        chunks = self._events(self._push(number, event))
+        if chunks and self._is_resumable:
+            chunks[-1] = _event_id(event) + chunks[-1]
+        return b"".join(chunks)
 
     def end(self) -> bytes:
         if not self._no_usage:
@@ -122,7 +137,7 @@ class CompletionEncoder:
         return data_line(msgspec.json.encode(errors.body(error))) + DONE
 
     def interrupt(self) -> bytes:
-        return self.fail(shutting_down())
+        return RETRY if self._is_resumable else self.fail(shutting_down())
 
     async def collect(self, events: NumberedEvents, to_error: ToError) -> Struct:
         """Return the completion. Raises ServiceError if one of its answers fails."""
@@ -145,8 +160,8 @@ class CompletionEncoder:
                 return [*choice.end(event)]
         return []
 
-    def _events(self, chunks: Iterable[Struct]) -> bytes:
-        return b"".join(self._event((chunk,), **self._no_usage) for chunk in chunks)
+    def _events(self, chunks: Iterable[Struct]) -> list[bytes]:
+        return [self._event((chunk,), **self._no_usage) for chunk in chunks]
 
     def _event(self, choices: tuple[Struct, ...], **more: Any) -> bytes:
         chunk = self._objects.chunk(choices=choices, **self._heading, **more)
@@ -179,19 +194,30 @@ async def respond(
 ) -> ASGIApp:
     """Generate `body.n` answers to each request, and return the response that sends them."""
     n = body.n or 1
-    requests = [_number(each, number) for each in chats for number in range(n)]
+    grace = _grace(request, len(chats) * n, edge.limits)
+    requests = [_number(each, number, grace) for each in chats for number in range(n)]
     ids = [str(each.request_id) for each in requests]
     user = f" user={body.user!r:.100}" if body.user else ""
     log.info("completion started answers=%s%s", ",".join(ids), user)
     client = edge.chat_client(tenant)
-    heading = {
-        "id": f"{objects.id_prefix}-{ids[0]}",
-        "created": int(time.time()),
-        **_model_fields(edge.workers, body.model),
-    }
-    encoder = CompletionEncoder(objects, heading, choices, n, body.includes_usage)
-    events = merge([client.stream(each) for each in requests], edge.limits.max_queued_events)
-    if body.stream:
+    heading = completion_heading(objects, ids[0], edge.workers, body.model)
+    headers = _headers(request, objects, requests)
+    encoder = CompletionEncoder(
+        objects, heading, choices, n, body.includes_usage, headers, grace > 0
+    )
+    return await send(request, edge, encoder, map(client.stream, requests), bool(body.stream))
+
+
+async def send(
+    request: AnyRequest,
+    edge: Edge,
+    encoder: CompletionEncoder,
+    answers: Iterable[AnswerEvents],
+    is_stream: bool,
+) -> ASGIApp:
+    """Return the response that sends the answers as a stream, or as one completion."""
+    events = merge([*answers], edge.limits.max_queued_events)
+    if is_stream:
         return SseResponse(events, encoder, edge.workers.to_error, edge.limits)
     try:
         collecting = encoder.collect(events, edge.workers.to_error)
@@ -200,7 +226,8 @@ async def respond(
         raise shutting_down() from None
     if completion is None:
         return _send_nothing
-    return Response(completion).to_asgi_response(app=None, request=request)
+    named = {name.decode(): value.decode() for name, value in encoder.headers}
+    return Response(completion, headers=named).to_asgi_response(app=None, request=request)
 
 
 async def _send_nothing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -226,14 +253,54 @@ def check_length(field: str, count: int, workers: WorkerDirectory, model: str | 
         raise prompts.context_exceeded(field, f"at least {count}", info.context)
 
 
-def _number(request: ChatRequest, number: int) -> ChatRequest:
+def _number(request: ChatRequest, number: int, grace: float) -> ChatRequest:
     """Return a copy with an id, and a seed of its own, as the same seed gives the same answer."""
     seed = None if request.seed is None else (request.seed + number) % (2**32 - 1)
-    return replace(request, request_id=new_request_id(), seed=seed)
+    return replace(request, request_id=new_request_id(), seed=seed, grace_s=grace)
 
 
-def _model_fields(workers: WorkerDirectory, name: str | None) -> dict[str, str]:
-    info = workers.find_model(name)
-    if info is None:  # the request will fail with the reason
-        return {"model": name or "", "system_fingerprint": ""}
-    return {"model": name or info.name, "system_fingerprint": f"fp_{info.digest[:12]}"}
+def _grace(request: AnyRequest, answers: int, limits: EdgeLimits) -> float:
+    """
+    Return how long an answer goes on without a client; 0: it is cancelled at once. Raises
+    ServiceError(invalid_request) if one id can't name the answers.
+    """
+    if request.headers.get(RESUMABLE, "false").lower() in ("false", "0", ""):
+        return 0.0
+    if answers > 1:
+        message = "A request with X-Resumable has one answer: send `n: 1` and one prompt."
+        raise ServiceError("invalid_request", message)
+    return limits.grace_seconds
+
+
+def _headers(
+    request: AnyRequest, objects: CompletionObjects, requests: Sequence[ChatRequest]
+) -> list[tuple[bytes, bytes]]:
+    """Return headers that name the answer, unless there are several or it can't be retrieved."""
+    if len(requests) > 1 or not objects.path:
+        return []
+    request_id = str(requests[0].request_id).encode()
+    own = [] if request.headers.get("x-request-id") else [(b"x-request-id", request_id)]
+    return [(b"content-location", objects.path.encode() + request_id), *own]
+
+
+def _event_id(event: StreamEvent) -> bytes:
+    """Return the line with the id of an event: what a client sends back as Last-Event-ID."""
+    last = END if isinstance(event, Done) else event.end  # type: ignore[union-attr]
+    return f"id: {last}\n".encode()
+
+
+def completion_heading(
+    objects: CompletionObjects,
+    request_id: str,
+    workers: WorkerDirectory,
+    model: str | None,
+    age_seconds: float = 0.0,
+) -> dict[str, Any]:
+    """Return the fields that all objects of an answer have."""
+    info = workers.find_model(model)  # None: the request will fail with the reason
+    return {
+        "id": f"{objects.id_prefix}-{request_id}",
+        "created": int(time.time() - age_seconds),
+        "model": model or (info.name if info else ""),
+        "system_fingerprint": f"fp_{info.digest[:12]}" if info else "",
+    }

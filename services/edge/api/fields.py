@@ -72,7 +72,7 @@ FORMAT_FIELDS = {
 
 _HARMLESS = names("""
     store metadata reasoning_effort verbosity safety_identifier service_tier prediction
-    web_search_options prompt_cache_retention function_call
+    web_search_options prompt_cache_retention
     cache_prompt id_slot samplers timings_per_token return_progress return_tokens reasoning_format
     reasoning_in_content thinking_budget_tokens thinking_forced_open parse_tool_calls
     n_keep n_probs t_max_predict_ms
@@ -103,9 +103,10 @@ CHAT = Fields(
         *REASONING_SWITCHES,
         *FORMAT_FIELDS,
         "structured_outputs",
+        "function_call",
     ),
     _HARMLESS,
-    _REJECTED | {"functions": "send them as tools"},
+    _REJECTED,
 )
 TEXT = Fields(
     honoured(CompletionBody, *SYNONYMS, *FORMAT_FIELDS, "structured_outputs")

@@ -4,10 +4,10 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from services.contract.conversation import ToolCall
+from services.contract.conversation import FunctionCall, ToolCall
 from services.contract.messages import Done
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class PromptDetails(Struct, frozen=True):
@@ -69,6 +69,7 @@ class AssistantMessage(Reasoning, frozen=True, kw_only=True):
     role: Literal["assistant"] = "assistant"
     content: str | None
     tool_calls: tuple[ToolCall, ...] | UnsetType = UNSET
+    function_call: FunctionCall | UnsetType = UNSET  # the older form
     refusal: None = None
 
 
@@ -76,6 +77,7 @@ class Delta(Reasoning, frozen=True, kw_only=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
     tool_calls: tuple[CallDelta, ...] | UnsetType = UNSET
+    function_call: CalledFunction | UnsetType = UNSET  # the older form
 
 
 class ChatChoice(Struct, frozen=True):

@@ -5,12 +5,13 @@ names the fields without effect.
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 from litestar.types import Message, Scope
 from msgspec import Struct
+from msgspec.structs import replace
 
 from services.contract import prompts
 from services.contract.codec import check_utf8, decode
@@ -34,11 +35,20 @@ B = TypeVar("B", bound=Struct)
 
 
 class BodyReader:
-    """Reads bodies; with `is_strict`, an unknown field is an error."""
+    """
+    Reads bodies; with `is_strict`, an unknown field is an error. `to_served`, if given, returns the
+    model that is meant by a name.
+    """
 
-    def __init__(self, limits: EdgeLimits, is_strict: bool = False) -> None:
+    def __init__(
+        self,
+        limits: EdgeLimits,
+        is_strict: bool = False,
+        to_served: Callable[[str], str | None] | None = None,
+    ) -> None:
         self._limits = limits
         self._is_strict = is_strict
+        self._to_served = to_served
         self._logged: set[str] = set()
 
     async def read(self, request: AnyRequest, kind: type[B]) -> B:
@@ -55,7 +65,13 @@ class BodyReader:
         if translation.ignored:
             request.scope["state"][STATE] = _header(translation.ignored)
             self._log(translation.ignored)
-        return body
+        return self._with_served_model(body)
+
+    def _with_served_model(self, body: B) -> B:
+        name = getattr(body, "model", None)
+        if not name or not self._to_served:
+            return body
+        return replace(body, model=self._to_served(name))
 
     def _log(self, names: Iterable[str]) -> None:
         """Log each name once."""

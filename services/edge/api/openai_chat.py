@@ -1,11 +1,14 @@
 """`POST /v1/chat/completions`: the request to a worker, the answer as choices."""
 
 from collections.abc import Iterator
+from typing import Any
 
-from litestar import post
+from litestar import delete, post
+from litestar.params import FromPath
 from litestar.types import ASGIApp
 from msgspec import UNSET
 
+from services.contract import subjects
 from services.contract.answer import Answer
 from services.contract.conversation import ChatMessage
 from services.contract.errors import ServiceError
@@ -18,7 +21,15 @@ from services.contract.messages import (
     TokenProbability,
     ToolCallDelta,
 )
-from services.edge.api.completion import CHAT, check_length, respond, session_of
+from services.edge.api.completion import (
+    CHAT,
+    CompletionEncoder,
+    check_length,
+    completion_heading,
+    respond,
+    send,
+    session_of,
+)
 from services.edge.api.objects import (
     AssistantMessage,
     CallDelta,
@@ -35,6 +46,9 @@ from services.edge.api.objects import (
 from services.edge.api.openai_requests import ChatCompletionBody
 from services.edge.context import Tenant, TheEdge
 from services.edge.errors import AnyRequest
+from services.edge.history_requests import check_connected
+from services.edge.parameters import get
+from services.edge.sse import END, last_event_id, no_content
 
 
 @post("/v1/chat/completions", status_code=200)
@@ -44,6 +58,49 @@ async def chat_completions(request: AnyRequest, edge: TheEdge, tenant: Tenant) -
     chat = chat_request(body, session_of(request, body))
     choices = [_choice_builder(index, body, chat) for index in range(body.n or 1)]
     return await respond(request, edge, tenant, CHAT, body, [chat], choices)
+
+
+@get("/v1/chat/completions/{completion_id:str}")
+async def chat_completion(
+    request: AnyRequest, completion_id: FromPath[str], edge: TheEdge, tenant: Tenant
+) -> ASGIApp:
+    """
+    Send a completion that a worker generates or has finished in the last minute: as a stream from
+    `Last-Event-ID` on, or as JSON to a client that does not accept a stream. 204 says that there is
+    nothing (more) to stream.
+    """
+    request_id = _request_id(completion_id)
+    is_stream = request.accept.accepts("text/event-stream")
+    offset = last_event_id(request) if is_stream else 0
+    if offset == END:
+        return no_content()
+    client = edge.chat_client(tenant)
+    replay = await client.find_replay(request_id, offset)
+    if replay is None and is_stream:
+        return no_content()
+    if replay is None:
+        raise ServiceError("not_found", "No worker has this completion (any more): ask again.")
+    model, age = replay.request.model, replay.age_seconds
+    heading = completion_heading(CHAT, request_id, edge.workers, model, age)
+    choices = [ChatChoiceBuilder(0, has_tools=bool(replay.request.tools))]
+    encoder = CompletionEncoder(CHAT, heading, choices, 1, includes_usage=True, is_resumable=True)
+    return await send(request, edge, encoder, [client.rejoin(request_id, offset)], is_stream)
+
+
+@delete("/v1/chat/completions/{completion_id:str}", status_code=200)
+async def cancel_completion(
+    completion_id: FromPath[str], edge: TheEdge, tenant: Tenant
+) -> dict[str, Any]:
+    """Cancel a completion that is being generated; a finished one stays as it is."""
+    check_connected(edge.bus)
+    await edge.chat_client(tenant).cancel(_request_id(completion_id))
+    return {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
+
+
+def _request_id(completion_id: str) -> str:
+    request_id = completion_id.removeprefix(f"{CHAT.id_prefix}-")
+    subjects.require_request_id(request_id)
+    return request_id
 
 
 def chat_request(body: ChatCompletionBody, session_id: str) -> ChatRequest:
@@ -111,13 +168,15 @@ def _check_continuation(body: ChatCompletionBody) -> None:
 def _choice_builder(index: int, body: ChatCompletionBody, chat: ChatRequest) -> "ChatChoiceBuilder":
     echo = body.messages[-1] if chat.continue_final and body.echo else None
     has_tools = bool(chat.tools) and chat.tool_choice != "none"
-    return ChatChoiceBuilder(index, has_tools, body.include_reasoning is not False, echo)
+    includes_reasoning = body.include_reasoning is not False
+    return ChatChoiceBuilder(index, has_tools, includes_reasoning, echo, bool(body.functions))
 
 
 class ChatChoiceBuilder:
     """
     A ChoiceBuilder. `echo` is the message that the answer continues, if it should be a part of the
-    choice. Logprobs are those of the content.
+    choice. With `has_functions`, a call has the form before there were tools. Logprobs are those of
+    the content.
     """
 
     def __init__(
@@ -126,11 +185,13 @@ class ChatChoiceBuilder:
         has_tools: bool = False,
         includes_reasoning: bool = True,
         echo: ChatMessage | None = None,
+        has_functions: bool = False,
     ) -> None:
         self._index = index
         self._has_tools = has_tools
         self._includes_reasoning = includes_reasoning
         self._echo = echo
+        self._has_functions = has_functions
         self._answer = Answer()
         self._logprobs: tuple[ChoiceLogprob, ...] | None = None
         self._finish_reason: FinishReason = "stop"
@@ -150,12 +211,17 @@ class ChatChoiceBuilder:
                 yield from self._content(event)
             case Token(text=text) if text and self._includes_reasoning:
                 yield ChunkChoice(self._index, _reasoning_delta(text))
+            case ToolCallDelta() if self._has_functions:
+                function = CalledFunction(event.name or UNSET, event.arguments)
+                yield ChunkChoice(self._index, Delta(function_call=function))
             case ToolCallDelta():
                 for delta in _call_deltas(event):
                     yield ChunkChoice(self._index, Delta(tool_calls=(delta,)))
 
     def end(self, done: Done) -> Iterator[ChunkChoice]:
         self._finish_reason = finish_reason_of(done)
+        if self._has_functions and self._finish_reason == "tool_calls":
+            self._finish_reason = "function_call"
         yield ChunkChoice(self._index, Delta(), finish_reason=self._finish_reason)
 
     def build(self) -> ChatChoice:
@@ -168,7 +234,8 @@ class ChatChoiceBuilder:
             content=content or (None if calls else ""),
             reasoning_content=reasoning_or_none,
             reasoning=reasoning_or_none,
-            tool_calls=calls or UNSET,
+            tool_calls=calls or UNSET if not self._has_functions else UNSET,
+            function_call=calls[0].function if calls and self._has_functions else UNSET,
         )
         logprobs = None if self._logprobs is None else Logprobs(self._logprobs)
         return ChatChoice(self._index, message, logprobs, self._finish_reason)

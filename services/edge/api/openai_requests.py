@@ -68,6 +68,7 @@ class ChatCompletionBody(CompletionRequest, frozen=True, kw_only=True):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    functions: bool | None = None  # the tools were sent in the older form; so is the answer
     enable_thinking: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -65,6 +65,7 @@ class Translation:
         if "messages" in body:
             body["messages"] = self._messages(body["messages"])
         self._translate_continuation(body)
+        self._translate_functions(body)
         if tools := self._tools(body.pop("tools", None)):
             body["tools"] = tools
         if "tool_choice" in body:
@@ -341,6 +342,24 @@ class Translation:
 
     # --- tools ---
 
+    def _translate_functions(self, body: dict[str, Any]) -> None:
+        """Replace the older `functions` and `function_call` by tools, of which one is called."""
+        functions, choice = body.pop("functions", None), body.pop("function_call", None)
+        if functions is None or "tools" in body:
+            for name, value in (("functions", functions), ("function_call", choice)):
+                if value is not None:
+                    self._ignore(name)
+            return
+        given = _decode(functions, list[Raw], "$.functions")
+        tools = [{"type": "function", "function": each} for each in given]
+        body |= {
+            "tools": Raw(msgspec.json.encode(tools)),
+            "functions": True,
+            "parallel_tool_calls": False,
+        }
+        if choice is not None:
+            body["tool_choice"] = _older_choice(choice)
+
     def _tools(self, given: Raw | None) -> list[dict[str, Any]]:
         """Return the tools without repeats."""
         if given is None:
@@ -381,6 +400,13 @@ def _tool_choice(given: Any, body: dict[str, Any]) -> Any:
         case {"type": "function" | "tool"}:
             return {"type": "function", "function": {"name": _name_in(given)}}
     return given
+
+
+def _older_choice(given: Raw) -> Raw:
+    """Return a `function_call` of a request as a tool_choice."""
+    if bytes(given)[:1] != b"{":
+        return given
+    return Raw(b'{"type":"function","function":%b}' % bytes(given))
 
 
 def _name_in(tool: Any) -> Any:

@@ -1,5 +1,6 @@
 """Which bodies of /v1 are accepted, and what each field does: one line per case."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -7,11 +8,12 @@ import httpx
 import msgspec
 import pytest
 
+from services.contract import subjects
 from services.contract.messages import ChatRequest
 from services.edge.api import fields
 from services.runtime.bus import Bus
 from tests.edge.conftest import edge_on
-from tests.fakes import HELLO, scripted_worker
+from tests.fakes import HELLO, direct_worker, report, scripted_worker
 
 U = {"role": "user", "content": "hello"}
 FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object"}}
@@ -376,6 +378,18 @@ ACCEPTED_BODIES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         "",
     ),
     (with_call(type="custom", function=None, custom={"name": "f", "input": "x"}), {}, ""),
+    (
+        {"functions": [FUNCTION], "function_call": {"name": FUNCTION["name"]}},
+        {
+            "tools": [{"type": "function", "function": FUNCTION}],
+            "tool_choice": {"type": "function", "function": {"name": FUNCTION["name"]}},
+            "parallel_tool_calls": False,
+        },
+        "",
+    ),
+    ({"functions": [FUNCTION], "function_call": "none"}, {"tool_choice": "none"}, ""),
+    ({"functions": [FUNCTION], "tools": []}, {"tools": None}, "functions"),
+    ({"functions": [], "function_call": "auto"}, {"tools": None}, ""),
 ]
 
 
@@ -409,7 +423,6 @@ def sent(request: ChatRequest, name: str) -> Any:
 
 # body, field named in the error
 REJECTED_BODIES: list[tuple[dict[str, Any], str]] = [
-    ({"functions": [FUNCTION]}, "functions"),
     ({"modalities": ["text", "audio"], "audio": {"voice": "x"}}, "audio"),
     ({"guided_regex": "a+"}, "guided_regex"),
     ({"structured_outputs": {"regex": "a+"}}, "regex"),
@@ -541,6 +554,25 @@ async def test_strict_edge_rejects_unknown_fields_only(
     assert (taken.status_code, taken.headers["x-ignored-fields"]) == (200, "store")
     assert (rejected.status_code, rejected.json()["error"]["param"]) == (400, "temprature")
     assert "Unknown field `contnet` - at `$.messages[]`" in deep.json()["error"]["message"]
+
+
+async def test_unknown_name_stands_for_the_only_model_if_it_may(nats_url: str) -> None:
+    async with (
+        Bus.connect(nats_url, "edge") as bus,
+        edge_on(bus, takes_any_model=True) as http,
+        direct_worker(nats_url, "w1", HELLO) as worker,
+    ):
+        await bus.publish(subjects.report("w1"), report("w1"))
+        await until_ready(http)
+        for name in ("gpt-4o", "demo"):
+            got = await http.post(CHAT, json={"model": name, "messages": [U]})
+            assert got.status_code == 200 and got.json()["model"] == "demo"
+    assert [request.model for _, request in worker.requests] == [None, "demo"]
+
+
+async def until_ready(http: httpx.AsyncClient) -> None:
+    while (await http.get("/v1/models")).json()["data"] == []:
+        await asyncio.sleep(0.01)
 
 
 async def test_half_of_a_surrogate_pair_is_named_by_its_byte(http: httpx.AsyncClient) -> None:

@@ -189,6 +189,19 @@ async def test_deltas_of_calls_are_those_of_openai(http: httpx.AsyncClient, nats
     ]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_function_is_called_in_the_older_form(
+    client: openai.AsyncOpenAI, nats_url: str, stream: bool
+) -> None:
+    script = answer_script(*ROME, finish_reason="tool_calls")
+    async with scripted_worker(nats_url, script):
+        got = await complete(client, stream, functions=[TOOL["function"]])
+    (choice,) = got.choices
+    called = choice.message.function_call
+    assert (called.name, called.arguments) == ("go", '{"to": "Rome"}')
+    assert choice.finish_reason == "function_call" and choice.message.tool_calls is None
+
+
 @pytest.mark.parametrize("reason", ["length", "stop"])
 async def test_truncated_call_keeps_its_finish_reason(
     client: openai.AsyncOpenAI, nats_url: str, reason: Any

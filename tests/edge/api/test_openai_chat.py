@@ -196,7 +196,7 @@ async def test_session_header_routes_the_request(
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"functions": 5}, "functions"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"response_format": {"type": "sound"}}, "response_format"),
         ({"n": 17}, "n"),

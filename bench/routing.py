@@ -19,7 +19,7 @@ from bench.report import Goal, Section, ratio_row
 from services.client.chat_client import ChatClient
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
-from services.contract.messages import ChatRequest, Failed, Token
+from services.contract.messages import ChatRequest, Failed, ModelKind, Token
 from services.runtime.bus import Bus
 from tests.faults.fleet import running_fleet
 
@@ -38,8 +38,14 @@ The median of turns {FIRST_TURN} to {TURNS}."""
 class RandomDirectory(WorkerDirectory):
     """Rank the workers at random, without session affinity."""
 
-    def rank(self, key: str, model: str | None, digest: str | None = None) -> list[str]:
-        found = super().rank(key, model, digest)
+    def rank(
+        self,
+        key: str,
+        model: str | None,
+        digest: str | None = None,
+        kind: ModelKind = "chat",
+    ) -> list[str]:
+        found = super().rank(key, model, digest, kind)
         return random.sample(found, len(found))
 
 

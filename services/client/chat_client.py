@@ -230,6 +230,8 @@ class AnswerReader:
         ranked = workers.rank(
             prompts.routing_key(self._client.tenant, request), request.model, digest
         )
+        if not ranked:
+            workers.check_kind(request.model)
         if digest and not ranked and workers.ready:
             message = "No worker has the model that began the answer."
             raise ServiceError("no_worker", message)

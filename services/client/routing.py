@@ -18,6 +18,7 @@ from services.contract.messages import (
     ChatRequest,
     Failed,
     ModelInfo,
+    ModelKind,
     RequestAdmitted,
     WorkerReport,
 )
@@ -31,13 +32,23 @@ MAX_REPORT_AGE_SECONDS = 3.0
 """Workers report once a second; one that has not reported for longer counts as lost."""
 RETRIABLE_ELSEWHERE: tuple[ErrorCode, ...] = ("overloaded", "shutting_down")
 """Errors of one worker that another worker may not return."""
+KINDS: dict[ModelKind, tuple[str, str, str]] = {
+    "chat": ("a chat model", "chat model", "POST /v1/chat/completions"),
+    "embedding": ("an embedding model", "embedding model", "POST /v1/embeddings"),
+    "rerank": ("a reranker", "reranker", "POST /v1/rerank"),
+}
+"""What a model of each kind is, its name without an article, and where it is used."""
 
 
 # --- ranking: pure --------------------------------------------------------------------------------
 
 
 def rank_workers(
-    key: str, model: str | None, reports: Iterable[WorkerReport], digest: str | None = None
+    key: str,
+    model: str | None,
+    reports: Iterable[WorkerReport],
+    digest: str | None = None,
+    kind: ModelKind = "chat",
 ) -> list[str]:
     """
     Return the ids of the workers that can serve `model`, best first. With `digest`: only workers
@@ -48,7 +59,7 @@ def rank_workers(
     shuts down. A worker ranks lower while it has no free slot and another one has, or while it has
     over MAX_LOAD_DIFFERENCE more requests in flight than the least loaded one; full ones rank last.
     """
-    able = workers_of_model(model, reports, digest)
+    able = workers_of_model(model, reports, digest, kind)
     least = min(map(in_flight, able), default=0)
     is_any_free = any(in_flight(report) < report.slots for report in able)
 
@@ -63,29 +74,42 @@ def rank_workers(
 
 
 def workers_of_model(
-    model: str | None, reports: Iterable[WorkerReport], digest: str | None = None
+    model: str | None,
+    reports: Iterable[WorkerReport],
+    digest: str | None = None,
+    kind: ModelKind = "chat",
 ) -> Sequence[WorkerReport]:
     """
-    Return the ready workers of one model: the named one or, with None, the default. While a model
-    is being replaced, its name stands for several files: the most common file wins.
+    Return the ready workers of one model of a kind: the named one or, with None, the default. While
+    a model is being replaced, its name stands for several files: the most common file wins.
     """
     reports = list(reports)
-    name = default_model(reports) if model is None else model
+    name = default_model(reports, kind) if model is None else model
     able = [
-        r for r in reports if r.state == "ready" and (name is None or is_name_of(name, r.model))
+        r
+        for r in reports
+        if r.state == "ready" and r.kind == kind and (name is None or is_name_of(name, r.model))
     ]
     digests = Counter(_digest(report) for report in able)
     chosen = digest or max(digests, key=lambda each: (digests[each], each), default="")
     return [report for report in able if _digest(report) == chosen]
 
 
-def default_model(reports: Iterable[WorkerReport]) -> str | None:
+def default_model(reports: Sequence[WorkerReport], kind: ModelKind = "chat") -> str | None:
     """
     Return the model of requests that name none: the one that most workers have as MODEL_DEFAULT.
-    None if no worker has such a setting: then it is the model of most workers.
+    None if no worker has such a setting, or if that model is of another kind: then it is the model
+    of most workers.
     """
     names = Counter(report.default_model for report in reports if report.default_model)
-    return max(names, key=lambda each: (names[each], each), default=None)
+    default = max(names, key=lambda each: (names[each], each), default=None)
+    kinds = {report.kind for report in _reports_of(default or "", reports)} or {"chat"}
+    return default if kind in kinds else None
+
+
+def _reports_of(name: str, reports: Iterable[WorkerReport]) -> list[WorkerReport]:
+    """Return the reports of workers that have the model, or load it."""
+    return [r for r in reports if r.name and (name == r.name or name.startswith(f"{r.name}:"))]
 
 
 def in_flight(report: WorkerReport) -> int:
@@ -135,13 +159,19 @@ class WorkerDirectory:
             report = replace(report, running=admitted.running, waiting=admitted.waiting)
             self._reports[worker_id] = (received_at, report)
 
-    def rank(self, key: str, model: str | None, digest: str | None = None) -> list[str]:
+    def rank(
+        self,
+        key: str,
+        model: str | None,
+        digest: str | None = None,
+        kind: ModelKind = "chat",
+    ) -> list[str]:
         """Return worker ids, best first (see rank_workers)."""
         reports = (
             replace(report, waiting=report.waiting + self._offered[report.worker_id])
             for report in self.reports()
         )
-        return rank_workers(key, model, reports, digest)
+        return rank_workers(key, model, reports, digest, kind)
 
     def model_names(self) -> list[str]:
         """Return the names of all models and adapters that a request can select."""
@@ -153,7 +183,7 @@ class WorkerDirectory:
         return [report for _, report in self._reports.values()]
 
     def find_model(self, name: str | None) -> ModelInfo | None:
-        """Return the model that serves requests for `name`."""
+        """Return the model that serves chat requests for `name`."""
         return next((r.model for r in workers_of_model(name, self.reports())), None)
 
     def only_model(self, name: str) -> str | None:
@@ -165,32 +195,68 @@ class WorkerDirectory:
         is_known = any(name == each or name.startswith(f"{each}:") for each in names)
         return None if len(names) == 1 and not is_known else name
 
+    def find_report(self, name: str) -> WorkerReport | None:
+        """Return the report of a ready worker of the model, whatever its kind is."""
+        reports = self.reports()
+        kinds = (workers_of_model(name, reports, kind=kind) for kind in KINDS)
+        return next((report for found in kinds for report in found), None)
+
     @property
     def model(self) -> ModelInfo | None:
-        """The model of a ready worker, if possible of the default model."""
+        """The model of a ready worker, if possible of the default chat model."""
         ready = (r.model for r in self.reports() if r.state == "ready")
         return self.find_model(None) or next(ready, None)
 
     @property
     def ready(self) -> bool:
-        return any(report.state == "ready" for report in self.reports())
+        """Whether a worker is ready: for chats, unless all workers have models of other kinds."""
+        reports = self.reports()
+        chats = [report for report in reports if report.kind == "chat"]
+        return any(report.state == "ready" for report in chats or reports)
 
-    def unavailable_error(self, model: str | None = None) -> ServiceError:
+    def check_kind(self, model: str | None, kind: ModelKind = "chat") -> None:
+        """Raise ServiceError(invalid_request) if workers have the model, but of another kind."""
+        named = _reports_of(model or "", self.reports())
+        if named and all(report.kind != kind for report in named):
+            is_what, _, use = KINDS[named[0].kind]
+            raise ServiceError(
+                "invalid_request",
+                f"The field `model` names {model!r}, which is {is_what}: use it with {use}, or"
+                f" {self._advice(kind)}.",
+            )
+
+    def unavailable_error(self, model: str | None = None, kind: ModelKind = "chat") -> ServiceError:
         """
         Return the reason why no worker serves `model` (None: the default), as far as the reports
-        show: model_not_found if workers serve other models only.
+        show: model_not_found if workers serve other models only, invalid_request if the model is
+        of another kind.
         """
+        try:
+            self.check_kind(model, kind)
+        except ServiceError as error:
+            return error
         reports = self.reports()
-        name = default_model(reports) if model is None else model
+        of_kind = [report for report in reports if report.kind == kind]
+        name = default_model(reports, kind) if model is None else model
         if name is None:
-            return _unavailable(reports)
-        of_model = [r for r in reports if name == r.name or name.startswith(f"{r.name}:")]
+            if kind != "chat" and not of_kind and self.ready:
+                message = f"There is no {KINDS[kind][1]} here: {self._advice(kind)}."
+                return ServiceError("invalid_request", message)
+            return _unavailable(of_kind)
+        of_model = _reports_of(name, reports)
         if model and self.ready and (not of_model or any(r.state == "ready" for r in of_model)):
             return ServiceError(
                 "model_not_found",
                 f"There is no model {model!r}; available: {', '.join(self.model_names())}.",
             )
-        return _unavailable(of_model or reports)
+        return _unavailable(of_model or of_kind)
+
+    def _advice(self, kind: ModelKind) -> str:
+        """Return how to get a model of this kind."""
+        models = (r.model for r in self.reports() if r.kind == kind and r.state == "ready")
+        if names := sorted({model.name for model in models if model}):
+            return f"name {KINDS[kind][0]}; available: {', '.join(names)}"
+        return f"add the path of a GGUF file that is {KINDS[kind][0]} to MODEL_PATH"
 
     def to_error(self, failed: Failed) -> ServiceError:
         """Convert a Failed event; replace `no_worker` by the reason in the reports."""

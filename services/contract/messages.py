@@ -426,6 +426,10 @@ class Empty(Struct, frozen=True):
 # --- reports of workers, once a second ------------------------------------------------------------
 
 
+ModelKind = Literal["chat", "embedding", "rerank"]
+"""What a model is for: to generate text, or to give embeddings of texts, or relevance scores."""
+
+
 class ModelInfo(Struct, frozen=True):
     name: str  # `<model>`, or in an exchange with an adapter `<model>:<adapter>`
     # SHA-256 of the file's size and its first and last MiB
@@ -443,6 +447,7 @@ class WorkerReport(Struct, frozen=True):
     reason why it has no model, or why a ready model can't chat; `adapter_faults` are those of files
     beside its adapters that are not used. `progress` is the loaded share of the model file.
     `default_model` is the name of the model that serves requests which name none (MODEL_DEFAULT).
+    `dimensions` is the number of floats in an embedding; 0 if the model gives none.
     """
 
     worker_id: str
@@ -459,3 +464,5 @@ class WorkerReport(Struct, frozen=True):
     name: str = ""
     default_model: str = ""
     adapter_faults: tuple[str, ...] = ()
+    kind: ModelKind = "chat"  # known before the model is loaded
+    dimensions: int = 0

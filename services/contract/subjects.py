@@ -19,6 +19,10 @@ ANY = "*"
 REPLY_HEADER = "Chat-Reply"
 """Header of a request to one worker: the subject on which the caller waits for events."""
 
+EMBED = "embed.request"
+RERANK = "rerank.request"
+"""Subjects of requests that any worker with an embedding model or a reranker may take."""
+
 HISTORY_STREAM = "HISTORY"
 HISTORY_LOG = "history.log.>"
 HISTORY_PROBE = "history.log.probe"
@@ -119,6 +123,14 @@ def detokenize(worker_id: str) -> str:
 def count(worker_id: str) -> str:
     """Return the subject on which one worker counts the tokens of a chat request's prompt."""
     return f"chat.worker.{worker_id}.count"
+
+
+def embed(worker_id: str) -> str:
+    return f"chat.worker.{worker_id}.embed"
+
+
+def rerank(worker_id: str) -> str:
+    return f"chat.worker.{worker_id}.rerank"
 
 
 def cancel(tenant: str, request_id: str) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from services.inference.engine.llama import ModelError
+from services.inference.engine.llama_model import ModelError
 
 POLL_INTERVAL = 0.1  # seconds
 

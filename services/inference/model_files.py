@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from services.inference.engine import gguf_header
 from services.inference.engine.gguf_header import Header, NotGguf, Value
-from services.inference.engine.llama import ModelError
+from services.inference.engine.llama_model import ModelError
 from services.inference.model_path import (
     PART,
     expand_home,

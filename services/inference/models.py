@@ -15,7 +15,8 @@ from services.contract.messages import ChatRequest, ModelInfo, Sampling
 from services.inference import model_sampling
 from services.inference.engine import context_size, memory, trial
 from services.inference.engine.backend import Backend
-from services.inference.engine.llama import Llama, ModelError
+from services.inference.engine.llama import Llama
+from services.inference.engine.llama_model import ModelError
 from services.inference.engine.prompt import templates
 from services.inference.engine.prompt.chat_template import ChatTemplate, NoTemplate, PromptOptions
 from services.inference.engine.prompt.template_renderer import TemplateError

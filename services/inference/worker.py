@@ -13,7 +13,7 @@ from services.contract import subjects
 from services.contract.messages import ModelInfo, WorkerReport
 from services.inference import models
 from services.inference.chat_service import ChatService
-from services.inference.engine.llama import ModelError
+from services.inference.engine.llama_model import ModelError
 from services.inference.limits import InferenceLimits
 from services.inference.model_path import model_name, printable
 from services.inference.settings import InferenceSettings

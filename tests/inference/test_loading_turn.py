@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.engine.llama import ModelError
+from services.inference.engine.llama_model import ModelError
 from services.inference.loading_turn import loading_turn
 from services.inference.models import load
 from services.inference.settings import InferenceSettings

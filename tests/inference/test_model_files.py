@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from services.inference.engine.llama import ModelError
+from services.inference.engine.llama_model import ModelError
 from services.inference.model_files import (
     check_files,
     find_adapters,

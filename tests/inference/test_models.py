@@ -13,7 +13,7 @@ from services.contract.errors import ServiceError
 from services.contract.messages import Sampling
 from services.inference import models
 from services.inference.engine.backend import Chunk, SampledToken
-from services.inference.engine.llama import ModelError
+from services.inference.engine.llama_model import ModelError
 from services.inference.settings import InferenceSettings
 from tests.inference.gguf_files import DEMO, changed_demo, split_demo, without_template
 

@@ -1,16 +1,14 @@
 """
-The Backend protocol implemented by llama.cpp, through llama-cpp-python's low-level API. Besides it,
-only the sampler imports llama_cpp.
+The Backend protocol implemented by llama.cpp, through llama-cpp-python's low-level API. Besides the
+modules llama_…, only the sampler and the trial of a model import llama_cpp.
 """
 
 from __future__ import annotations  # llama_cpp has its pointer types for type checkers only
 
 import ctypes
-import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,34 +27,21 @@ from services.inference.engine.backend import (
     KvType,
     SampleResult,
     SequenceState,
-    SpecialToken,
 )
 from services.inference.engine.gguf_header import NotGguf
-from services.inference.engine.prompt.tokenizer import MAX_PART_CHARS
+from services.inference.engine.llama_batch import LlamaBatch
+from services.inference.engine.llama_model import (
+    KV_TYPES,
+    LOG,
+    LlamaModel,
+    ModelError,
+)
 from services.inference.engine.sampling import constraints
 from services.inference.engine.sampling.candidates import Candidates
-from services.inference.engine.sampling.grammar import Vocabulary
 from services.inference.engine.sampling.penalties import Dry
 from services.inference.engine.sampling.sampler import SamplerChain
 from services.inference.engine.scheduling.batch_grouping import BatchGrouping
-from services.inference.engine.threads import DeepStackThreads
 
-log = logging.getLogger(__name__)
-
-# llama.cpp matches "unknown" tokens as it matches control tokens.
-CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
-USER_DEFINED = llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
-# Many tokenizers use std::regex, which recurses about 400 bytes deeper per letter of a word:
-# https://github.com/ggml-org/llama.cpp/issues/27783
-STACK_BYTES_PER_CHAR = 2048
-MAX_CHARS_ON_ANY_STACK = 256
-USUAL_PIECE_BYTES = 64
-MAX_METADATA_BYTES = 64  # of a value that is read: a number
-# Their numbers in ggml_type: ggml/include/ggml.h
-KV_TYPES: dict[KvType, int] = {
-    "f32": 0, "f16": 1, "bf16": 30,
-    "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20,
-}  # fmt: skip
 UNQUANTIZED = ("f32", "f16", "bf16")
 MAX_SCORE_BYTES = 2**28  # of attention without flash attention
 MIN_UBATCH_TOKENS = 64  # of a CPU's `n_ubatch`: it computes fewer at once less efficiently
@@ -69,11 +54,7 @@ ADAPTER_METADATA = {
 NO_KV_CELLS = 1  # result of llama_decode: the KV cache is full
 
 
-class ModelError(Exception):
-    """A model file can't be served. The message says why and what to do."""
-
-
-class Llama:
+class Llama(LlamaModel):
     """
     One GGUF model, in one file or split into `parts`, with a KV cache of `parallel` slots with
     `context` tokens each.
@@ -95,31 +76,12 @@ class Llama:
         main_gpu: int | None = None,
         kv_type: KvType = "f16",
     ) -> None:
-        _LOG.errors.clear()
-        llama_cpp.llama_log_set(_LOG.callback, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-        _tokenizer_threads()
-        self.on_gpu = gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload()
-        files = [parts] if isinstance(parts, Path) else parts
-        params = model_params(gpu_layers, tensor_split, main_gpu)
-        params.progress_callback = llama_cpp.llama_progress_callback(
-            lambda share, _: on_progress(share)
-        )
-        self._model = open_model(files, params)
-        if not self._model:
-            raise ModelError(
-                f"{files[0]} can't be loaded ({_LOG.reason}). Check that the file is complete."
-                " If the GPU is too small for it, lower MODEL_GPU_LAYERS."
-            )
-        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
-        trained = llama_cpp.llama_model_n_ctx_train(self._model)
-        if context > trained:
-            log.warning("context reduced tokens=%d wanted=%d (MODEL_CONTEXT)", trained, context)
-        self.context = min(context, trained)
+        super().__init__(parts, gpu_layers, on_progress, tensor_split, main_gpu)
+        self.context = self.usable_context(context)
         try:
             self._context = self._open_context(parallel, threads, kv_type)
         except ModelError:
-            llama_cpp.llama_model_free(self._model)
+            self.free_model()
             raise
         model = self._model
         self._is_recurrent = bool(
@@ -135,82 +97,12 @@ class Llama:
         self._adapters: dict[int, Any] = {}  # pointers, by the number of the file
         self._adapter = BASE  # active in the context
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._batch = _Batch(MAX_BATCH_TOKENS)
-        self._vocabulary = self._read_vocabulary()
+        self._batch = LlamaBatch(MAX_BATCH_TOKENS)
         self._candidates = Candidates(len(self._vocabulary))
         self._parallel = parallel
         self._grouping = BatchGrouping()
         self._logits_address = 0
         self._all_logits = np.zeros((0, 0), np.float32)
-
-    @property
-    def trained_context(self) -> int:
-        """The context window in tokens that the model was trained for."""
-        return int(llama_cpp.llama_model_n_ctx_train(self._model))
-
-    @property
-    def template(self) -> str | None:
-        """The chat template in the file's metadata."""
-        text = llama_cpp.llama_model_chat_template(self._model, None)
-        return text.decode(errors="replace") if text else None
-
-    def metadata(self, key: str) -> str | None:
-        """Return the text of a number in the file's metadata; None if the file has no such key."""
-        buffer = ctypes.create_string_buffer(MAX_METADATA_BYTES)
-        found = llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
-        return buffer.value.decode(errors="replace") if found >= 0 else None
-
-    @property
-    def bos(self) -> str:
-        return self._text_of(llama_cpp.llama_vocab_bos(self._vocab))
-
-    @property
-    def eos(self) -> str:
-        return self._text_of(llama_cpp.llama_vocab_eos(self._vocab))
-
-    @property
-    def adds_bos(self) -> bool:
-        """Whether every prompt of this model starts with the BOS token."""
-        return bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
-
-    @property
-    def vocabulary_size(self) -> int:
-        return len(self._vocabulary)
-
-    def tokenize(self, text: str, special: bool) -> list[int]:
-        data = text.encode()
-        if len(text) <= MAX_CHARS_ON_ANY_STACK:
-            return self._tokenize(data, special)
-        if len(text) > MAX_PART_CHARS:
-            raise ValueError(f"A text of {len(text)} characters must be tokenized in parts.")
-        return _tokenizer_threads().submit(lambda: self._tokenize(data, special)).result()
-
-    def _tokenize(self, data: bytes, special: bool) -> list[int]:
-        size = len(data) + 8
-        tokens = (llama_cpp.llama_token * size)()
-        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, size, False, special)
-        assert count >= 0, "a text has no more tokens than bytes"
-        return tokens[:count]
-
-    def special_tokens(self) -> dict[int, SpecialToken]:
-        found = {}
-        for token in range(len(self._vocabulary)):
-            attributes = llama_cpp.llama_vocab_get_attr(self._vocab, token)
-            if attributes & (CONTROL | USER_DEFINED) and (text := self._text_of(token)):
-                found[token] = SpecialToken(text, bool(attributes & CONTROL))
-        return found
-
-    def piece(self, token: int) -> bytes:
-        return self._vocabulary.pieces[token]
-
-    def _read_piece(self, token: int, size: int = USUAL_PIECE_BYTES) -> bytes:
-        """Return a token's bytes, with a buffer of `size` bytes or as many as are needed."""
-        buffer = ctypes.create_string_buffer(size)
-        length = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, size, 0, False)
-        return buffer.raw[:length] if length >= 0 else self._read_piece(token, -length)
-
-    def is_end(self, token: int) -> bool:
-        return token in self._vocabulary.ends
 
     def sampler(
         self, sampling: Sampling, call: str | None = None, prompt: Sequence[int] = ()
@@ -268,7 +160,7 @@ class Llama:
         if result == NO_KV_CELLS:
             raise BackendError("The model's KV cache is full. Send the request again.")
         if result != 0:
-            reason = "".join(f" ({error})" for error in _LOG.errors[-1:])
+            reason = "".join(f" ({error})" for error in LOG.errors[-1:])
             raise BackendError(
                 f"llama_decode failed with {result}{reason}. Send the request again."
             )
@@ -332,48 +224,21 @@ class Llama:
 
     def close(self) -> None:
         llama_cpp.llama_free(self._context)
-        llama_cpp.llama_model_free(self._model)  # and its adapters
-
-    def _read_vocabulary(self) -> Vocabulary:
-        tokens = range(llama_cpp.llama_vocab_n_tokens(self._vocab))
-        ends = (token for token in tokens if llama_cpp.llama_vocab_is_eog(self._vocab, token))
-        return Vocabulary([self._read_piece(token) for token in tokens], frozenset(ends))
-
-    def _text_of(self, token: int) -> str:
-        if token < 0:
-            return ""
-        text: bytes = llama_cpp.llama_vocab_get_text(self._vocab, token)
-        return text.decode(errors="replace")
+        self.free_model()  # and its adapters
 
     def _open_context(
         self, parallel: int, threads: int, kv_type: KvType
     ) -> llama_cpp.llama_context_p:
-        _LOG.errors.clear()
+        LOG.errors.clear()
         params = context_params(self._model, self.context, parallel, threads, kv_type)
         context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
             raise ModelError(
                 f"The KV cache for {parallel} conversations of {self.context} tokens can't be"
-                f" created ({_LOG.reason}). If there is not enough memory, lower MODEL_CONTEXT or"
+                f" created ({LOG.reason}). If there is not enough memory, lower MODEL_CONTEXT or"
                 " MODEL_PARALLEL, or set MODEL_KV_TYPE=q8_0."
             )
         return llama_cpp.llama_context_p(context)
-
-
-def model_params(
-    gpu_layers: int, tensor_split: Sequence[float], main_gpu: int | None
-) -> llama_cpp.llama_model_params:
-    params: llama_cpp.llama_model_params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = gpu_layers
-    # Read the file into memory instead of mapping it: overwriting a mapped file changes the weights
-    # of the running model, and truncating it kills the process with SIGBUS.
-    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
-    if tensor_split:
-        params.tensor_split = (ctypes.c_float * llama_cpp.llama_max_devices())(*tensor_split)
-    if main_gpu is not None:
-        params.split_mode = llama_cpp.LLAMA_SPLIT_MODE_NONE
-        params.main_gpu = main_gpu
-    return params
 
 
 def context_params(
@@ -417,83 +282,8 @@ def _ubatch(model: llama_cpp.llama_model_p, context: int) -> int:
     return min(MAX_BATCH_TOKENS, MAX_SCORE_BYTES // max(1, bytes_per_token))
 
 
-@cache
-def _tokenizer_threads() -> DeepStackThreads:
-    """Return the threads that tokenize long texts, about as many as there are callers at once."""
-    return DeepStackThreads("tokenizing", 2, STACK_BYTES_PER_CHAR * MAX_PART_CHARS)
-
-
 def _bytes(state: npt.NDArray[np.uint8]) -> ctypes.Array[ctypes.c_uint8]:
     return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))  # type: ignore[return-value]
-
-
-class _Batch:
-    """
-    A llama_batch of at most `size` tokens over numpy arrays, filled per chunk instead of per token.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._tokens = np.zeros(size, np.int32)
-        self._positions = np.zeros(size, np.int32)
-        self._slot_counts = np.ones(size, np.int32)
-        self._slots = np.zeros(size, np.int32)
-        self._outputs = np.zeros(size, np.int8)
-        base, step = self._slots.ctypes.data, self._slots.itemsize
-        pointer = ctypes.POINTER(ctypes.c_int32)
-        self._slot_pointers = (pointer * size)(
-            *(ctypes.cast(base + i * step, pointer) for i in range(size))
-        )
-        self.struct = llama_cpp.llama_batch(
-            n_tokens=0,
-            token=self._tokens.ctypes.data_as(pointer),
-            embd=None,
-            pos=self._positions.ctypes.data_as(pointer),
-            n_seq_id=self._slot_counts.ctypes.data_as(pointer),
-            seq_id=self._slot_pointers,
-            logits=self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
-
-    def fill(self, chunks: Sequence[Chunk]) -> None:
-        start = 0
-        self._outputs[:] = 0
-        for chunk in chunks:
-            end = start + len(chunk.tokens)
-            self._tokens[start:end] = chunk.tokens
-            self._positions[start:end] = range(chunk.position, chunk.position + end - start)
-            self._slots[start:end] = chunk.slot
-            self._outputs[end - 1] = chunk.sampler is not None
-            start = end
-        self.struct.n_tokens = start
-
-
-class _Log:
-    """Keeps the last errors that llama.cpp logs, to explain why a file does not load."""
-
-    LEVEL_ERROR = 4  # GGML_LOG_LEVEL_ERROR
-
-    def __init__(self) -> None:
-        self.errors: list[str] = []
-        self.callback = llama_cpp.llama_log_callback(self._on_message)
-
-    @property
-    def reason(self) -> str:
-        return self.errors[0] if self.errors else "no reason given"
-
-    def _on_message(self, level: int, text: bytes, _: ctypes.c_void_p) -> None:
-        if level == self.LEVEL_ERROR:
-            self.errors = [*self.errors[-9:], text.decode(errors="replace").strip()]
-
-
-_LOG = _Log()
-
-
-def open_model(
-    files: Sequence[Path], params: llama_cpp.llama_model_params
-) -> llama_cpp.llama_model_p:
-    """Load a model from all of its files. Return a null pointer if that fails; the log says why."""
-    paths = (ctypes.c_char_p * len(files))(*(os.fsencode(file) for file in files))
-    model = llama_cpp.llama_model_load_from_splits(paths, len(files), params)
-    return llama_cpp.llama_model_p(model)
 
 
 def _check_adapter_header(path: Path) -> None:
@@ -516,11 +306,11 @@ def _check_adapter_header(path: Path) -> None:
 def _load_adapter(model: llama_cpp.llama_model_p, path: Path) -> Any:
     """Return the adapter's pointer, which llama_cpp annotates with a wrong type."""
     _check_adapter_header(path)
-    _LOG.errors.clear()
+    LOG.errors.clear()
     adapter = llama_cpp.llama_adapter_lora_init(model, os.fsencode(path))
     if not adapter:
         raise AdapterError(
-            f"{path} is not an adapter of this model ({_LOG.reason}). Convert it with llama.cpp's"
+            f"{path} is not an adapter of this model ({LOG.reason}). Convert it with llama.cpp's"
             " convert_lora_to_gguf.py and this base model, or remove it from adapters/."
         )
     if llama_cpp.llama_adapter_get_alora_n_invocation_tokens(adapter):

@@ -19,12 +19,8 @@ import llama_cpp
 import msgspec
 
 from services.inference.engine.backend import KvType
-from services.inference.engine.llama import (
-    ModelError,
-    context_params,
-    model_params,
-    open_model,
-)
+from services.inference.engine.llama import context_params
+from services.inference.engine.llama_model import ModelError, model_params, open_model
 
 AUTO_CONTEXTS = (2048, 4096, 8192, 16384, 32768)  # tokens
 MIN_CONTEXT = 64

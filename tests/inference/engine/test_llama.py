@@ -13,7 +13,8 @@ from services.inference.engine.backend import (
     SampledToken,
     SampleResult,
 )
-from services.inference.engine.llama import KV_TYPES, Llama, ModelError
+from services.inference.engine.llama import Llama
+from services.inference.engine.llama_model import KV_TYPES, ModelError
 from services.inference.engine.prompt.chat_template import ChatTemplate
 from services.inference.engine.prompt.tokenizer import MAX_PART_CHARS
 from tests.inference.engine.demo import DEMO, open_demo

@@ -8,7 +8,7 @@ import pytest
 from bench.hybrid_models import HEAD, TINY, write
 from services.inference.engine import trial
 from services.inference.engine.backend import KvType
-from services.inference.engine.llama import ModelError
+from services.inference.engine.llama_model import ModelError
 from tests.inference.gguf_files import DEMO, Value, changed_demo, split_demo
 
 MIB = 2**20

@@ -8,6 +8,7 @@ cost is real.
 import argparse
 import itertools
 import string
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,10 +78,12 @@ def _describe(writer: gguf.GGUFWriter, shape: ModelShape) -> None:
     writer.add_vocab_size(shape.vocabulary)
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
+def add_tokenizer(
+    writer: gguf.GGUFWriter, size: int, template: str | Sequence[Mapping[str, str]] = CHATML
+) -> None:
     """
     Add a byte-level BPE in which every word of up to three letters is one token, like a common
-    word in a trained tokenizer.
+    word in a trained tokenizer. `template` is a chat template, or a list of named ones.
     """
     tokens = [*SPECIAL, *_byte_letters()]
     merges: list[str] = []
@@ -105,7 +108,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(END)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(CHATML)
+    writer.add_chat_template(template)
 
 
 def _byte_letters() -> list[str]:

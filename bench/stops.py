@@ -119,7 +119,7 @@ def _options() -> argparse.Namespace:
 def generate_answers(path: Path, threads: int) -> dict[str, str]:
     """Return the greedy answers by prompt, generated without stop strings."""
     settings = InferenceSettings(model_path=str(path), model_context=1024, model_threads=threads)
-    model = models.load(settings, lambda _: True)
+    model = models.load_chat_model(settings, lambda _: True)
     answers = dict.fromkeys(PROMPTS, "")
     finished: set[str] = set()
 

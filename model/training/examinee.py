@@ -19,7 +19,7 @@ from services.inference.engine.output.parts import text_of
 from services.inference.engine.output.stops import StopRules
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.model_files import find_adapters
-from services.inference.models import load
+from services.inference.models import load_chat_model
 from services.inference.settings import InferenceSettings
 
 PARALLEL = 16
@@ -49,7 +49,7 @@ class Examinee:
             model_parallel=PARALLEL,
             model_threads=1,  # fast enough, also beside other processes
         )
-        self._model = load(settings, lambda _: True)
+        self._model = load_chat_model(settings, lambda _: True)
         self._adapter = self._load_adapter(path, adapter) if adapter else BASE
         self._sampling = settings.fill_in(request)
         self._seed = seed

@@ -10,13 +10,15 @@ A request is sent in batches whose vectors fit a NATS message, one after another
 holds a worker for long. A batch is repeated at another worker if its worker is lost.
 """
 
+import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from secrets import token_hex
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -33,7 +35,7 @@ from services.runtime.deliveries import NoResponders
 
 K = TypeVar("K", bound=Struct)
 
-BYTES_PER_FLOAT = 6  # four, as base64 in JSON
+JSON_BYTES_PER_FLOAT = 6  # four, as base64
 ENVELOPE_BYTES = 4096  # of a message beside its vectors
 TOKEN_BYTES = 4  # of a token id, which counts like a word of text
 _ITEM = re.compile(r"(input|documents)\[(\d+)\]")
@@ -41,14 +43,29 @@ _ITEM = re.compile(r"(input|documents)\[(\d+)\]")
 
 @dataclass(frozen=True)
 class EmbeddingPolicy:
-    """`batch_bytes` of input are sent at once. Times are in seconds."""
+    """
+    `batch_bytes` of input are sent at once: some 2,000 tokens, so that a worker that drains has the
+    time to finish them. Times are in seconds.
+    """
 
-    batch_bytes: int = 2**16
-    silence_seconds: float = 3.0  # without a keep-alive, after which a worker counts as lost
+    batch_bytes: int = 2**13
+    silence_seconds: float = 2.0  # without a keep-alive, after which a worker counts as lost
     total_seconds: float = 600.0  # for one batch, with its time in the queue
+    give_up_seconds: float = 10.0  # without another worker
+    retry_seconds: float = 0.3
 
 
 DEFAULT_POLICY = EmbeddingPolicy()
+
+
+@dataclass(frozen=True)
+class _Request(Generic[K]):
+    """To which workers a request goes, and what they reply."""
+
+    kind: ModelKind
+    model: str | None
+    subject: Callable[[str], str]
+    reply: type[K]
 
 
 @dataclass(frozen=True)
@@ -69,26 +86,25 @@ class EmbeddingClient:
         """Yield the vectors of the inputs in order, some at a time. Raises ServiceError."""
         request = _checked(request, EmbedRequest)
         width = self._check_dimensions(request)
-        max_inputs = (self.bus.max_payload - ENVELOPE_BYTES) // (width * BYTES_PER_FLOAT)
-        sizes = [_size(each) for each in request.input]
+        max_inputs = (self.bus.max_payload - ENVELOPE_BYTES) // (width * JSON_BYTES_PER_FLOAT)
+        sizes = [input_bytes(each) for each in request.input]
+        to_workers = _Request("embedding", request.model, subjects.embed, Embeddings)
         for batch in _batches(sizes, self.policy.batch_bytes, max(max_inputs, 1)):
             part = replace(request, input=request.input[batch])
             with _numbered_from(batch.start):
-                reply = await self._ask(
-                    request.model, "embedding", subjects.embed, part, Embeddings
-                )
+                reply = await self._ask(to_workers, part, has_begun=batch.start > 0)
             yield reply
 
     async def rerank(self, request: RerankRequest) -> Scores:
         """Return the scores of all documents. Raises ServiceError."""
         request = _checked(request, RerankRequest)
-        sizes = [_size(request.query) + _size(each) for each in request.documents]
+        sizes = [input_bytes(request.query) + input_bytes(each) for each in request.documents]
+        to_workers = _Request("rerank", request.model, subjects.rerank, Scores)
         parts = []
         for batch in _batches(sizes, self.policy.batch_bytes, len(sizes)):
             part = replace(request, documents=request.documents[batch])
             with _numbered_from(batch.start):
-                reply = await self._ask(request.model, "rerank", subjects.rerank, part, Scores)
-            parts.append(reply)
+                parts.append(await self._ask(to_workers, part, has_begun=batch.start > 0))
         scores = tuple(score for part in parts for score in part.scores)
         return Scores(parts[0].model, scores, sum(part.prompt_tokens for part in parts))
 
@@ -105,38 +121,53 @@ class EmbeddingClient:
             )
         return request.dimensions or width or 1
 
-    async def _ask(
-        self,
-        model: str | None,
-        kind: ModelKind,
-        subject: Callable[[str], str],
-        message: Struct,
-        reply: type[K],
-    ) -> K:
-        """Ask the workers of the model, one after another, until one replies."""
-        errors = []
-        for worker_id in self.workers.rank(token_hex(4), model, kind=kind):
+    async def _ask(self, request: _Request[K], message: Struct, has_begun: bool) -> K:
+        """
+        Return a worker's reply. If workers were lost, or if the reply belongs to a request of which
+        a part was computed, wait some seconds for another worker.
+        """
+        errors: list[ServiceError] = []
+        gives_up_at = None
+        while (reply := await self._ask_in_turn(request, message, errors)) is None:
+            self._check_connected()  # else it is not the workers that are lost
+            gives_up_at = gives_up_at or time.monotonic() + self.policy.give_up_seconds
+            may_wait = has_begun or any(error.code == "worker_lost" for error in errors)
+            if not may_wait or time.monotonic() > gives_up_at:
+                raise self._why_nobody(request, errors)
+            await asyncio.sleep(self.policy.retry_seconds)
+        return reply
+
+    async def _ask_in_turn(
+        self, request: _Request[K], message: Struct, errors: list[ServiceError]
+    ) -> K | None:
+        """
+        Ask the workers of the model, one after another, and return the first reply. Append why the
+        others gave none. Raises a ServiceError that every worker would return.
+        """
+        policy = self.policy
+        for worker_id in self.workers.rank(token_hex(4), request.model, kind=request.kind):
             try:
                 with self.workers.offering(worker_id):
                     return await self.bus.request(
-                        subject(worker_id),
+                        request.subject(worker_id),
                         message,
-                        reply,
-                        self.policy.total_seconds,
-                        silence=self.policy.silence_seconds,
+                        request.reply,
+                        policy.total_seconds,
+                        silence=policy.silence_seconds,
                     )
             except (NoResponders, TimeoutError):
-                self._check_connected()  # else it is not the worker that is lost
                 self.workers.remove(worker_id)
                 errors.append(worker_lost("The worker was lost before it replied."))
             except ServiceError as error:
                 if error.code not in RETRIABLE_ELSEWHERE:
                     raise
                 errors.append(error)
-        self._check_connected()
-        if errors:
-            raise min(errors, key=lambda error: error.retry_after or 0)
-        raise self.workers.unavailable_error(model, kind)
+        return None
+
+    def _why_nobody(self, request: _Request[K], errors: Sequence[ServiceError]) -> ServiceError:
+        if not errors:
+            return self.workers.unavailable_error(request.model, request.kind)
+        return min(errors, key=lambda error: error.retry_after or 0)
 
     def _check_connected(self) -> None:
         if not self.bus.connected:
@@ -152,7 +183,8 @@ def _checked(request: K, kind: type[K]) -> K:
         raise ServiceError("invalid_request", message) from error
 
 
-def _size(text: Input) -> int:
+def input_bytes(text: Input) -> int:
+    """Return the size of a text, or of token ids as that of a text of usual words."""
     return len(text.encode()) if isinstance(text, str) else TOKEN_BYTES * len(text)
 
 

@@ -3,6 +3,7 @@ Requests for embeddings and relevance scores, and their replies. Both are statel
 got no reply can be sent again.
 """
 
+import struct
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -34,6 +35,11 @@ class Embeddings(Struct, frozen=True):
     model: str
     vectors: tuple[bytes, ...]
     prompt_tokens: int
+
+
+def floats_of(vector: bytes) -> tuple[float, ...]:
+    """Return the values of a vector of an Embeddings."""
+    return struct.unpack(f"<{len(vector) // 4}f", vector)
 
 
 class RerankRequest(Struct, frozen=True, omit_defaults=True):

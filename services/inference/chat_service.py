@@ -151,6 +151,23 @@ class ChatService:
         return self._folder.faults
 
     @property
+    def running(self) -> int:
+        return self.flights.running
+
+    @property
+    def waiting(self) -> int:
+        return self.flights.waiting
+
+    @property
+    def queued_tokens(self) -> int:
+        return self.flights.queued_tokens
+
+    @property
+    def dimensions(self) -> int:
+        """Those of its embeddings: a chat model gives none."""
+        return 0
+
+    @property
     def tokens_per_second(self) -> float:
         return self._engine.throughput.tokens_per_second
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from services.contract.messages import ModelKind
 from services.inference.engine import gguf_header
-from services.inference.engine.gguf_header import Header, NotGguf, Value
+from services.inference.engine.gguf_header import Header, NotGguf
 from services.inference.engine.llama_model import ModelError
 from services.inference.model_path import (
     PART,
@@ -116,6 +117,20 @@ def parts_of(path: Path) -> tuple[Path, ...]:
     return found
 
 
+def kind_of(path: Path) -> ModelKind:
+    """Return what a model is for, as its file says: by pooling, or by attention in both ways."""
+    try:
+        values = gguf_header.read(path).values
+    except (NotGguf, OSError):  # `check_files` and `why_broken` explain it
+        return "chat"
+    architecture = values.get("general.architecture", "")
+    pooling = values.get(f"{architecture}.pooling_type", 0)
+    if pooling == _RERANKER:
+        return "rerank"
+    is_causal = values.get(f"{architecture}.attention.causal", True)
+    return "embedding" if pooling or not is_causal else "chat"
+
+
 def file_state(path: Path) -> FileState:
     """Return a value that changes when the file is written or replaced. Raises OSError."""
     stat = path.stat()
@@ -215,6 +230,9 @@ def _only_model(folder: Path) -> Path:
     ggufs = _without_later_parts(filter(_is_gguf, files))
     why_not = {file: why for file in ggufs if (why := _why_not_served(file))}
     models = [file for file in ggufs if file not in why_not]
+    if chats := [file for file in models if kind_of(file) == "chat"]:
+        why_not |= {file: _needs_a_path(file) for file in models if file not in chats}
+        models = chats
     if len(models) > 1:
         names = ", ".join(str(file.relative_to(folder)) for file in models)
         raise ModelError(
@@ -230,6 +248,11 @@ def _only_model(folder: Path) -> Path:
     if not (folder / DEMO).exists():
         raise ModelError(f"{folder}/ contains no .gguf file: put one there, or set MODEL_PATH.")
     return folder / DEMO
+
+
+def _needs_a_path(file: Path) -> str:
+    """Explain an embedding model or a reranker beside a chat model."""
+    return f"{file} can't chat: to serve it, too, add its path to MODEL_PATH, after a comma."
 
 
 def _warn(sentences: Iterable[str]) -> None:
@@ -279,7 +302,7 @@ def _without_later_parts(files: Iterable[Path]) -> Sequence[Path]:
 
 
 def _why_not_served(file: Path) -> str | None:
-    """Explain a GGUF that is not a model which generates text; None if it may be one."""
+    """Explain a GGUF that is not a model which can be served; None if it may be one."""
     try:
         header = gguf_header.read(file)
     except (NotGguf, OSError):  # `check_files` and `why_broken` explain it if it is to be served
@@ -295,19 +318,8 @@ def _why_not_served(file: Path) -> str | None:
         return f"{file} is an importance matrix for quantizing, not a model: it is not used."
     if architecture in _NOT_SERVED:
         return f"{file} is {_NOT_SERVED[architecture]}."
-    if why_not := _why_no_text(file, architecture, values):
-        return why_not
     if not header.tensor_count and not PART.match(file.name):
         return f"{file} has a vocabulary but no weights: it is not a model."
-    return None
-
-
-def _why_no_text(file: Path, architecture: str, values: dict[str, Value]) -> str | None:
-    pooling = values.get(f"{architecture}.pooling_type", 0)
-    if pooling == _RERANKER:
-        return f"{file} is a reranker, not a chat model: it can't generate text."
-    if pooling or values.get(f"{architecture}.attention.causal") is False:
-        return f"{file} is an embedding model, not a chat model: it can't generate text."
     return None
 
 

@@ -11,11 +11,12 @@ from msgspec.structs import replace
 
 from services.contract import prompts
 from services.contract.errors import ServiceError
-from services.contract.messages import ChatRequest, ModelInfo, Sampling
+from services.contract.messages import ChatRequest, ModelInfo, ModelKind, Sampling
 from services.inference import model_sampling
 from services.inference.engine import context_size, memory, trial
 from services.inference.engine.backend import Backend
 from services.inference.engine.llama import Llama
+from services.inference.engine.llama_embedder import LlamaEmbedder
 from services.inference.engine.llama_model import ModelError
 from services.inference.engine.prompt import templates
 from services.inference.engine.prompt.chat_template import ChatTemplate, NoTemplate, PromptOptions
@@ -26,6 +27,7 @@ from services.inference.model_files import (
     check_files,
     file_state,
     find_model,
+    kind_of,
     parts_of,
     why_broken,
 )
@@ -68,22 +70,46 @@ class LoadedModel(NamedTuple):
         return self.template.public_prefixes(system, self.prompt_options(ChatRequest()).variables)
 
     @property
+    def on_gpu(self) -> bool:
+        return self.backend.on_gpu
+
+    def close(self) -> None:
+        self.backend.close()
+
+    @property
     def no_chat_reason(self) -> str | None:
         """Why the model can't chat: it has no chat template. None if it can."""
         return self.template.reason if isinstance(self.template, NoTemplate) else None
 
 
+class LoadedEmbedder(NamedTuple):
+    """An embedding model or a reranker that is ready to serve."""
+
+    info: ModelInfo
+    kind: ModelKind
+    embedder: LlamaEmbedder
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.embedder.on_gpu
+
+    def close(self) -> None:
+        self.embedder.close()
+
+
 def load(
     settings: InferenceSettings,
     on_progress: Callable[[float], bool],
-    on_found: Callable[[str], object] = lambda _: None,
-) -> LoadedModel:
+    on_found: Callable[[str, ModelKind], object] = lambda name, kind: None,
+) -> LoadedModel | LoadedEmbedder:
     """
-    Load the model; takes seconds to minutes. `on_found` gets its name before. `on_progress` gets
-    the loaded share from 0 to 1, and aborts loading by returning False. Raises ModelError.
+    Load the model; takes seconds to minutes. `on_found` gets its name and kind before.
+    `on_progress` gets the loaded share from 0 to 1, and aborts loading by returning False. Raises
+    ModelError.
     """
     path = find_model(settings.model_path, MODELS)
-    on_found(model_name(path))
+    kind = kind_of(path)
+    on_found(model_name(path), kind)
     parts = parts_of(path)
     check_files(parts)
     before = [file_state(part) for part in parts]
@@ -91,34 +117,71 @@ def load(
         log.info("loading file path=%s megabytes=%d", file, file.stat().st_size // 10**6)
     _check_gpus(settings)
     with loading_turn(lambda: on_progress(0)):
-        llama = Llama(
-            parts,
-            context=_context(settings, parts),
-            on_progress=on_progress,
-            **_options(settings),
+        loaded = (
+            _load_chat(settings, path, parts, on_progress)
+            if kind == "chat"
+            else _load_embedder(settings, path, parts, on_progress, kind)
         )
+    if [file_state(part) for part in parts] != before:
+        loaded.close()
+        raise ModelError(f"{path} changed while it was loaded: restart when it is copied.")
+    return loaded
+
+
+def load_chat_model(
+    settings: InferenceSettings, on_progress: Callable[[float], bool]
+) -> LoadedModel:
+    """Do the same as `load` for a caller that generates text. Raises ModelError."""
+    loaded = load(settings, on_progress)
+    if isinstance(loaded, LoadedEmbedder):
+        loaded.close()
+        raise ModelError(f"The model {loaded.info.name!r} can't generate text: choose another one.")
+    return loaded
+
+
+def _load_chat(
+    settings: InferenceSettings,
+    path: Path,
+    parts: Sequence[Path],
+    on_progress: Callable[[float], bool],
+) -> LoadedModel:
     _check_template_kwargs(settings.chat_template_kwargs)
+    options = _options(settings) | {
+        "parallel": settings.model_parallel,
+        "kv_type": settings.model_kv_type,
+    }
+    context = _context(settings, parts, "chat")
+    llama = Llama(parts, context=context, on_progress=on_progress, **options)
     try:
         template = _template(path, settings.model_chat_template, llama)
-        info = replace(_info(path, parts, llama.context), trained_context=llama.trained_context)
-        if [file_state(part) for part in parts] != before:
-            raise ModelError(f"{path} changed while it was loaded: restart when it is copied.")
     except ModelError:
         llama.close()
         raise
+    info = replace(_info(path, parts, llama.context), trained_context=llama.trained_context)
     sampling = model_sampling.read(llama.metadata)
     return LoadedModel(info, llama, template, sampling, path, settings.chat_template_kwargs)
 
 
+def _load_embedder(
+    settings: InferenceSettings,
+    path: Path,
+    parts: Sequence[Path],
+    on_progress: Callable[[float], bool],
+    kind: ModelKind,
+) -> LoadedEmbedder:
+    context = _context(settings, parts, kind)
+    embedder = LlamaEmbedder(parts, context=context, on_progress=on_progress, **_options(settings))
+    info = replace(_info(path, parts, embedder.context), trained_context=embedder.trained_context)
+    return LoadedEmbedder(info, kind, embedder)
+
+
 def _options(settings: InferenceSettings) -> dict[str, Any]:
-    """Return what a trial and the model itself have in common."""
+    """Return what a trial and models of all kinds have in common."""
     return {
-        "parallel": settings.model_parallel,
         "threads": settings.threads,
         "gpu_layers": settings.model_gpu_layers,
         "tensor_split": settings.model_tensor_split,
         "main_gpu": settings.model_main_gpu,
-        "kv_type": settings.model_kv_type,
     }
 
 
@@ -140,18 +203,25 @@ def _check_gpus(settings: InferenceSettings) -> None:
         )
 
 
-def _context(settings: InferenceSettings, parts: Sequence[Path]) -> int:
+def _context(settings: InferenceSettings, parts: Sequence[Path], kind: ModelKind) -> int:
     """Return the tokens per slot. Raises ModelError if a trial of the model fails."""
     given = settings.model_context if isinstance(settings.model_context, int) else None
-    files = tuple(map(str, parts))
+    request = trial.TrialRequest(
+        files=tuple(map(str, parts)),
+        context=given,
+        parallel=settings.model_parallel,
+        kv_type=settings.model_kv_type,
+        is_embedding=kind != "chat",
+        **_options(settings),
+    )
     try:
-        tried = trial.run(trial.TrialRequest(files=files, context=given, **_options(settings)))
+        tried = trial.run(request)
     except ModelError as error:
         raise ModelError(why_broken(parts, str(error)) or str(error)) from error
     beside = context_size.model_memory(
         memory.measure(),
         sum(part.stat().st_size for part in parts),
-        settings.model_cache * MIB,
+        settings.model_cache * MIB if kind == "chat" else 0,
         settings.model_gpu_layers,
         tried,
     )

@@ -10,12 +10,14 @@ from uuid import uuid4
 
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
-from services.contract.messages import ModelInfo, WorkerReport
+from services.contract.messages import ModelInfo, ModelKind, WorkerReport
 from services.inference import models
 from services.inference.chat_service import ChatService
+from services.inference.embedding_service import EmbeddingService
 from services.inference.engine.llama_model import ModelError
 from services.inference.limits import InferenceLimits
 from services.inference.model_path import model_name, printable
+from services.inference.models import LoadedEmbedder, LoadedModel
 from services.inference.settings import InferenceSettings
 from services.inference.tokens import TokenService
 from services.runtime.bus import Bus
@@ -40,7 +42,8 @@ class Worker:
         self._error: str | None = None
         self._name = printable(", ".join(model_name(Path(p)) for p in settings.model_paths))
         self._model: ModelInfo | None = None
-        self._chats: ChatService | None = None
+        self._kind: ModelKind = "chat"
+        self._service: ChatService | EmbeddingService | None = None
         self._tokens: TokenService | None = None
         self._workers = WorkerDirectory()
         self._reporting = AsyncExitStack()
@@ -58,8 +61,8 @@ class Worker:
         await self._loading
         if self._tokens:
             await self._tokens.close()
-        if self._chats:
-            await self._chats.drain()
+        if self._service:
+            await self._service.drain()
         await self._reporting.aclose()
 
     async def _load(self) -> None:
@@ -74,12 +77,13 @@ class Worker:
             log.exception("model load failed")
             self._fail_to_load("The model can't be loaded: see the worker's log.")
             return
-        self._model, self._error = model.info, model.no_chat_reason
+        self._model = model.info
         log.info(
-            "model loaded name=%s context=%d device=%s",
+            "model loaded name=%s kind=%s context=%d device=%s",
             model.info.name,
+            self._kind,
             model.info.context,
-            "gpu" if model.backend.on_gpu else "cpu",
+            "gpu" if model.on_gpu else "cpu",
         )
         try:
             await self._serve(model)
@@ -91,24 +95,31 @@ class Worker:
             self._state = "ready"
         await self._report()
 
-    async def _serve(self, model: models.LoadedModel) -> None:
-        self._chats = ChatService(
-            self._bus,
-            self._settings,
-            self._limits,
-            self._id,
-            model,
-            self._workers,
-            self._process.fail,
-            on_adapters_changed=lambda: self._bus.spawn(self._report()),
-        )
-        self._tokens = TokenService(self._bus, self._id, model, self._limits)
-        await self._tokens.start()
-        await self._chats.start()
+    async def _serve(self, model: LoadedModel | LoadedEmbedder) -> None:
+        fail = self._process.fail
+        if isinstance(model, LoadedEmbedder):
+            self._service = EmbeddingService(
+                self._bus, self._settings, self._limits, self._id, model, self._workers, fail
+            )
+        else:
+            self._error = model.no_chat_reason
+            self._service = ChatService(
+                self._bus,
+                self._settings,
+                self._limits,
+                self._id,
+                model,
+                self._workers,
+                fail,
+                on_adapters_changed=lambda: self._bus.spawn(self._report()),
+            )
+            self._tokens = TokenService(self._bus, self._id, model, self._limits)
+            await self._tokens.start()
+        await self._service.start()
 
-    def _on_found(self, name: str) -> None:
+    def _on_found(self, name: str, kind: ModelKind) -> None:
         """Runs in the loading thread."""
-        self._name = printable(name)
+        self._name, self._kind = printable(name), kind
 
     def _on_progress(self, share: float) -> bool:
         """Runs in the loading thread. Return False, which aborts loading, once draining."""
@@ -128,22 +139,24 @@ class Worker:
         return self._limits.report_interval_seconds
 
     async def _report(self) -> None:
-        chats, limits = self._chats, self._limits
+        service, limits = self._service, self._limits
         report = WorkerReport(
             worker_id=self._id,
             state=self._state,
             slots=self._settings.model_parallel,
-            running=chats.flights.running if chats else 0,
-            waiting=chats.flights.waiting if chats else 0,
+            running=service.running if service else 0,
+            waiting=service.waiting if service else 0,
             queue=self._settings.model_queue,
-            queued_tokens=chats.flights.queued_tokens if chats else 0,
-            tokens_per_second=round(chats.tokens_per_second, 1) if chats else 0.0,
+            queued_tokens=service.queued_tokens if service else 0,
+            tokens_per_second=round(service.tokens_per_second, 1) if service else 0.0,
             progress=round(self._progress, 3),
-            model=chats.model_info if chats else self._model,
+            model=service.model_info if service else self._model,
             error=self._error,
             name=self._name,
             default_model=self._settings.model_default,
-            adapter_faults=chats.adapter_faults[: limits.max_reported_faults] if chats else (),
+            adapter_faults=service.adapter_faults[: limits.max_reported_faults] if service else (),
+            kind=self._kind,
+            dimensions=service.dimensions if service else 0,
         )
         if self._bus.connected:  # a late report is useless
             await self._bus.publish(subjects.report(self._id), report)

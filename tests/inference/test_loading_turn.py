@@ -9,7 +9,7 @@ import pytest
 
 from services.inference.engine.llama_model import ModelError
 from services.inference.loading_turn import loading_turn
-from services.inference.models import load
+from services.inference.models import load_chat_model
 from services.inference.settings import InferenceSettings
 from tests.inference.gguf_files import DEMO
 
@@ -52,12 +52,12 @@ def test_waiting_for_the_turn_ends_when_the_worker_is_stopped(
 ) -> None:
     settings = InferenceSettings(model_path=str(DEMO))
     with pytest.raises(ModelError, match="was stopped before it had loaded"):
-        load(settings, on_progress=lambda _: False)
+        load_chat_model(settings, on_progress=lambda _: False)
     assert other.poll() is None
 
 
 def test_turn_ends_when_the_model_is_loaded() -> None:
     settings = InferenceSettings(model_path=str(DEMO))
-    models = [load(settings, on_progress=lambda _: True) for _ in range(2)]
+    models = [load_chat_model(settings, on_progress=lambda _: True) for _ in range(2)]
     for model in models:
         model.backend.close()

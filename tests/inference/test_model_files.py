@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,11 +11,13 @@ import gguf
 import numpy as np
 import pytest
 
+from bench.embedding_models import write
 from services.inference.engine.llama_model import ModelError
 from services.inference.model_files import (
     check_files,
     find_adapters,
     find_model,
+    kind_of,
     parts_of,
 )
 from services.inference.model_path import model_name
@@ -113,9 +116,6 @@ def test_missing_part_is_an_error_that_names_it(tmp_path: Path) -> None:
     ("write", "why"),
     [
         (lambda folder: write_lora(folder / "x.gguf"), r"is a LoRA adapter: move it into .*adapt"),
-        (lambda folder: write_header(folder / "x.gguf", **EMBEDDING), "is an embedding model, not"),
-        (lambda folder: write_header(folder / "x.gguf", **ENCODER), "is an embedding model, not"),
-        (lambda folder: write_header(folder / "x.gguf", **RERANKER), "is a reranker, not a chat"),
         (lambda folder: touch(folder, "mmproj-x.gguf"), "is a projector for images"),
         (
             lambda folder: write_header(folder / "x.gguf", general__architecture="clip"),
@@ -187,11 +187,12 @@ def test_model_in_another_format_is_explained(
 
 
 def test_damaged_header_is_left_to_the_loader(tmp_path: Path) -> None:
-    whole = write_header(tmp_path / "mine.gguf", **EMBEDDING).read_bytes()
+    whole = write_header(tmp_path / "mine.gguf", general__architecture="clip").read_bytes()
     for size in range(4, len(whole)):
         (tmp_path / "mine.gguf").write_bytes(whole[:size])
         assert find_model("", tmp_path).name == "mine.gguf"
-    with pytest.raises(ModelError, match="is an embedding model"):
+        assert kind_of(tmp_path / "mine.gguf") == "chat"
+    with pytest.raises(ModelError, match="is a projector"):
         (tmp_path / "mine.gguf").write_bytes(whole)
         find_model("", tmp_path)
 
@@ -267,8 +268,6 @@ def test_project_folder_serves_the_demo_model() -> None:
         ("clip", "mmproj", "is a projector for images"),
         ("llama", "adapter", "is a LoRA adapter"),
         ("", "imatrix", "is an importance matrix"),
-        ("bert", "model", "is an embedding model"),
-        ("gemma-embedding", "model", "is an embedding model"),
         ("dream", "model", "is a diffusion model"),
         ("t5encoder", "model", "is an encoder-decoder model"),
     ],
@@ -280,9 +279,6 @@ def test_file_written_by_gguf_is_explained(
     path = tmp_path / "x.gguf"
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(kind)
-    if "is an embedding" in why:
-        writer.add_causal_attention(False)
-        writer.add_pooling_type(gguf.PoolingType.MEAN)
     writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -290,6 +286,35 @@ def test_file_written_by_gguf_is_explained(
     writer.close()
     with pytest.raises(ModelError, match=why):
         find_model(str(path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (EMBEDDING, "embedding"),
+        (ENCODER, "embedding"),
+        (RERANKER, "rerank"),
+        ({"general__architecture": "qwen3", "qwen3__pooling_type": 0}, "chat"),
+        ({"general__architecture": "qwen3", "bert__pooling_type": 4}, "chat"),
+    ],
+)
+def test_file_says_what_its_model_is_for(
+    tmp_path: Path, values: dict[str, Value], kind: str
+) -> None:
+    assert kind_of(write_header(tmp_path / "x.gguf", **values)) == kind
+    assert kind_of(DEMO) == "chat"
+
+
+def test_embedding_model_beside_a_chat_model_needs_a_path(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    embedding = write("bert", tmp_path / "b.gguf")
+    assert find_model("", tmp_path) == embedding
+    shutil.copy(DEMO, tmp_path / "mine.gguf")
+    with caplog.at_level(logging.WARNING):
+        assert find_model("", tmp_path).name == "mine.gguf"
+    assert f"{embedding} can't chat: to serve it, too, add its path to MODEL_PATH" in caplog.text
+    assert find_model(str(embedding), tmp_path) == embedding
 
 
 def test_first_part_without_weights_is_a_model(tmp_path: Path) -> None:

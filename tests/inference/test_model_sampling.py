@@ -16,7 +16,9 @@ HI = ChatMessage("user", "hi")
 
 
 def load(path: Path) -> models.LoadedModel:
-    return models.load(InferenceSettings(model_path=str(path), model_threads=1), lambda _: True)
+    return models.load_chat_model(
+        InferenceSettings(model_path=str(path), model_threads=1), lambda _: True
+    )
 
 
 def test_sampling_of_a_file_becomes_the_default(

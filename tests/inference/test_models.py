@@ -22,7 +22,7 @@ def load(path: Path, template: str = "") -> models.LoadedModel:
     settings = InferenceSettings(
         model_path=str(path), model_chat_template=template, model_threads=1
     )
-    return models.load(settings, lambda _: True)
+    return models.load_chat_model(settings, lambda _: True)
 
 
 def first_tokens(model: models.LoadedModel) -> list[int]:
@@ -160,7 +160,7 @@ def test_context_of_the_settings_wins(tmp_path: Path) -> None:
     path = changed_demo(tmp_path / "long.gguf", llama__context_length=3000)
     for wanted, context in ((200, 200), (5000, 3000)):
         settings = InferenceSettings(model_path=str(path), model_context=wanted, model_threads=1)
-        model = models.load(settings, lambda _: True)
+        model = models.load_chat_model(settings, lambda _: True)
         model.backend.close()
         assert model.info.context == context
 

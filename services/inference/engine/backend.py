@@ -87,15 +87,8 @@ class AdapterError(Exception):
     """An adapter's file can't be used with the model. The message says why and what to do."""
 
 
-class Backend(Protocol):
-    """
-    One model with one KV cache, which is divided into numbered slots with one sequence each.
-    """
-
-    context: int  # tokens per sequence
-    on_gpu: bool  # whether layers are offloaded to a GPU
-    is_truncatable: bool  # whether any part of a sequence can be kept, in a slot or in RAM
-    is_reuse_exact: bool  # whether a reused prefix gives the same logits, bit by bit
+class TokenBackend(Protocol):
+    """The tokenizer of a model."""
 
     @property
     def vocabulary_size(self) -> int: ...
@@ -111,6 +104,17 @@ class Backend(Protocol):
 
     def piece(self, token: int) -> bytes:
         """Return the token's bytes: maybe part of a character, empty for a control token."""
+
+
+class Backend(TokenBackend, Protocol):
+    """
+    One model with one KV cache, which is divided into numbered slots with one sequence each.
+    """
+
+    context: int  # tokens per sequence
+    on_gpu: bool  # whether layers are offloaded to a GPU
+    is_truncatable: bool  # whether any part of a sequence can be kept, in a slot or in RAM
+    is_reuse_exact: bool  # whether a reused prefix gives the same logits, bit by bit
 
     def is_end(self, token: int) -> bool: ...
 

@@ -118,10 +118,12 @@ class LlamaModel:
             raise ValueError(f"A text of {len(text)} characters must be tokenized in parts.")
         return _tokenizer_threads().submit(lambda: self._tokenize(data, special)).result()
 
-    def _tokenize(self, data: bytes, special: bool) -> list[int]:
+    def _tokenize(self, data: bytes, special: bool, add_special: bool = False) -> list[int]:
         size = len(data) + 8
         tokens = (llama_cpp.llama_token * size)()
-        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, size, False, special)
+        count = llama_cpp.llama_tokenize(
+            self._vocab, data, len(data), tokens, size, add_special, special
+        )
         assert count >= 0, "a text has no more tokens than bytes"
         return tokens[:count]
 

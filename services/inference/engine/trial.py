@@ -20,6 +20,7 @@ import msgspec
 
 from services.inference.engine.backend import KvType
 from services.inference.engine.llama import context_params
+from services.inference.engine.llama_embedder import embedding_params
 from services.inference.engine.llama_model import ModelError, model_params, open_model
 
 AUTO_CONTEXTS = (2048, 4096, 8192, 16384, 32768)  # tokens
@@ -43,6 +44,7 @@ class TrialRequest(msgspec.Struct, frozen=True, kw_only=True):
     tensor_split: tuple[float, ...]
     main_gpu: int | None
     kv_type: KvType
+    is_embedding: bool = False
 
 
 class ContextNeed(msgspec.Struct, frozen=True):
@@ -135,20 +137,29 @@ def _try(request: TrialRequest) -> Trial | Refusal:
     wanted = AUTO_CONTEXTS if request.context is None else (request.context,)
     needs = []
     for tokens in sorted({min(tokens, trained) for tokens in wanted}):
+        sizes = _sizes(model, tokens, request)
         log.lines.clear()
-        sizes = context_params(model, tokens, request.parallel, request.threads, request.kv_type)
         context = llama_cpp.llama_init_from_model(model, sizes)
         if not context:
             return Refusal(f"{log.reason}. Other settings may work, such as MODEL_KV_TYPE.")
         needs.append(_need(tokens, log.lines))
+        has_cache = llama_cpp.llama_get_memory(context) is not None
+        assert bool(needs[-1].cache) == has_cache, "llama.cpp logs the size of each cache"
         llama_cpp.llama_free(context)
     return Trial(trained, llama_cpp.llama_model_n_layer(model), tuple(needs))
+
+
+def _sizes(
+    model: llama_cpp.llama_model_p, tokens: int, request: TrialRequest
+) -> llama_cpp.llama_context_params:
+    if request.is_embedding:
+        return embedding_params(model, tokens, request.threads)
+    return context_params(model, tokens, request.parallel, request.threads, request.kv_type)
 
 
 def _need(tokens: int, lines: Sequence[str]) -> ContextNeed:
     """Add up the sizes that llama.cpp logs while it creates a context without its memory."""
     caches = [float(found[1]) for line in lines if (found := _CACHE.search(line))]
-    assert caches, "llama.cpp logs the size of each cache"
     host, gpu = (sum(_buffers(lines, is_host)) for is_host in (True, False))
     return ContextNeed(tokens, *(int(size * MIB) for size in (sum(caches), host, gpu)))
 

@@ -9,7 +9,7 @@ from itertools import groupby, pairwise
 from os.path import commonprefix
 from typing import Any, NamedTuple
 
-from services.inference.engine.backend import Backend
+from services.inference.engine.backend import TokenBackend
 
 MAX_PART_CHARS = 2**13
 # Where tokenizers always start a new token: at the start of a line, else of a word.
@@ -36,7 +36,7 @@ class Tokenizer:
     `max_token_bytes` is the maximum number of bytes of text that one token stands for.
     """
 
-    def __init__(self, backend: Backend, template_text: str) -> None:
+    def __init__(self, backend: TokenBackend, template_text: str) -> None:
         self._backend = backend
         self._special = backend.special_tokens()
         used = {

@@ -29,7 +29,15 @@ from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.edge import errors, pages, schema
 from services.edge.access_log import AccessLog
-from services.edge.api import chat, models, openai_chat, openai_completions, sessions, status
+from services.edge.api import (
+    chat,
+    models,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    sessions,
+    status,
+)
 from services.edge.api.openai_body import IGNORED_FIELDS, BodyReader, add_ignored_fields
 from services.edge.context import Edge
 from services.edge.errors import AnyRequest
@@ -61,6 +69,8 @@ ROUTES: list[HTTPRouteHandler] = [
     openai_chat.chat_completion,
     openai_chat.cancel_completion,
     openai_completions.completions,
+    openai_embeddings.embeddings,
+    openai_embeddings.rerank,
     models.models,
     models.model,
     models.tokenize,
@@ -102,6 +112,7 @@ COMPRESSION = CompressionConfig(
     "gzip",
     minimum_size=1024,
     gzip_compress_level=4,  # a MiB takes 20 ms
+    exclude=["^/v1/embeddings"],  # random bits: slow to compress, and hardly smaller
     middleware_class=Compression,
 )
 EXCEPTION_HANDLERS: ExceptionHandlersMap = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from litestar.di import NamedDependency
 
 from services.client.chat_client import ChatClient
+from services.client.embedding_client import EmbeddingClient
 from services.client.routing import WorkerDirectory
 from services.edge.api.openai_body import BodyReader
 from services.edge.history_requests import HistoryRequests
@@ -28,6 +29,9 @@ class Edge:
 
     def chat_client(self, tenant: str) -> ChatClient:
         return ChatClient(self.bus, tenant, self.workers, self.limits.failover)
+
+    def embedding_client(self) -> EmbeddingClient:
+        return EmbeddingClient(self.bus, self.workers, self.limits.embedding)
 
     def stored_answers(self, tenant: str) -> StoredAnswers:
         client = self.chat_client(tenant)

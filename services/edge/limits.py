@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from services.client.embedding_client import EmbeddingPolicy
 from services.client.failover import DEFAULT_POLICY, FailoverPolicy
 from services.contract.messages import MAX_SCHEMA_BYTES
 from services.runtime.bus import TASKS_DEADLINE
@@ -51,6 +52,7 @@ class EdgeLimits:
     max_queued_events: int = 64  # of all choices of one completion, while its client reads slowly
 
     failover: FailoverPolicy = DEFAULT_POLICY
+    embedding: EmbeddingPolicy = EmbeddingPolicy()
 
     # --- idempotency keys ---
     # for the edge that claimed a key to find a worker, before another edge takes over

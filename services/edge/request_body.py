@@ -26,7 +26,10 @@ CLOSE = (b"connection", b"close")
 FORMATS = {"response_format", "json_schema", "guided_json", "structured_outputs"}
 NESTED = {"tools", *FORMATS}
 # limited by their types, by prompts.check and by the limit of the body
-LARGE = {"messages", "prompt", "prefix", "tools", "tool_results", "content", "tokens"}
+LARGE = {
+    "messages", "prompt", "prefix", "tools", "tool_results", "content", "tokens",
+    "input", "query", "documents", "texts",
+}  # fmt: skip
 
 
 def check_sizes(fields: Mapping[str, Raw], limits: EdgeLimits) -> None:

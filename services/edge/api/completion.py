@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple, Protocol
 
@@ -219,15 +219,22 @@ async def send(
     events = merge([*answers], edge.limits.max_queued_events)
     if is_stream:
         return SseResponse(events, encoder, edge.workers.to_error, edge.limits)
+    headers = {name.decode(): value.decode() for name, value in encoder.headers}
+    collecting = encoder.collect(events, edge.workers.to_error)
+    return await respond_when_done(request, collecting, headers)
+
+
+async def respond_when_done(
+    request: AnyRequest, work: Coroutine[Any, Any, Any], headers: Mapping[str, str] | None = None
+) -> ASGIApp:
+    """Return the response with the result of `work`, which is cancelled if the client leaves."""
     try:
-        collecting = encoder.collect(events, edge.workers.to_error)
-        completion = await while_connected(request.receive, collecting)
+        result = await while_connected(request.receive, work)
     except asyncio.CancelledError:  # by uvicorn, when the drain took too long
         raise shutting_down() from None
-    if completion is None:
+    if result is None:
         return _send_nothing
-    named = {name.decode(): value.decode() for name, value in encoder.headers}
-    return Response(completion, headers=named).to_asgi_response(app=None, request=request)
+    return Response(result, headers=headers).to_asgi_response(app=None, request=request)
 
 
 async def _send_nothing(scope: Scope, receive: Receive, send: Send) -> None:

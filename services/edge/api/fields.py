@@ -14,7 +14,9 @@ from services.contract.messages import JsonSchema
 from services.edge.api.openai_requests import (
     ChatCompletionBody,
     CompletionBody,
+    EmbeddingBody,
     ReasoningOptions,
+    RerankBody,
     StreamOptions,
 )
 
@@ -114,6 +116,26 @@ TEXT = Fields(
     _HARMLESS,
     _REJECTED | {"suffix": "the model can only continue a text"},
 )
+EMBEDDING = Fields(
+    honoured(EmbeddingBody),
+    names("""
+        user truncate truncate_prompt_tokens input_type task prompt_name priority
+        add_special_tokens extra_body extra_headers timeout
+    """),
+    {
+        name: "use encoding_format and dimensions"
+        for name in ("output_dtype", "output_dimension", "embedding_type", "embedding_types")
+    },
+)
+RERANK = Fields(
+    honoured(RerankBody),
+    names("""
+        user truncate truncation truncation_direction truncate_prompt_tokens max_tokens_per_doc
+        max_chunks_per_doc rank_fields priority extra_body extra_headers timeout
+    """),
+    {"raw_scores": "scores are from 0 to 1", "top_k": "use top_n"},
+)
+DOCUMENT = Fields(names("text"), names("id title url metadata"))
 STREAM_OPTIONS = Fields(
     honoured(StreamOptions), names("include_obfuscation continuous_usage_stats")
 )

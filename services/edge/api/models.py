@@ -101,16 +101,18 @@ async def _ask_worker(
 
 
 def _ready_model(workers: WorkerDirectory, name: str) -> ModelObject:
-    info = workers.find_model(name)
-    if info is None:  # its worker has stopped since
-        return ModelObject(name, 0, ModelStatus("unloaded"))
+    report = workers.find_report(name)
+    info = report.model if report else None
+    if report is None or info is None:  # its worker has stopped since
+        return ModelObject(name, 0, ModelStatus("unloaded"), "chat")
     is_adapter = name != info.name
     return ModelObject(
         name,
         info.changed,
         ModelStatus("loaded"),
+        report.kind,
         max_model_len=info.context,
-        meta=ModelMeta(info.context, info.trained_context, info.bytes),
+        meta=ModelMeta(info.context, info.trained_context, info.bytes, report.dimensions or UNSET),
         parent=info.name if is_adapter else UNSET,
         adapters=UNSET if is_adapter else info.adapters,
     )
@@ -125,4 +127,4 @@ def _other_model(report: WorkerReport) -> ModelObject:
             status = ModelStatus("unloaded", failed=True, error=report.error or "")
         case _:
             status = ModelStatus("unloaded")
-    return ModelObject(report.name, 0, status)
+    return ModelObject(report.name, 0, status, report.kind)

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from services.contract.conversation import FunctionCall, ToolCall
-from services.contract.messages import Done
+from services.contract.messages import Done, ModelKind
 
 FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
@@ -135,6 +135,55 @@ class TextCompletion(Completion, frozen=True, kw_only=True):
     choices: tuple[TextChoice, ...]
 
 
+class EmbeddingObject(Struct, frozen=True):
+    """`embedding` as bytes is base64 in JSON."""
+
+    index: int
+    embedding: tuple[float, ...] | bytes
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingUsage(Struct, frozen=True):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Struct, frozen=True):
+    """`data` has the JSON of EmbeddingObjects."""
+
+    data: tuple[Raw, ...]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
+
+
+class DocumentText(Struct, frozen=True):
+    text: str
+
+
+class RerankResult(Struct, frozen=True):
+    index: int
+    relevance_score: float
+    document: DocumentText | UnsetType = UNSET
+
+
+class Ranking(Struct, frozen=True):
+    """Jina's form; Cohere's has `results`, too."""
+
+    results: tuple[RerankResult, ...]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
+
+
+class TeiResult(Struct, frozen=True):
+    """A result of text-embeddings-inference, whose response is a list of these."""
+
+    index: int
+    score: float
+    text: str | UnsetType = UNSET
+
+
 class ModelStatus(Struct, frozen=True):
     """State of a model, as llama-server reports it (tools/server/README.md, GET /models)."""
 
@@ -150,17 +199,20 @@ class ModelMeta(Struct, frozen=True):
     n_ctx: int
     n_ctx_train: int
     size: int
+    n_embd: int | UnsetType = UNSET  # floats of an embedding
 
 
 class ModelObject(Struct, frozen=True):
     """
     A model that requests can name. `max_model_len` (tokens) and `parent`, the model of an adapter,
-    are vLLM's names. A model that is not ready has neither these nor `meta`.
+    are vLLM's names, `type` and its values Together's. A model that is not ready has neither a
+    `max_model_len` nor `meta`.
     """
 
     id: str
     created: int
     status: ModelStatus
+    type: ModelKind
     max_model_len: int | UnsetType = UNSET
     meta: ModelMeta | UnsetType = UNSET
     parent: str | UnsetType = UNSET

@@ -17,7 +17,12 @@ from services.contract import prompts
 from services.contract.codec import check_utf8, decode
 from services.contract.errors import ServiceError
 from services.edge.api.fields import Fields, honoured
-from services.edge.api.openai_requests import ChatCompletionBody, CompletionBody
+from services.edge.api.openai_requests import (
+    ChatCompletionBody,
+    CompletionBody,
+    EmbeddingBody,
+    RerankBody,
+)
 from services.edge.api.translation import Object, Translation
 from services.edge.errors import AnyRequest
 from services.edge.limits import EdgeLimits
@@ -96,6 +101,10 @@ def parse(data: bytes, kind: type[B], translation: Translation) -> B:
     elif kind is CompletionBody:
         _check_prompt_size(bytes(given.get("prompt", b"")))
         fields = translation.text(given)
+    elif kind is EmbeddingBody:
+        fields = translation.embedding(given)
+    elif kind is RerankBody:
+        fields = translation.rerank(given)
     else:
         fields = translation.keep(given, Fields(honoured(kind)), "$")
     try:

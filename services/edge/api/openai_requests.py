@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from services.contract.conversation import Conversation, ToolChoice, Tools
+from services.contract.embeddings import MAX_INPUTS
 from services.contract.errors import ServiceError
 from services.contract.messages import (
     ModelName,
@@ -134,6 +135,62 @@ class CompletionBody(CompletionRequest, frozen=True, kw_only=True):
                 f" {MAX_PROMPTS} of these.",
             )
         return prompts
+
+
+Documents = Annotated[tuple[Text, ...], Meta(min_length=1, max_length=MAX_INPUTS)]
+
+
+class EmbeddingBody(Struct, frozen=True, kw_only=True):
+    """The body of `POST /v1/embeddings`: a text, token ids, or several of these."""
+
+    input: Prompt | Annotated[tuple[Prompt | TokenId | Tokens, ...], Meta(min_length=1)]
+    model: ModelName | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    normalize: bool | None = None  # of vLLM and TEI; only true is possible
+
+    @property
+    def inputs(self) -> tuple[str | tuple[int, ...], ...]:
+        """Return the inputs as a list. Raises ServiceError(invalid_request)."""
+        if self.normalize is False:
+            raise ServiceError(
+                "invalid_request",
+                "The field `normalize` can't be false: embeddings always have length 1.",
+            )
+        if isinstance(self.input, str):
+            return (self.input,)
+        inputs = tuple(part for part in self.input if not isinstance(part, int))
+        if len(inputs) < len(self.input) or len(inputs) > MAX_INPUTS:
+            raise ServiceError(
+                "invalid_request",
+                "The field `input` must be a text, a list of token ids, or a list of up to"
+                f" {MAX_INPUTS:,} of these.",
+            )
+        return inputs
+
+
+class RerankBody(Struct, frozen=True, kw_only=True):
+    """
+    The body of `POST /v1/rerank`: `documents` as in Jina's and Cohere's API, after translation, or
+    `texts` as in that of text-embeddings-inference (TEI).
+    """
+
+    query: Annotated[Text, Meta(min_length=1)]
+    documents: Documents | None = None
+    texts: Documents | None = None
+    model: ModelName | None = None
+    top_n: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    return_documents: bool = False
+    return_text: bool = False  # beside `texts`
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Return the documents or texts. Raises ServiceError(invalid_request) for both or none."""
+        if (self.documents is None) is (self.texts is None):
+            raise ServiceError(
+                "invalid_request", "The field `documents`, or `texts`, must be there, not both."
+            )
+        return self.documents or self.texts or ()
 
 
 class TokenizeBody(Struct, frozen=True):

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from services.contract.conversation import MAX_MESSAGES
+from services.contract.embeddings import MAX_INPUTS
 from services.contract.errors import ServiceError
 from services.edge.api import fields
 from services.edge.api.fields import Fields
@@ -78,8 +79,36 @@ class Translation:
     def text(self, given: Object) -> dict[str, Any]:
         body = self._body(given, fields.TEXT)
         if "prompt" in body:
-            body["prompt"] = _prompts(bytes(body["prompt"]))
+            body["prompt"] = _token_lists(bytes(body["prompt"]), "prompt", MAX_PROMPTS)
         return body
+
+    def embedding(self, given: Object) -> dict[str, Any]:
+        body = self._body(given, fields.EMBEDDING)
+        if "input" in body:
+            body["input"] = _token_lists(bytes(body["input"]), "input", MAX_INPUTS)
+        return body
+
+    def rerank(self, given: Object) -> dict[str, Any]:
+        body = self._body(given, fields.RERANK)
+        if "documents" in body:
+            documents = _decode(body["documents"], list[Raw], "$.documents")
+            if len(documents) > MAX_INPUTS:
+                raise _invalid(f"The field `documents` has more than {MAX_INPUTS:,} items", "$")
+            body["documents"] = [
+                self._document(document, f"$.documents[{number}]")
+                for number, document in enumerate(documents)
+            ]
+        return body
+
+    def _document(self, given: Raw, path: str) -> Raw:
+        """Return the text of a document, which may be an object."""
+        if bytes(given)[:1] != b"{":
+            return given
+        document = self.keep(_decode(given, Object, path), fields.DOCUMENT, path)
+        if "text" not in document:
+            raise _invalid("Object missing required field `text`", path)
+        text: Raw = document["text"]
+        return text
 
     def keep(self, given: Object, kind: Fields, path: str) -> dict[str, Any]:
         """Return the honoured fields that are not null, note ignored ones, raise for rejected."""
@@ -418,12 +447,12 @@ def _tool_name(tool: dict[str, Any]) -> Any:
     return msgspec.json.decode(bytes(tool["function"].get("name", NULL)))
 
 
-def _prompts(given: bytes) -> Any:
-    """Wrap token ids as one prompt. Count lists of them before they are decoded."""
+def _token_lists(given: bytes, field: str, maximum: int) -> Any:
+    """Wrap token ids as one text. Count lists of them before they are decoded."""
     if _TOKEN_IDS.match(given):
         return [Raw(given)]
-    if _LISTS.match(given) and given.count(b"[") > MAX_PROMPTS + 1:
-        raise _invalid(f"The field `prompt` has more than {MAX_PROMPTS} prompts", "$")
+    if _LISTS.match(given) and given.count(b"[") > maximum + 1:
+        raise _invalid(f"The field `{field}` has more than {maximum:,} items", "$")
     return Raw(given)
 
 
@@ -560,6 +589,8 @@ VALUES: dict[str, Callable[[Any], Any]] = {
     "top_p": _top_p,
     "stop": _stop,
     "n": _integer,
+    "dimensions": _integer,
+    "top_n": _integer,
     "best_of": _integer,
     "logprobs": _integer,
     "top_logprobs": _integer,

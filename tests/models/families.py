@@ -20,7 +20,7 @@ import openai
 
 from bench.servers import whole_stack
 from tests.models import whole_conversation
-from tests.models.real_model import NAME, real_model
+from tests.models.real_model import NAME, real_model, with_template
 
 TEMPLATES = Path(".data/llama.cpp/models/templates")
 RESULTS = Path("bench/results/models.md")
@@ -66,11 +66,17 @@ WEATHER = {
         },
     },
 }
-CHOICES: tuple[Any, ...] = (
-    "required",
-    {"type": "function", "function": {"name": "get_weather"}},
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+# `tool_choice`, streamed, and thinking, of forced calls
+FORCED: tuple[tuple[Any, bool, bool | None], ...] = (
+    ("required", False, None),
+    (NAMED, True, False),
+    (NAMED, False, True),
 )
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+NUMBER = {"type": "json_schema", "json_schema": {"name": "number", "schema": SCHEMA}}
 BUDGET = 12  # tokens
+MAX_TAGS = 32  # tokens of the tags around a thought, if the vocabulary has none for them
 
 
 class Failure(Exception):
@@ -84,35 +90,36 @@ class Model(NamedTuple):
 
     def ask(self, prompt: str | list[Any], stream: bool = False, **options: Any) -> Any:
         """Return the only choice. A streamed one is put together by OpenAI's own helper."""
+        return self.complete(prompt, stream, **options).choices[0]
+
+    def complete(self, prompt: str | list[Any], stream: bool = False, **options: Any) -> Any:
         messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         extra = {"reasoning_budget_tokens": BUDGET} | options.pop("extra_body", {})
         options |= {"model": NAME, "temperature": 0, "max_tokens": 80, "extra_body": extra}
         completions: Any = self.client.chat.completions
         if not stream:
-            return completions.create(messages=messages, **options).choices[0]
+            return completions.create(messages=messages, **options)
         try:
             with completions.stream(messages=messages, **options) as events:
-                return events.get_final_completion().choices[0]
+                return events.get_final_completion()
         except openai.LengthFinishReasonError as cut:
-            return cut.completion.choices[0]
+            return cut.completion
 
 
 def plain(model: Model) -> str:
-    choice = model.ask("What is the capital of France? Answer in one word.")
-    return _oddity(choice) or ("ok" if "Paris" in choice.message.content else "ok, odd")
-
-
-def plain_streamed(model: Model) -> str:
     question = "What is the capital of France? Answer in one word."
     whole, streamed = (model.ask(question, stream=stream) for stream in (False, True))
     if whole.message.content != streamed.message.content:
         raise Failure(f"streamed {streamed.message.content!r}, whole {whole.message.content!r}")
-    return "ok"
+    return _oddity(whole) or ("ok" if "Paris" in whole.message.content else "ok, odd")
 
 
 def forced_call(model: Model) -> str:
-    for choice, stream in zip(CHOICES, (False, True), strict=True):
-        _call_of(model.ask("Weather in Rome?", stream, tools=[WEATHER], tool_choice=choice))
+    """By `required` and by name, thinking or not."""
+    for choice, stream, thinks in FORCED:
+        extra = {} if thinks is None else {"enable_thinking": thinks}
+        options = {"tools": [WEATHER], "tool_choice": choice, "extra_body": extra}
+        _call_of(model.ask("Weather in Rome?", stream, **options))
     return "ok"
 
 
@@ -144,50 +151,63 @@ def automatic_call(model: Model) -> str:
 
 def thinking_off(model: Model) -> str:
     choice = model.ask("Say hello.", extra_body={"enable_thinking": False})
-    if getattr(choice.message, "reasoning_content", None):
-        return "thinks anyway"
+    if thought := getattr(choice.message, "reasoning_content", None):
+        raise Failure(f"thinks anyway: {thought!r}")
     return _oddity(choice) or "ok"
 
 
 def thinking_bounded(model: Model) -> str:
     """A spent budget closes the thought, and an answer follows."""
-    choice = model.ask("Why is the sky blue? Think first.", extra_body={"enable_thinking": True})
+    question = "Why is the sky blue? Think first."
+    answer = model.complete(question, extra_body={"enable_thinking": True})
+    choice = answer.choices[0]
     thought = getattr(choice.message, "reasoning_content", None)
     if not thought:
         return "no thought"
     if thought != choice.message.reasoning:
         raise Failure("`reasoning` and `reasoning_content` differ")
+    spent = answer.usage.completion_tokens_details.reasoning_tokens
+    if spent > BUDGET + MAX_TAGS:
+        raise Failure(f"{spent} tokens of reasoning")
     return _oddity(choice) or "ok"
 
 
 def json_schema(model: Model) -> str:
-    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-    form = {"type": "json_schema", "json_schema": {"name": "number", "schema": schema}}
-    choice = model.ask("How many legs has a dog?", response_format=form)
-    if choice.finish_reason != "length" and not isinstance(_json(choice)["n"], int):
-        raise Failure(f"no integer: {choice.message.content!r}")
-    return "ok" if choice.finish_reason != "length" else "cut"
+    """Thinking or not."""
+    for thinks in (None, False, True):
+        extra = {} if thinks is None else {"enable_thinking": thinks}
+        choice = model.ask("How many legs has a dog?", response_format=NUMBER, extra_body=extra)
+        _check_number(choice)
+    return "ok"
+
+
+def schema_or_call(model: Model) -> str:
+    choice = model.ask("How many legs has a dog?", tools=[WEATHER], response_format=NUMBER)
+    if choice.message.tool_calls:
+        _call_of(choice)
+        return "called"
+    _check_number(choice)
+    return "ok"
 
 
 CASES: tuple[Callable[[Model], str], ...] = (
     plain,
-    plain_streamed,
     forced_call,
     tool_loop,
     automatic_call,
     thinking_off,
     thinking_bounded,
     json_schema,
+    schema_or_call,
 )
 
 
-def try_family(name: str, model: Path) -> dict[str, str]:
+def try_family(name: str) -> dict[str, str]:
     """Return what each case gave; a failure begins with `FAILED`."""
     results: dict[str, str] = {}
-    settings = {"MODEL_CHAT_TEMPLATE": str((TEMPLATES / f"{name}.jinja").resolve())}
-    settings |= {"MODEL_CONTEXT": "2048", "MODEL_PARALLEL": "2"}
     with (
-        whole_stack(model, **settings) as up,
+        with_template(TEMPLATES / f"{name}.jinja") as model,
+        whole_stack(model, MODEL_CONTEXT="2048", MODEL_PARALLEL="2") as up,
         openai.OpenAI(base_url=f"{up.http.base_url}/v1", api_key="any", max_retries=0) as client,
     ):
         for case in CASES:
@@ -230,8 +250,10 @@ def _oddity(choice: Any) -> str:
     return "odd: ended in its thought" if thought else "odd: empty"
 
 
-def _json(choice: Any) -> Any:
-    return json.loads(choice.message.content)
+def _check_number(choice: Any) -> None:
+    """Raise Failure unless the content is JSON as NUMBER wants it."""
+    if choice.finish_reason != "stop" or type(json.loads(choice.message.content)["n"]) is not int:
+        raise Failure(f"{choice.finish_reason}, no integer: {choice.message.content!r}")
 
 
 def table(results: dict[str, dict[str, str]]) -> str:
@@ -247,9 +269,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS}")
     parser.add_argument("--only-families", action="store_true", help="skip the long conversation")
     options = parser.parse_args(None if arguments is None else list(arguments))
-    model = real_model()
-    results = {name: try_family(name, model) for name in options.families.split(",")}
-    lines = [] if options.only_families else whole_conversation.run(model)
+    results = {name: try_family(name) for name in options.families.split(",")}
+    lines = [] if options.only_families else whole_conversation.run(real_model())
     report = "\n\n".join([table(results), *lines])
     print(report)
     if options.save:

@@ -4,7 +4,13 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+
+from gguf import GGUFReader, GGUFValueType, GGUFWriter, Keys
+from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 
 FOLDER = Path(".data/models")
 NAME = "qwen2.5-coder-1.5b-instruct-q4_k_m"
@@ -25,6 +31,26 @@ def real_model() -> Path:
             raise ValueError(f"{part} has not the expected checksum: delete it and try again.")
         part.rename(path)
     return path
+
+
+@contextmanager
+def with_template(template: Path) -> Iterator[Path]:
+    """Yield a copy of the model with this Jinja file as its chat template. It is then deleted."""
+    source = real_model()
+    with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+        copy = Path(folder, source.name)
+        reader = _reader(source)
+        architecture = reader.fields[Keys.General.ARCHITECTURE].contents()
+        text = MetadataDetails(GGUFValueType.STRING, template.read_text())
+        metadata = {Keys.Tokenizer.CHAT_TEMPLATE: text}
+        copy_with_new_metadata(reader, GGUFWriter(copy, architecture), metadata, [])
+        yield copy
+
+
+@cache
+def _reader(path: Path) -> GGUFReader:
+    """Return the parsed file, which takes 8 s because of the vocabulary."""
+    return GGUFReader(path)
 
 
 def _download(target: Path) -> None:

@@ -77,7 +77,8 @@ class PromptBuilder:
         else:
             state, first = self._new(flight, context)
         tokens: list[int] = np.frombuffer(state.prompt, "<i4").tolist()
-        limits = _limits(flight.sampling, self._model.backend.context - len(tokens))
+        thinks = not self._model.prompt_options(request).forbids_reasoning
+        limits = _limits(flight.sampling, self._model.backend.context - len(tokens), thinks)
         sampling = replace(flight.sampling, max_completion_tokens=limits.total, seed=state.seed)
         stops = self._stops(request, sampling)
         lark = self._answer_lark(request, sampling, state.channel)
@@ -305,13 +306,15 @@ class PromptBuilder:
         )
 
 
-def _limits(sampling: Sampling, room: int) -> AnswerLimits:
+def _limits(sampling: Sampling, room: int, may_reason: bool) -> AnswerLimits:
     """
     Return the limits of an answer with `room` tokens left in the context window. Reasoning leaves
-    room for as much content as is wanted, but at most for half.
+    room for as much content as is wanted, but at most for half. Without `may_reason` a thought is
+    closed as soon as the prompt or the model opens it.
     """
     total = min(sampling.max_completion_tokens or room, room)
     content, budget = sampling.max_tokens, sampling.reasoning_budget_tokens
+    budget = budget if may_reason else 0
     limits = [] if budget in (None, -1) else [budget]
     limits += [] if content is None else [total - min(content, total // 2)]
     reasoning = min(limits, default=None)

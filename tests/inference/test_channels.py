@@ -23,6 +23,7 @@ SCRIPT = {
     f"Again!<|im_end|>\n{OPEN}": f"{CALL}\n{CALL}",
     f"Quick!<|im_end|>\n{OPEN}<think>\n\n</think>\n\n": "Yes.",
     f"Think!<|im_end|>\n{OPEN}": "<think>\none two three",
+    f"Hush!<|im_end|>\n{OPEN}<think>\n\n</think>\n\n": "<think>\nI think.",
     f"Greet!<|im_end|>\n{OPEN}<think>\n\n</think>\n\nHel": "lo.",
     f"Muse!<|im_end|>\n{OPEN}<think>\nWell": ", no.\n</think>\n\nNo.",
 }
@@ -115,6 +116,21 @@ async def test_reasoning_is_closed_when_its_budget_is_spent(qwen: Worker) -> Non
     answer = answer_of(events)
     assert answer.reasoning == "one" and answer.content.startswith(" two three"[1:])
     assert done_of(events).finish_reason == "stop"
+
+
+async def test_thought_that_is_turned_off_is_closed_at_once(qwen: Worker) -> None:
+    answer = answer_of(await qwen.ask("Hush!", "t", reasoning_effort="none"))
+    assert (answer.reasoning, answer.content) == ("", "I think.")
+
+
+async def test_thought_that_the_prompt_opens_is_closed_at_once(start_worker: StartWorker) -> None:
+    opened = "<｜Assistant｜><think>\n"
+    answers = {opened: b"Hm.</think>\n\nYes.", f"{opened}\n</think>\n\n": b"No."}
+    template = SOURCES["deepseek-ai-DeepSeek-R1-Distill-Llama-8B"]
+    async with start_worker(backend=FakeBackend(answers, 4000), template=template) as worker:
+        answer = answer_of(await worker.ask("Quick!", "s"))
+        assert (answer.reasoning, answer.content) == ("Hm.", "Yes.")
+        assert answer_of(await worker.ask("Quick!", "t", reasoning_effort="none")).reasoning == ""
 
 
 async def test_prefix_is_continued_and_stored(qwen: Worker) -> None:

@@ -54,6 +54,11 @@ class PromptOptions(NamedTuple):
         """The channel of the text that the answer continues."""
         return "content" if self.prefix else self.continue_final
 
+    @property
+    def forbids_reasoning(self) -> bool:
+        """Whether reasoning is turned off, which not every template can do."""
+        return any(self.variables.get(name) is False for name in prompts.SWITCHES)
+
 
 NO_OPTIONS = PromptOptions()
 

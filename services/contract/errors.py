@@ -6,6 +6,7 @@ ErrorCode = Literal[
     "invalid_request",  # the caller's input is invalid
     "context_length_exceeded",  # the prompt alone exceeds the context window
     "not_found",
+    "previous_response_not_found",
     "model_not_found",  # no worker has the model or adapter that the request names
     "method_not_allowed",
     "conflict",  # another request has the same id

@@ -19,9 +19,14 @@ from services.contract.messages import (
     Turn,
     Usage,
 )
+from services.contract.responses import ResponseRequestId, ResponseTurn, TreeId
 
 Title = Annotated[str, Meta(min_length=1, max_length=200)]
 SystemPrompt = Annotated[str, Meta(max_length=16_384)]  # "": no system prompt at all
+Metadata = Annotated[
+    dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=512)]],
+    Meta(max_length=16),
+]
 PageLimit = Annotated[int, Meta(ge=1, le=1000)]
 # End of a page: a time in milliseconds and a sequence. Opaque to clients
 Cursor = Annotated[str, Meta(pattern="^[0-9]{1,14}-[1-9][0-9]{0,17}\\Z")]
@@ -46,7 +51,8 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
     `epoch` is that of the context it was generated with, `attempt` the attempt that generated it.
     `retry_of` is the request id of the exchange that this one replaces. `stop_string` is the string
     that ended the response, as in Done. `order` is that of the answer's channels (Answer.order).
-    The first `prefix_length` characters of the response were given by the request.
+    The first `prefix_length` characters of the response were given by the request. `turn` belongs
+    to a response of `/v1/responses`; without a response, it has items added to a conversation.
     """
 
     request_id: str
@@ -68,6 +74,7 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
     tool_results: ToolResults = ()
     order: tuple[Run, ...] = ()
     prefix_length: int = 0
+    turn: ResponseTurn | None = None
 
     @property
     def prefix(self) -> str:
@@ -98,14 +105,25 @@ class Erased(Record, frozen=True, tag="erased", kw_only=True):
 
 
 class Described(Record, frozen=True, tag="described", kw_only=True):
-    """Sets title and system prompt; None removes one, and an absent field leaves it as it is."""
+    """
+    Sets title, system prompt and the metadata of a conversation of `/v1/conversations`; None
+    removes one, and an absent field leaves it as it is.
+    """
 
     described_at: Timestamp
     title: Title | None | UnsetType = UNSET
     system_prompt: SystemPrompt | None | UnsetType = UNSET
+    metadata: Metadata | None | UnsetType = UNSET
 
 
-LogRecord = Exchange | Cleared | Erased | Described
+class Removed(Record, frozen=True, tag="removed", kw_only=True):
+    """Deletes one response everywhere, also if it is still being generated."""
+
+    request_id: str
+    removed_at: Timestamp
+
+
+LogRecord = Exchange | Cleared | Erased | Described | Removed
 
 
 class ContextRequest(Struct, frozen=True):
@@ -224,10 +242,11 @@ class SessionPage(Struct, frozen=True):
 
 
 class Description(Struct, frozen=True, omit_defaults=True):
-    """Title and system prompt; None removes one, and an absent field leaves it as it is."""
+    """The fields of Described; None removes one, and an absent field leaves it as it is."""
 
     title: Title | None | UnsetType = UNSET
     system_prompt: SystemPrompt | None | UnsetType = UNSET
+    metadata: Metadata | None | UnsetType = UNSET
 
 
 class DescribeRequest(Struct, frozen=True):
@@ -269,6 +288,7 @@ class Imported(Struct, frozen=True, kw_only=True):
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_results: ToolResults = ()
+    turn: ResponseTurn | None = None
 
 
 class ImportRequest(Struct, frozen=True):
@@ -279,6 +299,34 @@ class ImportRequest(Struct, frozen=True):
 class DeleteRequest(Struct, frozen=True):
     session_id: SessionId
     request_id: RequestId | None = None
+
+
+class BranchRequest(Struct, frozen=True):
+    """
+    Ask for the responses that the next one continues: those up to `request_id`, or, without it, all
+    of the conversation. At most the last `limit`.
+    """
+
+    tree: TreeId
+    request_id: ResponseRequestId | None = None
+    limit: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+
+
+class Branch(Struct, frozen=True):
+    """
+    Responses, oldest first, without those that were removed; not `is_complete` if more would not
+    fit into a NATS message. `metadata` is that of the conversation.
+    """
+
+    exchanges: tuple[Exchange, ...]
+    is_complete: bool
+    metadata: dict[str, str]
+
+
+class RemoveRequest(Struct, frozen=True):
+    """Delete one response. It is no error if there is none."""
+
+    request_id: ResponseRequestId
 
 
 class HistoryStatus(Struct, frozen=True):

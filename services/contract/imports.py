@@ -15,7 +15,7 @@ def check(imported: Imported) -> None:
     Raise ServiceError(invalid_request) if the prompt is missing, or if a time or a count is out of
     range.
     """
-    if not imported.prompt and not imported.tool_results:
+    if not imported.prompt and not imported.tool_results and imported.turn is None:
         raise _invalid("prompt", "a text")
     for name, time in (("asked_at", imported.asked_at), ("answered_at", imported.answered_at)):
         if time is not None and not is_in_utc(time):

@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 from services.contract.conversation import Conversation as Conversation
 from services.contract.conversation import ToolCall, ToolChoice, ToolResults, Tools
 from services.contract.errors import ErrorCode
+from services.contract.responses import ResponseTurn
 
 SessionId = Annotated[str, Meta(min_length=1, max_length=128)]
 Timestamp = Annotated[datetime, Meta(tz=True)]
@@ -344,16 +345,22 @@ class ChatRequest(PromptRequest, frozen=True, kw_only=True):
     With `messages` or `text` the session is neither read nor written. Its id only selects the
     worker with the cached prefix, and may be empty. A caller on the bus may leave out `request_id`;
     the worker then draws one.
+
+    With `turn` the answer to `messages` is stored nevertheless, as a response of `/v1/responses`
+    whose request id names its session (responses.py).
     """
 
     session_id: Annotated[str, Meta(max_length=128)] = "default"
     messages: Conversation | None = None
     # Continue the content or the reasoning of the last message, which is the assistant's
     continue_final: Channel | None = None
+    # If the messages don't fit the context window, drop the oldest exchanges instead of failing
+    drop_oldest: bool = False
     text: str | Tokens | None = None
+    turn: ResponseTurn | None = None
     request_id: RequestId | None = None
     # Seconds for which the answer continues without a reader, who may return
-    grace_s: Annotated[float, Meta(ge=0, le=600)] = 0
+    grace_s: Annotated[float, Meta(ge=0, le=86_400)] = 0
     resume: Resume | None = None  # continues the answer of a lost worker
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from services.contract import subjects
+from services.contract import responses, subjects
 from services.contract.codec import encode
-from services.contract.conversation import ChatMessage
+from services.contract.conversation import ChatMessage, ToolResult
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, JsonSchemaFormat, PromptRequest, TextFormat
 
@@ -36,6 +36,27 @@ def is_stateless(request: ChatRequest) -> bool:
     return request.messages is not None or request.text is not None
 
 
+def stored_session(request: ChatRequest) -> str | None:
+    """Return the id of the session that the answer is appended to; None: it is not stored."""
+    if request.turn is not None:
+        return responses.session_of(request.request_id or "")
+    return None if is_stateless(request) else request.session_id
+
+
+def asked(request: ChatRequest) -> tuple[str, tuple[ToolResult, ...]]:
+    """
+    Return the prompt and the tool results of the request's exchange: of a conversation, what comes
+    after its last answer.
+    """
+    if request.messages is None:
+        return request.prompt, request.tool_results or ()
+    answers = [i for i, m in enumerate(request.messages) if m.role == "assistant"]
+    new = request.messages[answers[-1] + 1 if answers else 0 :]
+    texts = [message.text for message in new if message.role == "user"]
+    results = [ToolResult(m.tool_call_id or "", m.text) for m in new if m.role == "tool"]
+    return "\n".join(texts), tuple(results)
+
+
 def routing_key(tenant: str, request: ChatRequest) -> str:
     """
     Return the key that selects the worker: the session, or without one the prefix of the request,
@@ -54,8 +75,8 @@ def conversation_key(tenant: str, request: ChatRequest) -> str:
     request for the chat's title has another key. Empty for a single question without a session,
     which will hardly have a next turn.
     """
-    if not is_stateless(request):
-        return subjects.session_key(tenant, request.session_id)
+    if session_id := stored_session(request):
+        return subjects.session_key(tenant, session_id)
     has_answers = any(message.role == "assistant" for message in request.messages or ())
     if not has_answers and not request.session_id:
         return ""
@@ -104,6 +125,8 @@ def check(prompt: PromptRequest) -> None:
             " them.",
         )
     _check_tools(prompt)
+    if isinstance(prompt, ChatRequest):
+        _check_turn(prompt)
     if isinstance(prompt.response_format, JsonSchemaFormat):
         check_depth("response_format", prompt.response_format.json_schema.schema)
     if isinstance(prompt, ChatRequest) and is_stateless(prompt):
@@ -194,6 +217,11 @@ def _check_prompt(prompt: PromptRequest) -> None:
         )
     if not prompt.session_id:
         raise ServiceError("invalid_request", "The field `session_id` is empty: remove it.")
+    if responses.is_session(prompt.session_id):
+        raise ServiceError(
+            "invalid_request",
+            f"The session {prompt.session_id!r} belongs to /v1/responses: continue it there.",
+        )
     results = "".join(result.content for result in prompt.tool_results or ())
     if (size := len((prompt.prompt + results + prompt.prefix).encode())) > MAX_BYTES:
         raise ServiceError(
@@ -203,6 +231,19 @@ def _check_prompt(prompt: PromptRequest) -> None:
     if isinstance(prompt, ChatRequest) and prompt.continue_final:
         message = "`continue_final` needs `messages`: send `prefix` instead."
         raise ServiceError("invalid_request", message)
+
+
+def _check_turn(request: ChatRequest) -> None:
+    """Check what names the session of a response, and keeps other requests out of it."""
+    if request.turn is None:
+        return
+    if not request.messages or not responses.is_request_id(request.request_id or ""):
+        raise ServiceError(
+            "invalid_request",
+            "A request with `turn` needs `messages`, and a `request_id` of 64 hexadecimal digits:"
+            " send both, or leave out `turn`.",
+        )
+    check_depth("turn", [*request.turn.input, request.turn.parameters])
 
 
 def _check_stateless(request: ChatRequest) -> None:

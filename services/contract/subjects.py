@@ -8,6 +8,7 @@ import base64
 import re
 from typing import Literal
 
+from services.contract import responses
 from services.contract.errors import ServiceError
 
 OPEN_TENANT = "_"
@@ -41,6 +42,7 @@ SESSIONS_BUCKET = "sessions"
 REQUESTS_BUCKET = "requests"
 
 HistoryVerb = Literal[
+    "branch",
     "clear",
     "context",
     "delete",
@@ -49,9 +51,11 @@ HistoryVerb = Literal[
     "export",
     "import",
     "messages",
+    "remove",
     "sessions",
 ]
 
+_RESPONSES = "=responses."  # no tenant has a `=`
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _REPLY = re.compile(r"(?:_INBOX\w*|chat\.reply)(?:\.[^\s.*>]+)+", re.ASCII)
 MAX_REPLY_LENGTH = 512
@@ -231,6 +235,20 @@ def session_of_key(key: str) -> tuple[str, str]:
     return tenant, base64.urlsafe_b64decode(encoded + padding).decode()
 
 
+def snapshot_entry(key: str) -> str:
+    """
+    Return the key, in the bucket `sessions`, of a session's snapshot. Those of `/v1/responses` have
+    another first token, so that a tenant's sessions are listed without them.
+    """
+    _, session_id = session_of_key(key)
+    return f"{_RESPONSES}{key}" if responses.is_session(session_id) else key
+
+
+def key_of_snapshot(entry: str) -> str:
+    """Return the session key of a snapshot's key."""
+    return entry.removeprefix(_RESPONSES)
+
+
 def request_entry(tenant: str, request_id: str) -> str:
     """Return the key, in the bucket `requests`, of the entry of a request id."""
     return f"{tenant}.{request_id}"
@@ -239,6 +257,11 @@ def request_entry(tenant: str, request_id: str) -> str:
 def idempotency_entry(tenant: str, digest: str) -> str:
     """Return the key, in the bucket `requests`, of the Idempotency-Key with this digest."""
     return f"{tenant}.key.{digest}"
+
+
+def background_entry(tenant: str, request_id: str) -> str:
+    """Return the key, in the bucket `requests`, of a response that is generated in background."""
+    return f"{tenant}.background.{request_id}"
 
 
 def log(key: str) -> str:

@@ -29,7 +29,7 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from services.contract import subjects
-from services.contract.history import Erased, Exchange
+from services.contract.history import Erased, Exchange, Removed
 from services.history.entry import Entry, Position, Unreadable, archive_id, parse_entry
 from services.history.limits import LIMITS, HistoryLimits
 from services.history.log import SessionLog
@@ -160,6 +160,18 @@ class Archive:
             await self._erased.update_one({"_id": erased.key}, tombstone, upsert=True)
             await self._delete(erased.key, erased.logged_at)
 
+    async def remove(self, entry: Entry, request_id: str) -> None:
+        """
+        Replace the exchange by a document that only says so. It keeps the id, so that a process
+        that is writing the exchange does not insert it again.
+        """
+        id_ = archive_id(entry.key, request_id)
+        tenant, _ = subjects.session_of_key(entry.key)
+        fields = {"key": entry.key, "tenant": tenant, "request_id": request_id, "seq": entry.seq}
+        removed = {**fields, "logged_at": entry.logged_at, "removed": True}
+        with self._as_unavailable():
+            await self._exchanges.replace_one({"_id": id_}, removed, upsert=True)
+
     async def _delete_erased(self, written: Sequence[Entry]) -> None:
         """Delete again what was written after its session was erased."""
         first: dict[str, datetime] = {}
@@ -247,6 +259,7 @@ class Archive:
         timeout = self._limits.mongodb_read_seconds
         with self._as_unavailable():
             async with asyncio.timeout(timeout):
+                query = query | {"removed": None}  # the field is missing
                 found = self._exchanges.find(query, max_time_ms=int(timeout * 1000))
                 documents = await found.sort(order).limit(limit).to_list(limit)
         return [from_document(each) for each in documents]
@@ -370,6 +383,8 @@ class Archiver(LogConsumer):
             match entry.record:
                 case Erased():
                     await self._archive.erase(entry)
+                case Removed(request_id=request_id):
+                    await self._archive.remove(entry, request_id)
                 case Unreadable(reason):
                     log.warning(
                         "record set aside session=%s seq=%d: %s", entry.key, entry.seq, reason

@@ -7,7 +7,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from services.contract.codec import encode
-from services.contract.history import Cleared, Context, Described, Erased, Exchange
+from services.contract.history import Cleared, Context, Described, Erased, Exchange, Removed
 from services.contract.messages import Turn
 from services.history.entry import Entry, Unreadable, fit_newest
 
@@ -30,7 +30,8 @@ class Snapshot(Context, frozen=True):
     A session as it is stored between requests: its context, and what lists of sessions show.
 
     `opening` is the start of its first prompt; `active_at` is the time of its last record (None: it
-    has none); `first_seq` is the sequence of its first exchange (0: none or unknown).
+    has none); `first_seq` is the sequence of its first exchange (0: none or unknown). `metadata` is
+    that of a conversation of `/v1/conversations`.
     """
 
     turns: tuple[LoggedTurn, ...] = ()
@@ -39,6 +40,7 @@ class Snapshot(Context, frozen=True):
     exchanges: int = 0
     active_at: datetime | None = None
     first_seq: int = 0
+    metadata: dict[str, str] | None = None
 
 
 class WindowSize(NamedTuple):
@@ -73,7 +75,7 @@ def fold(snapshot: Snapshot, entry: Entry, size: WindowSize) -> Snapshot:
             if not snapshot.exchanges:
                 snapshot = replace(snapshot, first_seq=entry.seq)
             snapshot = _add(snapshot, exchange, entry.logged_at, size)
-        case Unreadable():
+        case Removed() | Unreadable():
             active_at = snapshot.active_at
     return replace(snapshot, applied_seq=entry.seq, active_at=active_at)
 
@@ -105,7 +107,7 @@ def _add(snapshot: Snapshot, exchange: Exchange, logged_at: datetime, size: Wind
         return snapshot
     opening = snapshot.opening or " ".join(exchange.prompt.split())[:MAX_OPENING_CHARS]
     snapshot = replace(snapshot, opening=opening, exchanges=snapshot.exchanges + 1)
-    if exchange.epoch < snapshot.epoch:
+    if exchange.epoch < snapshot.epoch or exchange.turn is not None:  # of a tree of responses
         return snapshot
     replaced = snapshot.retried_turn(exchange.retry_of)
     if not exchange.has_answer:
@@ -125,7 +127,8 @@ def _add(snapshot: Snapshot, exchange: Exchange, logged_at: datetime, size: Wind
 
 
 def _describe(snapshot: Snapshot, described: Described) -> Snapshot:
-    fields = {"title": described.title, "system_prompt": described.system_prompt}
+    names = ("title", "system_prompt", "metadata")
+    fields = {name: getattr(described, name) for name in names}
     return replace(snapshot, **{k: value for k, value in fields.items() if value is not UNSET})
 
 

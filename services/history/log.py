@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from msgspec.structs import replace
 
-from services.contract import subjects
+from services.contract import responses, subjects
 from services.contract.codec import encode
 from services.contract.history import Erased, Exchange, LogRecord
 from services.history import requests
@@ -157,6 +157,12 @@ class SessionLog:
                 self.stream.delete(found.seq), self.stream.next(subject, found.seq + 1)
             )
 
+    async def delete_exchange(self, key: str, request_id: str) -> None:
+        """Delete the record of one exchange, if the log has it."""
+        async for entry in self.walk_back(await self.last(key), 0):
+            if entry.request_id == request_id:
+                await self.stream.delete(entry.seq)
+
     async def newest_exchanges(
         self, tenant: str, key: str | None, limit: int, above: int, until: int | None = None
     ) -> ExchangeScan:
@@ -234,8 +240,10 @@ class SessionLog:
             if entry.record.previous <= above:
                 return None
             previous = await self.stream.get(entry.record.previous)
-            if previous is None or previous.subject == stored.subject:
-                return previous  # None: it was trimmed, and all before it
+            if previous is None and not _has_holes(entry.key):
+                return None  # it was trimmed, and all before it
+            if previous is not None and previous.subject == stored.subject:
+                return previous
         return await self.stream.before(stored.subject, stored.seq)
 
     async def search_back(
@@ -268,3 +276,8 @@ class SessionLog:
             await consumers[name].delete()
         await self._ensure_consumers()
         return ahead
+
+
+def _has_holes(key: str) -> bool:
+    """Return whether single records of the session may have been deleted: Removed."""
+    return responses.is_session(subjects.session_of_key(key)[1])

@@ -81,7 +81,8 @@ class LogRepair:
     async def _reset_snapshots(self) -> None:
         """Keep only the snapshots of sessions without records; the saver rebuilds the others."""
         last_seq = (await self._damaged.state()).last_seq
-        for key, value in (await self._log.snapshots.readable()).items():
+        for entry, value in (await self._log.snapshots.readable()).items():
+            key = subjects.key_of_snapshot(entry)
             if value.data and await self._log.last(key) is None:
                 await self._keep_lock()
                 await self._write(subjects.repair_snapshot(key), value.data)

@@ -12,6 +12,7 @@ from services.contract import history, subjects
 from services.contract.errors import ServiceError
 from services.contract.messages import Empty
 from services.history.archive import Archive, Archiver, ArchiveUnavailable
+from services.history.branches import Branches
 from services.history.guard import LogGuard
 from services.history.limits import (
     LIMITS,
@@ -61,6 +62,7 @@ class HistoryService:
     session_log: SessionLog
     archive: Archive
     sessions: Sessions
+    branches: Branches
     quota: LogQuota
     guard: LogGuard
 
@@ -74,6 +76,8 @@ class HistoryService:
             Route("export", history.ExportRequest, history.ExportPage, do.export, READ),
             Route("import", history.ImportRequest, Empty, do.import_exchanges, GROW),
             Route("exchange", history.ExchangeRequest, history.Exchange, do.find, READ),
+            Route("branch", history.BranchRequest, history.Branch, self.branches.read, READ),
+            Route("remove", history.RemoveRequest, Empty, do.remove, CHANGE),
             Route("clear", history.ClearRequest, Empty, do.clear, CHANGE),
             Route("delete", history.DeleteRequest, Empty, do.erase, CHANGE),
         )
@@ -175,7 +179,8 @@ async def start(
     ):
         await stack.enter_async_context(loop.running())
     sessions = Sessions(bus, session_log, archive, snapshots)
-    await HistoryService(bus, session_log, archive, sessions, quota, guard).serve()
+    branches = Branches(session_log, archive, snapshots)
+    await HistoryService(bus, session_log, archive, sessions, branches, quota, guard).serve()
     stack.push_async_callback(bus.stop_serving)
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from msgspec.structs import asdict
 
-from services.contract import history, imports, subjects
+from services.contract import history, imports, responses, subjects
 from services.contract.errors import ServiceError
 from services.contract.messages import Empty, SessionErased
 from services.history import pages
@@ -87,6 +87,24 @@ class Sessions:
         if erased is not None and self._archive.connected:
             await self._archive.erase(erased)
 
+    async def remove(self, tenant: str, request: history.RemoveRequest) -> Empty:
+        """
+        Hide one response from now on, and delete it. What can't be deleted now is deleted by
+        snapshot saver and archiver.
+        """
+        id_ = request.request_id
+        key = subjects.session_key(tenant, responses.session_of(id_))
+        removed = history.Removed(previous=0, request_id=id_, removed_at=datetime.now(UTC))
+        seq = await self._log.append(key, removed, _message_id(key, "remove", id_))
+        await self._log.delete_exchange(key, id_)
+        entry = await self._log.get(seq)
+        try:
+            if entry is not None and self._archive.connected:
+                await self._archive.remove(entry, id_)
+        except ArchiveUnavailable as error:
+            log.warning("removal continues in the background session=%s reason=%s", key, error)
+        return Empty()
+
     async def describe(self, tenant: str, request: history.DescribeRequest) -> history.Session:
         key = subjects.session_key(tenant, request.session_id)
         record = history.Described(
@@ -94,6 +112,7 @@ class Sessions:
             described_at=datetime.now(UTC),
             title=request.description.title,
             system_prompt=request.description.system_prompt,
+            metadata=request.description.metadata,
         )
         await self._log.append(key, record, _message_id(key, "describe", request.request_id))
         listed = pages.listed_session(key, await self._snapshots.current(key), 0)

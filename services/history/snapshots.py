@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
-from services.contract.history import Erased
+from services.contract.history import Erased, Removed
 from services.history.context import Snapshot, WindowSize, drop_expired, fold, rewind
 from services.history.entry import Entry, Unreadable, parse_entry
 from services.history.log import SessionLog
@@ -85,13 +85,13 @@ class Snapshots:
 
     async def load(self, key: str) -> Loaded:
         """Return the stored snapshot; an empty one if there is none, or it can't be decoded."""
-        value = await self._bucket.get(key)
+        value = await self._bucket.get(subjects.snapshot_entry(key))
         return Loaded(_decode(key, value.data), value.revision) if value else Loaded(Snapshot(), 0)
 
     async def store(self, key: str, snapshot: Snapshot, revision: int) -> bool:
         """Return False if another process replaced this revision, or JetStream refuses it."""
         try:
-            await self._bucket.put(key, encode(snapshot), revision)
+            await self._bucket.put(subjects.snapshot_entry(key), encode(snapshot), revision)
         except Conflict:
             return False
         except StreamUnavailable as error:
@@ -104,7 +104,7 @@ class Snapshots:
     ) -> AsyncIterator[tuple[str, Loaded]]:
         """Yield keys that start with `prefix` and their snapshots, by descending revision."""
         while (found := await self._bucket.before(prefix, before)) is not None:
-            key, value = found
+            key, value = subjects.key_of_snapshot(found[0]), found[1]
             if value.data:
                 yield key, Loaded(_decode(key, value.data), value.revision)
             before = value.revision
@@ -191,7 +191,7 @@ class Snapshots:
 
 class SnapshotSaver(LogConsumer):
     """
-    Keeps snapshots up to date, so that sessions are listed in log order, and completes erasures
+    Keeps snapshots up to date, so that sessions are listed in log order, and completes deletions
     that a process began.
     """
 
@@ -217,8 +217,11 @@ class SnapshotSaver(LogConsumer):
         for start in range(0, len(sessions), parallel):
             await asyncio.gather(*map(self._snapshots.add, sessions[start : start + parallel]))
         for entry in entries:
-            if isinstance(entry.record, Erased):
-                await self._log.delete_before(entry.key, entry.seq)
+            match entry.record:
+                case Erased():
+                    await self._log.delete_before(entry.key, entry.seq)
+                case Removed(request_id=request_id):
+                    await self._log.delete_exchange(entry.key, request_id)
 
     async def recover(self, error: Exception) -> None:
         await self._log.try_ensure_consumers()  # requests report the error

@@ -6,7 +6,7 @@ import pytest
 
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
-from services.contract.history import Cleared, Described, Erased, Exchange, LogRecord
+from services.contract.history import Cleared, Described, Erased, Exchange, LogRecord, Removed
 from services.contract.messages import (
     Accepted,
     ChatRequest,
@@ -148,6 +148,7 @@ def test_log_records_survive_encoding() -> None:
         Cleared(previous=7, cleared_at=now),
         Erased(previous=8, erased_at=now),
         Described(previous=9, described_at=now, title="Ada", system_prompt=None),
+        Removed(previous=10, removed_at=now, request_id="r"),
     ]
     assert {type(record) for record in records} == set(get_args(LogRecord))
     for record in records:

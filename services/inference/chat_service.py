@@ -372,15 +372,16 @@ class ChatService:
         """Append the exchange to the log, however it ended."""
         self._connection.check()
         request, answer, state = flight.request, flight.answer, prompt.resume_state
-        if flight.has_ended or flight.is_erased or prompts.is_stateless(request):
+        if flight.has_ended or flight.is_erased or not flight.session_key:
             return AppendResult("none")
+        asked, results = prompts.asked(request)
         exchange = Exchange(
             previous=state.applied_seq,
             request_id=flight.request_id,
             attempt=subjects.attempt_of_reply(flight.reply),
             retry_of=request.retry_of,
             epoch=state.epoch,
-            prompt=request.prompt,
+            prompt=asked,
             response=request.prefix + answer.content if answer.length else "",
             asked_at=state.asked_at,
             answered_at=datetime.now(UTC),
@@ -392,12 +393,14 @@ class ChatService:
             stop_string=finished.stop_string,
             reasoning=answer.reasoning,
             tool_calls=tuple(answer.tool_calls),
-            tool_results=request.tool_results or (),
+            tool_results=results,
             order=answer.order,
             prefix_length=len(request.prefix) if answer.length else 0,
+            turn=request.turn,
         )
-        key = subjects.session_key(flight.tenant, request.session_id)
-        return await self._history.append(key, exchange, lambda: not flight.has_ended)
+        return await self._history.append(
+            flight.session_key, exchange, lambda: not flight.has_ended
+        )
 
     async def _prefill_next_prompt(self, flight: InFlightRequest) -> None:
         """
@@ -606,8 +609,7 @@ def _continues(flight: InFlightRequest, exchange: Exchange) -> bool:
 
 
 def _is_asked(flight: InFlightRequest, exchange: Exchange) -> bool:
-    asked = flight.request.prompt, flight.request.tool_results or ()
-    return (exchange.prompt, exchange.tool_results) == asked
+    return (exchange.prompt, exchange.tool_results) == prompts.asked(flight.request)
 
 
 def _timed_out() -> ServiceError:

@@ -76,6 +76,8 @@ class InFlightRequest:
         resume = self.request.resume
         self.answer = Answer.of(resume.events if resume else ())
         self.epoch = resume.state.epoch if resume else None
+        if self.request.turn and self.epoch is None:
+            self.epoch = 0  # a tree of responses that was erased gets no more of them
         self._prompt_bytes = prompts.size_bytes(self.request)
         self._stopped = asyncio.Event()
 
@@ -86,10 +88,9 @@ class InFlightRequest:
 
     @property
     def session_key(self) -> str:
-        """Names the session among those of all tenants; "" for a stateless request."""
-        if prompts.is_stateless(self.request):
-            return ""
-        return subjects.session_key(self.tenant, self.request.session_id)
+        """Names the session of the exchange among those of all tenants; "": it is not stored."""
+        session_id = prompts.stored_session(self.request)
+        return subjects.session_key(self.tenant, session_id) if session_id else ""
 
     @property
     def is_erased(self) -> bool:

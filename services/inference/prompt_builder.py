@@ -157,7 +157,8 @@ class PromptBuilder:
     ) -> None:
         """Cache the tokens of a finished answer, which the conversation's next prompt repeats."""
         tenant, key, content = flight.tenant, flight.session_key, answer.tokens_from(ContentDelta)
-        names = _Names.of_text(flight.answer) if not key else _Names.of_id(flight.request_id)
+        has_own = prompts.is_stateless(flight.request)  # messages, and no ids of answers
+        names = _Names.of_text(flight.answer) if has_own else _Names.of_id(flight.request_id)
         self._answers.add(tenant, names.content, content, prompt.first_exchange, key)
         if flight.answer.reasoning:
             reasoning = answer.tokens_from(ReasoningDelta)
@@ -173,7 +174,8 @@ class PromptBuilder:
         ServiceError(context_length_exceeded).
         """
         field, min_tokens = self._min_tokens(request)
-        if not request.resume and min_tokens > self._model.backend.context:
+        is_fixed = not request.resume and not request.drop_oldest
+        if is_fixed and min_tokens > self._model.backend.context:
             raise prompts.context_exceeded(
                 field, f"at least {min_tokens}", self._model.backend.context
             )
@@ -226,6 +228,11 @@ class PromptBuilder:
             past = [m for m in request.messages if m.role == "assistant"]
             texts = {_text_name(text): text for m in past for text in (m.text, m.reasoning or "")}
             known = self._known(flight.tenant, texts)
+            if request.drop_oldest:
+                max_tokens = flight.sampling.max_completion_tokens
+                return template.truncated_prompt(
+                    request.messages, options.tools, max_tokens, known, options
+                )
             return template.conversation_prompt(
                 request.messages, options.tools, MIN_ROOM, known, options
             )

@@ -101,9 +101,8 @@ class Recording:
 
     @property
     def session_id(self) -> str | None:
-        """The session of the answer; None for a stateless request."""
-        request = self._empty.request
-        return None if prompts.is_stateless(request) else request.session_id
+        """The session of the answer; None if it is not stored."""
+        return prompts.stored_session(self._empty.request)
 
     def replay(self, offset: int) -> Replay:
         """Return what a reader of the first `offset` characters lacks, as far as it fits."""

@@ -1,6 +1,7 @@
 """Prompts of one model: sessions, conversations and raw text to tokens."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, pairwise
 from os.path import commonprefix
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ KnownAnswers = Mapping[str, Sequence[int]]
 NO_ANSWERS: KnownAnswers = MappingProxyType({})
 Variables = Mapping[str, Any]  # of a template, beside the conversation
 NO_VARIABLES: Variables = MappingProxyType({})
+SYSTEM_ROLES = ("system", "developer")
 MAX_TAIL_TOKENS = 64  # of what a template writes after the last message
 # Texts without a common prefix, so that the common prefix of their prompts is the template's own.
 _PROBES = ("a", "B", "1", ".", " a", "\na", "\u00e9", "\u4e2d")
@@ -135,7 +137,7 @@ class NoTemplate(RawPrompts):
     def _reject(self, *_: Any, **__: Any) -> Any:
         raise ServiceError("model_unavailable", self.reason)
 
-    session_prompt = conversation_prompt = tokenize_conversation = _reject
+    session_prompt = conversation_prompt = truncated_prompt = tokenize_conversation = _reject
 
 
 class ChatTemplate(RawPrompts):
@@ -215,6 +217,38 @@ class ChatTemplate(RawPrompts):
         tokens = self.tokenize_conversation(messages, tools, answers, options)
         rendered = self._fitting("messages", tokens, room)
         return rendered._replace(channel=self._channel(tokens, options))
+
+    def truncated_prompt(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Tool],
+        max_tokens: int | None,
+        answers: KnownAnswers = NO_ANSWERS,
+        options: PromptOptions = NO_OPTIONS,
+    ) -> RenderedPrompt:
+        """
+        Return the prompt of a conversation without its oldest exchanges, if all of them would leave
+        less room than for an answer of `max_tokens`, or (None) a quarter of the context window, but
+        at most half of it. System messages at the begin stay. Raises ServiceError as
+        `conversation_prompt` does, if the last exchange does not fit.
+        """
+        head, exchanges = _exchanges(messages)
+        tried: dict[int, list[int]] = {}
+
+        def length(dropped: int) -> int:
+            if dropped not in tried:
+                kept = [*head, *chain.from_iterable(exchanges[dropped:])]
+                tried[dropped] = self.tokenize_conversation(kept, tools, answers, options)
+            return len(tried[dropped])
+
+        context, last = self._backend.context, max(0, len(exchanges) - 1)
+        room = context - min(max_tokens or context // 4, context // 2)
+        dropped = window.dropped_in_steps(last, length, room)
+        if dropped is None:
+            length(dropped := last)
+        rendered = self._fitting("messages", tried[dropped], 1)
+        channel = self._channel(tried[dropped], options._replace(tools=tools))
+        return rendered._replace(dropped=dropped, channel=channel)
 
     def tokenize_conversation(
         self,
@@ -340,6 +374,17 @@ def _no_effort(renderer: TemplateRenderer) -> str | None:
 
     any_word = rendered("zq")
     return next((each for each in _NO_EFFORTS if rendered(each) not in (None, any_word)), None)
+
+
+def _exchanges(
+    messages: Sequence[ChatMessage],
+) -> tuple[Sequence[ChatMessage], list[Sequence[ChatMessage]]]:
+    """Return the system messages at the begin, and exchanges that begin with a user's message."""
+    roles = ["", *(message.role for message in messages)]
+    first = next((i for i, m in enumerate(messages) if m.role not in SYSTEM_ROLES), len(messages))
+    starts = [i for i, (before, role) in enumerate(pairwise(roles)) if role == "user" != before]
+    bounds = [first, *(start for start in starts if start > first), len(messages)]
+    return messages[:first], [messages[start:end] for start, end in pairwise(bounds)]
 
 
 def _session_messages(system: str, turns: Sequence[Turn]) -> Iterator[ChatMessage]:

@@ -32,6 +32,21 @@ def dropped_exchanges(
     return found if found < count or length(count - 1) > room else count - 1
 
 
+def dropped_in_steps(count: int, length: Callable[[int], int], room: int) -> int | None:
+    """
+    Like `dropped_exchanges`, but without knowing the previous prompt: tokens are dropped in
+    multiples of a step, so that the prompts of a growing conversation begin with the same exchange
+    until they need the next step.
+    """
+    if length(0) <= room:
+        return 0
+    if length(count) > room:
+        return None
+    step = max(1, int(room * SLACK))
+    surplus = -(-(length(0) - room) // step) * step
+    return bisect_left(range(count), True, lo=1, key=lambda n: length(0) - length(n) >= surplus)
+
+
 def _target(fixed: int, room: int) -> int:
     """Return the length of a truncated prompt, of which `fixed` tokens are no exchanges."""
     return int(fixed + (room - fixed) * (1 - SLACK))

@@ -34,11 +34,14 @@ from services.edge.api import (
     models,
     openai_chat,
     openai_completions,
+    openai_conversations,
     openai_embeddings,
+    openai_responses,
     sessions,
     status,
 )
 from services.edge.api.openai_body import IGNORED_FIELDS, BodyReader, add_ignored_fields
+from services.edge.background import BackgroundResponses
 from services.edge.context import Edge
 from services.edge.errors import AnyRequest
 from services.edge.history_requests import HistoryRequests
@@ -71,6 +74,18 @@ ROUTES: list[HTTPRouteHandler] = [
     openai_completions.completions,
     openai_embeddings.embeddings,
     openai_embeddings.rerank,
+    openai_responses.create,
+    openai_responses.retrieve,
+    openai_responses.remove,
+    openai_responses.cancel,
+    openai_responses.input_items,
+    openai_responses.input_tokens,
+    openai_conversations.create,
+    openai_conversations.retrieve,
+    openai_conversations.update,
+    openai_conversations.remove,
+    openai_conversations.items,
+    openai_conversations.add_items,
     models.models,
     models.model,
     models.tokenize,
@@ -143,6 +158,7 @@ async def make_app(
         HistoryRequests(bus, limits),
         IdempotencyKeys(bus),
         BodyReader(limits, is_strict, workers.only_model if takes_any_model else None),
+        BackgroundResponses(bus, workers, limits, draining),
         draining,
         limits,
     )

@@ -9,6 +9,7 @@ from services.client.chat_client import ChatClient
 from services.client.embedding_client import EmbeddingClient
 from services.client.routing import WorkerDirectory
 from services.edge.api.openai_body import BodyReader
+from services.edge.background import BackgroundResponses
 from services.edge.history_requests import HistoryRequests
 from services.edge.idempotency import IdempotencyKeys, StoredAnswers
 from services.edge.limits import EdgeLimits
@@ -24,6 +25,7 @@ class Edge:
     history: HistoryRequests
     keys: IdempotencyKeys
     bodies: BodyReader
+    background: BackgroundResponses
     draining: asyncio.Event
     limits: EdgeLimits
 

@@ -25,6 +25,7 @@ TABLE: dict[ErrorCode, ErrorKind] = {
     "unauthorized": ErrorKind(401, "authentication_error"),
     "forbidden": ErrorKind(403, "invalid_request_error"),
     "not_found": ErrorKind(404, "invalid_request_error"),
+    "previous_response_not_found": ErrorKind(400, "invalid_request_error"),
     "model_not_found": ErrorKind(404, "invalid_request_error"),
     "method_not_allowed": ErrorKind(405, "invalid_request_error"),
     "conflict": ErrorKind(409, "invalid_request_error"),
@@ -47,7 +48,11 @@ NOT_RETRYABLE: tuple[ErrorCode, ...] = ("conflict", "model_unavailable")
 
 IMPLIED_METHODS = ("HEAD", "OPTIONS")
 
-NAMES_FIELD: tuple[ErrorCode, ...] = ("invalid_request", "context_length_exceeded")
+NAMES_FIELD: tuple[ErrorCode, ...] = (
+    "invalid_request",
+    "context_length_exceeded",
+    "previous_response_not_found",
+)
 
 # "The field `prompt` …", "… unknown field `promt`", "… - at `$.messages[0]`"
 _FIELD = re.compile(r"(?:(?:field|parameter) `|at `\$\.)(\w+)")

@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from typing import Literal, NamedTuple, TypeVar
 
@@ -142,11 +142,8 @@ class StoredAnswers:
         except ServiceError as error:
             yield Failed(error.code, error.message, error.retry_after)
             return
-        stored = exchange.events()
-        for part in stored:
-            if rest := after_offset(part, offset):
-                yield rest
-        yield _end_of(exchange, stored[-1].end if stored else 0)
+        for event in stored_events(exchange, offset):
+            yield event
 
     async def claim(self, key: str, prompt: PromptRequest) -> ClaimedRequest:
         """
@@ -251,6 +248,15 @@ def conflict() -> ServiceError:
     return ServiceError(
         "conflict", "The Idempotency-Key was used for another request: use a new key."
     )
+
+
+def stored_events(exchange: Exchange, offset: int = 0) -> Iterator[StreamEvent]:
+    """Yield the events of a stored answer after `offset` characters."""
+    stored = exchange.events()
+    for part in stored:
+        if rest := after_offset(part, offset):
+            yield rest
+    yield _end_of(exchange, stored[-1].end if stored else 0)
 
 
 def _end_of(exchange: Exchange, length: int) -> Done | Failed:

@@ -54,6 +54,14 @@ class EdgeLimits:
     failover: FailoverPolicy = DEFAULT_POLICY
     embedding: EmbeddingPolicy = EmbeddingPolicy()
 
+    # --- responses in background ---
+    background_seconds: float = 86_400.0  # for which a worker continues one without a reader
+    # without any worker that has it, after which an edge starts it again; longer than a failover
+    background_lost_seconds: float = 15.0
+    background_poll_seconds: float = 1.0
+    background_retry_seconds: float = 600.0  # for it to find a worker that takes it
+    cancel_seconds: float = 5.0  # for a cancelled response to end
+
     # --- idempotency keys ---
     # for the edge that claimed a key to find a worker, before another edge takes over
     claim_seconds: float = 2.0

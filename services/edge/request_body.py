@@ -23,12 +23,12 @@ from services.edge.limits import EdgeLimits
 
 CLOSE = (b"connection", b"close")
 
-FORMATS = {"response_format", "json_schema", "guided_json", "structured_outputs"}
+FORMATS = {"response_format", "json_schema", "guided_json", "structured_outputs", "text"}
 NESTED = {"tools", *FORMATS}
 # limited by their types, by prompts.check and by the limit of the body
 LARGE = {
     "messages", "prompt", "prefix", "tools", "tool_results", "content", "tokens",
-    "input", "query", "documents", "texts",
+    "input", "items", "instructions", "query", "documents", "texts",
 }  # fmt: skip
 
 

@@ -19,11 +19,32 @@ from msgspec import Struct
 
 from services.contract import history
 from services.contract.version import VERSION
-from services.edge.api import chat, objects, openai_requests, sessions, status
+from services.edge.api import (
+    chat,
+    objects,
+    openai_conversations,
+    openai_requests,
+    openai_responses,
+    openai_responses_body,
+    openai_responses_objects,
+    sessions,
+    status,
+)
 from services.edge.errors import TABLE
 
 TEXTS = Path(__file__).with_name("openapi.yaml")
-MODULES = (chat, sessions, status, openai_requests, objects, history)
+MODULES = (
+    chat,
+    sessions,
+    status,
+    openai_requests,
+    objects,
+    openai_responses_body,
+    openai_responses_objects,
+    openai_responses,
+    openai_conversations,
+    history,
+)
 """Modules with the types of bodies and responses that openapi.yaml refers to."""
 REQUEST_ID = {
     "name": "X-Request-Id",

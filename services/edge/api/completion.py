@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple, Protocol
 
@@ -38,6 +38,7 @@ from services.edge.api.objects import (
     TextCompletion,
 )
 from services.edge.api.openai_requests import CompletionRequest
+from services.edge.api.openai_responses_body import ResponseBody
 from services.edge.context import Edge
 from services.edge.errors import AnyRequest
 from services.edge.limits import EdgeLimits
@@ -219,29 +220,31 @@ async def send(
     events = merge([*answers], edge.limits.max_queued_events)
     if is_stream:
         return SseResponse(events, encoder, edge.workers.to_error, edge.limits)
-    headers = {name.decode(): value.decode() for name, value in encoder.headers}
     collecting = encoder.collect(events, edge.workers.to_error)
-    return await respond_when_done(request, collecting, headers)
+    return await respond_whole(request, collecting, encoder.headers)
 
 
-async def respond_when_done(
-    request: AnyRequest, work: Coroutine[Any, Any, Any], headers: Mapping[str, str] | None = None
+async def respond_whole(
+    request: AnyRequest,
+    collecting: Coroutine[Any, Any, Any],
+    headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> ASGIApp:
-    """Return the response with the result of `work`, which is cancelled if the client leaves."""
+    """Return the response with an object, once it is collected. Raises ServiceError."""
     try:
-        result = await while_connected(request.receive, work)
+        collected = await while_connected(request.receive, collecting)
     except asyncio.CancelledError:  # by uvicorn, when the drain took too long
         raise shutting_down() from None
-    if result is None:
+    if collected is None:
         return _send_nothing
-    return Response(result, headers=headers).to_asgi_response(app=None, request=request)
+    named = {name.decode(): value.decode() for name, value in headers}
+    return Response(collected, headers=named).to_asgi_response(app=None, request=request)
 
 
 async def _send_nothing(scope: Scope, receive: Receive, send: Send) -> None:
     """Respond to a client that has disconnected: the access log has no status then."""
 
 
-def session_of(request: AnyRequest, body: CompletionRequest) -> str:
+def session_of(request: AnyRequest, body: CompletionRequest | ResponseBody) -> str:
     """Return the session that a client names. It only selects the worker, for its prefix cache."""
     given = (request.headers.get(header) for header in SESSION_HEADERS)
     session_id = next(filter(None, given), body.prompt_cache_key or "")

@@ -58,7 +58,7 @@ async def model(name: FromPath[str], edge: TheEdge, tenant: Tenant) -> ModelObje
 async def tokenize(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> dict[str, list[Any]]:
     body = await edge.bodies.read(request, TokenizeBody)
     message = TokenizeRequest(body.content, body.add_special, body.parse_special, body.with_pieces)
-    reply = await _ask_worker(edge, body.model, subjects.tokenize, message, TokenizeReply)
+    reply = await ask_worker(edge, body.model, subjects.tokenize, message, TokenizeReply)
     if body.with_pieces:
         return {"tokens": [{"id": piece.id, "piece": piece.text} for piece in reply.pieces]}
     return {"tokens": list(reply.tokens)}
@@ -68,7 +68,7 @@ async def tokenize(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> dict[s
 async def detokenize(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> dict[str, str]:
     body = await edge.bodies.read(request, DetokenizeBody)
     message = DetokenizeRequest(body.tokens)
-    reply = await _ask_worker(edge, body.model, subjects.detokenize, message, DetokenizeReply)
+    reply = await ask_worker(edge, body.model, subjects.detokenize, message, DetokenizeReply)
     return {"content": reply.text}
 
 
@@ -78,11 +78,11 @@ async def count_tokens(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> di
     body = await edge.bodies.read(request, ChatCompletionBody)
     chat = chat_request(body, "")
     prompts.check(chat)
-    reply = await _ask_worker(edge, body.model, subjects.count, chat, TokenCount)
+    reply = await ask_worker(edge, body.model, subjects.count, chat, TokenCount)
     return {"object": "response.input_tokens", "input_tokens": reply.tokens}
 
 
-async def _ask_worker(
+async def ask_worker(
     edge: Edge,
     model: str | None,
     subject: Callable[[str], str],

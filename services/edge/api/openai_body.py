@@ -23,6 +23,11 @@ from services.edge.api.openai_requests import (
     EmbeddingBody,
     RerankBody,
 )
+from services.edge.api.openai_responses_body import (
+    ConversationBody,
+    ResponseBody,
+    ResponsesTranslation,
+)
 from services.edge.api.translation import Object, Translation
 from services.edge.errors import AnyRequest
 from services.edge.limits import EdgeLimits
@@ -58,7 +63,7 @@ class BodyReader:
 
     async def read(self, request: AnyRequest, kind: type[B]) -> B:
         """Return the translated body. Raises ServiceError that names the field and its path."""
-        translation = Translation(self._limits)
+        translation = ResponsesTranslation(self._limits)
         body = parse(await request.body(), kind, translation)
         unknown = [name for name, is_known in translation.ignored.items() if not is_known]
         if unknown and self._is_strict:
@@ -105,6 +110,10 @@ def parse(data: bytes, kind: type[B], translation: Translation) -> B:
         fields = translation.embedding(given)
     elif kind is RerankBody:
         fields = translation.rerank(given)
+    elif kind is ResponseBody and isinstance(translation, ResponsesTranslation):
+        fields = translation.response(given)
+    elif kind is ConversationBody and isinstance(translation, ResponsesTranslation):
+        fields = translation.conversation(given)
     else:
         fields = translation.keep(given, Fields(honoured(kind)), "$")
     try:

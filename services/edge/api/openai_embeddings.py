@@ -7,7 +7,7 @@ from msgspec import UNSET, Raw
 
 from services.client.embedding_client import EmbeddingClient
 from services.contract.embeddings import EmbedRequest, RerankRequest, Scores, floats_of
-from services.edge.api.completion import respond_when_done
+from services.edge.api.completion import respond_whole
 from services.edge.api.objects import (
     DocumentText,
     EmbeddingList,
@@ -27,13 +27,13 @@ async def embeddings(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGI
     body = await edge.bodies.read(request, EmbeddingBody)
     message = EmbedRequest(body.inputs, body.model, body.dimensions)
     is_base64 = body.encoding_format == "base64"
-    return await respond_when_done(request, _embed(edge.embedding_client(), message, is_base64))
+    return await respond_whole(request, _embed(edge.embedding_client(), message, is_base64))
 
 
 @post("/v1/rerank", status_code=200)
 async def rerank(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
     body = await edge.bodies.read(request, RerankBody)
-    return await respond_when_done(request, _rerank(edge.embedding_client(), body))
+    return await respond_whole(request, _rerank(edge.embedding_client(), body))
 
 
 async def _embed(client: EmbeddingClient, request: EmbedRequest, is_base64: bool) -> EmbeddingList:

@@ -69,9 +69,7 @@ class Translation:
         self._translate_functions(body)
         if tools := self._tools(body.pop("tools", None)):
             body["tools"] = tools
-        if "tool_choice" in body:
-            choice = _tool_choice(_decode(body["tool_choice"], Any, "$.tool_choice"), body)
-            body["tool_choice"] = "required" if choice == "any" else choice
+        self._translate_choice(body)
         if body.get("top_logprobs") == 0 and body.get("logprobs") is not True:
             del body["top_logprobs"]
         return body
@@ -398,6 +396,11 @@ class Translation:
         translated = [self._tool(tool, f"$.tools[{n}]") for n, tool in enumerate(tools)]
         return [*{msgspec.json.encode(tool): tool for tool in translated}.values()]
 
+    def _translate_choice(self, body: dict[str, Any]) -> None:
+        if "tool_choice" in body:
+            choice = _tool_choice(_decode(body["tool_choice"], Any, "$.tool_choice"), body)
+            body["tool_choice"] = "required" if choice == "any" else choice
+
     def _tool(self, given: Object, path: str) -> dict[str, Any]:
         kind = _decode(given.get("type", Raw(b'"function"')), str, f"{path}.type")
         if kind != "function":
@@ -582,6 +585,7 @@ VALUES: dict[str, Callable[[Any], Any]] = {
     "model": lambda name: None if name == "" else name,
     "max_tokens": _max_tokens,
     "max_completion_tokens": _max_tokens,
+    "max_output_tokens": _max_tokens,
     "reasoning_budget_tokens": _token_count,
     "reasoning_effort": lambda effort: None if effort == "" else effort,
     "seed": _seed,

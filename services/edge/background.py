@@ -29,6 +29,7 @@ from services.runtime.streams import Bucket, Conflict, StreamUnavailable
 from services.runtime.tasks import Stopped, run_until
 
 CANCELLED = Done("cancelled", Usage(0, 0, 0), Timings(0, 0, 0), 0, "none", 0)
+NOT_STORED = Failed("history_unavailable", "The response could not be stored: create it again.")
 MAX_TRIES = 10  # while other edges write the same value
 REMOVED = Failed("not_found", "The response was deleted.")
 
@@ -80,8 +81,7 @@ class BackgroundResponses:
             found = await self._get(tenant, request_id)
             if found is None or (found[0].request is None and end is not REMOVED):
                 return
-            is_logged = isinstance(end, Done) and end.stored == "log"
-            ended = BackgroundResponse(found[0].turn, end=None if is_logged else end)
+            ended = BackgroundResponse(found[0].turn, end=_to_keep(end))
             if await self._put(tenant, request_id, ended, found[1]):
                 return
 
@@ -188,6 +188,16 @@ class BackgroundResponses:
         except StreamUnavailable as error:
             raise _unavailable(error) from error
         return True
+
+
+def _to_keep(end: Done | Failed) -> Done | Failed | None:
+    """Return what must be kept of an end: nothing if the log has it."""
+    match end:
+        case Done(stored="log"):
+            return None
+        case Done(stored="failed"):
+            return NOT_STORED
+    return end
 
 
 def _unavailable(error: StreamUnavailable) -> ServiceError:

@@ -1,5 +1,6 @@
 """Branches of the trees of responses: what the next response of `/v1/responses` continues."""
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 from services.contract import history, responses, subjects
@@ -12,6 +13,7 @@ from services.history.entry import Entry, fit_newest
 from services.history.log import SessionLog
 from services.history.snapshots import Snapshots
 
+ENTRY_BYTES = 4096  # memory of a record beside its texts
 MAX_EXCHANGES = 100_000  # of a tree that are read from MongoDB
 
 
@@ -20,6 +22,7 @@ class Branches:
         self._log = session_log
         self._archive = archive
         self._snapshots = snapshots
+        self._trees = TreeCache(session_log.limits.max_tree_bytes)
 
     async def read(self, tenant: str, request: history.BranchRequest) -> history.Branch:
         """
@@ -38,12 +41,45 @@ class Branches:
 
     async def _exchanges(self, key: str, session: Snapshot) -> list[Exchange]:
         """Return all exchanges of the tree, oldest first, without those that were removed."""
+        known, size = self._trees.take(key)
+        if not known or known[0].seq <= session.epoch or not await self._is_current(known[-1]):
+            known, size = [], 0
+        end = known[-1].seq if known else session.epoch
         last = await self._log.last(key)
-        entries = [entry async for entry in self._log.walk_back(last, session.epoch)]
-        if not await self._log.is_complete(key, session.epoch, session.first_seq):
+        new = [entry async for entry in self._log.walk_back(last, end)]
+        if not known and not await self._log.is_complete(key, end, session.first_seq):
             archived = await self._archive.oldest(key, MAX_EXCHANGES, None)
-            entries += [entry for entry in archived if entry.seq > session.epoch]
+            new += [entry for entry in archived if entry.seq > end]
+        entries = [*known, *sorted(new, key=lambda entry: entry.position)]
+        self._trees.put(key, entries, size + sum(map(_size, new)))
         return exchanges_of(entries)
+
+    async def _is_current(self, entry: Entry) -> bool:
+        """Return whether the log still has the record, as it is not the same log otherwise."""
+        stored = await self._log.get(entry.seq)
+        return stored is not None and (stored.key, stored.logged_at) == (entry.key, entry.logged_at)
+
+
+class TreeCache:
+    """Records of recently read trees. They save reading the log; a missing one costs only that."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._trees: OrderedDict[str, tuple[list[Entry], int]] = OrderedDict()
+
+    def take(self, key: str) -> tuple[list[Entry], int]:
+        """Remove a tree, and return its records, oldest first, with their size."""
+        entries, size = self._trees.pop(key, ([], 0))
+        self._bytes -= size
+        return entries, size
+
+    def put(self, key: str, entries: list[Entry], size: int) -> None:
+        self.take(key)
+        self._trees[key] = entries, size
+        self._bytes += size
+        while self._bytes > self._max_bytes:
+            self.take(next(iter(self._trees)))
 
 
 def exchanges_of(entries: Iterable[Entry]) -> list[Exchange]:
@@ -79,6 +115,15 @@ def branch(
         before = [each for each in known[:end] if _turn(each).is_in_conversation]
         found += reversed(before)
     return found[:limit][::-1]
+
+
+def _size(entry: Entry) -> int:
+    """Estimate the memory of a record in bytes."""
+    if not isinstance(entry.record, Exchange):
+        return ENTRY_BYTES
+    items = _turn(entry.record).input
+    texts = len(entry.record.response) + len(entry.record.reasoning) + len(entry.record.prompt)
+    return ENTRY_BYTES + 2 * texts + sum(len(str(item)) for item in items)
 
 
 def _turn(exchange: Exchange) -> ResponseTurn:

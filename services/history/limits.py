@@ -41,6 +41,8 @@ class HistoryLimits:
     export_page: int = 200  # exchanges
     max_imports: int = 8  # sessions whose request ids are kept for the next batch of their import
 
+    max_tree_bytes: int = 64 * 2**20  # of trees of responses that are kept for the next response
+
     repair_proofs: int = 3  # failed probes in a row, before the log is emptied and rebuilt
     repair_lock_seconds: float = 60.0  # after which another process takes over
     repair_renewal_seconds: float = 10.0  # between two renewals of the lock

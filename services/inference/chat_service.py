@@ -298,8 +298,10 @@ class ChatService:
         stopped; but a resumed answer is always prepared: its text so far must still be stored.
         """
         request, context = flight.request, Context()
-        if not request.resume and not prompts.is_stateless(request):
-            reading = self._history.context(flight.tenant, request.session_id)
+        session_id = prompts.stored_session(request)
+        if not request.resume and session_id is not None:
+            # that of a response has no turns, but shows that it can be stored, and where
+            reading = self._history.context(flight.tenant, session_id)
             context = await flight.unless_stopped(reading)
             flight.epoch = context.epoch
             self._cancel_if_erased(flight)  # the message may have come before the context

@@ -76,8 +76,6 @@ class InFlightRequest:
         resume = self.request.resume
         self.answer = Answer.of(resume.events if resume else ())
         self.epoch = resume.state.epoch if resume else None
-        if self.request.turn and self.epoch is None:
-            self.epoch = 0  # a tree of responses that was erased gets no more of them
         self._prompt_bytes = prompts.size_bytes(self.request)
         self._stopped = asyncio.Event()
 

@@ -330,7 +330,7 @@ async def _collect(
                     raise to_error(event)
                 case Done():
                     builder.close(event.finish_reason)
-                    return builder.finished(event.finish_reason, event.usage)
+                    return builder.finished(event)
     raise AssertionError("an answer ends with Done or Failed")
 
 

@@ -179,7 +179,7 @@ class ResponseBuilder:
 
     def end(self, done: Done) -> list[Fields]:
         events = self.close(done.finish_reason)
-        response = self.finished(done.finish_reason, done.usage)
+        response = self.finished(done)
         kind = "completed" if response.status == "completed" else "incomplete"
         return [*events, self._event(f"response.{kind}", response=response)]
 
@@ -196,30 +196,25 @@ class ResponseBuilder:
             created_at=int(responses.created_at(self.heading.request_id).timestamp()),
             status=status,
             output=output,
-            **self.heading.parameters,
-            **more,
+            **{**self.heading.parameters, **more},
         )
 
-    def finished(
-        self, reason: FinishReason, usage: Usage, at: datetime | None = None
-    ) -> ResponseObject:
+    def finished(self, done: Done, at: datetime | None = None) -> ResponseObject:
         """`at` is the time of the end, by default now."""
-        status: ResponseStatus = STATUSES.get(reason, "incomplete")
+        status: ResponseStatus = STATUSES.get(done.finish_reason, "incomplete")
+        more = {"store": False} if done.stored == "failed" else {}
         completed_at = int(at.timestamp() if at else time.time())
         return self.response(
             status,
             completed_at=completed_at if status == "completed" else None,
             incomplete_details=IncompleteDetails() if status == "incomplete" else None,
-            usage=_usage(usage),
+            usage=_usage(done.usage),
+            **more,
         )
 
-    def failed(self, error: ServiceError, usage: Usage | None = None) -> ResponseObject:
+    def failed(self, error: ServiceError) -> ResponseObject:
         code = ERROR_CODES.get(error.code, "server_error")
-        return self.response(
-            "failed",
-            error=ResponseError(code, error.message),
-            usage=_usage(usage) if usage else None,
-        )
+        return self.response("failed", error=ResponseError(code, error.message))
 
     # --- items ---
 

@@ -62,10 +62,10 @@ class FoundResponse(NamedTuple):
             if isinstance(event, Token | ToolCallDelta):
                 builder.push(event)
         match self.end:
-            case Done(finish_reason=reason, usage=usage):
-                builder.close(reason)
+            case Done() as done:
+                builder.close(done.finish_reason)
                 at = self.exchange.answered_at if self.exchange else None
-                return builder.finished(reason, usage, at)
+                return builder.finished(done, at)
             case Failed(code=code, message=message):
                 builder.close("failed")
                 return builder.failed(ServiceError(code, message))

@@ -16,6 +16,7 @@ from services.contract.history import (
     Exchange,
     ExchangeRequest,
     Imported,
+    LogRecord,
     Removed,
     RemoveRequest,
 )
@@ -52,11 +53,14 @@ def id_of(name: str, tree: str = ROOT) -> str:
     return tree + name.encode().hex().rjust(32, "0")
 
 
-def response(name: str, parent: str = "", tree: str = ROOT, **turn: bool) -> Exchange:
+def response(
+    name: str, parent: str = "", tree: str = ROOT, is_in_conversation: bool = False
+) -> Exchange:
     item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": name}]}
     parent_id = id_of(parent, tree) if parent else None
     return replace(
-        exchange(id_of(name, tree)), turn=ResponseTurn(parent=parent_id, input=(item,), **turn)
+        exchange(id_of(name, tree)),
+        turn=ResponseTurn(parent=parent_id, input=(item,), is_in_conversation=is_in_conversation),
     )
 
 
@@ -110,7 +114,7 @@ def test_branch_of_a_forged_cycle_ends() -> None:
 
 def test_removed_and_repeated_exchanges_are_left_out() -> None:
     now = datetime.now(UTC)
-    records = [
+    records: list[LogRecord] = [
         Removed(previous=0, removed_at=now, request_id=id_of("a")),
         response("a"),  # its worker was faster than the removal
         response("b"),

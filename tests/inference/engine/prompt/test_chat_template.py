@@ -174,6 +174,50 @@ def test_conversation_that_does_not_fit_is_rejected() -> None:
     assert error.value.code == "context_length_exceeded"
 
 
+LONG = (
+    ChatMessage("system", "be kind"),
+    ChatMessage("user", "first" * 20),
+    ChatMessage("assistant", "one"),
+    ChatMessage("user", "second"),
+    ChatMessage("user", "more"),
+    ChatMessage("assistant", "two"),
+    ASK,
+)
+
+
+def test_truncated_prompt_drops_the_oldest_exchanges() -> None:
+    whole = template(context=2000).truncated_prompt(LONG, (), 10)
+    assert whole == template(context=2000).conversation_prompt(LONG, (), 1)
+    prompt = template(context=len(whole.tokens)).truncated_prompt(LONG, (), 10)
+    rendered = bytes(prompt.tokens).decode()
+    assert prompt.dropped == 1 and "be kind" in rendered and "hi" in rendered
+    assert "first" not in rendered and "one" not in rendered
+    assert "second" in rendered and "two" in rendered
+
+
+def test_truncated_prompt_keeps_a_last_exchange_that_leaves_a_token() -> None:
+    last = (ChatMessage("user", "x" * 40),)
+    length = len(template(context=2000).conversation_prompt(last, (), 1).tokens)
+    prompt = template(context=length + 1).truncated_prompt((*LONG[1:-1], *last), (), None)
+    assert len(prompt.tokens) < length + 1 and prompt.dropped == 2
+    with pytest.raises(ServiceError, match="maximum context length") as error:
+        template(context=length).truncated_prompt(last, (), None)
+    assert error.value.code == "context_length_exceeded"
+
+
+def test_truncated_prompts_of_a_growing_conversation_share_a_prefix() -> None:
+    chat, previous, truncations = template(SHOWN, 200), "", 0
+    messages: list[ChatMessage] = []
+    for number in range(30):
+        messages.append(ChatMessage("user", "q" * (number * 7 % 5 + 1)))
+        rendered = bytes(chat.truncated_prompt(messages, (), 10).tokens).decode()
+        assert len(rendered) <= 190
+        truncations += not rendered.startswith(previous)
+        previous = rendered.removesuffix("[]")
+        messages.append(ChatMessage("assistant", "a" * (number % 4 + 1)))
+    assert 1 <= truncations <= 6
+
+
 def test_raw_text_is_tokenized_with_the_bos_token() -> None:
     assert bytes(template(adds_bos=True).raw_prompt("once", 1).tokens) == b"<s>once"
     assert bytes(template(adds_bos=True).raw_prompt("<s>once", 1).tokens) == b"<s>once"

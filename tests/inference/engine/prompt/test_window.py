@@ -1,6 +1,11 @@
 from collections.abc import Callable
+from itertools import pairwise
 
-from services.inference.engine.prompt.window import SLACK, dropped_exchanges
+from services.inference.engine.prompt.window import (
+    SLACK,
+    dropped_exchanges,
+    dropped_in_steps,
+)
 
 FIXED, EXCHANGE = 100, 50  # tokens
 ROOM = FIXED + 10 * EXCHANGE
@@ -73,3 +78,21 @@ def test_few_prompts_are_tried() -> None:
 
     assert dropped_exchanges(13, length, ROOM) == 6
     assert len(tried) <= 6  # with all, with none, and four by bisection
+
+
+def test_steps_drop_the_same_exchanges_for_several_turns() -> None:
+    dropped = [dropped_in_steps(count, prompt(count), ROOM) for count in range(40)]
+    assert dropped[:11] == [0] * 11
+    assert all(FIXED + EXCHANGE * (n - (d or 0)) <= ROOM for n, d in enumerate(dropped))
+    changes = sum(one != other for one, other in pairwise(dropped))
+    assert changes == 9 and None not in dropped
+
+
+def test_steps_keep_dropped_exchanges_after_a_long_question() -> None:
+    usual = dropped_in_steps(20, prompt(20), ROOM)
+    assert dropped_in_steps(20, prompt(20, 20), ROOM) == usual
+
+
+def test_steps_without_room_for_the_question_return_none() -> None:
+    assert dropped_in_steps(3, prompt(3, ROOM), ROOM) is None
+    assert dropped_in_steps(3, prompt(3, ROOM - FIXED), ROOM) == 3

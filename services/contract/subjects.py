@@ -24,6 +24,9 @@ EMBED = "embed.request"
 RERANK = "rerank.request"
 """Subjects of requests that any worker with an embedding model or a reranker may take."""
 
+AGENT = "finetunellm"
+"""Name of all our agents in subjects of the Synadia Agent Protocol."""
+
 HISTORY_STREAM = "HISTORY"
 HISTORY_LOG = "history.log.>"
 HISTORY_PROBE = "history.log.probe"
@@ -135,6 +138,15 @@ def embed(worker_id: str) -> str:
 
 def rerank(worker_id: str) -> str:
     return f"chat.worker.{worker_id}.rerank"
+
+
+def agent(verb: Literal["prompt", "status", "hb"], tenant: str, session: str) -> str:
+    """Return a subject of the Synadia Agent Protocol; `hb` is for heartbeats."""
+    return f"agents.{verb}.{AGENT}.{tenant}.{session}"
+
+
+def session_of_agent(subject: str) -> str:
+    return subject.rpartition(".")[2]
 
 
 def cancel(tenant: str, request_id: str) -> str:

@@ -5,7 +5,8 @@ import ipaddress
 import logging
 import socket
 
-from services.edge.app import make_app
+from services.edge.api.agents import serving_agents
+from services.edge.app import make_app, make_edge
 from services.edge.keys import ApiKeys
 from services.edge.limits import EdgeLimits
 from services.edge.server import bind, serving
@@ -23,17 +24,12 @@ async def serve(process: Process, settings: EdgeSettings) -> None:
     bus = await process.stack.enter_async_context(Bus.connect(settings.nats_url, "edge"))
     draining = asyncio.Event()
     limits = EdgeLimits(max_payload_bytes=bus.max_payload)
-    app = await make_app(
-        bus,
-        ApiKeys.parse(settings.edge_api_keys),
-        settings.edge_cors_origins,
-        draining,
-        limits,
-        settings.edge_strict,
-        settings.edge_any_model,
-    )
+    edge = await make_edge(bus, draining, limits, settings.edge_strict, settings.edge_any_model)
+    keys = ApiKeys.parse(settings.edge_api_keys)
+    app = make_app(edge, keys, settings.edge_cors_origins)
     server = serving(app, listener, draining, process.fail, limits)
     await process.stack.enter_async_context(server)
+    await process.stack.enter_async_context(serving_agents(edge, keys.tenants))
 
 
 def _warn_if_exposed(listener: socket.socket) -> None:

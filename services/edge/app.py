@@ -137,22 +137,21 @@ EXCEPTION_HANDLERS: ExceptionHandlersMap = {
 }
 
 
-async def make_app(
+async def make_edge(
     bus: Bus,
-    keys: ApiKeys,
-    origins: Sequence[str],
     draining: asyncio.Event,
     limits: EdgeLimits,
     is_strict: bool = False,
     takes_any_model: bool = False,
-) -> ASGIApp:
+) -> Edge:
     """
-    Build the ASGI app. Web pages of `origins` may send requests; `*` in them matches anything.
-    `draining` is set at shutdown. With `is_strict`, unknown fields of /v1 are rejected;
-    with `takes_any_model`, unknown model names stand for the only model.
+    Connect the parts that the APIs share. `draining` is set at shutdown. With `is_strict`, unknown
+    fields of /v1 are rejected; with `takes_any_model`, unknown model names stand for the only
+    model.
     """
     workers = WorkerDirectory()
-    edge = Edge(
+    await bus.subscribe(subjects.report(subjects.ANY), workers.on_report)
+    return Edge(
         bus,
         workers,
         HistoryRequests(bus, limits),
@@ -162,7 +161,10 @@ async def make_app(
         draining,
         limits,
     )
-    await bus.subscribe(subjects.report(subjects.ANY), workers.on_report)
+
+
+def make_app(edge: Edge, keys: ApiKeys, origins: Sequence[str]) -> ASGIApp:
+    """Build the ASGI app. Pages of `origins` may send requests; `*` in them matches anything."""
 
     def tenant(request: AnyRequest) -> str:
         return keys.tenant(request.headers)
@@ -180,10 +182,10 @@ async def make_app(
         before_send=[add_ignored_fields],
         before_request=partial(_check, cors),
         openapi_config=None,  # see schema.py
-        request_max_body_size=limits.max_body_bytes,
+        request_max_body_size=edge.limits.max_body_bytes,
         logging_config=None,
     )
-    return AccessLog(BodyDrain(litestar, limits))
+    return AccessLog(BodyDrain(litestar, edge.limits))
 
 
 @cache

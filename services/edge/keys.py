@@ -40,6 +40,11 @@ class ApiKeys:
         """Return whether no key is needed."""
         return not self._tenants
 
+    @property
+    def tenants(self) -> list[str]:
+        """Return all tenants: those of the keys, or the open one."""
+        return sorted(set(self._tenants.values())) or [subjects.OPEN_TENANT]
+
     def tenant(self, headers: Mapping[str, str]) -> str:
         """Return the tenant of a request. Raises ServiceError(unauthorized)."""
         if self.is_open:

@@ -51,6 +51,8 @@ class EdgeLimits:
     grace_seconds: float = 10.0
     max_queued_events: int = 64  # of all choices of one completion, while its client reads slowly
 
+    heartbeat_seconds: float = 30.0  # of agents on NATS
+
     failover: FailoverPolicy = DEFAULT_POLICY
     embedding: EmbeddingPolicy = EmbeddingPolicy()
 

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import nats
@@ -40,6 +41,7 @@ from services.runtime.deliveries import (
 from services.runtime.logs import RateLimitedLog
 from services.runtime.nats_url import parse_servers
 
+NO_METADATA: Mapping[str, str] = MappingProxyType({})
 REQUEST_TIMEOUT = 2.0  # seconds
 JETSTREAM_TIMEOUT = 1.5  # shorter, so that a service can still tell its caller what failed
 TASKS_DEADLINE = 5.0  # seconds that a closing bus waits for its tasks
@@ -160,11 +162,16 @@ class Bus:
         It is dropped with a warning if it is too large, or if the buffer of a lost connection is
         full.
         """
-        await self._send(subject, encode(message), reply)
+        await self.send(subject, encode(message), reply)
 
-    async def _send(
-        self, subject: str, data: bytes, reply: str = "", headers: dict[str, str] | None = None
+    async def send(
+        self,
+        subject: str,
+        data: bytes = b"",
+        reply: str = "",
+        headers: dict[str, str] | None = None,
     ) -> None:
+        """Like `publish`, with encoded data."""
         try:
             await self._client.publish(subject, data, reply=reply, headers=headers)
         except nats.errors.Error as error:
@@ -253,9 +260,15 @@ class Bus:
 
         await self._client.subscribe(subject, cb=handle)
 
-    async def serve(self, name: str, description: str, endpoints: list[Endpoint]) -> None:
+    async def serve(
+        self,
+        name: str,
+        description: str,
+        endpoints: list[Endpoint],
+        metadata: Mapping[str, str] = NO_METADATA,
+    ) -> str:
         """
-        Serve the endpoints as one NATS service, in the queue group `name`.
+        Serve the endpoints as one NATS service, in the queue group `name`. Return its id.
 
         https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-32.md
         """
@@ -265,7 +278,8 @@ class Bus:
             version=VERSION,
             description=description,
             stats_handler=lambda _: {"dropped_frames": self.dropped_frames},
-            metadata={"host": socket.gethostname()},  # for services/runtime/health.py
+            # for services/runtime/health.py
+            metadata={"host": socket.gethostname(), **metadata},
         )
         self._services.append(service)
         for endpoint in endpoints:
@@ -274,8 +288,10 @@ class Bus:
                 subject=endpoint.subject,
                 queue_group=name,
                 handler=endpoint.handle_request,
+                metadata=endpoint.metadata,
             )
         await self._client.flush()
+        return service.id
 
     def endpoint(
         self, name: str, subject: str, kind: type[R], handler: Callable[[str, R], Awaitable[Struct]]
@@ -325,7 +341,7 @@ class Bus:
             message = "The service failed. Its log has the error."
             await self._reply_error(delivery, ServiceError("internal", message))
         else:
-            await self._send(delivery.reply, reply)
+            await self.send(delivery.reply, reply)
 
     @contextmanager
     def _keep_alive(self, delivery: Delivery) -> Iterator[None]:
@@ -369,7 +385,7 @@ class Bus:
         }
         if error.retry_after is not None:
             headers[RETRY_AFTER_HEADER] = str(error.retry_after)
-        await self._send(delivery.reply, b"", headers=headers)
+        await self.send(delivery.reply, b"", headers=headers)
 
     async def _close(self) -> None:
         """Close the subscriptions, then await the tasks they started, then close the connection."""

@@ -26,6 +26,7 @@ class Endpoint(NamedTuple):
     name: str
     subject: str
     handler: Callable[[Delivery], Awaitable[None]]
+    metadata: dict[str, str] | None = None
 
     async def handle_message(self, message: Msg) -> None:
         await self.handler(delivery_of(message))

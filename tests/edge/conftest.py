@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from services.edge.app import make_app
+from services.edge.app import make_app, make_edge
 from services.edge.keys import ApiKeys
 from services.edge.limits import EdgeLimits
 from services.edge.server import bind, serving
@@ -27,9 +27,8 @@ async def edge_on(
     """Yield a client of an edge behind a real uvicorn."""
     draining = asyncio.Event()
     origins = EdgeSettings().edge_cors_origins
-    app = await make_app(
-        bus, ApiKeys.parse(keys), origins, draining, limits, is_strict, takes_any_model
-    )
+    edge = await make_edge(bus, draining, limits, is_strict, takes_any_model)
+    app = make_app(edge, ApiKeys.parse(keys), origins)
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with serving(app, listener, draining, pytest.fail, limits):

@@ -40,6 +40,11 @@ chaos *options: (_setup "--group" "dev" "--group" "bench")
 models *options: (_setup "--group" "dev" "--group" "bench") _llama-source
     @python -m tests.models.families "$@"
 
+# Hold clients of others (LangChain, LiteLLM, AI SDK, …) against the HTTP APIs; needs Node
+[group('develop')]
+clients *options: (_setup "--group" "dev")
+    @python -m tests.clients "$@"
+
 # Check style, types, and that generated files are fresh
 [group('develop')]
 check: (_setup "--group" "dev")

@@ -30,6 +30,7 @@ from services.contract.errors import ServiceError
 from services.edge import errors, pages, schema
 from services.edge.access_log import AccessLog
 from services.edge.api import (
+    anthropic,
     chat,
     models,
     openai_chat,
@@ -68,6 +69,8 @@ ROUTES: list[HTTPRouteHandler] = [
     sessions.erase,
     sessions.export,
     sessions.import_,
+    anthropic.messages,
+    anthropic.count_message_tokens,
     openai_chat.chat_completions,
     openai_chat.chat_completion,
     openai_chat.cancel_completion,

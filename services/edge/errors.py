@@ -43,6 +43,17 @@ TABLE: dict[ErrorCode, ErrorKind] = {
     "shutting_down": ErrorKind(503, "server_error"),
 }
 
+ANTHROPIC_PATH = "/v1/messages"
+ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+}
+"""Error types of Anthropic's API by status; of any other status `api_error`."""
+
 NOT_RETRYABLE: tuple[ErrorCode, ...] = ("conflict", "model_unavailable")
 """OpenAI's SDKs retry these statuses unless `x-should-retry: false` is sent."""
 
@@ -69,7 +80,7 @@ class DetailedError(ServiceError):
         self.fields = fields
 
 
-def service_error(_: AnyRequest, error: ServiceError) -> Response[ErrorBody]:
+def service_error(request: AnyRequest, error: ServiceError) -> Response[ErrorBody]:
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
@@ -77,19 +88,19 @@ def service_error(_: AnyRequest, error: ServiceError) -> Response[ErrorBody]:
         headers["x-should-retry"] = "false"
     if error.code == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
-    return _response(error, headers)
+    return _response(request, error, headers)
 
 
 def framework_error(request: AnyRequest, error: HTTPException) -> Response[ErrorBody]:
     """Return the response for an error that Litestar raises, in the same shape as ours."""
     headers = error.headers or {}
-    return _response(_describe(request, error, headers), headers)
+    return _response(request, _describe(request, error, headers), headers)
 
 
-def unexpected_error(_: AnyRequest, error: Exception) -> Response[ErrorBody]:
+def unexpected_error(request: AnyRequest, error: Exception) -> Response[ErrorBody]:
     log.error("request failed", exc_info=error)
     message = "Internal server error. Quote X-Request-Id when reporting it."
-    return _response(ServiceError("internal", message))
+    return _response(request, ServiceError("internal", message))
 
 
 def body(error: ServiceError) -> ErrorBody:
@@ -123,5 +134,15 @@ def _describe(request: AnyRequest, error: HTTPException, headers: dict[str, str]
             )
 
 
-def _response(error: ServiceError, headers: dict[str, str] | None = None) -> Response[ErrorBody]:
-    return Response(body(error), status_code=TABLE[error.code].status, headers=headers)
+def anthropic_body(error: ServiceError) -> ErrorBody:
+    """Return the body of an error in the form of Anthropic's API."""
+    kind = ANTHROPIC_TYPES.get(TABLE[error.code].status, "api_error")
+    return {"type": "error", "error": {"type": kind, "message": in_plain_words(error.message)}}
+
+
+def _response(
+    request: AnyRequest, error: ServiceError, headers: dict[str, str] | None = None
+) -> Response[ErrorBody]:
+    is_anthropic = request.scope["path"].startswith(ANTHROPIC_PATH)
+    content = anthropic_body(error) if is_anthropic else body(error)
+    return Response(content, status_code=TABLE[error.code].status, headers=headers)

@@ -20,6 +20,8 @@ from msgspec import Struct
 from services.contract import history
 from services.contract.version import VERSION
 from services.edge.api import (
+    anthropic,
+    anthropic_body,
     chat,
     objects,
     openai_conversations,
@@ -34,6 +36,8 @@ from services.edge.errors import TABLE
 
 TEXTS = Path(__file__).with_name("openapi.yaml")
 MODULES = (
+    anthropic,
+    anthropic_body,
     chat,
     sessions,
     status,

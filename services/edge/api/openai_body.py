@@ -16,6 +16,8 @@ from msgspec.structs import replace
 from services.contract import prompts
 from services.contract.codec import check_utf8, decode
 from services.contract.errors import ServiceError
+from services.edge.api import anthropic_body
+from services.edge.api.anthropic_body import MessagesBody
 from services.edge.api.fields import Fields, honoured
 from services.edge.api.openai_requests import (
     ChatCompletionBody,
@@ -103,6 +105,8 @@ def parse(data: bytes, kind: type[B], translation: Translation) -> B:
     given = decode(data, Object)
     if kind is ChatCompletionBody:
         fields = translation.chat(given)
+    elif kind is MessagesBody:
+        fields = anthropic_body.to_chat(given, translation)
     elif kind is CompletionBody:
         _check_prompt_size(bytes(given.get("prompt", b"")))
         fields = translation.text(given)

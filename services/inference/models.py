@@ -15,6 +15,7 @@ from services.contract.messages import ChatRequest, ModelInfo, ModelKind, Sampli
 from services.inference import model_sampling
 from services.inference.engine import context_size, memory, trial
 from services.inference.engine.backend import Backend
+from services.inference.engine.embedding import Embedder
 from services.inference.engine.llama import Llama
 from services.inference.engine.llama_embedder import LlamaEmbedder
 from services.inference.engine.llama_model import ModelError
@@ -87,7 +88,7 @@ class LoadedEmbedder(NamedTuple):
 
     info: ModelInfo
     kind: ModelKind
-    embedder: LlamaEmbedder
+    embedder: Embedder
 
     @property
     def on_gpu(self) -> bool:

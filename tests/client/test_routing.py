@@ -223,6 +223,76 @@ def test_scaled_adapter_is_served_where_the_adapter_is() -> None:
         assert workers.rank("key", name) == []
 
 
+# --- kinds of models ------------------------------------------------------------------------------
+
+EMBEDDER = replace(READY, worker_id="e", name="bge", model=replace(MODEL, name="bge", digest="e"))
+EMBEDDER = replace(EMBEDDER, kind="embedding")
+CHATTER = replace(READY, name="demo")
+
+
+def test_requests_only_go_to_workers_of_their_kind() -> None:
+    workers = WorkerDirectory()
+    receive(workers, CHATTER, EMBEDDER)
+    assert workers.rank("key", None) == ["w1"] == workers.rank("key", "demo")
+    assert workers.rank("key", None, kind="embedding") == ["e"]
+    assert workers.rank("key", "bge", kind="embedding") == ["e"]
+    assert workers.rank("key", "bge") == workers.rank("key", None, kind="rerank") == []
+    assert workers.rank("key", "demo", kind="embedding") == []
+
+
+@pytest.mark.parametrize("default", ["demo", "bge"])
+def test_default_model_is_that_of_its_kind_only(default: str) -> None:
+    workers = WorkerDirectory()
+    receive(workers, replace(CHATTER, default_model=default), EMBEDDER)
+    assert workers.rank("key", None) == ["w1"]
+    assert workers.rank("key", None, kind="embedding") == ["e"]
+
+
+def test_wrong_kind_is_an_error_with_advice() -> None:
+    workers = WorkerDirectory()
+    receive(workers, CHATTER, replace(EMBEDDER, state="loading", model=None))
+    error = workers.unavailable_error("bge")
+    assert error.code == "invalid_request"
+    assert error.message == (
+        "The field `model` names 'bge', which is an embedding model: use it with POST"
+        " /v1/embeddings, or name a chat model; available: demo."
+    )
+    error = workers.unavailable_error("demo", "embedding")
+    assert error.message.endswith(
+        "or add the path of a GGUF file that is an embedding model to MODEL_PATH."
+    )
+    assert workers.unavailable_error("bge", "embedding").code == "model_loading"
+    assert workers.unavailable_error(None, "embedding").code == "model_loading"
+    assert workers.unavailable_error("other", "embedding").code == "model_not_found"
+    assert workers.unavailable_error(None, "rerank").code == "invalid_request"
+
+
+def test_lost_chat_worker_beside_others_can_be_waited_for() -> None:
+    workers = WorkerDirectory()
+    receive(workers, EMBEDDER)
+    assert workers.unavailable_error().code == "no_worker"
+    assert workers.find_model(None) is None and workers.find_model("bge") is None
+    found = workers.find_report("bge")
+    assert found and found.kind == "embedding"
+
+
+def test_ready_means_chats_unless_there_are_none() -> None:
+    workers = WorkerDirectory()
+    receive(workers, EMBEDDER)
+    assert workers.ready
+    receive(workers, LOADING)
+    assert not workers.ready
+    receive(workers, CHATTER)
+    assert workers.ready
+
+
+async def test_chat_with_an_embedding_model_is_rejected(bus: Bus) -> None:
+    workers = WorkerDirectory()
+    receive(workers, EMBEDDER)
+    (failed,) = await ask(bus, workers, model="bge")
+    assert isinstance(failed, Failed) and failed.code == "invalid_request"
+
+
 def test_to_error_replaces_only_no_worker() -> None:
     workers = WorkerDirectory()
     receive(workers, LOADING)

@@ -264,7 +264,7 @@ def test_requests_of_a_killed_worker_go_to_another(stack: Stack, models: Models)
 def test_sigterm_lets_a_worker_finish(stack: Stack, models: Models) -> None:
     last = write("bert", models.folder / "last.gguf", SLOW)
     with running_worker(stack, last) as leaving, ThreadPoolExecutor(1) as pool:
-        wait_for(lambda: bool(workers_of(stack, "last", "ready")), "the worker")
+        wait_for(lambda: "last" in ready_models(stack), "the worker")
         body = {"model": "last", "input": [WORDS] * 90}  # one batch
         answer = pool.submit(stack.http.post, "/v1/embeddings", json=body)
         wait_for(lambda: busy(stack, "last") == [True], "its request")

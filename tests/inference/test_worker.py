@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from gguf import PoolingType
 
+from bench.embedding_models import MEAN, RANK, TINY, write
 from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.messages import WorkerReport
@@ -36,6 +38,25 @@ async def test_worker_reports_its_model_and_context(own_history_url: str, tmp_pa
     report = await loaded(own_history_url, InferenceSettings(model_path=str(path)))
     assert (report.state, report.error) == ("ready", None)
     assert report.model and report.model.context == 3000
+
+
+@pytest.mark.parametrize(
+    ("pooling", "kind", "dimensions"), [(MEAN, "embedding", TINY.width), (RANK, "rerank", 0)]
+)
+async def test_worker_reports_what_its_model_is_for(
+    own_history_url: str, tmp_path: Path, pooling: PoolingType, kind: str, dimensions: int
+) -> None:
+    path = write("bert", tmp_path / "e.gguf", pooling=pooling)
+    report = await loaded(own_history_url, InferenceSettings(model_path=str(path)))
+    assert (report.state, report.kind, report.dimensions) == ("ready", kind, dimensions)
+    assert report.model and (report.model.name, report.model.context) == ("e", TINY.context)
+
+
+async def test_worker_without_pooling_reports_why(own_history_url: str, tmp_path: Path) -> None:
+    path = write("bert", tmp_path / "e.gguf", pooling=None)
+    report = await loaded(own_history_url, InferenceSettings(model_path=str(path)))
+    assert (report.state, report.kind) == ("failed", "embedding")
+    assert report.error and "does not say how to pool" in report.error
 
 
 def copied(path: Path) -> Path:

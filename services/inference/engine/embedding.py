@@ -34,10 +34,20 @@ class EngineStopped(BackendError):
 
 
 class Embedder(Protocol):
-    """A model that computes a row of floats for each input."""
+    """An embedding model or a reranker. Only `embed` is for one thread."""
 
     context: int  # maximum tokens of an input
-    width: int  # of a row
+    width: int  # floats of a row
+    on_gpu: bool
+
+    @property
+    def vocabulary_size(self) -> int: ...
+
+    def tokenize_input(self, text: str) -> list[int]:
+        """Return the tokens of a text with those that the model expects around it."""
+
+    def tokenize_pair(self, query: str, document: str) -> list[int]:
+        """Return the tokens of a reranker's prompt."""
 
     def embed(self, inputs: Sequence[Tokens]) -> Rows:
         """
@@ -45,6 +55,9 @@ class Embedder(Protocol):
         MAX_BATCH_TOKENS tokens together, or of a single one with up to `context`. Raises
         BackendError.
         """
+
+    def relevance(self, rows: Rows) -> list[float]:
+        """Return the score, 0 to 1, of each row [n, width] of a reranker."""
 
     def close(self) -> None: ...
 

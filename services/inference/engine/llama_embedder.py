@@ -72,14 +72,12 @@ class LlamaEmbedder(LlamaModel):
         return bool(self._pooling == llama_cpp.LLAMA_POOLING_TYPE_RANK)
 
     def tokenize_input(self, text: str) -> list[int]:
-        """Return the tokens of a text with those that the model expects around it."""
         return [*self._before, *self._tokenizer.tokenize(text, special=False), *self._after]
 
     def tokenize_pair(self, query: str, document: str) -> list[int]:
         """
-        Return the tokens of a reranker's prompt: by the file's template `rerank`, or with the
-        separators of a cross-encoder. As llama-server does (`format_prompt_rerank` in
-        tools/server/server-common.cpp), but no text becomes a control token.
+        Use the file's template `rerank`, or the separators of a cross-encoder, as llama-server does
+        (`format_prompt_rerank` in tools/server/server-common.cpp). No text becomes a control token.
         """
         if self._template is not None:
             return self._fill_in(self._template, {"{query}": query, "{document}": document})
@@ -109,7 +107,6 @@ class LlamaEmbedder(LlamaModel):
         return np.stack([self._row(slot) for slot in range(len(inputs))])
 
     def relevance(self, rows: Rows) -> list[float]:
-        """Return the score, 0 to 1, of each row [n, width] of a reranker."""
         scores = rows[:, 0].astype(np.float64)
         if not self._is_probability:
             scores = 1 / (1 + np.exp(-scores))

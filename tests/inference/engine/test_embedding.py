@@ -15,15 +15,14 @@ from services.inference.engine.embedding import (
     Tokens,
     normalize,
 )
+from tests.inference.fake_embedder import FakeEmbedder
 
 
-class FakeEmbedder:
+class RecordingEmbedder(FakeEmbedder):
     """Gives an input its first token and its length, and fails for the token 666."""
 
-    context = 2 * MAX_BATCH_TOKENS
-    width = 2
-
     def __init__(self) -> None:
+        super().__init__(width=2)
         self.batches: list[list[int]] = []  # lengths of the inputs
 
     def embed(self, inputs: Sequence[Tokens]) -> Rows:
@@ -34,16 +33,13 @@ class FakeEmbedder:
             raise ZeroDivisionError
         return np.array([(tokens[0], len(tokens)) for tokens in inputs], np.float32)
 
-    def close(self) -> None:
-        pass
 
-
-def engine(embedder: FakeEmbedder) -> EmbeddingEngine:
+def engine(embedder: RecordingEmbedder) -> EmbeddingEngine:
     return EmbeddingEngine(embedder, on_death=lambda: None)
 
 
 def test_rows_are_in_the_order_of_the_inputs() -> None:
-    embedder = FakeEmbedder()
+    embedder = RecordingEmbedder()
     engine_ = engine(embedder)
     result = engine_.submit([[7] * 5, [8], [9] * 3])
     engine_.step()
@@ -53,7 +49,7 @@ def test_rows_are_in_the_order_of_the_inputs() -> None:
 
 
 def test_batch_is_filled_up_to_its_tokens() -> None:
-    embedder = FakeEmbedder()
+    embedder = RecordingEmbedder()
     engine_ = engine(embedder)
     third = MAX_BATCH_TOKENS // 3
     result = engine_.submit([[1] * third] * 4 + [[2] * (MAX_BATCH_TOKENS + 9), [3]])
@@ -65,7 +61,7 @@ def test_batch_is_filled_up_to_its_tokens() -> None:
 
 
 def test_batch_has_at_most_64_inputs() -> None:
-    embedder = FakeEmbedder()
+    embedder = RecordingEmbedder()
     engine_ = engine(embedder)
     engine_.submit([[1]] * (MAX_BATCH_INPUTS + 1))
     engine_.step(), engine_.step()
@@ -73,7 +69,7 @@ def test_batch_has_at_most_64_inputs() -> None:
 
 
 def test_callers_take_turns() -> None:
-    engine_ = engine(FakeEmbedder())
+    engine_ = engine(RecordingEmbedder())
     long = engine_.submit([[1] * 200] * 10)
     short = engine_.submit([[2]])
     engine_.step()
@@ -81,7 +77,7 @@ def test_callers_take_turns() -> None:
 
 
 def test_failed_batch_fails_its_requests_only() -> None:
-    engine_ = engine(FakeEmbedder())
+    engine_ = engine(RecordingEmbedder())
     failing = engine_.submit([[666] * 400, [1] * 400])
     other = engine_.submit([[2] * 500])
     for _ in range(2):
@@ -92,7 +88,7 @@ def test_failed_batch_fails_its_requests_only() -> None:
 
 
 def test_rows_that_are_no_numbers_are_an_error() -> None:
-    class Broken(FakeEmbedder):
+    class Broken(RecordingEmbedder):
         def embed(self, inputs: Sequence[Tokens]) -> Rows:
             return np.full((len(inputs), 2), np.nan, np.float32)
 
@@ -104,7 +100,7 @@ def test_rows_that_are_no_numbers_are_an_error() -> None:
 
 
 def test_cancelled_request_is_not_computed() -> None:
-    embedder = FakeEmbedder()
+    embedder = RecordingEmbedder()
     engine_ = engine(embedder)
     cancelled, other = engine_.submit([[1]]), engine_.submit([[2] * 2])
     cancelled.cancel()
@@ -115,7 +111,7 @@ def test_cancelled_request_is_not_computed() -> None:
 
 
 def test_request_cancelled_between_batches_ends_quietly() -> None:
-    engine_ = engine(FakeEmbedder())
+    engine_ = engine(RecordingEmbedder())
     cancelled, other = engine_.submit([[1] * 400] * 2), engine_.submit([[2] * 400])
     engine_.step()
     cancelled.cancel()
@@ -124,7 +120,7 @@ def test_request_cancelled_between_batches_ends_quietly() -> None:
 
 
 def test_closed_engine_fails_what_waits_and_what_comes() -> None:
-    engine_ = engine(FakeEmbedder())
+    engine_ = engine(RecordingEmbedder())
     waiting = engine_.submit([[1]])
     engine_.start()
     waiting.result(10)
@@ -135,7 +131,7 @@ def test_closed_engine_fails_what_waits_and_what_comes() -> None:
 
 def test_dead_engine_fails_all_requests() -> None:
     deaths: list[int] = []
-    engine_ = EmbeddingEngine(FakeEmbedder(), on_death=lambda: deaths.append(1))
+    engine_ = EmbeddingEngine(RecordingEmbedder(), on_death=lambda: deaths.append(1))
     results = [engine_.submit([[13] * 400]), engine_.submit([[1] * 400])]
     engine_.start()
     for result in results:

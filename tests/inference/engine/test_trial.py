@@ -3,8 +3,11 @@
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 
+from bench import embedding_models
+from bench.embedding_models import LAST, MEAN
 from bench.hybrid_models import HEAD, TINY, write
 from services.inference.engine import trial
 from services.inference.engine.backend import KvType
@@ -15,7 +18,11 @@ MIB = 2**20
 
 
 def tried(
-    *files: Path, context: int | None = None, parallel: int = 2, kv_type: KvType = "f16"
+    *files: Path,
+    context: int | None = None,
+    parallel: int = 2,
+    kv_type: KvType = "f16",
+    is_embedding: bool = False,
 ) -> trial.Trial:
     return trial.run(
         trial.TrialRequest(
@@ -27,6 +34,7 @@ def tried(
             tensor_split=(),
             main_gpu=None,
             kv_type=kv_type,
+            is_embedding=is_embedding,
         )
     )
 
@@ -46,6 +54,20 @@ def test_context_of_a_trial_is_limited_by_the_model() -> None:
     assert need.tokens == 2048
     (need,) = tried(DEMO, context=1024).needs
     assert (need.tokens, need.cache) == (1024, 12 * MIB)
+
+
+@pytest.mark.parametrize(("architecture", "pooling"), [("bert", MEAN), ("qwen3", LAST)])
+def test_embedding_model_is_tried_as_such(
+    tmp_path: Path, architecture: str, pooling: gguf.PoolingType
+) -> None:
+    shape = embedding_models.TINY._replace(context=4096)
+    path = embedding_models.write(architecture, tmp_path / "e.gguf", shape, pooling)
+    small, large = tried(path, is_embedding=True).needs
+    assert (small.tokens, large.tokens) == (2048, 4096)
+    if architecture == "bert":  # no cache, but attention of all tokens to all others at once
+        assert small.cache == large.cache == 0 and large.host > 3 * small.host
+    else:  # one cache for the longest input, which is computed in steps
+        assert large.cache == 2 * small.cache > 0 and large.host < 2 * small.host
 
 
 def test_smaller_kv_types_need_less() -> None:

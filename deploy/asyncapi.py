@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from deploy.generated import write_or_check
-from services.contract import history, messages, subjects, tokens
+from services.contract import embeddings, history, messages, subjects, tokens
 from services.contract.version import VERSION
 
 PATH = Path("docs/asyncapi.yaml")
@@ -66,6 +66,14 @@ CHANNELS = (
             tokens.DetokenizeRequest, tokens.DetokenizeReply),
     Channel("count", subjects.count(W), "Count the tokens of a conversation's prompt.",
             messages.ChatRequest, tokens.TokenCount),
+    Channel("embed", subjects.EMBED, "Embeddings of texts, by any worker with such a model.",
+            embeddings.EmbedRequest, embeddings.Embeddings),
+    Channel("workerEmbed", subjects.embed(W), "The same from one worker.",
+            embeddings.EmbedRequest, embeddings.Embeddings),
+    Channel("rerank", subjects.RERANK, "Relevance of documents, by any worker with a reranker.",
+            embeddings.RerankRequest, embeddings.Scores),
+    Channel("workerRerank", subjects.rerank(W), "The same from one worker.",
+            embeddings.RerankRequest, embeddings.Scores),
     Channel("context", subjects.history("context", T), "Exchanges of a session for its prompt.",
             history.ContextRequest, history.Context),
     Channel("messages", subjects.history("messages", T), "Exchanges of a session, or of all.",

@@ -186,14 +186,14 @@ class WorkerDirectory:
         """Return the model that serves chat requests for `name`."""
         return next((r.model for r in workers_of_model(name, self.reports())), None)
 
-    def only_model(self, name: str) -> str | None:
+    def only_model(self, name: str, kind: ModelKind = "chat") -> str | None:
         """
-        Return None, which is the default model, for an unknown name if there is only one model;
-        else the name. An unknown adapter of the model stays unknown.
+        Return None, which is the default model, for an unknown name if there is only one model of
+        the kind; else the name. An unknown adapter of the model stays unknown.
         """
-        names = {report.name for report in self.reports() if report.name}
-        is_known = any(name == each or name.startswith(f"{each}:") for each in names)
-        return None if len(names) == 1 and not is_known else name
+        reports = self.reports()
+        names = {report.name for report in reports if report.name and report.kind == kind}
+        return None if len(names) == 1 and not _reports_of(name, reports) else name
 
     def find_report(self, name: str) -> WorkerReport | None:
         """Return the report of a ready worker of the model, whatever its kind is."""

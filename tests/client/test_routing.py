@@ -248,6 +248,13 @@ def test_default_model_is_that_of_its_kind_only(default: str) -> None:
     assert workers.rank("key", None, kind="embedding") == ["e"]
 
 
+def test_unknown_name_stands_for_the_only_model_of_its_kind() -> None:
+    workers = WorkerDirectory()
+    receive(workers, CHATTER, EMBEDDER)
+    assert workers.only_model("gpt-4o") is workers.only_model("ada", "embedding") is None
+    assert workers.only_model("bge") == "bge" and workers.only_model("ada", "rerank") == "ada"
+
+
 def test_wrong_kind_is_an_error_with_advice() -> None:
     workers = WorkerDirectory()
     receive(workers, CHATTER, replace(EMBEDDER, state="loading", model=None))

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from services.contract import prompts
 from services.contract.codec import check_utf8, decode
 from services.contract.errors import ServiceError
+from services.contract.messages import ModelKind
 from services.edge.api import anthropic_body
 from services.edge.api.anthropic_body import MessagesBody
 from services.edge.api.fields import Fields, honoured
@@ -42,6 +43,9 @@ MAX_LOGGED_NAMES = 1000
 _PATH = re.compile(r"(?<=`\$\.)\w+")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 
+KINDS: dict[type[Struct], ModelKind] = {EmbeddingBody: "embedding", RerankBody: "rerank"}
+"""Of the models that bodies name, where it is not `chat`."""
+
 log = logging.getLogger(__name__)
 B = TypeVar("B", bound=Struct)
 
@@ -49,14 +53,14 @@ B = TypeVar("B", bound=Struct)
 class BodyReader:
     """
     Reads bodies; with `is_strict`, an unknown field is an error. `to_served`, if given, returns the
-    model that is meant by a name.
+    model of a kind that is meant by a name.
     """
 
     def __init__(
         self,
         limits: EdgeLimits,
         is_strict: bool = False,
-        to_served: Callable[[str], str | None] | None = None,
+        to_served: Callable[[str, ModelKind], str | None] | None = None,
     ) -> None:
         self._limits = limits
         self._is_strict = is_strict
@@ -83,7 +87,7 @@ class BodyReader:
         name = getattr(body, "model", None)
         if not name or not self._to_served:
             return body
-        return replace(body, model=self._to_served(name))
+        return replace(body, model=self._to_served(name, KINDS.get(type(body), "chat")))
 
     def _log(self, names: Iterable[str]) -> None:
         """Log each name once."""

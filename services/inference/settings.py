@@ -44,7 +44,8 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
     model_path: Annotated[
         str,
         Meta(
-            description="GGUF file, or a folder that contains one model. Empty: the only model in"
+            description="GGUF file of a chat model, an embedding model or a reranker, or a folder"
+            " that contains one model. Empty: the only model in"
             " `model/` and its subfolders, else `model/demo.gguf`. Several, separated by commas:"
             " `just up` starts a worker for each."
         ),
@@ -66,7 +67,8 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
     model_context: Annotated[
         Annotated[int, Meta(ge=64)] | Literal["auto"],
         Meta(
-            description="Context window of each conversation in tokens; at most that of the model."
+            description="Context window of each conversation, or the longest text to embed, in"
+            " tokens; at most that of the model."
             " The KV cache has `MODEL_CONTEXT` × `MODEL_PARALLEL` tokens. `auto`: the largest of"
             " 2,048, 4,096, 8,192, 16,384 and 32,768 whose KV cache needs at most a quarter of"
             " the memory that is free beside the model, and leaves room for `MODEL_CACHE`; on GPUs,"

@@ -61,7 +61,8 @@ REQUEST_ID = {
 def document(handlers: Sequence[HTTPRouteHandler], is_open: bool) -> dict[str, Any]:
     """Return the OpenAPI document. `is_open`: no API keys are set."""
     text = TEXTS.read_text(encoding="utf-8")
-    document: dict[str, Any] = msgspec.yaml.decode(text)
+    aliased = msgspec.yaml.decode(text)  # an alias is the same object as its anchor
+    document: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(aliased))
     texts: dict[str, str] = document.pop("x-fields")
     document["info"]["version"] = VERSION
     if is_open:

@@ -139,12 +139,12 @@ def test_rerank_sorts_documents_by_score(stack: Stack, models: Models, model: st
     assert scores == sorted(scores, reverse=True) and all(0 < score < 1 for score in scores)
     assert sorted(each["index"] for each in reply["results"]) == [0, 1, 2]
     assert reply["model"] == model and reply["usage"]["total_tokens"] > 20
-    best = stack.http.post("/v1/rerank", json=body | {"top_n": 1, "return_documents": True}).json()
+    best = stack.http.post("/v2/rerank", json=body | {"top_n": 1, "return_documents": True}).json()
     (result,) = best["results"]
     assert result["index"] == reply["results"][0]["index"]
     assert result["document"] == {"text": [TEXTS[0], TEXTS[1], ""][result["index"]]}
     tei = {"model": model, "query": "what is it", "texts": TEXTS[:2], "return_text": True}
-    listed = stack.http.post("/v1/rerank", json=tei).json()
+    listed = stack.http.post("/rerank", json=tei).json()
     assert sorted((each["index"], each["text"]) for each in listed) == [(0, TEXTS[0]), (1, "a")]
     assert listed[0]["score"] >= listed[1]["score"]
 

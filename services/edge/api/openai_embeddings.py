@@ -1,4 +1,7 @@
-"""`POST /v1/embeddings` of OpenAI's API, and `POST /v1/rerank` of Jina's and TEI's."""
+"""
+`POST /v1/embeddings` of OpenAI's API, and `POST /v1/rerank` of Jina's API, which Cohere's client
+expects at `/v2/rerank`, and that of text-embeddings-inference (TEI) at `/rerank`.
+"""
 
 import msgspec
 from litestar import post
@@ -30,7 +33,7 @@ async def embeddings(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGI
     return await respond_whole(request, _embed(edge.embedding_client(), message, is_base64))
 
 
-@post("/v1/rerank", status_code=200)
+@post(["/v1/rerank", "/v2/rerank", "/rerank"], status_code=200)
 async def rerank(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
     body = await edge.bodies.read(request, RerankBody)
     return await respond_whole(request, _rerank(edge.embedding_client(), body))

@@ -27,7 +27,14 @@ from services.client.failover import bus_unavailable, worker_lost
 from services.client.routing import RETRIABLE_ELSEWHERE, WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import decode, encode
-from services.contract.embeddings import Embeddings, EmbedRequest, Input, RerankRequest, Scores
+from services.contract.embeddings import (
+    Embeddings,
+    EmbedRequest,
+    Input,
+    RerankRequest,
+    Scores,
+    check_dimensions,
+)
 from services.contract.errors import ServiceError
 from services.contract.messages import ModelKind
 from services.runtime.bus import Bus
@@ -85,7 +92,7 @@ class EmbeddingClient:
     async def embed_in_batches(self, request: EmbedRequest) -> AsyncGenerator[Embeddings, None]:
         """Yield the vectors of the inputs in order, some at a time. Raises ServiceError."""
         request = _checked(request, EmbedRequest)
-        width = self._check_dimensions(request)
+        width = self.width_of(request)
         max_inputs = (self.bus.max_payload - ENVELOPE_BYTES) // (width * JSON_BYTES_PER_FLOAT)
         sizes = [input_bytes(each) for each in request.input]
         to_workers = _Request("embedding", request.model, subjects.embed, Embeddings)
@@ -108,17 +115,13 @@ class EmbeddingClient:
         scores = tuple(score for part in parts for score in part.scores)
         return Scores(parts[0].model, scores, sum(part.prompt_tokens for part in parts))
 
-    def _check_dimensions(self, request: EmbedRequest) -> int:
-        """Return the floats of a vector, as far as it is known. Raises ServiceError."""
+    def width_of(self, request: EmbedRequest) -> int:
+        """Return the floats of a vector, as far as they are known. Raises ServiceError."""
         able = self.workers.rank("", request.model, kind="embedding")
         widths = [r.dimensions for r in self.workers.reports() if r.worker_id in able]
         width = min(widths, default=0)
-        if request.dimensions and width and request.dimensions > width:
-            raise ServiceError(
-                "invalid_request",
-                f"The field `dimensions` is {request.dimensions}, but the model's embeddings have"
-                f" {width}: ask for at most that.",
-            )
+        if width:
+            check_dimensions(request, width)
         return request.dimensions or width or 1
 
     async def _ask(self, request: _Request[K], message: Struct, has_begun: bool) -> K:

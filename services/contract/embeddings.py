@@ -8,6 +8,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from services.contract.errors import ServiceError
 from services.contract.messages import ModelName, Tokens
 from services.contract.tokens import Text
 
@@ -24,6 +25,16 @@ class EmbedRequest(Struct, frozen=True, omit_defaults=True):
     input: Annotated[tuple[Input, ...], Meta(min_length=1, max_length=MAX_INPUTS)]
     model: ModelName | None = None
     dimensions: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+
+
+def check_dimensions(request: EmbedRequest, width: int) -> None:
+    """Check them against the `width` of the model's vectors. Raises ServiceError."""
+    if request.dimensions and request.dimensions > width:
+        raise ServiceError(
+            "invalid_request",
+            f"The field `dimensions` is {request.dimensions}, but the model's embeddings have"
+            f" {width}: ask for at most that.",
+        )
 
 
 class Embeddings(Struct, frozen=True):

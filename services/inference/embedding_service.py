@@ -20,7 +20,14 @@ from services.client.embedding_client import (
 from services.client.routing import WorkerDirectory
 from services.contract import prompts, subjects
 from services.contract.codec import decode
-from services.contract.embeddings import Embeddings, EmbedRequest, Input, RerankRequest, Scores
+from services.contract.embeddings import (
+    Embeddings,
+    EmbedRequest,
+    Input,
+    RerankRequest,
+    Scores,
+    check_dimensions,
+)
 from services.contract.errors import ServiceError, shutting_down
 from services.contract.messages import ModelInfo, ModelKind
 from services.inference.engine.backend import BackendError
@@ -129,6 +136,7 @@ class EmbeddingService:
         await self.bus.subscribe(subject, lambda delivery: self.bus.respond(delivery, reply))
 
     async def _embed_anywhere(self, _: str, request: EmbedRequest) -> Embeddings:
+        self._check_reply_size(request, self._client.width_of(request))
         return await self._client.embed(request)
 
     async def _rerank_anywhere(self, _: str, request: RerankRequest) -> Scores:
@@ -138,7 +146,7 @@ class EmbeddingService:
 
     async def _embed(self, request: EmbedRequest) -> Embeddings:
         self._check_model(request.model, "embedding")
-        self._check_reply_size(request)
+        self._check_reply_size(request, self.model.embedder.width)
         size = sum(map(input_bytes, request.input))
         rows, tokens = await self._compute(size, partial(self._tokenize_inputs, request.input))
         vectors = normalize(rows, request.dimensions).astype("<f4")
@@ -161,14 +169,9 @@ class EmbeddingService:
         if name is not None and name != self.model.info.name:
             raise ServiceError("model_not_found", f"This worker has no model {name!r}.")
 
-    def _check_reply_size(self, request: EmbedRequest) -> None:
-        width = self.model.embedder.width
-        if request.dimensions and request.dimensions > width:
-            raise ServiceError(
-                "invalid_request",
-                f"The field `dimensions` is {request.dimensions}, but the model's embeddings have"
-                f" {width}: ask for at most that.",
-            )
+    def _check_reply_size(self, request: EmbedRequest, width: int) -> None:
+        """Check the dimensions, and that the vectors fit into one reply, before any work."""
+        check_dimensions(request, width)
         size = len(request.input) * (request.dimensions or width) * JSON_BYTES_PER_FLOAT
         if size > self.limits.max_payload - ENVELOPE_BYTES:
             raise ServiceError(

@@ -165,6 +165,8 @@ async def test_reply_that_exceeds_a_message_is_refused_first(bus: Bus) -> None:
         held = await worker.hold()
         error = await worker.refusal("a", "b")
         assert error.code == "payload_too_large" and "of 2 inputs don't fit" in error.message
+        with pytest.raises(ServiceError, match="of 2 inputs don't fit"):
+            await worker.bus.request(subjects.EMBED, EmbedRequest(("a", "b")), Embeddings)
         worker.embedder.may_compute.set()
         assert len((await held).vectors[0]) == 400_000
 

@@ -18,7 +18,7 @@ from services.contract import prompts
 from services.contract.conversation import ChatMessage, Tool, ToolCall
 from services.contract.errors import ServiceError
 from services.inference.engine.output.answer_format import HERMES, CallFormat
-from services.inference.engine.prompt.answer_grammar import NO_PARAMETERS
+from services.inference.engine.prompt.argument_grammar import NO_PARAMETERS
 from services.inference.engine.prompt.format_probe import FoundFormat
 from services.inference.engine.prompt.template_renderer import REASONING, Json
 

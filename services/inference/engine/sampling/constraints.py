@@ -37,7 +37,7 @@ def compile_grammar(sampling: Sampling, lark: str | None, vocabulary: Vocabulary
         return compile_lark(lark, vocabulary) if lark else None
     except GrammarError as error:
         names = "` or `".join(name for name, is_set in fields.items() if is_set)
-        raise _refusal(names, f"{error}.") from error
+        raise refusal(names, f"{error}.") from error
 
 
 def _plain_lark(sampling: Sampling) -> str | None:
@@ -57,7 +57,7 @@ def request_lark(sampling: Sampling) -> str | None:
     try:
         return gbnf.to_lark(sampling.grammar, "answer")
     except GrammarError as error:
-        raise _refusal("grammar", f"{error}.") from error
+        raise refusal("grammar", f"{error}.") from error
 
 
 def response_format_lark(sampling: Sampling) -> str | None:
@@ -80,13 +80,11 @@ def schema_lark(schema: dict[str, Any], is_strict: bool, field: str) -> str:
     long, too expensive, or strict with a keyword that can't be enforced.
     """
     if (size := len(json.dumps(schema).encode())) > MAX_SCHEMA_BYTES:
-        raise _refusal(
-            field, f"its schema has {size:,} bytes; the maximum is {MAX_SCHEMA_BYTES:,}."
-        )
+        raise refusal(field, f"its schema has {size:,} bytes; the maximum is {MAX_SCHEMA_BYTES:,}.")
     check_cost(schema, field)
     enforceable, ignored = json_schema.enforceable(schema)
     if is_strict and ignored:
-        raise _refusal(
+        raise refusal(
             field,
             f"its schema's `{ignored[0]}` can't be enforced. Remove it, or send the schema without"
             " `strict`, which ignores it.",
@@ -98,7 +96,7 @@ def schema_lark(schema: dict[str, Any], is_strict: bool, field: str) -> str:
 def check_cost(schema: dict[str, Any], field: str) -> None:
     """Raise ServiceError(invalid_request) for a schema that would take minutes to compile."""
     if reason := json_schema.excessive_cost(schema):
-        raise _refusal(field, f"in its schema, {reason}. Leave some of them out.")
+        raise refusal(field, f"in its schema, {reason}. Leave some of them out.")
 
 
 def check_logit_bias(sampling: Sampling, vocabulary: Vocabulary) -> None:
@@ -112,5 +110,6 @@ def check_logit_bias(sampling: Sampling, vocabulary: Vocabulary) -> None:
             )
 
 
-def _refusal(field: str, reason: str) -> ServiceError:
+def refusal(field: str, reason: str) -> ServiceError:
+    """Return the error for a field that can't be used."""
     return ServiceError("invalid_request", f"The field `{field}` can't be used: {reason}")

@@ -16,7 +16,7 @@ from tests.e2e.stack import Process, Stack
 from tests.servers import wait_for
 
 TEMPLATES = Path(".data/llama.cpp/models/templates")
-TURNS = 20
+TURNS = 24
 KILL_AFTER = 12  # events with text
 WEATHER = {
     "type": "function",
@@ -30,6 +30,9 @@ WEATHER = {
         },
     },
 }
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+NUMBER = {"type": "json_schema", "json_schema": {"name": "number", "schema": SCHEMA}}
 
 
 @dataclass
@@ -62,7 +65,11 @@ class Received:
 def run(model: Path) -> list[str]:
     """Return a line per check; a failure begins with `FAILED`."""
     return [
-        _line("a session over 20 turns with a small context window", _long_session, model),
+        _line(
+            f"a session of {TURNS} turns, some with a tool or a schema, in a small window",
+            _long_session,
+            model,
+        ),
         _line("logprobs", _logprobs, model),
         _line("a worker killed in mid-answer", _killed, model, {}, {}),
         _line("a worker killed in mid-thought", _killed, model, _thinking(), {"max_tokens": 8}),
@@ -90,18 +97,26 @@ def _calling() -> dict[str, Any]:
 
 def _long_session(model: Path) -> str:
     """Exchanges drop out of the window; what is left is remembered and cached."""
-    with whole_stack(model, MODEL_CONTEXT="384", MODEL_PARALLEL="2") as up:
-        cached, dropped = 0, 0
+    with whole_stack(model, MODEL_CONTEXT="640", MODEL_PARALLEL="2") as up:
+        cached = dropped = called = 0
         for turn in range(1, TURNS + 1):
             prompt = f"Remember the number {100 + turn}. Which number came before it?"
-            end = up.chat(prompt, "long", max_tokens=24).end
+            more: dict[str, Any] = {"tools": [WEATHER]} if turn % 6 == 0 else {}
+            more |= {"response_format": NUMBER} if turn % 6 == 3 else {}
+            prompt = "Report by the tool: sunny for 3 days." if "tools" in more else prompt
+            text, end = up.chat(prompt, "long", max_tokens=48, **more)
             assert end.get("done"), end
+            assert "response_format" not in more or type(json.loads(text)["n"]) is int, text
+            called += end["finish_reason"] == "tool_calls"
             dropped = end["exchanges_dropped"]
             cached += end["usage"]["cached_tokens"] > 0
         assert dropped > 0, "nothing was dropped"
         stored = len(up.messages("long"))
         assert stored == TURNS, f"{stored} exchanges are stored"
-    return f"ok, {dropped} exchanges dropped at the end, {cached} of {TURNS} prompts had a prefix"
+    return (
+        f"ok, {dropped} exchanges dropped at the end, {cached} of {TURNS} prompts had a prefix,"
+        f" {called} of {TURNS // 6} prompts with a tool were answered by a call"
+    )
 
 
 def _logprobs(model: Path) -> str:

@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 from services.inference.engine.output.answer_format import (
     ID,
     KEY,
-    NAME,
     AnswerFormat,
     ArgumentFormat,
     CallFormat,
     HeaderFormat,
     ObjectFormat,
     ReasoningFormat,
+    ValueSyntax,
 )
 from services.inference.engine.output.call_values import GEMMA_QUOTE
+from services.inference.engine.prompt.known_formats import described_calls, known_format
 
 Json = dict[str, Any]
 Render = Callable[..., str]  # messages, tools, variables, add_generation_prompt to a prompt
@@ -30,31 +31,6 @@ Render = Callable[..., str]  # messages, tools, variables, add_generation_prompt
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
 THINKING = {"enable_thinking": True, "thinking": True, "thinking_mode": "enabled"}
 NOT_THINKING = {"enable_thinking": False, "thinking": False, "thinking_mode": "disabled"}
-
-HARMONY = HeaderFormat(
-    "<|start|>assistant",
-    "<|message|>",
-    ("<|end|>", "<|call|>", "<|return|>"),
-    r"to=functions\.([^\s<>]+)",
-    "analysis",
-    r"\s*(?:to?|(?:<|to=)(?:(?!<\|(?:call|end|start|return)\|>)[A-Za-z0-9_\s.=<|>:-])*)?",
-    "<|channel|>final<|message|>",
-    f" to=functions.{NAME}<|channel|>commentary json<|message|>",
-)
-MUSE = HeaderFormat(
-    "<|start|>assistant",
-    "<|message|>",
-    ("<|eom|>", "<|eot|>"),
-    "",
-    "to=self",
-    r"\s*(?:to?|to=[A-Za-z0-9_.:-]*(?:<[|\w]*)?)?",
-    " to=user<|message|>",
-    f" to={NAME}<|message|>",
-)
-# Prompts end with `>>>`.
-FUNCTIONARY = HeaderFormat(
-    ">>>", "\n", (), r"\A(?!all\Z)([\w.-]+)\Z", "", r"[\w.-]*", "all\n", f"{NAME}\n"
-)
 
 NAMESPACE, _SIGN = "]<]minimax[>[", "\ue013"  # brackets before a tag that enclose nothing
 
@@ -152,28 +128,27 @@ TOOLS = [_tool(name) for name in NAMES]
 def find_format(render: Render, source: str) -> FoundFormat:
     """Return the format of a template's answers. `source` is its Jinja."""
     probe = _Probe(render)
-    known = _known_format(source)
+    known = known_format(source)
     field, before, after = _shown_reasoning(probe)
     reasoning = _reasoning(before, after)
     if not (reasoning or known):
         field, reasoning = "", _reasoning_of_prompts(probe, source)
     answer = known or _content_format(probe, AnswerFormat(reasoning))
     calls, sample = _calls(probe, answer)
-    described = None if calls or answer.header else _described_calls(source)
+    described = None if calls or answer.header else described_calls(source)
     if answer.header is None or not answer.header.call:
         answer = answer._replace(calls=calls or described)
+    writes_calls = described is None
+    shows_calls = bool(sample) or not writes_calls
     return FoundFormat(
         answer,
         field,
-        probe.wants_text,
-        probe.calls(1, "text") is not None,
-        bool(sample)
-        and _shows_tools(probe, described is None)
-        or _shows_tools(probe, False)
-        and described is not None,
-        described is None,
-        _takes_reasoning_beside(probe, field),
-        sample,
+        wants_text_arguments=probe.wants_text,
+        accepts_text_arguments=probe.calls(1, "text") is not None,
+        is_native=shows_calls and _shows_tools(probe, writes_calls),
+        writes_calls=writes_calls,
+        takes_reasoning_beside=_takes_reasoning_beside(probe, field),
+        sample=sample,
     )
 
 
@@ -201,39 +176,6 @@ def _takes_reasoning_beside(probe: _Probe, field: str) -> bool:
     return (
         plain is None or probe.calls(1, arguments, content=CONTENT, **{field: THOUGHT}) is not None
     )
-
-
-def _known_format(source: str) -> AnswerFormat | None:
-    """Return a format that rendering does not show: an answer begins inside a header, say."""
-    if "<|channel|>analysis<|message|>" in source:
-        return AnswerFormat(
-            ReasoningFormat("<|channel|>analysis<|message|>", "<|end|>"), header=HARMONY
-        )
-    if "to=self<|message|>" in source or "assistant to=self" in source:
-        return AnswerFormat(ReasoningFormat(" to=self<|message|>", "<|eom|>"), header=MUSE)
-    if "[BEGIN FINAL RESPONSE]" in source and "Here are my reasoning steps:" in source:  # Apriel
-        reasoning = ReasoningFormat("Here are my reasoning steps:\n", "\n[BEGIN FINAL RESPONSE]\n")
-        return AnswerFormat(reasoning)
-    if "<|open|>" in source and "<|sep|>" in source:  # Kimi K3
-        reasoning = ReasoningFormat("<|open|>think<|sep|>", "<|close|>think<|sep|>")
-        response = "<|open|>response<|sep|>", "<|close|>response<|sep|>"
-        return AnswerFormat(reasoning, None, *response)
-    if ">>>all" in source:
-        return AnswerFormat(header=FUNCTIONARY)
-    return None
-
-
-def _described_calls(source: str) -> CallFormat | None:
-    """Return the format of a template that tells it, or implies it, and can't render calls."""
-    if "List of tools: " in source:  # LFM2
-        argument = ArgumentFormat("", (("string", "="),), "", ", ", "python")
-        return CallFormat(
-            "<|tool_call_start|>[", "", "(", ")", ", ", "]<|tool_call_end|>", argument=argument
-        )
-    if "<|tool_call|> followed by a JSON list" in source:  # Granite 3
-        spaced = ObjectFormat("name", "arguments", '{"name": "', '", "arguments": ', "}")
-        return CallFormat("<|tool_call|>[", separator=", ", section_close="]", object=spaced)
-    return None
 
 
 # reasoning
@@ -287,22 +229,18 @@ def _reasoning_of_prompts(probe: _Probe, source: str) -> ReasoningFormat | None:
 
 def _content_format(probe: _Probe, answer: AnswerFormat) -> AnswerFormat:
     """Add markers around the content, and the repeated begin of a turn."""
-    prompts = probe.prompts()
-    texts = []
-    for fields in ({}, {each: THOUGHT for each in REASONING_FIELDS}):
-        text = probe.tail({"role": "assistant", "content": CONTENT} | fields)
-        texts.append(text)
-    plain, thoughtful = texts
+    message = {"role": "assistant", "content": CONTENT}
+    plain = probe.tail(message)
+    thoughtful = probe.tail(message | dict.fromkeys(REASONING_FIELDS, THOUGHT))
     if plain is None or CONTENT not in plain:
         return answer
     before, _, after = plain.partition(CONTENT)
-    begun = _without_prompt(before, prompts)
+    begun = _without_prompt(before, probe.prompts())
     start = _without_reasoning(begun, answer.reasoning).strip()
-    end = ""
-    if start and (closing := _NEXT_ELEMENT.match(after)):
-        end = closing[1]
     if not start:
         return answer
+    closing = _NEXT_ELEMENT.match(after)
+    end = closing[1] if closing else ""
     turn = ""
     if thoughtful and THOUGHT in thoughtful and answer.reasoning:
         between = thoughtful.partition(THOUGHT)[2].partition(CONTENT)[0]
@@ -597,38 +535,37 @@ def _arguments(rest: str, probe: _Probe) -> tuple[str | None, ArgumentFormat | N
         except ValueError:
             return None, None, ""
         return rest[: written.start()], None, rest[end:]
-    positions = [rest.find(part) for part in (KEYS[0], VALUES[0], KEYS[1], VALUES[1])]
-    if positions != sorted(positions):
+    first_key, first, next_key, second = (
+        rest.find(part) for part in (KEYS[0], VALUES[0], KEYS[1], VALUES[1])
+    )
+    if not first_key < first < next_key < second:
         return None, None, ""
-    keys = [positions[0], positions[2]]
-    before = rest[: keys[0]]
-    mid = rest[keys[0] + len(KEYS[0]) : positions[1]]
-    joint = rest[positions[1] + len(VALUES[0]) : rest.find(KEYS[1], positions[1])]
-    closed_key = joint
-    after = rest[positions[3] + len(VALUES[1]) :]
+    before = rest[:first_key]
+    mid = rest[first_key + len(KEYS[0]) : first]
+    # the texts after the two values; a key that is repeated there becomes a hole
+    joint = rest[first + len(VALUES[0]) :].replace(KEYS[0], KEY)
+    joint = joint[: joint.find(KEYS[1])]
+    after = rest[second + len(VALUES[1]) :].replace(KEYS[1], KEY)
     quote = _quote_at(joint)
-    if KEYS[0] in rest[positions[1] :]:  # the key is repeated after the value
-        whole = rest[positions[1] + len(VALUES[0]) : positions[2]]
-        after_key = after.replace(KEYS[1], KEY)
-        first = rest[positions[1] + len(VALUES[0]) :]
-        joint = first.replace(KEYS[0], KEY)
-        joint = joint[: joint.find(KEYS[1])]
-        after = after_key
-        assert whole or closed_key is not None
-    joint, after = joint.removeprefix(quote), after.removeprefix(quote)
-    if quote:
-        mid = mid.removesuffix(quote)
-    close = _cut(commonprefix([joint, after]))
-    if quote:
-        close = ""
+    joint, after, mid = (
+        joint.removeprefix(quote),
+        after.removeprefix(quote),
+        mid.removesuffix(quote),
+    )
+    close = "" if quote else _cut(commonprefix([joint, after]))
     open_ = _common_suffix(joint[len(close) :], before)
     separator = joint[len(close) : len(joint) - len(open_)]
     mids = (("string", mid), *(() if quote else _other_mids(probe)))
-    is_cdata = "<![CDATA[" in (probe.calls(1, {KEYS[0]: "a<b>\nc"}) or "")
-    raw = "cdata" if is_cdata else "raw"
-    syntax = "gemma" if quote == GEMMA_QUOTE else "python" if quote else raw
-    argument = ArgumentFormat(open_, mids, close, separator, syntax)  # type: ignore[arg-type]
+    argument = ArgumentFormat(open_, mids, close, separator, _syntax(probe, quote))
     return before[: len(before) - len(open_)], argument, after[len(close) :]
+
+
+def _syntax(probe: _Probe, quote: str) -> ValueSyntax:
+    """Return how strings are written that have this mark around them, or none."""
+    if quote:
+        return "gemma" if quote == GEMMA_QUOTE else "python"
+    written = probe.calls(1, {KEYS[0]: "a<b>\nc"}) or ""
+    return "cdata" if "<![CDATA[" in written else "raw"
 
 
 def _other_mids(probe: _Probe) -> Iterator[tuple[str, str]]:

@@ -130,7 +130,7 @@ class BackgroundResponses:
             if time.monotonic() > deadline:
                 yield event
                 return
-            await asyncio.sleep(event.retry_after)
+            await asyncio.sleep(self.limits.background_poll_seconds)
             if not await self._is_wanted(tenant, str(request.request_id)):
                 return
 

@@ -60,7 +60,7 @@ class EdgeLimits:
     background_seconds: float = 86_400.0  # for which a worker continues one without a reader
     # without any worker that has it, after which an edge starts it again; longer than a failover
     background_lost_seconds: float = 15.0
-    background_poll_seconds: float = 1.0
+    background_poll_seconds: float = 1.0  # between two looks for a worker
     background_retry_seconds: float = 600.0  # for it to find a worker that takes it
     cancel_seconds: float = 5.0  # for a cancelled response to end
 

@@ -156,6 +156,35 @@ def test_required_tool_call_follows_its_schema(client: openai.OpenAI, stream: bo
     assert arguments["place"] in ("Paris", "Rome") and isinstance(arguments["days"], int)
 
 
+def test_response_parses_as_a_pydantic_model(client: openai.OpenAI) -> None:
+    got = client.responses.parse(
+        model="demo", input="hello", text_format=Trip, max_output_tokens=200, temperature=1
+    )
+    trip = got.output_parsed
+    assert trip is not None and trip.to.name in ("Paris", "Rome")
+
+
+def test_output_of_a_tool_continues_a_response(client: openai.OpenAI) -> None:
+    tool: Any = {"type": "function", **WEATHER["function"]}
+    called = client.responses.create(
+        model="demo", input="hello", tools=[tool], tool_choice="required",
+        temperature=1, max_output_tokens=200, extra_body={"seed": 2},
+    )  # fmt: skip
+    (call,) = called.output
+    assert call.type == "function_call" and json.loads(call.arguments)["place"]
+    output: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    got = client.responses.create(
+        model="demo", input=[output], previous_response_id=called.id, tools=[tool],
+        max_output_tokens=20,
+    )  # fmt: skip
+    assert got.status in ("completed", "incomplete") and got.usage and called.usage
+    assert got.usage.input_tokens > called.usage.input_tokens
+    counted = client.responses.input_tokens.count(
+        model="demo", input=[output], previous_response_id=called.id, tools=[tool]
+    )
+    assert counted.input_tokens == got.usage.input_tokens
+
+
 def test_named_tool_call_parses_as_a_pydantic_model(client: openai.OpenAI) -> None:
     got = client.chat.completions.parse(
         model="demo",

@@ -70,6 +70,11 @@ async def create(setting: Setting, question: Any, edge: int = 0, **fields: Any) 
     return got
 
 
+def text_of(item: Any) -> str:
+    text: str = item.content[0].text
+    return text
+
+
 def long(character: str, length: int = 2500) -> Any:
     return [{"role": "user", "content": character * length}, HI]
 
@@ -166,10 +171,10 @@ async def test_input_items_are_listed_in_pages(setting: Setting) -> None:
     given: Any = [{"role": "user", "content": f"part {n}"} for n in range(3)] + [{"content": "hi"}]
     got = await create(setting, given, previous_response_id=first.id)
     listed = setting.clients[1].responses.input_items.list(got.id, limit=3, order="asc")
-    texts = [item.content[0].text async for item in listed]  # type: ignore[union-attr]
+    texts = [text_of(item) async for item in listed]
     assert texts == ["part 0", "part 1", "part 2", "hi"]
     page = await setting.clients[0].responses.input_items.list(got.id, limit=1)
-    assert page.data[0].content[0].text == "hi" and page.has_more  # type: ignore[union-attr]
+    assert text_of(page.data[0]) == "hi" and page.has_more
 
 
 async def test_background_response_is_read_without_a_client(setting: Setting) -> None:
@@ -358,13 +363,13 @@ async def test_conversation_collects_items_of_all_its_responses(setting: Setting
     await create(setting, "hi", edge=1, conversation=made.id)
     added: Any = [{"role": "user", "content": "between"}]
     page = await two.conversations.items.create(made.id, items=added)
-    assert [item.content[0].text for item in page.data] == ["between"]  # type: ignore[union-attr]
+    assert [text_of(item) for item in page.data] == ["between"]
     asked = create(setting, "hi", conversation={"id": made.id})
     sent = await messages_of(setting, asked)
     expected = ["begin", "hi", "hello", "between", "hi"]
     assert [each.text for each in sent] == expected
     listed = two.conversations.items.list(made.id, order="asc", limit=2)
-    texts = [item.content[0].text async for item in listed]  # type: ignore[union-attr]
+    texts = [text_of(item) async for item in listed]
     assert texts == [*expected, "hello"]
 
 

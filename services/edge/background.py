@@ -123,9 +123,9 @@ class BackgroundResponses:
         while True:
             async with aclosing(self._client(tenant).stream(request)) as events:
                 async for event in events:
-                    if not isinstance(event, Failed) or event.retry_after is None:
+                    if not isinstance(event, Failed) or not _may_come_back(event):
                         yield event
-            if not isinstance(event, Failed) or event.retry_after is None:
+            if not isinstance(event, Failed) or not _may_come_back(event):
                 return
             if time.monotonic() > deadline:
                 yield event
@@ -143,7 +143,7 @@ class BackgroundResponses:
         while time.monotonic() < lost_at:
             async with aclosing(self._client(tenant).rejoin(request_id)) as events:
                 async for event in events:
-                    if isinstance(event, Failed) and event.code == "not_found":
+                    if isinstance(event, Failed) and _may_come_back(event):
                         break
                     yield event
                 else:
@@ -188,6 +188,11 @@ class BackgroundResponses:
         except StreamUnavailable as error:
             raise _unavailable(error) from error
         return True
+
+
+def _may_come_back(failed: Failed) -> bool:
+    """Return whether the answer can still be had, from another worker or somewhat later."""
+    return failed.code == "not_found" or failed.retry_after is not None
 
 
 def _to_keep(end: Done | Failed) -> Done | Failed | None:

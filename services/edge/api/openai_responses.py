@@ -191,7 +191,7 @@ async def _prepare(
     elif body.previous_response_id is not None:
         parent = _parent(body.previous_response_id)
         tree = responses.tree_of(parent)
-    before = await _before(edge, store, body, tree, parent) if tree else []
+    before = await _before(store, body, tree, parent) if tree else []
     # a response that is not stored belongs to no tree
     request_id = responses.request_id(tree if tree and body.store else own.hex, own)
     new_items = with_ids(await store.resolve(body.items), request_id)
@@ -253,7 +253,7 @@ def _parent(response_id: str) -> str:
 
 
 async def _before(
-    edge: Edge, store: ResponseStore, body: ResponseBody, tree: str, parent: str | None
+    store: ResponseStore, body: ResponseBody, tree: str, parent: str | None
 ) -> list[Exchange]:
     """Return the stored responses that the new one continues."""
     try:
@@ -265,9 +265,11 @@ async def _before(
     if body.truncation == "auto":
         return _newest(branch.exchanges)
     if not branch.is_complete:
-        info = edge.workers.find_model(body.model)
-        context = info.context if info else 0
-        raise prompts.context_exceeded("input", f"more than {MAX_BRANCH_BYTES:,}", context)
+        raise ServiceError(
+            "context_length_exceeded",
+            "This model's maximum context length is exceeded: the responses before this one are too"
+            " long for a request. Set `truncation` to auto to leave out the oldest.",
+        )
     return list(branch.exchanges)
 
 

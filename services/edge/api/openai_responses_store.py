@@ -93,6 +93,8 @@ class ResponseStore:
             return _of_exchange(exchange)
         replay = await self._client.find_replay(request_id)
         background = await self._edge.background.find(self._tenant, request_id)
+        if background and background.request:
+            self._edge.background.watch(self._tenant, request_id)
         if replay and replay.request.turn and (background is None or background.end != REMOVED):
             found = FoundResponse(request_id, replay.request.turn, None, replay, background)
             if not (isinstance(found.end, Done) and found.end.stored == "log"):
@@ -101,8 +103,6 @@ class ResponseStore:
             return _of_exchange(exchange)
         if background is None or background.end in (None, REMOVED) and not background.request:
             raise _not_found(response_id)
-        if background.request:
-            self._edge.background.watch(self._tenant, request_id)
         return FoundResponse(request_id, background.turn, None, None, background)
 
     async def events(self, found: FoundResponse) -> AsyncGenerator[StreamEvent, None]:

@@ -252,9 +252,11 @@ class Token(Event, frozen=True, tag="token", omit_defaults=True):
     More text of the answer's content or reasoning.
 
     `offset` counts the characters of the answer before it, in all channels: content, reasoning, and
-    names and arguments of tool calls. `token_ids` are its tokens, which include those of markup,
-    and `logprobs` belong to the same tokens, if requested. `mirostat_mu` is the state of Mirostat
-    after them, which does not follow from tokens.
+    names and arguments of tool calls. `token_ids` are the tokens that made the text certain and are
+    in no earlier event: also those of markup, of text that is still held back, and the end token.
+    With them, the answer can be resumed after any event. `mirostat_mu` is the state of Mirostat
+    after them, which does not follow from tokens. `logprobs`, if requested, are of the tokens that
+    begin in the text, or in markup before it.
     """
 
     offset: int

@@ -19,6 +19,8 @@ class TagParser:
         self.channel = channel
         self._pending = ""
         self._is_name = False
+        self._length = 0
+        self.ends: list[int] = []
 
     @property
     def held_length(self) -> int:
@@ -30,7 +32,9 @@ class TagParser:
 
     def push(self, text: str) -> list[AnswerPart]:
         self._pending += text
+        self._length += len(text)
         parts: list[AnswerPart] = []
+        self.ends = []
         while (at := self._pending.find("<")) >= 0 or self._is_name:
             if self._is_name:
                 name, space, rest = self._pending.partition(" ")
@@ -38,9 +42,9 @@ class TagParser:
                     return parts
                 self._pending, self._is_name = rest, False
                 parts.append(CallStart(name))
+                self.ends.append(self._length - len(rest))
                 continue
-            parts += self._parts(self._pending[:at])
-            self._pending = self._pending[at:]
+            parts += self._take(at)
             tag = next((tag for tag in TAGS if self._pending.startswith(tag)), None)
             if tag:
                 self._pending = self._pending.removeprefix(tag)
@@ -49,21 +53,23 @@ class TagParser:
             elif any(tag.startswith(self._pending) for tag in TAGS):
                 return parts
             else:
-                parts += self._parts("<")
-                self._pending = self._pending[1:]
-        parts += self._parts(self._pending)
-        self._pending = ""
-        return parts
+                parts += self._take(1)
+        return parts + self._take(len(self._pending))
 
     def flush(self) -> list[AnswerPart]:
-        parts = [] if self._is_name else self._parts(self._pending)
-        self._pending = ""
-        return parts
+        self.ends = []
+        if self._is_name:
+            self._pending = ""
+        return self._take(len(self._pending))
 
-    def _parts(self, text: str) -> list[AnswerPart]:
+    def _take(self, length: int) -> list[AnswerPart]:
+        text, self._pending = self._pending[:length], self._pending[length:]
         kinds: dict[Channel, type[AnswerPart]] = {
             "content": ContentDelta,
             "reasoning": ReasoningDelta,
             "tool_call": ArgumentsDelta,
         }
-        return [kinds[self.channel](text)] if text else []
+        if not text:
+            return []
+        self.ends.append(self._length - len(self._pending))
+        return [kinds[self.channel](text)]

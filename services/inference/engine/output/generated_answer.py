@@ -5,9 +5,8 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain, groupby
-from operator import ge
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from services.contract.messages import FinishReason, TokenLogprob
 from services.inference.engine.backend import SampledToken
@@ -35,8 +34,8 @@ _LOOP_LIMITS = tuple(
 
 class AnswerChunk(NamedTuple):
     """
-    A part of the answer to send, its offset in characters of all channels, and its tokens, which
-    include those of markup.
+    A part of the answer to send, its offset in characters of all channels, and the tokens that made
+    it certain. `logprobs` are of those tokens that begin in its text or in markup before it.
     """
 
     offset: int
@@ -59,21 +58,14 @@ class AnswerLimits(NamedTuple):
     may_loop: bool = False
 
 
-class _PendingToken(NamedTuple):
-    """A token that has not been sent, and the offset of its first character in the raw text."""
-
-    chosen: SampledToken
-    offset: int
-
-
 class GeneratedAnswer:
     """
     The tokens of one answer, decoded to text, parsed into parts, and checked for stop strings,
     loops and limits.
 
-    A chunk carries every token that has a character in its part. So the tokens sent so far decode
-    to the parts sent so far, except that the last one may have further characters; tokens of a stop
-    string, or of what could become one or markup, are not sent before the text after them.
+    A chunk carries all tokens up to the one that made its part certain, also those of markup, of
+    text that is still held back, of a stop string, and the end token. So the tokens sent so far
+    make the parts sent so far, whatever follows: an answer can be resumed after any chunk.
 
     Stop strings and the loop guard apply to content, the latter also to tool calls. Reasoning that
     reaches its limit is closed: `take_forced` returns the tokens.
@@ -102,11 +94,12 @@ class GeneratedAnswer:
         self._loop_guard = LoopGuard()
         self._texts: list[str] = []  # raw text, of each token
         self._decoded = 0  # characters of raw text
-        self._cut = 0  # characters of raw text from the stop string on
+        self._content_end = 0  # in raw text, of the last content
         self._length = 0  # characters of all parts, sent and unsent
         self._unsent: list[AnswerChunk] = []
         self._sent_before = 0  # characters that another worker has sent before a resume
-        self._pending: list[_PendingToken] = []
+        self._pending: list[SampledToken] = []  # not sent yet
+        self._logprobs: deque[tuple[int, TokenLogprob]] = deque()  # unsent, by offset in raw text
         self._offsets: list[int] = []  # in raw text, of each token
         self._starts: dict[type[AnswerPart], int] = {}  # in raw text, of the first part of a kind
         self._calls = 0
@@ -144,10 +137,12 @@ class GeneratedAnswer:
         """Add a token with the bytes `piece`, or the token with which the model ends the answer."""
         was_reasoning = self._parser.channel == "reasoning"
         self.tokens.append(chosen.token)
+        self._pending.append(chosen)
         if is_end:
             self._finish()
             return
-        self._pending.append(_PendingToken(chosen, self._decoded))
+        if chosen.logprob:
+            self._logprobs.append((self._decoded, chosen.logprob))
         self._offsets.append(self._decoded)
         text = self._decoder.decode(self._markers.get(chosen.token, piece))
         self._decoded += len(text)
@@ -175,13 +170,13 @@ class GeneratedAnswer:
         is whole ends the answer normally.
         """
         self._add(self._accept(self._parser.flush()))
-        self._add([ContentDelta(self._stops.flush_interrupted())])
+        self._add([(ContentDelta(self._stops.flush_interrupted()), self._content_end)])
         self.finish_reason = self.finish_reason or reason
 
     def take_chunks(self) -> list[AnswerChunk]:
         """Return and remove what can be sent."""
         chunks, self._unsent = self._unsent, []
-        return _merged(chunks)
+        return _merged(chunks) if len(chunks) > 1 else chunks
 
     def take_forced(self) -> tuple[int, ...]:
         """Return the tokens that must follow, once: those that close reasoning at its limit."""
@@ -207,12 +202,14 @@ class GeneratedAnswer:
             chunk._replace(token_ids=(), logprobs=None, mirostat_mu=None) for chunk in left if chunk
         ]
         self._pending.clear()
+        self._logprobs.clear()
         return True
 
     @property
     def _held_text(self) -> str:
         """The text that is in no part yet; between the two there may be markup."""
-        return self._stops.held + "".join(self._texts)[self._consumed :]
+        consumed = self._decoded - self._parser.held_length
+        return self._stops.held + "".join(self._texts)[consumed:]
 
     def _check_end(self, chosen: SampledToken, is_reasoning: bool) -> None:
         is_guarded = not (chosen.is_constrained or is_reasoning or self._limits.may_loop)
@@ -246,60 +243,58 @@ class GeneratedAnswer:
     def _finish(self) -> None:
         """End the answer normally: held-back text is no stop string."""
         self._add(self._accept(self._parser.flush()))
-        self._add([ContentDelta(self._stops.flush())])
+        self._add([(ContentDelta(self._stops.flush()), self._content_end)])
         if self.finish_reason is None:
             is_whole = self._is_past_calls or not self._parser.is_within_call
             self.finish_reason = "tool_calls" if self._calls and is_whole else "stop"
 
-    def _accept(self, parts: list[AnswerPart]) -> Iterator[AnswerPart]:
-        """Yield the parts to send, up to a stop string or the last allowed call."""
-        for part in parts:
+    def _accept(self, parts: list[AnswerPart]) -> Iterator[tuple[AnswerPart, int]]:
+        """
+        Yield the parts to send, up to a stop string or the last allowed call, and where each one
+        ends in the raw text.
+        """
+        for part, end in zip(parts, self._parser.ends, strict=True):
             if self._calls == self._max_calls and not isinstance(part, ArgumentsDelta):
                 self._is_past_calls = True
             if self._is_past_calls or self.finish_reason:
                 return
-            self._starts.setdefault(type(part), self._consumed - len(text_of(part)))
+            self._starts.setdefault(type(part), end - len(text_of(part)))
             if isinstance(part, ContentDelta):
-                yield ContentDelta(self._until_stop(part.text))
+                yield self._until_stop(part.text, end)
             else:
                 self._calls += isinstance(part, CallStart)
-                yield ContentDelta(self._stops.flush())
-                yield part
+                yield ContentDelta(self._stops.flush()), self._content_end
+                yield part, end
 
-    def _until_stop(self, text: str) -> str:
+    def _until_stop(self, text: str, end: int) -> tuple[ContentDelta, int]:
         """Return the content that can be sent. Ends the answer at a stop string."""
         length = len(self._stops.held) + len(text)
         released, self.stop_string = self._stops.push(text, self._may_stop)
         if self.stop_string is not None:
-            self._cut = length - len(released)
             self.finish_reason = "stop"
-        return released
+        self._content_end = end
+        return ContentDelta(released), end - (length - len(released))
 
-    @property
-    def _consumed(self) -> int:
-        """The characters of raw text that the parser does not hold back."""
-        return self._decoded - self._parser.held_length
-
-    def _add(self, parts: Iterable[AnswerPart]) -> None:
-        """Add parts to send. The first one carries all tokens that are certain by now."""
-        new = [part for part in parts if text_of(part)]
-        if not new:
-            return
-        certain = self._consumed - len(self._stops.held) - self._cut
-        for part in new:
+    def _add(self, parts: Iterable[tuple[AnswerPart, int]]) -> None:
+        """Add parts to send. The first one carries all tokens."""
+        for part, end in parts:
+            if not (text := text_of(part)):
+                continue
             chunk = AnswerChunk(self._length, part)
-            self._length += len(text_of(part))
+            self._length += len(text)
             if left := _after(chunk, self._sent_before):
-                self._unsent.append(left._replace(**self._take_tokens(certain)))
+                self._unsent.append(self._with_tokens(left, end))
 
-    def _take_tokens(self, certain: int) -> dict[str, Any]:
-        """Remove and return the pending tokens before this offset in the raw text."""
-        chosen = [token.chosen for token in self._pending if token.offset < certain]
-        del self._pending[: len(chosen)]
-        logprobs = tuple(each.logprob for each in chosen if each.logprob)
-        ids = tuple(each.token for each in chosen)
-        mu = chosen[-1].mirostat_mu if chosen else None
-        return {"token_ids": ids, "logprobs": logprobs or None, "mirostat_mu": mu}
+    def _with_tokens(self, chunk: AnswerChunk, end: int) -> AnswerChunk:
+        """Add the pending tokens, and the log probabilities of those before `end`."""
+        pending, logprobs = self._pending, list[TokenLogprob]()
+        while self._logprobs and self._logprobs[0][0] < end:
+            logprobs.append(self._logprobs.popleft()[1])
+        if pending:
+            self._pending = []
+        ids = tuple([each.token for each in pending])
+        mu = pending[-1].mirostat_mu if pending else None
+        return AnswerChunk(chunk.offset, chunk.part, ids, tuple(logprobs) or None, mu)
 
 
 def _merged(chunks: Iterable[AnswerChunk]) -> list[AnswerChunk]:
@@ -340,12 +335,15 @@ def _after(chunk: AnswerChunk, offset: int) -> AnswerChunk | None:
 
 def _is_prefix(sent: Sequence[AnswerPart], produced: Sequence[AnswerPart], held: str) -> bool:
     """
-    Return whether `produced`, and `held` in any channel after it, begin with the parts `sent`: what
-    is held here may have been sent at the end of the answer, or by a token that is held itself.
+    Return whether `produced` begins with the parts `sent`. Another worker that ended the answer
+    early, such as at its end of the context window, has sent `held` text, too, in any channel and
+    maybe without white space.
     """
     text, own = ("".join(map(text_of, parts)) for parts in (sent, produced))
     length = min(len(text), len(own))
-    return (own + held).startswith(text) and _begin(sent, length) == _begin(produced, length)
+    rest = "".join(text[length:].split())
+    is_held = not rest or "".join(held.split()).startswith(rest)
+    return is_held and _begin(sent, length) == _begin(produced, length)
 
 
 def _begin(parts: Sequence[AnswerPart], length: int) -> list[tuple[type[AnswerPart], str]]:
@@ -366,18 +364,17 @@ class LoopGuard:
     """
 
     def __init__(self) -> None:
-        # By period, how many of the last tokens equal the token one period earlier.
-        self._runs = [0] * MAX_LOOP_PERIOD
+        # How many of the last tokens equal the token one period earlier, by period, if any do.
+        self._runs: dict[int, int] = {}
         self._recent = deque([-1] * MAX_LOOP_PERIOD, MAX_LOOP_PERIOD)  # newest first
 
     def push(self, token: int) -> bool:
         """Add a token and return whether the answer loops now."""
-        if token not in self._recent:
-            self._runs = [0] * MAX_LOOP_PERIOD
-        else:
-            self._runs = [
-                run + 1 if token == earlier else 0
-                for run, earlier in zip(self._runs, self._recent, strict=True)
-            ]
+        runs: dict[int, int] = {}
+        if token in self._recent:
+            for period, earlier in enumerate(self._recent):
+                if earlier == token:
+                    runs[period] = self._runs.get(period, 0) + 1
+        self._runs = runs
         self._recent.appendleft(token)
-        return any(map(ge, self._runs, _LOOP_LIMITS))
+        return any([run >= _LOOP_LIMITS[period] for period, run in runs.items()])

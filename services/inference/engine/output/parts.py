@@ -1,5 +1,6 @@
 """The parts of an answer: pieces of its content, of its reasoning, and of its tool calls."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
 Channel = Literal["content", "reasoning", "tool_call"]
@@ -43,6 +44,10 @@ class AnswerParser(Protocol):
     """
 
     @property
+    def ends(self) -> Sequence[int]:
+        """Where the parts of the last `push` or `flush` end, in characters of the whole text."""
+
+    @property
     def held_length(self) -> int:
         """The number of pushed characters, at the end, that no returned part covers yet."""
 
@@ -73,8 +78,15 @@ class PlainParser:
     channel: Channel = "content"
     is_within_call = False
 
+    def __init__(self) -> None:
+        self.ends: list[int] = []
+        self._length = 0
+
     def push(self, text: str) -> list[AnswerPart]:
+        self._length += len(text)
+        self.ends = [self._length] if text else []
         return [ContentDelta(text)] if text else []
 
     def flush(self) -> list[AnswerPart]:
+        self.ends = []
         return []

@@ -32,8 +32,7 @@ class Pattern:
     """Items one after another. White space in literals is optional and may differ."""
 
     def __init__(self, items: Iterable[Item]) -> None:
-        items = [item for item in items if item != ""]
-        self._regex = re.compile(_regex([*items]), re.DOTALL)
+        self._regex = _compiled(tuple(item for item in items if item != ""))
 
     def match(self, text: str, is_end: bool = False) -> re.Match[str] | bool:
         """
@@ -46,6 +45,11 @@ class Pattern:
         if found["matched"] is not None:
             return found
         return not is_end
+
+
+@lru_cache(maxsize=4096)
+def _compiled(items: tuple[Item, ...]) -> re.Pattern[str]:
+    return re.compile(_regex(items), re.DOTALL)
 
 
 def literal_regex(literal: str) -> str:
@@ -89,3 +93,17 @@ def _partial(literals: tuple[str, ...]) -> tuple[re.Pattern[str], int]:
     prefixes = {each[:length] for each in literals for length in range(1, longest + 1)} - {""}
     alternatives = "|".join(map(re.escape, sorted(prefixes, key=len, reverse=True)))
     return re.compile(f"(?:{alternatives or '(?!)'})\\Z"), longest
+
+
+@lru_cache
+def first_characters(literals: tuple[str, ...]) -> re.Pattern[str]:
+    """Return a pattern of the characters that begin a literal."""
+    characters = "".join(sorted({re.escape(each[0]) for each in literals if each}))
+    return re.compile(f"[{characters}]" if characters else "(?!)")
+
+
+@lru_cache
+def any_of(literals: tuple[str, ...]) -> re.Pattern[str]:
+    """Return a pattern of the literals, longer ones first."""
+    longest_first = sorted(literals, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")

@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
+from services.inference.engine.output.patterns import first_characters
+
 _CODE_FENCE = re.compile(r"[\s>]*(?:(?:[-*+]|\d+[.)])\s*)?(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)\Z")
 _ANNOUNCEMENT = re.compile(r"\s*#|.*[:：][*_\s]*\Z|\s*\*\*[^*]+\*\*\s*\Z")  # heading, colon, bold
 _LABEL = re.compile(r"[^:：]{1,64}[:：]")
@@ -136,6 +138,7 @@ class StopBuffer:
         self._prefixes = [*self._strings, *(f"\n\n{opener}" for opener in stops.openers)]
         openers = "|".join(map(re.escape, stops.openers))
         self._opener = re.compile(rf"\n\n(?:{openers})[^\n]*\n*\Z" if openers else r"(?!)")
+        self._begin = first_characters(tuple(self._prefixes))
         self._position = _Position()
         self._passed: list[str] = []  # released text after the position
         self.held = ""
@@ -146,6 +149,9 @@ class StopBuffer:
         Return the text that can be sent now. After a stop string nothing more is pushed. Without
         `may_stop`, a stop string that ends in this text is a part of the answer.
         """
+        if not self.held and not self._begin.search(text):
+            self._passed.append(text)
+            return StopResult(text)
         known, text = len(self.held), self.held + text
         if may_stop and (found := self._first_stop(text, known)):
             end, rule = found

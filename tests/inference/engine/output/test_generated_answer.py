@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from services.contract.messages import TokenLogprob
 from services.inference.engine.backend import SampledToken
 from services.inference.engine.output.generated_answer import (
     AnswerChunk,
@@ -185,6 +186,28 @@ def test_chunk_has_the_state_of_mirostat_after_its_tokens() -> None:
     answer.push(SampledToken(4, mirostat_mu=4.0), b"he", is_end=False)
     (chunk,) = answer.take_chunks()
     assert (chunk.part, chunk.token_ids, chunk.mirostat_mu) == (ContentDelta("h"), (4,), 4.0)
+
+
+def logprob(token: int) -> TokenLogprob:
+    return TokenLogprob(token, "", (), -1.0, ())
+
+
+def test_log_probabilities_belong_to_the_text_of_their_tokens() -> None:
+    """Also if one token makes the text of several channels certain."""
+    answer = GeneratedAnswer(AnswerLimits(100), StopRules.literal(("STOP",)), TagParser())
+    pieces = ["S", "T", "<think>", "a", " </", "think>b", "<call>go ", "{}</call>c ST", "OP"]
+    for token, piece in enumerate(pieces):
+        answer.push(SampledToken(token, logprob(token)), piece.encode(), is_end=False)
+    chunks = answer.take_chunks()
+    found = [(text_of(chunk.part), [each.id for each in chunk.logprobs or ()]) for chunk in chunks]
+    assert found == [
+        ("ST", [0, 1]),
+        ("a ", [2, 3, 4]),
+        ("b", [5]),
+        ("go", [6]),
+        ("{}", [7]),
+        ("c ", []),
+    ]
 
 
 def test_character_of_several_tokens_is_sent_whole() -> None:

@@ -20,9 +20,11 @@ from services.contract.messages import (
     ResumeState,
     Sampling,
 )
-from services.inference.engine.backend import Backend
+from services.inference.engine.backend import Backend, SampledToken
 from services.inference.engine.engine import Engine, Finished, Output
 from services.inference.engine.llama import Llama
+from services.inference.engine.output.answer_format import AnswerFormat, ReasoningFormat
+from services.inference.engine.output.answer_parser import FormatParser
 from services.inference.engine.output.generated_answer import (
     AnswerChunk,
     AnswerLimits,
@@ -366,3 +368,56 @@ def test_resume_against_the_grammar_is_rejected() -> None:
     resume = text_resume(EMPTY_STATE, (120,), "x")
     with pytest.raises(ServiceError, match="can't be resumed"):
         restore_answer(new_answer(sampling), resume, backend.sampler(sampling), backend)
+
+
+FORM = AnswerFormat(ReasoningFormat("<think>", "</think>"))
+CALL = '<tool_call>\n{"name": "go", "arguments": {"a": "x y", "b": [1, 2]}}\n</tool_call>'
+MARKED = [
+    f"<think>\n\nso\n</think>\n <to \n\n {CALL} \n\n{CALL}\n  Done <tool",
+    '<think>a</think> \n <  STOP {"name": "go"}',
+    '```json\n{"name": "go"}\n```\n',
+    f'  {{"arguments": {{"q": 1}}, "name": "go"}} ; {CALL}',
+    f'{CALL}<tool_call>{{"name": "go", "arguments": {{"a":',
+]
+
+
+@pytest.mark.parametrize("text", MARKED)
+@pytest.mark.parametrize("seed", range(6))
+def test_resume_after_any_part_of_a_marked_answer(text: str, seed: int) -> None:
+    draw = random.Random(seed)
+    pieces = [piece.encode() for piece in cut(text, draw, seed + 1)]
+    whole = marked_answer()
+    push_rest(whole, pieces)
+    chunks = whole.take_chunks()
+    for count in range(1, len(chunks) + 1):
+        received = chunks[:count]
+        tokens = [token for chunk in received for token in chunk.token_ids]
+        assert tokens == [*range(len(tokens))]
+        answer = marked_answer()
+        push_rest(answer, pieces, len(tokens))
+        assert answer.skip_sent([chunk.part for chunk in received])
+        push_rest(answer, pieces)
+        rest = answer.take_chunks()
+        assert [chunk.part for chunk in (*received, *rest)] == [chunk.part for chunk in chunks]
+        assert (answer.finish_reason, answer.tokens) == (whole.finish_reason, whole.tokens)
+
+
+def cut(text: str, draw: random.Random, longest: int) -> Iterator[str]:
+    at = 0
+    while at < len(text):
+        end = at + draw.randint(1, longest)
+        yield text[at:end]
+        at = end
+
+
+def marked_answer() -> GeneratedAnswer:
+    parser = FormatParser(FORM, {"go": None})
+    return GeneratedAnswer(AnswerLimits(1_000), StopRules.literal(("STOP",)), parser)
+
+
+def push_rest(answer: GeneratedAnswer, pieces: list[bytes], count: int = 1_000) -> None:
+    """Push the next ones of the first `count` tokens, the last of which ends the answer."""
+    for token in range(len(answer.tokens), min(len(pieces) + 1, count)):
+        if not answer.finish_reason:
+            is_end = token == len(pieces)
+            answer.push(SampledToken(token), b"" if is_end else pieces[token], is_end)

@@ -37,6 +37,9 @@ class LogitsOnlySampler:
     def force(self, tokens: Sequence[int]) -> None:
         pass
 
+    def forbid(self, token: int | None) -> None:
+        pass
+
     def restore(self, mirostat_mu: float) -> None:
         pass
 

@@ -65,6 +65,8 @@ class PromptBuilder:
         self._model = model
         self._system_prompt = system_prompt
         self._answers = AnswerCache(max_cached_answer_tokens)
+        template = model.template
+        self._thought_opening = template.format.answer.thought_opening(template.tokenize)
 
     def build(self, flight: InFlightRequest, context: Context) -> PreparedPrompt:
         """
@@ -96,6 +98,7 @@ class PromptBuilder:
         if resume:
             restore_answer(answer, resume, sampler, backend)
         sampler.force(answer.take_forced())
+        sampler.forbid(answer.forbidden)
         is_seeded = flight.request.seed is not None
         return Sequence(
             key=flight.sequence_key,
@@ -120,6 +123,7 @@ class PromptBuilder:
             template.parser(request, prompt.resume_state.channel),
             {} if request.text is not None else template.markers,
             template.reasoning_end,
+            self._thought_opening,
             max_calls=1 if request.parallel_tool_calls is False else None,
         )
 

@@ -39,6 +39,7 @@ class Script:
         self.emitted: list[int] = []
         self.answer: list[int] | None = None
         self.forced: list[int] = []
+        self.forbidden: int | None = None
         self.closed = False
 
     def begin(self, answer: list[int]) -> None:
@@ -52,10 +53,16 @@ class Script:
             return self.accept(self.forced[0])
         if self.answer[0] == NAN:
             return ComputeFailure("scripted")
+        if self.answer[0] == self.forbidden:
+            self.answer.pop(0)
         return self.accept(self.answer.pop(0))
 
     def force(self, tokens: Sequence[int]) -> None:
         self.forced += tokens
+
+    def forbid(self, token: int | None) -> None:
+        """A forbidden token is left out of the answer."""
+        self.forbidden = token
 
     def accept(self, token: int) -> SampledToken | ConstraintFailure:
         if self.forced and self.forced.pop(0) != token:

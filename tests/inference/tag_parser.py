@@ -27,6 +27,10 @@ class TagParser:
         return len(self._pending)
 
     @property
+    def can_open_thought(self) -> bool:
+        return self.channel == "content"
+
+    @property
     def is_within_call(self) -> bool:
         return self.channel == "tool_call"
 

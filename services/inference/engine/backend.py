@@ -48,6 +48,9 @@ class Sampler(Protocol):
     def force(self, tokens: Sequence[int]) -> None:
         """Choose these tokens next, whatever the logits are. A grammar must allow them."""
 
+    def forbid(self, token: int | None) -> None:
+        """Exclude this token until another one, or None, is forbidden."""
+
     def restore(self, mirostat_mu: float) -> None:
         """Set the state of Mirostat, which depends on logits, after the replayed tokens."""
 

@@ -252,6 +252,7 @@ class Engine:
         token, was_holding = sampled.token, sequence.answer.is_holding
         sequence.answer.push(sampled, self._backend.piece(token), self._backend.is_end(token))
         sequence.sampler.force(sequence.answer.take_forced())
+        sequence.sampler.forbid(sequence.answer.forbidden)
         if sequence.answer.is_holding and not was_holding and sequence.slot is not None:
             self._slots.hold_checkpoint(sequence.slot)  # the slot does not have this token yet
         if sequence.last_token_at - sequence.last_emit_at >= self._limits.emit_interval_seconds:

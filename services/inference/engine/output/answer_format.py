@@ -9,6 +9,8 @@ White space in literals is optional in answers. `ID` in a literal is the hole of
 that of an argument's name, where it is repeated.
 """
 
+from collections.abc import Callable
+from os.path import commonprefix
 from typing import Literal, NamedTuple
 
 ID, KEY, NAME = "\ue010", "\ue011", "\ue012"  # private use characters, which no template writes
@@ -126,6 +128,22 @@ class AnswerFormat(NamedTuple):
     def next_turn(self) -> str:
         """What begins the next message of an answer, after its reasoning."""
         return self.turn or (self.header.start if self.header else "")
+
+    def thought_opening(self, tokenize: Callable[[str, bool], list[int]]) -> tuple[int, ...]:
+        """
+        Return the first tokens of a thought, up to the one that tells it from content and calls;
+        () if there is none. `tokenize` takes a text, and whether names of special tokens are such.
+        """
+        if self.reasoning is None or not self.reasoning.start.strip():
+            return ()
+        calls = [each for each in (self.calls, HERMES) if each]
+        texts = [each for call in calls for each in (call.section_open, call.call_open)]
+        if self.header:
+            texts += [self.header.content, self.header.call_header.partition(NAME)[0]]
+        thought = tokenize(self.reasoning.start.strip(), True)
+        others = [tokenize(text.strip(), True) for text in (*texts, self.content_start)]
+        shared = max(len(commonprefix([thought, other])) for other in others)
+        return tuple(thought[: shared + 1]) if shared < len(thought) else ()
 
     @property
     def is_plain(self) -> bool:

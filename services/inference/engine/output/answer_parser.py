@@ -51,6 +51,7 @@ class FormatParser:
         self._content_end = Pattern([" ", form.content_end.strip()])
         self._content_marks = self._marks_in_content()
         self._any_content_mark = any_of(self._content_marks)
+        self._state: State = self._seam
         self.ends: list[int] = []
         self._reading = self._read()
         next(self._reading)
@@ -62,6 +63,10 @@ class FormatParser:
     @property
     def held_length(self) -> int:
         return self._text.held_length
+
+    @property
+    def can_open_thought(self) -> bool:
+        return self._state in (self._seam, self._header, self._message_end)
 
     @property
     def is_within_call(self) -> bool:
@@ -84,13 +89,12 @@ class FormatParser:
 
     def _read(self) -> Generator[None, None, None]:
         yield
-        state: State | None = self._seam
         if self.channel == "reasoning":
-            state = self._thought
+            self._state = self._thought
         elif self._form.header:
-            state = self._header
-        while state and not self._text.is_finished:
-            state = yield from state()
+            self._state = self._header
+        while not self._text.is_finished and (state := (yield from self._state())):
+            self._state = state
 
     def _marks_in_content(self) -> tuple[str, ...]:
         """Return the begins of markers that can stand anywhere in content."""

@@ -78,17 +78,20 @@ class GeneratedAnswer:
         parser: AnswerParser | None = None,
         markers: Mapping[int, bytes] = MappingProxyType({}),
         reasoning_end: Sequence[int] = (),
+        thought_opening: Sequence[int] = (),
         max_calls: int | None = None,
     ) -> None:
         """
         `markers` are the control tokens that the parser needs, with their text. `reasoning_end` are
-        the tokens that close reasoning. The answer ends after `max_calls` tool calls.
+        the tokens that close reasoning, and `thought_opening` the first ones that open it, as by
+        AnswerFormat.thought_opening. The answer ends after `max_calls` tool calls.
         """
         self._limits = limits
         self._stops = StopBuffer(stops)
         self._parser = parser or PlainParser()
         self._markers = markers
         self._reasoning_end = tuple(reasoning_end)
+        self._thought_opening = list(thought_opening)
         self._max_calls = max_calls
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._loop_guard = LoopGuard()
@@ -107,6 +110,7 @@ class GeneratedAnswer:
         self._thought_tokens = 0  # of reasoning, without its opening tag
         self._undecided = 0  # newest tokens that may be part of a tag
         self._is_closing = False  # the end of reasoning is being forced
+        self._was_closed = False  # it was forced
         self.tokens: list[int] = []
         self.reasoning_tokens = 0
         self.finish_reason: FinishReason | None = None
@@ -185,8 +189,19 @@ class GeneratedAnswer:
             return ()
         if self._is_closing or self._decoder.getstate()[0]:  # a character is incomplete
             return ()
-        self._is_closing = True
+        self._is_closing = self._was_closed = True
         return self._reasoning_end
+
+    @property
+    def forbidden(self) -> int | None:
+        """
+        The token that must not follow: it would open a thought after the end of reasoning was
+        forced. Else a model that opens thoughts again and again would write no content.
+        """
+        if not (self._was_closed and self._thought_opening and self._parser.can_open_thought):
+            return None
+        *before, last = self._thought_opening
+        return last if self.tokens[len(self.tokens) - len(before) :] == before else None
 
     def skip_sent(self, sent: Sequence[AnswerPart]) -> bool:
         """

@@ -56,6 +56,10 @@ class AnswerParser(Protocol):
         """The channel of the next character, as far as the text so far tells."""
 
     @property
+    def can_open_thought(self) -> bool:
+        """Whether reasoning may begin with the next characters, or with those held back."""
+
+    @property
     def is_within_call(self) -> bool:
         """Whether the last call is incomplete."""
 
@@ -75,6 +79,7 @@ class PlainParser:
     """The parser of answers without any format, as of a base model: all text is content."""
 
     held_length = 0
+    can_open_thought = False
     channel: Channel = "content"
     is_within_call = False
 

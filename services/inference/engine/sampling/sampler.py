@@ -57,6 +57,7 @@ class SamplerChain:
         self._mirostat = Mirostat(sampling, temperature) if has_mirostat else None
         self._draws = Draws(candidates, sampling)
         self._forced: deque[int] = deque()
+        self._forbidden: int | None = None
 
     @property
     def mirostat_mu(self) -> float | None:
@@ -65,6 +66,9 @@ class SamplerChain:
 
     def force(self, tokens: Sequence[int]) -> None:
         self._forced.extend(tokens)
+
+    def forbid(self, token: int | None) -> None:
+        self._forbidden = token
 
     def choose(self, logits: Logits) -> SampleResult:
         """Return the next token by its `logits`, [n_vocab], which are changed in place."""
@@ -109,12 +113,14 @@ class SamplerChain:
             self._dry.close()
 
     def _change(self, logits: Logits) -> None:
-        """Apply bias and penalties, and exclude the end before `min_tokens`."""
+        """Apply bias and penalties, exclude the end before `min_tokens`, and what is forbidden."""
         self._penalties.apply(logits)
         if self._dry:
             self._dry.apply(logits)
         if self._accepted < self._min_tokens:
             logits[self._ends] = -np.inf
+        if self._forbidden is not None:
+            logits[self._forbidden] = -np.inf
 
     def _select(self, logits: Logits) -> TokenIds:
         """Return the candidates, without logits of -inf and NaN."""

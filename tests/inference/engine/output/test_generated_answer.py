@@ -5,6 +5,8 @@ import pytest
 
 from services.contract.messages import TokenLogprob
 from services.inference.engine.backend import SampledToken
+from services.inference.engine.output.answer_format import AnswerFormat, ReasoningFormat
+from services.inference.engine.output.answer_parser import FormatParser
 from services.inference.engine.output.generated_answer import (
     AnswerChunk,
     AnswerLimits,
@@ -344,6 +346,37 @@ def test_end_of_reasoning_is_forced_once_at_its_limit() -> None:
     assert answer.take_forced() == ()
     push_text(answer, "</think>c<think>")
     assert answer.take_forced() == (7, 8), "reasoning that begins again is closed again"
+
+
+def test_thought_is_not_opened_again_after_its_end_was_forced() -> None:
+    answer = with_channels(AnswerLimits(100, reasoning=2), thought_opening=(60, 116))
+    push_text(answer, "<think>a</think>")
+    assert answer.forbidden is None, "the budget is not spent"
+    push_text(answer, "<think>bc")
+    assert answer.take_forced() and answer.forbidden is None
+    push_text(answer, "</think>")
+    assert answer.forbidden is None
+    push_text(answer, "<")
+    assert answer.forbidden == 116
+    push_text(answer, "b")
+    assert answer.forbidden is None
+
+
+def test_model_that_thinks_forever_writes_content_after_its_budget() -> None:
+    """It opens a thought wherever it can."""
+    pieces = {1: b"<think>", 2: b"</think>", 3: b"x "}
+    parser = FormatParser(AnswerFormat(ReasoningFormat("<think>", "</think>")), {})
+    limits = AnswerLimits(30, reasoning=3)
+    answer = GeneratedAnswer(limits, StopRules(), parser, reasoning_end=[2], thought_opening=[1])
+    forced: list[int] = []
+    while answer.finish_reason is None:
+        forced += answer.take_forced()
+        likely = 1 if answer.forbidden != 1 and parser.channel == "content" else 3
+        token = forced.pop(0) if forced else likely
+        answer.push(SampledToken(token), pieces[token], is_end=False)
+    thought, content = parts_of(answer.take_chunks())
+    assert thought == ReasoningDelta("x x x")
+    assert isinstance(content, ContentDelta) and content.text.startswith("x <think>")
 
 
 def test_end_of_reasoning_waits_for_a_whole_character() -> None:

@@ -266,6 +266,18 @@ def test_end_is_excluded_before_min_tokens(
     assert choose(sampling, words, 1) == [0]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_forbidden_token_is_not_chosen(temperature: float, words: VocabularyBackend) -> None:
+    sampler = chain_of(Sampling(temperature=temperature, seed=1), words, Candidates(SIZE))
+    logits = logits_of(0)
+    logits[7] = 100.0
+    for forbidden, is_chosen in ((None, True), (7, False), (None, True)):
+        sampler.forbid(forbidden)
+        chosen = sampler.choose(logits.copy())
+        assert isinstance(chosen, SampledToken) and (chosen.token == 7) == is_chosen
+    sampler.close()
+
+
 def test_dynamic_temperature_of_a_certain_token_takes_it(words: VocabularyBackend) -> None:
     """llama.cpp's own sampler divides by almost 0 there and takes the least likely candidate."""
     for gap in range(20, 101):

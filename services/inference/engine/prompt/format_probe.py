@@ -291,9 +291,9 @@ def _calls(probe: _Probe, answer: AnswerFormat) -> tuple[CallFormat | None, str]
         two = None
     prompts = probe.prompts(tools=TOOLS)
     one, two = (text and _body(text, prompts, answer) for text in (one, two))
-    assert one
-    sample = _sample(probe, arguments)
-    sample = sample.replace("<" + _SIGN, NAMESPACE + "<")
+    sample = _sample(probe, arguments).replace("<" + _SIGN, NAMESPACE + "<")
+    if not one:
+        return None, sample
     if (form := _object_calls(one, two, probe, answer)) is not None:
         return form, sample
     if (form := _named_calls(one, two, probe, answer)) is not None:

@@ -158,3 +158,13 @@ def test_call_after_a_thought_has_its_header() -> None:
     assert accepts(lark, call) and accepts(lark, f"{thought}<|start|>assistant{call}")
     assert not accepts(lark, thought + call)
     assert bytes(form.reasoning_end).decode() == "<|end|><|start|>assistant"
+
+
+def test_call_that_ends_like_the_prompt_has_no_format() -> None:
+    """Nothing of the call follows the text with which a prompt ends."""
+    source = (
+        "{% for m in messages %}{% if m.tool_calls %}{% set f = m.tool_calls[0].function %}"
+        "{{ f.name }}{{ f.arguments | tojson }}<a>{% else %}[{{ m.content }}]{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}X<a>{% endif %}"
+    )
+    assert template(source).format.answer.calls is None

@@ -66,6 +66,10 @@ def session_of(request_id: str) -> str:
     return session_of_tree(tree_of(request_id))
 
 
+def tree_of_session(session_id: str) -> str:
+    return session_id.removeprefix(PREFIX)
+
+
 def is_session(session_id: str) -> bool:
     """Return whether the session belongs to `/v1/responses`: no other route continues it."""
     return _SESSION.fullmatch(session_id) is not None

@@ -273,7 +273,13 @@ def idempotency_entry(tenant: str, digest: str) -> str:
 
 def background_entry(tenant: str, request_id: str) -> str:
     """Return the key, in the bucket `requests`, of a response that is generated in background."""
-    return f"{tenant}.background.{request_id}"
+    tree = responses.tree_of(request_id)
+    return f"{background_entries(tenant, tree)}{request_id.removeprefix(tree)}"
+
+
+def background_entries(tenant: str, tree: str) -> str:
+    """Return the prefix of these keys for all responses of a tree."""
+    return f"{tenant}.background.{tree}."
 
 
 def log(key: str) -> str:

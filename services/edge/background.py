@@ -10,9 +10,10 @@ starts it again.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -32,6 +33,8 @@ CANCELLED = Done("cancelled", Usage(0, 0, 0), Timings(0, 0, 0), 0, "none", 0)
 NOT_STORED = Failed("history_unavailable", "The response could not be stored: create it again.")
 MAX_TRIES = 10  # while other edges write the same value
 REMOVED = Failed("not_found", "The response was deleted.")
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +84,20 @@ class BackgroundResponses:
             found = await self._get(tenant, request_id)
             if found is None or (found[0].request is None and end is not REMOVED):
                 return
-            ended = BackgroundResponse(found[0].turn, end=_to_keep(end))
+            kept = _to_keep(end)
+            turn = ResponseTurn() if kept in (None, REMOVED) else found[0].turn
+            ended = BackgroundResponse(turn, end=kept)
             if await self._put(tenant, request_id, ended, found[1]):
                 return
+
+    async def remove_tree(self, tenant: str, tree: str) -> None:
+        """Forget all responses of a tree that is erased."""
+        prefix, revision = subjects.background_entries(tenant, tree), None
+        bucket = Bucket(self.bus, subjects.REQUESTS_BUCKET)
+        while found := await _on_bucket(bucket.before(prefix, revision)):
+            key, value = found
+            await self.end(tenant, tree + key.removeprefix(prefix), REMOVED)
+            revision = value.revision
 
     # --- reading ---
 
@@ -169,10 +183,7 @@ class BackgroundResponses:
     async def _get(self, tenant: str, request_id: str) -> tuple[BackgroundResponse, int] | None:
         """Return the value with its revision."""
         entry = subjects.background_entry(tenant, request_id)
-        try:
-            value = await Bucket(self.bus, subjects.REQUESTS_BUCKET).get(entry)
-        except StreamUnavailable as error:
-            raise _unavailable(error) from error
+        value = await _on_bucket(Bucket(self.bus, subjects.REQUESTS_BUCKET).get(entry))
         return (decode(value.data, BackgroundResponse), value.revision) if value else None
 
     async def _put(
@@ -180,13 +191,11 @@ class BackgroundResponses:
     ) -> bool:
         """Return False if another edge has written it since this revision."""
         entry = subjects.background_entry(tenant, request_id)
+        bucket = Bucket(self.bus, subjects.REQUESTS_BUCKET)
         try:
-            bucket = Bucket(self.bus, subjects.REQUESTS_BUCKET)
-            await bucket.put(entry, encode(value), revision)
+            await _on_bucket(bucket.put(entry, encode(value), revision))
         except Conflict:
             return False
-        except StreamUnavailable as error:
-            raise _unavailable(error) from error
         return True
 
 
@@ -205,6 +214,10 @@ def _to_keep(end: Done | Failed) -> Done | Failed | None:
     return end
 
 
-def _unavailable(error: StreamUnavailable) -> ServiceError:
-    message = f"The response in background can't be stored ({error}): try again."
-    return ServiceError("bus_unavailable", message)
+async def _on_bucket(operation: Awaitable[T]) -> T:
+    """Await an operation on the bucket. Raises ServiceError(bus_unavailable)."""
+    try:
+        return await operation
+    except StreamUnavailable as error:
+        message = f"Responses in background can't be stored ({error}): try again."
+        raise ServiceError("bus_unavailable", message) from error

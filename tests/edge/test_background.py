@@ -125,3 +125,14 @@ async def test_stream_of_a_waiting_response_begins_with_its_worker(url: str) -> 
         async with started(url):
             text = (await reading).text
     assert text.startswith("event: response.created\n") and "response.completed" in text
+
+
+async def test_erased_response_is_not_started_again(url: str) -> None:
+    async with edge(url) as one, edge(url) as two:
+        response_id, other = await create(one), await create(one)
+        session_id = "responses_" + response_id.removeprefix("resp_")[:32]
+        assert (await two.delete(f"/sessions/{session_id}")).status_code == 200
+        async with started(url):
+            await until(two, other, "completed")
+        for http in (one, two):
+            assert (await http.get(f"/v1/responses/{response_id}")).status_code == 404

@@ -84,6 +84,7 @@ async def remove(
     """Erase the conversation with all its responses."""
     tree = await _existing(edge, tenant, conversation_id)
     erasure = DeleteRequest(responses.session_of_tree(tree), new_request_id())
+    await edge.background.remove_tree(tenant, tree)
     await edge.history.request("delete", tenant, erasure, Empty)
     return ConversationDeleted(conversation_id)
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from services.client.chat_client import new_request_id
-from services.contract import imports, prompts
+from services.contract import imports, prompts, responses
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.history import (
@@ -120,6 +120,8 @@ async def erase(
 ) -> Success:
     id_ = read_path(request, SessionQuery, session_id).session_id
     erasure = DeleteRequest(id_, new_request_id())
+    if responses.is_session(id_):
+        await edge.background.remove_tree(tenant, responses.tree_of_session(id_))
     await edge.history.request("delete", tenant, erasure, Empty)
     return Success(message=f"The session {id_!r} is erased.")
 

@@ -183,38 +183,30 @@ def page_of(items: Sequence[Item], query: ItemsQuery) -> ItemList:
 async def _prepare(
     edge: Edge, store: ResponseStore, body: ResponseBody, session_id: str
 ) -> NewResponse:
-    """Return the request to a worker, with all that it continues. Raises ServiceError."""
+    """
+    Return the request to a worker, with all that it continues. `session_id` is the client's, for
+    routing. Raises ServiceError.
+    """
     _check(body)
-    own, tree, parent = UUID(new_request_id()), "", None
-    if body.conversation_id is not None:
-        tree = tree_of_conversation(body.conversation_id)
-    elif body.previous_response_id is not None:
-        parent = _parent(body.previous_response_id)
-        tree = responses.tree_of(parent)
-    before = await _before(store, body, tree, parent) if tree else []
+    own, (tree, parent) = UUID(new_request_id()), _continued(body)
     # a response that is not stored belongs to no tree
     request_id = responses.request_id(tree if tree and body.store else own.hex, own)
+    before = await _before(store, body, tree, parent) if tree else []
     new_items = with_ids(await store.resolve(body.items), request_id)
-    if not new_items and not before:
-        raise ServiceError("invalid_request", "The field `input` is missing or empty: send a text.")
-    system = [ChatMessage("system", body.instructions)] if body.instructions else []
-    messages = [*system, *to_messages([*items_of(before), *new_items])]
-    if not messages:
-        raise ServiceError("invalid_request", "The field `input` has no text: send some.")
-    if body.truncation == "disabled":
-        check_length("input", len(messages), edge.workers, body.model)
-    parameters = _parameters(edge, body)
     turn = ResponseTurn(
         parent=parent,
         is_in_conversation=body.conversation is not None,
         input=new_items,
-        parameters=parameters,
+        parameters=_parameters(edge, body),
     )
+    messages = _messages(edge, body, [*items_of(before), *new_items])
+    is_alone = not tree and not body.store  # nothing will continue it
+    own_session = "" if is_alone else responses.session_of_tree(tree or own.hex)
     request = ChatRequest(
         **body.sampling,
         model=body.model,
-        session_id=session_id or (responses.session_of(request_id) if tree or body.store else ""),
-        messages=tuple(messages),
+        session_id=session_id or own_session,
+        messages=messages,
         drop_oldest=body.truncation == "auto",
         tools=body.tools,
         tool_choice=body.tool_choice,
@@ -226,8 +218,31 @@ async def _prepare(
         request_id=request_id,
         grace_s=_grace(edge, body),
     )
-    heading = Heading(request_id, parameters, ENCRYPTED in body.include)
+    heading = Heading(request_id, turn.parameters, ENCRYPTED in body.include)
     return NewResponse(heading, request, request.turn)
+
+
+def _continued(body: ResponseBody) -> tuple[str, str | None]:
+    """Return the tree that the response continues ("": none), and the response in it."""
+    if body.conversation_id is not None:
+        return tree_of_conversation(body.conversation_id), None
+    if body.previous_response_id is None:
+        return "", None
+    parent = _parent(body.previous_response_id)
+    return responses.tree_of(parent), parent
+
+
+def _messages(edge: Edge, body: ResponseBody, items: Sequence[Item]) -> tuple[ChatMessage, ...]:
+    """Return the instructions and the items. Raises ServiceError if there are none, or too many."""
+    system = [ChatMessage("system", body.instructions)] if body.instructions else []
+    messages = (*system, *to_messages(items))
+    if not items or not messages:
+        raise ServiceError(
+            "invalid_request", "The field `input` is missing, or has no text: send some."
+        )
+    if body.truncation == "disabled":
+        check_length("input", len(messages), edge.workers, body.model)
+    return messages
 
 
 def _check(body: ResponseBody) -> None:

@@ -257,6 +257,8 @@ async def test_response_that_is_not_stored_leaves_nothing(setting: Setting) -> N
         setting, create(setting, "stop", previous_response_id=root.id, store=False)
     )
     assert len(sent) == 3
+    tree = root.id.removeprefix("resp_")[:32]
+    assert setting.requests[-1].session_id == f"responses_{tree}", "it goes to the same worker"
     got = await create(setting, "hi", store=False)
     assert got.output_text == "hello" and got.to_dict()["store"] is False
     for request in (

@@ -47,7 +47,8 @@ def make(architecture: str) -> Path:
     path = FOLDER / f"{architecture}-embedding.gguf"
     if not path.exists():
         FOLDER.mkdir(exist_ok=True)
-        write(architecture, path.with_suffix(".part"), USUAL).rename(path)
+        pooling = {"bert": MEAN, "qwen3": LAST}[architecture]
+        write(architecture, path.with_suffix(".part"), USUAL, pooling).rename(path)
     return path
 
 

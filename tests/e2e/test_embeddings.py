@@ -62,8 +62,10 @@ def running_worker(stack: Stack, model: Path, number: int = 1) -> Iterator[Proce
     environ = stack.inference.environ | {"MODEL_PATH": str(model)}
     process = Process("services.inference", 0, environ, folder)
     process.start()
-    yield process
-    process.stop(signal.SIGKILL)
+    try:
+        yield process
+    finally:
+        process.stop(signal.SIGKILL)
 
 
 def ready_models(stack: Stack) -> set[str]:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby, islice, product
 from typing import Any
 
@@ -48,6 +48,7 @@ class ArgumentGrammar:
         self._schema = arguments_schema(tool)
         self._is_strict = bool(tool.function.strict)
         self._count = 0  # of rules
+        self._values: dict[str, str] = {}  # rules of values in Gemma's notation, by schema
         key = r"[^<>\"\n/]+" if argument.open.strip() else r"[^\s<>\"'=(){}\[\],:]+"
         self._key = re.compile(key)  # what the parser takes for a name
 
@@ -57,9 +58,7 @@ class ArgumentGrammar:
         ServiceError(invalid_request) for parameters that this form can't express.
         """
         _check_shape(self._schema)
-        alternatives = _plain_objects(self._schema, self._schema)
-        if not alternatives or len(alternatives) > MAX_ALTERNATIVES:
-            raise refusal("tools", f"its schema has not 1 to {MAX_ALTERNATIVES} alternatives.")
+        alternatives = _bounded(_PlainObjects(self._schema).of(self._schema))
         return f"({' | '.join(f'({self._object(each)})' for each in alternatives)})"
 
     def _object(self, schema: Json) -> str:
@@ -94,7 +93,7 @@ class ArgumentGrammar:
 
     def _written(self, name: str, close: str, schema: Any) -> str:
         """Return Lark for an argument."""
-        branches = list(self._branches(schema, 0))
+        branches = _bounded(self._branches(schema, 0))
         text, argument = self._writer.text, self._argument
         values: dict[str, list[str]] = {}
         for branch in branches:
@@ -151,14 +150,14 @@ class ArgumentGrammar:
         types = types_of(schema)
         if types and "string" not in types or not types and _is_composed(schema):
             if syntax == "gemma" and not (types and types <= _SCALARS):
-                return f"{self._gemma(schema, 0)} {end}"
+                return f"{self._gemma(schema)} {end}"
             if syntax == "python" and types == {"boolean"}:
                 return f'("True" | "False") {end}'
             return f"{self._json(schema)} {end}"
         if syntax == "python":
             return f"{self._python_string(schema)} {end}"
         if syntax == "gemma":
-            return f"{self._gemma(schema, 0)} {end}"
+            return f"{self._gemma(schema)} {end}"
         return self._raw_string(schema, close, is_one_of_several)
 
     def _literal(self, value: Any) -> str:
@@ -206,14 +205,16 @@ class ArgumentGrammar:
 
     # Gemma's notation
 
-    def _gemma(self, schema: Any, depth: int) -> str:
-        """Return Lark for any value in Gemma's notation: `{a:<|"|>x<|"|>,b:[1,true]}`."""
-        branches = list(self._branches(schema, 0))
-        if depth > 8:
-            return self._gemma_any()
-        return f"({' | '.join(self._gemma_branch(each, depth) for each in branches)})"
+    def _gemma(self, schema: Any) -> str:
+        """Return the rule of a value in Gemma's notation: `{a:<|"|>x<|"|>,b:[1,true]}`."""
+        key = json.dumps(schema)
+        if key not in self._values:
+            self._values[key] = rule = self._next_name()  # first, since schemas may be recursive
+            branches = _bounded(self._branches(schema, 0))
+            self._writer.add(rule, " | ".join(map(self._gemma_branch, branches)))
+        return self._values[key]
 
-    def _gemma_branch(self, schema: Json, depth: int) -> str:
+    def _gemma_branch(self, schema: Json) -> str:
         if (listed := _listed(schema)) is not None:
             return " | ".join(self._literal(each) for each in listed)
         kinds = types_of(schema) or {"value"}
@@ -222,9 +223,9 @@ class ArgumentGrammar:
         if kinds == {"string"}:
             return self._gemma_string(schema)
         if kinds == {"object"} and isinstance(schema.get("properties"), dict):
-            return self._gemma_object(schema, depth)
+            return self._gemma_object(schema)
         if kinds == {"array"} and "items" in schema:
-            return self._gemma_array(schema, depth)
+            return self._gemma_array(schema)
         return self._gemma_any(min(kinds) if len(kinds) == 1 else "value")
 
     def _gemma_string(self, schema: Json) -> str:
@@ -233,19 +234,18 @@ class ArgumentGrammar:
             return self._gemma_any("string")
         return f"{mark} {self._writer.matching(regexes, GEMMA_QUOTE)}"
 
-    def _gemma_object(self, schema: Json, depth: int) -> str:
+    def _gemma_object(self, schema: Json) -> str:
         self._reject_if_strict(each for each in _OF_WHOLE_OBJECTS if each in schema)
-        (plain, *_) = _plain_objects(schema, self._schema)
+        plain, *_ = _bounded(_PlainObjects(self._schema).of(schema))
         keys = sorted(key for key in plain["properties"] if self._key.fullmatch(key))
         rules = [
-            self._add(f'{quote(key)} ":" {self._gemma(plain["properties"][key], depth + 1)}')
-            for key in keys
+            self._add(f'{quote(key)} ":" {self._gemma(plain["properties"][key])}') for key in keys
         ]
         pairs = self._sequence(rules, [key in plain["required"] for key in keys])
         return f'"{{" {pairs} "}}"'
 
-    def _gemma_array(self, schema: Json, depth: int) -> str:
-        item = self._add(self._gemma(schema["items"], depth + 1))
+    def _gemma_array(self, schema: Json) -> str:
+        item = self._gemma(schema["items"])
         low, high = schema.get("minItems", 0), schema.get("maxItems", "")
         if high == 0:
             return '"[" "]"'
@@ -320,33 +320,56 @@ def _check_shape(schema: Json) -> None:
         raise refusal("tools", f"its schema is invalid: {error}.") from error
 
 
-def _plain_objects(schema: Any, root: Json, depth: int = 0) -> list[Json]:
-    """
-    Return the alternatives of a schema of an object, each with `properties`, `required` and no
-    `$ref`, `allOf`, `anyOf` or `oneOf`. What is nested too deeply is left out.
-    """
-    if not isinstance(schema, dict) or depth > 8:
-        return [{"properties": {}, "required": []}]
-    schema = _resolved(schema, root)
-    own = {"properties": {}, "required": []} | schema
-    found = [own]
-    for keyword in ("allOf", "anyOf", "oneOf"):
-        parts = own.pop(keyword, None) or []
-        groups = [_plain_objects(part, root, depth + 1) for part in parts]
-        if keyword != "allOf":
-            groups = [list(chain(*groups))] if groups else []
-        both = (_merged(each) for each in product(found, *groups))
-        found = list(islice(both, MAX_ALTERNATIVES + 1))
-    return found
+class _PlainObjects:
+    """Finds the alternatives of schemas of objects, in time linear in the size of the root."""
+
+    def __init__(self, root: Json) -> None:
+        self._root = root
+        self._known: dict[str, list[Json]] = {}  # by `$ref`
+
+    def of(self, schema: Any) -> list[Json]:
+        """
+        Return alternatives, at most one more than MAX_ALTERNATIVES, each with `properties`,
+        `required` and no `$ref`, `allOf`, `anyOf` or `oneOf`. A `$ref` inside its own target, and a
+        schema that is no object, allows anything.
+        """
+        if not isinstance(schema, dict):
+            return [_merged(())]
+        ref = schema.get("$ref", "")
+        if ref and ref in self._known:
+            return self._known[ref]
+        self._known[ref] = [_merged(())]
+        found = self._of_resolved(
+            {"properties": {}, "required": []} | _resolved(schema, self._root)
+        )
+        self._known[ref] = found
+        return found
+
+    def _of_resolved(self, own: Json) -> list[Json]:
+        groups = [self.of(part) for part in own.pop("allOf", ())]
+        for keyword in ("anyOf", "oneOf"):
+            if parts := own.pop(keyword, ()):
+                either = chain.from_iterable(map(self.of, parts))
+                groups.append(list(islice(either, MAX_ALTERNATIVES + 1)))
+        both = (_merged(each) for each in product([own], *groups))
+        return list(islice(both, MAX_ALTERNATIVES + 1))
 
 
 def _merged(schemas: Sequence[Json]) -> Json:
     merged: Json = {"properties": {}, "required": []}
     for each in schemas:
         properties = merged["properties"] | each["properties"]
-        required = [*merged["required"], *each["required"]]
+        required = [*dict.fromkeys((*merged["required"], *each["required"]))]
         merged = merged | each | {"properties": properties, "required": required}
     return merged
+
+
+def _bounded(alternatives: Iterable[Json]) -> list[Json]:
+    """Return the alternatives. Raises ServiceError(invalid_request) for none or too many."""
+    found = list(islice(alternatives, MAX_ALTERNATIVES + 1))
+    if not 0 < len(found) <= MAX_ALTERNATIVES:
+        raise refusal("tools", f"its schema has not 1 to {MAX_ALTERNATIVES} alternatives.")
+    return found
 
 
 def _resolved(schema: Mapping[str, Any], root: Json) -> Json:

@@ -4,6 +4,7 @@ import json
 import random
 import re
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -130,6 +131,24 @@ def test_impossible_parameters_are_rejected(parameters: dict[str, Any]) -> None:
     for name in FORMS:
         with pytest.raises(ServiceError, match="`tools` can't be used: its schema"):
             drawn(name, parameters)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("keyword", ["allOf", "anyOf", "properties"])
+def test_schemas_that_repeat_themselves_take_no_time(name: str, keyword: str) -> None:
+    """Followed one by one, the references would make 20 to the 30th schemas."""
+    defs: dict[str, Any] = {"d30": {"type": "object"}, "self": {"anyOf": [{"$ref": "#"}] * 20}}
+    for number in range(30):
+        parts = [{"$ref": f"#/$defs/d{number + 1}"} for _ in range(20)]
+        properties = {f"p{i}": part for i, part in enumerate(parts)}
+        defs[f"d{number}"] = {keyword: properties if keyword == "properties" else parts}
+    parameters = {"properties": {"a": defs["d0"], "b": defs["self"]}, "$defs": defs}
+    tool = Tool(Function("act", "acts", parameters | defs["d0"]))
+    has_too_many = pytest.raises(ServiceError, match="alternatives")
+    began = time.process_time()
+    with has_too_many if keyword == "anyOf" else nullcontext():
+        assert template(name).format.answer_lark((tool,), "required", False)
+    assert time.process_time() - began < 5  # seconds; a tenth of one if the machine is idle
 
 
 def test_many_tools_are_compiled_in_a_second() -> None:

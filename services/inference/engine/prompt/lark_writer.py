@@ -50,12 +50,14 @@ class LarkWriter:
         return f"{lexeme} {self.text(end.strip()[len(text) :])}"
 
     def matching(self, regexes: Sequence[str], end: str) -> str:
-        """Return Lark for a text that matches all regexes as a whole, and exactly this end."""
+        """
+        Return Lark for a text that matches all regexes as a whole, and exactly this end. The text
+        has no character with which the end begins: the lexer would need too many states.
+        """
         text = self._begin(end)
-        mark = escaped(text.strip())
-        terms = [f"/{each}/" for each in regexes]
-        terms += [f"~/(?s:.*){mark}(?s:.*)/"] if mark else []
-        body = self.terminal(" & ".join(terms))
+        mark = text.strip()[:1]
+        own = [*regexes, *([f"[^{escaped(mark)}]*"] if mark else [])]
+        body = self.terminal(" & ".join(f"/{each}/" for each in own))
         whole = self.terminal(f"{body} {quote(text)}")
         return f"{self.shared(whole, is_lazy=bool(mark))} {self.text(end[len(text) :])}"
 

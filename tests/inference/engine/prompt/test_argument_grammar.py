@@ -12,7 +12,7 @@ import pytest
 from services.contract.conversation import Function, Tool
 from services.contract.errors import ServiceError
 from services.inference.engine.prompt.string_regex import whole_regex
-from services.inference.engine.sampling.grammar import compile_lark
+from services.inference.engine.sampling.grammar import Vocabulary, compile_lark
 from tests.inference.engine.prompt.round_trip import (
     TOOLS,
     Answer,
@@ -24,6 +24,7 @@ from tests.inference.engine.prompt.round_trip import (
 from tests.inference.engine.prompt.test_round_trip import walk
 from tests.inference.fake_backend import VOCABULARY
 from tests.inference.grammars import accepts
+from tests.inference.vocabulary import load_vocabulary
 
 # Unquoted, with types, quoted as in Python, nested elements, in Gemma's notation
 FORMS = (
@@ -136,10 +137,10 @@ def test_impossible_parameters_are_rejected(parameters: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("keyword", ["allOf", "anyOf", "properties"])
 def test_schemas_that_repeat_themselves_take_no_time(name: str, keyword: str) -> None:
-    """Followed one by one, the references would make 20 to the 30th schemas."""
-    defs: dict[str, Any] = {"d30": {"type": "object"}, "self": {"anyOf": [{"$ref": "#"}] * 20}}
-    for number in range(30):
-        parts = [{"$ref": f"#/$defs/d{number + 1}"} for _ in range(20)]
+    """Followed one by one, the references would make 8 to the 12th schemas."""
+    defs: dict[str, Any] = {"d12": {"type": "object"}, "self": {"anyOf": [{"$ref": "#"}] * 8}}
+    for number in range(12):
+        parts = [{"$ref": f"#/$defs/d{number + 1}"} for _ in range(8)]
         properties = {f"p{i}": part for i, part in enumerate(parts)}
         defs[f"d{number}"] = {keyword: properties if keyword == "properties" else parts}
     parameters = {"properties": {"a": defs["d0"], "b": defs["self"]}, "$defs": defs}
@@ -149,6 +150,21 @@ def test_schemas_that_repeat_themselves_take_no_time(name: str, keyword: str) ->
     with has_too_many if keyword == "anyOf" else nullcontext():
         assert template(name).format.answer_lark((tool,), "required", False)
     assert time.process_time() - began < 5  # seconds; a tenth of one if the machine is idle
+
+
+def test_long_strings_are_bounded_on_a_real_vocabulary() -> None:
+    """A mask visits all tokens, and the lexer has a limit for one step."""
+    backend = load_vocabulary("gpt-2")
+    pieces = [backend.piece(token) for token in range(backend.vocabulary_size)]
+    vocabulary = Vocabulary(pieces, frozenset())
+    tool = Tool(Function("act", "acts", schema({"a": {"type": "string", "maxLength": 60_000}})))
+    lark = template("GLM-4.6").format.answer_lark((tool,), "required", may_reason=False)
+    assert lark is not None
+    grammar = compile_lark(lark, vocabulary)
+    text = "<tool_call>act\n<arg_key>a</arg_key>\n<arg_value>The old city of Rome</arg_value>\n"
+    for token in backend.tokenize(text, special=False):
+        assert grammar.allowed()[token]
+        grammar.accept(token)
 
 
 def test_many_tools_are_compiled_in_a_second() -> None:

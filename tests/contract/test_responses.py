@@ -22,7 +22,7 @@ def request(*messages: ChatMessage, **fields: object) -> ChatRequest:
 
 
 def test_request_id_names_tree_session_and_time() -> None:
-    id_ = responses.request_id(TREE, OWN)
+    id_ = responses.request_id(TREE, UUID(new_request_id()))
     assert responses.is_request_id(id_) and subjects.is_id(id_)
     assert responses.tree_of(id_) == TREE and responses.is_tree(TREE)
     assert responses.session_of(id_) == responses.session_of_tree(TREE)

@@ -11,12 +11,12 @@ from services.inference.engine.output.answer_text import AnswerText, Deciding, R
 from services.inference.engine.output.call_reader import CallReader, first_word
 from services.inference.engine.output.call_values import (
     GEMMA_QUOTE,
+    ValueSchema,
+    escape_surrogates,
     expression_to_json,
-    property_schema,
     raw_to_json,
     to_json,
     tree_to_json,
-    types_of,
 )
 from services.inference.engine.output.patterns import Hole, Pattern, partial_length
 
@@ -27,6 +27,8 @@ _OTHER_TYPES = {"number", "integer", "boolean", "null", "object", "array"}
 _JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _STRUCTURAL = re.compile(r'["\\{}]')
 _PYTHON_TOKEN = re.compile(r"""["'\\{}\[\](),]""")
+_AFTER_STRING = re.compile(r"\s*(?:,\s*(?:[\w.$-]{1,256}\s*=|\))|\)\s*[\],])")
+_AFTER_STRING_PREFIX = re.compile(r"\s{0,64}(?:,\s{0,64}(?:[\w.$-]{1,256}\s{0,64})?|\)\s{0,64})?\Z")
 _GEMMA_TOKEN = re.compile(r'<\|"\|>|[{}\[\](),]')
 
 
@@ -55,13 +57,20 @@ def _read_string_arguments(text: AnswerText) -> Reading:
             text.emit_arguments("{}")
             return
         yield
-    try:
-        arguments = json.loads(found[0], strict=False)
-        json.loads(arguments)
-    except ValueError:
-        arguments = to_json({"arguments": found[1]})
     text.take(found.end())
-    text.emit_arguments(arguments or "{}")
+    try:
+        text.emit_arguments(json_of_string(json.loads(found[0], strict=False)))
+    except ValueError:
+        text.emit_arguments(to_json({"arguments": found[1]}))
+
+
+def json_of_string(text: str) -> str:
+    """Return arguments that are JSON in a string; other text becomes an argument itself."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return to_json({"arguments": text}) if text.strip() else "{}"
+    return escape_surrogates(text)
 
 
 def read_object(text: AnswerText, take: Callable[[int], None]) -> Deciding:
@@ -90,7 +99,7 @@ class ArgumentReader:
         argument = reader.form.argument
         assert argument
         self._text, self._reader, self._argument = text, reader, argument
-        self._parameters = parameters
+        self._schema = ValueSchema(parameters)
         self._count = 0
         self._is_other = False  # the marker says that the value is no string
 
@@ -115,7 +124,8 @@ class ArgumentReader:
         text, argument = self._text, self._argument
         text.take(found.end())
         key = found["key"]
-        types = types_of(property_schema(self._parameters, key))
+        schema = self._schema.of_key(key)
+        types = schema.types
         is_string: bool | None = None
         if len({mid for _, mid in argument.mids}) > 1:
             is_string = not self._is_other
@@ -124,7 +134,7 @@ class ArgumentReader:
         text.emit_arguments(("{" if not self._count else ", ") + to_json(key) + ": ")
         self._count += 1
         if argument.syntax in ("raw", "cdata", "xml"):
-            return (yield from self._read_raw(key, is_string, types))
+            return (yield from self._read_raw(key, is_string, schema))
         return (yield from self._read_expression(types))
 
     def _read_head(self) -> Generator[None, None, re.Match[str] | None]:
@@ -145,7 +155,7 @@ class ArgumentReader:
                 return None
             yield
 
-    def _read_raw(self, key: str, is_string: bool | None, types: set[str] | None) -> Deciding:
+    def _read_raw(self, key: str, is_string: bool | None, schema: ValueSchema) -> Deciding:
         """Read a value up to its closing marker; a string streams."""
         text = self._text
         yield from self._skip_line_break()
@@ -162,9 +172,12 @@ class ArgumentReader:
             text.emit_arguments('"')
             return True
         value = text.take_collected()
+        if self._argument.syntax == "xml":
+            text.emit_arguments(tree_to_json(value, schema))
+            return True
+        types = schema.types
         known = types if is_string is None else (types or _OTHER_TYPES)
-        is_tree = self._argument.syntax == "xml"
-        text.emit_arguments((tree_to_json if is_tree else raw_to_json)(value, known))
+        text.emit_arguments(raw_to_json(value, known))
         return True
 
     def _read_until_close(self, close: str, take: Callable[[int], None]) -> Deciding:
@@ -269,9 +282,24 @@ class _ExpressionScanner:
                 continue
             if found[0] == "\\":
                 skip = found.start() + 2
+            elif found[0] == self._quote and not self._closes(text, found.end(), is_end):
+                if self._is_open_after(text, found.end(), is_end):
+                    return found.start(), False
             elif self._step(found[0]):
                 return found.start(), True
         return certain, False
+
+    def _closes(self, text: str, after: int, is_end: bool) -> bool:
+        """
+        Return whether a quote ends a string. Templates leave quotes in strings unescaped, so the
+        next argument must follow that of an argument, or the end of the call.
+        """
+        if self._is_gemma or self._depth:
+            return True
+        return bool(_AFTER_STRING.match(text, after)) or is_end and not text[after:].strip()
+
+    def _is_open_after(self, text: str, after: int, is_end: bool) -> bool:
+        return not is_end and bool(_AFTER_STRING_PREFIX.match(text, after))
 
     def _step(self, token: str) -> bool:
         """Return whether the value ends before the token."""

@@ -11,6 +11,7 @@ from services.inference.engine.output.answer_text import AnswerText, Deciding, R
 from services.inference.engine.output.arguments import (
     ArgumentReader,
     is_closed,
+    json_of_string,
     read_json_arguments,
     read_object,
 )
@@ -20,7 +21,7 @@ from services.inference.engine.output.call_reader import (
     NAME_KEYS,
     CallReader,
 )
-from services.inference.engine.output.call_values import to_json
+from services.inference.engine.output.call_values import is_utf8, to_json
 from services.inference.engine.output.patterns import MAX_SPACE
 
 MAX_HEAD = 2048  # characters up to the arguments of a call that streams
@@ -274,13 +275,13 @@ def _parse_call(text: str, name_key: str) -> tuple[str, str] | None:
         call = json.loads(text)
         if not name_key and len(call) == 1:
             ((name, arguments),) = call.items()
-            return (name, _arguments_text(arguments))
+            return (name, _arguments_text(arguments)) if is_utf8(name) else None
         is_plain = call.keys() <= CALL_KEYS
         call = call.get("function", call) if not isinstance(call.get("function"), str) else call
         name = next(call[key] for key in (name_key, *NAME_KEYS, "function") if key in call)
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError, StopIteration):
         return None
-    if not isinstance(name, str) or not is_plain:
+    if not isinstance(name, str) or not is_plain or not is_utf8(name):
         return None
     arguments = next((call[key] for key in ARGUMENT_KEYS if key in call), None)
     return (name, _arguments_text(arguments))
@@ -288,6 +289,6 @@ def _parse_call(text: str, name_key: str) -> tuple[str, str] | None:
 
 def _arguments_text(arguments: Any) -> str:
     """Return arguments as JSON text; models write null, "" or [] if a tool takes none."""
-    if isinstance(arguments, str) and arguments:
-        return arguments
+    if isinstance(arguments, str):
+        return json_of_string(arguments)
     return to_json(arguments or {})

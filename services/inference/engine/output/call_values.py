@@ -24,46 +24,98 @@ _PYTHON_NAMES = {"True": True, "False": False, "None": None}
 _GEMMA_TOKEN = re.compile(
     r'<\|"\|>(?P<string>.*?)<\|"\|>|"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^{}\[\],:"<\s]+|\s+|.', re.DOTALL
 )
+MAX_REFERENCES = 16  # one after another in a schema
+MAX_ALTERNATIVES = 3  # in one another
+MAX_DEPTH = 64  # of nested elements
+_UNESCAPED = re.compile(r"""(['"])(.*)\1""", re.DOTALL)  # a string with quotes in it
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE_BREAK = re.compile(r"[\x00-\x1f]")
+
+
+class ValueSchema:
+    """A part of a JSON schema, as far as it says plainly what a value is. It may be anything."""
+
+    def __init__(self, schema: Any, root: Any = None, depth: int = 0) -> None:
+        """`depth` counts alternatives in alternatives, which may refer to themselves."""
+        self._root, self._depth = root if root is not None else schema, depth
+        self.schema = self._resolved(schema)
+
+    def of_key(self, key: str) -> "ValueSchema":
+        for schema in self._alternatives():
+            properties = schema.get("properties")
+            if isinstance(properties, dict) and key in properties:
+                return ValueSchema(properties[key], self._root)
+        return ValueSchema(self.schema.get("additionalProperties"), self._root)
+
+    def of_item(self, number: int) -> "ValueSchema":
+        prefix = self.schema.get("prefixItems")
+        if isinstance(prefix, list) and number < len(prefix):
+            return ValueSchema(prefix[number], self._root)
+        return ValueSchema(self.schema.get("items"), self._root)
+
+    @property
+    def types(self) -> set[str] | None:
+        """The JSON types that it allows; None if it does not say so."""
+        schema = self.schema
+        if isinstance(types := schema.get("type"), str | list):
+            return {types} if isinstance(types, str) else {str(each) for each in types}
+        if isinstance(values := schema.get("enum"), list):
+            return {name for value in values for name in _TYPES.get(type(value), ())}
+        if "const" in schema:
+            return set(_TYPES.get(type(schema["const"]), ()))
+        found = [branch.types for branch in self._branches("anyOf", "oneOf")]
+        known = [types for types in found if types is not None]
+        return set[str]().union(*known) if known and len(known) == len(found) else None
+
+    def _alternatives(self) -> list[Schema]:
+        branches = self._branches("allOf", "anyOf", "oneOf")
+        return [self.schema, *(branch.schema for branch in branches)]
+
+    def _branches(self, *keywords: str) -> list["ValueSchema"]:
+        lists = [self.schema.get(keyword) for keyword in keywords]
+        if self._depth == MAX_ALTERNATIVES:
+            return []
+        found = [each for branches in lists if isinstance(branches, list) for each in branches]
+        return [ValueSchema(each, self._root, self._depth + 1) for each in found]
+
+    def _resolved(self, schema: Any) -> Schema:
+        """Follow references within the document (RFC 6901)."""
+        for _ in range(MAX_REFERENCES):
+            if not isinstance(schema, dict):
+                return {}
+            ref = schema.get("$ref")
+            if not isinstance(ref, str) or not ref.startswith("#"):
+                return schema
+            schema = self._root
+            for name in ref.split("/")[1:]:
+                key = name.replace("~1", "/").replace("~0", "~")
+                schema = schema.get(key) if isinstance(schema, dict) else None
+        return {}
 
 
 def property_schema(parameters: Any, key: str) -> Schema | None:
     """Return the schema of an argument, or None if there is none."""
-    properties = parameters.get("properties") if isinstance(parameters, dict) else None
-    found = properties.get(key) if isinstance(properties, dict) else None
-    return _resolved(found, parameters) if isinstance(found, dict) else None
-
-
-def _resolved(schema: Schema, root: Any) -> Schema:
-    ref = schema.get("$ref")
-    if not isinstance(ref, str) or not ref.startswith("#/"):
-        return schema
-    node = root
-    for name in ref[2:].split("/"):
-        node = node.get(name) if isinstance(node, dict) else None
-    return node if isinstance(node, dict) else schema
+    return ValueSchema(parameters).of_key(key).schema or None
 
 
 def types_of(schema: Schema | None) -> set[str] | None:
     """Return the JSON types that a schema allows, as far as it says so plainly, or None."""
-    if schema is None:
-        return None
-    if "type" in schema:
-        types = schema["type"]
-        return {types} if isinstance(types, str) else {str(each) for each in types or ()}
-    if isinstance(values := schema.get("enum"), list):
-        return {name for value in values for name in _TYPES.get(type(value), ())}
-    if "const" in schema:
-        return set(_TYPES.get(type(schema["const"]), ()))
-    for keyword in ("anyOf", "oneOf"):
-        if isinstance(branches := schema.get(keyword), list):
-            found = [types_of(each) if isinstance(each, dict) else None for each in branches]
-            return None if None in found else set[str]().union(*(each or () for each in found))
-    return None
+    return ValueSchema(schema).types
 
 
 def to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    """Return JSON in UTF-8, in which half a surrogate pair is escaped."""
+    return escape_surrogates(json.dumps(value, ensure_ascii=False))
+
+
+def escape_surrogates(text: str) -> str:
+    """Return JSON in which each half of a surrogate pair is escaped."""
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether the text has no half of a surrogate pair, which can't be sent."""
+    return not _SURROGATE.search(text)
 
 
 def raw_to_json(text: str, types: set[str] | None) -> str:
@@ -95,48 +147,66 @@ def expression_to_json(text: str, syntax: ValueSyntax, types: set[str] | None) -
     """Return a quoted or nested value in Python's or Gemma's syntax as JSON."""
     value = _gemma(text.strip()) if syntax == "gemma" else _python_or_json(text.strip())
     if value is ...:
-        return raw_to_json(text.strip(), types)
+        inner = _UNESCAPED.fullmatch(text.strip())
+        return to_json(inner[2]) if inner else raw_to_json(text.strip(), types)
     return _dumps_or_text(value, text)
 
 
-def tree_to_json(text: str, types: set[str] | None) -> str:
-    """Return a value as JSON whose objects are elements, and whose lists are `item` elements."""
-    if types is not None and types.isdisjoint({"object", "array"}) or not _ELEMENT.search(text):
-        empty = {"object": "{}", "array": "[]"}
-        is_empty = not text.strip() and types is not None and len(types) == 1
-        return (
-            empty.get(min(types), raw_to_json(text, types))
-            if is_empty and types
-            else (raw_to_json(text, types))
-        )
-    children = []
+def tree_to_json(text: str, schema: ValueSchema, depth: int = 0) -> str:
+    """
+    Return a value as JSON whose objects are elements, and whose lists are `item` elements. Empty
+    ones are told apart by the schema only.
+    """
+    types = schema.types
+    children = _elements(text) if depth < MAX_DEPTH else None
+    is_value = types is not None and types.isdisjoint({"object", "array"})
+    if children is None or is_value:
+        (only,) = types if types is not None and len(types) == 1 else ("",)
+        return (not text.strip() and _EMPTY.get(only)) or raw_to_json(text, types)
+    if types != {"object"} and all(name == "item" for name, _ in children):
+        items = [
+            tree_to_json(inner, schema.of_item(number), depth + 1)
+            for number, (_, inner) in enumerate(children)
+        ]
+        return f"[{', '.join(items)}]"
+    values = [
+        f"{to_json(name)}: {tree_to_json(inner, schema.of_key(name), depth + 1)}"
+        for name, inner in children
+    ]
+    return "{" + ", ".join(values) + "}"
+
+
+_ELEMENT = re.compile(r"\s*(\]<\]\w+\[>\[)<([^<>/\s]+)>")
+_EMPTY = {"object": "{}", "array": "[]", "null": "null"}
+
+
+def _elements(text: str) -> list[tuple[str, str]] | None:
+    """Return names and texts of the elements that the text consists of; None if there is else."""
+    elements = []
     position = 0
-    while found := _ELEMENT.search(text, position):
+    while found := _ELEMENT.match(text, position):
         end = _element_end(text, found[2], found.end())
-        children.append((found[2], tree_to_json(text[found.end() : end], None)))
-        position = text.find(">", end) + 1
-    if all(name == "item" for name, _ in children):
-        return f"[{', '.join(value for _, value in children)}]"
-    return "{" + ", ".join(f"{to_json(name)}: {value}" for name, value in children) + "}"
+        if end is None:
+            return None
+        elements.append((found[2], text[found.end() : end.start()]))
+        position = end.end()
+    return None if text[position:].strip() else elements or None
 
 
-_ELEMENT = re.compile(r"(\]<\]\w+\[>\[)?<([^<>/\s]+)>")
-
-
-def _element_end(text: str, name: str, start: int) -> int:
-    """Return where the closing tag of an element begins, or the end of the text."""
+def _element_end(text: str, name: str, start: int) -> re.Match[str] | None:
+    """Return the closing tag of an element."""
     depth = 1
-    tags = re.compile(rf"(?:\]<\]\w+\[>\[)?<(/?){re.escape(name)}>")
-    for found in tags.finditer(text, start):
+    for found in re.finditer(rf"\]<\]\w+\[>\[<(/?){re.escape(name)}>", text[start:]):
         depth += -1 if found[1] else 1
         if not depth:
-            return found.start()
-    return len(text)
+            return re.compile(re.escape(found[0])).match(text, start + found.start())
+    return None
 
 
 def _dumps_or_text(value: Any, text: str) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        json.dumps(value, allow_nan=False)
+        return to_json(value)
     except (ValueError, TypeError, RecursionError):
         return to_json(text)
 

@@ -40,6 +40,16 @@ TOOLS = (
                         "type": "object",
                         "description": "x",
                         "additionalProperties": {"type": "string"},
+                        "properties": {
+                            "a": {"type": "array"},
+                            "h": {
+                                "type": "array",
+                                "prefixItems": [
+                                    {"type": kind}
+                                    for kind in ("string", "integer", "object", "array", "null")
+                                ],
+                            },
+                        },
                     },
                 },
                 "required": [],
@@ -105,7 +115,7 @@ VARIABLES: tuple[Json, ...] = (
 )
 
 
-def rendered(name: str, answer: Answer, variables: Json, tools: tuple[Tool, ...] = TOOLS) -> str:
+def rendered(name: str, answer: Answer, variables: Json, *more: ChatMessage) -> str:
     """Return the conversation after its question. A template may raise anything."""
     chat = template(name)
     calls = tuple(
@@ -122,7 +132,8 @@ def rendered(name: str, answer: Answer, variables: Json, tools: tuple[Tool, ...]
                 reasoning=answer.reasoning or None,
             )
         )
-    given, dicts = chat._tools.template_input(messages, tools)
+    messages += more
+    given, dicts = chat._tools.template_input(messages, TOOLS)
     if not chat._renderer.has_system_role and given[0]["role"] == "system":
         text = f"{given[0]['content']}\n\n{given[1]['content']}"
         given = [given[1] | {"content": text}, *given[2:]]
@@ -131,19 +142,20 @@ def rendered(name: str, answer: Answer, variables: Json, tools: tuple[Tool, ...]
     return text.rpartition(QUESTION)[2]
 
 
-def turn(name: str, answer: Answer) -> Turn:
+def turn(name: str, answer: Answer, *more: ChatMessage) -> Turn:
     """
     Return the part of a rendered turn that the model generates. A template that leaves out content
-    or reasoning makes an answer without them.
+    or reasoning makes an answer without them. One that takes the last answer for the begin of a
+    thought shows another answer if `more` follows.
     """
     chat = template(name)
     for variables in VARIABLES:
         try:
-            text = rendered(name, answer, variables)
+            text = rendered(name, answer, variables, *more)
         except Exception:
             if len(answer.calls) < 2:
                 raise
-            return turn(name, answer._replace(calls=answer.calls[:1]))
+            return turn(name, answer._replace(calls=answer.calls[:1]), *more)
         if answer.reasoning in text:
             break
     end = _end_of_turn(name, variables)
@@ -159,6 +171,8 @@ def turn(name: str, answer: Answer) -> Turn:
         prompt = text[: text.find(last) + len(last)]
     channel = chat.format.prompt_channel(prompt)
     body = text[len(prompt) :]
+    if channel == "reasoning" and reasoning and reasoning.end not in body and not more:
+        return turn(name, answer, ChatMessage("user", "And then?"))
     if start and start not in text and answer.reasoning and answer.reasoning in body:
         channel = chat.format.prompt_channel(prompts[0])  # the template leaves out the opening
     body = body.rpartition(end)[0] if end in body else body

@@ -46,13 +46,6 @@ from tests.inference.vocabulary import text_of as text_of_tokens
 
 # Answers that don't survive, and why.
 NOT_HOLDING = {
-    ("LFM2.5-8B-A1B", "quotes arguments"): "the template writes quotes in strings unescaped",
-    ("LFM2.5-8B-A1B", "all"): "the same",
-    ("MiniMax-M3", "nested arguments"): "nested values are written without their types",
-    **{
-        ("NVIDIA-Nemotron-Nano-v2", name): "the template writes content into an open thought"
-        for name in ("content", "thought", "content and two calls", "all")
-    },
     **{
         ("openai-gpt-oss-120b", name): "the template writes content beside calls as reasoning"
         for name in ("content and two calls", "all")

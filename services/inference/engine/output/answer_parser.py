@@ -207,8 +207,9 @@ class FormatParser:
             text.take(text.spaces + len(mark))
             text.strips = True
             return self._seam
-        is_call = yield from self._calls.read()
-        if is_call:
+        if text.is_quoting and not text.spaces:
+            return None  # text about calls
+        if (yield from self._calls.read()):
             return self._content if self._form.header else self._seam
         return None
 
@@ -227,18 +228,21 @@ class FormatParser:
         """Read up to the text of a message. A header that never ends is content."""
         text, header = self._text, self._form.header
         assert header
-        while header.body not in text.unread[: MAX_HEADER + len(header.body)]:
-            is_possible = re.fullmatch(header.prefix, text.unread, re.DOTALL)
-            if text.is_ended or len(text.unread) > MAX_HEADER or not is_possible:
+        length = 0
+        while not text.unread.endswith(header.body, 0, length):
+            is_possible = re.fullmatch(header.prefix, text.unread[:length], re.DOTALL)
+            is_all = length == len(text.unread)
+            if not is_possible or length > MAX_HEADER or is_all and text.is_ended:
                 return self._content
-            yield
-        fields, _, rest = text.unread.partition(header.body)
-        if not re.fullmatch(header.prefix, fields, re.DOTALL):
-            return self._content
+            if is_all:
+                yield
+            else:
+                length += 1
+        fields = text.unread[: length - len(header.body)]
         called = re.search(header.call, fields) if header.call else None
         if called and not self._calls.is_callable(called[1], header.start.startswith("<")):
             return self._content
-        text.unread = rest
+        text.take(length)
         if called:
             is_complete = yield from self._calls.read_arguments_of(called[1])
             return self._message_end if is_complete else None

@@ -18,6 +18,7 @@ from services.inference.engine.output.patterns import (
 )
 
 Reading = Generator[None, None, None]  # yields when it needs more text
+QUOTES = "`'\"\u2018\u201c\u00ab"
 Deciding = Generator[None, None, bool]
 
 
@@ -35,6 +36,7 @@ class AnswerText:
         self.is_ended = False
         self.is_at_start = True  # of the answer: no content and no call yet
         self.strips = False  # white space at the begin of content belongs to a marker before
+        self.is_quoting = False  # the last character of content is a quotation mark
         self._length = 0
         self._collected: list[str] = []  # read, but in no part yet
         self._collected_length = 0
@@ -150,5 +152,6 @@ class AnswerText:
     def _emit(self, part: AnswerPart) -> None:
         if self.is_at_start and not isinstance(part, ReasoningDelta):
             self.is_at_start = isinstance(part, ContentDelta) and not part.text.strip()
+        self.is_quoting = isinstance(part, ContentDelta) and part.text[-1] in QUOTES
         self._parts.append(part)
         self._ends.append(self._length - self.held_length)

@@ -28,7 +28,9 @@ MAX_HEAD = 2048  # characters up to the arguments of a call that streams
 
 BEFORE_OBJECT = re.compile(r"\s*(?:```\w*\s*)?(?:\[\s*)?\{")
 BEFORE_OBJECT_PREFIX = re.compile(r"\s*(?:`{0,2}|```\w*\s*(?:\[\s*)?|\[\s*)\Z")
-FIRST_KEY = re.compile(r'\{\s*"([^"\\]*)"')
+_FIRST_KEY = re.compile(r'\{\s*"([^"\\]*)"')
+_PAIR = re.compile(r'\s*"([^"\\]*)"\s*:\s*(?:"([^"\\]*)"|-?[\w.+-]+)\s*,')
+_NEXT_KEY = re.compile(r'\s*"([^"\\]*)"')
 _EMPTY_OBJECT = re.compile(r"\{\s*\}")
 _AFTER_ARGUMENTS = re.compile(
     r'\s*(?:,\s*"[^"]{0,256}"\s*:\s*(?:"[^"]{0,256}"|[\w.+-]{1,64})\s*)*\}'
@@ -193,14 +195,24 @@ class CallParser:
             yield
 
     def cannot_be_call(self, reader: CallReader | None, text: str, begin: int) -> bool:
+        """Return whether the object that begins there is no call, by its keys and name so far."""
         if _EMPTY_OBJECT.match(text, begin):
             return True
-        first = FIRST_KEY.match(text, begin)
-        if reader and reader.form.object and not reader.form.object.name_key:
-            return bool(first and not self.is_callable(first[1], reader.is_marked))
-        if first:
-            return first[1] not in CALL_KEYS
-        inner = text[begin + 1 : begin + 1 + MAX_SPACE].lstrip()
+        is_marked, form = bool(reader and reader.is_marked), reader.form.object if reader else None
+        if form and not form.name_key:
+            first = _FIRST_KEY.match(text, begin)
+            return bool(first and not self.is_callable(first[1], is_marked))
+        at = begin + 1
+        while pair := _PAIR.match(text, at):
+            is_name = pair[1] == (form.name_key if form else "name")
+            if pair[1] not in CALL_KEYS:
+                return True
+            if is_name and (pair[2] is None or not self.is_callable(pair[2], is_marked)):
+                return True
+            at = pair.end()
+        if key := _NEXT_KEY.match(text, at):
+            return key[1] not in CALL_KEYS
+        inner = text[at : at + MAX_SPACE].lstrip()
         return bool(inner) and not inner.startswith('"')
 
     def _read_object_end(self) -> Reading:

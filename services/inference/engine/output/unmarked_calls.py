@@ -10,10 +10,10 @@ from services.inference.engine.output.answer_format import (
     CallFormat,
 )
 from services.inference.engine.output.answer_text import AnswerText, Deciding, Reading
+from services.inference.engine.output.arguments import is_closed
 from services.inference.engine.output.call_parser import (
     BEFORE_OBJECT,
     BEFORE_OBJECT_PREFIX,
-    FIRST_KEY,
     MAX_HEAD,
     CallParser,
 )
@@ -91,19 +91,19 @@ class UnmarkedCalls:
             yield
         while (may_be_call := self._may_be_call(fence.end())) is None:
             if text.is_ended or len(text.unread) > MAX_HEAD:
-                return False
+                break
             yield
-        return may_be_call and (yield from self._read_fenced(fence.end()))
+        return may_be_call is not False and (yield from self._read_fenced(fence.end()))
 
     def _may_be_call(self, start: int) -> bool | None:
-        """Return whether a call may begin in a fence, by its first key; None if that is open."""
+        """Return whether a call begins in a fence; None if more text may tell."""
         written = self._text.unread
         begin = BEFORE_OBJECT.match(written, start)
         if not begin:
             return None if BEFORE_OBJECT_PREFIX.match(written, start) else False
         if self._calls.cannot_be_call(None, written, begin.end() - 1):
             return False
-        return True if FIRST_KEY.match(written, begin.end() - 1) else None
+        return True if is_closed(written, begin.end() - 1) else None
 
     def _read_fenced(self, start: int) -> Deciding:
         text = self._text

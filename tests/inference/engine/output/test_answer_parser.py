@@ -42,6 +42,8 @@ CASES: list[tuple[str, list[AnswerPart]]] = [
     ("", []),
     (ONE, GO),
     (f"{ONE}\n{ONE}\n", [*GO, *GO]),
+    *((f"Write {quote}{ONE}{quote}!", as_text(f"Write {quote}{ONE}{quote}!")) for quote in "`'\""),
+    (f"So `x` {ONE}", [ContentDelta("So `x`"), *GO]),
     (f"Let me see.\n{ONE}", [ContentDelta("Let me see."), *GO]),
     (f"{ONE}\nDone.", [*GO, ContentDelta("Done.")]),
     (ONE.removesuffix("\n</tool_call>"), GO),

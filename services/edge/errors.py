@@ -43,7 +43,7 @@ TABLE: dict[ErrorCode, ErrorKind] = {
     "shutting_down": ErrorKind(503, "server_error"),
 }
 
-ANTHROPIC_PATH = "/v1/messages"
+ANTHROPIC_PATH, OLLAMA_PATH = "/v1/messages", "/api/"
 ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -140,9 +140,16 @@ def anthropic_body(error: ServiceError) -> ErrorBody:
     return {"type": "error", "error": {"type": kind, "message": in_plain_words(error.message)}}
 
 
+def ollama_body(error: ServiceError) -> ErrorBody:
+    return {"error": in_plain_words(error.message)}
+
+
 def _response(
     request: AnyRequest, error: ServiceError, headers: dict[str, str] | None = None
 ) -> Response[ErrorBody]:
-    is_anthropic = request.scope["path"].startswith(ANTHROPIC_PATH)
-    content = anthropic_body(error) if is_anthropic else body(error)
+    path = request.scope["path"]
+    if path.startswith(ANTHROPIC_PATH):
+        content = anthropic_body(error)
+    else:
+        content = ollama_body(error) if path.startswith(OLLAMA_PATH) else body(error)
     return Response(content, status_code=TABLE[error.code].status, headers=headers)

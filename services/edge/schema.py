@@ -24,6 +24,8 @@ from services.edge.api import (
     anthropic_body,
     chat,
     objects,
+    ollama,
+    ollama_body,
     openai_conversations,
     openai_requests,
     openai_responses,
@@ -36,6 +38,8 @@ from services.edge.errors import TABLE
 
 TEXTS = Path(__file__).with_name("openapi.yaml")
 MODULES = (
+    ollama,
+    ollama_body,
     anthropic,
     anthropic_body,
     chat,

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Receive, Scope, Send
@@ -20,13 +20,11 @@ from services.edge.errors import AnyRequest
 from services.edge.limits import EdgeLimits
 from services.runtime.tasks import Stopped, run_until
 
-PING = b": ping\n\n"
 END: Literal["end"] = "end"
 """Id of the last event. The id of any other event is the length of the answer up to it."""
 RETRY = b"retry: 500\n\n"
 """Milliseconds until a client reconnects, with `Last-Event-ID`."""
 HEADERS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would buffer the stream
 )
@@ -39,6 +37,15 @@ NumberedEvents = AsyncGenerator[tuple[int, StreamEvent], None]
 """The events of several answers, each with the number of its answer, from 0."""
 ToError = Callable[[Failed], ServiceError]
 T = TypeVar("T")
+
+
+class StreamForm(NamedTuple):
+    content_type: bytes
+    ping: bytes  # to fill silence
+
+
+SSE = StreamForm(b"text/event-stream; charset=utf-8", b": ping\n\n")
+NDJSON = StreamForm(b"application/x-ndjson", b"")  # every line is an object of the answer
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +80,14 @@ class SseResponse:
     """
 
     def __init__(
-        self, events: NumberedEvents, encoder: Encoder, to_error: ToError, limits: EdgeLimits
+        self,
+        events: NumberedEvents,
+        encoder: Encoder,
+        to_error: ToError,
+        limits: EdgeLimits,
+        form: StreamForm = SSE,
     ) -> None:
+        self._form = form
         self._events = events
         self._encoder = encoder
         self._to_error = to_error
@@ -115,13 +128,14 @@ class SseResponse:
             return
         self._is_started = True
         self._sent_at = time.monotonic()
-        headers = [*HEADERS, *self._encoder.headers]
+        content_type = (b"content-type", self._form.content_type)
+        headers = [content_type, *HEADERS, *self._encoder.headers]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._write(send, self._encoder.begin())
 
     async def _write(self, send: Send, data: bytes) -> None:
         if not data and time.monotonic() - self._sent_at >= self._ping_seconds:
-            data = PING
+            data = self._form.ping
         if data:
             self._sent_at = time.monotonic()
             await send({"type": "http.response.body", "body": data, "more_body": True})

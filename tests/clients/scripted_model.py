@@ -10,7 +10,7 @@ from services.contract.conversation import ChatMessage
 from services.contract.messages import ChatRequest, Failed, StreamEvent
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Endpoint
-from tests.fakes import ACCEPTED, ScriptedWorker, answer_script, report
+from tests.fakes import ACCEPTED, MODEL, ScriptedWorker, answer_script, report
 
 PERSON = {"name": "Ada", "age": 36}
 CITY = {"city": "Rome"}
@@ -29,6 +29,8 @@ class ScriptedModel(ScriptedWorker):
 def say(request: ChatRequest) -> tuple[StreamEvent, ...]:
     messages = request.messages or (ChatMessage("user", request.prompt or ""),)
     last = messages[-1]
+    if request.model not in (None, MODEL.name):
+        return (Failed("model_not_found", f"There is no model {request.model!r}."),)
     if "TOO LONG" in last.text:
         error = prompts.context_exceeded("messages", "9000", 2048)
         return ACCEPTED, Failed(error.code, error.message)
@@ -65,9 +67,12 @@ async def scripted_model(nats_url: str) -> AsyncIterator[None]:
     async with Bus.connect(nats_url, "scripted model") as bus:
         worker = ScriptedModel(bus, ())
         subject = subjects.worker_request("w1", subjects.ANY)
-        endpoint = Endpoint("direct", subject, worker.on_direct_request)
+        endpoints = [
+            Endpoint("direct", subject, worker.on_direct_request),
+            Endpoint("chat", subjects.request(subjects.OPEN_TENANT), worker.on_request),
+        ]
         await bus.subscribe(subjects.cancel(subjects.ANY, subjects.ANY), worker.on_cancel)
-        await bus.serve("scripted", "scripted", [endpoint])
+        await bus.serve("scripted", "scripted", endpoints)
         reporting = asyncio.create_task(_report(bus))
         yield
         reporting.cancel()

@@ -70,7 +70,7 @@ class MessagesBody(ChatCompletionBody, frozen=True, kw_only=True):
     """The body of `POST /v1/messages`, as that of a chat completion."""
 
 
-def to_chat(given: Object, translation: Translation) -> dict[str, Any]:
+def to_chat(translation: Translation, given: Object) -> dict[str, Any]:
     """Return the fields of MessagesBody. Raises ServiceError."""
     return translation.chat(_Messages(translation).chat_body(given))
 

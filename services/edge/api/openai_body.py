@@ -17,9 +17,10 @@ from services.contract import prompts
 from services.contract.codec import check_utf8, decode
 from services.contract.errors import ServiceError
 from services.contract.messages import ModelKind
-from services.edge.api import anthropic_body
+from services.edge.api import anthropic_body, ollama_body
 from services.edge.api.anthropic_body import MessagesBody
 from services.edge.api.fields import Fields, honoured
+from services.edge.api.ollama_body import OllamaBody, OllamaGenerateBody
 from services.edge.api.openai_requests import (
     ChatCompletionBody,
     CompletionBody,
@@ -103,27 +104,13 @@ async def add_ignored_fields(message: Message, scope: Scope) -> None:
         message["headers"] = [*message["headers"], (IGNORED_FIELDS.lower().encode(), names)]
 
 
-def parse(data: bytes, kind: type[B], translation: Translation) -> B:
+def parse(data: bytes, kind: type[B], translation: ResponsesTranslation) -> B:
     """Translate and decode a body. Raises ServiceError."""
     check_utf8(data)  # msgspec does not check fields that stay undecoded
     given = decode(data, Object)
-    if kind is ChatCompletionBody:
-        fields = translation.chat(given)
-    elif kind is MessagesBody:
-        fields = anthropic_body.to_chat(given, translation)
-    elif kind is CompletionBody:
-        _check_prompt_size(bytes(given.get("prompt", b"")))
-        fields = translation.text(given)
-    elif kind is EmbeddingBody:
-        fields = translation.embedding(given)
-    elif kind is RerankBody:
-        fields = translation.rerank(given)
-    elif kind is ResponseBody and isinstance(translation, ResponsesTranslation):
-        fields = translation.response(given)
-    elif kind is ConversationBody and isinstance(translation, ResponsesTranslation):
-        fields = translation.conversation(given)
-    else:
-        fields = translation.keep(given, Fields(honoured(kind)), "$")
+    translate = TRANSLATIONS.get(kind)
+    plain = Fields(honoured(kind))
+    fields = translate(translation, given) if translate else translation.keep(given, plain, "$")
     try:
         return decode(msgspec.json.encode(fields), kind)
     except ServiceError as error:
@@ -135,10 +122,26 @@ def _as_sent(message: str, renamed: Mapping[str, str]) -> str:
     return _PATH.sub(lambda found: renamed.get(found[0], found[0]), message)
 
 
-def _check_prompt_size(prompt: bytes) -> None:
+def _text(translation: Translation, given: Object) -> dict[str, Any]:
     """Check a list of token ids before it is decoded; it has no escapes that inflate it."""
+    prompt = bytes(given.get("prompt", b""))
     if prompt.startswith(b"["):
         prompts.check_conversation_bytes("field `prompt`", len(prompt))
+    return translation.text(given)
+
+
+TRANSLATIONS: Mapping[type[Struct], Callable[[ResponsesTranslation, Object], dict[str, Any]]] = {
+    ChatCompletionBody: Translation.chat,
+    CompletionBody: _text,
+    EmbeddingBody: Translation.embedding,
+    RerankBody: Translation.rerank,
+    ResponseBody: ResponsesTranslation.response,
+    ConversationBody: ResponsesTranslation.conversation,
+    MessagesBody: anthropic_body.to_chat,
+    OllamaBody: ollama_body.to_chat,
+    OllamaGenerateBody: ollama_body.prompt_to_chat,
+}
+"""How the fields of a body become those of its type; a body of another type is decoded as it is."""
 
 
 def _header(names: dict[str, Any]) -> bytes:

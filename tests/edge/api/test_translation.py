@@ -13,7 +13,7 @@ from services.edge.api.openai_body import parse
 from services.edge.api.openai_chat import chat_request
 from services.edge.api.openai_completions import text_requests
 from services.edge.api.openai_requests import ChatCompletionBody, CompletionBody
-from services.edge.api.translation import Translation
+from services.edge.api.openai_responses_body import ResponsesTranslation
 from tests.edge.conftest import LIMITS
 
 U = {"role": "user", "content": "x"}
@@ -29,7 +29,7 @@ ODD: list[Any] = [
 
 def read(body: dict[str, Any], kind: type[ChatCompletionBody | CompletionBody]) -> None:
     try:
-        read = parse(json.dumps(body).encode(), kind, Translation(LIMITS))
+        read = parse(json.dumps(body).encode(), kind, ResponsesTranslation(LIMITS))
         if isinstance(read, ChatCompletionBody):
             msgspec.json.encode(chat_request(read, ""))
         else:
@@ -68,7 +68,7 @@ def test_call_in_history_is_never_rejected_for_its_content(name: str) -> None:
             call = {"id": "1", "function": function} | {name: value}
         body = {"messages": [U, {"role": "assistant", "tool_calls": [call]}]}
         if name in ("id", "name", "arguments"):
-            parse(json.dumps(body).encode(), ChatCompletionBody, Translation(LIMITS))
+            parse(json.dumps(body).encode(), ChatCompletionBody, ResponsesTranslation(LIMITS))
         else:
             read(body, ChatCompletionBody)
 
@@ -86,5 +86,5 @@ def test_tool_field_of_any_value_is_accepted_or_rejected(name: str) -> None:
 
 def test_guided_choice_uses_escapes_of_gbnf() -> None:
     body = {"messages": [U], "guided_choice": ["\b\f\n\0", "\\b"]}
-    read = parse(json.dumps(body).encode(), ChatCompletionBody, Translation(LIMITS))
+    read = parse(json.dumps(body).encode(), ChatCompletionBody, ResponsesTranslation(LIMITS))
     assert read.grammar == r'root ::= "\u0008\u000c\n\u0000" | "\\b"'

@@ -13,6 +13,7 @@ ErrorCode = Literal[
     "payload_too_large",
     "unauthorized",
     "forbidden",  # the origin of the calling web page is not allowed
+    "wrong_host",  # the name in the `Host` header is not allowed
     "overloaded",  # all slots are taken and the queue is full
     "timeout",  # the request timed out before its answer began
     "no_worker",  # no worker is connected

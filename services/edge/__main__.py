@@ -26,7 +26,7 @@ async def serve(process: Process, settings: EdgeSettings) -> None:
     limits = EdgeLimits(max_payload_bytes=bus.max_payload)
     edge = await make_edge(bus, draining, limits, settings.edge_strict, settings.edge_any_model)
     keys = ApiKeys.parse(settings.edge_api_keys)
-    app = make_app(edge, keys, settings.edge_cors_origins)
+    app = make_app(edge, keys, settings.edge_cors_origins, settings.edge_allowed_hosts)
     server = serving(app, listener, draining, process.fail, limits)
     await process.stack.enter_async_context(server)
     await process.stack.enter_async_context(serving_agents(edge, keys.tenants))

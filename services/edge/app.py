@@ -47,6 +47,7 @@ from services.edge.background import BackgroundResponses
 from services.edge.context import Edge
 from services.edge.errors import AnyRequest
 from services.edge.history_requests import HistoryRequests
+from services.edge.hosts import AllowedHosts
 from services.edge.idempotency import IdempotencyKeys
 from services.edge.keys import ApiKeys
 from services.edge.limits import EdgeLimits
@@ -104,6 +105,12 @@ ROUTES: list[HTTPRouteHandler] = [
     models.detokenize,
     models.count_tokens,
 ]
+BROWSER_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
 EXPOSED_HEADERS = ["Content-Location", "Retry-After", "X-Request-Id", IGNORED_FIELDS]
 
 _GZIP_REFUSED = re.compile(r"gzip\s*;\s*q=0(\.0*)?\s*(,|$)", re.IGNORECASE)
@@ -175,8 +182,13 @@ async def make_edge(
     )
 
 
-def make_app(edge: Edge, keys: ApiKeys, origins: Sequence[str]) -> ASGIApp:
-    """Build the ASGI app. Pages of `origins` may send requests; `*` in them matches anything."""
+def make_app(
+    edge: Edge, keys: ApiKeys, origins: Sequence[str], hosts: Sequence[str] = ()
+) -> ASGIApp:
+    """
+    Build the ASGI app. Pages of `origins` may send requests; `*` in them matches anything. `hosts`
+    are those of AllowedHosts.
+    """
 
     def tenant(request: AnyRequest) -> str:
         return keys.tenant(request.headers)
@@ -191,8 +203,8 @@ def make_app(edge: Edge, keys: ApiKeys, origins: Sequence[str]) -> ASGIApp:
         exception_handlers=EXCEPTION_HANDLERS,
         cors_config=cors,
         compression_config=COMPRESSION,
-        before_send=[add_ignored_fields],
-        before_request=partial(_check, cors),
+        before_send=[add_ignored_fields, _add_browser_headers],
+        before_request=partial(_check, cors, AllowedHosts(hosts, keys.is_open)),
         openapi_config=None,  # see schema.py
         request_max_body_size=edge.limits.max_body_bytes,
         logging_config=None,
@@ -225,7 +237,16 @@ def _schema_routes(is_open: bool) -> tuple[HTTPRouteHandler, ...]:
     return negotiated, as_json, as_yaml
 
 
-async def _check(cors: CORSConfig, request: AnyRequest) -> None:
+async def _add_browser_headers(message: Message, scope: Scope) -> None:
+    """Add the headers that keep a browser from guessing, framing and caching."""
+    if message["type"] == "http.response.start":
+        given = dict(message["headers"])
+        missing = [header for header in BROWSER_HEADERS if header[0] not in given]
+        message["headers"] = [*message["headers"], *missing]
+
+
+async def _check(cors: CORSConfig, hosts: AllowedHosts, request: AnyRequest) -> None:
+    hosts.check(request.headers.get("host", ""))
     _reject_foreign_origin(cors, request)
     reject_unknown_parameters(request)
 

@@ -29,6 +29,7 @@ TABLE: dict[ErrorCode, ErrorKind] = {
     "model_not_found": ErrorKind(404, "invalid_request_error"),
     "method_not_allowed": ErrorKind(405, "invalid_request_error"),
     "conflict": ErrorKind(409, "invalid_request_error"),
+    "wrong_host": ErrorKind(421, "invalid_request_error"),
     "payload_too_large": ErrorKind(413, "invalid_request_error"),
     "internal": ErrorKind(500, "server_error"),
     "overloaded": ErrorKind(503, "server_error"),

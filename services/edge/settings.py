@@ -31,6 +31,15 @@ class EdgeSettings(ServiceSettings, frozen=True, kw_only=True):
             " an origin."
         ),
     ] = ("http://localhost", "http://localhost:*", "http://127.0.0.1", "http://127.0.0.1:*")
+    edge_allowed_hosts: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Names in the `Host` header that are served, beside addresses and names"
+            " without a dot; `*` stands for any text. Others are a 421. Empty: with API keys all"
+            " names, without them no others, so that no web page can reach the server under its own"
+            " name (DNS rebinding)."
+        ),
+    ] = ()
     edge_any_model: Annotated[
         bool,
         Meta(

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import httpx
@@ -23,12 +23,13 @@ async def edge_on(
     is_strict: bool = False,
     limits: EdgeLimits = LIMITS,
     takes_any_model: bool = False,
+    hosts: Sequence[str] = (),
 ) -> AsyncIterator[httpx.AsyncClient]:
     """Yield a client of an edge behind a real uvicorn."""
     draining = asyncio.Event()
     origins = EdgeSettings().edge_cors_origins
     edge = await make_edge(bus, draining, limits, is_strict, takes_any_model)
-    app = make_app(edge, ApiKeys.parse(keys), origins)
+    app = make_app(edge, ApiKeys.parse(keys), origins, hosts)
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with serving(app, listener, draining, pytest.fail, limits):

@@ -66,7 +66,12 @@ class PromptBuilder:
         self._system_prompt = system_prompt
         self._answers = AnswerCache(max_cached_answer_tokens)
         template = model.template
-        self._thought_opening = template.format.answer.thought_opening(template.tokenize)
+        form = template.format.answer
+        self._thought_opening = form.thought_opening(template.tokenize)
+        self._thought_closing = template.reasoning_end
+        if form.thought and not form.reasoning:  # the template does not show how it ends
+            closing = form.thought.end + form.thought.between
+            self._thought_closing = template.tokenize(closing, True)
 
     def build(self, flight: InFlightRequest, context: Context) -> PreparedPrompt:
         """
@@ -122,7 +127,7 @@ class PromptBuilder:
             prompt.stops,
             template.parser(request, prompt.resume_state.channel),
             {} if request.text is not None else template.markers,
-            template.reasoning_end,
+            self._thought_closing,
             self._thought_opening,
             max_calls=1 if request.parallel_tool_calls is False else None,
         )

@@ -129,18 +129,26 @@ class AnswerFormat(NamedTuple):
         """What begins the next message of an answer, after its reasoning."""
         return self.turn or (self.header.start if self.header else "")
 
+    @property
+    def thought(self) -> ReasoningFormat | None:
+        """
+        How thoughts are written: if the template does not show it, as most fine-tuned models do,
+        in `<think>` at the begin of an answer.
+        """
+        return self.reasoning or (None if self.header else THINK)
+
     def thought_opening(self, tokenize: Callable[[str, bool], list[int]]) -> tuple[int, ...]:
         """
         Return the first tokens of a thought, up to the one that tells it from content and calls;
         () if there is none. `tokenize` takes a text, and whether names of special tokens are such.
         """
-        if self.reasoning is None or not self.reasoning.start.strip():
+        if self.thought is None or not self.thought.start.strip():
             return ()
         calls = [each for each in (self.calls, HERMES) if each]
         texts = [each for call in calls for each in (call.section_open, call.call_open)]
         if self.header:
             texts += [self.header.content, self.header.call_header.partition(NAME)[0]]
-        thought = tokenize(self.reasoning.start.strip(), True)
+        thought = tokenize(self.thought.start.strip(), True)
         others = [tokenize(text.strip(), True) for text in (*texts, self.content_start)]
         shared = max(len(commonprefix([thought, other])) for other in others)
         return tuple(thought[: shared + 1]) if shared < len(thought) else ()
@@ -148,13 +156,13 @@ class AnswerFormat(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Return whether all text of an answer is content."""
-        return self == AnswerFormat()
+        return self == AnswerFormat() and self.thought is None
 
     @property
     def literals(self) -> tuple[str, ...]:
         """Return all texts in which markers can occur."""
         return (
-            *(self.reasoning or ()),
+            *(self.thought or ()),
             *(self.calls.literals if self.calls else ()),
             self.content_start,
             self.content_end,
@@ -163,6 +171,7 @@ class AnswerFormat(NamedTuple):
         )
 
 
+THINK = ReasoningFormat("<think>", "</think>", between="\n\n")
 HERMES = CallFormat(
     call_open="<tool_call>\n",
     call_close="\n</tool_call>",

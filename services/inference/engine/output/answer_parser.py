@@ -10,7 +10,7 @@ A state machine: each state reads what belongs to it, and returns the next one.
 
 import re
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from services.inference.engine.output.answer_format import AnswerFormat
 from services.inference.engine.output.answer_text import AnswerText, Deciding
@@ -130,17 +130,19 @@ class FormatParser:
         stripped = text.unread[spaces:]
         if not stripped:
             return False if text.is_ended or spaces >= MAX_SPACE else None
-        for pattern, act in self._seam_markers:
-            found = pattern.match(stripped, text.is_ended)
-            if isinstance(found, re.Match) and (act != "close" or text.is_at_start):
-                return spaces + found.end(), act
+        for marker in self._seam_markers:
+            if marker.is_first and not text.is_at_start:
+                continue
+            found = marker.pattern.match(stripped, text.is_ended)
+            if isinstance(found, re.Match):
+                return spaces + found.end(), marker.act
             if found is True and spaces < MAX_SPACE:
                 return None
         return False
 
     def _thought(self) -> NextState:
         """Read a thought whose opening has been read, and its end."""
-        text, reasoning = self._text, self._form.reasoning
+        text, reasoning = self._text, self._form.thought
         text.channel, text.strips = "reasoning", False
         ends = self._message_ends
         if not ends:
@@ -268,14 +270,22 @@ class FormatParser:
                 yield
 
 
-def _seam_markers(form: AnswerFormat) -> list[tuple[Pattern, str]]:
+class SeamMarker(NamedTuple):
+    """One that is first stands at the begin of an answer only."""
+
+    pattern: Pattern
+    act: Literal["open", "skip"]
+    is_first: bool
+
+
+def _seam_markers(form: AnswerFormat) -> list[SeamMarker]:
     """Return the markers of a seam with what they do, longer ones first."""
-    reasoning = form.reasoning
-    marks = [
-        (reasoning.start if reasoning else "", "open"),
-        (reasoning.end if reasoning else "", "close"),
-        (form.content_start, "skip"),
-        (form.turn, "skip"),
+    opening = form.thought.start if form.thought else ""
+    marks: list[tuple[str, Literal["open", "skip"], bool]] = [
+        (opening.strip(), "open", form.reasoning is None),
+        (form.reasoning.end.strip() if form.reasoning else "", "skip", True),
+        (form.content_start.strip(), "skip", False),
+        (form.turn.strip(), "skip", False),
     ]
-    marks.sort(key=lambda mark: -len(mark[0].strip()))
-    return [(Pattern([text.strip()]), act) for text, act in marks if text.strip()]
+    marks.sort(key=lambda mark: -len(mark[0]))
+    return [SeamMarker(Pattern([mark]), act, is_first) for mark, act, is_first in marks if mark]

@@ -93,11 +93,6 @@ class ValueSchema:
         return {}
 
 
-def property_schema(parameters: Any, key: str) -> Schema | None:
-    """Return the schema of an argument, or None if there is none."""
-    return ValueSchema(parameters).of_key(key).schema or None
-
-
 def types_of(schema: Schema | None) -> set[str] | None:
     """Return the JSON types that a schema allows, as far as it says so plainly, or None."""
     return ValueSchema(schema).types

@@ -10,6 +10,7 @@ from services.inference.engine.output.parts import (
     ArgumentsDelta,
     CallStart,
     ContentDelta,
+    ReasoningDelta,
 )
 
 ONE = '<tool_call>\n{"name": "go", "arguments": {"to": "a \\"}{ b", "n": {"x": [1]}}}\n</tool_call>'
@@ -38,6 +39,10 @@ GO: list[AnswerPart] = [CallStart("go"), ArgumentsDelta(ARGUMENTS)]
 WAIT: list[AnswerPart] = [CallStart("wait"), ArgumentsDelta("{}")]
 CASES: list[tuple[str, list[AnswerPart]]] = [
     ("hello", [ContentDelta("hello")]),
+    ("\n<think>\nso\n</think>\n\nhi <think>", [ReasoningDelta("so"), ContentDelta("hi <think>")]),
+    (f"<think>{ONE}</think>{ONE}", [ReasoningDelta(ONE), *GO]),
+    ("hi <think>so</think>", [ContentDelta("hi <think>so</think>")]),
+    ("</think>hi", [ContentDelta("</think>hi")]),
     (" a < b ", [ContentDelta(" a < b ")]),
     ("", []),
     (ONE, GO),

@@ -133,13 +133,17 @@ def generate(
     return Received([o for o in outputs if isinstance(o, AnswerChunk)], outputs[-1])
 
 
-def interruptions(whole: Received) -> Iterator[tuple[Received, str]]:
-    """Yield what a reader may have when the worker is lost: the last chunk maybe in part."""
+def interruptions(whole: Received, in_chunk: int | None) -> Iterator[tuple[Received, str]]:
+    """
+    Yield what a reader may have when the worker is lost: the last chunk maybe in part, at each of
+    its characters, or after `in_chunk` of them and at its end.
+    """
     yield Received([], whole.end), ""
     for count, chunk in enumerate(whole.chunks, start=1):
-        received = Received(whole.chunks[:count], whole.end)
-        for length in range(chunk.offset + 1, chunk.offset + len(text_of(chunk.part)) + 1):
-            yield received, whole.text[:length]
+        received, end = Received(whole.chunks[:count], whole.end), len(text_of(chunk.part))
+        lengths = range(1, end + 1) if in_chunk is None else sorted({min(in_chunk, end), end})
+        for length in lengths:
+            yield received, whole.text[: chunk.offset + length]
 
 
 def assert_resumes(
@@ -149,9 +153,10 @@ def assert_resumes(
     whole: Received,
     stops: StopRules | None = None,
     step: int = 1,
+    in_chunk: int | None = None,
 ) -> None:
     """Assert that the answer, interrupted anywhere, ends up the same."""
-    for received, text in islice(interruptions(whole), 0, None, step):
+    for received, text in islice(interruptions(whole, in_chunk), 0, None, step):
         resume = text_resume(EMPTY_STATE, received.token_ids, text, received.mirostat_mu)
         rest = generate(backend, prompt, sampling, resume, stops)
         assert text + rest.text == whole.text, (text, received.token_ids)
@@ -198,20 +203,20 @@ SAMPLERS = [
 
 
 @pytest.mark.parametrize("sampling", SAMPLERS, ids=str)
-def test_resume_at_any_character_with_each_sampler(sampling: Sampling) -> None:
+def test_resume_at_any_chunk_with_each_sampler(sampling: Sampling) -> None:
     backend = ScriptedLogits("qwen2", TEXT)
     whole = generate(backend, [*backend.PROMPT], sampling)
     assert len(whole.text) > 20
-    assert_resumes(backend, [*backend.PROMPT], sampling, whole)
+    assert_resumes(backend, [*backend.PROMPT], sampling, whole, in_chunk=1)
 
 
 @pytest.mark.parametrize("sampling", SAMPLERS, ids=str)
-def test_resume_with_each_sampler_and_a_grammar(sampling: Sampling) -> None:
+def test_resume_at_any_chunk_with_a_sampler_and_a_grammar(sampling: Sampling) -> None:
     sampling = replace(sampling, max_tokens=40, response_format=PERSON, stop=None)
     backend = ScriptedLogits("qwen2", '{"name": "Zoë 🙂", "ages": [1, 23]} and more')
     whole = generate(backend, [*backend.PROMPT], sampling)
     assert len(whole.text) > 20
-    assert_resumes(backend, [*backend.PROMPT], sampling, whole)
+    assert_resumes(backend, [*backend.PROMPT], sampling, whole, in_chunk=1)
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -406,3 +406,32 @@ def test_call_without_a_name_is_content(name: str) -> None:
             parts = parse(template(name).format.parser(TOOLS), pieces)
             assert not any(isinstance(part, CallStart) for part in parts), text
             assert "".join(map(text_of, parts)).strip(), "the text is lost"
+
+
+ORDINARY = {  # with the most characters that may be held back
+    'Paris is old. It lies on the Seine, and has people! "Yes," he said. I\'m sure: 1<2.': 6,
+    "So:\n\n```python\ndef f(a, b=[1, 2]):\n    return {k: v for k in a if a < b}\n```\nDone.": 8,
+    '<!DOCTYPE html>\n<html><div class="a"><tool-tip>x</tool-tip><function-list/></div></html>': 10,
+    "| a | b |\n|---|---|\n| 1 | [x](y) |\n\n- [ ] to do [1]. See [TODO] and [NOTE]: text.": 6,
+    '{"name": "Ada", "age": 5, "tags": ["a", {"b": null}], "nested": {"name": "x"}}': 20,
+    '{"id": 1, "type": "person", "biography": "' + "She was born. " * 20 + '"}': 40,
+    '```json\n{"name": "Ada", "biography": "' + "She was born. " * 20 + '"}\n```\nThis is she.': 30,
+}
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_little_of_ordinary_text_is_held_back(name: str) -> None:
+    for text, most in ORDINARY.items():
+        made_parser, said = parser(name), ""
+        for count, character in enumerate(text, start=1):
+            said += "".join(map(text_of, made_parser.push(character)))
+            held = made_parser.held_length
+            assert held <= most and held == len(text[:count]) - len(said), text[:count]
+            assert not (held and text[:count].endswith((". ", "! "))) or held == 1
+        assert said + "".join(map(text_of, made_parser.flush())) == text
+
+
+def test_broken_header_is_content_in_any_pieces() -> None:
+    text = " to=user<|mess<|message|>ge|>I look."
+    whole = parse(parser("muse-glimmer"), [text])
+    assert whole == parse(parser("muse-glimmer"), [*text]) and read(whole).content == text.strip()

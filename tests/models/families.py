@@ -95,7 +95,7 @@ class Model(NamedTuple):
     def complete(self, prompt: str | list[Any], stream: bool = False, **options: Any) -> Any:
         messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         extra = {"reasoning_budget_tokens": BUDGET} | options.pop("extra_body", {})
-        options |= {"model": NAME, "temperature": 0, "max_tokens": 80, "extra_body": extra}
+        options |= {"model": NAME, "temperature": 0, "max_tokens": 200, "extra_body": extra}
         completions: Any = self.client.chat.completions
         if not stream:
             return completions.create(messages=messages, **options)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import cast
@@ -43,7 +44,8 @@ class AttemptReplaced(Exception):
 class Attempt:
     """
     The events that one worker publishes to `reply`, without gaps or repetitions: call `next` until
-    it returns a Done or a Failed. `inbox` may hold events of other attempts too.
+    it returns a Done or a Failed. `inbox` may hold events of other attempts too. `on_replay` is
+    called after each replay.
     """
 
     bus: Bus
@@ -53,6 +55,7 @@ class Attempt:
     transcript: Transcript
     inbox: Inbox
     reply: str
+    on_replay: Callable[[], None]
     worker_id: str = ""  # until the worker is known
     _replayed: deque[StreamEvent] = field(default_factory=deque, init=False)
     _last_event_at: float = field(default_factory=time.monotonic, init=False)
@@ -160,7 +163,9 @@ class Attempt:
             else subjects.replay(self.tenant, self.request_id)
         )
         offset, timeout = self.transcript.length, self.policy.probe_seconds
-        return await fetch_replay(self.bus, subject, offset, timeout)
+        replay = await fetch_replay(self.bus, subject, offset, timeout)
+        self.on_replay()
+        return replay
 
     async def _probe(self) -> Replay:
         try:

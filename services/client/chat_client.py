@@ -33,6 +33,7 @@ from services.client.failover import (
     bus_unavailable,
     worker_lost,
 )
+from services.client.observer import AnswerObserver, Observe, observe_nothing
 from services.client.routing import WorkerDirectory, offer, offer_in_turn
 from services.client.transcript import Transcript
 from services.contract import prompts, subjects
@@ -69,13 +70,14 @@ class ChatClient:
 
     A request goes straight to its session's worker, which has cached the session's prefix, if
     `workers` receives the workers' reports. Without reports NATS picks a worker, which forwards the
-    request.
+    request. `observe` begins to observe each answer that is read.
     """
 
     bus: Bus
     tenant: str = subjects.OPEN_TENANT
     workers: WorkerDirectory = field(default_factory=WorkerDirectory)
     policy: FailoverPolicy = DEFAULT_POLICY
+    observe: Observe = observe_nothing
 
     def stream(self, request: ChatRequest) -> AsyncGenerator[StreamEvent, None]:
         """
@@ -120,7 +122,8 @@ class ChatClient:
         self, request_id: str, request: ChatRequest | None, offset: int = 0
     ) -> AsyncGenerator[StreamEvent, None]:
         """Yield the events of `request`, or, without it, those of a running request."""
-        reader = AnswerReader(self, request_id, offset)
+        observer = self.observe(self.tenant, request)
+        reader = AnswerReader(self, request_id, observer, offset)
         has_ended = False
         try:
             if not self.bus.connected:
@@ -134,13 +137,17 @@ class ChatClient:
             while not has_ended:
                 event = await reader.next()
                 has_ended = isinstance(event, Done | Failed)
+                observer.on_event(event)
                 yield event
         except Exception as error:
             has_ended = True
             if not reader.has_joined:
                 reader.abandon()
-            yield _failed(request_id, error)
+            failed = _failed(request_id, error)
+            observer.on_event(failed)
+            yield failed
         finally:
+            observer.close()
             await reader.close()
             if request and not request.grace_s and not has_ended:
                 # spawned, because a cancelled task can't await here
@@ -161,9 +168,12 @@ class AnswerReader:
     ServiceError. The first `offset` characters of the answer are not returned.
     """
 
-    def __init__(self, client: ChatClient, request_id: str, offset: int = 0) -> None:
+    def __init__(
+        self, client: ChatClient, request_id: str, observer: AnswerObserver, offset: int = 0
+    ) -> None:
         self._client = client
         self._request_id = request_id
+        self._observer = observer
         self._offset = offset
         self._request: ChatRequest | None = None
         self._transcript = Transcript()
@@ -285,7 +295,16 @@ class AnswerReader:
         bus, policy, tenant = self._client.bus, self._client.policy, self._client.tenant
         reply = subjects.reply(tenant, self._request_id, attempt_id or secrets.token_hex(8))
         inbox = await self._subscription.enter_async_context(bus.inbox(reply))
-        return Attempt(bus, policy, tenant, self._request_id, self._transcript, inbox, reply)
+        return Attempt(
+            bus,
+            policy,
+            tenant,
+            self._request_id,
+            self._transcript,
+            inbox,
+            reply,
+            self._observer.on_replay,
+        )
 
     # --- failover ---
 
@@ -293,6 +312,7 @@ class AnswerReader:
         """Resume the answer in another attempt; the current one, if there is one, is dropped."""
         policy = self._client.policy
         self._failover = policy.after_loss(self._failover, reason, time.monotonic())
+        self._observer.on_failover()
         if self._attempt:
             self._client.workers.remove(self._attempt.worker_id)
             self.abandon()

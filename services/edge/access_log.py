@@ -1,4 +1,6 @@
-"""One log line per HTTP request, under the id that the caller sent or that it gets here."""
+"""
+One log line and metrics per HTTP request, under the id that the caller sent or that it gets here.
+"""
 
 import logging
 import secrets
@@ -7,12 +9,13 @@ import time
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
+from services.edge.metrics import EdgeMetrics
 from services.runtime import logs
 
 HEADER = b"x-request-id"
 MAX_ID_LENGTH = 64
 MAX_PATH_LENGTH = 200  # in the log
-PROBES = ("/healthz", "/readyz")  # logged at DEBUG
+PROBES = ("/healthz", "/metrics", "/readyz")  # logged at DEBUG
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +23,9 @@ log = logging.getLogger(__name__)
 class AccessLog:
     """ASGI middleware around the whole app, as Litestar's own middleware doesn't see a 404."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: EdgeMetrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -46,12 +50,19 @@ class AccessLog:
             await self._app(scope, receive, send_with_id)
         finally:
             _log(scope, status, time.monotonic() - started)
+            self._metrics.on_http_request(_api(scope), status, scope["state"].get("error_code"))
 
 
 def _request_id(scope: HTTPScope) -> str:
     """Return the caller's id without characters that could break a log line or a header."""
     given = dict(scope["headers"]).get(HEADER, b"").decode("ascii", "ignore")
     return "".join(filter(str.isprintable, given))[:MAX_ID_LENGTH].strip() or secrets.token_hex(8)
+
+
+def _api(scope: HTTPScope) -> str:
+    """Return the module in services/edge/api that handled the request; `none`: no route did."""
+    handler = scope.get("route_handler")
+    return handler.fn.__module__.rpartition(".")[2] if handler else "none"
 
 
 def _log(scope: HTTPScope, status: int, seconds: float) -> None:

@@ -32,6 +32,7 @@ from services.edge.access_log import AccessLog
 from services.edge.api import (
     anthropic,
     chat,
+    metrics,
     models,
     ollama,
     openai_chat,
@@ -51,6 +52,7 @@ from services.edge.hosts import AllowedHosts
 from services.edge.idempotency import IdempotencyKeys
 from services.edge.keys import ApiKeys
 from services.edge.limits import EdgeLimits
+from services.edge.metrics import EdgeMetrics
 from services.edge.parameters import SAFE_METHODS, get, reject_unknown_parameters, wants_html
 from services.edge.request_body import BodyDrain
 from services.runtime.bus import Bus
@@ -60,6 +62,7 @@ ROUTES: list[HTTPRouteHandler] = [
     status.healthz,
     status.readyz,
     status.status,
+    metrics.metrics,
     chat.chat,
     chat.resume,
     chat.cancel,
@@ -162,13 +165,15 @@ async def make_edge(
     limits: EdgeLimits,
     is_strict: bool = False,
     takes_any_model: bool = False,
+    counts_tenants: bool = False,
 ) -> Edge:
     """
     Connect the parts that the APIs share. `draining` is set at shutdown. With `is_strict`, unknown
     fields of /v1 are rejected; with `takes_any_model`, unknown model names stand for the only
-    model.
+    model; with `counts_tenants`, metrics count by tenant too.
     """
     workers = WorkerDirectory()
+    edge_metrics = EdgeMetrics(bus, workers, counts_tenants)
     await bus.subscribe(subjects.report(subjects.ANY), workers.on_report)
     return Edge(
         bus,
@@ -176,26 +181,32 @@ async def make_edge(
         HistoryRequests(bus, limits),
         IdempotencyKeys(bus),
         BodyReader(limits, is_strict, workers.only_model if takes_any_model else None),
-        BackgroundResponses(bus, workers, limits, draining),
+        BackgroundResponses(bus, workers, limits, draining, edge_metrics.observe),
         draining,
         limits,
+        edge_metrics,
     )
 
 
 def make_app(
-    edge: Edge, keys: ApiKeys, origins: Sequence[str], hosts: Sequence[str] = ()
+    edge: Edge,
+    keys: ApiKeys,
+    origins: Sequence[str],
+    hosts: Sequence[str] = (),
+    has_metrics: bool = True,
 ) -> ASGIApp:
     """
     Build the ASGI app. Pages of `origins` may send requests; `*` in them matches anything. `hosts`
-    are those of AllowedHosts.
+    are those of AllowedHosts. Without `has_metrics`, another app serves them (make_metrics_app).
     """
 
     def tenant(request: AnyRequest) -> str:
         return keys.tenant(request.headers)
 
     cors = CORSConfig(allow_origins=list(origins), expose_headers=EXPOSED_HEADERS)
+    routes = [route for route in ROUTES if has_metrics or route is not metrics.metrics]
     litestar = Litestar(
-        [*ROUTES, *_schema_routes(keys.is_open)],
+        [*routes, *_schema_routes(keys.is_open)],
         dependencies={
             "edge": Provide(lambda: edge, sync_to_thread=False),
             "tenant": Provide(tenant, sync_to_thread=False),
@@ -209,7 +220,23 @@ def make_app(
         request_max_body_size=edge.limits.max_body_bytes,
         logging_config=None,
     )
-    return AccessLog(BodyDrain(litestar, edge.limits))
+    return AccessLog(BodyDrain(litestar, edge.limits), edge.metrics)
+
+
+def make_metrics_app(edge: Edge) -> ASGIApp:
+    """Build an app with nothing but `/metrics`, which needs no key."""
+    litestar = Litestar(
+        [metrics.metrics],
+        dependencies={
+            "edge": Provide(lambda: edge, sync_to_thread=False),
+            "tenant": Provide(lambda: subjects.OPEN_TENANT, sync_to_thread=False),
+        },
+        exception_handlers=EXCEPTION_HANDLERS,
+        compression_config=COMPRESSION,
+        openapi_config=None,
+        logging_config=None,
+    )
+    return AccessLog(BodyDrain(litestar, edge.limits), edge.metrics)
 
 
 @cache

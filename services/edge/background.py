@@ -18,6 +18,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from services.client.chat_client import ChatClient
+from services.client.observer import Observe
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import decode, encode
@@ -58,6 +59,7 @@ class BackgroundResponses:
     workers: WorkerDirectory
     limits: EdgeLimits
     draining: asyncio.Event
+    observe: Observe
     _reading: set[tuple[str, str]] = field(default_factory=set)
 
     async def start(self, tenant: str, turn: ResponseTurn, request: ChatRequest) -> None:
@@ -176,7 +178,7 @@ class BackgroundResponses:
         return found is not None and found.request is not None
 
     def _client(self, tenant: str) -> ChatClient:
-        return ChatClient(self.bus, tenant, self.workers, self.limits.failover)
+        return ChatClient(self.bus, tenant, self.workers, self.limits.failover, self.observe)
 
     # --- the bucket ---
 

@@ -13,6 +13,7 @@ from services.edge.background import BackgroundResponses
 from services.edge.history_requests import HistoryRequests
 from services.edge.idempotency import IdempotencyKeys, StoredAnswers
 from services.edge.limits import EdgeLimits
+from services.edge.metrics import EdgeMetrics
 from services.runtime.bus import Bus
 
 
@@ -28,9 +29,11 @@ class Edge:
     background: BackgroundResponses
     draining: asyncio.Event
     limits: EdgeLimits
+    metrics: EdgeMetrics
 
     def chat_client(self, tenant: str) -> ChatClient:
-        return ChatClient(self.bus, tenant, self.workers, self.limits.failover)
+        observe = self.metrics.observe
+        return ChatClient(self.bus, tenant, self.workers, self.limits.failover, observe)
 
     def embedding_client(self) -> EmbeddingClient:
         return EmbeddingClient(self.bus, self.workers, self.limits.embedding)

@@ -148,6 +148,7 @@ def ollama_body(error: ServiceError) -> ErrorBody:
 def _response(
     request: AnyRequest, error: ServiceError, headers: dict[str, str] | None = None
 ) -> Response[ErrorBody]:
+    request.state.error_code = error.code  # for metrics
     path = request.scope["path"]
     if path.startswith(ANTHROPIC_PATH):
         content = anthropic_body(error)

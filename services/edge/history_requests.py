@@ -35,9 +35,12 @@ class HistoryRequests:
         timeout = self._limits.history_seconds if timeout is None else timeout
         return await self._ask(subjects.history(verb, tenant), message, kind, timeout)
 
-    async def status(self) -> HistoryStatus | None:
-        """Return the status of the history service, or None if it can't be had."""
-        timeout = self._limits.history_seconds
+    async def status(self, timeout: float | None = None) -> HistoryStatus | None:
+        """
+        Return the status of the history service, or None if it can't be had in `timeout` seconds
+        (default: `history_seconds`).
+        """
+        timeout = self._limits.history_seconds if timeout is None else timeout
         try:
             return await self._ask(subjects.HISTORY_STATUS, Empty(), HistoryStatus, timeout)
         except ServiceError:

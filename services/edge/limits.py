@@ -76,6 +76,7 @@ class EdgeLimits:
     history_seconds: float = 10.0  # for a process that is alive
     import_seconds: float = 60.0  # for one batch
     ready_seconds: float = 2.5
+    scrape_seconds: float = 2.5  # Prometheus waits 10 s for /metrics by default
     # without a keep-alive, after which one process counts as dead and all are asked
     silence_seconds: float = 0.5
     total_silence_seconds: float = 2.5  # without a keep-alive from any process

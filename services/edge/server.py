@@ -141,8 +141,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Reserve the address. Connections are accepted only by `serving`. Raises InvalidSetting."""
+def bind(host: str, port: int, setting: str = "EDGE_PORT") -> socket.socket:
+    """
+    Reserve the address. Connections are accepted only by `serving`. Raises InvalidSetting, whose
+    message names the `setting` of the port.
+    """
     with contextlib.ExitStack() as stack:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(
@@ -152,18 +155,18 @@ def bind(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
         except OSError as error:
-            raise InvalidSetting(_describe(host, port, error)) from error
+            raise InvalidSetting(_describe(host, port, setting, error)) from error
         stack.pop_all()  # the caller closes it
     return listener
 
 
-def _describe(host: str, port: int, error: OSError) -> str:
+def _describe(host: str, port: int, setting: str, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
             f"Port {port} of {host} is taken, perhaps by another `just up`: stop that one, or"
-            " choose another port with EDGE_PORT."
+            f" choose another port with {setting}."
         )
-    return f"EDGE_HOST={host!r} with EDGE_PORT={port} can't be used: {error.strerror}."
+    return f"EDGE_HOST={host!r} with {setting}={port} can't be used: {error.strerror}."
 
 
 @contextlib.asynccontextmanager

@@ -24,6 +24,21 @@ class EdgeSettings(ServiceSettings, frozen=True, kw_only=True):
             " sessions. Empty: no key is needed."
         ),
     ] = ""
+    edge_metrics_port: Annotated[
+        Port | None,
+        Meta(
+            description="Port of its own for `GET /metrics`, without API keys: for a network that"
+            " only Prometheus reaches. Empty: `/metrics` is on `EDGE_PORT`, and needs a key if"
+            " there are any."
+        ),
+    ] = None
+    edge_metrics_tenants: Annotated[
+        bool,
+        Meta(
+            description="`true`: `/metrics` counts answers and tokens by tenant too, under the"
+            " names in `EDGE_API_KEYS`."
+        ),
+    ] = False
     edge_cors_origins: Annotated[
         tuple[str, ...],
         Meta(

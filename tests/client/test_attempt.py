@@ -77,7 +77,7 @@ async def test_silence_counts_from_the_admission(bus: Bus) -> None:
     policy = replace(FAST, lost_seconds=0.3)
     reply = subjects.reply("_", "r", "1")
     await bus.subscribe(subjects.worker_replay("w1", "_", "r"), lambda _: None)  # never replies
-    attempt = Attempt(bus, policy, "_", "r", Transcript(), Inbox(), reply)
+    attempt = Attempt(bus, policy, "_", "r", Transcript(), Inbox(), reply, lambda: None)
     await asyncio.sleep(0.1)  # until the worker replies to the offer
     attempt.admitted_by("w1")
     admitted_at = time.monotonic()

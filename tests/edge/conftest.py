@@ -24,11 +24,12 @@ async def edge_on(
     limits: EdgeLimits = LIMITS,
     takes_any_model: bool = False,
     hosts: Sequence[str] = (),
+    counts_tenants: bool = False,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """Yield a client of an edge behind a real uvicorn."""
     draining = asyncio.Event()
     origins = EdgeSettings().edge_cors_origins
-    edge = await make_edge(bus, draining, limits, is_strict, takes_any_model)
+    edge = await make_edge(bus, draining, limits, is_strict, takes_any_model, counts_tenants)
     app = make_app(edge, ApiKeys.parse(keys), origins, hosts)
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

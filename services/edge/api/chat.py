@@ -75,6 +75,8 @@ async def chat(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
     else:
         request_id, is_new = new_request_id(), True
     if not is_new:
+        if not offset:
+            edge.metrics.on_repeat()
         log.info("chat resumed answer=%s offset=%d", request_id, offset)
         return _respond(edge, answers.rejoin(request_id, offset), request_id)
     log.info("chat started answer=%s", request_id)

@@ -181,7 +181,8 @@ async def test_disconnected_answer_is_an_abort_with_its_tokens(nats_url: str, bu
     body = {"model": "demo", "prompt": "hi", "stream": True}
     async with edge_and_worker(nats_url, bus, script) as http:
         async with http.stream("POST", "/v1/completions", json=body) as answer:
-            await anext(answer.aiter_text())
+            chunks = answer.aiter_text()  # its end would close the connection
+            await anext(chunks)
             assert (await scrape(http)).get("finetunellm_open_answers", model_name="demo") == 1
         async with asyncio.timeout(5):
             while (found := await scrape(http)).get("finetunellm_open_answers", model_name="demo"):

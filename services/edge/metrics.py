@@ -45,7 +45,7 @@ from services.contract.messages import (
 from services.contract.version import VERSION
 from services.runtime.bus import Bus
 
-MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MEDIA_TYPE = "text/plain; version=0.0.4"  # Litestar adds the charset
 UNKNOWN_MODEL = "unknown"
 """Label of requests for a model that no worker has: its name is the caller's, so unbounded."""
 WORKER_STATES = ("loading", "ready", "draining", "failed")

@@ -310,7 +310,9 @@ async def test_two_edges_in_one_process_count_apart(nats_url: str, bus: Bus) -> 
 async def test_with_keys_metrics_need_one(bus: Bus) -> None:
     async with edge_on(bus, "acme:s3cret") as http:
         assert (await http.get("/metrics")).status_code == 401
-        await scrape(http, Authorization="Bearer s3cret")
+        found = await http.get("/metrics", headers={"Authorization": "Bearer s3cret"})
+    assert found.status_code == 200
+    assert found.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def test_tenants_are_counted_only_if_asked(nats_url: str, bus: Bus) -> None:

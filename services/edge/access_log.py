@@ -9,10 +9,13 @@ import time
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
+from services.edge.errors import ANTHROPIC_PATH
 from services.edge.metrics import EdgeMetrics
 from services.runtime import logs
 
 HEADER = b"x-request-id"
+ANTHROPIC_HEADER = b"request-id"
+"""The same id as Anthropic's clients read it."""
 MAX_ID_LENGTH = 64
 MAX_PATH_LENGTH = 200  # in the log
 PROBES = ("/healthz", "/metrics", "/readyz")  # logged at DEBUG
@@ -41,6 +44,11 @@ class AccessLog:
                 status = message["status"]
                 if HEADER not in dict(message["headers"]):  # else the id of a completion
                     message["headers"] = [*message["headers"], (HEADER, request_id.encode())]
+                if scope["path"].startswith(ANTHROPIC_PATH):
+                    message["headers"] = [
+                        *message["headers"],
+                        (ANTHROPIC_HEADER, request_id.encode()),
+                    ]
             await send(message)
 
         started = time.monotonic()

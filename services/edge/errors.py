@@ -10,6 +10,7 @@ from litestar.exceptions import HTTPException
 
 from services.contract.errors import ErrorCode, ServiceError
 from services.edge.plain_errors import in_plain_words
+from services.runtime import logs
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,10 @@ ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    409: "conflict_error",
     413: "request_too_large",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 """Error types of Anthropic's API by status; of any other status `api_error`."""
 
@@ -138,7 +141,11 @@ def _describe(request: AnyRequest, error: HTTPException, headers: dict[str, str]
 def anthropic_body(error: ServiceError) -> ErrorBody:
     """Return the body of an error in the form of Anthropic's API."""
     kind = ANTHROPIC_TYPES.get(TABLE[error.code].status, "api_error")
-    return {"type": "error", "error": {"type": kind, "message": in_plain_words(error.message)}}
+    return {
+        "type": "error",
+        "error": {"type": kind, "message": in_plain_words(error.message)},
+        "request_id": logs.request_id.get(),
+    }
 
 
 def ollama_body(error: ServiceError) -> ErrorBody:

@@ -123,7 +123,6 @@ class MessageBuilder:
         self._model = model
         self._blocks: list[Fields] = []
         self._open: BlockType | None = None
-        self._call = -1  # index of the open tool call
 
     def start(self, usage: Usage) -> Fields:
         message = MessageObject(id=self._id, model=self._model, usage=MessageUsage.of(usage))
@@ -160,7 +159,6 @@ class MessageBuilder:
 
     def _push_call(self, event: ToolCallDelta) -> Iterator[Fields]:
         if event.name:
-            self._call = event.index
             yield from self._begin("tool_use", {"id": event.id, "name": event.name, "input": {}})
             self._blocks[-1]["input"] = ""  # as JSON, until the call is whole
         if event.arguments:

@@ -10,10 +10,9 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from services.contract.errors import ServiceError
 from services.edge.api.fields import NOT_TEXT, Fields, honoured, names
 from services.edge.api.openai_requests import ChatCompletionBody
-from services.edge.api.translation import Object, Translation
+from services.edge.api.translation import Object, Translation, _decode, _invalid
 
 Json = dict[str, Any]
 
@@ -83,6 +82,7 @@ class _Messages:
 
     def chat_body(self, given: Object) -> Object:
         body = self._translation.keep(given, BODY, "$")
+        self._translation.renamed |= {ours: theirs for theirs, ours in RENAMED.items()}
         output = self._output(body)
         messages = [*self._system(body.pop("system", None)), *self._messages(body)]
         fields: dict[str, Any] = {RENAMED.get(name, name): value for name, value in body.items()}
@@ -99,7 +99,7 @@ class _Messages:
     def _system(self, given: Raw | None) -> Iterator[dict[str, Any]]:
         if given is None:
             return
-        value = _decode(given, str | list[Object], "$.system")
+        value = self._text_or_blocks(given, "$.system")
         blocks = [value] if isinstance(value, str) else self._texts(value, "$.system")
         if text := "\n".join(filter(None, (_BILLING.sub("", block) for block in blocks))):
             yield {"role": "system", "content": text}
@@ -124,7 +124,9 @@ class _Messages:
         choice = self._keep(given, CHOICE, "$.tool_choice")
         kind = _decode(choice.get("type", Raw(b'"auto"')), str, "$.tool_choice.type")
         if kind != "tool" and kind not in CHOICES:
-            raise _invalid(f"The tool choice `{kind}` is unknown: use auto, any, tool or none")
+            raise _invalid(
+                f"The tool choice `{kind}` is unknown: use auto, any, tool or none", "$.tool_choice"
+            )
         named = {"type": "function", "function": {"name": choice.get("name")}}
         fields: dict[str, Any] = {"tool_choice": CHOICES.get(kind, named)}
         if "disable_parallel_tool_use" in choice:
@@ -134,7 +136,7 @@ class _Messages:
         return fields
 
     def _tools(self, given: Raw) -> list[dict[str, Any]]:
-        tools = _decode(given, list[Object], "$.tools")
+        tools = self._translation.decode_foreign(given, list[Object], "$.tools")
         return [self._tool(tool, f"$.tools[{n}]") for n, tool in enumerate(tools)]
 
     def _tool(self, given: Object, path: str) -> dict[str, Any]:
@@ -150,7 +152,8 @@ class _Messages:
     # --- messages ---
 
     def _messages(self, body: dict[str, Any]) -> list[dict[str, Any]]:
-        given = _decode(body.pop("messages", Raw(b"[]")), list[Object], "$.messages")
+        messages = body.pop("messages", Raw(b"[]"))
+        given = self._translation.decode_foreign(messages, list[Object], "$.messages")
         return [
             message
             for number, each in enumerate(given)
@@ -160,7 +163,7 @@ class _Messages:
     def _message(self, given: Object, path: str) -> Iterator[dict[str, Any]]:
         """Yield the results of tools as messages of their own, before the text beside them."""
         message = self._translation.keep(given, MESSAGE, path)
-        content = _decode(message.get("content", Raw(b'""')), str | list[Object], f"{path}.content")
+        content = self._text_or_blocks(message.get("content", Raw(b'""')), f"{path}.content")
         role = _decode(message.get("role", Raw(b'""')), str, f"{path}.role")
         if isinstance(content, str):
             yield {"role": role, "content": content}
@@ -185,7 +188,7 @@ class _Messages:
             yield {"role": role, "content": parts} | ({"tool_calls": calls} if calls else {})
 
     def _result(self, block: Mapping[str, Any], path: str) -> dict[str, Any]:
-        value = _decode(block.get("content", Raw(b'""')), str | list[Object], path)
+        value = self._text_or_blocks(block.get("content", Raw(b'""')), path)
         text = value if isinstance(value, str) else "\n".join(self._texts(value, path))
         return {"role": "tool", "tool_call_id": block.get("tool_use_id", ""), "content": text}
 
@@ -199,6 +202,10 @@ class _Messages:
             texts.append(_decode(block.get("text", Raw(b'""')), str, f"{path}[{number}].text"))
         return texts
 
+    def _text_or_blocks(self, given: Raw, path: str) -> Any:
+        """Decode a text or a list of blocks."""
+        return self._translation.decode_foreign(given, str | list[Object], path)
+
     def _keep(self, given: Raw, kind: Fields, path: str) -> dict[str, Any]:
         return self._translation.keep(_decode(given, Object, path), kind, path)
 
@@ -207,17 +214,3 @@ def _call(block: Mapping[str, Any]) -> dict[str, Any]:
     arguments = bytes(block.get("input", b"{}")).decode()
     function = {"name": block.get("name", ""), "arguments": arguments}
     return {"id": block.get("id", ""), "type": "function", "function": function}
-
-
-def _decode(value: Raw, kind: Any, path: str) -> Any:
-    """Decode a value. Raises ServiceError(invalid_request) that names the path."""
-    try:
-        return msgspec.json.decode(value, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        what, _, inner = str(error).partition(" - at `$")
-        raise _invalid(what, f"{path}{inner.removesuffix('`')}") from error
-
-
-def _invalid(what: str, path: str = "$") -> ServiceError:
-    place = f" - at `{path}`" if path != "$" else ""
-    return ServiceError("invalid_request", f"{what}{place}.")

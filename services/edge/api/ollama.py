@@ -105,6 +105,8 @@ def ollama_ps(edge: TheEdge, tenant: Tenant) -> dict[str, list[Fields]]:
 async def ollama_show(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> Fields:
     body = decode_body(await request.body(), ShowBody, 'Send JSON like {"model": "demo"}')
     name = without_tag(body.model or body.name)
+    if not name:
+        raise ServiceError("invalid_request", "The field `model` is missing.")
     report = edge.workers.find_report(name)
     if report is None or report.model is None or name not in edge.workers.model_names():
         raise edge.workers.unavailable_error(name)

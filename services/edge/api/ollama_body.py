@@ -12,7 +12,7 @@ from services.contract.conversation import MAX_MESSAGES, ChatMessage
 from services.contract.errors import ServiceError
 from services.edge.api.fields import NOT_TEXT, Fields, honoured, names
 from services.edge.api.openai_requests import ChatCompletionBody
-from services.edge.api.translation import Object, Translation
+from services.edge.api.translation import Object, Translation, _decode
 
 Json = dict[str, Any]
 
@@ -80,7 +80,9 @@ class OllamaGenerateBody(OllamaBody, frozen=True, kw_only=True):
 def to_chat(translation: Translation, given: Object) -> dict[str, Any]:
     """Return the fields of OllamaBody for a body of `/api/chat`. Raises ServiceError."""
     body = translation.keep(given, CHAT, "$")
-    messages = _decode(body.pop("messages", Raw(b"[]")), list[Object], "$.messages")
+    messages = translation.decode_foreign(
+        body.pop("messages", Raw(b"[]")), list[Object], "$.messages"
+    )
     fields = _shared(body, translation) | {
         "messages": [
             _message(each, translation, f"$.messages[{n}]") for n, each in enumerate(messages)
@@ -114,8 +116,9 @@ def _shared(body: dict[str, Any], translation: Translation) -> dict[str, Any]:
     if "think" in body:
         fields["think"] = body["think"]
     if "format" in body:
-        fields |= _format(_decode(body["format"], str | Json, "$.format"))
+        fields |= _format(translation.decode_foreign(body["format"], str | Json, "$.format"))
     if "options" in body:
+        translation.renamed |= {ours: theirs for theirs, ours in RENAMED_OPTIONS.items()}
         options = _decode(body["options"], Object, "$.options")
         for name, value in translation.keep(options, OPTIONS, "$.options").items():
             fields[RENAMED_OPTIONS.get(name, name)] = value
@@ -143,13 +146,3 @@ def _message(given: Object, translation: Translation, path: str) -> dict[str, An
 
 def _encoded(fields: dict[str, Any]) -> Object:
     return {name: Raw(msgspec.json.encode(value)) for name, value in fields.items()}
-
-
-def _decode(value: Raw, kind: Any, path: str) -> Any:
-    """Decode a value. Raises ServiceError(invalid_request) that names the path."""
-    try:
-        return msgspec.json.decode(value, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        what, _, inner = str(error).partition(" - at `$")
-        message = f"{what} - at `{path}{inner.removesuffix('`')}`."
-        raise ServiceError("invalid_request", message) from error

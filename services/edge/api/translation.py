@@ -59,6 +59,7 @@ class Translation:
         self._limits = limits
         self._noted: set[tuple[int, str]] = set()
         self._translated = 0
+        self._foreign = 0  # objects of another API, which become those that are translated
 
     def chat(self, given: Object) -> dict[str, Any]:
         body = self._body(given, fields.CHAT)
@@ -125,12 +126,22 @@ class Translation:
                 self.ignored[_without_indexes(f"{path}.{name}")] = name in kind.harmless
         return kept
 
+    def decode_foreign(self, given: Raw, kind: Any, path: str) -> Any:
+        """Decode a value of another API. Limits the objects of its lists before they are read."""
+        value = _decode(given, kind, path)
+        if isinstance(value, list):
+            self._foreign = self._checked_count(self._foreign + len(value))
+        return value
+
     def _count(self, objects: Sequence[Any]) -> None:
         """Limit the objects that are translated one by one."""
-        self._translated += len(objects)
-        if self._translated > self._limits.max_translated:
-            maximum = self._limits.max_translated
+        self._translated = self._checked_count(self._translated + len(objects))
+
+    def _checked_count(self, count: int) -> int:
+        maximum = self._limits.max_translated
+        if count > maximum:
             raise too_large(f"The body has more than {maximum:,} messages, parts, calls and tools")
+        return count
 
     def _body(self, given: Object, kind: Fields) -> dict[str, Any]:
         body = self.keep(given, kind, "$")

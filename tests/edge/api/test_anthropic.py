@@ -202,6 +202,39 @@ async def test_fields_without_effect_are_named(http: httpx.AsyncClient, nats_url
     assert got.headers["x-ignored-fields"] == "metadata, service_tier, mood"
 
 
+BLOCK = {"type": "text", "text": "a"}
+RESULT = {"type": "tool_result", "tool_use_id": "t1"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"messages": HI * 5000},
+        {"system": [BLOCK] * 5000},
+        {"tools": [TOOL] * 5000},
+        {"messages": [{"role": "user", "content": [RESULT] * 5000}]},
+        {"messages": [{"role": "user", "content": [RESULT | {"content": [BLOCK] * 5000}]}]},
+    ],
+    ids=["messages", "system", "tools", "results", "blocks of a result"],
+)
+async def test_many_objects_are_rejected_unread(
+    http: httpx.AsyncClient, nats_url: str, more: dict[str, Any]
+) -> None:
+    """Each costs microseconds in the event loop."""
+    async with scripted_worker(nats_url, HELLO) as worker:
+        got = await http.post(URL, json=BODY | more)
+    assert got.status_code == 413 and worker.requests == []
+    assert got.json()["error"]["type"] == "request_too_large"
+    assert "more than 4,000" in got.json()["error"]["message"]
+
+
+async def test_error_has_the_id_and_the_names_of_the_request(http: httpx.AsyncClient) -> None:
+    got = await http.post(URL, json=BODY | {"stop_sequences": 5}, headers={"x-request-id": "mine"})
+    assert got.json()["error"]["message"].startswith("The field `stop_sequences`")
+    assert got.json()["request_id"] == got.headers["request-id"] == "mine"
+    assert got.headers["x-request-id"] == "mine"
+
+
 @pytest.mark.parametrize(
     "more",
     [

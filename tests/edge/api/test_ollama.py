@@ -207,6 +207,19 @@ async def test_invalid_body_is_an_error_of_ollama(
     assert isinstance(got.json()["error"], str)
 
 
+async def test_error_names_the_option_as_sent(http: httpx.AsyncClient) -> None:
+    got = await http.post(CHAT, json=BODY | {"options": {"num_predict": 0}})
+    assert (got.status_code, got.json()) == (
+        400,
+        {"error": "The field `num_predict` must be at least 1."},
+    )
+
+
+async def test_model_without_a_name_is_not_shown(http: httpx.AsyncClient) -> None:
+    got = await http.post("/api/show", json={})
+    assert (got.status_code, got.json()) == (400, {"error": "The field `model` is missing."})
+
+
 async def test_failures_are_raised_by_the_client(client: ollama.AsyncClient, nats_url: str) -> None:
     async with scripted_worker(nats_url, (ACCEPTED, Failed("overloaded", "Full.", 1))):
         with pytest.raises(ollama.ResponseError, match="Full") as error:

@@ -77,7 +77,10 @@ ErrorBody = dict[str, Any]
 
 
 class DetailedError(ServiceError):
-    """A ServiceError with another message, and with more fields beside `error` in the response."""
+    """
+    A ServiceError with another message, and with more fields in the response: beside `error`, or
+    inside of it in Anthropic's form.
+    """
 
     def __init__(self, error: ServiceError, message: str, **fields: Any) -> None:
         super().__init__(error.code, message, error.retry_after)
@@ -141,9 +144,10 @@ def _describe(request: AnyRequest, error: HTTPException, headers: dict[str, str]
 def anthropic_body(error: ServiceError) -> ErrorBody:
     """Return the body of an error in the form of Anthropic's API."""
     kind = ANTHROPIC_TYPES.get(TABLE[error.code].status, "api_error")
+    more = error.fields if isinstance(error, DetailedError) else {}
     return {
         "type": "error",
-        "error": {"type": kind, "message": in_plain_words(error.message)},
+        "error": {"type": kind, "message": in_plain_words(error.message), **more},
         "request_id": logs.request_id.get(),
     }
 

@@ -10,9 +10,11 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from services.contract.errors import ServiceError
 from services.edge.api.fields import NOT_TEXT, Fields, honoured, names
 from services.edge.api.openai_requests import ChatCompletionBody
-from services.edge.api.translation import Object, Translation, _decode, _invalid
+from services.edge.api.translation import NULL, Object, Translation, _decode, _invalid
+from services.edge.errors import DetailedError
 
 Json = dict[str, Any]
 
@@ -81,6 +83,7 @@ class _Messages:
         self._translation = translation
 
     def chat_body(self, given: Object) -> Object:
+        _reject_thread(given)
         body = self._translation.keep(given, BODY, "$")
         self._translation.renamed |= {ours: theirs for theirs, ours in RENAMED.items()}
         output = self._output(body)
@@ -208,6 +211,18 @@ class _Messages:
 
     def _keep(self, given: Raw, kind: Fields, path: str) -> dict[str, Any]:
         return self._translation.keep(_decode(given, Object, path), kind, path)
+
+
+def _reject_thread(given: Object) -> None:
+    """
+    Raise DetailedError for a body that begins or continues a conversation on the server. Its
+    `error_code` makes Anthropic's clients, whose tool runner tries this first, send all messages.
+    """
+    if bytes(given.get("thread", NULL)) == NULL:
+        return
+    message = "The field `thread` is not supported: send the whole conversation in `messages`."
+    details = {"error_code": "thread_unsupported_request", "unsupported": []}
+    raise DetailedError(ServiceError("invalid_request", message), message, details=details)
 
 
 def _call(block: Mapping[str, Any]) -> dict[str, Any]:

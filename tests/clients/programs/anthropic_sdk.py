@@ -42,6 +42,16 @@ def tool_loop() -> None:
     assert got.content[0].text == "It is sunny."
 
 
+def tool_runner() -> None:
+    runner = client.beta.messages.tool_runner(
+        model=MODEL,
+        max_tokens=50,
+        messages=[{"role": "user", "content": PROMPT}],
+        tools=[anthropic.beta_tool(get_weather)],
+    )
+    assert runner.until_done().content[0].text == "It is sunny."
+
+
 def typed_error() -> None:
     try:
         client.messages.create(model=MODEL, max_tokens=50, messages=[])
@@ -50,4 +60,4 @@ def typed_error() -> None:
     raise AssertionError("no error")
 
 
-run(message, stream, tool_loop, typed_error)
+run(message, stream, tool_loop, tool_runner, typed_error)

@@ -154,6 +154,32 @@ async def test_conversation_is_that_of_a_chat_completion(
     assert (request.stop, request.top_k, request.max_completion_tokens) == (("X",), 4, 50)
 
 
+async def test_tool_runner_sends_the_whole_conversation(
+    client: anthropic.AsyncAnthropic, nats_url: str
+) -> None:
+    """It tries first to keep it on the server, and then sends only what is new."""
+
+    @anthropic.beta_async_tool
+    async def go(to: str) -> str:
+        """Go."""
+        return f"in {to}"
+
+    @anthropic.beta_async_tool
+    async def stop() -> str:
+        """Stop."""
+        return "stopped"
+
+    async with scripted_worker(nats_url, CALLS) as worker:
+        runner = client.beta.messages.tool_runner(
+            model="demo", max_tokens=50, messages=HI, tools=[go, stop], max_iterations=2
+        )
+        assert [message.stop_reason async for message in runner] == ["tool_use"] * 2
+    first, second = [request for _, request in worker.requests]
+    assert [each.role for each in first.messages or ()] == ["user"]
+    assert [each.role for each in second.messages or ()] == ["user", "assistant", "tool", "tool"]
+    assert (second.messages or ())[2].text == "in Rome" and second.tools == first.tools
+
+
 async def test_thinking_and_format_have_their_effect(
     http: httpx.AsyncClient, nats_url: str
 ) -> None:
@@ -247,6 +273,7 @@ async def test_error_has_the_id_and_the_names_of_the_request(http: httpx.AsyncCl
         {"tool_choice": {"type": "some"}},
         {"tool_choice": {"type": "tool", "name": "go"}},
         {"mcp_servers": [{"name": "x"}]},
+        {"thread": {"type": "continue", "previous_message_id": "msg_1"}},
         {"system": [{"type": "image"}]},
         {"thinking": {"type": "some"}},
     ],

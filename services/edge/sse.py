@@ -145,12 +145,17 @@ class SseResponse:
 
 
 def data_line(json: bytes) -> bytes:
+    """Return an event with this JSON as data."""
+    return b"data: %b\n\n" % one_line(json)
+
+
+def one_line(json: bytes) -> bytes:
     """
-    Return an event with this JSON as data. U+2028, U+2029 and U+0085 are escaped: they are valid in
-    an event stream, but clients that split it with str.splitlines would cut the event there
+    Escape U+2028, U+2029 and U+0085: they are valid in an event stream and in a line of JSON, but
+    clients that split either with str.splitlines would cut it there
     (https://github.com/florimondmanca/httpx-sse/issues/34).
     """
-    return b"data: %b\n\n" % _BREAKS.sub(lambda found: _ESCAPES[found[0]], json)
+    return _BREAKS.sub(lambda found: _ESCAPES[found[0]], json)
 
 
 def last_event_id(request: AnyRequest) -> int | Literal["end"]:

@@ -36,7 +36,7 @@ from services.edge.api.openai_chat import chat_request
 from services.edge.context import Edge, Tenant, TheEdge
 from services.edge.errors import AnyRequest
 from services.edge.parameters import decode_body, get
-from services.edge.sse import NDJSON, AnswerEvents, SseResponse, ToError, merge
+from services.edge.sse import NDJSON, AnswerEvents, SseResponse, ToError, merge, one_line
 
 Fields = dict[str, Any]
 VERSION = "0.12.0"
@@ -338,7 +338,7 @@ def _object(arguments: str) -> Any:
 
 
 def _line(fields: Fields) -> bytes:
-    return msgspec.json.encode(fields) + b"\n"
+    return one_line(msgspec.json.encode(fields)) + b"\n"
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -92,6 +92,14 @@ async def test_lines_are_json_and_a_stream_is_the_default(
     assert end["done"] is True and all(part["created_at"].endswith("Z") for part in parts)
 
 
+async def test_line_separators_do_not_cut_a_line(client: ollama.AsyncClient, nats_url: str) -> None:
+    """The client splits the stream with str.splitlines."""
+    text = "a\u2028b\u2029c\x85d"
+    async with scripted_worker(nats_url, answer_script(("content", text))):
+        parts = [part async for part in await client.chat(model="demo", messages=HI, stream=True)]
+    assert "".join(part.message.content or "" for part in parts) == text
+
+
 async def test_silence_is_not_filled(bus: Bus, nats_url: str) -> None:
     """A comment or an empty line is no JSON."""
     script: Script = (*HELLO[:2], *[0.02] * 5, *HELLO[2:])

@@ -1,6 +1,8 @@
 """Fake services that send what a test has scripted."""
 
 import asyncio
+import json
+import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -74,6 +76,21 @@ def answer_events(*parts: tuple[str, str]) -> list[AnswerEvent]:
                 events.append(ToolCallDelta(offset, calls - 1, ids, arguments=text))
         offset += len(text)
     return events
+
+
+def random_answer(draw: random.Random) -> Script:
+    """Return the script of an answer whose parts change between the channels."""
+    parts: list[tuple[str, str]] = []
+    for _ in range(draw.randrange(1, 7)):
+        match draw.choice(("content", "reasoning", "call")):
+            case "call":
+                arguments = json.dumps({"to": draw.choice(("Rome", "ü", '"'))}, ensure_ascii=False)
+                cut = draw.randrange(1, len(arguments))
+                parts += [("call", draw.choice("ab"))]
+                parts += [("arguments", arguments[:cut]), ("arguments", arguments[cut:])]
+            case channel:
+                parts.append((channel, draw.choice(("a", "ß\n", "b\u2028", "\x85"))))
+    return answer_script(*parts)
 
 
 def answer_script(*parts: tuple[str, str], finish_reason: FinishReason = "stop") -> Script:

@@ -12,7 +12,7 @@ import pytest
 from services.contract.messages import ChatRequest, Failed, Started
 from services.runtime.bus import Bus
 from tests.edge.conftest import edge_on
-from tests.fakes import ACCEPTED, DONE, HELLO, Script, answer_script, scripted_worker
+from tests.fakes import ACCEPTED, DONE, HELLO, Script, answer_script, random_answer, scripted_worker
 
 URL = "/v1/messages"
 HI: Any = [{"role": "user", "content": "hi"}]
@@ -79,6 +79,18 @@ async def test_stream_builds_the_same_message(
     assert whole.stop_reason == "tool_use"
     assert [b.to_dict() for b in streamed.content] == [b.to_dict() for b in whole.content]
     assert (streamed.stop_reason, streamed.usage.output_tokens) == ("tool_use", 9)
+
+
+async def test_any_stream_is_collected_as_the_whole(
+    client: anthropic.AsyncAnthropic, nats_url: str
+) -> None:
+    for seed in range(30):
+        async with scripted_worker(nats_url, random_answer(random.Random(seed))):
+            whole = await client.messages.create(model="demo", max_tokens=50, messages=HI)
+            async with client.messages.stream(model="demo", max_tokens=50, messages=HI) as events:
+                streamed = await events.get_final_message()
+        assert [b.to_dict() for b in streamed.content] == [b.to_dict() for b in whole.content]
+        assert streamed.usage.output_tokens == whole.usage.output_tokens
 
 
 async def test_stream_has_the_events_of_anthropic(http: httpx.AsyncClient, nats_url: str) -> None:

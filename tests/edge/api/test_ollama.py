@@ -21,6 +21,7 @@ from tests.fakes import (
     Script,
     answer_script,
     direct_worker,
+    random_answer,
     report,
     scripted_worker,
 )
@@ -79,6 +80,20 @@ async def test_stream_has_the_same_parts(client: ollama.AsyncClient, nats_url: s
     streamed = [call.function for part in parts for call in part.message.tool_calls or ()]
     assert streamed == calls
     assert [part.done for part in parts] == [False] * 5 + [True]
+
+
+async def test_any_stream_is_collected_as_the_whole(
+    client: ollama.AsyncClient, nats_url: str
+) -> None:
+    for seed in range(30):
+        async with scripted_worker(nats_url, random_answer(random.Random(seed))):
+            whole = (await client.chat(model="demo", messages=HI)).message
+            stream = await client.chat(model="demo", messages=HI, stream=True)
+            parts = [part.message async for part in stream]
+        assert "".join(part.content or "" for part in parts) == whole.content
+        assert "".join(part.thinking or "" for part in parts) == (whole.thinking or "")
+        calls = [call for part in parts for call in part.tool_calls or ()]
+        assert calls == list(whole.tool_calls or ())
 
 
 async def test_lines_are_json_and_a_stream_is_the_default(

@@ -5,7 +5,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from services.edge.keys import ApiKeys
-from services.runtime.settings import Port, ServiceSettings
+from services.runtime.settings import InvalidSetting, Port, ServiceSettings
 
 
 class EdgeSettings(ServiceSettings, frozen=True, kw_only=True):
@@ -73,3 +73,8 @@ class EdgeSettings(ServiceSettings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         ApiKeys.parse(self.edge_api_keys)  # raises InvalidSetting
+        if self.edge_metrics_port == self.edge_port:
+            raise InvalidSetting(
+                f"EDGE_METRICS_PORT is {self.edge_port}, like EDGE_PORT: choose another port, or"
+                " leave it empty to have /metrics on EDGE_PORT."
+            )

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -9,6 +10,7 @@ from dataclasses import replace as replace_field
 from pathlib import Path
 
 import httpx
+import pytest
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -27,6 +29,7 @@ from services.edge.metrics import EdgeMetrics
 from services.edge.settings import EdgeSettings
 from services.runtime.bus import Bus
 from services.runtime.process import Process
+from services.runtime.settings import InvalidSetting
 from tests import frames
 from tests.client.story_worker import FAST, STORY, story_worker
 from tests.edge.conftest import LIMITS, edge_on, until
@@ -279,6 +282,7 @@ async def test_dropped_frames_are_counted(tmp_path: Path) -> None:
     with running(nats_server(tmp_path)) as server:
         async with Bus.connect(f"nats://127.0.0.1:{server.port}", "test") as bus:
             async with edge_on(bus) as http:
+                await bus.is_responsive()  # so NATS has the edge's subscription
                 bad = [*frames.unreadable(subjects.report("w1").encode())]
                 await frames.send(server.port, bad)
                 await until(lambda: bus.dropped_frames == len(bad))
@@ -344,6 +348,18 @@ async def test_own_port_serves_metrics_alone_and_without_key(nats_url: str) -> N
         key = {"X-API-Key": "s3cret"}
         on_main = await http.get(f"http://127.0.0.1:{main}/metrics", headers=key)
         assert on_main.status_code == 404
+
+
+async def test_own_port_that_is_taken_is_named(nats_url: str) -> None:
+    with pytest.raises(InvalidSetting, match="EDGE_METRICS_PORT is 8002"):
+        EdgeSettings(edge_metrics_port=8002)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        settings = EdgeSettings(nats_url=nats_url, edge_port=free_port(), edge_metrics_port=port)
+        process = Process()
+        async with process.stack:
+            with pytest.raises(InvalidSetting, match="EDGE_METRICS_PORT"):
+                await edge_process.serve(process, settings)
 
 
 async def test_event_costs_a_few_microseconds(bus: Bus) -> None:

@@ -97,7 +97,7 @@ def _calling() -> dict[str, Any]:
 
 def _long_session(model: Path) -> str:
     """Exchanges drop out of the window; what is left is remembered and cached."""
-    with whole_stack(model, MODEL_CONTEXT="640", MODEL_PARALLEL="2") as up:
+    with whole_stack(model, MODEL_CONTEXT="448", MODEL_PARALLEL="2") as up:
         cached = dropped = called = 0
         for turn in range(1, TURNS + 1):
             prompt = f"Remember the number {100 + turn}. Which number came before it?"

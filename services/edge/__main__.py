@@ -46,7 +46,7 @@ async def serve(process: Process, settings: EdgeSettings) -> None:
     )
     server = serving(app, listener, draining, process.fail, limits)
     await process.stack.enter_async_context(server)
-    await process.stack.enter_async_context(serving_agents(edge, keys.tenants))
+    await process.stack.enter_async_context(serving_agents(edge, keys.tenants, process.fail))
 
 
 async def _serve_metrics(process: Process, edge: Edge, host: str, port: int) -> None:

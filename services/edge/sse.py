@@ -7,7 +7,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -15,7 +15,15 @@ from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from services.contract.errors import ServiceError, shutting_down
-from services.contract.messages import Accepted, Done, Failed, StreamEvent
+from services.contract.messages import (
+    Accepted,
+    AnswerEvent,
+    Done,
+    Failed,
+    StreamEvent,
+    Token,
+    ToolCallDelta,
+)
 from services.edge.errors import AnyRequest
 from services.edge.limits import EdgeLimits
 from services.runtime.tasks import Stopped, run_until
@@ -188,6 +196,23 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T |
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def read_to_end(
+    events: AnswerEvents, push: Callable[[AnswerEvent], Iterable[Any]], to_error: ToError
+) -> Done:
+    """Pass each part of an answer to `push`. Return its end. Raises ServiceError if it fails."""
+    async with aclosing(events):
+        async for event in events:
+            match event:
+                case Token() | ToolCallDelta():
+                    for _ in push(event):
+                        pass
+                case Failed():
+                    raise to_error(event)
+                case Done():
+                    return event
+    raise AssertionError("an answer ends with Done or Failed")
 
 
 async def merge(streams: Sequence[AnswerEvents], max_queued: int) -> NumberedEvents:

@@ -4,7 +4,6 @@ agent and prompt it. Token 5 of a subject is a session, whose history is kept as
 https://github.com/synadia-ai/synadia-agent-sdk-docs/blob/main/core-protocol.md
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -21,6 +20,7 @@ from services.contract.messages import ChatRequest, Done, Failed, ModelName, Tok
 from services.edge.context import Edge
 from services.edge.errors import TABLE
 from services.runtime.deliveries import Delivery, Endpoint
+from services.runtime.supervised import Fail, SupervisedLoop
 
 SERVICE = "agents"
 """The name of the service and of its queue group, which the protocol prescribes."""
@@ -69,16 +69,19 @@ class Heartbeat(Struct, frozen=True):
 
 
 @asynccontextmanager
-async def serving_agents(edge: Edge, tenants: Iterable[str]) -> AsyncIterator[None]:
-    """Serve an agent for each tenant, and send its heartbeats."""
+async def serving_agents(edge: Edge, tenants: Iterable[str], fail: Fail) -> AsyncIterator[None]:
+    """Serve an agent for each tenant, and send its heartbeats. `fail` ends the process."""
     agents = [Agent(edge, tenant) for tenant in tenants]
     for agent in agents:
         await agent.start()
-    beating = asyncio.create_task(_beat(edge, agents))
-    try:
+
+    async def beat() -> float:
+        for agent in agents:
+            await agent.beat()
+        return edge.limits.heartbeat_seconds
+
+    async with SupervisedLoop("heartbeats of agents", beat, fail).running():
         yield
-    finally:
-        beating.cancel()
 
 
 class Agent:
@@ -145,7 +148,8 @@ class Agent:
             await bus.send(reply, headers=_error_headers(error))
         except Exception:
             log.exception("prompting an agent failed subject=%s", delivery.subject)
-            await bus.send(reply, headers=_error_headers(_failed()))
+            message = "The service failed. Its log has the error."
+            await bus.send(reply, headers=_error_headers(ServiceError("internal", message)))
         finally:
             await bus.send(reply)
 
@@ -187,17 +191,6 @@ def read_request(delivery: Delivery) -> ChatRequest:
     )
     prompts.check(request)
     return request
-
-
-async def _beat(edge: Edge, agents: Iterable[Agent]) -> None:
-    while True:
-        for agent in agents:
-            await agent.beat()
-        await asyncio.sleep(edge.limits.heartbeat_seconds)
-
-
-def _failed() -> ServiceError:
-    return ServiceError("internal", "The service failed. Its log has the error.")
 
 
 def _error_headers(error: ServiceError) -> dict[str, str]:

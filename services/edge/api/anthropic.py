@@ -5,7 +5,6 @@ https://docs.anthropic.com/en/api/messages
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import aclosing
 from typing import Any, Literal
 
 import msgspec
@@ -20,7 +19,6 @@ from services.contract.errors import ServiceError, shutting_down
 from services.contract.messages import (
     AnswerEvent,
     Done,
-    Failed,
     Started,
     StreamEvent,
     Token,
@@ -35,7 +33,7 @@ from services.edge.api.models import ask_worker
 from services.edge.api.openai_chat import chat_request
 from services.edge.context import Tenant, TheEdge
 from services.edge.errors import AnyRequest
-from services.edge.sse import AnswerEvents, SseResponse, ToError, data_line, merge
+from services.edge.sse import AnswerEvents, SseResponse, ToError, data_line, merge, read_to_end
 
 Fields = dict[str, Any]
 BlockType = Literal["text", "thinking", "tool_use"]
@@ -234,17 +232,9 @@ async def _collect(
     builder: MessageBuilder, events: AnswerEvents, to_error: ToError
 ) -> MessageObject:
     """Return the message. Raises ServiceError if its answer fails."""
-    async with aclosing(events):
-        async for event in events:
-            match event:
-                case Token() | ToolCallDelta():
-                    [*builder.push(event)]
-                case Failed():
-                    raise to_error(event)
-                case Done():
-                    [*builder.finish(event)]
-                    return builder.message(event)
-    raise AssertionError("an answer ends with Done or Failed")
+    done = await read_to_end(events, builder.push, to_error)
+    [*builder.finish(done)]
+    return builder.message(done)
 
 
 def _stop_reason(done: Done) -> StopReason:

@@ -6,7 +6,6 @@ https://github.com/ollama/ollama/blob/main/docs/api.md
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -22,7 +21,6 @@ from services.contract.errors import ServiceError, shutting_down
 from services.contract.messages import (
     AnswerEvent,
     Done,
-    Failed,
     ModelInfo,
     StreamEvent,
     Token,
@@ -36,7 +34,15 @@ from services.edge.api.openai_chat import chat_request
 from services.edge.context import Edge, Tenant, TheEdge
 from services.edge.errors import AnyRequest
 from services.edge.parameters import decode_body, get
-from services.edge.sse import NDJSON, AnswerEvents, SseResponse, ToError, merge, one_line
+from services.edge.sse import (
+    NDJSON,
+    AnswerEvents,
+    SseResponse,
+    ToError,
+    merge,
+    one_line,
+    read_to_end,
+)
 
 Fields = dict[str, Any]
 VERSION = "0.12.0"
@@ -280,17 +286,9 @@ class LineEncoder:
 
 async def _collect(lines: AnswerLines, events: AnswerEvents, to_error: ToError) -> Fields:
     """Return the answer. Raises ServiceError if it fails."""
-    async with aclosing(events):
-        async for event in events:
-            match event:
-                case Token() | ToolCallDelta():
-                    [*lines.push(event)]
-                case Failed():
-                    raise to_error(event)
-                case Done():
-                    [*lines.finish(event)]
-                    return lines.whole(event)
-    raise AssertionError("an answer ends with Done or Failed")
+    done = await read_to_end(events, lines.push, to_error)
+    [*lines.finish(done)]
+    return lines.whole(done)
 
 
 def _end(done: Done) -> Fields:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import aclosing
 from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -18,7 +17,7 @@ from services.contract.codec import encode
 from services.contract.conversation import ChatMessage
 from services.contract.errors import ServiceError
 from services.contract.history import Exchange
-from services.contract.messages import ChatRequest, Done, Failed, Token, ToolCallDelta
+from services.contract.messages import ChatRequest, Failed
 from services.contract.responses import ResponseTurn
 from services.contract.tokens import TokenCount
 from services.edge.api.completion import check_length, respond_whole, session_of
@@ -42,7 +41,7 @@ from services.edge.api.openai_responses_store import (
 from services.edge.context import Edge, Tenant, TheEdge
 from services.edge.errors import AnyRequest
 from services.edge.parameters import get, read_query
-from services.edge.sse import AnswerEvents, SseResponse, ToError, merge
+from services.edge.sse import AnswerEvents, SseResponse, ToError, merge, read_to_end
 
 MAX_BRANCH_BYTES = prompts.MAX_CONVERSATION_BYTES // 2
 """Of earlier responses with `truncation: auto`: the rest of a request is for the new items."""
@@ -338,17 +337,9 @@ async def _collect(
     builder: ResponseBuilder, events: AnswerEvents, to_error: ToError
 ) -> ResponseObject:
     """Return the response. Raises ServiceError if its answer fails."""
-    async with aclosing(events):
-        async for event in events:
-            match event:
-                case Token() | ToolCallDelta():
-                    builder.push(event)
-                case Failed():
-                    raise to_error(event)
-                case Done():
-                    builder.close(event.finish_reason)
-                    return builder.finished(event)
-    raise AssertionError("an answer ends with Done or Failed")
+    done = await read_to_end(events, builder.push, to_error)
+    builder.close(done.finish_reason)
+    return builder.finished(done)
 
 
 def _to_error(edge: Edge) -> ToError:

@@ -26,7 +26,7 @@ async def client(nats_url: str) -> AsyncIterator[Client]:
     """A connection to a server where an edge serves agents."""
     async with Bus.connect(nats_url, "edge") as bus:
         edge = await make_edge(bus, asyncio.Event(), EdgeLimits(ping_seconds=0.05))
-        async with serving_agents(edge, ["_", "ada"]):
+        async with serving_agents(edge, ["_", "ada"], pytest.fail):
             client = await nats.connect(nats_url)
             yield client
             await client.close()

@@ -116,7 +116,7 @@ async def test_line_separators_do_not_cut_a_line(client: ollama.AsyncClient, nat
 
 
 async def test_silence_is_not_filled(bus: Bus, nats_url: str) -> None:
-    """A comment or an empty line is no JSON."""
+    """Each line must be JSON, so a ping can be neither a comment nor an empty line."""
     script: Script = (*HELLO[:2], *[0.02] * 5, *HELLO[2:])
     async with edge_on(bus, limits=EdgeLimits(ping_seconds=0, handover_seconds=0)) as http:
         async with scripted_worker(nats_url, script):

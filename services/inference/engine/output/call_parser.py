@@ -76,7 +76,7 @@ class CallParser:
         return is_complete
 
     def read_named_call(self, reader: CallReader, found: re.Match[str]) -> Reading:
-        """Read a call after its head, which has been found, whose name is no JSON."""
+        """Read a call whose name is no part of its JSON; `found` is the match of its head."""
         self._text.take(found.end())
         self._text.begin_call(found["name"], found.groupdict().get("id") or "")
         if reader.form.argument is None:

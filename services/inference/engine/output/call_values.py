@@ -149,8 +149,8 @@ def expression_to_json(text: str, syntax: ValueSyntax, types: set[str] | None) -
 
 def tree_to_json(text: str, schema: ValueSchema, depth: int = 0) -> str:
     """
-    Return a value as JSON whose objects are elements, and whose lists are `item` elements. Empty
-    ones are told apart by the schema only.
+    Return a value as JSON whose objects are elements, and whose lists are `item` elements. Only
+    the schema tells an empty object from an empty list.
     """
     types = schema.types
     children = _elements(text) if depth < MAX_DEPTH else None

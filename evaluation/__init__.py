@@ -1,0 +1,1 @@
+"""`just eval`: hold a model's answers against expectations, over HTTP."""

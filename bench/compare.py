@@ -8,7 +8,9 @@ same model, same sampler chain, two threads. bench/results/README.md describes t
 import argparse
 
 from bench import (
+    attacks,
     burst,
+    edge,
     failover,
     floor,
     gaps,
@@ -43,6 +45,8 @@ LOADS = {
     "failover": failover.run,
     "overload": overload.run,
     "routing": routing.run,
+    "edge": edge.run,
+    "attacks": attacks.run,
 }
 
 

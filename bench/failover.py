@@ -11,10 +11,11 @@ import httpx
 import uvloop
 
 from bench.pairs import Plan, show
+from bench.processes import cpu_seconds
 from bench.report import Goal, Row, Section, Spread, format_number
 from services.contract import subjects
 from services.contract.messages import Token
-from services.runtime.bus import Bus
+from tests.e2e.stack import Stack
 from tests.faults.worker_pair import (
     DISTURB_AFTER,
     StreamedAnswer,
@@ -110,11 +111,7 @@ def _resumes(pair: WorkerPair, port: int) -> list[float]:
 
 
 def _costs(pair: WorkerPair) -> list[Row]:
-    url = f"nats://127.0.0.1:{pair.stack.nats.port}"
-    runs = [
-        uvloop.run(_publish(url, pair.stack.nats.pid, with_reply))
-        for with_reply in (False, True) * RUNS
-    ]
+    runs = [uvloop.run(_publish(pair.stack, with_reply)) for with_reply in (False, True) * RUNS]
     rows = []
     for who, column in (("clients", 0), ("nats-server", 1)):
         for what, with_reply in (("without", False), ("with", True)):
@@ -123,25 +120,20 @@ def _costs(pair: WorkerPair) -> list[Row]:
     return rows
 
 
-async def _publish(url: str, server: int, with_reply: bool) -> tuple[float, float]:
+async def _publish(stack: Stack, with_reply: bool) -> tuple[float, float]:
     """Return the microseconds of CPU per event: of this process, and of nats-server."""
     reply = subjects.reply(subjects.OPEN_TENANT, "r", "a")
     token = Token(100, " and", (300,))
-    async with Bus.connect(url, "bench") as bus, Bus.connect(url, "listener") as listener:
+    server = stack.nats.pid
+    async with stack.connect("bench") as bus, stack.connect("listener") as listener:
         async with listener.inbox(reply):
             await listener.is_responsive()
-            ours, theirs = time.process_time(), _cpu(server)
+            ours, theirs = time.process_time(), cpu_seconds(server)
             for number in range(EVENTS):
                 undelivered = subjects.undelivered("w" * 32, "_.r", 7, number) if with_reply else ""
                 await bus.publish(reply, token, undelivered)
                 if number % 100 == 99:
                     await asyncio.sleep(0)
             await bus.is_responsive()
-            ours, theirs = time.process_time() - ours, _cpu(server) - theirs
+            ours, theirs = time.process_time() - ours, cpu_seconds(server) - theirs
     return ours / EVENTS * 1e6, theirs / EVENTS * 1e6
-
-
-def _cpu(pid: int) -> float:
-    """Return the CPU seconds of all threads of a process."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9

@@ -27,7 +27,6 @@ from services.contract.messages import ModelInfo, Sampling, Timings, Usage
 from services.history.archive import Archive
 from services.history.entry import Entry
 from services.inference.history_client import AppendResult, HistoryClient
-from services.runtime.bus import Bus
 from tests.e2e.stack import Stack, running_stack
 from tests.servers import mongod, running
 
@@ -107,7 +106,7 @@ def _exchange() -> Exchange:
 
 
 async def _measure(up: Stack, runs: int) -> list[Row]:
-    async with Bus.connect(f"nats://127.0.0.1:{up.nats.port}", "bench") as bus:
+    async with up.connect("bench") as bus:
         sessions = HistoryClient(bus)
         measured = {count: await _time_turns(sessions, count, runs) for count in SESSIONS}
         rows = turn_rows(measured)

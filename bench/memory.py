@@ -1,6 +1,5 @@
 """Memory growth of the stack's processes over 10,000 requests on the demo model."""
 
-import os
 import random
 from pathlib import Path
 from uuid import uuid4
@@ -10,6 +9,7 @@ import uvloop
 from bench import servers
 from bench.load import Target, gather_limited, words
 from bench.pairs import Plan, show
+from bench.processes import resident_bytes
 from bench.report import Goal, Row, Section, Spread
 from tests.e2e.stack import Stack
 
@@ -59,14 +59,7 @@ async def _measure(up: Stack, target: Target) -> tuple[list[Sizes], list[Sizes]]
 
 def _resident(up: Stack) -> Sizes:
     pids = {"inference": up.inference.pid, "edge": up.edge.pid, "history": up.history.pid}
-    return {
-        service: _resident_pages(pid) * os.sysconf("SC_PAGE_SIZE") / MIB
-        for service, pid in pids.items()
-    }
-
-
-def _resident_pages(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return {service: resident_bytes(pid) / MIB for service, pid in pids.items()}
 
 
 def _row(service: str, early: list[Sizes], late: list[Sizes]) -> Row:

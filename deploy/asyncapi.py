@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from deploy.generated import write_or_check
-from services.contract import embeddings, history, messages, subjects, tokens
+from services.contract import embeddings, history, messages, subjects, tokens, usage
 from services.contract.version import VERSION
 
 PATH = Path("docs/asyncapi.yaml")
@@ -23,6 +23,7 @@ PARAMETERS = {
     "tenant": "name of the API key, or `_` without API keys",
     "request": "request id",
     "attempt": "any token; every attempt at a request has another one",
+    "edge": "id of an edge process",
     "worker": "worker id, as in its reports",
     "session": "base64url of the session id, without padding",
 }
@@ -60,19 +61,25 @@ CHANNELS = (
             messages.ReplayRequest, messages.Replay),
     Channel("report", subjects.report(W), "State of a worker, once a second.",
             messages.WorkerReport, is_sent=True),
-    Channel("tokenize", subjects.tokenize(W), "Tokenize a text.",
+    Channel("tokenize", subjects.tokenize(W, T), "Tokenize a text.",
             tokens.TokenizeRequest, tokens.TokenizeReply),
-    Channel("detokenize", subjects.detokenize(W), "Turn tokens into text.",
+    Channel("detokenize", subjects.detokenize(W, T), "Turn tokens into text.",
             tokens.DetokenizeRequest, tokens.DetokenizeReply),
-    Channel("count", subjects.count(W), "Count the tokens of a conversation's prompt.",
+    Channel("count", subjects.count(W, T), "Count the tokens of a conversation's prompt.",
             messages.ChatRequest, tokens.TokenCount),
-    Channel("embed", subjects.EMBED, "Embeddings of texts, by any worker with such a model.",
+    Channel("embed", subjects.embed_request(subjects.OPEN_TENANT),
+            "Embeddings of texts for the open tenant, by any worker with such a model.",
             embeddings.EmbedRequest, embeddings.Embeddings),
-    Channel("workerEmbed", subjects.embed(W), "The same from one worker.",
+    Channel("tenantEmbed", subjects.embed_request(T), "The same for a tenant.",
             embeddings.EmbedRequest, embeddings.Embeddings),
-    Channel("rerank", subjects.RERANK, "Relevance of documents, by any worker with a reranker.",
+    Channel("workerEmbed", subjects.embed(W, T), "The same from one worker.",
+            embeddings.EmbedRequest, embeddings.Embeddings),
+    Channel("rerank", subjects.rerank_request(subjects.OPEN_TENANT),
+            "Relevance of documents for the open tenant, by any worker with a reranker.",
             embeddings.RerankRequest, embeddings.Scores),
-    Channel("workerRerank", subjects.rerank(W), "The same from one worker.",
+    Channel("tenantRerank", subjects.rerank_request(T), "The same for a tenant.",
+            embeddings.RerankRequest, embeddings.Scores),
+    Channel("workerRerank", subjects.rerank(W, T), "The same from one worker.",
             embeddings.RerankRequest, embeddings.Scores),
     Channel("context", subjects.history("context", T), "Exchanges of a session for its prompt.",
             history.ContextRequest, history.Context),
@@ -88,6 +95,8 @@ CHANNELS = (
             history.ExportRequest, history.ExportPage),
     Channel("import", subjects.history("import", T), "Add exchanges to a session.",
             history.ImportRequest, messages.Empty),
+    Channel("feedback", subjects.history("feedback", T), "Rate, correct or prefer an answer.",
+            history.FeedbackRequest, history.FeedbackStored),
     Channel("branch", subjects.history("branch", T), "Responses that the next one continues.",
             history.BranchRequest, history.Branch),
     Channel("remove", subjects.history("remove", T), "Delete one response everywhere.",
@@ -100,6 +109,8 @@ CHANNELS = (
             messages.Empty, history.HistoryStatus),
     Channel("historyAppendFailed", subjects.HISTORY_APPEND_FAILED,
             "An append failed: history probes the log.", messages.Empty),
+    Channel("usage", subjects.usage("{edge}"), "What tenants with limits use at an edge.",
+            usage.EdgeUsage, is_sent=True),
     Channel("log", subjects.log(f"{T}.{{session}}"), "The log, a JetStream stream"
             f" {subjects.HISTORY_STREAM}. Only the services append to it.",
             history.LogRecord, is_sent=True),

@@ -36,13 +36,17 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 from tqdm import tqdm
 
+from services.contract.version import COMMAND
 from services.inference.model_path import PART, model_name
 
 MODEL = Path("model")
 DEFAULT_QUANT = "Q4_K_M"
 MAX_NAME_BYTES = 200  # a file system's limit of 255, less what an incomplete file's name has more
 LINE_SECONDS = 5.0  # between two lines of progress
-USAGE = "usage: just pull OWNER/NAME[:QUANT], for example bartowski/Qwen2.5-0.5B-Instruct-GGUF:Q8_0"
+USAGE = (
+    f"usage: {COMMAND} pull OWNER/NAME[:QUANT], for example"
+    " bartowski/Qwen2.5-0.5B-Instruct-GGUF:Q8_0"
+)
 
 _NOT_MODELS = ("mmproj", "imatrix")
 _QUANT = re.compile(r"(?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP\d\w*|BF16|F16|F32)", re.IGNORECASE)
@@ -242,7 +246,7 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise PullError(f"Another `just pull` is downloading {path.name}.") from error
+            raise PullError(f"Another `{COMMAND} pull` is downloading {path.name}.") from error
         yield opened
 
 
@@ -324,7 +328,7 @@ def main(arguments: Sequence[str]) -> int:
         print(explain(error, name), file=sys.stderr)
         return 1
     print(f"complete: {', '.join(map(str, files))}")
-    print(f"serve it: MODEL_PATH={files[0]} just up")
+    print(f"serve it: MODEL_PATH={files[0]} {COMMAND} up")
     return 0
 
 

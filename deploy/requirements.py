@@ -1,5 +1,5 @@
 """
-Generate services/<name>/requirements.txt from uv.lock, for those who use pip.
+Generate services/<name>/requirements.txt from uv.lock, for the images and for those who use pip.
 
 `--check` only reports whether they are stale.
 """
@@ -14,7 +14,8 @@ SERVICES = ("edge", "history", "inference")
 
 
 def export(service: str) -> str:
-    command = ["uv", "export", "--locked", "--extra", service, "--no-default-groups", "--quiet"]
+    extras = ["--extra", service, "--extra", "tracing"]
+    command = ["uv", "export", "--locked", *extras, "--no-default-groups", "--quiet"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 

@@ -12,19 +12,22 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from deploy.cluster.settings import ClusterSettings
 from deploy.generated import write_or_check
 from services.edge.settings import EdgeSettings
 from services.history.settings import HistorySettings
 from services.inference.settings import InferenceSettings
-from services.runtime.settings import ServiceSettings
+from services.runtime.settings import BackendSettings, ServiceSettings
 
 DOCS, EXAMPLE = Path("docs/settings.md"), Path(".env.example")
 WIDTH = 100  # characters of a line
 GROUPS = {
     "All services": ServiceSettings,
     "Edge": EdgeSettings,
+    "Inference and history": BackendSettings,
     "Inference": InferenceSettings,
     "History": HistorySettings,
+    "`just cluster`": ClusterSettings,
 }
 DOCS_HEAD = """\
 # Settings
@@ -56,9 +59,10 @@ class Setting(NamedTuple):
 
 
 def settings_of(kind: type[ServiceSettings]) -> list[Setting]:
-    """Return the settings of a service, without those that every service has."""
+    """Return the settings of a service, without those that it shares with others."""
     schema = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
-    shared = () if kind is ServiceSettings else ServiceSettings.__struct_fields__
+    fields = msgspec.structs.fields
+    shared = [f.name for f in fields(kind.__bases__[0])] if kind is not ServiceSettings else []
     return [_setting(name, about) for name, about in schema.items() if name not in shared]
 
 

@@ -4,6 +4,8 @@
 #   deploy/setup.sh uv            uv, from PATH or from PyPI
 #   deploy/setup.sh python …      .venv from uv.lock; options are passed to uv (--group dev)
 #   deploy/setup.sh old-nats      the oldest supported nats-server, for tests
+#   deploy/setup.sh browser       Chromium, for tests of the page
+#   deploy/setup.sh systemd       systemd-analyze, on Linux, for tests of its units
 #   deploy/setup.sh compose       docker-compose, to check docker-compose.yml
 #   deploy/setup.sh llama-source  the llama.cpp of llama-cpp-python, for tests and benchmarks
 set -euo pipefail
@@ -18,15 +20,16 @@ die() {
 
 mkdir -p "$bin" 2>/dev/null && [ -w .data ] ||
     die "The folder $PWD/.data, for downloads and the history, can't be written: fix its permissions."
+chmod 700 .data 2>/dev/null || true # it may belong to another user who lets this one write
 
 get_uv() {
     local found
     found=$(uv --version 2>/dev/null | cut -d" " -f2) &&
-        printf '%s\n' "0.9.0" "${found:-0}" | sort -V -C && return
+        printf '%s\n' "0.13.0" "${found:-0}" | sort -V -C && return
     echo "getting uv"
     python3 -m venv .data/uv || die "python3 can't create a virtual environment." \
         "On Debian or Ubuntu: apt install python3-venv. Or install uv yourself: https://docs.astral.sh/uv"
-    .data/uv/bin/pip install --quiet uv==0.13.9
+    .data/uv/bin/pip install --quiet --require-hashes -r deploy/uv.txt
     ln -sf ../uv/bin/uv "$bin/uv"
 }
 
@@ -63,6 +66,28 @@ get_old-nats() {
         die "$(tail -n 3 .data/nats-setup.log)" "nats-server $version could not be installed."
 }
 
+# For tests/page, which look for these names too.
+get_browser() {
+    local name
+    for name in chromium chromium-browser google-chrome google-chrome-stable; do
+        command -v "$name" >/dev/null && return
+    done
+    [ -d "/Applications/Google Chrome.app" ] && return
+    echo "getting chromium"
+    (as_root apt-get update && as_root apt-get install -y --no-install-recommends chromium) \
+        >.data/browser-setup.log 2>&1 ||
+        die "$(tail -n 3 .data/browser-setup.log)" "Chromium could not be installed: install it, or Google Chrome, yourself."
+}
+
+# For tests/deploy/test_systemd.py: the program only, systemd itself need not run.
+get_systemd() {
+    [ "$(uname)" != Linux ] || command -v systemd-analyze >/dev/null && return
+    echo "getting systemd-analyze"
+    (as_root apt-get update && as_root apt-get install -y --no-install-recommends systemd) \
+        >.data/systemd-setup.log 2>&1 ||
+        die "$(tail -n 3 .data/systemd-setup.log)" "systemd-analyze could not be installed: install systemd yourself."
+}
+
 # Only for checking docker-compose.yml; it needs no Docker engine.
 get_compose() {
     docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null && return
@@ -92,6 +117,6 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-what=${1:?uv, python, old-nats, compose or llama-source}
+what=${1:?uv, python, old-nats, browser, systemd, compose or llama-source}
 shift
 "get_$what" "$@"

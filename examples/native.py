@@ -13,6 +13,8 @@ import nats
 
 NATS_PORT = os.environ.get("NATS_PORT") or "4222"  # the default of `just up`
 NATS_URL = os.environ.get("NATS_URL") or f"nats://127.0.0.1:{NATS_PORT}"
+NATS_CREDS = os.environ.get("NATS_CREDS")  # the seed of an nkey: `just secrets show client`
+NATS_INBOX_PREFIX = os.environ.get("NATS_INBOX_PREFIX") or "_INBOX"
 CONNECT_SECONDS = 3.0
 SILENCE_SECONDS = 5.0  # a worker sends at least one event a second
 
@@ -23,9 +25,15 @@ async def ignore(error: Exception) -> None:
 
 async def main(prompt: str) -> None:
     try:
-        nc = await asyncio.wait_for(nats.connect(NATS_URL, error_cb=ignore), CONNECT_SECONDS)
+        connecting = nats.connect(
+            NATS_URL, nkeys_seed=NATS_CREDS, inbox_prefix=NATS_INBOX_PREFIX, error_cb=ignore
+        )
+        nc = await asyncio.wait_for(connecting, CONNECT_SECONDS)
     except TimeoutError:
-        sys.exit("NATS can't be reached: start it with `just up`, or set NATS_URL or NATS_PORT.")
+        sys.exit(
+            "NATS can't be reached, or rejects NATS_CREDS: start it with `just up`, or set NATS_URL"
+            " or NATS_PORT."
+        )
     inbox = nc.new_inbox()
     events = await nc.subscribe(inbox)  # before the request, so that no event is missed
     await nc.publish("chat.request", json.dumps({"prompt": prompt}).encode(), reply=inbox)

@@ -16,6 +16,7 @@ SLOWEST_FIRST = (
     "tests/faults/",
     "tests/e2e/",
     "tests/deploy/",
+    "tests/page/",
     "tests/history/",
     "tests/model/",
     "tests/inference/engine/",

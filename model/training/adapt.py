@@ -1,10 +1,12 @@
 """
-Train a LoRA adapter that makes model/demo.gguf talk like a pirate: `python -m
-model.training.adapt`. Needs only the GGUF file of the demo model's own training.
+Train a LoRA adapter for model/demo.gguf: one that talks like a pirate, `python -m
+model.training.adapt`, or one that learns the conversations of `just dataset sft --out data`,
+`python -m model.training.adapt --data data --name corrected`. Needs only the GGUF file.
 """
 
 import argparse
 import json
+import sys
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,16 @@ from gguf import GGUFReader, GGUFWriter
 from tokenizers import Tokenizer
 
 from model.training import lora, pirate, tokenizer
-from model.training.batches import Batch, Schedule, Source
+from model.training.batches import MAX_ROW_TOKENS, Batch, Schedule, Source
+from model.training.dataset import read_rows
 from model.training.export import TARGET as DEMO
 from model.training.export import gguf_name
 from model.training.lora import Lora
 from model.training.network import Network, Shape
-from model.training.tokenizer import Encoder
+from model.training.tokenizer import Encoder, TokenRow
 from model.training.train import compute_losses
 
-TARGET = DEMO.parent / "adapters" / DEMO.stem / "pirate.gguf"
+FOLDER = DEMO.parent / "adapters" / DEMO.stem
 RATE = 2e-3
 LOG_EVERY = 25
 
@@ -78,12 +81,16 @@ def train_adapter(
 
 
 def write_adapter(adapter: dict[str, Lora], target: Path) -> None:
-    """Write a GGUF adapter in the format of llama.cpp's convert_lora_to_gguf.py."""
+    """
+    Write a GGUF adapter in the format of llama.cpp's convert_lora_to_gguf.py, and then move it into
+    its place, where workers load it.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    writer = GGUFWriter(str(target), "llama")
+    partial = target.with_suffix(".partial")
+    writer = GGUFWriter(str(partial), "llama")
     writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_name("Pirate")
-    writer.add_description("LoRA adapter: the FineTuneLLM demo model talks like a pirate")
+    writer.add_name(target.stem.capitalize())
+    writer.add_description(f"LoRA adapter of the FineTuneLLM demo model: {target.stem}")
     writer.add_base_model_count(1)
     writer.add_base_model_name(0, "FineTuneLLM demo")
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -95,6 +102,16 @@ def write_adapter(adapter: dict[str, Lora], target: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    partial.replace(target)
+
+
+def read_taught(path: Path, encoder: Encoder) -> list[TokenRow]:
+    """Exits with a message if there is nothing to learn."""
+    try:
+        return read_rows(path, encoder, MAX_ROW_TOKENS)
+    except (OSError, ValueError) as error:
+        folder = path.parent
+        sys.exit(f"{error}: correct or rate answers, then `just dataset sft --out {folder}`.")
 
 
 def main() -> None:
@@ -103,18 +120,27 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="tokens per step")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--data", type=Path, help="folder of `just dataset sft`")
+    parser.add_argument("--name", default="pirate", help="of the adapter")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of the demo model's adapters")
     options = parser.parse_args()
+    if options.data and options.name == "pirate":
+        parser.error("--data needs a --name of its own")
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reader, schedule = GGUFReader(DEMO), Schedule(options.steps, options.tokens)
-    source = Source(
-        load_encoder(reader), schedule, options.seed, first=0, in_voice=pirate.as_pirate
-    )
+    encoder = load_encoder(reader)
+    if options.data:
+        taught = read_taught(options.data / "train.jsonl", encoder)
+        source = Source(encoder, schedule, options.seed, first=0, taught=taught)
+    else:
+        source = Source(encoder, schedule, options.seed, first=0, in_voice=pirate.as_pirate)
     network, workers = load_network(reader).to(device), 8 if device == "cuda" else 0
     adapter = train_adapter(network, source, schedule, workers)
-    write_adapter(adapter, TARGET)
-    print(f"{TARGET.name}: {TARGET.stat().st_size} bytes")
+    target = options.folder / f"{options.name}.gguf"
+    write_adapter(adapter, target)
+    print(f"{target.name}: {target.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Batches of token rows: new dialogs of similar length, and random tokens to copy."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -47,8 +47,9 @@ class Batch(NamedTuple):
 
 class Source(IterableDataset[Batch]):
     """
-    Yields the batches from step `first` on. `in_voice` rewrites each dialog. Each of n worker
-    processes makes every n-th batch.
+    Yields the batches from step `first` on. `in_voice` rewrites each dialog. Half of the tokens are
+    those of `taught` rows, if there are any: without the others, the model forgets what it could.
+    Each of n worker processes makes every n-th batch.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class Source(IterableDataset[Batch]):
         seed: int,
         first: int,
         in_voice: Voice = lambda made: made,
+        taught: Sequence[TokenRow] = (),
     ) -> None:
         self._encoder = encoder
         self._turn_in_voice = in_voice
+        self._taught = taught
         self._schedule = schedule
         self._seed = seed
         self._first = first
@@ -93,15 +96,24 @@ class Source(IterableDataset[Batch]):
     def _rows(self, progress: float) -> Iterator[TokenRow]:
         """Yield rows for four batches; dialogs grow from 2 exchanges to all in the first 15 %."""
         most = min(MAX_EXCHANGES, 2 + int(progress / 0.15 * (MAX_EXCHANGES - 2)))
-        left = 4 * self._schedule.tokens
+        left, owed = 4 * self._schedule.tokens, 0
         while left > 0:
-            made = dialog(self._rng, "train", self._rng.randint(1, most))
-            row = self._encoder.dialog(self._turn_in_voice(made))
-            if self._rng.random() < (2 * COPY_SHARE if progress < 0.15 else COPY_SHARE):
-                row = _copy_row(self._rng, self._encoder)
+            if self._taught and owed > 0:
+                row = self._rng.choice(self._taught)
+                owed -= 2 * len(row.ids)
+            else:
+                row = self._untaught_row(most, progress)
             if len(row.ids) <= MAX_ROW_TOKENS:
                 left -= len(row.ids)
+                owed += len(row.ids)
                 yield row
+
+    def _untaught_row(self, most: int, progress: float) -> TokenRow:
+        made = dialog(self._rng, "train", self._rng.randint(1, most))
+        row = self._encoder.dialog(self._turn_in_voice(made))
+        if self._rng.random() < (2 * COPY_SHARE if progress < 0.15 else COPY_SHARE):
+            row = _copy_row(self._rng, self._encoder)
+        return row
 
     def _batch(self, rows: list[TokenRow]) -> Batch:
         longest = max(len(row.ids) for row in rows)

@@ -21,6 +21,7 @@ from services.contract.codec import decode
 from services.contract.errors import FAILOVER_CODES, ServiceError
 from services.contract.messages import (
     Accepted,
+    AnswerEvent,
     Failed,
     Replay,
     ReplayRequest,
@@ -29,7 +30,7 @@ from services.contract.messages import (
     ToolCallDelta,
 )
 from services.runtime.bus import Bus
-from services.runtime.deliveries import Inbox, NoResponders
+from services.runtime.deliveries import Delivery, Inbox, NoResponders
 
 
 class AttemptLost(Exception):
@@ -101,6 +102,21 @@ class Attempt:
                 if is_replayed:
                     raise worker_lost("The worker lost a part of the answer.") from None
                 await self._catch_up()
+
+    def take_text(
+        self, delivery: Delivery, send: Callable[[AnswerEvent], bool]
+    ) -> AnswerEvent | None:
+        """
+        Pass a live event to `send` if it is the next text. If `send` takes it, add and return it.
+        """
+        if delivery.subject != self.reply or self._replayed:
+            return None
+        event = _decode(delivery.data)
+        if not self.transcript.is_continued_by(event) or not send(event):
+            return None
+        self._last_event_at = time.monotonic()
+        self.transcript.add(event)
+        return event
 
     def _add(self, event: StreamEvent) -> StreamEvent | None:
         try:

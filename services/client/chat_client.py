@@ -17,14 +17,16 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, Protocol
 from uuid import UUID
 
 from msgspec.structs import replace
 
+from services.client import spans
 from services.client.attempt import Attempt, AttemptLost, AttemptReplaced, fetch_replay
 from services.client.failover import (
     DEFAULT_POLICY,
@@ -41,6 +43,7 @@ from services.contract.answer import after_offset
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.messages import (
+    AnswerEvent,
     Cancel,
     ChatRequest,
     Done,
@@ -50,8 +53,10 @@ from services.contract.messages import (
     Token,
     ToolCallDelta,
 )
+from services.runtime import trace_context, tracing
 from services.runtime.bus import Bus
-from services.runtime.deliveries import NoResponders
+from services.runtime.deliveries import Delivery, NoResponders
+from services.runtime.trace_context import TraceContext
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +84,9 @@ class ChatClient:
     policy: FailoverPolicy = DEFAULT_POLICY
     observe: Observe = observe_nothing
 
-    def stream(self, request: ChatRequest) -> AsyncGenerator[StreamEvent, None]:
+    def stream(self, request: ChatRequest) -> "AnswerStream":
         """
-        Yield the answer's events. The last one is a Done or a Failed, whatever happens; nothing is
+        Return the answer's events. The last one is a Done or a Failed, whatever happens; nothing is
         raised. If the worker is lost, another one resumes the answer.
 
         Leaving earlier (break, cancelled task, closed generator) cancels the request: at once, or,
@@ -89,14 +94,14 @@ class ChatClient:
         `contextlib.aclosing`, so that leaving closes the generator.
         """
         request = replace(request, request_id=request.request_id or new_request_id())
-        return self._read(str(request.request_id), request)
+        return AnswerStream(self, str(request.request_id), request)
 
-    def rejoin(self, request_id: str, offset: int = 0) -> AsyncGenerator[StreamEvent, None]:
+    def rejoin(self, request_id: str, offset: int = 0) -> "AnswerStream":
         """
-        Yield the events of an existing request's answer, from character `offset` on. Workers keep
+        Return the events of an existing request's answer, from character `offset` on. Workers keep
         answers for a minute after their end; Failed(not_found) if none has it.
         """
-        return self._read(request_id, request=None, offset=offset)
+        return AnswerStream(self, request_id, None, offset)
 
     async def find_replay(self, request_id: str, offset: int = 0) -> Replay | None:
         """
@@ -116,17 +121,58 @@ class ChatClient:
         ServiceError(not_found) for an invalid id.
         """
         subjects.require_request_id(request_id)
-        await self.bus.publish(subjects.cancel(self.tenant, request_id), Cancel())
+        subject = subjects.cancel(self.tenant, request_id)
+        await self.bus.publish(subject, Cancel(), headers=trace_context.headers())
 
-    async def _read(
-        self, request_id: str, request: ChatRequest | None, offset: int = 0
-    ) -> AsyncGenerator[StreamEvent, None]:
-        """Yield the events of `request`, or, without it, those of a running request."""
-        observer = self.observe(self.tenant, request)
-        reader = AnswerReader(self, request_id, observer, offset)
+
+class TextSink(Protocol):
+    """Sends text on as soon as it arrives."""
+
+    def take(self, event: AnswerEvent) -> bool:
+        """Send the event now and return True, or return False: then the stream yields it."""
+
+
+class AnswerStream(AsyncIterator[StreamEvent]):
+    """
+    The events of an answer, of one request or, without it, of the running request with this id. See
+    ChatClient.stream.
+    """
+
+    def __init__(
+        self, client: ChatClient, request_id: str, request: ChatRequest | None, offset: int = 0
+    ) -> None:
+        self._client = client
+        self._request_id = request_id
+        self._request = request
+        self._offset = offset
+        self._reader: AnswerReader | None = None
+        self._events = self._read()
+
+    def __anext__(self) -> Coroutine[Any, Any, StreamEvent]:
+        return self._events.__anext__()
+
+    async def aclose(self) -> None:
+        await self._events.aclose()
+
+    def pass_text_to(self, sink: TextSink) -> None:
+        """
+        Pass text that arrives while the caller waits for the next event to the sink, without waking
+        the caller's task. Call it once an event was yielded.
+        """
+        if self._reader:
+            self._reader.sink = sink
+
+    async def _read(self) -> AsyncGenerator[StreamEvent, None]:
+        client, request_id, request = self._client, self._request_id, self._request
+        try:
+            observer = client.observe(client.tenant, request)
+        except ServiceError as error:
+            yield _failed(request_id, error)
+            return
+        self._reader = reader = AnswerReader(client, request_id, observer, self._offset)
         has_ended = False
         try:
-            if not self.bus.connected:
+            if not client.bus.connected:
                 raise bus_unavailable()
             if request:
                 _check(request)
@@ -151,7 +197,7 @@ class ChatClient:
             await reader.close()
             if request and not request.grace_s and not has_ended:
                 # spawned, because a cancelled task can't await here
-                self.bus.spawn(self.cancel(request_id))
+                client.bus.spawn(client.cancel(request_id))
 
 
 class AnswerReader:
@@ -179,18 +225,28 @@ class AnswerReader:
         self._transcript = Transcript()
         self._failover = FailoverState()
         self._attempt: Attempt | None = None
+        self._span: tracing.Span | None = None  # of the attempt, if this reader has started it
+        self._trace: TraceContext | None = None  # in which later attempts are, if no other one is
         self._subscription = AsyncExitStack()
         self._deadline: float | None = None  # monotonic time at which `timeout_s` is over
         self._drops: dict[str, asyncio.Task[None]] = {}  # by the attempt's reply subject
         self.has_joined = False
         """Whether other readers may read the attempt too."""
+        self.sink: TextSink | None = None
+        """Takes text that arrives while `next` waits."""
 
     async def start(self, request: ChatRequest) -> None:
         """Start an attempt, or join the running one if the request's id is in use."""
         self._request = self._request or request
+        number = self._failover.losses + 1
+        with trace_context.working_on(trace_context.current.get() or self._trace):
+            self._span = spans.start_chat(request, "client", attempt=number)
+        self._trace = self._trace or self._span.context
         try:
-            await self._start_attempt(request)
+            with self._span.active():
+                await self._start_attempt(request)
         except ServiceError as error:
+            self._end_span(error.code)
             if error.code != "conflict":
                 raise
             if not await self._try_join():
@@ -212,16 +268,31 @@ class AnswerReader:
             try:
                 event = await self._attempt.next()
             except AttemptReplaced:
+                self._end_span("replaced")
                 self.has_joined = True  # another reader has started the new attempt
                 if not await self._try_join():
                     await self._recover("The worker that continued the answer is lost.")
             except AttemptLost as loss:
                 await self._recover(str(loss))
+            except ServiceError as error:
+                self._end_span(error.code)
+                raise
             else:
                 if not isinstance(event, Token | ToolCallDelta):
+                    if isinstance(event, Done | Failed):
+                        self._end_span(event)
                     return event
                 if news := after_offset(event, self._offset):
                     return news
+
+    def _take(self, delivery: Delivery) -> bool:
+        """Pass the event to the sink, if it is the next text. Return whether the sink took it."""
+        if not self.sink or not self._attempt or self._transcript.length < self._offset:
+            return False
+        event = self._attempt.take_text(delivery, self.sink.take)
+        if event is not None:
+            self._observer.on_event(event)
+        return event is not None
 
     def abandon(self) -> None:
         """Have the worker drop the current attempt."""
@@ -230,6 +301,7 @@ class AnswerReader:
             self._attempt = None
 
     async def close(self) -> None:
+        self._end_span("cancelled")
         await self._subscription.aclose()
 
     # --- beginning an attempt ---
@@ -261,7 +333,7 @@ class AnswerReader:
         bus, subject = self._client.bus, subjects.request(self._client.tenant)
         for _ in range(self._client.policy.max_publish_tries):
             attempt = await self._open_attempt()
-            await bus.publish(subject, request, attempt.reply)
+            await bus.publish(subject, request, attempt.reply, trace_context.headers())
             try:
                 await attempt.wait_for_admission()
             except TimeoutError:
@@ -295,6 +367,7 @@ class AnswerReader:
         bus, policy, tenant = self._client.bus, self._client.policy, self._client.tenant
         reply = subjects.reply(tenant, self._request_id, attempt_id or secrets.token_hex(8))
         inbox = await self._subscription.enter_async_context(bus.inbox(reply))
+        inbox.take = self._take
         return Attempt(
             bus,
             policy,
@@ -310,6 +383,7 @@ class AnswerReader:
 
     async def _recover(self, reason: str) -> None:
         """Resume the answer in another attempt; the current one, if there is one, is dropped."""
+        self._end_span("worker_lost")
         policy = self._client.policy
         self._failover = policy.after_loss(self._failover, reason, time.monotonic())
         self._observer.on_failover()
@@ -320,7 +394,10 @@ class AnswerReader:
             try:
                 return await self._join_or_resume()
             except ServiceError as error:
-                delay = policy.retry_delay(self._failover, error, time.monotonic())
+                now = time.monotonic()
+                if self._request and self._client.workers.is_loading(self._request.model):
+                    self._failover = policy.while_loading(self._failover, now)
+                delay = policy.retry_delay(self._failover, error, now)
             await asyncio.sleep(delay)
 
     async def _join_or_resume(self) -> None:
@@ -342,6 +419,15 @@ class AnswerReader:
         if timeout is not None and self._deadline is None:
             self._deadline = time.monotonic() + timeout - age
 
+    def _end_span(self, end: Done | Failed | str) -> None:
+        """End the attempt's span, if there is one, with its last event or an error's code."""
+        span, self._span = self._span, None
+        if span is None:
+            return
+        if self._attempt:
+            span.set({"finetunellm.worker_id": self._attempt.worker_id or None})
+        spans.end_chat(span, end)
+
     def _drop(self, reply: str) -> None:
         self._drops[reply] = self._client.bus.spawn(self._send_drops(reply))
 
@@ -349,7 +435,9 @@ class AnswerReader:
         """Repeat the message, because a disconnected worker may be back in a moment."""
         subject = subjects.cancel(self._client.tenant, self._request_id)
         for _ in range(self._client.policy.drop_messages):
-            await self._client.bus.publish(subject, Cancel(reply=reply))
+            await self._client.bus.publish(
+                subject, Cancel(reply=reply), headers=trace_context.headers()
+            )
             await asyncio.sleep(self._client.policy.retry_seconds)
 
 

@@ -23,7 +23,9 @@ from typing import Generic, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
+from services.client import spans
 from services.client.failover import bus_unavailable, worker_lost
+from services.client.observer import ObserveEmbedding, observe_no_tokens
 from services.client.routing import RETRIABLE_ELSEWHERE, WorkerDirectory
 from services.contract import subjects
 from services.contract.codec import decode, encode
@@ -71,17 +73,19 @@ class _Request(Generic[K]):
 
     kind: ModelKind
     model: str | None
-    subject: Callable[[str], str]
+    subject: Callable[[str, str], str]
     reply: type[K]
 
 
 @dataclass(frozen=True)
 class EmbeddingClient:
-    """Any number of concurrent requests."""
+    """Any number of concurrent requests of one tenant. `observe` begins to observe each one."""
 
     bus: Bus
     workers: WorkerDirectory
+    tenant: str = subjects.OPEN_TENANT
     policy: EmbeddingPolicy = DEFAULT_POLICY
+    observe: ObserveEmbedding = observe_no_tokens
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Return the vectors of all inputs. Raises ServiceError."""
@@ -92,6 +96,7 @@ class EmbeddingClient:
     async def embed_in_batches(self, request: EmbedRequest) -> AsyncGenerator[Embeddings, None]:
         """Yield the vectors of the inputs in order, some at a time. Raises ServiceError."""
         request = _checked(request, EmbedRequest)
+        count_tokens = self.observe(request.model, "embedding")
         width = self.width_of(request)
         max_inputs = (self.bus.max_payload - ENVELOPE_BYTES) // (width * JSON_BYTES_PER_FLOAT)
         sizes = [input_bytes(each) for each in request.input]
@@ -100,12 +105,15 @@ class EmbeddingClient:
             part = replace(request, input=request.input[batch])
             with _numbered_from(batch.start):
                 reply = await self._ask(to_workers, part, has_begun=batch.start > 0)
+            count_tokens(reply.prompt_tokens)
             yield reply
 
     async def rerank(self, request: RerankRequest) -> Scores:
         """Return the scores of all documents. Raises ServiceError."""
         request = _checked(request, RerankRequest)
-        sizes = [input_bytes(request.query) + input_bytes(each) for each in request.documents]
+        count_tokens = self.observe(request.model, "rerank")
+        query_bytes = input_bytes(request.query)
+        sizes = [query_bytes + input_bytes(each) for each in request.documents]
         to_workers = _Request("rerank", request.model, subjects.rerank, Scores)
         parts = []
         for batch in _batches(sizes, self.policy.batch_bytes, len(sizes)):
@@ -113,7 +121,9 @@ class EmbeddingClient:
             with _numbered_from(batch.start):
                 parts.append(await self._ask(to_workers, part, has_begun=batch.start > 0))
         scores = tuple(score for part in parts for score in part.scores)
-        return Scores(parts[0].model, scores, sum(part.prompt_tokens for part in parts))
+        prompt_tokens = sum(part.prompt_tokens for part in parts)
+        count_tokens(prompt_tokens)
+        return Scores(parts[0].model, scores, prompt_tokens)
 
     def width_of(self, request: EmbedRequest) -> int:
         """Return the floats of a vector, as far as they are known. Raises ServiceError."""
@@ -150,9 +160,12 @@ class EmbeddingClient:
         policy = self.policy
         for worker_id in self.workers.rank(token_hex(4), request.model, kind=request.kind):
             try:
-                with self.workers.offering(worker_id):
+                with (
+                    self.workers.offering(worker_id),
+                    spans.embedding(request.kind, request.model, "client"),
+                ):
                     return await self.bus.request(
-                        request.subject(worker_id),
+                        request.subject(worker_id, self.tenant),
                         message,
                         request.reply,
                         policy.total_seconds,

@@ -3,6 +3,7 @@ Failover policy: when a worker counts as lost, and when, how often and with whic
 worker resumes its answer. Pure: no I/O, no clock.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -25,10 +26,11 @@ class Unresumable(ServiceError):
 
 @dataclass(frozen=True)
 class FailoverState:
-    """Progress of one answer's failovers. `gives_up_at` is a monotonic time in seconds."""
+    """Progress of one answer's failovers. Times are monotonic, in seconds."""
 
     losses: int = 0
     reason: str = ""
+    lost_at: float = 0.0
     gives_up_at: float = 0.0
 
 
@@ -54,6 +56,7 @@ class FailoverPolicy:
     # failover
     max_losses: int = 3  # workers, per answer
     give_up_seconds: float = 10.0  # without another worker, or without NATS
+    max_loading_seconds: float = 600.0  # after a loss, while a worker loads the model
     retry_seconds: float = 0.3
     # per abandoned attempt, every `retry_seconds`, until a disconnected worker gives up by itself
     drop_messages: int = 8
@@ -62,7 +65,12 @@ class FailoverPolicy:
         """Count a lost worker. Raises ServiceError(worker_lost) if there were too many."""
         if state.losses >= self.max_losses:
             raise worker_lost(f"{reason} {self.max_losses} other workers were lost before it.")
-        return FailoverState(state.losses + 1, reason, now + self.give_up_seconds)
+        return FailoverState(state.losses + 1, reason, now, now + self.give_up_seconds)
+
+    def while_loading(self, state: FailoverState, now: float) -> FailoverState:
+        """Return the state while a worker loads the model, such as the lost one after a restart."""
+        until = min(now + self.give_up_seconds, state.lost_at + self.max_loading_seconds)
+        return dataclasses.replace(state, gives_up_at=max(until, state.gives_up_at))
 
     def retry_delay(self, state: FailoverState, error: ServiceError, now: float) -> float:
         """

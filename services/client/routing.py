@@ -23,6 +23,8 @@ from services.contract.messages import (
     WorkerReport,
 )
 from services.contract.model_names import is_name_of, names_of
+from services.contract.version import COMMAND
+from services.runtime import trace_context
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, NoResponders
 
@@ -179,8 +181,12 @@ class WorkerDirectory:
         return sorted({name for model in ready for name in names_of(model)})
 
     def reports(self) -> list[WorkerReport]:
+        return [report for _, report in self.received()]
+
+    def received(self) -> list[tuple[float, WorkerReport]]:
+        """Return the reports, each with the time in seconds at which it arrived."""
         self._remove_silent()
-        return [report for _, report in self._reports.values()]
+        return list(self._reports.values())
 
     def find_model(self, name: str | None) -> ModelInfo | None:
         """Return the model that serves chat requests for `name`."""
@@ -194,6 +200,11 @@ class WorkerDirectory:
         reports = self.reports()
         names = {report.name for report in reports if report.name and report.kind == kind}
         return None if len(names) == 1 and not _reports_of(name, reports) else name
+
+    def is_loading(self, name: str | None) -> bool:
+        """Return whether a worker loads the chat model. None: the default, which may be any."""
+        reports = self.reports() if name is None else _reports_of(name, self.reports())
+        return any(report.state == "loading" and report.kind == "chat" for report in reports)
 
     def find_report(self, name: str) -> WorkerReport | None:
         """Return the report of a ready worker of the model, whatever its kind is."""
@@ -244,7 +255,9 @@ class WorkerDirectory:
                 return ServiceError("invalid_request", message)
             return _unavailable(of_kind)
         of_model = _reports_of(name, reports)
-        if model and self.ready and (not of_model or any(r.state == "ready" for r in of_model)):
+        is_served = model in self.model_names()  # by workers that don't reply
+        is_other = not of_model or any(report.state == "ready" for report in of_model)
+        if model and self.ready and is_other and not is_served:
             return ServiceError(
                 "model_not_found",
                 f"There is no model {model!r}; available: {', '.join(self.model_names())}.",
@@ -282,7 +295,7 @@ def _unavailable(reports: Sequence[WorkerReport]) -> ServiceError:
     return ServiceError(
         "no_worker",
         "No inference worker answers: it may still be starting, or have failed. See the output"
-        " of `just up` or its log; GET /status lists the workers.",
+        f" of `{COMMAND} up` or its log; GET /status lists the workers.",
     )
 
 
@@ -319,7 +332,7 @@ async def offer(
             raise WorkerUnresponsive from error
         except TimeoutError as error:
             cancel = subjects.cancel(tenant, request.request_id)
-            await bus.publish(cancel, Cancel(worker_id, reply))
+            await bus.publish(cancel, Cancel(worker_id, reply), headers=trace_context.headers())
             raise WorkerUnresponsive from error
     workers.on_admitted(worker_id, admitted)
 

@@ -3,6 +3,8 @@ The part of an answer that was received so far, from one worker or several. Pure
 returns what is new in them.
 """
 
+from typing import TypeGuard
+
 from services.contract.answer import after_offset, merge, text_of
 from services.contract.messages import (
     Accepted,
@@ -35,16 +37,12 @@ class Transcript:
     """
 
     def __init__(self) -> None:
-        self.text = ""
-        """The characters of all channels, in their order."""
+        self.length = 0
+        """The length of the answer in characters, as offsets count it."""
+        self._texts: list[str] = []  # of all channels, in their order
         self._events: list[AnswerEvent] = []
         self._is_accepted = False
         self._started: Started | None = None
-
-    @property
-    def length(self) -> int:
-        """The length of the answer in characters, as offsets count it."""
-        return len(self.text)
 
     def add(self, event: StreamEvent) -> StreamEvent | None:
         """Return the part of the event that is new, or None. Raises Gap or Mismatch."""
@@ -61,20 +59,29 @@ class Transcript:
                 raise Gap
         return event
 
+    def is_continued_by(self, event: StreamEvent) -> TypeGuard[AnswerEvent]:
+        """Return whether the event is new text that begins where the text so far ends."""
+        return (
+            isinstance(event, Token | ToolCallDelta)
+            and event.offset == self.length < event.end
+            and bool(event.token_ids)
+            and not self.lacks_started(event)
+        )
+
     def lacks_started(self, event: StreamEvent) -> bool:
         """
         Return whether a Started before this event was lost. A replay may have none: an attempt that
         resumes an answer needs no slot if only its end was missing.
         """
         is_text = isinstance(event, Token | ToolCallDelta)
-        return is_text and not self.text and self._started is None
+        return is_text and not self.length and self._started is None
 
     def resume(self) -> Resume | None:
         """
         Return what another worker needs to resume the answer, or None before its first text: then
         the request can simply be repeated. Raises NotResumable.
         """
-        if not self.text:
+        if not self.length:
             return None
         if self._started is None or self._started.resume_state is None:
             raise NotResumable
@@ -83,7 +90,7 @@ class Transcript:
     def _add_text(self, event: AnswerEvent) -> AnswerEvent | None:
         if event.offset > self.length:
             raise Gap
-        known, text = self.text[event.offset :], text_of(event)
+        known, text = self._text_from(event.offset), text_of(event)
         if not known.startswith(text[: len(known)]):
             raise Mismatch
         new = after_offset(event, self.length)
@@ -93,8 +100,15 @@ class Transcript:
             self._replace_tail(event)
         else:  # from the replay of a finished answer, which nobody resumes
             self._events.append(new)
-        self.text += text[len(known) :]
+        self._texts.append(text[len(known) :])
+        self.length += len(self._texts[-1])
         return new
+
+    def _text_from(self, offset: int) -> str:
+        if offset == self.length:
+            return ""
+        self._texts = ["".join(self._texts)]
+        return self._texts[0][offset:]
 
     def _replace_tail(self, event: AnswerEvent) -> None:
         """

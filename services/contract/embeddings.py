@@ -19,12 +19,15 @@ Input = Annotated[str, Meta(min_length=1, max_length=524_288)] | Tokens
 """A text, or the token ids of one, with the special tokens that the model expects."""
 
 
+Dimensions = Annotated[int, Meta(ge=1, le=1_000_000)]
+
+
 class EmbedRequest(Struct, frozen=True, omit_defaults=True):
     """`dimensions` cuts the vectors, which are normalised afterwards."""
 
     input: Annotated[tuple[Input, ...], Meta(min_length=1, max_length=MAX_INPUTS)]
     model: ModelName | None = None
-    dimensions: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    dimensions: Dimensions | None = None
 
 
 def check_dimensions(request: EmbedRequest, width: int) -> None:

@@ -14,6 +14,8 @@ ErrorCode = Literal[
     "unauthorized",
     "forbidden",  # the origin of the calling web page is not allowed
     "wrong_host",  # the name in the `Host` header is not allowed
+    "rate_limit_exceeded",  # a limit of the API key is used up
+    "too_many_sessions",  # the tenant stores as many as it may; deleting some helps
     "overloaded",  # all slots are taken and the queue is full
     "timeout",  # the request timed out before its answer began
     "no_worker",  # no worker is connected
@@ -31,6 +33,7 @@ FAILOVER_CODES: tuple[ErrorCode, ...] = ("worker_lost", "shutting_down")
 """After these, the reader resumes the answer at another worker."""
 
 RETRY_AFTER_SECONDS: dict[ErrorCode, float] = {
+    "rate_limit_exceeded": 1.0,  # unless the time is known
     "overloaded": 1.0,  # unless the time until the queue is worked off is known
     "timeout": 1.0,
     "no_worker": 2.0,

@@ -1,11 +1,11 @@
 """Records of the session log, and the requests and replies of the history service."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from services.contract.answer import Run, events_of
-from services.contract.conversation import ToolCall, ToolResults
+from services.contract.conversation import Tool, ToolCall, ToolResults
 from services.contract.errors import ErrorCode
 from services.contract.messages import (
     AnswerEvent,
@@ -27,9 +27,41 @@ Metadata = Annotated[
     dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=512)]],
     Meta(max_length=16),
 ]
+Reason = Annotated[str, Meta(min_length=1, max_length=4096)]
+Correction = Annotated[str, Meta(min_length=1, max_length=65_536)]
+Rating = Literal["up", "down"]
 PageLimit = Annotated[int, Meta(ge=1, le=1000)]
 # End of a page: a time in milliseconds and a sequence. Opaque to clients
 Cursor = Annotated[str, Meta(pattern="^[0-9]{1,14}-[1-9][0-9]{0,17}\\Z")]
+
+
+class Feedback(Struct, frozen=True, omit_defaults=True):
+    """
+    What a user thinks of an answer: a rating and a reason, the text that the answer should have
+    been, and the request id of another answer to the same prompt, to which this one is preferred.
+
+    `preferred_session` is the session of that answer, if it is another one. Both and `given_at` are
+    set by history.
+    """
+
+    rating: Rating | None = None
+    reason: Reason | None = None
+    correction: Correction | None = None
+    preferred_to: RequestId | None = None
+    preferred_session: SessionId | None = None
+    given_at: Timestamp | None = None
+
+
+class ExchangeFeedback(Struct, frozen=True):
+    """
+    Feedback on one exchange of a session, which replaces earlier feedback; None deletes it.
+    `before` is the sequence of the session's feedback before this one (0: none), so that feedback
+    is found without the records in between.
+    """
+
+    request_id: str
+    given: Feedback | None
+    before: int = 0
 
 
 class Record(Struct, frozen=True, tag_field="type", kw_only=True):
@@ -53,6 +85,8 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
     that ended the response, as in Done. `order` is that of the answer's channels (Answer.order).
     The first `prefix_length` characters of the response were given by the request. `turn` belongs
     to a response of `/v1/responses`; without a response, it has items added to a conversation.
+    `tools` are those that the model could call. `feedback` is in the log as it was imported; a
+    reply of history has the current one.
     """
 
     request_id: str
@@ -75,6 +109,8 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
     order: tuple[Run, ...] = ()
     prefix_length: int = 0
     turn: ResponseTurn | None = None
+    tools: tuple[Tool, ...] = ()
+    feedback: Feedback | None = None
 
     @property
     def prefix(self) -> str:
@@ -106,14 +142,16 @@ class Erased(Record, frozen=True, tag="erased", kw_only=True):
 
 class Described(Record, frozen=True, tag="described", kw_only=True):
     """
-    Sets title, system prompt and the metadata of a conversation of `/v1/conversations`; None
-    removes one, and an absent field leaves it as it is.
+    Sets title, system prompt and metadata; None removes one, and an absent field leaves it as it
+    is. Or sets the feedback on an exchange, which a process of an earlier version takes for a
+    description that changes nothing.
     """
 
     described_at: Timestamp
     title: Title | None | UnsetType = UNSET
     system_prompt: SystemPrompt | None | UnsetType = UNSET
     metadata: Metadata | None | UnsetType = UNSET
+    feedback: ExchangeFeedback | UnsetType = UNSET
 
 
 class Removed(Record, frozen=True, tag="removed", kw_only=True):
@@ -183,26 +221,34 @@ class ExchangeView(Struct, frozen=True):
     finish_reason: FinishReason
     model: str  # "": imported without it
     usage: Usage
+    timings: Timings = Timings(0, 0, 0)  # all 0: imported without them
     retried: bool = False
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_results: ToolResults = ()
+    feedback: Feedback | None = None
 
 
 class ExchangePage(Struct, frozen=True):
     """
     Exchanges, oldest first; fewer than `limit` if more do not fit in one NATS message. `next` is
-    the `before` of the page with earlier ones; None: there are none.
+    the `before` of the page with earlier ones; None: there are none. Not `is_complete`: the session
+    had earlier ones, which were dropped because the log was full, or expired.
     """
 
     messages: tuple[ExchangeView, ...]
     next: Cursor | None = None
+    is_complete: bool = True
 
 
 class ExchangeRequest(Struct, frozen=True):
-    """Ask for the exchange of one request id of the tenant, in any session."""
+    """
+    Ask for the exchange of one request id of the tenant. In any session it is found for a day, or
+    with MongoDB as long as it is kept; in the session that is named, as long as that is stored.
+    """
 
     request_id: RequestId
+    session_id: SessionId | None = None
 
 
 class ClearRequest(Struct, frozen=True):
@@ -218,8 +264,8 @@ class ClearRequest(Struct, frozen=True):
 class Session(Struct, frozen=True):
     """
     A session as `GET /sessions` returns it. `title` defaults to the start of its first prompt;
-    `system_prompt` is None if the worker's default applies; `exchanges` counts all, also those
-    before it was cleared.
+    `system_prompt` is None if the worker's default applies; `exchanges` counts all that are stored,
+    also those before it was cleared. `metadata` is what clients keep with it.
     """
 
     id: str
@@ -227,6 +273,7 @@ class Session(Struct, frozen=True):
     system_prompt: str | None
     exchanges: int
     last_activity: Timestamp
+    metadata: dict[str, str] = {}
 
 
 class SessionsRequest(Struct, frozen=True):
@@ -263,8 +310,15 @@ class ExportRequest(Struct, frozen=True):
 
 
 class ExportPage(Struct, frozen=True):
+    """
+    Not `is_complete`, on the first page: earlier ones were dropped, as in ExchangePage.
+    `system_prompt` is the session's own, as it is now.
+    """
+
     exchanges: tuple[Exchange, ...]
     next: Cursor | None = None
+    is_complete: bool = True
+    system_prompt: str | None = None
 
 
 class Imported(Struct, frozen=True, kw_only=True):
@@ -289,11 +343,36 @@ class Imported(Struct, frozen=True, kw_only=True):
     tool_calls: tuple[ToolCall, ...] = ()
     tool_results: ToolResults = ()
     turn: ResponseTurn | None = None
+    tools: tuple[Tool, ...] = ()
+    feedback: Feedback | None = None
 
 
 class ImportRequest(Struct, frozen=True):
     session_id: SessionId
     exchanges: tuple[Imported, ...]
+
+
+class FeedbackRequest(Struct, frozen=True):
+    """
+    Set the feedback on an exchange, in place of any earlier one; None deletes it. Of `feedback`,
+    history sets `preferred_session` and `given_at`.
+    """
+
+    session_id: SessionId
+    message_id: RequestId
+    feedback: Feedback | None
+    request_id: RequestId | None = None
+
+
+class FeedbackStored(Struct, frozen=True):
+    """
+    The feedback as it is stored. `model` is the name of the exchange's model ("": unknown). Not
+    `is_new`: it was the same before, and nothing was written.
+    """
+
+    feedback: Feedback | None
+    model: str
+    is_new: bool
 
 
 class DeleteRequest(Struct, frozen=True):
@@ -331,12 +410,14 @@ class RemoveRequest(Struct, frozen=True):
 
 class HistoryStatus(Struct, frozen=True):
     """
-    State of the history service. Figures of the log are None while it is not available.
+    State of the history service. Figures of the log are None while it is not available. Not
+    `database_expected`: MONGODB_URI names no MongoDB, and none has been there.
 
     `unarchived` counts records that MongoDB has not acknowledged, `unreadable` those that could not
     be decoded. `warning` says what is wrong with the log, or that it is nearly full, and what to
     do. `refuses` is the error code with which chats of sessions are rejected; None: they are
-    accepted.
+    accepted. Figures of the process that replies: requests that wait for their tenant's turn,
+    those `overloaded` since its start, and records `dropped` to make room without MongoDB.
     """
 
     database_connected: bool
@@ -347,3 +428,7 @@ class HistoryStatus(Struct, frozen=True):
     log_limit: int | None = None  # bytes; None: no limit but the disk
     warning: str | None = None
     refuses: ErrorCode | None = None
+    waiting: int = 0
+    overloaded: int = 0
+    dropped: int = 0
+    database_expected: bool = False

@@ -33,6 +33,7 @@ SequenceBreaker = Annotated[str, Meta(min_length=1, max_length=40)]
 Gbnf = Annotated[str, Meta(min_length=1, max_length=65_536)]
 ModelName = Annotated[str, Meta(min_length=1, max_length=512)]  # as long as two file names
 RequestId = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}\\Z")]
+WorkerId = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}\\Z")]  # a token of subjects
 Tokens = Annotated[tuple[TokenId, ...], Meta(min_length=1)]
 StoredState = Literal["log", "failed", "none"]
 ReasoningBudget = Annotated[int, Meta(ge=-1, le=1_000_000)]  # tokens; -1: no budget
@@ -198,12 +199,16 @@ class Timings(Struct, frozen=True):
 
 
 class Event(Struct, frozen=True, tag_field="type"):
-    """One of a request's events. Every accepted request ends in exactly one Done or Failed."""
+    """
+    One of a request's events. Every accepted request ends in exactly one Done or Failed.
+
+    The most frequent ones are not tracked by the garbage collector: they can't be in a cycle.
+    """
 
 
 class Accepted(Event, frozen=True, tag="accepted"):
     request_id: str
-    worker_id: str
+    worker_id: WorkerId
 
 
 class Progress(Event, frozen=True, tag="progress"):
@@ -247,7 +252,7 @@ class TokenLogprob(TokenProbability, frozen=True):
     top: tuple[TokenProbability, ...]
 
 
-class Token(Event, frozen=True, tag="token", omit_defaults=True):
+class Token(Event, frozen=True, tag="token", omit_defaults=True, gc=False):
     """
     More text of the answer's content or reasoning.
 
@@ -272,7 +277,7 @@ class Token(Event, frozen=True, tag="token", omit_defaults=True):
         return self.offset + len(self.text)
 
 
-class ToolCallDelta(Event, frozen=True, tag="tool_call", omit_defaults=True):
+class ToolCallDelta(Event, frozen=True, tag="tool_call", omit_defaults=True, gc=False):
     """
     The begin of tool call number `index`, with its id and name, or more of its arguments, or both.
     The arguments of all its events together are JSON. The other fields are those of Token.
@@ -386,7 +391,7 @@ class Replay(Struct, frozen=True):
     """
 
     request: ChatRequest
-    worker_id: str
+    worker_id: WorkerId
     reply: str
     events: tuple[StreamEvent, ...]
     is_complete: bool = True
@@ -414,7 +419,7 @@ class Cancel(Struct, frozen=True, omit_defaults=True):
     the one of that worker, or with that reply subject. It sends no event and stores nothing.
     """
 
-    worker_id: str | None = None
+    worker_id: WorkerId | None = None
     reply: str | None = None
 
 
@@ -457,9 +462,10 @@ class WorkerReport(Struct, frozen=True):
     beside its adapters that are not used. `progress` is the loaded share of the model file.
     `default_model` is the name of the model that serves requests which name none (MODEL_DEFAULT).
     `dimensions` is the number of floats in an embedding; 0 if the model gives none.
+    `prefilled_tokens` and `generated_tokens` are those computed since the worker's start.
     """
 
-    worker_id: str
+    worker_id: WorkerId
     state: Literal["loading", "ready", "draining", "failed"]
     slots: int
     running: int
@@ -475,3 +481,5 @@ class WorkerReport(Struct, frozen=True):
     adapter_faults: tuple[str, ...] = ()
     kind: ModelKind = "chat"  # known before the model is loaded
     dimensions: int = 0
+    prefilled_tokens: int = 0
+    generated_tokens: int = 0

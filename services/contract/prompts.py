@@ -11,7 +11,13 @@ from services.contract import responses, subjects
 from services.contract.codec import encode
 from services.contract.conversation import ChatMessage, ToolResult
 from services.contract.errors import ServiceError
-from services.contract.messages import ChatRequest, JsonSchemaFormat, PromptRequest, TextFormat
+from services.contract.messages import (
+    ChatRequest,
+    JsonSchemaFormat,
+    PromptRequest,
+    TextFormat,
+    ToolCallDelta,
+)
 
 MAX_BYTES = 64 * 1024
 """Of a prompt: ten exchanges and a prompt fit the NATS message limit of 1 MiB."""
@@ -127,6 +133,7 @@ def check(prompt: PromptRequest) -> None:
     _check_tools(prompt)
     if isinstance(prompt, ChatRequest):
         _check_turn(prompt)
+        _check_resume(prompt)
     if isinstance(prompt.response_format, JsonSchemaFormat):
         check_depth("response_format", prompt.response_format.json_schema.schema)
     if isinstance(prompt, ChatRequest) and is_stateless(prompt):
@@ -244,6 +251,21 @@ def _check_turn(request: ChatRequest) -> None:
             " send both, or leave out `turn`.",
         )
     check_depth("turn", [*request.turn.input, request.turn.parameters])
+
+
+def _check_resume(request: ChatRequest) -> None:
+    """Check that tool calls of the resumed answer begin in order, as Answer requires."""
+    begun = 0
+    for event in request.resume.events if request.resume else ():
+        if not isinstance(event, ToolCallDelta):
+            continue
+        if not 0 <= event.index <= begun:
+            raise ServiceError(
+                "invalid_request",
+                f"In `resume`, tool call {event.index} follows {begun} calls: send all events of"
+                " the answer, unchanged.",
+            )
+        begun = max(begun, event.index + 1)
 
 
 def _check_stateless(request: ChatRequest) -> None:

@@ -20,12 +20,11 @@ ANY = "*"
 REPLY_HEADER = "Chat-Reply"
 """Header of a request to one worker: the subject on which the caller waits for events."""
 
-EMBED = "embed.request"
-RERANK = "rerank.request"
-"""Subjects of requests that any worker with an embedding model or a reranker may take."""
-
 AGENT = "finetunellm"
 """Name of all our agents in subjects of the Synadia Agent Protocol."""
+
+AGENT_HEARTBEATS = "agents.hb.*.*.*"
+"""What callers of agents subscribe to, whichever agents these are."""
 
 HISTORY_STREAM = "HISTORY"
 HISTORY_LOG = "history.log.>"
@@ -43,6 +42,13 @@ HISTORY_REPAIR_LOCK = "history.rescued.lock"
 HISTORY_REPAIR_EMPTIED = "history.rescued.emptied"
 SESSIONS_BUCKET = "sessions"
 REQUESTS_BUCKET = "requests"
+KEYS_BUCKET = "keys"
+"""The bucket of API keys, which only edges and their operators read."""
+
+INBOX = "_INBOX"
+"""The token with which the subjects of replies start, unless NATS_INBOX_PREFIX extends it."""
+AGENT_CALLERS_INBOX = "_INBOX.agents"
+"""Where every SDK of the agent protocol waits for replies: it can't be set to another prefix."""
 
 HistoryVerb = Literal[
     "branch",
@@ -52,6 +58,7 @@ HistoryVerb = Literal[
     "describe",
     "exchange",
     "export",
+    "feedback",
     "import",
     "messages",
     "remove",
@@ -85,8 +92,19 @@ def request(tenant: str) -> str:
     return "chat.request" if tenant == OPEN_TENANT else f"chat.request.{tenant}"
 
 
+def embed_request(tenant: str) -> str:
+    """Return the subject of requests that any worker with an embedding model may take."""
+    return "embed.request" if tenant == OPEN_TENANT else f"embed.request.{tenant}"
+
+
+def rerank_request(tenant: str) -> str:
+    """Return the subject of requests that any worker with a reranker may take."""
+    return "rerank.request" if tenant == OPEN_TENANT else f"rerank.request.{tenant}"
+
+
 def tenant_of_request(subject: str) -> str:
-    return subject.removeprefix("chat.request").removeprefix(".") or OPEN_TENANT
+    """Return the tenant of such a subject."""
+    return subject.partition(".request")[2].removeprefix(".") or OPEN_TENANT
 
 
 def reply(tenant: str, request_id: str, attempt: str) -> str:
@@ -97,6 +115,49 @@ def reply(tenant: str, request_id: str, attempt: str) -> str:
 def attempt_of_reply(subject: str) -> str:
     """Return the attempt of a reply subject, or "" if it is an inbox."""
     return subject.rpartition(".")[2] if subject.startswith("chat.reply.") else ""
+
+
+def inbox(user: str) -> str:
+    """Return the prefix of the inboxes of a service or an operator as a user of NATS."""
+    return f"{INBOX}.{user}"
+
+
+def tenant_inbox(tenant: str) -> str:
+    """Return the prefix of the inboxes of a tenant's callers."""
+    return f"{INBOX}.tenant.{tenant}"
+
+
+def asking_tenant(subject: str) -> str | None:
+    """Return the tenant that the subject of a request names; None if it names none."""
+    match subject.split("."):
+        case ["chat" | "embed" | "rerank", "request"]:
+            return OPEN_TENANT
+        case ["chat", "replay", tenant, *_]:
+            return tenant
+        case ["chat" | "embed" | "rerank", "request", tenant, *_]:
+            return tenant
+        case ["chat", "worker", _, _, tenant, *_]:
+            return tenant
+        case ["history", _, tenant, *_]:
+            return tenant
+        case ["agents", _, _, tenant, *_]:
+            return tenant
+        case _:
+            return None
+
+
+def may_reply(tenant: str | None, subject: str) -> bool:
+    """
+    Return whether the answer to a request of the tenant may be sent to this reply subject: not to
+    subjects on which another tenant waits, where the tenant itself may not publish. None: a request
+    that names no tenant.
+    """
+    if tenant is None:
+        return is_reply(subject)
+    others = ("chat.reply.>", f"{tenant_inbox(ANY)}.>")
+    own = (reply(tenant, ANY, ANY), f"{tenant_inbox(tenant)}.>")
+    is_other = any(matches(pattern, subject) for pattern in others)
+    return is_reply(subject) and (not is_other or any(matches(each, subject) for each in own))
 
 
 def is_reply(subject: str) -> bool:
@@ -119,30 +180,35 @@ def report(worker_id: str) -> str:
     return f"chat.worker.{worker_id}.report"
 
 
-def tokenize(worker_id: str) -> str:
-    return f"chat.worker.{worker_id}.tokenize"
+def tokenize(worker_id: str, tenant: str) -> str:
+    return f"chat.worker.{worker_id}.tokenize.{tenant}"
 
 
-def detokenize(worker_id: str) -> str:
-    return f"chat.worker.{worker_id}.detokenize"
+def detokenize(worker_id: str, tenant: str) -> str:
+    return f"chat.worker.{worker_id}.detokenize.{tenant}"
 
 
-def count(worker_id: str) -> str:
+def count(worker_id: str, tenant: str) -> str:
     """Return the subject on which one worker counts the tokens of a chat request's prompt."""
-    return f"chat.worker.{worker_id}.count"
+    return f"chat.worker.{worker_id}.count.{tenant}"
 
 
-def embed(worker_id: str) -> str:
-    return f"chat.worker.{worker_id}.embed"
+def embed(worker_id: str, tenant: str) -> str:
+    return f"chat.worker.{worker_id}.embed.{tenant}"
 
 
-def rerank(worker_id: str) -> str:
-    return f"chat.worker.{worker_id}.rerank"
+def rerank(worker_id: str, tenant: str) -> str:
+    return f"chat.worker.{worker_id}.rerank.{tenant}"
 
 
 def agent(verb: Literal["prompt", "status", "hb"], tenant: str, session: str) -> str:
     """Return a subject of the Synadia Agent Protocol; `hb` is for heartbeats."""
     return f"agents.{verb}.{AGENT}.{tenant}.{session}"
+
+
+def usage(edge_id: str) -> str:
+    """Return the subject on which an edge tells the others what its tenants use."""
+    return f"edge.usage.{edge_id}"
 
 
 def session_of_agent(subject: str) -> str:
@@ -175,7 +241,7 @@ def erased(tenant: str) -> str:
 
 
 def tenant_of(subject: str) -> str:
-    """Return the tenant of a subject that ends with it: `erased` or `worker_request`."""
+    """Return the tenant of a subject that ends with it, such as `erased` or `worker_request`."""
     return subject.rpartition(".")[2]
 
 
@@ -247,6 +313,15 @@ def session_of_key(key: str) -> tuple[str, str]:
     return tenant, base64.urlsafe_b64decode(encoded + padding).decode()
 
 
+def is_session_key(key: str) -> bool:
+    """Return whether the key is one of a session: anyone may publish to the log's subjects."""
+    try:
+        session_of_key(key)
+    except ValueError:
+        return False
+    return True
+
+
 def snapshot_entry(key: str) -> str:
     """
     Return the key, in the bucket `sessions`, of a session's snapshot. Those of `/v1/responses` have
@@ -259,6 +334,12 @@ def snapshot_entry(key: str) -> str:
 def key_of_snapshot(entry: str) -> str:
     """Return the session key of a snapshot's key."""
     return entry.removeprefix(_RESPONSES)
+
+
+def tenant_of_snapshot(subject: str) -> str:
+    """Return the tenant of the session whose snapshot is on this subject of its bucket."""
+    entry = subject.removeprefix(f"$KV.{SESSIONS_BUCKET}.")
+    return key_of_snapshot(entry).partition(".")[0]
 
 
 def request_entry(tenant: str, request_id: str) -> str:
@@ -305,6 +386,11 @@ def repair_record(key: str) -> str:
 def repair_clear(key: str) -> str:
     """Return the subject of the number, in the repaired log, of the last Cleared or Erased."""
     return f"history.rescued.clear.{key}"
+
+
+def repair_feedback(key: str) -> str:
+    """Return the subject of the number, in the repaired log, of a session's last feedback."""
+    return f"history.rescued.feedback.{key}"
 
 
 def repair_snapshot(key: str) -> str:

@@ -1,37 +1,34 @@
 """The composition root of the edge: routes, their dependencies, and the middleware around them."""
 
 import asyncio
-import re
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from litestar import Litestar, Response
-from litestar.config.compression import CompressionConfig
 from litestar.config.cors import CORSConfig
-from litestar.datastructures import Headers
 from litestar.di import Provide
+from litestar.enums import HttpMethod
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
-from litestar.middleware.compression import CompressionMiddleware
-from litestar.types import (
-    ASGIApp,
-    ExceptionHandlersMap,
-    HTTPResponseStartEvent,
-    Message,
-    Scope,
-    Send,
-)
+from litestar.routes import HTTPRoute
+from litestar.types import ASGIApp, ExceptionHandlersMap, Message, Scope
 
+from services.client.history_requests import HistoryRequests
+from services.client.observer import AnswerObserver, Observers
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.errors import ServiceError
+from services.contract.messages import ChatRequest
 from services.edge import errors, pages, schema
 from services.edge.access_log import AccessLog
+from services.edge.activity import ActivityMonitor
 from services.edge.api import (
     anthropic,
     chat,
+    datasets,
+    feedback,
     metrics,
     models,
     ollama,
@@ -43,17 +40,23 @@ from services.edge.api import (
     sessions,
     status,
 )
+from services.edge.api import (
+    keys as key_routes,
+)
 from services.edge.api.openai_body import IGNORED_FIELDS, BodyReader, add_ignored_fields
+from services.edge.api.sessions import HISTORY_COMPLETE
 from services.edge.background import BackgroundResponses
+from services.edge.compression import COMPRESSION
 from services.edge.context import Edge
 from services.edge.errors import AnyRequest
-from services.edge.history_requests import HistoryRequests
 from services.edge.hosts import AllowedHosts
 from services.edge.idempotency import IdempotencyKeys
 from services.edge.keys import ApiKeys
 from services.edge.limits import EdgeLimits
 from services.edge.metrics import EdgeMetrics
+from services.edge.page_files import load_page, page_file
 from services.edge.parameters import SAFE_METHODS, get, reject_unknown_parameters, wants_html
+from services.edge.rate_limits import RateLimits
 from services.edge.request_body import BodyDrain
 from services.runtime.bus import Bus
 
@@ -63,6 +66,9 @@ ROUTES: list[HTTPRouteHandler] = [
     status.readyz,
     status.status,
     metrics.metrics,
+    key_routes.keys,
+    key_routes.add_key,
+    key_routes.revoke_key,
     chat.chat,
     chat.resume,
     chat.cancel,
@@ -74,6 +80,10 @@ ROUTES: list[HTTPRouteHandler] = [
     sessions.erase,
     sessions.export,
     sessions.import_,
+    feedback.give_feedback,
+    feedback.remove_feedback,
+    datasets.sft,
+    datasets.preferences,
     anthropic.messages,
     anthropic.count_message_tokens,
     ollama.ollama_chat,
@@ -114,44 +124,19 @@ BROWSER_HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 )
-EXPOSED_HEADERS = ["Content-Location", "Retry-After", "X-Request-Id", IGNORED_FIELDS]
+RATE_LIMIT_HEADERS = [
+    f"x-ratelimit-{figure}-{kind}"
+    for figure in ("limit", "remaining", "reset")
+    for kind in ("requests", "tokens")
+]
+EXPOSED_HEADERS = [
+    *("Content-Location", "Retry-After", "X-Request-Id", "X-Trace-Id"),
+    *(IGNORED_FIELDS, HISTORY_COMPLETE),
+    *RATE_LIMIT_HEADERS,
+]
+COUNTED_METHODS = ("POST", "PATCH", "PUT")
+"""Methods of requests that cost work, which `requests_per_minute` of an API key counts."""
 
-_GZIP_REFUSED = re.compile(r"gzip\s*;\s*q=0(\.0*)?\s*(,|$)", re.IGNORECASE)
-
-
-class Compression(CompressionMiddleware):
-    """
-    Litestar's compression, except for streams, whose headers and pings it would delay, and for a
-    client that sends `gzip;q=0`, which Litestar ignores.
-    """
-
-    def create_compression_send_wrapper(
-        self, send: Send, compression_encoding: str, scope: Scope
-    ) -> Send:
-        if _GZIP_REFUSED.search(Headers.from_scope(scope).get("accept-encoding", "")):
-            return send
-        chosen = super().create_compression_send_wrapper(send, compression_encoding, scope)
-
-        async def send_chosen(message: Message) -> None:
-            nonlocal chosen
-            if message["type"] == "http.response.start" and _is_stream(message):
-                chosen = send
-            await chosen(message)
-
-        return send_chosen
-
-
-def _is_stream(start: HTTPResponseStartEvent) -> bool:
-    return b"content-length" not in dict(start["headers"])
-
-
-COMPRESSION = CompressionConfig(
-    "gzip",
-    minimum_size=1024,
-    gzip_compress_level=4,  # a MiB takes 20 ms
-    exclude=["^/v1/embeddings"],  # random bits: slow to compress, and hardly smaller
-    middleware_class=Compression,
-)
 EXCEPTION_HANDLERS: ExceptionHandlersMap = {
     ServiceError: errors.service_error,
     HTTPException: errors.framework_error,
@@ -163,6 +148,7 @@ async def make_edge(
     bus: Bus,
     draining: asyncio.Event,
     limits: EdgeLimits,
+    keys: ApiKeys,
     is_strict: bool = False,
     takes_any_model: bool = False,
     counts_tenants: bool = False,
@@ -173,54 +159,97 @@ async def make_edge(
     model; with `counts_tenants`, metrics count by tenant too.
     """
     workers = WorkerDirectory()
-    edge_metrics = EdgeMetrics(bus, workers, counts_tenants)
+    activity = ActivityMonitor(bus, workers, limits)
+    edge_metrics = EdgeMetrics(bus, workers, activity, counts_tenants)
+    rate_limits = RateLimits(bus, keys, workers)
+
+    def observe(tenant: str, request: ChatRequest | None) -> AnswerObserver:
+        counted = rate_limits.observe(tenant, request)
+        measured = edge_metrics.observe(tenant, request)
+        return Observers(counted, measured) if counted else measured
+
     await bus.subscribe(subjects.report(subjects.ANY), workers.on_report)
     return Edge(
         bus,
         workers,
         HistoryRequests(bus, limits),
-        IdempotencyKeys(bus),
+        IdempotencyKeys(bus, limits),
         BodyReader(limits, is_strict, workers.only_model if takes_any_model else None),
-        BackgroundResponses(bus, workers, limits, draining, edge_metrics.observe),
+        BackgroundResponses(bus, workers, limits, draining, observe),
         draining,
         limits,
         edge_metrics,
+        activity,
+        keys,
+        rate_limits,
+        observe,
     )
+
+
+class Callers:
+    """Who sends a request: what routes depend on, and the headers that follow from it."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._keys = edge.api_keys
+        self._rate_limits = edge.rate_limits
+
+    def tenant(self, request: AnyRequest) -> str:
+        """Return the tenant, and count the request. Raises ServiceError."""
+        name = self._keys.tenant(request.headers)
+        request.state.tenant = name
+        if request.method in COUNTED_METHODS:
+            self._rate_limits.count_request(name)
+        return name
+
+    def admin(self, request: AnyRequest) -> str:
+        return self._keys.admin(request.headers)
+
+    async def add_rate_limits(self, message: Message, scope: Scope) -> None:
+        """Add the headers with what is left of the tenant's limits."""
+        name = scope["state"].get("tenant")
+        if message["type"] == "http.response.start" and name is not None:
+            message["headers"] = [*message["headers"], *self._rate_limits.headers(name)]
 
 
 def make_app(
     edge: Edge,
-    keys: ApiKeys,
     origins: Sequence[str],
     hosts: Sequence[str] = (),
     has_metrics: bool = True,
+    has_page: bool = True,
 ) -> ASGIApp:
     """
     Build the ASGI app. Pages of `origins` may send requests; `*` in them matches anything. `hosts`
     are those of AllowedHosts. Without `has_metrics`, another app serves them (make_metrics_app).
+    Without `has_page`, browsers get a welcome at `/` instead of the chat page.
     """
-
-    def tenant(request: AnyRequest) -> str:
-        return keys.tenant(request.headers)
-
+    page = load_page() if has_page else None
+    keys, callers = edge.api_keys, Callers(edge)
     cors = CORSConfig(allow_origins=list(origins), expose_headers=EXPOSED_HEADERS)
     routes = [route for route in ROUTES if has_metrics or route is not metrics.metrics]
     litestar = Litestar(
-        [*routes, *_schema_routes(keys.is_open)],
+        [
+            _options_route(routes),
+            *routes,
+            *_schema_routes(keys),
+            *([page_file] if has_page else []),
+        ],
         dependencies={
             "edge": Provide(lambda: edge, sync_to_thread=False),
-            "tenant": Provide(tenant, sync_to_thread=False),
+            "page": Provide(lambda: page, sync_to_thread=False),
+            "tenant": Provide(callers.tenant, sync_to_thread=False),
+            "admin": Provide(callers.admin, sync_to_thread=False),
         },
         exception_handlers=EXCEPTION_HANDLERS,
         cors_config=cors,
         compression_config=COMPRESSION,
-        before_send=[add_ignored_fields, _add_browser_headers],
-        before_request=partial(_check, cors, AllowedHosts(hosts, keys.is_open)),
+        before_send=[add_ignored_fields, _add_browser_headers, callers.add_rate_limits],
+        before_request=partial(_check, cors, AllowedHosts(hosts, keys)),
         openapi_config=None,  # see schema.py
         request_max_body_size=edge.limits.max_body_bytes,
         logging_config=None,
     )
-    return AccessLog(BodyDrain(litestar, edge.limits), edge.metrics)
+    return AccessLog(BodyDrain(litestar, edge.limits), edge.metrics, edge.activity)
 
 
 def make_metrics_app(edge: Edge) -> ASGIApp:
@@ -229,39 +258,74 @@ def make_metrics_app(edge: Edge) -> ASGIApp:
         [metrics.metrics],
         dependencies={
             "edge": Provide(lambda: edge, sync_to_thread=False),
-            "tenant": Provide(lambda: subjects.OPEN_TENANT, sync_to_thread=False),
+            "admin": Provide(lambda: subjects.OPEN_TENANT, sync_to_thread=False),
         },
         exception_handlers=EXCEPTION_HANDLERS,
         compression_config=COMPRESSION,
         openapi_config=None,
         logging_config=None,
     )
-    return AccessLog(BodyDrain(litestar, edge.limits), edge.metrics)
+    return AccessLog(BodyDrain(litestar, edge.limits), edge.metrics, edge.activity)
+
+
+def _options_route(routes: Sequence[HTTPRouteHandler]) -> HTTPRouteHandler:
+    """
+    Return the handler of OPTIONS, which names all methods of a path. Litestar's own handler names
+    those of one route only: https://github.com/litestar-org/litestar/issues/4169
+    """
+
+    def options(request: AnyRequest) -> Response[None]:
+        path = request.scope["path_template"]
+        methods = next(
+            each.methods
+            for each in request.app.routes
+            if isinstance(each, HTTPRoute) and each.path_format == path
+        )
+        return Response(None, headers={"Allow": ", ".join(sorted(methods))})
+
+    paths = sorted({path for handler in routes for path in handler.paths})
+    method = [HttpMethod.OPTIONS]
+    return HTTPRouteHandler(paths, http_method=method, status_code=204, sync_to_thread=False)(
+        options
+    )
+
+
+class Reference(NamedTuple):
+    """The reference: a page for browsers, the document for programs."""
+
+    page: str
+    json: bytes
+    yaml: bytes
 
 
 @cache
-def _schema_routes(is_open: bool) -> tuple[HTTPRouteHandler, ...]:
-    """Return the routes of the reference: a page for browsers, the document for programs."""
+def _reference(is_open: bool) -> Reference:
     document = schema.document(ROUTES, is_open)
-    page = pages.reference(document)
     json, yaml = msgspec.json.encode(document), msgspec.yaml.encode(document)
+    return Reference(pages.reference(document), json, yaml)
+
+
+def _schema_routes(keys: ApiKeys) -> tuple[HTTPRouteHandler, ...]:
+    _reference(keys.is_open)  # takes a tenth of a second, which no request shall wait for
 
     @get("/schema", sync_to_thread=False)
     def negotiated(request: AnyRequest) -> Response[Any]:
-        return pages.respond(page) if wants_html(request) else json_response()
+        page = _reference(keys.is_open).page
+        return pages.respond(page) if wants_html(request) else as_json()
 
     @get("/schema/openapi.json", sync_to_thread=False)
-    def as_json() -> Response[bytes]:
-        return json_response()
+    def in_json() -> Response[bytes]:
+        return as_json()
 
     @get(["/schema/openapi.yaml", "/schema/openapi.yml"], sync_to_thread=False)
-    def as_yaml() -> Response[bytes]:
-        return Response(yaml, media_type="application/yaml")
+    def in_yaml() -> Response[bytes]:
+        return Response(_reference(keys.is_open).yaml, media_type="application/yaml")
 
-    def json_response() -> Response[bytes]:
+    def as_json() -> Response[bytes]:
+        json = _reference(keys.is_open).json
         return Response(json, media_type="application/json", headers={"Vary": "Accept"})
 
-    return negotiated, as_json, as_yaml
+    return negotiated, in_json, in_yaml
 
 
 async def _add_browser_headers(message: Message, scope: Scope) -> None:

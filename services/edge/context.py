@@ -1,19 +1,25 @@
 """The context that all route handlers share, and how Litestar injects it into them."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from litestar.di import NamedDependency
 
 from services.client.chat_client import ChatClient
 from services.client.embedding_client import EmbeddingClient
+from services.client.history_requests import HistoryRequests
+from services.client.observer import Observe
 from services.client.routing import WorkerDirectory
+from services.edge.activity import ActivityMonitor
 from services.edge.api.openai_body import BodyReader
 from services.edge.background import BackgroundResponses
-from services.edge.history_requests import HistoryRequests
 from services.edge.idempotency import IdempotencyKeys, StoredAnswers
+from services.edge.keys import ApiKeys
 from services.edge.limits import EdgeLimits
 from services.edge.metrics import EdgeMetrics
+from services.edge.rate_limits import RateLimits
 from services.runtime.bus import Bus
 
 
@@ -30,13 +36,19 @@ class Edge:
     draining: asyncio.Event
     limits: EdgeLimits
     metrics: EdgeMetrics
+    activity: ActivityMonitor
+    api_keys: ApiKeys
+    rate_limits: RateLimits
+    observe: Observe
 
     def chat_client(self, tenant: str) -> ChatClient:
-        observe = self.metrics.observe
-        return ChatClient(self.bus, tenant, self.workers, self.limits.failover, observe)
+        return ChatClient(self.bus, tenant, self.workers, self.limits.failover, self.observe)
 
-    def embedding_client(self) -> EmbeddingClient:
-        return EmbeddingClient(self.bus, self.workers, self.limits.embedding)
+    @contextmanager
+    def embedding_client(self, tenant: str, size: int) -> Iterator[EmbeddingClient]:
+        """Yield a client for one request with an input of `size` bytes. Raises ServiceError."""
+        with self.rate_limits.embedding(tenant, size) as observe:
+            yield EmbeddingClient(self.bus, self.workers, tenant, self.limits.embedding, observe)
 
     def stored_answers(self, tenant: str) -> StoredAnswers:
         client = self.chat_client(tenant)
@@ -46,3 +58,8 @@ class Edge:
 TheEdge = NamedDependency[Edge]
 Tenant = NamedDependency[str]
 """The tenant of the request's API key. A route with this argument requires a key."""
+Admin = NamedDependency[str]
+"""
+The name of the admin whose key the request has. A route with this argument requires such a key, if
+keys are required at all.
+"""

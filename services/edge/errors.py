@@ -10,7 +10,7 @@ from litestar.exceptions import HTTPException
 
 from services.contract.errors import ErrorCode, ServiceError
 from services.edge.plain_errors import in_plain_words
-from services.runtime import logs
+from services.runtime import logs, trace_context
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ TABLE: dict[ErrorCode, ErrorKind] = {
     "conflict": ErrorKind(409, "invalid_request_error"),
     "wrong_host": ErrorKind(421, "invalid_request_error"),
     "payload_too_large": ErrorKind(413, "invalid_request_error"),
+    "rate_limit_exceeded": ErrorKind(429, "rate_limit_error"),
+    "too_many_sessions": ErrorKind(429, "rate_limit_error"),
     "internal": ErrorKind(500, "server_error"),
     "overloaded": ErrorKind(503, "server_error"),
     "timeout": ErrorKind(504, "server_error"),
@@ -53,12 +55,13 @@ ANTHROPIC_TYPES = {
     404: "not_found_error",
     409: "conflict_error",
     413: "request_too_large",
+    429: "rate_limit_error",
     503: "overloaded_error",
     504: "timeout_error",
 }
 """Error types of Anthropic's API by status; of any other status `api_error`."""
 
-NOT_RETRYABLE: tuple[ErrorCode, ...] = ("conflict", "model_unavailable")
+NOT_RETRYABLE: tuple[ErrorCode, ...] = ("conflict", "model_unavailable", "too_many_sessions")
 """OpenAI's SDKs retry these statuses unless `x-should-retry: false` is sent."""
 
 IMPLIED_METHODS = ("HEAD", "OPTIONS")
@@ -120,7 +123,13 @@ def body(error: ServiceError) -> ErrorBody:
         "code": error.code,
     }
     more = error.fields if isinstance(error, DetailedError) else {}
-    return {"error": content, **more}
+    return {"error": content | trace_field(), **more}
+
+
+def trace_field() -> ErrorBody:
+    """Return the field of an error that names the trace of the request; none outside of one."""
+    trace_id = trace_context.trace_id()
+    return {"trace_id": trace_id} if trace_id else {}
 
 
 def _describe(request: AnyRequest, error: HTTPException, headers: dict[str, str]) -> ServiceError:
@@ -149,11 +158,12 @@ def anthropic_body(error: ServiceError) -> ErrorBody:
         "type": "error",
         "error": {"type": kind, "message": in_plain_words(error.message), **more},
         "request_id": logs.request_id.get(),
+        **trace_field(),
     }
 
 
 def ollama_body(error: ServiceError) -> ErrorBody:
-    return {"error": in_plain_words(error.message)}
+    return {"error": in_plain_words(error.message), **trace_field()}
 
 
 def _response(

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from services.contract.errors import ServiceError
+from services.edge.keys import ApiKeys
 
-ANY = "*"
 _HOST = re.compile(r"\[?(?P<name>[^\[\]]*?)\]?(?::\d+)?", re.ASCII)
 
 
@@ -20,17 +20,17 @@ class AllowedHosts:
     rejected if no API key protects the server: a site on the internet can't have another one.
     """
 
-    def __init__(self, patterns: Sequence[str], is_open: bool) -> None:
+    def __init__(self, patterns: Sequence[str], keys: ApiKeys) -> None:
         self._patterns = [pattern.lower() for pattern in patterns]
-        self._allows_all = ANY in patterns or (not patterns and not is_open)
+        self._keys = keys
 
     def check(self, host: str) -> None:
         """Raise ServiceError(wrong_host) for a `Host` header that is not served."""
         found = _HOST.fullmatch(host.lower())
         name = found["name"].rstrip(".") if found else host
-        if self._allows_all or _is_local(name):
+        if not self._patterns and not self._keys.is_open:
             return
-        if any(fnmatchcase(name, pattern) for pattern in self._patterns):
+        if _is_local(name) or any(fnmatchcase(name, pattern) for pattern in self._patterns):
             return
         raise ServiceError(
             "wrong_host",

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -19,18 +20,22 @@ from typing import Literal, NamedTuple, TypeVar
 from msgspec import Struct
 
 from services.client.chat_client import ChatClient, new_request_id
+from services.client.history_requests import HistoryRequests
 from services.contract import subjects
 from services.contract.answer import after_offset
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.history import Exchange, ExchangeRequest
 from services.contract.messages import Done, Failed, PromptRequest, StreamEvent
-from services.edge.history_requests import HistoryRequests
 from services.edge.limits import EdgeLimits
 from services.runtime.bus import Bus
+from services.runtime.logs import RateLimitedLog
 from services.runtime.streams import Bucket, Conflict, StreamUnavailable
+from services.runtime.token_bucket import TokenBuckets
 
 MAX_KEY_LENGTH = 256
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -74,19 +79,37 @@ class ClaimState(NamedTuple):
 class IdempotencyKeys:
     """The claims of all edges. Each method raises ServiceError(bus_unavailable) without NATS."""
 
-    def __init__(self, bus: Bus, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, bus: Bus, limits: EdgeLimits, clock: Callable[[], float] = time.time
+    ) -> None:
         """`clock` returns Unix time in seconds."""
         self._bucket = Bucket(bus, subjects.REQUESTS_BUCKET)
+        self._new = TokenBuckets(
+            "new Idempotency-Keys", limits.claim_burst, limits.claims_per_second
+        )
+        self._rejections = RateLimitedLog(log)
         self._clock = clock
 
     async def claim(self, keyed: KeyedRequest, request_id: str, revision: int = 0) -> bool:
-        """Claim the key for a request. Return False if another edge did so since `revision`."""
+        """
+        Claim the key for a request. Return False if another edge did so since `revision`. Raises
+        ServiceError(rate_limit_exceeded) if the tenant has too many new keys.
+        """
+        if not revision:
+            self._count(keyed.tenant)
         claim = Claim(keyed.body, request_id, self._clock())
         try:
             await _on_bucket(self._bucket.put(keyed.entry, encode(claim), revision))
         except Conflict:
             return False
         return True
+
+    def _count(self, tenant: str) -> None:
+        try:
+            self._new.take(tenant)
+        except ServiceError as error:
+            self._rejections.warning("request rejected tenant=%s: %s", tenant, error)
+            raise
 
     async def find(self, keyed: KeyedRequest) -> ClaimState:
         """Return the claim of a key. Raises ServiceError(conflict) if it is for another request."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from services.client.embedding_client import EmbeddingPolicy
 from services.client.failover import DEFAULT_POLICY, FailoverPolicy
+from services.client.history_requests import HistoryLimits
 from services.contract.messages import MAX_SCHEMA_BYTES
 from services.runtime.bus import TASKS_DEADLINE
 from services.runtime.process import DRAIN_DEADLINE
@@ -14,7 +15,7 @@ ENVELOPE_BYTES = 4 * KIB
 
 
 @dataclass(frozen=True)
-class EdgeLimits:
+class EdgeLimits(HistoryLimits):
     """Times are in seconds. Sizes that depend on NATS are derived from `max_payload_bytes`."""
 
     max_payload_bytes: int = MIB  # of one NATS message: `max_payload` of the server
@@ -22,11 +23,26 @@ class EdgeLimits:
     # --- one HTTP connection ---
     # of headers, trailers and chunk framing of a request, plus as many bytes as its body has
     overhead_bytes: int = 64 * KIB
-    slice_bytes: int = 64 * KIB  # parsed in one go, before other connections have a turn
+    max_headers: int = 200  # and trailers; each one costs more memory than its bytes
+    slice_bytes: int = 64 * KIB  # of a body, parsed in one go
+    head_slice_bytes: int = 2 * KIB  # of anything else, in which small requests can follow another
+    # in a row; a pause follows each further one, `invalid_pause` times as long as its handling, so
+    # that the connection uses at most a tenth of the server's time
+    invalid_requests: int = 3
+    invalid_pause: float = 9.0
+    max_invalid_pause_seconds: float = 2.0
+    # before a request that came before the response to the previous one: common clients wait
+    pipeline_pause_seconds: float = 0.02
+    drop_pause_seconds: float = 0.05  # between two reads of what follows a rejected request
     send_buffer_bytes: int = 128 * KIB  # in the kernel, which reports progress in thirds of it
     # without progress, after which a client that does not read is disconnected
     stall_seconds: float = 30.0
     stall_checks: int = 6  # of progress, within `stall_seconds`
+    # minimum of an unfinished request that must arrive in each `receive_seconds`
+    receive_bytes: int = 8 * KIB
+    receive_seconds: float = 10.0
+    # fewer, if the process may open fewer files; at the limit, a new one replaces an idle one
+    max_connections: int = 20_000
     linger_seconds: float = 2.0  # for a client that is still sending to receive its error
     # longer than proxies keep idle connections, so that they never send on a closed one
     keep_alive_seconds: int = 75
@@ -56,6 +72,13 @@ class EdgeLimits:
     failover: FailoverPolicy = DEFAULT_POLICY
     embedding: EmbeddingPolicy = EmbeddingPolicy()
 
+    # --- activity, as the page shows it ---
+    sample_seconds: float = 2.0
+    max_samples: int = 300
+    ttft_seconds: float = 60.0  # of which a sample has percentiles of the time to first token
+    max_ttfts: int = 2_000  # of the last answers; more in a minute are not all counted
+    max_failures: int = 100
+
     # --- responses in background ---
     background_seconds: float = 86_400.0  # for which a worker continues one without a reader
     # without any worker that has it, after which an edge starts it again; longer than a failover
@@ -68,18 +91,19 @@ class EdgeLimits:
     # for the edge that claimed a key to find a worker, before another edge takes over
     claim_seconds: float = 2.0
     claim_poll_seconds: float = 0.05
+    # new keys of one tenant at one edge, which are stored for a day also if nothing is answered
+    claim_burst: int = 10_000
+    claims_per_second: float = 10.0
     # for history to come back, as long as a worker waits for it
     history_restart_seconds: float = 9.0
     history_poll_seconds: float = 0.3
 
-    # --- requests to history ---
-    history_seconds: float = 10.0  # for a process that is alive
+    # --- requests to history, beside those of HistoryLimits ---
     import_seconds: float = 60.0  # for one batch
-    ready_seconds: float = 2.5
+    dataset_sessions: int = 1000  # per page of the list of a dataset's sessions
+    dataset_lists: int = 20  # times at most that the begin of this list is read again
+    dataset_tries: int = 5  # at a page of a dataset, with the error's pause between two
     scrape_seconds: float = 2.5  # Prometheus waits 10 s for /metrics by default
-    # without a keep-alive, after which one process counts as dead and all are asked
-    silence_seconds: float = 0.5
-    total_silence_seconds: float = 2.5  # without a keep-alive from any process
 
     @property
     def drain_seconds(self) -> int:

@@ -11,10 +11,8 @@ only if a setting asks for them.
 """
 
 import time
-from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,13 +23,11 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from services.client.observer import AnswerObserver
 from services.client.routing import WorkerDirectory
 from services.contract.errors import ErrorCode
-from services.contract.history import HistoryStatus
+from services.contract.history import Feedback, HistoryStatus
 from services.contract.messages import (
     ChatRequest,
     Done,
@@ -40,15 +36,19 @@ from services.contract.messages import (
     StreamEvent,
     Token,
     ToolCallDelta,
-    WorkerReport,
 )
-from services.contract.version import VERSION
+from services.edge.activity import ActivityMonitor
 from services.runtime.bus import Bus
+from services.runtime.metrics import (
+    StateCollector,
+    history_families,
+    process_families,
+    worker_families,
+)
 
 MEDIA_TYPE = "text/plain; version=0.0.4"  # Litestar adds the charset
 UNKNOWN_MODEL = "unknown"
 """Label of requests for a model that no worker has: its name is the caller's, so unbounded."""
-WORKER_STATES = ("loading", "ready", "draining", "failed")
 VLLM_REASONS: dict[FinishReason, str] = {
     "stop": "stop",
     "tool_calls": "stop",
@@ -81,10 +81,17 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 class EdgeMetrics:
     """The metrics of one edge, in a registry of their own."""
 
-    def __init__(self, bus: Bus, workers: WorkerDirectory, by_tenant: bool = False) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        workers: WorkerDirectory,
+        activity: ActivityMonitor,
+        by_tenant: bool = False,
+    ) -> None:
         """`by_tenant`: count answers and tokens by tenant too."""
         self._bus = bus
         self._workers = workers
+        self._activity = activity
         self._registry = CollectorRegistry()
         self._answers = AnswerMetrics(self._registry)
         self._tenants = TenantMetrics(self._registry) if by_tenant else None
@@ -110,6 +117,12 @@ class EdgeMetrics:
             "Readers that returned to an existing answer.",
             registry=self._registry,
         )
+        self._feedback = Counter(
+            "finetunellm_feedback",
+            "Feedback on answers: `up`, `down`, `corrected`, `preferred`.",
+            ("model_name", "kind"),
+            registry=self._registry,
+        )
         ProcessCollector(registry=self._registry)
 
     def observe(self, tenant: str, request: ChatRequest | None) -> AnswerObserver:
@@ -118,7 +131,13 @@ class EdgeMetrics:
             self._resumes.inc()
             return RejoinObserver(self._answers)
         count_tenant = self._tenants.counting(tenant) if self._tenants else _count_no_tenant
-        return MeasuredAnswer(self._answers, self._model_name(request.model), count_tenant)
+        model = self._model_name(request.model)
+
+        def on_failure(code: ErrorCode) -> None:
+            self._activity.on_failed_answer(code, model, tenant, str(request.request_id))
+
+        on_first_token = self._activity.on_first_token
+        return MeasuredAnswer(self._answers, model, count_tenant, on_first_token, on_failure)
 
     def on_http_request(self, api: str, status: int, code: ErrorCode | None) -> None:
         self._http_requests.labels(api, status).inc()
@@ -129,28 +148,27 @@ class EdgeMetrics:
         """Count a request that got an earlier answer by its Idempotency-Key."""
         self._repeats.inc()
 
+    def on_feedback(self, model: str, given: Feedback) -> None:
+        """Count new feedback on an answer of this model, whose name an import may have invented."""
+        name = model if model in self._workers.model_names() else UNKNOWN_MODEL
+        kinds = {"corrected": given.correction, "preferred": given.preferred_to}
+        for kind in (given.rating, *(kind for kind, value in kinds.items() if value)):
+            if kind:
+                self._feedback.labels(name, kind).inc()
+
     def render(self, history: HistoryStatus | None) -> bytes:
         """Return all metrics, with the status of history; None: it does not reply."""
-        process = _process_families(self._bus)
-        fleet = _fleet_families(self._workers.reports())
-        stored = _history_families(history)
-        return generate_latest(Families([self._registry.collect(), process, fleet, stored]))
+        process = process_families(self._bus)
+        fleet = worker_families(self._workers.reports())
+        stored = history_families(history)
+        everything = chain(self._registry.collect(), process, fleet, stored)
+        return generate_latest(StateCollector(lambda: everything))
 
     def _model_name(self, name: str | None) -> str:
         if name in self._workers.model_names():
             return str(name)
         model = self._workers.find_model(name)
         return model.name if model else UNKNOWN_MODEL
-
-
-class Families(Collector):
-    """Metric families that were collected elsewhere."""
-
-    def __init__(self, groups: Sequence[Iterable[Metric]]) -> None:
-        self._groups = groups
-
-    def collect(self) -> Iterable[Metric]:
-        return chain.from_iterable(self._groups)
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -281,10 +299,20 @@ class MeasuredAnswer(RejoinObserver):
     (docs/decisions/0084).
     """
 
-    def __init__(self, metrics: AnswerMetrics, model: str, count_tenant: CountTenant) -> None:
+    def __init__(
+        self,
+        metrics: AnswerMetrics,
+        model: str,
+        count_tenant: CountTenant,
+        on_first_token: Callable[[float], None],
+        on_failure: Callable[[ErrorCode], None],
+    ) -> None:
+        """`on_first_token` takes the seconds until then."""
         super().__init__(metrics)
         self._model = model
         self._count_tenant = count_tenant
+        self._on_first_token = on_first_token
+        self._on_failure = on_failure
         self._inter_token = metrics.inter_token.labels(model)
         self._started_at = self._last_at = time.monotonic()
         self._has_text = self._has_ended = False
@@ -311,6 +339,7 @@ class MeasuredAnswer(RejoinObserver):
         if not self._has_text:
             self._has_text = True
             self._metrics.ttft.labels(self._model).observe(now - self._started_at)
+            self._on_first_token(now - self._started_at)
         elif tokens:
             self._inter_token.observe((now - self._last_at) / tokens)
         self._tokens += tokens
@@ -335,6 +364,7 @@ class MeasuredAnswer(RejoinObserver):
 
     def _on_failed(self, failed: Failed) -> None:
         self._metrics.failed.labels(self._model, failed.code).inc()
+        self._on_failure(failed.code)
         self._end("error", 0, self._tokens)
 
     def _end(self, reason: str, prompt_tokens: int, generated_tokens: int) -> None:
@@ -345,91 +375,3 @@ class MeasuredAnswer(RejoinObserver):
         metrics.generation_tokens.labels(model).inc(generated_tokens)
         metrics.predicted_tokens.labels(model).inc(generated_tokens)
         self._count_tenant(prompt_tokens, generated_tokens)
-
-
-# --- the state at a scrape ------------------------------------------------------------------------
-
-
-def _process_families(bus: Bus) -> Iterator[Metric]:
-    info = GaugeMetricFamily("finetunellm_build_info", "Version.", labels=("version",))
-    info.add_metric((VERSION,), 1)
-    yield info
-    yield GaugeMetricFamily("finetunellm_nats_connected", "1: connected.", int(bus.connected))
-    about = "NATS messages to this edge that could not be parsed."
-    yield CounterMetricFamily("finetunellm_dropped_frames", about, bus.dropped_frames)
-
-
-class WorkerGauge(NamedTuple):
-    """A sum over the workers of a model."""
-
-    name: str
-    about: str
-    value: Callable[[WorkerReport], float]
-
-
-WORKER_GAUGES = (
-    WorkerGauge("vllm:num_requests_running", "Requests with a slot.", lambda r: r.running),
-    WorkerGauge("vllm:num_requests_waiting", "Requests without a slot yet.", lambda r: r.waiting),
-    WorkerGauge("llamacpp:requests_processing", "Requests with a slot.", lambda r: r.running),
-    WorkerGauge("llamacpp:requests_deferred", "Requests without a slot yet.", lambda r: r.waiting),
-    WorkerGauge("finetunellm_slots", "Requests that can have a slot.", lambda r: r.slots),
-    WorkerGauge("finetunellm_queue_limit", "Requests that may wait.", lambda r: r.queue),
-    WorkerGauge(
-        "finetunellm_queued_tokens",
-        "Estimate of the tokens to compute for waiting requests.",
-        lambda r: r.queued_tokens,
-    ),
-    WorkerGauge(
-        "finetunellm_tokens_per_second",
-        "Recent rate of prefill and decode.",
-        lambda r: r.tokens_per_second,
-    ),
-)
-
-
-def _fleet_families(reports: Sequence[WorkerReport]) -> Iterator[Metric]:
-    names = sorted({report.name for report in reports})
-    for gauge in WORKER_GAUGES:
-        family = GaugeMetricFamily(gauge.name, gauge.about, labels=("model_name",))
-        for name in names:
-            family.add_metric((name,), sum(gauge.value(r) for r in reports if r.name == name))
-        yield family
-    states: Tally[tuple[str, str]] = Tally((report.name, report.state) for report in reports)
-    family = GaugeMetricFamily("finetunellm_workers", "Workers.", labels=("model_name", "state"))
-    for name in names:
-        for state in WORKER_STATES:
-            family.add_metric((name, state), states[name, state])
-    yield family
-
-
-def _history_families(status: HistoryStatus | None) -> Iterator[Metric]:
-    """Yield history's figures. Those that it does not know have no value."""
-    known: dict[str, Any] = {}
-    if status:
-        known = {
-            "database_connected": status.database_connected,
-            "history_refuses": status.refuses is not None,
-            "log_records": status.log_records,
-            "log_bytes": status.log_bytes,
-            "log_limit_bytes": status.log_limit,
-            "unarchived_records": status.unarchived,
-            "unreadable_records": status.unreadable,
-        }
-    known["history_up"] = status is not None
-    for name, about in HISTORY_GAUGES.items():
-        family = GaugeMetricFamily(f"finetunellm_{name}", about)
-        if known.get(name) is not None:
-            family.add_metric((), float(known[name]))
-        yield family
-
-
-HISTORY_GAUGES = {
-    "history_up": "1: a history process replies.",
-    "history_refuses": "1: history rejects chats of sessions.",
-    "database_connected": "1: history is connected to MongoDB.",
-    "log_records": "Records in the log.",
-    "log_bytes": "Size of the log.",
-    "log_limit_bytes": "Maximum size of the log; no value: no limit.",
-    "unarchived_records": "Records that MongoDB has not acknowledged.",
-    "unreadable_records": "Records of the log that could not be decoded.",
-}

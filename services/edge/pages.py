@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 from litestar import Response
 
+from services.contract.version import COMMAND
+
 STYLE = """
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem }
@@ -43,7 +45,7 @@ def welcome(host: str) -> str:
     return _page(
         "FineTuneLLM",
         "<p>The server is running. Talk to it in a terminal:</p>"
-        f'<pre>just chat\n\ncurl -N {escape(url)}/chat -d \'{{"prompt":"Hello!"}}\'</pre>'
+        f'<pre>{COMMAND} chat\n\ncurl -N {escape(url)}/chat -d \'{{"prompt":"Hello!"}}\'</pre>'
         '<ul><li><a href="/schema">All routes</a>, with their fields and examples</li>'
         '<li><a href="/status">Status</a>: what is loaded and connected</li>'
         f"<li>OpenAI clients: base URL <code>{escape(url)}/v1</code></li></ul>",
@@ -69,8 +71,10 @@ def reference(document: dict[str, Any]) -> str:
             for method, operation in item.items():
                 if tag["name"] in operation["tags"]:
                     parts += _operation(f"{method.upper()} {path}", operation)
-    error = document["components"]["responses"]["Error"]
-    parts.append(f"<h2>Errors</h2><p>{_prose(error['description'])}</p><h2>Types</h2>")
+    parts.append("<h2>Errors</h2>")
+    for error in document["components"]["responses"].values():
+        parts += [f"<p>{_prose(error['description'])}</p>", *_content(error["content"])]
+    parts.append("<h2>Types</h2>")
     for name, schema in document["components"]["schemas"].items():
         parts += [f'<h3 id="{escape(name)}">{escape(name)}</h3>', _fields(schema)]
     return _page(f"{info['title']} {info['version']}: HTTP API", "\n".join(parts))
@@ -94,12 +98,13 @@ def _operation(title: str, operation: dict[str, Any]) -> Iterator[str]:
     for status, answer in operation["responses"].items():
         if status != "default":
             yield f"<p>Response {status}: {_prose(answer['description'])}</p>"
-            yield from _content(answer["content"])
+            yield from _content(answer.get("content", {}))
 
 
 def _content(content: dict[str, Any]) -> Iterator[str]:
     for media, each in content.items():
-        yield f"<p><code>{escape(media)}</code>: {_type(each['schema'])}</p>"
+        kind = "events" if media == "text/event-stream" else _type(each["schema"])
+        yield f"<p><code>{escape(media)}</code>: {kind}</p>"
         if example := each.get("example"):
             text = example if isinstance(example, str) else _json(example)
             yield f"<pre>{escape(text.strip())}</pre>"
@@ -134,10 +139,15 @@ def _type(schema: dict[str, Any]) -> str:
 
 
 def _bounds(schema: dict[str, Any]) -> str:
-    minimum, maximum = schema.get("minimum"), schema.get("maximum")
-    if minimum is None and maximum is None:
-        return ""
-    return f" ({'' if minimum is None else minimum} … {'' if maximum is None else maximum})"
+    """Return the limits of a number, or of the length of a text."""
+    for least, most, unit in (
+        ("minimum", "maximum", ""),
+        ("minLength", "maxLength", " characters"),
+    ):
+        if least in schema or most in schema:
+            span = f"{schema.get(least, '')} … {schema.get(most, '')}".strip()
+            return f" ({span}{unit})"
+    return ""
 
 
 def _table(rows: Iterator[tuple[str, ...]]) -> str:

@@ -24,6 +24,11 @@ _EXPECTED = re.compile(
 )
 _OTHERS: tuple[tuple[str, str], ...] = (
     (r"Invalid (?:enum )?value (.+?) - at `\$\.([^`]+)`", r"The {noun} `\2` can't be \1"),
+    (
+        r"(?:Invalid RFC3339 encoded datetime|Expected `datetime` with a timezone component)"
+        r" - at `\$\.([^`]+)`",
+        r"The {noun} `\1` must be a time such as 2026-11-28T09:30:00Z",
+    ),
     (r"Number out of range - at `\$\.([^`]+)`", r"The {noun} `\1` is out of range"),
     (r"Object missing required field `(\w+)`(?! - at)", r"The {noun} `\1` is missing"),
     (r"Expected `object`, got `\w+`(?! - at)", "The JSON must be an object"),

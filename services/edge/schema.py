@@ -18,11 +18,15 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
 from services.contract import history
+from services.contract.messages import SessionId
 from services.contract.version import VERSION
+from services.edge import datasets
 from services.edge.api import (
     anthropic,
     anthropic_body,
     chat,
+    feedback,
+    keys,
     objects,
     ollama,
     ollama_body,
@@ -34,7 +38,7 @@ from services.edge.api import (
     sessions,
     status,
 )
-from services.edge.errors import TABLE
+from services.edge.errors import ANTHROPIC_PATH, OLLAMA_PATH, TABLE
 
 TEXTS = Path(__file__).with_name("openapi.yaml")
 MODULES = (
@@ -44,7 +48,10 @@ MODULES = (
     anthropic_body,
     chat,
     sessions,
+    feedback,
+    datasets,
     status,
+    keys,
     openai_requests,
     objects,
     openai_responses_body,
@@ -54,6 +61,8 @@ MODULES = (
     history,
 )
 """Modules with the types of bodies and responses that openapi.yaml refers to."""
+ERRORS = ((ANTHROPIC_PATH, "AnthropicError"), (OLLAMA_PATH, "OllamaError"), ("/", "Error"))
+"""The form of errors by the start of the path."""
 REQUEST_ID = {
     "name": "X-Request-Id",
     "in": "header",
@@ -70,11 +79,11 @@ def document(handlers: Sequence[HTTPRouteHandler], is_open: bool) -> dict[str, A
     texts: dict[str, str] = document.pop("x-fields")
     document["info"]["version"] = VERSION
     if is_open:
-        document["info"]["description"] += " EDGE_API_KEYS is not set: no key is needed."
+        document["info"]["description"] += " There are no API keys yet: no key is needed."
     schemes = document["components"]["securitySchemes"]
     security: list[dict[str, list[str]]] = [{name: []} for name in schemes]
     for handler in handlers:
-        is_keyed = "tenant" in get_type_hints(handler.fn)
+        is_keyed = not get_type_hints(handler.fn).keys().isdisjoint(("tenant", "admin"))
         for template in handler.paths:
             path = re.sub(r":\w+}", "}", template)
             for method in handler.http_methods - {"HEAD"}:
@@ -90,7 +99,9 @@ def document(handlers: Sequence[HTTPRouteHandler], is_open: bool) -> dict[str, A
     document["components"]["schemas"] = {
         name: _describe_fields(name, schema, texts) for name, schema in schemas.items()
     }
-    return document
+    json = msgspec.json.encode(document).replace(rb'\\Z"', b'$"')  # JSON schemas have no \Z
+    completed: dict[str, Any] = msgspec.json.decode(json)
+    return completed
 
 
 def types_in(text: str) -> dict[str, type[Struct]]:
@@ -109,10 +120,13 @@ def _complete(
     operation["operationId"] = re.sub(r"\W+", "_", f"{method.lower()}{path}").rstrip("_")
     more = operation.get("parameters", [])
     operation["parameters"] = [*_parameters(path, query, texts), *more, REQUEST_ID]
-    (response,) = operation["responses"].values()
-    request_id = {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}}
-    response["headers"] = request_id | response.get("headers", {})
-    operation["responses"]["default"] = {"$ref": "#/components/responses/Error"}
+    ids = {
+        name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-Id", "X-Trace-Id")
+    }
+    for response in operation["responses"].values():
+        response["headers"] = ids | response.get("headers", {})
+    error = next(name for start, name in ERRORS if path.startswith(start))
+    operation["responses"]["default"] = {"$ref": f"#/components/responses/{error}"}
 
 
 def _parameters(
@@ -121,16 +135,25 @@ def _parameters(
     in_path = re.findall(r"{(\w+)}", path)
     for name in in_path:
         text = texts.get(f"{{{name}}}") or texts[name]
-        yield {"name": name, "in": "path", "required": True} | _described(text, {"type": "string"})
+        schema = msgspec.json.schema(SessionId if name == "session_id" else str)
+        yield {"name": name, "in": "path", "required": True} | _described(text, schema)
     if query is None:
         return
     for name, schema in msgspec.json.schema(query)["$defs"][query.__name__]["properties"].items():
         if name not in in_path:
-            yield {"name": name, "in": "query"} | _described(texts[name], schema)
+            yield {"name": name, "in": "query"} | _described(texts[name], _without_null(schema))
 
 
 def _described(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": text, "schema": schema}
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a parameter, which can be left out, but can't be null."""
+    match schema:
+        case {"anyOf": [only, {"type": "null"}]}:
+            return dict(only)
+    return schema
 
 
 def _describe_fields(kind: str, schema: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:

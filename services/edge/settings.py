@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from services.edge.keys import ApiKeys
+from services.edge.keys import parse_setting
 from services.runtime.settings import InvalidSetting, Port, ServiceSettings
 
 
@@ -21,7 +21,14 @@ class EdgeSettings(ServiceSettings, frozen=True, kw_only=True):
         str,
         Meta(
             description="API keys as `name:key,name:key`. Each name is a tenant with its own"
-            " sessions. Empty: no key is needed."
+            " sessions. `just keys` makes keys that can be limited and revoked."
+        ),
+    ] = ""
+    edge_keys_file: Annotated[
+        str,
+        Meta(
+            description="JSON file with keys, as `just keys add NAME --file FILE` writes it. It is"
+            " read again when it changes."
         ),
     ] = ""
     edge_metrics_port: Annotated[
@@ -55,6 +62,12 @@ class EdgeSettings(ServiceSettings, frozen=True, kw_only=True):
             " name (DNS rebinding)."
         ),
     ] = ()
+    edge_page: Annotated[
+        bool,
+        Meta(
+            description="`true`: browsers get the chat page at `/`. `false`: a welcome with links."
+        ),
+    ] = True
     edge_any_model: Annotated[
         bool,
         Meta(
@@ -72,7 +85,7 @@ class EdgeSettings(ServiceSettings, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ApiKeys.parse(self.edge_api_keys)  # raises InvalidSetting
+        parse_setting(self.edge_api_keys)  # raises InvalidSetting
         if self.edge_metrics_port == self.edge_port:
             raise InvalidSetting(
                 f"EDGE_METRICS_PORT is {self.edge_port}, like EDGE_PORT: choose another port, or"

@@ -7,13 +7,14 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from services.client.chat_client import AnswerStream
 from services.contract.errors import ServiceError, shutting_down
 from services.contract.messages import (
     Accepted,
@@ -25,6 +26,7 @@ from services.contract.messages import (
     ToolCallDelta,
 )
 from services.edge.errors import AnyRequest
+from services.edge.http_protocol import WRITER, BodyWriter
 from services.edge.limits import EdgeLimits
 from services.runtime.tasks import Stopped, run_until
 
@@ -40,11 +42,18 @@ HEADERS = (
 _BREAKS = re.compile(b"\xe2\x80[\xa8\xa9]|\xc2\x85")
 _ESCAPES = {b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029", b"\xc2\x85": b"\\u0085"}
 
-AnswerEvents = AsyncGenerator[StreamEvent, None]
 NumberedEvents = AsyncGenerator[tuple[int, StreamEvent], None]
 """The events of several answers, each with the number of its answer, from 0."""
 ToError = Callable[[Failed], ServiceError]
 T = TypeVar("T")
+
+
+class AnswerEvents(Protocol):
+    """The events of an answer: an AnswerStream, or a generator."""
+
+    def __aiter__(self) -> AsyncIterator[StreamEvent]: ...
+
+    async def aclose(self) -> None: ...
 
 
 class StreamForm(NamedTuple):
@@ -81,7 +90,8 @@ class Encoder(Protocol):
 
 class SseResponse:
     """
-    An ASGI response, because Litestar's own notices a disconnect only after it sent the headers.
+    Streams one answer or several. An ASGI response of its own, because Litestar's notices a
+    disconnect only after it sent the headers.
 
     The headers wait for the first event after Accepted. If the request fails before it, the error
     is raised instead, as `to_error` returns it, so that the response has the status of the error.
@@ -89,67 +99,90 @@ class SseResponse:
 
     def __init__(
         self,
-        events: NumberedEvents,
+        answers: Sequence[AnswerEvents],
         encoder: Encoder,
         to_error: ToError,
         limits: EdgeLimits,
         form: StreamForm = SSE,
     ) -> None:
         self._form = form
-        self._events = events
+        self._answers = answers
+        self._events = merge(answers, limits.max_queued_events)
         self._encoder = encoder
         self._to_error = to_error
         self._ping_seconds = limits.ping_seconds
         self._is_started = False
         self._sent_at = 0.0
+        self._send: Send
+        self._writer: BodyWriter | None = None  # without it, parts are sent by ASGI
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_head = scope.get("method") == "HEAD"
+        self._send, self._writer = send, scope.get("state", {}).get(WRITER)
         try:
-            await while_connected(receive, self._stream(send, is_head))
+            await while_connected(receive, self._stream(is_head))
         except asyncio.CancelledError:  # by uvicorn, when the drain took too long
             if not self._is_started:
                 raise shutting_down() from None
-            await self._end(send, self._encoder.interrupt())
+            await self._end(self._encoder.interrupt())
 
-    async def _stream(self, send: Send, is_head: bool) -> None:
+    async def _stream(self, is_head: bool) -> None:
         async with aclosing(self._events) as events:
             async for number, event in events:
                 if isinstance(event, Accepted):
                     continue
                 if isinstance(event, Failed):
-                    await self._fail(send, self._to_error(event))
+                    await self._fail(self._to_error(event))
                     return
-                await self._start(send)
+                if not self._is_started:
+                    await self._start()
                 if is_head:
                     break
-                await self._write(send, self._encoder.encode(number, event))
-        await self._end(send, self._encoder.end())
+                await self._write(self._encoder.encode(number, event))
+        await self._end(self._encoder.end())
 
-    async def _fail(self, send: Send, error: ServiceError) -> None:
+    async def _fail(self, error: ServiceError) -> None:
         if not self._is_started:
             raise error
-        await self._end(send, self._encoder.fail(error))
+        await self._end(self._encoder.fail(error))
 
-    async def _start(self, send: Send) -> None:
-        if self._is_started:
-            return
+    def take(self, event: AnswerEvent) -> bool:
+        """Write the event at once, unless the client reads too slowly (chat_client.TextSink)."""
+        if self._writer is None or not self._writer.is_ready:
+            return False
+        if data := self._with_ping(self._encoder.encode(0, event)):
+            self._writer.write(data)
+        return True
+
+    async def _start(self) -> None:
         self._is_started = True
         self._sent_at = time.monotonic()
+        if len(self._answers) == 1 and isinstance(answer := self._answers[0], AnswerStream):
+            answer.pass_text_to(self)
         content_type = (b"content-type", self._form.content_type)
         headers = [content_type, *HEADERS, *self._encoder.headers]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._write(send, self._encoder.begin())
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._write(self._encoder.begin())
 
-    async def _write(self, send: Send, data: bytes) -> None:
-        if not data and time.monotonic() - self._sent_at >= self._ping_seconds:
+    async def _write(self, data: bytes) -> None:
+        if not (data := self._with_ping(data)):
+            return
+        if self._writer is not None and self._writer.is_ready:
+            self._writer.write(data)
+        else:  # which waits for a client that reads slowly
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    def _with_ping(self, data: bytes) -> bytes:
+        """Return the data to write now, or a ping if there is none after a silence."""
+        now = time.monotonic()
+        if not data and now - self._sent_at >= self._ping_seconds:
             data = self._form.ping
         if data:
-            self._sent_at = time.monotonic()
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+            self._sent_at = now
+        return data
 
-    async def _end(self, send: Send, data: bytes) -> None:
-        await send({"type": "http.response.body", "body": data, "more_body": False})
+    async def _end(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
 
 def data_line(json: bytes) -> bytes:
@@ -163,6 +196,8 @@ def one_line(json: bytes) -> bytes:
     clients that split either with str.splitlines would cut it there
     (https://github.com/florimondmanca/httpx-sse/issues/34).
     """
+    if b"\xe2\x80" not in json and b"\xc2\x85" not in json:
+        return json  # searching twice is faster than one search for a pattern
     return _BREAKS.sub(lambda found: _ESCAPES[found[0]], json)
 
 

@@ -21,6 +21,7 @@ from pymongo.errors import (
     AutoReconnect,
     BulkWriteError,
     ConfigurationError,
+    DuplicateKeyError,
     ExecutionTimeout,
     InvalidName,
     NetworkTimeout,
@@ -29,8 +30,15 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from services.contract import subjects
-from services.contract.history import Erased, Exchange, Removed
-from services.history.entry import Entry, Position, Unreadable, archive_id, parse_entry
+from services.contract.history import Described, Erased, Exchange, Feedback, Removed
+from services.history.entry import (
+    Entry,
+    Position,
+    Reading,
+    Unreadable,
+    archive_id,
+    parse_entry,
+)
 from services.history.limits import LIMITS, HistoryLimits
 from services.history.log import SessionLog
 from services.history.log_consumer import LogConsumer
@@ -85,6 +93,7 @@ class Archive:
         self._client = _client(uri, limits)
         self._database = _database(self._client, database, limits)
         self._exchanges = self._database["exchanges"]
+        self._feedback = self._database["feedback"]
         self._unreadable = self._database["unreadable"]
         self._erased = self._database["erased"]
         self._address = f"{_without_secrets(uri)}/{database}"
@@ -113,18 +122,53 @@ class Archive:
 
     async def write(self, entries: Sequence[Entry]) -> list[Entry]:
         """
-        Insert the exchanges that MongoDB lacks. Return the entries; one that MongoDB rejects is
-        replaced by an Unreadable. Raises ArchiveUnavailable: some may be written.
+        Insert the exchanges that MongoDB lacks, and feedback that is newer than MongoDB's. Return
+        the entries; one that MongoDB rejects is replaced by an Unreadable. Raises
+        ArchiveUnavailable: some may be written.
         """
         exchanges = [entry for entry in entries if isinstance(entry.record, Exchange)]
-        if not exchanges:
-            return list(entries)
-        documents = [to_document(entry) for entry in exchanges]
+        feedback = [document for entry in entries if (document := feedback_document(entry))]
+        rejected: dict[int, Entry] = {}
         with self._as_unavailable():
-            rejected = await self._insert(exchanges, documents)
-            await self._mark_retried(documents)
-            await self._delete_erased(entries)
+            if exchanges:
+                documents = [to_document(entry) for entry in exchanges]
+                rejected = await self._insert(exchanges, documents)
+                await self._mark_retried(documents)
+            if feedback:
+                await self._write_feedback(feedback)
+            if exchanges or feedback:
+                await self._delete_erased(entries)
         return [rejected.get(entry.seq, entry) for entry in entries]
+
+    async def _write_feedback(self, documents: list[Document]) -> None:
+        """
+        Replace older feedback, whatever order batches are written in. An upsert fails as a
+        duplicate if MongoDB has newer feedback, or if another process inserts some in the same
+        moment; the second try then tells which.
+        """
+        for document in documents:
+            for _ in range(2):
+                try:
+                    await self._feedback.update_one(*replace_older(document), upsert=True)
+                    break
+                except DuplicateKeyError:
+                    continue
+
+    async def feedback(self, ids: Sequence[str]) -> dict[str, Feedback | None]:
+        """
+        Return the feedback on exchanges with these ids (archive_id); None: it was removed. Raises
+        ArchiveUnavailable.
+        """
+        self._require_connection()
+        with self._as_unavailable():
+            async with asyncio.timeout(self._limits.mongodb_read_seconds):
+                found = await self._feedback.find({"_id": {"$in": list(ids)}}).to_list(None)
+        return {each["_id"]: msgspec.convert(each["given"], Feedback | None) for each in found}
+
+    async def find_in(self, key: str, request_id: str) -> Entry | None:
+        """Return the session's exchange of this request. Raises ArchiveUnavailable."""
+        found = await self._find({"_id": archive_id(key, request_id)}, OLDEST_FIRST, 1)
+        return found[0] if found else None
 
     async def _insert(self, entries: list[Entry], documents: list[Document]) -> dict[int, Entry]:
         """Return rejected entries by their sequences."""
@@ -191,6 +235,7 @@ class Archive:
     async def _delete(self, key: str, until: datetime) -> None:
         """Compare times, not sequences: those start again at 1 if the log was lost."""
         await self._exchanges.delete_many({"key": key, "logged_at": {"$lte": until}})
+        await self._feedback.delete_many({"key": key, "logged_at": {"$lte": until}})
         await self._unreadable.delete_many({"key": key, "_id.logged_at": {"$lte": until}})
 
     async def set_aside(self, entry: Entry, reason: str, data: bytes) -> None:
@@ -207,7 +252,7 @@ class Archive:
         limit: int,
         excluded: Collection[str] = (),
         until: Position | None = None,
-    ) -> list[Entry]:
+    ) -> Reading:
         """
         Return the last exchanges up to a position, newest first, of the session with this key, or
         (None) of all the tenant's except those with `excluded` keys. Raises ArchiveUnavailable.
@@ -222,7 +267,7 @@ class Archive:
             }
         return await self._find(query, NEWEST_FIRST, limit)
 
-    async def oldest(self, key: str, limit: int, after: Position | None) -> list[Entry]:
+    async def oldest(self, key: str, limit: int, after: Position | None) -> Reading:
         """
         Return the session's first exchanges after a position, oldest first. Raises
         ArchiveUnavailable.
@@ -253,16 +298,21 @@ class Archive:
                 found = await self._exchanges.find(query, {"request_id": 1}).to_list(None)
         return {each["request_id"] for each in found}
 
-    async def _find(self, query: Document, order: Order, limit: int) -> list[Entry]:
+    async def _find(self, query: Document, order: Order, limit: int) -> Reading:
         """Raises ArchiveUnavailable; the next probe then shows whether MongoDB is slow or lost."""
         self._require_connection()
         timeout = self._limits.mongodb_read_seconds
         with self._as_unavailable():
             async with asyncio.timeout(timeout):
                 query = query | {"removed": None}  # the field is missing
-                found = self._exchanges.find(query, max_time_ms=int(timeout * 1000))
-                documents = await found.sort(order).limit(limit).to_list(limit)
-        return [from_document(each) for each in documents]
+                cursor = self._exchanges.find(query, max_time_ms=int(timeout * 1000))
+                found = Reading(limit, self._limits.max_read_bytes)
+                async for document in cursor.sort(order).limit(limit):
+                    found.add(from_document(document))
+                    if found.is_full:
+                        await cursor.close()
+                        break
+        return found
 
     def _require_connection(self) -> None:
         if not self.connected:
@@ -295,8 +345,10 @@ class Archive:
         await self._exchanges.create_index([("tenant", 1), *NEWEST_FIRST])
         await self._exchanges.create_index([("tenant", 1), ("request_id", 1)])
         await self._exchanges.create_index("retry_of", partialFilterExpression=ARE_RETRIES)
+        await self._feedback.create_index("key")
         await self._erased.create_index("again_at", sparse=True)
         await self._set_retention(self._exchanges, "logged_at")
+        await self._set_retention(self._feedback, "logged_at")
         await self._set_retention(self._unreadable, "logged_at")
         await self._set_retention(self._erased, "until")  # what it erased has expired by then
         self.id = await self._identify()
@@ -341,7 +393,7 @@ class Archive:
         self._is_indexed = False  # it may come back as another database, or an empty one
 
     def _log_loss(self, error: Exception) -> None:
-        if self._is_optional and not self.id:  # it was never connected
+        if not self.is_expected:
             log.info("no MongoDB at %s (optional): NATS alone stores the history", self._address)
             return
         log.warning(
@@ -350,6 +402,11 @@ class Archive:
             self._address,
             _short(error),
         )
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether a MongoDB that is not connected is missing: it was set, or has been there."""
+        return not self._is_optional or self.id != ""
 
     def _set_connected(self) -> None:
         if not self.connected:
@@ -489,6 +546,31 @@ def from_document(document: Document) -> Entry:
         record = Unreadable(str(error))
     is_retried = "retried_by" in document
     return Entry(document["seq"], document["key"], document["logged_at"], record, is_retried)
+
+
+def feedback_document(entry: Entry) -> Document | None:
+    """Return the document of feedback; None if the record is something else."""
+    if not isinstance(entry.record, Described) or entry.record.feedback is msgspec.UNSET:
+        return None
+    feedback = entry.record.feedback
+    tenant, session_id = subjects.session_of_key(entry.key)
+    return {
+        "_id": archive_id(entry.key, feedback.request_id),
+        "key": entry.key,
+        "tenant": tenant,
+        "session_id": session_id,
+        "request_id": feedback.request_id,
+        "seq": entry.seq,
+        "logged_at": entry.logged_at,
+        "given": msgspec.to_builtins(feedback.given, builtin_types=(datetime,)),
+    }
+
+
+def replace_older(document: Document) -> Update:
+    """Return the update that replaces a document which was logged before this one."""
+    at, seq = document["logged_at"], document["seq"]
+    older = [{"logged_at": {"$lt": at}}, {"logged_at": at, "seq": {"$lt": seq}}]
+    return {"_id": document["_id"], "$or": older}, {"$set": document}
 
 
 def insert_if_absent(document: Document) -> Update:

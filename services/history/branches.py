@@ -9,12 +9,11 @@ from services.contract.history import Exchange, Removed
 from services.contract.responses import ResponseTurn
 from services.history.archive import Archive
 from services.history.context import Snapshot
-from services.history.entry import Entry, fit_newest
+from services.history.entry import Entry, Position, fit_newest, memory_of
 from services.history.log import SessionLog
 from services.history.snapshots import Snapshots
 
-ENTRY_BYTES = 4096  # memory of a record beside its texts
-MAX_EXCHANGES = 100_000  # of a tree that are read from MongoDB
+ARCHIVED_PAGE = 50  # exchanges that are read from MongoDB at once
 
 
 class Branches:
@@ -27,7 +26,8 @@ class Branches:
     async def read(self, tenant: str, request: history.BranchRequest) -> history.Branch:
         """
         Return a branch. Raises ServiceError(not_found) if the conversation or a response of the
-        branch does not exist; ArchiveUnavailable if only MongoDB has some of it.
+        branch does not exist, ServiceError(payload_too_large) if its tree can't be held in memory,
+        ArchiveUnavailable if only MongoDB has some of it.
         """
         key = subjects.session_key(tenant, responses.session_of_tree(request.tree))
         session = await self._snapshots.current(key)
@@ -45,19 +45,47 @@ class Branches:
         if not known or known[0].seq <= session.epoch or not await self._is_current(known[-1]):
             known, size = [], 0
         end = known[-1].seq if known else session.epoch
-        last = await self._log.last(key)
-        new = [entry async for entry in self._log.walk_back(last, end)]
+        tree = _Tree(known, size, self._log.limits.max_read_tree_bytes)
+        async for entry in self._log.walk_back(await self._log.last(key), end):
+            tree.add(entry)
         if not known and not await self._log.is_complete(key, end, session.first_seq):
-            archived = await self._archive.oldest(key, MAX_EXCHANGES, None)
-            new += [entry for entry in archived if entry.seq > end]
-        entries = [*known, *sorted(new, key=lambda entry: entry.position)]
-        self._trees.put(key, entries, size + sum(map(_size, new)))
-        return exchanges_of(entries)
+            await self._add_archived(tree, key, end)
+        tree.entries.sort(key=lambda entry: entry.position)
+        self._trees.put(key, tree.entries, tree.bytes)
+        return exchanges_of(tree.entries)
+
+    async def _add_archived(self, tree: "_Tree", key: str, above: int) -> None:
+        after: Position | None = None
+        while archived := await self._archive.oldest(key, ARCHIVED_PAGE, after):
+            for entry in archived:
+                if entry.seq > above:
+                    tree.add(entry)
+            after = archived[-1].position
 
     async def _is_current(self, entry: Entry) -> bool:
         """Return whether the log still has the record, as it is not the same log otherwise."""
         stored = await self._log.get(entry.seq)
         return stored is not None and (stored.key, stored.logged_at) == (entry.key, entry.logged_at)
+
+
+class _Tree:
+    """Records of a tree while it is read."""
+
+    def __init__(self, known: Iterable[Entry], size: int, max_bytes: int) -> None:
+        self.entries = list(known)
+        self.bytes = size
+        self._max_bytes = max_bytes
+
+    def add(self, entry: Entry) -> None:
+        """Raise ServiceError(payload_too_large) if this is too much."""
+        self.entries.append(entry)
+        self.bytes += memory_of(entry)
+        if self.bytes > self._max_bytes:
+            raise ServiceError(
+                "payload_too_large",
+                f"These responses and all that belong to them take over {self._max_bytes >> 20}"
+                " MiB: begin a new conversation, or one without `previous_response_id`.",
+            )
 
 
 class TreeCache:
@@ -75,7 +103,10 @@ class TreeCache:
         return entries, size
 
     def put(self, key: str, entries: list[Entry], size: int) -> None:
+        """Keep a tree, in place of the oldest ones; not one that would leave no room for others."""
         self.take(key)
+        if size > self._max_bytes:
+            return
         self._trees[key] = entries, size
         self._bytes += size
         while self._bytes > self._max_bytes:
@@ -115,15 +146,6 @@ def branch(
         before = [each for each in known[:end] if _turn(each).is_in_conversation]
         found += reversed(before)
     return found[:limit][::-1]
-
-
-def _size(entry: Entry) -> int:
-    """Estimate the memory of a record in bytes."""
-    if not isinstance(entry.record, Exchange):
-        return ENTRY_BYTES
-    items = _turn(entry.record).input
-    texts = len(entry.record.response) + len(entry.record.reasoning) + len(entry.record.prompt)
-    return ENTRY_BYTES + 2 * texts + sum(len(str(item)) for item in items)
 
 
 def _turn(exchange: Exchange) -> ResponseTurn:

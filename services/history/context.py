@@ -7,7 +7,15 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from services.contract.codec import encode
-from services.contract.history import Cleared, Context, Described, Erased, Exchange, Removed
+from services.contract.history import (
+    Cleared,
+    Context,
+    Described,
+    Erased,
+    Exchange,
+    ExchangeFeedback,
+    Removed,
+)
 from services.contract.messages import Turn
 from services.history.entry import Entry, Unreadable, fit_newest
 
@@ -20,9 +28,17 @@ MAX_OPENING_CHARS = 60
 
 
 class LoggedTurn(Turn, frozen=True, kw_only=True):
-    """A turn with its time in the log."""
+    """A turn with its time in the log, and the text that a user gave in place of its response."""
 
     logged_at: datetime
+    correction: str | None = None
+
+    @property
+    def as_corrected(self) -> Turn:
+        """The turn for the next prompt, without the reasoning that led to another response."""
+        if self.correction is None:
+            return self
+        return replace(self, response=self.correction, reasoning="", correction=None)
 
 
 class Snapshot(Context, frozen=True):
@@ -31,7 +47,8 @@ class Snapshot(Context, frozen=True):
 
     `opening` is the start of its first prompt; `active_at` is the time of its last record (None: it
     has none); `first_seq` is the sequence of its first exchange (0: none or unknown). `metadata` is
-    that of a conversation of `/v1/conversations`.
+    that of a conversation of `/v1/conversations`. `feedback_seq` is the sequence of its last
+    feedback (0: none).
     """
 
     turns: tuple[LoggedTurn, ...] = ()
@@ -41,6 +58,21 @@ class Snapshot(Context, frozen=True):
     active_at: datetime | None = None
     first_seq: int = 0
     metadata: dict[str, str] | None = None
+    feedback_seq: int = 0
+
+    @property
+    def as_context(self) -> Context:
+        """The context for the next prompt: users expect the model to see what they corrected."""
+        turns = tuple(turn.as_corrected for turn in self.turns)
+        return Context(
+            turns,
+            self.epoch,
+            self.applied_seq,
+            self.erased,
+            self.last,
+            self.system_prompt,
+            self.unreplaced,
+        )
 
 
 class WindowSize(NamedTuple):
@@ -71,6 +103,10 @@ def fold(snapshot: Snapshot, entry: Entry, size: WindowSize) -> Snapshot:
             active_at = snapshot.active_at and active_at  # clearing creates no session
         case Described() as described:
             snapshot = _describe(snapshot, described)
+            if described.feedback is not UNSET:
+                turns = _correct(snapshot.turns, described.feedback)
+                turns = _truncate(turns, size) if turns != snapshot.turns else turns
+                snapshot = replace(snapshot, turns=turns, feedback_seq=entry.seq)
         case Exchange() as exchange:
             if not snapshot.exchanges:
                 snapshot = replace(snapshot, first_seq=entry.seq)
@@ -88,6 +124,7 @@ def rewind(snapshot: Snapshot, last_seq: int) -> Snapshot:
         epoch=min(snapshot.epoch, last_seq),
         erased=min(snapshot.erased, last_seq),
         first_seq=min(snapshot.first_seq, last_seq),
+        feedback_seq=min(snapshot.feedback_seq, last_seq),
     )
 
 
@@ -120,6 +157,7 @@ def _add(snapshot: Snapshot, exchange: Exchange, logged_at: datetime, size: Wind
         exchange.tool_calls,
         exchange.tool_results,
         logged_at=logged_at,
+        correction=exchange.feedback.correction if exchange.feedback else None,
     )
     kept = (turn for turn in snapshot.turns if turn.request_id != replaced)
     turns = _truncate((*kept, turn), size)
@@ -130,6 +168,14 @@ def _describe(snapshot: Snapshot, described: Described) -> Snapshot:
     names = ("title", "system_prompt", "metadata")
     fields = {name: getattr(described, name) for name in names}
     return replace(snapshot, **{k: value for k, value in fields.items() if value is not UNSET})
+
+
+def _correct(turns: tuple[LoggedTurn, ...], feedback: ExchangeFeedback) -> tuple[LoggedTurn, ...]:
+    correction = feedback.given.correction if feedback.given else None
+    return tuple(
+        replace(turn, correction=correction) if turn.request_id == feedback.request_id else turn
+        for turn in turns
+    )
 
 
 def _truncate(turns: tuple[LoggedTurn, ...], size: WindowSize) -> tuple[LoggedTurn, ...]:

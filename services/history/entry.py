@@ -14,6 +14,8 @@ from services.runtime.streams import StoredMessage
 
 S = TypeVar("S", bound=Struct)
 
+ENTRY_BYTES = 4096  # memory of a record beside its texts
+MIN_READ = 16  # exchanges, whatever their size
 UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -80,6 +82,42 @@ def in_milliseconds(time: datetime) -> datetime:
     except OverflowError:
         utc = (datetime.min if time.year == 1 else datetime.max).replace(tzinfo=UTC)
     return utc.replace(microsecond=utc.microsecond // 1000 * 1000)
+
+
+def memory_of(entry: Entry) -> int:
+    """Estimate the memory of a record in bytes."""
+    if not isinstance(exchange := entry.record, Exchange):
+        return ENTRY_BYTES
+    texts = len(exchange.response) + len(exchange.reasoning) + len(exchange.prompt)
+    if exchange.feedback:
+        texts += len(exchange.feedback.correction or "")
+    items = (*(exchange.turn.input if exchange.turn else ()), *exchange.tools)
+    return ENTRY_BYTES + 2 * texts + sum(len(str(item)) for item in items)
+
+
+class Reading(list[Entry]):
+    """
+    The exchanges that are read for one page: at most `limit`, and no more once they take
+    `max_bytes` of memory, since a page shows few of them if they are large.
+    """
+
+    def __init__(self, limit: int, max_bytes: int) -> None:
+        super().__init__()
+        self._limit = limit
+        self._left = max_bytes
+
+    def add(self, entry: Entry) -> None:
+        self.append(entry)
+        self._left -= memory_of(entry)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self) >= self._limit or self.is_cut
+
+    @property
+    def is_cut(self) -> bool:
+        """Return whether it ended before the limit, so that there may be more."""
+        return self._left < 0 and MIN_READ <= len(self) < self._limit
 
 
 def archive_id(key: str, request_id: str) -> str:

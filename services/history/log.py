@@ -13,11 +13,11 @@ from services.contract import responses, subjects
 from services.contract.codec import encode
 from services.contract.history import Erased, Exchange, LogRecord
 from services.history import requests
-from services.history.entry import Entry, Unreadable, parse_entry
+from services.history.entry import Entry, Reading, Unreadable, parse_entry
 from services.history.limits import LIMITS, HistoryLimits
 from services.history.requests import RequestIndex
 from services.runtime.bus import Bus
-from services.runtime.consumers import Consumer
+from services.runtime.consumers import Consumer, MessageSize, message_sizes
 from services.runtime.logs import RateLimitedLog
 from services.runtime.streams import Bucket, Conflict, StoredMessage, Stream, StreamUnavailable
 
@@ -33,7 +33,7 @@ class ExchangeScan(NamedTuple):
     of these must not be shown.
     """
 
-    entries: list[Entry]
+    entries: Reading
     erased: set[str]
 
 
@@ -58,6 +58,7 @@ class SessionLog:
         self.stream = Stream(bus, subjects.HISTORY_STREAM)
         self.snapshots = Bucket(bus, subjects.SESSIONS_BUCKET)
         self.requests = RequestIndex(bus, replicas, limits)
+        self._keys = Bucket(bus, subjects.KEYS_BUCKET)
         self.snapshot_consumer = Consumer(bus, subjects.HISTORY_STREAM, SNAPSHOT_DURABLE)
         self._consumers = {SNAPSHOT_DURABLE: self.snapshot_consumer}
 
@@ -74,12 +75,18 @@ class SessionLog:
             await asyncio.sleep(self.limits.retry_seconds)
 
     async def try_ensure(self) -> str:
-        """Like `ensure`, but once. Return the error, or ""."""
+        """
+        Like `ensure`, but once. Return the error, or "".
+
+        The bucket of API keys is only created here: who may create a stream can have it copy
+        others, or republish to any subject, so no other service may.
+        """
         try:
             await self.stream.ensure(
                 subjects.HISTORY_LOG, self.limits.max_log_bytes, self._retention, self._replicas
             )
-            await self.snapshots.ensure(self._retention, self._replicas)
+            await self.snapshots.ensure(self._retention, self._replicas, allows_ttl=True)
+            await self._keys.ensure(0, self._replicas or await self.stream.replicas())
             await self._ensure_consumers()
         except StreamUnavailable as error:
             return str(error)
@@ -137,9 +144,21 @@ class SessionLog:
         data = encode(replace(record, previous=previous))
         return (await self.stream.append(subjects.log(key), data, message_id, previous)).seq
 
+    def sizes(self) -> AsyncIterator[MessageSize]:
+        """Yield sequence, subject and size of all records, oldest first."""
+        return message_sizes(self._bus, self.stream.name)
+
+    def snapshot_sizes(self) -> AsyncIterator[MessageSize]:
+        """Yield revision, subject and size of all snapshots; those of erased sessions expire."""
+        return message_sizes(self._bus, f"KV_{subjects.SESSIONS_BUCKET}")
+
     async def last(self, key: str) -> StoredMessage | None:
         """Return the session's last record."""
         return await self.stream.last(subjects.log(key))
+
+    async def count(self, key: str) -> int:
+        """Return the number of the session's records."""
+        return await self.stream.count(subjects.log(key))
 
     async def get(self, seq: int) -> Entry | None:
         stored = await self.stream.get(seq)
@@ -172,24 +191,24 @@ class SessionLog:
         """
         subject = subjects.log(key) if key else subjects.log_of_tenant(tenant)
         last = await self._last_until(subject, until)
-        scan = ExchangeScan([], set())
+        scan = ExchangeScan(Reading(limit, self.limits.max_read_bytes), set())
         entries = self.walk_back(last, above) if key else self.search_back(subject, last, above)
         async for entry in entries:
             if isinstance(entry.record, Erased):
                 scan.erased.add(entry.key)
             elif isinstance(entry.record, Exchange) and entry.key not in scan.erased:
-                scan.entries.append(entry)
-            if len(scan.entries) == limit or key in scan.erased:
+                scan.entries.add(entry)
+            if scan.entries.is_full or key in scan.erased:
                 break
         return scan
 
-    async def exchanges_after(self, key: str, limit: int, above: int) -> list[Entry]:
+    async def exchanges_after(self, key: str, limit: int, above: int) -> Reading:
         """Return the session's first `limit` exchanges with sequences above `above`."""
-        found: list[Entry] = []
+        found = Reading(limit, self.limits.max_read_bytes)
         async for stored in self.stream.walk(subjects.log(key), above + 1):
             if isinstance((entry := parse_entry(stored)).record, Exchange):
-                found.append(entry)
-            if len(found) == limit:
+                found.add(entry)
+            if found.is_full:
                 break
         return found
 

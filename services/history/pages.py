@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from services.contract import history, subjects
+from services.contract import history, responses, subjects
 from services.history.context import Snapshot
 from services.history.entry import (
     Entry,
@@ -24,25 +24,52 @@ class ListedSession(NamedTuple):
 
 
 def exchange_page(
-    entries: Iterable[Entry], limit: int, max_bytes: int, before: Position | None = None
+    entries: Iterable[Entry],
+    limit: int,
+    max_bytes: int,
+    before: Position | None = None,
+    is_cut: bool = False,
 ) -> history.ExchangePage:
-    """Return the last `limit` exchanges before this position, oldest first; fewer if too large."""
+    """
+    Return the last `limit` exchanges before this position, oldest first; fewer if too large.
+    `is_cut`: there may be others before these entries.
+    """
     found = _unique(entries)
     retried = {archive_id(entry.key, exchange.retry_of or "") for entry, exchange in found}
     earlier = [each for each in found if before is None or each[0].position < before]
     shown = fit_newest((_view(*each, retried) for each in earlier[-limit:]), max_bytes)
-    is_last = len(shown) == len(earlier)
-    return history.ExchangePage(shown, None if is_last else earlier[-len(shown)][0].position.cursor)
+    if len(shown) == len(earlier) and not is_cut:
+        return history.ExchangePage(shown)
+    first = earlier[-len(shown)] if shown else found[0]
+    return history.ExchangePage(shown, first[0].position.cursor)
 
 
 def export_page(
-    entries: Iterable[Entry], limit: int, max_bytes: int, after: Position | None = None
+    entries: Iterable[Entry],
+    limit: int,
+    max_bytes: int,
+    after: Position | None = None,
+    is_cut: bool = False,
 ) -> history.ExportPage:
-    """Return the first `limit` exchanges after this position; fewer if too large."""
+    """
+    Return the first `limit` exchanges after this position; fewer if too large. `is_cut`: there may
+    be others after these entries.
+    """
     later = [each for each in _unique(entries) if after is None or each[0].position > after]
     shown = fit_first((exchange for _, exchange in later[:limit]), max_bytes)
-    is_last = len(shown) == len(later)
-    return history.ExportPage(shown, None if is_last else later[len(shown) - 1][0].position.cursor)
+    if len(shown) == len(later) and not is_cut:
+        return history.ExportPage(shown)
+    return history.ExportPage(shown, later[len(shown) - 1][0].position.cursor)
+
+
+def is_complete(key: str, session: Snapshot, found: Iterable[Entry]) -> bool:
+    """
+    Return whether the entries found at the session's begin are its first ones. Of a tree of
+    responses, whose first ones may have been removed, and of a snapshot of an earlier version that
+    is unknown, and taken for granted.
+    """
+    is_unknown = not session.first_seq or responses.is_session(subjects.session_of_key(key)[1])
+    return is_unknown or any(entry.seq <= session.first_seq for entry in found)
 
 
 def session_page(
@@ -68,6 +95,7 @@ def listed_session(key: str, snapshot: Snapshot, revision: int) -> ListedSession
         system_prompt=snapshot.system_prompt,
         exchanges=snapshot.exchanges,
         last_activity=snapshot.active_at,
+        metadata=snapshot.metadata or {},
     )
     return ListedSession(session, snapshot.applied_seq, Position(snapshot.active_at, revision))
 
@@ -91,8 +119,10 @@ def _view(entry: Entry, exchange: history.Exchange, retried: set[str]) -> histor
         finish_reason=exchange.finish_reason,
         model=exchange.model.name if exchange.model else "",
         usage=exchange.usage,
+        timings=exchange.timings,
         retried=entry.is_retried or archive_id(entry.key, exchange.request_id) in retried,
         reasoning=exchange.reasoning,
         tool_calls=exchange.tool_calls,
         tool_results=exchange.tool_results,
+        feedback=exchange.feedback,
     )

@@ -10,10 +10,11 @@ import time
 from datetime import UTC, datetime
 from uuid import uuid4
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from services.contract import subjects
-from services.contract.history import Cleared, Erased, Exchange
+from services.contract.history import Cleared, Described, Erased, Exchange
 from services.history.entry import Unreadable, parse_entry
 from services.history.log import SessionLog
 from services.history.snapshots import Snapshots
@@ -164,15 +165,27 @@ class LogRepair:
             return
         if isinstance(record, Exchange):
             record = await self._with_new_epoch(key, record)
+        if isinstance(record, Described):
+            record = await self._after_feedback(key, record)
         new_seq = await self._log.append(key, record, message_id)
         if isinstance(record, Cleared | Erased):
             await self._write(subjects.repair_clear(key), b"%d %d" % (seq, new_seq))
+        if isinstance(record, Described) and record.feedback is not UNSET:
+            await self._write(subjects.repair_feedback(key), b"%d" % new_seq)
 
     async def _with_new_epoch(self, key: str, exchange: Exchange) -> Exchange:
         """The epoch is the sequence of the session's last Cleared or Erased, which has changed."""
         stored = await self._copy.last(subjects.repair_clear(key))
         before, after = map(int, stored.data.split()) if stored else (0, 0)
         return replace(exchange, epoch=after) if stored and exchange.epoch >= before else exchange
+
+    async def _after_feedback(self, key: str, described: Described) -> Described:
+        """`before` is the sequence of the session's last feedback, which has changed."""
+        if described.feedback is UNSET:
+            return described
+        stored = await self._copy.last(subjects.repair_feedback(key))
+        before = int(stored.data) if stored else 0
+        return replace(described, feedback=replace(described.feedback, before=before))
 
 
 class Checkup:

@@ -69,11 +69,14 @@ class RequestIndex:
         """
         Return where the exchange is, or was: it may have been erased or trimmed since. Raises
         StreamUnavailable, also while the index is rebuilt.
+
+        nats-server counts a record as pending a little after it has acknowledged it, so what is not
+        indexed is looked for in the log, too, if nothing seems to be pending.
         """
         progress = await self.consumer.progress()  # before the entry: indexed records are found
         value = await self._bucket.get(subjects.request_entry(tenant, request_id))
         found = _decode(value.data) if value else None
-        if not progress.unacknowledged or await self._is_valid(found, request_id):
+        if found and not progress.unacknowledged or await self._is_valid(found, request_id):
             return found
         if progress.unacknowledged > self._limits.max_index_lag:
             raise StreamUnavailable("the request index is being rebuilt")

@@ -1,16 +1,20 @@
 """Space in the log: how much is used, what that means for requests, and how it is freed."""
 
+import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 
 from services.contract import subjects
 from services.contract.errors import ServiceError
+from services.history.dropping import FairDropper
 from services.history.entry import Entry, Unreadable, parse_entry
 from services.history.guard import LogGuard
 from services.history.limits import HistoryLimits
 from services.history.log import SessionLog
 from services.history.snapshots import Snapshots
+from services.runtime.logs import RateLimitedLog
 from services.runtime.streams import StreamState, StreamUnavailable
 from services.runtime.supervised import Fail, SupervisedLoop
 
@@ -48,8 +52,9 @@ class LogQuota:
         size = f"The session log uses {share:.0%} of its {(state.limit or 0) / MIB:,.0f} MiB"
         if state.drops_old:
             return (
-                f"{size}. Without MongoDB it deletes its oldest records when it is full. Give it"
-                " more room with `nats stream edit HISTORY --max-bytes …`."
+                f"{size}. Without MongoDB, the oldest records of the tenants with most are dropped"
+                f" from {self._limits.drop_above:.0%} on. Give it more room with `nats stream edit"
+                " HISTORY --max-bytes …`."
             )
         return (
             f"{size}, because MongoDB is not archiving it: start MongoDB. New chats are rejected"
@@ -57,10 +62,44 @@ class LogQuota:
         )
 
 
+class BulkRoom:
+    """Makes imports and descriptions wait while the log is nearly full, so that chats have room."""
+
+    def __init__(self, session_log: SessionLog) -> None:
+        self._log = session_log
+        self._limits = session_log.limits
+        self._rejections = RateLimitedLog(log)
+
+    async def wait(self, tenant: str) -> None:
+        """
+        Wait until records were archived or dropped. Raises ServiceError(history_full) if that takes
+        too long; StreamUnavailable.
+        """
+        deadline = time.monotonic() + self._limits.max_room_wait_seconds
+        while (share := await self._excess_share()) is not None:
+            if time.monotonic() > deadline:
+                self._rejections.warning("import or description rejected tenant=%s", tenant)
+                raise ServiceError(
+                    "history_full",
+                    f"The session log uses {share:.0%} of its room, and the rest is for chats:"
+                    " check that MongoDB runs and archives it, then try again.",
+                )
+            await asyncio.sleep(self._limits.room_poll_seconds)
+
+    async def _excess_share(self) -> float | None:
+        """Return the share of the log that is used, or None while there is room."""
+        state = await self._log.stream.state()
+        limits = self._limits
+        most = limits.bulk_above_without_mongodb if state.drops_old else limits.bulk_above
+        share = state.bytes / state.limit if state.limit else 0.0
+        return share if share >= most else None
+
+
 class Trimmer:
     """
-    Deletes archived records, oldest first, while the log is more than half full. Any number may
-    run. It reads the log's state anyway, so it passes it to quota and guard.
+    Deletes archived records, oldest first, while the log is more than half full; without MongoDB,
+    those that `dropper` chooses. Any number may run. It reads the log's state anyway, so it passes
+    it to quota and guard.
     """
 
     def __init__(
@@ -69,12 +108,14 @@ class Trimmer:
         snapshots: Snapshots,
         quota: LogQuota,
         guard: LogGuard,
+        dropper: FairDropper,
         fail: Fail,
     ) -> None:
         self._log = session_log
         self._snapshots = snapshots
         self._quota = quota
         self._guard = guard
+        self._dropper = dropper
         self._limits = session_log.limits
         self._loop = SupervisedLoop("trimmer", self._step, fail)
 
@@ -95,6 +136,8 @@ class Trimmer:
         state = await self._log.stream.state()
         self._quota.update(state)
         self._guard.observe(state)
+        if self._dropper.is_due(state):
+            return await self._dropper.drop(state)
         if (
             not state.limit
             or state.drops_old

@@ -1,18 +1,24 @@
 """The history service on the bus: its endpoints, and how its parts are put together."""
 
-from collections.abc import Awaitable, Callable, Iterator
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Any, Generic, NamedTuple, TypeVar
+from functools import partial
+from itertools import chain
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from msgspec import Struct
+from prometheus_client.core import Metric
 
 from services.contract import history, subjects
 from services.contract.errors import ServiceError
 from services.contract.messages import Empty
+from services.history.admission import Lane
 from services.history.archive import Archive, Archiver, ArchiveUnavailable
 from services.history.branches import Branches
+from services.history.dropping import FairDropper
 from services.history.guard import LogGuard
 from services.history.limits import (
     LIMITS,
@@ -21,17 +27,29 @@ from services.history.limits import (
 from services.history.log import SessionLog
 from services.history.repair import Checkup, LogRepair
 from services.history.requests import Indexer
-from services.history.retention import LogQuota, Trimmer
+from services.history.retention import BulkRoom, LogQuota, Trimmer
+from services.history.session_quota import SessionQuota
 from services.history.sessions import Sessions
 from services.history.settings import DEFAULT_MONGODB, HistorySettings
 from services.history.snapshots import Snapshots, SnapshotSaver
+from services.runtime import tracing
+from services.runtime.access import NatsAccess
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Endpoint
+from services.runtime.metrics import (
+    history_families,
+    history_process_families,
+    serving_metrics,
+)
 from services.runtime.streams import Conflict, Stream, StreamDamaged, StreamFull, StreamUnavailable
 from services.runtime.supervised import Fail
 
+SCRAPE_SECONDS = 2.5
+
 Request = TypeVar("Request", bound=Struct)
 Reply = TypeVar("Reply", bound=Struct)
+LaneName = Literal["chats", "bulk", "imports"]
+"""Requests of different lanes don't wait for each other."""
 
 
 class Access(Enum):
@@ -43,9 +61,11 @@ class Access(Enum):
     """Waits for a check of the log that is due; rejected while the log can't be used."""
     GROW = auto()
     """Also rejected while the log is nearly full: exchanges will be stored."""
+    BULK = auto()
+    """Like CHANGE, but waits for room in the log, of which chats keep a part for themselves."""
 
 
-READ, CHANGE, GROW = Access
+READ, CHANGE, GROW, BULK = Access
 
 
 class Route(NamedTuple, Generic[Request, Reply]):
@@ -54,6 +74,7 @@ class Route(NamedTuple, Generic[Request, Reply]):
     reply: type[Reply]
     method: Callable[[str, Request], Awaitable[Reply]]
     access: Access
+    lane: LaneName = "bulk"
 
 
 @dataclass(frozen=True)
@@ -65,18 +86,26 @@ class HistoryService:
     branches: Branches
     quota: LogQuota
     guard: LogGuard
+    room: BulkRoom
+    dropper: FairDropper
+    lanes: Mapping[LaneName, Lane]
 
     async def serve(self) -> None:
         do = self.sessions
         routes = (
-            Route("context", history.ContextRequest, history.Context, do.context, GROW),
+            Route("context", history.ContextRequest, history.Context, do.context, GROW, "chats"),
             Route("messages", history.MessagesRequest, history.ExchangePage, do.messages, READ),
             Route("sessions", history.SessionsRequest, history.SessionPage, do.list_sessions, READ),
-            Route("describe", history.DescribeRequest, history.Session, do.describe, CHANGE),
+            Route("describe", history.DescribeRequest, history.Session, do.describe, BULK),
+            Route(
+                "feedback", history.FeedbackRequest, history.FeedbackStored, do.give_feedback, BULK
+            ),
             Route("export", history.ExportRequest, history.ExportPage, do.export, READ),
-            Route("import", history.ImportRequest, Empty, do.import_exchanges, GROW),
+            Route("import", history.ImportRequest, Empty, do.import_exchanges, BULK, "imports"),
             Route("exchange", history.ExchangeRequest, history.Exchange, do.find, READ),
-            Route("branch", history.BranchRequest, history.Branch, self.branches.read, READ),
+            Route(
+                "branch", history.BranchRequest, history.Branch, self.branches.read, READ, "chats"
+            ),
             Route("remove", history.RemoveRequest, Empty, do.remove, CHANGE),
             Route("clear", history.ClearRequest, Empty, do.clear, CHANGE),
             Route("delete", history.DeleteRequest, Empty, do.erase, CHANGE),
@@ -90,23 +119,32 @@ class HistoryService:
         await self.bus.serve_retries(endpoints)
 
     def _endpoint(self, route: Route[Any, Any]) -> Endpoint:
+        lane = self.lanes[route.lane]
+
         async def handle(subject: str, request: Any) -> Struct:
             tenant = subjects.tenant_of_history(subject)
-            await self._admit(route.access, request)
-            with _as_service_error(), self._checking(route.access):
-                reply: Struct = await route.method(tenant, request)
+            with (
+                tracing.span(f"history {route.verb}", "server"),
+                _as_service_error(),
+                self._checking(route.access),
+            ):
+                await self._admit(route.access, tenant, request)
+                async with lane.place(tenant):
+                    reply: Struct = await route.method(tenant, request)
             return reply
 
         subject = subjects.history(route.verb, subjects.ANY)
         return self.bus.endpoint(route.verb, subject, route.request, handle)
 
-    async def _admit(self, access: Access, request: Struct) -> None:
+    async def _admit(self, access: Access, tenant: str, request: Struct) -> None:
         """Raise ServiceError if the log can't store what follows from the request."""
         is_answered = isinstance(request, history.ContextRequest) and request.is_answered
         if access is READ or is_answered:
             return
         if access is GROW:
             self.quota.require_room()
+        if access is BULK:
+            await self.room.wait(tenant)
         await self.guard.require_writable()
 
     @contextmanager
@@ -120,6 +158,9 @@ class HistoryService:
             raise
 
     async def _status(self, subject: str, request: Empty) -> history.HistoryStatus:
+        return await self.status()
+
+    async def status(self) -> history.HistoryStatus:
         state = unarchived = None
         with suppress(StreamUnavailable):
             state = await self.session_log.stream.state()
@@ -134,6 +175,10 @@ class HistoryService:
             log_limit=state and state.limit,
             warning=self.guard.warning or self.quota.warning,
             refuses=rejection.code if rejection else None,
+            waiting=sum(lane.waiting for lane in self.lanes.values()),
+            overloaded=sum(lane.rejected for lane in self.lanes.values()),
+            dropped=self.dropper.dropped,
+            database_expected=self.archive.is_expected,
         )
 
 
@@ -151,37 +196,89 @@ async def start(
     uri, database = settings.mongodb_uri, settings.mongodb_database
     archive = Archive(uri, database, fail, retention, limits, uri == DEFAULT_MONGODB)
     await stack.enter_async_context(archive.running())
-    bus = await stack.enter_async_context(Bus.connect(settings.nats_url, "history"))
-    limits = replace(limits, max_payload_bytes=bus.max_payload)
-    session_log = SessionLog(bus, retention, settings.history_replicas, limits)
-    stack.push_async_callback(session_log.close)
-    await session_log.ensure()
-
+    bus = await stack.enter_async_context(
+        Bus.connect(settings.nats_url, "history", NatsAccess.of(settings))
+    )
+    session_log = await _open_log(stack, bus, settings, limits)
+    limits = session_log.limits
     snapshots = Snapshots(session_log, settings, bus.spawn)
     repair = LogRepair(session_log, snapshots, Stream(bus, subjects.HISTORY_REPAIR_STREAM))
     guard = LogGuard(session_log, Checkup(session_log, snapshots, repair), fail)
-    quota = LogQuota(limits)
+    session_quota = SessionQuota(session_log, settings.history_max_sessions, fail)
+    quota, dropper = LogQuota(limits), FairDropper(session_log, snapshots)
 
-    async def ensure_and_check() -> None:
-        await session_log.ensure()
-        guard.reconnected()
-
-    async def on_reconnect() -> None:  # NATS may be back with an empty or an older store
-        bus.spawn(ensure_and_check())
-
-    bus.on_reconnect(on_reconnect)
+    _check_after_reconnects(bus, session_log, guard)
     for loop in (
         guard,
         Archiver(session_log, archive, fail),
         SnapshotSaver(session_log, snapshots, fail),
+        session_quota,
         Indexer(session_log.requests, fail, limits),
-        Trimmer(session_log, snapshots, quota, guard, fail),
+        Trimmer(session_log, snapshots, quota, guard, dropper, fail),
     ):
         await stack.enter_async_context(loop.running())
-    sessions = Sessions(bus, session_log, archive, snapshots)
+    sessions = Sessions(bus, session_log, archive, snapshots, session_quota)
     branches = Branches(session_log, archive, snapshots)
-    await HistoryService(bus, session_log, archive, sessions, branches, quota, guard).serve()
+    service = HistoryService(
+        bus,
+        session_log,
+        archive,
+        sessions,
+        branches,
+        quota,
+        guard,
+        BulkRoom(session_log),
+        dropper,
+        _lanes(limits),
+    )
+    host, port = settings.metrics_host, settings.history_metrics_port
+    state = partial(_state_from_a_thread, service, asyncio.get_running_loop())
+    stack.enter_context(serving_metrics(bus, host, port, "HISTORY_METRICS_PORT", state))
+    await service.serve()
     stack.push_async_callback(bus.stop_serving)
+
+
+async def _open_log(
+    stack: AsyncExitStack, bus: Bus, settings: HistorySettings, limits: HistoryLimits
+) -> SessionLog:
+    limits = replace(limits, max_payload_bytes=bus.max_payload)
+    session_log = SessionLog(bus, settings.retention_seconds, settings.history_replicas, limits)
+    stack.push_async_callback(session_log.close)
+    await session_log.ensure()
+    return session_log
+
+
+def _check_after_reconnects(bus: Bus, session_log: SessionLog, guard: LogGuard) -> None:
+    """Check the log after each reconnect: NATS may be back with an empty or an older store."""
+
+    async def check() -> None:
+        await session_log.ensure()
+        guard.reconnected()
+
+    async def on_reconnect() -> None:
+        bus.spawn(check())
+
+    bus.on_reconnect(on_reconnect)
+
+
+def _lanes(limits: HistoryLimits) -> Mapping[LaneName, Lane]:
+    return {
+        "chats": Lane("chats", limits.chat_lane),
+        "bulk": Lane("bulk", limits.bulk_lane),
+        "imports": Lane("imports", limits.import_lane),
+    }
+
+
+def _state_from_a_thread(
+    service: HistoryService, loop: asyncio.AbstractEventLoop
+) -> Iterable[Metric]:
+    """Return history's figures, or that it does not reply, to the thread that serves metrics."""
+    asking = asyncio.run_coroutine_threadsafe(service.status(), loop)
+    try:
+        status = asking.result(SCRAPE_SECONDS)
+    except TimeoutError:
+        return history_families(None)
+    return chain(history_families(status), history_process_families(status))
 
 
 @contextmanager

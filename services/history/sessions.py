@@ -9,19 +9,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from services.contract import history, imports, responses, subjects
+from services.contract.codec import encode
 from services.contract.errors import ServiceError
 from services.contract.messages import Empty, SessionErased
 from services.history import pages
 from services.history.archive import Archive, ArchiveUnavailable
 from services.history.entry import Entry, Position, archive_id
+from services.history.feedback import Feedbacks
 from services.history.log import SessionLog
 from services.history.requests import IndexEntry
+from services.history.session_quota import SessionQuota
 from services.history.snapshots import Snapshots
+from services.runtime import trace_context
 from services.runtime.bus import Bus
+from services.runtime.logs import RateLimitedLog
 from services.runtime.streams import Conflict
+from services.runtime.token_bucket import TokenBuckets
 
 log = logging.getLogger(__name__)
 
@@ -44,21 +50,48 @@ class ImportState:
 
 class Sessions:
     def __init__(
-        self, bus: Bus, session_log: SessionLog, archive: Archive, snapshots: Snapshots
+        self,
+        bus: Bus,
+        session_log: SessionLog,
+        archive: Archive,
+        snapshots: Snapshots,
+        quota: SessionQuota,
     ) -> None:
         self._bus = bus
         self._log = session_log
         self._archive = archive
         self._snapshots = snapshots
+        self._quota = quota
+        self._feedbacks = Feedbacks(session_log, archive, snapshots)
         self._limits = session_log.limits
+        self._rejections = RateLimitedLog(log)
+        self._empty = TokenBuckets(
+            "changes of sessions without exchanges",
+            self._limits.empty_session_bytes,
+            self._limits.empty_session_bytes_per_second,
+        )
         self._imports: dict[str, ImportState] = {}  # by session key, last imported last
 
     async def context(self, tenant: str, request: history.ContextRequest) -> history.Context:
-        return await self._snapshots.current(subjects.session_key(tenant, request.session_id))
+        """Raise ServiceError(too_many_sessions) if the answer would begin one too many."""
+        session = await self._snapshots.current(subjects.session_key(tenant, request.session_id))
+        if session.active_at is None and not request.is_answered:
+            self._quota.require_session(tenant)
+        return session.as_context
+
+    async def give_feedback(
+        self, tenant: str, request: history.FeedbackRequest
+    ) -> history.FeedbackStored:
+        if request.feedback is not None:
+            self._quota.require_bytes(tenant)
+        key = subjects.session_key(tenant, request.session_id)
+        message_id = _message_id(key, "feedback", request.request_id)
+        return await self._feedbacks.give(tenant, request, message_id)
 
     async def clear(self, tenant: str, request: history.ClearRequest) -> Empty:
         """A clear session is cleared again, because of requests that are being answered."""
         key = subjects.session_key(tenant, request.session_id)
+        await self._charge_unknown(tenant, key)
         cleared = history.Cleared(previous=0, cleared_at=datetime.now(UTC))
         await self._log.append(key, cleared, _message_id(key, "clear", request.request_id))
         return Empty()
@@ -69,6 +102,7 @@ class Sessions:
         deleted by snapshot saver and archiver.
         """
         key = subjects.session_key(tenant, request.session_id)
+        await self._charge_unknown(tenant, key)
         erased = history.Erased(previous=0, erased_at=datetime.now(UTC))
         seq = await self._log.append(key, erased, _message_id(key, "erase", request.request_id))
         await self._snapshots.save_or_raise(key)
@@ -78,7 +112,11 @@ class Sessions:
         except (ArchiveUnavailable, TimeoutError) as error:
             reason = str(error) or "slow"
             log.warning("erasure continues in the background session=%s reason=%s", key, reason)
-        await self._bus.publish(subjects.erased(tenant), SessionErased(request.session_id, seq))
+        await self._bus.publish(
+            subjects.erased(tenant),
+            SessionErased(request.session_id, seq),
+            headers=trace_context.headers(),
+        )
         return Empty()
 
     async def _delete(self, key: str, seq: int) -> None:
@@ -94,6 +132,7 @@ class Sessions:
         """
         id_ = request.request_id
         key = subjects.session_key(tenant, responses.session_of(id_))
+        await self._charge_unknown(tenant, key)
         removed = history.Removed(previous=0, request_id=id_, removed_at=datetime.now(UTC))
         seq = await self._log.append(key, removed, _message_id(key, "remove", id_))
         await self._log.delete_exchange(key, id_)
@@ -107,6 +146,11 @@ class Sessions:
 
     async def describe(self, tenant: str, request: history.DescribeRequest) -> history.Session:
         key = subjects.session_key(tenant, request.session_id)
+        session = await self._snapshots.current(key)
+        if session.active_at is None:
+            self._quota.require_session(tenant)
+        if not session.exchanges:
+            self._charge(tenant, len(encode(request.description)))
         record = history.Described(
             previous=0,
             described_at=datetime.now(UTC),
@@ -118,7 +162,24 @@ class Sessions:
         listed = pages.listed_session(key, await self._snapshots.current(key), 0)
         if listed is None:
             raise Conflict  # it was erased in this moment
-        return listed.session
+        if not (await self._log.stream.state()).has_dropped:
+            return listed.session
+        return await self._count_stored(tenant, listed.session)
+
+    async def _charge_unknown(self, tenant: str, key: str) -> None:
+        """
+        Count a change of a session that does not exist, maybe yet. What exists can always be
+        cleared and erased. Raises ServiceError(rate_limit_exceeded).
+        """
+        if (await self._snapshots.current(key)).active_at is None:
+            self._charge(tenant, 0)
+
+    def _charge(self, tenant: str, size: int) -> None:
+        try:
+            self._empty.take(tenant, max(size, self._limits.empty_session_min_bytes))
+        except ServiceError as error:
+            self._rejections.warning("change rejected tenant=%s: %s", tenant, error)
+            raise
 
     async def list_sessions(
         self, tenant: str, request: history.SessionsRequest
@@ -138,36 +199,55 @@ class Sessions:
                 found.append(listed)
             if len(found) > request.limit:
                 break
-        return pages.session_page(found, request.limit, self._limits.max_page_bytes)
+        page = pages.session_page(found, request.limit, self._limits.max_page_bytes)
+        if not (await self._log.stream.state()).has_dropped:
+            return page
+        counted = [await self._count_stored(tenant, session) for session in page.sessions]
+        return replace(page, sessions=tuple(counted))
+
+    async def _count_stored(self, tenant: str, session: history.Session) -> history.Session:
+        """Return the session without exchanges that a log without MongoDB has dropped."""
+        records = await self._log.count(subjects.session_key(tenant, session.id))
+        return replace(session, exchanges=min(session.exchanges, records))
 
     async def messages(self, tenant: str, request: history.MessagesRequest) -> history.ExchangePage:
         """Return the last exchanges before the cursor, of one session or of all the tenant's."""
         key = subjects.session_key(tenant, request.session_id) if request.session_id else None
         before = Position.parse(request.before) if request.before else None
-        if before and key and before.seq <= (await self._snapshots.current(key)).erased:
+        session = await self._snapshots.current(key) if key else None
+        if before and session and before.seq <= session.erased:
             return history.ExchangePage(())
         # one more tells whether there is a next page; the one at the cursor may retry another
-        found = await self._newest(tenant, key, request.limit + 2, before)
-        return pages.exchange_page(found, request.limit, self._limits.max_page_bytes, before)
+        found, is_cut = await self._newest(tenant, key, request.limit + 2, before)
+        page = pages.exchange_page(
+            found, request.limit, self._limits.max_page_bytes, before, is_cut
+        )
+        if page.next or key is None or session is None:
+            return page
+        return replace(page, is_complete=pages.is_complete(key, session, found))
 
     async def _newest(
         self, tenant: str, key: str | None, limit: int, until: Position | None
-    ) -> list[Entry]:
+    ) -> tuple[list[Entry], bool]:
         """
-        Return exchanges, newest first: those up to the archive's floor from MongoDB, those above it
-        from the log. The floor is read first, so that none is missing; some may come twice.
+        Return exchanges, newest first, and whether there may be more that were not read: those up
+        to the archive's floor from MongoDB, those above it from the log. The floor is read first,
+        so that none is missing; some may come twice.
         """
         seq = until and until.seq
         is_archived = self._archive.connected
         floor = await self._log.archived_until() if is_archived else 0
         scan = await self._log.newest_exchanges(tenant, key, limit, floor, seq)
-        if not is_archived or len(scan.entries) == limit or key in scan.erased:
-            return scan.entries
+        found = await self._feedbacks.add_to(scan.entries)
+        if not is_archived or scan.entries.is_full or key in scan.erased:
+            return found, scan.entries.is_cut
         try:
             archived = await self._archive.newest(tenant, key, limit, scan.erased, until)
+            found += await self._feedbacks.add_to(archived, is_archived=True)
         except ArchiveUnavailable:
-            return (await self._log.newest_exchanges(tenant, key, limit, 0, seq)).entries
-        return scan.entries + archived
+            logged = (await self._log.newest_exchanges(tenant, key, limit, 0, seq)).entries
+            return await self._feedbacks.add_to(logged), logged.is_cut
+        return found, archived.is_cut
 
     async def find(self, tenant: str, request: history.ExchangeRequest) -> history.Exchange:
         """
@@ -175,6 +255,8 @@ class Sessions:
         MongoDB has it, and ServiceError(not_found).
         """
         request_id = request.request_id
+        if request.session_id is not None:
+            return await self._find_in(tenant, request.session_id, request_id)
         indexed = await self._log.requests.find(tenant, request_id)
         entry = await self._log.get(indexed.seq) if indexed else None
         if indexed is None or entry is None or not indexed.holds(entry, request_id):
@@ -190,6 +272,10 @@ class Sessions:
                 " long as they are stored.",
             )
         return entry.record
+
+    async def _find_in(self, tenant: str, session_id: str, request_id: str) -> history.Exchange:
+        key = subjects.session_key(tenant, session_id)
+        return await self._feedbacks.exchange(key, request_id)
 
     async def _find_archived(
         self, tenant: str, request_id: str, indexed: IndexEntry | None
@@ -223,25 +309,34 @@ class Sessions:
         session = await self._snapshots.current(key)
         limit, erased = self._limits.export_page, session.erased
         floor = await self._log.archived_until()
-        found: list[Entry] = []
+        found, is_cut = list[Entry](), False
         unavailable: ArchiveUnavailable | None = None
         try:
             if floor >= erased:
-                found = await self._archive.oldest(key, limit + 1, after)
+                archived = await self._archive.oldest(key, limit + 1, after)
+                found = await self._feedbacks.add_to(archived, is_archived=True)
+                is_cut = archived.is_cut
         except ArchiveUnavailable as error:
-            unavailable, floor = error, 0
+            found, is_cut, unavailable, floor = [], False, error, 0
         start = max(floor, erased, after.seq if after else 0)
-        found += await self._log.exchanges_after(key, limit + 1, start)
+        if not is_cut:
+            logged = await self._log.exchanges_after(key, limit + 1, start)
+            found, is_cut = [*found, *await self._feedbacks.add_to(logged)], logged.is_cut
         if unavailable and session.exchanges:  # at last, since the log may be trimmed meanwhile
             if not await self._log.is_complete(key, erased, session.first_seq):
                 raise unavailable
-        return pages.export_page(found, limit, self._limits.max_page_bytes, after)
+        page = pages.export_page(found, limit, self._limits.max_page_bytes, after, is_cut)
+        if after:
+            return page
+        is_complete = pages.is_complete(key, session, found)
+        return replace(page, is_complete=is_complete, system_prompt=session.system_prompt)
 
     async def import_exchanges(self, tenant: str, request: history.ImportRequest) -> Empty:
         """
         Append the exchanges to the session in this order, except those that it has had since it
         was cleared: a repeated import changes nothing.
         """
+        self._quota.require_bytes(tenant)
         for imported in request.exchanges:
             imports.check(imported)
         batch = [imported.request_id for imported in request.exchanges]
@@ -256,6 +351,8 @@ class Sessions:
     async def _import_state(self, key: str, batch: Sequence[str]) -> ImportState:
         """Reuse the state of the session's last import if it still holds, or read a new one."""
         session = await self._snapshots.current(key)
+        if session.active_at is None:
+            self._quota.require_session(subjects.session_of_key(key)[0])
         state = self._imports.pop(key, None)
         if state and state.epoch == session.epoch and await self._is_current(state):
             if state.is_archived:

@@ -89,9 +89,14 @@ class Snapshots:
         return Loaded(_decode(key, value.data), value.revision) if value else Loaded(Snapshot(), 0)
 
     async def store(self, key: str, snapshot: Snapshot, revision: int) -> bool:
-        """Return False if another process replaced this revision, or JetStream refuses it."""
+        """
+        Return False if another process replaced this revision, or JetStream refuses it. The
+        snapshot of an erased session expires: it only serves answers that had begun before.
+        """
+        entry, is_erased = subjects.snapshot_entry(key), snapshot.active_at is None
+        ttl = self._log.limits.erased_snapshot_seconds if is_erased else None
         try:
-            await self._bucket.put(subjects.snapshot_entry(key), encode(snapshot), revision)
+            await self._bucket.put(entry, encode(snapshot), revision, ttl)
         except Conflict:
             return False
         except StreamUnavailable as error:

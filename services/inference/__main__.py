@@ -2,12 +2,15 @@
 
 from services.inference.settings import InferenceSettings
 from services.inference.worker import Worker
+from services.runtime.access import NatsAccess
 from services.runtime.bus import Bus
 from services.runtime.process import Process, run
 
 
 async def serve(process: Process, settings: InferenceSettings) -> None:
-    bus = await process.stack.enter_async_context(Bus.connect(settings.nats_url, "inference"))
+    bus = await process.stack.enter_async_context(
+        Bus.connect(settings.nats_url, "inference", NatsAccess.of(settings))
+    )
     worker = Worker(bus, settings, process)
     process.stack.push_async_callback(worker.drain)
     await worker.start()

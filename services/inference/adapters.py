@@ -23,7 +23,7 @@ from services.inference.engine.adapter_numbers import BASE, adapter_number, file
 from services.inference.engine.backend import AdapterError
 from services.inference.engine.engine import Engine
 from services.inference.model_files import AdapterFiles, FileState, file_state, find_adapters
-from services.inference.model_path import printable
+from services.inference.model_path import sentence
 
 log = logging.getLogger(__name__)
 
@@ -202,6 +202,7 @@ class AdapterFolder:
 
     async def _load_into_engine(self, name: str, seen: _SeenFile, digest: str) -> None:
         """Load a version of an adapter. Raises AdapterError or OSError."""
+        await asyncio.to_thread(self._engine.try_adapter, seen.path)
         number = next(self._files)
         await asyncio.wrap_future(self._engine.load_adapter(number, seen.path))
         if not await asyncio.to_thread(_is_unchanged, seen):
@@ -212,7 +213,7 @@ class AdapterFolder:
 
     def _set_faults(self, faults: Iterable[str]) -> None:
         """Set the faults, and log the new ones."""
-        before, self.faults = self.faults, tuple(map(printable, faults))
+        before, self.faults = self.faults, tuple(map(sentence, faults))
         for fault in self.faults:
             if fault not in before:
                 log.warning("%s", fault)

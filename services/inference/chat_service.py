@@ -5,18 +5,20 @@ import base64
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from typing import Protocol
 
 from msgspec.structs import replace
 
 from services.client.routing import WorkerDirectory
 from services.contract import prompts, subjects
 from services.contract.answer import Answer, after_offset
-from services.contract.codec import decode
+from services.contract.codec import decode, encode
+from services.contract.conversation import Tool
 from services.contract.errors import ServiceError, shutting_down
 from services.contract.history import Context, Exchange
 from services.contract.messages import (
@@ -38,6 +40,7 @@ from services.contract.messages import (
     Usage,
 )
 from services.contract.subjects import ANY
+from services.inference import spans
 from services.inference.adapters import AdapterFolder, Adapters
 from services.inference.engine.backend import ComputeFailure, ConstraintFailure
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
@@ -48,6 +51,7 @@ from services.inference.engine.output.parts import (
     ContentDelta,
     ReasoningDelta,
 )
+from services.inference.engine.scheduling.prefill_budget import Throughput
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.history_client import AppendResult, HistoryClient
 from services.inference.in_flight import (
@@ -63,7 +67,7 @@ from services.inference.prompt_builder import PreparedPrompt, PromptBuilder
 from services.inference.replay import ReplayStore
 from services.inference.router import Router
 from services.inference.settings import InferenceSettings
-from services.runtime import logs
+from services.runtime import logs, trace_context, tracing
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
 from services.runtime.supervised import Fail, SupervisedLoop
@@ -111,10 +115,9 @@ class ChatService:
         self._prompts = PromptBuilder(
             model, settings.chat_system_prompt, limits.max_cached_answer_tokens
         )
-        max_requests = settings.model_parallel + settings.model_queue
-        self._pool = Pool("preparing", limits.preparing_threads, max_requests)
+        self._pool = Pool("preparing", limits.preparing_threads)
         self._router = Router(self.bus, self.worker_id, self.workers, limits, self._admit)
-        self._connection = ConnectionWatch(self.bus.is_responsive, self._on_disconnected, limits)
+        self._connection = ConnectionWatch(self.bus, self._on_disconnected, limits)
         self._idle_prefill = asyncio.Lock()
         self._loops = AsyncExitStack()
         self._admissions = 0
@@ -168,8 +171,8 @@ class ChatService:
         return 0
 
     @property
-    def tokens_per_second(self) -> float:
-        return self._engine.throughput.tokens_per_second
+    def throughput(self) -> Throughput:
+        return self._engine.throughput
 
     async def start(self) -> None:
         self._engine.start()
@@ -237,7 +240,7 @@ class ChatService:
             raise ServiceError("conflict", message)
         if self._is_dead or self._is_draining:
             raise shutting_down()
-        self.flights.check_room(flight, self.tokens_per_second)
+        self.flights.check_room(flight, self.throughput.tokens_per_second)
         self.flights[flight.key] = flight
         self.adapters.lease(variant)  # until `_serve` ends
         for cancel in self._cancels.of(flight.key):  # which overtook the request
@@ -248,6 +251,10 @@ class ChatService:
 
     async def _serve(self, flight: InFlightRequest) -> None:
         logs.request_id.set(flight.request_id)
+        with spans.serving(flight):
+            await self._run(flight)
+
+    async def _run(self, flight: InFlightRequest) -> None:
         timeout = flight.request.timeout_s or MAX_TIMEOUT_SECONDS
         loop = asyncio.get_running_loop()
         timer = loop.call_later(timeout, self._interrupt, flight, "timeout")
@@ -281,13 +288,13 @@ class ChatService:
             try:
                 finished = await self._generate(flight, prompt, sequence)
             except ServiceError:
-                flight.is_computed = True
+                flight.computed_at = time.monotonic()
                 failed = Finished("failed", sequence.usage, sequence.timings)
                 await self._store(flight, prompt, failed)
                 raise
             if not (sequence.is_withdrawn or flight.is_erased):
                 self._prompts.remember(flight, prompt, sequence.answer)
-        flight.is_computed = True
+        flight.computed_at = time.monotonic()
         await self._finish(flight, prompt, finished)
         if not prompts.is_stateless(flight.request):
             self.bus.spawn(self._prefill_next_prompt(flight))
@@ -302,11 +309,16 @@ class ChatService:
         if not request.resume and session_id is not None:
             # that of a response has no turns, but shows that it can be stored, and where
             reading = self._history.context(flight.tenant, session_id)
-            context = await flight.unless_stopped(reading)
+            with tracing.span("context", "client"):
+                context = await flight.unless_stopped(reading)
             flight.epoch = context.epoch
             self._cancel_if_erased(flight)  # the message may have come before the context
         preparing = self._pool.run(
-            self._build, flight, context, discard=lambda built: built[1].sampler.close()
+            flight.tenant,
+            self._build,
+            flight,
+            context,
+            discard=lambda built: built[1].sampler.close(),
         )
         return await (preparing if request.resume else flight.unless_stopped(preparing))
 
@@ -319,10 +331,12 @@ class ChatService:
         self, flight: InFlightRequest, prompt: PreparedPrompt, sequence: Sequence
     ) -> Finished:
         """Forward the engine's outputs as events. Raises ServiceError."""
-        flight.sequence = sequence
+        flight.sequence, flight.submitted_at = sequence, time.monotonic()
         self._engine.submit(sequence)
         while True:
-            match await flight.outputs.get():
+            output = await flight.outputs.get()
+            await self._connection.confirm()
+            match output:
                 case PrefillStarted(prompt_tokens, cached_tokens):
                     state = prompt.resume_state
                     kept, dropped = state.exchanges_kept, state.exchanges_dropped
@@ -372,7 +386,7 @@ class ChatService:
         self, flight: InFlightRequest, prompt: PreparedPrompt, finished: Finished
     ) -> AppendResult:
         """Append the exchange to the log, however it ended."""
-        self._connection.check()
+        await self._connection.confirm()
         request, answer, state = flight.request, flight.answer, prompt.resume_state
         if flight.has_ended or flight.is_erased or not flight.session_key:
             return AppendResult("none")
@@ -399,16 +413,25 @@ class ChatService:
             order=answer.order,
             prefix_length=len(request.prefix) if answer.length else 0,
             turn=request.turn,
+            tools=self._stored_tools(request),
         )
-        return await self._history.append(
-            flight.session_key, exchange, lambda: not flight.has_ended
-        )
+        with tracing.span("append", "client"):
+            return await self._history.append(
+                flight.session_key, exchange, lambda: not flight.has_ended
+            )
+
+    def _stored_tools(self, request: ChatRequest) -> tuple[Tool, ...]:
+        """Return the tools for the exchange's record; the turn of a response has its own."""
+        tools = () if request.turn or request.tools is None else request.tools
+        size = sum(len(encode(tool)) for tool in tools)
+        return tools if size <= self.limits.max_stored_tools_bytes else ()
 
     async def _prefill_next_prompt(self, flight: InFlightRequest) -> None:
         """
         Prefill the session's next prompt, as far as it is known, once the worker is idle. The next
         request reports any error.
         """
+        trace_context.current.set(None)  # the answer does not wait for it
         await asyncio.sleep(self.limits.idle_prefill_delay_seconds)
         async with self._idle_prefill:
             if self.flights or self._is_draining:
@@ -418,7 +441,8 @@ class ChatService:
                 async with asyncio.timeout(self.limits.idle_context_timeout_seconds):
                     session_id = flight.request.session_id
                     context = await self._history.context(flight.tenant, session_id)
-                prompt = await self._pool.run(self._prompts.idle_prompt, flight, context)
+                idle_prompt = self._prompts.idle_prompt
+                prompt = await self._pool.run(flight.tenant, idle_prompt, flight, context)
                 is_newest = newest == self._admissions  # no request came meanwhile
                 if prompt and is_newest and self.adapters.is_loaded(flight.variant):
                     self._engine.prefill_when_idle(prompt)
@@ -511,7 +535,6 @@ class ChatService:
     # --- engine and loops -------------------------------------------------------------------------
 
     def _dispatch(self, outputs: list[tuple[str, Output]]) -> None:
-        self._connection.check()
         for sequence_key, output in outputs:
             flight = self.flights.get(sequence_key.rpartition(".")[0])
             if flight and flight.sequence_key == sequence_key:
@@ -540,34 +563,67 @@ class ChatService:
         return tick
 
 
+class Connection(Protocol):
+    """What `ConnectionWatch` asks a Bus."""
+
+    @property
+    def confirmed_at(self) -> float: ...
+
+    @property
+    def seconds_since_reconnect(self) -> float: ...
+
+    async def is_responsive(self) -> bool: ...
+
+
 @dataclass(eq=False)
 class ConnectionWatch:
     """
-    Call `on_disconnected` when NATS was unreachable for longer than the limit.
+    Call `on_disconnected` when readers may have given up without this worker having heard it.
 
-    This covers a process that was suspended (SIGSTOP, VM pause): code that sends or stores anything
-    for a request calls `check` first.
+    A reader gives up after a silence, and cancels its attempt. So after a silence of more than
+    `disconnected_seconds`, nothing may be sent or stored for a request before a new ping was
+    answered over the same connection: then all cancels have come, and the silence was the worker's
+    own. It was busy, or suspended (SIGSTOP, VM pause). Else the worker was disconnected.
     """
 
-    is_responsive: Callable[[], Awaitable[bool]]
+    bus: Connection
     on_disconnected: Callable[[], None]
     limits: InferenceLimits
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self._last = self.clock()
+        self._heard_at = self.clock()
+        self._asking = asyncio.Lock()
 
     async def step(self) -> float:
         """Check the connection. Return the seconds until the next check (SupervisedLoop)."""
-        is_responsive = await self.is_responsive()
-        self.check()
-        if is_responsive:
-            self._last = self.clock()
+        await self.bus.is_responsive()
+        await self.confirm()
         return self.limits.connection_check_interval_seconds
 
-    def check(self) -> None:
-        if self.clock() - self._last > self.limits.disconnected_seconds:
-            self._last = self.clock()
+    async def confirm(self) -> None:
+        """Return at once; after a silence, once it is known whose it was."""
+        if self._is_silent or self._asking.locked():
+            async with self._asking:
+                if self._is_silent:
+                    await self._ask()
+        self._heard_at = max(self._heard_at, self.bus.confirmed_at)
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether NATS was silent for too long, up to now or to the last reconnect."""
+        now = self.clock()
+        reconnected_at = now - self.bus.seconds_since_reconnect
+        heard_at = max(self._heard_at, self.bus.confirmed_at)
+        silence = max(now - heard_at, reconnected_at - self._heard_at)
+        return silence > self.limits.disconnected_seconds
+
+    async def _ask(self) -> None:
+        silent_since, asked_at = self._heard_at, self.clock()
+        await self.bus.is_responsive()
+        self._heard_at = self.clock()
+        is_same = self.bus.seconds_since_reconnect > self._heard_at - silent_since
+        if self.bus.confirmed_at < asked_at or not is_same:
             self.on_disconnected()
 
 

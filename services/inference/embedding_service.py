@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TypeVar
 
 from msgspec import Struct
 
+from services.client import spans
 from services.client.embedding_client import (
     ENVELOPE_BYTES,
     JSON_BYTES_PER_FLOAT,
@@ -32,6 +34,8 @@ from services.contract.errors import ServiceError, shutting_down
 from services.contract.messages import ModelInfo, ModelKind
 from services.inference.engine.backend import BackendError
 from services.inference.engine.embedding import EmbeddingEngine, EngineStopped, Rows, normalize
+from services.inference.engine.scheduling.prefill_budget import Throughput
+from services.inference.engine.scheduling.tenant_shares import has_room
 from services.inference.limits import InferenceLimits
 from services.inference.models import LoadedEmbedder
 from services.inference.pool import Pool
@@ -65,13 +69,12 @@ class EmbeddingService:
 
     def __post_init__(self) -> None:
         self._max_requests = self.settings.model_parallel + self.settings.model_queue
-        self._pool = Pool("tokenizing", self.limits.preparing_threads, self._max_requests)
+        self._pool = Pool("tokenizing", self.limits.preparing_threads)
         in_loop: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
         self._engine = EmbeddingEngine(
             self.model.embedder, on_death=partial(in_loop, self.fail, "the engine died")
         )
-        self._client = EmbeddingClient(self.bus, self.workers)
-        self._sizes: list[int] = []  # of all admitted requests, in bytes of input
+        self._admitted: list[tuple[str, int]] = []  # tenant and bytes of input
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._is_draining = False
@@ -92,28 +95,31 @@ class EmbeddingService:
     @property
     def running(self) -> int:
         """Requests whose inputs take turns in batches: all, but only as many as there are slots."""
-        return min(len(self._sizes), self.settings.model_parallel)
+        return min(len(self._admitted), self.settings.model_parallel)
 
     @property
     def waiting(self) -> int:
-        return len(self._sizes) - self.running
+        return len(self._admitted) - self.running
 
     @property
     def queued_tokens(self) -> int:
         return self._engine.waiting_tokens
 
     @property
-    def tokens_per_second(self) -> float:
-        return self._engine.throughput.tokens_per_second
+    def throughput(self) -> Throughput:
+        return self._engine.throughput
 
     async def start(self) -> None:
         self._engine.start()
-        await self._serve(subjects.embed(self.worker_id), EmbedRequest, self._embed)
-        await self._serve(subjects.rerank(self.worker_id), RerankRequest, self._rerank)
-        endpoints = [
-            self.bus.endpoint("embed", subjects.EMBED, EmbedRequest, self._embed_anywhere),
-            self.bus.endpoint("rerank", subjects.RERANK, RerankRequest, self._rerank_anywhere),
-        ]
+        await self._serve(subjects.embed, EmbedRequest, self._embed)
+        await self._serve(subjects.rerank, RerankRequest, self._rerank)
+        endpoints = []
+        for prefix, tenant in (("", subjects.OPEN_TENANT), ("tenant-", subjects.ANY)):
+            embed, rerank = subjects.embed_request(tenant), subjects.rerank_request(tenant)
+            endpoints += [
+                self.bus.endpoint(f"{prefix}embed", embed, EmbedRequest, self._embed_anywhere),
+                self.bus.endpoint(f"{prefix}rerank", rerank, RerankRequest, self._rerank_anywhere),
+            ]
         await self.bus.serve("embedding", f"serves {self.model.info.name}", endpoints)
 
     async def drain(self) -> None:
@@ -128,35 +134,51 @@ class EmbeddingService:
         self.model.close()
 
     async def _serve(
-        self, subject: str, kind: type[K], work: Callable[[K], Awaitable[Struct]]
+        self,
+        subject: Callable[[str, str], str],
+        kind: type[K],
+        work: Callable[[str, K], Awaitable[Struct]],
     ) -> None:
         async def reply(delivery: Delivery) -> Struct:
-            return await work(decode(delivery.data, kind))
+            return await work(subjects.tenant_of(delivery.subject), decode(delivery.data, kind))
 
-        await self.bus.subscribe(subject, lambda delivery: self.bus.respond(delivery, reply))
+        await self.bus.subscribe(
+            subject(self.worker_id, subjects.ANY),
+            lambda delivery: self.bus.respond(delivery, reply),
+        )
 
-    async def _embed_anywhere(self, _: str, request: EmbedRequest) -> Embeddings:
-        self._check_reply_size(request, self._client.width_of(request))
-        return await self._client.embed(request)
+    async def _embed_anywhere(self, subject: str, request: EmbedRequest) -> Embeddings:
+        client = self._client(subject)
+        self._check_reply_size(request, client.width_of(request))
+        return await client.embed(request)
 
-    async def _rerank_anywhere(self, _: str, request: RerankRequest) -> Scores:
-        return await self._client.rerank(request)
+    async def _rerank_anywhere(self, subject: str, request: RerankRequest) -> Scores:
+        return await self._client(subject).rerank(request)
+
+    def _client(self, subject: str) -> EmbeddingClient:
+        """Raises ServiceError(invalid_request) if the subject's tenant is invalid."""
+        tenant = subjects.tenant_of_request(subject)
+        if not subjects.is_id(tenant):
+            raise ServiceError("invalid_request", f"{tenant!r} is not a valid tenant.")
+        return EmbeddingClient(self.bus, self.workers, tenant)
 
     # --- requests to this worker ------------------------------------------------------------------
 
-    async def _embed(self, request: EmbedRequest) -> Embeddings:
+    async def _embed(self, tenant: str, request: EmbedRequest) -> Embeddings:
         self._check_model(request.model, "embedding")
         self._check_reply_size(request, self.model.embedder.width)
         size = sum(map(input_bytes, request.input))
-        rows, tokens = await self._compute(size, partial(self._tokenize_inputs, request.input))
+        tokenize = partial(self._tokenize_inputs, request.input)
+        rows, tokens = await self._compute(tenant, size, tokenize)
         vectors = normalize(rows, request.dimensions).astype("<f4")
         return Embeddings(self.model.info.name, tuple(each.tobytes() for each in vectors), tokens)
 
-    async def _rerank(self, request: RerankRequest) -> Scores:
+    async def _rerank(self, tenant: str, request: RerankRequest) -> Scores:
         self._check_model(request.model, "rerank")
         query, documents = request.query, request.documents
         size = len(documents) * input_bytes(query) + sum(map(input_bytes, documents))
-        rows, tokens = await self._compute(size, partial(self._tokenize_pairs, query, documents))
+        tokenize = partial(self._tokenize_pairs, query, documents)
+        rows, tokens = await self._compute(tenant, size, tokenize)
         scores = self.model.embedder.relevance(rows)
         return Scores(self.model.info.name, tuple(scores), tokens)
 
@@ -180,18 +202,22 @@ class EmbeddingService:
                 " several requests.",
             )
 
-    async def _compute(self, size: int, tokenize: Callable[[], TokenLists]) -> tuple[Rows, int]:
+    async def _compute(
+        self, tenant: str, size: int, tokenize: Callable[[], TokenLists]
+    ) -> tuple[Rows, int]:
         """Return the rows of all inputs, and the number of their tokens. Raises ServiceError."""
         began = time.monotonic()
-        async with self._admitted(size):
-            inputs = await self._pool.run(tokenize)
-            try:
-                rows = await asyncio.wrap_future(self._engine.submit(inputs))
-            except EngineStopped:
-                raise shutting_down() from None
-            except BackendError as error:
-                raise ServiceError("internal", f"{error} Send the request again.") from error
-        tokens = sum(map(len, inputs))
+        with spans.embedding(self.model.kind, self.model.info.name, "server") as span:
+            async with self._place(tenant, size):
+                inputs = await self._pool.run(tenant, tokenize)
+                try:
+                    rows = await asyncio.wrap_future(self._engine.submit(tenant, inputs))
+                except EngineStopped:
+                    raise shutting_down() from None
+                except BackendError as error:
+                    raise ServiceError("internal", f"{error} Send the request again.") from error
+            tokens = sum(map(len, inputs))
+            span.set({"gen_ai.usage.input_tokens": tokens})
         log.info(
             "request finished kind=%s inputs=%d tokens=%d seconds=%.3f",
             self.model.kind,
@@ -202,26 +228,35 @@ class EmbeddingService:
         return rows, tokens
 
     @asynccontextmanager
-    async def _admitted(self, size: int) -> AsyncIterator[None]:
+    async def _place(self, tenant: str, size: int) -> AsyncIterator[None]:
         """Admit a request by counts and bytes alone, during the body. Raises ServiceError."""
         if self._is_draining:
             raise shutting_down()
-        if len(self._sizes) >= self._max_requests:
-            raise self._overloaded("Every slot is taken and the queue is full")
-        waiting = sum(self._sizes)
-        if waiting and waiting + size > self.settings.model_queue_bytes:
-            raise self._overloaded(f"{waiting:,} bytes of input wait (MODEL_QUEUE_BYTES)")
-        self._sizes.append(size)
+        self._check_room(tenant, size)
+        place = tenant, size
+        self._admitted.append(place)
         self._is_idle.clear()
         try:
             yield
         finally:
-            self._sizes.remove(size)
-            if not self._sizes:
+            self._admitted.remove(place)
+            if not self._admitted:
                 self._is_idle.set()
 
+    def _check_room(self, tenant: str, size: int) -> None:
+        """Check the shares as for chats (InFlightRequests.check_room). Raises ServiceError."""
+        places, waiting = Counter[str](), Counter[str]()
+        for other, other_size in self._admitted:
+            places[other] += 1
+            waiting[other] += other_size
+        if not has_room(tenant, places, self._max_requests):
+            raise self._overloaded("Every slot is taken and the queue is full")
+        max_bytes = self.settings.model_queue_bytes
+        if waiting[tenant] and not has_room(tenant, waiting, max_bytes, size):
+            raise self._overloaded(f"{waiting.total():,} bytes of input wait (MODEL_QUEUE_BYTES)")
+
     def _overloaded(self, why: str) -> ServiceError:
-        limits, rate = self.limits, self.tokens_per_second
+        limits, rate = self.limits, self.throughput.tokens_per_second
         wait = self.queued_tokens / rate if rate else 0.0
         wait = min(max(wait, limits.min_retry_after_seconds), limits.max_retry_after_seconds)
         return ServiceError("overloaded", f"{why}: try again.", round(wait, 1))

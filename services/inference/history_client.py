@@ -14,6 +14,7 @@ from services.contract.errors import ServiceError
 from services.contract.history import Context, ContextRequest, Exchange
 from services.contract.messages import Empty, StoredState
 from services.inference.limits import DEFAULT_LIMITS, InferenceLimits
+from services.runtime import trace_context
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders, RequestSilent
 from services.runtime.streams import Conflict, MessageTooLarge, Stream, StreamUnavailable
@@ -109,7 +110,9 @@ class HistoryClient:
                 return AppendResult("failed")
             except (StreamUnavailable, ServiceError) as error:
                 # history then probes the log, and rejects chats meanwhile
-                await self._bus.publish(subjects.HISTORY_APPEND_FAILED, Empty())
+                await self._bus.publish(
+                    subjects.HISTORY_APPEND_FAILED, Empty(), headers=trace_context.headers()
+                )
                 log.warning("append failed, retrying error=%r", str(error))
                 await asyncio.sleep(self._limits.append_retry_seconds)
         return AppendResult("failed")

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from services.contract.messages import (
     Failed,
     Progress,
     Sampling,
+    Started,
     StreamEvent,
     Token,
     ToolCallDelta,
@@ -25,6 +26,7 @@ from services.contract.messages import (
 from services.inference.adapters import Variant
 from services.inference.engine.engine import Output
 from services.inference.engine.scheduling.sequence import Sequence
+from services.inference.engine.scheduling.tenant_shares import has_room
 from services.inference.limits import InferenceLimits
 from services.inference.replay import Listeners, Recording
 from services.inference.settings import InferenceSettings
@@ -63,14 +65,20 @@ class InFlightRequest:
     """Epoch that began when the session was last erased, as far as this worker was told."""
     sequence: Sequence | None = field(default=None, init=False)
     """Set once the prompt is prepared."""
-    is_computed: bool = field(default=False, init=False)
-    """Whether the engine is done with it: it is being stored, and neither waits nor runs."""
+    submitted_at: float = field(default=0.0, init=False)
+    """Monotonic time at which the engine got the sequence; 0: it has not."""
+    computed_at: float = field(default=0.0, init=False)
+    """Monotonic time at which the engine was done with it; 0: it is not."""
+    last: Done | Failed | None = field(default=None, init=False)
+    """The event that ended the answer, once it was sent."""
 
     def __post_init__(self) -> None:
         self.request_id = self.request.request_id or ""
         self.outputs: asyncio.Queue[Output] = asyncio.Queue()
         self.recording = Recording(self.request, self.worker_id, self.reply, self.limits)
-        self.listeners = Listeners(max(self.request.grace_s, self.limits.min_grace_seconds))
+        grace = max(self.request.grace_s, self.limits.min_grace_seconds)
+        has_begun = self.request.resume is not None
+        self.listeners = Listeners(grace, grace * self.limits.waiting_grace_share, has_begun)
         self.asked_at = datetime.now(UTC)
         self.received_at = self._last_sent = time.monotonic()
         resume = self.request.resume
@@ -104,6 +112,11 @@ class InFlightRequest:
     def has_slot(self) -> bool:
         is_started = self.sequence is not None and self.sequence.slot is not None
         return is_started and not self.is_computed
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether the engine is done with it: it is being stored, and neither waits nor runs."""
+        return self.computed_at > 0
 
     @property
     def is_waiting(self) -> bool:
@@ -157,12 +170,13 @@ class InFlightRequest:
         """Send an event, unless the request has ended: there is exactly one Done or Failed."""
         if self.has_ended:
             return
-        self.has_ended = isinstance(event, Done | Failed)
+        if isinstance(event, Done | Failed):
+            self.has_ended, self.last = True, event
         if isinstance(event, Token | ToolCallDelta):
             self.answer.add(event)
         self._last_sent = time.monotonic()
         self.recording.add(event)
-        number = self.listeners.next_number()
+        number = self.listeners.next_number(isinstance(event, Started))
         undelivered = subjects.undelivered(self.worker_id, self.key, self.admission, number)
         await self.bus.publish(self.reply, event, undelivered)
 
@@ -205,19 +219,34 @@ class InFlightRequests(dict[str, InFlightRequest]):
 
     def check_room(self, new: InFlightRequest, tokens_per_second: float) -> None:
         """
-        Check that there is room for one more request. There always is for a single prompt, however
-        long. Raises ServiceError(overloaded) with the time until the queue is worked off.
+        Check that there is room for one more request, in the share of its tenant or beyond it.
+        There always is for a tenant's only prompt, however long. Raises ServiceError(overloaded)
+        with the time until the queue is worked off.
         """
-        waiting = sum(flight.waiting_bytes for flight in self.values())
-        if len(self) >= self._max_requests:
+        places = Counter(flight.tenant for flight in self.values())
+        if not has_room(new.tenant, places, self._max_requests):
             message = "Every slot is taken and the queue is full: try again."
-        elif waiting and waiting + new.waiting_bytes > self._max_bytes:
+        elif self._exceeds_bytes(new):
+            waiting = self._waiting_bytes().total()
             message = (
                 f"{waiting:,} bytes of prompts wait for prefill (MODEL_QUEUE_BYTES): try again."
             )
         else:
             return
         raise ServiceError("overloaded", message, self._retry_after(tokens_per_second))
+
+    def _exceeds_bytes(self, new: InFlightRequest) -> bool:
+        """Return whether the prompt exceeds both what is free and the share of its tenant."""
+        used = self._waiting_bytes()
+        has_others = used[new.tenant] > 0
+        return has_others and not has_room(new.tenant, used, self._max_bytes, new.waiting_bytes)
+
+    def _waiting_bytes(self) -> Counter[str]:
+        """Return the bytes of prompts that wait for prefill, by tenant of those in flight."""
+        waiting = Counter[str]()
+        for flight in self.values():
+            waiting[flight.tenant] += flight.waiting_bytes
+        return waiting
 
     def on_finished(self, tokens: int) -> None:
         """Count the length of an answer, unless it was cancelled in the queue."""

@@ -28,7 +28,9 @@ class InferenceLimits:
     connection_check_interval_seconds: float = 0.25
     forward_timeout_seconds: float = 0.1  # for another worker to accept a request
 
-    preparing_threads: int = 2  # parallel only while they tokenize, which releases the GIL
+    # Two of them are parallel only while they tokenize or compile, which releases the GIL; another
+    # tenant finds the third one free.
+    preparing_threads: int = 3
     idle_prefill_delay_seconds: float = 0.2
     idle_context_timeout_seconds: float = 1.0  # for history, when no caller waits
     max_cached_answer_tokens: int = 2**19  # 2 MiB
@@ -40,12 +42,17 @@ class InferenceLimits:
     max_cancels_kept: int = 10_000
 
     min_grace_seconds: float = 2.0  # in which a disconnected reader reconnects
+    # Share of the grace that a request has before its answer begins: its place is not worth more
+    # than that of a request whose caller stays. With the edge's grace, 1 s; clients of server-sent
+    # events reconnect after 0.5 s.
+    waiting_grace_share: float = 0.1
     replay_kept_seconds: float = 60.0  # after the end of an answer
     max_replay_bytes_kept: int = 4 * 2**20  # of finished answers; admission bounds the others
 
     # Seconds without a keep-alive after which each try of a request to history ends; together
     # enough to replace a process that died or froze, and for a NATS cluster to elect a leader.
     history_tries_seconds: tuple[float, ...] = (0.3, 0.6, 1.2, 2.4, 4.8)
+    max_stored_tools_bytes: int = 64 * 2**10  # of a request; larger ones are left out of its record
     append_timeout_seconds: float = 10.0  # a server that restarts takes a few
     append_retry_seconds: float = 0.3
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from services.contract.messages import ModelKind
+from services.contract.version import COMMAND
 from services.inference.engine import gguf_header
 from services.inference.engine.gguf_header import Header, NotGguf
 from services.inference.engine.llama_model import ModelError
@@ -29,6 +30,8 @@ MODELS = Path("model")
 ADAPTERS = "adapters"
 """Folder beside a model's file. A subfolder has the adapters of the model with its name."""
 DEMO = "demo.gguf"
+BUNDLED_DEMO = Path(__file__).with_name("demo") / DEMO
+"""The demo model of an installed package; a clone has it in MODELS."""
 
 _OTHER_FORMATS = (".safetensors", ".ckpt", ".pth", ".ggml")
 _RERANKER = 4  # llama.cpp's LLAMA_POOLING_TYPE_RANK; 1 to 3 are embeddings of a whole text
@@ -67,21 +70,21 @@ class AdapterFiles(NamedTuple):
     faults: tuple[str, ...]
 
 
-def find_model(model_path: str, folder: Path) -> Path:
+def find_model(model_path: str, folder: Path, bundled: Path = BUNDLED_DEMO) -> Path:
     """
     Return the model's file, or the first of its parts.
 
     `model_path` names a file or a folder; empty: `folder`. A folder is searched with its
-    subfolders. The demo model is returned only if nothing else there looks like a model. Raises
-    ModelError.
+    subfolders. The demo model is returned only if nothing else there looks like a model; the
+    `bundled` one only if `model_path` is empty. Raises ModelError.
     """
     paths = split_model_path(model_path)
     if not paths:
-        return _only_model(folder)
+        return _only_model(folder, bundled)
     if len(paths) > 1:
         raise ModelError(
-            f"MODEL_PATH names {len(paths)} models, and a worker serves one. `just up` starts a"
-            " worker for each; with Compose, add a service for each (docs/models.md)."
+            f"MODEL_PATH names {len(paths)} models, and a worker serves one. `{COMMAND} up` starts"
+            " a worker for each; with Compose, add a service for each (docs/models.md)."
         )
     path = expand_home(paths[0])
     if os.path.isdir(path):  # Path.is_dir raises for long names
@@ -110,9 +113,10 @@ def parts_of(path: Path) -> tuple[Path, ...]:
         for number in range(1, int(count) + 1)
     )
     if missing := [part.name for part in found if not part.exists()]:
+        more = f" and {len(missing) - 3:,} more" if missing[3:] else ""
         raise ModelError(
-            f"{path} is one of {int(count)} parts of a model, and {', '.join(missing)}"
-            " is missing: put all parts into one folder."
+            f"{path} is one of {int(count)} parts of a model, and {', '.join(missing[:3])}{more}"
+            f" {'are' if missing[1:] else 'is'} missing: put all parts into one folder."
         )
     return found
 
@@ -172,10 +176,15 @@ def _invalid_name(file: Path) -> str:
 
 
 def check_files(files: Iterable[Path]) -> None:
-    """Check that the files have valid names, can be read and are GGUFs. Raises ModelError."""
+    """
+    Check that the files have valid names, can be read, and are GGUFs with a sound header. Raises
+    ModelError.
+    """
     for file in files:
         if not is_printable(file):
             raise ModelError(_invalid_name(file))
+        if file.exists() and not file.is_file():  # opening a pipe would block
+            raise ModelError(f"{file} is not a file: remove it, or name another one.")
         try:
             with file.open("rb") as opened:
                 magic = opened.read(4)
@@ -187,6 +196,14 @@ def check_files(files: Iterable[Path]) -> None:
             raise ModelError(f"{file} is empty: did its download fail?")
         if magic != gguf_header.MAGIC:
             raise ModelError(f"{file} is not a GGUF file: {_CONVERT}.")
+        try:
+            gguf_header.read_whole(file)
+        except NotGguf as error:
+            raise ModelError(_damaged(file, error)) from error
+
+
+def _damaged(file: Path, error: NotGguf) -> str:
+    return f"{file} is damaged or incomplete ({error}): download or copy it again."
 
 
 def why_broken(parts: Sequence[Path], reason: str) -> str | None:
@@ -200,8 +217,8 @@ def why_broken(parts: Sequence[Path], reason: str) -> str | None:
     for number, part in enumerate(parts, 1):
         try:
             header = gguf_header.read_whole(part)
-        except NotGguf:
-            return f"{part} is damaged or incomplete: download or copy it again."
+        except NotGguf as error:
+            return _damaged(part, error)
         if cut and cut[1] in header.tensors:
             return f"{part} is incomplete: download or copy it again."
         if why_foreign := _why_foreign(part, header, number, len(parts)):
@@ -224,9 +241,10 @@ def _why_foreign(part: Path, header: Header, number: int, count: int) -> str | N
     )
 
 
-def _only_model(folder: Path) -> Path:
-    """Return the only model in a folder, else the demo model. Raises ModelError."""
-    files = [file for file in _walk(folder) if file != folder / DEMO]
+def _only_model(folder: Path, bundled: Path | None = None) -> Path:
+    """Return the only model in a folder, else a demo model. Raises ModelError."""
+    found = _walk(folder) if folder.exists() else []
+    files = [file for file in found if file != folder / DEMO]
     ggufs = _without_later_parts(filter(_is_gguf, files))
     why_not = {file: why for file in ggufs if (why := _why_not_served(file))}
     models = [file for file in ggufs if file not in why_not]
@@ -245,9 +263,12 @@ def _only_model(folder: Path) -> Path:
         return parts_of(models[0])[0]
     if others:
         raise ModelError(" ".join(others[:3]))
-    if not (folder / DEMO).exists():
-        raise ModelError(f"{folder}/ contains no .gguf file: put one there, or set MODEL_PATH.")
-    return folder / DEMO
+    if (folder / DEMO).exists():
+        return folder / DEMO
+    if bundled and bundled.exists():
+        log.warning("%s/ contains no .gguf file, so the demo model is served", folder)
+        return bundled
+    raise ModelError(f"{folder}/ contains no .gguf file: put one there, or set MODEL_PATH.")
 
 
 def _needs_a_path(file: Path) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)\Z", re.IGNORECASE)
 """File name of a part of a split model: base, number, count, suffix."""
 
+MAX_SENTENCE_CHARS = 1000
+
 
 def split_model_path(model_path: str) -> tuple[str, ...]:
     """Return the paths in MODEL_PATH, which commas separate unless a file has that very name."""
@@ -23,6 +25,15 @@ def expand_home(path: str) -> Path:
 def printable(text: str) -> str:
     """Replace what is not UTF-8 in a file name, so that messages and reports can contain it."""
     return text.encode(errors="replace").decode()
+
+
+def sentence(text: str) -> str:
+    """
+    Return a message for the log and for reports, which may quote a file or its name: one line, and
+    not more than MAX_SENTENCE_CHARS.
+    """
+    line = "".join(c if c.isprintable() else "\ufffd" for c in text[: MAX_SENTENCE_CHARS + 1])
+    return line if len(line) <= MAX_SENTENCE_CHARS else line[:MAX_SENTENCE_CHARS] + "…"
 
 
 def is_printable(path: Path) -> bool:

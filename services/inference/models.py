@@ -13,7 +13,7 @@ from services.contract import prompts
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, ModelInfo, ModelKind, Sampling
 from services.inference import model_sampling
-from services.inference.engine import context_size, memory, trial
+from services.inference.engine import context_size, memory, trial, trial_step
 from services.inference.engine.backend import Backend
 from services.inference.engine.embedding import Embedder
 from services.inference.engine.llama import Llama
@@ -154,6 +154,7 @@ def _load_chat(
     context = _context(settings, parts, "chat")
     llama = Llama(parts, context=context, on_progress=on_progress, **options)
     try:
+        trial_step.run(llama, str(path))
         template = _template(path, settings.model_chat_template, llama)
     except ModelError:
         llama.close()
@@ -172,6 +173,11 @@ def _load_embedder(
 ) -> LoadedEmbedder:
     context = _context(settings, parts, kind)
     embedder = LlamaEmbedder(parts, context=context, on_progress=on_progress, **_options(settings))
+    try:
+        trial_step.run(embedder, str(path))
+    except ModelError:
+        embedder.close()
+        raise
     info = replace(_info(path, parts, embedder.context), trained_context=embedder.trained_context)
     return LoadedEmbedder(info, kind, embedder)
 

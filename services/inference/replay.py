@@ -1,7 +1,8 @@
 """Keeps the events of answers for replay, and detects that their readers have disconnected."""
 
+import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,23 +35,35 @@ class Listeners:
 
     Events are numbered from 1. NATS reports an event without subscribers ("no responders") and is
     silent about the others, so events between two reported ones had a listener. After a reported
-    event, a listener may return within `grace` seconds.
+    event, a listener may return within `grace` seconds; within `waiting_grace` if none was there
+    when the answer began. `has_begun`: it began at another worker.
     """
 
-    def __init__(self, grace: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        grace: float,
+        waiting_grace: float,
+        has_begun: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._grace = grace
+        self._waiting_grace = waiting_grace
         self._clock = clock
         self._sent = 0
+        self._begin = 0 if has_begun else math.inf  # number of the event that begins the answer
+        self._first_missed = 0  # of those that were missed one after another
         self._missed = 0  # the last event without a listener
         self._missed_since = 0.0
 
-    def next_number(self) -> int:
+    def next_number(self, is_begin: bool = False) -> int:
         self._sent += 1
+        if is_begin:
+            self._begin = min(self._begin, self._sent)
         return self._sent
 
     def on_missed(self, number: int) -> None:
         if not self._missed or number != self._missed + 1:
-            self._missed_since = self._clock()
+            self._first_missed, self._missed_since = number, self._clock()
         self._missed = number
 
     def on_replay(self) -> None:
@@ -61,7 +74,9 @@ class Listeners:
     def are_gone(self) -> bool:
         """Whether no event had a listener during the grace, up to the last event."""
         is_last_missed = self._missed == self._sent and self._missed > 0
-        return is_last_missed and self._clock() - self._missed_since >= self._grace
+        has_heard_begin = self._begin < self._first_missed
+        grace = self._grace if has_heard_begin else self._waiting_grace
+        return is_last_missed and self._clock() - self._missed_since >= grace
 
 
 class Recording:
@@ -145,33 +160,34 @@ class ReplayStore:
         self._running: dict[str, Recording] = {}
         self._finished: OrderedDict[str, _Finished] = OrderedDict()
         self._erased: set[str] = set()  # running answers that are not kept
-        self._bytes = 0
+        self._bytes: Counter[str] = Counter()  # of finished answers, by tenant
 
     def begin(self, key: str, recording: Recording) -> None:
         self.forget(key)
         self._running[key] = recording
 
     def end(self, key: str) -> None:
-        """Keep the recording if it is final, and evict the oldest ones for it."""
+        """Keep the recording if it is final, and evict others for it."""
         recording, is_erased = self._running[key], key in self._erased
         self.forget(key)
         if recording.is_final and not is_erased:
             packed = recording.pack()
             self._finished[key] = _Finished(self._clock(), packed, recording.session_id)
-            self._bytes += len(packed) + ENTRY_BYTES
+            self._bytes[_tenant(key)] += len(packed) + ENTRY_BYTES
         self.evict()
 
     def forget(self, key: str) -> None:
         self._running.pop(key, None)
         self._erased.discard(key)
         if finished := self._finished.pop(key, None):
-            self._bytes -= len(finished.packed) + ENTRY_BYTES
+            size = len(finished.packed) + ENTRY_BYTES
+            self._bytes -= Counter({_tenant(key): size})  # removes an entry that becomes zero
 
     def forget_session(self, tenant: str, session_id: str) -> None:
         """Forget the finished answers of a session, and running ones once they finish."""
 
         def is_of_session(key: str, answer: Recording | _Finished) -> bool:
-            return key.startswith(f"{tenant}.") and answer.session_id == session_id
+            return _tenant(key) == tenant and answer.session_id == session_id
 
         self._erased |= {
             key for key, running in self._running.items() if is_of_session(key, running)
@@ -180,14 +196,16 @@ class ReplayStore:
             self.forget(key)
 
     def evict(self) -> None:
-        """Drop finished answers that are too old, or too many bytes."""
-        while self._finished:
-            key, oldest = next(iter(self._finished.items()))
-            age = self._clock() - oldest.finished_at
-            has_room = self._bytes <= self._limits.max_replay_bytes_kept
-            if has_room and age < self._limits.replay_kept_seconds:
-                return
-            self.forget(key)
+        """
+        Drop finished answers that are too old, and, while there are too many bytes, the oldest one
+        of the tenant that has the most.
+        """
+        expired_at = self._clock() - self._limits.replay_kept_seconds
+        while self._finished and next(iter(self._finished.values())).finished_at <= expired_at:
+            self.forget(next(iter(self._finished)))
+        while self._bytes.total() > self._limits.max_replay_bytes_kept:
+            largest = max(self._bytes, key=lambda tenant: self._bytes[tenant])
+            self.forget(next(key for key in self._finished if _tenant(key) == largest))
 
     def get(self, key: str, offset: int) -> Replay | None:
         """Return what a reader of the first `offset` characters lacks, as far as it fits."""
@@ -195,6 +213,10 @@ class ReplayStore:
             return _fit(decode(finished.packed, Replay), offset, self._limits)
         running = self._running.get(key)
         return running.replay(offset) if running else None
+
+
+def _tenant(key: str) -> str:
+    return key.partition(".")[0]
 
 
 def _merge(events: tuple[StreamEvent, ...], limits: InferenceLimits) -> tuple[StreamEvent, ...]:

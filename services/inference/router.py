@@ -46,8 +46,8 @@ class Router:
     async def _route(self, delivery: Delivery) -> None:
         if not self.bus.has_reply_inbox(delivery):
             return
+        tenant = subjects.tenant_of_request(delivery.subject)
         try:
-            tenant = subjects.tenant_of_request(delivery.subject)
             request = _decode(tenant, delivery.data)
             candidates = self._candidates(tenant, request)
             if candidates[0] == self.worker_id:
@@ -60,9 +60,10 @@ class Router:
     async def _admit_direct(self, delivery: Delivery) -> RequestAdmitted:
         tenant = subjects.tenant_of(delivery.subject)
         reply = delivery.headers.get(subjects.REPLY_HEADER, "")
-        if not subjects.is_reply(reply):
+        if not subjects.may_reply(tenant, reply):
             raise ServiceError(
-                "invalid_request", f"The header {subjects.REPLY_HEADER} must name an inbox."
+                "invalid_request",
+                f"The header {subjects.REPLY_HEADER} must name an inbox, and no other tenant's.",
             )
         return self.admit(tenant, _decode(tenant, delivery.data), reply)
 

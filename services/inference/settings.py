@@ -20,7 +20,7 @@ from services.contract.messages import (
 )
 from services.inference.engine.backend import KvType
 from services.inference.model_path import split_model_path
-from services.runtime.settings import ServiceSettings
+from services.runtime.settings import BackendSettings, Port
 
 STOPS = (
     "</s>",
@@ -40,7 +40,15 @@ DEFAULTS = Sampling(temperature=0.5, top_p=0.9, top_k=40, repeat_penalty=1.1)
 """Parameters of requests where neither they, a setting nor the model's file say otherwise."""
 
 
-class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
+class InferenceSettings(BackendSettings, frozen=True, kw_only=True):
+    inference_metrics_port: Annotated[
+        Port | None,
+        Meta(
+            description="Port for `GET /metrics` of this process, without API keys; `just up` gives"
+            " the workers of several models the ports that follow. Empty: none; `/metrics` of the"
+            " edge has the figures of all workers, too."
+        ),
+    ] = None
     model_path: Annotated[
         str,
         Meta(
@@ -89,7 +97,9 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
     model_queue: Annotated[
         int,
         Meta(
-            ge=0, description="Maximum requests waiting for a slot. Others are rejected with 503."
+            ge=0,
+            description="Maximum requests waiting for a slot. Others are rejected with 503, but a"
+            " tenant may always have its share of the slots and the queue.",
         ),
     ] = 64
     model_queue_bytes: Annotated[
@@ -97,7 +107,8 @@ class InferenceSettings(ServiceSettings, frozen=True, kw_only=True):
         Meta(
             ge=0,
             description="Maximum total bytes of prompts that wait for prefill. A request that would"
-            " exceed it is rejected with 503. One prompt may always wait.",
+            " exceed it is rejected with 503. One prompt of each tenant may always wait, and more"
+            " within the tenant's share.",
         ),
     ] = 2**20
     model_cache: Annotated[

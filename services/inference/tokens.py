@@ -43,26 +43,32 @@ class TokenService:
         self._is_closing = False
 
     async def start(self) -> None:
-        await self._serve(subjects.tokenize(self.worker_id), TokenizeRequest, self._tokenize)
-        await self._serve(subjects.detokenize(self.worker_id), DetokenizeRequest, self._detokenize)
-        await self._serve(subjects.count(self.worker_id), ChatRequest, self._count)
+        await self._serve(subjects.tokenize, TokenizeRequest, self._tokenize)
+        await self._serve(subjects.detokenize, DetokenizeRequest, self._detokenize)
+        await self._serve(subjects.count, ChatRequest, self._count)
 
     async def close(self) -> None:
         self._is_closing = True
         await self._pool.close()
 
-    async def _serve(self, subject: str, kind: type[K], work: Callable[[K], Struct]) -> None:
+    async def _serve(
+        self, subject: Callable[[str, str], str], kind: type[K], work: Callable[[K], Struct]
+    ) -> None:
         async def reply(delivery: Delivery) -> Struct:
-            return await self._run(work, decode(delivery.data, kind))
+            tenant = subjects.tenant_of(delivery.subject)
+            return await self._run(tenant, work, decode(delivery.data, kind))
 
-        await self.bus.subscribe(subject, lambda delivery: self.bus.respond(delivery, reply))
+        await self.bus.subscribe(
+            subject(self.worker_id, subjects.ANY),
+            lambda delivery: self.bus.respond(delivery, reply),
+        )
 
-    async def _run(self, work: Callable[[K], Struct], request: K) -> Struct:
+    async def _run(self, tenant: str, work: Callable[[K], Struct], request: K) -> Struct:
         if self._is_closing:
             raise shutting_down()
         try:
             async with asyncio.timeout(self.limits.token_seconds):
-                return await self._pool.run(work, request)
+                return await self._pool.run(tenant, work, request)
         except TimeoutError:  # work that has not started by now never starts
             raise ServiceError(
                 "overloaded", "The worker has too many requests to count tokens: try again."

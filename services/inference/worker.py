@@ -3,10 +3,13 @@
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
+
+from prometheus_client.core import Metric
 
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
@@ -15,12 +18,14 @@ from services.inference import models
 from services.inference.chat_service import ChatService
 from services.inference.embedding_service import EmbeddingService
 from services.inference.engine.llama_model import ModelError
+from services.inference.engine.scheduling.prefill_budget import Throughput
 from services.inference.limits import InferenceLimits
-from services.inference.model_path import model_name, printable
+from services.inference.model_path import model_name, printable, sentence
 from services.inference.models import LoadedEmbedder, LoadedModel
 from services.inference.settings import InferenceSettings
 from services.inference.tokens import TokenService
 from services.runtime.bus import Bus
+from services.runtime.metrics import serving_metrics, worker_families
 from services.runtime.process import Process
 from services.runtime.supervised import SupervisedLoop
 
@@ -50,6 +55,9 @@ class Worker:
 
     async def start(self) -> None:
         """Start loading the model, and return at once: it may take minutes."""
+        host, port = self._settings.metrics_host, self._settings.inference_metrics_port
+        metrics = serving_metrics(self._bus, host, port, "INFERENCE_METRICS_PORT", self._metrics)
+        self._process.stack.enter_context(metrics)
         await self._bus.subscribe(subjects.report(subjects.ANY), self._workers.on_report)
         loop = SupervisedLoop("report", self._report_step, self._process.fail)
         await self._reporting.enter_async_context(loop.running(is_cancelled=True))
@@ -131,7 +139,7 @@ class Worker:
 
     def _fail_to_load(self, reason: str) -> None:
         if self._state != "draining":
-            self._state, self._error = "failed", printable(reason)
+            self._state, self._error = "failed", sentence(reason)
             log.error("%s", self._error)
 
     async def _report_step(self) -> float:
@@ -139,8 +147,17 @@ class Worker:
         return self._limits.report_interval_seconds
 
     async def _report(self) -> None:
+        if self._bus.connected:  # a late report is useless
+            await self._bus.publish(subjects.report(self._id), self._make_report())
+
+    def _metrics(self) -> Iterable[Metric]:
+        """Runs in the thread that serves metrics."""
+        return worker_families([self._make_report()])
+
+    def _make_report(self) -> WorkerReport:
         service, limits = self._service, self._limits
-        report = WorkerReport(
+        throughput = service.throughput if service else Throughput()
+        return WorkerReport(
             worker_id=self._id,
             state=self._state,
             slots=self._settings.model_parallel,
@@ -148,7 +165,9 @@ class Worker:
             waiting=service.waiting if service else 0,
             queue=self._settings.model_queue,
             queued_tokens=service.queued_tokens if service else 0,
-            tokens_per_second=round(service.tokens_per_second, 1) if service else 0.0,
+            tokens_per_second=round(throughput.tokens_per_second, 1),
+            prefilled_tokens=throughput.prefilled_tokens,
+            generated_tokens=throughput.generated_tokens,
             progress=round(self._progress, 3),
             model=service.model_info if service else self._model,
             error=self._error,
@@ -158,5 +177,3 @@ class Worker:
             kind=self._kind,
             dimensions=service.dimensions if service else 0,
         )
-        if self._bus.connected:  # a late report is useless
-            await self._bus.publish(subjects.report(self._id), report)

@@ -21,6 +21,8 @@ from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ErrorCode, ServiceError
 from services.contract.version import VERSION
+from services.runtime import trace_context
+from services.runtime.access import NO_CREDENTIALS, NatsAccess
 from services.runtime.connection import (
     NOT_AN_INBOX,
     ErrorReporter,
@@ -44,6 +46,12 @@ from services.runtime.nats_url import parse_servers
 NO_METADATA: Mapping[str, str] = MappingProxyType({})
 REQUEST_TIMEOUT = 2.0  # seconds
 JETSTREAM_TIMEOUT = 1.5  # shorter, so that a service can still tell its caller what failed
+MAX_READ_BYTES = 32 * 2**20
+"""
+Maximum bytes of replies to reads of JetStream that are on their way to this process: half of
+nats-server's default `max_pending`, beyond which it disconnects a slow consumer.
+"""
+BASE64_SIZE = 4 / 3  # of a message in the reply to a read, relative to its own
 TASKS_DEADLINE = 5.0  # seconds that a closing bus waits for its tasks
 
 # A client moves to another server of a cluster after MAX_OUTSTANDING_PINGS pings without an answer,
@@ -73,11 +81,17 @@ class Bus:
     """
 
     def __init__(
-        self, client: ResilientClient, inbox_limits: InboxLimits, flush_timeout: float
+        self,
+        client: ResilientClient,
+        errors: ErrorReporter,
+        inbox_limits: InboxLimits,
+        flush_timeout: float,
     ) -> None:
         self._client = client
+        self._errors = errors
         self._inbox_limits = inbox_limits
         self._flush_timeout = flush_timeout
+        self._reads: asyncio.Semaphore | None = None
         self._reconnected_at = -math.inf
         self._closing = False
         self._lost, self._unreadable, self._not_replied = (RateLimitedLog(log) for _ in range(3))
@@ -91,6 +105,7 @@ class Bus:
         cls,
         url: str,
         name: str,
+        access: NatsAccess = NO_CREDENTIALS,
         inbox_limits: InboxLimits = DEFAULT_INBOX_LIMITS,
         flush_timeout: float = DEFAULT_FLUSH_TIMEOUT,
     ) -> AsyncIterator["Bus"]:
@@ -98,20 +113,20 @@ class Bus:
         Connect, waiting until a server is available, and later reconnect without limit.
 
         `url` has the format of NATS_URL (nats_url.parse_servers), `name` is shown by monitoring
-        tools of NATS. Raises InvalidSetting if the URL is invalid.
+        tools of NATS. Raises InvalidSetting if the URL is invalid, or a server rejects the
+        credentials at the first connect.
         """
-        client = ResilientClient()
-        bus = cls(client, inbox_limits, flush_timeout)
         servers = parse_servers(url)
+        client = ResilientClient(servers, access)
+        bus = cls(client, ErrorReporter(servers), inbox_limits, flush_timeout)
         await client.open(
-            servers,
             name=name,
             connect_timeout=2,
             ping_interval=PING_INTERVAL,
             max_outstanding_pings=MAX_OUTSTANDING_PINGS,
             reconnect_time_wait=0.25,
             max_reconnect_attempts=-1,
-            error_cb=ErrorReporter(servers).on_error,
+            error_cb=bus._errors.on_error,
             disconnected_cb=bus._on_disconnected,
             reconnected_cb=bus._on_reconnected,
         )
@@ -130,6 +145,17 @@ class Bus:
         return self._client.max_payload
 
     @property
+    def reads(self) -> asyncio.Semaphore:
+        """
+        Return what each read of a message of JetStream must hold, so that a process that reads many
+        large ones at once does not become a slow consumer of its own replies.
+        """
+        if self._reads is None:  # `max_payload` is known after the first connect
+            count = int(MAX_READ_BYTES / (BASE64_SIZE * self.max_payload))
+            self._reads = asyncio.Semaphore(max(1, count))
+        return self._reads
+
+    @property
     def dropped_frames(self) -> int:
         """Return how many messages were dropped because they could not be parsed."""
         return self._client.dropped_frames
@@ -144,6 +170,10 @@ class Bus:
         """Return nats-py's JetStream API; streams.py and consumers.py build on it."""
         return self._client.jetstream(timeout=JETSTREAM_TIMEOUT)
 
+    def new_inbox(self) -> str:
+        """Return a new subject on which only this process may receive replies."""
+        return self._client.new_inbox()
+
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Await `callback` after each reconnect."""
         self._reconnected.append(callback)
@@ -155,14 +185,21 @@ class Bus:
         task.add_done_callback(self._ended)
         return task
 
-    async def publish(self, subject: str, message: Struct, reply: str = "") -> None:
+    async def publish(
+        self,
+        subject: str,
+        message: Struct,
+        reply: str = "",
+        headers: dict[str, str] | None = None,
+    ) -> None:
         """
-        Send the message at most once.
+        Send the message at most once. A message that begins or ends work for a request has the
+        headers of trace_context.
 
         It is dropped with a warning if it is too large, or if the buffer of a lost connection is
         full.
         """
-        await self.send(subject, encode(message), reply)
+        await self.send(subject, encode(message), reply, headers)
 
     async def send(
         self,
@@ -187,7 +224,7 @@ class Bus:
         silence: float | None = None,
     ) -> R:
         """
-        Send a request to a service and return its reply.
+        Send a request to a service, with the headers of the current trace, and return its reply.
 
         Raises the ServiceError that the service replied with, or ServiceError(payload_too_large) or
         (internal) if the request is too large or the reply can't be decoded; NoResponders;
@@ -196,14 +233,17 @@ class Bus:
         request from one that no process works on.
         """
         data = encode(message)
+        headers = (headers or {}) | trace_context.headers()
         try:
             if silence is None:
                 reply = delivery_of(
-                    await self._client.request(subject, data, timeout=timeout, headers=headers)
+                    await self._client.request(
+                        subject, data, timeout=timeout, headers=headers or None
+                    )
                 )
             else:
                 reply = await self._request_with_keep_alives(
-                    subject, data, timeout, headers or {}, silence
+                    subject, data, timeout, headers, silence
                 )
         except nats.errors.NoRespondersError as error:
             raise NoResponders from error
@@ -241,18 +281,24 @@ class Bus:
     async def inbox(self, subject: str) -> AsyncIterator[Inbox]:
         """Subscribe to the subject during the body, which takes its messages from the inbox."""
         inbox = Inbox(self._inbox_limits)
-        subscription = await self._client.subscribe(subject, cb=inbox.put)
+        subscription = await self._client.subscribe_directly(subject, inbox.put)
         try:
             yield inbox
         finally:
+            inbox.close()
             self.spawn(unsubscribe(subscription))  # a cancelled reader can't await it
 
     async def subscribe(self, subject: str, handler: Callable[[Delivery], None]) -> None:
-        """Call `handler`, which must be short, for each message that is published."""
+        """
+        Call `handler`, which must be short, for each message that is published. It and the tasks
+        that it starts work on the trace of the message.
+        """
 
         async def handle(message: Msg) -> None:
+            delivery = delivery_of(message)
             try:
-                handler(delivery_of(message))
+                with trace_context.received(delivery.headers):
+                    handler(delivery)
             except ServiceError as error:
                 self._unreadable.warning("invalid message subject=%r: %s", message.subject, error)
             except Exception:
@@ -314,14 +360,18 @@ class Bus:
         """
         Reply with the message that `work` returns, or with the ServiceError that it raises.
 
-        A request is dropped if its reply subject is not an inbox (see subjects.is_reply).
+        A request is dropped if its reply subject is not an inbox (see subjects.may_reply).
         """
         if self.has_reply_inbox(delivery):
             self.spawn(self._reply(delivery, work))
 
     def has_reply_inbox(self, delivery: Delivery) -> bool:
-        """Return whether the reply subject is an inbox. Log a request that has none."""
-        if subjects.is_reply(delivery.reply):
+        """
+        Return whether the reply subject is an inbox, and not of another tenant than the request's.
+        Log a request that has none.
+        """
+        tenant = subjects.asking_tenant(delivery.subject)
+        if subjects.may_reply(tenant, delivery.reply):
             return True
         self._not_replied.warning(NOT_AN_INBOX, delivery.subject, delivery.reply)
         return False
@@ -371,9 +421,13 @@ class Bus:
                 subjects.retry(endpoint.subject), cb=endpoint.handle_message
             )
 
-    async def stop_serving(self) -> None:
-        """Take no more requests. Those that were already delivered are still handled."""
-        services, self._services = self._services, []
+    async def stop_serving(self, service_id: str | None = None) -> None:
+        """
+        Take no more requests, of one service or of all. Those that were already delivered are still
+        handled.
+        """
+        services = [each for each in self._services if service_id in (None, each.id)]
+        self._services = [each for each in self._services if each not in services]
         if await self.is_responsive():  # a frozen server does not delay the shutdown
             for service in services:
                 await drain_service(service)
@@ -413,6 +467,15 @@ class Bus:
             return False
         return self._client.is_connected
 
+    @property
+    def confirmed_at(self) -> float:
+        """
+        Return the time, of time.monotonic(), up to which the server surely has what was published,
+        as its answers to pings show: also to one that came too late for `is_responsive`, because
+        this process was busy.
+        """
+        return self._client.confirmed_at
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
@@ -424,6 +487,7 @@ class Bus:
 
     async def _on_reconnected(self) -> None:
         log.info("NATS reconnected")
+        self._errors.on_connected()
         self._reconnected_at = time.monotonic()
         for callback in self._reconnected:
             try:

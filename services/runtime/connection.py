@@ -7,26 +7,58 @@ filed at https://github.com/nats-io/nats.py/issues. tests/runtime holds a test o
 
 import asyncio
 import logging
+import math
 import re
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import nats.errors
 from nats import micro
-from nats.aio.client import Client, Srv
+from nats.aio.client import Client, RawCredentials, Srv
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.protocol import parser
 
 from services.contract import subjects
+from services.runtime.access import NatsAccess, read_credentials
+from services.runtime.deliveries import NO_HEADERS, Delivery, delivery_of
 from services.runtime.logs import RateLimitedLog
 from services.runtime.nats_url import Servers
+from services.runtime.settings import InvalidSetting
 
 HEADER_OVERHEAD = 12  # bytes of a header block around its lines
 LINE_OVERHEAD = 4  # bytes of a header line around its key and its value
 NOT_AN_INBOX = (
-    "dropped a request on %r: its reply subject %.100r is not an inbox (_INBOX.… or _INBOX_name.…)"
+    "dropped a request on %r: its reply subject %.100r is not an inbox (_INBOX.… or _INBOX_name.…),"
+    " or another tenant waits there"
 )
+
+CHECK_CREDENTIALS = "check NATS_CREDS, or user and password in NATS_URL"
+CHECK_CERTIFICATE = "check NATS_TLS_CERT, which an authority of the server must have signed"
+NOT_PERMITTED = (
+    "NATS at %s refuses: %s. Give this user the permissions of its service in"
+    " deploy/nats/permissions.conf, and check NATS_INBOX_PREFIX"
+)
+DOT_CREDS = """\
+-----BEGIN NATS USER JWT-----
+{}
+------END NATS USER JWT------
+-----BEGIN USER NKEY SEED-----
+{}
+------END USER NKEY SEED------
+"""
+# https://github.com/nats-io/nats-server/blob/main/server/errors.go; a busy server may also report a
+# timeout of the authentication, which the next attempt may not meet
+_REJECTED_USER = re.compile(
+    "authorization violation|authentication (expired|revoked)", re.IGNORECASE
+)
+_MESSAGE_SIZE = re.compile(rb"(?<=\r\nNats-Msg-Size: )\d+(?=\r\n)")
+_MESSAGE_TTL = re.compile(rb"(?<=\r\nNats-TTL: )\d+(?=\r\n)")
+_REJECTED_CERTIFICATE = re.compile("_ALERT_.*(CERTIFICATE|UNKNOWN_CA)")
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +72,43 @@ parser.HMSG_RE = re.compile(rb"\AHMSG +([^ \t\r\n]+) +(\d+) +(([^ \t\r\n]+) +)?(
 class ResilientClient(Client):
     """A nats-py client that stays connected whatever other clients publish."""
 
-    def __init__(self) -> None:
+    def __init__(self, servers: Servers, access: NatsAccess) -> None:
         super().__init__()
+        self._servers = servers
+        self._access = access
+        self._was_connected = False
         self._dropped = RateLimitedLog(log)
+        self._pinged_at: deque[float] = deque()  # of `_pongs`, the pings that were not answered
+        self.confirmed_at = -math.inf
+        """Time, of time.monotonic(), at which the last ping was sent that the server answered."""
         self._not_replied = RateLimitedLog(log)
+        self._takers: dict[int, Callable[[Delivery], None]] = {}  # by subscription
+
+    async def subscribe_directly(
+        self, subject: str, take: Callable[[Delivery], None]
+    ) -> Subscription:
+        """
+        Call `take` with each message as soon as it was read. It must be quick and raise nothing.
+
+        A subscription of nats-py has a task and a queue of its own, which cost 20 µs a message.
+        """
+        subscription = await self.subscribe(subject)
+        self._takers[subscription._id] = take
+        queue = subscription._pending_queue
+        while not queue.empty():  # arrived before the line above
+            take(delivery_of(queue.get_nowait()))
+        return subscription
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        self._takers.pop(sid, None)
+        super()._remove_sub(sid, max_msgs)
 
     @property
     def dropped_frames(self) -> int:
         """Return how many messages could not be parsed since the start."""
         return self._dropped.count
 
-    async def open(self, servers: Servers, **options: Any) -> None:
+    async def open(self, **options: Any) -> None:
         """
         Connect to one of the servers.
 
@@ -58,12 +116,54 @@ class ResilientClient(Client):
         sends none to servers that a cluster announces, and shows them in its errors.
         """
         await self.connect(
-            list(servers.urls),
-            user=servers.user,
-            password=servers.password,
-            token=servers.token,
+            list(self._servers.urls),
+            user=self._servers.user,
+            password=self._servers.password,
+            token=self._servers.token,
+            tls=self._access.tls,
+            inbox_prefix=self._access.inbox_prefix,
             **options,
         )
+
+    async def _process_connect_init(self) -> None:
+        """
+        Read the credentials again, and report at the first connect that a server rejects them.
+
+        Not reported: nats-py keeps the public key of the seed that it read first, so after a
+        rotation it can't reconnect. And it takes a connection that ends instead of a PONG, as after
+        a TLS handshake without the client's certificate, for an established one.
+        """
+        self._use_credentials()
+        try:
+            await super()._process_connect_init()
+            if self._status == Client.CONNECTING:
+                tasks = (self._reading_task, self._ping_interval_task, self._flusher_task)
+                for task in filter(None, tasks):
+                    task.cancel()
+                raise nats.errors.UnexpectedEOF
+        except (nats.errors.Error, ssl.SSLError) as error:
+            if self._was_connected or not (advice := _advice(error)):
+                raise
+            await self._close(Client.CLOSED, False)
+            raise InvalidSetting(
+                f"NATS at {self._servers} rejects the credentials ({_text(error)}): {advice}."
+            ) from error
+        self._was_connected = True
+
+    def _use_credentials(self) -> None:
+        """Raises nats.errors.Error if the file can't be used any more: then it is tried again."""
+        path = self._access.credentials_file
+        if path is None or self._servers.has_credentials:
+            return
+        try:
+            seed, jwt = read_credentials(path)
+        except InvalidSetting as error:
+            raise nats.errors.Error(str(error)) from error
+        self._auth_configured = True
+        self._user_jwt_cb = None
+        self._user_credentials = RawCredentials(DOT_CREDS.format(jwt, seed)) if jwt else None
+        self._nkeys_seed_str = None if jwt else seed
+        self._setup_nkeys_connect()
 
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
@@ -74,14 +174,19 @@ class ResilientClient(Client):
         Not reported: a subject, reply or status that is not UTF-8, or a header block without a line
         end, raises in the read loop and ends it. The connection stays open and receives nothing.
 
-        Log records are delivered anyway, so that they can be terminated, but without headers: a
-        pull subscription takes a record with a status for a message of the server, and the record
-        is never acknowledged.
+        Log records are delivered anyway, so that they can be terminated. Of their headers only
+        those are kept that tell of a record without its data: a pull subscription would take a
+        record with a status for a message of the server, and never acknowledge it.
         """
-        if self._is_log_record(sid, subject, reply):
-            subject, headers = subject.decode(errors="replace").encode(), b""
+        take = self._takers.get(sid)
+        if not take and self._is_log_record(sid, subject, reply):
+            subject, headers = subject.decode(errors="replace").encode(), _size_and_ttl(headers)
         try:
-            await super()._process_msg(sid, subject, reply, data, headers)
+            if take:
+                parsed = await self._process_headers(headers) if headers else None
+                take(Delivery(subject.decode(), data, reply.decode(), parsed or NO_HEADERS))
+            else:
+                await super()._process_msg(sid, subject, reply, data, headers)
         except Exception as error:
             self._dropped.warning(
                 "dropped a message that can't be parsed error=%s", type(error).__name__
@@ -93,8 +198,8 @@ class ResilientClient(Client):
         return (
             subscription is not None
             and reply.startswith(b"$JS.ACK.")
-            and subscription.subject.startswith("_INBOX.")
-            and not subject.startswith(b"_INBOX.")
+            and subscription.subject.startswith(f"{self._access.inbox_prefix}.")
+            and not subject.startswith(f"{self._access.inbox_prefix}.".encode())
         )
 
     def _build_message(
@@ -158,13 +263,14 @@ class ResilientClient(Client):
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         """
-        Require TLS for a `tls://` server, before anything is sent to it.
+        Require TLS for a `tls://` server, or with settings of TLS, before anything is sent.
 
         nats-py sends credentials in plaintext if the server does not require TLS:
         https://github.com/nats-io/nats.py/pull/912 corrects it in nats-core, not in nats-py.
         """
         server = self._current_server
-        if initial_connection and server is not None and server.uri.scheme == "tls":
+        is_wanted = self._access.tls is not None or (server and server.uri.scheme == "tls")
+        if initial_connection and is_wanted:
             if not info.get("tls_required") and not info.get("tls_available"):
                 raise nats.errors.SecureConnWantedError
             info["tls_required"] = True  # makes nats-py upgrade the connection
@@ -180,6 +286,7 @@ class ResilientClient(Client):
         if self.is_connected and self._transport is not None:
             self._transport.writelines(self._pending)
             self._pending, self._pending_data_size = [], 0
+        self._pinged_at.append(time.monotonic())
         await super()._send_ping(future)
 
     async def _connect_to_server(self, s: Srv) -> None:
@@ -200,11 +307,27 @@ class ResilientClient(Client):
         Not reported: its future is cancelled, so `set_result` raises InvalidStateError in the read
         loop, which ends. (Issue 624 is the same fault in the flusher.)
         """
+        while len(self._pinged_at) > len(self._pongs):  # those of an earlier connection
+            self._pinged_at.popleft()
+        if self._pinged_at:
+            self.confirmed_at = self._pinged_at.popleft()
         if self._pongs and self._pongs[0].done():
             del self._pongs[0]
             self._pings_outstanding = 0
         else:
             await super()._process_pong()
+
+
+def _size_and_ttl(headers: bytes | None) -> bytes:
+    """
+    Return a header block with the size that the server added as the last line, if it did, and with
+    the record's time to live.
+    """
+    if not (sizes := _MESSAGE_SIZE.findall(headers or b"")):
+        return b""
+    lines = [b"Nats-Msg-Size: " + sizes[-1]]
+    lines += [b"Nats-TTL: " + ttl for ttl in _MESSAGE_TTL.findall(headers or b"")[:1]]
+    return b"NATS/1.0\r\n%b\r\n\r\n" % b"\r\n".join(lines)
 
 
 def _size(headers: dict[str, str]) -> int:
@@ -233,13 +356,37 @@ async def unsubscribe(subscription: Subscription) -> None:
 
 
 class ErrorReporter:
-    """Log a connection error once until it changes. nats-py reports each failed attempt."""
+    """
+    Log each connection error once in an outage: nats-py reports every failed attempt. What the
+    server refuses for lack of permissions is logged at most once in ten seconds.
+    """
 
     def __init__(self, servers: Servers) -> None:
         self._servers = servers
-        self._last = ""
+        self._logged: set[str] = set()
+        self._refused = RateLimitedLog(log)
 
     async def on_error(self, error: Exception) -> None:
-        if (text := str(error) or type(error).__name__) != self._last:
-            log.warning("NATS at %s: %s; still trying", self._servers, text)
-            self._last = text
+        text = _text(error)
+        if parser.PERMISSIONS_ERR in text.lower():
+            self._refused.warning(NOT_PERMITTED, self._servers, text)
+        elif text not in self._logged:
+            self._logged.add(text)
+            advice = f" {_advice(error)};" if _advice(error) else ""
+            log.warning("NATS at %s: %s;%s still trying", self._servers, text, advice)
+
+    def on_connected(self) -> None:
+        """Log errors of the next outage again."""
+        self._logged.clear()
+
+
+def _advice(error: Exception) -> str:
+    """Return what to check if the server rejects this client for good, else ""."""
+    if isinstance(error, ssl.SSLError):
+        is_rejected = _REJECTED_CERTIFICATE.search(error.reason or "")
+        return CHECK_CERTIFICATE if is_rejected else ""
+    return CHECK_CREDENTIALS if _REJECTED_USER.search(str(error)) else ""
+
+
+def _text(error: Exception) -> str:
+    return str(error).removeprefix("nats: ").strip("'") or type(error).__name__

@@ -1,12 +1,15 @@
 """Messages as NATS delivers them, and the endpoints and inboxes that take them."""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
 from nats import micro
 from nats.aio.msg import Msg
+
+from services.runtime import trace_context
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -21,7 +24,10 @@ class Delivery(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """A subject that a service serves in a queue group. The handler must return at once."""
+    """
+    A subject that a service serves in a queue group. The handler must return at once; it and the
+    tasks that it starts work on the trace of the message.
+    """
 
     name: str
     subject: str
@@ -29,11 +35,13 @@ class Endpoint(NamedTuple):
     metadata: dict[str, str] | None = None
 
     async def handle_message(self, message: Msg) -> None:
-        await self.handler(delivery_of(message))
+        delivery = delivery_of(message)
+        with trace_context.received(delivery.headers):
+            await self.handler(delivery)
 
     async def handle_request(self, request: micro.Request) -> None:
         # micro.Request hides the reply subject, which requests with several replies need
-        await self.handler(delivery_of(request._msg))
+        await self.handle_message(request._msg)
 
 
 class NoResponders(Exception):
@@ -63,30 +71,88 @@ class Inbox:
     """
 
     def __init__(self, limits: InboxLimits = DEFAULT_INBOX_LIMITS) -> None:
+        self.take: Callable[[Delivery], bool] | None = None
+        """
+        Is called with a message for which the reader waits. If it returns True, it has processed
+        the message, and the reader waits on: waking its task costs more than most processing.
+        """
         self._limits = limits
-        self._queue: asyncio.Queue[Msg] = asyncio.Queue(limits.messages)
+        self._loop = asyncio.get_running_loop()
+        self._messages: deque[Delivery] = deque()
         self._bytes = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._timeout = self._deadline = 0.0  # of the waiter
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def put(self, message: Msg) -> None:
+    def put(self, message: Delivery) -> None:
         """Add a message, or drop it if the inbox is full. An empty inbox takes any message."""
+        if self._is_taken(message):
+            return
         is_too_much = self._bytes + len(message.data) > self._limits.bytes
-        if self._queue.full() or (is_too_much and not self._queue.empty()):
+        if self._messages and (is_too_much or len(self._messages) >= self._limits.messages):
             return
         self._bytes += len(message.data)
-        self._queue.put_nowait(message)
+        self._messages.append(message)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _is_taken(self, message: Delivery) -> bool:
+        """Return whether `take` has processed the message. Its exception goes to the reader."""
+        waiter = self._waiter
+        if self.take is None or waiter is None or waiter.done():
+            return False
+        try:
+            is_taken = self.take(message)
+        except Exception as error:
+            waiter.set_exception(error)
+            return True
+        if is_taken:
+            self._deadline = self._loop.time() + self._timeout
+        return is_taken
 
     async def next(self, timeout: float) -> Delivery:
         """
-        Return the next message.
+        Return the next message. Only one task may wait at a time.
 
         Raises TimeoutError after `timeout` seconds, NoResponders if a request had no subscriber.
         """
-        async with asyncio.timeout(timeout):
-            message = await self._queue.get()
+        if not self._messages:
+            await self._wait(timeout)
+        message = self._messages.popleft()
         self._bytes -= len(message.data)
-        if not message.data and (message.headers or {}).get("Status") == "503":
+        if not message.data and message.headers.get("Status") == "503":
             raise NoResponders
-        return delivery_of(message)
+        return message
+
+    def close(self) -> None:
+        """Wait no more. Call it once nobody reads the inbox."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _wait(self, timeout: float) -> None:
+        """
+        Wait for a message. Raises TimeoutError. A timer is only set if none is running, as setting
+        one for each message would cost as much as all the rest.
+        """
+        self._timeout, self._deadline = timeout, self._loop.time() + timeout
+        if self._timer is None or self._timer.when() > self._deadline:
+            self.close()
+            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self._waiter is None or self._waiter.done():
+            return  # the next one to wait sets a timer
+        if self._loop.time() < self._deadline:
+            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+        else:
+            self._waiter.set_exception(TimeoutError())
 
 
 def delivery_of(message: Msg) -> Delivery:

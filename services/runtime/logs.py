@@ -1,4 +1,6 @@
-"""Log lines on stderr: time, level, service, request id and message, as text or as JSON."""
+"""
+Log lines on stderr: time, level, service, request id, message and trace id, as text or as JSON.
+"""
 
 import json
 import logging
@@ -8,6 +10,8 @@ import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal
+
+from services.runtime.trace_context import trace_id
 
 LogFormat = Literal["text", "json"]
 
@@ -39,16 +43,22 @@ class RateLimitedLog:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-11-28T02:36:01.123Z INFO    edge      [request id] message`, then any traceback."""
+    """
+    `2026-11-28T02:36:01.123Z INFO    edge      [request id] message trace_id=…`, then any
+    traceback.
+    """
 
     def __init__(self, service: str) -> None:
-        super().__init__(f"%(asctime)s %(levelname)-7s {service:<9} [%(request_id)s] %(message)s")
+        super().__init__(
+            f"%(asctime)s %(levelname)-7s {service:<9} [%(request_id)s] %(message)s%(trace)s"
+        )
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         return _time_of(record)
 
     def format(self, record: logging.LogRecord) -> str:
         record.request_id = request_id.get()
+        record.trace = f" trace_id={trace}" if (trace := trace_id()) else ""
         return _mask_credentials(super().format(record))
 
 
@@ -66,6 +76,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "service": self._service,
             "request_id": None if request == NO_REQUEST else request,
+            "trace_id": trace_id() or None,
             "logger": record.name,
             "message": _mask_credentials(record.getMessage()),
         }

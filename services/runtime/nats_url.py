@@ -25,6 +25,10 @@ class Servers:
     password: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
 
+    @property
+    def has_credentials(self) -> bool:
+        return self.user is not None or self.token is not None
+
     def __str__(self) -> str:
         return ",".join(self.urls)
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from services.runtime import logs
+from services.runtime import logs, tracing
 from services.runtime.settings import (
     InvalidSetting,
     LogSettings,
@@ -90,7 +90,10 @@ def run(name: str, kind: type[S], serve: Callable[[Process, S], Awaitable[None]]
     """
 
     async def start(process: Process) -> None:
-        await serve(process, load(kind, configure_logs(name)))
+        settings = load(kind, configure_logs(name))
+        endpoint = settings.otel_exporter_otlp_endpoint
+        await process.stack.enter_async_context(tracing.exporting(endpoint, name))
+        await serve(process, settings)
 
     logs.configure(name)
     sys.exit(uvloop.run(Process().run(start)))

@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -20,6 +20,7 @@ from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from msgspec import Meta
 
+from services.contract import subjects
 from services.runtime.logs import LogFormat
 
 NO_DOTENV = "PYTHON_DOTENV_DISABLED"  # python-dotenv's variable: disables `.env`
@@ -45,17 +46,72 @@ class ServiceSettings(LogSettings, frozen=True, kw_only=True):
         Meta(
             description="Address of a running NATS server; separate those of a cluster with"
             " commas. `tls://` requires TLS. Credentials: `nats://user:password@host:4222`, with"
-            " special characters percent-encoded (`@` is `%40`). Empty: a server on `NATS_PORT` of"
-            " this machine, which `just up` starts."
+            " special characters percent-encoded (`@` is `%40`); they are used instead of"
+            " `NATS_CREDS`. Empty: a server on `NATS_PORT` of this machine, which `just up` starts."
         ),
     ] = ""
     nats_port: Annotated[
         Port, Meta(description="Port of the nats-server that `just up` starts.")
     ] = 4222
+    nats_creds: Annotated[
+        str,
+        Meta(
+            description="File with the credentials for NATS: a `.creds` file, or the seed of an"
+            " nkey. It is read again at each connect. Empty: none, or for `just up` those that it"
+            " makes in `.data/secrets`."
+        ),
+    ] = ""
+    nats_inbox_prefix: Annotated[
+        str,
+        Meta(
+            description="First tokens of the subjects on which replies are received: `_INBOX`, or"
+            " what the permissions of this user allow, such as `_INBOX.edge`."
+        ),
+    ] = subjects.INBOX
+    nats_tls_ca: Annotated[
+        str,
+        Meta(
+            description="File with the certificates, in PEM, of the authorities that may sign the"
+            " certificate of the NATS server. With this or `NATS_TLS_CERT`, TLS is required. Empty:"
+            " those of the system."
+        ),
+    ] = ""
+    nats_tls_cert: Annotated[
+        str,
+        Meta(
+            description="File with this client's certificate, in PEM, for a NATS server that"
+            " verifies its clients. Needs `NATS_TLS_KEY`."
+        ),
+    ] = ""
+    nats_tls_key: Annotated[
+        str,
+        Meta(description="File with the key of that certificate, in PEM and without a passphrase."),
+    ] = ""
+
+    otel_exporter_otlp_endpoint: Annotated[
+        str,
+        Meta(
+            description="URL of an OpenTelemetry collector that takes OTLP over HTTP, such as"
+            " `http://localhost:4318`, without `/v1/traces`: spans are exported to it. Empty: none"
+            " are. OpenTelemetry's other `OTEL_…` variables apply too, from the environment only.",
+        ),
+    ] = ""
 
     def __post_init__(self) -> None:
         url = self.nats_url.strip() or f"nats://127.0.0.1:{self.nats_port}"
         msgspec.structs.force_setattr(self, "nats_url", url)
+
+
+class BackendSettings(ServiceSettings, frozen=True, kw_only=True):
+    """Settings of services without HTTP, whose metrics can have a port of their own."""
+
+    metrics_host: Annotated[
+        str,
+        Meta(
+            description="Address of `INFERENCE_METRICS_PORT` and `HISTORY_METRICS_PORT`. The images"
+            " listen on all addresses."
+        ),
+    ] = "127.0.0.1"
 
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -89,6 +145,21 @@ def parse(kind: type[S], environ: Mapping[str, str]) -> S:
         if environ.get(name) and not _is_injected_by_kubernetes(name, environ[name])
     }
     return kind(**given)
+
+
+def own_environment(
+    kind: type[msgspec.Struct], others: Iterable[type[msgspec.Struct]], environ: Mapping[str, str]
+) -> dict[str, str]:
+    """
+    Return the environment without the settings of `others`, misspelt ones included: a process gets
+    no secret that it does not need.
+    """
+    foreign = set().union(*map(_prefixes, others)) - _prefixes(kind)
+    return {name: value for name, value in environ.items() if name.split("_")[0] not in foreign}
+
+
+def _prefixes(kind: type[msgspec.Struct]) -> set[str]:
+    return {field.name.split("_")[0].upper() for field in msgspec.structs.fields(kind)}
 
 
 def environment() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from datetime import datetime
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 
 from services.contract import subjects
+from services.runtime import trace_context
 from services.runtime.bus import Bus
 
 # https://github.com/nats-io/nats-server/blob/main/server/errors.json
@@ -72,6 +74,11 @@ class StreamState(NamedTuple):
     bytes: int
     limit: int | None  # bytes
     drops_old: bool  # at the limit, instead of rejecting new messages
+
+    @property
+    def has_dropped(self) -> bool:
+        """Return whether messages may have been dropped to make room, or deleted."""
+        return self.drops_old and (self.first_seq > 1 or self.deleted > 0)
 
     @property
     def is_whole(self) -> bool:
@@ -145,7 +152,12 @@ class Stream:
                     raise
 
     async def append(
-        self, subject: str, data: bytes, message_id: str | None, previous: int
+        self,
+        subject: str,
+        data: bytes,
+        message_id: str | None,
+        previous: int,
+        ttl: float | None = None,
     ) -> Appended:
         """
         Append a message and return its place, once the stream has acknowledged it.
@@ -153,9 +165,12 @@ class Stream:
         `previous` is the sequence of the subject's last message (0: none). Raises Conflict if it is
         not, since nats-server 2.12 also if the message id is a repeated one (with the right
         `previous`, the place of the first is returned). Raises StreamUnavailable if the stream did
-        not acknowledge the message, which may be stored or not.
+        not acknowledge the message, which may be stored or not. With a `ttl` (seconds) the server
+        deletes it then; the stream must allow that.
         """
         headers = {LAST_OF_SUBJECT: str(previous)}
+        if ttl is not None:
+            headers[api.Header.MSG_TTL] = str(int(ttl))
         if message_id is not None:
             headers["Nats-Msg-Id"] = message_id
         return await self._publish(subject, data, headers)
@@ -172,7 +187,9 @@ class Stream:
     async def _publish(self, subject: str, data: bytes, headers: dict[str, str]) -> Appended:
         with as_unavailable():
             try:
-                ack = await self._js.publish(subject, data, headers=headers)
+                ack = await self._js.publish(
+                    subject, data, headers=headers | trace_context.headers()
+                )
             except nats.js.errors.APIError as error:
                 if error.err_code in WRONG_LAST_SEQUENCE:
                     raise Conflict from error
@@ -198,6 +215,11 @@ class Stream:
         """Delete the messages up to this sequence."""
         with as_unavailable():
             await self._js.purge_stream(self.name, seq=until + 1)
+
+    async def purge_subject(self, subject: str) -> None:
+        """Delete the messages of a subject."""
+        with as_unavailable():
+            await self._js.purge_stream(self.name, subject=subject)
 
     async def remove(self) -> None:
         """Delete the stream itself, if it exists."""
@@ -237,7 +259,8 @@ class Stream:
         both = seq is not None and subject is not None
         with as_unavailable():
             try:
-                raw = await self._js.get_msg(self.name, seq=seq, subject=subject, next=both)
+                async with self._bus.reads:
+                    raw = await self._js.get_msg(self.name, seq=seq, subject=subject, next=both)
             except nats.js.errors.NotFoundError as error:
                 if error.err_code != NO_MESSAGE_FOUND:
                     raise  # the stream does not exist
@@ -282,6 +305,12 @@ class Stream:
         stored = await self.next(subject, start)
         return stored if stored is not None and stored.seq < end else None
 
+    async def count(self, subject: str) -> int:
+        """Return the number of messages of one subject. Raises StreamUnavailable."""
+        with as_unavailable():
+            info = await self._js.stream_info(self.name, subjects_filter=subject)
+        return (info.state.subjects or {}).get(subject, 0)
+
     async def state(self) -> StreamState:
         """Return sequences, counts and limit. Raises StreamUnavailable, also if it is missing."""
         with as_unavailable():
@@ -303,6 +332,11 @@ class BucketValue(NamedTuple):
     revision: int
 
 
+class BucketVersion(NamedTuple):
+    revision: int  # of the last value that was written
+    values: int  # fewer with the same revision: some were removed
+
+
 class Bucket:
     """A key-value bucket, written by compare-and-set. It is a stream with a subject per key."""
 
@@ -312,15 +346,24 @@ class Bucket:
         self._prefix = f"$KV.{name}."
         self._stream = Stream(bus, f"KV_{name}")
 
-    async def ensure(self, ttl: float, replicas: int | None = None) -> None:
-        """Create the bucket or update it. `ttl` is in seconds (0: forever)."""
+    async def ensure(
+        self, ttl: float, replicas: int | None = None, allows_ttl: bool = False
+    ) -> None:
+        """
+        Create the bucket or update it. `ttl` is in seconds (0: forever). `allows_ttl`: single
+        values may have one of their own. A header that has the server delete other values with a
+        write is rejected, since a user of NATS may be allowed to write some keys only.
+        """
         new = api.KeyValueConfig(self._name, history=1, ttl=ttl, replicas=replicas or 1)
         with as_unavailable():
-            try:
+            with suppress(nats.js.errors.BadRequestError):  # it exists with another configuration
                 await self._js.create_key_value(new)
-            except nats.js.errors.BadRequestError:  # it exists with another configuration
-                config = (await self._js.stream_info(self._stream.name)).config
-                await self._js.update_stream(_with_limits(config, ttl, replicas))
+            config = (await self._js.stream_info(self._stream.name)).config
+            changed = _with_limits(copy(config), ttl, replicas)
+            changed.allow_msg_ttl = allows_ttl or config.allow_msg_ttl
+            changed.allow_rollup_hdrs = False
+            if changed != config:
+                await self._js.update_stream(changed)
 
     async def exists(self) -> bool:
         return await self._stream.exists()
@@ -331,8 +374,20 @@ class Bucket:
         return stored and BucketValue(stored.data, stored.seq)
 
     async def readable(self) -> dict[str, BucketValue]:
-        """Return the last value of each key, also if keys are mixed up."""
-        return dict([self._item(stored) async for stored in self._stream.readable()])
+        """
+        Return the last value of each key, also if keys are mixed up. That takes a read per key,
+        however often keys were written.
+        """
+        return dict([self._item(stored) async for stored in self._stream.walk(">", 1)])
+
+    async def version(self) -> BucketVersion:
+        """Return what each change alters. Raises StreamUnavailable, also if it is missing."""
+        state = await self._stream.state()
+        return BucketVersion(state.last_seq, state.messages)
+
+    async def remove(self, key: str) -> None:
+        """Delete the value of a key, if it has one."""
+        await self._stream.purge_subject(self._prefix + key)
 
     async def purge(self) -> None:
         """Delete all keys."""
@@ -347,9 +402,15 @@ class Bucket:
         stored = await (stream.before(subject, revision) if revision else stream.last(subject))
         return stored and self._item(stored)
 
-    async def put(self, key: str, data: bytes, revision: int) -> None:
-        """Write the value. Raises Conflict if `revision` (0: none) is not the key's last one."""
-        await self._stream.append(self._prefix + key, data, None, revision)
+    async def put(self, key: str, data: bytes, revision: int, ttl: float | None = None) -> None:
+        """
+        Write the value, for `ttl` seconds (None: as long as the bucket keeps values). Raises
+        Conflict if `revision` (0: none) is not the key's last one.
+        """
+        await self._stream.append(self._prefix + key, data, None, revision, ttl)
+
+    async def state(self) -> StreamState:
+        return await self._stream.state()
 
     def _item(self, stored: StoredMessage) -> tuple[str, BucketValue]:
         key = stored.subject.removeprefix(self._prefix)

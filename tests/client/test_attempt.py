@@ -13,7 +13,7 @@ from services.client.chat_client import ChatClient
 from services.client.transcript import Transcript
 from services.contract import subjects
 from services.contract.errors import ServiceError
-from services.contract.messages import ChatRequest, Failed, Token
+from services.contract.messages import AnswerEvent, ChatRequest, Failed, StreamEvent, Token
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Inbox, InboxLimits
 from tests.client.story_worker import (
@@ -21,6 +21,8 @@ from tests.client.story_worker import (
     FAST,
     REQUEST,
     STORY,
+    TOKENS,
+    FickleSink,
     check_whole,
     read,
     rejoin,
@@ -36,6 +38,32 @@ async def test_lost_tokens_are_replayed(bus: Bus, nats_url: str) -> None:
         assert len(worker.requests) == 1
 
 
+async def test_sink_takes_text_for_which_the_reader_waits(bus: Bus, nats_url: str) -> None:
+    taken: list[StreamEvent] = []
+    sink = FickleSink(taken)
+    async with story_worker(nats_url), aclosing(ChatClient(bus).stream(REQUEST)) as answer:
+        yielded = []
+        async for event in answer:
+            yielded.append(event)
+            answer.pass_text_to(sink)
+    assert len(taken) > len(STORY) / 2
+    tokens = [event for event in (*taken, *yielded) if isinstance(event, Token)]
+    assert sorted(tokens, key=lambda token: token.offset) == list(TOKENS)
+
+
+async def test_failure_of_the_sink_ends_the_answer(bus: Bus, nats_url: str) -> None:
+    class BrokenSink:
+        def take(self, event: AnswerEvent) -> bool:
+            raise ValueError("broken")
+
+    async with story_worker(nats_url), aclosing(ChatClient(bus).stream(REQUEST)) as answer:
+        events = []
+        async for event in answer:
+            events.append(event)
+            answer.pass_text_to(BrokenSink())
+    assert isinstance(events[-1], Failed) and events[-1].code == "internal"
+
+
 async def test_lost_done_is_replayed(bus: Bus, nats_url: str) -> None:
     async with story_worker(nats_url) as worker:
         worker.unsent = {len(STORY) - 1}
@@ -47,7 +75,7 @@ async def test_events_beyond_the_inbox_limit_are_replayed(nats_url: str) -> None
     limits = InboxLimits(messages=5)
     async with (
         story_worker(nats_url) as worker,
-        Bus.connect(nats_url, "slow reader", limits) as bus,
+        Bus.connect(nats_url, "slow reader", inbox_limits=limits) as bus,
         aclosing(ChatClient(bus).stream(REQUEST)) as answer,
     ):
         events = [await anext(answer)]

@@ -52,8 +52,8 @@ class FakeWorker:
         )  # fmt: skip
 
     async def start(self) -> None:
-        for subject in (subjects.embed(self.worker_id), subjects.rerank(self.worker_id)):
-            await self.bus.subscribe(subject, self._on_request)
+        for subject in (subjects.embed, subjects.rerank):
+            await self.bus.subscribe(subject(self.worker_id, subjects.ANY), self._on_request)
 
     def _on_request(self, delivery: Delivery) -> None:
         if not self.is_frozen:
@@ -63,7 +63,7 @@ class FakeWorker:
         await asyncio.sleep(self.seconds)
         if self.refusals:
             raise self.refusals.pop(0)
-        if delivery.subject.endswith("rerank"):
+        if ".rerank." in delivery.subject:
             documents = decode(delivery.data, RerankRequest).documents
             self.batches.append(len(documents))
             return Scores(self.kind, tuple(len(each) / 100 for each in documents), len(documents))
@@ -81,7 +81,7 @@ async def client_of(
     for worker in workers:
         await worker.start()
         directory.on_report(Delivery("", encode(worker.report), ""))
-    yield EmbeddingClient(bus, directory, policy)
+    yield EmbeddingClient(bus, directory, policy=policy)
 
 
 async def failure(client: EmbeddingClient, **fields: Any) -> ServiceError:

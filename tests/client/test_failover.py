@@ -1,7 +1,8 @@
 """When a worker is lost, another one resumes its answer. First the pure policy, then real NATS."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import dataclasses
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import pytest
@@ -26,6 +27,7 @@ from services.contract.messages import (
     Token,
     WorkerReport,
 )
+from services.runtime import trace_context
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
 from tests.client.story_worker import (
@@ -37,6 +39,7 @@ from tests.client.story_worker import (
     StoryWorker,
     check_whole,
     read,
+    read_all,
     rejoin,
     story_worker,
 )
@@ -44,7 +47,7 @@ from tests.fakes import text_resume
 
 POLICY = FailoverPolicy(max_losses=2, give_up_seconds=10, retry_seconds=0.5)
 MAX_PAYLOAD = 2**20
-LOST = FailoverState(1, "The worker died.", gives_up_at=110)
+LOST = FailoverState(1, "The worker died.", lost_at=100, gives_up_at=110)
 
 
 def transcript_of(text: str, resumable: bool = True) -> Transcript:
@@ -60,7 +63,7 @@ def transcript_of(text: str, resumable: bool = True) -> Transcript:
 def test_loss_is_counted_and_starts_a_time_limit() -> None:
     first = POLICY.after_loss(FailoverState(), "The worker died.", now=100)
     assert first == LOST
-    assert POLICY.after_loss(first, "It froze.", now=200) == FailoverState(2, "It froze.", 210)
+    assert POLICY.after_loss(first, "It froze.", now=200) == FailoverState(2, "It froze.", 200, 210)
 
 
 def test_more_than_max_losses_end_the_answer() -> None:
@@ -76,6 +79,14 @@ def test_failed_failover_is_retried_until_the_time_limit(code: ErrorCode) -> Non
     with pytest.raises(ServiceError, match="No other worker can resume: Not now.") as raised:
         POLICY.retry_delay(LOST, error, now=110.1)
     assert raised.value.code == "worker_lost" and raised.value.retry_after
+
+
+def test_time_limit_moves_while_a_worker_loads_but_not_for_ever() -> None:
+    policy = dataclasses.replace(POLICY, max_loading_seconds=60)
+    assert policy.while_loading(LOST, now=105).gives_up_at == 115
+    loading = policy.while_loading(LOST, now=155)
+    assert loading.gives_up_at == 160
+    assert policy.while_loading(loading, now=170) == loading
 
 
 def test_failover_that_can_never_succeed_is_not_retried() -> None:
@@ -136,6 +147,22 @@ async def test_another_worker_resumes_where_a_worker_died(
     ids, text = tuple(map(ord, STORY[:stop_at])), STORY[:stop_at]
     assert request.resume == (text_resume(RESUME_STATE, ids, text) if stop_at else None)
     assert request.request_id == "r" and request.prompt == "hi"
+
+
+async def test_attempts_of_a_caller_without_a_trace_share_one(bus: Bus, nats_url: str) -> None:
+    traces = []
+
+    def note(delivery: Delivery) -> None:
+        traces.append(trace_context.trace_id())
+
+    await bus.subscribe(subjects.request(subjects.OPEN_TENANT), note)
+    async with story_worker(nats_url, "w1", 20) as first:
+        reading = await reading_until_stopped(bus, first)
+        async with story_worker(nats_url, "w2") as second:
+            await first.kill()
+            check_whole(await reading)
+            assert second.requests
+    assert len(traces) >= 2 and len(set(traces)) == 1 and traces[0]
 
 
 async def test_answer_whose_started_event_was_lost_is_resumed(bus: Bus, nats_url: str) -> None:
@@ -224,7 +251,7 @@ async def test_replacing_attempt_lost_before_the_join_is_resumed(bus: Bus, nats_
     assert resumed.resume and Answer.of(resumed.resume.events).text == begun
 
 
-async def text_of(events: AsyncGenerator[StreamEvent, None], length: int) -> str:
+async def text_of(events: AsyncIterator[StreamEvent], length: int) -> str:
     text = ""
     async with asyncio.timeout(5):
         while len(text) < length:
@@ -290,6 +317,23 @@ async def test_answer_that_no_worker_can_resume_ends_in_failed(bus: Bus, nats_ur
         *_, failed = await reading
     assert isinstance(failed, Failed) and failed.code == "worker_lost" and failed.retry_after
     assert "No other worker can resume" in failed.message
+
+
+async def test_answer_waits_while_a_worker_loads_the_model(bus: Bus, nats_url: str) -> None:
+    workers, model = WorkerDirectory(), ModelInfo("mine", "digest", 100, 0)
+    loading = WorkerReport("w2", "loading", 8, 0, 0, 8, model=model, name="mine", progress=0.5)
+    policy = dataclasses.replace(FAST, give_up_seconds=0.3, retry_seconds=0.05)
+    client = ChatClient(bus, workers=workers, policy=policy)
+    async with story_worker(nats_url, "w1", 20) as first:
+        reading = asyncio.create_task(read_all(client.stream(replace(REQUEST, model="mine"))))
+        await first.stopped.wait()
+        await first.kill()
+    for _ in range(9):  # longer than `give_up_seconds`
+        workers.on_report(Delivery(subjects.report("w2"), encode(loading), ""))
+        await asyncio.sleep(0.1)
+    assert not reading.done()
+    async with story_worker(nats_url, "w2"):
+        check_whole(await reading)
 
 
 async def test_answer_is_given_up_after_max_losses(bus: Bus, nats_url: str) -> None:

@@ -45,6 +45,16 @@ def first(key: str, *reports: WorkerReport, model: str | None = None) -> str:
     return rank_workers(key, model, reports)[0]
 
 
+@pytest.mark.parametrize("worker_id", ["", "a b", "w1.x", "*", "w\r\nPUB x 0", "w" * 65])
+def test_report_with_a_worker_id_that_is_no_token_is_invalid(worker_id: str) -> None:
+    """Requests are offered on a subject with this id."""
+    workers = WorkerDirectory()
+    workers.on_report(Delivery("", encode(READY), ""))
+    with pytest.raises(ServiceError, match="worker_id"):
+        workers.on_report(Delivery("", encode(replace(READY, worker_id=worker_id)), ""))
+    assert workers.rank("s", None) == ["w1"]
+
+
 def test_session_always_gets_the_same_worker() -> None:
     workers = [report(worker_id) for worker_id in "abc"]
     chosen = {key: first(key, *workers) for key in KEYS}
@@ -176,6 +186,15 @@ def test_unavailable_error_gives_the_reported_reason() -> None:
     assert "The model is loading (42% so far)." in workers.unavailable_error().message
     receive(workers, replace(LOADING, progress=1.0))
     assert workers.unavailable_error().message == "The model is loaded and warming up."
+
+
+def test_ready_model_of_silent_workers_is_unavailable_not_unknown() -> None:
+    """Workers of another version may lack the subject of a request."""
+    workers = WorkerDirectory()
+    receive(workers, replace(READY, name="demo", model=DEMO))
+    assert workers.unavailable_error("demo").code == "no_worker"
+    assert workers.unavailable_error("demo:shout").code == "no_worker"
+    assert workers.unavailable_error("demo:gone").code == "model_not_found"
 
 
 def test_unavailable_error_is_that_of_the_named_model() -> None:

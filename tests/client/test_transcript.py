@@ -35,7 +35,24 @@ def done(length: int | None) -> Done:
 def test_text_that_continues_is_new() -> None:
     transcript = transcript_of(Token(0, "Grüß ", (1,)))
     assert transcript.add(Token(5, "dich", (2, 3))) == Token(5, "dich", (2, 3))
-    assert transcript.text == "Grüß dich"
+    assert transcript.length == 9
+
+
+@pytest.mark.parametrize(
+    "event, continues",
+    [
+        (Token(4, "more", (2,)), True),
+        (ToolCallDelta(4, 0, (2,), "id", "go"), True),
+        (Token(3, "e more", (2,)), False),
+        (Token(5, "more", (2,)), False),
+        (Token(4, "", (2,)), False),
+        (Token(4, "more", ()), False),
+        (Progress(0, 5, 5), False),
+    ],
+)
+def test_only_new_text_at_the_end_continues(event: StreamEvent, continues: bool) -> None:
+    assert transcript_of(STARTED, Token(0, "once", (1,))).is_continued_by(event) == continues
+    assert not Transcript().is_continued_by(event)
 
 
 def test_repeated_events_are_not_new() -> None:
@@ -44,7 +61,7 @@ def test_repeated_events_are_not_new() -> None:
     )
     for event in (Accepted("r", "w"), STARTED, Token(0, "on", (1,)), Token(2, "ce", (2,))):
         assert transcript.add(event) is None
-    assert transcript.text == "once"
+    assert transcript.length == 4
 
 
 def test_missing_text_before_an_event_is_a_gap() -> None:
@@ -132,4 +149,4 @@ def test_missing_arguments_are_a_gap() -> None:
 def test_replay_of_a_finished_answer_may_begin_anywhere() -> None:
     transcript = transcript_of(STARTED, Token(0, "once ", (1, 2)))
     assert transcript.add(Token(3, "e more", ())) == Token(5, "more", ())
-    assert transcript.text == "once more"
+    assert transcript.length == 9

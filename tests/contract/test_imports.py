@@ -13,12 +13,15 @@ MAY_IMPORT = {
     "edge": {"edge", "client", "runtime", "contract"},
     "inference": {"inference", "client", "runtime", "contract"},
     "history": {"history", "runtime", "contract"},
+    "terminal": {"terminal", "client", "runtime", "contract"},
 }
 ONLY_IN = {
     "nats": "services/runtime/",
     "llama_cpp": "services/inference/engine/",
     "motor": "services/history/archive.py",
     "litestar": "services/edge/",
+    "prompt_toolkit": "services/terminal/",
+    "rich": "services/terminal/",
 }
 SUBJECT = re.compile(r"^(chat|history)\.(request|reply|cancel|worker|replay|log|context|messages)")
 

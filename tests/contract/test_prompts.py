@@ -1,9 +1,11 @@
+from datetime import UTC, datetime
+
 import pytest
 
 from services.contract import prompts
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
-from services.contract.messages import ChatRequest
+from services.contract.messages import ChatRequest, Resume, ResumeState, ToolCallDelta
 
 MESSAGE = '{"role":"user","content":"hi"}'
 TOOL = '{"type":"function","function":{"name":"f"}}'
@@ -133,3 +135,21 @@ def test_size_of_a_prompt_includes_results_and_prefix() -> None:
     results = '"tool_results": [{"tool_call_id": "a", "content": "é"}]'
     sent = decode(f'{{"prompt": "abc", "prefix": "é", {results}}}'.encode(), ChatRequest)
     assert prompts.size_bytes(sent) == 7
+
+
+@pytest.mark.parametrize("indexes", [(-1,), (1,), (0, 2), (0, 1, 0, 7)])
+def test_resumed_tool_call_out_of_order_is_rejected(indexes: tuple[int, ...]) -> None:
+    with pytest.raises(ServiceError, match="follows") as caught:
+        prompts.check(resuming(indexes))
+    assert caught.value.code == "invalid_request"
+
+
+def test_resumed_tool_calls_in_order_are_accepted() -> None:
+    prompts.check(resuming((0, 0, 1, 2, 2)))
+
+
+def resuming(indexes: tuple[int, ...]) -> ChatRequest:
+    """Return a request that resumes an answer with an event of each of these tool calls."""
+    state = ResumeState("digest", b"", 0, 0, 1, datetime.now(UTC), 0, 0)
+    events = tuple(ToolCallDelta(0, index, ()) for index in indexes)
+    return ChatRequest(prompt="hi", resume=Resume(state, events))

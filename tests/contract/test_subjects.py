@@ -99,3 +99,50 @@ def test_invalid_tenant_is_rejected() -> None:
 )
 def test_wildcards_match_as_in_nats(pattern: str, subject: str, is_one: bool) -> None:
     assert subjects.matches(pattern, subject) == is_one
+
+
+@pytest.mark.parametrize(
+    ("subject", "may"),
+    [
+        ("chat.reply.ann.r.1", True),
+        ("chat.reply.bob.r.1", False),
+        ("chat.reply._.r.1", False),
+        ("chat.reply.bob.r", False),
+        ("chat.reply.bob.r.1.2", False),
+        ("_INBOX.tenant.ann.x.y", True),
+        ("_INBOX.tenant.bob.x", False),
+        ("_INBOX.tenant", True),
+        ("_INBOX.x.y", True),
+        ("_INBOX_ann.x", True),
+        ("$JS.API.STREAM.PURGE.HISTORY", False),
+    ],
+)
+def test_answers_go_to_no_subject_of_another_tenant(subject: str, may: bool) -> None:
+    assert subjects.may_reply("ann", subject) == may
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        subjects.request("ann"),
+        subjects.replay("ann", "bob"),
+        subjects.worker_request("w", "ann"),
+        subjects.worker_replay("w", "ann", "bob"),
+        subjects.tokenize("w", "ann"),
+        subjects.count("w", "ann"),
+        subjects.history("context", "ann"),
+        subjects.retry(subjects.history("context", "ann")),
+        subjects.agent("prompt", "ann", "bob"),
+        subjects.embed("w", "ann"),
+        subjects.embed_request("ann"),
+        subjects.rerank_request("ann"),
+    ],
+)
+def test_subject_of_a_request_names_its_tenant(subject: str) -> None:
+    assert subjects.asking_tenant(subject) == "ann"
+
+
+def test_subject_without_a_tenant_names_the_open_one_or_none() -> None:
+    for request in (subjects.request, subjects.embed_request, subjects.rerank_request):
+        assert subjects.asking_tenant(request(subjects.OPEN_TENANT)) == subjects.OPEN_TENANT
+    assert subjects.asking_tenant("$SRV.PING") is None

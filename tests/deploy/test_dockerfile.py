@@ -82,3 +82,22 @@ def test_image_contains_every_import_of_its_service(service: str) -> None:
 def test_image_contains_pyproject_for_its_version(service: str) -> None:
     assert "COPY pyproject.toml .\n" in final_stage(service)
     assert "!pyproject.toml" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+def test_image_of_secrets_contains_all_of_its_imports() -> None:
+    """It is the edge's image with more files."""
+    stage = final_stage("secrets")
+    assert "\nFROM edge AS secrets\n" in (ROOT / "Dockerfile").read_text()
+    copied = re.findall(r"deploy/\w+\.py", stage) + ["deploy/nats/permissions.py"]
+    copied += ["deploy/nats/secrets.py", "deploy/nats/__init__.py"]
+    modules = copied_modules("edge") | {module_name(ROOT / path): ROOT / path for path in copied}
+    own = [path for name, path in modules.items() if name.startswith("deploy")]
+    for path in own:
+        for module, name in imported(path):
+            if module.split(".")[0] in ("deploy", "services"):
+                is_package = module in modules and modules[module].name == "__init__.py"
+                needed = f"{module}.{name}" if is_package and name else module
+                assert needed in modules, f"{path} imports {needed}, which the image lacks"
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    for path in re.findall(r"deploy/[\w./]+", stage):
+        assert f"!{path.rstrip('/')}" in allowed or path == "deploy/", path

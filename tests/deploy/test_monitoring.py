@@ -13,6 +13,8 @@ from services.client.routing import WorkerDirectory
 from services.contract.codec import encode
 from services.contract.history import HistoryStatus
 from services.contract.messages import ChatRequest, Failed, Token
+from services.edge.activity import ActivityMonitor
+from services.edge.limits import EdgeLimits
 from services.edge.metrics import EdgeMetrics
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
@@ -20,8 +22,8 @@ from tests.fakes import DONE, report
 from tests.servers import ROOT
 
 FOLDER = ROOT / "deploy/monitoring"
-OF_PROMETHEUS = {"up", "instance", "job"}
-"""A metric and labels that Prometheus adds."""
+OF_PROMETHEUS = {"up", "instance", "job", "namespace", "service"}
+"""A metric, and labels that Prometheus and its operator add."""
 VARIABLES = {"$__rate_interval": "5m", "$model": "demo"}
 
 Metrics = dict[str, set[str]]
@@ -33,7 +35,7 @@ async def exposed(bus: Bus) -> Metrics:
     """The metrics of an edge that has seen everything: an answer, a failure, a request, reports."""
     workers = WorkerDirectory()
     workers.on_report(Delivery("", encode(report("w1")), ""))
-    metrics = EdgeMetrics(bus, workers, by_tenant=True)
+    metrics = EdgeMetrics(bus, workers, ActivityMonitor(bus, workers, EdgeLimits()), by_tenant=True)
     for end in (DONE, Failed("internal", "broke")):
         answer = metrics.observe("_", ChatRequest(prompt="hi"))
         for event in (Token(0, "a", (1,)), Token(1, "b", (2,)), end):
@@ -107,6 +109,15 @@ def test_every_query_uses_metrics_and_labels_that_exist(exposed: Metrics) -> Non
         check(query, exposed)
 
 
+def test_scaling_of_the_chart_uses_metrics_that_exist(exposed: Metrics) -> None:
+    chart = pytest.importorskip("tests.deploy.chart")
+    scaled = chart.of_kind(chart.render(chart.FULL), "ScaledObject")
+    queries = [t["metadata"]["query"] for each in scaled for t in each["spec"]["triggers"]]
+    assert len(queries) == 5
+    for query in queries:
+        check(query, exposed)
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -151,3 +162,10 @@ def test_docs_list_every_metric(exposed: Metrics) -> None:
         base = name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
         if not base.startswith("process_"):
             assert f"`{base}`" in docs, base
+
+
+def test_runbook_has_a_line_for_each_alert() -> None:
+    lines = (ROOT / "docs/runbook.md").read_text().splitlines()
+    names = [rule["alert"] for rule in rules()]
+    described = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
+    assert [name for name in described if name in names] == names

@@ -6,18 +6,25 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import httpx
 import msgspec
-import nats
 
+from services.contract import subjects
+from services.contract.codec import decode
+from services.contract.messages import WorkerReport
 from services.edge.settings import EdgeSettings
 from services.history.settings import HistorySettings
 from services.inference.settings import InferenceSettings
-from tests.servers import Server, free_port, nats_server, wait_for
+from services.runtime.access import NatsAccess
+from services.runtime.bus import Bus
+from services.runtime.settings import ServiceSettings, parse
+from tests.secured import SecuredServer
+from tests.servers import Server, free_port, wait_for
 
 GREEDY = {"temperature": 0}
 NO_MONGO = "mongodb://127.0.0.1:9/"
@@ -53,7 +60,8 @@ def plain_environment() -> dict[str, str]:
 
 class Stack:
     """
-    One process of each service and their nats-server.
+    One process of each service and their nats-server. If that is a SecuredServer, each process is
+    a user of its own.
 
     With `slow`, each decoding step takes 30 ms longer. `http` sends the first of EDGE_API_KEYS, if
     there are any. `settings` are environment variables of all processes.
@@ -65,7 +73,6 @@ class Stack:
         self.nats = nats
         port = free_port()
         environ = plain_environment() | {
-            "NATS_URL": f"nats://127.0.0.1:{self.nats.port}",
             "MONGODB_URI": mongodb_uri,
             "EDGE_HOST": "127.0.0.1",
             "EDGE_PORT": str(port),
@@ -73,9 +80,9 @@ class Stack:
             **settings,
         }
         inference = "tests.slow_inference" if slow else "services.inference"
-        self.history = Process("services.history", 0, environ, folder)
-        self.inference = Process(inference, 0, environ, folder)
-        self.edge = Process("services.edge", port, environ, folder)
+        self.history = Process("services.history", 0, environ | self.user("history"), folder)
+        self.inference = Process(inference, 0, environ | self.user("inference"), folder)
+        self.edge = Process("services.edge", port, environ | self.user("edge"), folder)
         _, _, key = settings.get("EDGE_API_KEYS", "").partition(",")[0].partition(":")
         headers = {"X-API-Key": key} if key else {}
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, headers=headers)
@@ -83,6 +90,17 @@ class Stack:
     @property
     def parts(self) -> list[Server]:
         return [self.nats, self.history, self.inference, self.edge]
+
+    def user(self, name: str) -> dict[str, str]:
+        """Return the settings of a process that is this user of NATS."""
+        if isinstance(self.nats, SecuredServer):
+            return self.nats.settings(name)
+        return {"NATS_URL": f"nats://127.0.0.1:{self.nats.port}"}
+
+    def connect(self, name: str) -> AbstractAsyncContextManager[Bus]:
+        """Connect to NATS as its admin. `name` is shown by monitoring tools."""
+        settings = parse(ServiceSettings, self.user("admin"))
+        return Bus.connect(settings.nats_url, name, NatsAccess.of(settings))
 
     def wait_until_ready(self) -> None:
         wait_for(self._is_ready, "the stack")
@@ -117,23 +135,36 @@ class Stack:
         """Return the number of requests that have a slot."""
         return sum(worker["running"] for worker in self.status()["workers"])
 
+    def next_report(self) -> WorkerReport:
+        """Return the worker's next report. With keys, `/status` shows them to admins only."""
+
+        async def receive() -> WorkerReport:
+            async with self.connect("report") as bus, bus.inbox(subjects.report("*")) as inbox:
+                return decode((await inbox.next(10)).data, WorkerReport)
+
+        return asyncio.run(receive())
+
     def histories(self) -> int:
         """Return the number of history processes that answer a ping within 0.3 s."""
 
         async def ask() -> int:
-            client = await nats.connect(f"nats://127.0.0.1:{self.nats.port}")
-            inbox = client.new_inbox()
-            answers = await client.subscribe(inbox)
-            await client.publish("$SRV.PING.history", reply=inbox)
-            await asyncio.sleep(0.3)
-            await client.close()
-            return answers.pending_msgs
+            answers = 0
+            subject = f"{subjects.inbox('admin')}.{uuid4().hex}"
+            async with self.connect("ping") as bus, bus.inbox(subject) as inbox:
+                await bus.send("$SRV.PING.history", reply=subject)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.3):
+                        while await inbox.next(1):
+                            answers += 1
+            return answers
 
         return asyncio.run(ask())
 
     def _is_ready(self) -> bool:
         try:
-            return self.http.get("/readyz").status_code == 200 and self.status()["history"]
+            return self.http.get("/readyz").status_code == 200 and self.status().get(
+                "history", True
+            )
         except httpx.TransportError:
             return False
 
@@ -146,8 +177,11 @@ def running_stack(
     nats: Server | None = None,
     **settings: str,
 ) -> Iterator[Stack]:
-    """Start all processes and wait until they are ready; kill them at the end."""
-    stack = Stack(folder, mongodb_uri, slow, nats or nats_server(folder), **settings)
+    """
+    Start all processes and wait until they are ready; kill them at the end. NATS must not have
+    refused anything that a service needs.
+    """
+    stack = Stack(folder, mongodb_uri, slow, nats or SecuredServer(folder), **settings)
     with ExitStack() as cleanup:
         cleanup.callback(stack.http.close)
         for part in stack.parts:
@@ -155,3 +189,4 @@ def running_stack(
             part.start()
         stack.wait_until_ready()
         yield stack
+        assert not isinstance(stack.nats, SecuredServer) or stack.nats.violations() == []

@@ -1,15 +1,19 @@
 """Chats over HTTP with real processes and the real demo model."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.e2e.stack import Stack, running_stack
-from tests.servers import wait_for
+from tests.servers import ROOT, free_port, wait_for
 
 FACTS = [
     ("my name is Ada", "what is my name?", "Ada"),
@@ -22,13 +26,32 @@ FACTS = [
     ("remember the number 42", "which number did I tell you?", "42"),
 ]
 
+METRICS_PORTS = {
+    name: str(free_port()) for name in ("INFERENCE_METRICS_PORT", "HISTORY_METRICS_PORT")
+}
+
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, mongodb_uri: str) -> Iterator[Stack]:
     with running_stack(
-        tmp_path_factory.mktemp("stack"), mongodb_uri, MONGODB_DATABASE="e2e"
+        tmp_path_factory.mktemp("stack"),
+        mongodb_uri,
+        MONGODB_DATABASE="e2e",
+        INFERENCE_METRICS_PORT=METRICS_PORTS["INFERENCE_METRICS_PORT"],
+        HISTORY_METRICS_PORT=METRICS_PORTS["HISTORY_METRICS_PORT"],
     ) as stack:
         yield stack
+
+
+def test_worker_and_history_have_metrics_of_their_own(stack: Stack) -> None:
+    texts = {
+        name: httpx.get(f"http://127.0.0.1:{port}/metrics").raise_for_status().text
+        for name, port in METRICS_PORTS.items()
+    }
+    assert 'finetunellm_slots{model_name="demo"} 8.0' in texts["INFERENCE_METRICS_PORT"]
+    assert "finetunellm_database_connected 1.0" in texts["HISTORY_METRICS_PORT"]
+    assert "finetunellm_history_waiting 0.0" in texts["HISTORY_METRICS_PORT"]
+    assert all("process_cpu_seconds_total " in text for text in texts.values())
 
 
 def test_conversation_is_remembered_until_it_is_cleared(stack: Stack, session_id: str) -> None:
@@ -242,3 +265,11 @@ def test_bad_limit_is_a_400(stack: Stack, limit: str) -> None:
 def test_all_slots_are_free_in_the_end(stack: Stack) -> None:
     # the report that /status shows may be a second old, and tell of the test before
     wait_for(lambda: stack.running() == 0, "the slots", seconds=3)
+
+
+@pytest.mark.parametrize("example", ["client.py", "native.py", "agent.py"])
+def test_example_works_as_the_user_client(stack: Stack, example: str) -> None:
+    command = [sys.executable, str(ROOT / "examples" / example), "hello"]
+    environ = os.environ | stack.user("client")
+    ended = subprocess.run(command, env=environ, timeout=30, capture_output=True, text=True)
+    assert ended.returncode == 0 and ended.stdout.strip() and not ended.stderr, ended.stderr

@@ -60,7 +60,7 @@ def test_stream_continues_after_edge_and_worker_are_killed(stack: Stack) -> None
     folder.mkdir()
     port = free_port()
     edge = Process("services.edge", port, environ | {"EDGE_PORT": str(port)}, folder)
-    worker = Process("tests.slow_inference", 0, environ, folder)
+    worker = Process("tests.slow_inference", 0, stack.inference.environ, folder)
     with ExitStack() as cleanup:
         for process in (edge, worker):
             cleanup.callback(process.stop, signal.SIGKILL)

@@ -19,21 +19,27 @@ LIMITS = EdgeLimits(handover_seconds=0)
 @asynccontextmanager
 async def edge_on(
     bus: Bus,
-    keys: str = "",
+    keys: str | ApiKeys = "",
     is_strict: bool = False,
     limits: EdgeLimits = LIMITS,
     takes_any_model: bool = False,
     hosts: Sequence[str] = (),
     counts_tenants: bool = False,
+    has_page: bool = True,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """Yield a client of an edge behind a real uvicorn."""
     draining = asyncio.Event()
     origins = EdgeSettings().edge_cors_origins
-    edge = await make_edge(bus, draining, limits, is_strict, takes_any_model, counts_tenants)
-    app = make_app(edge, ApiKeys.parse(keys), origins, hosts)
+    api_keys = ApiKeys.parse(keys) if isinstance(keys, str) else keys
+    edge = await make_edge(
+        bus, draining, limits, api_keys, is_strict, takes_any_model, counts_tenants
+    )
+    app = make_app(edge, origins, hosts, has_page=has_page)
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    async with serving(app, listener, draining, pytest.fail, limits):
+    sharing = edge.rate_limits.sharing(pytest.fail)
+    sampling = edge.activity.sampling(pytest.fail)
+    async with sharing, sampling, serving(app, listener, draining, pytest.fail, limits):
         async with httpx.AsyncClient(base_url=url, timeout=10) as client:
             yield client
 

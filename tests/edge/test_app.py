@@ -15,6 +15,7 @@ from tests.fakes import scripted_history
         ("POST", "/clear-history?limit=3", ""),
         ("POST", "/clear-history", '{"sesion_id":"s"}'),
         ("POST", "/clear-history", "session_id=s"),
+        ("POST", "/clear-history", " "),
         ("POST", "/clear-history", '{"session_id":""}'),
         ("POST", "/clear-history?session_id=a", '{"session_id":"b"}'),
         ("POST", "/chat?session_id=s", '{"prompt":"hi"}'),
@@ -68,3 +69,20 @@ async def test_change_from_its_own_or_an_allowed_origin_is_accepted(
     for origin in (str(http.base_url).rstrip("/"), "http://localhost:3000"):
         answer = await http.delete("/chat/r", headers={"Origin": origin})
         assert answer.status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/", "GET, HEAD, OPTIONS"),
+        ("/chat", "OPTIONS, POST"),
+        ("/sessions/s", "DELETE, OPTIONS, PATCH"),
+        ("/v1/conversations/c", "DELETE, GET, HEAD, OPTIONS, POST"),
+    ],
+)
+async def test_options_names_all_methods_of_a_path(
+    http: httpx.AsyncClient, path: str, methods: str
+) -> None:
+    answer = await http.options(path)
+    assert (answer.status_code, answer.headers["allow"]) == (204, methods)
+    assert not answer.content

@@ -4,19 +4,24 @@ import asyncio
 import json
 import re
 import socket
+import time
 from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import chain, repeat
 
 import httpx
 import pytest
 
-from services.contract.messages import StreamEvent, Token, TokenLogprob, TokenProbability
+from services.contract import subjects
+from services.contract.history import ImportRequest
+from services.contract.messages import Empty, StreamEvent, Token, TokenLogprob, TokenProbability
 from services.runtime.bus import Bus
 from tests.edge.conftest import LIMITS, edge_on, until
 from tests.fakes import ACCEPTED, DONE, scripted_worker
 
 QUICK = replace(LIMITS, send_buffer_bytes=16 * 1024, stall_seconds=0.6, linger_seconds=0.3)
+GOOD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 CHUNKED = b"POST /chat HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
 
 
@@ -50,6 +55,7 @@ def chunks(data: bytes, size: int) -> bytes:
 
 ENDLESS = {
     "headers": chain([b"GET / HTTP/1.1\r\nHost: x\r\n"], repeat(b"X-Name: value\r\n", 100_000)),
+    "many short headers": [GOOD[:-2] + b"X: y\r\n" * 300 + b"\r\n"],
     "one header": chain([b"GET / HTTP/1.1\r\nHost: x\r\nX: "], repeat(b"x" * 1000, 1000)),
     "url": chain([b"GET /"], repeat(b"x" * 1000, 1000)),
     "trailers": chain([CHUNKED, b"\r\n0\r\n"], repeat(b"X-Name: value\r\n", 100_000)),
@@ -64,7 +70,7 @@ async def test_endless_request_is_rejected_before_its_end(
 ) -> None:
     answer = await exchange(edge, ENDLESS[what])
     assert answer.startswith(b"HTTP/1.1 431 ")
-    assert b"bytes besides its body" in answer
+    assert b"over 200 headers, or over 65,536 bytes besides its body" in answer
     assert (await edge.get("/healthz")).status_code == 200
     assert "Traceback" not in caplog.text
 
@@ -176,3 +182,167 @@ async def test_client_that_reads_slowly_is_not_disconnected(
                     await asyncio.sleep(QUICK.stall_seconds / 20)
     assert data.count(b'"token"') == 400
     assert "stopped reading" not in caplog.text
+
+
+SLOW = replace(LIMITS, receive_seconds=0.3, receive_bytes=100, linger_seconds=0.3)
+
+
+@asynccontextmanager
+async def impatient_edge(nats_url: str, **more: float) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client of an edge that does not wait long for a request."""
+    async with Bus.connect(nats_url, "edge") as bus:
+        async with edge_on(bus, limits=replace(SLOW, **more)) as http:  # type: ignore[arg-type]
+            yield http
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"G",
+        b"GET / HTTP/1.1\r\nHost: x\r\n",
+        b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+        CHUNKED + b"\r\n5\r\n{",
+    ],
+)
+async def test_request_that_stalls_is_a_408(nats_url: str, begun: bytes) -> None:
+    async with impatient_edge(nats_url) as http:
+        answer = await exchange(http, [begun])
+    assert answer.startswith(b"HTTP/1.1 408 ") and b'"code":"timeout"' in answer
+    assert b"too slowly" in answer
+
+
+async def test_slow_but_steady_request_is_accepted(nats_url: str) -> None:
+    body = b'{"prompt": "hi"}' + b" " * 2000
+    head = b"POST /chat HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    async with impatient_edge(nats_url) as http, scripted_worker(nats_url, (ACCEPTED, DONE)):
+        reader, writer = await asyncio.open_connection("127.0.0.1", http.base_url.port)
+        writer.write(head % len(body))
+        for start in range(0, len(body), 200):
+            writer.write(body[start : start + 200])
+            await asyncio.sleep(0.1)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_silent_connection_is_closed(nats_url: str) -> None:
+    async with impatient_edge(nats_url, keep_alive_seconds=0.3) as http:
+        assert await exchange(http, []) == b""
+
+
+async def test_new_connection_takes_the_place_of_an_idle_one(nats_url: str) -> None:
+    async with impatient_edge(nats_url, max_connections=3) as http:
+        idle = [await asyncio.open_connection("127.0.0.1", http.base_url.port) for _ in range(3)]
+        assert (await http.get("/healthz")).status_code == 200
+        ended = [asyncio.ensure_future(reader.read()) for reader, _ in idle]
+        async with asyncio.timeout(5):
+            await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+        assert sum(each.done() for each in ended) == 1
+        for _, writer in idle:
+            writer.close()
+        await asyncio.wait(ended)
+
+
+async def test_connection_beyond_the_limit_is_a_503(
+    nats_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+    async with impatient_edge(nats_url, max_connections=2, receive_seconds=30) as http:
+        busy = [await asyncio.open_connection("127.0.0.1", http.base_url.port) for _ in range(2)]
+        for _, writer in busy:
+            writer.write(begun)
+        await asyncio.sleep(0.1)
+        answer = await exchange(http, [])
+        for _, writer in busy:
+            writer.close()
+    assert answer.startswith(b"HTTP/1.1 503 ") and b'"code":"overloaded"' in answer
+    assert "no room for another connection" in caplog.text
+
+
+BAD = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n{"
+LAST = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+async def test_pipelined_requests_are_answered_in_order(http: httpx.AsyncClient) -> None:
+    answer = await exchange(http, [(BAD + GOOD) * 10 + LAST])
+    assert re.findall(rb"HTTP/1.1 (\d+) ", answer) == [b"400", b"200"] * 10 + [b"200"]
+
+
+async def test_pipelined_requests_leave_time_for_other_clients(nats_url: str) -> None:
+    limits = replace(LIMITS, pipeline_pause_seconds=0.3)
+    async with Bus.connect(nats_url, "edge") as bus, edge_on(bus, limits=limits) as http:
+        slow = asyncio.create_task(exchange(http, [GOOD * 3 + LAST]))
+        for _ in range(50):  # this client waits for each response
+            await http.get("/healthz")
+        assert not slow.done()
+        assert (await slow).count(b" 200 ") == 4
+
+
+async def test_invalid_requests_in_a_row_slow_their_connection_down(nats_url: str) -> None:
+    """Each takes a tenth of the connection's time at most; after a valid one all is as before."""
+    taken: list[float] = []
+    async with Bus.connect(nats_url, "edge") as bus:
+        limits = replace(LIMITS, invalid_pause=1e9, max_invalid_pause_seconds=1.0)
+        async with edge_on(bus, limits=limits) as http:
+            for bodies in ("{{{", "{{{ {{{", "{{{{{"):
+                started = time.monotonic()
+                for body in bodies:
+                    path = "/healthz" if body == " " else "/chat"
+                    method = "GET" if body == " " else "POST"
+                    await http.request(method, path, content=body.strip())
+                await http.get("/healthz")
+                taken.append(time.monotonic() - started)
+    assert taken[2] > 2 > 1 > max(taken[:2])  # the fourth and the fifth are followed by a pause
+
+
+async def test_long_body_behind_a_stream_is_not_read(nats_url: str) -> None:
+    """It waits in the kernel, and not in memory, until the stream ends."""
+    stream = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\n\r\n" + b'{"prompt": "hi"}'
+    large = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n"
+    async with impatient_edge(nats_url) as http:
+        async with scripted_worker(nats_url, (ACCEPTED, Token(0, "a", (1,)), 1.0, DONE)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", http.base_url.port)
+            writer.write(stream + large)
+            await reader.readuntil(b'"token"')
+            writer.transport.set_write_buffer_limits(0)
+            writer.write(b"x" * 50_000_000)
+            sizes = [0]
+            while sizes[-1] != writer.transport.get_write_buffer_size():
+                sizes.append(writer.transport.get_write_buffer_size())
+                await asyncio.sleep(0.1)
+            assert sizes[-1] > 30_000_000
+            writer.transport.abort()
+
+
+LINE = b'{"prompt": "p", "response": "%b"}\n' % (b"r" * 1000)
+
+
+@asynccontextmanager
+async def stalled_import(nats_url: str) -> AsyncIterator[None]:
+    """Serve imports that end with the block."""
+    is_over = asyncio.Event()
+
+    async def wait(subject: str, request: ImportRequest) -> Empty:
+        await is_over.wait()
+        return Empty()
+
+    async with Bus.connect(nats_url, "history") as bus:
+        subject = subjects.history("import", subjects.ANY)
+        await bus.serve("history", "", [bus.endpoint("import", subject, ImportRequest, wait)])
+        yield
+        is_over.set()
+
+
+async def test_body_is_read_no_faster_than_the_app_takes_it(nats_url: str) -> None:
+    head = b"POST /sessions/s/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n"
+    async with Bus.connect(nats_url, "edge") as bus, edge_on(bus) as http:
+        async with stalled_import(nats_url):
+            _, writer = await asyncio.open_connection("127.0.0.1", http.base_url.port)
+            writer.transport.set_write_buffer_limits(0)
+            writer.write(head + LINE * (50_000_000 // len(LINE)))
+            sizes = [0]
+            while sizes[-1] != writer.transport.get_write_buffer_size():
+                sizes.append(writer.transport.get_write_buffer_size())
+                await asyncio.sleep(0.1)
+            assert sizes[-1] > 30_000_000
+            writer.transport.abort()

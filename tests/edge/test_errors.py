@@ -18,7 +18,8 @@ def error_of(answer: httpx.Response) -> dict[str, str | None]:
     assert answer.headers["content-type"] == "application/json"
     assert answer.json().keys() - {"imported"} == {"error"}
     error: dict[str, str | None] = answer.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
+    assert error.keys() == {"message", "type", "param", "code", "trace_id"}
+    assert error["trace_id"] == answer.headers["x-trace-id"]
     assert error["message"] and error["message"].endswith(".")
     return error
 

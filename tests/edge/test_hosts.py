@@ -5,6 +5,7 @@ import pytest
 
 from services.contract.errors import ServiceError
 from services.edge.hosts import AllowedHosts
+from services.edge.keys import ApiKeys
 from services.runtime.bus import Bus
 from tests.edge.conftest import edge_on
 
@@ -17,6 +18,8 @@ FOREIGN = [
     *("a.b@localhost.c", "[::1].evil.example", "1.2.3", "x.evil.example\t"),
 ]
 
+OPEN, KEYED = ApiKeys.parse(""), ApiKeys.parse("ann:secret")
+
 
 def is_served(hosts: AllowedHosts, host: str) -> bool:
     try:
@@ -28,22 +31,22 @@ def is_served(hosts: AllowedHosts, host: str) -> bool:
 
 
 def test_open_server_answers_for_addresses_and_local_names_only() -> None:
-    hosts = AllowedHosts((), is_open=True)
+    hosts = AllowedHosts((), OPEN)
     assert [host for host in LOCAL if not is_served(hosts, host)] == []
     assert [host for host in FOREIGN if is_served(hosts, host)] == []
 
 
 def test_keys_protect_a_server_under_any_name() -> None:
-    hosts = AllowedHosts((), is_open=False)
+    hosts = AllowedHosts((), KEYED)
     assert all(is_served(hosts, host) for host in (*LOCAL, *FOREIGN))
 
 
-@pytest.mark.parametrize("is_open", [True, False])
-def test_named_hosts_are_served_beside_local_ones(is_open: bool) -> None:
-    hosts = AllowedHosts(("chat.example.com", "*.LAN"), is_open)
+@pytest.mark.parametrize("keys", [OPEN, KEYED])
+def test_named_hosts_are_served_beside_local_ones(keys: ApiKeys) -> None:
+    hosts = AllowedHosts(("chat.example.com", "*.LAN"), keys)
     assert is_served(hosts, "CHAT.example.com:443") and is_served(hosts, "box.lan")
     assert is_served(hosts, "127.0.0.1") and not is_served(hosts, "evil.example")
-    assert is_served(AllowedHosts(("*",), is_open), "evil.example")
+    assert is_served(AllowedHosts(("*",), keys), "evil.example")
 
 
 async def test_rebound_name_is_a_421_before_anything_else(bus: Bus) -> None:

@@ -124,7 +124,7 @@ async def test_request_of_an_edge_that_died_is_started_by_another(
 ) -> None:
     keyed = identify("_", key["Idempotency-Key"], PROMPT)
     await Bucket(bus, subjects.REQUESTS_BUCKET).ensure(60)
-    dead = IdempotencyKeys(bus, clock=lambda: time.time() + clock_ahead)
+    dead = IdempotencyKeys(bus, QUICK, clock=lambda: time.time() + clock_ahead)
     assert await dead.claim(keyed, keyed.name)
     async with (
         history_of(bus, None),
@@ -296,3 +296,21 @@ def exchange(address: str) -> Exchange:
 async def test_invalid_key_is_rejected(http: httpx.AsyncClient, bad: str) -> None:
     answer = await http.post("/chat", json=JSON, headers={"Idempotency-Key": bad})
     assert answer.status_code == 400 and "Idempotency-Key" in answer.json()["error"]["message"]
+
+
+async def test_new_keys_of_a_tenant_are_limited(nats_url: str) -> None:
+    limits = replace(QUICK, claim_burst=2, claims_per_second=0.01)
+    async with (
+        Bus.connect(nats_url, "edge") as bus,
+        edge_on(bus, limits=limits) as http,
+        story_worker(nats_url, "w1"),
+        history_of(bus, None),
+    ):
+        headers = [JSON | {"Idempotency-Key": f"limited {uuid4()}"} for _ in range(3)]
+        answers = [await http.post("/chat", headers=h, content=b'{"prompt":"hi"}') for h in headers]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        error = answers[2].json()
+        assert "Too many new Idempotency-Keys" in str(error)
+        assert 90 <= int(answers[2].headers["retry-after"]) <= 100
+        again = await http.post("/chat", headers=headers[0], content=b'{"prompt":"hi"}')
+        assert again.status_code == 200

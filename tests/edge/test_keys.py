@@ -1,9 +1,11 @@
+from datetime import UTC, datetime, timedelta
+
 import httpx
 import openai
 import pytest
 
 from services.contract.errors import ServiceError
-from services.edge.keys import ApiKeys
+from services.edge.keys import ApiKey, ApiKeys, guessable_names, sha256_of
 from services.runtime.bus import Bus
 from services.runtime.settings import InvalidSetting
 from tests.edge.conftest import edge_on
@@ -76,6 +78,45 @@ async def test_request_needs_a_key_and_belongs_to_its_tenant(bus: Bus, nats_url:
         key = {"X-API-Key": "s3cret"}
         assert (await http.post("/chat", json={"prompt": "hi"}, headers=key)).status_code == 200
         assert [subject for subject, _ in worker.requests] == ["chat.request.acme"]
+
+
+def test_expired_key_is_unauthorized() -> None:
+    day = timedelta(days=1)
+    for expires, is_valid in ((datetime.now(UTC) + day, True), (datetime.now(UTC) - day, False)):
+        keys = ApiKeys([ApiKey(name="ann", sha256=sha256_of("ann's"), expires=expires)])
+        if is_valid:
+            assert keys.tenant({"x-api-key": "ann's"}) == "ann"
+            continue
+        with pytest.raises(ServiceError, match="expired on 20.*: ask for a new one"):
+            keys.tenant({"x-api-key": "ann's"})
+
+
+def test_newest_key_of_a_name_sets_its_limits() -> None:
+    old = ApiKey(name="ann", sha256="1" * 64, parallel=1, created=datetime(2026, 1, 1, tzinfo=UTC))
+    new = ApiKey(name="ann", sha256="2" * 64, parallel=2, created=datetime(2026, 2, 1, tzinfo=UTC))
+    for keys in ([old, new], [new, old]):
+        assert ApiKeys(keys).limits("ann") is new
+    assert ApiKeys([old]).limits("bob").parallel is None
+
+
+def test_short_keys_are_called_guessable() -> None:
+    assert guessable_names("ann:secret,bob:a-long-random-text-here") == ["ann"]
+
+
+async def test_only_admins_see_what_others_do(bus: Bus) -> None:
+    keys = ApiKeys(
+        [
+            ApiKey(name="ann", sha256=sha256_of("ann's")),
+            ApiKey(name="ops", sha256=sha256_of("ops'"), admin=True),
+        ]
+    )
+    async with edge_on(bus, keys) as http:
+        seen = {}
+        for who in ("ann's", "ops'"):
+            status = await http.get("/status", headers={"X-API-Key": who})
+            metrics = await http.get("/metrics", headers={"X-API-Key": who})
+            seen[who] = (status.json().keys() & {"workers", "history", "key"}, metrics.status_code)
+    assert seen == {"ann's": ({"key"}, 403), "ops'": ({"workers", "history", "key"}, 200)}
 
 
 async def test_only_greeting_and_probes_need_no_key(bus: Bus) -> None:

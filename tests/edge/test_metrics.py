@@ -25,6 +25,8 @@ from services.contract.messages import (
     WorkerReport,
 )
 from services.edge import __main__ as edge_process
+from services.edge.activity import ActivityMonitor
+from services.edge.keys import ApiKey, ApiKeys, sha256_of
 from services.edge.metrics import EdgeMetrics
 from services.edge.settings import EdgeSettings
 from services.runtime.bus import Bus
@@ -41,6 +43,7 @@ from tests.fakes import (
     direct_worker,
     history_of,
     report,
+    reporting,
     scripted_history,
     scripted_worker,
 )
@@ -79,9 +82,7 @@ async def edge_with_report(
     bus: Bus, *reports: WorkerReport, **options: object
 ) -> AsyncIterator[httpx.AsyncClient]:
     """Yield a client of an edge that has these reports."""
-    async with edge_on(bus, **options) as http:  # type: ignore[arg-type]
-        for each in reports:
-            await bus.publish(subjects.report(each.worker_id), each)
+    async with edge_on(bus, **options) as http, reporting(bus, *reports):  # type: ignore[arg-type]
         await bus.is_responsive()
         for each in reports:
             async with asyncio.timeout(5):
@@ -265,6 +266,7 @@ async def test_fleet_figures_are_sums_over_the_reports(nats_url: str, bus: Bus) 
         ("finetunellm_queue_limit", 48),
         ("finetunellm_queued_tokens", 70),
         ("finetunellm_tokens_per_second", 9.5),
+        ("finetunellm_queued_seconds", 70 / 9.5),
     ]:
         assert found.get(name, model_name="demo") == value, name
     assert found.get("finetunellm_workers", model_name="demo", state="ready") == 2
@@ -311,8 +313,13 @@ async def test_two_edges_in_one_process_count_apart(nats_url: str, bus: Bus) -> 
     assert others.get("finetunellm_answers_total", **ended) is None
 
 
-async def test_with_keys_metrics_need_one(bus: Bus) -> None:
-    async with edge_on(bus, "acme:s3cret") as http:
+def keys() -> ApiKeys:
+    """Return the key `s3cret` of acme, an admin."""
+    return ApiKeys([ApiKey(name="acme", sha256=sha256_of("s3cret"), admin=True)])
+
+
+async def test_with_keys_metrics_need_an_admins(bus: Bus) -> None:
+    async with edge_on(bus, keys()) as http:
         assert (await http.get("/metrics")).status_code == 401
         found = await http.get("/metrics", headers={"Authorization": "Bearer s3cret"})
     assert found.status_code == 200
@@ -322,10 +329,10 @@ async def test_with_keys_metrics_need_one(bus: Bus) -> None:
 async def test_tenants_are_counted_only_if_asked(nats_url: str, bus: Bus) -> None:
     key = {"X-API-Key": "s3cret"}
     async with scripted_worker(nats_url, HELLO):
-        async with edge_on(bus, "acme:s3cret", counts_tenants=True) as http:
+        async with edge_on(bus, keys(), counts_tenants=True) as http:
             await http.post("/chat", json=HI, headers=key)
             found = await scrape(http, **key)
-        async with edge_on(bus, "acme:s3cret") as http:
+        async with edge_on(bus, keys()) as http:
             await http.post("/chat", json=HI, headers=key)
             response = await http.get("/metrics", headers=key)
     assert found.get("finetunellm_tenant_answers_total", tenant="acme") == 1
@@ -363,7 +370,8 @@ async def test_own_port_that_is_taken_is_named(nats_url: str) -> None:
 
 
 async def test_event_costs_a_few_microseconds(bus: Bus) -> None:
-    metrics = EdgeMetrics(bus, WorkerDirectory())
+    workers = WorkerDirectory()
+    metrics = EdgeMetrics(bus, workers, ActivityMonitor(bus, workers, LIMITS))
     answer = metrics.observe("_", ChatRequest(prompt="hi"))
     token, count = Token(0, "on", (1, 2)), 20_000
     started = time.process_time()

@@ -2,6 +2,7 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -43,7 +44,7 @@ async def test_every_route_is_described_with_the_schema_of_its_body(
     assert operations(document).keys() == routes
     for (method, path), operation in operations(document).items():
         assert operation["summary"] and operation["tags"], path
-        has_body = method in ("POST", "PATCH") and not path.endswith("/cancel")
+        has_body = method in ("POST", "PATCH", "PUT") and not path.endswith("/cancel")
         assert has_body == ("requestBody" in operation), path
 
 
@@ -75,7 +76,7 @@ async def test_every_response_has_a_schema_or_an_example(
     for where, operation in operations(document).items():
         first, *_ = operation["responses"].values()
         assert first["description"] and all(first["content"].values()), where
-        assert operation["responses"]["default"] == {"$ref": "#/components/responses/Error"}
+        assert operation["responses"]["default"]["$ref"].startswith("#/components/responses/")
     error = document["components"]["responses"]["Error"]
     assert error["content"]["application/json"]["schema"] and "Retry-After" in error["headers"]
     status = operations(document)["GET", "/status"]["responses"]["200"]["content"]
@@ -158,11 +159,18 @@ async def test_document_is_served_as_json_and_yaml(
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 
 
+@pytest.fixture(scope="module")
+async def without_page(nats_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an edge whose chat page is turned off."""
+    async with Bus.connect(nats_url, "edge") as bus, edge_on(bus, has_page=False) as client:
+        yield client
+
+
 async def test_html_pages_load_nothing_from_other_hosts(
-    http: httpx.AsyncClient, document: dict[str, Any]
+    http: httpx.AsyncClient, without_page: httpx.AsyncClient, document: dict[str, Any]
 ) -> None:
-    for path in ("/", "/schema"):
-        page = await http.get(path, headers=BROWSER)
+    for client, path in ((without_page, "/"), (http, "/schema")):
+        page = await client.get(path, headers=BROWSER)
         assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
         assert not re.findall(r"<script|<img|<link|@import|\bsrc=|\bon\w+=", page.text)
         targets = re.findall(r'href="([^"]*)"', page.text)
@@ -178,12 +186,12 @@ async def test_html_pages_load_nothing_from_other_hosts(
 
 
 async def test_greeting_links_the_schema_and_escapes_the_host(
-    http: httpx.AsyncClient,
+    http: httpx.AsyncClient, without_page: httpx.AsyncClient
 ) -> None:
     greeting = (await http.get("/")).json()
     assert greeting["status"] == "online"
     assert (greeting["schema"], greeting["details"]) == ("/schema", "/status")
-    page = await http.get("/", headers=BROWSER | {"Host": "a<b>:1"})
+    page = await without_page.get("/", headers=BROWSER | {"Host": "a<b>:1"})
     assert "<b>" not in page.text
 
 
@@ -191,3 +199,50 @@ async def test_document_has_title_and_version(http: httpx.AsyncClient) -> None:
     schema = (await http.get("/schema/openapi.json")).json()
     assert (schema["info"]["title"], schema["info"]["version"]) == ("FineTuneLLM", VERSION)
     assert "/chat" in schema["paths"]
+
+
+async def test_parameters_in_the_path_have_their_constraints(document: dict[str, Any]) -> None:
+    described = operations(document)
+    session, *_ = described["DELETE", "/sessions/{session_id}"]["parameters"]
+    assert (session["schema"]["minLength"], session["schema"]["maxLength"]) == (1, 128)
+
+
+async def test_query_parameters_can_not_be_null(document: dict[str, Any]) -> None:
+    before = next(
+        each
+        for each in operations(document)["GET", "/messages"]["parameters"]
+        if each["name"] == "before"
+    )
+    assert before["schema"] == {"type": "string", "pattern": "^[0-9]{1,14}-[1-9][0-9]{0,17}$"}
+
+
+async def test_patterns_are_those_of_ecmascript(document: dict[str, Any]) -> None:
+    assert "\\Z" not in json.dumps(document).replace("\\\\", "\\")
+
+
+async def test_event_streams_describe_an_event(document: dict[str, Any]) -> None:
+    streams = [
+        response["content"]["text/event-stream"]
+        for operation in operations(document).values()
+        for response in operation["responses"].values()
+        if "text/event-stream" in response.get("content", {})
+    ]
+    assert len(streams) > 5
+    assert all("data" in each["schema"]["properties"] for each in streams)
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/api/show", "/v1/completions", "/chat"])
+async def test_errors_have_the_documented_form(
+    document: dict[str, Any], http: httpx.AsyncClient, path: str
+) -> None:
+    reference = operations(document)["POST", path]["responses"]["default"]["$ref"]
+    form = document["components"]["responses"][reference.rpartition("/")[2]]
+    schema = form["content"]["application/json"]["schema"]
+    error = (await http.post(path, content="{")).json()
+    assert error.keys() == schema["properties"].keys()
+    fields = schema["properties"]["error"].get("properties")
+    assert (
+        isinstance(error["error"], str)
+        if fields is None
+        else error["error"].keys() == fields.keys()
+    )

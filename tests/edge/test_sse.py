@@ -21,7 +21,7 @@ from services.contract.messages import (
 )
 from services.edge.api.chat import ChatEncoder
 from services.edge.limits import EdgeLimits
-from services.edge.sse import SseResponse, merge
+from services.edge.sse import SseResponse
 from tests.edge.conftest import LIMITS, until
 from tests.fakes import ACCEPTED, DONE, HELLO, scripted_worker
 
@@ -102,7 +102,11 @@ async def test_failure_after_the_first_event_is_an_error_event(
     async with scripted_worker(nats_url, [ACCEPTED, begun, Failed("internal", "broke")]):
         answer = await http.post("/chat", json={"prompt": "hi"})
     assert answer.status_code == 200
-    assert data(answer.text.split("\n\n")[-2]) == {"error": "broke", "code": "internal"}
+    assert data(answer.text.split("\n\n")[-2]) == {
+        "error": "broke",
+        "code": "internal",
+        "trace_id": answer.headers["x-trace-id"],
+    }
 
 
 @pytest.mark.parametrize("begun", [[TOKEN], [ACCEPTED]], ids=["answering", "before the headers"])
@@ -208,8 +212,7 @@ async def script(*steps: StreamEvent | float) -> AsyncGenerator[StreamEvent, Non
 
 
 def response(events: AsyncGenerator[StreamEvent, None], limits: EdgeLimits = LIMITS) -> SseResponse:
-    numbered = merge([events], limits.max_queued_events)
-    return SseResponse(numbered, ChatEncoder("r1"), WorkerDirectory().to_error, limits)
+    return SseResponse([events], ChatEncoder("r1"), WorkerDirectory().to_error, limits)
 
 
 async def run(

@@ -44,7 +44,7 @@ def log_and_contexts(stack: Stack, sessions: list[str]) -> tuple[Ids, Ids]:
     """Return the request ids that the log has, and those of the contexts."""
 
     async def read_both() -> tuple[Ids, Ids]:
-        async with Bus.connect(f"nats://127.0.0.1:{stack.nats.port}", "ledger") as bus:
+        async with stack.connect("ledger") as bus:
             shown = {session: await _in_context(bus, session) for session in sessions}
             return await _in_log(bus, sessions), shown
 

@@ -10,16 +10,25 @@ from typing import Any
 import httpx
 
 from tests.e2e.stack import NO_MONGO, Process, plain_environment
-from tests.servers import Server, free_port, nats_cluster, nats_server, wait_for
+from tests.servers import ROOT, Server, free_port, nats_cluster, nats_server, wait_for
 
 SLOW_INFERENCE = "tests.slow_inference"
 
 
 class Fleet:
-    """Two edges, two history processes, `workers` workers and `nats` NATS servers."""
+    """
+    Two edges, two history processes, `workers` workers and `nats` NATS servers. The services' code
+    is that of `checkout`.
+    """
 
     def __init__(
-        self, folder: Path, nats: int, workers: int, inference: str, **settings: str
+        self,
+        folder: Path,
+        nats: int,
+        workers: int,
+        inference: str,
+        checkout: Path,
+        **settings: str,
     ) -> None:
         self.nats = nats_cluster(folder, nats) if nats > 1 else [nats_server(folder)]
         self.nats_url = ",".join(f"nats://127.0.0.1:{server.port}" for server in self.nats)
@@ -27,15 +36,18 @@ class Fleet:
         for server, port in zip(self.nats, self._monitors, strict=True):
             server.command += ["-m", str(port)]
         self._folder = folder
+        self._checkout = checkout
         self._environ = plain_environment() | {
             "NATS_URL": self.nats_url,
             "MONGODB_URI": NO_MONGO,
             "EDGE_HOST": "127.0.0.1",
             "MODEL_THREADS": "1",
+            "MODEL_PATH": str(ROOT / "model/demo.gguf"),
             "HISTORY_REPLICAS": str(nats),
             **settings,
         }
         self.histories = [self._process("services.history") for _ in range(2)]
+        self._inference = inference
         self.workers = [self._process(inference) for _ in range(workers)]
         self.edges = [self._process("services.edge", free_port()) for _ in range(2)]
 
@@ -51,6 +63,16 @@ class Fleet:
     def wait_until_ready(self, seconds: float = 60) -> None:
         """Wait until every edge reports all workers ready and a history that answers."""
         wait_for(lambda: all(map(self._is_ready, self.urls)), "the fleet", seconds)
+
+    def add_worker(self) -> None:
+        worker = self._process(self._inference)
+        worker.start()
+        self.workers.append(worker)
+
+    def remove_worker(self) -> None:
+        """End the newest worker, and wait until it has drained."""
+        assert self.workers[-1].stop() == 0
+        self.workers.pop()
 
     def status(self, url: str = "") -> dict[str, Any]:
         status: dict[str, Any] = httpx.get(f"{url or self.urls[0]}/status").json()
@@ -90,6 +112,7 @@ class Fleet:
         own.mkdir()
         process = Process(module, port, self._environ | {"EDGE_PORT": str(port)}, own)
         process.name = own.name
+        process.folder = self._checkout
         return process
 
 
@@ -99,13 +122,14 @@ def running_fleet(
     nats: int = 1,
     workers: int = 2,
     inference: str = SLOW_INFERENCE,
+    checkout: Path = ROOT,
     **settings: str,
 ) -> Iterator[Fleet]:
     """Start all processes and wait until they are ready; kill them at the end."""
-    fleet = Fleet(folder, nats, workers, inference, **settings)
+    fleet = Fleet(folder, nats, workers, inference, checkout, **settings)
     with ExitStack() as cleanup:
+        cleanup.callback(lambda: [part.stop(signal.SIGKILL) for part in fleet.parts])
         for part in fleet.parts:
-            cleanup.callback(part.stop, signal.SIGKILL)
             part.start()
         fleet.wait_until_ready()
         yield fleet

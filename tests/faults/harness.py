@@ -12,7 +12,6 @@ from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.history import DeleteRequest
 from services.contract.messages import Empty
-from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders
 from tests.e2e.stack import Process, Stack
 from tests.faults import consistency
@@ -77,7 +76,7 @@ class Harness:
 async def erase(stack: Stack, session: str) -> None:
     """Erase a session as the edge does, with retries until it succeeds."""
     subject = subjects.history("delete", subjects.OPEN_TENANT)
-    async with Bus.connect(f"nats://127.0.0.1:{stack.nats.port}", "harness") as bus:
+    async with stack.connect("harness") as bus:
         while True:
             with suppress(TimeoutError, NoResponders, ServiceError):
                 await bus.request(subject, DeleteRequest(session), Empty, timeout=7)

@@ -15,7 +15,8 @@ from services.client import routing
 from services.contract.messages import WorkerReport
 from services.contract.subjects import OPEN_TENANT, session_key
 from tests.e2e.stack import GREEDY, Process, Stack, running_stack
-from tests.servers import NATS_CONFIG, Server, free_port, nats_server, wait_for
+from tests.secured import SecuredServer
+from tests.servers import Server, free_port, wait_for
 
 DISTURB_AFTER = 25  # characters of an answer
 
@@ -134,10 +135,7 @@ def running_pair(folder: Path) -> Iterator[WorkerPair]:
 
 def impatient_nats(folder: Path) -> Server:
     """Return a server that disconnects slow consumers after one second instead of ten."""
-    server, config = nats_server(folder), folder / "nats.conf"
-    config.write_text(f'{NATS_CONFIG.read_text()}\nwrite_deadline: "1s"\n')
-    server.command[server.command.index(str(NATS_CONFIG))] = str(config)
-    return server
+    return SecuredServer(folder, more='write_deadline: "1s"')
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Servers with an empty store, which a test may stop and freeze."""
+"""Servers with an empty store, which a test may stop and freeze; and services."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from motor.motor_asyncio import AsyncIOMotorClient
 
 from services.runtime.bus import Bus
-from tests.history.samples import uri_of, url_of
+from tests.history.samples import archived, connected, history, uri_of, url_of
 from tests.servers import Server, mongod, nats_server, running
 
 
@@ -41,3 +41,16 @@ async def empty_mongo(module_mongo: Server) -> Server:
             await client.drop_database(name)
     client.close()
     return module_mongo
+
+
+@pytest.fixture(params=[False, True], ids=["log alone", "archived"])
+async def is_archived(
+    request: pytest.FixtureRequest, nats_url: str, mongodb_uri: str, bus: Bus
+) -> AsyncIterator[bool]:
+    """Runs a service without MongoDB, then one with it."""
+    with_mongodb: bool = request.param
+    async with history(nats_url, mongodb_uri if with_mongodb else ""):
+        if with_mongodb:
+            await connected(bus)
+            await archived(bus)  # its consumer exists
+        yield with_mongodb

@@ -26,6 +26,9 @@ from services.contract.history import (
     ExchangeView,
     ExportPage,
     ExportRequest,
+    Feedback,
+    FeedbackRequest,
+    FeedbackStored,
     HistoryStatus,
     Imported,
     ImportRequest,
@@ -48,6 +51,8 @@ FAST = HistoryLimits(
     batch_pause_seconds=0.01,
     retry_seconds=0.1,
     trim_interval_seconds=0.05,
+    max_room_wait_seconds=0.2,
+    count_sessions_seconds=0.05,
     ack_wait_seconds=2.0,
     mongodb_select_seconds=0.5,
     mongodb_probe_interval_seconds=0.05,
@@ -250,3 +255,16 @@ def ids(of: Context | tuple[ExchangeView, ...]) -> list[str]:
     if isinstance(of, Context):
         return [turn.request_id for turn in of.turns]
     return [message.id for message in of]
+
+
+async def give_feedback(
+    bus: Bus,
+    session_id: str,
+    message_id: str,
+    given: Feedback | None,
+    tenant: str = TENANT,
+    request_id: str | None = None,
+) -> FeedbackStored:
+    request = FeedbackRequest(session_id, message_id, given, request_id)
+    subject = subjects.history("feedback", tenant)
+    return await bus.request(subject, request, FeedbackStored, timeout=5)

@@ -15,7 +15,7 @@ from pymongo import ReadPreference
 
 from services.contract import subjects
 from services.contract.codec import decode, encode
-from services.contract.history import Cleared, Exchange
+from services.contract.history import Cleared, Described, Exchange, ExchangeFeedback, Feedback
 from services.contract.messages import JsonSchema, JsonSchemaFormat, Sampling, Usage
 from services.history.archive import (
     MAX_FIELD_BYTES,
@@ -24,7 +24,7 @@ from services.history.archive import (
     ArchiveUnavailable,
     to_document,
 )
-from services.history.entry import Entry, Unreadable, in_milliseconds
+from services.history.entry import Entry, Unreadable, archive_id, in_milliseconds
 from services.history.limits import HistoryLimits
 from services.runtime.settings import InvalidSetting
 from tests.history.samples import (
@@ -419,3 +419,35 @@ async def drop(uri: str, database: str) -> None:
     client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(uri)
     await client.drop_database(database)
     client.close()
+
+
+def rated(key: str, seq: int, given: Feedback | None) -> Entry:
+    feedback = ExchangeFeedback("r1", given)
+    record = Described(previous=0, described_at=NOW, feedback=feedback)
+    return Entry(seq, key, NOW + timedelta(milliseconds=seq), record)
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1), (2, 3, 1)])
+async def test_newest_feedback_wins_in_any_write_order(
+    archive: Archive, key: str, order: tuple[int, ...]
+) -> None:
+    given = {1: Feedback("up"), 2: None, 3: Feedback("down", given_at=NOW)}
+    for seq in order:
+        await archive.write([rated(key, seq, given[seq])])
+    id_ = archive_id(key, "r1")
+    assert await archive.feedback([id_, "unknown"]) == {id_: given[3]}
+
+
+async def test_parallel_archivers_keep_the_newest_feedback(archive: Archive, key: str) -> None:
+    ratings = [Feedback("up", f"number {seq}") for seq in range(20)]
+    writes = [archive.write([rated(key, seq, each)]) for seq, each in enumerate(ratings)]
+    await asyncio.gather(*writes)
+    assert await archive.feedback([archive_id(key, "r1")]) == {archive_id(key, "r1"): ratings[-1]}
+
+
+async def test_late_write_of_feedback_is_erased_with_its_session(
+    archive: Archive, key: str
+) -> None:
+    await archive.erase(entry(key, 9))
+    await archive.write([rated(key, 3, Feedback("up"))])
+    assert await archive.feedback([archive_id(key, "r1")]) == {}

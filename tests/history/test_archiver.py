@@ -63,6 +63,7 @@ async def test_records_from_before_mongodb_are_archived(
             unarchived=40,
             unreadable=0,
             log_limit=LIMITS.max_log_bytes,
+            database_expected=True,
         )
     async with history(url_of(empty_nats), mongodb_uri):
         await connected(empty_bus)

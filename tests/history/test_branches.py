@@ -1,6 +1,7 @@
 """Trees of responses: their branches, how single responses are deleted, and what lists show."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -25,7 +26,9 @@ from services.contract.responses import ResponseTurn
 from services.history.branches import TreeCache, branch, exchanges_of
 from services.history.entry import Entry
 from services.runtime.bus import Bus
+from services.runtime.streams import Stream
 from tests.history.samples import (
+    FAST,
     TENANT,
     append,
     archived,
@@ -44,9 +47,11 @@ from tests.history.samples import (
     uri_of,
     url_of,
 )
-from tests.servers import Server
+from tests.servers import Server, nats_server, running
 
 ROOT = "a" * 32
+PAGES = 120
+"""Responses, more than history reads from MongoDB at once."""
 
 
 def id_of(name: str, tree: str = ROOT) -> str:
@@ -130,13 +135,22 @@ def test_cache_evicts_the_oldest_trees() -> None:
     for key in ("one", "two", "three"):
         cache.put(key, [], 10)
     assert [cache.take(key)[1] for key in ("one", "two", "three", "three")] == [0, 10, 10, 0]
+    cache.put("small", [], 10)
     cache.put("large", [], 26)
     assert cache.take("large") == ([], 0)
+    assert cache.take("small") == ([], 10), "a large tree of one tenant leaves it"
 
 
 # --- the service ---
 
 Ask = Callable[..., Awaitable[Branch]]
+
+
+@pytest.fixture(scope="module")
+def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of this file: a log that was archived once expects MongoDB for what it lacks."""
+    with running(nats_server(tmp_path_factory.mktemp("nats"))) as server:
+        yield f"nats://127.0.0.1:{server.port}"
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +275,32 @@ async def test_branch_that_exceeds_a_message_is_incomplete(bus: Bus, tree: str) 
     await append(bus, responses.session_of_tree(tree), long)
     found = await read(bus, tree, "leaf")
     assert names(found.exchanges) == "leaf" and not found.is_complete
+
+
+async def test_tree_too_large_for_memory_is_rejected(
+    empty_nats: Server, empty_mongo: Server, empty_bus: Bus, tree: str
+) -> None:
+    limits = dataclasses.replace(FAST, max_read_tree_bytes=PAGES * 6000)
+    parts = [(f"{n:03}", f"{n - 1:03}" if n else "") for n in range(PAGES)]
+    async with history(url_of(empty_nats), uri_of(empty_mongo), limits):
+        await connected(empty_bus)
+        await add(empty_bus, tree, *parts)
+        for _ in range(2):  # read, then from the cache
+            assert len((await read(empty_bus, tree, parts[-1][0])).exchanges) == PAGES
+        await archived(empty_bus)
+        await context(empty_bus, responses.session_of_tree(tree))
+        stream = Stream(empty_bus, subjects.HISTORY_STREAM)
+        for seq in range(1, PAGES):  # as the trimmer does, once the log is half full
+            await stream.delete(seq)
+    async with history(url_of(empty_nats), uri_of(empty_mongo), limits):
+        await connected(empty_bus)
+        assert len((await read(empty_bus, tree, parts[-1][0])).exchanges) == PAGES
+    limits = dataclasses.replace(FAST, max_read_tree_bytes=PAGES * 3000)
+    async with history(url_of(empty_nats), uri_of(empty_mongo), limits):
+        await connected(empty_bus)
+        with pytest.raises(ServiceError, match="begin a new conversation") as rejected:
+            await read(empty_bus, tree, parts[-1][0])
+        assert rejected.value.code == "payload_too_large"
 
 
 async def test_archive_has_trees_and_forgets_removed_responses(

@@ -18,6 +18,7 @@ import pytest
 from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.errors import ServiceError
+from services.contract.history import Feedback
 from services.contract.messages import Empty
 from services.history import requests
 from services.history.limits import LIMITS, HistoryLimits
@@ -47,6 +48,7 @@ from tests.history.samples import (
     describe,
     erase,
     exchange,
+    give_feedback,
     history,
     ids,
     messages,
@@ -325,6 +327,28 @@ async def test_repair_keeps_order_clearings_and_sessions(
         assert not await repair.is_unfinished()
         assert (await log.stream.state()).is_whole
         await log.close()
+
+
+async def test_repair_keeps_feedback_and_its_order(empty_nats: Server, empty_bus: Bus) -> None:
+    async with history(url_of(empty_nats)):
+        await append_many(empty_bus, "gone", 5)
+        await append_many(empty_bus, "a", 3)
+        for request_id, rating in (("r000", "up"), ("r001", "up"), ("r000", "down")):
+            given = Feedback(rating, correction=f"not {request_id}")  # type: ignore[arg-type]
+            await give_feedback(empty_bus, "a", request_id, given)
+        await erase(empty_bus, "gone")
+        log, snapshots = parts(empty_bus)
+        await log.ensure()
+        repair = Parts(log, snapshots).repair(empty_bus)
+        await repair.begin()
+        await repair.run()
+        await log.close()
+    async with history(url_of(empty_nats)):  # whose index is empty
+        shown = {each.id: each.feedback for each in await messages(empty_bus, "a")}
+        ratings = {key: each and each.rating for key, each in shown.items()}
+        assert ratings == {"r000": "down", "r001": "up", "r002": None}
+        turns = (await context(empty_bus, "a")).turns
+        assert [turn.response for turn in turns[:2]] == ["not r000", "not r001"]
 
 
 class DyingLog(SessionLog):

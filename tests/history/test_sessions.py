@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from uuid import uuid4
 
@@ -36,24 +36,13 @@ from tests.history.samples import (
     messages,
     sessions,
     until,
+    uri_of,
     url_of,
     with_channels,
 )
 from tests.servers import Server
 
 NOT_SET = {"title": None, "system_prompt": None}
-
-
-@pytest.fixture(params=[False, True], ids=["log alone", "archived"])
-async def is_archived(
-    request: pytest.FixtureRequest, nats_url: str, mongodb_uri: str, bus: Bus
-) -> AsyncIterator[bool]:
-    """Runs a service without MongoDB, then one with it."""
-    with_mongodb: bool = request.param
-    async with history(nats_url, mongodb_uri if with_mongodb else ""):
-        if with_mongodb:
-            await connected(bus)
-        yield with_mongodb
 
 
 @pytest.fixture
@@ -544,3 +533,65 @@ async def test_import_with_one_invalid_exchange_is_refused_whole(
         await import_exchanges(bus, session_id, [good, bad])
     assert error.value.code == "invalid_request"
     assert await messages(bus, session_id) == ()
+
+
+async def test_descriptions_of_sessions_without_exchanges_are_limited(
+    nats_url: str, bus: Bus, tenant: str, session_id: str
+) -> None:
+    limits = dataclasses.replace(FAST, empty_session_bytes=4096, empty_session_bytes_per_second=1)
+    async with history(nats_url, limits=limits):
+        await describe(bus, "new", tenant, system_prompt="x" * 3000)
+        with pytest.raises(ServiceError, match="sessions without exchanges") as rejected:
+            await describe(bus, "newer", tenant, system_prompt="x" * 3000)
+        assert rejected.value.code == "rate_limit_exceeded" and rejected.value.retry_after
+        assert await listed(bus, tenant) == ["new"]
+        await describe(bus, "other", f"{tenant}2", system_prompt="x" * 3000)
+        await append(bus, "new", exchange("a"), tenant)
+        for _ in range(3):
+            await describe(bus, "new", tenant, system_prompt="x" * 3000)
+
+
+async def test_erasures_of_unknown_sessions_are_limited(
+    nats_url: str, bus: Bus, tenant: str
+) -> None:
+    limits = dataclasses.replace(FAST, empty_session_bytes=2048, empty_session_bytes_per_second=1)
+    async with history(nats_url, limits=limits):
+        await append(bus, "known", exchange("a"), tenant)
+        await erase(bus, "unknown1", tenant)
+        await clear(bus, "unknown2", tenant)
+        with pytest.raises(ServiceError, match="sessions without exchanges"):
+            await erase(bus, "unknown3", tenant)
+        with pytest.raises(ServiceError, match="sessions without exchanges"):
+            await clear(bus, "unknown3", tenant)
+        await clear(bus, "known", tenant)
+        await erase(bus, "known", tenant)
+        assert await listed(bus, tenant) == []
+
+
+@pytest.mark.parametrize("is_archived", [False, True], ids=["log", "archive"])
+async def test_pages_of_large_exchanges_are_read_in_parts(
+    empty_nats: Server, empty_mongo: Server, empty_bus: Bus, is_archived: bool
+) -> None:
+    """All are returned in turn, although no read takes more memory than a few pages."""
+    limits = dataclasses.replace(FAST, max_read_bytes=1000)
+    wanted = [f"r{n:03}" for n in range(100)]
+    uri = uri_of(empty_mongo) if is_archived else ""
+    async with history(url_of(empty_nats), uri, limits):
+        await append_many(empty_bus, "s", 100)
+        if is_archived:
+            await archived(empty_bus)
+        found: list[str] = []
+        page = await message_page(empty_bus, "s", 1000)
+        assert 0 < len(page.messages) < 50, "it was read in parts"
+        found = ids(page.messages)
+        while page.next:
+            page = await message_page(empty_bus, "s", 1000, page.next)
+            found = ids(page.messages) + found
+        assert found == wanted and page.is_complete
+        lines = await export(empty_bus, "s")
+        assert 0 < len(lines.exchanges) < 50
+        exported = [each.request_id for each in lines.exchanges]
+        while lines.next:
+            lines = await export(empty_bus, "s", lines.next)
+            exported += [each.request_id for each in lines.exchanges]
+        assert exported == wanted

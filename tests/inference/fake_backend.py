@@ -150,6 +150,9 @@ class FakeBackend:
         self.samplers.append(Script(sampling, call))
         return self.samplers[-1]
 
+    def warm_up(self) -> None:
+        pass
+
     def decode(self, chunks: Sequence[Chunk]) -> Sequence[SampleResult | None]:
         if self.fails:
             self.fails = False
@@ -204,6 +207,9 @@ class FakeBackend:
 
     def _start_of_copy(self, length: int) -> int:
         return 0 if self.window is None else max(0, length - self.window)
+
+    def try_adapter(self, path: Path) -> None:
+        pass
 
     def load_adapter(self, file: int, path: Path) -> None:
         assert file not in self.loaded, "a number of an adapter is reused"

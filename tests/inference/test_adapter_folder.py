@@ -260,3 +260,26 @@ async def test_scale_of_the_plain_model_is_unknown(followed: Followed) -> None:
             followed.adapters.find(name)
         assert error.value.code == "model_not_found"
     assert followed.adapters.find("mine").number == BASE
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "/etc/passwd", "mine:../x", "mine:sub/../x", "mine:/x@0.5", "mine:x.gguf", "mine:x\0"],
+)
+async def test_name_in_a_request_is_compared_and_never_opened(
+    followed: Followed, name: str
+) -> None:
+    followed.write("x.gguf", "1")
+    followed.write("../x.gguf", "1")
+    assert await followed.step() == ("x",)
+    with pytest.raises(ServiceError) as error:
+        followed.adapters.find(name)
+    assert error.value.code == "model_not_found"
+    assert followed.adapters.find("mine:x").info.name == "mine:x"
+
+
+async def test_name_of_a_file_does_not_write_lines_into_the_log(followed: Followed) -> None:
+    (followed.folder / "a\nforged \x1b[31m.gguf").mkdir()
+    await followed.step()
+    (fault,) = followed.faults
+    assert "is not a file" in fault and fault.isprintable()

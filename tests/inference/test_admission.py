@@ -7,8 +7,9 @@ from dataclasses import replace
 from statistics import median
 
 from services.client.chat_client import ChatClient
-from services.contract.messages import ChatRequest, Done, Failed, StreamEvent
-from tests.inference.scripted import FAST, StartWorker, text
+from services.contract.conversation import ChatMessage
+from services.contract.messages import ChatRequest, Done, Failed, StreamEvent, Token
+from tests.inference.scripted import FAST, StartWorker, Worker, text
 from tests.inference.test_router import pair
 
 
@@ -79,3 +80,77 @@ async def test_retry_after_is_the_time_of_the_queue(start_worker: StartWorker) -
         await asyncio.gather(*asks)
         took = time.monotonic() - began  # with the running one: half as long again
         assert took / 4 < refused.retry_after < took
+
+
+async def ask_as(worker: Worker, tenant: str, prompt: str = "long") -> StreamEvent:
+    """Return the last event of a stateless request."""
+    request = ChatRequest(messages=(ChatMessage("user", prompt),), max_tokens=60)
+    return [event async for event in worker.events(request, f"{worker.tenant}-{tenant}")][-1]
+
+
+async def test_full_queue_of_one_tenant_has_room_for_others(start_worker: StartWorker) -> None:
+    async with start_worker(parallel=2, queue=4, step_seconds=0.005) as busy:
+        flood = [asyncio.create_task(ask_as(busy, "ann")) for _ in range(20)]
+        await busy.until(lambda: len(busy.service.flights) == 6)
+        others = [asyncio.create_task(ask_as(busy, "bob", "hi")) for _ in range(5)]
+        ends = [await task for task in others]
+        assert sum(isinstance(end, Done) for end in ends) == 3, "half of the places"
+        assert all(end.code == "overloaded" for end in ends if isinstance(end, Failed))
+        assert isinstance(await ask_as(busy, "eve", "hi"), Done)
+        done = [isinstance(await task, Done) for task in flood]
+        assert sum(done) == 6, "none of them was displaced"
+
+
+async def test_bytes_of_one_tenant_leave_room_for_others(start_worker: StartWorker) -> None:
+    async with start_worker(parallel=1, queue_bytes=500, step_seconds=0.005) as busy:
+        running = asyncio.create_task(ask_as(busy, "ann"))
+        await busy.until(lambda: len(busy.backend.steps) >= 2)  # its prompt is prefilled
+        waiting = [asyncio.create_task(ask_as(busy, "ann", "x" * 480 + "hi"))]
+        await busy.until(lambda: busy.waiting == 1)
+        assert isinstance(await ask_as(busy, "ann", "x" * 100), Failed)
+        waiting += [
+            asyncio.create_task(ask_as(busy, "bob", "x" * size + "hi")) for size in (600, 10)
+        ]
+        await busy.until(lambda: len(busy.service.flights) == 3)
+        refused = await ask_as(busy, "bob", "x" * 10 + "hi")
+        assert isinstance(refused, Failed) and refused.code == "overloaded"
+        ends = [await task for task in (running, *waiting)]
+        assert sum(isinstance(end, Done) for end in ends) == 3, "one of bob's was too much"
+
+
+async def test_second_tenant_gets_the_next_slot(start_worker: StartWorker) -> None:
+    async with start_worker(parallel=1, step_seconds=0.002) as busy:
+        ends: list[str] = []
+
+        async def ask(tenant: str) -> None:
+            assert isinstance(await ask_as(busy, tenant), Done)
+            ends.append(tenant)
+
+        flood = [asyncio.create_task(ask("ann")) for _ in range(6)]
+        await busy.until(lambda: busy.running == 1 and busy.queued == 5)
+        await asyncio.gather(ask("bob"), *flood)
+        assert ends.index("bob") == 1, "after the one answer that ran"
+
+
+async def test_place_of_a_waiting_request_is_lost_with_its_listener(
+    start_worker: StartWorker,
+) -> None:
+    """An answer that has begun goes on for the whole grace."""
+    async with start_worker(parallel=1, step_seconds=0.01) as busy:
+        await leave(busy, ChatRequest(prompt="long", request_id="a", session_id="a", grace_s=5))
+        for _ in range(3):
+            await leave(busy, ChatRequest(prompt="long", session_id="b", grace_s=5))
+        assert len(busy.service.flights) == 4
+        await busy.until(lambda: len(busy.service.flights) == 1)
+        (flight,) = busy.service.flights.values()
+        assert flight.request_id == "a" and flight.has_slot
+        await busy.cancel("a")
+
+
+async def leave(worker: Worker, request: ChatRequest) -> None:
+    """Disconnect after the first event, or of a request that gets a slot, its first token."""
+    is_first = not worker.service.flights
+    async with aclosing(worker.events(request)) as events:
+        async for event in events:
+            if isinstance(event, Token) or not is_first:
+                return

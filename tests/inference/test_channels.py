@@ -5,8 +5,13 @@ from typing import Any
 
 import pytest
 
+from services.contract import subjects
+from services.contract.codec import decode
 from services.contract.conversation import ChatMessage, Function, FunctionCall, Tool, ToolResult
+from services.contract.history import Exchange
 from services.contract.messages import Done, Failed, StreamEvent, Token, ToolCallDelta
+from services.inference.limits import InferenceLimits
+from services.runtime.streams import Stream
 from tests.inference.engine.prompt.shipped_templates import SOURCES
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.scripted import StartWorker, Worker, answer_of, text
@@ -67,6 +72,24 @@ async def test_results_of_calls_continue_the_session(qwen: Worker) -> None:
     assert done_of(events).usage.cached_tokens > 500, "the answer's own tokens are reused"
     first, second = (await qwen.context("s")).turns
     assert (second.prompt, second.tool_results) == ("", results)
+
+
+@pytest.mark.parametrize(("max_bytes", "stored"), [(1000, TOOLS), (20, ())])
+async def test_tools_of_a_request_are_stored_unless_large(
+    start_worker: StartWorker, max_bytes: int, stored: tuple[Tool, ...]
+) -> None:
+    answers = {end: answer.encode() for end, answer in SCRIPT.items()}
+    backend, limits = FakeBackend(answers, 4000), InferenceLimits(max_stored_tools_bytes=max_bytes)
+    async with start_worker(backend=backend, template=QWEN3, limits=limits) as worker:
+        await worker.ask("Wait!", "s", tools=TOOLS)
+        assert await stored_tools(worker, "s") == stored
+
+
+async def stored_tools(worker: Worker, session_id: str) -> tuple[Tool, ...]:
+    subject = subjects.log(subjects.session_key(worker.tenant, session_id))
+    last = await Stream(worker.bus, subjects.HISTORY_STREAM).last(subject)
+    assert last is not None
+    return decode(last.data, Exchange).tools
 
 
 async def test_result_without_its_call_is_rejected(qwen: Worker) -> None:

@@ -23,8 +23,6 @@ from services.contract.messages import (
     StreamEvent,
     Token,
 )
-from services.inference.chat_service import ConnectionWatch
-from services.inference.limits import InferenceLimits
 from services.runtime.deliveries import NoResponders
 from tests.inference.scripted import FAST, StartWorker, Worker, started, text
 
@@ -297,35 +295,3 @@ async def test_concurrent_requests_of_a_session_are_all_stored(fast: Worker) -> 
     answers = await asyncio.gather(*(fast.ask("hi", "s") for _ in range(8)))
     assert all(isinstance(e[-1], Done) and e[-1].stored == "log" for e in answers)
     assert len((await fast.context("s")).turns) == 8
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-async def test_disconnected_when_nats_is_silent_for_too_long() -> None:
-    clock, losses = Clock(), []
-    replies = asyncio.Queue[bool]()
-    watch = ConnectionWatch(replies.get, lambda: losses.append(clock.now), InferenceLimits(), clock)
-    for is_responsive, now in ((True, 2), (False, 4), (True, 5), (False, 7), (False, 8.1)):
-        clock.now = now
-        replies.put_nowait(is_responsive)
-        await watch.step()
-    assert losses == [8.1]
-
-
-def test_check_after_freeze_reports_disconnection_once() -> None:
-    clock, losses, limits = Clock(), [], InferenceLimits()
-    watch = ConnectionWatch(
-        lambda: asyncio.sleep(0, True), lambda: losses.append(clock.now), limits, clock
-    )
-    clock.now = limits.disconnected_seconds
-    watch.check()
-    assert losses == []
-    clock.now = 2 * limits.disconnected_seconds + 1
-    watch.check()
-    watch.check()
-    assert losses == [clock.now]

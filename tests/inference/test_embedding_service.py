@@ -62,13 +62,13 @@ class Worker:
         )  # fmt: skip
         self.workers.on_report(Delivery("", encode(report), ""))
 
-    async def embed(self, *texts: Any, **fields: Any) -> Embeddings:
-        request = EmbedRequest(texts, **fields)
-        return await self.bus.request(subjects.embed(self.worker_id), request, Embeddings, 10)
+    async def embed(self, *texts: Any, tenant: str = "ann", **fields: Any) -> Embeddings:
+        subject = subjects.embed(self.worker_id, tenant)
+        return await self.bus.request(subject, EmbedRequest(texts, **fields), Embeddings, 10)
 
     async def rerank(self, query: str, *documents: str) -> Scores:
         request = RerankRequest(query, documents)
-        return await self.bus.request(subjects.rerank(self.worker_id), request, Scores, 10)
+        return await self.bus.request(subjects.rerank(self.worker_id, "ann"), request, Scores, 10)
 
     async def refusal(self, *texts: Any, **fields: Any) -> ServiceError:
         with pytest.raises(ServiceError) as raised:
@@ -109,7 +109,8 @@ async def test_vectors_are_normalised_and_cut(bus: Bus) -> None:
         assert first == pytest.approx((3 / 10**0.5, 1 / 10**0.5, 0))
         assert second == pytest.approx((2 / 5**0.5, 1 / 5**0.5, 0))
         assert floats_of((await worker.embed("abc", dimensions=1)).vectors[0]) == (1.0,)
-        assert worker.service.tokens_per_second > 0
+        assert worker.service.throughput.tokens_per_second > 0
+        assert worker.service.throughput.prefilled_tokens == 8
 
 
 async def test_scores_are_in_the_order_of_the_documents(bus: Bus) -> None:
@@ -122,12 +123,16 @@ async def test_scores_are_in_the_order_of_the_documents(bus: Bus) -> None:
 async def test_any_worker_takes_requests_for_all_models(bus: Bus, nats_url: str) -> None:
     async with started(bus) as worker, Bus.connect(nats_url, "stranger") as stranger:
         request = EmbedRequest(("abc",))
-        reply = await stranger.request(subjects.EMBED, request, Embeddings)
+        reply = await stranger.request(subjects.embed_request("ann"), request, Embeddings)
         assert len(reply.vectors) == 1
         with pytest.raises(ServiceError, match="is an embedding model: use it with"):
-            await stranger.request(subjects.RERANK, RerankRequest("a", ("b",), "fake"), Scores)
+            await stranger.request(
+                subjects.rerank_request("ann"), RerankRequest("a", ("b",), "fake"), Scores
+            )
         with pytest.raises(ServiceError, match="There is no model 'other'"):
-            await stranger.request(subjects.EMBED, replace(request, model="other"), Embeddings)
+            await stranger.request(
+                subjects.embed_request("ann"), replace(request, model="other"), Embeddings
+            )
         assert worker.service.running == 0
 
 
@@ -153,7 +158,7 @@ async def test_bad_request_is_an_error_with_a_reason(
 
 async def test_nonsense_is_an_error_and_disturbs_nothing(bus: Bus) -> None:
     async with started(bus) as worker:
-        subject = subjects.embed(worker.worker_id)
+        subject = subjects.embed(worker.worker_id, "ann")
         for data in (b"", b"{", b"[]", b'{"input": 1}', b'{"input": [[-1]]}', b"\xff", b"null"):
             reply = await bus._client.request(subject, data, timeout=5)
             assert reply.headers and reply.headers["Nats-Service-Error-Code"] == "invalid_request"
@@ -166,7 +171,9 @@ async def test_reply_that_exceeds_a_message_is_refused_first(bus: Bus) -> None:
         error = await worker.refusal("a", "b")
         assert error.code == "payload_too_large" and "of 2 inputs don't fit" in error.message
         with pytest.raises(ServiceError, match="of 2 inputs don't fit"):
-            await worker.bus.request(subjects.EMBED, EmbedRequest(("a", "b")), Embeddings)
+            await worker.bus.request(
+                subjects.embed_request("ann"), EmbedRequest(("a", "b")), Embeddings
+            )
         worker.embedder.may_compute.set()
         assert len((await held).vectors[0]) == 400_000
 
@@ -182,6 +189,19 @@ async def test_full_queue_rejects_with_a_wait(bus: Bus) -> None:
         worker.embedder.may_compute.set()
         assert len((await held).vectors) == len((await waiting).vectors) == 1
         assert worker.service.running == worker.service.waiting == 0
+
+
+async def test_full_queue_of_one_tenant_has_room_for_others(bus: Bus) -> None:
+    async with started(bus, model_parallel=1, model_queue=3, model_queue_bytes=100) as worker:
+        held = await worker.hold()
+        flood = [asyncio.create_task(worker.embed("a" * 20)) for _ in range(3)]
+        await until(lambda: worker.service.waiting == 3)
+        assert (await worker.refusal("a")).code == "overloaded"
+        others = [asyncio.create_task(worker.embed("b" * 20, tenant="bob")) for _ in range(2)]
+        await until(lambda: worker.service.waiting == 5)
+        assert (await worker.refusal("b", tenant="bob")).code == "overloaded"
+        worker.embedder.may_compute.set()
+        await asyncio.gather(held, *flood, *others)
 
 
 async def test_bytes_that_wait_are_bounded(bus: Bus) -> None:

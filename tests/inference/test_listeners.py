@@ -143,13 +143,16 @@ async def test_reader_that_returns_within_the_grace_gets_the_rest(slow: Worker) 
     assert isinstance(done, Done) and (done.finish_reason, done.length) == ("length", 100)
 
 
-async def test_frozen_worker_drops_its_requests_unstored(start_worker: StartWorker) -> None:
+async def test_worker_disconnected_while_frozen_drops_its_requests(
+    start_worker: StartWorker,
+) -> None:
     limits = replace(FAST, disconnected_seconds=0.5)
     async with start_worker(parallel=1, step_seconds=0.005, limits=limits) as slow:
         events = []
         async for event in slow.events(REQUEST):
             events.append(event)
             if isinstance(event, Token) and event.offset == 0:
+                slow.bus._client._transport._io_writer.transport.abort()  # type: ignore[union-attr]
                 time.sleep(0.8)  # freezes all of the process but the engine's thread
         assert isinstance(events[-1], Failed) and events[-1].code == "worker_lost"
         assert len(text(events)) < 10

@@ -86,6 +86,26 @@ def test_model_path_without_a_file_is_an_error(tmp_path: Path) -> None:
         find_model(str(tmp_path), tmp_path)
 
 
+def test_bundled_demo_is_served_if_nothing_else_is_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "package/demo.gguf")
+    bundled, folder = tmp_path / "package/demo.gguf", tmp_path / "model"
+    assert find_model("", folder, bundled) == bundled  # no folder at all
+    assert "contains no .gguf file, so the demo model is served" in caplog.text
+    with pytest.raises(ModelError, match=r"contains no \.gguf file"):
+        find_model("", folder, tmp_path / "missing.gguf")
+    touch(tmp_path, "model/config.json")
+    assert find_model("", folder, bundled) == bundled
+    with pytest.raises(ModelError, match=r"contains no \.gguf file"):
+        find_model(str(folder), folder, bundled)
+    touch(tmp_path, "model/mine.safetensors")
+    with pytest.raises(ModelError, match=r"mine\.safetensors"):
+        find_model("", folder, bundled)
+    touch(tmp_path, "model/mine.gguf")
+    assert find_model("", folder, bundled) == folder / "mine.gguf"
+
+
 def test_several_models_without_model_path_are_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "b.gguf", "folder/a.GGUF", "demo.gguf", "c-00001-of-00001.gguf")
     names = r"\(b\.gguf, c-00001-of-00001\.gguf, folder/a\.GGUF\): choose one with MODEL_PATH"
@@ -333,3 +353,16 @@ def test_several_models_are_for_several_workers(tmp_path: Path) -> None:
     touch(tmp_path, "a.gguf", "b.gguf")
     with pytest.raises(ModelError, match="names 2 models, and a worker serves one"):
         find_model(f"{tmp_path}/a.gguf,{tmp_path}/b.gguf", tmp_path)
+
+
+def test_pipe_among_the_models_is_explained(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.gguf")
+    with pytest.raises(ModelError, match=r"x\.gguf is not a file: remove it"):
+        check_files([find_model("", tmp_path)])
+
+
+def test_missing_parts_are_named_in_a_short_sentence(tmp_path: Path) -> None:
+    (tmp_path / "x-00001-of-99999.gguf").touch()
+    with pytest.raises(ModelError, match="x-00002-of-99999.gguf, .* and 99,995 more are") as error:
+        find_model(str(tmp_path), tmp_path)
+    assert len(str(error.value)) < 400

@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.model_path import model_name, split_model_path
+from services.inference.model_path import (
+    MAX_SENTENCE_CHARS,
+    model_name,
+    sentence,
+    split_model_path,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,3 +39,8 @@ def test_path_that_can_not_be_a_file_is_still_split(name: str) -> None:
 
 def test_part_of_a_model_has_the_name_of_the_whole() -> None:
     assert model_name(Path("model/mine-00002-of-00003.gguf")) == "mine"
+
+
+def test_sentence_is_one_line_of_bounded_length() -> None:
+    assert sentence("a\x1b[31m\nb\udc80 é") == "a\ufffd[31m\ufffdb\ufffd é"
+    assert sentence("x" * 10**6) == "x" * MAX_SENTENCE_CHARS + "…"

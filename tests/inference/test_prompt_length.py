@@ -13,7 +13,7 @@ from tests.inference.fake_backend import FakeBackend
 from tests.inference.scripted import ANSWERS, FAST, StartWorker, Worker, text
 
 CONTEXT = 2000
-THREADS = FAST.preparing_threads
+THREADS = FAST.preparing_threads - 1  # of one tenant
 
 
 class Gated(FakeBackend):
@@ -88,7 +88,7 @@ async def test_prompt_that_might_fit_is_prepared(
 
 
 async def occupied(fast: Worker, backend: Gated) -> list[asyncio.Task[list[StreamEvent]]]:
-    """Occupy all threads until the backend may continue."""
+    """Occupy all threads of the tenant until the backend may continue."""
     backend.may_continue.clear()
     busy = [asyncio.create_task(fast.ask("hi", f"{i}")) for i in range(THREADS)]
     await fast.until(lambda: len(backend.tokenized) >= THREADS)

@@ -4,6 +4,7 @@ import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+import pytest
 from msgspec.structs import replace
 
 from services.contract.codec import encode
@@ -205,15 +206,24 @@ def test_oldest_finished_answers_are_evicted_by_size() -> None:
     assert replays.get("b", 0) and replays.get("c", 0)
 
 
+def test_answers_of_one_tenant_evict_no_other_ones() -> None:
+    replays = ReplayStore(InferenceLimits(max_replay_bytes_kept=9000))
+    for key in ("bob.1", "bob.2", *(f"ann.{number}" for number in range(50))):
+        replays.begin(key, recording(Token(0, "x" * 1000, (1,)), DONE))
+        replays.end(key)
+    assert replays.get("bob.1", 0) and replays.get("bob.2", 0)
+    assert replays.get("ann.49", 0) and replays.get("ann.0", 0) is None
+
+
 def test_memory_of_many_short_answers_is_bounded() -> None:
     tracemalloc.start()
     replays = ReplayStore(InferenceLimits(max_replay_bytes_kept=2**19))
     for number in range(2000):
-        replays.begin(key := f"{number:036}", recording(Token(0, "x", (1,)), DONE))
+        replays.begin(key := f"t.{number:036}", recording(Token(0, "x", (1,)), DONE))
         replays.end(key)
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert replays.get("0" * 36, 0) is None
+    assert replays.get("t." + "0" * 36, 0) is None
     assert used < 1.1 * 2**19
 
 
@@ -259,7 +269,7 @@ class Clock:
 
 def test_listeners_are_gone_after_the_grace() -> None:
     clock = Clock()
-    listeners = Listeners(10, clock)
+    listeners = Listeners(10, 1, has_begun=True, clock=clock)
     for number in range(1, 4):
         assert listeners.next_number() == number
     clock.now = 100
@@ -273,7 +283,7 @@ def test_listeners_are_gone_after_the_grace() -> None:
 
 def test_delivered_event_restarts_the_grace() -> None:
     clock = Clock()
-    listeners = Listeners(10, clock)
+    listeners = Listeners(10, 1, has_begun=True, clock=clock)
     for _ in range(3):
         listeners.next_number()
     listeners.on_missed(1)
@@ -288,7 +298,7 @@ def test_delivered_event_restarts_the_grace() -> None:
 
 def test_consecutive_missed_events_count_from_the_first() -> None:
     clock = Clock()
-    listeners = Listeners(10, clock)
+    listeners = Listeners(10, 1, has_begun=True, clock=clock)
     for number in (1, 2, 3):
         listeners.next_number()
         listeners.on_missed(number)
@@ -296,9 +306,26 @@ def test_consecutive_missed_events_count_from_the_first() -> None:
     assert listeners.are_gone
 
 
+@pytest.mark.parametrize(("missed", "grace"), [((2,), 1), ((2, 3), 1), ((3,), 1), ((4,), 10)])
+def test_only_a_begin_that_was_heard_has_the_long_grace(
+    missed: tuple[int, ...], grace: int
+) -> None:
+    """Events: accepted, progress, started, a token."""
+    clock = Clock()
+    listeners = Listeners(10, 1, clock=clock)
+    for number in range(1, missed[-1] + 1):
+        assert listeners.next_number(is_begin=number == 3) == number
+        if number in missed:
+            listeners.on_missed(number)
+    clock.now += grace - 0.1
+    assert not listeners.are_gone
+    clock.now += 0.1
+    assert listeners.are_gone
+
+
 def test_replay_counts_as_a_listener() -> None:
     clock = Clock()
-    listeners = Listeners(10, clock)
+    listeners = Listeners(10, 1, has_begun=True, clock=clock)
     listeners.on_missed(listeners.next_number())
     clock.now = 9
     listeners.on_replay()

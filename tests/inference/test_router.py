@@ -9,7 +9,15 @@ from msgspec.structs import replace
 
 from services.contract import subjects
 from services.contract.errors import ServiceError
-from services.contract.messages import Accepted, Cancel, ChatRequest, Done, Failed, RequestAdmitted
+from services.contract.messages import (
+    Accepted,
+    Cancel,
+    ChatRequest,
+    Done,
+    Failed,
+    ReplayRequest,
+    RequestAdmitted,
+)
 from tests.inference.scripted import StartWorker, Worker, rest_of
 
 SESSIONS = [f"session {number}" for number in range(12)]
@@ -50,6 +58,22 @@ async def test_requests_of_a_session_are_answered_by_one_worker(
         assert set(chosen.values()) == {"w1", "w2"}
         for session in SESSIONS:
             assert {await answered_by(first, session) for _ in range(3)} == {chosen[session]}
+
+
+async def test_forwarded_request_has_the_trace_of_its_caller(start_worker: StartWorker) -> None:
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    forwarded = []
+    async with pair(start_worker) as (first, _), first.bus.inbox("_INBOX.mine") as inbox:
+        to_workers = subjects.worker_request(subjects.ANY, first.tenant)
+        await first.bus.subscribe(
+            to_workers, lambda delivery: forwarded.append(delivery.headers.get("traceparent"))
+        )
+        for session in SESSIONS:
+            request = ChatRequest(prompt="hi", session_id=session)
+            subject = subjects.request(first.tenant)
+            await first.bus.publish(subject, request, "_INBOX.mine", {"traceparent": parent})
+            await rest_of(inbox)
+    assert forwarded and set(forwarded) == {parent}
 
 
 async def test_request_for_a_model_is_answered_by_a_worker_of_it(start_worker: StartWorker) -> None:
@@ -102,9 +126,45 @@ async def test_request_to_one_worker_is_acknowledged_or_rejected(
         with pytest.raises(ServiceError) as rejected:
             await direct(busy, request, "_INBOX.3")
         assert rejected.value.code == "overloaded" and rejected.value.retry_after
-        with pytest.raises(ServiceError) as rejected:
-            await direct(busy, request, "$JS.API.STREAM.PURGE.HISTORY")
-        assert rejected.value.code == "invalid_request"
+        for reply in ("$JS.API.STREAM.PURGE.HISTORY", subjects.reply("bob", "r", "a")):
+            with pytest.raises(ServiceError) as rejected:
+                await direct(busy, request, reply)
+            assert rejected.value.code == "invalid_request"
+
+
+@pytest.mark.parametrize("subject_of", ["request", "replay", "worker_replay"])
+async def test_nothing_is_sent_to_reply_subjects_of_another_tenant(
+    fast: Worker, subject_of: str
+) -> None:
+    """Tenant bob may publish his own requests only, and names a reply subject of tenant ann."""
+    ann = subjects.reply("ann", "r", "a")
+    await fast.ask("hi", "s", request_id="r")
+    bob = fast.tenant
+    subject, message = {
+        "request": (subjects.request(bob), ChatRequest(prompt="hi", session_id="t")),
+        "replay": (subjects.replay(bob, "r"), ReplayRequest(0)),
+        "worker_replay": (subjects.worker_replay("worker", bob, "r"), ReplayRequest(0)),
+    }[subject_of]
+    async with fast.bus.inbox(ann) as inbox, fast.bus.inbox(subjects.reply(bob, "r", "a")) as own:
+        await fast.bus.publish(subject, message, reply=ann)
+        await fast.ask("hi", "s")  # was handled after it
+        with pytest.raises(TimeoutError):
+            await inbox.next(0.05)
+        if subject_of == "request":
+            await fast.bus.publish(subject, message, reply=subjects.reply(bob, "r", "a"))
+            await own.next(5)
+
+
+async def test_request_with_the_reply_of_another_tenant_is_dropped(
+    fast: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    request, foreign = ChatRequest(prompt="hi", session_id="s"), subjects.reply("bob", "r", "1")
+    async with fast.bus.inbox(foreign) as inbox:
+        await fast.bus.publish(subjects.request(fast.tenant), request, reply=foreign)
+        assert isinstance((await fast.ask("hi", "s"))[-1], Done), "a later request is answered"
+        with pytest.raises(TimeoutError):
+            await inbox.next(0)
+    assert "another tenant waits there" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -68,19 +68,19 @@ async def bus(nats_url: str, backend: GatedBackend) -> AsyncIterator[Bus]:
 
 async def ids(bus: Bus, request: TokenizeRequest) -> list[int]:
     found = await bus.request(
-        subjects.tokenize("w"), request, TokenizeReply, 2 * TOKENS_TIMEOUT_SECONDS
+        subjects.tokenize("w", "ann"), request, TokenizeReply, 2 * TOKENS_TIMEOUT_SECONDS
     )
     return list(found.tokens)
 
 
 async def test_text_is_tokenized_and_detokenized(bus: Bus) -> None:
     request = TokenizeRequest("é!", with_pieces=True)
-    found = await bus.request(subjects.tokenize("w"), request, TokenizeReply)
+    found = await bus.request(subjects.tokenize("w", "ann"), request, TokenizeReply)
     assert [piece.bytes for piece in found.pieces] == [(0xC3,), (0xA9,), (33,)]
     assert found.pieces[2].text == "!"
     assert found.tokens == tuple(piece.id for piece in found.pieces)
     detokenize = DetokenizeRequest(found.tokens)
-    back = await bus.request(subjects.detokenize("w"), detokenize, DetokenizeReply)
+    back = await bus.request(subjects.detokenize("w", "ann"), detokenize, DetokenizeReply)
     assert back.text == "é!"
 
 
@@ -109,13 +109,15 @@ def test_limit_of_pieces_is_what_fits_into_a_message_of_usual_words() -> None:
 
 async def test_unknown_token_is_rejected(bus: Bus) -> None:
     with pytest.raises(ServiceError, match="The field `tokens` has the token 300"):
-        await bus.request(subjects.detokenize("w"), DetokenizeRequest((300,)), DetokenizeReply)
+        await bus.request(
+            subjects.detokenize("w", "ann"), DetokenizeRequest((300,)), DetokenizeReply
+        )
 
 
 async def test_count_includes_conversations_over_the_window(bus: Bus) -> None:
     for length in (1, 5000):
         request = ChatRequest(messages=(ChatMessage("user", "x" * length),))
-        counted = await bus.request(subjects.count("w"), request, TokenCount)
+        counted = await bus.request(subjects.count("w", "ann"), request, TokenCount)
         assert counted.tokens == len("user\n<|im_end|>\nassistant\n") + 2 + length
 
 

@@ -12,6 +12,7 @@ from llguidance import LLTokenizer
 
 from services.inference.engine.backend import Backend, SpecialToken
 from services.inference.engine.llama import Llama
+from services.inference.engine.llama_model import read_pieces
 from services.inference.engine.sampling.grammar import Vocabulary
 from tests.inference.fake_backend import FakeBackend
 
@@ -50,7 +51,7 @@ class VocabularyBackend(Llama):
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         tokens = range(llama_cpp.llama_vocab_n_tokens(self._vocab))
         ends = (token for token in tokens if llama_cpp.llama_vocab_is_eog(self._vocab, token))
-        pieces = [self._read_piece(token, 64) for token in tokens]
+        pieces = read_pieces(self._vocab)
         self._vocabulary = _LazyVocabulary(pieces, frozenset(ends))
         self.context = 1_000_000
         self._special = super().special_tokens()

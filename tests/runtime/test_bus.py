@@ -14,6 +14,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from services.contract.errors import ServiceError
+from services.runtime import trace_context
 from services.runtime.bus import ALIVE_HEADER, MIN_KEEP_ALIVE_SECONDS, Bus
 from services.runtime.deliveries import Delivery, NoResponders, RequestSilent
 from services.runtime.logs import RateLimitedLog
@@ -318,8 +319,13 @@ async def test_frozen_server_is_unresponsive_and_not_disconnected(
             assert await bus.is_responsive()
             server.signal(signal.SIGSTOP)
             await until(is_frozen)
+            confirmed_at, frozen_at = bus.confirmed_at, time.monotonic()
+            assert confirmed_at < frozen_at - 0.2
             server.signal(signal.SIGCONT)
             await until(bus.is_responsive)  # the PONG of the earlier ping arrives first
+            assert bus.confirmed_at > confirmed_at
+            await until(bus.is_responsive)
+            assert bus.confirmed_at > frozen_at
             assert bus.seconds_since_reconnect == math.inf
             async with bus.inbox("a.b") as inbox:
                 await bus.publish("a.b", Ask("still delivered"))
@@ -414,3 +420,44 @@ async def test_invalid_reply_is_an_internal_error(
     await subscription.unsubscribe()
     assert error.value.code == "internal"
     assert "unreadable.reply sent an invalid reply" in error.value.message or headers
+
+
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+TRACE = {"traceparent": PARENT, "tracestate": "a=1"}
+
+
+@pytest.mark.parametrize("silence", [None, 2.0])
+async def test_trace_of_a_request_is_that_of_what_it_causes(
+    bus: Bus, subject: str, silence: float | None
+) -> None:
+    second, announced = f"{subject}.second", asyncio.Queue[tuple[str, str]]()
+
+    async def ask_second(_: str, ask: Ask) -> Answer:
+        await asyncio.create_task(bus.publish(f"{subject}.event", ask))
+        return await bus.request(second, ask, Answer, silence=silence)
+
+    async def reply_trace(_: str, ask: Ask) -> Answer:
+        return Answer(str(trace_context.headers()))
+
+    def on_event(delivery: Delivery) -> None:
+        announced.put_nowait((trace_context.trace_id(), str(dict(delivery.headers))))
+
+    await bus.subscribe(f"{subject}.event", on_event)
+    endpoints = [
+        bus.endpoint("first", subject, Ask, ask_second),
+        bus.endpoint("second", second, Ask, reply_trace),
+    ]
+    await bus.serve("test", "for the test", endpoints)
+    with trace_context.received(TRACE):
+        answer = await bus.request(subject, Ask("x"), Answer, silence=silence)
+    assert answer == Answer(str(TRACE))
+    assert await announced.get() == ("", "{}")  # an event has the trace only if it is given
+    assert await bus.request(subject, Ask("x"), Answer) == Answer("{}")
+
+
+async def test_message_with_a_trace_is_handled_in_it(bus: Bus, subject: str) -> None:
+    handled = asyncio.Queue[str]()
+    await bus.subscribe(subject, lambda _: handled.put_nowait(trace_context.trace_id()))
+    for headers in (TRACE, {}, {"traceparent": "nonsense"}):
+        await bus.publish(subject, Ask("x"), headers=headers)
+    assert [await handled.get() for _ in range(3)] == [PARENT.split("-")[1], "", ""]

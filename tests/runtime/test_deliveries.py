@@ -1,13 +1,12 @@
-from unittest.mock import Mock
+import asyncio
 
 import pytest
-from nats.aio.msg import Msg
 
-from services.runtime.deliveries import Inbox, InboxLimits
+from services.runtime.deliveries import Delivery, Inbox, InboxLimits
 
 
-def message(data: bytes) -> Msg:
-    return Msg(Mock(), "some.subject", data=data)
+def message(data: bytes) -> Delivery:
+    return Delivery("some.subject", data, "")
 
 
 async def taken(inbox: Inbox) -> list[bytes]:
@@ -30,12 +29,96 @@ async def test_full_inbox_keeps_the_oldest_messages(limits: InboxLimits, kept: l
     inbox = Inbox(limits)
     for _ in range(2):  # an emptied inbox has room again
         for number in range(10):
-            await inbox.put(message(b"%d" % number))
+            inbox.put(message(b"%d" % number))
         assert await taken(inbox) == kept
 
 
 async def test_empty_inbox_accepts_a_message_of_any_size() -> None:
     inbox = Inbox(InboxLimits(bytes=2))
-    await inbox.put(message(b"large"))
-    await inbox.put(message(b"x"))
+    inbox.put(message(b"large"))
+    inbox.put(message(b"x"))
     assert await taken(inbox) == [b"large"]
+
+
+async def test_waiting_reader_gets_a_message_at_once() -> None:
+    inbox = Inbox()
+    waiting = asyncio.create_task(inbox.next(30))
+    await asyncio.sleep(0)
+    inbox.put(message(b"a"))
+    inbox.put(message(b"b"))
+    assert ((await waiting).data, (await inbox.next(0)).data) == (b"a", b"b")
+    inbox.close()
+
+
+@pytest.mark.parametrize("timeouts", [(30.0, 0.02), (0.02, 0.05), (0.02, 0.02)])
+async def test_each_wait_has_its_own_timeout(timeouts: tuple[float, float]) -> None:
+    """Also one that begins while the timer of an earlier one still runs."""
+    inbox, loop = Inbox(), asyncio.get_running_loop()
+    waiting = asyncio.create_task(inbox.next(timeouts[0]))
+    await asyncio.sleep(0)
+    inbox.put(message(b"a"))
+    await waiting
+    started = loop.time()
+    with pytest.raises(TimeoutError):
+        await inbox.next(timeouts[1])
+    assert loop.time() - started >= timeouts[1] - 0.005
+
+
+async def test_cancelled_reader_leaves_the_inbox_usable() -> None:
+    inbox = Inbox()
+    waiting = asyncio.create_task(inbox.next(30))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    inbox.put(message(b"a"))
+    assert (await inbox.next(0)).data == b"a"
+
+
+async def waiting_reader(inbox: Inbox, timeout: float = 30) -> asyncio.Task[Delivery]:
+    reader = asyncio.create_task(inbox.next(timeout))
+    await asyncio.sleep(0)
+    return reader
+
+
+async def test_waiting_reader_skips_messages_that_are_taken() -> None:
+    inbox, offered = Inbox(), list[bytes]()
+
+    def take(message: Delivery) -> bool:
+        offered.append(message.data)
+        return message.data != b"b"
+
+    inbox.take = take
+    inbox.put(message(b"before it waits"))
+    await inbox.next(0)
+    reader = await waiting_reader(inbox)
+    for data in (b"a", b"b", b"c"):
+        inbox.put(message(data))
+    assert offered == [b"a", b"b"]
+    assert ((await reader).data, (await inbox.next(0)).data) == (b"b", b"c")
+    inbox.close()
+
+
+async def test_timeout_counts_from_the_last_taken_message() -> None:
+    inbox, loop = Inbox(), asyncio.get_running_loop()
+    inbox.take = lambda message: True
+    reader = await waiting_reader(inbox, 0.1)
+    await asyncio.sleep(0.05)
+    inbox.put(message(b"a"))
+    taken_at = loop.time()
+    with pytest.raises(TimeoutError):
+        await reader
+    assert loop.time() - taken_at >= 0.095
+
+
+async def test_exception_of_take_goes_to_the_reader() -> None:
+    inbox = Inbox()
+
+    def fail(message: Delivery) -> bool:
+        raise ValueError("broken")
+
+    inbox.take = fail
+    reader = await waiting_reader(inbox)
+    inbox.put(message(b"a"))
+    with pytest.raises(ValueError, match="broken"):
+        await reader
+    inbox.close()

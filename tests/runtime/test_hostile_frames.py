@@ -9,6 +9,7 @@ from typing import cast
 import msgspec
 import pytest
 
+from services.runtime.access import NatsAccess
 from services.runtime.bus import Bus
 from services.runtime.consumers import Consumer
 from services.runtime.deliveries import Delivery
@@ -33,7 +34,8 @@ def server(
 
 @pytest.fixture
 async def own_bus(server: Server) -> AsyncIterator[Bus]:
-    async with Bus.connect(f"nats://127.0.0.1:{server.port}", "test") as bus:
+    access = NatsAccess(inbox_prefix="_INBOX_own")
+    async with Bus.connect(f"nats://127.0.0.1:{server.port}", "test", access) as bus:
         yield bus
 
 

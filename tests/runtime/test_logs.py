@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from services.runtime import logs
+from services.runtime import logs, trace_context
 from services.runtime.logs import LogFormat, RateLimitedLog
 
 SECRET = "hush"
@@ -74,9 +74,26 @@ async def test_json_line_has_the_fields_of_a_text_line(
         "level": "INFO",
         "service": "edge",
         "request_id": "r1",
+        "trace_id": None,
         "logger": "root",
         "message": "for r1",
     }
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_line_of_a_request_has_its_trace_id(
+    log_format: LogFormat, configure: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure(log_format)
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    with trace_context.received({"traceparent": f"00-{trace_id}-00f067aa0ba902b7-00"}):
+        logging.info("in it")
+    logging.info("after it")
+    inside, after = capsys.readouterr().err.splitlines()
+    if log_format == "text":
+        assert inside.endswith(f"[-] in it trace_id={trace_id}") and after.endswith(" after it")
+    else:
+        assert [json.loads(line)["trace_id"] for line in (inside, after)] == [trace_id, None]
 
 
 def test_json_traceback_and_line_breaks_stay_on_one_line(

@@ -5,8 +5,16 @@ from typing import Annotated
 import msgspec
 import pytest
 
+from services.edge.settings import EdgeSettings
+from services.history.settings import HistorySettings
 from services.inference.settings import InferenceSettings
-from services.runtime.settings import InvalidSetting, ServiceSettings, load
+from services.runtime.settings import (
+    InvalidSetting,
+    LogSettings,
+    ServiceSettings,
+    load,
+    own_environment,
+)
 
 
 class Settings(ServiceSettings, frozen=True, kw_only=True):
@@ -130,3 +138,19 @@ def test_nats_port_changes_the_default_url() -> None:
     assert load(Settings, {"NATS_PORT": "14222"}).nats_url == "nats://127.0.0.1:14222"
     given = {"NATS_PORT": "14222", "NATS_URL": "nats://there:1 "}
     assert load(Settings, given).nats_url == "nats://there:1"
+
+
+def test_process_gets_no_settings_of_others() -> None:
+    environ = {"PATH": "/bin", "NATS_URL": "n", "EDGE_API_KEYS": "k", "EDGE_API_KEY": "typo"}
+    environ |= {"MONGODB_URI": "m", "MODEL_PATH": "x", "CHAT_STOP": "[]"}
+    kinds = (EdgeSettings, HistorySettings, InferenceSettings)
+
+    def left(kind: type[msgspec.Struct]) -> set[str]:
+        return environ.keys() - own_environment(kind, kinds, environ).keys()
+
+    edge, mongodb, model = {"EDGE_API_KEYS", "EDGE_API_KEY"}, {"MONGODB_URI"}, {"MODEL_PATH"}
+    model |= {"CHAT_STOP"}
+    assert left(EdgeSettings) == mongodb | model
+    assert left(HistorySettings) == edge | model
+    assert left(InferenceSettings) == edge | mongodb
+    assert left(LogSettings) == {"NATS_URL"} | edge | mongodb | model

@@ -5,10 +5,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
+import nats.js.errors
 import pytest
 
 from services.runtime.bus import Bus
-from services.runtime.consumers import Consumer
+from services.runtime.consumers import Consumer, MessageSize, message_sizes
 from services.runtime.streams import Bucket, Conflict, Stream, StreamFull, StreamUnavailable
 from tests.history.samples import until
 from tests.servers import NATS_VERSIONS, nats_server, running
@@ -238,6 +239,35 @@ async def test_ensure_updates_the_ttl_of_a_bucket(bus: Bus) -> None:
         assert (await bus.jetstream.stream_info(f"KV_{name}")).config.max_age == ttl
 
 
+async def test_value_with_a_ttl_expires(bus: Bus) -> None:
+    bucket = Bucket(bus, f"B{uuid4().hex}")
+    await bucket.ensure(0)
+    await bucket.ensure(0, allows_ttl=True)  # as a bucket of an earlier version
+    await bucket.put("kept", b"1", 0)
+    await bucket.put("gone", b"1", 0, ttl=1)
+    await bucket.put("replaced", b"1", 0, ttl=1)
+    await bucket.put("replaced", b"2", 3)
+    async with asyncio.timeout(10):
+        while await bucket.get("gone"):
+            await asyncio.sleep(0.05)
+    assert {key: value.data for key, value in (await bucket.readable()).items()} == {
+        "kept": b"1",
+        "replaced": b"2",
+    }
+    await bucket.put("gone", b"3", 0)
+
+
+async def test_write_to_one_key_can_not_roll_up_a_bucket(bus: Bus) -> None:
+    """Users of NATS may write some keys of a bucket only, and purge none."""
+    bucket = Bucket(bus, name := f"B{uuid4().hex}")
+    await bucket.ensure(0)
+    await bucket.put("other", b"1", 0)
+    for scope in ("all", "sub"):
+        with pytest.raises(nats.js.errors.APIError, match="rollup not permitted"):
+            await bus.jetstream.publish(f"$KV.{name}.own", b"x", headers={"Nats-Rollup": scope})
+    assert await bucket.get("other")
+
+
 async def test_consumer_redelivers_until_acknowledged(
     consumer: Consumer, stream: Stream, append: Append
 ) -> None:
@@ -323,3 +353,14 @@ async def test_processes_create_a_consumer_concurrently(
     assert pending.stored.seq == seq
     for consumer in consumers:
         await consumer.close()
+
+
+async def test_message_sizes_come_without_data(bus: Bus, stream: Stream) -> None:
+    sizes = (10, 100_000, 0)
+    for number, size in enumerate(sizes):
+        await stream.append(f"{stream.name}.{number}", bytes(size), f"id {number}", 0)
+    found = [each async for each in message_sizes(bus, stream.name)]
+    expected = [MessageSize(n + 1, f"{stream.name}.{n}", size) for n, size in enumerate(sizes)]
+    assert found == expected
+    assert await stream.count(f"{stream.name}.1") == 1
+    assert (await bus.jetstream.stream_info(stream.name)).state.consumer_count == 0

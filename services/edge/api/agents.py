@@ -6,7 +6,7 @@ https://github.com/synadia-ai/synadia-agent-sdk-docs/blob/main/core-protocol.md
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Literal
@@ -19,6 +19,7 @@ from services.contract.errors import ErrorCode, ServiceError
 from services.contract.messages import ChatRequest, Done, Failed, ModelName, Token
 from services.edge.context import Edge
 from services.edge.errors import TABLE
+from services.runtime import tracing
 from services.runtime.deliveries import Delivery, Endpoint
 from services.runtime.supervised import Fail, SupervisedLoop
 
@@ -69,19 +70,34 @@ class Heartbeat(Struct, frozen=True):
 
 
 @asynccontextmanager
-async def serving_agents(edge: Edge, tenants: Iterable[str], fail: Fail) -> AsyncIterator[None]:
+async def serving_agents(edge: Edge, fail: Fail) -> AsyncIterator[None]:
     """Serve an agent for each tenant, and send its heartbeats. `fail` ends the process."""
-    agents = [Agent(edge, tenant) for tenant in tenants]
-    for agent in agents:
-        await agent.start()
-
-    async def beat() -> float:
-        for agent in agents:
-            await agent.beat()
-        return edge.limits.heartbeat_seconds
-
-    async with SupervisedLoop("heartbeats of agents", beat, fail).running():
+    agents = Agents(edge)
+    await agents.step()
+    loop = SupervisedLoop("heartbeats of agents", agents.step, fail)
+    edge.api_keys.on_change(loop.wake)
+    async with loop.running():
         yield
+
+
+class Agents:
+    """The agents of all tenants that have API keys now."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._agents: dict[str, Agent] = {}
+
+    async def step(self) -> float:
+        """Start and stop agents, then send heartbeats. Return the seconds until the next ones."""
+        tenants = set(self._edge.api_keys.tenants)
+        for tenant in self._agents.keys() - tenants:
+            await self._agents.pop(tenant).stop()
+        for tenant in sorted(tenants - self._agents.keys()):
+            agent = self._agents[tenant] = Agent(self._edge, tenant)
+            await agent.start()
+        for agent in self._agents.values():
+            await agent.beat()
+        return self._edge.limits.heartbeat_seconds
 
 
 class Agent:
@@ -110,6 +126,9 @@ class Agent:
         }
         description = "A fine-tuned model with durable sessions"
         self._instance_id = await self._edge.bus.serve(SERVICE, description, endpoints, metadata)
+
+    async def stop(self) -> None:
+        await self._edge.bus.stop_serving(self._instance_id)
 
     async def beat(self) -> None:
         """Send a heartbeat."""
@@ -143,7 +162,8 @@ class Agent:
         """Send the chunks of the answer, or an error, and then the end of the reply."""
         bus, reply = self._edge.bus, delivery.reply
         try:
-            await self._send_answer(read_request(delivery), reply)
+            with tracing.span("prompt agent", "server"):
+                await self._send_answer(read_request(delivery), reply)
         except ServiceError as error:
             await bus.send(reply, headers=_error_headers(error))
         except Exception:

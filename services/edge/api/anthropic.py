@@ -33,7 +33,7 @@ from services.edge.api.models import ask_worker
 from services.edge.api.openai_chat import chat_request
 from services.edge.context import Tenant, TheEdge
 from services.edge.errors import AnyRequest
-from services.edge.sse import AnswerEvents, SseResponse, ToError, data_line, merge, read_to_end
+from services.edge.sse import AnswerEvents, SseResponse, ToError, data_line, read_to_end
 
 Fields = dict[str, Any]
 BlockType = Literal["text", "thinking", "tool_use"]
@@ -78,7 +78,7 @@ class InputTokens(Struct, frozen=True):
 
 @post("/v1/messages", status_code=200)
 async def messages(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
-    body = await _read(request, edge)
+    body = await _read(request, edge, tenant)
     if body.max_completion_tokens is None and body.max_tokens is None:
         raise ServiceError("invalid_request", "The field `max_tokens` is missing.")
     chat = chat_request(body, session_of(request, body))
@@ -88,25 +88,24 @@ async def messages(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIAp
     builder = MessageBuilder(f"msg_{chat.request_id}", body.model or (info.name if info else ""))
     events = edge.chat_client(tenant).stream(chat)
     if body.stream:
-        numbered = merge([events], edge.limits.max_queued_events)
         encoder = MessageEncoder(builder)
-        return SseResponse(numbered, encoder, edge.workers.to_error, edge.limits)
+        return SseResponse([events], encoder, edge.workers.to_error, edge.limits)
     return await respond_whole(request, _collect(builder, events, edge.workers.to_error))
 
 
 @post("/v1/messages/count_tokens", status_code=200)
 async def count_message_tokens(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> InputTokens:
     """Return the number of prompt tokens of a message with this body."""
-    body = await _read(request, edge)
+    body = await _read(request, edge, tenant)
     chat = chat_request(body, "")
     prompts.check(chat)
-    reply = await ask_worker(edge, body.model, subjects.count, chat, TokenCount)
+    reply = await ask_worker(edge, tenant, body.model, subjects.count, chat, TokenCount)
     return InputTokens(reply.tokens)
 
 
-async def _read(request: AnyRequest, edge: TheEdge) -> MessagesBody:
+async def _read(request: AnyRequest, edge: TheEdge, tenant: str) -> MessagesBody:
     body = await edge.bodies.read(request, MessagesBody)
-    check_length("messages", len(body.messages), edge.workers, body.model)
+    check_length(edge, tenant, "messages", len(body.messages), body.model)
     return body
 
 

@@ -5,10 +5,10 @@ https://docs.anthropic.com/en/api/messages
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from services.contract.errors import ServiceError
 from services.edge.api.fields import NOT_TEXT, Fields, honoured, names
@@ -23,7 +23,7 @@ class MessagesRequest(Struct, frozen=True, kw_only=True):
     """The fields of a body that are honoured, as they are sent."""
 
     model: str | None = None
-    messages: tuple[Json, ...]
+    messages: Annotated[tuple[Json, ...], Meta(min_length=1)]
     max_tokens: int | None = None
     system: str | tuple[Json, ...] | None = None
     tools: tuple[Json, ...] | None = None

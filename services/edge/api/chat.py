@@ -7,9 +7,10 @@ import msgspec
 from litestar import delete, post
 from litestar.params import FromPath
 from litestar.types import ASGIApp
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from services.client.chat_client import new_request_id
+from services.client.history_requests import check_connected
 from services.contract import prompts, subjects
 from services.contract.codec import decode
 from services.contract.errors import ServiceError
@@ -17,16 +18,17 @@ from services.contract.messages import (
     AnswerEvent,
     ChatRequest,
     Done,
+    Progress,
     PromptRequest,
+    Started,
     StreamEvent,
     Token,
     ToolCallDelta,
 )
 from services.edge.context import Edge, Tenant, TheEdge
-from services.edge.errors import AnyRequest
-from services.edge.history_requests import check_connected
+from services.edge.errors import AnyRequest, trace_field
 from services.edge.limits import EdgeLimits
-from services.edge.parameters import get
+from services.edge.parameters import get, read_query
 from services.edge.request_body import check_sizes
 from services.edge.sse import (
     END,
@@ -35,7 +37,6 @@ from services.edge.sse import (
     SseResponse,
     data_line,
     last_event_id,
-    merge,
     no_content,
 )
 
@@ -51,16 +52,23 @@ class ChatBody(PromptRequest, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The body of `POST /chat`."""
 
 
+class ChatQuery(Struct, frozen=True):
+    """The query of `POST /chat` and `GET /chat/{request_id}`."""
+
+    progress: bool = False
+
+
 EXAMPLE = 'Send JSON like {"prompt": "Hello"}.'
 FIELDS = f"The fields are {', '.join(ChatBody.__struct_fields__)}."
 
 
-@post("/chat", status_code=200)
+@post("/chat", status_code=200, query=ChatQuery)
 async def chat(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
     """
     Answer a prompt. A repeat with the same `Idempotency-Key` gets the same answer, running or
     finished; with `Last-Event-ID` as well, only the events after that one.
     """
+    query = read_query(request, ChatQuery)
     prompt = read_prompt(await request.body(), edge.limits)
     key, offset = request.headers.get("idempotency-key"), last_event_id(request)
     answers = edge.stored_answers(tenant)
@@ -78,15 +86,15 @@ async def chat(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
         if not offset:
             edge.metrics.on_repeat()
         log.info("chat resumed answer=%s offset=%d", request_id, offset)
-        return _respond(edge, answers.rejoin(request_id, offset), request_id)
+        return _respond(edge, answers.rejoin(request_id, offset), request_id, query)
     log.info("chat started answer=%s", request_id)
     chat_request = ChatRequest(
         **msgspec.structs.asdict(prompt), request_id=request_id, grace_s=edge.limits.grace_seconds
     )
-    return _respond(edge, edge.chat_client(tenant).stream(chat_request), request_id)
+    return _respond(edge, edge.chat_client(tenant).stream(chat_request), request_id, query)
 
 
-@get("/chat/{request_id:str}")
+@get("/chat/{request_id:str}", query=ChatQuery)
 async def resume(
     request: AnyRequest, request_id: FromPath[str], edge: TheEdge, tenant: Tenant
 ) -> ASGIApp:
@@ -95,12 +103,12 @@ async def resume(
     status is 204, which stops an EventSource from reconnecting.
     """
     subjects.require_request_id(request_id)
-    offset = last_event_id(request)
+    query, offset = read_query(request, ChatQuery), last_event_id(request)
     if offset == END:
         return no_content()
     log.info("chat resumed answer=%s offset=%d", request_id, offset)
     events = edge.stored_answers(tenant).rejoin(request_id, offset)
-    return _respond(edge, events, request_id)
+    return _respond(edge, events, request_id, query)
 
 
 @delete("/chat/{request_id:str}", status_code=202)
@@ -116,10 +124,13 @@ class ChatEncoder:
     """
     Writes `token`, `reasoning` and `tool_call` events, then `done` or `error`. An event's id, which
     a client sends back as Last-Event-ID, is the length of the answer so far, in all channels.
+
+    With `shows_progress`, there are `progress` and `started` events before, which have no id.
     """
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, shows_progress: bool = False) -> None:
         self._request_id = request_id
+        self._shows_progress = shows_progress
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -138,13 +149,17 @@ class ChatEncoder:
                 return _part(event, tool_call=_call(event))
             case Done():
                 return b"id: %b\n%b" % (END.encode(), _data(self._done(event)))
+            case Progress() if self._shows_progress:
+                return _data({"progress": msgspec.structs.asdict(event)})
+            case Started() if self._shows_progress:
+                return _data({"started": _started(event)})
         return b""
 
     def end(self) -> bytes:
         return b""
 
     def fail(self, error: ServiceError) -> bytes:
-        return _data({"error": error.message, "code": error.code})
+        return _data({"error": error.message, "code": error.code} | trace_field())
 
     def interrupt(self) -> bytes:
         """Write no event: the client reconnects with `Last-Event-ID`, to another edge."""
@@ -172,10 +187,9 @@ def read_prompt(body: bytes, limits: EdgeLimits) -> PromptRequest:
     return prompt
 
 
-def _respond(edge: Edge, events: AnswerEvents, request_id: str) -> ASGIApp:
-    limits = edge.limits
-    numbered = merge([events], limits.max_queued_events)
-    return SseResponse(numbered, ChatEncoder(request_id), edge.workers.to_error, limits)
+def _respond(edge: Edge, events: AnswerEvents, request_id: str, query: ChatQuery) -> ASGIApp:
+    encoder = ChatEncoder(request_id, query.progress)
+    return SseResponse([events], encoder, edge.workers.to_error, edge.limits)
 
 
 def _part(event: AnswerEvent, **part: Any) -> bytes:
@@ -187,6 +201,12 @@ def _call(event: ToolCallDelta) -> dict[str, Any]:
     """Return the fields as on the bus: `id` and `name` begin a call."""
     begin = {"id": event.id, "name": event.name} if event.name else {}
     return {"index": event.index, **begin, "arguments": event.arguments}
+
+
+def _started(event: Started) -> dict[str, Any]:
+    content = msgspec.structs.asdict(event)
+    del content["resume_state"]  # for readers on the bus
+    return content
 
 
 def _data(content: dict[str, Any]) -> bytes:

@@ -206,20 +206,20 @@ async def respond(
     encoder = CompletionEncoder(
         objects, heading, choices, n, body.includes_usage, headers, grace > 0
     )
-    return await send(request, edge, encoder, map(client.stream, requests), bool(body.stream))
+    return await send(request, edge, encoder, [*map(client.stream, requests)], bool(body.stream))
 
 
 async def send(
     request: AnyRequest,
     edge: Edge,
     encoder: CompletionEncoder,
-    answers: Iterable[AnswerEvents],
+    answers: Sequence[AnswerEvents],
     is_stream: bool,
 ) -> ASGIApp:
     """Return the response that sends the answers as a stream, or as one completion."""
-    events = merge([*answers], edge.limits.max_queued_events)
     if is_stream:
-        return SseResponse(events, encoder, edge.workers.to_error, edge.limits)
+        return SseResponse(answers, encoder, edge.workers.to_error, edge.limits)
+    events = merge(answers, edge.limits.max_queued_events)
     collecting = encoder.collect(events, edge.workers.to_error)
     return await respond_whole(request, collecting, encoder.headers)
 
@@ -253,12 +253,13 @@ def session_of(request: AnyRequest, body: CompletionRequest | ResponseBody) -> s
     return session_id
 
 
-def check_length(field: str, count: int, workers: WorkerDirectory, model: str | None) -> None:
+def check_length(edge: Edge, tenant: str, field: str, count: int, model: str | None) -> None:
     """
     Reject a prompt with `count` messages or tokens before any work on it, as each message has at
-    least one token. Raises ServiceError(context_length_exceeded).
+    least one token. Raises ServiceError(context_length_exceeded), but not for a model that the
+    tenant may not use: the error would tell its context window.
     """
-    info = workers.find_model(model)
+    info = edge.rate_limits.visible_workers(tenant).find_model(model)
     if info and count >= info.context:
         raise prompts.context_exceeded(field, f"at least {count}", info.context)
 

@@ -8,6 +8,7 @@ from litestar import post
 from litestar.params import FromPath
 from msgspec import UNSET, Struct
 
+from services.client.history_requests import check_connected
 from services.client.routing import WorkerDirectory
 from services.contract import prompts, subjects
 from services.contract.messages import WorkerReport
@@ -25,7 +26,6 @@ from services.edge.api.openai_chat import chat_request
 from services.edge.api.openai_requests import ChatCompletionBody, DetokenizeBody, TokenizeBody
 from services.edge.context import Edge, Tenant, TheEdge
 from services.edge.errors import AnyRequest
-from services.edge.history_requests import check_connected
 from services.edge.parameters import get
 from services.runtime.deliveries import NoResponders
 
@@ -34,31 +34,35 @@ K = TypeVar("K", bound=Struct)
 
 @get("/v1/models")
 async def models(edge: TheEdge, tenant: Tenant) -> ModelList:
-    """Return every model that a worker has, the ready ones with each adapter first."""
-    reports = edge.workers.reports()
-    ready = [_ready_model(edge.workers, name) for name in edge.workers.model_names()]
+    """Return every model that the tenant may use, the ready ones with each adapter first."""
+    workers = edge.rate_limits.visible_workers(tenant)
+    reports = workers.reports()
+    ready = [_ready_model(workers, name) for name in workers.model_names()]
     served = {report.model.name for report in reports if report.model and report.state == "ready"}
-    others = {r.name: _other_model(r) for r in reports if r.name and r.name not in served}
+    not_ready = [report for report in reports if report.name and report.name not in served]
+    others = {report.name: _other_model(report) for report in not_ready}
     return ModelList((*ready, *(others[name] for name in sorted(others))))
 
 
 @get("/v1/models/{name:path}")
 async def model(name: FromPath[str], edge: TheEdge, tenant: Tenant) -> ModelObject:
     name = unquote(name.removeprefix("/"))
-    names = edge.workers.model_names()
+    edge.rate_limits.check_model(tenant, name)
+    workers = edge.rate_limits.visible_workers(tenant)
+    names = workers.model_names()
     if name in names or choose_adapter(name, [each for each in names if ":" in each]):
-        return _ready_model(edge.workers, name)
-    for report in edge.workers.reports():
+        return _ready_model(workers, name)
+    for report in workers.reports():
         if report.name == name and report.state in ("loading", "failed"):
             return _other_model(report)
-    raise edge.workers.unavailable_error(name)
+    raise workers.unavailable_error(name)
 
 
 @post("/v1/tokenize", status_code=200)
 async def tokenize(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> dict[str, list[Any]]:
     body = await edge.bodies.read(request, TokenizeBody)
     message = TokenizeRequest(body.content, body.add_special, body.parse_special, body.with_pieces)
-    reply = await ask_worker(edge, body.model, subjects.tokenize, message, TokenizeReply)
+    reply = await ask_worker(edge, tenant, body.model, subjects.tokenize, message, TokenizeReply)
     if body.with_pieces:
         return {"tokens": [{"id": piece.id, "piece": piece.text} for piece in reply.pieces]}
     return {"tokens": list(reply.tokens)}
@@ -68,7 +72,9 @@ async def tokenize(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> dict[s
 async def detokenize(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> dict[str, str]:
     body = await edge.bodies.read(request, DetokenizeBody)
     message = DetokenizeRequest(body.tokens)
-    reply = await ask_worker(edge, body.model, subjects.detokenize, message, DetokenizeReply)
+    reply = await ask_worker(
+        edge, tenant, body.model, subjects.detokenize, message, DetokenizeReply
+    )
     return {"content": reply.text}
 
 
@@ -78,26 +84,30 @@ async def count_tokens(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> di
     body = await edge.bodies.read(request, ChatCompletionBody)
     chat = chat_request(body, "")
     prompts.check(chat)
-    reply = await ask_worker(edge, body.model, subjects.count, chat, TokenCount)
+    reply = await ask_worker(edge, tenant, body.model, subjects.count, chat, TokenCount)
     return {"object": "response.input_tokens", "input_tokens": reply.tokens}
 
 
 async def ask_worker(
     edge: Edge,
+    tenant: str,
     model: str | None,
-    subject: Callable[[str], str],
+    subject: Callable[[str, str], str],
     message: Struct,
     kind: type[K],
 ) -> K:
     """Ask the workers of the model, one after another, until one replies. Raises ServiceError."""
     check_connected(edge.bus)
+    edge.rate_limits.check_model(tenant, model)
     order = edge.workers.rank("", model)
     for worker_id in order:
         try:
-            return await edge.bus.request(subject(worker_id), message, kind, TOKENS_TIMEOUT_SECONDS)
+            return await edge.bus.request(
+                subject(worker_id, tenant), message, kind, TOKENS_TIMEOUT_SECONDS
+            )
         except (NoResponders, TimeoutError):
             continue
-    raise edge.workers.unavailable_error(model)
+    raise edge.rate_limits.visible_workers(tenant).unavailable_error(model)
 
 
 def _ready_model(workers: WorkerDirectory, name: str) -> ModelObject:

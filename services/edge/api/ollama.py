@@ -7,16 +7,17 @@ import logging
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Response, post
 from litestar.types import ASGIApp
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from services.client.chat_client import new_request_id
-from services.contract.embeddings import EmbedRequest, floats_of
+from services.client.embedding_client import input_bytes
+from services.contract.embeddings import MAX_INPUTS, Dimensions, EmbedRequest, floats_of
 from services.contract.errors import ServiceError, shutting_down
 from services.contract.messages import (
     AnswerEvent,
@@ -31,6 +32,7 @@ from services.edge import errors
 from services.edge.api.completion import check_length, respond_whole, session_of
 from services.edge.api.ollama_body import OllamaBody, OllamaGenerateBody, without_tag
 from services.edge.api.openai_chat import chat_request
+from services.edge.api.openai_requests import Prompt
 from services.edge.context import Edge, Tenant, TheEdge
 from services.edge.errors import AnyRequest
 from services.edge.parameters import decode_body, get
@@ -39,7 +41,6 @@ from services.edge.sse import (
     AnswerEvents,
     SseResponse,
     ToError,
-    merge,
     one_line,
     read_to_end,
 )
@@ -65,15 +66,15 @@ class EmbedBody(Struct, frozen=True):
     """The body of `POST /api/embed`."""
 
     model: str
-    input: str | tuple[str, ...]
-    dimensions: int | None = None
+    input: Prompt | Annotated[tuple[Prompt, ...], Meta(min_length=1, max_length=MAX_INPUTS)]
+    dimensions: Dimensions | None = None
 
 
 class EmbedPromptBody(Struct, frozen=True):
     """The body of `POST /api/embeddings`, the older form."""
 
     model: str
-    prompt: str
+    prompt: Prompt
 
 
 @post("/api/chat", status_code=200)
@@ -95,15 +96,15 @@ def ollama_version(tenant: Tenant) -> dict[str, str]:
 
 @get("/api/tags", sync_to_thread=False)
 def ollama_tags(edge: TheEdge, tenant: Tenant) -> dict[str, list[Fields]]:
-    """Return the models that can be asked, and their adapters."""
-    return {"models": _models(edge)}
+    """Return the models and adapters that the tenant may use."""
+    return {"models": _models(edge, tenant)}
 
 
 @get("/api/ps", sync_to_thread=False)
 def ollama_ps(edge: TheEdge, tenant: Tenant) -> dict[str, list[Fields]]:
     """Return the same models: all of them are in memory."""
     never = "9999-12-31T00:00:00Z"
-    running = ({**each, "expires_at": never, "size_vram": 0} for each in _models(edge))
+    running = ({**each, "expires_at": never, "size_vram": 0} for each in _models(edge, tenant))
     return {"models": list(running)}
 
 
@@ -113,9 +114,11 @@ async def ollama_show(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> Fie
     name = without_tag(body.model or body.name)
     if not name:
         raise ServiceError("invalid_request", "The field `model` is missing.")
-    report = edge.workers.find_report(name)
-    if report is None or report.model is None or name not in edge.workers.model_names():
-        raise edge.workers.unavailable_error(name)
+    edge.rate_limits.check_model(tenant, name)
+    workers = edge.rate_limits.visible_workers(tenant)
+    report = workers.find_report(name)
+    if report is None or report.model is None or name not in workers.model_names():
+        raise workers.unavailable_error(name)
     return {
         **_model(name, report.model),
         "capabilities": _capabilities(report),
@@ -136,7 +139,7 @@ async def ollama_embed(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> Fi
     )
     inputs = (body.input,) if isinstance(body.input, str) else body.input
     started = time.monotonic()
-    model, vectors, tokens = await _embed(edge, body.model, inputs, body.dimensions)
+    model, vectors, tokens = await _embed(edge, tenant, body.model, inputs, body.dimensions)
     return {
         "model": model,
         "embeddings": vectors,
@@ -151,18 +154,17 @@ async def ollama_embeddings(request: AnyRequest, edge: TheEdge, tenant: Tenant) 
     body = decode_body(
         await request.body(), EmbedPromptBody, 'Send JSON like {"model": "bge", "prompt": "Hello"}'
     )
-    _, (vector,), _ = await _embed(edge, body.model, (body.prompt,), None)
+    _, (vector,), _ = await _embed(edge, tenant, body.model, (body.prompt,), None)
     return {"embedding": vector}
 
 
 async def _embed(
-    edge: Edge, model: str, inputs: tuple[str, ...], dimensions: int | None
+    edge: Edge, tenant: str, model: str, inputs: tuple[str, ...], dimensions: int | None
 ) -> tuple[str, list[tuple[float, ...]], int]:
     """Return the model's name, the vectors, and the tokens of the inputs. Raises ServiceError."""
-    if not inputs or not all(inputs):
-        raise ServiceError("invalid_request", "The field `input` is empty: send a text.")
     message = EmbedRequest(inputs, without_tag(model), dimensions)
-    reply = await edge.embedding_client().embed(message)
+    with edge.embedding_client(tenant, sum(map(input_bytes, inputs))) as client:
+        reply = await client.embed(message)
     return reply.model, [floats_of(vector) for vector in reply.vectors], reply.prompt_tokens
 
 
@@ -176,16 +178,15 @@ async def _answer(
     if not body.messages:  # how clients load a model
         loaded = AnswerLines(body.model or "", form).line(done=True, done_reason="load")
         return Response(loaded).to_asgi_response(app=None, request=request)
-    check_length("messages", len(body.messages), edge.workers, body.model)
+    check_length(edge, tenant, "messages", len(body.messages), body.model)
     chat = chat_request(body, session_of(request, body))
     chat = replace(chat, request_id=new_request_id())
     log.info("answer started answer=%s", chat.request_id)
     lines = AnswerLines(body.model or "", form)
     events = edge.chat_client(tenant).stream(chat)
     if body.stream:
-        numbered = merge([events], edge.limits.max_queued_events)
         encoder = LineEncoder(lines)
-        return SseResponse(numbered, encoder, edge.workers.to_error, edge.limits, NDJSON)
+        return SseResponse([events], encoder, edge.workers.to_error, edge.limits, NDJSON)
     return await respond_whole(request, _collect(lines, events, edge.workers.to_error))
 
 
@@ -305,8 +306,9 @@ def _end(done: Done) -> Fields:
     }
 
 
-def _models(edge: Edge) -> list[Fields]:
-    found = ((name, edge.workers.find_report(name)) for name in edge.workers.model_names())
+def _models(edge: Edge, tenant: str) -> list[Fields]:
+    workers = edge.rate_limits.visible_workers(tenant)
+    found = ((name, workers.find_report(name)) for name in workers.model_names())
     return [_model(name, report.model) for name, report in found if report and report.model]
 
 

@@ -20,7 +20,7 @@ Json = dict[str, Any]
 class OllamaChat(Struct, frozen=True, kw_only=True):
     """The fields of `POST /api/chat` that are honoured, as they are sent."""
 
-    model: str
+    model: str = ""
     messages: tuple[Json, ...] = ()
     tools: tuple[Json, ...] | None = None
     think: bool | str | None = None
@@ -32,7 +32,7 @@ class OllamaChat(Struct, frozen=True, kw_only=True):
 class OllamaGenerate(Struct, frozen=True, kw_only=True):
     """The fields of `POST /api/generate` that are honoured, as they are sent."""
 
-    model: str
+    model: str = ""
     prompt: str = ""
     system: str | None = None
     think: bool | str | None = None

@@ -8,6 +8,7 @@ from litestar.params import FromPath
 from litestar.types import ASGIApp
 from msgspec import UNSET
 
+from services.client.history_requests import check_connected
 from services.contract import subjects
 from services.contract.answer import Answer
 from services.contract.conversation import ChatMessage
@@ -46,7 +47,6 @@ from services.edge.api.objects import (
 from services.edge.api.openai_requests import ChatCompletionBody
 from services.edge.context import Tenant, TheEdge
 from services.edge.errors import AnyRequest
-from services.edge.history_requests import check_connected
 from services.edge.parameters import get
 from services.edge.sse import END, last_event_id, no_content
 
@@ -54,7 +54,7 @@ from services.edge.sse import END, last_event_id, no_content
 @post("/v1/chat/completions", status_code=200)
 async def chat_completions(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
     body = await edge.bodies.read(request, ChatCompletionBody)
-    check_length("messages", len(body.messages), edge.workers, body.model)
+    check_length(edge, tenant, "messages", len(body.messages), body.model)
     chat = chat_request(body, session_of(request, body))
     choices = [_choice_builder(index, body, chat) for index in range(body.n or 1)]
     return await respond(request, edge, tenant, CHAT, body, [chat], choices)

@@ -23,7 +23,7 @@ async def completions(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASG
     body = await edge.bodies.read(request, CompletionBody)
     for prompt in body.prompts:
         if not isinstance(prompt, str):
-            check_length("prompt", len(prompt), edge.workers, body.model)
+            check_length(edge, tenant, "prompt", len(prompt), body.model)
     prompts = text_requests(body, session_of(request, body))
     echoes = [str(p.text) if body.echo else "" for p in prompts for _ in range(body.n or 1)]
     choices = [TextChoiceBuilder(index, echo) for index, echo in enumerate(echoes)]

@@ -8,7 +8,7 @@ from litestar import post
 from litestar.types import ASGIApp
 from msgspec import UNSET, Raw
 
-from services.client.embedding_client import EmbeddingClient
+from services.client.embedding_client import EmbeddingClient, input_bytes
 from services.contract.embeddings import EmbedRequest, RerankRequest, Scores, floats_of
 from services.edge.api.completion import respond_whole
 from services.edge.api.objects import (
@@ -30,13 +30,17 @@ async def embeddings(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGI
     body = await edge.bodies.read(request, EmbeddingBody)
     message = EmbedRequest(body.inputs, body.model, body.dimensions)
     is_base64 = body.encoding_format == "base64"
-    return await respond_whole(request, _embed(edge.embedding_client(), message, is_base64))
+    with edge.embedding_client(tenant, sum(map(input_bytes, message.input))) as client:
+        return await respond_whole(request, _embed(client, message, is_base64))
 
 
 @post(["/v1/rerank", "/v2/rerank", "/rerank"], status_code=200)
 async def rerank(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
     body = await edge.bodies.read(request, RerankBody)
-    return await respond_whole(request, _rerank(edge.embedding_client(), body))
+    documents = body.candidates
+    size = sum(map(input_bytes, documents)) + len(documents) * input_bytes(body.query)
+    with edge.embedding_client(tenant, size) as client:
+        return await respond_whole(request, _rerank(client, body))
 
 
 async def _embed(client: EmbeddingClient, request: EmbedRequest, is_base64: bool) -> EmbeddingList:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from services.contract.conversation import Conversation, ToolChoice, Tools
-from services.contract.embeddings import MAX_INPUTS
+from services.contract.embeddings import MAX_INPUTS, Dimensions
 from services.contract.errors import ServiceError
 from services.contract.messages import (
     ModelName,
@@ -146,7 +146,7 @@ class EmbeddingBody(Struct, frozen=True, kw_only=True):
     input: Prompt | Annotated[tuple[Prompt | TokenId | Tokens, ...], Meta(min_length=1)]
     model: ModelName | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    dimensions: Dimensions | None = None
     normalize: bool | None = None  # of vLLM and TEI; only true is possible
 
     @property

@@ -41,7 +41,7 @@ from services.edge.api.openai_responses_store import (
 from services.edge.context import Edge, Tenant, TheEdge
 from services.edge.errors import AnyRequest
 from services.edge.parameters import get, read_query
-from services.edge.sse import AnswerEvents, SseResponse, ToError, merge, read_to_end
+from services.edge.sse import AnswerEvents, SseResponse, ToError, read_to_end
 
 MAX_BRANCH_BYTES = prompts.MAX_CONVERSATION_BYTES // 2
 """Of earlier responses with `truncation: auto`: the rest of a request is for the new items."""
@@ -102,6 +102,7 @@ async def create(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> ASGIApp:
     builder = ResponseBuilder(new.heading)
     if new.turn and body.background:
         prompts.check(new.request)
+        edge.rate_limits.check_model(tenant, body.model)
         await edge.background.start(tenant, new.turn, new.request)
         if not body.stream:
             queued = builder.response("queued")
@@ -157,7 +158,7 @@ async def input_tokens(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> In
     body = await edge.bodies.read(request, ResponseBody)
     new = await _prepare(edge, ResponseStore(edge, tenant), replace(body, store=False), "")
     prompts.check(new.request)
-    counted = await ask_worker(edge, body.model, subjects.count, new.request, TokenCount)
+    counted = await ask_worker(edge, tenant, body.model, subjects.count, new.request, TokenCount)
     return InputTokens(counted.tokens)
 
 
@@ -198,7 +199,7 @@ async def _prepare(
         input=new_items,
         parameters=_parameters(edge, body),
     )
-    messages = _messages(edge, body, [*items_of(before), *new_items])
+    messages = _messages(edge, store.tenant, body, [*items_of(before), *new_items])
     is_alone = not tree and not body.store  # nothing will continue it
     own_session = "" if is_alone else responses.session_of_tree(tree or own.hex)
     request = ChatRequest(
@@ -231,7 +232,9 @@ def _continued(body: ResponseBody) -> tuple[str, str | None]:
     return responses.tree_of(parent), parent
 
 
-def _messages(edge: Edge, body: ResponseBody, items: Sequence[Item]) -> tuple[ChatMessage, ...]:
+def _messages(
+    edge: Edge, tenant: str, body: ResponseBody, items: Sequence[Item]
+) -> tuple[ChatMessage, ...]:
     """Return the instructions and the items. Raises ServiceError if there are none, or too many."""
     system = [ChatMessage("system", body.instructions)] if body.instructions else []
     messages = (*system, *to_messages(items))
@@ -240,7 +243,7 @@ def _messages(edge: Edge, body: ResponseBody, items: Sequence[Item]) -> tuple[Ch
             "invalid_request", "The field `input` is missing, or has no text: send some."
         )
     if body.truncation == "disabled":
-        check_length("input", len(messages), edge.workers, body.model)
+        check_length(edge, tenant, "input", len(messages), body.model)
     return messages
 
 
@@ -329,8 +332,7 @@ def _grace(edge: Edge, body: ResponseBody) -> float:
 
 
 def _stream(edge: Edge, events: AnswerEvents, encoder: ResponseEncoder) -> ASGIApp:
-    numbered = merge([events], edge.limits.max_queued_events)
-    return SseResponse(numbered, encoder, _to_error(edge), edge.limits)
+    return SseResponse([events], encoder, _to_error(edge), edge.limits)
 
 
 async def _collect(

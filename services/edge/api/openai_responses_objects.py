@@ -43,6 +43,7 @@ STATUSES: dict[FinishReason, ResponseStatus] = {
 """Of finished answers. All others are incomplete, and OpenAI's API has only one reason for that."""
 ERROR_CODES: dict[ErrorCode, str] = {
     "overloaded": "rate_limit_exceeded",
+    "too_many_sessions": "rate_limit_exceeded",
     "invalid_request": "invalid_prompt",
     "context_length_exceeded": "invalid_prompt",
 }

@@ -78,13 +78,13 @@ class ResponseStore:
 
     def __init__(self, edge: Edge, tenant: str) -> None:
         self._edge = edge
-        self._tenant = tenant
+        self.tenant = tenant
         self._client: ChatClient = edge.chat_client(tenant)
 
     async def branch(self, tree: str, request_id: str | None, limit: int | None = None) -> Branch:
         """Return the responses up to this one, or all of a conversation. Raises not_found."""
         wanted = BranchRequest(tree, request_id, limit)
-        return await self._edge.history.request("branch", self._tenant, wanted, Branch)
+        return await self._edge.history.request("branch", self.tenant, wanted, Branch)
 
     async def find(self, response_id: str) -> FoundResponse:
         """Return a response, stored or running. Raises ServiceError(not_found)."""
@@ -92,9 +92,9 @@ class ResponseStore:
         if exchange := await self._stored(request_id):
             return _of_exchange(exchange)
         replay = await self._client.find_replay(request_id)
-        background = await self._edge.background.find(self._tenant, request_id)
+        background = await self._edge.background.find(self.tenant, request_id)
         if background and background.request:
-            self._edge.background.watch(self._tenant, request_id)
+            self._edge.background.watch(self.tenant, request_id)
         if replay and replay.request.turn and (background is None or background.end != REMOVED):
             found = FoundResponse(request_id, replay.request.turn, None, replay, background)
             if not (isinstance(found.end, Done) and found.end.stored == "log"):
@@ -134,7 +134,7 @@ class ResponseStore:
         found = await self.find(response_id)
         if found.end:
             return found
-        await self._edge.background.end(self._tenant, found.request_id, CANCELLED)
+        await self._edge.background.end(self.tenant, found.request_id, CANCELLED)
         await self._client.cancel(found.request_id)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._edge.limits.cancel_seconds):
@@ -146,8 +146,8 @@ class ResponseStore:
     async def remove(self, response_id: str) -> None:
         """Delete a response. One that is being generated is cancelled first."""
         id_ = (await self.cancel(response_id)).request_id
-        await self._edge.background.end(self._tenant, id_, REMOVED)
-        await self._edge.history.request("remove", self._tenant, RemoveRequest(id_), Empty)
+        await self._edge.background.end(self.tenant, id_, REMOVED)
+        await self._edge.history.request("remove", self.tenant, RemoveRequest(id_), Empty)
 
     async def resolve(self, given: list[Item]) -> list[Item]:
         """Replace references to items by the items. Raises ServiceError(not_found)."""

@@ -5,13 +5,14 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Literal
 
 import msgspec
-from litestar import delete, patch, post
+from litestar import Response, delete, patch, post
 from litestar.params import FromPath
 from litestar.response import Stream
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from services.client.chat_client import new_request_id
+from services.client.history_requests import HistoryRequests
 from services.contract import imports, prompts, responses
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
@@ -28,19 +29,25 @@ from services.contract.history import (
     Imported,
     ImportRequest,
     MessagesRequest,
+    Metadata,
     Session,
     SessionPage,
     SessionsRequest,
+    SystemPrompt,
+    Title,
 )
 from services.contract.messages import Empty, RequestId
 from services.edge.context import Tenant, TheEdge
 from services.edge.errors import AnyRequest, DetailedError
-from services.edge.history_requests import HistoryRequests
+from services.edge.json_lines import json_lines
 from services.edge.limits import EdgeLimits
 from services.edge.parameters import SessionQuery, decode_body, get, read_path, read_query
 
 CLEAR_EXAMPLE = 'Send JSON like {"session_id": "default"}, or no body'
-DESCRIPTION_EXAMPLE = 'Send JSON like {"title": "Holidays"}; the fields are title and system_prompt'
+DESCRIPTION_EXAMPLE = (
+    'Send JSON like {"title": "Holidays"}; the fields are title, system_prompt and metadata'
+)
+HISTORY_COMPLETE = "X-History-Complete"
 LINE_EXAMPLE = 'Each line must be JSON like {"prompt": "Hello", "response": "Hi!"}, as in an export'
 
 
@@ -48,8 +55,12 @@ class ClearBody(SessionQuery, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /clear-history`."""
 
 
-class DescriptionBody(Description, frozen=True, forbid_unknown_fields=True):
+class DescriptionBody(Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `PATCH /sessions/{session_id}`."""
+
+    title: Title | None | UnsetType = UNSET
+    system_prompt: SystemPrompt | None | UnsetType = UNSET
+    metadata: Metadata | None | UnsetType = UNSET
 
 
 class ImportLine(Imported, frozen=True, kw_only=True):
@@ -72,10 +83,12 @@ class ImportResult(Struct, frozen=True, kw_only=True):
 
 
 @get("/messages", query=MessagesRequest)
-async def messages(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> tuple[ExchangeView, ...]:
+async def messages(
+    request: AnyRequest, edge: TheEdge, tenant: Tenant
+) -> Response[tuple[ExchangeView, ...]]:
     query = read_query(request, MessagesRequest)
     page = await edge.history.request("messages", tenant, query, ExchangePage)
-    return page.messages
+    return Response(page.messages, headers=_completeness(page))
 
 
 @post("/clear-history", status_code=200, query=SessionQuery)
@@ -101,14 +114,14 @@ async def session_messages(
     """Return a page of exchanges, newest first."""
     query = read_path(request, MessagesRequest, session_id)
     page = await edge.history.request("messages", tenant, query, ExchangePage)
-    return ExchangePage(page.messages[::-1], page.next)
+    return replace(page, messages=page.messages[::-1])
 
 
 @patch("/sessions/{session_id:str}")
 async def describe(
     request: AnyRequest, session_id: FromPath[str], edge: TheEdge, tenant: Tenant
 ) -> Session:
-    """Set title and system prompt, also of a session without exchanges."""
+    """Set title, system prompt and metadata, also of a session without exchanges."""
     id_ = read_path(request, SessionQuery, session_id).session_id
     change = DescribeRequest(id_, _read_description(await request.body()), new_request_id())
     return await edge.history.request("describe", tenant, change, Session)
@@ -134,7 +147,7 @@ async def export(
     query = read_path(request, ExportRequest, session_id)
     page = await edge.history.request("export", tenant, query, ExportPage)
     lines = _export_lines(edge.history, tenant, query.session_id, page)
-    return Stream(() if request.method == "HEAD" else lines, media_type="application/jsonl")
+    return json_lines(request, lines, _completeness(page))
 
 
 @post("/sessions/{session_id:str}/messages", status_code=200, request_max_body_size=None)
@@ -156,6 +169,11 @@ async def import_(
     return ImportResult(imported=imported)
 
 
+def _completeness(page: ExchangePage | ExportPage) -> dict[str, str]:
+    """Return the header of a response that lacks exchanges which the session had."""
+    return {} if page.is_complete else {HISTORY_COMPLETE: "false"}
+
+
 def _import_stopped(error: ServiceError, imported: int) -> DetailedError:
     message = error.message
     if imported:
@@ -169,7 +187,7 @@ def _import_stopped(error: ServiceError, imported: int) -> DetailedError:
 def _session_to_clear(request: AnyRequest, body: bytes) -> str:
     """Return the session that the body or the query names."""
     in_query = read_query(request, SessionQuery).session_id
-    if not body.strip():
+    if not body:
         return in_query
     in_body = decode_body(body, ClearBody, CLEAR_EXAMPLE).session_id
     if "session_id" in request.query_params and in_body != in_query:
@@ -184,13 +202,13 @@ def _read_description(body: bytes) -> Description:
     given = decode_body(body or b"{}", DescriptionBody, DESCRIPTION_EXAMPLE)
     if given == DescriptionBody():
         raise ServiceError("invalid_request", f"The body sets nothing. {DESCRIPTION_EXAMPLE}.")
-    return Description(given.title, given.system_prompt)
+    return Description(given.title, given.system_prompt, given.metadata)
 
 
 async def _export_lines(
     history: HistoryRequests, tenant: str, session_id: str, page: ExportPage
 ) -> AsyncGenerator[bytes, None]:
-    """Yield all pages as lines. An error breaks the connection, so the client notices it."""
+    """Yield all pages as lines. Raises ServiceError."""
     while True:
         yield b"".join(encode(exchange) + b"\n" for exchange in page.exchanges)
         if page.next is None:

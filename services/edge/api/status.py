@@ -3,17 +3,20 @@
 from typing import Any, Literal
 
 from litestar import Response
-from msgspec import Struct
+from litestar.di import NamedDependency
+from msgspec import UNSET, Struct, UnsetType
 
+from services.client.history_requests import check_connected
 from services.contract.errors import ServiceError
 from services.contract.history import HistoryStatus
 from services.contract.messages import ModelInfo, WorkerReport
 from services.contract.version import VERSION
 from services.edge import pages
-from services.edge.context import Tenant, TheEdge
+from services.edge.activity import Activity
+from services.edge.context import Edge, Tenant, TheEdge
 from services.edge.errors import AnyRequest
-from services.edge.history_requests import check_connected
-from services.edge.parameters import get, wants_html
+from services.edge.page_files import Page
+from services.edge.parameters import get, read_query, wants_html
 
 
 class Root(Struct, frozen=True):
@@ -29,8 +32,30 @@ class Health(Struct, frozen=True):
     status: Literal["alive", "ready"]
 
 
+class KeyUsage(Struct, frozen=True):
+    """What a tenant uses at all edges. Requests and tokens are those of the last minute."""
+
+    name: str
+    running: int
+    requests: int
+    tokens: int
+    parallel: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+
+
+class StatusQuery(Struct, frozen=True):
+    """`activity`: show the last ten minutes, too."""
+
+    activity: bool = False
+
+
 class Status(Struct, frozen=True):
-    """`history` is null while no history process replies, `model` while no model is ready."""
+    """
+    `history` is null while no history process replies, `model` while none is ready that the tenant
+    may use. Only admins see `workers`, `history` and, if they ask for it, `activity`, which show
+    what other tenants do; others see what they use in `key`.
+    """
 
     status: Literal["online"]
     version: str
@@ -38,13 +63,20 @@ class Status(Struct, frozen=True):
     model_loaded: bool
     database_connected: bool
     model: ModelInfo | None
-    workers: list[WorkerReport]
-    history: HistoryStatus | None
+    workers: list[WorkerReport] | UnsetType = UNSET
+    history: HistoryStatus | None | UnsetType = UNSET
+    activity: Activity | UnsetType = UNSET
+    key: KeyUsage | UnsetType = UNSET
 
 
 @get("/")
-async def root(request: AnyRequest, edge: TheEdge) -> Response[Any]:
+async def root(
+    request: AnyRequest, edge: TheEdge, page: NamedDependency[Page | None]
+) -> Response[Any]:
+    """Return JSON to programs; to browsers the chat page, or a welcome if that is turned off."""
     if wants_html(request):
+        if page:
+            return page.respond_index(request)
         return pages.respond(pages.welcome(request.headers.get("host", "localhost")))
     return Response(Root("online", edge.workers.ready), headers={"Vary": "Accept"})
 
@@ -60,22 +92,47 @@ async def readyz(edge: TheEdge) -> Health:
         raise ServiceError("shutting_down", "This edge is shutting down: use another one.")
     check_connected(edge.bus)
     if not edge.workers.ready:
-        raise edge.workers.unavailable_error()
+        raise _why_not_ready(edge)
     await edge.history.check_chats_accepted()
     return Health("ready")
 
 
-@get("/status")
-async def status(edge: TheEdge, tenant: Tenant) -> Status:
+@get("/status", query=StatusQuery)
+async def status(request: AnyRequest, edge: TheEdge, tenant: Tenant) -> Status:
     """Report what is down in the fields; the response is never an error for it."""
+    query = read_query(request, StatusQuery)
     history = await edge.history.status()
+    is_admin = edge.api_keys.is_admin(request.headers)
+    visible = edge.rate_limits.visible_workers(tenant)
     return Status(
         status="online",
         version=VERSION,
         nats_connected=edge.bus.connected,
-        model_loaded=edge.workers.ready,
+        model_loaded=visible.ready,
         database_connected=history is not None and history.database_connected,
-        model=edge.workers.model,
-        workers=edge.workers.reports(),
-        history=history,
+        model=visible.model,
+        workers=edge.workers.reports() if is_admin else UNSET,
+        history=history if is_admin else UNSET,
+        activity=edge.activity.activity() if is_admin and query.activity else UNSET,
+        key=UNSET if edge.api_keys.is_open else _key_usage(edge, tenant),
+    )
+
+
+def _why_not_ready(edge: Edge) -> ServiceError:
+    """Return why no model is ready. With API keys it names none: a probe has no key."""
+    error = edge.workers.unavailable_error()
+    if edge.api_keys.is_open:
+        return error
+    message = "No model is ready: GET /v1/models with an API key lists them, and why."
+    return ServiceError(error.code, message, error.retry_after)
+
+
+def _key_usage(edge: Edge, tenant: str) -> KeyUsage:
+    key = edge.api_keys.limits(tenant)
+    return KeyUsage(
+        tenant,
+        *edge.rate_limits.usage(tenant),
+        key.parallel,
+        key.requests_per_minute,
+        key.tokens_per_minute,
     )

@@ -121,6 +121,9 @@ class Backend(TokenBackend, Protocol):
 
     def is_end(self, token: int) -> bool: ...
 
+    def warm_up(self) -> None:
+        """Compute a token, in the thread of all steps: what that thread needs is there then."""
+
     def sampler(
         self, sampling: Sampling, call: str | None = None, prompt: Sequence[int] = ()
     ) -> Sampler:
@@ -162,6 +165,9 @@ class Backend(TokenBackend, Protocol):
         Keep the first `length` tokens of the slot, by a checkpoint that was saved at this length of
         the same sequence. Return False if that failed: then the slot is undefined.
         """
+
+    def try_adapter(self, path: Path) -> None:
+        """Load an adapter's file and compute with it, apart. In any thread. Raises AdapterError."""
 
     def load_adapter(self, file: int, path: Path) -> None:
         """

@@ -2,8 +2,8 @@
 The engine of embedding models and rerankers: one thread that computes what waits, in batches.
 
 llama.cpp computes the tokens of all inputs of a batch one after another, without padding: a batch
-is filled by its number of tokens. Callers take turns, so that a short text does not wait for a long
-list of texts.
+is filled by its number of tokens. Tenants share batches by tokens. The requests of a tenant take
+turns, so that a short text does not wait for a long list of texts.
 """
 
 import logging
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from services.inference.engine.backend import MAX_BATCH_TOKENS, BackendError
 from services.inference.engine.scheduling.prefill_budget import Throughput
+from services.inference.engine.scheduling.tenant_shares import TenantShares
 
 MAX_BATCH_INPUTS = 64
 
@@ -73,6 +74,7 @@ def normalize(rows: Rows, dimensions: int | None = None) -> Rows:
 class _Job:
     """The inputs of one request, of which the shortest are computed first."""
 
+    tenant: str
     inputs: Sequence[Tokens]
     rows: Rows
     result: "Future[Rows]" = field(default_factory=Future)
@@ -113,7 +115,9 @@ class EmbeddingEngine:
     def __init__(self, embedder: Embedder, on_death: Callable[[], object]) -> None:
         self._embedder = embedder
         self._on_death = on_death
-        self._jobs: deque[_Job] = deque()  # that have waiting inputs; the first one is next
+        # By tenant, those that have waiting inputs; the first one is next. No queue is empty.
+        self._jobs: dict[str, deque[_Job]] = {}
+        self._shares = TenantShares()  # tokens
         self._changed = threading.Condition()
         self._is_closed = False
         self.throughput = Throughput()
@@ -122,17 +126,18 @@ class EmbeddingEngine:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, inputs: Sequence[Tokens]) -> "Future[Rows]":
+    def submit(self, tenant: str, inputs: Sequence[Tokens]) -> "Future[Rows]":
         """
         Compute the rows [n, width] of inputs with 1 to `context` tokens each. The future raises
         BackendError; cancelling it drops what was not computed yet.
         """
-        job = _Job(inputs, np.empty((len(inputs), self._embedder.width), np.float32))
+        job = _Job(tenant, inputs, np.empty((len(inputs), self._embedder.width), np.float32))
         with self._changed:
             if self._is_closed:
                 job.fail(_stopped())
             else:
-                self._jobs.append(job)
+                self._shares.join(tenant, self._jobs)
+                self._jobs.setdefault(tenant, deque()).append(job)
                 self._changed.notify()
         return job.result
 
@@ -140,7 +145,7 @@ class EmbeddingEngine:
     def waiting_tokens(self) -> int:
         """Tokens of all inputs that are not in a batch yet."""
         with self._changed:
-            return sum(job.waiting_tokens for job in self._jobs)
+            return sum(job.waiting_tokens for jobs in self._jobs.values() for job in jobs)
 
     def close(self) -> None:
         """Stop the thread after the current step. What still waits fails."""
@@ -168,28 +173,41 @@ class EmbeddingEngine:
     def _stop(self) -> None:
         with self._changed:
             self._is_closed = True
-            while self._jobs:
-                self._jobs.popleft().fail(_stopped())
+            for job in [job for jobs in self._jobs.values() for job in jobs]:
+                job.fail(_stopped())
+            self._jobs.clear()
             self._changed.notify()
 
     def _take_batch(self) -> list[_Item]:
-        """Take an input of each job in turn, as long as the next one has room."""
+        """Take an input of each next job, as long as it has room."""
         batch: list[_Item] = []
         room = MAX_BATCH_TOKENS
-        while self._jobs and len(batch) < MAX_BATCH_INPUTS:
-            job = self._jobs[0]
-            if job.result.cancelled():
-                self._jobs.popleft()
-                continue
+        while (job := self._next_job()) and len(batch) < MAX_BATCH_INPUTS:
             if batch and len(job.inputs[job.waiting[0]]) > room:
                 break
             item = _Item(job, job.next_input())
             batch.append(item)
             room -= len(item.tokens)
-            self._jobs.rotate(-1)
+            self._shares.charge(job.tenant, len(item.tokens))
+            self._jobs[job.tenant].rotate(-1)
             if not job.waiting:
-                self._jobs.pop()
+                self._remove(job)
         return batch
+
+    def _next_job(self) -> _Job | None:
+        """Return the next job of the tenant for which the fewest tokens were computed."""
+        while tenant := min(self._jobs, key=self._shares.used, default=None):
+            job = self._jobs[tenant][0]
+            if not job.result.cancelled():
+                return job
+            self._remove(job)
+        return None
+
+    def _remove(self, job: _Job) -> None:
+        jobs = self._jobs[job.tenant]
+        jobs.remove(job)
+        if not jobs:
+            del self._jobs[job.tenant]
 
     def _compute(self, batch: Sequence[_Item]) -> None:
         began = time.monotonic()
@@ -205,7 +223,7 @@ class EmbeddingEngine:
             self._fail(batch, _stopped())
             raise
         seconds = time.monotonic() - began
-        self.throughput.record(sum(len(item.tokens) for item in batch), seconds)
+        self.throughput.record_prefill(sum(len(item.tokens) for item in batch), seconds)
         for item, row in zip(batch, rows, strict=True):
             item.job.rows[item.number] = row
             item.job.left -= 1
@@ -216,8 +234,8 @@ class EmbeddingEngine:
         with self._changed:
             for job in {item.job for item in batch}:
                 job.fail(error)
-                if job in self._jobs:
-                    self._jobs.remove(job)
+                if job in self._jobs.get(job.tenant, ()):
+                    self._remove(job)
 
 
 def _stopped() -> EngineStopped:

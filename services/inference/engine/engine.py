@@ -120,6 +120,10 @@ class Engine:
         """Drop what is cached of a conversation, except what its running sequences use."""
         self._commands.put(ForgetSession(session))
 
+    def try_adapter(self, path: Path) -> None:
+        """Do what Backend.try_adapter does, in the caller's thread. Raises AdapterError."""
+        self._backend.try_adapter(path)
+
     def load_adapter(self, file: int, path: Path) -> "Future[None]":
         """
         Load an adapter's file between two steps (Backend.load_adapter). The future raises
@@ -140,6 +144,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            self._backend.warm_up()
             if self._backend.on_gpu:
                 overhead = measure_step_overhead(self._backend, self._parallel)
                 self._scheduler.step_overhead = overhead
@@ -231,7 +236,8 @@ class Engine:
             self._fail(step.sequences if step else self._scheduler.running, str(error))
             return
         self._scheduler.commit(step, seconds)
-        self.throughput.record(step.tokens, seconds)
+        record = self.throughput.record_prefill if step.is_prefill else self.throughput.record
+        record(step.tokens, seconds)
         for sequence, result in zip(step.sequences, results, strict=True):
             if result is not None:
                 self._accept(sequence, result)
@@ -249,6 +255,7 @@ class Engine:
         """Append a token. Its text is emitted now, or with that of the next `emit_interval`."""
         sequence.last_token_at = time.monotonic()
         sequence.first_token_at = sequence.first_token_at or sequence.last_token_at
+        self.throughput.generated_tokens += 1
         token, was_holding = sampled.token, sequence.answer.is_holding
         sequence.answer.push(sampled, self._backend.piece(token), self._backend.is_end(token))
         sequence.sampler.force(sequence.answer.take_forced())

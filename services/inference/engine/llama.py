@@ -6,6 +6,7 @@ modules llama_…, only the sampler and the trial of a model import llama_cpp.
 from __future__ import annotations  # llama_cpp has its pointer types for type checkers only
 
 import ctypes
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.contract.messages import Sampling
-from services.inference.engine import gguf_header
+from services.inference.engine import forked, gguf_header
 from services.inference.engine.adapter_numbers import BASE, file_of, scale_of
 from services.inference.engine.backend import (
     MAX_BATCH_TOKENS,
@@ -42,6 +43,8 @@ from services.inference.engine.sampling.penalties import Dry
 from services.inference.engine.sampling.sampler import SamplerChain
 from services.inference.engine.scheduling.batch_grouping import BatchGrouping
 
+log = logging.getLogger(__name__)
+
 UNQUANTIZED = ("f32", "f16", "bf16")
 MAX_SCORE_BYTES = 2**28  # of attention without flash attention
 MIN_UBATCH_TOKENS = 64  # of a CPU's `n_ubatch`: it computes fewer at once less efficiently
@@ -51,6 +54,7 @@ ADAPTER_METADATA = {
     "adapter.type": str,
     "adapter.lora.alpha": float,
 }
+TRIAL_TOKENS = 64  # of the context in which an adapter is tried
 NO_KV_CELLS = 1  # result of llama_decode: the KV cache is full
 
 
@@ -104,6 +108,14 @@ class Llama(LlamaModel):
         self._logits_address = 0
         self._all_logits = np.zeros((0, 0), np.float32)
 
+    def warm_up(self) -> None:
+        """
+        Start the threads of OpenMP, which belong to the thread that computes: libgomp ends the
+        process if it can't start one, which must not happen because of a request.
+        """
+        self._compute([Chunk(0, 0, [self.first_token], None)])
+        self.truncate(0, 0)
+
     def sampler(
         self, sampling: Sampling, call: str | None = None, prompt: Sequence[int] = ()
     ) -> SamplerChain:
@@ -136,6 +148,46 @@ class Llama(LlamaModel):
         scales = (ctypes.c_float * len(used))(*(scale_of(adapter) for _ in used))
         llama_cpp.llama_set_adapters_lora(self._context, pointers, len(used), scales)
         self._adapter = adapter
+
+    def try_adapter(self, path: Path) -> None:
+        if self.can_offload:
+            return
+        try:
+            failure = forked.failure_of(lambda: self._failure_with(path))
+        except OSError as error:  # a fork needs as much memory as the process has, if it is strict
+            log.warning("adapter not tried path=%s reason=%r", path, str(error))
+            return
+        if failure:
+            raise AdapterError(
+                f"{path} can't be used with this model ({failure}). Convert it again, or remove it"
+                " from adapters/."
+            )
+
+    def _failure_with(self, path: Path) -> str:
+        """
+        Return why a token can't be computed with an adapter, or "". Runs in a copy of the process,
+        in which the context may be amid a step: it has one of its own.
+        """
+        try:
+            adapter = _load_adapter(self._model, path)
+        except AdapterError:
+            return ""  # loading it says why
+        params = context_params(self._model, TRIAL_TOKENS, 1, 1, "f32")
+        params.n_batch = params.n_ubatch = TRIAL_TOKENS
+        context = llama_cpp.llama_init_from_model(self._model, params)
+        llama_cpp.llama_set_adapters_lora(
+            context,
+            (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter),
+            1,
+            (ctypes.c_float * 1)(1),
+        )
+        batch = LlamaBatch(1)
+        batch.fill([Chunk(0, 0, [self.first_token], None)], is_all_output=True)
+        if result := llama_cpp.llama_decode(context, batch.struct):
+            return f"llama_decode failed with {result}"
+        logits = llama_cpp.llama_get_logits(context)
+        is_finite = np.isfinite(np.ctypeslib.as_array(logits, (self.vocabulary_size,))).any()
+        return "" if is_finite else "the model computes NaN with it"
 
     def load_adapter(self, file: int, path: Path) -> None:
         self._adapters[file] = _load_adapter(self._model, path)
@@ -288,12 +340,17 @@ def _bytes(state: npt.NDArray[np.uint8]) -> ctypes.Array[ctypes.c_uint8]:
 
 def _check_adapter_header(path: Path) -> None:
     """
-    Check the types that llama.cpp asserts: it ends the process if one is wrong
+    Check the header, and the types that llama.cpp asserts: it ends the process if one is wrong
     (`llama_adapter_lora_init_impl` in src/llama-adapter.cpp). Raises AdapterError.
     """
     try:
-        header = gguf_header.read(path).values
-    except (NotGguf, OSError):
+        header = gguf_header.read_whole(path).values
+    except NotGguf as error:
+        raise AdapterError(
+            f"{path} is damaged or incomplete ({error}): copy it again, or remove it from"
+            " adapters/."
+        ) from error
+    except OSError:
         return  # llama.cpp says why
     for key, kind in ADAPTER_METADATA.items():
         if not isinstance(header.get(key, kind()), kind):

@@ -15,6 +15,7 @@ from pathlib import Path
 import llama_cpp
 
 from services.inference.engine.backend import KvType, SpecialToken
+from services.inference.engine.ggml import load_backends
 from services.inference.engine.prompt.tokenizer import MAX_PART_CHARS
 from services.inference.engine.sampling.grammar import Vocabulary
 from services.inference.engine.threads import DeepStackThreads
@@ -49,6 +50,8 @@ class LlamaModel:
     Raises ModelError.
     """
 
+    _context: llama_cpp.llama_context_p  # which the subclasses open
+
     def __init__(
         self,
         parts: Path | Sequence[Path],
@@ -57,6 +60,7 @@ class LlamaModel:
         tensor_split: Sequence[float] = (),
         main_gpu: int | None = None,
     ) -> None:
+        load_backends()
         LOG.errors.clear()
         llama_cpp.llama_log_set(LOG.callback, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
@@ -75,6 +79,20 @@ class LlamaModel:
             )
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._vocabulary = self._read_vocabulary()
+
+    @property
+    def can_offload(self) -> bool:
+        """Whether llama.cpp has opened a GPU, whatever the model uses."""
+        return bool(llama_cpp.llama_supports_gpu_offload())
+
+    @property
+    def first_token(self) -> int:
+        """A token that a text can begin with: BOS, if the model has one."""
+        return max(0, int(llama_cpp.llama_vocab_bos(self._vocab)))
+
+    def use_one_thread(self) -> None:
+        """Compute without other threads, which a fork does not have."""
+        llama_cpp.llama_set_n_threads(self._context, 1, 1)
 
     @property
     def trained_context(self) -> int:
@@ -119,13 +137,7 @@ class LlamaModel:
         return _tokenizer_threads().submit(lambda: self._tokenize(data, special)).result()
 
     def _tokenize(self, data: bytes, special: bool, add_special: bool = False) -> list[int]:
-        size = len(data) + 8
-        tokens = (llama_cpp.llama_token * size)()
-        count = llama_cpp.llama_tokenize(
-            self._vocab, data, len(data), tokens, size, add_special, special
-        )
-        assert count >= 0, "a text has no more tokens than bytes"
-        return tokens[:count]
+        return tokenize(self._vocab, data, special, add_special)
 
     def special_tokens(self) -> dict[int, SpecialToken]:
         found = {}
@@ -137,12 +149,6 @@ class LlamaModel:
 
     def piece(self, token: int) -> bytes:
         return self._vocabulary.pieces[token]
-
-    def _read_piece(self, token: int, size: int = USUAL_PIECE_BYTES) -> bytes:
-        """Return a token's bytes, with a buffer of `size` bytes or as many as are needed."""
-        buffer = ctypes.create_string_buffer(size)
-        length = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, size, 0, False)
-        return buffer.raw[:length] if length >= 0 else self._read_piece(token, -length)
 
     def is_end(self, token: int) -> bool:
         return token in self._vocabulary.ends
@@ -161,13 +167,39 @@ class LlamaModel:
     def _read_vocabulary(self) -> Vocabulary:
         tokens = range(llama_cpp.llama_vocab_n_tokens(self._vocab))
         ends = (token for token in tokens if llama_cpp.llama_vocab_is_eog(self._vocab, token))
-        return Vocabulary([self._read_piece(token) for token in tokens], frozenset(ends))
+        return Vocabulary(read_pieces(self._vocab), frozenset(ends))
 
     def _text_of(self, token: int) -> str:
         if token < 0:
             return ""
         text: bytes = llama_cpp.llama_vocab_get_text(self._vocab, token)
         return text.decode(errors="replace")
+
+
+def tokenize(
+    vocab: llama_cpp.llama_vocab_p, data: bytes, special: bool, add_special: bool = False
+) -> list[int]:
+    """Return the tokens of UTF-8. The stack must be large enough for it (STACK_BYTES_PER_CHAR)."""
+    size = len(data) + 8
+    tokens = (llama_cpp.llama_token * size)()
+    count = llama_cpp.llama_tokenize(vocab, data, len(data), tokens, size, add_special, special)
+    assert count >= 0, "a text has no more tokens than bytes"
+    return tokens[:count]
+
+
+def read_pieces(vocab: llama_cpp.llama_vocab_p, size: int = USUAL_PIECE_BYTES) -> list[bytes]:
+    """Return the bytes of all tokens, with one buffer of `size` bytes for those that fit."""
+    usual = ctypes.create_string_buffer(size)
+
+    def piece(token: int) -> bytes:
+        length = llama_cpp.llama_token_to_piece(vocab, token, usual, size, 0, False)
+        if length >= 0:
+            return usual.raw[:length]
+        buffer = ctypes.create_string_buffer(-length)
+        llama_cpp.llama_token_to_piece(vocab, token, buffer, -length, 0, False)
+        return buffer.raw
+
+    return [piece(token) for token in range(llama_cpp.llama_vocab_n_tokens(vocab))]
 
 
 def model_params(

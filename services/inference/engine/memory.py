@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from llama_cpp._ggml import libggml
+from services.inference.engine.ggml import libggml, load_backends
 
 UNKNOWN_SHARE = 0.5  # of the physical memory, which counts as free where the system doesn't say
 _CPU, _GPU, _INTEGRATED_GPU = 0, 1, 2  # GGML_BACKEND_DEVICE_TYPE_…
@@ -50,6 +50,7 @@ def _devices() -> Iterator[tuple[int, int]]:
     Yield type and free bytes of ggml's devices.
     https://github.com/ggml-org/llama.cpp/blob/master/ggml/include/ggml-backend.h
     """
+    load_backends()
     get = libggml.ggml_backend_dev_get
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libggml.ggml_backend_dev_count.restype = ctypes.c_size_t

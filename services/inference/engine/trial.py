@@ -13,26 +13,46 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from signal import SIGINT, SIGKILL, SIGTERM, Signals
+from signal import ITIMER_PROF, SIGINT, SIGKILL, SIGPROF, SIGTERM, Signals, setitimer
 
 import llama_cpp
 import msgspec
 
 from services.inference.engine.backend import KvType
+from services.inference.engine.child_path import child_path
+from services.inference.engine.forked import reason_of_abort
+from services.inference.engine.ggml import load_backends
 from services.inference.engine.llama import context_params
 from services.inference.engine.llama_embedder import embedding_params
-from services.inference.engine.llama_model import ModelError, model_params, open_model
+from services.inference.engine.llama_model import (
+    ModelError,
+    model_params,
+    open_model,
+    read_pieces,
+    tokenize,
+)
 
 AUTO_CONTEXTS = (2048, 4096, 8192, 16384, 32768)  # tokens
 MIN_CONTEXT = 64
-PROJECT = Path(__file__).parents[3]
+MAX_TOKENIZER_SECONDS = 5  # of CPU time; a vocabulary of 262,144 tokens takes 0.3
 MIB = 2**20
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _CACHE = re.compile(r"(?<!buffer )size = +([\d.]+) MiB")
 _BUFFER = re.compile(r": +(\S+) +(?:compute|output) buffer size = +([\d.]+) MiB")
 _HOST_BUFFER = re.compile(r"CPU.*|.*_Host")
 _FROM_OUTSIDE = (SIGINT, SIGKILL, SIGTERM)  # the kernel sends SIGKILL when memory is short
-_ABORT = re.compile(r"GGML_ASSERT.*|GGML_ABORT.*|.*terminate called.*")
+# Characters whose UTF-8 has all bytes that can be in it.
+_ALL_BYTES = "".join(
+    map(
+        chr,
+        [
+            *range(2**11),
+            *range(2**11, 0xD800, 2**11),
+            *range(0xE000, 2**16, 2**11),
+            *range(2**16, 17 * 2**16, 2**15),
+        ],
+    )
+).encode()
 
 
 class TrialRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,12 +90,11 @@ class Refusal(msgspec.Struct, frozen=True, tag=True):
 
 def run(request: TrialRequest) -> Trial:
     """Try the model. Raises ModelError, or RuntimeError for a bug in the child."""
-    path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
     child = subprocess.run(
         [sys.executable, "-m", "services.inference.engine.trial"],
         input=msgspec.json.encode(request),
         capture_output=True,
-        env=os.environ | {"PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"},
+        env=os.environ | {"PYTHONPATH": child_path(), "GGML_NO_BACKTRACE": "1"},
     )
     errors = child.stderr.decode(errors="replace")
     if -child.returncode in _FROM_OUTSIDE:
@@ -83,10 +102,15 @@ def run(request: TrialRequest) -> Trial:
             f"The trial of {request.files[0]} was killed by {Signals(-child.returncode).name}. If"
             " the machine or the container ran out of memory, give it more. Then restart."
         )
-    if child.returncode < 0:  # a signal
+    if child.returncode == -SIGPROF:
+        raise ModelError(
+            f"{request.files[0]} is damaged, or llama.cpp does not support it: its tokenizer runs"
+            " without end. Download or convert the file again."
+        )
+    if child.returncode < 0:  # another signal
         raise ModelError(
             f"{request.files[0]} is damaged, or llama.cpp does not support it: it aborted"
-            f" ({_reason_of_abort(errors)}). Download or convert the file again."
+            f" ({reason_of_abort(errors)}). Download or convert the file again."
         )
     if child.returncode:
         raise RuntimeError(f"the trial of a model failed: {errors}")
@@ -94,11 +118,6 @@ def run(request: TrialRequest) -> Trial:
     if isinstance(result, Refusal):
         raise ModelError(f"{request.files[0]} can't be loaded: {result.reason}")
     return result
-
-
-def _reason_of_abort(errors: str) -> str:
-    found = _ABORT.search(errors)
-    return found[0] if found else "no reason given"
 
 
 # --- in the child ---------------------------------------------------------------------------------
@@ -124,6 +143,7 @@ class _Log:
 
 
 def _try(request: TrialRequest) -> Trial | Refusal:
+    load_backends()
     log = _Log()
     llama_cpp.llama_backend_init()
     params = model_params(request.gpu_layers, request.tensor_split, request.main_gpu)
@@ -131,6 +151,11 @@ def _try(request: TrialRequest) -> Trial | Refusal:
     model = open_model([Path(file) for file in request.files], params)
     if not model:
         return Refusal(f"{log.reason}. Check that the file is complete.")
+    setitimer(ITIMER_PROF, MAX_TOKENIZER_SECONDS)  # SIGPROF ends the process
+    why_not = _try_vocabulary(model)
+    setitimer(ITIMER_PROF, 0)
+    if why_not:
+        return Refusal(f"{why_not}. Convert it again.")
     trained = llama_cpp.llama_model_n_ctx_train(model)
     if trained < MIN_CONTEXT:
         return Refusal(f"its context length of {trained} tokens is invalid. Convert it again.")
@@ -147,6 +172,22 @@ def _try(request: TrialRequest) -> Trial | Refusal:
         assert bool(needs[-1].cache) == has_cache, "llama.cpp logs the size of each cache"
         llama_cpp.llama_free(context)
     return Trial(trained, llama_cpp.llama_model_n_layer(model), tuple(needs))
+
+
+def _try_vocabulary(model: llama_cpp.llama_model_p) -> str | None:
+    """
+    Return why the tokenizer can't be used. llama.cpp aborts for bytes that a vocabulary lacks, and
+    for tokens that it can't read, when they are used.
+    """
+    vocab = llama_cpp.llama_model_get_vocab(model)
+    if llama_cpp.llama_vocab_type(vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+        return "it has no tokenizer"
+    pieces = read_pieces(vocab)
+    for special in (True, False):
+        tokens = tokenize(vocab, _ALL_BYTES, special, add_special=True)
+        if outside := [token for token in tokens if not 0 <= token < len(pieces)]:
+            return f"its tokenizer gives the token {outside[0]}, and the last is {len(pieces) - 1}"
+    return None
 
 
 def _sizes(

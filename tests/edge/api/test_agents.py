@@ -9,11 +9,12 @@ import nats
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from synadia_ai.agents import Agents, ProtocolError, ResponseChunk, StatusChunk
+from synadia_ai.agents import Agent, Agents, ProtocolError, ResponseChunk, StatusChunk
 
 from services.contract.messages import Failed, Progress, Token
 from services.edge.api.agents import serving_agents
 from services.edge.app import make_edge
+from services.edge.keys import ApiKeys, parse_setting
 from services.edge.limits import EdgeLimits
 from services.runtime.bus import Bus
 from tests.fakes import ACCEPTED, DONE, HELLO, answer_script, scripted_worker
@@ -22,11 +23,16 @@ PROMPT = "agents.prompt.finetunellm._.default"
 
 
 @pytest.fixture
-async def client(nats_url: str) -> AsyncIterator[Client]:
-    """A connection to a server where an edge serves agents."""
+def keys() -> ApiKeys:
+    return ApiKeys()
+
+
+@pytest.fixture
+async def client(nats_url: str, keys: ApiKeys) -> AsyncIterator[Client]:
+    """A connection to a server where an edge with `keys` serves agents."""
     async with Bus.connect(nats_url, "edge") as bus:
-        edge = await make_edge(bus, asyncio.Event(), EdgeLimits(ping_seconds=0.05))
-        async with serving_agents(edge, ["_", "ada"], pytest.fail):
+        edge = await make_edge(bus, asyncio.Event(), EdgeLimits(ping_seconds=0.05), keys)
+        async with serving_agents(edge, pytest.fail):
             client = await nats.connect(nats_url)
             yield client
             await client.close()
@@ -52,19 +58,34 @@ async def replies(client: Client, subject: str, data: bytes) -> list[Msg]:
         got.append(message)
 
 
-async def test_client_finds_the_agent_of_each_tenant(client: Client) -> None:
+async def owners(client: Client) -> dict[str, Agent]:
     async with finder(client) as agents:
         found = await agents.discover()
-    ours = {agent.owner: agent for agent in found if agent.agent == "finetunellm"}
-    assert {"_", "ada"} <= ours.keys()
-    agent = ours["_"]
+    return {agent.owner: agent for agent in found if agent.agent == "finetunellm"}
+
+
+async def test_client_finds_the_agent(client: Client) -> None:
+    agent = (await owners(client))["_"]
     assert (agent.session_name, agent.protocol_version) == ("default", "0.3")
     assert agent.prompt_endpoint.subject == PROMPT
     assert agent.prompt_endpoint.max_payload_bytes == client.max_payload
     assert agent.prompt_endpoint.attachments_ok is False
 
 
-async def test_client_reads_an_answer(client: Client, nats_url: str) -> None:
+async def test_agents_follow_the_names_of_keys(client: Client, keys: ApiKeys) -> None:
+    keys.replace("just keys", parse_setting("ada:1,bob:2"))
+    async with asyncio.timeout(5):
+        while (await owners(client)).keys() != {"ada", "bob"}:
+            pass
+        keys.replace("just keys", parse_setting("bob:2"))
+        while (await owners(client)).keys() != {"bob"}:
+            pass
+
+
+async def test_client_reads_an_answer(client: Client, nats_url: str, keys: ApiKeys) -> None:
+    keys.replace("just keys", parse_setting("ada:1"))
+    while "ada" not in await owners(client):
+        pass
     script = answer_script(("reasoning", "Hm"), ("content", "Grüß "), ("content", "dich"))
     async with scripted_worker(nats_url, script) as worker, finder(client) as agents:
         (agent,) = [each for each in await agents.discover() if each.owner == "ada"]

@@ -17,7 +17,9 @@ from services.contract.messages import (
     AnswerEvent,
     JsonSchema,
     JsonSchemaFormat,
+    Progress,
     Sampling,
+    Started,
     Timings,
     Token,
     TokenLogprob,
@@ -499,3 +501,25 @@ async def test_longest_results_and_prefix_are_accepted(
     body = {"tool_results": [RESULT | {"content": text}], "prefix": text}
     async with scripted_worker(nats_url, HELLO):
         assert (await http.post("/chat", json=body)).status_code == 200
+
+
+async def test_progress_is_sent_only_if_asked_for(http: httpx.AsyncClient, nats_url: str) -> None:
+    waiting = (Progress(2, 0, 0), Started(7, 3, 1, 4))
+    async with scripted_worker(nats_url, (ACCEPTED, *waiting, *HELLO[1:])):
+        plain = await http.post("/chat", json=JSON)
+        shown = await http.post("/chat?progress=true", json=JSON)
+    events = [json.loads(line[6:]) for line in shown.text.splitlines() if line[:6] == "data: "]
+    assert events[:2] == [
+        {"progress": {"queue_position": 2, "prompt_tokens": 0, "prefilled_tokens": 0}},
+        {
+            "started": {
+                "prompt_tokens": 7,
+                "cached_tokens": 3,
+                "exchanges_kept": 1,
+                "exchanges_dropped": 4,
+            }
+        },
+    ]
+    assert "progress" not in plain.text and "started" not in plain.text
+    wrong = await http.post("/chat?progress=perhaps", json=JSON)
+    assert wrong.status_code == 400 and "progress" in wrong.json()["error"]["message"]

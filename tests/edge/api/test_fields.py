@@ -8,12 +8,11 @@ import httpx
 import msgspec
 import pytest
 
-from services.contract import subjects
 from services.contract.messages import ChatRequest
 from services.edge.api import fields
 from services.runtime.bus import Bus
 from tests.edge.conftest import edge_on
-from tests.fakes import HELLO, direct_worker, report, scripted_worker
+from tests.fakes import HELLO, direct_worker, report, reporting, scripted_worker
 
 U = {"role": "user", "content": "hello"}
 FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object"}}
@@ -561,8 +560,8 @@ async def test_unknown_name_stands_for_the_only_model_if_it_may(nats_url: str) -
         Bus.connect(nats_url, "edge") as bus,
         edge_on(bus, takes_any_model=True) as http,
         direct_worker(nats_url, "w1", HELLO) as worker,
+        reporting(bus, report("w1")),
     ):
-        await bus.publish(subjects.report("w1"), report("w1"))
         await until_ready(http)
         for name in ("gpt-4o", "demo"):
             got = await http.post(CHAT, json={"model": name, "messages": [U]})

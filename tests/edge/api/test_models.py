@@ -7,11 +7,10 @@ from typing import Any
 import openai
 import pytest
 
-from services.contract import subjects
 from services.contract.messages import ModelInfo, WorkerReport
 from services.runtime.bus import Bus
 from tests.edge.conftest import edge_on
-from tests.fakes import HELLO, scripted_worker
+from tests.fakes import HELLO, reporting, scripted_worker
 
 
 def report(worker_id: str, name: str, *adapters: str) -> WorkerReport:
@@ -22,9 +21,12 @@ def report(worker_id: str, name: str, *adapters: str) -> WorkerReport:
 @pytest.fixture
 async def client_of_two(nats_url: str) -> AsyncIterator[openai.AsyncOpenAI]:
     """An OpenAI client of an edge that two workers report to."""
-    async with Bus.connect(nats_url, "edge") as bus, edge_on(bus) as http:
-        for each in (report("1", "small", "loud"), report("2", "org/large")):
-            await bus.publish(subjects.report(each.worker_id), each)
+    reports = report("1", "small", "loud"), report("2", "org/large")
+    async with (
+        Bus.connect(nats_url, "edge") as bus,
+        edge_on(bus) as http,
+        reporting(bus, *reports),
+    ):
         base = f"{http.base_url}/v1"
         async with openai.AsyncOpenAI(base_url=base, api_key="x", max_retries=0) as client:
             async with asyncio.timeout(2):
@@ -62,9 +64,7 @@ async def test_models_that_are_not_ready_are_listed_last_with_why(
 ) -> None:
     loading = WorkerReport("3", "loading", 1, 0, 0, progress=0.25, name="big")
     failed = WorkerReport("4", "failed", 1, 0, 0, error="It is broken.", name="broken")
-    async with Bus.connect(nats_url, "worker") as bus:
-        for each in (loading, failed):
-            await bus.publish(subjects.report(each.worker_id), each)
+    async with Bus.connect(nats_url, "worker") as bus, reporting(bus, loading, failed):
         async with asyncio.timeout(2):
             while len(models := (await client_of_two.models.list()).data) < 5:
                 await asyncio.sleep(0.01)

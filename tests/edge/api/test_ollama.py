@@ -10,7 +10,6 @@ import httpx
 import ollama
 import pytest
 
-from services.contract import subjects
 from services.contract.messages import ChatRequest, Failed
 from services.edge.limits import EdgeLimits
 from services.runtime.bus import Bus
@@ -23,6 +22,7 @@ from tests.fakes import (
     direct_worker,
     random_answer,
     report,
+    reporting,
     scripted_worker,
 )
 
@@ -183,8 +183,8 @@ async def test_client_lists_and_describes_models(bus: Bus, nats_url: str) -> Non
         edge_on(bus) as http,
         direct_worker(nats_url, "w1", HELLO),
         ollama.AsyncClient(host=str(http.base_url)) as client,
+        reporting(bus, report("w1")),
     ):
-        await bus.publish(subjects.report("w1"), report("w1"))
         async with asyncio.timeout(5):
             while not (listed := (await client.list()).models):
                 await asyncio.sleep(0.01)
@@ -232,15 +232,17 @@ async def test_invalid_body_is_an_error_of_ollama(
 
 async def test_error_names_the_option_as_sent(http: httpx.AsyncClient) -> None:
     got = await http.post(CHAT, json=BODY | {"options": {"num_predict": 0}})
-    assert (got.status_code, got.json()) == (
+    assert (got.status_code, got.json()["error"]) == (
         400,
-        {"error": "The field `num_predict` must be at least 1."},
+        "The field `num_predict` must be at least 1.",
     )
 
 
 async def test_model_without_a_name_is_not_shown(http: httpx.AsyncClient) -> None:
     got = await http.post("/api/show", json={})
-    assert (got.status_code, got.json()) == (400, {"error": "The field `model` is missing."})
+    assert got.status_code == 400
+    trace_id = got.headers["x-trace-id"]
+    assert got.json() == {"error": "The field `model` is missing.", "trace_id": trace_id}
 
 
 async def test_failures_are_raised_by_the_client(client: ollama.AsyncClient, nats_url: str) -> None:

@@ -51,6 +51,7 @@ MESSAGE = ExchangeView(
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SESSION = Session("s 1", "Holidays", None, 2, NOW)
 LINE = b'{"prompt":"p","response":"r"}'
+CALL = {"id": "c", "function": {"name": "go", "arguments": "{}"}}
 STRANGE = "ä/b ?%2F#"
 STRANGE_PATH = "%C3%A4%2Fb%20%3F%252F%23"
 
@@ -89,6 +90,7 @@ async def test_sessions_are_listed_in_pages(http: httpx.AsyncClient, nats_url: s
                 "system_prompt": None,
                 "exchanges": 2,
                 "last_activity": "2026-01-02T03:04:05Z",
+                "metadata": {},
             }
         ],
         "next": "17-4",
@@ -115,10 +117,12 @@ async def test_patch_sets_title_and_system_prompt(http: httpx.AsyncClient, nats_
     ) as asked:
         answer = await http.patch("/sessions/s%201", json={"title": "Holidays"})
         await http.patch("/sessions/s", json={"title": None, "system_prompt": ""})
+        await http.patch("/sessions/s", json={"metadata": {"a": "b"}})
     assert (answer.status_code, answer.json()["title"]) == (200, "Holidays")
     assert [replace(request, request_id=None) for request in asked] == [
         DescribeRequest("s 1", Description("Holidays", UNSET)),
         DescribeRequest("s", Description(None, "")),
+        DescribeRequest("s", Description(metadata={"a": "b"})),
     ]
     assert all(request.request_id for request in asked)
 
@@ -151,6 +155,19 @@ async def test_export_of_an_empty_session_is_empty(http: httpx.AsyncClient, nats
     ):
         answer = await http.get("/sessions/s/export")
     assert (answer.status_code, answer.content) == (200, b"")
+    assert "x-history-complete" not in answer.headers
+
+
+async def test_incomplete_history_is_reported(http: httpx.AsyncClient, nats_url: str) -> None:
+    page = ExportPage((exchange("c"),), is_complete=False)
+    async with answering(nats_url, subjects.history("export", subjects.ANY), ExportRequest, page):
+        assert (await http.get("/sessions/s/export")).headers["x-history-complete"] == "false"
+    messages = ExchangePage((MESSAGE,), is_complete=False)
+    subject = subjects.history("messages", subjects.ANY)
+    async with answering(nats_url, subject, MessagesRequest, messages):
+        shown = await http.get("/messages?session_id=s")
+        assert shown.headers["x-history-complete"] == "false" and len(shown.json()) == 1
+        assert (await http.get("/sessions/s/messages")).json()["is_complete"] is False
 
 
 async def test_export_that_fails_midway_breaks_the_connection(
@@ -324,6 +341,7 @@ async def test_endless_line_is_a_413(http: httpx.AsyncClient) -> None:
         ("PATCH", "/sessions/s", b"[]", None),
         ("PATCH", "/sessions/s", b'{"title":""}', "title"),
         ("PATCH", "/sessions/s", b'{"title":7}', "title"),
+        ("PATCH", "/sessions/s", b'{"title":"t","metadata":{"a":5}}', "metadata"),
         ("PATCH", "/sessions/s", b'{"titel":"t"}', "titel"),
         ("PATCH", "/sessions/s", b'{"title":"' + b"x" * 201 + b'"}', "title"),
         (
@@ -371,6 +389,9 @@ async def test_invalid_input_is_a_400_that_names_the_field(
         ({"model": {"name": "m", "digest": "d", "context": 2**63, "bytes": 1}}, "model"),
         ({"prompt": ""}, "prompt"),
         ({"prompt": None, "tool_results": [{"tool_call_id": "c", "content": "x"}]}, "prompt"),
+        ({"feedback": {"given_at": "0001-01-01T00:00:00+12:00"}}, "feedback"),
+        ({"feedback": {"rating": "great"}}, "feedback"),
+        ({"feedback": {"correction": "c"}, "tool_calls": [CALL]}, "feedback"),
         ({"reasoning": 5}, "reasoning"),
         ({"tool_calls": [{"id": "c", "function": {"name": "go", "arguments": {}}}]}, "tool_calls"),
         ({"tool_results": [{"content": "x"}]}, "tool_call_id"),

@@ -181,8 +181,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_bytes(write_lora(path).read_bytes()[:5000]),
         "corrupted or incomplete",
     ),
-    "no GGUF": (lambda path: path.write_bytes(b"PK\3\4 a zip file"), "magic"),
-    "an empty file": (lambda path: path.touch(), "magic"),
+    "no GGUF": (lambda path: path.write_bytes(b"PK\3\4 a zip file"), "does not begin with GGUF"),
+    "an empty file": (lambda path: path.touch(), "ends within its header"),
     "a number as its type": (
         lambda path: write_lora(path, metadata={"adapter.type": 1.0}),
         "adapter.type has another type",

@@ -258,6 +258,9 @@ def test_next_turn_computes_only_new_tokens() -> None:
         run.submit("hihello?", key="b")
         assert run.finish("b")[0] == "yes"
         assert backend.computed - before == len("?") + len("yes")
+        throughput = run.engine.throughput
+        assert throughput.prefilled_tokens == len("hi") + len("?"), "without cached ones"
+        assert throughput.generated_tokens == len("hello") + len("yes") + 2, "with ends"
 
 
 def test_failed_step_ends_its_sequences_not_the_engine() -> None:

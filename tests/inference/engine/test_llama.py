@@ -14,7 +14,7 @@ from services.inference.engine.backend import (
     SampleResult,
 )
 from services.inference.engine.llama import Llama
-from services.inference.engine.llama_model import KV_TYPES, ModelError
+from services.inference.engine.llama_model import KV_TYPES, ModelError, read_pieces
 from services.inference.engine.prompt.chat_template import ChatTemplate
 from services.inference.engine.prompt.tokenizer import MAX_PART_CHARS
 from tests.inference.engine.demo import DEMO, open_demo
@@ -169,8 +169,8 @@ def test_role_marker_in_user_text_stays_text(llama: Llama) -> None:
 
 
 def test_piece_longer_than_buffer_is_read(llama: Llama) -> None:
-    token = max(range(300, 1500), key=lambda token: len(llama.piece(token)))
-    assert llama._read_piece(token, 1) == llama.piece(token)
+    pieces = [llama.piece(token) for token in range(llama.vocabulary_size)]
+    assert read_pieces(llama._vocab, size=1) == pieces
 
 
 def test_loading_reports_progress_and_can_be_aborted() -> None:

@@ -51,7 +51,7 @@ def reference(path: Path, context: int = CONTEXT) -> Iterator[llama_cpp.Llama]:
 
 def in_batches(embedder: LlamaEmbedder, inputs: list[list[int]]) -> npt.NDArray[np.float32]:
     engine = EmbeddingEngine(embedder, on_death=lambda: None)
-    result = engine.submit(inputs)
+    result = engine.submit("ann", inputs)
     while not result.done():
         engine.step()
     return result.result()

@@ -98,6 +98,24 @@ def test_file_that_makes_llama_abort_is_an_error(tmp_path: Path, layers: int) ->
         tried(path)
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "reason"),
+    [
+        ("none", "has no tokenizer"),
+        ("llama", "out_of_range"),
+        ("x", "unknown tokenizer: 'x'"),
+        ("rwkv", "runs without end"),
+    ],
+)
+def test_tokenizer_that_makes_llama_abort_is_an_error(
+    tmp_path: Path, tokenizer: str, reason: str
+) -> None:
+    """A SentencePiece tokenizer without tokens for all bytes aborts at the first "é"."""
+    path = changed_demo(tmp_path / "mine.gguf", tokenizer__ggml__model=tokenizer)
+    with pytest.raises(ModelError, match=rf"mine\.gguf .*{reason}"):
+        tried(path)
+
+
 def test_killed_trial_is_not_blamed_on_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from itertools import chain, zip_longest
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from services.inference.engine.prompt.template_process import RenderFailure
 from services.inference.engine.prompt.template_renderer import (
     REASONING,
     Json,
@@ -169,7 +170,7 @@ class PromptAssembler:
 
         try:
             whole = self._render(conversation, {})
-        except Exception:  # because of some content, which must not end a session
+        except RenderFailure:  # because of some content, which must not end a session
             return [_Segment(None, skeleton({}))], {}
         answers = self._known_answers(conversation)
         numbers_of = {slot: number for number, slot in enumerate(conversation.texts)}

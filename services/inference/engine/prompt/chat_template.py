@@ -1,6 +1,9 @@
 """Prompts of one model: sessions, conversations and raw text to tokens."""
 
+import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain, pairwise
 from os.path import commonprefix
 from types import MappingProxyType
@@ -16,14 +19,22 @@ from services.inference.engine.prompt import window
 from services.inference.engine.prompt.assembler import CONTENT, PromptAssembler, TemplateMessage
 from services.inference.engine.prompt.format_probe import find_format
 from services.inference.engine.prompt.model_format import THINKING_SWITCHES, ModelFormat
+from services.inference.engine.prompt.template_process import (
+    DEFAULT_LIMITS,
+    RenderFailure,
+    TemplateLimitError,
+    TemplateLimits,
+)
 from services.inference.engine.prompt.template_renderer import (
     REASONING,
+    TemplateError,
     TemplateRenderer,
-    variables_of,
     with_prefix,
 )
 from services.inference.engine.prompt.tokenizer import Tokenizer
 from services.inference.engine.prompt.tools import ToolPrompt
+
+log = logging.getLogger(__name__)
 
 # Tokens of earlier answers and of their reasoning, by text, without the end token.
 KnownAnswers = Mapping[str, Sequence[int]]
@@ -32,6 +43,8 @@ NO_ANSWERS: KnownAnswers = MappingProxyType({})
 Variables = Mapping[str, Any]  # of a template, beside the conversation
 NO_VARIABLES: Variables = MappingProxyType({})
 SYSTEM_ROLES = ("system", "developer")
+MAX_CACHED_TAILS = 64  # by the variables of requests
+MAX_CACHED_CHARS = 1_000  # of such variables; a caller may send megabytes
 MAX_TAIL_TOKENS = 64  # of what a template writes after the last message
 # Texts without a common prefix, so that the common prefix of their prompts is the template's own.
 _PROBES = ("a", "B", "1", ".", " a", "\na", "\u00e9", "\u4e2d")
@@ -147,18 +160,32 @@ class ChatTemplate(RawPrompts):
     """
 
     def __init__(
-        self, source: str, backend: Backend, *, bos: str, eos: str, adds_bos: bool
+        self,
+        source: str,
+        backend: Backend,
+        *,
+        bos: str,
+        eos: str,
+        adds_bos: bool,
+        limits: TemplateLimits = DEFAULT_LIMITS,
     ) -> None:
         first = bos if adds_bos else ""
-        renderer = TemplateRenderer(source, {"bos_token": bos, "eos_token": eos}, first)
-        found = find_format(renderer.render, source)
-        renderer.reasoning_field = found.reasoning_field
+        try:
+            renderer = TemplateRenderer(source, {"bos_token": bos, "eos_token": eos}, first, limits)
+            with renderer.trying():
+                found = find_format(renderer.render, source)
+                renderer.reasoning_field = found.reasoning_field
+                switches = _switches(renderer)
+        except (RenderFailure, TemplateLimitError) as error:
+            raise TemplateError(str(error)) from error
         super().__init__(backend, renderer.sample + found.sample, first)
-        self.format = ModelFormat.of(found, _switches(source, renderer), backend, self.tokenize)
+        self.format = ModelFormat.of(found, switches, backend, self.tokenize)
         self.markers, self.reasoning_end = self.format.markers, self.format.reasoning_end
         self._tools, self._renderer = ToolPrompt(found), renderer
         self._assembler = PromptAssembler(renderer, self._tokenizer)
         self._tail = self.tokenize(renderer.tail, special=True)
+        # each prompt needs it twice, and a rendering is a message to another process and back
+        self._tails = lru_cache(MAX_CACHED_TAILS)(self._render_tail)
 
     def session_prompt(
         self,
@@ -282,7 +309,9 @@ class ChatTemplate(RawPrompts):
                 options.variables,
                 _open_field(options, messages[-1], self.format),
             )
-        except Exception as error:  # a template is a program, and can fail in any way
+        except TemplateLimitError as error:
+            raise _too_costly(error) from error
+        except Exception as error:  # what a template makes of a conversation can be anything
             reason = str(error) or type(error).__name__
             raise ServiceError(
                 "invalid_request", f"The model's chat template rejects the messages: {reason}."
@@ -312,11 +341,18 @@ class ChatTemplate(RawPrompts):
 
     def _question_tail(self, variables: Variables) -> str:
         """Return what the template writes after a question, or "" if it refuses the variables."""
-        messages = [{"role": "user", "content": _QUESTION}]
+        text = json.dumps(dict(variables), sort_keys=True)
+        render = self._tails if len(text) <= MAX_CACHED_CHARS else self._render_tail
         try:
-            return self._renderer.render(messages, (), variables).rpartition(_QUESTION)[2]
-        except Exception:  # a template is a program, and can fail in any way
+            return render(text)
+        except (RenderFailure, TemplateLimitError):
             return ""
+
+    def _render_tail(self, variables: str) -> str:
+        """Return what the template writes after a question; the variables are an object in JSON."""
+        messages = [{"role": "user", "content": _QUESTION}]
+        rendered = self._renderer.render(messages, (), json.loads(variables))
+        return rendered.rpartition(_QUESTION)[2]
 
     def _channel(self, tokens: Sequence[int], options: PromptOptions) -> Channel:
         """
@@ -334,8 +370,16 @@ class ChatTemplate(RawPrompts):
     def public_prefixes(self, system: str, variables: Variables = NO_VARIABLES) -> list[list[int]]:
         """
         Return the tokens with which prompts of all callers begin: with the server's `system`
-        prompt, with a caller's own, and without one.
+        prompt, with a caller's own, and without one. None, if the template fails on them.
         """
+        try:
+            with self._renderer.trying():
+                return self._public_prefixes(system, variables)
+        except (RenderFailure, TemplateLimitError) as error:
+            log.warning("public prefixes unknown reason=%r", str(error))
+            return []
+
+    def _public_prefixes(self, system: str, variables: Variables) -> list[list[int]]:
         questions = [TemplateMessage("user", probe) for probe in _PROBES]
         head = TemplateMessage("system", system)
         conversations = (
@@ -351,11 +395,11 @@ class ChatTemplate(RawPrompts):
         return [list(prefix) for prefix in prefixes if prefix]
 
 
-def _switches(source: str, renderer: TemplateRenderer) -> dict[str, tuple[Any, Any]]:
+def _switches(renderer: TemplateRenderer) -> dict[str, tuple[Any, Any]]:
     """Return the variables that turn reasoning off and on, with their values."""
-    read = variables_of(source)
-    switches = {name: values for name, values in THINKING_SWITCHES.items() if name in read}
-    effort = _no_effort(renderer) if "reasoning_effort" in read else None
+    reads = renderer.reads
+    switches = {name: values for name, values in THINKING_SWITCHES.items() if name in reads}
+    effort = _no_effort(renderer) if "reasoning_effort" in reads else None
     return switches | ({"reasoning_effort": (effort, None)} if effort else {})
 
 
@@ -369,11 +413,19 @@ def _no_effort(renderer: TemplateRenderer) -> str | None:
         messages = [{"role": "user", "content": _QUESTION}]
         try:
             return renderer.render(messages, (), {"reasoning_effort": effort}).replace(effort, "")
-        except Exception:  # a template is a program, and can fail in any way
+        except RenderFailure:
             return None
 
     any_word = rendered("zq")
     return next((each for each in _NO_EFFORTS if rendered(each) not in (None, any_word)), None)
+
+
+def _too_costly(error: TemplateLimitError) -> ServiceError:
+    return ServiceError(
+        "model_unavailable",
+        f"The model's chat template was stopped: {error}. If other prompts work, send a shorter or"
+        " another one; else let the operator set MODEL_CHAT_TEMPLATE to another template.",
+    )
 
 
 def _exchanges(

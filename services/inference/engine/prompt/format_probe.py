@@ -24,6 +24,7 @@ from services.inference.engine.output.answer_format import (
 )
 from services.inference.engine.output.call_values import GEMMA_QUOTE
 from services.inference.engine.prompt.known_formats import described_calls, known_format
+from services.inference.engine.prompt.template_process import RenderFailure
 
 Json = dict[str, Any]
 Render = Callable[..., str]  # messages, tools, variables, add_generation_prompt to a prompt
@@ -64,7 +65,7 @@ class FoundFormat(NamedTuple):
 
 
 class _Probe:
-    """Renders one template. A rendering that fails is None: a template may raise anything."""
+    """Renders one template. A rendering that fails is None."""
 
     def __init__(self, render: Render) -> None:
         self._render = render
@@ -80,7 +81,7 @@ class _Probe:
         try:
             rendered = self._render(messages, tools, variables or {}, is_prompt)
             return rendered.replace(NAMESPACE + "<", "<" + _SIGN)
-        except Exception:
+        except RenderFailure:
             return None
 
     def tail(self, *messages: Json, **options: Any) -> str | None:

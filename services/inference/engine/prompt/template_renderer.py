@@ -1,26 +1,26 @@
 """
 Renders a model's chat template: Jinja as Hugging Face's `apply_chat_template` extends it
-(https://huggingface.co/docs/transformers/chat_templating), in a sandbox, since templates are
-programs of strangers.
+(https://huggingface.co/docs/transformers/chat_templating), in a process of its own, since templates
+are programs of strangers.
 """
 
-import json
 import re
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
-from datetime import datetime
-from functools import lru_cache
+from contextlib import contextmanager
 from itertools import combinations
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jinja2
-from jinja2 import meta
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from services.inference.engine.prompt import template_process
+from services.inference.engine.prompt.template_process import (
+    DEFAULT_LIMITS,
+    RenderFailure,
+    TemplateLimitError,
+    TemplateLimits,
+    variables_of,
+)
 
 Json = dict[str, Any]
 
@@ -75,21 +75,29 @@ _VARIANTS = [
 class TemplateRenderer:
     """
     Renders conversations with one template. Which variables it expects is found by rendering
-    probes. Raises TemplateError if it can render no conversation.
+    probes. Raises TemplateError if it can render no conversation, or TemplateLimitError.
     """
 
-    def __init__(self, source: str, constants: Json, bos: str) -> None:
+    def __init__(
+        self, source: str, constants: Json, bos: str, limits: TemplateLimits = DEFAULT_LIMITS
+    ) -> None:
         """
         `constants` are the variables `bos_token` and `eos_token`; `bos` is the text that every
         prompt begins with, maybe empty.
         """
+        self._limits = limits
+        self._must_end_by: float | None = None
         self._constants, self._bos = constants, bos
         self.source = source
         self.reasoning_field = ""  # found later, by rendering
         try:
-            self._template = compile_template(source)
-        except jinja2.TemplateSyntaxError as error:
+            self.reads = variables_of(source, limits)  # variables
+        except RenderFailure as error:
             raise TemplateError(f"its Jinja can't be parsed: {error}") from error
+        with self.trying():
+            self._find_variables()
+
+    def _find_variables(self) -> None:
         chat = ("user", "assistant", "user")
         usable = [each for each in _VARIANTS if self._failure(each, chat) is None]
         if not usable:
@@ -102,6 +110,15 @@ class TemplateRenderer:
         self.sample = self.render(_probe(placeholders, roles))
         self.tail = placeholders.split(self.sample)[0][-1]  # what follows the last question
 
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """Limit the seconds of all renderings together, while only one thread uses the template."""
+        self._must_end_by = time.monotonic() + self._limits.trying_seconds
+        try:
+            yield
+        finally:
+            self._must_end_by = None
+
     def render(
         self,
         messages: Sequence[Json],
@@ -111,7 +128,8 @@ class TemplateRenderer:
     ) -> str:
         """
         Return the text of the messages and, if `is_prompt`, the begin of an answer. `variables` are
-        further ones of the template. A template is a program, and may raise any exception.
+        further ones of the template. Raises RenderFailure if the template raises an exception, or
+        TemplateLimitError.
         """
         return self._render(self._variables, messages, tools, variables, is_prompt)
 
@@ -135,22 +153,23 @@ class TemplateRenderer:
         variables: Mapping[str, Any] = MappingProxyType({}),
         is_prompt: bool = True,
     ) -> str:
-        if any(f".{name}" in self.source for name in _LIST_METHODS):  # may change a value
-            messages, tools = deepcopy([*messages]), deepcopy([*tools])
+        if self._must_end_by is not None and time.monotonic() > self._must_end_by:
+            seconds = self._limits.trying_seconds
+            raise TemplateLimitError(f"it takes more than {seconds:g} seconds to try it")
         given = dict(variables) | self._constants | expected.missing
-        rendered = self._template.render(
-            messages=[self._message(message, expected) for message in messages],
-            add_generation_prompt=is_prompt,
-            **(given | ({"tools": tools} if tools else {})),
-        )
-        return with_prefix(rendered, self._bos)
+        given |= {
+            "messages": [self._message(message, expected) for message in messages],
+            "add_generation_prompt": is_prompt,
+        }
+        given |= {"tools": list(tools)} if tools else {}
+        return with_prefix(template_process.render(self.source, given, self._limits), self._bos)
 
     def _failure(self, variables: _Variables, roles: Sequence[str]) -> str | None:
         """Return why a conversation of these roles can't be rendered, or None."""
         placeholders = Placeholders()
         try:
             rendered = self._render(variables, _probe(placeholders, roles))
-        except Exception as error:
+        except RenderFailure as error:
             return f"it fails on a conversation: {error}"
         _, numbers = placeholders.split(rendered)
         if set(numbers) != set(range(len(roles))):
@@ -164,73 +183,3 @@ def _probe(placeholders: Placeholders, roles: Sequence[str]) -> list[Json]:
 
 def with_prefix(text: str, prefix: str) -> str:
     return text if text.startswith(prefix) else prefix + text
-
-
-def variables_of(source: str) -> set[str]:
-    """Return the variables that a template reads."""
-    return meta.find_undeclared_variables(_environment().parse(source))
-
-
-@lru_cache
-def compile_template(source: str) -> jinja2.Template:
-    """Raise jinja2.TemplateSyntaxError if the source can't be parsed."""
-    return _environment().from_string(source)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
-    return environment
-
-
-_LIST_METHODS = ("append", "pop")
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Lets templates append to lists and pop from them, as llama.cpp does: Kimi K2's needs it."""
-
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        is_allowed = isinstance(obj, list) and attr in _LIST_METHODS
-        return is_allowed or super().is_safe_attribute(obj, attr, value)
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}` marks text for training; its content is rendered unchanged."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Unlike Jinja's own filter, escape nothing for HTML: models were trained on plain JSON."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-        default=_listed,  # llama.cpp's DeepSeek R1 writes the result of `map`
-    )
-
-
-def _listed(value: object) -> list[Any]:
-    if isinstance(value, Iterator):
-        return [*value]
-    raise TypeError(f"{type(value).__name__} is no JSON")
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)

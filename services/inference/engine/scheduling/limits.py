@@ -14,9 +14,13 @@ class SchedulerLimits:
 
     # The waiting queue:
 
-    # Waiting sequences that are ranked by urgency; those behind them keep their order. Bounds the
-    # lookups in the prefix cache that each step does.
+    # Waiting sequences that are ranked by urgency, of all tenants together; those behind them keep
+    # their order. Bounds the lookups in the prefix cache that each step does.
     max_ranked: int = 32
+    # Tokens that a sequence still needs and that count as used by its tenant when a slot is free,
+    # so that a tenant with several free slots before it does not take them all. Answers end at an
+    # unknown length: more would punish requests without `max_tokens`.
+    max_reserved_tokens: int = 512
     # The shortest prompt is prefilled first, but each second of waiting counts as this many tokens
     # less, so that long prompts don't starve. Two cores prefill about as many in a second.
     aging_tokens_per_second: int = 500

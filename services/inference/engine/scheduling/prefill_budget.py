@@ -69,12 +69,21 @@ class PrefillBudget:
 
 
 class Throughput:
-    """Tokens computed per second of computing, prefill and decode of all requests together."""
+    """
+    Tokens computed per second of computing, prefill and decode of all requests together; and the
+    number of tokens that were prefilled and generated since the start.
+    """
 
     def __init__(self) -> None:
         self._tokens = 0.0
         self._seconds = 0.0
         self.tokens_per_second = 0.0  # 0 until something was computed
+        self.prefilled_tokens = 0
+        self.generated_tokens = 0
+
+    def record_prefill(self, tokens: int, seconds: float) -> None:
+        self.prefilled_tokens += tokens
+        self.record(tokens, seconds)
 
     def record(self, tokens: int, seconds: float) -> None:
         decay = exp(-seconds / THROUGHPUT_WINDOW_SECONDS)

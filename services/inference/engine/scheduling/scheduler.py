@@ -5,8 +5,8 @@ clock only tells how long sequences have waited.
 
 import time
 from collections import deque
-from collections.abc import Collection
-from itertools import islice
+from collections.abc import Callable, Collection, Iterator, Mapping
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from services.inference.engine.backend import Chunk
@@ -14,6 +14,7 @@ from services.inference.engine.kv_cache.slots import Slots
 from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, SchedulerLimits
 from services.inference.engine.scheduling.prefill_budget import PrefillBudget
 from services.inference.engine.scheduling.sequence import Sequence
+from services.inference.engine.scheduling.tenant_shares import TenantShares
 
 
 class Step(NamedTuple):
@@ -41,8 +42,9 @@ class Scheduler:
     short prompts that together cost less than another step. llama.cpp computes with one adapter at
     a time, so the streams of several adapters take turns.
 
-    The shortest prompt is prefilled first; waiting raises the priority. Sequences that arrive
-    together are all prefilled before they decode together. Beside older streams, a prompt is
+    Tenants share slots and prefill steps by the tokens that were computed for each of them. Within
+    a tenant, the shortest prompt is prefilled first; waiting raises the priority. Sequences that
+    arrive together are all prefilled before they decode together. Beside older streams, a prompt is
     prefilled in chunks limited by `PrefillBudget`, so that their token gaps stay bounded.
     """
 
@@ -50,6 +52,7 @@ class Scheduler:
         self._slots = slots
         self._limits = limits
         self._round_robin = AdapterRoundRobin(limits.adapter_turn_seconds)
+        self._shares = TenantShares()
         self.budget = PrefillBudget(limits)
         # In prompt tokens whose prefill takes as long; 0 on a CPU.
         self.step_overhead = 0
@@ -61,6 +64,9 @@ class Scheduler:
         return not self.waiting and not self.running
 
     def add(self, sequence: Sequence) -> None:
+        prefilling = (other for other in self.running if not other.is_prefilled)
+        backlogged = {other.tenant for other in (*self.waiting, *prefilling)}
+        self._shares.join(sequence.tenant, backlogged)
         self._estimate(sequence)
         self.waiting.append(sequence)
         self._update_positions()
@@ -81,8 +87,10 @@ class Scheduler:
         """Lease free slots to waiting sequences. Return those that are running now."""
         if not self.waiting or not self._slots.can_acquire():
             return []
-        for sequence in islice(self.waiting, self._limits.max_ranked):
-            self._estimate(sequence)
+        queues = self._queues()
+        for queue in queues.values():
+            for sequence in queue[: self._max_ranked(queues)]:
+                self._estimate(sequence)
         admitted = []
         for sequence in self._ranked()[: self._limits.max_ranked]:
             if not self._slots.can_acquire():
@@ -111,6 +119,7 @@ class Scheduler:
     def commit(self, step: Step, seconds: float) -> None:
         """Record that a step was computed, and how long it took."""
         for sequence, chunk in step.scheduled:
+            self._shares.charge(sequence.tenant, len(chunk.tokens))
             sequence.computed_tokens += len(chunk.tokens)
             self._slots.extend(chunk.slot, chunk.tokens)
         if step.is_prefill:
@@ -122,12 +131,40 @@ class Scheduler:
     def check_invariants(self) -> None:
         self._slots.check_invariants(len(self.running))
 
+    def _queues(self) -> dict[str, list[Sequence]]:
+        """Return the waiting sequences of each tenant, in the order of their arrival."""
+        queues: dict[str, list[Sequence]] = {}
+        for sequence in self.waiting:
+            queues.setdefault(sequence.tenant, []).append(sequence)
+        return queues
+
+    def _max_ranked(self, queues: Collection[str]) -> int:
+        """Return how many waiting sequences of each tenant are ranked by urgency."""
+        return max(1, self._limits.max_ranked // len(queues))
+
     def _ranked(self) -> list[Sequence]:
-        """Return the waiting sequences in the order in which they would get slots now."""
-        now = time.monotonic()
-        first = islice(self.waiting, self._limits.max_ranked)
-        by_urgency = sorted(first, key=lambda s: self._rank(s, now))
-        return [*by_urgency, *islice(self.waiting, self._limits.max_ranked, None)]
+        """
+        Return the waiting sequences in the order in which they would get slots now: the next one is
+        of the tenant with the fewest tokens, including those that its running sequences reserve.
+        """
+        now, queues = time.monotonic(), self._queues()
+        ranked = {tenant: self._by_urgency(queue, queues, now) for tenant, queue in queues.items()}
+        tokens = {tenant: self._shares.used(tenant) for tenant in queues}
+        for sequence in self.running:
+            if sequence.tenant in tokens:
+                tokens[sequence.tenant] += self._reserved(sequence)
+        return [*_take_turns(ranked, tokens, self._reserved)]
+
+    def _by_urgency(
+        self, queue: list[Sequence], queues: Collection[str], now: float
+    ) -> list[Sequence]:
+        count = self._max_ranked(queues)
+        return [*sorted(queue[:count], key=lambda s: self._rank(s, now)), *queue[count:]]
+
+    def _reserved(self, sequence: Sequence) -> int:
+        """Return how many tokens that a sequence still needs count as used by its tenant."""
+        needed = sequence.remaining_prefill + max(0, sequence.remaining_tokens)
+        return min(needed, self._limits.max_reserved_tokens)
 
     def _rank(self, sequence: Sequence, now: float) -> float:
         """Return the tokens of remaining prefill, reduced by aging: the lowest rank is first."""
@@ -169,15 +206,23 @@ class Scheduler:
         self.running.append(sequence)
 
     def _next_prefill(self) -> Sequence | None:
+        """Return the most urgent prefill of the tenant for which the fewest were computed."""
         now = time.monotonic()
         prefilling = (s for s in self.running if not s.is_prefilled)
-        return min(prefilling, key=lambda s: self._rank(s, now), default=None)
+        return min(
+            prefilling,
+            key=lambda s: (self._shares.used(s.tenant), self._rank(s, now)),
+            default=None,
+        )
 
     def _should_hold(self, streams: list[Sequence], first: Sequence) -> bool:
         """
         Return whether to pause decoding until `first` is prefilled: it arrived with the streams,
-        and the prefill of all that arrived with them takes at most `max_hold_seconds`.
+        all of its tenant, and the prefill of all that arrived with them takes at most
+        `max_hold_seconds`.
         """
+        if any(stream.tenant != first.tenant for stream in streams):
+            return False
         began = min(stream.first_token_at for stream in streams)
         latest_start = began + self._limits.batch_window_seconds
         companions = [
@@ -271,6 +316,27 @@ class Scheduler:
             pause = self._slots.next_checkpoint(sequence.slot)
             scheduled.append((sequence, sequence.next_chunk(max_tokens, pause)))
         return sorted(scheduled, key=lambda each: each[1].slot)
+
+
+def _take_turns(
+    queues: Mapping[str, list[Sequence]],
+    tokens: Mapping[str, float],
+    cost: Callable[[Sequence], int],
+) -> Iterator[Sequence]:
+    """
+    Merge the queues of the tenants: next is the head of the queue whose tenant has the fewest
+    tokens, to which its cost is added.
+    """
+    turns = [
+        (tokens[tenant], number, iter(queue))
+        for number, (tenant, queue) in enumerate(queues.items())
+    ]
+    heapify(turns)
+    while turns:
+        used, number, queue = heappop(turns)
+        if sequence := next(queue, None):
+            yield sequence
+            heappush(turns, (used + cost(sequence), number, queue))
 
 
 class AdapterRoundRobin:

@@ -1,11 +1,13 @@
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from services.contract.conversation import ChatMessage, TextPart
 from services.contract.errors import ServiceError
 from services.contract.messages import Turn
-from services.inference.engine.prompt.chat_template import ChatTemplate
+from services.inference.engine.prompt import template_process
+from services.inference.engine.prompt.chat_template import NO_OPTIONS, ChatTemplate, PromptOptions
 from tests.inference.chat_templates import CHATML, END, NO_SYSTEM, SHOWN, START, template
 from tests.inference.fake_backend import FakeBackend
 from tests.inference.vocabulary import ADDED, WithSpecialTokens, text_of
@@ -238,3 +240,22 @@ def test_stable_length_ends_before_what_opens_the_answer() -> None:
     prompt = chat.session_prompt("be kind", (), "hello", 10).tokens
     stable = bytes(prompt[: chat.stable_length(prompt)])
     assert stable.endswith(b"hello") and len(prompt) - len(stable) < 40
+
+
+def test_prompt_renders_its_text_and_its_skeleton_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat, rendered = template(), list[str]()
+    real = template_process.render
+
+    def counted(source: str, *arguments: Any) -> str:
+        rendered.append(source)
+        return real(source, *arguments)
+
+    monkeypatch.setattr(template_process, "render", counted)
+    for question in ("first", "second"):
+        rendered.clear()
+        chat.session_prompt("", (), question, 10)
+        chat.may_reason(NO_OPTIONS)
+    assert len(rendered) == 2
+    rendered.clear()
+    assert chat.may_reason(PromptOptions(variables={"switch": "on"}))
+    assert len(rendered) == 1, "other variables, maybe another end"

@@ -8,7 +8,8 @@ from jinja2.exceptions import SecurityError
 
 from services.contract.messages import Turn
 from services.inference.engine.prompt.chat_template import ChatTemplate
-from services.inference.engine.prompt.template_renderer import TemplateError, compile_template
+from services.inference.engine.prompt.template_renderer import TemplateError
+from services.inference.engine.prompt.template_sandbox import compile_template
 from tests.inference.chat_templates import CHATML, template
 
 TURNS = (Turn("1", "first", "one"), Turn("2", "second", "two"))

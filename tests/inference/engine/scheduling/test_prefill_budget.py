@@ -93,6 +93,14 @@ def test_throughput_follows_recent_steps() -> None:
     assert 199 < throughput.tokens_per_second < 200
 
 
+def test_throughput_counts_prefilled_tokens_apart() -> None:
+    throughput = Throughput()
+    throughput.record_prefill(500, 1)
+    throughput.record(100, 1)
+    assert throughput.prefilled_tokens == 500
+    assert 290 < throughput.tokens_per_second < 300
+
+
 def test_throughput_weighs_steps_by_their_duration() -> None:
     throughput = Throughput()
     throughput.record(500, 1)

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
@@ -28,6 +29,7 @@ from services.contract.messages import (
     Empty,
     FinishReason,
     ModelInfo,
+    Progress,
     RequestAdmitted,
     Resume,
     ResumeState,
@@ -42,8 +44,17 @@ from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, Endpoint
 from services.runtime.streams import Bucket
 
-Script = Sequence[StreamEvent | float]
-"""Events to send, and pauses in seconds between them."""
+
+@dataclass
+class Hold:
+    """A pause until `end` or a cancel. The event is repeated, as a silent worker counts as lost."""
+
+    event: StreamEvent = Progress(0, 9, 9)
+    end: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+Script = Sequence[StreamEvent | float | Hold]
+"""Events to send, and pauses (in seconds, or held by the test) between them."""
 
 ACCEPTED = Accepted("r1", "w1")
 DONE = Done("stop", Usage(5, 2, 3), Timings(0.0, 0.1, 0.2), exchanges_dropped=1, stored="log")
@@ -157,10 +168,17 @@ class ScriptedWorker:
             if request_id in self._cancelled_ids:
                 await self._bus.publish(reply, replace(DONE, finish_reason="cancelled"))
                 return
-            if isinstance(step, float):
+            if isinstance(step, Hold):
+                await self._hold(step, request_id, reply)
+            elif isinstance(step, float):
                 await asyncio.sleep(step)
             else:
                 await self._bus.publish(reply, step)
+
+    async def _hold(self, hold: Hold, request_id: str | None, reply: str) -> None:
+        while not hold.end.is_set() and request_id not in self._cancelled_ids:
+            await self._bus.publish(reply, hold.event)
+            await asyncio.sleep(0.05)
 
 
 @asynccontextmanager

@@ -145,10 +145,13 @@ export async function refresh() {
   const before = chat && findSession(chat.id);
   await loadSessions();
   const now = chat && findSession(chat.id);
-  const isStale = !chat.isNew && now?.last_activity !== before?.last_activity;
+  // a session that is not listed is an old one, or was deleted
+  const isStale = !chat.isNew && (!now || now.last_activity !== before?.last_activity);
   if (!isStale || state.running.has(chat.id)) return;
+  const wasShown = chat.messages.length > 0;
   await reloadMessages();
-  if (!now && !chat.messages.length && !chat.error) notify("This conversation was deleted elsewhere.");
+  const isDeleted = !now && wasShown && !chat.messages.length && !chat.error;
+  if (isDeleted) notify("This conversation was deleted elsewhere.");
 }
 
 // --- changes ---

@@ -153,10 +153,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def _parse(self) -> None:
         """
         Parse what was received, until a request waits for its response. Reject endless headers or
-        tiny chunks: neither llhttp nor uvicorn bounds them, and each one costs a Python call.
+        tiny chunks: neither llhttp nor uvicorn bounds them, and each one costs a Python call. A
+        part of a body is at most what may be overhead, so that no part is far beyond the bound.
         """
         while self._parsed < len(self._unparsed) and not self._has_to_wait:
-            size = self._limits.slice_bytes if self._is_in_body else self._limits.head_slice_bytes
+            part_of_body = min(self._limits.slice_bytes, max(1, self._overhead_left))
+            size = part_of_body if self._is_in_body else self._limits.head_slice_bytes
             part = self._unparsed[self._parsed : self._parsed + size]
             self._parsed += len(part)
             self._overhead_left -= len(part)
@@ -244,6 +246,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._is_in_body = True
+        self._overhead_left = min(self._overhead_left, self._limits.body_overhead_bytes)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -282,9 +285,9 @@ class BoundedProtocol(HttpToolsProtocol):
     @property
     def _too_much_overhead(self) -> str:
         return (
-            f"The request has over {self._limits.max_headers} headers, or"
-            f" over {self._limits.overhead_bytes:,} bytes besides its body: send fewer headers, or"
-            " larger chunks."
+            f"The request has over {self._limits.max_headers} headers,"
+            f" over {self._limits.overhead_bytes:,} bytes before its body, or too small chunks:"
+            " send fewer headers, or larger chunks."
         )
 
     def _reject(self, status: int, code: ErrorCode, message: str) -> None:

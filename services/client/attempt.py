@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import cast
 
 from msgspec.structs import replace
 
@@ -17,7 +16,7 @@ from services.client.failover import (
 )
 from services.client.transcript import Gap, Mismatch, Transcript
 from services.contract import subjects
-from services.contract.codec import decode
+from services.contract.codec import decoder
 from services.contract.errors import FAILOVER_CODES, ServiceError
 from services.contract.messages import (
     Accepted,
@@ -31,6 +30,8 @@ from services.contract.messages import (
 )
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, Inbox, NoResponders
+
+_decode_event: Callable[[bytes], StreamEvent] = decoder(StreamEvent)
 
 
 class AttemptLost(Exception):
@@ -115,7 +116,7 @@ class Attempt:
         if not self.transcript.is_continued_by(event) or not send(event):
             return None
         self._last_event_at = time.monotonic()
-        self.transcript.add(event)
+        self.transcript.append(event)
         return event
 
     def _add(self, event: StreamEvent) -> StreamEvent | None:
@@ -224,6 +225,6 @@ def _end(events: list[StreamEvent]) -> int:
 
 def _decode(data: bytes) -> StreamEvent:
     try:
-        return decode(data, cast(type[StreamEvent], StreamEvent))
+        return _decode_event(data)
     except ServiceError as error:  # whose code would blame the caller
         raise ServiceError("internal", f"The worker sent an unreadable event: {error}") from error

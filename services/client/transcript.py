@@ -39,8 +39,7 @@ class Transcript:
     def __init__(self) -> None:
         self.length = 0
         """The length of the answer in characters, as offsets count it."""
-        self._texts: list[str] = []  # of all channels, in their order
-        self._events: list[AnswerEvent] = []
+        self._events: list[AnswerEvent] = []  # each one begins where the one before it ends
         self._is_accepted = False
         self._started: Started | None = None
 
@@ -58,6 +57,11 @@ class Transcript:
             case Done(length=int(length)) if length > self.length:
                 raise Gap
         return event
+
+    def append(self, event: AnswerEvent) -> None:
+        """Add an event by which the text so far is continued (see `is_continued_by`)."""
+        self._events.append(event)
+        self.length = event.end
 
     def is_continued_by(self, event: StreamEvent) -> TypeGuard[AnswerEvent]:
         """Return whether the event is new text that begins where the text so far ends."""
@@ -100,15 +104,16 @@ class Transcript:
             self._replace_tail(event)
         else:  # from the replay of a finished answer, which nobody resumes
             self._events.append(new)
-        self._texts.append(text[len(known) :])
-        self.length += len(self._texts[-1])
+        self.length = new.end
         return new
 
     def _text_from(self, offset: int) -> str:
-        if offset == self.length:
-            return ""
-        self._texts = ["".join(self._texts)]
-        return self._texts[0][offset:]
+        texts = []
+        for event in reversed(self._events):
+            if event.end <= offset:
+                break
+            texts.append(text_of(event)[max(0, offset - event.offset) :])
+        return "".join(reversed(texts))
 
     def _replace_tail(self, event: AnswerEvent) -> None:
         """

@@ -1,7 +1,7 @@
 """Encode and decode messages: JSON on the wire."""
 
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import cache
 from itertools import islice
 from typing import Any, TypeVar, cast
@@ -20,11 +20,6 @@ MAX_SURROGATES_CHECKED = 1000
 _encoder = msgspec.json.Encoder()
 
 
-@cache
-def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
-
-
 def encode(message: msgspec.Struct) -> bytes:
     return _encoder.encode(message)
 
@@ -35,14 +30,25 @@ def decode(data: bytes, kind: type[T]) -> T:
 
     Raises ServiceError(invalid_request) that names the field: `Expected int, got str - at $.limit`.
     """
-    try:
-        return cast(T, _decoder(cast(Hashable, kind)).decode(data))
-    except RecursionError as error:
-        message = "The JSON is nested too deeply: send it with fewer levels."
-        raise ServiceError("invalid_request", message) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        _check_text(data)
-        raise ServiceError("invalid_request", f"{error}.") from error
+    return cast(T, decoder(cast(Hashable, kind))(data))
+
+
+@cache
+def decoder(kind: Any) -> Callable[[bytes], Any]:
+    """Return `decode` for one kind: to hash a union type takes as long as to decode."""
+    decode_json = msgspec.json.Decoder(kind).decode
+
+    def decode(data: bytes) -> Any:
+        try:
+            return decode_json(data)
+        except RecursionError as error:
+            message = "The JSON is nested too deeply: send it with fewer levels."
+            raise ServiceError("invalid_request", message) from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            _check_text(data)
+            raise ServiceError("invalid_request", f"{error}.") from error
+
+    return decode
 
 
 def check_utf8(data: bytes) -> None:

@@ -38,6 +38,7 @@ from services.contract.messages import (
     ToolCallDelta,
 )
 from services.edge.activity import ActivityMonitor
+from services.edge.event_histogram import EventHistogram
 from services.runtime.bus import Bus
 from services.runtime.metrics import (
     StateCollector,
@@ -224,10 +225,11 @@ class AnswerMetrics:
         self.ttft = histogram(
             "vllm:time_to_first_token_seconds", "From the request to its first text.", TTFT_BUCKETS
         )
-        self.inter_token = histogram(
+        self.inter_token = EventHistogram(
             "vllm:inter_token_latency_seconds",
             "Between two events of an answer, divided by the tokens of the second.",
             TOKEN_SECONDS_BUCKETS,
+            registry,
         )
         self.e2e = histogram(
             "vllm:e2e_request_latency_seconds", "From the request to its end.", REQUEST_BUCKETS
@@ -313,7 +315,7 @@ class MeasuredAnswer(RejoinObserver):
         self._count_tenant = count_tenant
         self._on_first_token = on_first_token
         self._on_failure = on_failure
-        self._inter_token = metrics.inter_token.labels(model)
+        self._inter_token = metrics.inter_token.of_model(model)
         self._started_at = self._last_at = time.monotonic()
         self._has_text = self._has_ended = False
         self._tokens = 0  # received

@@ -26,6 +26,7 @@ from nats.protocol import parser
 from services.contract import subjects
 from services.runtime.access import NatsAccess, read_credentials
 from services.runtime.deliveries import NO_HEADERS, Delivery, delivery_of
+from services.runtime.direct_parser import DirectParser
 from services.runtime.logs import RateLimitedLog
 from services.runtime.nats_url import Servers
 from services.runtime.settings import InvalidSetting
@@ -82,25 +83,26 @@ class ResilientClient(Client):
         self.confirmed_at = -math.inf
         """Time, of time.monotonic(), at which the last ping was sent that the server answered."""
         self._not_replied = RateLimitedLog(log)
-        self._takers: dict[int, Callable[[Delivery], None]] = {}  # by subscription
+        self._takers: dict[bytes, Callable[[Delivery], None]] = {}  # by id of the subscription
+        self._ps = DirectParser(self, self._take)
 
     async def subscribe_directly(
         self, subject: str, take: Callable[[Delivery], None]
     ) -> Subscription:
         """
-        Call `take` with each message as soon as it was read. It must be quick and raise nothing.
+        Call `take` with each message as soon as it was read. It must be quick.
 
         A subscription of nats-py has a task and a queue of its own, which cost 20 µs a message.
         """
         subscription = await self.subscribe(subject)
-        self._takers[subscription._id] = take
+        self._takers[b"%d" % subscription._id] = take
         queue = subscription._pending_queue
         while not queue.empty():  # arrived before the line above
             take(delivery_of(queue.get_nowait()))
         return subscription
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
-        self._takers.pop(sid, None)
+        self._takers.pop(b"%d" % sid, None)
         super()._remove_sub(sid, max_msgs)
 
     @property
@@ -178,7 +180,7 @@ class ResilientClient(Client):
         those are kept that tell of a record without its data: a pull subscription would take a
         record with a status for a message of the server, and never acknowledge it.
         """
-        take = self._takers.get(sid)
+        take = self._takers.get(b"%d" % sid)
         if not take and self._is_log_record(sid, subject, reply):
             subject, headers = subject.decode(errors="replace").encode(), _size_and_ttl(headers)
         try:
@@ -188,9 +190,23 @@ class ResilientClient(Client):
             else:
                 await super()._process_msg(sid, subject, reply, data, headers)
         except Exception as error:
-            self._dropped.warning(
-                "dropped a message that can't be parsed error=%s", type(error).__name__
-            )
+            self._drop(error)
+
+    def _take(self, sid: bytes, subject: bytes, data: bytes) -> bool:
+        """Process a message of a direct subscription. Return whether it is one."""
+        take = self._takers.get(sid)
+        if take is None:
+            return False
+        try:
+            take(Delivery(subject.decode(), data, ""))
+        except Exception as error:
+            self._drop(error)
+        return True
+
+    def _drop(self, error: Exception) -> None:
+        self._dropped.warning(
+            "dropped a message that can't be parsed error=%s", type(error).__name__
+        )
 
     def _is_log_record(self, sid: int, subject: bytes, reply: bytes) -> bool:
         """Return whether JetStream delivers it, which alone sends other subjects to an inbox."""

@@ -38,12 +38,15 @@ from services.edge.sse import (
     data_line,
     last_event_id,
     no_content,
+    one_line,
 )
 
 MISSING_KEY = (
     "POST /chat with Last-Event-ID needs the Idempotency-Key of the original request. Send both, or"
     " resume with GET /chat/{request_id}."
 )
+
+_encode = msgspec.json.Encoder().encode
 
 log = logging.getLogger(__name__)
 
@@ -140,11 +143,9 @@ class ChatEncoder:
         return b""
 
     def encode(self, number: int, event: StreamEvent) -> bytes:
+        if isinstance(event, Token):
+            return _text(event)
         match event:
-            case Token(channel="content"):
-                return _part(event, token=event.text)
-            case Token():
-                return _part(event, reasoning=event.text)
             case ToolCallDelta():
                 return _part(event, tool_call=_call(event))
             case Done():
@@ -190,6 +191,14 @@ def read_prompt(body: bytes, limits: EdgeLimits) -> PromptRequest:
 def _respond(edge: Edge, events: AnswerEvents, request_id: str, query: ChatQuery) -> ASGIApp:
     encoder = ChatEncoder(request_id, query.progress)
     return SseResponse([events], encoder, edge.workers.to_error, edge.limits)
+
+
+def _text(event: Token) -> bytes:
+    name = "token" if event.channel == "content" else event.channel
+    if event.logprobs is None:  # building a dict would double the time of nearly all events
+        text = one_line(_encode(event.text))
+        return b'id: %d\ndata: {"%b":%b}\n\n' % (event.end, name.encode(), text)
+    return _part(event, **{name: event.text})
 
 
 def _part(event: AnswerEvent, **part: Any) -> bytes:

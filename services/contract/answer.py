@@ -37,7 +37,7 @@ class Answer:
     @classmethod
     def of(cls, events: Iterable[AnswerEvent]) -> Self:
         answer = cls()
-        for event in events:
+        for event in merge(events):  # adding each one would copy the text so far each time
             answer.add(event)
         return answer
 

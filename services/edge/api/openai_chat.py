@@ -192,7 +192,7 @@ class ChatChoiceBuilder:
         self._includes_reasoning = includes_reasoning
         self._echo = echo
         self._has_functions = has_functions
-        self._answer = Answer()
+        self._events: list[AnswerEvent] = []
         self._logprobs: tuple[ChoiceLogprob, ...] | None = None
         self._finish_reason: FinishReason = "stop"
 
@@ -205,7 +205,7 @@ class ChatChoiceBuilder:
             yield ChunkChoice(self._index, Delta(content=self._echo.text))
 
     def push(self, event: AnswerEvent) -> Iterator[ChunkChoice]:
-        self._answer.add(event)
+        self._events.append(event)
         match event:
             case Token(channel="content"):
                 yield from self._content(event)
@@ -225,10 +225,11 @@ class ChatChoiceBuilder:
         yield ChunkChoice(self._index, Delta(), finish_reason=self._finish_reason)
 
     def build(self) -> ChatChoice:
-        calls = tuple(self._answer.tool_calls)
+        answer = Answer.of(self._events)
+        calls = tuple(answer.tool_calls)
         echo = self._echo or ChatMessage("assistant")
-        content = echo.text + self._answer.content
-        reasoning = (echo.reasoning or "") + self._answer.reasoning
+        content = echo.text + answer.content
+        reasoning = (echo.reasoning or "") + answer.reasoning
         reasoning_or_none = (reasoning if self._includes_reasoning else "") or UNSET
         message = AssistantMessage(
             content=content or (None if calls else ""),

@@ -38,6 +38,7 @@ from services.runtime.deliveries import (
     InboxLimits,
     NoResponders,
     RequestSilent,
+    SharedTimers,
     delivery_of,
 )
 from services.runtime.logs import RateLimitedLog
@@ -90,6 +91,7 @@ class Bus:
         self._client = client
         self._errors = errors
         self._inbox_limits = inbox_limits
+        self._timers = SharedTimers()
         self._flush_timeout = flush_timeout
         self._reads: asyncio.Semaphore | None = None
         self._reconnected_at = -math.inf
@@ -280,12 +282,11 @@ class Bus:
     @asynccontextmanager
     async def inbox(self, subject: str) -> AsyncIterator[Inbox]:
         """Subscribe to the subject during the body, which takes its messages from the inbox."""
-        inbox = Inbox(self._inbox_limits)
+        inbox = Inbox(self._inbox_limits, self._timers)
         subscription = await self._client.subscribe_directly(subject, inbox.put)
         try:
             yield inbox
         finally:
-            inbox.close()
             self.spawn(unsubscribe(subscription))  # a cancelled reader can't await it
 
     async def subscribe(self, subject: str, handler: Callable[[Delivery], None]) -> None:

@@ -1,8 +1,10 @@
 """Messages as NATS delivers them, and the endpoints and inboxes that take them."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -62,6 +64,31 @@ class InboxLimits(NamedTuple):
 DEFAULT_INBOX_LIMITS = InboxLimits()
 
 
+class SharedTimers:
+    """
+    Calls back soon after given times. All calls within a tick share one timer of the event loop: of
+    thousands of answers each waits for its next message, and a timer for each costs 5 µs.
+    """
+
+    TICK_SECONDS = 0.02
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._calls: dict[int, list[Callable[[], None]]] = {}  # by tick
+
+    def call_at(self, when: float, call: Callable[[], None]) -> None:
+        """`when` is a time of the event loop. A call can't be cancelled, and must raise nothing."""
+        tick = int(when / self.TICK_SECONDS) + 1
+        if (calls := self._calls.get(tick)) is None:
+            calls = self._calls[tick] = []
+            self._loop.call_at(tick * self.TICK_SECONDS, self._run, tick)
+        calls.append(call)
+
+    def _run(self, tick: int) -> None:
+        for call in self._calls.pop(tick):
+            call()
+
+
 class Inbox:
     """
     The messages of one subscription, in order, taken one at a time.
@@ -70,7 +97,9 @@ class Inbox:
     worker for a replay.
     """
 
-    def __init__(self, limits: InboxLimits = DEFAULT_INBOX_LIMITS) -> None:
+    def __init__(
+        self, limits: InboxLimits = DEFAULT_INBOX_LIMITS, timers: SharedTimers | None = None
+    ) -> None:
         self.take: Callable[[Delivery], bool] | None = None
         """
         Is called with a message for which the reader waits. If it returns True, it has processed
@@ -82,7 +111,8 @@ class Inbox:
         self._bytes = 0
         self._waiter: asyncio.Future[None] | None = None
         self._timeout = self._deadline = 0.0  # of the waiter
-        self._timer: asyncio.TimerHandle | None = None
+        self._timers = timers or SharedTimers()
+        self._timer_at = math.inf
 
     def put(self, message: Delivery) -> None:
         """Add a message, or drop it if the inbox is full. An empty inbox takes any message."""
@@ -124,33 +154,32 @@ class Inbox:
             raise NoResponders
         return message
 
-    def close(self) -> None:
-        """Wait no more. Call it once nobody reads the inbox."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
     async def _wait(self, timeout: float) -> None:
         """
         Wait for a message. Raises TimeoutError. A timer is only set if none is running, as setting
         one for each message would cost as much as all the rest.
         """
         self._timeout, self._deadline = timeout, self._loop.time() + timeout
-        if self._timer is None or self._timer.when() > self._deadline:
-            self.close()
-            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+        if self._timer_at > self._deadline:
+            self._set_timer()
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:
             self._waiter = None
 
-    def _on_timer(self) -> None:
-        self._timer = None
+    def _set_timer(self) -> None:
+        self._timer_at = self._deadline
+        self._timers.call_at(self._timer_at, partial(self._on_timer, self._timer_at))
+
+    def _on_timer(self, at: float) -> None:
+        if at != self._timer_at:
+            return  # an earlier one replaced it
+        self._timer_at = math.inf
         if self._waiter is None or self._waiter.done():
             return  # the next one to wait sets a timer
         if self._loop.time() < self._deadline:
-            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+            self._set_timer()
         else:
             self._waiter.set_exception(TimeoutError())
 

@@ -1,8 +1,9 @@
 import asyncio
+from functools import partial
 
 import pytest
 
-from services.runtime.deliveries import Delivery, Inbox, InboxLimits
+from services.runtime.deliveries import Delivery, Inbox, InboxLimits, SharedTimers
 
 
 def message(data: bytes) -> Delivery:
@@ -47,7 +48,6 @@ async def test_waiting_reader_gets_a_message_at_once() -> None:
     inbox.put(message(b"a"))
     inbox.put(message(b"b"))
     assert ((await waiting).data, (await inbox.next(0)).data) == (b"a", b"b")
-    inbox.close()
 
 
 @pytest.mark.parametrize("timeouts", [(30.0, 0.02), (0.02, 0.05), (0.02, 0.02)])
@@ -95,7 +95,6 @@ async def test_waiting_reader_skips_messages_that_are_taken() -> None:
         inbox.put(message(data))
     assert offered == [b"a", b"b"]
     assert ((await reader).data, (await inbox.next(0)).data) == (b"b", b"c")
-    inbox.close()
 
 
 async def test_timeout_counts_from_the_last_taken_message() -> None:
@@ -121,4 +120,21 @@ async def test_exception_of_take_goes_to_the_reader() -> None:
     inbox.put(message(b"a"))
     with pytest.raises(ValueError, match="broken"):
         await reader
-    inbox.close()
+
+
+async def test_timers_call_at_their_times_and_share_a_timer() -> None:
+    timers, loop, called = SharedTimers(), asyncio.get_running_loop(), list[tuple[str, float]]()
+    all_called = asyncio.Event()
+    begin = loop.time()
+
+    def call(name: str) -> None:
+        called.append((name, loop.time() - begin))
+        if len(called) == 3:
+            all_called.set()
+
+    for name, seconds in (("late", 0.1), ("early", 0.0), ("also late", 0.1)):
+        timers.call_at(begin + seconds, partial(call, name))
+    async with asyncio.timeout(10):
+        await all_called.wait()
+    assert [name for name, _ in called] == ["early", "late", "also late"]
+    assert called[1][1] >= 0.1

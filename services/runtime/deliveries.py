@@ -54,6 +54,10 @@ class RequestSilent(TimeoutError):
     """No process sent a keep-alive for the request in time."""
 
 
+MAX_LATE_SECONDS = 0.1
+"""Of a timer, after which a timeout is extended once."""
+
+
 class InboxLimits(NamedTuple):
     """How much an inbox holds for a reader that falls behind."""
 
@@ -111,6 +115,7 @@ class Inbox:
         self._bytes = 0
         self._waiter: asyncio.Future[None] | None = None
         self._timeout = self._deadline = 0.0  # of the waiter
+        self._is_extended = False
         self._timers = timers or SharedTimers()
         self._timer_at = math.inf
 
@@ -137,7 +142,7 @@ class Inbox:
             waiter.set_exception(error)
             return True
         if is_taken:
-            self._deadline = self._loop.time() + self._timeout
+            self._begin_timeout(self._timeout)
         return is_taken
 
     async def next(self, timeout: float) -> Delivery:
@@ -159,7 +164,7 @@ class Inbox:
         Wait for a message. Raises TimeoutError. A timer is only set if none is running, as setting
         one for each message would cost as much as all the rest.
         """
-        self._timeout, self._deadline = timeout, self._loop.time() + timeout
+        self._begin_timeout(timeout)
         if self._timer_at > self._deadline:
             self._set_timer()
         self._waiter = self._loop.create_future()
@@ -167,6 +172,10 @@ class Inbox:
             await self._waiter
         finally:
             self._waiter = None
+
+    def _begin_timeout(self, timeout: float) -> None:
+        self._timeout, self._deadline = timeout, self._loop.time() + timeout
+        self._is_extended = False
 
     def _set_timer(self) -> None:
         self._timer_at = self._deadline
@@ -178,6 +187,11 @@ class Inbox:
         self._timer_at = math.inf
         if self._waiter is None or self._waiter.done():
             return  # the next one to wait sets a timer
+        late = self._loop.time() - self._deadline
+        if late > MAX_LATE_SECONDS and not self._is_extended:
+            # this process was busy, so that messages may wait in the socket
+            self._deadline += 2 * late
+            self._is_extended = True
         if self._loop.time() < self._deadline:
             self._set_timer()
         else:

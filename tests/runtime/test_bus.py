@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from uuid import uuid4
 
 import msgspec
@@ -46,6 +47,12 @@ async def refuse(subject: str, ask: Ask) -> Answer:
 
 async def crash(subject: str, ask: Ask) -> Answer:
     raise RuntimeError("a bug")
+
+
+async def publish_once(nats_url: str, subject: str) -> None:
+    client = await nats.connect(nats_url)
+    await client.publish(subject, b"{}")
+    await client.close()
 
 
 async def serve(bus: Bus, subject: str, handler: object) -> None:
@@ -178,6 +185,28 @@ async def test_empty_inbox_times_out(bus: Bus) -> None:
     async with bus.inbox("_INBOX.silent") as inbox:
         with pytest.raises(TimeoutError):
             await inbox.next(timeout=0.05)
+
+
+async def test_message_that_came_while_the_process_was_busy_is_in_time(
+    nats_url: str, bus: Bus, subject: str
+) -> None:
+    async with bus.inbox(subject) as inbox:
+        reader = asyncio.create_task(inbox.next(0.5))
+        await bus._client.flush()
+        publishing = Thread(target=asyncio.run, args=(publish_once(nats_url, subject),))
+        publishing.start()
+        time.sleep(1.5)  # no task runs; the message waits in the socket
+        publishing.join()
+        assert (await reader).data == b"{}"
+
+
+async def test_reader_in_a_process_that_is_always_busy_times_out(bus: Bus, subject: str) -> None:
+    async with bus.inbox(subject) as inbox:
+        reader = asyncio.create_task(inbox.next(0.2))
+        for _ in range(10):
+            await asyncio.sleep(0)
+            time.sleep(0.2)
+        assert reader.done() and isinstance(reader.exception(), TimeoutError)
 
 
 async def test_invalid_message_does_not_end_a_subscription(bus: Bus, subject: str) -> None:

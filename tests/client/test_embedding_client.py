@@ -133,7 +133,7 @@ async def test_error_names_the_item_of_the_whole_request(bus: Bus) -> None:
 
 
 async def until_batches(worker: FakeWorker, count: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(worker.batches) < count:
             await asyncio.sleep(0.001)
 
@@ -236,7 +236,7 @@ async def test_disconnected_client_says_so(tmp_path_factory: pytest.TempPathFact
             worker = FakeWorker(bus)
             async with client_of(bus, worker) as client:
                 server.stop()
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(30):
                     while bus.connected:
                         await asyncio.sleep(0.01)
                 assert (await failure(client)).code == "bus_unavailable"

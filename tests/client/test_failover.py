@@ -253,7 +253,7 @@ async def test_replacing_attempt_lost_before_the_join_is_resumed(bus: Bus, nats_
 
 async def text_of(events: AsyncIterator[StreamEvent], length: int) -> str:
     text = ""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(text) < length:
             event = await anext(events)
             text += event.text if isinstance(event, Token) else ""

@@ -72,7 +72,7 @@ async def ask(http: httpx.AsyncClient, who: dict[str, str] = ADA) -> httpx.Respo
 
 async def until_refused(http: httpx.AsyncClient) -> httpx.Response:
     """Ask for what needs no worker until the edge refuses it."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (response := await http.post("/v1/tokenize", json={}, headers=ADA)).status_code < 429:
             await asyncio.sleep(0.01)
     return response
@@ -110,11 +110,11 @@ async def test_parallel_answers_count_at_all_edges_until_they_end(nats_url: str)
             assert running.status_code == 200
             assert (refused := await ask(one)).status_code == 429
             assert "1 parallel answers" in refused.json()["error"]["message"]
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while (await usage(other))["running"] != 1:
                     await asyncio.sleep(0.01)
             assert (await ask(other)).status_code == 429
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while (await usage(other))["running"]:
                 await asyncio.sleep(0.01)
         async with other.stream("POST", "/chat", json={"prompt": "hi"}, headers=ADA) as running:
@@ -252,12 +252,12 @@ async def test_reservations_count_at_all_edges_while_they_live(nats_url: str, bu
     async with limits.sharing(pytest.fail), Bus.connect(nats_url, "edge") as other:
         message = EdgeUsage("other", int(time.time() // 60), {"ada": usage})
         await other.publish(subjects.usage("other"), message)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while remaining(limits) != 100:
                 await asyncio.sleep(0.01)
         with pytest.raises(ServiceError, match="900 are reserved"):
             begin(limits, ask_for(1))
-        async with asyncio.timeout(5):  # the edge is dead
+        async with asyncio.timeout(30):  # the edge is dead
             while remaining(limits) != 1000:
                 await asyncio.sleep(0.1)
         begin(limits, ask_for(1))
@@ -341,7 +341,7 @@ async def test_key_allows_its_models_only(
             Bus.connect(nats_url, "w1") as bus,
             reporting(bus, report("w1", replace(MODEL, adapters=("pirate",)))),
         ):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while not (await http.get("/v1/models", headers=BOB)).json()["data"]:
                     await asyncio.sleep(0.01)
             more = {} if asked is None else {"model": asked}
@@ -379,7 +379,7 @@ async def test_long_prompt_tells_nothing_of_a_forbidden_model(
             Bus.connect(nats_url, "w1") as bus,
             reporting(bus, report("w1")),
         ):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while not (await http.get("/v1/models", headers=BOB)).json()["data"]:
                     await asyncio.sleep(0.01)
             answers = [

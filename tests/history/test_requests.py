@@ -128,7 +128,7 @@ async def test_find_of_an_unknown_id_costs_three_reads(
             await append(empty_bus, "a session", exchange(f"r{n}"), tenant)
         await indexed(empty_bus)
         async with counted_reads(url_of(empty_nats)) as reads:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 known = await asyncio.gather(
                     *(is_known(empty_bus, tenant, f"unknown{n}") for n in range(30))
                 )

@@ -60,7 +60,7 @@ async def test_append_to_a_full_log_fails_after_a_timeout(full_log: Bus) -> None
 
 
 async def test_exchange_too_large_for_a_message_fails_at_once(full_log: Bus) -> None:
-    async with full_log.inbox(subjects.HISTORY_APPEND_FAILED) as failures, asyncio.timeout(5):
+    async with full_log.inbox(subjects.HISTORY_APPEND_FAILED) as failures, asyncio.timeout(30):
         large = exchange("a", response="x" * full_log.max_payload)
         result = await HistoryClient(full_log).append(KEY, large, is_wanted)
         assert result == AppendResult("failed")

@@ -35,7 +35,7 @@ async def ask(worker: Worker, prompt: str, request_id: str, **more: Any) -> list
 
 async def spans_of(collector: Collector, request_id: str) -> dict[str, ReceivedSpan]:
     """Wait for the request's span, which ends last, and return it and its children by name."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while True:
             spans = collector.of_trace(TRACE_ID)
             roots = [

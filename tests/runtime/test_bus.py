@@ -221,7 +221,7 @@ async def test_invalid_message_does_not_end_a_subscription(bus: Bus, subject: st
         await bus.subscribe(subject, hear)
     await bus.publish(subject, Ask("bad"))
     await bus.publish(subject, Ask("good"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert [await heard.get() for _ in range(2)] == [subject, subject]
 
 

@@ -31,7 +31,7 @@ class Steps:
 
 async def test_failed_step_is_logged_and_retried(caplog: pytest.LogCaptureFixture) -> None:
     steps = Steps(ValueError("a"), asyncio.CancelledError("of a future that the step awaited"))
-    async with asyncio.timeout(5), steps.loop().running():
+    async with asyncio.timeout(30), steps.loop().running():
         await steps.succeeded.wait()
     assert steps.count == 3 and steps.failed.empty()
     errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
@@ -40,7 +40,7 @@ async def test_failed_step_is_logged_and_retried(caplog: pytest.LogCaptureFixtur
 
 async def test_repeated_failure_fails_the_process_once() -> None:
     steps = Steps(*(ValueError(str(n)) for n in range(7)))
-    async with asyncio.timeout(5), steps.loop().running():
+    async with asyncio.timeout(30), steps.loop().running():
         await steps.succeeded.wait()
     assert steps.failed.get_nowait() == "sweeper failed 3 times in a row"
     assert steps.failed.empty()
@@ -49,7 +49,7 @@ async def test_repeated_failure_fails_the_process_once() -> None:
 async def test_success_resets_the_count_of_failures() -> None:
     steps = Steps(ValueError("a"), ValueError("b"))
     loop = steps.loop()
-    async with asyncio.timeout(5), loop.running():
+    async with asyncio.timeout(30), loop.running():
         await steps.succeeded.wait()
         steps.failures = [ValueError("c"), ValueError("d")]
         steps.succeeded.clear()
@@ -60,7 +60,7 @@ async def test_success_resets_the_count_of_failures() -> None:
 
 async def test_stop_ends_a_pause_at_once() -> None:
     steps = Steps()
-    async with asyncio.timeout(5), steps.loop().running():
+    async with asyncio.timeout(30), steps.loop().running():
         await steps.succeeded.wait()
     assert steps.count == 1
 
@@ -80,7 +80,7 @@ async def test_stop_ends_a_wait_and_lets_the_step_finish() -> None:
         return 0
 
     loop = SupervisedLoop("sweeper", step, pytest.fail)
-    async with asyncio.timeout(5), loop.running():
+    async with asyncio.timeout(30), loop.running():
         await waiting.wait()
     assert finished.is_set()
 
@@ -94,7 +94,7 @@ async def test_stop_cancels_a_step_that_may_be_cancelled() -> None:
         return 0
 
     async with (
-        asyncio.timeout(5),
+        asyncio.timeout(30),
         SupervisedLoop("sweeper", step, pytest.fail).running(is_cancelled=True),
     ):
         await began.wait()
@@ -103,7 +103,7 @@ async def test_stop_cancels_a_step_that_may_be_cancelled() -> None:
 async def test_wake_ends_the_pause() -> None:
     steps = Steps()
     loop = steps.loop()
-    async with asyncio.timeout(5), loop.running():
+    async with asyncio.timeout(30), loop.running():
         await steps.succeeded.wait()
         steps.succeeded.clear()
         loop.wake()

@@ -35,7 +35,7 @@ async def test_run_until_awaits_the_end_of_cancelled_work(is_swallowed: bool) ->
                 raise
         return "late"
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with pytest.raises(Stopped):
             await run_until(began.wait(), work())
     assert has_ended
@@ -53,7 +53,7 @@ async def test_cancelled_run_until_cancels_the_work_and_the_wait() -> None:
             cancelled.append(name)
             raise
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         task = asyncio.create_task(run_until(wait("stop"), wait("work")))
         await began.wait()
         task.cancel()

@@ -205,7 +205,7 @@ async def test_frames_are_drawn_by_a_timer() -> None:
     for _ in range(1000):
         writer.write("word ")
     assert not terminal.written, "many events make one frame"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not terminal.written:
             await asyncio.sleep(0.01)
     writer.close()

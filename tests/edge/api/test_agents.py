@@ -74,7 +74,7 @@ async def test_client_finds_the_agent(client: Client) -> None:
 
 async def test_agents_follow_the_names_of_keys(client: Client, keys: ApiKeys) -> None:
     keys.replace("just keys", parse_setting("ada:1,bob:2"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (await owners(client)).keys() != {"ada", "bob"}:
             pass
         keys.replace("just keys", parse_setting("bob:2"))

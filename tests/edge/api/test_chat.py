@@ -259,7 +259,7 @@ async def test_longest_prompt_is_accepted(http: httpx.AsyncClient, nats_url: str
 async def test_delete_cancels_an_answer(http: httpx.AsyncClient, nats_url: str) -> None:
     async with scripted_worker(nats_url, HELLO) as worker:
         assert (await http.delete("/chat/r-1_x")).status_code == 202
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(30):
             assert await worker.cancelled.get() == ("_", "r-1_x")
 
 

@@ -29,7 +29,7 @@ async def client_of_two(nats_url: str) -> AsyncIterator[openai.AsyncOpenAI]:
     ):
         base = f"{http.base_url}/v1"
         async with openai.AsyncOpenAI(base_url=base, api_key="x", max_retries=0) as client:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(30):
                 while not (await client.models.list()).data:
                     await asyncio.sleep(0.01)
             yield client
@@ -65,7 +65,7 @@ async def test_models_that_are_not_ready_are_listed_last_with_why(
     loading = WorkerReport("3", "loading", 1, 0, 0, progress=0.25, name="big")
     failed = WorkerReport("4", "failed", 1, 0, 0, error="It is broken.", name="broken")
     async with Bus.connect(nats_url, "worker") as bus, reporting(bus, loading, failed):
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(30):
             while len(models := (await client_of_two.models.list()).data) < 5:
                 await asyncio.sleep(0.01)
     assert [model.id for model in models[3:]] == ["big", "broken"]

@@ -185,7 +185,7 @@ async def test_client_lists_and_describes_models(bus: Bus, nats_url: str) -> Non
         ollama.AsyncClient(host=str(http.base_url)) as client,
         reporting(bus, report("w1")),
     ):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not (listed := (await client.list()).models):
                 await asyncio.sleep(0.01)
         shown = await client.show("demo:latest")

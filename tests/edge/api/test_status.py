@@ -51,7 +51,7 @@ async def test_without_nats_requests_fail_at_once(tmp_path: Path) -> None:
             async with edge_on(bus) as http:
                 server.stop(signal.SIGKILL)
                 await until_disconnected(bus)
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(4):
                     rejected = [
                         await http.post("/chat", json={"prompt": "hi"}),
                         await http.delete("/chat/r1"),
@@ -74,7 +74,7 @@ LOADING = WorkerReport("w2", "loading", slots=8, running=0, waiting=0, progress=
 
 async def wait_for_readyz(http: httpx.AsyncClient, expected: str) -> httpx.Response:
     """Wait until `/readyz` responds with this status or error code; return the response."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while True:
             response = await http.get("/readyz")
             content = response.json()

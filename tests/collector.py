@@ -37,7 +37,7 @@ class Collector:
         return [span for span in list(self.spans) if span.trace_id == trace_id]
 
     def wait_for(self, trace_id: str, is_whole: Callable[[list[ReceivedSpan]], bool]) -> None:
-        wait_for(lambda: is_whole(self.of_trace(trace_id)), f"the spans of {trace_id}", 10)
+        wait_for(lambda: is_whole(self.of_trace(trace_id)), f"the spans of {trace_id}", 30)
 
     def tree(self, trace_id: str) -> dict[str, Any]:
         """Return the names of the trace's spans (`service: name`), each with its children."""

@@ -32,7 +32,7 @@ def test_child_dies_with_its_parent(started_as: tuple[str, ...]) -> None:
         child = int(parent.stdout.readline())
         wait_for(lambda: Path(f"/proc/{child}/comm").read_text() == "sleep\n", "the command")
         parent.kill()
-    wait_for(lambda: not is_running(child), "its end", 5)
+    wait_for(lambda: not is_running(child), "its end", 30)
 
 
 def test_child_of_a_dead_parent_does_not_start() -> None:

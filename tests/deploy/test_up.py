@@ -115,7 +115,7 @@ def is_running(pid: int) -> bool:
 
 
 def wait_for_exit(children: dict[str, int]) -> None:
-    wait_for(lambda: not any(map(is_running, children.values())), f"the end of {children}", 10)
+    wait_for(lambda: not any(map(is_running, children.values())), f"the end of {children}", 30)
 
 
 @pytest.fixture

@@ -121,14 +121,14 @@ async def test_disconnect_leaves_the_answer_running_within_its_grace(
         await asyncio.sleep(0.1)
         assert worker.cancelled.empty()
         await http.delete(f"/chat/{request.request_id}")  # as a positive control
-        assert await asyncio.wait_for(worker.cancelled.get(), 5) == ("_", request.request_id)
+        assert await asyncio.wait_for(worker.cancelled.get(), 30) == ("_", request.request_id)
 
 
 async def test_finished_answer_is_not_cancelled(http: httpx.AsyncClient, nats_url: str) -> None:
     async with scripted_worker(nats_url, HELLO) as worker:
         done = await http.post("/chat", json={"prompt": "hi"})
         await http.delete(done.headers["content-location"])  # as a positive control
-        await asyncio.wait_for(worker.cancelled.get(), 5)
+        await asyncio.wait_for(worker.cancelled.get(), 30)
         assert worker.cancelled.empty()
 
 

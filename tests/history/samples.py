@@ -224,7 +224,7 @@ async def until_status(bus: Bus, **expected: object) -> None:
     await until(is_as_expected)
 
 
-async def until(condition: Callable[[], Awaitable[bool] | bool], seconds: float = 15) -> None:
+async def until(condition: Callable[[], Awaitable[bool] | bool], seconds: float = 30) -> None:
     """Wait until the condition, which may be a coroutine function, is true."""
     deadline = time.monotonic() + seconds
     while not await _result(condition):

@@ -206,7 +206,7 @@ async def test_load_that_kills_the_engine_raises(
     monkeypatch.setattr(followed.backend, "load_adapter", Mock(side_effect=ValueError("a bug")))
     followed.write("a.gguf", "one")
     with pytest.raises(ValueError, match="a bug"):
-        await asyncio.wait_for(followed.step(), 5)
+        await asyncio.wait_for(followed.step(), 30)
 
 
 async def test_folder_that_vanishes_and_returns_is_followed(followed: Followed) -> None:

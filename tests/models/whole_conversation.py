@@ -191,5 +191,5 @@ def _busy_worker(up: Stack, workers: dict[str, Process]) -> Process:
         busy[:] = [each["worker_id"] for each in up.status()["workers"] if each["running"]]
         return len(busy) == 1
 
-    wait_for(is_known, "the busy worker", 10)
+    wait_for(is_known, "the busy worker", 30)
     return workers[busy[0]]

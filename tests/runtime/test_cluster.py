@@ -116,6 +116,6 @@ async def test_client_leaves_a_frozen_server(cluster: list[Server]) -> None:
 
         frozen.signal(signal.SIGSTOP)
         try:
-            await until(has_moved, 8)
+            await until(has_moved, 30)
         finally:
             frozen.signal(signal.SIGCONT)

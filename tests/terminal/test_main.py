@@ -175,7 +175,7 @@ async def test_reader_that_has_gone_ends_the_chat_quietly(
         assert process.returncode == 128 + signal.SIGPIPE
         assert "[" not in notes, "no error"
         assert len(worker.requests) == 1
-        await asyncio.wait_for(worker.cancelled.get(), 5)
+        await asyncio.wait_for(worker.cancelled.get(), 30)
 
 
 async def test_full_disk_is_one_sentence(nats_url: str) -> None:
@@ -261,7 +261,7 @@ def test_prompts_are_edited_and_come_back(nats_url: str, tmp_path: Path) -> None
         screen.wait_for('six"""\nGrüß dich\n>')
         wait_for_history(screen)
         screen.type(f"{UP}{UP}{UP}")  # to the first line, and to the prompt before
-        screen.wait_for("> three\n… four", 5)
+        screen.wait_for("> three\n… four", 30)
         screen.type(CTRL_C)
         screen.wait_for("four\n>")
         screen.type(f"/mo{TAB}demo:pi{TAB}")

@@ -315,7 +315,7 @@ async def test_disconnect_is_logged_without_a_status(
     async with scripted_worker(nats_url, (ACCEPTED, *[0.05] * 200, DONE)) as worker:
         with pytest.raises(openai.APITimeoutError):
             await client.chat.completions.create(model="demo", messages=ASK, timeout=0.2)
-        await asyncio.wait_for(worker.cancelled.get(), 2)
+        await asyncio.wait_for(worker.cancelled.get(), 30)
     await until(lambda: "request finished" in caplog.text)
     assert "path=/v1/chat/completions status=- " in caplog.text
 
@@ -349,7 +349,7 @@ async def test_completion_cancelled_by_shutdown_is_a_503(nats_url: str) -> None:
             asking = asyncio.create_task(http.post(url, json={"messages": ASK}))
             await until(lambda: bool(worker.requests))
         answer = await asking
-        await asyncio.wait_for(worker.cancelled.get(), 2)
+        await asyncio.wait_for(worker.cancelled.get(), 30)
     assert answer.status_code == 503 and answer.json()["error"]["code"] == "shutting_down"
 
 

@@ -20,13 +20,13 @@ from services.contract import prompts
 from services.contract.errors import ServiceError, shutting_down
 from services.contract.messages import (
     AnswerEvent,
+    Channel,
     ChatRequest,
     Done,
     Failed,
     StreamEvent,
     Token,
     ToolCallDelta,
-    Usage,
 )
 from services.edge import errors
 from services.edge.api.objects import (
@@ -51,13 +51,18 @@ from services.edge.sse import (
     ToError,
     data_line,
     merge,
+    one_line,
     while_connected,
 )
 
 DONE = b"data: [DONE]\n\n"
 MAX_SESSION_ID_LENGTH = 128  # a longer one is hashed, as it is only compared
 RESUMABLE = "x-resumable"
+UNIQUE = "\0text\0"
+"""Text that no other part of a chunk contains."""
 SESSION_HEADERS = ("x-session-id", "x-conversation-id", "x-openwebui-chat-id")
+
+_encode = msgspec.json.Encoder().encode
 
 log = logging.getLogger(__name__)
 
@@ -79,17 +84,22 @@ TEXT = CompletionObjects("cmpl", TextCompletion, TextCompletion)
 
 
 class ChoiceBuilder(Protocol):
-    """Builds one choice of a completion. Each method but `build` returns the chunks to stream."""
+    """Builds one choice of a completion: `begin`, `chunks` and `end` for a stream, else `add`."""
 
-    def begin(self) -> Iterable[Struct]: ...
+    def begin(self) -> Iterable[Struct]:
+        """Return the first chunks to stream."""
 
-    def push(self, event: AnswerEvent) -> Iterable[Struct]: ...
+    def chunks(self, event: AnswerEvent) -> Iterable[Struct]:
+        """Return the chunks of a part of the answer, which follow from the event alone."""
 
     def end(self, done: Done) -> Iterable[Struct]:
         """Return the last chunks; the very last one has the finish reason."""
 
-    def build(self) -> Struct:
-        """Return the choice of a completion that is not streamed, after its end."""
+    def add(self, event: AnswerEvent) -> None:
+        """Add a part of the answer that is not streamed."""
+
+    def build(self, done: Done) -> Struct:
+        """Return the choice of what was added."""
 
 
 class CompletionEncoder:
@@ -116,17 +126,27 @@ class CompletionEncoder:
         self._n = n
         # OpenAI's API: null in all chunks but the last, which has no choices
         self._no_usage = {"usage": None} if includes_usage else {}
-        self._usages: dict[int, Usage] = {}
+        self._ends: dict[int, Done] = {}  # by number, as are these by channel too
+        self._frames: dict[tuple[int, Channel], list[bytes]] = {}
 
     def begin(self) -> bytes:
         chunks = (chunk for choice in self._choices for chunk in choice.begin())
         return b"".join(self._events(chunks))
 
     def encode(self, number: int, event: StreamEvent) -> bytes:
-        chunks = self._events(self._push(number, event))
-        if chunks and self._is_resumable:
-            chunks[-1] = _event_id(event) + chunks[-1]
-        return b"".join(chunks)
+        match event:
+            case Token(logprobs=None) if event.text:
+                events = [self._text(number, event)]
+            case Token() | ToolCallDelta():
+                events = self._events(self._choices[number].chunks(event))
+            case Done():
+                self._ends[number] = event
+                events = self._events(self._choices[number].end(event))
+            case _:
+                return b""
+        if events and events[-1] and self._is_resumable:
+            events[-1] = _event_id(event) + events[-1]
+        return b"".join(events)
 
     def end(self) -> bytes:
         if not self._no_usage:
@@ -144,22 +164,30 @@ class CompletionEncoder:
         """Return the completion. Raises ServiceError if one of its answers fails."""
         async with aclosing(events):
             async for number, event in events:
-                if isinstance(event, Failed):
-                    raise to_error(event)
-                self._push(number, event)
-        choices = tuple(choice.build() for choice in self._choices)
+                match event:
+                    case Failed():
+                        raise to_error(event)
+                    case Token() | ToolCallDelta():
+                        self._choices[number].add(event)
+                    case Done():
+                        self._ends[number] = event
+        choices = tuple(
+            choice.build(self._ends[number]) for number, choice in enumerate(self._choices)
+        )
         return self._objects.completion(choices=choices, usage=self._usage(), **self._heading)
 
-    def _push(self, number: int, event: StreamEvent) -> list[Struct]:
-        """Add an event to its choice."""
-        choice = self._choices[number]
-        match event:
-            case Token() | ToolCallDelta():
-                return [*choice.push(event)]
-            case Done():
-                self._usages[number] = event.usage
-                return [*choice.end(event)]
-        return []
+    def _text(self, number: int, token: Token) -> bytes:
+        """
+        Return the event of text without logprobs, b"" if there is none. Nearly all events are such,
+        and differ only in their text, so the rest of them is encoded once.
+        """
+        frame = self._frames.get((number, token.channel))
+        if frame is None:
+            sample = Token(0, UNIQUE, (), channel=token.channel)
+            events = self._events(self._choices[number].chunks(sample))
+            frame = b"".join(events).split(_encode(UNIQUE))
+            self._frames[number, token.channel] = frame
+        return one_line(_encode(token.text)).join(frame)
 
     def _events(self, chunks: Iterable[Struct]) -> list[bytes]:
         return [self._event((chunk,), **self._no_usage) for chunk in chunks]
@@ -170,17 +198,17 @@ class CompletionEncoder:
 
     def _usage(self) -> CompletionUsage:
         """Sum up the usage. Each prompt counts once, however many choices it has."""
-        firsts = [usage for number, usage in self._usages.items() if number % self._n == 0]
+        usages = {number: done.usage for number, done in self._ends.items()}
+        firsts = [usage for number, usage in usages.items() if number % self._n == 0]
         prompt_tokens = sum(usage.prompt_tokens for usage in firsts)
         cached_tokens = sum(usage.cached_tokens for usage in firsts)
-        usages = self._usages.values()
-        completion_tokens = sum(usage.completion_tokens for usage in usages)
+        completion_tokens = sum(usage.completion_tokens for usage in usages.values())
         return CompletionUsage(
             prompt_tokens,
             completion_tokens,
             prompt_tokens + completion_tokens,
             PromptDetails(cached_tokens),
-            CompletionDetails(sum(usage.reasoning_tokens for usage in usages)),
+            CompletionDetails(sum(usage.reasoning_tokens for usage in usages.values())),
         )
 
 

@@ -1,6 +1,7 @@
 """`POST /v1/chat/completions`: the request to a worker, the answer as choices."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from litestar import delete, post
@@ -193,8 +194,6 @@ class ChatChoiceBuilder:
         self._echo = echo
         self._has_functions = has_functions
         self._events: list[AnswerEvent] = []
-        self._logprobs: tuple[ChoiceLogprob, ...] | None = None
-        self._finish_reason: FinishReason = "stop"
 
     def begin(self) -> Iterator[ChunkChoice]:
         content = None if self._has_tools else ""  # calls may come without content
@@ -204,8 +203,10 @@ class ChatChoiceBuilder:
         if self._echo and self._echo.text:
             yield ChunkChoice(self._index, Delta(content=self._echo.text))
 
-    def push(self, event: AnswerEvent) -> Iterator[ChunkChoice]:
+    def add(self, event: AnswerEvent) -> None:
         self._events.append(event)
+
+    def chunks(self, event: AnswerEvent) -> Iterator[ChunkChoice]:
         match event:
             case Token(channel="content"):
                 yield from self._content(event)
@@ -219,12 +220,9 @@ class ChatChoiceBuilder:
                     yield ChunkChoice(self._index, Delta(tool_calls=(delta,)))
 
     def end(self, done: Done) -> Iterator[ChunkChoice]:
-        self._finish_reason = finish_reason_of(done)
-        if self._has_functions and self._finish_reason == "tool_calls":
-            self._finish_reason = "function_call"
-        yield ChunkChoice(self._index, Delta(), finish_reason=self._finish_reason)
+        yield ChunkChoice(self._index, Delta(), finish_reason=self._finish_reason(done))
 
-    def build(self) -> ChatChoice:
+    def build(self, done: Done) -> ChatChoice:
         answer = Answer.of(self._events)
         calls = tuple(answer.tool_calls)
         echo = self._echo or ChatMessage("assistant")
@@ -238,13 +236,19 @@ class ChatChoiceBuilder:
             tool_calls=calls or UNSET if not self._has_functions else UNSET,
             function_call=calls[0].function if calls and self._has_functions else UNSET,
         )
-        logprobs = None if self._logprobs is None else Logprobs(self._logprobs)
-        return ChatChoice(self._index, message, logprobs, self._finish_reason)
+        return ChatChoice(self._index, message, self._all_logprobs(), self._finish_reason(done))
+
+    def _finish_reason(self, done: Done) -> FinishReason:
+        reason = finish_reason_of(done)
+        return "function_call" if self._has_functions and reason == "tool_calls" else reason
+
+    def _all_logprobs(self) -> Logprobs | None:
+        tokens = (each for each in self._events if isinstance(each, Token))
+        parts = [*filter(None, (_logprobs(each) for each in tokens if each.channel == "content"))]
+        return Logprobs(tuple(chain.from_iterable(p.content for p in parts))) if parts else None
 
     def _content(self, token: Token) -> Iterator[ChunkChoice]:
         logprobs = _logprobs(token)
-        if logprobs:
-            self._logprobs = (self._logprobs or ()) + logprobs.content
         if token.text:
             yield ChunkChoice(self._index, Delta(content=token.text), logprobs)
         elif logprobs:

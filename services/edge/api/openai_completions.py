@@ -10,7 +10,7 @@ from services.contract.answer import text_of
 from services.contract.errors import ServiceError
 from services.contract.messages import AnswerEvent, ChatRequest, Done
 from services.edge.api.completion import TEXT, check_length, respond, session_of
-from services.edge.api.objects import FinishReason, TextChoice, TextLogprobs, finish_reason_of
+from services.edge.api.objects import TextChoice, TextLogprobs, finish_reason_of
 from services.edge.api.openai_requests import CompletionBody
 from services.edge.context import Tenant, TheEdge
 from services.edge.errors import AnyRequest
@@ -62,28 +62,26 @@ class TextChoiceBuilder:
     def __init__(self, index: int, echo: str) -> None:
         self._index = index
         self._echo = echo
-        self._text = echo
-        self._logprobs: list[TextLogprobs] = []
-        self._finish_reason: FinishReason = "stop"
+        self._events: list[AnswerEvent] = []
 
     def begin(self) -> Iterator[TextChoice]:
         if self._echo:
             yield TextChoice(self._index, self._echo)
 
-    def push(self, event: AnswerEvent) -> Iterator[TextChoice]:
-        logprobs = _logprobs(event)
-        if logprobs:
-            self._logprobs.append(logprobs)
-        self._text += text_of(event)
-        yield TextChoice(self._index, text_of(event), logprobs)
+    def chunks(self, event: AnswerEvent) -> Iterator[TextChoice]:
+        yield TextChoice(self._index, text_of(event), _logprobs(event))
 
     def end(self, done: Done) -> Iterator[TextChoice]:
-        self._finish_reason = finish_reason_of(done)
-        yield TextChoice(self._index, "", finish_reason=self._finish_reason)
+        yield TextChoice(self._index, "", finish_reason=finish_reason_of(done))
 
-    def build(self) -> TextChoice:
-        logprobs = _join(self._logprobs) if self._logprobs else None
-        return TextChoice(self._index, self._text, logprobs, self._finish_reason)
+    def add(self, event: AnswerEvent) -> None:
+        self._events.append(event)
+
+    def build(self, done: Done) -> TextChoice:
+        text = self._echo + "".join(map(text_of, self._events))
+        parts = [*filter(None, map(_logprobs, self._events))]
+        logprobs = _join(parts) if parts else None
+        return TextChoice(self._index, text, logprobs, finish_reason_of(done))
 
 
 def _logprobs(event: AnswerEvent) -> TextLogprobs | None:

@@ -84,10 +84,16 @@ FULL: Object = {
 """Every part of the chart at once."""
 
 
-def render(values: Object) -> list[Object]:
+def render_files(values: Object, release: str = RELEASE, folder: Path = CHART) -> Mapping[str, str]:
+    """Return the text of each template. Raises HelmError."""
+    with helm_python.Chart.load(folder) as chart:
+        files: Mapping[str, str] = chart.render(values, name=release, namespace=NAMESPACE)
+    return files
+
+
+def render(values: Object, release: str = RELEASE, folder: Path = CHART) -> list[Object]:
     """Return the objects that an installation with the values creates, without Helm's tests."""
-    with helm_python.Chart.load(CHART) as chart:
-        files: Mapping[str, str] = chart.render(values, name=RELEASE, namespace=NAMESPACE)
+    files = render_files(values, release, folder)
     texts = [text for name, text in files.items() if name.endswith((".yaml", ".yml"))]
     documents = [each for text in texts for each in text.split("\n---")]
     objects = [msgspec.yaml.decode(each) for each in documents]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,7 @@ from tests.deploy.chart import (
     one,
     pods,
     render,
+    render_files,
     validate,
 )
 from tests.e2e.stack import Process, plain_environment
@@ -204,6 +206,18 @@ def test_falsy_settings_reach_their_service(full: list[Object]) -> None:
         (SMALL | {"image": {"registry": "ghcr.io/you"}}, "/image/registry"),
         (SMALL | {"nats": {"enabled": False}}, "settings.NATS_URL is empty"),
         (SMALL | {"edge": {"ingress": {"enabled": True}}}, "edge.ingress.host is empty"),
+        (SMALL | {"networkPolicy": {"metricsFrom": []}}, "/networkPolicy/metricsFrom"),
+        (SMALL | {"inference": {"maxSurge": 0}}, "demo has maxSurge and maxUnavailable 0"),
+        (
+            SMALL | {"inference": {"scaling": {"enabled": True, "minReplicas": 4}}},
+            "llm-inference-demo: scaling.minReplicas is above scaling.maxReplicas",
+        ),
+        (
+            SMALL | {"edge": {"scaling": {"enabled": True, "maxReplicas": 1}}},
+            "llm-edge: scaling.minReplicas is above scaling.maxReplicas",
+        ),
+        ({"models": [DEMO | {"file": "a.gguf,b.gguf"}]}, "/models/0/file"),
+        ({"models": [DEMO | {"file": "/a.gguf"}]}, "/models/0/file"),
         (
             {
                 "models": [
@@ -222,6 +236,64 @@ def test_falsy_settings_reach_their_service(full: list[Object]) -> None:
 def test_wrong_values_are_refused_by_name(values: Object, message: str) -> None:
     with pytest.raises(helm_python.HelmError, match=re.escape(message)):
         render(values)
+
+
+@pytest.mark.parametrize(
+    ("release", "model", "message"),
+    [
+        ("llm", 30 * "m", ""),
+        (47 * "r", "m", ""),
+        (48 * "r", "m", "is too long for a StatefulSet"),
+        (40 * "r", 30 * "m", "(81 characters) is no name for Kubernetes"),
+        ("1llm", "m", "1llm-inference-m (16 characters) is no name for Kubernetes"),
+        ("llm.v1", "m", "llm.v1-inference-m (18 characters) is no name for Kubernetes"),
+    ],
+)
+def test_names_that_kubernetes_would_refuse_are_errors(
+    release: str, model: str, message: str
+) -> None:
+    values = {"models": [DEMO | {"name": model, "scaling": {"enabled": True}}]}
+    if message:
+        with pytest.raises(helm_python.HelmError, match=re.escape(message)):
+            render(values, release)
+        return
+    objects = render(values, release)
+    for kind in ("Service", "ScaledObject", "Deployment"):  # for DNS, for KEDA's label, for both
+        assert all(len(item["metadata"]["name"]) <= 63 for item in of_kind(objects, kind))
+
+
+def test_notes_name_every_secret_that_a_pod_waits_for(small: list[Object]) -> None:
+    notes = render_files(SMALL)["finetunellm/templates/NOTES.txt"]
+    (line,) = (line for line in notes.splitlines() if "get secret" in line)
+    mounted = {
+        volume["secret"]["secretName"]
+        for _, pod in pods(small)
+        for volume in pod["spec"]["volumes"]
+        if "secret" in volume
+    }
+    assert set(line.partition("get secret ")[2].split()) == mounted
+
+
+def test_upgrade_changes_no_immutable_field(full: list[Object], tmp_path: Path) -> None:
+    folder = shutil.copytree(CHART, tmp_path / "chart")
+    text = (folder / "Chart.yaml").read_text()
+    version = one(full, "Deployment", "edge")["metadata"]["labels"]["app.kubernetes.io/version"]
+    (folder / "Chart.yaml").write_text(text.replace(f"ersion: {version}", "ersion: 99.0.0", 1))
+    later = render(FULL, folder=folder)
+    assert "finetunellm-99.0.0" in str(later)
+    assert immutable(later) == immutable(full)
+
+
+def immutable(objects: list[Object]) -> dict[str, Object]:
+    """Return the fields of each object that an update can't change."""
+    fields = ("selector", "serviceName", "volumeClaimTemplates", "podManagementPolicy", "clusterIP")
+    return {
+        f"{item['kind']} {item['metadata']['name']}": {
+            field: item["spec"][field] for field in fields if field in item["spec"]
+        }
+        for item in objects
+        if item["kind"] in ("Deployment", "StatefulSet", "Service")
+    }
 
 
 @pytest.mark.parametrize(
@@ -292,8 +364,6 @@ def test_pods_meet_the_restricted_security_standard(full: list[Object]) -> None:
     names = [name for name, _ in containers(full)]
     assert len(names) == 9 and f"{RELEASE}-inference-qwen/download" in names
     for name, container in containers(full):
-        if name.endswith("/prom-exporter"):  # of the chart of NATS, off by default
-            continue
         context = container["securityContext"]
         assert context["allowPrivilegeEscalation"] is False, name
         assert context["readOnlyRootFilesystem"] is True, name
@@ -350,6 +420,16 @@ def test_services_reach_nats_and_are_reached_by_nobody(full: list[Object]) -> No
     assert servers["ports"] == [{"port": 6222}]
 
 
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [("https://x/y.gguf", 443), ("http://x/y.gguf", 80), ("http://user@x:8080/y.gguf", 8080)],
+)
+def test_workers_reach_the_server_of_their_download(url: str, port: int) -> None:
+    objects = render({"models": [DEMO | {"source": {"url": url}, "sha256": 64 * "a"}]})
+    ports = [port["port"] for rule in egress_of(objects, "inference") for port in rule["ports"]]
+    assert ports == [53, 53, 4222, port]
+
+
 def egress_of(objects: list[Object], role: str) -> list[Object]:
     found: list[Object] = one(objects, "NetworkPolicy", role)["spec"]["egress"]
     return found
@@ -397,6 +477,17 @@ def test_triggers_follow_the_slots_of_their_model(full: list[Object]) -> None:
         for name in ("inference-demo", "inference-qwen")
     }
     assert thresholds == {"inference-demo": ["10", "4"], "inference-qwen": ["10", "8"]}
+
+
+def test_busy_slots_ask_for_as_many_workers_as_are_ready(full: list[Object]) -> None:
+    """
+    Workers that load, drain or failed report slots, too: during an update each new worker would be
+    a reason for one more, up to the maximum.
+    """
+    for name, target in (("inference-demo", "4"), ("inference-qwen", "8")):
+        query = one(full, "ScaledObject", name)["spec"]["triggers"][1]["metadata"]["query"]
+        cap = re.search(r"(\d+) \* scalar\(max\(finetunellm_workers{.*,state=\"ready\"}\)\)", query)
+        assert query.startswith("clamp_max(") and cap and cap[1] == target
 
 
 def test_missing_figures_are_errors_and_not_zeros(full: list[Object]) -> None:

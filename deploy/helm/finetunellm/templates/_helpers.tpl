@@ -2,7 +2,11 @@
 
 {{- define "finetunellm.name" -}}
 {{- $parts := compact (list .root.Release.Name .component (dig "name" "" (default dict .model))) -}}
-{{- join "-" $parts -}}
+{{- $name := join "-" $parts -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$" $name) -}}
+{{- fail (printf "%s (%d characters) is no name for Kubernetes, which takes at most 63 of a-z, 0-9 and -, and a letter first: choose another name for the release or the model." $name (len $name)) -}}
+{{- end -}}
+{{- $name -}}
 {{- end -}}
 
 {{- define "finetunellm.selector" -}}

@@ -7,6 +7,7 @@ complete and has the checksum; then it is not downloaded again.
 """
 
 import argparse
+import errno
 import hashlib
 import logging
 import sys
@@ -23,6 +24,7 @@ from services.runtime import logs
 CHUNK_BYTES = 2**20
 RANGE_NOT_SATISFIABLE = 416
 TOO_MANY_REQUESTS = 429
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,10 @@ def _fetch_in_tries(url: str, part: Path, token: str, limits: DownloadLimits) ->
                 ) from error
             reason = str(error)
         except (OSError, HTTPException) as error:
+            if getattr(error, "errno", None) in DISK_ERRORS:
+                raise DownloadError(
+                    f"{part.parent} has no room for {url} ({error}): use a larger volume or disk."
+                ) from error
             reason = str(error) or type(error).__name__
         failures = failures + 1 if _size(part) == before else 1
         if failures >= limits.tries:

@@ -1,6 +1,7 @@
 """Models are downloaded from a real HTTP server that breaks off, redirects and refuses."""
 
 import hashlib
+import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,6 +109,22 @@ def test_server_without_ranges_sends_the_whole_file(tmp_path: Path) -> None:
     with serving("break", "whole") as hub:
         download(hub.url, path, SHA256, limits=FAST)
     assert path.read_bytes() == DATA
+
+
+def test_full_disk_is_named_at_once(tmp_path: Path, small_files: None) -> None:
+    with serving() as hub:
+        with pytest.raises(DownloadError, match=f"{tmp_path} has no room .* larger volume"):
+            download(hub.url, tmp_path / "model.gguf", SHA256, limits=FAST)
+        assert len(hub.seen) == 1
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file of this process can grow beyond a part of DATA, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(DATA) // 2, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_complete_part_of_an_earlier_run_is_used(tmp_path: Path) -> None:

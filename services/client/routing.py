@@ -134,6 +134,7 @@ class WorkerDirectory:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._since = clock()
         self._reports: dict[str, tuple[float, WorkerReport]] = {}  # with the time of receipt
         self._offered: Counter[str] = Counter()
 
@@ -224,6 +225,11 @@ class WorkerDirectory:
         reports = self.reports()
         chats = [report for report in reports if report.kind == "chat"]
         return any(report.state == "ready" for report in chats or reports)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every worker has had the time to report."""
+        return self._clock() - self._since > MAX_REPORT_AGE_SECONDS
 
     def check_kind(self, model: str | None, kind: ModelKind = "chat") -> None:
         """Raise ServiceError(invalid_request) if workers have the model, but of another kind."""

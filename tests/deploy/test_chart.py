@@ -391,6 +391,13 @@ def test_slow_starts_and_outages_restart_no_worker(full: list[Object]) -> None:
         assert probe["timeoutSeconds"] >= 15
 
 
+def test_outage_of_workers_takes_no_edge_out_of_its_service(full: list[Object]) -> None:
+    """Else nobody gets the errors that say what is missing, and no admin can erase sessions."""
+    edge = main_container(full, "edge")
+    assert edge["readinessProbe"]["httpGet"]["path"] == "/readyz?fleet=false"
+    assert edge["livenessProbe"]["httpGet"]["path"] == "/healthz"
+
+
 def test_metrics_are_in_no_service_that_is_reached_from_outside(full: list[Object]) -> None:
     public = one(full, "Service", "edge")["spec"]
     assert public["type"] == "LoadBalancer"
@@ -585,6 +592,8 @@ async def test_rendered_environment_serves_a_chat(tmp_path: Path, small: list[Ob
             part.start()
         url = f"http://127.0.0.1:{edge.port}"
         wait_for(lambda: httpx.get(f"{url}/readyz").status_code == 200, "the edge", 60)
+        probe = main_container(small, "edge")["readinessProbe"]["httpGet"]
+        assert httpx.get(f"{url}{probe['path']}").status_code == 200
         answer = httpx.post(f"{url}/chat", json={"prompt": "hello"}, timeout=30)
         assert answer.status_code == 200 and '"stored":"log"' in answer.text.replace(" ", "")
         metrics = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text

@@ -44,6 +44,12 @@ class KeyUsage(Struct, frozen=True):
     tokens_per_minute: int | None
 
 
+class ReadyQuery(Struct, frozen=True):
+    """`fleet=false`: whether this edge may get requests, also while workers or history are away."""
+
+    fleet: bool = True
+
+
 class StatusQuery(Struct, frozen=True):
     """`activity`: show the last ten minutes, too."""
 
@@ -86,14 +92,20 @@ async def healthz() -> Health:
     return Health("alive")
 
 
-@get("/readyz")
-async def readyz(edge: TheEdge) -> Health:
+@get("/readyz", query=ReadyQuery)
+async def readyz(request: AnyRequest, edge: TheEdge) -> Health:
+    """
+    Check what clients need. Where all edges fail together nobody would see the reason, or could
+    make room, if that took them out of a load balancer: `fleet=false` leaves it out.
+    """
+    query = read_query(request, ReadyQuery)
     if edge.draining.is_set():
         raise ServiceError("shutting_down", "This edge is shutting down: use another one.")
     check_connected(edge.bus)
-    if not edge.workers.ready:
+    if not edge.workers.ready and (query.fleet or not edge.workers.is_complete):
         raise _why_not_ready(edge)
-    await edge.history.check_chats_accepted()
+    if query.fleet:
+        await edge.history.check_chats_accepted()
     return Health("ready")
 
 

@@ -58,6 +58,7 @@ async def test_without_nats_requests_fail_at_once(tmp_path: Path) -> None:
                         await http.get("/messages"),
                         await http.post("/clear-history"),
                         await http.get("/readyz"),
+                        await http.get(EDGE_ONLY),
                     ]
                     status = await http.get("/status")
                     alive = await http.get("/healthz")
@@ -72,11 +73,16 @@ READY = WorkerReport("w1", "ready", slots=8, running=0, waiting=0, model=MODEL)
 LOADING = WorkerReport("w2", "loading", slots=8, running=0, waiting=0, progress=0.42)
 
 
-async def wait_for_readyz(http: httpx.AsyncClient, expected: str) -> httpx.Response:
+EDGE_ONLY = "/readyz?fleet=false"
+
+
+async def wait_for_readyz(
+    http: httpx.AsyncClient, expected: str, path: str = "/readyz"
+) -> httpx.Response:
     """Wait until `/readyz` responds with this status or error code; return the response."""
     async with asyncio.timeout(30):
         while True:
-            response = await http.get("/readyz")
+            response = await http.get(path)
             content = response.json()
             if expected == (content.get("status") or content["error"]["code"]):
                 return response
@@ -117,5 +123,16 @@ async def test_edge_is_not_ready_while_history_rejects_chats(bus: Bus, nats_url:
         answer = await wait_for_readyz(http, "history_full")
         assert answer.status_code == 503 and answer.headers["retry-after"]
         assert answer.json()["error"]["message"] == "The disk is full."
+        assert (await http.get(EDGE_ONLY)).status_code == 200, "it can still erase sessions"
         status = replace(status, refuses=None)
         assert (await http.get("/readyz")).status_code == 200
+
+
+async def test_edge_without_a_fleet_stays_ready_to_say_so(bus: Bus) -> None:
+    async with edge_on(bus) as http:
+        early = await http.get(EDGE_ONLY)  # before a worker that is there would have reported
+        assert early.status_code == 503 and early.json()["error"]["code"] == "no_worker"
+        assert (await wait_for_readyz(http, "ready", EDGE_ONLY)).status_code == 200
+        assert (await http.get("/readyz")).json()["error"]["code"] == "no_worker"
+        rejected = await http.post("/chat", json={"prompt": "hi"})
+        assert rejected.status_code == 503 and rejected.headers["retry-after"]

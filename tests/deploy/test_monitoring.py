@@ -24,7 +24,9 @@ from tests.servers import ROOT
 FOLDER = ROOT / "deploy/monitoring"
 OF_PROMETHEUS = {"up", "instance", "job", "namespace", "service"}
 """A metric, and labels that Prometheus and its operator add."""
-VARIABLES = {"$__rate_interval": "5m", "$model": "demo"}
+VARIABLES = {"$__rate_interval": "5m", "$model": "demo", "$namespace": ".*"}
+INSTALLATION = {"namespace", "service"}
+"""Labels by which the figures of several installations differ."""
 
 Metrics = dict[str, set[str]]
 """The labels of each sample name."""
@@ -67,6 +69,10 @@ def dashboard() -> dict[str, Any]:
 def queries() -> Iterator[str]:
     """Yield every query, with values for Grafana's variables."""
     yield from (rule["expr"] for rule in rules())
+    yield from panel_queries()
+
+
+def panel_queries() -> Iterator[str]:
     for panel in dashboard()["panels"]:
         for target in panel.get("targets", ()):
             expr = target["expr"]
@@ -93,6 +99,18 @@ def used(query: str) -> tuple[Metrics, set[str]]:
     return metrics, groups
 
 
+def groupings(query: str) -> list[set[str]]:
+    """Return the labels by which each aggregation of a query groups."""
+    found: list[set[str]] = []
+
+    def visit(node: promql.Expr) -> None:
+        if isinstance(node, promql.AggregateExpr):
+            found.append(set(node.modifier.labels) if node.modifier else set())
+
+    promql.walk(promql.parse(query), visit)
+    return found
+
+
 def check(query: str, exposed: Metrics) -> None:
     metrics, groups = used(query)
     assert metrics, query
@@ -116,6 +134,33 @@ def test_scaling_of_the_chart_uses_metrics_that_exist(exposed: Metrics) -> None:
     assert len(queries) == 5
     for query in queries:
         check(query, exposed)
+
+
+def test_dashboard_shows_what_the_chart_scales_by() -> None:
+    chart = pytest.importorskip("tests.deploy.chart")
+    scaled = chart.of_kind(chart.render(chart.FULL), "ScaledObject")
+    wanted = {
+        name
+        for each in scaled
+        for trigger in each["spec"]["triggers"]
+        for name in used(trigger["metadata"]["query"])[0]
+        if name != "finetunellm_nats_connected"  # which only stands for a zero
+    }
+    shown = {name for panel in panel_queries() for name in used(panel)[0]}
+    assert wanted and wanted - shown == set()
+
+
+def test_alerts_tell_installations_apart() -> None:
+    """Else the workers of one would hide that another has none."""
+    for rule in rules():
+        for labels in groupings(rule["expr"]):
+            assert labels >= INSTALLATION, rule["alert"]
+
+
+def test_panels_show_the_chosen_namespace_only() -> None:
+    for query in panel_queries():
+        for name, labels in used(query)[0].items():
+            assert "namespace" in labels, (name, query)
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ class ChatService:
         self._engine = Engine(
             model.backend,
             settings.model_parallel,
-            settings.model_cache * 2**20,
+            min(settings.model_cache * 2**20, model.max_host_cache),
             emit=partial(in_loop, self._dispatch),
             on_death=partial(in_loop, self._on_engine_death),
             public_prefixes=model.public_prefixes(settings.chat_system_prompt.strip()),

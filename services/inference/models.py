@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -51,6 +52,8 @@ class LoadedModel(NamedTuple):
     path: Path | None = None
     template_kwargs: Mapping[str, Any] = MappingProxyType({})
     """Variables for the chat template, which those of a request override."""
+    max_host_cache: int = sys.maxsize
+    """Bytes that the memory leaves for the host KV cache."""
 
     def prompt_options(self, request: ChatRequest) -> PromptOptions:
         """Return what the prompt of a request has beside its messages."""
@@ -151,7 +154,7 @@ def _load_chat(
         "parallel": settings.model_parallel,
         "kv_type": settings.model_kv_type,
     }
-    context = _context(settings, parts, "chat")
+    context, host_cache = _plan_memory(settings, parts, "chat")
     llama = Llama(parts, context=context, on_progress=on_progress, **options)
     try:
         trial_step.run(llama, str(path))
@@ -161,7 +164,8 @@ def _load_chat(
         raise
     info = replace(_info(path, parts, llama.context), trained_context=llama.trained_context)
     sampling = model_sampling.read(llama.metadata)
-    return LoadedModel(info, llama, template, sampling, path, settings.chat_template_kwargs)
+    kwargs = settings.chat_template_kwargs
+    return LoadedModel(info, llama, template, sampling, path, kwargs, host_cache)
 
 
 def _load_embedder(
@@ -171,7 +175,7 @@ def _load_embedder(
     on_progress: Callable[[float], bool],
     kind: ModelKind,
 ) -> LoadedEmbedder:
-    context = _context(settings, parts, kind)
+    context, _ = _plan_memory(settings, parts, kind)
     embedder = LlamaEmbedder(parts, context=context, on_progress=on_progress, **_options(settings))
     try:
         trial_step.run(embedder, str(path))
@@ -210,8 +214,13 @@ def _check_gpus(settings: InferenceSettings) -> None:
         )
 
 
-def _context(settings: InferenceSettings, parts: Sequence[Path], kind: ModelKind) -> int:
-    """Return the tokens per slot. Raises ModelError if a trial of the model fails."""
+def _plan_memory(
+    settings: InferenceSettings, parts: Sequence[Path], kind: ModelKind
+) -> tuple[int, int]:
+    """
+    Return the tokens per slot, and the bytes of the host KV cache. Raises ModelError if a trial of
+    the model fails.
+    """
     given = settings.model_context if isinstance(settings.model_context, int) else None
     request = trial.TrialRequest(
         files=tuple(map(str, parts)),
@@ -234,7 +243,7 @@ def _context(settings: InferenceSettings, parts: Sequence[Path], kind: ModelKind
     )
     tokens = given or context_size.choose(tried, beside)
     context_size.warn_of_shortage(tried, tokens, beside)
-    return tokens
+    return tokens, context_size.bound_host_cache(tried, tokens, beside)
 
 
 def _info(path: Path, parts: Sequence[Path], context: int) -> ModelInfo:

@@ -116,7 +116,8 @@ class InferenceSettings(BackendSettings, frozen=True, kw_only=True):
         Meta(
             ge=0,
             description="Maximum size in MiB of the host KV cache, which keeps idle conversations"
-            " so that their next turn needs no new prefill.",
+            " so that their next turn needs no new prefill. It takes less where the model and its"
+            " context leave less memory; the log says so.",
         ),
     ] = 4096
     model_threads: Annotated[

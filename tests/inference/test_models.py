@@ -12,6 +12,7 @@ from services.contract.conversation import ChatMessage
 from services.contract.errors import ServiceError
 from services.contract.messages import Sampling
 from services.inference import models
+from services.inference.engine import memory
 from services.inference.engine.backend import Chunk, SampledToken
 from services.inference.engine.llama_model import ModelError
 from services.inference.settings import InferenceSettings
@@ -166,6 +167,17 @@ def test_context_of_the_settings_wins(tmp_path: Path) -> None:
         model = models.load_chat_model(settings, lambda _: True)
         model.backend.close()
         assert model.info.context == context
+
+
+@pytest.mark.parametrize(("free_mib", "bound_mib"), [(64_000, 4096), (2000, 2000 - 300 - 125)])
+def test_host_cache_is_bounded_by_the_memory(
+    free_mib: int, bound_mib: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo model and its context take 125 MiB."""
+    monkeypatch.setattr(memory, "measure", lambda: memory.Memory(free_mib * 2**20))
+    model = load(DEMO)
+    model.backend.close()
+    assert model.max_host_cache / 2**20 == pytest.approx(bound_mib, abs=10)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Chooses the context window: the longest one of the model that fits the free memory."""
+"""
+Plans the memory: chooses the longest context window of the model that fits, and bounds the host KV
+cache by what is left.
+"""
 
 import logging
 from typing import NamedTuple
@@ -11,6 +14,8 @@ log = logging.getLogger(__name__)
 HOST_SHARE = 0.25  # of the free memory; other workers will start, and other programs grow
 GPU_SHARE = 0.8  # of the free GPU memory, which a worker needs not share
 MIB = 2**20
+REST = 300 * MIB  # of a worker beside weights, context and host KV cache (docs/sizing.md)
+MIN_HOST_CACHE = 256 * MIB  # also where memory is short: recurrent models need their checkpoints
 
 
 class ModelMemory(NamedTuple):
@@ -60,7 +65,7 @@ def choose(trial: Trial, memory: ModelMemory) -> int:
 
 def warn_of_shortage(trial: Trial, tokens: int, memory: ModelMemory) -> None:
     """Log a warning if a context of this size needs more memory than there is."""
-    (context,) = (each for each in trial.needs if each.tokens == min(tokens, trial.trained))
+    context = _need(trial, tokens)
     if not _fits(memory.need(context), memory.free):
         log.warning(
             "context may not fit the memory tokens=%d %s: lower MODEL_CONTEXT or MODEL_PARALLEL,"
@@ -68,6 +73,27 @@ def warn_of_shortage(trial: Trial, tokens: int, memory: ModelMemory) -> None:
             tokens,
             _words(context, memory),
         )
+
+
+def bound_host_cache(trial: Trial, tokens: int, memory: ModelMemory) -> int:
+    """
+    Return the bytes that the host KV cache may take beside a context of this size. It fills up over
+    hours, and would then exceed the limit of a container.
+    """
+    room = memory.free.host - memory.need(_need(trial, tokens)).host - REST
+    bound = min(memory.host_cache, max(room, MIN_HOST_CACHE))
+    if bound < memory.host_cache:
+        log.info(
+            "host KV cache bounded by memory mib=%d setting_mib=%d",
+            bound // MIB,
+            memory.host_cache // MIB,
+        )
+    return bound
+
+
+def _need(trial: Trial, tokens: int) -> ContextNeed:
+    (context,) = (each for each in trial.needs if each.tokens == min(tokens, trial.trained))
+    return context
 
 
 def _gpu_share(gpu_layers: int, layers: int) -> float:

@@ -4,11 +4,17 @@ import logging
 
 import pytest
 
-from services.inference.engine.context_size import choose, model_memory, warn_of_shortage
+from services.inference.engine.context_size import (
+    bound_host_cache,
+    choose,
+    model_memory,
+    warn_of_shortage,
+)
 from services.inference.engine.memory import Memory
 from services.inference.engine.trial import AUTO_CONTEXTS, ContextNeed, Trial
 
 GIB = 2**30
+MIB = 2**20
 WEIGHTS = 2 * GIB
 
 
@@ -93,3 +99,25 @@ def test_context_larger_than_the_memory_is_warned_of(
     beside = model_memory(Memory(int(free * GIB)), WEIGHTS, 4 * GIB, -1, trial)
     warn_of_shortage(trial, 32768, beside)
     assert ("lower MODEL_CONTEXT or MODEL_PARALLEL" in caplog.text) is warns
+
+
+@pytest.mark.parametrize(
+    ("free", "setting_mib", "bound_mib"),
+    [
+        (2 + 0.75 + 4.3, 4096, 4096),  # 2,048 tokens take 0.75 GiB, and the worker 0.3
+        (2 + 0.75 + 2.3, 4096, 2055),
+        (2 + 0.75, 4096, 256),
+        (1, 4096, 256),
+        (1, 100, 100),
+        (1, 0, 0),
+    ],
+)
+def test_host_cache_takes_what_the_context_leaves(
+    free: float, setting_mib: int, bound_mib: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    trial = model()
+    beside = model_memory(Memory(int(free * GIB)), WEIGHTS, setting_mib * MIB, -1, trial)
+    with caplog.at_level(logging.INFO):
+        assert bound_host_cache(trial, 2048, beside) // MIB == bound_mib
+    expected = f"host KV cache bounded by memory mib={bound_mib} setting_mib={setting_mib}"
+    assert caplog.messages == ([expected] if bound_mib < setting_mib else [])

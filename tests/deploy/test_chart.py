@@ -274,6 +274,16 @@ def test_notes_name_every_secret_that_a_pod_waits_for(small: list[Object]) -> No
     assert set(line.partition("get secret ")[2].split()) == mounted
 
 
+def test_notes_warn_of_scaling_without_metrics() -> None:
+    scaled = {"models": [DEMO | {"scaling": {"enabled": True}}]}
+    monitored = scaled | {"monitoring": {"serviceMonitor": {"enabled": True}}}
+    notes = [
+        render_files(values)["finetunellm/templates/NOTES.txt"]
+        for values in (SMALL, monitored, scaled)
+    ]
+    assert ["set monitoring.serviceMonitor.enabled" in text for text in notes] == [0, 0, 1]
+
+
 def test_upgrade_changes_no_immutable_field(full: list[Object], tmp_path: Path) -> None:
     folder = shutil.copytree(CHART, tmp_path / "chart")
     text = (folder / "Chart.yaml").read_text()

@@ -15,7 +15,7 @@ from pathlib import Path
 import llama_cpp
 
 from services.inference.engine.backend import KvType, SpecialToken
-from services.inference.engine.ggml import load_backends
+from services.inference.engine.ggml import has_wrong_amx, load_backends
 from services.inference.engine.prompt.tokenizer import MAX_PART_CHARS
 from services.inference.engine.sampling.grammar import Vocabulary
 from services.inference.engine.threads import DeepStackThreads
@@ -210,6 +210,7 @@ def model_params(
     # Read the file into memory instead of mapping it: overwriting a mapped file changes the weights
     # of the running model, and truncating it kills the process with SIGBUS.
     params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
+    params.use_extra_bufts = not has_wrong_amx()
     if tensor_split:
         params.tensor_split = (ctypes.c_float * llama_cpp.llama_max_devices())(*tensor_split)
     if main_gpu is not None:

@@ -315,6 +315,9 @@ def explain(error: Exception, name: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
     if len(arguments) != 1 or not arguments[0] or arguments[0].startswith("-"):
         print(USAGE, file=sys.stderr)
         return 2

@@ -40,10 +40,10 @@ keys *options: (_setup)
 backup folder: (_setup)
     @python -m deploy.as_user admin deploy.backup backup "$1"
 
-# Restore a backup into empty servers, before the services start: `just restore FOLDER`
+# Restore a backup into empty servers, while no service runs: `just restore FOLDER`
 [no-exit-message]
-restore folder *options: (_setup)
-    @python -m deploy.as_user admin deploy.backup restore "$@"
+restore folder: (_setup)
+    @python -m deploy.as_user admin deploy.backup restore "$1"
 
 # Run the tests, three files at a time, with real servers and the real demo model; `-n 0`: one at a time
 [group('develop')]

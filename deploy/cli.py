@@ -23,7 +23,7 @@ LIBRARIES = {
     "history": "motor",
     "inference": "llama_cpp",
     "pull": "huggingface_hub",
-    "terminal": "rich",
+    "terminal": "prompt_toolkit",
 }
 """A module that each extra of the package installs."""
 
@@ -54,7 +54,7 @@ COMMANDS = {
     ),
     "restore": Command(
         "deploy.backup",
-        "Restore a backup into empty servers, before the services start",
+        "Restore a backup into empty servers, while no service runs",
         "history",
         user="admin",
         arguments=("restore",),

@@ -5,11 +5,8 @@ import contextlib
 import http.client
 import logging
 import os
-import shutil
 import signal
-import socket
 import sys
-import sysconfig
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -19,7 +16,8 @@ from typing import Any
 import uvloop
 
 from deploy.lock import locked
-from deploy.nats.secrets import DATA, NATS_CONFIG, NATS_PID, Secrets
+from deploy.nats import server
+from deploy.nats.secrets import DATA, NATS_PID, Secrets
 from services.contract.version import COMMAND
 from services.edge.server import bind
 from services.edge.settings import EdgeSettings
@@ -54,11 +52,6 @@ EARLY_SECONDS = 3.0  # a process that exits sooner has not started
 MAX_EARLY_EXITS = 5
 INTERRUPTED = 128 + signal.SIGINT  # exit code after Ctrl-C, as of a shell: `just` expects it
 POLL_INTERVAL = 0.2  # seconds
-
-INSTALL_NATS = {
-    "just": "Start with `just up`, which installs it into .venv",
-    "finetunellm": "Install finetunellm[nats-server]",
-}[COMMAND]
 
 # Wildcard addresses to listen on, and the loopback address that reaches each of them
 ALL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -279,27 +272,14 @@ async def _watch_parent(stop: asyncio.Event) -> None:
 
 
 def _nats_server(port: int, lock: int, environ: dict[str, str]) -> Child:
-    with contextlib.closing(socket.socket()) as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise InvalidSetting(
-                f"Port {port} is taken, perhaps by a `{COMMAND} up` in another folder:"
-                " choose another port with NATS_PORT. To use a NATS server with JetStream that"
-                f" listens there, set NATS_URL=nats://127.0.0.1:{port}."
-            )
-    command = [nats_binary(), "-c", str(NATS_CONFIG), "-a", "127.0.0.1", "-p", str(port)]
-    command += ["-js", "-sd", str(DATA / "jetstream"), "-P", str(NATS_PID)]
+    if server.is_taken(port):
+        raise InvalidSetting(
+            f"Port {port} is taken, perhaps by a `{COMMAND} up` in another folder:"
+            " choose another port with NATS_PORT. To use a NATS server with JetStream that"
+            f" listens there, set NATS_URL=nats://{server.HOST}:{port}."
+        )
     environ = own_environment(LogSettings, SERVICES.values(), environ)
-    return Child("nats-server", command, environ, DATA / "nats.log", pass_fds=(lock,))
-
-
-def nats_binary() -> str:
-    path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"], "/usr/sbin"))
-    if binary := shutil.which("nats-server", path=path):
-        return binary
-    raise InvalidSetting(
-        f"nats-server is not installed. {INSTALL_NATS}; or install it from"
-        " https://nats.io/download; or set NATS_URL to a running server."
-    )
+    return Child("nats-server", server.command(port), environ, server.LOG, pass_fds=(lock,))
 
 
 async def log_when_ready(edge: EdgeSettings) -> None:

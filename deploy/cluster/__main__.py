@@ -8,7 +8,6 @@ What dies is restarted. Data and logs are in .data/cluster, the keys of NATS in 
 
 import logging
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +15,9 @@ from typing import NamedTuple
 from deploy.cluster import commands, replica_set
 from deploy.cluster.settings import ClusterSettings
 from deploy.lock import locked
+from deploy.nats import server
 from deploy.nats.secrets import CLUSTER, Secrets
-from deploy.up import PRIVATE, SERVICES, Child, log_when_ready, main, nats_binary, run
+from deploy.up import PRIVATE, SERVICES, Child, log_when_ready, main, run
 from services.edge.server import bind
 from services.edge.settings import EdgeSettings
 from services.history.settings import HistorySettings
@@ -65,7 +65,7 @@ class Ports(NamedTuple):
             ("CLUSTER_MONGODB_PORT", self.mongodb),
         ):
             for port in ports:
-                if _is_taken(port):
+                if server.is_taken(port):
                     raise InvalidSetting(
                         f"Port {port} is taken. {setting} is the first of {len(ports)} ports:"
                         " choose another one."
@@ -74,11 +74,6 @@ class Ports(NamedTuple):
     @property
     def nats_url(self) -> str:
         return ",".join(f"nats://{commands.HOST}:{port}" for port in self.nats)
-
-
-def _is_taken(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((commands.HOST, port)) == 0
 
 
 async def cluster(settings: ClusterSettings, environ: dict[str, str]) -> int:
@@ -109,7 +104,7 @@ def _nats_servers(ports: Ports, environ: dict[str, str], lock: int) -> list[Chil
     children = []
     for number, port in enumerate(ports.nats):
         own = CLUSTER / f"nats-{number}"
-        command = [nats_binary(), "-c", str(NATS_CONFIG), "-a", commands.HOST, "-p", str(port)]
+        command = [server.binary(), "-c", str(NATS_CONFIG), "-a", commands.HOST, "-p", str(port)]
         command += ["-js", "-sd", str(own), "-P", f"{own}.pid"]
         command += commands.nats_route(number, ports.routes)
         children.append(Child(own.name, command, environ, _log_of(own.name), (lock,)))
@@ -155,6 +150,8 @@ def _log_overview(ports: Ports) -> None:
             log.info("%s-%d: port %d, log %s", name, number, port, _log_of(f"{name}-{number}"))
     for name in ("history", "inference"):
         log.info("%s-0 to -%d: logs %s", name, PROCESSES - 1, _log_of(f"{name}-*"))
+    uri = commands.replica_set_uri(ports.mongodb)
+    log.info("back it up: MONGODB_URI='%s' just backup FOLDER", uri)
 
 
 async def _start() -> int:

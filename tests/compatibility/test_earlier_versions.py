@@ -80,7 +80,7 @@ def nats(tmp_path: Path) -> Iterator[Server]:
 async def test_store_has_memory_messages_and_sessions(nats: Server, folder: Path) -> None:
     shown = json.loads((folder / "shown.json").read_text())
     async with Bus.connect(url_of(nats), "test") as bus:
-        await StreamBackup(bus, folder).restore(replicas=None)
+        await StreamBackup(bus, folder).restore()
         await require_snapshots(bus)
         async with running_history(url_of(nats)):
             for session, expected in shown["messages"].items():

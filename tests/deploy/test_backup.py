@@ -10,11 +10,13 @@ from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import bson
 import pytest
 from pymongo import MongoClient
 
-from deploy.backup import STREAMS, UNREAD_CHUNKS, BackupError, StreamBackup
+from deploy.backup import STREAMS, UNREAD_CHUNKS, BackupError, StreamBackup, _save_streams
 from services.contract import subjects
+from services.history.settings import HistorySettings
 from services.runtime.bus import Bus
 from services.runtime.streams import Stream
 from tests.e2e.stack import NO_MONGO, Stack, plain_environment, running_stack
@@ -29,6 +31,7 @@ from tests.history.samples import (
     sessions,
     status,
     until,
+    until_status,
     uri_of,
 )
 from tests.secured import SecuredServer
@@ -132,7 +135,7 @@ async def test_backup_under_load_is_consistent(tmp_path: Path, size: int) -> Non
     (tmp_path / "empty").mkdir()
     with started([nats_server(tmp_path / "empty")]) as url:
         async with connected_to(url) as bus:
-            await StreamBackup(bus, tmp_path).restore(replicas=1)
+            await StreamBackup(bus, tmp_path).restore()
             async with history(url):
                 await until(lambda: has_sessions(bus, {"old", *STREAMS}))
                 assert ids(await context(bus, "old")) == [
@@ -180,7 +183,7 @@ def small_backup(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def test_existing_stream_is_not_replaced(small_backup: Path, bus: Bus) -> None:
     await Stream(bus, subjects.HISTORY_STREAM).ensure(subjects.HISTORY_LOG, 1 << 20, 0)
-    with pytest.raises(BackupError, match="has a stream HISTORY. Stop the services"):
+    with pytest.raises(BackupError, match="not empty: it has the stream HISTORY. Stop everything"):
         await StreamBackup(bus, small_backup).require_none()
 
 
@@ -191,8 +194,53 @@ async def test_damaged_backup_is_refused(
     damaged.write_bytes(damaged.read_bytes()[:-200])
     async with connected_to(empty_server) as bus:
         with pytest.raises(BackupError, match="nats-server refuses, for HISTORY"):
-            await StreamBackup(bus, tmp_path).restore(replicas=None)
+            await StreamBackup(bus, tmp_path).restore()
         assert not await Stream(bus, subjects.HISTORY_STREAM).exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "error"),
+    [
+        ("KV_keys/backup.json", None, "KV_keys/backup.json can't be used: No such file"),
+        ("HISTORY/backup.json", b'{"config": 3', "HISTORY/backup.json is damaged: "),
+        ("HISTORY/stream.tar.s2", None, "HISTORY/stream.tar.s2 is missing"),
+        ("mongodb/db/exchanges.bson", bson.encode({"a": 1})[:-1], "exchanges.bson is damaged: "),
+    ],
+)
+def test_damaged_file_is_named_before_anything_is_written(
+    small_backup: Path, tmp_path: Path, file: str, content: bytes | None, error: str
+) -> None:
+    backup = shutil.copytree(small_backup, tmp_path / "backup")
+    damaged = backup / file
+    damaged.parent.mkdir(parents=True, exist_ok=True)
+    damaged.unlink(missing_ok=True)
+    if content is not None:
+        damaged.write_bytes(content)
+    done = execute("restore", backup, {"NATS_URL": "nats://127.0.0.1:9", "MONGODB_URI": NO_MONGO})
+    assert done.returncode == 1 and error in done.stderr
+    assert "Traceback" not in done.stderr and "Not all was restored" not in done.stderr
+
+
+def test_restore_that_breaks_off_says_what_to_do(small_backup: Path, tmp_path: Path) -> None:
+    backup = shutil.copytree(small_backup, tmp_path / "backup")
+    data = backup / "HISTORY/stream.tar.s2"
+    data.write_bytes(data.read_bytes()[:-200])
+    with started([nats_server(tmp_path)]) as url:
+        done = execute("restore", backup, {"NATS_URL": url, "MONGODB_URI": NO_MONGO})
+    assert done.returncode == 1 and "nats-server refuses, for HISTORY" in done.stderr
+    assert "Not all was restored: empty both servers" in done.stderr
+
+
+async def test_backup_without_the_archive_of_history_is_refused(
+    tmp_path: Path, mongo: Server
+) -> None:
+    with started([nats_server(tmp_path)]) as url:
+        settings = HistorySettings(nats_url=url)
+        async with history(url, uri_of(mongo)), connected_to(url) as bus:
+            await until_status(bus, database_connected=True)
+            with pytest.raises(BackupError, match="has an archive in MongoDB, .* set MONGODB_URI"):
+                await _save_streams(settings, tmp_path, has_database=False)
+            await _save_streams(settings, tmp_path, has_database=True)
 
 
 @pytest.fixture
@@ -212,7 +260,7 @@ def test_absent_server_is_named(tmp_path: Path) -> None:
     [
         ("backup", ".", "exists: name a new folder"),
         ("restore", ".", "is no backup: it has no HISTORY"),
-        ("backup", "new", "MongoDB: "),  # that of MONGODB_URI is not there
+        ("backup", "new", "The MongoDB of MONGODB_URI can't be reached: "),
     ],
 )
 def test_command_says_why_it_fails(

@@ -1,5 +1,6 @@
 """The wheel, installed beside its dependencies: `finetunellm` in a folder without a clone."""
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from tests.deploy.test_up import Up
 from tests.e2e.stack import plain_environment
 from tests.servers import ROOT, wait_for
 
+ALONE = {"MODEL_PATH": "", "PYTHONPATH": ""}
+"""Variables of a program that has neither the models nor the modules of this folder."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -46,7 +49,7 @@ class InstalledUp(Up):
 
     def __init__(self, folder: Path, program: Path, **environ: str) -> None:
         self.command = (str(program), "up")
-        super().__init__(folder, **{"MODEL_PATH": "", **environ})
+        super().__init__(folder, **{**ALONE, **environ})
 
     def link(self, folder: Path) -> None:
         """Link nothing: everything is installed."""
@@ -68,7 +71,7 @@ def start(tmp_path: Path, program: Path) -> Iterator[Callable[..., InstalledUp]]
 
 
 def run(program: Path, *arguments: str, cwd: Path, **more: Any) -> subprocess.CompletedProcess[str]:
-    environ = plain_environment() | {"MODEL_PATH": ""} | more.pop("environ", {})
+    environ = plain_environment() | ALONE | more.pop("environ", {})
     command = [str(program), *arguments]
     return subprocess.run(
         command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=60, **more
@@ -104,6 +107,26 @@ def test_installed_package_serves_its_demo_model_from_any_folder(
     assert "Violation" not in (tmp_path / ".data/nats.log").read_text()
 
 
+@pytest.mark.timeout(240)
+def test_backup_is_restored_by_the_program_alone(
+    tmp_path: Path, program: Path, start: Callable[..., InstalledUp]
+) -> None:
+    """Without a nats-server: `restore` runs that of `up`, with the keys that it makes."""
+    up = start()
+    up.wait_until_ready()
+    assert up.chat("my name is Ada")
+    nats = {"NATS_PORT": up.nats_port}
+    assert run(program, "backup", "saved", cwd=tmp_path, environ=nats).returncode == 0
+    restore = run(program, "restore", "saved", cwd=tmp_path, environ=nats)
+    assert restore.returncode == 1 and "not empty: it has the stream KV_" in restore.stderr
+    assert up.interrupt() == 130
+    shutil.rmtree(tmp_path / ".data")
+    assert run(program, "restore", "saved", cwd=tmp_path, environ=nats).returncode == 0
+    up = start()
+    up.wait_until_ready()
+    assert "Ada" in up.chat("what is my name?")
+
+
 def test_missing_model_of_installed_package_is_explained(
     start: Callable[..., InstalledUp],
 ) -> None:
@@ -135,7 +158,8 @@ def test_taken_port_names_the_installed_program(tmp_path: Path, program: Path) -
         (["up", "--help"], 0, "usage: finetunellm up\n"),
         (["keys", "--help"], 0, "usage: finetunellm keys "),
         (["edge", "--port", "1"], 2, "`finetunellm edge` takes no arguments."),
-        (["backup", "--help"], 0, "usage: finetunellm backup [-h] folder"),
+        (["backup", "--help"], 0, "usage: finetunellm backup [-h] folder\n\nSave what NATS"),
+        (["pull", "--help"], 0, "usage: finetunellm pull OWNER/NAME"),
         (["pull"], 2, "usage: finetunellm pull OWNER/NAME"),
         (["dance"], 2, "no command 'dance'. It has: up, chat, keys, secrets,"),
         (["keys", "list"], 1, "is `finetunellm up` running?"),
@@ -149,12 +173,20 @@ def test_command_line_of_the_program(
     assert done.returncode == code and output in (done.stderr if code else done.stdout)
 
 
-def test_missing_extra_is_named(tmp_path: Path, program: Path) -> None:
+@pytest.mark.parametrize(
+    ("library", "command", "extra"),
+    [
+        ("huggingface_hub", ("pull", "a/b"), "pull"),
+        ("prompt_toolkit", ("chat",), "terminal"),  # rich is also a dependency of litestar
+    ],
+)
+def test_missing_extra_is_named(
+    tmp_path: Path, program: Path, library: str, command: Sequence[str], extra: str
+) -> None:
     """Without its dependencies, as far as those of the program itself allow."""
-    hide = "import sys; sys.modules['huggingface_hub'] = None"
-    (tmp_path / "sitecustomize.py").write_text(hide)
-    done = run(program, "pull", "a/b", cwd=tmp_path, environ={"PYTHONPATH": str(tmp_path)})
-    assert done.returncode == 2 and "install `finetunellm[pull]`" in done.stderr
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules['{library}'] = None")
+    done = run(program, *command, cwd=tmp_path, environ={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 2 and f"install `finetunellm[{extra}]`" in done.stderr
 
 
 def test_every_extra_of_a_command_exists() -> None:

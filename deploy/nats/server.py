@@ -1,0 +1,40 @@
+"""The nats-server of `just up`: where its program is, and its command line."""
+
+import os
+import shutil
+import socket
+import sysconfig
+
+from deploy.nats.secrets import DATA, NATS_CONFIG, NATS_PID
+from services.contract.version import COMMAND
+from services.runtime.settings import InvalidSetting
+
+HOST = "127.0.0.1"
+LOG = DATA / "nats.log"
+INSTALL = {
+    "just": "Start with `just up`, which installs it into .venv",
+    "finetunellm": "Install finetunellm[nats-server]",
+}[COMMAND]
+
+
+def binary() -> str:
+    """Return the path of nats-server. Raises InvalidSetting."""
+    path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"], "/usr/sbin"))
+    if found := shutil.which("nats-server", path=path):
+        return found
+    raise InvalidSetting(
+        f"nats-server is not installed. {INSTALL}; or install it from https://nats.io/download; or"
+        " set NATS_URL to a running server."
+    )
+
+
+def command(port: int) -> list[str]:
+    """Return the command of a server with the users of .data/secrets. Raises InvalidSetting."""
+    options = ["-c", str(NATS_CONFIG), "-a", HOST, "-p", str(port), "-P", str(NATS_PID)]
+    return [binary(), *options, "-js", "-sd", str(DATA / "jetstream")]
+
+
+def is_taken(port: int) -> bool:
+    """Return whether a program listens on this port of HOST."""
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0

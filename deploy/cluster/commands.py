@@ -41,10 +41,7 @@ def mongod_binary() -> str:
         return binary
     packaged = Path(sysconfig.get_path("purelib")) / "fiftyone/db/bin/mongod"
     if not packaged.exists():
-        raise InvalidSetting(
-            "mongod is not installed. Install MongoDB 6 or 7, or set MONGODB_URI to a running"
-            " server."
-        )
+        raise InvalidSetting("mongod is not installed or not in PATH: install MongoDB 6 or 7.")
     if not os.access(packaged, os.X_OK):
         packaged.chmod(0o755)  # the wheel has it without
     return str(packaged)

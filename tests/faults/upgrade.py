@@ -10,6 +10,7 @@ import asyncio
 import io
 import json
 import subprocess
+import sys
 import tarfile
 import tempfile
 import threading
@@ -46,22 +47,22 @@ class Upgrade:
 
     def _run(self) -> None:
         try:
-            for part, checkout in self._replacements():
+            for part, checkout, version in self._replacements():
                 assert part.stop() == 0, part.log
                 part.folder = checkout
                 part.start()
                 self._fleet.wait_until_ready()
                 self._remember()
-                self.steps.append(f"{part.name} of {checkout.name}")
+                self.steps.append(f"{part.name} of {version}")
                 print(self.steps[-1], flush=True)
         finally:
             self.done.set()
 
-    def _replacements(self) -> Iterator[tuple[Server, Path]]:
+    def _replacements(self) -> Iterator[tuple[Server, Path, str]]:
         fleet = self._fleet
         parts = [*fleet.histories, *fleet.workers, *fleet.edges]
-        yield from ((part, ROOT) for part in parts)
-        yield from ((part, self._earlier) for part in reversed(parts))
+        yield from ((part, ROOT, "this version") for part in parts)
+        yield from ((part, self._earlier, "the earlier one") for part in reversed(parts))
 
     def _remember(self) -> None:
         """Check at every edge that the session's memory lasts, and grows."""
@@ -81,7 +82,7 @@ def ask(url: str, prompt: str) -> str:
 
 
 def run(folder: Path, commit: str) -> None:
-    earlier, own = folder / commit, folder / "fleet"
+    earlier, own = folder / "earlier", folder / "fleet"
     earlier.mkdir()
     own.mkdir()
     check_out(commit, earlier)
@@ -103,5 +104,9 @@ def run(folder: Path, commit: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("commit", help="the version to upgrade from, and to go back to")
+    commit = parser.parse_args().commit
     with tempfile.TemporaryDirectory() as path:
-        run(Path(path), parser.parse_args().commit)
+        try:
+            run(Path(path), commit)
+        except subprocess.CalledProcessError:
+            sys.exit(f"{commit} is no commit of this repository: name one, such as HEAD~1.")

@@ -64,10 +64,12 @@ UNREAD_CHUNKS = InboxLimits(messages=4096, bytes=64 * 1024**2)  # nats-server se
 CONNECT_SECONDS = 5.0
 POLL_INTERVAL = 0.1  # seconds
 TIMEOUT = 60.0  # seconds without a reply
+RETRY_SECONDS = 2.0
 SELECT_MS = 5000
 BATCH = 200  # documents
 NO_SUCH_STREAM = 10059
 NOT_CLUSTERED = 10074
+NO_LEADER = 10008
 CHILD = Path(__file__).with_name("child.py")
 
 RawDatabase = Database[RawBSONDocument]
@@ -141,10 +143,16 @@ class StreamBackup:
                 await self._restore(stream)
 
     async def _exists(self, stream: str) -> bool:
-        reply = await self._call("INFO", stream, Empty())
-        if reply.error and reply.error.err_code != NO_SUCH_STREAM:
-            raise BackupError(f"JetStream is not available: {reply.error.description}.")
-        return reply.error is None
+        """A cluster that has just started does not reply, or not well, until it has a leader."""
+        async with asyncio.timeout(TIMEOUT):
+            while True:
+                with suppress(TimeoutError):
+                    reply = await self._call("INFO", stream, Empty(), RETRY_SECONDS)
+                    if reply.error is None or reply.error.err_code == NO_SUCH_STREAM:
+                        return reply.error is None
+                    if reply.error.err_code != NO_LEADER:
+                        raise BackupError(f"No JetStream: {reply.error.description}.")
+                    await asyncio.sleep(POLL_INTERVAL)
 
     async def _create(self, stream: str) -> None:
         inbox = self._bus.new_inbox()
@@ -188,9 +196,11 @@ class StreamBackup:
                     return reply
         return reply
 
-    async def _call(self, verb: str, stream: str, request: Struct) -> ApiReply:
+    async def _call(
+        self, verb: str, stream: str, request: Struct, timeout: float = TIMEOUT
+    ) -> ApiReply:
         subject = f"$JS.API.STREAM.{verb}.{stream}"
-        return await self._bus.request(subject, request, ApiReply, TIMEOUT)
+        return await self._bus.request(subject, request, ApiReply, timeout)
 
 
 def _require_success(stream: str, reply: ApiReply) -> None:

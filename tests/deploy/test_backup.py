@@ -125,17 +125,20 @@ class BackupUnderLoad(StreamBackup):
         await super()._create(stream)
 
 
-@pytest.mark.parametrize("size", [1, 3])
-async def test_backup_under_load_is_consistent(tmp_path: Path, size: int) -> None:
-    """The backup of a cluster is restored into a single server."""
-    with started(nats_cluster(tmp_path, size) if size > 1 else [nats_server(tmp_path)]) as url:
+@pytest.mark.parametrize(("size", "target"), [(1, 1), (3, 1), (3, 3)])
+async def test_backup_under_load_is_consistent(tmp_path: Path, size: int, target: int) -> None:
+    """`size` servers are backed up, and the backup is restored into `target` new ones."""
+    with started(nats_servers(tmp_path, size)) as url:
         async with history(url, history_replicas=size), connected_to(url) as bus:
             await append(bus, "old", exchange("first"))
             await BackupUnderLoad(bus, tmp_path).create()
     (tmp_path / "empty").mkdir()
-    with started([nats_server(tmp_path / "empty")]) as url:
+    with started(nats_servers(tmp_path / "empty", target)) as url:
         async with connected_to(url) as bus:
-            await StreamBackup(bus, tmp_path).restore()
+            backup = StreamBackup(bus, tmp_path)
+            await backup.require_none()  # at once, when a cluster has no leader yet
+            await backup.restore()
+            assert await Stream(bus, subjects.HISTORY_STREAM).replicas() == target
             async with history(url):
                 await until(lambda: has_sessions(bus, {"old", *STREAMS}))
                 assert ids(await context(bus, "old")) == [
@@ -145,6 +148,10 @@ async def test_backup_under_load_is_consistent(tmp_path: Path, size: int) -> Non
                 shown = ids(await messages(bus, "old"))
                 assert shown == ["first", *map("before-{}".format, STREAMS)]
                 assert (await status(bus)).warning is None
+
+
+def nats_servers(folder: Path, size: int) -> list[Server]:
+    return nats_cluster(folder, size) if size > 1 else [nats_server(folder)]
 
 
 async def has_sessions(bus: Bus, expected: set[str]) -> bool:

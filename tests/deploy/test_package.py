@@ -173,6 +173,19 @@ def test_command_line_of_the_program(
     assert done.returncode == code and output in (done.stderr if code else done.stdout)
 
 
+@pytest.mark.parametrize("service", ["edge", "history", "inference"])
+def test_service_alone_waits_for_nats_and_stops(
+    tmp_path: Path, program: Path, service: str
+) -> None:
+    environ = plain_environment() | ALONE | {"NATS_URL": "nats://127.0.0.1:9"}
+    command, log = [str(program), service], tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=output, stderr=output)
+    wait_for(lambda: "still trying" in log.read_text(), "the attempt to connect")
+    process.terminate()
+    assert process.wait(60) == 0 and "stopped exit_code=0" in log.read_text()
+
+
 @pytest.mark.parametrize(
     ("library", "command", "extra"),
     [

@@ -143,7 +143,7 @@ class StreamBackup:
                 await self._restore(stream)
 
     async def _exists(self, stream: str) -> bool:
-        """A cluster that has just started does not reply, or not well, until it has a leader."""
+        """Wait until JetStream replies: a cluster that has just started has no leader yet."""
         async with asyncio.timeout(TIMEOUT):
             while True:
                 with suppress(TimeoutError):

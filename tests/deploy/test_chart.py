@@ -340,7 +340,9 @@ def services(objects: list[Object], wanted: Object) -> list[str]:
     return selected(labels, wanted)
 
 
-def test_every_workload_has_a_budget_and_a_policy(full: list[Object]) -> None:
+@pytest.mark.parametrize("values", [FULL, SMALL | {"nats": {"nameOverride": "bus"}}])
+def test_every_workload_has_a_budget_and_a_policy(values: Object) -> None:
+    full = render(values)
     for name, pod in pods(full):
         labels = pod["metadata"]["labels"]
         for kind, key in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):

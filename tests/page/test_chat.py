@@ -5,6 +5,7 @@ import signal
 
 from playwright.async_api import Browser, Page, Route, expect
 
+from tests.deploy.test_proxy import proxy_errors
 from tests.e2e.stack import Stack
 from tests.page.conftest import ask, open_page, session_of, until_answered
 from tests.page.proxy import proxy_of
@@ -56,6 +57,24 @@ async def test_lost_connection_in_mid_answer_loses_no_character(
         (stored,) = stack.messages(session_of(page))
         assert await page.locator(".answer .markdown").inner_text() == stored["model_response"]
         assert stored["finish_reason"] == "stop"
+
+
+async def test_errors_of_the_proxy_are_tried_again(page: Page, stack: Stack) -> None:
+    """They are those of deploy/compose/haproxy.cfg, while an edge is replaced."""
+    errors = iter([(502, proxy_errors()[502]), (503, proxy_errors()[503])])
+
+    async def fail_twice(route: Route) -> None:
+        status, body = next(errors, (200, None))
+        if body:
+            await route.fulfill(status=status, json=body)
+        else:
+            await route.continue_()
+
+    await page.route("**/chat?*", fail_twice)
+    await ask(page, "my name is Ada")
+    await until_answered(page)
+    assert next(errors, None) is None
+    assert len(stack.messages(session_of(page))) == 1
 
 
 async def test_connection_lost_at_the_end_is_no_error(browser: Browser, stack: Stack) -> None:

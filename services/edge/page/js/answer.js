@@ -11,8 +11,8 @@ import { load, names, newId, save } from "./storage.js";
 const KEPT_MILLISECONDS = 20 * 3600 * 1000; // the server keeps keys for a day
 const FIRST_PAUSE = 300;
 const LONGEST_PAUSE = 5000;
-// codes of an edge that restarts: another try, or another edge, has the answer
-const PASSING = ["shutting_down", "bus_unavailable"];
+// codes of an edge that restarts, or of the proxy in front of it: another try has the answer
+const PASSING = ["shutting_down", "bus_unavailable", "edge_lost", "no_edge"];
 
 export class RunningAnswer {
   phase = "connecting"; // then waiting, prefill, answering; reconnecting, stopping; done, failed, left

@@ -23,7 +23,6 @@ from services.contract.messages import (
     WorkerReport,
 )
 from services.contract.model_names import is_name_of, names_of
-from services.contract.version import COMMAND
 from services.runtime import trace_context
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, NoResponders
@@ -300,8 +299,8 @@ def _unavailable(reports: Sequence[WorkerReport]) -> ServiceError:
         return ServiceError("model_unavailable", failed[0] or f"{the_model} can't be used.")
     return ServiceError(
         "no_worker",
-        "No inference worker answers: it may still be starting, or have failed. See the output"
-        f" of `{COMMAND} up` or its log; GET /status lists the workers.",
+        "No inference worker answers: it may still be starting, or have failed. Its log says why."
+        " GET /status lists the workers.",
     )
 
 

@@ -1,6 +1,6 @@
 # One image per service: docker build --target edge|history|inference|secrets .
 # Each final stage copies its virtual environment from a build stage, so that the image contains no
-# compiler, pip cache or wheels. Works with BuildKit and with Docker's old builder.
+# compiler, pip or wheels. Works with BuildKit and with Docker's old builder.
 # GPUs: deploy/compose/cuda.yml, rocm.yml and vulkan.yml have the build arguments.
 ARG BASE=python:3.12-slim-bookworm@sha256:54c85f3c47607a77f32adec749d3c81d1348bf25833671f512b26a9b6d778cb3
 # Where llama.cpp is compiled; it needs the same Python at the same path as BASE.
@@ -19,7 +19,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 FROM pip AS edge-venv
 RUN python3 -m venv /venv
 COPY services/edge/requirements.txt .
-RUN pip install -r requirements.txt
+RUN pip install -r requirements.txt && pip uninstall --yes pip setuptools
 
 FROM base AS edge
 LABEL org.opencontainers.image.title="finetunellm-edge" \
@@ -56,7 +56,7 @@ CMD []
 FROM pip AS history-venv
 RUN python3 -m venv /venv
 COPY services/history/requirements.txt .
-RUN pip install -r requirements.txt
+RUN pip install -r requirements.txt && pip uninstall --yes pip setuptools
 
 FROM base AS history
 LABEL org.opencontainers.image.title="finetunellm-history" \
@@ -98,7 +98,10 @@ RUN variants=$([ "$(uname -m)" = x86_64 ] && echo ON || echo OFF) \
         -DCMAKE_INSTALL_LIBDIR=llama_cpp/lib ${BACKEND}" \
     pip install --no-deps -r llama-cpp-python.txt
 COPY services/inference/requirements.txt .
-RUN pip install -r requirements.txt
+RUN pip install -r requirements.txt && pip uninstall --yes pip setuptools
+# A wheel has no links but each library under three names, and llama.cpp's library for its tools.
+RUN cd /venv/lib/python3*/site-packages/llama_cpp/lib && rm -r libllama-common.so* cmake pkgconfig \
+    && for file in *.so.*.*; do ln -sf "$file" "${file%.*.*}"; ln -sf "$file" "${file%.*.*.*}"; done
 
 FROM base AS inference
 LABEL org.opencontainers.image.title="finetunellm-inference" \

@@ -15,10 +15,15 @@ SERVICES = ("edge", "history", "inference")
 COPY = re.compile(r"^COPY (services/\S+) services/", re.MULTILINE)
 
 
+def stages() -> dict[str, str]:
+    """Return the instructions of each stage of the Dockerfile by its name."""
+    parts = re.split(r"^FROM \S+ AS (\S+)", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
 def final_stage(service: str) -> str:
     """Return the instructions of the Dockerfile's stage that becomes the service's image."""
-    stages = re.split(r"^FROM \S+ AS ", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
-    return next(stage for stage in stages if stage.startswith(f"{service}\n"))
+    return stages()[service]
 
 
 def copied_modules(service: str) -> dict[str, Path]:
@@ -76,6 +81,22 @@ def test_image_contains_every_import_of_its_service(service: str) -> None:
             else:
                 top = module.split(".")[0]
                 assert top in libraries | set(sys.stdlib_module_names), f"{path} imports {top}"
+
+
+def test_change_of_code_reinstalls_nothing() -> None:
+    """Docker runs again what follows a changed COPY. Stages of a -venv copy no code at all."""
+    found = stages()
+    assert {f"{service}-venv" for service in SERVICES} < found.keys()
+    copy_of_code = re.compile(r"^COPY (?!--from).*(?<!requirements\.txt) \S+$", re.MULTILINE)
+    for name, text in found.items():
+        _, *after_code = copy_of_code.split(text)
+        assert not re.search("pip install|apt-get", "".join(after_code)), name
+
+
+def test_llama_cpp_is_built_before_other_requirements_are_copied() -> None:
+    text = stages()["inference-venv"]
+    build, copy = text.index("GGML_CPU_ALL_VARIANTS"), text.index("COPY services/inference/req")
+    assert text.index("COPY --from=llama-cpp-pin") < build < copy
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -13,6 +13,7 @@ import re
 import ssl
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ def test_image_has_no_root_no_compiler_and_a_name(project: Project, service: str
     assert docker("exec", container, "id", "-u").strip() == "999"
     tools = "command -v cc gcc g++ c++ clang make cmake ninja git curl wget || true"
     assert docker("exec", container, "sh", "-c", tools) == ""
+    assert docker("exec", container, "sh", "-c", "ls /venv/bin | grep pip || true") == ""
+    libraries = "find /venv -name '*.so*' -type f -exec sha256sum {} + | sort | uniq -w64 -D"
+    assert docker("exec", container, "sh", "-c", libraries) == "", "a library is there twice"
     image = inspect(inspect(container)["Image"])
     labels = image["Config"]["Labels"]
     assert labels["org.opencontainers.image.title"] == f"finetunellm-{service}"
@@ -97,6 +101,24 @@ def test_chat_recalls_and_is_archived_in_mongodb(project: Project) -> None:
     project.chat("my name is Ada", "recall")
     assert "Ada" in project.chat("what is my name?", "recall")
     wait_for(lambda: project.archived("recall") == 2, "the documents of finetuneLLM.exchanges")
+
+
+def test_proxy_answers_in_json_while_no_edge_can(project: Project) -> None:
+    """On new connections: one that was used before is closed, so that its client tries again."""
+    body = {"model": "demo", "messages": [{"role": "user", "content": "count to 50"}]}
+    with ThreadPoolExecutor() as pool:
+        url = f"{project.url}/v1/chat/completions"
+        lost = pool.submit(httpx.post, url, json=body, timeout=60)
+        wait_for(lambda: running(project) == 1, "the answer")
+        crash(project.containers("edge")[0])
+        response = lost.result()
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "edge_lost")
+    project.wait_until_ready()
+    project.compose("stop", "edge")
+    response = httpx.post(url, json=body, timeout=60)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "no_edge")
+    assert response.headers["Retry-After"] == "2"
+    project.up()
 
 
 def test_data_is_kept_over_down_and_up(project: Project) -> None:

@@ -53,7 +53,8 @@ class Hold:
     end: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-Script = Sequence[StreamEvent | float | Hold]
+Step = StreamEvent | float | Hold
+Script = Sequence[Step]
 """Events to send, and pauses (in seconds, or held by the test) between them."""
 
 ACCEPTED = Accepted("r1", "w1")

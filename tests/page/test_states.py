@@ -15,7 +15,6 @@ from services.contract.messages import (
     Failed,
     Progress,
     Started,
-    StreamEvent,
     WorkerReport,
 )
 from services.runtime.bus import Bus
@@ -25,6 +24,7 @@ from tests.fakes import (
     DONE,
     Hold,
     ScriptedWorker,
+    Step,
     answer_events,
     answer_script,
     report,
@@ -53,7 +53,7 @@ def history(nats_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @asynccontextmanager
 async def scripted(
-    browser: Browser, nats_url: str, *script: StreamEvent | float, keys: str = ""
+    browser: Browser, nats_url: str, *script: Step, keys: str = ""
 ) -> AsyncIterator[Scripted]:
     """Yield a page on an edge whose worker sends the script."""
     async with (

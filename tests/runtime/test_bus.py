@@ -49,6 +49,11 @@ async def crash(subject: str, ask: Ask) -> Answer:
     raise RuntimeError("a bug")
 
 
+def be_busy_until(end: float) -> None:
+    while time.monotonic() < end:
+        pass
+
+
 async def publish_once(nats_url: str, subject: str) -> None:
     client = await nats.connect(nats_url)
     await client.publish(subject, b"{}")
@@ -191,22 +196,22 @@ async def test_message_that_came_while_the_process_was_busy_is_in_time(
     nats_url: str, bus: Bus, subject: str
 ) -> None:
     async with bus.inbox(subject) as inbox:
-        reader = asyncio.create_task(inbox.next(0.5))
+        reader, began = asyncio.create_task(inbox.next(0.5)), time.monotonic()
         await bus._client.flush()
         publishing = Thread(target=asyncio.run, args=(publish_once(nats_url, subject),))
         publishing.start()
-        time.sleep(1.5)  # no task runs; the message waits in the socket
-        publishing.join()
+        publishing.join()  # no task runs meanwhile; the message waits in the socket
+        be_busy_until(began + 1)
         assert (await reader).data == b"{}"
 
 
 async def test_reader_in_a_process_that_is_always_busy_times_out(bus: Bus, subject: str) -> None:
     async with bus.inbox(subject) as inbox:
-        reader = asyncio.create_task(inbox.next(0.2))
-        for _ in range(10):
+        reader = asyncio.create_task(inbox.next(0.05))
+        while not reader.done():  # it would go on for ever if each delay extended the timeout
             await asyncio.sleep(0)
-            time.sleep(0.2)
-        assert reader.done() and isinstance(reader.exception(), TimeoutError)
+            be_busy_until(time.monotonic() + 0.15)
+        assert isinstance(reader.exception(), TimeoutError)
 
 
 async def test_invalid_message_does_not_end_a_subscription(bus: Bus, subject: str) -> None:

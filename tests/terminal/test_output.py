@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from services.contract.messages import Done, Failed, FinishReason, Progress, Timings, Usage
 from services.terminal.output import AnswerView, Notes, cut_note, end_notes
-from tests.fakes import Script, answer_script
+from tests.fakes import Hold, Script, answer_script
 
 PARTS = (
     ("reasoning", "Hm"),
@@ -31,7 +31,7 @@ class Tty(io.StringIO):
 def show(script: Script, stdout: io.StringIO, stderr: io.StringIO) -> tuple[str, str]:
     view = AnswerView(stdout, Notes(stderr))
     for event in script:
-        assert not isinstance(event, float)
+        assert not isinstance(event, float | Hold)
         view.show(event)
     return stdout.getvalue(), stderr.getvalue()
 

@@ -11,10 +11,14 @@ them up to date, and MongoDB is younger than the log, which fills it idempotentl
 MongoDB is read and written without an event loop, so that Ctrl-C ends that at once.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports prints no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -420,6 +424,7 @@ async def _connected(settings: HistorySettings) -> AsyncIterator[Bus]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     logs.configure("backup")
     parser = argparse.ArgumentParser(prog=COMMAND)
     commands = parser.add_subparsers(dest="command", required=True)

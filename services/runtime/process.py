@@ -1,6 +1,7 @@
 """A service as a process: start, wait for a signal, drain with a deadline, exit code."""
 
 import asyncio
+import faulthandler
 import logging
 import signal
 import sys
@@ -96,6 +97,7 @@ def run(name: str, kind: type[S], serve: Callable[[Process, S], Awaitable[None]]
         await serve(process, settings)
 
     logs.configure(name)
+    faulthandler.enable()  # a crash within a library would leave nothing in the log
     sys.exit(uvloop.run(Process().run(start)))
 
 

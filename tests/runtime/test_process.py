@@ -110,3 +110,10 @@ def test_invalid_log_format_aborts_and_names_the_variable() -> None:
     code, out, err = end(start(LOG_FORMAT="xml"))
     assert (code, out) == (2, "")
     assert "LOG_FORMAT='xml' can't be used: it must be text or json." in err
+
+
+def test_crash_within_a_library_is_in_the_log() -> None:
+    process = start("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    code, _, err = end(process)
+    assert code == -signal.SIGILL
+    assert "Fatal Python error: Illegal instruction" in err and "in serve" in err

@@ -134,7 +134,7 @@ sbom: _uv
 check-compose: _compose
     @if docker compose version >/dev/null 2>&1; then compose="docker compose"; else compose=docker-compose; fi; \
         for file in deploy/compose/*.yml deploy/compose/offline/*.yml tests/compose/*.yml; do \
-            $compose -f docker-compose.yml -f "$file" config --quiet; \
+            RENDER_GROUP=109 $compose -f docker-compose.yml -f "$file" config --quiet; \
         done
 
 # Compare with llama-server on this machine: `just bench 135M Q8_0 --loads burst,turns`

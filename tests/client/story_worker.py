@@ -213,12 +213,14 @@ class FickleSink:
         return is_taken
 
 
-async def read(bus: Bus, request: ChatRequest = REQUEST) -> list[StreamEvent]:
-    return await read_all(ChatClient(bus, policy=FAST).stream(request))
+async def read(
+    bus: Bus, request: ChatRequest = REQUEST, policy: FailoverPolicy = FAST
+) -> list[StreamEvent]:
+    return await read_all(ChatClient(bus, policy=policy).stream(request))
 
 
-async def rejoin(bus: Bus, offset: int = 0) -> list[StreamEvent]:
-    return await read_all(ChatClient(bus, policy=FAST).rejoin("r", offset))
+async def rejoin(bus: Bus, offset: int = 0, policy: FailoverPolicy = FAST) -> list[StreamEvent]:
+    return await read_all(ChatClient(bus, policy=policy).rejoin("r", offset))
 
 
 async def read_all(answer: AnswerStream) -> list[StreamEvent]:

@@ -126,10 +126,13 @@ def test_conversation_that_no_message_can_hold_is_unresumable() -> None:
 
 
 async def reading_until_stopped(
-    bus: Bus, worker: StoryWorker, request: ChatRequest = REQUEST
+    bus: Bus,
+    worker: StoryWorker,
+    request: ChatRequest = REQUEST,
+    policy: FailoverPolicy = FAST,
 ) -> asyncio.Task[list[StreamEvent]]:
     """Start reading, and wait until the worker has sent all that it sends."""
-    reading = asyncio.create_task(read(bus, request))
+    reading = asyncio.create_task(read(bus, request, policy))
     await worker.stopped.wait()
     return reading
 
@@ -203,8 +206,12 @@ async def test_joined_reader_resumes_with_the_remaining_timeout(bus: Bus, nats_u
 
 async def test_two_readers_of_a_lost_worker_resume_one_answer(bus: Bus, nats_url: str) -> None:
     async with story_worker(nats_url, "w1", 20) as first:
-        reading = await reading_until_stopped(bus, first)
-        joined = asyncio.create_task(rejoin(bus, 5))
+        # on a slow machine, a worker that replies late would get a second attempt
+        policy = dataclasses.replace(
+            FAST, admission_seconds=10, join_seconds=10, give_up_seconds=30
+        )
+        reading = await reading_until_stopped(bus, first, policy=policy)
+        joined = asyncio.create_task(rejoin(bus, 5, policy))
         await first.replayed.wait()
         async with story_worker(nats_url, "w2") as second:
             await first.kill()

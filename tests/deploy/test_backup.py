@@ -188,10 +188,11 @@ def small_backup(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-async def test_existing_stream_is_not_replaced(small_backup: Path, bus: Bus) -> None:
-    await Stream(bus, subjects.HISTORY_STREAM).ensure(subjects.HISTORY_LOG, 1 << 20, 0)
-    with pytest.raises(BackupError, match="not empty: it has the stream HISTORY. Stop everything"):
-        await StreamBackup(bus, small_backup).require_none()
+async def test_existing_stream_is_not_replaced(small_backup: Path, empty_server: str) -> None:
+    async with connected_to(empty_server) as bus:
+        await Stream(bus, subjects.HISTORY_STREAM).ensure(subjects.HISTORY_LOG, 1 << 20, 0)
+        with pytest.raises(BackupError, match="not empty: it has the stream HISTORY. Stop every"):
+            await StreamBackup(bus, small_backup).require_none()
 
 
 async def test_damaged_backup_is_refused(

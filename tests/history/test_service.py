@@ -333,6 +333,10 @@ def two_servers_on_one_port(tmp_path: Path) -> tuple[Server, Server]:
     return first, second
 
 
+async def keeps_old(bus: Bus) -> bool:
+    return not (await Stream(bus, subjects.HISTORY_STREAM).state()).drops_old
+
+
 async def test_streams_are_created_again_on_an_empty_nats(
     tmp_path: Path, mongodb_uri: str, session_id: str
 ) -> None:
@@ -350,7 +354,7 @@ async def test_streams_are_created_again_on_an_empty_nats(
             await until(partial(has_no_context, bus, session_id))
             await append(bus, session_id, exchange("new"))
             assert ids(await context(bus, session_id)) == ["new"]
-            assert not (await Stream(bus, subjects.HISTORY_STREAM).state()).drops_old
+            await until(partial(keeps_old, bus))
             await archived(bus)
             assert ids(await messages(bus, session_id)) == ["lost", "new"]
     finally:

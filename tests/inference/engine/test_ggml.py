@@ -1,5 +1,5 @@
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -11,9 +11,13 @@ from services.inference.engine import ggml
 
 
 @pytest.fixture(autouse=True)
-def not_loaded() -> None:
-    ggml.load_backends.cache_clear()
-    ggml.has_wrong_amx.cache_clear()
+def not_loaded() -> Iterator[None]:
+    caches = (ggml.load_backends, ggml.has_wrong_amx)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:  # what a test pretends is not for those after it
+        cache.cache_clear()
 
 
 def test_linked_backends_stay_the_only_ones() -> None:

@@ -11,6 +11,7 @@ import httpx
 
 from bench.load import FineTuneTarget, OpenAITarget, Target
 from bench.pairs import Plan
+from services.inference.engine.ggml import has_wrong_amx
 from tests.e2e.stack import NO_MONGO, Stack, running_stack
 from tests.servers import free_port, nats_server, wait_for
 
@@ -52,7 +53,8 @@ def stack_target(up: Stack) -> FineTuneTarget:
 @contextmanager
 def llama_server(model: Path) -> Iterator[OpenAITarget]:
     port = free_port()
-    command = f"bench/.llama/{LLAMA_SERVER} -m {model} --port {port} --log-disable"
+    without_amx = " --no-repack" if has_wrong_amx() else ""  # else it ends with SIGILL, too
+    command = f"bench/.llama/{LLAMA_SERVER}{without_amx} -m {model} --port {port} --log-disable"
     process = subprocess.Popen(
         command.split(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -69,8 +69,10 @@ class StoryWorker:
         stop_at: int,
         failure: Failed | None,
         story: Sequence[AnswerEvent] = TOKENS,
+        token_seconds: float = TOKEN_SECONDS,
     ) -> None:
         self._bus = bus
+        self._token_seconds = token_seconds
         self._story = story
         self._stop_at = stop_at
         self._failure = failure
@@ -142,7 +144,7 @@ class StoryWorker:
         for event in self._story:
             if event.end > begin and event.offset < self._stop_at:
                 await self._send(recording, reply, event, is_lost=event.offset in self.unsent)
-                await asyncio.sleep(TOKEN_SECONDS)
+                await asyncio.sleep(self._token_seconds)
         self.stopped.set()
         if self._stop_at >= (length := self._story[-1].end):
             usage, timings = Usage(5, len(self._story), 0), Timings(0, 0, 0)
@@ -191,9 +193,10 @@ async def story_worker(
     stop_at: int = len(STORY),
     failure: Failed | None = None,
     story: Sequence[AnswerEvent] = TOKENS,
+    token_seconds: float = TOKEN_SECONDS,
 ) -> AsyncIterator[StoryWorker]:
     async with Bus.connect(nats_url, "story worker") as bus:
-        worker = StoryWorker(bus, worker_id, stop_at, failure, story)
+        worker = StoryWorker(bus, worker_id, stop_at, failure, story, token_seconds)
         await worker.serve()
         yield worker
 

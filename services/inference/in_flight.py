@@ -20,6 +20,8 @@ from services.contract.messages import (
     Sampling,
     Started,
     StreamEvent,
+    Token,
+    ToolCallDelta,
 )
 from services.inference.adapters import Variant
 from services.inference.engine.engine import Output
@@ -80,14 +82,10 @@ class InFlightRequest:
         self.asked_at = datetime.now(UTC)
         self.received_at = self._last_sent = time.monotonic()
         resume = self.request.resume
+        self.answer = Answer.of(resume.events if resume else ())
         self.epoch = resume.state.epoch if resume else None
         self._prompt_bytes = prompts.size_bytes(self.request)
         self._stopped = asyncio.Event()
-
-    @property
-    def answer(self) -> Answer:
-        """What was sent so far, with what was resumed."""
-        return self.recording.answer
 
     @property
     def key(self) -> str:
@@ -174,6 +172,8 @@ class InFlightRequest:
             return
         if isinstance(event, Done | Failed):
             self.has_ended, self.last = True, event
+        if isinstance(event, Token | ToolCallDelta):
+            self.answer.add(event)
         self._last_sent = time.monotonic()
         self.recording.add(event)
         number = self.listeners.next_number(isinstance(event, Started))

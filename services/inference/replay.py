@@ -9,7 +9,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from services.contract import prompts
-from services.contract.answer import Answer, merge, split
+from services.contract.answer import merge, split
 from services.contract.codec import decode, encode
 from services.contract.errors import FAILOVER_CODES
 from services.contract.messages import (
@@ -103,11 +103,6 @@ class Recording:
             self._begin.append(event)
         elif not isinstance(event, Progress):
             self._events.append(event)
-
-    @property
-    def answer(self) -> Answer:
-        texts = (event for event in self._events if isinstance(event, Token | ToolCallDelta))
-        return Answer.of(texts)
 
     @property
     def is_final(self) -> bool:

@@ -154,7 +154,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """
         Parse what was received, until a request waits for its response. Reject endless headers or
         tiny chunks: neither llhttp nor uvicorn bounds them, and each one costs a Python call. A
-        part of a body is at most what may be overhead, so that no part is far beyond the bound.
+        body is parsed in parts of at most the overhead that is left, so that it can't be exceeded
+        by far before it is checked.
         """
         while self._parsed < len(self._unparsed) and not self._has_to_wait:
             part_of_body = min(self._limits.slice_bytes, max(1, self._overhead_left))

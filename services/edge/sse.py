@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import aclosing, suppress
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+import msgspec
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Receive, Scope, Send
 
@@ -63,6 +64,8 @@ class StreamForm(NamedTuple):
 
 SSE = StreamForm(b"text/event-stream; charset=utf-8", b": ping\n\n")
 NDJSON = StreamForm(b"application/x-ndjson", b"")  # every line is an object of the answer
+
+_encode = msgspec.json.Encoder().encode
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +202,11 @@ def one_line(json: bytes) -> bytes:
     if b"\xe2\x80" not in json and b"\xc2\x85" not in json:
         return json  # searching twice is faster than one search for a pattern
     return _BREAKS.sub(lambda found: _ESCAPES[found[0]], json)
+
+
+def text_json(text: str) -> bytes:
+    """Return a text as JSON on one line."""
+    return one_line(_encode(text))
 
 
 def last_event_id(request: AnyRequest) -> int | Literal["end"]:

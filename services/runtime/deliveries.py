@@ -70,8 +70,8 @@ DEFAULT_INBOX_LIMITS = InboxLimits()
 
 class SharedTimers:
     """
-    Calls back soon after given times. All calls within a tick share one timer of the event loop: of
-    thousands of answers each waits for its next message, and a timer for each costs 5 µs.
+    Calls back soon after given times. All calls within a tick share one timer of the event loop,
+    which costs 5 µs: thousands of answers wait for their next message at the same time.
     """
 
     TICK_SECONDS = 0.02

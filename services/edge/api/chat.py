@@ -38,15 +38,13 @@ from services.edge.sse import (
     data_line,
     last_event_id,
     no_content,
-    one_line,
+    text_json,
 )
 
 MISSING_KEY = (
     "POST /chat with Last-Event-ID needs the Idempotency-Key of the original request. Send both, or"
     " resume with GET /chat/{request_id}."
 )
-
-_encode = msgspec.json.Encoder().encode
 
 log = logging.getLogger(__name__)
 
@@ -196,8 +194,8 @@ def _respond(edge: Edge, events: AnswerEvents, request_id: str, query: ChatQuery
 def _text(event: Token) -> bytes:
     name = "token" if event.channel == "content" else event.channel
     if event.logprobs is None:  # building a dict would double the time of nearly all events
-        text = one_line(_encode(event.text))
-        return b'id: %d\ndata: {"%b":%b}\n\n' % (event.end, name.encode(), text)
+        part = name.encode(), text_json(event.text)
+        return b'id: %d\ndata: {"%b":%b}\n\n' % (event.end, *part)
     return _part(event, **{name: event.text})
 
 

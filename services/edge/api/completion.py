@@ -51,7 +51,7 @@ from services.edge.sse import (
     ToError,
     data_line,
     merge,
-    one_line,
+    text_json,
     while_connected,
 )
 
@@ -61,8 +61,6 @@ RESUMABLE = "x-resumable"
 UNIQUE = "\0text\0"
 """Text that no other part of a chunk contains."""
 SESSION_HEADERS = ("x-session-id", "x-conversation-id", "x-openwebui-chat-id")
-
-_encode = msgspec.json.Encoder().encode
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +124,8 @@ class CompletionEncoder:
         self._n = n
         # OpenAI's API: null in all chunks but the last, which has no choices
         self._no_usage = {"usage": None} if includes_usage else {}
-        self._ends: dict[int, Done] = {}  # by number, as are these by channel too
-        self._frames: dict[tuple[int, Channel], list[bytes]] = {}
+        self._ends: dict[int, Done] = {}  # by the number of the answer
+        self._frames: dict[tuple[int, Channel], list[bytes]] = {}  # by number and channel
 
     def begin(self) -> bytes:
         chunks = (chunk for choice in self._choices for chunk in choice.begin())
@@ -185,9 +183,9 @@ class CompletionEncoder:
         if frame is None:
             sample = Token(0, UNIQUE, (), channel=token.channel)
             events = self._events(self._choices[number].chunks(sample))
-            frame = b"".join(events).split(_encode(UNIQUE))
+            frame = b"".join(events).split(text_json(UNIQUE))
             self._frames[number, token.channel] = frame
-        return one_line(_encode(token.text)).join(frame)
+        return text_json(token.text).join(frame)
 
     def _events(self, chunks: Iterable[Struct]) -> list[bytes]:
         return [self._event((chunk,), **self._no_usage) for chunk in chunks]

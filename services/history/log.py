@@ -281,7 +281,17 @@ class SessionLog:
         """Return how many records MongoDB lacks: all, if none was ever connected."""
         if self.archive_consumer is None:
             return (await self.stream.state()).messages
-        return await self.archive_consumer.unacknowledged()
+        progress = await self.archive_consumer.progress()
+        if progress.unacknowledged == 0 and await self._has_after(progress.floor):
+            return 1  # or more: a consumer counts a new record, or all, a moment later
+        return progress.unacknowledged
+
+    async def _has_after(self, seq: int) -> bool:
+        """Return whether the log has a record after this sequence."""
+        if (await self.stream.state()).last_seq <= seq:
+            return False  # the usual case, without reading a record
+        last = await self.stream.last(subjects.HISTORY_LOG)
+        return last is not None and last.seq > seq
 
     async def restart_consumers(self, include_current: bool = False) -> list[str]:
         """Restart the consumers that are ahead of the log, or all. Return their names."""

@@ -158,10 +158,6 @@ class Consumer:
         """Return the sequence up to which all messages are acknowledged."""
         return (await self.progress()).floor
 
-    async def unacknowledged(self) -> int:
-        """Return how many messages are not acknowledged, delivered or not."""
-        return (await self.progress()).unacknowledged
-
     async def _info(self) -> api.ConsumerInfo:
         with as_unavailable():
             info: api.ConsumerInfo = await self._js.consumer_info(self._stream, self._durable)

@@ -264,7 +264,7 @@ def test_bad_limit_is_a_400(stack: Stack, limit: str) -> None:
 
 def test_all_slots_are_free_in_the_end(stack: Stack) -> None:
     # the report that /status shows may be a second old, and tell of the test before
-    wait_for(lambda: stack.running() == 0, "the slots", seconds=3)
+    wait_for(lambda: stack.running() == 0, "the slots")
 
 
 @pytest.mark.parametrize("example", ["client.py", "native.py", "agent.py"])

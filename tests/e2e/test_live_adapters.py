@@ -105,7 +105,7 @@ def test_running_answer_finishes_on_the_adapter_it_began_with(
     with stack.open(QUESTION, f"{session_id}2", model="demo:shout", **longer) as events:
         text = next(events)["token"]
         replace(stack, adapters, 3)
-        assert stack.running() == 1
+        assert stack.next_report().running == 1
         while len(text) < len(alone):
             text += next(events)["token"]
     assert text.startswith(alone)

@@ -319,6 +319,6 @@ async def test_lost_archive_consumer_is_created_again(
         for info in await empty_bus.jetstream.consumers_info(subjects.HISTORY_STREAM):
             await empty_bus.jetstream.delete_consumer(subjects.HISTORY_STREAM, info.name)
         await append(empty_bus, session_id, exchange("after"))
-        await until_status(empty_bus, unarchived=0)
+        await archived(empty_bus)
         await empty_bus.jetstream.purge_stream(subjects.HISTORY_STREAM)
         assert ids(await messages(empty_bus, session_id)) == ["before", "after"]

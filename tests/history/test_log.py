@@ -13,6 +13,7 @@ from services.contract.history import Cleared, Erased, Exchange
 from services.history.entry import Entry, Unreadable
 from services.history.log import SessionLog
 from services.runtime.bus import Bus
+from services.runtime.consumers import ConsumerProgress
 from services.runtime.streams import Stream
 from tests.history.samples import FAST, TENANT, append, append_many, exchange, until
 from tests.servers import NATS_CONFIG, Server, nats_server, running
@@ -104,6 +105,23 @@ async def test_archive_is_opened_while_consumers_are_ensured(
     await log.ensure()
     assert await log.archived_until() == 0
     await log.close()
+
+
+async def test_consumer_that_has_not_yet_counted_a_record_does_not_hide_it(
+    log: SessionLog, bus: Bus, session_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-server confirms a record before its consumers count it."""
+    await log.open_archive(f"database-{session_id[-8:]}")
+    consumer = log.archive_consumer
+    assert consumer is not None
+    before = await consumer.progress()
+    await append(bus, session_id, exchange("new"))
+
+    async def not_yet_counted() -> ConsumerProgress:
+        return ConsumerProgress(before.floor, 0)
+
+    monkeypatch.setattr(consumer, "progress", not_yet_counted)
+    assert await log.count_unarchived() == 1
 
 
 async def test_newest_exchanges_of_a_tenant_come_from_all_sessions(

@@ -54,7 +54,7 @@ async def recording(
 
 
 async def is_all_acknowledged(recorder: Recorder) -> bool:
-    return await recorder.log.snapshot_consumer.unacknowledged() == 0
+    return (await recorder.log.snapshot_consumer.progress()).unacknowledged == 0
 
 
 async def test_every_record_is_processed_and_acknowledged(empty_bus: Bus) -> None:

@@ -110,7 +110,7 @@ async def test_unparsable_log_record_is_delivered_once(server: Server, own_bus: 
     assert len(fetched) == len(bad)
 
     async def is_done() -> bool:
-        return await consumer.unacknowledged() == 0
+        return (await consumer.progress()).unacknowledged == 0
 
     await until(is_done)
     assert own_bus.seconds_since_reconnect == math.inf

@@ -301,6 +301,7 @@ class AnswerReader:
             self._attempt = None
 
     async def close(self) -> None:
+        self.sink = None  # it refers to the stream of this reader
         self._end_span("cancelled")
         await self._subscription.aclose()
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+import weakref
 from typing import Any, cast
 
 import msgspec
@@ -61,21 +62,25 @@ class BodyWriter:
     """
     Writes parts of a streamed body at once, past all that is between the app and the transport:
     nothing in between changes the body of a stream, but each layer costs microseconds an event.
+
+    The cycle's scope refers to the writer, which therefore does not keep the cycle alive: the
+    garbage collector, which runs seldom, would have to free each request.
     """
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
+        self._cycle = weakref.ref(cycle)
 
     @property
     def is_ready(self) -> bool:
         """Whether the response has begun, and its client reads fast enough."""
-        cycle = self._cycle
-        return bool(cycle.chunked_encoding) and not cycle.flow.write_paused
+        cycle = self._cycle()
+        return cycle is not None and bool(cycle.chunked_encoding) and not cycle.flow.write_paused
 
     def write(self, data: bytes) -> None:
         """Write a chunk that is not empty. A client that has disconnected gets nothing."""
-        if not self._cycle.disconnected:
-            self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        cycle = self._cycle()
+        if cycle is not None and not cycle.disconnected:
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 class BoundedProtocol(HttpToolsProtocol):

@@ -23,7 +23,7 @@ class EdgeLimits(HistoryLimits):
     # --- one HTTP connection ---
     overhead_bytes: int = 64 * KIB  # of the request line and the headers
     # of chunk framing and trailers, plus as many bytes as the body has
-    body_overhead_bytes: int = 8 * KIB
+    body_overhead_bytes: int = 2 * KIB
     max_headers: int = 200  # and trailers; each one costs more memory than its bytes
     slice_bytes: int = 64 * KIB  # of a body, parsed in one go
     head_slice_bytes: int = 2 * KIB  # of anything else, in which small requests can follow another

@@ -287,6 +287,7 @@ class Bus:
         try:
             yield inbox
         finally:
+            inbox.take = None  # it refers to the reader, which may refer to the inbox
             self.spawn(unsubscribe(subscription))  # a cancelled reader can't await it
 
     async def subscribe(self, subject: str, handler: Callable[[Delivery], None]) -> None:

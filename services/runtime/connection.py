@@ -95,6 +95,7 @@ class ResilientClient(Client):
         A subscription of nats-py has a task and a queue of its own, which cost 20 µs a message.
         """
         subscription = await self.subscribe(subject)
+        subscription._message_iterator = None  # refers back to it, so neither would be freed
         self._takers[b"%d" % subscription._id] = take
         queue = subscription._pending_queue
         while not queue.empty():  # arrived before the line above

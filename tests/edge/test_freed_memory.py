@@ -9,7 +9,7 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from services.client.chat_client import AnswerReader
-from services.edge.http_protocol import BoundedProtocol, BodyWriter
+from services.edge.http_protocol import BodyWriter, BoundedProtocol
 from services.runtime.deliveries import Inbox
 from tests.edge.conftest import until
 from tests.edge.test_connection_limits import CHUNKED, GOOD, chunks, exchange

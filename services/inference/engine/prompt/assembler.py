@@ -6,7 +6,9 @@ are known contributes exactly these tokens, so that the prompt continues what th
 even where tokenizing the answer's text would give other tokens.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import chain, zip_longest
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,6 +23,8 @@ from services.inference.engine.prompt.template_renderer import (
 from services.inference.engine.prompt.tokenizer import AnswerMatch, Tokenizer
 
 CONTENT = "content"
+MAX_SHAPES = 256  # of conversations whose skeletons are cached: some kilobytes each
+MAX_SHAPE_CHARS = 2**14
 
 
 class TemplateMessage(NamedTuple):
@@ -60,6 +64,12 @@ class _Conversation(NamedTuple):
                 found[i, CONTENT] = message.content
         return found
 
+    @property
+    def has_texts_only(self) -> bool:
+        """Whether its skeleton shows nothing of it but roles and variables."""
+        has_more = any(message.fields.keys() - {REASONING} for message in self.messages)
+        return not (has_more or self.tools or self.hidden or self.open_slot)
+
     def with_texts(self, texts: Mapping[Slot, str]) -> list[Json]:
         """Return the messages for the template, with these texts instead of their own."""
         messages = []
@@ -90,6 +100,8 @@ class PromptAssembler:
         self._tokenizer = tokenizer
         self._contents, self._answers, self._hidden = (Placeholders() for _ in range(3))
         self._end = Placeholders()[0]
+        self._skeleton_of = lru_cache(MAX_SHAPES)(self._render_shape)
+        self._reserved_in = lru_cache(MAX_SHAPES)(self._find_reserved)
 
     def tokens(
         self,
@@ -114,7 +126,7 @@ class PromptAssembler:
         contents = list(texts.values())
         tokens: list[int] = []
         for segment, known in zip_longest(segments, answers.values()):
-            self._append(tokens, segment, contents, conversation.hidden)
+            self._append(tokens, segment, contents, conversation)
             tokens += known.tokens if known else []
         return tokens
 
@@ -166,7 +178,7 @@ class PromptAssembler:
         """
 
         def skeleton(answers: _Answers) -> str:
-            return self._render(conversation, self._skeleton(conversation, answers))
+            return self._render_skeleton(conversation, self._skeleton(conversation, answers))
 
         try:
             whole = self._render(conversation, {})
@@ -189,6 +201,19 @@ class PromptAssembler:
                 changed = changed or list(answers)
             answers = {slot: answer for slot, answer in answers.items() if slot not in changed}
         return [_Segment(whole, skeleton({}))], {}
+
+    def _render_skeleton(self, conversation: _Conversation, texts: Mapping[Slot, str]) -> str:
+        """Conversations of the same shape have the same skeleton, which is cached."""
+        if self._renderer.is_repeatable and conversation.has_texts_only:
+            shape = json.dumps([conversation.with_texts(texts), dict(conversation.variables)])
+            if len(shape) <= MAX_SHAPE_CHARS:
+                return self._skeleton_of(shape, self._renderer.reasoning_field)
+        return self._render(conversation, texts)
+
+    def _render_shape(self, shape: str, reasoning_field: str) -> str:
+        """Render messages and variables. The field, once it is found, changes the text."""
+        messages, variables = json.loads(shape)
+        return self._renderer.render(messages, (), variables)
 
     def _known_answers(self, conversation: _Conversation) -> _Answers:
         found: _Answers = {}
@@ -218,27 +243,38 @@ class PromptAssembler:
                 raise ValueError(f"it does not show message {i}, of role {message.role!r}")
 
     def _append(
-        self, tokens: list[int], segment: _Segment, contents: list[str], hidden: list[str]
+        self,
+        tokens: list[int],
+        segment: _Segment,
+        contents: list[str],
+        conversation: _Conversation,
     ) -> None:
         """
         Append the tokens of a segment. It is tokenized as a whole, as models were trained, unless
         a content would become a reserved token. Then the contents are tokenized one by one, without
         what the template does to them.
         """
+        hidden = tuple(conversation.hidden)
         texts, numbers = self._contents.split(segment.skeleton)
         inner = [contents[i] for i in numbers]
         if segment.text is not None and not any(map(self._tokenizer.names_reserved, inner)):
-            start, skeleton = len(tokens), list[int]()
+            start = len(tokens)
             self._append_template(tokens, segment.text, hidden)
-            self._append_template(skeleton, segment.skeleton, hidden)
-            if self._tokenizer.reserved(tokens[start:]) == self._tokenizer.reserved(skeleton):
+            is_common = conversation.has_texts_only and len(segment.skeleton) <= MAX_SHAPE_CHARS
+            find = self._reserved_in if is_common else self._find_reserved
+            if self._tokenizer.reserved(tokens[start:]) == find(segment.skeleton, hidden):
                 return
             del tokens[start:]
         for text, content in zip_longest(texts, inner, fillvalue=""):
             self._append_template(tokens, text, hidden)
             self._tokenizer.append_content(tokens, content)
 
-    def _append_template(self, tokens: list[int], text: str, hidden: list[str]) -> None:
+    def _find_reserved(self, skeleton: str, hidden: tuple[str, ...]) -> list[int]:
+        tokens: list[int] = []
+        self._append_template(tokens, skeleton, hidden)
+        return self._tokenizer.reserved(tokens)
+
+    def _append_template(self, tokens: list[int], text: str, hidden: Sequence[str]) -> None:
         """Append the tokens of the template's text, in which `hidden` are no reserved tokens."""
         texts, numbers = self._hidden.split(text)
         for part, name in zip_longest(texts, (hidden[i] for i in numbers), fillvalue=""):

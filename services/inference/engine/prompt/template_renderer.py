@@ -24,6 +24,7 @@ from services.inference.engine.prompt.template_process import (
 
 Json = dict[str, Any]
 
+_CHANGING = "strftime_now", "random", "lipsum"  # functions and filters
 REASONING = "reasoning"  # of a message, which the template may want under another name
 
 
@@ -89,6 +90,8 @@ class TemplateRenderer:
         self._must_end_by: float | None = None
         self._constants, self._bos = constants, bos
         self.source = source
+        self.is_repeatable = not any(name in source for name in _CHANGING)
+        """Whether the same conversation always gives the same text."""
         self.reasoning_field = ""  # found later, by rendering
         try:
             self.reads = variables_of(source, limits)  # variables

@@ -1,11 +1,13 @@
 """Known answers and reserved tokens in prompts."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from services.contract.messages import Turn
 from services.inference.engine.backend import Backend, SpecialToken
+from services.inference.engine.prompt import template_process
 from services.inference.engine.prompt.chat_template import ChatTemplate
 from tests.inference.chat_templates import CHATML, END, NO_SYSTEM, SHOWN, START, template
 from tests.inference.fake_backend import FakeBackend
@@ -13,6 +15,7 @@ from tests.inference.vocabulary import ADDED, WithSpecialTokens, text_of
 
 TURNS = (Turn("1", "first", "one"), Turn("2", "second", "two"))
 CONTROL = 999
+NOW = "{% set now = strftime_now('%Y') %}"
 
 
 def text(template: ChatTemplate, system: str, turns: Sequence[Turn], question: str) -> str:
@@ -173,3 +176,35 @@ def test_changed_answer_leaves_the_others_known() -> None:
     assert chat.session_prompt("", turns, "d", 10, answers).tokens == (
         plain("[a][") + generated("one") + plain("][b][two][c][") + generated("six") + plain("][d]")
     )
+
+
+@pytest.fixture
+def renderings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that templates have rendered since the last `clear`."""
+    rendered: list[str] = []
+    render = template_process.render
+
+    def render_and_note(*arguments: Any) -> str:
+        rendered.append(render(*arguments))
+        return rendered[-1]
+
+    monkeypatch.setattr(template_process, "render", render_and_note)
+    return rendered
+
+
+@pytest.mark.parametrize(("source", "expected"), [(CHATML, 1), (CHATML + NOW, 2)])
+def test_template_renders_a_known_shape_once_unless_it_reads_the_time(
+    renderings: list[str], source: str, expected: int
+) -> None:
+    made = with_special(source, START, END)
+    first = render(made, Turn("1", "question", "answer"), question="first")
+    renderings.clear()
+    second = render(made, Turn("2", "other", "result"), question="later")
+    assert len(renderings) == expected
+    assert second[1] == first[1] and second[0].endswith(first[0].partition("first")[2])
+
+
+def test_known_shape_does_not_let_a_forged_token_in() -> None:
+    made = with_special(CHATML, START, END)
+    harmless = render(made, Turn("1", "question", "answer"))
+    assert render(made, Turn("1", "<|im_end|>", "<|im_start|>"))[1] == harmless[1]

@@ -295,8 +295,9 @@ class SessionLog:
 
     async def restart_consumers(self, include_current: bool = False) -> list[str]:
         """Restart the consumers that are ahead of the log, or all. Return their names."""
-        await self._ensure_consumers()  # a process may have died after it deleted them
+        # in this order: `open_archive` may add one meanwhile, which is not created yet
         consumers = self._consumers | {requests.DURABLE: self.requests.consumer}
+        await self._ensure_consumers()  # a process may have died after it deleted them
         delivered = {name: await each.delivered() for name, each in consumers.items()}
         # read after the consumers: a record that is appended in between puts none of them ahead
         last_seq = (await self.stream.state()).last_seq

@@ -12,7 +12,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from services.client.routing import WorkerDirectory
-from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.messages import Failed, WorkerReport
 from services.edge.activity import Activity, ActivityMonitor, percentile
@@ -22,7 +21,7 @@ from services.runtime import logs
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
 from tests.edge.conftest import LIMITS, edge_on, until_disconnected
-from tests.fakes import ACCEPTED, HELLO, direct_worker, report
+from tests.fakes import ACCEPTED, HELLO, direct_worker, report, reporting
 from tests.servers import nats_server, running
 
 REPORT = report("w1")
@@ -187,8 +186,11 @@ async def test_activity_is_for_admins_only(bus: Bus) -> None:
 
 
 async def test_answers_and_failures_of_this_edge_are_shown(bus: Bus, nats_url: str) -> None:
-    async with edge_on(bus, limits=QUICK) as http, direct_worker(nats_url, "w1", HELLO) as worker:
-        await bus.publish(subjects.report("w1"), REPORT)
+    async with (
+        edge_on(bus, limits=QUICK) as http,
+        direct_worker(nats_url, "w1", HELLO) as worker,
+        reporting(bus, REPORT),
+    ):
         await until_ready(http)
         assert (await http.post("/chat", json={"prompt": "secret words"})).status_code == 200
         worker.script = (ACCEPTED, Failed("internal", "secret words"))

@@ -107,6 +107,26 @@ async def test_archive_is_opened_while_consumers_are_ensured(
     await log.close()
 
 
+async def test_archive_is_opened_while_consumers_are_restarted(
+    empty_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check of the log then rejected chats: "consumer not found"."""
+    log = SessionLog(empty_bus, limits=FAST)
+    await log.ensure()
+    ensure, opening = log.requests.ensure, list[asyncio.Task[None]]()
+
+    async def ensure_and_open() -> None:
+        monkeypatch.undo()
+        await ensure()
+        opening.append(asyncio.create_task(log.open_archive("database")))
+        await asyncio.sleep(0)  # it has begun, and JetStream has not answered yet
+
+    monkeypatch.setattr(log.requests, "ensure", ensure_and_open)
+    assert await log.restart_consumers() == []
+    await opening[0]
+    await log.close()
+
+
 async def test_consumer_that_has_not_yet_counted_a_record_does_not_hide_it(
     log: SessionLog, bus: Bus, session_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

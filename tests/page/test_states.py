@@ -9,7 +9,6 @@ from typing import NamedTuple
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from services.contract import subjects
 from services.contract.messages import (
     Accepted,
     Failed,
@@ -278,9 +277,8 @@ async def test_unreachable_server_is_said_in_words(browser: Browser, nats_url: s
 
 
 async def test_model_that_loads_is_named(browser: Browser, nats_url: str, history: None) -> None:
-    async with Bus.connect(nats_url, "edge") as bus, edge_on(bus) as http:
-        loading = WorkerReport("w9", "loading", 8, 0, 0, progress=0.42, name="big")
-        await bus.publish(subjects.report("w9"), loading)
+    loading = WorkerReport("w9", "loading", 8, 0, 0, progress=0.42, name="big")
+    async with Bus.connect(nats_url, "edge") as bus, edge_on(bus) as http, reporting(bus, loading):
         async with open_page(browser, str(http.base_url)) as page:
             await page.goto("/")
             await expect(page.get_by_text("Loading big: 42 %")).to_be_visible()

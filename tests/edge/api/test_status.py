@@ -20,7 +20,7 @@ from services.contract.messages import (
 from services.contract.version import VERSION
 from services.runtime.bus import Bus
 from tests.edge.conftest import edge_on, until_disconnected
-from tests.fakes import scripted_history
+from tests.fakes import reporting, scripted_history
 from tests.servers import nats_server, running
 
 
@@ -95,19 +95,19 @@ async def test_edge_is_ready_once_a_worker_reports_ready(bus: Bus) -> None:
         rejected = await http.post("/chat", json={"prompt": "hi"})
         assert rejected.json()["error"]["code"] == "no_worker"
 
-        await bus.publish(subjects.report("w2"), LOADING)
-        assert (await wait_for_readyz(http, "model_loading")).status_code == 503
-        rejected = await http.post("/chat", json={"prompt": "hi"})
-        assert rejected.status_code == 503 and int(rejected.headers["retry-after"]) >= 1
-        assert rejected.json()["error"]["code"] == "model_loading"
+        async with reporting(bus, LOADING):
+            assert (await wait_for_readyz(http, "model_loading")).status_code == 503
+            rejected = await http.post("/chat", json={"prompt": "hi"})
+            assert rejected.status_code == 503 and int(rejected.headers["retry-after"]) >= 1
+            assert rejected.json()["error"]["code"] == "model_loading"
 
-        await bus.publish(subjects.report("w1"), READY)
-        assert (await wait_for_readyz(http, "ready")).status_code == 200
-        greeting = (await http.get("/")).json()
-        assert greeting["status"] == "online" and greeting["model_loaded"] is True
-        status = (await http.get("/status")).json()
-        assert status["model"]["name"] == "demo"
-        assert [worker["worker_id"] for worker in status["workers"]] == ["w2", "w1"]
+            async with reporting(bus, READY):
+                assert (await wait_for_readyz(http, "ready")).status_code == 200
+                greeting = (await http.get("/")).json()
+                assert greeting["status"] == "online" and greeting["model_loaded"] is True
+                status = (await http.get("/status")).json()
+                assert status["model"]["name"] == "demo"
+                assert {worker["worker_id"] for worker in status["workers"]} == {"w1", "w2"}
 
 
 async def test_edge_is_not_ready_while_history_rejects_chats(bus: Bus, nats_url: str) -> None:
@@ -119,13 +119,13 @@ async def test_edge_is_not_ready_while_history_rejects_chats(bus: Bus, nats_url:
     async with Bus.connect(nats_url, "history") as history, edge_on(bus) as http:
         endpoint = history.endpoint("status", subjects.HISTORY_STATUS, Empty, reply)
         await history.serve("history", "scripted", [endpoint])
-        await bus.publish(subjects.report("w1"), READY)
-        answer = await wait_for_readyz(http, "history_full")
-        assert answer.status_code == 503 and answer.headers["retry-after"]
-        assert answer.json()["error"]["message"] == "The disk is full."
-        assert (await http.get(EDGE_ONLY)).status_code == 200, "it can still erase sessions"
-        status = replace(status, refuses=None)
-        assert (await http.get("/readyz")).status_code == 200
+        async with reporting(bus, READY):
+            answer = await wait_for_readyz(http, "history_full")
+            assert answer.status_code == 503 and answer.headers["retry-after"]
+            assert answer.json()["error"]["message"] == "The disk is full."
+            assert (await http.get(EDGE_ONLY)).status_code == 200, "it can still erase sessions"
+            status = replace(status, refuses=None)
+            assert (await http.get("/readyz")).status_code == 200
 
 
 async def test_edge_without_a_fleet_stays_ready_to_say_so(bus: Bus) -> None:

@@ -196,6 +196,8 @@ def _processes(service: str, environ: dict[str, str]) -> list[Child]:
     command = [sys.executable, "-m", f"services.{service}"]
     settings = parse(InferenceSettings, environ)
     environ = own_environment(SERVICES[service], SERVICES.values(), environ)
+    if service == "inference" and not settings.model_cache_folder:
+        environ = environ | {"MODEL_CACHE_FOLDER": str(DATA / "kv-cache")}
     if service != "inference" or len(settings.model_paths) < 2:
         return [Child(service, command, environ)]
     default = {"MODEL_DEFAULT": settings.model_default or _default_model(settings.model_paths)}

@@ -86,7 +86,12 @@ def conversation_key(tenant: str, request: ChatRequest) -> str:
     has_answers = any(message.role == "assistant" for message in request.messages or ())
     if not has_answers and not request.session_id:
         return ""
-    return f"{tenant}.={_digest(request.session_id, _prefix(request))}"  # no session key has a `=`
+    return f"{tenant}.={_digest(request.session_id, _prefix(request))}"
+
+
+def is_key_of_messages(key: str) -> bool:
+    """Return whether a conversation key is of a conversation that is stored in no session."""
+    return "=" in key  # no session key has one
 
 
 def _prefix(request: ChatRequest) -> str:

@@ -44,6 +44,8 @@ from services.inference import spans
 from services.inference.adapters import AdapterFolder, Adapters
 from services.inference.engine.backend import ComputeFailure, ConstraintFailure
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
+from services.inference.engine.kv_cache.host_cache import SavedState
+from services.inference.engine.kv_cache.slots import session_of
 from services.inference.engine.output.generated_answer import AnswerChunk
 from services.inference.engine.output.parts import (
     ArgumentsDelta,
@@ -67,6 +69,7 @@ from services.inference.prompt_builder import PreparedPrompt, PromptBuilder
 from services.inference.replay import ReplayStore
 from services.inference.router import Router
 from services.inference.settings import InferenceSettings
+from services.inference.state_folder import TakenStates
 from services.runtime import logs, trace_context, tracing
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
@@ -105,6 +108,8 @@ class ChatService:
     workers: WorkerDirectory
     fail: Fail
     on_adapters_changed: Callable[[], object] = lambda: None
+    taken: TakenStates | None = None
+    """Cached prompts of the worker that served before this one."""
 
     def __post_init__(self) -> None:
         settings, limits, model = self.settings, self.limits, self.model
@@ -123,6 +128,8 @@ class ChatService:
         self._admissions = 0
         self._is_dead = False
         self._is_draining = False
+        self.cached: list[SavedState] = []
+        """Prompts that were cached at the end of `drain`, most recently used first."""
         in_loop: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
         self._engine = Engine(
             model.backend,
@@ -192,6 +199,8 @@ class ChatService:
             (subjects.undelivered_any(self.worker_id), self._on_undelivered),
         ):
             await self.bus.subscribe(subject, handler)
+        if self.taken:
+            self.bus.spawn(self._adopt(self.taken))
         await self._router.start(f"answers chat requests with {self.model.info.name}")
 
     async def drain(self) -> None:
@@ -209,7 +218,41 @@ class ChatService:
         async with self._idle_prefill:  # which uses the model in a thread, too
             await self._pool.close()
             await asyncio.to_thread(self._engine.close)
+            if not self._is_dead:
+                self.cached = await asyncio.to_thread(self._engine.save_all)
             self.model.backend.close()
+
+    @property
+    def binding(self) -> str:
+        """What cached prompts depend on, beside their tokens."""
+        return f"{self.model.info.digest}, {self.model.backend.state_format}"
+
+    async def _adopt(self, taken: TakenStates) -> None:
+        """
+        Take over cached prompts while requests are served already. Those of sessions that were
+        erased while this worker was away are dropped.
+        """
+        if taken.binding != self.binding:
+            log.info("cached prompts not used: they are of %s", taken.binding)
+            taken.close()
+            return
+        states, sessions = taken.read(self.model.backend.state), dict[str, None]()
+        while not self._is_draining and (saved := await asyncio.to_thread(next, states, None)):
+            self._engine.adopt(saved)
+            sessions[session_of(saved.owner)] = None
+        for session in sessions:
+            is_stored = session != "" and not prompts.is_key_of_messages(session)
+            if is_stored and not self._is_draining and not await self._is_kept(session):
+                self._engine.forget_session(session)
+        log.info("cached prompts taken over conversations=%d", len(sessions))
+
+    async def _is_kept(self, session_key: str) -> bool:
+        """Return whether history has the session, and it was never erased."""
+        try:
+            context = await self._history.context(*subjects.session_of_key(session_key))
+        except ServiceError:
+            return False
+        return context.erased == 0 < context.applied_seq
 
     async def _until_idle(self) -> None:
         while self.flights:

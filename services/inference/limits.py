@@ -22,6 +22,7 @@ class InferenceLimits:
     max_reported_faults: int = 10  # of adapters; the log has all
     adapter_poll_seconds: float = 0.5  # two looks and a report make a change known in two seconds
     drain_seconds: float = 22.0  # in which a draining worker finishes in-flight requests
+    save_seconds: float = 5.0  # in which it then writes cached prompts, if it has a folder
 
     keep_alive_seconds: float = 1.0  # without an event, after which a Progress is sent
     disconnected_seconds: float = 3.0  # less than a reader waits before it fails over

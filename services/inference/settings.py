@@ -120,6 +120,16 @@ class InferenceSettings(BackendSettings, frozen=True, kw_only=True):
             " context leave less memory; the log says so.",
         ),
     ] = 4096
+    model_cache_folder: Annotated[
+        str,
+        Meta(
+            description="Folder in which a worker that stops leaves its host KV cache for the next"
+            " one of the same model, so that conversations need no new prefill. Workers of one"
+            " machine may share it. Its files show what users wrote; a worker that starts removes"
+            " those that are older than an hour. Empty: the cache ends with the worker, but `just"
+            " up` uses `.data/kv-cache`."
+        ),
+    ] = ""
     model_threads: Annotated[
         int, Meta(ge=1, description="Maximum CPU threads; never more than the CPUs available.")
     ] = 4

@@ -23,6 +23,7 @@ from services.inference.limits import InferenceLimits
 from services.inference.model_path import model_name, printable, sentence
 from services.inference.models import LoadedEmbedder, LoadedModel
 from services.inference.settings import InferenceSettings
+from services.inference.state_folder import StateFolder
 from services.inference.tokens import TokenService
 from services.runtime.bus import Bus
 from services.runtime.metrics import serving_metrics, worker_families
@@ -40,7 +41,11 @@ class Worker:
         self._settings = settings
         self._limits = InferenceLimits(bus.max_payload)
         self._process = process
-        self._id = uuid4().hex
+        folder = settings.model_cache_folder
+        self._folder = StateFolder(Path(folder), settings.model_path) if folder else None
+        self._taken = self._folder.take() if self._folder else None
+        # under the same id, requests of the cached conversations are routed here
+        self._id = self._taken.worker_id if self._taken else uuid4().hex
         self._state: Literal["loading", "ready", "draining", "failed"] = "loading"
         self._progress = 0.0
         self._last_logged = time.monotonic()
@@ -72,6 +77,14 @@ class Worker:
         if self._service:
             await self._service.drain()
         await self._reporting.aclose()
+        if self._folder and isinstance(self._service, ChatService):
+            await asyncio.to_thread(
+                self._folder.write,
+                self._id,
+                self._service.binding,
+                self._service.cached,
+                self._limits.save_seconds,
+            )
 
     async def _load(self) -> None:
         try:
@@ -120,6 +133,7 @@ class Worker:
                 self._workers,
                 fail,
                 on_adapters_changed=lambda: self._bus.spawn(self._report()),
+                taken=self._taken,
             )
             self._tokens = TokenService(self._bus, self._id, model, self._limits)
             await self._tokens.start()

@@ -140,7 +140,7 @@ class Stack:
 
         async def receive() -> WorkerReport:
             async with self.connect("report") as bus, bus.inbox(subjects.report("*")) as inbox:
-                return decode((await inbox.next(10)).data, WorkerReport)
+                return decode((await inbox.next(30)).data, WorkerReport)
 
         return asyncio.run(receive())
 

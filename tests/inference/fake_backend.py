@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec import json
+
 from services.contract.messages import Sampling
 from services.inference.engine.adapter_numbers import file_of
 from services.inference.engine.backend import (
@@ -91,6 +93,9 @@ class FakeState(NamedTuple):
     def nbytes(self) -> int:
         return len(self.cells)
 
+    def tobytes(self) -> bytes:
+        return json.encode(self)
+
 
 class FakeBackend:
     """
@@ -112,6 +117,7 @@ class FakeBackend:
         self.context = context
         self.is_truncatable = window is None
         self.is_reuse_exact = not window
+        self.state_format = "fake"
         self.window = window
         self.starts: dict[int, int] = {}  # by slot: the first token whose state there is
         self.checkpoints = 0  # saved
@@ -184,6 +190,9 @@ class FakeBackend:
     def save(self, slot: int) -> SequenceState:
         self.saved += 1
         return FakeState(tuple(self.cells[slot]), self.adapters.get(slot, 0))
+
+    def state(self, data: bytes) -> FakeState:
+        return json.decode(data, type=FakeState)
 
     def restore(self, slot: int, state: SequenceState) -> bool:
         assert isinstance(state, FakeState)

@@ -76,10 +76,15 @@ class SpecialToken(NamedTuple):
 
 
 class SequenceState(Protocol):
-    """A sequence's KV cache, copied to RAM. Only the backend that made it can read it."""
+    """
+    A sequence's KV cache, copied to RAM. Only the backend that made it can read it, or one with the
+    same model and the same `state_format`.
+    """
 
     @property
     def nbytes(self) -> int: ...
+
+    def tobytes(self) -> bytes: ...
 
 
 class BackendError(Exception):
@@ -118,6 +123,7 @@ class Backend(TokenBackend, Protocol):
     on_gpu: bool  # whether layers are offloaded to a GPU
     is_truncatable: bool  # whether any part of a sequence can be kept, in a slot or in RAM
     is_reuse_exact: bool  # whether a reused prefix gives the same logits, bit by bit
+    state_format: str  # what the bytes of a state depend on, beside the model
 
     def is_end(self, token: int) -> bool: ...
 
@@ -153,6 +159,9 @@ class Backend(TokenBackend, Protocol):
 
     def save(self, slot: int) -> SequenceState:
         """Copy the slot's sequence to RAM."""
+
+    def state(self, data: bytes) -> SequenceState:
+        """Return the state with these bytes (SequenceState.tobytes)."""
 
     def restore(self, slot: int, state: SequenceState) -> bool:
         """Replace the slot's sequence by a saved one. Return False if that failed."""

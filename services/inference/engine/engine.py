@@ -19,6 +19,7 @@ from services.inference.engine.backend import (
     SampledToken,
     SampleResult,
 )
+from services.inference.engine.kv_cache.host_cache import SavedState
 from services.inference.engine.kv_cache.idle_prefill import IdlePrefill, IdlePrompt
 from services.inference.engine.kv_cache.slots import Slots
 from services.inference.engine.output.generated_answer import AnswerChunk
@@ -61,8 +62,10 @@ class FreeAdapter(NamedTuple):
 
 Output = PrefillStarted | AnswerChunk | Finished | ConstraintFailure | ComputeFailure
 Emit = Callable[[list[tuple[str, Output]]], object]
-# generate, idle prefill, forget, adapters, cancel by key, close
-_Command = Sequence | IdlePrompt | ForgetSession | LoadAdapter | FreeAdapter | str | None
+# generate, idle prefill, forget, adopt, adapters, cancel by key, close
+_Command = (
+    Sequence | IdlePrompt | ForgetSession | SavedState | LoadAdapter | FreeAdapter | str | None
+)
 
 
 class Engine:
@@ -137,10 +140,18 @@ class Engine:
         """Free an adapter's file and its cached tokens. No sequence may use it any more."""
         self._commands.put(FreeAdapter(file))
 
+    def adopt(self, saved: SavedState) -> None:
+        """Take a cached prompt of an earlier process, unless its conversation has gone on here."""
+        self._commands.put(saved)
+
     def close(self) -> None:
         """Stop the thread after the current step. Running sequences get no more outputs."""
         self._commands.put(None)
         self._thread.join()
+
+    def save_all(self) -> list[SavedState]:
+        """Return the prompts to keep (Slots.save_all). The engine must be closed."""
+        return self._slots.save_all()
 
     def _run(self) -> None:
         try:
@@ -190,9 +201,8 @@ class Engine:
                 self._closing = True
             case IdlePrompt():
                 self._idle_prefill.add(command)
-            case ForgetSession(session):
-                self._idle_prefill.forget_session(session)
-                self._slots.forget_session(session)
+            case ForgetSession() | SavedState():
+                self._change_cache(command)
             case LoadAdapter():
                 self._load_adapter(command)
             case FreeAdapter(file):
@@ -208,6 +218,13 @@ class Engine:
             case str():
                 if sequence := self._scheduler.find(command):
                     self._finish(sequence, "cancelled")
+
+    def _change_cache(self, command: ForgetSession | SavedState) -> None:
+        if isinstance(command, SavedState):
+            self._slots.adopt(command)
+        else:
+            self._idle_prefill.forget_session(command.session)
+            self._slots.forget_session(command.session)
 
     def _load_adapter(self, command: LoadAdapter) -> None:
         if not command.loaded.set_running_or_notify_cancel():

@@ -98,6 +98,7 @@ class Llama(LlamaModel):
         # The cells of a sliding window are used in turn, so that a copy has them in another order,
         # in which attention adds them up.
         self.is_reuse_exact = self._window == 0
+        self.state_format = f"llama-cpp-python {llama_cpp.__version__}, KV cache {kv_type}"
         self._adapters: dict[int, Any] = {}  # pointers, by the number of the file
         self._adapter = BASE  # active in the context
         self._memory = llama_cpp.llama_get_memory(self._context)
@@ -247,6 +248,9 @@ class Llama(LlamaModel):
 
     def save(self, slot: int) -> npt.NDArray[np.uint8]:
         return self._save(slot, llama_cpp.LLAMA_STATE_SEQ_FLAGS_NONE)
+
+    def state(self, data: bytes) -> npt.NDArray[np.uint8]:
+        return np.frombuffer(bytearray(data), np.uint8)  # llama.cpp wants a writable address
 
     def restore(self, slot: int, state: SequenceState) -> bool:
         self.truncate(slot, 0)  # an empty state would leave the slot as it is

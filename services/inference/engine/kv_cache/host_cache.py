@@ -104,6 +104,17 @@ class HostCache:
         self._bytes += saved.nbytes
         self._evict()
 
+    def adopt(self, saved: SavedState) -> None:
+        """
+        Add a state of an earlier process as the least recently used one, if there is room, and its
+        owner has no newer one.
+        """
+        room = self._max_bytes - self._reserved - self._bytes
+        if saved.key in self or saved.owner in self._by_owner or saved.nbytes > room:
+            return
+        self.add(saved)
+        self._by_use.move_to_end(saved.key, last=False)
+
     def reserve(self, nbytes: int) -> None:
         """Leave this part of `max_bytes` to others from now on."""
         self._reserved = nbytes

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from services.inference.engine.adapter_numbers import file_of
+from services.inference.engine.adapter_numbers import BASE, file_of
 from services.inference.engine.backend import Backend, BackendError
 from services.inference.engine.kv_cache import prefix
 from services.inference.engine.kv_cache.checkpoints import MIN_DISTANCE, Checkpoint, Checkpoints
@@ -20,9 +20,14 @@ def cache_owner(adapter: int, session: str) -> str:
     return f"{adapter}.{session}" if session else ""
 
 
+def session_of(owner: str) -> str:
+    """Return the conversation of an owner; "" if there is none."""
+    return owner.partition(".")[2]
+
+
 def is_owned_by(owner: str, session: str) -> bool:
     """Return whether the owner is this conversation, with any adapter."""
-    return owner.partition(".")[2] == session
+    return session_of(owner) == session
 
 
 class Lease(NamedTuple):
@@ -227,6 +232,21 @@ class Slots:
                 self._offload(slot)
                 return True
         return False
+
+    def save_all(self) -> list[SavedState]:
+        """
+        Offload all idle sequences. Return what the host cache has of the base model, most recently
+        used first: numbers of adapters belong to this process.
+        """
+        while self.offload_next():
+            pass
+        saved = reversed(list(self.host_cache))
+        return [each for each in saved if prefix.adapter_of(each.key) == BASE]
+
+    def adopt(self, saved: SavedState) -> None:
+        """Take a state of an earlier process into the host cache, if nothing newer is there."""
+        if not any(saved.owner and slot.owner == saved.owner for slot in self._slots):
+            self.host_cache.adopt(saved)
 
     def move(self, source: int, target: int) -> None:
         """

@@ -8,6 +8,9 @@ from services.inference.engine.kv_cache.host_cache import HostCache, SavedState
 class Bytes(NamedTuple):
     nbytes: int
 
+    def tobytes(self) -> bytes:
+        return bytes(self.nbytes)
+
 
 def saved(*tokens: int, size: int = 1, adapter: int = 0, owner: str = "") -> SavedState:
     return SavedState(prefix.pack(adapter, tokens), Bytes(size), owner)
@@ -80,3 +83,14 @@ def test_owner_has_one_state_which_next_one_replaces() -> None:
     cache.add(saved(7, size=101, owner="a"))  # exceeds max_bytes, so it has none then
     cache.check_invariants()
     assert len(cache) == 1
+
+
+def test_adopted_state_displaces_nothing_and_is_evicted_first() -> None:
+    cache = cache_of(saved(1, size=50, owner="a"), max_bytes=100)
+    cache.adopt(saved(9, size=60, owner="b"))  # no room
+    cache.adopt(saved(1, 2, size=10, owner="a"))  # older than what the owner has
+    cache.adopt(saved(2, size=20, owner="c"))
+    cache.check_invariants()
+    assert [each.owner for each in cache] == ["c", "a"]
+    cache.add(saved(3, size=40, owner="d"))
+    assert [each.owner for each in cache] == ["a", "d"]

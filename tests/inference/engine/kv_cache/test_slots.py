@@ -73,6 +73,21 @@ def test_forget_session_drops_its_slots_and_saved_states() -> None:
     assert lengths == [0, len(talk(2)), 0]
 
 
+def test_prompts_of_the_base_model_are_kept_for_the_next_process() -> None:
+    before, after = Pool(2), Pool(2)
+    for number in (1, 2, 3):
+        before.run(talk(number))
+    before.end(before.start(talk(4), adapter=1)[0])
+    saved = before.slots.save_all()
+    assert [each.owner for each in saved] == ["103", "102", "101"]  # newest first
+    after.run(talk(2)[:20], owner=saved[1].owner)  # this conversation has gone on
+    for each in saved:
+        after.slots.adopt(each)
+    after.slots.check_invariants(leased=0)
+    lengths = [after.slots.cached_length(prefix.pack(0, talk(number))) for number in (1, 2, 3)]
+    assert lengths == [len(talk(1)), 20, len(talk(3))]
+
+
 def test_next_turn_prefills_only_new_tokens() -> None:
     pool = Pool(2)
     slot, _ = pool.run([1, 2, 3, 4])

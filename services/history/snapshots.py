@@ -69,16 +69,21 @@ class Snapshots:
                 return
         raise Conflict
 
-    async def add(self, entries: Sequence[Entry]) -> None:
+    async def add(self, sessions: Sequence[Sequence[Entry]]) -> None:
         """
-        Store a session's snapshot with these of its records, oldest first, and any others that it
-        lacks. Raises Conflict as `save_or_raise` does.
+        Store the snapshot of each session with these of its records, oldest first, and any others
+        that it lacks. All are read together and sent in this order, in which they are then listed.
+        Raises Conflict as `save_or_raise` does.
         """
-        key = entries[0].key
-        stored, revision, _ = await self.load(key)
+        loaded = await asyncio.gather(*(self.load(entries[0].key) for entries in sessions))
+        await asyncio.gather(*map(self._add, sessions, loaded))
+
+    async def _add(self, entries: Sequence[Entry], loaded: Loaded) -> None:
+        stored, revision, _ = loaded
         later = [entry for entry in entries if entry.seq > stored.applied_seq]
         if not later:
             return
+        key = entries[0].key
         if _is_chain(stored, later) and await self.store(key, self._fold(stored, later), revision):
             return
         await self.save_or_raise(key)
@@ -220,7 +225,7 @@ class SnapshotSaver(LogConsumer):
         sessions = sorted(by_session.values(), key=lambda entries: entries[-1].seq)
         parallel = self._limits.snapshot_parallel
         for start in range(0, len(sessions), parallel):
-            await asyncio.gather(*map(self._snapshots.add, sessions[start : start + parallel]))
+            await self._snapshots.add(sessions[start : start + parallel])
         for entry in entries:
             match entry.record:
                 case Erased():

@@ -21,6 +21,7 @@ from services.runtime.streams import Stream, StreamFull, StreamState
 from tests.history.samples import (
     FAST,
     TENANT,
+    all_messages,
     append,
     archived,
     connected,
@@ -186,7 +187,7 @@ async def test_trimmed_log_loses_no_archived_exchange(
                 await trimmed(small)
         assert ids(await context(small, "quiet")) == ["before"]
         assert ids(await context(small, session_id))[-10:] == [f"r{n}" for n in range(140, 150)]
-        assert len(await messages(small, session_id, limit=200)) == 150
+        assert len(await all_messages(small, session_id, 200)) == 150
 
 
 async def test_session_continues_after_all_records_were_trimmed(
@@ -203,7 +204,7 @@ async def test_session_continues_after_all_records_were_trimmed(
         assert await Stream(small, subjects.HISTORY_STREAM).last(subject) is None
         await append(small, session_id, exchange("after"))
         assert ids(await context(small, session_id)) == ["before", "after"]
-        assert ids(await messages(small, session_id)) == ["before", "after"]
+        assert ids(await all_messages(small, session_id, 20)) == ["before", "after"]
 
 
 async def test_full_log_keeps_all_until_mongodb_is_back(
@@ -230,7 +231,7 @@ async def test_full_log_keeps_all_until_mongodb_is_back(
         await until(is_accepted)
         await append(small, session_id, exchange("after"))
         await archived(small)
-        found = ids(await messages(small, session_id, limit=200))
+        found = ids(await all_messages(small, session_id, 200))
         assert found == [*stored, "after"]
         assert ids(await context(small, session_id))[-2:] == [stored[-1], "after"]
 

@@ -1,5 +1,6 @@
 """Snapshots on a real nats-server."""
 
+import asyncio
 from datetime import UTC, datetime
 
 import pytest
@@ -10,7 +11,7 @@ from services.history.context import Snapshot
 from services.history.entry import Entry
 from services.history.log import SessionLog
 from services.history.settings import HistorySettings
-from services.history.snapshots import Snapshots
+from services.history.snapshots import Loaded, Snapshots
 from services.runtime.bus import Bus
 from services.runtime.streams import StoredMessage
 from tests.history.samples import TENANT, append, append_many, exchange
@@ -100,6 +101,27 @@ async def test_one_of_two_concurrent_stores_succeeds(
     await snapshots.store(key, Snapshot(applied_seq=1), revision)
     assert not await snapshots.store(key, Snapshot(applied_seq=2), revision)
     assert (await snapshots.load(key))[0] == Snapshot(applied_seq=1)
+
+
+async def test_snapshots_are_stored_in_the_order_of_the_log(
+    snapshots: Snapshots, log: SessionLog, session_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [subjects.session_key(TENANT, f"{session_id} {n}") for n in range(3)]
+    sequences = [await log.append(key, CLEARED) for key in keys]
+    entries = [[entry] for seq in sequences if (entry := await log.get(seq))]
+    load, loaded = snapshots.load, dict((key, asyncio.Event()) for key in keys)
+
+    async def load_last_first(key: str) -> Loaded:
+        if key != keys[-1]:
+            await loaded[keys[keys.index(key) + 1]].wait()
+        found = await load(key)
+        loaded[key].set()
+        return found
+
+    monkeypatch.setattr(snapshots, "load", load_last_first)
+    await snapshots.add(entries)
+    listed = [key async for key, _ in snapshots.newest_first(subjects.session_key(TENANT, ""))]
+    assert [key for key in listed if key in keys] == keys[::-1]
 
 
 async def test_undecodable_snapshot_is_replaced(

@@ -115,6 +115,8 @@ class WorkerRate(NamedTuple):
             return self
         prefilled = report.prefilled_tokens - self.report.prefilled_tokens
         generated = report.generated_tokens - self.report.generated_tokens
+        if min(prefilled, generated) < 0:  # of the next process, under the same id
+            return WorkerRate(received_at, report)
         return WorkerRate(received_at, report, prefilled / seconds, generated / seconds)
 
 

@@ -82,6 +82,13 @@ def test_rates_are_tokens_between_two_reports_of_a_worker(watched: Watched) -> N
     assert samples.prefilled_per_second == [0.0, 200.0]
 
 
+def test_rate_after_a_restart_is_never_negative(watched: Watched) -> None:
+    watched.see(replace(REPORT, generated_tokens=1000))
+    watched.see(replace(REPORT, generated_tokens=10), after=2.0)
+    later = replace(REPORT, generated_tokens=30)
+    assert watched.see(later, after=2.0).samples.generated_per_second == [0.0, 0.0, 10.0]
+
+
 def test_rate_without_a_new_report_stays_then_ends(watched: Watched) -> None:
     watched.see(REPORT)
     watched.see(replace(REPORT, generated_tokens=60), after=2.0)

@@ -63,8 +63,8 @@ class BodyWriter:
     Writes parts of a streamed body at once, past all that is between the app and the transport:
     nothing in between changes the body of a stream, but each layer costs microseconds an event.
 
-    The cycle's scope refers to the writer, which therefore does not keep the cycle alive: the
-    garbage collector, which runs seldom, would have to free each request.
+    It holds uvicorn's cycle weakly: the cycle's scope refers to the writer, and only the garbage
+    collector, which runs seldom, would free a request whose objects refer to each other.
     """
 
     def __init__(self, cycle: RequestResponseCycle) -> None:

@@ -278,12 +278,15 @@ class SessionLog:
         return await self.archive_consumer.floor() if self.archive_consumer else 0
 
     async def count_unarchived(self) -> int:
-        """Return how many records MongoDB lacks: all, if none was ever connected."""
+        """
+        Return how many records MongoDB lacks: all, if none was ever connected. A consumer counts a
+        record a moment after it was appended; until then this is 1.
+        """
         if self.archive_consumer is None:
             return (await self.stream.state()).messages
         progress = await self.archive_consumer.progress()
         if progress.unacknowledged == 0 and await self._has_after(progress.floor):
-            return 1  # or more: a consumer counts a new record, or all, a moment later
+            return 1
         return progress.unacknowledged
 
     async def _has_after(self, seq: int) -> bool:
@@ -295,7 +298,7 @@ class SessionLog:
 
     async def restart_consumers(self, include_current: bool = False) -> list[str]:
         """Restart the consumers that are ahead of the log, or all. Return their names."""
-        # in this order: `open_archive` may add one meanwhile, which is not created yet
+        # copied before they are ensured: `open_archive` may add one that does not exist yet
         consumers = self._consumers | {requests.DURABLE: self.requests.consumer}
         await self._ensure_consumers()  # a process may have died after it deleted them
         delivered = {name: await each.delivered() for name, each in consumers.items()}

@@ -66,7 +66,7 @@ class _Conversation(NamedTuple):
 
     @property
     def has_texts_only(self) -> bool:
-        """Whether its skeleton shows nothing of it but roles and variables."""
+        """Whether the skeleton depends only on roles and the template's variables."""
         has_more = any(message.fields.keys() - {REASONING} for message in self.messages)
         return not (has_more or self.tools or self.hidden or self.open_slot)
 
@@ -205,14 +205,15 @@ class PromptAssembler:
     def _render_skeleton(self, conversation: _Conversation, texts: Mapping[Slot, str]) -> str:
         """Conversations of the same shape have the same skeleton, which is cached."""
         if self._renderer.is_repeatable and conversation.has_texts_only:
-            shape = json.dumps([conversation.with_texts(texts), dict(conversation.variables)])
+            messages, variables = conversation.with_texts(texts), dict(conversation.variables)
+            # the field is found after the first renderings, and changes the text
+            shape = json.dumps([messages, variables, self._renderer.reasoning_field])
             if len(shape) <= MAX_SHAPE_CHARS:
-                return self._skeleton_of(shape, self._renderer.reasoning_field)
+                return self._skeleton_of(shape)
         return self._render(conversation, texts)
 
-    def _render_shape(self, shape: str, reasoning_field: str) -> str:
-        """Render messages and variables. The field, once it is found, changes the text."""
-        messages, variables = json.loads(shape)
+    def _render_shape(self, shape: str) -> str:
+        messages, variables, _ = json.loads(shape)
         return self._renderer.render(messages, (), variables)
 
     def _known_answers(self, conversation: _Conversation) -> _Answers:

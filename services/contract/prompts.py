@@ -89,8 +89,8 @@ def conversation_key(tenant: str, request: ChatRequest) -> str:
     return f"{tenant}.={_digest(request.session_id, _prefix(request))}"
 
 
-def is_key_of_messages(key: str) -> bool:
-    """Return whether a conversation key is of a conversation that is stored in no session."""
+def is_stateless_key(key: str) -> bool:
+    """Return whether the conversation key is that of a stateless conversation."""
     return "=" in key  # no session key has one
 
 

@@ -44,7 +44,6 @@ from services.inference import spans
 from services.inference.adapters import AdapterFolder, Adapters
 from services.inference.engine.backend import ComputeFailure, ConstraintFailure
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
-from services.inference.engine.kv_cache.host_cache import SavedState
 from services.inference.engine.kv_cache.slots import session_of
 from services.inference.engine.output.generated_answer import AnswerChunk
 from services.inference.engine.output.parts import (
@@ -69,7 +68,7 @@ from services.inference.prompt_builder import PreparedPrompt, PromptBuilder
 from services.inference.replay import ReplayStore
 from services.inference.router import Router
 from services.inference.settings import InferenceSettings
-from services.inference.state_folder import TakenStates
+from services.inference.state_folder import KeptCache, TakenStates
 from services.runtime import logs, trace_context, tracing
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
@@ -128,8 +127,8 @@ class ChatService:
         self._admissions = 0
         self._is_dead = False
         self._is_draining = False
-        self.cached: list[SavedState] = []
-        """Prompts that were cached at the end of `drain`, most recently used first."""
+        self.kept: KeptCache | None = None
+        """What was cached at the end of `drain`."""
         in_loop: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
         self._engine = Engine(
             model.backend,
@@ -200,7 +199,7 @@ class ChatService:
         ):
             await self.bus.subscribe(subject, handler)
         if self.taken:
-            self.bus.spawn(self._adopt(self.taken))
+            self._take_over(self.taken)
         await self._router.start(f"answers chat requests with {self.model.info.name}")
 
     async def drain(self) -> None:
@@ -218,45 +217,69 @@ class ChatService:
         async with self._idle_prefill:  # which uses the model in a thread, too
             await self._pool.close()
             await asyncio.to_thread(self._engine.close)
-            if not self._is_dead:
-                self.cached = await asyncio.to_thread(self._engine.save_all)
+            if self.settings.model_cache_folder and not self._is_dead:
+                await self._keep_cache()
             self.model.backend.close()
-
-    @property
-    def binding(self) -> str:
-        """What cached prompts depend on, beside their tokens."""
-        return f"{self.model.info.digest}, {self.model.backend.state_format}"
-
-    async def _adopt(self, taken: TakenStates) -> None:
-        """
-        Take over cached prompts while requests are served already. Those of sessions that were
-        erased while this worker was away are dropped.
-        """
-        if taken.binding != self.binding:
-            log.info("cached prompts not used: they are of %s", taken.binding)
-            taken.close()
-            return
-        states, sessions = taken.read(self.model.backend.state), dict[str, None]()
-        while not self._is_draining and (saved := await asyncio.to_thread(next, states, None)):
-            self._engine.adopt(saved)
-            sessions[session_of(saved.owner)] = None
-        for session in sessions:
-            is_stored = session != "" and not prompts.is_key_of_messages(session)
-            if is_stored and not self._is_draining and not await self._is_kept(session):
-                self._engine.forget_session(session)
-        log.info("cached prompts taken over conversations=%d", len(sessions))
-
-    async def _is_kept(self, session_key: str) -> bool:
-        """Return whether history has the session, and it was never erased."""
-        try:
-            context = await self._history.context(*subjects.session_of_key(session_key))
-        except ServiceError:
-            return False
-        return context.erased == 0 < context.applied_seq
 
     async def _until_idle(self) -> None:
         while self.flights:
             await asyncio.sleep(DRAIN_POLL_SECONDS)
+
+    # --- the cache over a restart -----------------------------------------------------------------
+
+    async def _keep_cache(self) -> None:
+        try:
+            states = await asyncio.to_thread(self._engine.save_all)
+        except Exception:  # for lack of memory, say: it must not keep the worker from ending well
+            log.exception("cached prompts not kept")
+        else:
+            self.kept = KeptCache(self._binding, self._prompts.kept_answers(), states)
+
+    @property
+    def _binding(self) -> str:
+        """What cached prompts depend on, beside their tokens."""
+        return f"model {self.model.info.digest}, {self.model.backend.state_format}"
+
+    def _take_over(self, taken: TakenStates) -> None:
+        if taken.binding == self._binding:
+            self._prompts.take_over(taken.answers)
+            self.bus.spawn(self._adopt(taken))
+        else:
+            log.info("cached prompts not used found=%r wanted=%r", taken.binding, self._binding)
+            taken.close()
+
+    async def _adopt(self, taken: TakenStates) -> None:
+        """
+        Take over cached prompts while requests are served already, and drop those of sessions that
+        were erased while this worker was away. In this order: a session that is erased from now on
+        is forgotten anyway.
+        """
+        states, adopted, dropped = taken.read(self.model.backend.state), 0, 0
+        while not self._is_draining and (saved := await asyncio.to_thread(next, states, None)):
+            self._engine.adopt(saved)
+            adopted += 1
+            dropped += await self._drop_if_erased(session_of(saved.owner))
+        for session in {answer.session_key for answer in taken.answers}:
+            await self._drop_if_erased(session)
+        log.info("cached prompts taken over states=%d of_erased_sessions=%d", adopted, dropped)
+
+    async def _drop_if_erased(self, session_key: str) -> bool:
+        """Return whether history has forgotten the session, or has erased it at any time."""
+        if not session_key or prompts.is_stateless_key(session_key):
+            return False
+        tenant, session_id = subjects.session_of_key(session_key)
+        while not self._is_draining:
+            try:
+                context = await self._history.context(tenant, session_id, is_answered=True)
+            except ServiceError:  # history is away, too: this worker may be the first one back
+                await asyncio.sleep(self.limits.append_retry_seconds)
+                continue
+            if context.erased == 0 < context.applied_seq:
+                return False
+            break
+        self._prompts.forget_session(session_key)
+        self._engine.forget_session(session_key)
+        return True
 
     # --- one request ------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from services.inference.engine.sampling import constraints
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.in_flight import InFlightRequest
 from services.inference.models import LoadedModel
+from services.inference.state_folder import KeptAnswer
 
 MIN_ROOM = 1  # tokens that a prompt must leave for the answer, whose limit is clamped to the room
 ENTRY_TOKENS = 110  # memory of a cached answer beside its tokens, counted in tokens
@@ -172,6 +173,16 @@ class PromptBuilder:
         if flight.answer.reasoning:
             reasoning = answer.tokens_from(ReasoningDelta)
             self._answers.add(tenant, names.reasoning, reasoning, session_key=key)
+
+    def kept_answers(self) -> list[KeptAnswer]:
+        """Return the cached answers, for the worker that serves next."""
+        return self._answers.entries()
+
+    def take_over(self, answers: Iterable[KeptAnswer]) -> None:
+        """Cache the answers of the worker that served before."""
+        for each in answers:
+            tokens = array("i", each.tokens)
+            self._answers.add(each.tenant, each.name, tokens, each.first_exchange, each.session_key)
 
     def forget_session(self, session_key: str) -> None:
         """Drop the cached answers of a session."""
@@ -421,6 +432,14 @@ class AnswerCache:
         with self._lock:
             if answer := self._answers.get((tenant, name)):
                 self._answers[tenant, name] = answer._replace(first_exchange=first_exchange)
+
+    def entries(self) -> list[KeptAnswer]:
+        """Return all answers, least recently used first."""
+        with self._lock:
+            return [
+                KeptAnswer(*key, each.tokens.tobytes(), each.first_exchange, each.session_key)
+                for key, each in self._answers.items()
+            ]
 
     def forget_session(self, session_key: str) -> None:
         with self._lock:

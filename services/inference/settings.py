@@ -125,9 +125,8 @@ class InferenceSettings(BackendSettings, frozen=True, kw_only=True):
         Meta(
             description="Folder in which a worker that stops leaves its host KV cache for the next"
             " one of the same model, so that conversations need no new prefill. Workers of one"
-            " machine may share it. Its files show what users wrote; a worker that starts removes"
-            " those that are older than an hour. Empty: the cache ends with the worker, but `just"
-            " up` uses `.data/kv-cache`."
+            " machine may share it. Its files show what users wrote, and stay until a worker"
+            " starts. Empty: the cache ends with the worker, but `just up` uses `.data/kv-cache`."
         ),
     ] = ""
     model_threads: Annotated[

@@ -77,14 +77,10 @@ class Worker:
         if self._service:
             await self._service.drain()
         await self._reporting.aclose()
-        if self._folder and isinstance(self._service, ChatService):
-            await asyncio.to_thread(
-                self._folder.write,
-                self._id,
-                self._service.binding,
-                self._service.cached,
-                self._limits.save_seconds,
-            )
+        kept = self._service.kept if isinstance(self._service, ChatService) else None
+        if self._folder and kept:
+            seconds = self._limits.save_seconds
+            await asyncio.to_thread(self._folder.write, self._id, kept, seconds)
 
     async def _load(self) -> None:
         try:
@@ -119,6 +115,8 @@ class Worker:
     async def _serve(self, model: LoadedModel | LoadedEmbedder) -> None:
         fail = self._process.fail
         if isinstance(model, LoadedEmbedder):
+            if self._taken:
+                self._taken.close()
             self._service = EmbeddingService(
                 self._bus, self._settings, self._limits, self._id, model, self._workers, fail
             )
@@ -152,6 +150,8 @@ class Worker:
         return self._state != "draining"
 
     def _fail_to_load(self, reason: str) -> None:
+        if self._taken:
+            self._taken.close()
         if self._state != "draining":
             self._state, self._error = "failed", sentence(reason)
             log.error("%s", self._error)

@@ -25,8 +25,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Sta
 
 
 def talk(stack: Stack, session_id: str) -> None:
+    name = session_id[-8:]  # or other sessions could lend their cached prompts
     for turn in range(TURNS):
-        stack.chat(f"Please count to {turn + 3}, and then tell me a long story.", session_id)
+        stack.chat(f"{name}: count to {turn + 3}, and then tell me a long story.", session_id)
 
 
 def start(stack: Stack) -> None:
@@ -49,15 +50,15 @@ def cached_tokens(stack: Stack, session_id: str) -> int:
 def test_next_turn_after_a_restart_needs_no_new_prefill(
     stack: Stack, cache: Path, session_id: str
 ) -> None:
-    for name in ("kept", "compared"):
-        talk(stack, f"{session_id} {name}")
-    warm = cached_tokens(stack, f"{session_id} compared")
+    for name in ("kept", "same"):
+        talk(stack, f"{name}{session_id}")
+    warm = cached_tokens(stack, f"same{session_id}")
     worker_id = stack.next_report().worker_id
     stack.inference.stop()
     start(stack)
     assert list(cache.iterdir()) == []
     assert stack.next_report().worker_id == worker_id
-    assert cached_tokens(stack, f"{session_id} kept") >= warm > 40
+    assert cached_tokens(stack, f"kept{session_id}") >= warm > 40
 
 
 def test_killed_worker_costs_a_prefill_and_nothing_else(
@@ -78,11 +79,13 @@ def test_session_that_was_erased_meanwhile_is_not_taken_over(
     question = f"remember these numbers: {[*map(ord, session_id)]}"
     first, kept = (stack.chat(f"{question} {name}", f"{session_id}{name}") for name in "ab")
     assert kept.end["usage"]["cached_tokens"] > first.end["usage"]["cached_tokens"] + 50
+    talk(stack, f"other{session_id}")
     stack.inference.stop()
     assert len(list(cache.iterdir())) == 1
     for name in "ab":
         assert stack.http.delete(f"/sessions/{session_id}{name}").status_code == 200
     start(stack)
+    assert cached_tokens(stack, f"other{session_id}") > 40
     again = stack.chat(f"{question} a", f"{session_id}c")
     assert again.end["usage"]["cached_tokens"] <= first.end["usage"]["cached_tokens"]
 

@@ -191,7 +191,7 @@ class FakeBackend:
         self.saved += 1
         return FakeState(tuple(self.cells[slot]), self.adapters.get(slot, 0))
 
-    def state(self, data: bytes) -> FakeState:
+    def state(self, data: bytearray) -> FakeState:
         return json.decode(data, type=FakeState)
 
     def restore(self, slot: int, state: SequenceState) -> bool:

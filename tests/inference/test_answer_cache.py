@@ -1,6 +1,7 @@
 """The prompt builder's cache of answers' tokens."""
 
 from services.inference.prompt_builder import ENTRY_TOKENS, AnswerCache
+from services.inference.state_folder import KeptAnswer
 
 
 def cached(answers: AnswerCache, *names: str, tenant: str = "t") -> dict[str, list[int]]:
@@ -73,3 +74,14 @@ def test_empty_answers_count_too() -> None:
     for name in range(100):
         answers.add("t", str(name), [])
     assert len(cached(answers, *map(str, range(100)))) == 10
+
+
+def test_entries_are_all_answers_least_recently_used_first() -> None:
+    answers = AnswerCache(1000)
+    answers.add("t", "1", [1], "0", "t.a")
+    answers.add("u", "2", [2])
+    answers.get("t", ["1"])
+    assert answers.entries() == [
+        KeptAnswer("u", "2", b"\2\0\0\0", "", ""),
+        KeptAnswer("t", "1", b"\1\0\0\0", "0", "t.a"),
+    ]

@@ -160,8 +160,8 @@ class Backend(TokenBackend, Protocol):
     def save(self, slot: int) -> SequenceState:
         """Copy the slot's sequence to RAM."""
 
-    def state(self, data: bytes) -> SequenceState:
-        """Return the state with these bytes (SequenceState.tobytes)."""
+    def state(self, data: bytearray) -> SequenceState:
+        """Return the state with these bytes (SequenceState.tobytes), which it may keep."""
 
     def restore(self, slot: int, state: SequenceState) -> bool:
         """Replace the slot's sequence by a saved one. Return False if that failed."""

@@ -249,8 +249,8 @@ class Llama(LlamaModel):
     def save(self, slot: int) -> npt.NDArray[np.uint8]:
         return self._save(slot, llama_cpp.LLAMA_STATE_SEQ_FLAGS_NONE)
 
-    def state(self, data: bytes) -> npt.NDArray[np.uint8]:
-        return np.frombuffer(bytearray(data), np.uint8)  # llama.cpp wants a writable address
+    def state(self, data: bytearray) -> npt.NDArray[np.uint8]:
+        return np.frombuffer(data, np.uint8)
 
     def restore(self, slot: int, state: SequenceState) -> bool:
         self.truncate(slot, 0)  # an empty state would leave the slot as it is

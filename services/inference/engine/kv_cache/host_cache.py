@@ -106,8 +106,8 @@ class HostCache:
 
     def adopt(self, saved: SavedState) -> None:
         """
-        Add a state of an earlier process as the least recently used one, if there is room, and its
-        owner has no newer one.
+        Add a state of an earlier process as the least recently used one, unless it does not fit or
+        its owner already has one.
         """
         room = self._max_bytes - self._reserved - self._bytes
         if saved.key in self or saved.owner in self._by_owner or saved.nbytes > room:

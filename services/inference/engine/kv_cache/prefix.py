@@ -66,6 +66,11 @@ def is_same_tenant(a: PrefixKey, b: PrefixKey) -> bool:
     return a[_MODE_BYTES:HEADER_BYTES] == b[_MODE_BYTES:HEADER_BYTES]
 
 
+def is_public(key: PrefixKey) -> bool:
+    """Return whether the key contains no tenant's text."""
+    return key[_MODE_BYTES:HEADER_BYTES] == _digest(PUBLIC)
+
+
 def is_same_mode(a: PrefixKey, b: PrefixKey) -> bool:
     """Return whether both have the same adapter and the same prefill mode."""
     return a[:_MODE_BYTES] == b[:_MODE_BYTES]

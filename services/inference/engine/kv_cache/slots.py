@@ -132,7 +132,8 @@ class Slots:
         elif saved and here - there < MIN_SHARED_TOKENS:  # restored from the host cache
             self.host_cache.touch(saved.key)
             slot = self._evict(prefix.adapter_of(saved.key))
-            self._write(slot, saved)
+            if not self._write(slot, saved):
+                self.host_cache.remove(saved.key)
         else:  # copied from another slot
             is_retry = not owner and self._is_stateless_retry(key, here)
             copy = self._read(source)
@@ -235,13 +236,18 @@ class Slots:
 
     def save_all(self) -> list[SavedState]:
         """
-        Offload all idle sequences. Return what the host cache has of the base model, most recently
-        used first: numbers of adapters belong to this process.
+        Offload all idle sequences. Return what the host cache has, most recently used first, but
+        not what was computed with adapters, whose numbers belong to this process, nor prefixes of
+        tenants without an owner, which nobody would know to erase.
         """
         while self.offload_next():
             pass
         saved = reversed(list(self.host_cache))
-        return [each for each in saved if prefix.adapter_of(each.key) == BASE]
+        return [
+            each
+            for each in saved
+            if prefix.adapter_of(each.key) == BASE and (each.owner or prefix.is_public(each.key))
+        ]
 
     def adopt(self, saved: SavedState) -> None:
         """Take a state of an earlier process into the host cache, if nothing newer is there."""

@@ -29,7 +29,8 @@ MODEL = ModelInfo("demo", "d1", 2048, 1000)
 READY = WorkerReport("w1", "ready", slots=8, running=0, waiting=0, model=MODEL)
 LOADING = WorkerReport("w2", "loading", slots=8, running=0, waiting=0, progress=0.42)
 FAILED = WorkerReport("w3", "failed", slots=0, running=0, waiting=0, error="No model is there.")
-POLICY = FailoverPolicy(admission_seconds=0.1)
+PATIENT = FailoverPolicy(admission_seconds=10)
+IMPATIENT = FailoverPolicy(admission_seconds=0.1)  # for workers that never reply
 
 # --- ranking --------------------------------------------------------------------------------------
 
@@ -355,8 +356,10 @@ async def pair(nats_url: str) -> AsyncIterator[Pair]:
         yield Pair(workers, first, second, ids)
 
 
-async def ask(bus: Bus, workers: WorkerDirectory, **more: Any) -> list[StreamEvent]:
-    client = ChatClient(bus, workers=workers, policy=POLICY)
+async def ask(
+    bus: Bus, workers: WorkerDirectory, policy: FailoverPolicy = PATIENT, **more: Any
+) -> list[StreamEvent]:
+    client = ChatClient(bus, workers=workers, policy=policy)
     async with aclosing(client.stream(ChatRequest(prompt="hi", **more))) as events:
         return [event async for event in events]
 
@@ -405,7 +408,7 @@ async def test_permanent_rejection_is_not_offered_elsewhere(bus: Bus, pair: Pair
 
 async def test_frozen_worker_is_skipped_and_gets_a_drop(bus: Bus, pair: Pair) -> None:
     pair.first.is_frozen = True
-    assert await ask(bus, pair.workers, request_id="r1") == list(HELLO)
+    assert await ask(bus, pair.workers, IMPATIENT, request_id="r1") == list(HELLO)
     async with asyncio.timeout(30):
         drop = await pair.first.dropped.get()
     assert drop.worker_id == pair.ids[0]
@@ -414,7 +417,7 @@ async def test_frozen_worker_is_skipped_and_gets_a_drop(bus: Bus, pair: Pair) ->
 
 async def test_disconnected_worker_is_skipped_and_removed(bus: Bus, pair: Pair) -> None:
     receive(pair.workers, *(fake_report(f"gone-{number}") for number in range(8)))
-    async with asyncio.timeout(0.5):
+    async with asyncio.timeout(PATIENT.admission_seconds / 2):  # none of them is waited for
         for number in range(8):
             assert (await ask(bus, pair.workers, session_id=str(number)))[-1] == HELLO[-1]
     assert len(pair.workers.reports()) < 10

@@ -188,16 +188,13 @@ async def test_only_the_last_block_renders_again(page: Page, stack: Stack) -> No
             let text = "";
             for (let number = 0; number < 300; number++) view.update((text += block), false);
             const before = [...root.children];
-            const started = performance.now();
             for (let number = 0; number < 100; number++) view.update((text += "word "), false);
-            const milliseconds = (performance.now() - started) / 100;
             const kept = before.filter((element, at) => root.children[at] === element).length;
             view.update(text, true);
-            return { blocks: before.length, kept, milliseconds, text: root.textContent.length };
+            return { blocks: before.length, kept, text: root.textContent.length };
         }"""
     )
     assert changed["blocks"] == 900 and changed["kept"] >= 899
-    assert changed["milliseconds"] < 16, "one frame"
 
 
 async def test_long_block_leaves_time_for_scrolling(page: Page, stack: Stack) -> None:

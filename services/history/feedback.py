@@ -121,11 +121,10 @@ class Feedbacks:
     async def _find(self, key: str, request_id: str) -> Entry | None:
         tenant, _ = subjects.session_of_key(key)
         session = await self._snapshots.current(key)
-        indexed = await self._log.requests.find(tenant, request_id)
-        if indexed and indexed.key == key:
-            entry = await self._log.get(indexed.seq)
-            if entry and indexed.holds(entry, request_id) and entry.seq > session.erased:
-                return (await self.add_to([entry]))[0]
+        place = await self._log.requests.find(tenant, request_id)
+        entry = place.entry if place and place.key == key else None
+        if entry and entry.seq > session.erased:
+            return (await self.add_to([entry]))[0]
         return await self._search(key, request_id, session)
 
     async def _search(self, key: str, request_id: str, session: Snapshot) -> Entry | None:
@@ -190,8 +189,8 @@ class Feedbacks:
 
     async def _find_any(self, tenant: str, request_id: str) -> Entry | None:
         """Return an exchange of any session of the tenant."""
-        indexed = await self._log.requests.find(tenant, request_id)
-        if indexed and (entry := await self._find(indexed.key, request_id)):
+        place = await self._log.requests.find(tenant, request_id)
+        if place and (entry := await self._find(place.key, request_id)):
             return entry
         entry = await self._archive.find(tenant, request_id) if self._archive.connected else None
         return await self._find(entry.key, request_id) if entry else None

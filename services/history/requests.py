@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -34,6 +35,14 @@ class IndexEntry(Struct, frozen=True):
     def holds(self, entry: Entry, request_id: str) -> bool:
         """Return whether this is the exchange of the request: a recreated log reuses sequences."""
         return entry.key == self.key and entry.request_id == request_id
+
+
+class Place(NamedTuple):
+    """Where an exchange is, or was: then the log does not have its `entry` any more."""
+
+    key: str
+    seq: int
+    entry: Entry | None = None
 
 
 class RequestIndex:
@@ -65,28 +74,31 @@ class RequestIndex:
     async def exists(self) -> bool:
         return await self._bucket.exists()
 
-    async def find(self, tenant: str, request_id: str) -> IndexEntry | None:
+    async def find(self, tenant: str, request_id: str) -> Place | None:
         """
-        Return where the exchange is, or was: it may have been erased or trimmed since. Raises
+        Return where the exchange is, or was before it was erased or trimmed. Raises
         StreamUnavailable, also while the index is rebuilt.
 
         nats-server counts a record as pending a little after it has acknowledged it, so what is not
-        indexed is looked for in the log, too, if nothing seems to be pending.
+        indexed, or not where the index says, is looked for in the log even if nothing seems to be
+        pending.
         """
         progress = await self.consumer.progress()  # before the entry: indexed records are found
         value = await self._bucket.get(subjects.request_entry(tenant, request_id))
-        found = _decode(value.data) if value else None
-        if found and not progress.unacknowledged or await self._is_valid(found, request_id):
-            return found
+        indexed = _decode(value.data) if value else None
+        if indexed and (entry := await self._entry(indexed, request_id)):
+            return Place(entry.key, entry.seq, entry)
         if progress.unacknowledged > self._limits.max_index_lag:
             raise StreamUnavailable("the request index is being rebuilt")
-        return await self._find_in_log(tenant, request_id, progress.floor) or found
+        if entry := await self._find_in_log(tenant, request_id, progress.floor):
+            return Place(entry.key, entry.seq, entry)
+        return Place(indexed.key, indexed.seq) if indexed else None
 
-    async def _find_in_log(self, tenant: str, request_id: str, above: int) -> IndexEntry | None:
+    async def _find_in_log(self, tenant: str, request_id: str, above: int) -> Entry | None:
         """Search the tenant's records that may not be indexed yet."""
         async for stored in self._log.walk(subjects.log_of_tenant(tenant), above + 1):
             if (entry := parse_entry(stored)).request_id == request_id:
-                return IndexEntry(entry.key, entry.seq)
+                return entry
         return None
 
     async def add(self, entry: Entry) -> None:
@@ -98,14 +110,16 @@ class RequestIndex:
         with suppress(Conflict):
             return await self._bucket.put(key, data, 0)
         value = await self._bucket.get(key)
-        if value and not await self._is_valid(_decode(value.data), entry.request_id):
+        other = _decode(value.data) if value else None
+        if value and not (other and await self._entry(other, entry.request_id)):
             with suppress(Conflict):  # another process indexes the same record
                 await self._bucket.put(key, data, value.revision)
 
-    async def _is_valid(self, indexed: IndexEntry | None, request_id: str) -> bool:
-        """Return whether the log still has the exchange at this position."""
-        stored = await self._log.get(indexed.seq) if indexed else None
-        return bool(indexed and stored and indexed.holds(parse_entry(stored), request_id))
+    async def _entry(self, indexed: IndexEntry, request_id: str) -> Entry | None:
+        """Return the exchange at this position, unless the log does not have it any more."""
+        stored = await self._log.get(indexed.seq)
+        entry = parse_entry(stored) if stored else None
+        return entry if entry and indexed.holds(entry, request_id) else None
 
 
 class Indexer(LogConsumer):

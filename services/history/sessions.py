@@ -20,7 +20,7 @@ from services.history.archive import Archive, ArchiveUnavailable
 from services.history.entry import Entry, Position, archive_id
 from services.history.feedback import Feedbacks
 from services.history.log import SessionLog
-from services.history.requests import IndexEntry
+from services.history.requests import Place
 from services.history.session_quota import SessionQuota
 from services.history.snapshots import Snapshots
 from services.runtime import trace_context
@@ -257,10 +257,10 @@ class Sessions:
         request_id = request.request_id
         if request.session_id is not None:
             return await self._find_in(tenant, request.session_id, request_id)
-        indexed = await self._log.requests.find(tenant, request_id)
-        entry = await self._log.get(indexed.seq) if indexed else None
-        if indexed is None or entry is None or not indexed.holds(entry, request_id):
-            entry = await self._find_archived(tenant, request_id, indexed)
+        place = await self._log.requests.find(tenant, request_id)
+        entry = place.entry if place else None
+        if entry is None:
+            entry = await self._find_archived(tenant, request_id, place)
         if (
             entry is None
             or not isinstance(entry.record, history.Exchange)
@@ -278,13 +278,13 @@ class Sessions:
         return await self._feedbacks.exchange(key, request_id)
 
     async def _find_archived(
-        self, tenant: str, request_id: str, indexed: IndexEntry | None
+        self, tenant: str, request_id: str, place: Place | None
     ) -> Entry | None:
-        """`indexed` is where the log had it. Raises ArchiveUnavailable if MongoDB must have it."""
+        """`place` is where the log had it. Raises ArchiveUnavailable if MongoDB must have it."""
         try:
             entry = await self._archive.find(tenant, request_id)
         except ArchiveUnavailable:
-            if indexed and await self._is_archived(indexed):
+            if place and await self._is_archived(place):
                 raise
             return None
         return entry if entry and await self._is_cleaned(entry.key) else None
@@ -293,9 +293,9 @@ class Sessions:
         """Return whether MongoDB has deleted all that was erased of the session."""
         return await self._log.archived_until() >= (await self._snapshots.current(key)).erased
 
-    async def _is_archived(self, indexed: IndexEntry) -> bool:
+    async def _is_archived(self, place: Place) -> bool:
         """Return whether MongoDB must have a record that was trimmed from the log."""
-        if indexed.seq <= (await self._snapshots.current(indexed.key)).erased:
+        if place.seq <= (await self._snapshots.current(place.key)).erased:
             return False
         return not (await self._log.stream.state()).drops_old
 

@@ -55,7 +55,7 @@ FAST = HistoryLimits(
     count_sessions_seconds=0.05,
     ack_wait_seconds=2.0,
     mongodb_select_seconds=0.5,
-    mongodb_read_seconds=5.0,  # a busy machine must not look like one without MongoDB
+    mongodb_read_seconds=2.0,  # a busy machine must not look like one without MongoDB
     mongodb_probe_interval_seconds=0.05,
 )
 """Limits with which nothing waits longer than it must."""

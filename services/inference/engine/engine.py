@@ -102,6 +102,7 @@ class Engine:
         self._idle_prefill = IdlePrefill(backend, self._slots)
         self.throughput = Throughput()
         self._outputs: list[tuple[str, Output]] = []
+        self._has_first_token = False  # in this step, of any sequence
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -174,6 +175,10 @@ class Engine:
         if self._scheduler.running:
             self._compute()
         self._flush()
+        if self._has_first_token:
+            self._has_first_token = False
+            if not self._backend.on_gpu:  # else the CPU is free
+                time.sleep(self._limits.first_token_pause_seconds)
 
     def _receive(self) -> None:
         if self._scheduler.is_idle:
@@ -243,7 +248,7 @@ class Engine:
         step = None
         try:
             step = self._scheduler.schedule()
-            if step.is_prefill:  # it takes longer than text should wait
+            if step.is_prefill and self._is_long(step.tokens):
                 self._emit_all_text()
             began = time.monotonic()
             results = self._backend.decode(step.chunks)
@@ -259,6 +264,11 @@ class Engine:
             if result is not None:
                 self._accept(sequence, result)
 
+    def _is_long(self, tokens: int) -> bool:
+        """Return whether text should not wait for the prefill of so many tokens."""
+        seconds = self._scheduler.budget.prefill_seconds(tokens)
+        return seconds > self._limits.emit_interval_seconds / 2
+
     def _accept(self, sequence: Sequence, result: SampleResult) -> None:
         match result:
             case SampledToken():
@@ -271,7 +281,9 @@ class Engine:
     def _append(self, sequence: Sequence, sampled: SampledToken) -> None:
         """Append a token. Its text is emitted now, or with that of the next `emit_interval`."""
         sequence.last_token_at = time.monotonic()
-        sequence.first_token_at = sequence.first_token_at or sequence.last_token_at
+        if not sequence.first_token_at:
+            sequence.first_token_at = sequence.last_token_at
+            self._has_first_token = True
         self.throughput.generated_tokens += 1
         token, was_holding = sampled.token, sequence.answer.is_holding
         sequence.answer.push(sampled, self._backend.piece(token), self._backend.is_end(token))

@@ -3,6 +3,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from services.contract.messages import Sampling
 from services.inference.engine.backend import ComputeFailure, ConstraintFailure, SampledToken
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
@@ -97,6 +99,39 @@ def test_gpu_step_overhead_is_measured_before_first_answer() -> None:
         assert run.finish("c")[0] == "hello"
     prompts = [len(step) for step in backend.steps if len(step[0].tokens) == len("hi")]
     assert 1 < max(prompts) <= 3, "prompts are prefilled in one step"
+
+
+@pytest.mark.parametrize(("rate", "kinds"), [(1e6, [[PrefillStarted, AnswerChunk]]), (1.0, None)])
+def test_only_a_long_prefill_is_announced_before_it(
+    rate: float, kinds: list[list[type]] | None
+) -> None:
+    emits: list[list[tuple[str, Output]]] = []
+    run = EngineRun(FakeBackend({"hi": b"hello"}), parallel=1)
+    limits = SchedulerLimits(initial_prefill_rate=rate)
+    engine = Engine(run._backend, 1, 10_000, emits.append, lambda: None, limits=limits)
+    engine.submit(run.new("hi"))
+    engine.step()
+    found = [[type(output) for _, output in outputs] for outputs in emits]
+    assert found == (kinds or [[PrefillStarted], [AnswerChunk]])
+    engine.cancel("a")
+    engine.step()
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_first_token_is_followed_by_a_pause_on_a_cpu(
+    on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("services.inference.engine.engine.time.sleep", pauses.append)
+    backend = FakeBackend({"hi": b"hello"})
+    backend.on_gpu = on_gpu
+    run = EngineRun(backend, parallel=1)
+    run.submit("hi")
+    for _ in range(4):
+        run.engine.step()
+    assert pauses.count(FAST.first_token_pause_seconds) == (not on_gpu)
+    run.engine.cancel("a")
+    run.engine.step()
 
 
 def test_withdrawn_sequence_never_gets_the_free_slot() -> None:

@@ -34,6 +34,10 @@ class SchedulerLimits:
     # next token needs: a step of 8 sequences takes 26.4 ms with an event per token, 23.8 with one
     # for two tokens, 23.3 without any.
     emit_interval_seconds: float = 1 / 30
+    # Pause after a step that begins answers, if the model runs on the CPU: the threads of the next
+    # step would take all cores, and four processes need them to bring the first token to its
+    # reader: with the demo model in 5.4 ms without a pause, in 2.7 with one.
+    first_token_pause_seconds: float = 0.001
     # Gap between two emits of a stream during another's prefill, relative to that without it.
     max_slowdown: float = 2.1
     # Fewer tokens take a CPU nearly as long: 16 tokens 27 ms, 8 tokens 23.

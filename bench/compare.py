@@ -6,8 +6,10 @@ same model, same sampler chain, two threads. bench/results/README.md describes t
 """
 
 import argparse
+from pathlib import Path
 
 from bench import (
+    arrivals,
     attacks,
     burst,
     edge,
@@ -35,6 +37,7 @@ LOADS = {
     "idle": burst.run_idle,
     "prefix": prefix.run,
     "turns": turns.run,
+    "arrivals": arrivals.run,
     "window": window.run,
     "hybrid": hybrid.run,
     "floor": floor.run,
@@ -54,7 +57,8 @@ LOADS = {
 
 def main() -> None:
     options = _options()
-    plan = Plan(make(options.size, options.kind), options.pairs, tuple(options.peer))
+    model = options.gguf or make(options.size, options.kind)
+    plan = Plan(model, options.pairs, tuple(options.peer))
     for load in options.loads:
         show(f"{load}, {plan.model.stem}")
         section = LOADS[load](plan)
@@ -69,6 +73,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--loads", type=_loads, default=list(LOADS), help=f"comma-separated, of: {', '.join(LOADS)}"
     )
+    parser.add_argument("--gguf", type=Path, help="a model to use instead of a synthetic one")
     parser.add_argument("--pairs", type=int, default=5, help="pairs of runs per load")
     parser.add_argument("--peer", action="append", default=[], help="URL of a server to add")
     return parser.parse_args()

@@ -62,7 +62,8 @@ NOTE = f"""One edge on loopback, and a worker that pretends: {RATE:g} events a s
 stream, for {SECONDS:g} s. CPU is that of the edge's process, latency is from the worker's publish
 to the client's socket, and memory is the growth of the edge's RSS, divided by the streams. A bare
 relay only passes what it reads from one connection to the streams' sockets, on the same event loop:
-no HTTP, no NATS, no JSON."""
+no HTTP, no NATS, no JSON. llama-server has no sessions: like for like is `/v1/chat/completions`
+without one. A session adds reading it from JetStream."""
 
 _STAMP = re.compile(rb'"(\d{12,})"')
 
@@ -80,9 +81,7 @@ class Cost(NamedTuple):
 
 
 def run(plan: Plan) -> Section:
-    rows = [
-        _added_ttft(plan),
-    ]
+    rows = _added_ttft(plan)
     for streams in STREAMS:
         cost = measure(streams)
         show(f"{streams} streams: {cost}")
@@ -178,12 +177,21 @@ async def _send_events(source: int, rate: float) -> None:
         answers.append(asyncio.create_task(answer(len(answers))))
 
 
-def _added_ttft(plan: Plan) -> Row:
-    """Measure the whole stack and llama-server alone, with the demo model, in pairs of runs."""
-    with servers.all_targets(plan._replace(model=DEMO, peers=())) as targets:
-        pairs = uvloop.run(_first_tokens(targets, plan.pairs))
-    added = Spread.of([ours - theirs for ours, theirs in pairs])
-    return Row("1 stream: TTFT added to llama-server's, demo model, ms", (), added, Goal("≤", 3))
+def _added_ttft(plan: Plan) -> list[Row]:
+    """Measure the whole stack and llama-server alone, with the demo model, in turns."""
+    with servers.whole_stack(DEMO) as up, servers.llama_server(DEMO) as theirs:
+        ours = servers.stack_target(up)
+        stateless = servers.peer(str(up.http.base_url).rstrip("/"))
+        runs = uvloop.run(_first_tokens([theirs, stateless, ours], plan.pairs))
+    return [
+        Row(
+            f"1 stream, {asked}: TTFT added to llama-server's, demo model, ms",
+            (),
+            Spread.of([run[number] - run[0] for run in runs]),
+            Goal("≤", 3),
+        )
+        for number, asked in enumerate(("stateless", "new session"), 1)
+    ]
 
 
 async def _first_tokens(targets: list[Target], pairs: int) -> list[tuple[float, ...]]:

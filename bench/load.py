@@ -56,7 +56,13 @@ class FineTuneTarget:
     async def ask(
         self, session: str, prompt: str, max_tokens: int, sample: Sample | None = None
     ) -> Sample:
-        body = {"prompt": prompt, "session_id": session, "max_tokens": max_tokens, "stop": []}
+        body = {
+            "prompt": prompt,
+            "session_id": session,
+            "max_tokens": max_tokens,
+            "stop": [],
+            "ignore_eos": True,
+        }
         sample = sample or Sample()
         async for event in _post(self._url, body):
             if "token" in event:

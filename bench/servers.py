@@ -18,6 +18,7 @@ from tests.servers import free_port, nats_server, wait_for
 THREADS = 2
 SLOTS = 16
 LLAMA_SERVER = f"llama-server -np {SLOTS} -t {THREADS} -c {SLOTS * 2048}"
+TUNED = "--backend-sampling --kv-unified --flash-attn on"
 SYSTEM = "You are a helpful, friendly assistant. Answer briefly and clearly."
 SAMPLING = {"temperature": 0.5, "top_p": 0.9}
 LLAMA_OPTIONS = SAMPLING | {
@@ -27,6 +28,7 @@ LLAMA_OPTIONS = SAMPLING | {
     "ignore_eos": True,
     "cache_prompt": True,
 }
+TOP_K_FIRST = ["top_k", "penalties", "top_p", "temperature"]
 
 
 @contextmanager
@@ -51,17 +53,23 @@ def stack_target(up: Stack) -> FineTuneTarget:
 
 
 @contextmanager
-def llama_server(model: Path) -> Iterator[OpenAITarget]:
+def llama_server(model: Path, tuning: str = "") -> Iterator[OpenAITarget]:
+    """Run llama-server; with `tuning`, more options, it samples in the order it is fastest with."""
     port = free_port()
     without_amx = " --no-repack" if has_wrong_amx() else ""  # else it ends with SIGILL, too
-    command = f"bench/.llama/{LLAMA_SERVER}{without_amx} -m {model} --port {port} --log-disable"
+    command = (
+        f"bench/.llama/{LLAMA_SERVER}{without_amx} {tuning} -m {model} --port {port} --log-disable"
+    )
     process = subprocess.Popen(
         command.split(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for(lambda: _is_up(f"{url}/health"), "llama-server", 60)
-        yield OpenAITarget("llama-server", url, SYSTEM, LLAMA_OPTIONS)
+        if tuning:
+            yield OpenAITarget("tuned", url, SYSTEM, LLAMA_OPTIONS | {"samplers": TOP_K_FIRST})
+        else:
+            yield OpenAITarget("llama-server", url, SYSTEM, LLAMA_OPTIONS)
     finally:
         process.terminate()
         process.wait()

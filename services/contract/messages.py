@@ -181,13 +181,15 @@ class ResumeState(Struct, frozen=True):
 class Usage(Struct, frozen=True, omit_defaults=True):
     """
     Token counts. `cached_tokens` of the prompt were in the prefix cache, and `reasoning_tokens` are
-    a part of the completion.
+    a part of the completion, as are the `accepted_tokens` of the `drafted_tokens`.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     reasoning_tokens: int = 0
+    drafted_tokens: int = 0  # by speculative decoding
+    accepted_tokens: int = 0
 
 
 class Timings(Struct, frozen=True):

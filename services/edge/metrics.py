@@ -216,6 +216,12 @@ class AnswerMetrics:
         self.prefix_hits = counter(
             "vllm:prefix_cache_hits", "Prompt tokens that the prefix cache had."
         )
+        self.drafted_tokens = counter(
+            "vllm:spec_decode_num_draft_tokens", "Tokens that were drafted and verified."
+        )
+        self.accepted_tokens = counter(
+            "vllm:spec_decode_num_accepted_tokens", "Drafted tokens that are in the answer."
+        )
         self.prefilled_tokens = counter(
             "llamacpp:prompt_tokens", "Prompt tokens that were computed."
         )
@@ -359,6 +365,8 @@ class MeasuredAnswer(RejoinObserver):
         metrics.answer_length.labels(model).observe(usage.completion_tokens)
         metrics.prefix_queries.labels(model).inc(usage.prompt_tokens)
         metrics.prefix_hits.labels(model).inc(usage.cached_tokens)
+        metrics.drafted_tokens.labels(model).inc(usage.drafted_tokens)
+        metrics.accepted_tokens.labels(model).inc(usage.accepted_tokens)
         metrics.prefilled_tokens.labels(model).inc(max(0, computed))
         metrics.prefill_total.labels(model).inc(max(0.0, timings.prefill))
         metrics.decode_total.labels(model).inc(max(0.0, timings.decode))

@@ -166,6 +166,7 @@ def test_old_exchange_without_attempt_is_readable() -> None:
     exchange: LogRecord = decode(old, LogRecord)  # type: ignore[arg-type]
     assert isinstance(exchange, Exchange)
     assert (exchange.attempt, exchange.retry_of) == ("", None)
+    assert (exchange.usage.drafted_tokens, exchange.usage.accepted_tokens) == (0, 0)
 
 
 def test_old_model_info_has_no_adapters() -> None:

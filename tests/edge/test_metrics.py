@@ -133,6 +133,17 @@ async def test_metrics_of_an_answer_are_those_of_its_done(nats_url: str, bus: Bu
     assert found.get("finetunellm_http_requests_total", api="chat", status="200") == 2
 
 
+async def test_drafted_and_accepted_tokens_are_counted(nats_url: str, bus: Bus) -> None:
+    usage = replace(DONE.usage, drafted_tokens=9, accepted_tokens=4)
+    script = (*HELLO[:-1], replace(DONE, usage=usage))
+    async with edge_and_worker(nats_url, bus, script) as http:
+        assert (await http.post("/chat", json=HI)).status_code == 200
+        found = await scrape(http)
+    labels = {"model_name": "demo"}
+    assert found.get("vllm:spec_decode_num_draft_tokens_total", **labels) == 9
+    assert found.get("vllm:spec_decode_num_accepted_tokens_total", **labels) == 4
+
+
 async def test_labels_are_bounded_whatever_clients_send(nats_url: str, bus: Bus) -> None:
     async with edge_and_worker(nats_url, bus, HELLO) as http:
         for name in ("a", "b", "c"):

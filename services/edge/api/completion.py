@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple, Protocol
 
@@ -27,6 +27,7 @@ from services.contract.messages import (
     StreamEvent,
     Token,
     ToolCallDelta,
+    Usage,
 )
 from services.edge import errors
 from services.edge.api.objects import (
@@ -206,8 +207,17 @@ class CompletionEncoder:
             completion_tokens,
             prompt_tokens + completion_tokens,
             PromptDetails(cached_tokens),
-            CompletionDetails(sum(usage.reasoning_tokens for usage in usages.values())),
+            _details(usages.values()),
         )
+
+
+def _details(usages: Collection[Usage]) -> CompletionDetails:
+    reasoning = sum(usage.reasoning_tokens for usage in usages)
+    drafted = sum(usage.drafted_tokens for usage in usages)
+    if not drafted:
+        return CompletionDetails(reasoning)
+    accepted = sum(usage.accepted_tokens for usage in usages)
+    return CompletionDetails(reasoning, accepted, drafted - accepted)
 
 
 async def respond(

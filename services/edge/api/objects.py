@@ -16,6 +16,8 @@ class PromptDetails(Struct, frozen=True):
 
 class CompletionDetails(Struct, frozen=True):
     reasoning_tokens: int
+    accepted_prediction_tokens: int | UnsetType = UNSET  # only if some were drafted
+    rejected_prediction_tokens: int | UnsetType = UNSET
 
 
 class CompletionUsage(Struct, frozen=True):

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from msgspec.structs import replace
 from openai.types.chat import ChatCompletionMessageParam
 
 from services.client.chat_client import ChatClient
@@ -62,6 +63,15 @@ async def test_openai_client_reads_a_completion(client: openai.AsyncOpenAI, nats
     )
     assert got.usage.prompt_tokens_details.cached_tokens == 3
     assert got._request_id
+
+
+async def test_usage_has_what_was_drafted(client: openai.AsyncOpenAI, nats_url: str) -> None:
+    usage = replace(DONE.usage, drafted_tokens=9, accepted_tokens=4)
+    async with scripted_worker(nats_url, (*HELLO[:-1], replace(DONE, usage=usage))):
+        got = await client.chat.completions.create(model="demo", messages=ASK, n=2)
+    assert got.usage and (details := got.usage.completion_tokens_details)
+    counts = details.accepted_prediction_tokens, details.rejected_prediction_tokens
+    assert counts == (8, 10), "of both choices"
 
 
 async def test_stream_begins_with_the_role_and_ends_with_usage(

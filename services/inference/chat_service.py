@@ -439,11 +439,14 @@ class ChatService:
         if reason == "timeout" and not flight.answer.length:
             raise _timed_out()
         log.info(
-            "request finished reason=%s stop_string=%r prompt_tokens=%d completion_tokens=%d",
+            "request finished reason=%s stop_string=%r prompt_tokens=%d completion_tokens=%d"
+            " drafted_tokens=%d accepted_tokens=%d",
             reason,
             stop_string,
             usage.prompt_tokens,
             usage.completion_tokens,
+            usage.drafted_tokens,
+            usage.accepted_tokens,
         )
         dropped, length = prompt.resume_state.exchanges_dropped, flight.answer.length
         await flight.send(Done(reason, usage, timings, dropped, stored, length, stop_string))

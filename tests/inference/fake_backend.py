@@ -1,7 +1,7 @@
 """A backend with scripted answers and a token per byte, which checks what the engine does."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,6 +105,8 @@ class FakeBackend:
     With a `window`, the state can't be cut anywhere: each token needs that of as many tokens before
     it. A slot keeps that of twice as many, copies only that of the last ones. 0: the state of a
     recurrent model, which has no part for each token.
+
+    With `can_verify`, answers that repeat something may take fewer steps than tokens.
     """
 
     def __init__(
@@ -113,9 +115,11 @@ class FakeBackend:
         context: int = 1000,
         step_seconds: float = 0,
         window: int | None = None,
+        can_verify: bool = False,
     ) -> None:
         self.context = context
         self.is_truncatable = window is None
+        self.can_verify = can_verify
         self.is_reuse_exact = not window
         self.state_format = "fake"
         self.window = window
@@ -130,6 +134,7 @@ class FakeBackend:
         self.restored = 0  # tokens, over all states
         self.saved = 0  # states
         self.steps: list[list[Chunk]] = []
+        self.verified: list[list[Chunk]] = []  # those of the steps that have drafts
         self.samplers: list[Script] = []
         self.loaded: list[int] = []  # files of adapters
         self.freed: list[int] = []
@@ -160,6 +165,11 @@ class FakeBackend:
         pass
 
     def decode(self, chunks: Sequence[Chunk]) -> Sequence[SampleResult | None]:
+        self._begin_step(chunks)
+        scripts = [self._compute(chunk) for chunk in chunks]
+        return [None if script is None else script.choose() for script in scripts]
+
+    def _begin_step(self, chunks: Sequence[Chunk]) -> None:
         if self.fails:
             self.fails = False
             raise BackendError("scripted")
@@ -170,7 +180,21 @@ class FakeBackend:
         assert len({len(chunk.tokens) for chunk in chunks}) == 1, "chunk lengths differ"
         slots = [chunk.slot for chunk in chunks]
         assert slots == sorted(slots), "chunks are not sorted by slot"
-        return [self._compute(chunk) for chunk in chunks]
+
+    def verify(self, chunks: Sequence[Chunk]) -> Sequence[Iterator[SampleResult]]:
+        assert self.can_verify, "nobody should have asked for it"
+        assert len(chunks[0].tokens) > 1, "nothing is drafted"
+        self._begin_step(chunks)
+        self.verified.append(list(chunks))
+        return [self._choices(chunk, self._compute(chunk)) for chunk in chunks]
+
+    def _choices(self, chunk: Chunk, script: Script | None) -> Iterator[SampleResult]:
+        assert script
+        drafted = chunk.tokens[1:]
+        before = len(script.emitted)
+        for count, _ in enumerate(chunk.tokens):
+            assert script.emitted[before:] == drafted[:count], "sampling goes on after a miss"
+            yield script.choose()
 
     def min_length(self, slot: int) -> int:
         start = self.starts.get(slot, 0)
@@ -232,7 +256,8 @@ class FakeBackend:
     def close(self) -> None:
         self.closed = True
 
-    def _compute(self, chunk: Chunk) -> SampleResult | None:
+    def _compute(self, chunk: Chunk) -> Script | None:
+        """Add the chunk to its slot, and return its sampler, which knows what to answer."""
         tokens = self.cells.setdefault(chunk.slot, [])
         assert chunk.position == len(tokens), "a chunk leaves a gap or computes tokens twice"
         assert chunk.tokens, "a chunk is empty"
@@ -244,6 +269,7 @@ class FakeBackend:
             assert start <= max(0, len(tokens) - self.window), "the state before a token is lost"
             self.starts[chunk.slot] = max(start, len(tokens) + len(chunk.tokens) - 2 * self.window)
         tokens.extend(chunk.tokens)
+        assert len(tokens) <= self.context, "a sequence is longer than its context window"
         self.computed += len(chunk.tokens)
         if chunk.sampler is None:
             return None
@@ -252,7 +278,7 @@ class FakeBackend:
             prompt = tokens[: len(tokens) - len(chunk.sampler.emitted)]
             answer = self._answer_to(b"".join(map(self.piece, prompt)))
             chunk.sampler.begin([*(bytes(answer).upper() if chunk.adapter else answer), END])
-        return chunk.sampler.choose()
+        return chunk.sampler
 
     def _answer_to(self, prompt: bytes) -> Sequence[int]:
         return next(a for end, a in self._answers.items() if prompt.endswith(end.encode()))

@@ -31,7 +31,7 @@ class ScriptedLogits(VocabularyBackend):
         self._noise = noise.astype(np.float32)
         self._cells: dict[int, list[int]] = {}
         self.is_truncatable = self.is_reuse_exact = True
-        self.on_gpu = False
+        self.on_gpu = self.can_verify = False
 
     def decode(self, chunks: Sequence[Chunk]) -> Sequence[SampleResult | None]:
         return [self._compute_one(chunk) for chunk in chunks]

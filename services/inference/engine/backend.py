@@ -1,6 +1,6 @@
 """The interface between the engine and a model. `llama.py` implements it; tests use a fake."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -122,6 +122,7 @@ class Backend(TokenBackend, Protocol):
     context: int  # tokens per sequence
     on_gpu: bool  # whether layers are offloaded to a GPU
     is_truncatable: bool  # whether any part of a sequence can be kept, in a slot or in RAM
+    can_verify: bool  # whether there is `verify`: what it rejects must be cut off again
     is_reuse_exact: bool  # whether a reused prefix gives the same logits, bit by bit
     state_format: str  # what the bytes of a state depend on, beside the model
 
@@ -146,6 +147,14 @@ class Backend(TokenBackend, Protocol):
         Compute all chunks in one step, like llama_decode: prefill as well as decode. They must be
         sorted by slot and have the same adapter and the same length. Return the sampled token of
         each chunk, None for those without a sampler. Raises BackendError.
+        """
+
+    def verify(self, chunks: Sequence[Chunk]) -> Sequence[Iterator[SampleResult]]:
+        """
+        Compute chunks like `decode`, each of which has a sampler and drafted tokens behind its
+        first one. Return an iterator for each chunk, which samples what follows its first token,
+        then, as if that was its second one, what follows that, and so on. The caller advances it as
+        long as this is true, and before the next step. Raises BackendError.
         """
 
     def min_length(self, slot: int) -> int:

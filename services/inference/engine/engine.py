@@ -4,7 +4,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
@@ -25,9 +25,10 @@ from services.inference.engine.kv_cache.slots import Slots
 from services.inference.engine.output.generated_answer import AnswerChunk
 from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, SchedulerLimits
 from services.inference.engine.scheduling.prefill_budget import Throughput
-from services.inference.engine.scheduling.scheduler import Scheduler
+from services.inference.engine.scheduling.scheduler import Scheduler, Step
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.engine.scheduling.step_overhead import measure_step_overhead
+from services.inference.engine.speculation.speculator import Speculator
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,8 @@ class Engine:
         self._limits = limits
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._slots = Slots(backend, parallel, host_cache_bytes, public_prefixes)
-        self._scheduler = Scheduler(self._slots, limits)
+        speculator = Speculator(backend.context, limits) if backend.can_verify else None
+        self._scheduler = Scheduler(self._slots, limits, speculator)
         self._idle_prefill = IdlePrefill(backend, self._slots)
         self.throughput = Throughput()
         self._outputs: list[tuple[str, Output]] = []
@@ -251,18 +253,58 @@ class Engine:
             if step.is_prefill and self._is_long(step.tokens):
                 self._emit_all_text()
             began = time.monotonic()
-            results = self._backend.decode(step.chunks)
+            if step.drafts:
+                choices = self._backend.verify(step.chunks)
+            else:
+                results = self._backend.decode(step.chunks)
             seconds = time.monotonic() - began
         except BackendError as error:
             # without a step, schedule() failed while it moved a sequence between slots
             self._fail(step.sequences if step else self._scheduler.running, str(error))
             return
         self._scheduler.commit(step, seconds)
+        if step.drafts:
+            self._accept_drafts(step, choices, seconds)
+        else:
+            self._accept_tokens(step, results, seconds)
+
+    def _accept_tokens(
+        self, step: Step, results: Iterable[SampleResult | None], seconds: float
+    ) -> None:
         record = self.throughput.record_prefill if step.is_prefill else self.throughput.record
         record(step.tokens, seconds)
         for sequence, result in zip(step.sequences, results, strict=True):
             if result is not None:
                 self._accept(sequence, result)
+                self._put_due_text(sequence)
+
+    def _accept_drafts(
+        self, step: Step, choices: Iterable[Iterator[SampleResult]], seconds: float
+    ) -> None:
+        before = self.throughput.generated_tokens
+        for (sequence, chunk), draft, sampled in zip(
+            step.scheduled, step.drafts, choices, strict=True
+        ):
+            self._accept_draft(sequence, draft, sampled)
+            self._slots.drop_draft(chunk.slot)
+            self._put_due_text(sequence)
+        self.throughput.record(self.throughput.generated_tokens - before, seconds)
+
+    def _accept_draft(
+        self, sequence: Sequence, draft: list[int], choices: Iterator[SampleResult]
+    ) -> None:
+        """
+        Sample the tokens after the newest one, as long as the draft has the same ones and the
+        answer goes on. Each is appended before the next is sampled, as if each had its own step.
+        """
+        sequence.drafted_tokens += len(draft)
+        for drafted, result in zip((*draft, None), choices, strict=False):
+            is_hit = isinstance(result, SampledToken) and result.token == drafted
+            sequence.accepted_tokens += is_hit
+            self._accept(sequence, result)
+            if drafted is None or not is_hit or sequence.answer.finish_reason:
+                return
+            self._scheduler.keep(sequence, [drafted])
 
     def _is_long(self, tokens: int) -> bool:
         """Return whether text should not wait for the prefill of so many tokens."""
@@ -279,7 +321,7 @@ class Engine:
                 self._fail([sequence], message)
 
     def _append(self, sequence: Sequence, sampled: SampledToken) -> None:
-        """Append a token. Its text is emitted now, or with that of the next `emit_interval`."""
+        """Append a token to the answer, which may end it."""
         sequence.last_token_at = time.monotonic()
         if not sequence.first_token_at:
             sequence.first_token_at = sequence.last_token_at
@@ -291,8 +333,6 @@ class Engine:
         sequence.sampler.forbid(sequence.answer.forbidden)
         if sequence.answer.is_holding and not was_holding and sequence.slot is not None:
             self._slots.hold_checkpoint(sequence.slot)  # the slot does not have this token yet
-        if sequence.last_token_at - sequence.last_emit_at >= self._limits.emit_interval_seconds:
-            self._put_text(sequence)
         if reason := self._end_reason(sequence):
             self._finish(sequence, reason)
 
@@ -330,6 +370,11 @@ class Engine:
         for sequence in self._scheduler.running:
             self._put_text(sequence)
         self._flush()
+
+    def _put_due_text(self, sequence: Sequence) -> None:
+        """Emit the text now, or with that of the next `emit_interval`."""
+        if sequence.last_token_at - sequence.last_emit_at >= self._limits.emit_interval_seconds:
+            self._put_text(sequence)
 
     def _put_text(self, sequence: Sequence) -> None:
         for chunk in sequence.answer.take_chunks():

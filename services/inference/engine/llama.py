@@ -9,7 +9,8 @@ import ctypes
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ class Llama(LlamaModel):
         window = llama_cpp.llama_model_n_swa(model)
         self._window = window if window < self.context else 0
         self.is_truncatable = not self._is_recurrent and self._window == 0
+        self.can_verify = self.is_truncatable
         # The cells of a sliding window are used in turn, so that a copy has them in another order,
         # in which attention adds them up.
         self.is_reuse_exact = self._window == 0
@@ -139,6 +141,16 @@ class Llama(LlamaModel):
         results = [each for group in groups for each in self._decode(group)]
         self._grouping.record(len(chunks), is_split, time.monotonic() - began)
         return results
+
+    def verify(self, chunks: Sequence[Chunk]) -> Sequence[Iterator[SampleResult]]:
+        self._activate(chunks[0].adapter)
+        self._compute(chunks, is_all_output=True)
+        lengths = [len(chunk.tokens) for chunk in chunks]
+        rows, ends = self._logits(sum(lengths)), accumulate(lengths)
+        return [
+            map(_sampler(chunk).choose, rows[end - length : end])
+            for chunk, length, end in zip(chunks, lengths, ends, strict=True)
+        ]
 
     def _activate(self, adapter: int) -> None:
         """Switch the adapter. llama.cpp reserves its memory anew in the next step: milliseconds."""
@@ -203,12 +215,12 @@ class Llama(LlamaModel):
         self._compute(chunks)
         rows = iter(self._logits(sum(chunk.sampler is not None for chunk in chunks)))
         return [
-            chunk.sampler.choose(next(rows)) if isinstance(chunk.sampler, SamplerChain) else None
+            _sampler(chunk).choose(next(rows)) if chunk.sampler is not None else None
             for chunk in chunks
         ]
 
-    def _compute(self, chunks: Sequence[Chunk]) -> None:
-        self._batch.fill(chunks)
+    def _compute(self, chunks: Sequence[Chunk], is_all_output: bool = False) -> None:
+        self._batch.fill(chunks, is_all_output)
         result = llama_cpp.llama_decode(self._context, self._batch.struct)
         if result == NO_KV_CELLS:
             raise BackendError("The model's KV cache is full. Send the request again.")
@@ -220,14 +232,16 @@ class Llama(LlamaModel):
 
     def _logits(self, rows: int) -> npt.NDArray[np.float32]:
         """
-        Return the logits [rows, n_vocab] behind the last tokens of the chunks with a sampler: a
-        view of llama.cpp's own memory, which the next step overwrites.
+        Return the logits [rows, n_vocab] behind the tokens of the step that are output: a view of
+        llama.cpp's own memory, which the next step overwrites.
         """
         address = ctypes.cast(llama_cpp.llama_get_logits(self._context), ctypes.c_void_p).value
-        if address != self._logits_address and address is not None:  # it moves only when it grows
-            floats = ctypes.c_float * (self._parallel * len(self._vocabulary))
+        has_moved = address != self._logits_address  # only when it grew
+        if address is not None and (has_moved or rows > len(self._all_logits)):
+            size = max(rows, self._parallel)
+            floats = ctypes.c_float * (size * len(self._vocabulary))
             view = np.frombuffer(memoryview(floats.from_address(address)), np.float32)
-            self._logits_address, self._all_logits = address, view.reshape(self._parallel, -1)
+            self._logits_address, self._all_logits = address, view.reshape(size, -1)
         return self._all_logits[:rows]
 
     def min_length(self, slot: int) -> int:
@@ -295,6 +309,11 @@ class Llama(LlamaModel):
                 " MODEL_PARALLEL, or set MODEL_KV_TYPE=q8_0."
             )
         return llama_cpp.llama_context_p(context)
+
+
+def _sampler(chunk: Chunk) -> SamplerChain:
+    assert isinstance(chunk.sampler, SamplerChain)
+    return chunk.sampler
 
 
 def context_params(

@@ -192,6 +192,10 @@ class Slots:
         held.key = bytearray(prefix.truncate(held.key, length))
         held.checkpoints.truncate(length)
 
+    def drop_draft(self, slot: int) -> None:
+        """Drop the computed tokens that `extend` has not recorded: those of a rejected draft."""
+        self._backend.truncate(slot, prefix.length(self._slots[slot].key))
+
     def release(self, slot: int) -> None:
         """End the lease. The slot keeps its sequence for reuse."""
         self._free.append(slot)

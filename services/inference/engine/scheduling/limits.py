@@ -55,6 +55,17 @@ class SchedulerLimits:
     # Weight of the newest measurement in an exponential moving average.
     average_weight: float = 0.3
 
+    # Speculative decoding:
+
+    # Streams of a step that verifies drafts; 0: none ever does. A step of more streams has less
+    # unused room for drafted tokens, and following the streams takes time, too.
+    max_speculating_streams: int = 4
+    # Tokens of such a step, whose logits take 39 MB with a vocabulary of 152,000; at most those of
+    # a chunk of prefill.
+    max_verified_tokens: int = 64
+    # Expected tokens per second of such a step, relative to one without drafts.
+    min_speculation_gain: float = 1.2
+
     # Batching sequences that arrive together:
 
     # Sequences that are admitted within this time after a stream's first token belong together.

@@ -6,6 +6,7 @@ clock only tells how long sequences have waited.
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Sequence as Seq
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
@@ -15,12 +16,16 @@ from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, Schedule
 from services.inference.engine.scheduling.prefill_budget import PrefillBudget
 from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.engine.scheduling.tenant_shares import TenantShares
+from services.inference.engine.speculation.speculator import Speculator, with_drafts
 
 
 class Step(NamedTuple):
     scheduled: list[tuple[Sequence, Chunk]]  # sorted by slot, as llama.cpp wants them
     is_prefill: bool  # else the next token of all streams of one adapter
     is_interleaved: bool = False  # prefill that keeps running streams waiting
+    # Of each stream, if the step verifies drafts: its chunk has the newest token, the draft, and
+    # maybe more tokens, so that all chunks are as long.
+    drafts: Seq[list[int]] = ()
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -45,12 +50,19 @@ class Scheduler:
     Tenants share slots and prefill steps by the tokens that were computed for each of them. Within
     a tenant, the shortest prompt is prefilled first; waiting raises the priority. Sequences that
     arrive together are all prefilled before they decode together. Beside older streams, a prompt is
-    prefilled in chunks limited by `PrefillBudget`, so that their token gaps stay bounded.
+    prefilled in chunks limited by `PrefillBudget`, so that their token gaps stay bounded. With a
+    `speculator`, decode steps beside no prefill may verify drafts.
     """
 
-    def __init__(self, slots: Slots, limits: SchedulerLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        limits: SchedulerLimits = DEFAULT_LIMITS,
+        speculator: Speculator | None = None,
+    ) -> None:
         self._slots = slots
         self._limits = limits
+        self._speculator = speculator
         self._round_robin = AdapterRoundRobin(limits.adapter_turn_seconds)
         self._shares = TenantShares()
         self.budget = PrefillBudget(limits)
@@ -76,6 +88,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Remove a sequence. Free its slot; the slot's tokens stay in the prefix cache."""
+        sequence.drafter = None  # megabytes, and the sequence may be kept
         if sequence.slot is None:
             self.waiting.remove(sequence)
             self._update_positions()
@@ -108,7 +121,7 @@ class Scheduler:
         streams = [s for s in self.running if s.is_prefilled]
         first = self._next_prefill()
         if first is None:
-            return self._decode(streams)
+            return self._with_drafts(self._decode(streams))
         if not streams or self._should_hold(streams, first):
             return Step(self._prefill(first, self.budget.chunk), is_prefill=True)
         if self.budget.can_prefill:
@@ -117,16 +130,25 @@ class Scheduler:
         return self._decode(streams)
 
     def commit(self, step: Step, seconds: float) -> None:
-        """Record that a step was computed, and how long it took."""
+        """Record that a step was computed, and how long it took. No drafted token is kept yet."""
         for sequence, chunk in step.scheduled:
-            self._shares.charge(sequence.tenant, len(chunk.tokens))
-            sequence.computed_tokens += len(chunk.tokens)
-            self._slots.extend(chunk.slot, chunk.tokens)
+            self.keep(sequence, chunk.tokens[:1] if step.drafts else chunk.tokens)
         if step.is_prefill:
             self.budget.record_prefill(step.tokens, seconds, step.is_interleaved)
-        else:
+            return
+        self._round_robin.record_decode(seconds)
+        if self._speculator:
+            streams = len(step.scheduled)
+            self._speculator.record(streams, step.tokens // streams, seconds)
+        if not step.drafts:
             self.budget.record_decode(seconds)
-            self._round_robin.record_decode(seconds)
+
+    def keep(self, sequence: Sequence, tokens: Seq[int]) -> None:
+        """Record that the sequence's slot has these tokens now, too."""
+        assert sequence.slot is not None
+        self._shares.charge(sequence.tenant, len(tokens))
+        sequence.computed_tokens += len(tokens)
+        self._slots.extend(sequence.slot, tokens)
 
     def check_invariants(self) -> None:
         self._slots.check_invariants(len(self.running))
@@ -286,6 +308,14 @@ class Scheduler:
         self._compact(adapter)
         decoding = [s for s in streams if s.adapter == adapter]
         return Step(self._scheduled(decoding, 1), is_prefill=False)
+
+    def _with_drafts(self, step: Step) -> Step:
+        """Return the decode step with drafts to verify, if they are expected to save time."""
+        drafts = self._speculator.drafts(step.sequences, self.budget) if self._speculator else []
+        if not drafts:
+            return step
+        chunks = with_drafts(step.chunks, drafts)
+        return step._replace(scheduled=[*zip(step.sequences, chunks, strict=True)], drafts=drafts)
 
     def _compact(self, adapter: int) -> None:
         """

@@ -9,6 +9,7 @@ from services.inference.engine.backend import Chunk, Sampler
 from services.inference.engine.kv_cache import prefix
 from services.inference.engine.kv_cache.slots import cache_owner
 from services.inference.engine.output.generated_answer import GeneratedAnswer
+from services.inference.engine.speculation.ngram_drafter import NgramDrafter
 
 # Tokens of a chunk in a deterministic prefill. llama.cpp computes one token alone, and with flash
 # attention 64 and more, by other kernels, whose logits differ by up to 0.1 (docs/decisions/0028).
@@ -38,6 +39,9 @@ class Sequence:
     cached_estimate: int = 0  # length of the cached prefix when last checked, while it waits
     computed_tokens: int = 0  # that the slot holds, including the cached ones
     cached_tokens: int = 0  # that the slot held when the sequence got it
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0  # of the drafted ones
+    drafter: NgramDrafter | None = None  # made when the sequence may have a draft
     queue_position: int = 0  # 1 is next; 0: not waiting
     slot: int | None = None
     received_at: float = field(default_factory=time.monotonic)
@@ -122,8 +126,14 @@ class Sequence:
     @property
     def usage(self) -> Usage:
         prompt = len(self.prompt)
-        cached, reasoning = min(prompt, self.cached_tokens), self.answer.reasoning_tokens
-        return Usage(prompt, len(self.generated), cached, reasoning)
+        return Usage(
+            prompt,
+            len(self.generated),
+            min(prompt, self.cached_tokens),
+            self.answer.reasoning_tokens,
+            self.drafted_tokens,
+            self.accepted_tokens,
+        )
 
     @property
     def timings(self) -> Timings:

@@ -7,7 +7,7 @@ import asyncio
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -118,8 +118,8 @@ async def _measure(
     theirs = samples[ALONE : 2 * ALONE]
     seconds = statistics.median(each.piece_times[-1] - each.sent_at for each in theirs)
     alone = Latency(*map(statistics.median, zip(*map(latency_of, theirs), strict=True)))
-    seed = random.randrange(2**32)
-    runs = [partial(_serve, target, seed, seconds / LOAD) for target in targets]
+    seeds = [random.randrange(2**32) for _ in range(plan.pairs)]
+    runs = [partial(_serve, target, iter(seeds), seconds / LOAD) for target in targets]
     pairs = await interleave(
         "arrivals", runs, plan.pairs, lambda found: percentile("ttft", 0.5, found)
     )
@@ -134,12 +134,12 @@ async def _ask_alone(target: Target, words: int, new_tokens: int) -> Sample:
     return await target.ask(uuid4().hex, text(random.Random(), words), new_tokens)
 
 
-async def _serve(target: Target, seed: int, interval: float) -> list[Latency]:
+async def _serve(target: Target, seeds: Iterator[int], interval: float) -> list[Latency]:
     async def ask(request: Request) -> Latency:
         await asyncio.sleep(request.at)
         return latency_of(await target.ask(uuid4().hex, request.prompt, request.new_tokens))
 
-    return await asyncio.gather(*map(ask, arrivals(random.Random(seed), interval)))
+    return await asyncio.gather(*map(ask, arrivals(random.Random(next(seeds)), interval)))
 
 
 def latency_of(sample: Sample) -> Latency:

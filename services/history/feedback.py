@@ -18,6 +18,7 @@ from services.history.archive import Archive, ArchiveUnavailable
 from services.history.context import Snapshot
 from services.history.entry import Entry, archive_id, in_milliseconds
 from services.history.log import SessionLog
+from services.history.requests import Place
 from services.history.snapshots import Snapshots
 from services.runtime.streams import Conflict
 
@@ -118,10 +119,11 @@ class Feedbacks:
         assert isinstance(entry.record, Exchange)
         return entry.record
 
-    async def _find(self, key: str, request_id: str) -> Entry | None:
+    async def _find(self, key: str, request_id: str, place: Place | None = None) -> Entry | None:
+        """`place` is what the request index has, if it was asked already."""
         tenant, _ = subjects.session_of_key(key)
         session = await self._snapshots.current(key)
-        place = await self._log.requests.find(tenant, request_id)
+        place = place or await self._log.requests.find(tenant, request_id)
         entry = place.entry if place and place.key == key else None
         if entry and entry.seq > session.erased:
             return (await self.add_to([entry]))[0]
@@ -190,7 +192,7 @@ class Feedbacks:
     async def _find_any(self, tenant: str, request_id: str) -> Entry | None:
         """Return an exchange of any session of the tenant."""
         place = await self._log.requests.find(tenant, request_id)
-        if place and (entry := await self._find(place.key, request_id)):
+        if place and (entry := await self._find(place.key, request_id, place)):
             return entry
         entry = await self._archive.find(tenant, request_id) if self._archive.connected else None
         return await self._find(entry.key, request_id) if entry else None

@@ -152,9 +152,9 @@ class Backend(TokenBackend, Protocol):
     def verify(self, chunks: Sequence[Chunk]) -> Sequence[Iterator[SampleResult]]:
         """
         Compute chunks like `decode`, each of which has a sampler and drafted tokens behind its
-        first one. Return an iterator for each chunk, which samples what follows its first token,
-        then, as if that was its second one, what follows that, and so on. The caller advances it as
-        long as this is true, and before the next step. Raises BackendError.
+        first one. Return an iterator for each chunk. Its n-th result is sampled from the logits of
+        the chunk's n-th token, and valid if the results before it equal the drafted tokens. The
+        caller takes them before the next step. Raises BackendError.
         """
 
     def min_length(self, slot: int) -> int:

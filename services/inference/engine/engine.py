@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -254,41 +255,42 @@ class Engine:
                 self._emit_all_text()
             began = time.monotonic()
             if step.drafts:
-                choices = self._backend.verify(step.chunks)
+                accept = partial(self._accept_drafts, step, self._backend.verify(step.chunks))
             else:
-                results = self._backend.decode(step.chunks)
+                accept = partial(self._accept_tokens, step, self._backend.decode(step.chunks))
             seconds = time.monotonic() - began
         except BackendError as error:
             # without a step, schedule() failed while it moved a sequence between slots
             self._fail(step.sequences if step else self._scheduler.running, str(error))
             return
-        self._scheduler.commit(step, seconds)
-        if step.drafts:
-            self._accept_drafts(step, choices, seconds)
-        else:
-            self._accept_tokens(step, results, seconds)
+        self._scheduler.commit(step)
+        before = self.throughput.generated_tokens
+        accept()
+        if step.drafts:  # other steps were sampled by the backend already
+            seconds = time.monotonic() - began
+        self._record(step, seconds, self.throughput.generated_tokens - before)
 
-    def _accept_tokens(
-        self, step: Step, results: Iterable[SampleResult | None], seconds: float
-    ) -> None:
-        record = self.throughput.record_prefill if step.is_prefill else self.throughput.record
-        record(step.tokens, seconds)
+    def _record(self, step: Step, seconds: float, generated: int) -> None:
+        """Record how long a step took, sampling included."""
+        self._scheduler.record(step, seconds)
+        if step.is_prefill:
+            self.throughput.record_prefill(step.tokens, seconds)
+        else:
+            self.throughput.record(generated if step.drafts else step.tokens, seconds)
+
+    def _accept_tokens(self, step: Step, results: Iterable[SampleResult | None]) -> None:
         for sequence, result in zip(step.sequences, results, strict=True):
             if result is not None:
                 self._accept(sequence, result)
                 self._put_due_text(sequence)
 
-    def _accept_drafts(
-        self, step: Step, choices: Iterable[Iterator[SampleResult]], seconds: float
-    ) -> None:
-        before = self.throughput.generated_tokens
+    def _accept_drafts(self, step: Step, choices: Iterable[Iterator[SampleResult]]) -> None:
         for (sequence, chunk), draft, sampled in zip(
             step.scheduled, step.drafts, choices, strict=True
         ):
             self._accept_draft(sequence, draft, sampled)
             self._slots.drop_draft(chunk.slot)
             self._put_due_text(sequence)
-        self.throughput.record(self.throughput.generated_tokens - before, seconds)
 
     def _accept_draft(
         self, sequence: Sequence, draft: list[int], choices: Iterator[SampleResult]

@@ -57,12 +57,12 @@ class SchedulerLimits:
 
     # Speculative decoding:
 
-    # Streams of a step that verifies drafts; 0: none ever does. A step of more streams has less
-    # unused room for drafted tokens, and following the streams takes time, too.
+    # Streams of a step that verifies drafts; 0 turns speculative decoding off. A step of more
+    # streams has less unused room for drafted tokens, and following the streams takes time, too.
     max_speculating_streams: int = 4
-    # Tokens of such a step, whose logits take 39 MB with a vocabulary of 152,000; at most those of
-    # a chunk of prefill.
-    max_verified_tokens: int = 64
+    # Tokens of such a step, and at most those of a chunk of prefill. From 64 on, flash attention
+    # uses other kernels, whose logits differ by up to 0.1 (docs/decisions/0028).
+    max_verified_tokens: int = 63
     # Expected tokens per second of such a step, relative to one without drafts.
     min_speculation_gain: float = 1.2
 

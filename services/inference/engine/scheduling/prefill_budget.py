@@ -61,6 +61,10 @@ class PrefillBudget:
     def record_decode(self, seconds: float) -> None:
         weight = self._limits.average_weight if self._decode_seconds else 1.0
         self._decode_seconds += weight * (seconds - self._decode_seconds)
+        self.repay(seconds)
+
+    def repay(self, seconds: float) -> None:
+        """Record the time of a step that prefills nothing."""
         paid = seconds * (self._limits.max_slowdown - 1)
         self._debt_seconds = max(0.0, self._debt_seconds - paid)
 

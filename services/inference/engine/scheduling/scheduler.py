@@ -23,8 +23,8 @@ class Step(NamedTuple):
     scheduled: list[tuple[Sequence, Chunk]]  # sorted by slot, as llama.cpp wants them
     is_prefill: bool  # else the next token of all streams of one adapter
     is_interleaved: bool = False  # prefill that keeps running streams waiting
-    # Of each stream, if the step verifies drafts: its chunk has the newest token, the draft, and
-    # maybe more tokens, so that all chunks are as long.
+    # One for each stream, if the step verifies drafts. Its chunk has the newest token, the draft,
+    # and padding, so that all chunks have the same length.
     drafts: Seq[list[int]] = ()
 
     @property
@@ -51,7 +51,7 @@ class Scheduler:
     a tenant, the shortest prompt is prefilled first; waiting raises the priority. Sequences that
     arrive together are all prefilled before they decode together. Beside older streams, a prompt is
     prefilled in chunks limited by `PrefillBudget`, so that their token gaps stay bounded. With a
-    `speculator`, decode steps beside no prefill may verify drafts.
+    `speculator`, decode steps may verify drafts while nothing is prefilled.
     """
 
     def __init__(
@@ -129,10 +129,13 @@ class Scheduler:
             return Step(chunks, is_prefill=True, is_interleaved=True)
         return self._decode(streams)
 
-    def commit(self, step: Step, seconds: float) -> None:
-        """Record that a step was computed, and how long it took. No drafted token is kept yet."""
+    def commit(self, step: Step) -> None:
+        """Record that a step was computed. No drafted token is kept yet."""
         for sequence, chunk in step.scheduled:
             self.keep(sequence, chunk.tokens[:1] if step.drafts else chunk.tokens)
+
+    def record(self, step: Step, seconds: float) -> None:
+        """Record how long a step took."""
         if step.is_prefill:
             self.budget.record_prefill(step.tokens, seconds, step.is_interleaved)
             return
@@ -140,7 +143,9 @@ class Scheduler:
         if self._speculator:
             streams = len(step.scheduled)
             self._speculator.record(streams, step.tokens // streams, seconds)
-        if not step.drafts:
+        if step.drafts:
+            self.budget.repay(seconds)
+        else:
             self.budget.record_decode(seconds)
 
     def keep(self, sequence: Sequence, tokens: Seq[int]) -> None:

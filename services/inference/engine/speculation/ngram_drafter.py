@@ -8,16 +8,16 @@ from collections.abc import Iterable
 NGRAM = 3  # tokens that must match before a draft
 MAX_TOKENS = 32768  # indexed ones: of a longer prompt only the end
 MAX_COMPARED = 64  # tokens before the n-gram, to find how long the match is
-# A match of m tokens is expected to go on for each further token with a chance of m / (m + 1), as
-# if this many tokens had shown it. The sequence's own tokens then correct it.
+# At first, a match of m tokens is expected to go on with a chance of m / (m + 1). That counts as
+# much as this many tokens of the sequence, which correct it.
 PRIOR_TOKENS = 4
 _CLASSES = 8  # of the lengths of matches: 1, 2 to 3, 4 to 7, … 128 and more
 
 
 class NgramDrafter:
     """
-    Follows one sequence. Its last tokens match those before an earlier place, the source; a draft
-    are the tokens that follow there.
+    Follows one sequence. Its last tokens match those before an earlier place, the source; the
+    tokens that follow there are a draft.
 
     Each token shows whether the source was right, also without a draft. So the chance that a match
     of some length goes on is known before anything is computed for it: in free text, which repeats

@@ -8,7 +8,7 @@ from services.inference.engine.speculation.ngram_drafter import NgramDrafter
 from services.inference.engine.speculation.step_costs import StepCosts
 
 # Tokens of a stream in a step: kernels compute blocks of so many. The others are its draft.
-SIZES = (2, 4, 8, 16, 32, 64)
+SIZES = (2, 4, 8, 16, 32)
 # What a token of a draft is guessed to add to a step before that was measured, in prefills of a
 # token: it needs logits, too, and small batches are less efficient.
 GUESSED_PREFILLS = 1.25
@@ -20,8 +20,9 @@ class Speculator:
     the tokens after it. The sampler then chooses token by token, as far as the draft was right.
 
     A draft is computed if it probably saves time: by the measured costs of steps on this machine,
-    and by how often drafts of this sequence were right. Nothing is drafted beside a prefill, nor
-    for requests with a seed, whose tokens must not depend on the number of tokens in a step.
+    and by how often drafts of this sequence were right. No other stream of the step may get its
+    tokens much later. Nothing is drafted while a prompt is prefilled, nor beside a request with a
+    seed, whose tokens must not depend on the number of tokens in a step.
     """
 
     def __init__(self, context: int, limits: SchedulerLimits = DEFAULT_LIMITS) -> None:
@@ -56,11 +57,12 @@ class Speculator:
         if not plain:
             return 1
         room = self._room(streams, budget)
-        rates = {
-            size: _expected_tokens(streams, size) / self._seconds(count, size, plain, budget)
-            for size in SIZES
-            if size <= room
-        }
+        rates = dict[int, float]()
+        for size in SIZES:
+            seconds = self._seconds(count, size, plain, budget)
+            tokens = _expected_tokens(streams, size)
+            if size <= room and seconds <= min(tokens) * plain * self._limits.max_slowdown:
+                rates[size] = sum(tokens) / seconds
         best = max(rates, key=rates.__getitem__, default=1)
         is_faster = best > 1 and rates[best] > self._limits.min_speculation_gain * count / plain
         return best if is_faster else 1
@@ -105,9 +107,9 @@ def _max_draft(stream: Sequence, size: int) -> int:
     return min(size, remaining) - 1 if remaining > 0 else size - 1
 
 
-def _expected_tokens(streams: list[Sequence], size: int) -> float:
-    """Return how many tokens a step is expected to generate."""
-    return sum(1 + _drafter(each).expected_hits(_max_draft(each, size)) for each in streams)
+def _expected_tokens(streams: list[Sequence], size: int) -> list[float]:
+    """Return how many tokens a step is expected to generate for each stream."""
+    return [1 + _drafter(each).expected_hits(_max_draft(each, size)) for each in streams]
 
 
 def _draft(stream: Sequence, size: int) -> list[int]:

@@ -1,36 +1,45 @@
 """What a step costs on this machine, by its number of tokens. Reads no clock."""
 
-from typing import NamedTuple
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
 
 RELEARN_STEPS = 5000  # after which a cost is tried again: it may have been measured on a busy CPU
-WEIGHT = 0.3  # of the newest measurement in an exponential moving average
+# The fastest of the last samples counts. A single one is no cost yet: the first step of a size may
+# allocate memory or load kernels.
+SAMPLES, MIN_SAMPLES = 4, 2
 
 
-class _Cost(NamedTuple):
-    seconds: float
-    step: int  # when it was measured last
+@dataclass
+class _Cost:
+    samples: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))  # seconds
+    step: int = 0  # when it was measured last
 
 
 class StepCosts:
     """
-    Learned from the steps themselves, per number of streams and of tokens for each. It is no line:
-    two AVX2 cores need 55 ms for a token of a 1.5B model, 1.8 times as long for two and 8 times for
-    16, and a GPU about the same for all of them.
+    Learned from the steps themselves, per number of streams and of tokens for each. Costs are not
+    linear: two AVX2 cores need 55 ms for a token of a 1.5B model, 1.8 times as long for two and 8
+    times for 16, and a GPU about the same for all of them.
     """
 
     def __init__(self) -> None:
-        self._costs: dict[tuple[int, int], _Cost] = {}
+        self._costs: dict[tuple[int, int], _Cost] = defaultdict(_Cost)
         self._steps = 0
 
     def record(self, streams: int, tokens: int, seconds: float) -> None:
         """Record a step with so many `tokens` of each stream."""
         self._steps += 1
-        known = self.seconds(streams, tokens)
-        average = seconds if known is None else known + WEIGHT * (seconds - known)
-        self._costs[streams, tokens] = _Cost(average, self._steps)
+        cost = self._costs[streams, tokens]
+        if not self._is_recent(cost):
+            cost.samples.clear()
+        cost.samples.append(seconds)
+        cost.step = self._steps
 
     def seconds(self, streams: int, tokens: int) -> float | None:
-        """Return what such a step takes; None if that was not measured recently."""
-        cost = self._costs.get((streams, tokens))
-        is_recent = cost and self._steps - cost.step <= RELEARN_STEPS
-        return cost.seconds if cost and is_recent else None
+        """Return what such a step takes; None if that was not measured twice recently."""
+        cost = self._costs[streams, tokens]
+        is_known = self._is_recent(cost) and len(cost.samples) >= MIN_SAMPLES
+        return min(cost.samples) if is_known else None
+
+    def _is_recent(self, cost: _Cost) -> bool:
+        return self._steps - cost.step <= RELEARN_STEPS

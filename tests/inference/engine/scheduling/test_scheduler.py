@@ -59,7 +59,8 @@ class SchedulerRun:
         step = self.scheduler.schedule()
         self.backend.decode(step.chunks)
         seconds = step.tokens * PREFILL_SECONDS if step.is_prefill else DECODE_SECONDS
-        self.scheduler.commit(step, seconds)
+        self.scheduler.commit(step)
+        self.scheduler.record(step, seconds)
         for sequence, _ in step.scheduled:
             if sequence.computed_tokens == sequence.length:
                 sequence.first_token_at = sequence.first_token_at or time.monotonic()

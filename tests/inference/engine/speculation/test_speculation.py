@@ -24,7 +24,9 @@ from services.inference.engine.scheduling.sequence import Sequence
 from tests.inference.fake_backend import END, FakeBackend
 from tests.inference.tag_parser import TagParser
 
-ALWAYS = replace(DEFAULT_LIMITS, min_speculation_gain=0)  # whatever the steps cost
+ALWAYS = replace(  # whatever the steps cost
+    DEFAULT_LIMITS, min_speculation_gain=0, max_slowdown=1e9
+)
 NEVER = replace(ALWAYS, max_speculating_streams=0)
 PARALLEL = 4
 QUOTE = "the quick brown fox jumps over the lazy dog, "

@@ -141,6 +141,7 @@ async def _serve_relay(port: int, source: int, listens: Event) -> None:
     class Source(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             new.append(cast(asyncio.Transport, transport))
+            new[-1].write(b"\n" * len(streams))  # which came before
             self._rest = b""
 
         def data_received(self, data: bytes) -> None:

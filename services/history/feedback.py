@@ -90,7 +90,7 @@ class Feedbacks:
         key = subjects.session_key(tenant, request.session_id)
         if responses.is_session(request.session_id):
             message = "Responses of /v1/responses take no feedback: use sessions of /chat."
-            raise ServiceError("invalid_request", message)
+            raise ServiceError("not_found", message)
         for _ in range(self._limits.max_tries):
             last = await self._log.last(key)
             session = await self._snapshots.current(key)

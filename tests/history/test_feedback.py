@@ -273,7 +273,7 @@ async def test_response_of_a_tree_takes_no_feedback(bus: Bus, is_archived: bool)
     session = responses.session_of_tree("0" * 32)
     with pytest.raises(ServiceError, match="/v1/responses") as raised:
         await give_feedback(bus, session, "0" * 64, UP)
-    assert raised.value.code == "invalid_request"
+    assert raised.value.code == "not_found"
 
 
 async def test_feedback_that_fits_in_no_page_is_too_large(

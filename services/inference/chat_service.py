@@ -255,11 +255,13 @@ class ChatService:
         is forgotten anyway.
         """
         states, adopted, dropped = taken.read(self.model.backend.state), 0, 0
+        unchecked = {answer.session_key for answer in taken.answers}
         while not self._is_draining and (saved := await asyncio.to_thread(next, states, None)):
             self._engine.adopt(saved)
             adopted += 1
+            unchecked.discard(session_of(saved.owner))
             dropped += await self._drop_if_erased(session_of(saved.owner))
-        for session in {answer.session_key for answer in taken.answers}:
+        for session in unchecked:
             await self._drop_if_erased(session)
         log.info("cached prompts taken over states=%d of_erased_sessions=%d", adopted, dropped)
 

@@ -30,7 +30,7 @@ from services.inference.engine.kv_cache.host_cache import SavedState
 
 MAX_AGE_SECONDS = 3600.0
 MIN_FREE_BYTES = 2**30  # that stay free on the disk: NATS may store the log on it
-MAX_HEAD_BYTES = 2**28  # of what is read before its checksum is compared
+MAX_HEAD_BYTES = 2**28  # of a head, which is read whole before its checksum is compared
 CHUNK_BYTES = 2**22  # written between two looks at the clock
 DIGEST_BYTES = 16
 WRITTEN, TAKEN, PART = ".states", ".taken", ".part"

@@ -309,7 +309,7 @@ class Engine:
             self._scheduler.keep(sequence, [drafted])
 
     def _is_long(self, tokens: int) -> bool:
-        """Return whether text should not wait for the prefill of so many tokens."""
+        """Return whether a prefill of `tokens` tokens takes longer than text should wait."""
         seconds = self._scheduler.budget.prefill_seconds(tokens)
         return seconds > self._limits.emit_interval_seconds / 2
 

@@ -7,7 +7,8 @@ from services.inference.engine.scheduling.sequence import Sequence
 from services.inference.engine.speculation.ngram_drafter import NgramDrafter
 from services.inference.engine.speculation.step_costs import StepCosts
 
-# Tokens of a stream in a step: kernels compute blocks of so many. The others are its draft.
+# Lengths of a stream's chunk: its newest token and the draft. Kernels compute blocks of these
+# sizes.
 SIZES = (2, 4, 8, 16, 32)
 # What a token of a draft is guessed to add to a step before that was measured, in prefills of a
 # token: it needs logits, too, and small batches are less efficient.
@@ -37,12 +38,14 @@ class Speculator:
         """
         if not self._may_draft(streams):
             return []
+        for stream in streams:
+            _follow(stream)
         size = self._best_size(streams, budget)
         drafts = [_draft(stream, size) for stream in streams]
         return drafts if any(drafts) else []
 
     def record(self, streams: int, tokens: int, seconds: float) -> None:
-        """Record a decode step, in which each of the streams had so many tokens."""
+        """Record a decode step in which each stream had `tokens` tokens."""
         if streams <= self._limits.max_speculating_streams:
             self._costs.record(streams, tokens, seconds)
 
@@ -58,10 +61,10 @@ class Speculator:
             return 1
         room = self._room(streams, budget)
         rates = dict[int, float]()
-        for size in SIZES:
+        for size in filter(room.__ge__, SIZES):
             seconds = self._seconds(count, size, plain, budget)
             tokens = _expected_tokens(streams, size)
-            if size <= room and seconds <= min(tokens) * plain * self._limits.max_slowdown:
+            if seconds <= min(tokens) * plain * self._limits.max_slowdown:
                 rates[size] = sum(tokens) / seconds
         best = max(rates, key=rates.__getitem__, default=1)
         is_faster = best > 1 and rates[best] > self._limits.min_speculation_gain * count / plain
@@ -93,11 +96,15 @@ def with_drafts(chunks: list[Chunk], drafts: list[list[int]]) -> list[Chunk]:
     ]
 
 
-def _drafter(stream: Sequence) -> NgramDrafter:
-    """Return the stream's drafter, which has followed all of its tokens."""
+def _follow(stream: Sequence) -> None:
+    """Let the stream's drafter take in all tokens so far."""
     if stream.drafter is None:
         stream.drafter = NgramDrafter(stream.prompt)
     stream.drafter.follow(stream.generated)
+
+
+def _drafter(stream: Sequence) -> NgramDrafter:
+    assert stream.drafter is not None, "_follow() comes first"
     return stream.drafter
 
 

@@ -27,7 +27,7 @@ class StepCosts:
         self._steps = 0
 
     def record(self, streams: int, tokens: int, seconds: float) -> None:
-        """Record a step with so many `tokens` of each stream."""
+        """Record a step in which each stream had `tokens` tokens."""
         self._steps += 1
         cost = self._costs[streams, tokens]
         if not self._is_recent(cost):

@@ -20,7 +20,7 @@ TOKEN_SECONDS = 0.05
 def sequence(
     quoted: int, max_tokens: int = 1000, prompt: int = 200, is_deterministic: bool = False
 ) -> Sequence:
-    """Return one that has quoted so many tokens of the text in its prompt."""
+    """Return one whose answer has quoted the first `quoted` tokens of its prompt's text."""
     sampling = Sampling(max_tokens=max_tokens)
     answer = GeneratedAnswer(AnswerLimits(max_tokens), StopRules())
     answer.tokens += [1000, *TEXT[:quoted]]

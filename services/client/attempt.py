@@ -20,7 +20,6 @@ from services.contract.codec import decoder
 from services.contract.errors import FAILOVER_CODES, ServiceError
 from services.contract.messages import (
     Accepted,
-    AnswerEvent,
     Failed,
     Replay,
     ReplayRequest,
@@ -29,7 +28,7 @@ from services.contract.messages import (
     ToolCallDelta,
 )
 from services.runtime.bus import Bus
-from services.runtime.deliveries import Delivery, Inbox, NoResponders
+from services.runtime.deliveries import Inbox, NoResponders
 
 _decode_event: Callable[[bytes], StreamEvent] = decoder(StreamEvent)
 
@@ -42,7 +41,7 @@ class AttemptReplaced(Exception):
     """The worker runs another attempt at the same answer."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Attempt:
     """
     The events that one worker publishes to `reply`, without gaps or repetitions: call `next` until
@@ -104,15 +103,16 @@ class Attempt:
                     raise worker_lost("The worker lost a part of the answer.") from None
                 await self._catch_up()
 
-    def take_text(
-        self, delivery: Delivery, send: Callable[[AnswerEvent], bool]
-    ) -> AnswerEvent | None:
+    def take_text(self, subject: str, data: bytes, send: Callable[[Token], bool]) -> Token | None:
         """
         Pass a live event to `send` if it is the next text. If `send` takes it, add and return it.
         """
-        if delivery.subject != self.reply or self._replayed:
+        if subject != self.reply or self._replayed:
             return None
-        event = _decode(delivery.data)
+        try:
+            event = _decode_event(data)
+        except ServiceError:
+            return None  # which `next` reports
         if not self.transcript.is_continued_by(event) or not send(event):
             return None
         self._last_event_at = time.monotonic()

@@ -43,7 +43,6 @@ from services.contract.answer import after_offset
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.messages import (
-    AnswerEvent,
     Cancel,
     ChatRequest,
     Done,
@@ -55,7 +54,7 @@ from services.contract.messages import (
 )
 from services.runtime import trace_context, tracing
 from services.runtime.bus import Bus
-from services.runtime.deliveries import Delivery, NoResponders
+from services.runtime.deliveries import NoResponders
 from services.runtime.trace_context import TraceContext
 
 log = logging.getLogger(__name__)
@@ -128,8 +127,8 @@ class ChatClient:
 class TextSink(Protocol):
     """Sends text on as soon as it arrives."""
 
-    def take(self, event: AnswerEvent) -> bool:
-        """Send the event now and return True, or return False: then the stream yields it."""
+    def take(self, token: Token) -> bool:
+        """Send the text now and return True, or return False: then the stream yields it."""
 
 
 class AnswerStream(AsyncIterator[StreamEvent]):
@@ -214,6 +213,24 @@ class AnswerReader:
     ServiceError. The first `offset` characters of the answer are not returned.
     """
 
+    __slots__ = (
+        "_client",
+        "_request_id",
+        "_observer",
+        "_offset",
+        "_request",
+        "_transcript",
+        "_failover",
+        "_attempt",
+        "_span",
+        "_trace",
+        "_subscription",
+        "_deadline",
+        "_drops",
+        "has_joined",
+        "sink",
+    )
+
     def __init__(
         self, client: ChatClient, request_id: str, observer: AnswerObserver, offset: int = 0
     ) -> None:
@@ -285,14 +302,14 @@ class AnswerReader:
                 if news := after_offset(event, self._offset):
                     return news
 
-    def _take(self, delivery: Delivery) -> bool:
+    def _take(self, subject: str, data: bytes) -> bool:
         """Pass the event to the sink, if it is the next text. Return whether the sink took it."""
         if not self.sink or not self._attempt or self._transcript.length < self._offset:
             return False
-        event = self._attempt.take_text(delivery, self.sink.take)
-        if event is not None:
-            self._observer.on_event(event)
-        return event is not None
+        token = self._attempt.take_text(subject, data, self.sink.take)
+        if token is not None:
+            self._observer.on_event(token)
+        return token is not None
 
     def abandon(self) -> None:
         """Have the worker drop the current attempt."""

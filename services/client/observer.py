@@ -10,6 +10,8 @@ class AnswerObserver:
     Follows one reading of an answer. Methods must be quick and raise nothing; these do nothing.
     """
 
+    __slots__ = ()
+
     def on_event(self, event: StreamEvent) -> None:
         """An event is about to be returned to the reader."""
 

@@ -36,6 +36,8 @@ class Transcript:
     and token ids always match.
     """
 
+    __slots__ = ("length", "_events", "_is_accepted", "_started")
+
     def __init__(self) -> None:
         self.length = 0
         """The length of the answer in characters, as offsets count it."""
@@ -58,18 +60,18 @@ class Transcript:
                 raise Gap
         return event
 
-    def append(self, event: AnswerEvent) -> None:
-        """Add an event by which the text so far is continued (see `is_continued_by`)."""
-        self._events.append(event)
-        self.length = event.end
+    def append(self, token: Token) -> None:
+        """Add text by which the text so far is continued (see `is_continued_by`)."""
+        self._events.append(token)
+        self.length += len(token.text)
 
-    def is_continued_by(self, event: StreamEvent) -> TypeGuard[AnswerEvent]:
+    def is_continued_by(self, event: StreamEvent) -> TypeGuard[Token]:
         """Return whether the event is new text that begins where the text so far ends."""
         return (
-            isinstance(event, Token | ToolCallDelta)
-            and event.offset == self.length < event.end
-            and bool(event.token_ids)
-            and not self.lacks_started(event)
+            isinstance(event, Token)
+            and event.offset == self.length
+            and bool(event.text and event.token_ids)
+            and (self.length > 0 or self._started is not None)  # see `lacks_started`
         )
 
     def lacks_started(self, event: StreamEvent) -> bool:

@@ -58,29 +58,77 @@ class HeldFlow(FlowControl):
             super().resume_reading()
 
 
+class WriteBatch:
+    """
+    Writes to all connections that are made once the running callback of the event loop has ended.
+
+    A write goes through the kernel to the socket of the client, and leaves little of Python in the
+    CPU's cache. So the events that arrived together are all processed first, and written then
+    (docs/decisions/0095).
+    """
+
+    def __init__(self) -> None:
+        self._writes: list[tuple[asyncio.Transport, bytes]] = []
+
+    def add(self, transport: asyncio.Transport, data: bytes) -> None:
+        if not self._writes:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._writes.append((transport, data))
+
+    def _write(self) -> None:
+        writes, self._writes = self._writes, []
+        for transport, data in writes:
+            if not transport.is_closing():
+                transport.write(data)
+
+
 class BodyWriter:
     """
-    Writes parts of a streamed body at once, past all that is between the app and the transport:
-    nothing in between changes the body of a stream, but each layer costs microseconds an event.
+    Writes parts of a streamed body past all that is between the app and the transport: nothing in
+    between changes the body of a stream, but each layer costs microseconds an event.
 
     It holds uvicorn's cycle weakly: the cycle's scope refers to the writer, and only the garbage
     collector, which runs seldom, would free a request whose objects refer to each other.
     """
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = weakref.ref(cycle)
+    __slots__ = ("_batch", "_cycle", "_transport", "is_open")
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the response has begun, and its client reads fast enough."""
+    def __init__(self, cycle: RequestResponseCycle, batch: WriteBatch) -> None:
+        self.is_open = False
+        """Whether the response has begun and not ended, and its client reads fast enough."""
+        self._cycle = weakref.ref(cycle)
+        self._batch = batch
+        self._transport: asyncio.Transport | None = None
+
+    def open(self) -> None:
+        """Allow writing, if the response has begun, consists of chunks and has not ended."""
         cycle = self._cycle()
-        return cycle is not None and bool(cycle.chunked_encoding) and not cycle.flow.write_paused
+        if cycle is None or not cycle.chunked_encoding or cycle.response_complete:
+            return
+        if not cycle.flow.write_paused and not cycle.disconnected:
+            self.is_open, self._transport = True, cycle.transport
+
+    def close(self) -> None:
+        """End or interrupt writing."""
+        self.is_open, self._transport = False, None
 
     def write(self, data: bytes) -> None:
-        """Write a chunk that is not empty. A client that has disconnected gets nothing."""
-        cycle = self._cycle()
-        if cycle is not None and not cycle.disconnected:
-            cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        """Write a chunk, which is not empty, to an open response."""
+        assert self._transport is not None
+        self._transport.write(_chunk(data))
+
+    def write_soon(self, data: bytes) -> None:
+        """
+        Write a chunk together with those of other responses, once the running callback has ended.
+        Not for a task that writes more before it waits: that would overtake the chunk.
+        """
+        assert self._transport is not None
+        self._batch.add(self._transport, _chunk(data))
+
+
+def _chunk(data: bytes) -> bytes:
+    """Return a chunk of a body (RFC 9112, section 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -95,15 +143,17 @@ class BoundedProtocol(HttpToolsProtocol):
 
     flow: HeldFlow
 
-    def __init__(self, limits: EdgeLimits, **more: Any) -> None:
+    def __init__(self, limits: EdgeLimits, batch: WriteBatch, **more: Any) -> None:
         super().__init__(**more)
         self._limits = limits
+        self._batch = batch
         self._overhead_left = limits.overhead_bytes
         self._is_rejected = False
         self._unparsed, self._parsed = b"", 0  # bytes, and how many of them were parsed
         self._invalid_requests = 0  # in a row
         self._pauses = 0  # of reading, until the last check
         self._answered: RequestResponseCycle | None = None  # or being answered
+        self._writer: BodyWriter | None = None  # of that answer
         self._began_at = 0.0  # of that answer, in monotonic time
         self._is_waiting = False  # before the next request is parsed
         self._next_pause = 0.0  # in seconds, before the next request of `pipeline` is answered
@@ -216,12 +266,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _answer(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if not self.transport.is_closing():
-            cycle.scope["state"][WRITER] = BodyWriter(cycle)
+            cycle.scope["state"][WRITER] = self._writer = BodyWriter(cycle, self._batch)
             self._answered, self._began_at = cycle, time.monotonic()
             super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """Answer the next request, perhaps after a pause."""
+        self._close_writer()
         status = self._answered.scope["state"].get(STATUS) if self._answered else None
         self._invalid_requests = self._invalid_requests + 1 if status in INVALID else 0
         pause = self._pause_after_response()
@@ -320,13 +371,20 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._close_writer()
         self._unread = self.transport.get_write_buffer_size()
         self._stalled_checks = 0
         self._check_later()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        if self._writer is not None:
+            self._writer.open()
         self._stop_checking()
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
     def _disconnect_answered(self) -> bool:
         """
@@ -336,6 +394,7 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle = self._answered
         if cycle is None or cycle.response_complete:
             return False
+        self._close_writer()
         cycle.disconnected = True
         cycle.message_event.set()
         return cycle.response_started

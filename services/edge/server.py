@@ -18,7 +18,7 @@ import uvicorn
 from litestar.types import ASGIApp
 
 from services.contract.version import COMMAND
-from services.edge.http_protocol import BoundedProtocol
+from services.edge.http_protocol import BoundedProtocol, WriteBatch
 from services.edge.limits import EdgeLimits
 from services.runtime.settings import InvalidSetting
 from services.runtime.supervised import Fail
@@ -87,9 +87,10 @@ async def serving(
     3. cancel the streams that are left.
     """
     most = min(limits.max_connections, _raise_file_limit() - RESERVED_FILES)
+    limits = replace(limits, max_connections=most)
     config = uvicorn.Config(
         app,
-        http=cast(Any, partial(BoundedProtocol, replace(limits, max_connections=most))),
+        http=cast(Any, partial(BoundedProtocol, limits, WriteBatch())),
         log_config=None,
         log_level="warning",
         access_log=False,

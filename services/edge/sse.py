@@ -100,6 +100,19 @@ class SseResponse:
     is raised instead, as `to_error` returns it, so that the response has the status of the error.
     """
 
+    __slots__ = (
+        "_form",
+        "_answers",
+        "_events",
+        "_encoder",
+        "_to_error",
+        "_ping_seconds",
+        "_is_started",
+        "_sent_at",
+        "_send",
+        "_writer",
+    )
+
     def __init__(
         self,
         answers: Sequence[AnswerEvents],
@@ -149,12 +162,14 @@ class SseResponse:
             raise error
         await self._end(self._encoder.fail(error))
 
-    def take(self, event: AnswerEvent) -> bool:
-        """Write the event at once, unless the client reads too slowly (chat_client.TextSink)."""
-        if self._writer is None or not self._writer.is_ready:
+    def take(self, token: Token) -> bool:
+        """Write the text at once, unless the client reads too slowly (chat_client.TextSink)."""
+        writer = self._writer
+        if writer is None or not writer.is_open:
             return False
-        if data := self._with_ping(self._encoder.encode(0, event)):
-            self._writer.write(data)
+        if data := self._encoder.encode(0, token) or self._ping():
+            self._sent_at = time.monotonic()
+            writer.write_soon(data)
         return True
 
     async def _start(self) -> None:
@@ -165,24 +180,24 @@ class SseResponse:
         content_type = (b"content-type", self._form.content_type)
         headers = [content_type, *HEADERS, *self._encoder.headers]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        if self._writer is not None:
+            self._writer.open()
         await self._write(self._encoder.begin())
 
     async def _write(self, data: bytes) -> None:
-        if not (data := self._with_ping(data)):
+        data = data or self._ping()
+        if not data:
             return
-        if self._writer is not None and self._writer.is_ready:
+        self._sent_at = time.monotonic()
+        if self._writer is not None and self._writer.is_open:
             self._writer.write(data)
         else:  # which waits for a client that reads slowly
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-    def _with_ping(self, data: bytes) -> bytes:
-        """Return the data to write now, or a ping if there is none after a silence."""
-        now = time.monotonic()
-        if not data and now - self._sent_at >= self._ping_seconds:
-            data = self._form.ping
-        if data:
-            self._sent_at = now
-        return data
+    def _ping(self) -> bytes:
+        """Return what to send instead of an event that has no data: a ping after a silence."""
+        is_silent = time.monotonic() - self._sent_at >= self._ping_seconds
+        return self._form.ping if is_silent else b""
 
     async def _end(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
@@ -206,7 +221,8 @@ def one_line(json: bytes) -> bytes:
 
 def text_json(text: str) -> bytes:
     """Return a text as JSON on one line."""
-    return one_line(_encode(text))
+    json = _encode(text)
+    return json if json.isascii() else one_line(json)
 
 
 def last_event_id(request: AnyRequest) -> int | Literal["end"]:

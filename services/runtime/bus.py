@@ -283,7 +283,7 @@ class Bus:
     async def inbox(self, subject: str) -> AsyncIterator[Inbox]:
         """Subscribe to the subject during the body, which takes its messages from the inbox."""
         inbox = Inbox(self._inbox_limits, self._timers)
-        subscription = await self._client.subscribe_directly(subject, inbox.put)
+        subscription = await self._client.subscribe_directly(subject, inbox)
         try:
             yield inbox
         finally:

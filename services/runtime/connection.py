@@ -12,7 +12,6 @@ import re
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -25,7 +24,7 @@ from nats.protocol import parser
 
 from services.contract import subjects
 from services.runtime.access import NatsAccess, read_credentials
-from services.runtime.deliveries import NO_HEADERS, Delivery, delivery_of
+from services.runtime.deliveries import NO_HEADERS, Delivery, Inbox, delivery_of
 from services.runtime.direct_parser import DirectParser
 from services.runtime.logs import RateLimitedLog
 from services.runtime.nats_url import Servers
@@ -83,27 +82,25 @@ class ResilientClient(Client):
         self.confirmed_at = -math.inf
         """Time, of time.monotonic(), at which the last ping was sent that the server answered."""
         self._not_replied = RateLimitedLog(log)
-        self._takers: dict[bytes, Callable[[Delivery], None]] = {}  # by id of the subscription
+        self._inboxes: dict[bytes, Inbox] = {}  # by id of the subscription
         self._ps = DirectParser(self, self._take)
 
-    async def subscribe_directly(
-        self, subject: str, take: Callable[[Delivery], None]
-    ) -> Subscription:
+    async def subscribe_directly(self, subject: str, inbox: Inbox) -> Subscription:
         """
-        Call `take` with each message as soon as it was read. It must be quick.
+        Put each message into the inbox as soon as it was read.
 
         A subscription of nats-py has a task and a queue of its own, which cost 20 µs a message.
         """
         subscription = await self.subscribe(subject)
         subscription._message_iterator = None  # refers back to it, so neither would be freed
-        self._takers[b"%d" % subscription._id] = take
+        self._inboxes[b"%d" % subscription._id] = inbox
         queue = subscription._pending_queue
         while not queue.empty():  # arrived before the line above
-            take(delivery_of(queue.get_nowait()))
+            inbox.put(delivery_of(queue.get_nowait()))
         return subscription
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
-        self._takers.pop(b"%d" % sid, None)
+        self._inboxes.pop(b"%d" % sid, None)
         super()._remove_sub(sid, max_msgs)
 
     @property
@@ -181,25 +178,25 @@ class ResilientClient(Client):
         those are kept that tell of a record without its data: a pull subscription would take a
         record with a status for a message of the server, and never acknowledge it.
         """
-        take = self._takers.get(b"%d" % sid)
-        if not take and self._is_log_record(sid, subject, reply):
+        inbox = self._inboxes.get(b"%d" % sid)
+        if inbox is None and self._is_log_record(sid, subject, reply):
             subject, headers = subject.decode(errors="replace").encode(), _size_and_ttl(headers)
         try:
-            if take:
-                parsed = await self._process_headers(headers) if headers else None
-                take(Delivery(subject.decode(), data, reply.decode(), parsed or NO_HEADERS))
-            else:
+            if inbox is None:
                 await super()._process_msg(sid, subject, reply, data, headers)
+            else:
+                parsed = await self._process_headers(headers) if headers else None
+                inbox.put(Delivery(subject.decode(), data, reply.decode(), parsed or NO_HEADERS))
         except Exception as error:
             self._drop(error)
 
     def _take(self, sid: bytes, subject: bytes, data: bytes) -> bool:
         """Process a message of a direct subscription. Return whether it is one."""
-        take = self._takers.get(sid)
-        if take is None:
+        inbox = self._inboxes.get(sid)
+        if inbox is None:
             return False
         try:
-            take(Delivery(subject.decode(), data, ""))
+            inbox.put_plain(subject.decode(), data)
         except Exception as error:
             self._drop(error)
         return True

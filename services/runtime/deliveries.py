@@ -101,13 +101,28 @@ class Inbox:
     worker for a replay.
     """
 
+    __slots__ = (
+        "take",
+        "_limits",
+        "_loop",
+        "_messages",
+        "_bytes",
+        "_waiter",
+        "_timeout",
+        "_deadline",
+        "_is_extended",
+        "_timers",
+        "_timer_at",
+    )  # thousands of them are used in turn, so their size matters to the CPU's cache
+
     def __init__(
         self, limits: InboxLimits = DEFAULT_INBOX_LIMITS, timers: SharedTimers | None = None
     ) -> None:
-        self.take: Callable[[Delivery], bool] | None = None
+        self.take: Callable[[str, bytes], bool] | None = None
         """
-        Is called with a message for which the reader waits. If it returns True, it has processed
-        the message, and the reader waits on: waking its task costs more than most processing.
+        Is called with the subject and the data of a plain message for which the reader waits. If it
+        returns True, it has processed the message, and the reader waits on: waking its task costs
+        more than most processing.
         """
         self._limits = limits
         self._loop = asyncio.get_running_loop()
@@ -119,10 +134,22 @@ class Inbox:
         self._timers = timers or SharedTimers()
         self._timer_at = math.inf
 
+    def put_plain(self, subject: str, data: bytes) -> None:
+        """Pass a message without reply subject and headers to `take`, or put it."""
+        waiter = self._waiter
+        if self.take is not None and waiter is not None and not waiter.done():
+            try:
+                if self.take(subject, data):
+                    self._deadline = self._loop.time() + self._timeout
+                    self._is_extended = False
+                    return
+            except Exception as error:
+                waiter.set_exception(error)
+                return
+        self.put(Delivery(subject, data, ""))
+
     def put(self, message: Delivery) -> None:
         """Add a message, or drop it if the inbox is full. An empty inbox takes any message."""
-        if self._is_taken(message):
-            return
         is_too_much = self._bytes + len(message.data) > self._limits.bytes
         if self._messages and (is_too_much or len(self._messages) >= self._limits.messages):
             return
@@ -130,20 +157,6 @@ class Inbox:
         self._messages.append(message)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-    def _is_taken(self, message: Delivery) -> bool:
-        """Return whether `take` has processed the message. Its exception goes to the reader."""
-        waiter = self._waiter
-        if self.take is None or waiter is None or waiter.done():
-            return False
-        try:
-            is_taken = self.take(message)
-        except Exception as error:
-            waiter.set_exception(error)
-            return True
-        if is_taken:
-            self._begin_timeout(self._timeout)
-        return is_taken
 
     async def next(self, timeout: float) -> Delivery:
         """
@@ -164,7 +177,8 @@ class Inbox:
         Wait for a message. Raises TimeoutError. A timer is only set if none is running, as setting
         one for each message would cost as much as all the rest.
         """
-        self._begin_timeout(timeout)
+        self._timeout, self._deadline = timeout, self._loop.time() + timeout
+        self._is_extended = False
         if self._timer_at > self._deadline:
             self._set_timer()
         self._waiter = self._loop.create_future()
@@ -172,10 +186,6 @@ class Inbox:
             await self._waiter
         finally:
             self._waiter = None
-
-    def _begin_timeout(self, timeout: float) -> None:
-        self._timeout, self._deadline = timeout, self._loop.time() + timeout
-        self._is_extended = False
 
     def _set_timer(self) -> None:
         self._timer_at = self._deadline

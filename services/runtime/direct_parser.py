@@ -6,6 +6,7 @@ from nats.protocol.parser import _CRLF_, CRLF_SIZE, Parser
 
 Take = Callable[[bytes, bytes, bytes], bool]
 """Takes a message (id of the subscription, subject, data), or returns False."""
+MESSAGES = (b"MSG", b"HMSG")
 
 
 class DirectParser(Parser):
@@ -27,20 +28,17 @@ class DirectParser(Parser):
         while (line_end := data.find(_CRLF_, begin)) >= 0:
             end = line_end + CRLF_SIZE
             words = data[begin:line_end].split(b" ")
-            if words[0] in (b"MSG", b"HMSG"):
-                end += (size := _size(words)) + CRLF_SIZE
+            if words[0] in MESSAGES:
+                # a malformed size, which nats-py rejects, counts as 0
+                begin_data = end
+                end_data = end + (int(words[-1]) if words[-1].isdigit() else 0)
+                end = end_data + CRLF_SIZE
                 if end > len(data):
                     break
                 if len(words) == 4 and words[0] == b"MSG":
-                    payload = data[end - CRLF_SIZE - size : end - CRLF_SIZE]
-                    if take(words[2], words[1], payload):
+                    if take(words[2], words[1], data[begin_data:end_data]):
                         begin = end
                         continue
             await super().parse(data[begin:end])
             begin = end
         self.buf += data[begin:]
-
-
-def _size(words: list[bytes]) -> int:
-    """Return the bytes after a control line; 0 if it is malformed, which nats-py rejects."""
-    return int(words[-1]) if words[-1].isdigit() else 0

@@ -42,7 +42,7 @@ def test_text_that_continues_is_new() -> None:
     "event, continues",
     [
         (Token(4, "more", (2,)), True),
-        (ToolCallDelta(4, 0, (2,), "id", "go"), True),
+        (ToolCallDelta(4, 0, (2,), "id", "go"), False),
         (Token(3, "e more", (2,)), False),
         (Token(5, "more", (2,)), False),
         (Token(4, "", (2,)), False),

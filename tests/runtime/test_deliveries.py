@@ -83,26 +83,26 @@ async def waiting_reader(inbox: Inbox, timeout: float = 30) -> asyncio.Task[Deli
 async def test_waiting_reader_skips_messages_that_are_taken() -> None:
     inbox, offered = Inbox(), list[bytes]()
 
-    def take(message: Delivery) -> bool:
-        offered.append(message.data)
-        return message.data != b"b"
+    def take(subject: str, data: bytes) -> bool:
+        offered.append(data)
+        return data != b"b"
 
     inbox.take = take
-    inbox.put(message(b"before it waits"))
+    inbox.put_plain("s", b"before it waits")
     await inbox.next(0)
     reader = await waiting_reader(inbox)
     for data in (b"a", b"b", b"c"):
-        inbox.put(message(data))
+        inbox.put_plain("s", data)
     assert offered == [b"a", b"b"]
     assert ((await reader).data, (await inbox.next(0)).data) == (b"b", b"c")
 
 
 async def test_timeout_counts_from_the_last_taken_message() -> None:
     inbox, loop = Inbox(), asyncio.get_running_loop()
-    inbox.take = lambda message: True
+    inbox.take = lambda subject, data: True
     reader = await waiting_reader(inbox, 0.1)
     await asyncio.sleep(0.05)
-    inbox.put(message(b"a"))
+    inbox.put_plain("s", b"a")
     taken_at = loop.time()
     with pytest.raises(TimeoutError):
         await reader
@@ -112,12 +112,12 @@ async def test_timeout_counts_from_the_last_taken_message() -> None:
 async def test_exception_of_take_goes_to_the_reader() -> None:
     inbox = Inbox()
 
-    def fail(message: Delivery) -> bool:
+    def fail(subject: str, data: bytes) -> bool:
         raise ValueError("broken")
 
     inbox.take = fail
     reader = await waiting_reader(inbox)
-    inbox.put(message(b"a"))
+    inbox.put_plain("s", b"a")
     with pytest.raises(ValueError, match="broken"):
         await reader
 

@@ -129,6 +129,8 @@ class ChatEncoder:
     With `shows_progress`, there are `progress` and `started` events before, which have no id.
     """
 
+    __slots__ = ("_request_id", "_shows_progress")
+
     def __init__(self, request_id: str, shows_progress: bool = False) -> None:
         self._request_id = request_id
         self._shows_progress = shows_progress

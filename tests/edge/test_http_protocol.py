@@ -1,0 +1,51 @@
+import asyncio
+from typing import cast
+
+import httpx
+
+from services.contract.messages import Started, Token
+from services.edge.http_protocol import WriteBatch
+from tests.fakes import ACCEPTED, DONE, Script, scripted_worker
+
+
+class RecordedTransport:
+    """A transport that notes what is written to it in a list that several share."""
+
+    def __init__(self, written: list[bytes], is_closing: bool = False) -> None:
+        self._written = written
+        self._is_closing = is_closing
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def write(self, data: bytes) -> None:
+        self._written.append(data)
+
+
+async def test_batch_is_written_in_order_once_the_callback_has_ended() -> None:
+    written: list[bytes] = []
+    closed, *both = (RecordedTransport(written, is_closing) for is_closing in (True, False, False))
+    batch = WriteBatch()
+    for transport, data in ((both[0], b"1"), (closed, b"2"), (both[1], b"3"), (both[0], b"4")):
+        batch.add(cast(asyncio.Transport, transport), data)
+    assert written == []
+    await asyncio.sleep(0)
+    assert written == [b"1", b"3", b"4"]
+    batch.add(cast(asyncio.Transport, both[1]), b"5")
+    await asyncio.sleep(0)
+    assert written[3:] == [b"5"]
+
+
+async def test_answer_that_comes_in_one_go_keeps_its_order(
+    http: httpx.AsyncClient, nats_url: str
+) -> None:
+    tokens = [Token(2 * number, f"{number % 10} ", (number,)) for number in range(300)]
+    script: Script = [ACCEPTED, Started(5, 0, 0, 0), *tokens, DONE]
+    async with scripted_worker(nats_url, script):
+        answers = await asyncio.gather(
+            *(http.post("/chat", json={"prompt": "hi"}) for _ in range(5))
+        )
+    for answer in answers:
+        *events, done, rest = answer.text.split("\n\n")
+        assert [event.partition("\n")[0] for event in events] == [f"id: {t.end}" for t in tokens]
+        assert done.startswith("id: end\n") and rest == ""

@@ -33,8 +33,7 @@ one alone takes llama-server. Prompts are {PROMPT_WORDS[0]} to {PROMPT_WORDS[1]}
 project's documentation, answers {NEW_TOKENS[0]} to {NEW_TOKENS[1]} tokens, both distributed evenly
 by their logarithm; all servers get the same. Goodput is the share of requests whose TTFT and time
 per token are at most {SLOWER:g} times those of a medium one alone on llama-server. The result is
-the first value divided by the second. `tuned` is llama-server with `{servers.TUNED}` and top-k
-first."""
+the first value divided by the second."""
 
 
 class Request(NamedTuple):
@@ -51,13 +50,7 @@ class Latency(NamedTuple):
 
 
 def run(plan: Plan) -> Section:
-    with (
-        servers.whole_stack(plan.model) as up,
-        servers.llama_server(plan.model) as theirs,
-        servers.llama_server(plan.model, servers.TUNED) as tuned,
-    ):
-        targets: list[Target] = [servers.stack_target(up), theirs, tuned]
-        targets += map(servers.peer, plan.peers)
+    with servers.all_targets(plan) as targets:
         alone, pairs = uvloop.run(_measure(plan, targets))
     names = tuple(target.name for target in targets)
     return Section("arrivals", plan.model.stem, NOTE, names, rows(alone, pairs))

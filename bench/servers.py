@@ -83,9 +83,13 @@ def peer(url: str) -> OpenAITarget:
 
 @contextmanager
 def all_targets(plan: Plan) -> Iterator[list[Target]]:
-    """Run our stack and llama-server; yield them and the peers."""
-    with whole_stack(plan.model) as up, llama_server(plan.model) as theirs:
-        yield [stack_target(up), theirs, *map(peer, plan.peers)]
+    """Run our stack, and llama-server at its defaults and tuned; yield them and the peers."""
+    with (
+        whole_stack(plan.model) as up,
+        llama_server(plan.model) as theirs,
+        llama_server(plan.model, TUNED) as tuned,
+    ):
+        yield [stack_target(up), theirs, tuned, *map(peer, plan.peers)]
 
 
 def _is_up(url: str) -> bool:

@@ -82,7 +82,7 @@ CHANNELS = (
     Channel("workerRerank", subjects.rerank(W, T), "The same from one worker.",
             embeddings.RerankRequest, embeddings.Scores),
     Channel("context", subjects.history("context", T), "Exchanges of a session for its prompt.",
-            history.ContextRequest, history.Context),
+            history.ContextRequest, history.ContextReply),
     Channel("messages", subjects.history("messages", T), "Exchanges of a session, or of all.",
             history.MessagesRequest, history.ExchangePage),
     Channel("sessions", subjects.history("sessions", T), "Sessions, most recently active first.",

@@ -1,6 +1,6 @@
 """Records of the session log, and the requests and replies of the history service."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -30,9 +30,17 @@ Metadata = Annotated[
 Reason = Annotated[str, Meta(min_length=1, max_length=4096)]
 Correction = Annotated[str, Meta(min_length=1, max_length=65_536)]
 Rating = Literal["up", "down"]
+T = TypeVar("T")
+
 PageLimit = Annotated[int, Meta(ge=1, le=1000)]
 # End of a page: a time in milliseconds and a sequence. Opaque to clients
 Cursor = Annotated[str, Meta(pattern="^[0-9]{1,14}-[1-9][0-9]{0,17}\\Z")]
+
+WINDOW_SLACK = 0.3
+"""
+Share by which the window of exchanges may grow beyond its size before it is truncated in one step.
+Between truncations each prompt starts with the one before, so the worker's prefix cache hits.
+"""
 
 
 class Feedback(Struct, frozen=True, omit_defaults=True):
@@ -194,6 +202,31 @@ class Context(Struct, frozen=True):
         """Return the request id of the turn that a response to a retry replaces; "" if none."""
         is_retry_of_retry = bool(retry_of) and retry_of == self.last
         return (self.unreplaced if is_retry_of_retry else "") or retry_of or ""
+
+
+class Window(Struct, frozen=True):
+    """
+    How a context grows by an exchange. Its turns are truncated to the last `exchanges` once there
+    are some more. `room` is by how many bytes of JSON they may grow, with their times in the log.
+    """
+
+    exchanges: int
+    room: int
+
+
+class ContextReply(Context, frozen=True):
+    """
+    The reply to a ContextRequest. With a `window`, the worker may add the exchanges that it appends
+    itself, and need not ask again for a while. None: it asks for each answer.
+    """
+
+    window: Window | None = None
+
+
+def newest_turns(turns: tuple[T, ...], exchanges: int) -> tuple[T, ...]:
+    """Return the last `exchanges` of the turns once they are some more, else all of them."""
+    limit = exchanges + max(1, round(WINDOW_SLACK * exchanges))
+    return turns if len(turns) <= limit else turns[-exchanges:]
 
 
 class MessagesRequest(Struct, frozen=True):

@@ -10,20 +10,18 @@ from services.contract.codec import encode
 from services.contract.history import (
     Cleared,
     Context,
+    ContextReply,
     Described,
     Erased,
     Exchange,
     ExchangeFeedback,
     Removed,
+    Window,
+    newest_turns,
 )
 from services.contract.messages import Turn
 from services.history.entry import Entry, Unreadable, fit_newest
 
-WINDOW_SLACK = 0.3
-"""
-Share by which the window of exchanges may grow beyond its size before it is truncated in one step.
-Between truncations each prompt starts with the one before, so the worker's prefix cache hits.
-"""
 MAX_OPENING_CHARS = 60
 
 
@@ -60,11 +58,10 @@ class Snapshot(Context, frozen=True):
     metadata: dict[str, str] | None = None
     feedback_seq: int = 0
 
-    @property
-    def as_context(self) -> Context:
-        """The context for the next prompt: users expect the model to see what they corrected."""
+    def as_reply(self, window: Window | None) -> ContextReply:
+        """Return the context for the next prompt: the model must see what users corrected."""
         turns = tuple(turn.as_corrected for turn in self.turns)
-        return Context(
+        return ContextReply(
             turns,
             self.epoch,
             self.applied_seq,
@@ -72,6 +69,7 @@ class Snapshot(Context, frozen=True):
             self.last,
             self.system_prompt,
             self.unreplaced,
+            window,
         )
 
 
@@ -114,6 +112,12 @@ def fold(snapshot: Snapshot, entry: Entry, size: WindowSize) -> Snapshot:
         case Removed() | Unreadable():
             active_at = snapshot.active_at
     return replace(snapshot, applied_seq=entry.seq, active_at=active_at)
+
+
+def window(snapshot: Snapshot, size: WindowSize) -> Window:
+    """Return how the context grows by exchanges that a worker adds to it."""
+    used = sum(len(encode(turn)) + 1 for turn in snapshot.turns)
+    return Window(size.exchanges, size.max_bytes - used)
 
 
 def rewind(snapshot: Snapshot, last_seq: int) -> Snapshot:
@@ -179,8 +183,7 @@ def _correct(turns: tuple[LoggedTurn, ...], feedback: ExchangeFeedback) -> tuple
 
 
 def _truncate(turns: tuple[LoggedTurn, ...], size: WindowSize) -> tuple[LoggedTurn, ...]:
-    limit = size.exchanges + max(1, round(WINDOW_SLACK * size.exchanges))
-    kept = turns if len(turns) <= limit else turns[-size.exchanges :]
+    kept = newest_turns(turns, size.exchanges)
     fitting = fit_newest(kept, size.max_bytes)
     if len(fitting) < len(kept):  # exchanges are worth more than earlier reasoning
         fitting = fit_newest([*map(_without_reasoning, kept[:-1]), kept[-1]], size.max_bytes)

@@ -31,6 +31,8 @@ class LogQuota:
         self.warning: str | None = None
         self.rejection: ServiceError | None = None
         """The error that chats get while the log is full."""
+        self.is_tight = False
+        """Whether it will reject chats if it grows a little more."""
 
     def update(self, state: StreamState) -> None:
         """Take the log's size. Logs a warning when it becomes nearly full."""
@@ -39,6 +41,7 @@ class LogQuota:
         if warning and not self.warning:
             log.warning("%s", warning)
         self.warning = warning
+        self.is_tight = warning is not None and not state.drops_old
         self.rejection = None
         if warning and share >= self._limits.reject_above and not state.drops_old:
             self.rejection = ServiceError("history_full", warning)

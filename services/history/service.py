@@ -9,7 +9,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from prometheus_client.core import Metric
 
 from services.contract import history, subjects
@@ -93,7 +93,14 @@ class HistoryService:
     async def serve(self) -> None:
         do = self.sessions
         routes = (
-            Route("context", history.ContextRequest, history.Context, do.context, GROW, "chats"),
+            Route(
+                "context",
+                history.ContextRequest,
+                history.ContextReply,
+                self._context,
+                GROW,
+                "chats",
+            ),
             Route("messages", history.MessagesRequest, history.ExchangePage, do.messages, READ),
             Route("sessions", history.SessionsRequest, history.SessionPage, do.list_sessions, READ),
             Route("describe", history.DescribeRequest, history.Session, do.describe, BULK),
@@ -156,6 +163,11 @@ class HistoryService:
             if access is not READ or isinstance(error, StreamDamaged):
                 self.guard.schedule_check()
             raise
+
+    async def _context(self, tenant: str, request: history.ContextRequest) -> history.ContextReply:
+        """Have workers ask for each answer while the log may soon reject them."""
+        reply = await self.sessions.context(tenant, request)
+        return structs.replace(reply, window=None) if self.quota.is_tight else reply
 
     async def _status(self, subject: str, request: Empty) -> history.HistoryStatus:
         return await self.status()

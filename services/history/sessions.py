@@ -72,12 +72,12 @@ class Sessions:
         )
         self._imports: dict[str, ImportState] = {}  # by session key, last imported last
 
-    async def context(self, tenant: str, request: history.ContextRequest) -> history.Context:
+    async def context(self, tenant: str, request: history.ContextRequest) -> history.ContextReply:
         """Raise ServiceError(too_many_sessions) if the answer would begin one too many."""
         session = await self._snapshots.current(subjects.session_key(tenant, request.session_id))
         if session.active_at is None and not request.is_answered:
             self._quota.require_session(tenant)
-        return session.as_context
+        return session.as_reply(self._snapshots.window(session))
 
     async def give_feedback(
         self, tenant: str, request: history.FeedbackRequest

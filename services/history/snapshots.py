@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
-from services.contract.history import Erased, Removed
-from services.history.context import Snapshot, WindowSize, drop_expired, fold, rewind
+from services.contract.history import Erased, Removed, Window
+from services.history.context import Snapshot, WindowSize, drop_expired, fold, rewind, window
 from services.history.entry import Entry, Unreadable, parse_entry
 from services.history.log import SessionLog
 from services.history.log_consumer import LogConsumer
@@ -46,6 +46,7 @@ class Snapshots:
         self._bucket = session_log.snapshots
         self._settings = settings
         self._spawn = spawn
+        self._size = WindowSize(settings.history_exchanges, session_log.limits.max_page_bytes)
 
     async def current(self, key: str) -> Snapshot:
         """Return the session up to its last record. Its snapshot is stored in the background."""
@@ -53,6 +54,13 @@ class Snapshots:
         if loaded.is_new:
             self._spawn(self.store(key, loaded.snapshot, loaded.revision))
         return loaded.snapshot
+
+    def window(self, snapshot: Snapshot) -> Window | None:
+        """
+        Return how a worker may add exchanges to the context. None if turns expire: then truncation
+        also counts those that the stored snapshot still has.
+        """
+        return None if self._settings.retention_seconds else window(snapshot, self._size)
 
     async def save(self, key: str) -> bool:
         """Store the session up to its last record. Return False if that failed."""
@@ -167,9 +175,8 @@ class Snapshots:
         return Loaded(self._fold(base, entries), revision, is_new)
 
     def _fold(self, snapshot: Snapshot, entries: Sequence[Entry]) -> Snapshot:
-        size = WindowSize(self._settings.history_exchanges, self._log.limits.max_page_bytes)
         for entry in entries:
-            snapshot = fold(snapshot, entry, size)
+            snapshot = fold(snapshot, entry, self._size)
         if retention := self._settings.retention_seconds:
             snapshot = drop_expired(snapshot, datetime.now(UTC) - timedelta(seconds=retention))
         return snapshot

@@ -91,7 +91,8 @@ class ChatService:
 
     1. `_admit`: the router asks for a slot or a place in the queue.
     2. `_serve`: runs the other steps, and ends the request in exactly one Done or Failed.
-    3. `_prepare`: reads the session's context from history, and builds the prompt in a thread.
+    3. `_prepare`: reads the session's context from the cache or from history, and builds the prompt
+       in a thread.
     4. `_generate`: submits the prompt to the engine, and sends its outputs as events.
     5. `_finish`: appends the exchange to the log, then sends Done.
     6. `_prefill_next_prompt`: an idle worker prefills what it knows of the session's next prompt.
@@ -272,7 +273,7 @@ class ChatService:
         tenant, session_id = subjects.session_of_key(session_key)
         while not self._is_draining:
             try:
-                context = await self._history.context(tenant, session_id, is_answered=True)
+                context = await self._history.stored_context(tenant, session_id)
             except ServiceError:  # history is away, too: this worker may be the first one back
                 await asyncio.sleep(self.limits.append_retry_seconds)
                 continue
@@ -564,11 +565,13 @@ class ChatService:
             if flight.session_key == session_key:
                 flight.erased_epoch = max(flight.erased_epoch, erased.epoch)
                 self._cancel_if_erased(flight)
+        self._history.forget_session(session_key)
         self._prompts.forget_session(session_key)
         self._engine.forget_session(session_key)
 
     def _cancel_if_erased(self, flight: InFlightRequest) -> None:
         if flight.is_erased:
+            self._history.forget_session(flight.session_key)
             self._interrupt(flight, "cancelled")
 
     # --- readers ----------------------------------------------------------------------------------

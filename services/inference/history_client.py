@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
@@ -11,13 +13,16 @@ from msgspec.structs import replace
 from services.contract import subjects
 from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
-from services.contract.history import Context, ContextRequest, Exchange
+from services.contract.history import Context, ContextReply, ContextRequest, Exchange
 from services.contract.messages import Empty, StoredState
+from services.inference.context_cache import ContextCache
 from services.inference.limits import DEFAULT_LIMITS, InferenceLimits
 from services.runtime import trace_context
 from services.runtime.bus import Bus
 from services.runtime.deliveries import NoResponders, RequestSilent
 from services.runtime.streams import Conflict, MessageTooLarge, Stream, StreamUnavailable
+
+NOT_WRITABLE = ("history_unavailable", "history_full")
 
 log = logging.getLogger(__name__)
 
@@ -33,21 +38,85 @@ class AppendResult(NamedTuple):
 
 
 class HistoryClient:
-    """Requests to history are retried while history or the log is replaced."""
+    """
+    Requests to history are retried while history or the log is replaced.
 
-    def __init__(self, bus: Bus, limits: InferenceLimits = DEFAULT_LIMITS) -> None:
+    A context is kept with the exchanges that this worker appends to it. The next request of the
+    session uses it if the log still ends with the last of them, and history has accepted a chat
+    within the last seconds: so it is not asked again.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        limits: InferenceLimits = DEFAULT_LIMITS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._bus = bus
         self._limits = limits
+        self._clock = clock
         self._log = Stream(bus, subjects.HISTORY_STREAM)
+        self._contexts = ContextCache(limits, clock)
+        self._trust = Trust(limits.history_trust_seconds, clock)
+        bus.on_reconnect(self._on_reconnect)
 
-    async def context(self, tenant: str, session_id: str, is_answered: bool = False) -> Context:
+    async def context(self, tenant: str, session_id: str) -> Context:
         """
-        Return the session's context. `is_answered`: there already is an answer to append, so a full
-        log does not refuse the request.
+        Return the session's context.
 
         Raises ServiceError: `history_unavailable`, since a session must not be answered as if it
         were new; `history_full` if the answer could not be stored.
         """
+        key = subjects.session_key(tenant, session_id)
+        if cached := await self._cached(key):
+            return cached
+        asked_at = self._clock()
+        try:
+            reply = await self._request(tenant, session_id)
+        except ServiceError as error:
+            if error.code in NOT_WRITABLE:
+                self._trust.end()
+            raise
+        if reply.window is None:  # it wants to be asked each time
+            self._trust.end()
+        self._trust.renew(asked_at)
+        self._contexts.put(key, reply, asked_at)
+        return reply
+
+    async def stored_context(self, tenant: str, session_id: str) -> Context:
+        """
+        Return the session's context as history has it, for what is answered already: so a full log
+        does not refuse the request. Raises ServiceError(history_unavailable).
+        """
+        return await self._request(tenant, session_id, is_answered=True)
+
+    def forget_session(self, key: str) -> None:
+        self._contexts.drop(key)
+
+    async def _on_reconnect(self) -> None:
+        """Ask again for all contexts: NATS may be back with another store."""
+        self._trust.end()
+        self._contexts.clear()
+
+    async def _cached(self, key: str) -> Context | None:
+        """Return the cached context if the log ends where it does; None: history must be asked."""
+        cached = self._contexts.get(key)
+        if not (cached and cached.record and self._trust.holds and self._bus.connected):
+            return None
+        try:
+            last = await self._log.last(subjects.log(key))
+        except StreamUnavailable as error:
+            log.warning("log not read, asking history instead error=%r", str(error))
+            self._trust.end()
+            return None
+        if cached.ends_with(last):
+            return cached.context
+        self._contexts.drop(key, cached)
+        return None
+
+    async def _request(
+        self, tenant: str, session_id: str, is_answered: bool = False
+    ) -> ContextReply:
         subject = subjects.history("context", tenant)
         request = ContextRequest(session_id, is_answered)
         tries = self._limits.history_tries_seconds
@@ -59,7 +128,7 @@ class HistoryClient:
         for silence in tries:
             try:
                 return await self._bus.request(
-                    subject, request, Context, sum(tries), silence=silence
+                    subject, request, ContextReply, sum(tries), silence=silence
                 )
             except NoResponders:
                 await asyncio.sleep(silence)
@@ -113,6 +182,7 @@ class HistoryClient:
                 await self._bus.publish(
                     subjects.HISTORY_APPEND_FAILED, Empty(), headers=trace_context.headers()
                 )
+                self._trust.end()
                 log.warning("append failed, retrying error=%r", str(error))
                 await asyncio.sleep(self._limits.append_retry_seconds)
         return AppendResult("failed")
@@ -123,10 +193,12 @@ class HistoryClient:
             raise StreamUnavailable("not connected")
         subject, message_id = subjects.log(key), f"{key}.{exchange.request_id}"
         with suppress(Conflict):
-            seq, is_new = await self._log.append(
-                subject, encode(exchange), message_id, exchange.previous
-            )
-            return AppendResult("log") if is_new else await self._duplicate(seq, key, exchange)
+            data = encode(exchange)
+            seq, is_new = await self._log.append(subject, data, message_id, exchange.previous)
+            if not is_new:
+                return await self._duplicate(seq, key, exchange)
+            self._contexts.advance(key, exchange, seq, data)
+            return AppendResult("log")
         return None
 
     async def _duplicate(self, seq: int, key: str, exchange: Exchange) -> AppendResult:
@@ -139,12 +211,34 @@ class HistoryClient:
 
     async def _is_erased(self, key: str, exchange: Exchange) -> bool:
         """Return whether the session was erased after the exchange's request."""
-        now = await self.context(*subjects.session_of_key(key), is_answered=True)
+        now = await self.stored_context(*subjects.session_of_key(key))
         return now.erased > exchange.epoch
 
     async def _last(self, key: str) -> int:
         stored = await self._log.last(subjects.log(key))
         return stored.seq if stored else 0
+
+
+class Trust:
+    """Whether history would accept a chat now, as it has accepted another one a moment ago."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._accepted_at = self._ended_at = -math.inf
+
+    @property
+    def holds(self) -> bool:
+        return self._clock() - self._accepted_at < self._seconds
+
+    def renew(self, asked_at: float) -> None:
+        """Note that history has accepted a chat when asked at this time."""
+        if asked_at > self._ended_at:
+            self._accepted_at = max(self._accepted_at, asked_at)
+
+    def end(self) -> None:
+        """Note that it may reject chats from now on."""
+        self._accepted_at, self._ended_at = -math.inf, self._clock()
 
 
 def _outcome(exchange: Exchange) -> tuple[object, ...]:

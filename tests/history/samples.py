@@ -17,6 +17,7 @@ from services.contract.conversation import FunctionCall, ToolCall, ToolResult
 from services.contract.history import (
     ClearRequest,
     Context,
+    ContextReply,
     ContextRequest,
     DeleteRequest,
     DescribeRequest,
@@ -36,6 +37,7 @@ from services.contract.history import (
     Session,
     SessionPage,
     SessionsRequest,
+    Window,
 )
 from services.contract.messages import Empty, ModelInfo, Sampling, Timings, Usage
 from services.history.limits import HistoryLimits
@@ -146,6 +148,12 @@ async def context(bus: Bus, session_id: str, tenant: str = TENANT) -> Context:
     return await bus.request(
         subjects.history("context", tenant), ContextRequest(session_id), Context, timeout=5
     )
+
+
+async def window(bus: Bus, session_id: str) -> Window | None:
+    """Return what history says of a context's growth; None: workers ask for each answer."""
+    subject = subjects.history("context", TENANT)
+    return (await bus.request(subject, ContextRequest(session_id), ContextReply)).window
 
 
 async def clear(bus: Bus, session_id: str, tenant: str = TENANT) -> None:

@@ -36,6 +36,7 @@ from tests.history.samples import (
     until,
     uri_of,
     url_of,
+    window,
 )
 from tests.servers import Server
 
@@ -80,6 +81,12 @@ def test_quota_full_refuses_chats_until_there_is_room() -> None:
     assert (refused.value.code, refused.value.retry_after) == ("history_full", 5)
     quota.update(state(94))
     quota.require_room()
+
+
+def test_quota_is_tight_while_it_may_soon_refuse_chats() -> None:
+    tight = [quota_at(percent).is_tight for percent in (79, 80, 96)]
+    assert tight == [False, True, True]
+    assert not quota_at(96, drops_old=True).is_tight
 
 
 def test_quota_full_without_mongodb_accepts_chats() -> None:
@@ -249,6 +256,7 @@ async def test_imports_leave_room_for_chats_while_mongodb_is_away(
         assert LIMITS.bulk_above * LIMIT <= used < LIMITS.bulk_above * LIMIT + 2 * len(LARGE)
         with pytest.raises(ServiceError, match="the rest is for chats"):
             await describe(small, session_id, title="New")
+        assert await window(small, session_id) is None, "workers ask for each answer"
         await append(small, session_id, exchange("chat"))
         assert ids(await context(small, session_id)) == ["chat"]
         await asyncio.to_thread(empty_mongo.start)

@@ -24,6 +24,7 @@ from services.contract.history import (
     ExchangeRequest,
     ExchangeView,
     Session,
+    Window,
 )
 from services.contract.messages import Empty, SessionErased
 from services.runtime.bus import Bus
@@ -49,6 +50,7 @@ from tests.history.samples import (
     status,
     until,
     url_of,
+    window,
 )
 from tests.servers import Server, nats_server, running
 
@@ -179,6 +181,25 @@ async def test_window_is_truncated_in_steps(nats_url: str, bus: Bus, session_id:
             await append(bus, session_id, exchange(f"r{n}"))
             sizes.append(len((await context(bus, session_id)).turns))
     assert sizes == [1, 2, 3, 4, 3, 4, 3, 4, 3, 4]
+
+
+async def test_context_says_how_an_exchange_changes_it(
+    nats_url: str, bus: Bus, session_id: str
+) -> None:
+    async with history(nats_url, history_exchanges=3):
+        empty = await window(bus, session_id)
+        await append(bus, session_id, exchange("a", response="x" * 1000))
+        grown = await window(bus, session_id)
+    assert empty == Window(3, FAST.max_page_bytes)
+    assert grown and 1000 < empty.room - grown.room < 1300
+
+
+async def test_workers_ask_for_each_answer_where_turns_expire(
+    empty_nats: Server, empty_bus: Bus, session_id: str
+) -> None:
+    async with history(url_of(empty_nats), history_retention="1h"):
+        await append(empty_bus, session_id, exchange("a"))
+        assert await window(empty_bus, session_id) is None
 
 
 async def test_sessions_and_tenants_are_isolated(served: None, bus: Bus, session_id: str) -> None:

@@ -69,10 +69,11 @@ class HistoryLimits:
     ack_wait_seconds: float = 6.0
     max_ack_pending: int = 5000  # ten processes with a batch each
     archive_batch: int = 500
-    snapshot_batch: int = 100
-    snapshot_parallel: int = 4
-    index_batch: int = 200
-    index_parallel: int = 20
+    snapshot_batch: int = 500
+    snapshot_parallel: int = 100
+    recent_snapshot_bytes: int = 16 * 2**20  # that need not be read for the next one
+    index_batch: int = 500
+    index_parallel: int = 250
     max_index_lag: int = 500  # records that a lookup searches itself; beyond, it is unavailable
     max_unsaved: int = 1000  # records that a list of sessions waits for; beyond, it is unavailable
 

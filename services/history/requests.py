@@ -108,7 +108,8 @@ class RequestIndex:
         key = subjects.request_entry(subjects.session_of_key(entry.key)[0], entry.request_id)
         data = encode(IndexEntry(entry.key, entry.seq))
         with suppress(Conflict):
-            return await self._bucket.put(key, data, 0)
+            await self._bucket.put(key, data, 0)
+            return
         value = await self._bucket.get(key)
         other = _decode(value.data) if value else None
         if value and not (other and await self._entry(other, entry.request_id)):

@@ -219,7 +219,7 @@ async def start(
     session_quota = SessionQuota(session_log, settings.history_max_sessions, fail)
     quota, dropper = LogQuota(limits), FairDropper(session_log, snapshots)
 
-    _check_after_reconnects(bus, session_log, guard)
+    _check_after_reconnects(bus, session_log, snapshots, guard)
     for loop in (
         guard,
         Archiver(session_log, archive, fail),
@@ -260,10 +260,13 @@ async def _open_log(
     return session_log
 
 
-def _check_after_reconnects(bus: Bus, session_log: SessionLog, guard: LogGuard) -> None:
+def _check_after_reconnects(
+    bus: Bus, session_log: SessionLog, snapshots: Snapshots, guard: LogGuard
+) -> None:
     """Check the log after each reconnect: NATS may be back with an empty or an older store."""
 
     async def check() -> None:
+        snapshots.forget_recent()
         await session_log.ensure()
         guard.reconnected()
 

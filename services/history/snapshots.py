@@ -5,7 +5,7 @@ snapshot and the records that came after it.
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from services.history.log import SessionLog
 from services.history.log_consumer import LogConsumer
 from services.history.settings import HistorySettings
 from services.runtime.consumers import PendingMessage
-from services.runtime.streams import Conflict, StoredMessage, StreamUnavailable
+from services.runtime.streams import BucketValue, Conflict, StoredMessage, StreamUnavailable
 from services.runtime.supervised import Fail
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class Snapshots:
         self._bucket = session_log.snapshots
         self._settings = settings
         self._spawn = spawn
+        self._recent = RecentSnapshots(session_log.limits.recent_snapshot_bytes)
         self._size = WindowSize(settings.history_exchanges, session_log.limits.max_page_bytes)
 
     async def current(self, key: str) -> Snapshot:
@@ -83,7 +84,7 @@ class Snapshots:
         that it lacks. All are read together and sent in this order, in which they are then listed.
         Raises Conflict as `save_or_raise` does.
         """
-        loaded = await asyncio.gather(*(self.load(entries[0].key) for entries in sessions))
+        loaded = await asyncio.gather(*map(self._before, sessions))
         await asyncio.gather(*map(self._add, sessions, loaded))
 
     async def _add(self, entries: Sequence[Entry], loaded: Loaded) -> None:
@@ -95,6 +96,22 @@ class Snapshots:
         if _is_chain(stored, later) and await self.store(key, self._fold(stored, later), revision):
             return
         await self.save_or_raise(key)
+
+    async def _before(self, entries: Sequence[Entry]) -> Loaded:
+        """
+        Return the snapshot that these entries follow: the one that this process stored last, if
+        they follow it directly, so that its revision is checked with the next one; else a read.
+        """
+        key = entries[0].key
+        if recent := self._recent.get(key):
+            snapshot = _decode(key, recent.data)
+            if entries[0].seq > snapshot.applied_seq and _is_chain(snapshot, entries):
+                return Loaded(snapshot, recent.revision)
+        return await self.load(key)
+
+    def forget_recent(self) -> None:
+        """Read all snapshots again: NATS may be back with another store."""
+        self._recent.clear()
 
     async def load(self, key: str) -> Loaded:
         """Return the stored snapshot; an empty one if there is none, or it can't be decoded."""
@@ -108,13 +125,16 @@ class Snapshots:
         """
         entry, is_erased = subjects.snapshot_entry(key), snapshot.active_at is None
         ttl = self._log.limits.erased_snapshot_seconds if is_erased else None
+        data = encode(snapshot)
+        self._recent.drop(key)
         try:
-            await self._bucket.put(entry, encode(snapshot), revision, ttl)
+            revision = await self._bucket.put(entry, data, revision, ttl)
         except Conflict:
             return False
         except StreamUnavailable as error:
             log.warning("snapshot not stored session=%s error=%s", key, error)
             return False
+        self._recent.put(key, BucketValue(data, revision))
         return True
 
     async def newest_first(
@@ -206,6 +226,37 @@ class Snapshots:
         await self.store(key, rewind(_decode(key, data), last_seq), 0)
 
 
+class RecentSnapshots:
+    """
+    Snapshots that this process stored last, so that a session's next one needs no read. If another
+    process has replaced one, its revision is outdated, and storing the next one is a conflict.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._stored: OrderedDict[str, BucketValue] = OrderedDict()
+
+    def get(self, key: str) -> BucketValue | None:
+        return self._stored.get(key)
+
+    def put(self, key: str, value: BucketValue) -> None:
+        """Keep a snapshot, in place of those that were stored longest ago."""
+        self.drop(key)
+        self._stored[key] = value
+        self._bytes += len(value.data)
+        while self._bytes > self._max_bytes:
+            self.drop(next(iter(self._stored)))
+
+    def drop(self, key: str) -> None:
+        if value := self._stored.pop(key, None):
+            self._bytes -= len(value.data)
+
+    def clear(self) -> None:
+        self._stored.clear()
+        self._bytes = 0
+
+
 class SnapshotSaver(LogConsumer):
     """
     Keeps snapshots up to date, so that sessions are listed in log order, and completes deletions
@@ -214,8 +265,8 @@ class SnapshotSaver(LogConsumer):
 
     def __init__(self, session_log: SessionLog, snapshots: Snapshots, fail: Fail) -> None:
         limits = session_log.limits
-        # requests have priority over a backlog, so it rests
-        super().__init__("snapshot saver", fail, limits, limits.snapshot_batch, rest=2.0)
+        # so that a backlog leaves room for requests
+        super().__init__("snapshot saver", fail, limits, limits.snapshot_batch, rest=0.5)
         self._log = session_log
         self._snapshots = snapshots
 

@@ -402,12 +402,12 @@ class Bucket:
         stored = await (stream.before(subject, revision) if revision else stream.last(subject))
         return stored and self._item(stored)
 
-    async def put(self, key: str, data: bytes, revision: int, ttl: float | None = None) -> None:
+    async def put(self, key: str, data: bytes, revision: int, ttl: float | None = None) -> int:
         """
-        Write the value, for `ttl` seconds (None: as long as the bucket keeps values). Raises
-        Conflict if `revision` (0: none) is not the key's last one.
+        Write the value, for `ttl` seconds (None: as long as the bucket keeps values), and return
+        its revision. Raises Conflict if `revision` (0: none) is not the key's last one.
         """
-        await self._stream.append(self._prefix + key, data, None, revision, ttl)
+        return (await self._stream.append(self._prefix + key, data, None, revision, ttl)).seq
 
     async def state(self) -> StreamState:
         return await self._stream.state()

@@ -2,19 +2,20 @@
 
 import asyncio
 from datetime import UTC, datetime
+from uuid import uuid4
 
 import pytest
 
 from services.contract import subjects
 from services.contract.history import Cleared, Exchange
 from services.history.context import Snapshot
-from services.history.entry import Entry
+from services.history.entry import Entry, parse_entry
 from services.history.log import SessionLog
 from services.history.settings import HistorySettings
-from services.history.snapshots import Loaded, Snapshots
+from services.history.snapshots import Loaded, RecentSnapshots, Snapshots
 from services.runtime.bus import Bus
-from services.runtime.streams import StoredMessage
-from tests.history.samples import TENANT, append, append_many, exchange
+from services.runtime.streams import BucketValue, StoredMessage
+from tests.history.samples import TENANT, append, append_many, exchange, ids
 
 CLEARED = Cleared(previous=0, cleared_at=datetime.now(UTC))
 
@@ -143,3 +144,65 @@ async def test_inconsistent_snapshot_is_replaced(
     await log.append(key, CLEARED)
     snapshot, entries = await records_after(log, snapshots, key, damaged)
     assert snapshot == Snapshot() and len(entries) == 1
+
+
+async def save(snapshots: Snapshots, log: SessionLog, key: str) -> None:
+    """Save the session with its last record, as the snapshot saver does."""
+    last = await log.last(key)
+    assert last
+    await snapshots.add([[parse_entry(last)]])
+
+
+async def test_next_snapshot_of_a_session_needs_no_read(
+    snapshots: Snapshots,
+    log: SessionLog,
+    bus: Bus,
+    session_id: str,
+    key: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads: list[str] = []
+    load = snapshots.load
+
+    async def counted(key: str) -> Loaded:
+        reads.append(key)
+        return await load(key)
+
+    monkeypatch.setattr(snapshots, "load", counted)
+    for request_id in ("a", "b", "c"):
+        await append(bus, session_id, exchange(request_id))
+        await save(snapshots, log, key)
+    assert reads == [key]
+    assert ids((await load(key)).snapshot) == ["a", "b", "c"]
+    snapshots.forget_recent()
+    await append(bus, session_id, exchange("d"))
+    await save(snapshots, log, key)
+    assert reads == [key, key]
+
+
+async def test_snapshots_of_two_processes_lack_no_record(
+    snapshots: Snapshots, log: SessionLog, bus: Bus, session_id: str, key: str
+) -> None:
+    other = Snapshots(log, HistorySettings(), bus.spawn)
+    for n in range(3):
+        for process in (snapshots, other, other, snapshots):
+            await append(bus, session_id, exchange(f"{n} {process is other} {uuid4()}"))
+            await save(process, log, key)
+    stored = (await snapshots.load(key)).snapshot
+    assert (stored.exchanges, stored.applied_seq) == (12, (await last_seq(log, key)))
+
+
+async def last_seq(log: SessionLog, key: str) -> int:
+    last = await log.last(key)
+    return last.seq if last else 0
+
+
+def test_recent_snapshots_are_bounded_by_bytes() -> None:
+    recent = RecentSnapshots(max_bytes=100)
+    for key in ("a", "b", "c", "c"):
+        recent.put(key, BucketValue(bytes(40), 1))
+    assert [bool(recent.get(key)) for key in ("a", "b", "c")] == [False, True, True]
+    recent.put("d", BucketValue(bytes(101), 1))
+    assert [bool(recent.get(key)) for key in ("b", "c", "d")] == [False, False, False]
+    recent.put("e", BucketValue(bytes(100), 1))
+    assert recent.get("e")

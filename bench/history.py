@@ -27,9 +27,11 @@ from services.contract.messages import ModelInfo, Sampling, Timings, Usage
 from services.history.archive import Archive
 from services.history.entry import Entry
 from services.inference.history_client import AppendResult, HistoryClient
+from services.inference.limits import InferenceLimits
 from tests.e2e.stack import Stack, running_stack
 from tests.servers import mongod, running
 
+ASKING = InferenceLimits(history_trust_seconds=0)  # a context is a request to history
 FOLDER = Path("bench/.mongo")  # kept, because filling it takes a minute
 DATABASE = "finetuneLLM"
 EXCHANGES = 1_000_000
@@ -73,7 +75,7 @@ async def _fill(uri: str) -> None:
     async with Archive(uri, DATABASE, sys.exit).running() as archive:
         while not archive.connected:
             await asyncio.sleep(0.1)
-        template = _exchange()
+        template = new_exchange()
         for first in range(existing, EXCHANGES, BATCH):
             await archive.write([_old_entry(n, template) for n in range(first, first + BATCH)])
             if (first + BATCH) % 100_000 == 0:
@@ -87,7 +89,7 @@ def _old_entry(n: int, template: Exchange) -> Entry:
     return Entry(n + 1, key, at, replace(template, request_id=f"old{n}"))
 
 
-def _exchange() -> Exchange:
+def new_exchange() -> Exchange:
     now = datetime.now(UTC)
     return Exchange(
         previous=0,
@@ -107,7 +109,7 @@ def _exchange() -> Exchange:
 
 async def _measure(up: Stack, runs: int) -> list[Row]:
     async with up.connect("bench") as bus:
-        sessions = HistoryClient(bus)
+        sessions = HistoryClient(bus, ASKING)
         measured = {count: await _time_turns(sessions, count, runs) for count in SESSIONS}
         rows = turn_rows(measured)
         await _until_archived(up)
@@ -122,19 +124,24 @@ async def _measure(up: Stack, runs: int) -> list[Row]:
 async def _time_turns(sessions: HistoryClient, count: int, runs: int) -> list[Turns]:
     names = [uuid4().hex for _ in range(count)]
     for _ in range(WARM_UP):
-        await gather_limited(CONCURRENCY, [_turn(sessions, name, Turns([], [])) for name in names])
+        await gather_limited(
+            CONCURRENCY, [make_turn(sessions, name, Turns([], [])) for name in names]
+        )
     done: list[Turns] = []
     for _ in range(runs):
         done.append(Turns([], []))
         for name in itertools.islice(itertools.cycle(names), TURNS):
-            await _turn(sessions, name, done[-1])
+            await make_turn(sessions, name, done[-1])
         median = statistics.median(done[-1].contexts)
         show(f"history, {count} sessions: a context takes {median:.2f} ms")
     return done
 
 
-async def _turn(sessions: HistoryClient, name: str, turns: Turns) -> None:
-    exchange = _exchange()
+async def make_turn(
+    sessions: HistoryClient, name: str, turns: Turns, exchange: Exchange | None = None
+) -> None:
+    """Read the context and append a new exchange, as a worker does. Both times are added."""
+    exchange = replace(exchange, request_id=uuid4().hex) if exchange else new_exchange()
     key = subjects.session_key(subjects.OPEN_TENANT, name)
     began = time.perf_counter()
     context = await sessions.context(subjects.OPEN_TENANT, name)
@@ -174,7 +181,9 @@ async def _archive(up: Stack, sessions: HistoryClient) -> float:
     await gather_limited(
         CONCURRENCY,
         (
-            sessions.append(subjects.session_key(subjects.OPEN_TENANT, name), _exchange(), _always)
+            sessions.append(
+                subjects.session_key(subjects.OPEN_TENANT, name), new_exchange(), _always
+            )
             for name in names
         ),
     )

@@ -77,9 +77,10 @@ class HistoryClient:
             if error.code in NOT_WRITABLE:
                 self._trust.end()
             raise
-        if reply.window is None:  # it wants to be asked each time
-            self._trust.end()
-        self._trust.renew(asked_at)
+        if reply.window is None:
+            self._trust.end()  # history may reject the next chat
+        else:
+            self._trust.renew(asked_at)
         self._contexts.put(key, reply, asked_at)
         return reply
 

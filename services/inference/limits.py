@@ -53,12 +53,11 @@ class InferenceLimits:
     # Seconds without a keep-alive after which each try of a request to history ends; together
     # enough to replace a process that died or froze, and for a NATS cluster to elect a leader.
     history_tries_seconds: tuple[float, ...] = (0.3, 0.6, 1.2, 2.4, 4.8)
-    # Contexts that are kept for their sessions' next requests. One is used as long as history has
-    # said lately that it accepts chats, and lasts until then whatever happens.
+    # Contexts that are kept for the next requests of their sessions
     max_cached_contexts: int = 1000
     max_cached_context_bytes: int = 16 * 2**20  # of memory
-    cached_context_seconds: float = 600.0
-    history_trust_seconds: float = 2.0
+    cached_context_seconds: float = 600.0  # after history's last reply for the session
+    history_trust_seconds: float = 2.0  # after history's last reply for any session
     max_stored_tools_bytes: int = 64 * 2**10  # of a request; larger ones are left out of its record
     append_timeout_seconds: float = 10.0  # a server that restarts takes a few
     append_retry_seconds: float = 0.3

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from deploy.generated import write_or_check
-from services.contract import embeddings, history, messages, subjects, tokens, usage
+from services.contract import embeddings, fleet, history, messages, subjects, tokens, usage
 from services.contract.version import VERSION
 
 PATH = Path("docs/asyncapi.yaml")
@@ -61,6 +61,10 @@ CHANNELS = (
             messages.ReplayRequest, messages.Replay),
     Channel("report", subjects.report(W), "State of a worker, once a second.",
             messages.WorkerReport, is_sent=True),
+    Channel("hub", subjects.hub(W), "A worker that hears all reports, every two seconds.",
+            fleet.HubAnnouncement, is_sent=True),
+    Channel("reports", subjects.reports(W), "The reports that such a worker has heard.",
+            messages.Empty, fleet.FleetReports),
     Channel("tokenize", subjects.tokenize(W, T), "Tokenize a text.",
             tokens.TokenizeRequest, tokens.TokenizeReply),
     Channel("detokenize", subjects.detokenize(W, T), "Turn tokens into text.",

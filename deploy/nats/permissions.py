@@ -44,6 +44,7 @@ def edge() -> Permissions:
         publish=(
             *_asking(ANY),
             *_asking_workers(ANY),
+            subjects.reports(ANY),
             *_asking_history(PUBLIC_VERBS, ANY),
             *_with_retry(subjects.HISTORY_STATUS),
             subjects.agent("hb", ANY, ANY),
@@ -58,6 +59,7 @@ def edge() -> Permissions:
         ),
         subscribe=(
             subjects.report(ANY),
+            subjects.hub(ANY),
             subjects.reply(ANY, ANY, ANY),
             subjects.agent("prompt", ANY, ANY),
             subjects.agent("status", ANY, ANY),
@@ -72,6 +74,8 @@ def inference() -> Permissions:
     return Permissions(
         publish=(
             subjects.report(ANY),
+            subjects.hub(ANY),
+            subjects.reports(ANY),
             subjects.reply(ANY, ANY, ANY),
             subjects.worker_request(ANY, ANY),
             subjects.embed(ANY, ANY),
@@ -99,6 +103,8 @@ def inference() -> Permissions:
             *_any_embedder(subjects.OPEN_TENANT),
             *_any_embedder(ANY),
             subjects.report(ANY),
+            subjects.hub(ANY),
+            subjects.reports(ANY),
             subjects.cancel(ANY, ANY),
             subjects.replay(ANY, ANY),
             subjects.erased(ANY),

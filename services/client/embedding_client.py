@@ -13,7 +13,7 @@ holds a worker for long. A batch is repeated at another worker if its worker is 
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -77,15 +77,23 @@ class _Request(Generic[K]):
     reply: type[K]
 
 
+async def nothing_to_refresh() -> None:
+    """The directory hears all reports, or something else asks for them."""
+
+
 @dataclass(frozen=True)
 class EmbeddingClient:
-    """Any number of concurrent requests of one tenant. `observe` begins to observe each one."""
+    """
+    Any number of concurrent requests of one tenant. `observe` begins to observe each one, `refresh`
+    brings `workers` up to date before workers are asked.
+    """
 
     bus: Bus
     workers: WorkerDirectory
     tenant: str = subjects.OPEN_TENANT
     policy: EmbeddingPolicy = DEFAULT_POLICY
     observe: ObserveEmbedding = observe_no_tokens
+    refresh: Callable[[], Awaitable[None]] = nothing_to_refresh
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Return the vectors of all inputs. Raises ServiceError."""
@@ -158,6 +166,7 @@ class EmbeddingClient:
         others gave none. Raises a ServiceError that every worker would return.
         """
         policy = self.policy
+        await self.refresh()
         for worker_id in self.workers.rank(token_hex(4), request.model, kind=request.kind):
             try:
                 with (

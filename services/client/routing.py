@@ -3,6 +3,7 @@ Choose the worker for a request from the workers' reports, and offer the request
 """
 
 import hashlib
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 from services.contract import subjects
 from services.contract.codec import decode
 from services.contract.errors import ErrorCode, ServiceError
+from services.contract.fleet import FleetReports, pack, unpack
 from services.contract.messages import (
     Cancel,
     ChatRequest,
@@ -31,6 +33,10 @@ MAX_LOAD_DIFFERENCE = 2
 """In-flight requests that a session's worker may have more than the least loaded worker."""
 MAX_REPORT_AGE_SECONDS = 3.0
 """Workers report once a second; one that has not reported for longer counts as lost."""
+MIN_REPORT_GAP_SECONDS = 0.3
+"""Between two reports of a worker; by how much less times of different clocks may differ."""
+PACKED_SECONDS = 0.2
+"""For so long, a hub replies to all with the same compressed reports."""
 RETRIABLE_ELSEWHERE: tuple[ErrorCode, ...] = ("overloaded", "shutting_down")
 """Errors of one worker that another worker may not return."""
 KINDS: dict[ModelKind, tuple[str, str, str]] = {
@@ -135,7 +141,9 @@ class WorkerDirectory:
         self._clock = clock
         self._since = clock()
         self._reports: dict[str, tuple[float, WorkerReport]] = {}  # with the time of receipt
+        self._removed: dict[str, float] = {}  # the time, by worker
         self._offered: Counter[str] = Counter()
+        self._packed, self._packed_at = b"", -math.inf
 
     def on_report(self, delivery: Delivery) -> None:
         report = decode(delivery.data, WorkerReport)
@@ -143,7 +151,30 @@ class WorkerDirectory:
         self._reports[report.worker_id] = (self._clock(), report)
 
     def remove(self, worker_id: str) -> None:
+        """Forget a worker until its next report: one that a hub heard earlier does not count."""
         self._reports.pop(worker_id, None)
+        self._removed[worker_id] = self._clock()
+
+    def snapshot(self) -> FleetReports:
+        """Return all reports, for a process that does not hear them."""
+        now = self._clock()
+        if now - self._packed_at >= PACKED_SECONDS:
+            self._packed, self._packed_at = pack(self.received()), now
+        return FleetReports(now, self._packed)
+
+    def merge(self, snapshot: FleetReports) -> None:
+        """Add the reports of a hub's snapshot that are newer. Raises ServiceError."""
+        offset = self._clock() - snapshot.sent_at
+        for heard in unpack(snapshot.reports):
+            self._add_if_newer(heard.heard_at + offset, heard.report)
+        self._remove_silent()
+
+    def _add_if_newer(self, received_at: float, report: WorkerReport) -> None:
+        """Keep the known one otherwise, whose load `on_admitted` may have updated."""
+        known_at, _ = self._reports.get(report.worker_id, (-math.inf, None))
+        removed_at = self._removed.get(report.worker_id, -math.inf)
+        if received_at > max(known_at + MIN_REPORT_GAP_SECONDS, removed_at):
+            self._reports[report.worker_id] = (received_at, report)
 
     @contextmanager
     def offering(self, worker_id: str) -> Iterator[None]:
@@ -285,6 +316,7 @@ class WorkerDirectory:
     def _remove_silent(self) -> None:
         oldest = self._clock() - MAX_REPORT_AGE_SECONDS
         self._reports = {k: v for k, v in self._reports.items() if v[0] > oldest}
+        self._removed = {k: at for k, at in self._removed.items() if at > oldest}
 
 
 def _unavailable(reports: Sequence[WorkerReport]) -> ServiceError:

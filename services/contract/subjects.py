@@ -180,6 +180,16 @@ def report(worker_id: str) -> str:
     return f"chat.worker.{worker_id}.report"
 
 
+def hub(worker_id: str) -> str:
+    """Return the subject on which a worker announces that it hears all reports."""
+    return f"chat.hub.{worker_id}"
+
+
+def reports(worker_id: str) -> str:
+    """Return the subject on which a hub replies with the reports that it has heard."""
+    return f"chat.worker.{worker_id}.reports"
+
+
 def tokenize(worker_id: str, tenant: str) -> str:
     return f"chat.worker.{worker_id}.tokenize.{tenant}"
 

@@ -51,6 +51,7 @@ async def serve(process: Process, settings: EdgeSettings) -> None:
     )
     if settings.edge_metrics_port:
         await _serve_metrics(process, edge, settings.edge_host, settings.edge_metrics_port)
+    await process.stack.enter_async_context(edge.reports.reading(process.fail))
     await process.stack.enter_async_context(edge.rate_limits.sharing(process.fail))
     await process.stack.enter_async_context(edge.activity.sampling(process.fail))
     app = make_app(

@@ -15,6 +15,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, ExceptionHandlersMap, Message, Scope
 
+from services.client.fleet import ReportReader
 from services.client.history_requests import HistoryRequests
 from services.client.observer import AnswerObserver, Observers
 from services.client.routing import WorkerDirectory
@@ -168,10 +169,12 @@ async def make_edge(
         measured = edge_metrics.observe(tenant, request)
         return Observers(counted, measured) if counted else measured
 
-    await bus.subscribe(subjects.report(subjects.ANY), workers.on_report)
+    reports = ReportReader(bus, workers)
+    await reports.start()
     return Edge(
         bus,
         workers,
+        reports,
         HistoryRequests(bus, limits),
         IdempotencyKeys(bus, limits),
         BodyReader(limits, is_strict, workers.only_model if takes_any_model else None),

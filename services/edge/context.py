@@ -9,6 +9,7 @@ from litestar.di import NamedDependency
 
 from services.client.chat_client import ChatClient
 from services.client.embedding_client import EmbeddingClient
+from services.client.fleet import ReportReader
 from services.client.history_requests import HistoryRequests
 from services.client.observer import Observe
 from services.client.routing import WorkerDirectory
@@ -29,6 +30,7 @@ class Edge:
 
     bus: Bus
     workers: WorkerDirectory
+    reports: ReportReader
     history: HistoryRequests
     keys: IdempotencyKeys
     bodies: BodyReader

@@ -66,6 +66,7 @@ from services.inference.models import LoadedModel
 from services.inference.pool import Pool
 from services.inference.prompt_builder import PreparedPrompt, PromptBuilder
 from services.inference.replay import ReplayStore
+from services.inference.report_hub import ReportHub
 from services.inference.router import Router
 from services.inference.settings import InferenceSettings
 from services.inference.state_folder import KeptCache, TakenStates
@@ -106,6 +107,7 @@ class ChatService:
     worker_id: str
     model: LoadedModel
     workers: WorkerDirectory
+    reports: ReportHub
     fail: Fail
     on_adapters_changed: Callable[[], object] = lambda: None
     taken: TakenStates | None = None
@@ -121,7 +123,9 @@ class ChatService:
             model, settings.chat_system_prompt, limits.max_cached_answer_tokens
         )
         self._pool = Pool("preparing", limits.preparing_threads)
-        self._router = Router(self.bus, self.worker_id, self.workers, limits, self._admit)
+        self._router = Router(
+            self.bus, self.worker_id, self.workers, self.reports, limits, self._admit
+        )
         self._connection = ConnectionWatch(self.bus, self._on_disconnected, limits)
         self._idle_prefill = asyncio.Lock()
         self._loops = AsyncExitStack()

@@ -39,6 +39,7 @@ from services.inference.engine.scheduling.tenant_shares import has_room
 from services.inference.limits import InferenceLimits
 from services.inference.models import LoadedEmbedder
 from services.inference.pool import Pool
+from services.inference.report_hub import ReportHub
 from services.inference.settings import InferenceSettings
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
@@ -65,6 +66,7 @@ class EmbeddingService:
     worker_id: str
     model: LoadedEmbedder
     workers: WorkerDirectory
+    reports: ReportHub
     fail: Fail
 
     def __post_init__(self) -> None:
@@ -149,6 +151,7 @@ class EmbeddingService:
 
     async def _embed_anywhere(self, subject: str, request: EmbedRequest) -> Embeddings:
         client = self._client(subject)
+        await self.reports.refresh()
         self._check_reply_size(request, client.width_of(request))
         return await client.embed(request)
 
@@ -160,7 +163,7 @@ class EmbeddingService:
         tenant = subjects.tenant_of_request(subject)
         if not subjects.is_id(tenant):
             raise ServiceError("invalid_request", f"{tenant!r} is not a valid tenant.")
-        return EmbeddingClient(self.bus, self.workers, tenant)
+        return EmbeddingClient(self.bus, self.workers, tenant, refresh=self.reports.refresh)
 
     # --- requests to this worker ------------------------------------------------------------------
 

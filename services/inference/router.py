@@ -12,6 +12,7 @@ from services.contract.codec import decode
 from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, Failed, RequestAdmitted
 from services.inference.limits import InferenceLimits
+from services.inference.report_hub import ReportHub
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, Endpoint
 
@@ -23,12 +24,14 @@ Admit = Callable[[str, ChatRequest, str], RequestAdmitted]
 class Router:
     """
     NATS hands a request to any worker of the queue group. That worker forwards it once, to the
-    worker that has the session's prefix cached. A request to this worker alone is never forwarded.
+    worker that has the session's prefix cached, as far as it knows from the workers' reports, which
+    it may have to ask for. A request to this worker alone is never forwarded.
     """
 
     bus: Bus
     worker_id: str
     workers: WorkerDirectory
+    reports: ReportHub
     limits: InferenceLimits
     admit: Admit
 
@@ -49,13 +52,27 @@ class Router:
         tenant = subjects.tenant_of_request(delivery.subject)
         try:
             request = _decode(tenant, delivery.data)
-            candidates = self._candidates(tenant, request)
-            if candidates[0] == self.worker_id:
-                self.admit(tenant, request, delivery.reply)
-            else:
-                self.bus.spawn(self._forward(candidates, tenant, request, delivery.reply))
         except ServiceError as error:
             await self._reject(delivery.reply, error)
+            return
+        if self.reports.is_current:
+            await self._assign(tenant, request, delivery.reply)
+        else:
+            self.bus.spawn(self._refresh_and_assign(tenant, request, delivery.reply))
+
+    async def _refresh_and_assign(self, tenant: str, request: ChatRequest, reply: str) -> None:
+        await self.reports.refresh()
+        await self._assign(tenant, request, reply)
+
+    async def _assign(self, tenant: str, request: ChatRequest, reply: str) -> None:
+        try:
+            candidates = self._candidates(tenant, request)
+            if candidates[0] == self.worker_id:
+                self.admit(tenant, request, reply)
+            else:
+                self.bus.spawn(self._forward(candidates, tenant, request, reply))
+        except ServiceError as error:
+            await self._reject(reply, error)
 
     async def _admit_direct(self, delivery: Delivery) -> RequestAdmitted:
         tenant = subjects.tenant_of(delivery.subject)

@@ -22,6 +22,7 @@ from services.inference.engine.scheduling.prefill_budget import Throughput
 from services.inference.limits import InferenceLimits
 from services.inference.model_path import model_name, printable, sentence
 from services.inference.models import LoadedEmbedder, LoadedModel
+from services.inference.report_hub import ReportHub
 from services.inference.settings import InferenceSettings
 from services.inference.state_folder import StateFolder
 from services.inference.tokens import TokenService
@@ -56,6 +57,7 @@ class Worker:
         self._service: ChatService | EmbeddingService | None = None
         self._tokens: TokenService | None = None
         self._workers = WorkerDirectory()
+        self._reports = ReportHub(bus, self._id, self._workers)
         self._reporting = AsyncExitStack()
 
     async def start(self) -> None:
@@ -63,7 +65,7 @@ class Worker:
         host, port = self._settings.metrics_host, self._settings.inference_metrics_port
         metrics = serving_metrics(self._bus, host, port, "INFERENCE_METRICS_PORT", self._metrics)
         self._process.stack.enter_context(metrics)
-        await self._bus.subscribe(subjects.report(subjects.ANY), self._workers.on_report)
+        await self._reporting.enter_async_context(self._reports.running(self._process.fail))
         loop = SupervisedLoop("report", self._report_step, self._process.fail)
         await self._reporting.enter_async_context(loop.running(is_cancelled=True))
         self._loading = self._bus.spawn(self._load())
@@ -118,7 +120,14 @@ class Worker:
             if self._taken:
                 self._taken.close()
             self._service = EmbeddingService(
-                self._bus, self._settings, self._limits, self._id, model, self._workers, fail
+                self._bus,
+                self._settings,
+                self._limits,
+                self._id,
+                model,
+                self._workers,
+                self._reports,
+                fail,
             )
         else:
             self._error = model.no_chat_reason
@@ -129,6 +138,7 @@ class Worker:
                 self._id,
                 model,
                 self._workers,
+                self._reports,
                 fail,
                 on_adapters_changed=lambda: self._bus.spawn(self._report()),
                 taken=self._taken,

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -71,6 +72,7 @@ MIN_KEEP_ALIVE_SECONDS = 0.02
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Struct)
+Unsubscribe = Callable[[], Awaitable[None]]
 
 
 class Bus:
@@ -290,10 +292,10 @@ class Bus:
             inbox.take = None  # it refers to the reader, which may refer to the inbox
             self.spawn(unsubscribe(subscription))  # a cancelled reader can't await it
 
-    async def subscribe(self, subject: str, handler: Callable[[Delivery], None]) -> None:
+    async def subscribe(self, subject: str, handler: Callable[[Delivery], None]) -> Unsubscribe:
         """
         Call `handler`, which must be short, for each message that is published. It and the tasks
-        that it starts work on the trace of the message.
+        that it starts work on the trace of the message. Return what ends the subscription.
         """
 
         async def handle(message: Msg) -> None:
@@ -306,7 +308,7 @@ class Bus:
             except Exception:
                 log.exception("message handler failed subject=%r", message.subject)
 
-        await self._client.subscribe(subject, cb=handle)
+        return partial(unsubscribe, await self._client.subscribe(subject, cb=handle))
 
     async def serve(
         self,

@@ -132,6 +132,17 @@ async def test_error_names_the_item_of_the_whole_request(bus: Bus) -> None:
         assert (await asking).message == "The field `input[3]` has 600 tokens."
 
 
+async def test_directory_is_refreshed_before_workers_are_asked(bus: Bus) -> None:
+    worker, directory = FakeWorker(bus), WorkerDirectory()
+    await worker.start()
+
+    async def refresh() -> None:
+        directory.on_report(Delivery("", encode(worker.report), ""))
+
+    client = EmbeddingClient(bus, directory, policy=POLICY, refresh=refresh)
+    assert (await client.embed(EmbedRequest(("a",)))).model == "embedding"
+
+
 async def until_batches(worker: FakeWorker, count: int) -> None:
     async with asyncio.timeout(30):
         while len(worker.batches) < count:

@@ -11,11 +11,18 @@ from msgspec.structs import replace
 
 from services.client.chat_client import ChatClient
 from services.client.failover import FailoverPolicy
-from services.client.routing import WorkerDirectory, rank_workers
+from services.client.routing import PACKED_SECONDS, WorkerDirectory, in_flight, rank_workers
 from services.contract import subjects
 from services.contract.codec import encode
 from services.contract.errors import ErrorCode, ServiceError
-from services.contract.messages import ChatRequest, Failed, ModelInfo, StreamEvent, WorkerReport
+from services.contract.messages import (
+    ChatRequest,
+    Failed,
+    ModelInfo,
+    RequestAdmitted,
+    StreamEvent,
+    WorkerReport,
+)
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
 from tests.fakes import HELLO, ScriptedWorker, direct_worker, scripted_worker
@@ -35,9 +42,9 @@ IMPATIENT = FailoverPolicy(admission_seconds=0.1)  # for workers that never repl
 # --- ranking --------------------------------------------------------------------------------------
 
 
-def report(worker_id: str, in_flight: int = 0, model: ModelInfo = DEMO) -> WorkerReport:
+def report(worker_id: str, load: int = 0, model: ModelInfo = DEMO) -> WorkerReport:
     return WorkerReport(
-        worker_id, "ready", slots=4, running=min(in_flight, 4), waiting=max(0, in_flight - 4),
+        worker_id, "ready", slots=4, running=min(load, 4), waiting=max(0, load - 4),
         queue=8, model=model,
     )  # fmt: skip
 
@@ -174,6 +181,66 @@ def test_newest_report_of_a_worker_counts() -> None:
     workers = WorkerDirectory()
     receive(workers, READY, replace(READY, running=3))
     assert [report.running for report in workers.reports()] == [3]
+
+
+def test_snapshot_gives_another_directory_the_same_reports() -> None:
+    hub, other = WorkerDirectory(), WorkerDirectory()
+    receive(hub, READY, LOADING)
+    other.merge(hub.snapshot())
+    assert other.reports() == [READY, LOADING]
+
+
+def test_snapshot_is_packed_again_when_it_is_old() -> None:
+    clock = Clock()
+    hub, other = WorkerDirectory(clock), WorkerDirectory()
+    assert hub.snapshot().sent_at == clock.now
+    receive(hub, READY)
+    clock.now += PACKED_SECONDS
+    other.merge(hub.snapshot())
+    assert other.reports() == [READY]
+
+
+def test_report_from_a_hub_is_as_old_as_it_is_there() -> None:
+    clock, hub_clock = Clock(), Clock()
+    hub_clock.now = 7777.0  # each process has its own clock
+    hub, other = WorkerDirectory(hub_clock), WorkerDirectory(clock)
+    receive(hub, READY)
+    hub_clock.now += 2
+    other.merge(hub.snapshot())
+    clock.now += 0.9
+    assert other.ready
+    clock.now += 0.2
+    assert not other.ready
+
+
+def test_report_from_a_hub_does_not_replace_a_newer_one() -> None:
+    clock = Clock()
+    hub, other = WorkerDirectory(clock), WorkerDirectory(clock)
+    receive(hub, READY)
+    receive(other, READY)
+    other.on_admitted("w1", RequestAdmitted(running=2, waiting=1))
+    clock.now += 0.1
+    other.merge(hub.snapshot())
+    assert [in_flight(report) for report in other.reports()] == [3], "the acknowledgement counts"
+    clock.now += 1
+    receive(hub, replace(READY, running=1))
+    other.merge(hub.snapshot())
+    assert [in_flight(report) for report in other.reports()] == [1]
+
+
+def test_lost_worker_counts_again_with_its_next_report_only() -> None:
+    clock = Clock()
+    hub, other = WorkerDirectory(clock), WorkerDirectory(clock)
+    receive(hub, READY)
+    other.merge(hub.snapshot())
+    other.remove("w1")
+    clock.now += 0.5
+    other.merge(hub.snapshot())
+    assert other.reports() == []
+    receive(hub, READY)
+    clock.now += 0.5
+    other.merge(hub.snapshot())
+    assert other.reports() == [READY]
 
 
 def test_unavailable_error_gives_the_reported_reason() -> None:

@@ -6,16 +6,17 @@ from typing import Any, get_args
 import msgspec
 
 from deploy import asyncapi
-from services.contract import conversation, history, messages, subjects, tokens
+from services.contract import conversation, fleet, history, messages, subjects, tokens
 from services.contract.subjects import ANY
 
 BASES = {"Event", "Record", "ResponseFormat", "PromptRequest"}
+COMPRESSED = {"HeardReport", "HeardReports"}  # in FleetReports
 
 
 def structs() -> set[str]:
     return {
         name
-        for module in (conversation, history, messages, tokens)
+        for module in (conversation, fleet, history, messages, tokens)
         for name, kind in inspect.getmembers(module, inspect.isclass)
         if issubclass(kind, msgspec.Struct) and kind.__module__ == module.__name__
     }
@@ -26,7 +27,7 @@ def test_asyncapi_file_is_fresh() -> None:
 
 
 def test_asyncapi_has_every_message() -> None:
-    assert structs() - asyncapi.document()["components"]["schemas"].keys() == BASES
+    assert structs() - asyncapi.document()["components"]["schemas"].keys() == BASES | COMPRESSED
 
 
 def test_asyncapi_has_every_subject_with_a_subscriber() -> None:
@@ -35,6 +36,8 @@ def test_asyncapi_has_every_subject_with_a_subscriber() -> None:
         subjects.request(ANY),
         subjects.worker_request(ANY, ANY),
         subjects.report(ANY),
+        subjects.hub(ANY),
+        subjects.reports(ANY),
         subjects.cancel(ANY, ANY),
         subjects.replay(ANY, ANY),
         subjects.erased(ANY),

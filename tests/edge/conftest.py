@@ -37,9 +37,10 @@ async def edge_on(
     app = make_app(edge, origins, hosts, has_page=has_page)
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    reading = edge.reports.reading(pytest.fail)
     sharing = edge.rate_limits.sharing(pytest.fail)
     sampling = edge.activity.sampling(pytest.fail)
-    async with sharing, sampling, serving(app, listener, draining, pytest.fail, limits):
+    async with reading, sharing, sampling, serving(app, listener, draining, pytest.fail, limits):
         async with httpx.AsyncClient(base_url=url, timeout=10) as client:
             yield client
 

@@ -6,6 +6,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from typing import Any, cast
 from uuid import uuid4
 
+from services.client.fleet import DEFAULT_LIMITS as FLEET_LIMITS
+from services.client.fleet import FleetLimits
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.answer import Answer
@@ -33,6 +35,7 @@ from services.inference.engine.prompt.chat_template import ChatTemplate
 from services.inference.engine.scheduling.limits import SchedulerLimits
 from services.inference.limits import InferenceLimits
 from services.inference.models import LoadedModel
+from services.inference.report_hub import ReportHub
 from services.inference.settings import InferenceSettings
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery, Inbox
@@ -66,12 +69,14 @@ class Worker:
         tenant: str,
         model: str,
         template: str,
+        fleet: FleetLimits,
         **settings: int,
     ) -> None:
         self.bus = bus
         self.backend = backend
         self.tenant = tenant
         self.workers = WorkerDirectory()
+        self.reports = ReportHub(bus, worker_id, self.workers, fleet)
         self.failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         chat_template = ChatTemplate(template, backend, bos="", eos="", adds_bos=False)
         inference = InferenceSettings(chat_max_tokens=1000, **cast(Any, settings))
@@ -83,6 +88,7 @@ class Worker:
             worker_id,
             LoadedModel(info, backend, chat_template),
             self.workers,
+            self.reports,
             self.failure.set_result,
         )
         for file, adapter in enumerate(ADAPTERS, start=1):
@@ -165,6 +171,7 @@ async def started(
     tenant: str = "",
     model: str = "fake",
     template: str = CHATML,
+    fleet: FleetLimits = FLEET_LIMITS,
 ) -> AsyncIterator[Worker]:
     """
     Run a worker on the NATS server at `url`; its tenant is new unless given. No request may leave a
@@ -179,6 +186,7 @@ async def started(
             tenant or uuid4().hex,
             model,
             template,
+            fleet,
             model_parallel=parallel,
             model_queue=queue,
             model_queue_bytes=queue_bytes,

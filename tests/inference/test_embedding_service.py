@@ -24,6 +24,7 @@ from services.contract.messages import ModelInfo, ModelKind, WorkerReport
 from services.inference.embedding_service import EmbeddingService
 from services.inference.limits import InferenceLimits
 from services.inference.models import LoadedEmbedder
+from services.inference.report_hub import ReportHub
 from services.inference.settings import InferenceSettings
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
@@ -54,6 +55,7 @@ class Worker:
             self.worker_id,
             LoadedEmbedder(info, kind, embedder),
             self.workers,
+            ReportHub(bus, self.worker_id, self.workers),
             self.failures.append,
         )
         report = WorkerReport(

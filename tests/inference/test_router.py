@@ -1,7 +1,9 @@
 """Which of two workers answers a request that NATS hands to either of them."""
 
+import dataclasses
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +20,10 @@ from services.contract.messages import (
     ReplayRequest,
     RequestAdmitted,
 )
+from services.runtime.bus import Bus
+from services.runtime.supervised import SupervisedLoop
 from tests.inference.scripted import StartWorker, Worker, rest_of
+from tests.inference.test_report_hub import LIMITS, REPORT_SECONDS, Member
 
 SESSIONS = [f"session {number}" for number in range(12)]
 
@@ -35,6 +40,11 @@ async def pair(
         for each in (first, second):
             each.receive_reports(first.report, second.report)
         yield first, second
+
+
+async def report_once(worker: Worker) -> float:
+    await worker.bus.publish(subjects.report(worker.report.worker_id), worker.report)
+    return REPORT_SECONDS
 
 
 async def answered_by(asked: Worker, session: str, **more: Any) -> str:
@@ -85,6 +95,32 @@ async def test_request_for_a_model_is_answered_by_a_worker_of_it(start_worker: S
         (failed,) = await first.ask("hi", "s", model="third")
         assert isinstance(failed, Failed) and failed.code == "model_not_found"
         assert "fake" in failed.message and "other" in failed.message
+
+
+async def test_worker_that_is_no_hub_knows_where_requests_belong(
+    start_worker: StartWorker, history_url: str
+) -> None:
+    """Both workers learn of each other from a third one, which hears the reports."""
+    one_hub = dataclasses.replace(LIMITS, max_hubs=1)
+    async with Bus.connect(history_url, "hub") as bus, AsyncExitStack() as stack:
+        hub = Member(bus, "hub", one_hub, "loading")
+        await stack.enter_async_context(hub.running())
+        first = await stack.enter_async_context(start_worker(worker_id="w1", fleet=one_hub))
+        second = await stack.enter_async_context(
+            start_worker(worker_id="w2", fleet=one_hub, model="other", tenant=first.tenant)
+        )
+        await first.until(lambda: hub.hub.is_hub)
+        for each in (first, second):
+            reporting = SupervisedLoop("report", partial(report_once, each), pytest.fail)
+            await stack.enter_async_context(reporting.running(is_cancelled=True))
+            await stack.enter_async_context(each.reports.running(pytest.fail))
+        await first.until(lambda: not (first.reports.is_hearing or second.reports.is_hearing))
+        await first.until(lambda: hub.knows == {"hub", "w1", "w2"})
+        for session in SESSIONS[:4]:
+            assert await answered_by(first, session, model="fake") == "w1"
+            assert await answered_by(first, session, model="other") == "w2"
+        (failed,) = await first.ask("hi", "s", model="third")
+        assert isinstance(failed, Failed) and failed.code == "model_not_found"
 
 
 async def test_session_of_a_busy_worker_is_answered_by_another(

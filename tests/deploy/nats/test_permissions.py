@@ -76,6 +76,8 @@ def requests_of(tenant: str, callers: frozenset[str]) -> Iterator[Rule]:
 
 def requests_to_workers() -> Iterator[Rule]:
     yield Rule("report", subjects.report("w"), INFERENCE, EDGE | INFERENCE | CALLERS)
+    yield Rule("hub", subjects.hub("w"), INFERENCE, EDGE | INFERENCE)
+    yield Rule("reports", subjects.reports("w"), EDGE | INFERENCE, INFERENCE)
     undelivered = subjects.undelivered("w", "ann.r", 1, 1)
     yield Rule("undelivered", undelivered, NOBODY, INFERENCE)
     yield Rule("undelivered_any", subjects.undelivered_any("w"), NOBODY, INFERENCE)

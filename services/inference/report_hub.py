@@ -1,0 +1,134 @@
+"""Elects the workers that hear all reports, and gets the reports from them for the others."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from services.client.fleet import DEFAULT_LIMITS, FleetLimits, ReportSource
+from services.client.routing import WorkerDirectory
+from services.contract import subjects
+from services.contract.errors import ServiceError
+from services.contract.fleet import FleetReports, HubAnnouncement
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery
+from services.runtime.supervised import Fail, SupervisedLoop
+
+
+class ReportHub(ReportSource):
+    """
+    Hears all reports if this worker is one of the hubs, of which there are `max_hubs`: those that
+    became one first, so that a worker that comes or goes moves nothing. Every worker begins to hear
+    them at its start, and stops when it has heard of enough hubs. If one of these is silent, some
+    other worker takes its place.
+
+    Another worker needs the reports only for requests that any worker may take, and asks a hub for
+    them then (`refresh`). Until it is started, the directory is taken as it is.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        worker_id: str,
+        workers: WorkerDirectory,
+        limits: FleetLimits = DEFAULT_LIMITS,
+    ) -> None:
+        super().__init__(bus, workers, limits, worker_id)
+        self._id = worker_id
+        self._is_started = False
+        self._since: int | None = None  # when it became a hub that announces itself
+        self._complete_at = 0.0  # time of time.monotonic(), while it hears reports
+        self._has_stopped = False
+        self._refreshing = asyncio.Lock()
+
+    @asynccontextmanager
+    async def running(self, fail: Fail) -> AsyncIterator[None]:
+        """Take part in the election during the body. `fail` ends the process."""
+        await self._bus.subscribe(
+            subjects.reports(self._id), lambda delivery: self._bus.respond(delivery, self._reply)
+        )
+        await self.start()
+        self._is_started = True
+        loop = SupervisedLoop("report hub", self._step, fail)
+        async with loop.running(is_cancelled=True):
+            yield
+
+    @property
+    def is_hub(self) -> bool:
+        """Whether this worker has announced that it hears all reports."""
+        return self._since is not None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether requests can be routed by the directory as it is now."""
+        is_fetched = time.monotonic() - self._fetched_at < self._limits.poll_seconds
+        return not self._is_started or self._is_complete or is_fetched
+
+    async def refresh(self) -> None:
+        """
+        Bring the directory up to date. If no hub replies, become one, and wait until every worker
+        has reported; at the start of the process, be content with the reports so far.
+        """
+        async with self._refreshing:
+            if self.is_current or await self._fetch():
+                return
+            if not self.is_hearing:
+                await self._become_hub()
+            if self._has_stopped:
+                await asyncio.sleep(max(0.0, self._complete_at - time.monotonic()))
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether every worker has had the time to report."""
+        return self.is_hearing and time.monotonic() >= self._complete_at
+
+    async def _hear(self) -> None:
+        if not self.is_hearing:
+            self._complete_at = time.monotonic() + self._limits.hear_seconds
+        await super()._hear()
+
+    async def _step(self) -> float:
+        """Take part in the election. Pauses are random, so that one worker acts first."""
+        if self.is_hearing and self._count_seniors() >= self._limits.max_hubs:
+            await self._stop_hearing()
+        elif self.is_hub or self._is_complete:
+            await self._announce()
+            return self._limits.announce_seconds
+        elif not self.is_hearing and self._is_needed():
+            await self._become_hub()
+        return self._limits.hear_seconds * random.uniform(1.0, 1.5)
+
+    def _count_seniors(self) -> int:
+        """Return how many hubs became one before this worker; all, if it is none."""
+        hubs = self._hubs.live()
+        if self._since is None:
+            return len(hubs)
+        return sum((hub.since, hub.worker_id) < (self._since, self._id) for hub in hubs)
+
+    def _is_needed(self) -> bool:
+        """Return whether hubs are missing, and not only unheard because of a lost connection."""
+        max_age = self._limits.max_announcement_age_seconds
+        has_listened = self._bus.connected and self._bus.seconds_since_reconnect > max_age
+        return has_listened and len(self._hubs.live()) < self._limits.max_hubs
+
+    async def _become_hub(self) -> None:
+        """Announce it at once, so that others don't become one too."""
+        await self._hear()
+        await self._announce()
+
+    async def _announce(self) -> None:
+        self._since = self._since or int(time.time() * 1000)
+        count = len(self._workers.received())
+        announcement = HubAnnouncement(self._id, self._since, count, self._is_complete)
+        if self._bus.connected:  # a late one is useless
+            await self._bus.publish(subjects.hub(self._id), announcement)
+
+    async def _stop_hearing(self) -> None:
+        self._since, self._has_stopped = None, True
+        await super()._stop_hearing()
+
+    async def _reply(self, _: Delivery) -> FleetReports:
+        if not self._is_complete:
+            raise ServiceError("not_found", "This worker does not hear all reports: ask a hub.")
+        return self._workers.snapshot()

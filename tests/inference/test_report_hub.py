@@ -1,0 +1,250 @@
+"""Which workers hear all reports, and how the others get them: on a real nats-server."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+
+from services.client.fleet import FleetLimits
+from services.client.routing import WorkerDirectory
+from services.contract import subjects
+from services.contract.codec import decode
+from services.contract.errors import ServiceError
+from services.contract.fleet import FleetReports, HubAnnouncement
+from services.contract.messages import Empty, ModelInfo, WorkerReport
+from services.inference.report_hub import ReportHub
+from services.runtime.bus import Bus
+from services.runtime.deliveries import Delivery
+from services.runtime.supervised import SupervisedLoop
+from tests.servers import nats_server, running
+
+LIMITS = FleetLimits(
+    max_hubs=2,
+    announce_seconds=0.1,
+    max_announcement_age_seconds=1.0,
+    hear_seconds=0.1,
+    poll_seconds=0.05,
+)
+REPORT_SECONDS = 0.05
+
+
+@pytest.fixture(scope="module")
+def own_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A NATS server whose reports no other test hears."""
+    with running(nats_server(tmp_path_factory.mktemp("fleet"))) as server:
+        yield f"nats://127.0.0.1:{server.port}"
+
+
+class Member:
+    """A worker that only reports and takes part in the election."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        worker_id: str,
+        limits: FleetLimits = LIMITS,
+        state: Literal["loading", "ready"] = "ready",
+    ) -> None:
+        self.bus = bus
+        self.worker_id = worker_id
+        self.workers = WorkerDirectory()
+        self.hub = ReportHub(bus, worker_id, self.workers, limits)
+        self.report = WorkerReport(
+            worker_id, state, 2, 0, 0, model=ModelInfo("demo", "digest", 2048, 1)
+        )
+
+    @property
+    def knows(self) -> set[str]:
+        return {report.worker_id for report in self.workers.reports()}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        loop = SupervisedLoop("report", self.report_once, pytest.fail)
+        async with self.hub.running(pytest.fail), loop.running(is_cancelled=True):
+            yield
+
+    async def report_once(self) -> float:
+        await self.bus.publish(subjects.report(self.worker_id), self.report)
+        return REPORT_SECONDS
+
+
+class Fleet:
+    """Any number of members, each with a connection of its own, as `a`, `b`, `c`, …."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._stacks: dict[str, AsyncExitStack] = {}
+        self.members: dict[str, Member] = {}
+
+    async def add(self, *names: str, limits: FleetLimits = LIMITS) -> None:
+        for name in names:
+            stack = self._stacks[name] = AsyncExitStack()
+            bus = await stack.enter_async_context(Bus.connect(self._url, name))
+            member = self.members[name] = Member(bus, name, limits)
+            await stack.enter_async_context(member.running())
+
+    async def remove(self, name: str) -> None:
+        del self.members[name]
+        await self._stacks.pop(name).aclose()
+
+    async def close(self) -> None:
+        for name in [*self.members]:
+            await self.remove(name)
+
+    @property
+    def hearing(self) -> set[str]:
+        return {name for name, member in self.members.items() if member.hub.is_hearing}
+
+    @property
+    def hubs(self) -> set[str]:
+        return {name for name, member in self.members.items() if member.hub.is_hub}
+
+    @property
+    def others(self) -> list[Member]:
+        return [member for name, member in self.members.items() if name not in self.hearing]
+
+    async def until_elected(self) -> set[str]:
+        """Wait until there are `max_hubs`, and no other worker hears the reports."""
+        await until(lambda: len(self.hubs) == LIMITS.max_hubs and self.hearing == self.hubs)
+        return self.hubs
+
+
+@pytest.fixture
+async def fleet(own_url: str) -> AsyncIterator[Fleet]:
+    """An empty fleet."""
+    fleet = Fleet(own_url)
+    try:
+        yield fleet
+    finally:
+        await fleet.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_every_worker_of_a_small_fleet_hears_all_reports(fleet: Fleet) -> None:
+    await fleet.add("a", "b")
+    await until(lambda: fleet.hubs == {"a", "b"})
+    await until(lambda: all(member.knows == {"a", "b"} for member in fleet.members.values()))
+    assert all(member.hub.is_current for member in fleet.members.values())
+
+
+async def test_few_workers_of_a_large_fleet_hear_all_reports(fleet: Fleet) -> None:
+    await fleet.add(*"abcdefgh")
+    await fleet.until_elected()
+    directories = [member.workers for member in fleet.others]
+    assert len(directories) == 6
+    await until(lambda: not any(directory.reports() for directory in directories))
+
+
+async def test_other_worker_gets_the_reports_from_a_hub(fleet: Fleet) -> None:
+    await fleet.add(*"abcde")
+    hubs = await fleet.until_elected()
+    await until(lambda: all(fleet.members[hub].knows == set("abcde") for hub in hubs))
+    for member in fleet.others:
+        await member.hub.refresh()
+        assert member.knows == set("abcde") and not member.hub.is_hearing
+
+
+async def test_worker_that_comes_or_goes_moves_no_hub(fleet: Fleet) -> None:
+    await fleet.add(*"ijkl")
+    hubs = await fleet.until_elected()
+    await fleet.add("a", "z")
+    assert {"a", "z"} <= fleet.hearing, "a worker begins with the reports"
+    await until(lambda: not {"a", "z"} & fleet.hearing)
+    await fleet.remove(next(iter(set("ijkl") - hubs)))
+    assert await fleet.until_elected() == hubs
+
+
+async def test_lost_hub_is_replaced(fleet: Fleet) -> None:
+    await fleet.add(*"abcde")
+    hubs = await fleet.until_elected()
+    lost = min(hubs)
+    await fleet.remove(lost)
+    assert hubs - {lost} < await fleet.until_elected()
+
+
+async def test_surplus_hub_steps_down_before_older_ones(fleet: Fleet) -> None:
+    await fleet.add("a", "b")
+    await until(lambda: fleet.hubs == {"a", "b"})
+    bus = fleet.members["a"].bus
+    stranger = HubAnnouncement("stranger", since=1, workers=3, is_complete=True)
+    async with bus.inbox(subjects.hub(subjects.ANY)) as inbox:
+        since: dict[str, int] = {}
+        while since.keys() != {"a", "b"}:
+            heard = decode((await inbox.next(10)).data, HubAnnouncement)
+            since[heard.worker_id] = heard.since
+    newest = max("ab", key=lambda name: (since[name], name))
+    async with asyncio.timeout(20):
+        while newest in fleet.hearing:
+            await bus.publish(subjects.hub("stranger"), stranger)
+            await asyncio.sleep(0.01)
+    assert fleet.hubs == {"a", "b"} - {newest}
+
+
+async def test_worker_that_reaches_no_hub_becomes_one(fleet: Fleet, own_url: str) -> None:
+    """As many hubs as there should be announce themselves, but freeze."""
+    names = [f"frozen{number}" for number in range(LIMITS.max_hubs)]
+    asked: set[str] = set()
+    patient = replace(LIMITS, max_announcement_age_seconds=60.0, hear_seconds=0.5)
+    await fleet.add("a", limits=patient)
+    member = fleet.members["a"]
+    async with Bus.connect(own_url, "frozen") as bus:
+        for name in names:
+            await bus.subscribe(subjects.reports(name), lambda each: asked.add(each.subject))
+        async with asyncio.timeout(20):
+            while member.hub.is_hearing:
+                for name in names:
+                    frozen = HubAnnouncement(name, since=1, workers=3, is_complete=True)
+                    await bus.publish(subjects.hub(name), frozen)
+                await asyncio.sleep(0.01)
+        assert not asked
+        await member.hub.refresh()
+        assert member.hub.is_hub and member.knows == {"a"}
+        assert asked == {subjects.reports(name) for name in names}
+
+
+async def test_worker_that_is_no_hub_refuses_to_reply(fleet: Fleet) -> None:
+    await fleet.add(*"abc")
+    hubs = await fleet.until_elected()
+    (other,) = fleet.others
+    with pytest.raises(ServiceError) as refused:
+        await other.bus.request(subjects.reports(other.worker_id), Empty(), FleetReports)
+    assert refused.value.code == "not_found"
+    reply = await other.bus.request(subjects.reports(min(hubs)), Empty(), FleetReports)
+    assert reply.reports
+
+
+async def test_worker_of_an_earlier_version_is_heard(fleet: Fleet) -> None:
+    """It reports, but neither announces itself nor listens to announcements."""
+    await fleet.add(*"abc")
+    await fleet.until_elected()
+    (other,) = fleet.others
+    old = Member(other.bus, "old")
+    async with SupervisedLoop("report", old.report_once, pytest.fail).running(is_cancelled=True):
+        await until(lambda: all("old" in fleet.members[hub].knows for hub in fleet.hubs))
+        await until(lambda: not other.hub.is_current)
+        await other.hub.refresh()
+    assert "old" in other.knows
+
+
+async def test_lone_worker_does_not_wait_for_others(fleet: Fleet) -> None:
+    slow = FleetLimits(hear_seconds=1000)
+    await fleet.add("a", limits=slow)
+    async with asyncio.timeout(10):
+        await fleet.members["a"].hub.refresh()
+    await until(lambda: fleet.members["a"].knows == {"a"})
+
+
+async def test_messages_that_are_no_announcements_are_ignored(fleet: Fleet) -> None:
+    await fleet.add("a")
+    heard: list[Delivery] = []
+    await fleet.members["a"].bus.subscribe(subjects.hub("x"), heard.append)
+    await fleet.members["a"].bus.send(subjects.hub("x"), b"{")
+    await until(lambda: len(heard) == 1 and fleet.hubs == {"a"})

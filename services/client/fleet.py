@@ -31,11 +31,19 @@ class FleetLimits:
 
     max_hubs: int = 4
     small_fleet: int = 16  # workers, up to which edges hear all reports
-    announce_seconds: float = 2.0
-    max_announcement_age_seconds: float = 5.0  # after which a hub counts as lost
-    hear_seconds: float = 1.5  # in which every worker has reported
-    poll_seconds: float = 0.5  # between two requests for the reports
+    large_fleet: int = 100  # workers, from which on they report half as often
+    report_seconds: float = 1.0  # between two reports of a worker, unless the fleet is large
+    announce_seconds: float = 5.0
+    max_announcement_age_seconds: float = 12.0  # after which a hub counts as lost
+    hear_seconds: float = 2.5  # in which every worker has reported
     timeout_seconds: float = 0.25  # for a hub to reply
+
+    def report_interval(self, workers: int) -> float:
+        return self.report_seconds * (2 if workers >= self.large_fleet else 1)
+
+    def poll_interval(self, workers: int) -> float:
+        """Return the seconds between two requests for the reports."""
+        return self.report_interval(workers) / 2
 
 
 DEFAULT_LIMITS = FleetLimits()
@@ -65,6 +73,11 @@ class Hubs:
         oldest = self._clock() - self._limits.max_announcement_age_seconds
         self._heard = {k: v for k, v in self._heard.items() if v[0] > oldest}
         return [hub for _, hub in self._heard.values()]
+
+    @property
+    def workers(self) -> int:
+        """The number of workers, as far as a hub knows."""
+        return max((hub.workers for hub in self.live()), default=0)
 
     def complete(self) -> list[HubAnnouncement]:
         """Return the hubs that know every worker, in random order: they share the requests."""
@@ -132,8 +145,8 @@ class ReportSource:
 
 class ReportReader(ReportSource):
     """
-    Keeps the directory of an edge up to date. In a large fleet it asks a hub twice a second; it
-    hears all reports while the fleet is small, or no hub replies.
+    Keeps the directory of an edge up to date. It hears all reports while the fleet is small, or no
+    hub replies; else it asks a hub twice per interval of the reports.
     """
 
     @asynccontextmanager
@@ -144,11 +157,9 @@ class ReportReader(ReportSource):
             yield
 
     async def _step(self) -> float:
-        if self._is_large() and await self._fetch():
+        workers = self._hubs.workers
+        if workers > self._limits.small_fleet and await self._fetch():
             await self._stop_hearing()
         else:
             await self._hear()
-        return self._limits.poll_seconds
-
-    def _is_large(self) -> bool:
-        return any(hub.workers > self._limits.small_fleet for hub in self._hubs.live())
+        return self._limits.poll_interval(workers)

@@ -32,7 +32,12 @@ from services.runtime.deliveries import Delivery, NoResponders
 MAX_LOAD_DIFFERENCE = 2
 """In-flight requests that a session's worker may have more than the least loaded worker."""
 MAX_REPORT_AGE_SECONDS = 3.0
-"""Workers report once a second; one that has not reported for longer counts as lost."""
+"""
+Workers report once a second; one that has not reported for longer counts as lost. Where reports are
+less frequent (`interval`), it is that many times longer.
+"""
+REMOVED_SECONDS = 30.0
+"""For so long, a hub may still reply with earlier reports of a worker that was lost."""
 MIN_REPORT_GAP_SECONDS = 0.3
 """Between two reports of a worker; by how much less times of different clocks may differ."""
 PACKED_SECONDS = 0.2
@@ -135,7 +140,7 @@ def _weight(key: str, worker_id: str) -> bytes:
 
 
 class WorkerDirectory:
-    """The live workers, by the report that each of them sends once a second."""
+    """The live workers, by the reports that each of them sends every second or two."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -314,8 +319,13 @@ class WorkerDirectory:
         return ServiceError(failed.code, failed.message, failed.retry_after)
 
     def _remove_silent(self) -> None:
-        oldest = self._clock() - MAX_REPORT_AGE_SECONDS
-        self._reports = {k: v for k, v in self._reports.items() if v[0] > oldest}
+        now = self._clock()
+        self._reports = {
+            worker_id: (received_at, report)
+            for worker_id, (received_at, report) in self._reports.items()
+            if now - received_at < MAX_REPORT_AGE_SECONDS * report.interval
+        }
+        oldest = now - REMOVED_SECONDS
         self._removed = {k: at for k, at in self._removed.items() if at > oldest}
 
 

@@ -439,7 +439,7 @@ class Empty(Struct, frozen=True):
     """A message without content."""
 
 
-# --- reports of workers, once a second ------------------------------------------------------------
+# --- reports of workers --------------------------------------------------------------------------
 
 
 ModelKind = Literal["chat", "embedding", "rerank"]
@@ -485,3 +485,4 @@ class WorkerReport(Struct, frozen=True):
     dimensions: int = 0
     prefilled_tokens: int = 0
     generated_tokens: int = 0
+    interval: Annotated[float, Meta(gt=0, le=60)] = 1.0  # seconds until the next report

@@ -17,7 +17,6 @@ class InferenceLimits:
     max_payload: int = 2**20
     scheduler: SchedulerLimits = DEFAULT_SCHEDULER_LIMITS
 
-    report_interval_seconds: float = 1.0
     load_log_interval_seconds: float = 2.0
     max_reported_faults: int = 10  # of adapters; the log has all
     adapter_poll_seconds: float = 0.5  # two looks and a report make a change known in two seconds

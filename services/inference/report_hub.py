@@ -62,8 +62,15 @@ class ReportHub(ReportSource):
     @property
     def is_current(self) -> bool:
         """Whether requests can be routed by the directory as it is now."""
-        is_fetched = time.monotonic() - self._fetched_at < self._limits.poll_seconds
+        interval = self._limits.poll_interval(self._hubs.workers)
+        is_fetched = time.monotonic() - self._fetched_at < interval
         return not self._is_started or self._is_complete or is_fetched
+
+    @property
+    def report_interval(self) -> float:
+        """The seconds between two reports of a worker in a fleet of this size."""
+        known = len(self._workers.received()) if self.is_hub else 0
+        return self._limits.report_interval(max(self._hubs.workers, known))
 
     async def refresh(self) -> None:
         """

@@ -58,6 +58,7 @@ class Worker:
         self._tokens: TokenService | None = None
         self._workers = WorkerDirectory()
         self._reports = ReportHub(bus, self._id, self._workers)
+        self._report_interval = self._reports.report_interval
         self._reporting = AsyncExitStack()
 
     async def start(self) -> None:
@@ -167,8 +168,9 @@ class Worker:
             log.error("%s", self._error)
 
     async def _report_step(self) -> float:
+        self._report_interval = self._reports.report_interval
         await self._report()
-        return self._limits.report_interval_seconds
+        return self._report_interval
 
     async def _report(self) -> None:
         if self._bus.connected:  # a late report is useless
@@ -200,4 +202,5 @@ class Worker:
             adapter_faults=service.adapter_faults[: limits.max_reported_faults] if service else (),
             kind=self._kind,
             dimensions=service.dimensions if service else 0,
+            interval=self._report_interval,
         )

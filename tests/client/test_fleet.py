@@ -20,7 +20,7 @@ from tests.client.test_routing import Clock, receive
 from tests.servers import nats_server, running
 
 LIMITS = FleetLimits(
-    small_fleet=2, max_announcement_age_seconds=0.5, poll_seconds=0.02, timeout_seconds=0.2
+    small_fleet=2, max_announcement_age_seconds=0.5, report_seconds=0.04, timeout_seconds=0.2
 )
 REPORTS = [
     WorkerReport(f"w{number}", "ready", 2, 0, 0, model=ModelInfo("demo", "digest", 2048, 1))
@@ -111,7 +111,7 @@ async def test_edge_of_a_small_fleet_hears_all_reports(fleet_bus: Bus) -> None:
     async with reading(fleet_bus) as (reader, workers):
         for _ in range(10):
             await hub.announce()
-            await asyncio.sleep(LIMITS.poll_seconds)
+            await asyncio.sleep(LIMITS.report_seconds)
         assert reader.is_hearing and not hub.asked
         await fleet_bus.publish(subjects.report("w0"), REPORTS[0])
         await until_true(lambda: bool(workers.reports()))

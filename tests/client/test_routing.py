@@ -177,6 +177,16 @@ def test_worker_without_a_report_for_3_seconds_is_gone() -> None:
     assert not workers.ready and workers.reports() == []
 
 
+def test_worker_that_reports_less_often_is_gone_later() -> None:
+    clock = Clock()
+    workers = WorkerDirectory(clock)
+    receive(workers, replace(READY, interval=2.0))
+    clock.now += 5.9
+    assert workers.ready
+    clock.now += 0.2
+    assert not workers.ready
+
+
 def test_newest_report_of_a_worker_counts() -> None:
     workers = WorkerDirectory()
     receive(workers, READY, replace(READY, running=3))

@@ -26,9 +26,8 @@ LIMITS = FleetLimits(
     announce_seconds=0.1,
     max_announcement_age_seconds=1.0,
     hear_seconds=0.1,
-    poll_seconds=0.05,
+    report_seconds=0.05,
 )
-REPORT_SECONDS = 0.05
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ class Member:
 
     async def report_once(self) -> float:
         await self.bus.publish(subjects.report(self.worker_id), self.report)
-        return REPORT_SECONDS
+        return LIMITS.report_seconds
 
 
 class Fleet:
@@ -105,6 +104,10 @@ class Fleet:
     @property
     def others(self) -> list[Member]:
         return [member for name, member in self.members.items() if name not in self.hearing]
+
+    @property
+    def report_intervals(self) -> set[float]:
+        return {member.hub.report_interval for member in self.members.values()}
 
     async def until_elected(self) -> set[str]:
         """Wait until there are `max_hubs`, and no other worker hears the reports."""
@@ -248,3 +251,12 @@ async def test_messages_that_are_no_announcements_are_ignored(fleet: Fleet) -> N
     await fleet.members["a"].bus.subscribe(subjects.hub("x"), heard.append)
     await fleet.members["a"].bus.send(subjects.hub("x"), b"{")
     await until(lambda: len(heard) == 1 and fleet.hubs == {"a"})
+
+
+async def test_workers_of_a_large_fleet_report_half_as_often(fleet: Fleet) -> None:
+    limits = replace(LIMITS, large_fleet=4)
+    await fleet.add(*"abc", limits=limits)
+    await until(lambda: len(fleet.hubs) == LIMITS.max_hubs)
+    assert fleet.report_intervals == {limits.report_seconds}
+    await fleet.add("d", limits=limits)
+    await until(lambda: fleet.report_intervals == {2 * limits.report_seconds})

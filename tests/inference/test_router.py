@@ -23,7 +23,7 @@ from services.contract.messages import (
 from services.runtime.bus import Bus
 from services.runtime.supervised import SupervisedLoop
 from tests.inference.scripted import StartWorker, Worker, rest_of
-from tests.inference.test_report_hub import LIMITS, REPORT_SECONDS, Member
+from tests.inference.test_report_hub import LIMITS, Member
 
 SESSIONS = [f"session {number}" for number in range(12)]
 
@@ -44,7 +44,7 @@ async def pair(
 
 async def report_once(worker: Worker) -> float:
     await worker.bus.publish(subjects.report(worker.report.worker_id), worker.report)
-    return REPORT_SECONDS
+    return LIMITS.report_seconds
 
 
 async def answered_by(asked: Worker, session: str, **more: Any) -> str:

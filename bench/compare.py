@@ -14,6 +14,7 @@ from bench import (
     burst,
     edge,
     failover,
+    fleet,
     floor,
     gaps,
     history,
@@ -54,6 +55,8 @@ LOADS = {
     "routing": routing.run,
     "edge": edge.run,
     "attacks": attacks.run,
+    "fleet": fleet.run,
+    "cluster": fleet.run_cluster,
 }
 
 

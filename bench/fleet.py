@@ -56,10 +56,10 @@ MEASURE_SECONDS = 10.0
 SERVERS = 3
 CLUSTER_WORKERS, CLUSTER_EDGES = 1_000, 50
 CLUSTER_SETTLE_SECONDS = 45.0
-HELD_PER_EDGE, HOLD_SECONDS = 60, 30.0  # requests that run at the same time, and their arrival
+HELD_PER_EDGE, HOLD_SECONDS = 60, 45.0  # requests that run at the same time, and their arrival
 CHURN_SECONDS = 20.0
 CHURN_PAUSE_SECONDS = 1.0  # in each process
-ASK_SECONDS = 1.5  # between two requests of an edge
+ASK_SECONDS = 2.5  # between two requests of an edge
 ANSWER_SECONDS = 0.3
 
 NOTE = f"""One nats-server, {EDGES} edges and workers that pretend, each with a connection of its

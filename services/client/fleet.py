@@ -33,7 +33,8 @@ class FleetLimits:
     small_fleet: int = 16  # workers, up to which edges hear all reports
     large_fleet: int = 100  # workers, from which on they report half as often
     report_seconds: float = 1.0  # between two reports of a worker, unless the fleet is large
-    announce_seconds: float = 5.0
+    announce_seconds: float = 5.0  # between announcements of a hub, unless it hears a new worker
+    look_seconds: float = 1.0  # at most, between two looks of a worker at the hubs
     max_announcement_age_seconds: float = 12.0  # after which a hub counts as lost
     hear_seconds: float = 2.5  # in which every worker has reported
     timeout_seconds: float = 0.25  # for a hub to reply

@@ -1,6 +1,7 @@
 """Elects the workers that hear all reports, and gets the reports from them for the others."""
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncIterator
@@ -39,6 +40,8 @@ class ReportHub(ReportSource):
         self._is_started = False
         self._since: int | None = None  # when it became a hub that announces itself
         self._complete_at = 0.0  # time of time.monotonic(), while it hears reports
+        self._announced_at = -math.inf  # time of time.monotonic()
+        self._announced_to: set[str] = set()  # the workers that have heard it, if they listened
         self._has_stopped = False
         self._refreshing = asyncio.Lock()
 
@@ -69,7 +72,7 @@ class ReportHub(ReportSource):
     @property
     def report_interval(self) -> float:
         """The seconds between two reports of a worker in a fleet of this size."""
-        known = len(self._workers.received()) if self.is_hub else 0
+        known = len(self._announced_to) if self.is_hub else 0
         return self._limits.report_interval(max(self._hubs.workers, known))
 
     async def refresh(self) -> None:
@@ -99,12 +102,21 @@ class ReportHub(ReportSource):
         """Take part in the election. Pauses are random, so that one worker acts first."""
         if self.is_hearing and self._count_seniors() >= self._limits.max_hubs:
             await self._stop_hearing()
-        elif self.is_hub or self._is_complete:
+        elif self._is_announcement_due():
             await self._announce()
-            return self._limits.announce_seconds
         elif not self.is_hearing and self._is_needed():
             await self._become_hub()
-        return self._limits.hear_seconds * random.uniform(1.0, 1.5)
+        return self._limits.look_seconds * random.uniform(0.5, 1.0)
+
+    def _is_announcement_due(self) -> bool:
+        """Return whether it is time for one, also because a new worker waits for it."""
+        if not (self.is_hub or self._is_complete):
+            return False
+        is_old = time.monotonic() - self._announced_at >= self._limits.announce_seconds
+        return is_old or not self._known_workers() <= self._announced_to
+
+    def _known_workers(self) -> set[str]:
+        return {report.worker_id for report in self._workers.reports()}
 
     def _count_seniors(self) -> int:
         """Return how many hubs became one before this worker; all, if it is none."""
@@ -126,7 +138,8 @@ class ReportHub(ReportSource):
 
     async def _announce(self) -> None:
         self._since = self._since or int(time.time() * 1000)
-        count = len(self._workers.received())
+        self._announced_at, self._announced_to = time.monotonic(), self._known_workers()
+        count = len(self._announced_to)
         announcement = HubAnnouncement(self._id, self._since, count, self._is_complete)
         if self._bus.connected:  # a late one is useless
             await self._bus.publish(subjects.hub(self._id), announcement)

@@ -25,6 +25,7 @@ LIMITS = FleetLimits(
     max_hubs=2,
     announce_seconds=0.1,
     max_announcement_age_seconds=1.0,
+    look_seconds=0.1,
     hear_seconds=0.1,
     report_seconds=0.05,
 )
@@ -171,6 +172,15 @@ async def test_lost_hub_is_replaced(fleet: Fleet) -> None:
     lost = min(hubs)
     await fleet.remove(lost)
     assert hubs - {lost} < await fleet.until_elected()
+
+
+async def test_hubs_announce_themselves_to_a_new_worker(fleet: Fleet) -> None:
+    rare = replace(LIMITS, announce_seconds=1000.0, max_announcement_age_seconds=5000.0)
+    await fleet.add(*"abc", limits=rare)
+    hubs = await fleet.until_elected()
+    await fleet.add("d", limits=rare)
+    await until(lambda: "d" not in fleet.hearing)
+    assert fleet.hubs == hubs
 
 
 async def test_surplus_hub_steps_down_before_older_ones(fleet: Fleet) -> None:

@@ -55,10 +55,11 @@ MEASURE_SECONDS = 10.0
 
 SERVERS = 3
 CLUSTER_WORKERS, CLUSTER_EDGES = 1_000, 50
-CLUSTER_SETTLE_SECONDS = 45.0
-HELD_PER_EDGE, HOLD_SECONDS = 60, 45.0  # requests that run at the same time, and their arrival
+CLUSTER_SETTLE_SECONDS = 50.0
+HELD_PER_EDGE, HOLD_SECONDS = 60, 40.0  # requests that run at the same time, and their arrival
 CHURN_SECONDS = 20.0
-CHURN_PAUSE_SECONDS = 1.0  # in each process
+CHURN_PAUSE_SECONDS = 4.0  # in each process
+WORKERS_A_CONNECTION = 5  # in the cluster: each connection costs this machine a ms a second
 ASK_SECONDS = 2.5  # between two requests of an edge
 ANSWER_SECONDS = 0.3
 
@@ -67,8 +68,9 @@ own as in the product, idle but for their reports, hubs and pings. CPU of nats-s
 {MEASURE_SECONDS:g} s, in percent of a core. Before: every worker and edge hears all reports."""
 CLUSTER_NOTE = f"""{CLUSTER_WORKERS:,} workers that pretend and {CLUSTER_EDGES} edges on {SERVERS}
 nats-servers, all on the same two cores. Spread: {CLUSTER_EDGES * HELD_PER_EDGE:,} requests of as
-many sessions, that run at the same time. Churn: every {CHURN_PAUSE_SECONDS / PROCESSES:g} s a
-worker goes, one half by a drain, the other in mid-answer, and another one comes, while
+many sessions, that run at the same time. Churn: every {CHURN_PAUSE_SECONDS / PROCESSES:g} s
+{WORKERS_A_CONNECTION} workers, which share a connection here, go, one half by a drain, the other in
+mid-answer, and as many come, while
 {CLUSTER_EDGES / ASK_SECONDS:.0f} requests a second are answered in {ANSWER_SECONDS:g} s each."""
 
 
@@ -80,6 +82,7 @@ class Share(NamedTuple):
     edges: int
     is_before: bool = False
     begin: float = 0.0  # of the requests; 0: there are none
+    workers_a_connection: int = 1
 
 
 class Outcome(NamedTuple):
@@ -120,7 +123,13 @@ def run_cluster(plan: Plan) -> Section:
     """Send requests to a thousand workers, also while some come and go."""
     with tempfile.TemporaryDirectory() as folder, running_cluster(Path(folder)) as servers:
         begin = time.monotonic() + CLUSTER_SETTLE_SECONDS
-        share = Share(_urls(servers), CLUSTER_WORKERS, CLUSTER_EDGES, begin=begin)
+        share = Share(
+            _urls(servers),
+            CLUSTER_WORKERS,
+            CLUSTER_EDGES,
+            begin=begin,
+            workers_a_connection=WORKERS_A_CONNECTION,
+        )
         with hosting(share) as futures:
             time.sleep(max(0.0, begin - MEASURE_SECONDS - 1 - time.monotonic()))
             used = _cpu(servers)
@@ -190,7 +199,7 @@ class Host:
     def __init__(self, share: Share, stop: Event) -> None:
         self._share = share
         self._stop = stop
-        self._workers: list[PretendedWorker] = []
+        self._nodes: list[Node] = []
         self._edges: list[PretendedEdge] = []
         self._seconds: list[float] = []
         self._failures: list[str] = []
@@ -199,8 +208,8 @@ class Host:
         share = self._share
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._close)
-            for number in range(share.workers):
-                await self._add_worker(number)
+            for number in range(share.workers // share.workers_a_connection):
+                await self._add_node(number)
             for number in range(share.edges):
                 edge = PretendedEdge(self._url(number), share.is_before)
                 await stack.enter_async_context(edge.running())
@@ -216,14 +225,18 @@ class Host:
     def _url(self, number: int) -> str:
         return self._share.urls[number % len(self._share.urls)]
 
-    async def _add_worker(self, number: int) -> None:
-        worker = PretendedWorker(self._url(number), self._share.is_before)
-        await worker.start()
-        self._workers.append(worker)
+    @property
+    def _workers(self) -> list["PretendedWorker"]:
+        return [worker for node in self._nodes for worker in node.workers]
+
+    async def _add_node(self, number: int) -> None:
+        node = Node(self._url(number), self._share)
+        await node.start()
+        self._nodes.append(node)
 
     async def _close(self) -> None:
-        for worker in self._workers:
-            await worker.close()
+        for node in self._nodes:
+            await node.close()
 
     async def _measure(self) -> tuple[int, ...]:
         """Return how many requests ran at the same time, by worker; then begin the churn."""
@@ -231,7 +244,7 @@ class Host:
         await asyncio.sleep(max(0.0, begin - time.monotonic()))
         await asyncio.gather(*(edge.hold() for edge in self._edges))
         await asyncio.sleep(max(0.0, begin + HOLD_SECONDS + 1 - time.monotonic()))
-        held = tuple(worker.running for worker in self._workers)
+        held = tuple(worker.load for worker in self._workers)
         for worker in self._workers:
             worker.release()
         async with asyncio.TaskGroup() as group:
@@ -243,11 +256,11 @@ class Host:
     async def _churn(self) -> None:
         """Replace workers, the oldest first: by a drain and by a loss in turns."""
         for number in range(round(CHURN_SECONDS / CHURN_PAUSE_SECONDS)):
-            worker = self._workers.pop(0)
+            node = self._nodes.pop(0)
             if number % 2:
-                await worker.drain()
-            await worker.close()
-            await self._add_worker(number)
+                await asyncio.gather(*(worker.drain() for worker in node.workers))
+            await node.close()
+            await self._add_node(number)
             await asyncio.sleep(CHURN_PAUSE_SECONDS)
 
     async def _ask(self, edge: "PretendedEdge", phase: float) -> None:
@@ -261,46 +274,61 @@ class Host:
             await asyncio.sleep(max(0.0, ASK_SECONDS - took))
 
 
+class Node:
+    """Workers that share a connection, and go together."""
+
+    def __init__(self, url: str, share: Share) -> None:
+        self._url = url
+        self._share = share
+        self._stack = AsyncExitStack()
+        self.workers: list[PretendedWorker] = []
+
+    async def start(self) -> None:
+        bus = await self._stack.enter_async_context(Bus.connect(self._url, "workers"))
+        for _ in range(self._share.workers_a_connection):
+            worker = PretendedWorker(bus, self._share.is_before)
+            await self._stack.enter_async_context(worker.running())
+            self.workers.append(worker)
+
+    async def close(self) -> None:
+        """Go in mid-answer."""
+        await self._stack.aclose()
+
+
 class PretendedWorker:
     """Reports, takes part in the election of hubs, and answers without a model."""
 
-    def __init__(self, url: str, is_before: bool) -> None:
-        self._url = url
+    def __init__(self, bus: Bus, is_before: bool) -> None:
+        self._bus = bus
         self._is_before = is_before
         self._id = uuid4().hex
         self._directory = WorkerDirectory()
         self._is_draining = False
         self._answers: set[asyncio.Task[None]] = set()
         self._released = asyncio.Event()
-        self._stack = AsyncExitStack()
+        self._hub = ReportHub(bus, self._id, self._directory)
 
     @property
-    def running(self) -> int:
+    def load(self) -> int:
         return len(self._answers)
 
     @property
     def is_hearing(self) -> bool:
         return self._hub.is_hearing
 
-    async def start(self) -> None:
-        self._bus = await self._stack.enter_async_context(Bus.connect(self._url, "worker"))
-        self._hub = ReportHub(self._bus, self._id, self._directory)
-        if self._is_before:
-            await self._stack.enter_async_context(hearing(self._bus))
-        else:
-            await self._stack.enter_async_context(self._hub.running(_fail))
-        await self._bus.subscribe(
-            subjects.worker_request(self._id, subjects.ANY),
-            lambda delivery: self._bus.respond(delivery, self._admit),
-        )
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serve during the body; its end cuts the answers."""
+        reports = hearing(self._bus) if self._is_before else self._hub.running(_fail)
         loop = SupervisedLoop("report", self._report, _fail)
-        await self._stack.enter_async_context(loop.running(is_cancelled=True))
-
-    async def close(self) -> None:
-        """Go in mid-answer."""
+        async with reports, loop.running(is_cancelled=True):
+            await self._bus.subscribe(
+                subjects.worker_request(self._id, subjects.ANY),
+                lambda delivery: self._bus.respond(delivery, self._admit),
+            )
+            yield
         for answer in self._answers:
             answer.cancel()
-        await self._stack.aclose()
 
     async def drain(self) -> None:
         self._is_draining = True
@@ -313,14 +341,14 @@ class PretendedWorker:
         self._released.set()
 
     async def _report(self) -> float:
-        running = min(self.running, SLOTS)
+        running = min(self.load, SLOTS)
         interval = 1.0 if self._is_before else self._hub.report_interval
         report = WorkerReport(
             self._id,
             "draining" if self._is_draining else "ready",
             SLOTS,
             running,
-            self.running - running,
+            self.load - running,
             QUEUE,
             model=MODEL,
             name="demo",
@@ -335,7 +363,7 @@ class PretendedWorker:
         task = asyncio.create_task(self._answer(request, reply))
         self._answers.add(task)
         task.add_done_callback(self._answers.discard)
-        return RequestAdmitted(min(self.running, SLOTS), max(0, self.running - SLOTS))
+        return RequestAdmitted(min(self.load, SLOTS), max(0, self.load - SLOTS))
 
     async def _answer(self, request: ChatRequest, reply: str) -> None:
         await self._bus.publish(reply, Accepted(str(request.request_id), self._id))

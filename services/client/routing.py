@@ -40,6 +40,8 @@ REMOVED_SECONDS = 30.0
 """For so long, a hub may still reply with earlier reports of a worker that was lost."""
 MIN_REPORT_GAP_SECONDS = 0.3
 """Between two reports of a worker; by how much less times of different clocks may differ."""
+CLEANING_SECONDS = 1.0
+"""Between two removals of lost workers while reports arrive: each one looks at all workers."""
 PACKED_SECONDS = 0.2
 """For so long, a hub replies to all with the same compressed reports."""
 RETRIABLE_ELSEWHERE: tuple[ErrorCode, ...] = ("overloaded", "shutting_down")
@@ -149,10 +151,12 @@ class WorkerDirectory:
         self._removed: dict[str, float] = {}  # the time, by worker
         self._offered: Counter[str] = Counter()
         self._packed, self._packed_at = b"", -math.inf
+        self._cleaned_at = -math.inf
 
     def on_report(self, delivery: Delivery) -> None:
         report = decode(delivery.data, WorkerReport)
-        self._remove_silent()
+        if self._clock() - self._cleaned_at > CLEANING_SECONDS:
+            self._remove_silent()
         self._reports[report.worker_id] = (self._clock(), report)
 
     def remove(self, worker_id: str) -> None:
@@ -319,7 +323,7 @@ class WorkerDirectory:
         return ServiceError(failed.code, failed.message, failed.retry_after)
 
     def _remove_silent(self) -> None:
-        now = self._clock()
+        now = self._cleaned_at = self._clock()
         self._reports = {
             worker_id: (received_at, report)
             for worker_id, (received_at, report) in self._reports.items()

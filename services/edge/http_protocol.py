@@ -78,8 +78,12 @@ class WriteBatch:
     def _write(self) -> None:
         writes, self._writes = self._writes, []
         for transport, data in writes:
-            if not transport.is_closing():
-                transport.write(data)
+            try:
+                if not transport.is_closing():
+                    transport.write(data)
+            except Exception:  # which must not cost other clients their chunks
+                log.exception("a chunk could not be written")
+                transport.abort()
 
 
 class BodyWriter:
@@ -120,7 +124,7 @@ class BodyWriter:
     def write_soon(self, data: bytes) -> None:
         """
         Write a chunk together with those of other responses, once the running callback has ended.
-        Not for a task that writes more before it waits: that would overtake the chunk.
+        Call it only from a callback: what a task writes next would come before this chunk.
         """
         assert self._transport is not None
         self._batch.add(self._transport, _chunk(data))

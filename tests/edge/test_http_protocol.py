@@ -11,15 +11,23 @@ from tests.fakes import ACCEPTED, DONE, Script, scripted_worker
 class RecordedTransport:
     """A transport that notes what is written to it in a list that several share."""
 
-    def __init__(self, written: list[bytes], is_closing: bool = False) -> None:
+    def __init__(
+        self, written: list[bytes], is_closing: bool = False, is_broken: bool = False
+    ) -> None:
         self._written = written
         self._is_closing = is_closing
+        self._is_broken = is_broken
 
     def is_closing(self) -> bool:
         return self._is_closing
 
     def write(self, data: bytes) -> None:
+        if self._is_broken:
+            raise RuntimeError("broken")
         self._written.append(data)
+
+    def abort(self) -> None:
+        self._written.append(b"aborted")
 
 
 async def test_batch_is_written_in_order_once_the_callback_has_ended() -> None:
@@ -34,6 +42,15 @@ async def test_batch_is_written_in_order_once_the_callback_has_ended() -> None:
     batch.add(cast(asyncio.Transport, both[1]), b"5")
     await asyncio.sleep(0)
     assert written[3:] == [b"5"]
+
+
+async def test_failing_connection_costs_others_no_chunk() -> None:
+    written: list[bytes] = []
+    batch = WriteBatch()
+    for transport in (RecordedTransport(written, is_broken=True), RecordedTransport(written)):
+        batch.add(cast(asyncio.Transport, transport), b"1")
+    await asyncio.sleep(0)
+    assert written == [b"aborted", b"1"]
 
 
 async def test_answer_that_comes_in_one_go_keeps_its_order(

@@ -9,7 +9,7 @@ from deploy import asyncapi
 from services.contract import conversation, fleet, history, messages, subjects, tokens
 from services.contract.subjects import ANY
 
-BASES = {"Event", "Record", "ResponseFormat", "PromptRequest"}
+BASES = {"Context", "Event", "Record", "ResponseFormat", "PromptRequest"}
 COMPRESSED = {"HeardReport", "HeardReports"}  # in FleetReports
 
 

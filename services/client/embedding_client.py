@@ -93,7 +93,7 @@ class EmbeddingClient:
     tenant: str = subjects.OPEN_TENANT
     policy: EmbeddingPolicy = DEFAULT_POLICY
     observe: ObserveEmbedding = observe_no_tokens
-    refresh: Callable[[], Awaitable[None]] = nothing_to_refresh
+    refresh: Callable[[], Awaitable[object]] = nothing_to_refresh
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Return the vectors of all inputs. Raises ServiceError."""

@@ -38,6 +38,7 @@ class FleetLimits:
     max_announcement_age_seconds: float = 12.0  # after which a hub counts as lost
     hear_seconds: float = 2.5  # in which every worker has reported
     timeout_seconds: float = 0.25  # for a hub to reply
+    refresh_seconds: float = 0.6  # for an update; less than a request waits for its admission
 
     def report_interval(self, workers: int) -> float:
         return self.report_seconds * (2 if workers >= self.large_fleet else 1)

@@ -43,7 +43,7 @@ class ReportHub(ReportSource):
         self._announced_at = -math.inf  # time of time.monotonic()
         self._announced_to: set[str] = set()  # the workers that have heard it, if they listened
         self._has_stopped = False
-        self._refreshing = asyncio.Lock()
+        self._updating: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def running(self, fail: Fail) -> AsyncIterator[None]:
@@ -54,8 +54,12 @@ class ReportHub(ReportSource):
         await self.start()
         self._is_started = True
         loop = SupervisedLoop("report hub", self._step, fail)
-        async with loop.running(is_cancelled=True):
-            yield
+        try:
+            async with loop.running(is_cancelled=True):
+                yield
+        finally:
+            if self._updating:
+                self._updating.cancel()
 
     @property
     def is_hub(self) -> bool:
@@ -75,18 +79,30 @@ class ReportHub(ReportSource):
         known = len(self._announced_to) if self.is_hub else 0
         return self._limits.report_interval(max(self._hubs.workers, known))
 
-    async def refresh(self) -> None:
+    async def refresh(self) -> bool:
         """
-        Bring the directory up to date. If no hub replies, become one, and wait until every worker
-        has reported; at the start of the process, be content with the reports so far.
+        Bring the directory up to date. Return whether it is, after at most `refresh_seconds`: who
+        sent the request waits no longer for a reply. The update goes on for later requests.
         """
-        async with self._refreshing:
-            if self.is_current or await self._fetch():
-                return
+        if self.is_current:
+            return True
+        if self._updating is None or self._updating.done():
+            self._updating = self._bus.spawn(self._update())
+        done, _ = await asyncio.wait({self._updating}, timeout=self._limits.refresh_seconds)
+        return bool(done)
+
+    async def _update(self) -> None:
+        """
+        Ask the hubs. If none replies, become one, and wait until every worker has reported; at the
+        start of the process, be content with the reports so far.
+        """
+        while not self.is_current and not await self._fetch():
             if not self.is_hearing:
                 await self._become_hub()
-            if self._has_stopped:
-                await asyncio.sleep(max(0.0, self._complete_at - time.monotonic()))
+            if not self._has_stopped:
+                return
+            rest = self._complete_at - time.monotonic()
+            await asyncio.sleep(min(max(0.0, rest), self._limits.timeout_seconds))
 
     @property
     def _is_complete(self) -> bool:

@@ -61,18 +61,22 @@ class Router:
             self.bus.spawn(self._refresh_and_assign(tenant, request, delivery.reply))
 
     async def _refresh_and_assign(self, tenant: str, request: ChatRequest, reply: str) -> None:
-        await self.reports.refresh()
-        await self._assign(tenant, request, reply)
+        is_complete = await self.reports.refresh()
+        await self._assign(tenant, request, reply, is_complete)
 
-    async def _assign(self, tenant: str, request: ChatRequest, reply: str) -> None:
+    async def _assign(
+        self, tenant: str, request: ChatRequest, reply: str, is_complete: bool = True
+    ) -> None:
+        """`is_complete`: whether all workers are known."""
         try:
-            candidates = self._candidates(tenant, request)
+            candidates = self._candidates(tenant, request, is_complete)
             if candidates[0] == self.worker_id:
                 self.admit(tenant, request, reply)
             else:
                 self.bus.spawn(self._forward(candidates, tenant, request, reply))
         except ServiceError as error:
-            await self._reject(reply, error)
+            is_unknown = error.code == "model_not_found" and not is_complete
+            await self._reject(reply, _not_known_yet(request.model) if is_unknown else error)
 
     async def _admit_direct(self, delivery: Delivery) -> RequestAdmitted:
         tenant = subjects.tenant_of(delivery.subject)
@@ -84,13 +88,14 @@ class Router:
             )
         return self.admit(tenant, _decode(tenant, delivery.data), reply)
 
-    def _candidates(self, tenant: str, request: ChatRequest) -> list[str]:
+    def _candidates(self, tenant: str, request: ChatRequest, is_complete: bool) -> list[str]:
         """
-        Return the workers to try, best first; this one if no ready worker has reported. Raises
-        ServiceError if the others serve other models only, or the model is not ready.
+        Return the workers to try, best first; this one if no ready worker has reported, or if none
+        of those that are known serves the model. Raises ServiceError if all are known and serve
+        other models only, or the model is not ready.
         """
         candidates = self.workers.rank(prompts.routing_key(tenant, request), request.model)
-        if not candidates and self.workers.ready:
+        if not candidates and is_complete and self.workers.ready:
             raise self.workers.unavailable_error(request.model)
         return candidates or [self.worker_id]
 
@@ -113,6 +118,11 @@ class Router:
 
     async def _reject(self, reply: str, error: ServiceError) -> None:
         await self.bus.publish(reply, Failed(error.code, error.message, error.retry_after))
+
+
+def _not_known_yet(model: str | None) -> ServiceError:
+    message = f"No worker with the model {model!r} is known yet. Send the request again."
+    return ServiceError("no_worker", message)
 
 
 def _decode(tenant: str, data: bytes) -> ChatRequest:

@@ -1,24 +1,30 @@
 """Which of two workers answers a request that NATS hands to either of them."""
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from services.client.chat_client import ChatClient
+from services.client.fleet import DEFAULT_LIMITS as FLEET_LIMITS
 from services.contract import subjects
 from services.contract.errors import ServiceError
+from services.contract.fleet import HubAnnouncement
 from services.contract.messages import (
     Accepted,
     Cancel,
     ChatRequest,
     Done,
     Failed,
+    ModelInfo,
     ReplayRequest,
     RequestAdmitted,
+    StreamEvent,
 )
 from services.runtime.bus import Bus
 from services.runtime.supervised import SupervisedLoop
@@ -121,6 +127,50 @@ async def test_worker_that_is_no_hub_knows_where_requests_belong(
             assert await answered_by(first, session, model="other") == "w2"
         (failed,) = await first.ask("hi", "s", model="third")
         assert isinstance(failed, Failed) and failed.code == "model_not_found"
+
+
+@pytest.mark.parametrize("is_frozen", [True, False], ids=["frozen", "lost"])
+async def test_request_is_answered_if_no_hub_replies(
+    start_worker: StartWorker, is_frozen: bool
+) -> None:
+    """A client without reports waits a second for the worker that NATS picks."""
+    limits = dataclasses.replace(FLEET_LIMITS, look_seconds=0.1, hear_seconds=1000.0)
+    async with start_worker(fleet=limits) as worker, worker.reports.running(pytest.fail):
+        await without_hubs(worker, limits.max_hubs, is_frozen)
+        assert isinstance(await end_of_answer(worker, "fake"), Done)
+        await worker.until(lambda: worker.reports.is_hub)
+
+
+async def test_incomplete_directory_is_no_reason_to_reject(start_worker: StartWorker) -> None:
+    """It lacks this worker, but has one of another model."""
+    limits = dataclasses.replace(FLEET_LIMITS, look_seconds=0.1, hear_seconds=1000.0)
+    async with start_worker(fleet=limits) as worker, worker.reports.running(pytest.fail):
+        await without_hubs(worker, limits.max_hubs, is_frozen=False)
+        other = replace(worker.report, worker_id="w2", model=ModelInfo("other", "o", 2048, 0))
+        worker.receive_reports(replace(other, interval=60.0))
+        assert isinstance(await end_of_answer(worker, "fake"), Done)
+        failed = await end_of_answer(worker, "third")
+        assert isinstance(failed, Failed) and failed.code == "no_worker"
+
+
+async def without_hubs(worker: Worker, count: int, is_frozen: bool) -> None:
+    """Have the worker rely on that many hubs, none of which replies."""
+    names = [f"silent{number}" for number in range(count)]
+    for name in names if is_frozen else []:
+        await worker.bus.subscribe(subjects.reports(name), lambda delivery: None)
+    async with asyncio.timeout(20):
+        while worker.reports.is_hearing:
+            for name in names:
+                hub = HubAnnouncement(name, since=1, workers=5, is_complete=True)
+                await worker.bus.publish(subjects.hub(name), hub)
+            await asyncio.sleep(0.01)
+
+
+async def end_of_answer(worker: Worker, model: str) -> StreamEvent:
+    """Return the last event that a client without reports gets."""
+    client, request = ChatClient(worker.bus, worker.tenant), ChatRequest(prompt="hi", model=model)
+    async with aclosing(client.stream(request)) as events:
+        return [event async for event in events][-1]
 
 
 async def test_session_of_a_busy_worker_is_answered_by_another(

@@ -64,7 +64,9 @@ class Hubs:
 
     def on_announcement(self, delivery: Delivery) -> None:
         hub = decode(delivery.data, HubAnnouncement)
-        if hub.worker_id != self._own_id:
+        if hub.is_stopping:
+            self.remove(hub.worker_id)
+        elif hub.worker_id != self._own_id:
             self._heard[hub.worker_id] = (self._clock(), hub)
 
     def remove(self, worker_id: str) -> None:

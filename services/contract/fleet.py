@@ -17,13 +17,14 @@ class HubAnnouncement(Struct, frozen=True):
     """
     A worker hears all reports. `since` is the Unix time, in milliseconds, since when it does,
     `workers` the number of workers from which it has one. `is_complete`: every worker has had the
-    time to report to it.
+    time to report to it. `is_stopping`: it hears them no longer, or not for much longer.
     """
 
     worker_id: WorkerId
     since: int
     workers: int = 0
     is_complete: bool = False
+    is_stopping: bool = False
 
 
 class HeardReport(Struct, frozen=True):

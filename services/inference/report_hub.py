@@ -41,6 +41,7 @@ class ReportHub(ReportSource):
         self._since: int | None = None  # when it became a hub that announces itself
         self._complete_at = 0.0  # time of time.monotonic(), while it hears reports
         self._announced_at = -math.inf  # time of time.monotonic()
+        self._announced_complete = False
         self._announced_to: set[str] = set()  # the workers that have heard it, if they listened
         self._has_stopped = False
         self._updating: asyncio.Task[None] | None = None
@@ -60,6 +61,7 @@ class ReportHub(ReportSource):
         finally:
             if self._updating:
                 self._updating.cancel()
+            await self._resign()
 
     @property
     def is_hub(self) -> bool:
@@ -122,14 +124,18 @@ class ReportHub(ReportSource):
             await self._announce()
         elif not self.is_hearing and self._is_needed():
             await self._become_hub()
-        return self._limits.look_seconds * random.uniform(0.5, 1.0)
+        pause = self._limits.look_seconds * random.uniform(0.5, 1.0)
+        if self.is_hub and not self._is_complete:
+            pause = min(pause, max(0.0, self._complete_at - time.monotonic()))
+        return pause
 
     def _is_announcement_due(self) -> bool:
-        """Return whether it is time for one, also because a new worker waits for it."""
+        """Return whether it is time for one, or there is something new to announce."""
         if not (self.is_hub or self._is_complete):
             return False
         is_old = time.monotonic() - self._announced_at >= self._limits.announce_seconds
-        return is_old or not self._known_workers() <= self._announced_to
+        has_changed = self._announced_complete != self._is_complete
+        return is_old or has_changed or not self._known_workers() <= self._announced_to
 
     def _known_workers(self) -> set[str]:
         return {report.worker_id for report in self._workers.reports()}
@@ -155,13 +161,26 @@ class ReportHub(ReportSource):
     async def _announce(self) -> None:
         self._since = self._since or int(time.time() * 1000)
         self._announced_at, self._announced_to = time.monotonic(), self._known_workers()
-        count = len(self._announced_to)
-        announcement = HubAnnouncement(self._id, self._since, count, self._is_complete)
+        self._announced_complete = self._is_complete
+        await self._publish(
+            HubAnnouncement(
+                self._id, self._since, len(self._announced_to), self._announced_complete
+            )
+        )
+
+    async def _resign(self) -> None:
+        """Announce that this worker is no hub any more, so that it is replaced at once."""
+        since, self._since = self._since, None
+        if since is not None:
+            await self._publish(HubAnnouncement(self._id, since, is_stopping=True))
+
+    async def _publish(self, announcement: HubAnnouncement) -> None:
         if self._bus.connected:  # a late one is useless
             await self._bus.publish(subjects.hub(self._id), announcement)
 
     async def _stop_hearing(self) -> None:
-        self._since, self._has_stopped = None, True
+        self._has_stopped = True
+        await self._resign()
         await super()._stop_hearing()
 
     async def _reply(self, _: Delivery) -> FleetReports:

@@ -146,7 +146,7 @@ async def test_edge_asks_the_next_hub_if_one_is_lost(fleet_bus: Bus) -> None:
         assert workers.reports() == REPORTS
 
 
-def test_hub_that_does_not_announce_itself_is_lost() -> None:
+def test_hub_is_lost_if_it_is_silent_or_stops() -> None:
     clock = Clock()
     hubs = Hubs(LIMITS, "me", clock)
     for worker_id, is_complete in (("a", True), ("b", False), ("me", True)):
@@ -154,6 +154,9 @@ def test_hub_that_does_not_announce_itself_is_lost() -> None:
         hubs.on_announcement(Delivery(subjects.hub(worker_id), encode(announcement), ""))
     assert [hub.worker_id for hub in hubs.live()] == ["a", "b"], "not the worker itself"
     assert [hub.worker_id for hub in hubs.complete()] == ["a"]
+    stopping = HubAnnouncement("a", 1, is_stopping=True)
+    hubs.on_announcement(Delivery(subjects.hub("a"), encode(stopping), ""))
+    assert [hub.worker_id for hub in hubs.live()] == ["b"]
     clock.now += LIMITS.max_announcement_age_seconds
     assert hubs.live() == []
 

@@ -39,7 +39,7 @@ class ReportHub(ReportSource):
         self._id = worker_id
         self._is_started = False
         self._since: int | None = None  # when it became a hub that announces itself
-        self._complete_at = 0.0  # time of time.monotonic(), while it hears reports
+        self._hearing_since = 0.0  # time of time.monotonic(), while it hears reports
         self._announced_at = -math.inf  # time of time.monotonic()
         self._announced_complete = False
         self._announced_to: set[str] = set()  # the workers that have heard it, if they listened
@@ -101,19 +101,26 @@ class ReportHub(ReportSource):
         while not self.is_current and not await self._fetch():
             if not self.is_hearing:
                 await self._become_hub()
-            if not self._has_stopped:
+            has_reconnected = self._bus.seconds_since_reconnect < math.inf
+            if not self._has_stopped and not has_reconnected:
                 return
-            rest = self._complete_at - time.monotonic()
-            await asyncio.sleep(min(max(0.0, rest), self._limits.timeout_seconds))
+            await asyncio.sleep(min(self._seconds_until_complete, self._limits.timeout_seconds))
 
     @property
     def _is_complete(self) -> bool:
         """Whether every worker has had the time to report."""
-        return self.is_hearing and time.monotonic() >= self._complete_at
+        return self.is_hearing and self._seconds_until_complete == 0
+
+    @property
+    def _seconds_until_complete(self) -> float:
+        """The rest of the time in which every worker reports, also after a lost connection."""
+        heard_for = time.monotonic() - self._hearing_since
+        heard_for = min(heard_for, self._bus.seconds_since_reconnect)
+        return max(0.0, self._limits.hear_seconds - heard_for)
 
     async def _hear(self) -> None:
         if not self.is_hearing:
-            self._complete_at = time.monotonic() + self._limits.hear_seconds
+            self._hearing_since = time.monotonic()
         await super()._hear()
 
     async def _step(self) -> float:
@@ -126,7 +133,7 @@ class ReportHub(ReportSource):
             await self._become_hub()
         pause = self._limits.look_seconds * random.uniform(0.5, 1.0)
         if self.is_hub and not self._is_complete:
-            pause = min(pause, max(0.0, self._complete_at - time.monotonic()))
+            pause = min(pause, self._seconds_until_complete)
         return pause
 
     def _is_announcement_due(self) -> bool:

@@ -4,14 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import pytest
+from msgspec.structs import replace as replace_fields
 
 from services.client.fleet import FleetLimits
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
-from services.contract.codec import decode
+from services.contract.codec import decode, encode
 from services.contract.errors import ServiceError
 from services.contract.fleet import FleetReports, HubAnnouncement
 from services.contract.messages import Empty, ModelInfo, WorkerReport
@@ -232,6 +234,59 @@ async def test_worker_that_reaches_no_hub_becomes_one(fleet: Fleet, own_url: str
             assert not (await next_announcement(inbox)).is_complete
             while not (await next_announcement(inbox)).is_complete:
                 pass  # it has heard another worker
+
+
+async def test_worker_that_waits_for_reports_gets_them_from_a_new_hub(fleet: Fleet) -> None:
+    """It stops hearing meanwhile, so that its own wait would end without all reports."""
+    limits = replace(RARE, max_hubs=1, hear_seconds=1000.0, refresh_seconds=20.0)
+    await fleet.add("a", limits=limits)
+    member = fleet.members["a"]
+    lost, new = (HubAnnouncement(name, 1, 2, is_complete=True) for name in ("lost", "new"))
+    known = WorkerDirectory()
+    known.on_report(
+        Delivery("", encode(replace_fields(member.report, worker_id="b", interval=60.0)), "")
+    )
+
+    async def reply(_: Delivery) -> FleetReports:
+        return known.snapshot()
+
+    async with asyncio.timeout(20):
+        while member.hub.is_hearing:
+            await member.bus.publish(subjects.hub("lost"), lost)
+            await asyncio.sleep(0.01)
+    refreshing = asyncio.create_task(member.hub.refresh())
+    await until(lambda: member.hub.is_hub)
+    await member.bus.subscribe(
+        subjects.reports("new"), lambda delivery: member.bus.respond(delivery, reply)
+    )
+    await member.bus.publish(subjects.hub("new"), new)
+    assert await refreshing and "b" in member.knows
+    await until(lambda: not member.hub.is_hearing)
+
+
+async def test_hub_is_incomplete_after_a_reconnect(tmp_path: Path) -> None:
+    """Its reports are too old, or from before the connection was lost."""
+    with running(nats_server(tmp_path)) as server:
+        async with Bus.connect(f"nats://127.0.0.1:{server.port}", "a") as bus:
+            member = Member(bus, "a", replace(LIMITS, hear_seconds=2.0))
+            reconnected = asyncio.Event()
+
+            async def on_reconnect() -> None:
+                assert not member.hub.is_current
+                reconnected.set()
+
+            bus.on_reconnect(on_reconnect)
+            async with member.running():
+                await until(lambda: member.hub.is_hub and member.hub.is_current)
+                server.stop()
+                await until(lambda: not bus.connected)
+                server.start()
+                async with asyncio.timeout(20):
+                    await reconnected.wait()
+                with pytest.raises(ServiceError) as refused:
+                    await bus.request(subjects.reports("a"), Empty(), FleetReports)
+                assert refused.value.code == "not_found"
+                await until(lambda: member.hub.is_current and member.knows == {"a"})
 
 
 async def test_worker_that_is_no_hub_refuses_to_reply(fleet: Fleet) -> None:

@@ -354,7 +354,10 @@ class PretendedWorker:
             name="demo",
             interval=interval,
         )
-        await self._bus.publish(subjects.report(self._id), report)
+        if self._is_before:
+            await self._bus.publish(subjects.report(self._id), report)
+        else:
+            await self._hub.report(report)
         return interval
 
     async def _admit(self, delivery: Delivery) -> RequestAdmitted:

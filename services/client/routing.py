@@ -33,13 +33,16 @@ MAX_LOAD_DIFFERENCE = 2
 """In-flight requests that a session's worker may have more than the least loaded worker."""
 MAX_REPORT_AGE_SECONDS = 3.0
 """
-Workers report once a second; one that has not reported for longer counts as lost. Where reports are
-less frequent (`interval`), it is that many times longer.
+A worker that reports once a second counts as lost after this time without a report. For others, it
+is multiplied by their reports' `interval`.
 """
 REMOVED_SECONDS = 30.0
 """For so long, a hub may still reply with earlier reports of a worker that was lost."""
 MIN_REPORT_GAP_SECONDS = 0.3
-"""Between two reports of a worker; by how much less times of different clocks may differ."""
+"""
+Between two reports without a `number`, of a worker of an earlier version: times of receipt that
+differ by less may be those of one report.
+"""
 CLEANING_SECONDS = 1.0
 """Between two removals of lost workers while reports arrive: each one looks at all workers."""
 PACKED_SECONDS = 0.2
@@ -157,6 +160,9 @@ class WorkerDirectory:
         report = decode(delivery.data, WorkerReport)
         if self._clock() - self._cleaned_at > CLEANING_SECONDS:
             self._remove_silent()
+        self.add(report)
+
+    def add(self, report: WorkerReport) -> None:
         self._reports[report.worker_id] = (self._clock(), report)
 
     def remove(self, worker_id: str) -> None:
@@ -180,9 +186,14 @@ class WorkerDirectory:
 
     def _add_if_newer(self, received_at: float, report: WorkerReport) -> None:
         """Keep the known one otherwise, whose load `on_admitted` may have updated."""
-        known_at, _ = self._reports.get(report.worker_id, (-math.inf, None))
-        removed_at = self._removed.get(report.worker_id, -math.inf)
-        if received_at > max(known_at + MIN_REPORT_GAP_SECONDS, removed_at):
+        if received_at <= self._removed.get(report.worker_id, -math.inf):
+            return
+        known_at, known = self._reports.get(report.worker_id, (-math.inf, None))
+        if known and known.number and report.number:
+            is_newer = report.number > known.number
+        else:
+            is_newer = received_at > known_at + MIN_REPORT_GAP_SECONDS
+        if is_newer:
             self._reports[report.worker_id] = (received_at, report)
 
     @contextmanager

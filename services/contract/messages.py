@@ -464,7 +464,8 @@ class WorkerReport(Struct, frozen=True):
     beside its adapters that are not used. `progress` is the loaded share of the model file.
     `default_model` is the name of the model that serves requests which name none (MODEL_DEFAULT).
     `dimensions` is the number of floats in an embedding; 0 if the model gives none.
-    `prefilled_tokens` and `generated_tokens` are those computed since the worker's start.
+    `prefilled_tokens` and `generated_tokens` are those computed since the worker's start. A later
+    report has a higher `number`, also after a restart.
     """
 
     worker_id: WorkerId
@@ -486,3 +487,4 @@ class WorkerReport(Struct, frozen=True):
     prefilled_tokens: int = 0
     generated_tokens: int = 0
     interval: Annotated[float, Meta(gt=0, le=60)] = 1.0  # seconds until the next report
+    number: int = 0  # 0: of an earlier version

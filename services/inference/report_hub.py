@@ -1,17 +1,21 @@
 """Elects the workers that hear all reports, and gets the reports from them for the others."""
 
 import asyncio
+import itertools
 import math
 import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from msgspec.structs import replace
+
 from services.client.fleet import DEFAULT_LIMITS, FleetLimits, ReportSource
 from services.client.routing import WorkerDirectory
 from services.contract import subjects
 from services.contract.errors import ServiceError
 from services.contract.fleet import FleetReports, HubAnnouncement
+from services.contract.messages import WorkerReport
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
 from services.runtime.supervised import Fail, SupervisedLoop
@@ -38,6 +42,8 @@ class ReportHub(ReportSource):
         super().__init__(bus, workers, limits, worker_id)
         self._id = worker_id
         self._is_started = False
+        # after a restart under the same id, numbers are higher than before
+        self._numbers = itertools.count(time.time_ns() // 1_000_000)
         self._since: int | None = None  # when it became a hub that announces itself
         self._hearing_since = 0.0  # time of time.monotonic(), while it hears reports
         self._announced_at = -math.inf  # time of time.monotonic()
@@ -80,6 +86,13 @@ class ReportHub(ReportSource):
         """The seconds between two reports of a worker in a fleet of this size."""
         known = len(self._announced_to) if self.is_hub else 0
         return self._limits.report_interval(max(self._hubs.workers, known))
+
+    async def report(self, report: WorkerReport) -> None:
+        """Publish this worker's report, with its number. The directory has it in any case."""
+        numbered = replace(report, number=next(self._numbers))
+        self._workers.add(numbered)
+        if self._bus.connected:  # a late report is useless
+            await self._bus.publish(subjects.report(self._id), numbered)
 
     async def refresh(self) -> bool:
         """

@@ -12,7 +12,6 @@ from uuid import uuid4
 from prometheus_client.core import Metric
 
 from services.client.routing import WorkerDirectory
-from services.contract import subjects
 from services.contract.messages import ModelInfo, ModelKind, WorkerReport
 from services.inference import models
 from services.inference.chat_service import ChatService
@@ -173,8 +172,7 @@ class Worker:
         return self._report_interval
 
     async def _report(self) -> None:
-        if self._bus.connected:  # a late report is useless
-            await self._bus.publish(subjects.report(self._id), self._make_report())
+        await self._reports.report(self._make_report())
 
     def _metrics(self) -> Iterable[Metric]:
         """Runs in the thread that serves metrics."""

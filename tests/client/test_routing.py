@@ -238,6 +238,22 @@ def test_report_from_a_hub_does_not_replace_a_newer_one() -> None:
     assert [in_flight(report) for report in other.reports()] == [1]
 
 
+def test_numbered_report_counts_however_soon_it_follows() -> None:
+    clock = Clock()
+    hub, other = WorkerDirectory(clock), WorkerDirectory(clock)
+    receive(hub, replace(READY, number=7))
+    other.merge(hub.snapshot())
+    clock.now += PACKED_SECONDS
+    receive(hub, replace(READY, state="draining", number=8))
+    other.merge(hub.snapshot())
+    assert [report.state for report in other.reports()] == ["draining"]
+    receive(other, replace(READY, state="draining", number=9))
+    clock.now += 1  # a number decides, not the time at which a hub has heard the report
+    receive(hub, replace(READY, number=8))
+    other.merge(hub.snapshot())
+    assert [report.number for report in other.reports()] == [9]
+
+
 def test_lost_worker_counts_again_with_its_next_report_only() -> None:
     clock = Clock()
     hub, other = WorkerDirectory(clock), WorkerDirectory(clock)

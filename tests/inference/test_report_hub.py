@@ -72,7 +72,7 @@ class Member:
             yield
 
     async def report_once(self) -> float:
-        await self.bus.publish(subjects.report(self.worker_id), self.report)
+        await self.hub.report(self.report)
         return LIMITS.report_seconds
 
 
@@ -151,9 +151,9 @@ async def test_every_worker_of_a_small_fleet_hears_all_reports(fleet: Fleet) -> 
 async def test_few_workers_of_a_large_fleet_hear_all_reports(fleet: Fleet) -> None:
     await fleet.add(*"abcdefgh")
     await fleet.until_elected()
-    directories = [member.workers for member in fleet.others]
-    assert len(directories) == 6
-    await until(lambda: not any(directory.reports() for directory in directories))
+    others = fleet.others
+    assert len(others) == 6
+    await until(lambda: all(member.knows == {member.worker_id} for member in others))
 
 
 async def test_other_worker_gets_the_reports_from_a_hub(fleet: Fleet) -> None:

@@ -41,7 +41,7 @@ from services.runtime.nats_url import parse_servers
 from services.terminal.output import AnswerView
 
 CONNECT_SECONDS = 3.0
-REPORT_SECONDS = 1.5  # workers report once a second
+REPORT_SECONDS = 2.5  # in which every worker reports, also in a large fleet
 RECONNECT_SECONDS = 10.0  # an answer continues while its reader is disconnected
 STOP_SECONDS = 2.0  # for the worker to end an answer that was stopped
 TENANT = subjects.OPEN_TENANT

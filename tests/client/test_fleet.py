@@ -1,6 +1,7 @@
 """How an edge learns the state of the workers: by hearing all reports, or from a hub."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
@@ -23,9 +24,11 @@ LIMITS = FleetLimits(
     small_fleet=2, max_announcement_age_seconds=0.5, report_seconds=0.04, timeout_seconds=0.2
 )
 REPORTS = [
-    WorkerReport(f"w{number}", "ready", 2, 0, 0, model=ModelInfo("demo", "digest", 2048, 1))
+    WorkerReport(
+        f"w{number}", "ready", 2, 0, 0, model=ModelInfo("demo", "digest", 2048, 1), interval=60.0
+    )
     for number in range(3)
-]
+]  # which stay valid during a test
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +72,11 @@ class FakeHub:
 
 
 @asynccontextmanager
-async def reading(bus: Bus) -> AsyncIterator[tuple[ReportReader, WorkerDirectory]]:
+async def reading(
+    bus: Bus, limits: FleetLimits = LIMITS
+) -> AsyncIterator[tuple[ReportReader, WorkerDirectory]]:
     workers = WorkerDirectory()
-    reader = ReportReader(bus, workers, LIMITS)
+    reader = ReportReader(bus, workers, limits)
     await reader.start()
     async with reader.reading(pytest.fail):
         yield reader, workers
@@ -94,7 +99,8 @@ async def until_true(condition: Callable[[], bool]) -> None:
 async def test_edge_of_a_large_fleet_asks_a_hub(fleet_bus: Bus) -> None:
     hub = FakeHub(fleet_bus)
     await hub.start()
-    async with reading(fleet_bus) as (reader, workers):
+    patient = dataclasses.replace(LIMITS, max_announcement_age_seconds=60.0, timeout_seconds=20.0)
+    async with reading(fleet_bus, patient) as (reader, workers):
         await until(reader, is_hearing=False, hub=hub)
         assert workers.reports() == REPORTS
         asked = hub.asked

@@ -166,9 +166,11 @@ async def test_other_worker_gets_the_reports_from_a_hub(fleet: Fleet) -> None:
 
 
 async def test_worker_that_comes_or_goes_moves_no_hub(fleet: Fleet) -> None:
-    await fleet.add(*"ijkl")
+    await fleet.add(*"ijkl", limits=RARE)
     hubs = await fleet.until_elected()
-    await fleet.add("a", "z")
+    for name in ("a", "z"):
+        await fleet.add(name, limits=RARE)
+        assert name in fleet.hearing, "a worker begins with the reports"
     await until(lambda: not {"a", "z"} & fleet.hearing)
     await fleet.remove(next(iter(set("ijkl") - hubs)))
     assert await fleet.until_elected() == hubs

@@ -59,9 +59,10 @@ CHANNELS = (
             messages.ReplayRequest, messages.Replay),
     Channel("workerReplay", subjects.worker_replay(W, T, R), "The same from one worker.",
             messages.ReplayRequest, messages.Replay),
-    Channel("report", subjects.report(W), "State of a worker, once a second.",
+    Channel("report", subjects.report(W), "State of a worker, every one or two seconds.",
             messages.WorkerReport, is_sent=True),
-    Channel("hub", subjects.hub(W), "A worker that hears all reports, every two seconds.",
+    Channel("hub", subjects.hub(W), "A worker that hears all reports, every five seconds and"
+            " when that changes.",
             fleet.HubAnnouncement, is_sent=True),
     Channel("reports", subjects.reports(W), "The reports that such a worker has heard.",
             messages.Empty, fleet.FleetReports),

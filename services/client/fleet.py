@@ -2,8 +2,9 @@
 Bring the workers' reports into a WorkerDirectory: hear all of them, or ask a hub for them.
 
 If every worker and every edge heard every report, reports would cost N². So a few workers, the
-hubs, hear all reports and announce that; others ask a hub when they need the reports. Whoever finds
-no hub hears the reports itself: too many hubs cost something, too few would cost answers.
+hubs, hear all reports and announce that; others ask a hub when they need the reports. A process
+that finds no hub hears the reports itself: too many hubs cost something, too few would fail
+requests.
 """
 
 import asyncio

@@ -19,7 +19,7 @@ class InferenceLimits:
 
     load_log_interval_seconds: float = 2.0
     max_reported_faults: int = 10  # of adapters; the log has all
-    adapter_poll_seconds: float = 0.5  # two looks and a report make a change known in two seconds
+    adapter_poll_seconds: float = 0.5  # a change is reported at once, after two looks
     drain_seconds: float = 22.0  # in which a draining worker finishes in-flight requests
     save_seconds: float = 5.0  # in which it then writes cached prompts, if it has a folder
 

@@ -23,10 +23,10 @@ from services.runtime.supervised import Fail, SupervisedLoop
 
 class ReportHub(ReportSource):
     """
-    Hears all reports if this worker is one of the hubs, of which there are `max_hubs`: those that
-    became one first, so that a worker that comes or goes moves nothing. Every worker begins to hear
-    them at its start, and stops when it has heard of enough hubs. If one of these is silent, some
-    other worker takes its place.
+    Hears all reports if this worker is one of the hubs, of which there are `max_hubs`. The
+    longest-serving hubs stay, so that a worker that comes or goes moves nothing. Every worker
+    begins to hear the reports at its start, and stops when it has heard of enough hubs. If one of
+    these stops or is silent, some other worker takes its place.
 
     Another worker needs the reports only for requests that any worker may take, and asks a hub for
     them then (`refresh`). Until it is started, the directory is taken as it is.
@@ -161,7 +161,9 @@ class ReportHub(ReportSource):
         return {report.worker_id for report in self._workers.reports()}
 
     def _count_seniors(self) -> int:
-        """Return how many hubs became one before this worker; all, if it is none."""
+        """
+        Return the number of hubs older than this one, or of all hubs if this worker is not a hub.
+        """
         hubs = self._hubs.live()
         if self._since is None:
             return len(hubs)

@@ -88,7 +88,7 @@ class ReportHub(ReportSource):
         return self._limits.report_interval(max(self._hubs.workers, known))
 
     async def report(self, report: WorkerReport) -> None:
-        """Publish this worker's report, with its number. The directory has it in any case."""
+        """Publish this worker's report with the next number, and add it to the directory."""
         numbered = replace(report, number=next(self._numbers))
         self._workers.add(numbered)
         if self._bus.connected:  # a late report is useless
@@ -96,8 +96,8 @@ class ReportHub(ReportSource):
 
     async def refresh(self) -> bool:
         """
-        Bring the directory up to date. Return whether it is, after at most `refresh_seconds`: who
-        sent the request waits no longer for a reply. The update goes on for later requests.
+        Bring the directory up to date. Return whether it is, after at most `refresh_seconds`: a
+        client waits one second for the reply. The update goes on for later requests.
         """
         if self.is_current:
             return True

@@ -69,9 +69,13 @@ class HistoryLimits:
     ack_wait_seconds: float = 6.0
     max_ack_pending: int = 5000  # ten processes with a batch each
     archive_batch: int = 500
-    snapshot_batch: int = 500
+    # A snapshot may have nearly the size of a message: so few are read at once, and they are stored
+    # as soon as they exceed a size that NATS takes in time.
+    snapshot_batch: int = 200
+    snapshot_reads: int = 16
     snapshot_parallel: int = 100
-    recent_snapshot_bytes: int = 16 * 2**20  # that need not be read for the next one
+    snapshot_group_bytes: int = 8 * 2**20
+    recent_snapshot_bytes: int = 16 * 2**20  # kept in memory, so that the next one needs no read
     index_batch: int = 500
     index_parallel: int = 250
     max_index_lag: int = 500  # records that a lookup searches itself; beyond, it is unavailable

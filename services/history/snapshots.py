@@ -38,6 +38,16 @@ class Loaded(NamedTuple):
     is_new: bool = False
 
 
+class Update(NamedTuple):
+    """An encoded snapshot to store for `ttl` seconds (None: for ever) in place of `revision`."""
+
+    key: str
+    data: bytes
+    revision: int
+    ttl: float | None
+    is_new: bool
+
+
 class Snapshots:
     """`spawn` runs work that no request waits for."""
 
@@ -81,21 +91,46 @@ class Snapshots:
     async def add(self, sessions: Sequence[Sequence[Entry]]) -> None:
         """
         Store the snapshot of each session with these of its records, oldest first, and any others
-        that it lacks. All are read together and sent in this order, in which they are then listed.
-        Raises Conflict as `save_or_raise` does.
+        that it lacks. They are stored in this order, in which they are then listed: so one that is
+        complete is stored again if one before it was not. Raises Conflict as `save_or_raise` does.
         """
-        loaded = await asyncio.gather(*map(self._before, sessions))
-        await asyncio.gather(*map(self._add, sessions, loaded))
+        limits = self._log.limits
+        group: list[Update] = []
+        has_new = False
+        for start in range(0, len(sessions), limits.snapshot_reads):
+            read = sessions[start : start + limits.snapshot_reads]
+            for update in await asyncio.gather(*map(self._next, read)):
+                has_new = has_new or update.is_new
+                if has_new:
+                    group.append(update)
+                size = sum(len(update.data) for update in group)
+                if size > limits.snapshot_group_bytes or len(group) == limits.snapshot_parallel:
+                    await self._put_in_order(group)
+                    group = []
+        await self._put_in_order(group)
 
-    async def _add(self, entries: Sequence[Entry], loaded: Loaded) -> None:
-        stored, revision, _ = loaded
-        later = [entry for entry in entries if entry.seq > stored.applied_seq]
-        if not later:
-            return
+    async def _put_in_order(self, group: Sequence[Update]) -> None:
+        """Store the snapshots at once. After one that is outdated, store the later ones again."""
+        for _ in range(self._log.limits.max_tries):
+            stored = await asyncio.gather(*map(self._put, group))
+            if all(stored):
+                return
+            rest = group[stored.index(False) :]
+            group = await asyncio.gather(*(self._update(update.key) for update in rest))
+        raise Conflict
+
+    async def _next(self, entries: Sequence[Entry]) -> Update:
+        """Return the session's snapshot with these records."""
         key = entries[0].key
-        if _is_chain(stored, later) and await self.store(key, self._fold(stored, later), revision):
-            return
-        await self.save_or_raise(key)
+        stored, revision, _ = await self._before(entries)
+        later = [entry for entry in entries if entry.seq > stored.applied_seq]
+        if _is_chain(stored, later):
+            return self._encoded(key, Loaded(self._fold(stored, later), revision, bool(later)))
+        return await self._update(key)
+
+    async def _update(self, key: str) -> Update:
+        """Return the session's snapshot up to its last record."""
+        return self._encoded(key, await self._load_current(key))
 
     async def _before(self, entries: Sequence[Entry]) -> Loaded:
         """
@@ -123,12 +158,20 @@ class Snapshots:
         Return False if another process replaced this revision, or JetStream refuses it. The
         snapshot of an erased session expires: it only serves answers that had begun before.
         """
-        entry, is_erased = subjects.snapshot_entry(key), snapshot.active_at is None
+        return await self._put(self._encoded(key, Loaded(snapshot, revision)))
+
+    def _encoded(self, key: str, loaded: Loaded) -> Update:
+        is_erased = loaded.snapshot.active_at is None
         ttl = self._log.limits.erased_snapshot_seconds if is_erased else None
-        data = encode(snapshot)
+        return Update(key, encode(loaded.snapshot), loaded.revision, ttl, loaded.is_new)
+
+    async def _put(self, update: Update) -> bool:
+        key, data = update.key, update.data
         self._recent.drop(key)
         try:
-            revision = await self._bucket.put(entry, data, revision, ttl)
+            revision = await self._bucket.put(
+                subjects.snapshot_entry(key), data, update.revision, update.ttl
+            )
         except Conflict:
             return False
         except StreamUnavailable as error:
@@ -281,9 +324,7 @@ class SnapshotSaver(LogConsumer):
             if not isinstance(entry.record, Unreadable):
                 by_session[entry.key].append(entry)
         sessions = sorted(by_session.values(), key=lambda entries: entries[-1].seq)
-        parallel = self._limits.snapshot_parallel
-        for start in range(0, len(sessions), parallel):
-            await self._snapshots.add(sessions[start : start + parallel])
+        await self._snapshots.add(sessions)
         for entry in entries:
             match entry.record:
                 case Erased():

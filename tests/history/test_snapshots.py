@@ -10,6 +10,7 @@ from services.contract import subjects
 from services.contract.history import Cleared, Exchange
 from services.history.context import Snapshot
 from services.history.entry import Entry, parse_entry
+from services.history.limits import HistoryLimits
 from services.history.log import SessionLog
 from services.history.settings import HistorySettings
 from services.history.snapshots import Loaded, RecentSnapshots, Snapshots
@@ -121,8 +122,7 @@ async def test_snapshots_are_stored_in_the_order_of_the_log(
 
     monkeypatch.setattr(snapshots, "load", load_last_first)
     await snapshots.add(entries)
-    listed = [key async for key, _ in snapshots.newest_first(subjects.session_key(TENANT, ""))]
-    assert [key for key in listed if key in keys] == keys[::-1]
+    assert await listed(snapshots, *keys) == keys[::-1]
 
 
 async def test_undecodable_snapshot_is_replaced(
@@ -190,6 +190,88 @@ async def test_snapshots_of_two_processes_lack_no_record(
             await save(process, log, key)
     stored = (await snapshots.load(key)).snapshot
     assert (stored.exchanges, stored.applied_seq) == (12, (await last_seq(log, key)))
+
+
+async def entry_at(log: SessionLog, seq: int) -> Entry:
+    entry = await log.get(seq)
+    assert entry
+    return entry
+
+
+async def listed(snapshots: Snapshots, *keys: str) -> list[str]:
+    """Return these keys as lists of sessions have them, last active first."""
+    tenant = subjects.session_key(TENANT, "")
+    return [key async for key, _ in snapshots.newest_first(tenant) if key in keys]
+
+
+async def test_outdated_recent_snapshot_keeps_the_order_of_the_log(
+    snapshots: Snapshots, log: SessionLog, bus: Bus, session_id: str, key: str
+) -> None:
+    """Another process has stored the session, so the revision that this one knows is outdated."""
+    other_key = subjects.session_key(TENANT, f"{session_id} 2")
+    await append(bus, session_id, exchange("0"))
+    await save(snapshots, log, key)
+    first = await entry_at(log, await append(bus, session_id, exchange("a")))
+    assert await Snapshots(log, HistorySettings(), bus.spawn).save(key)
+    second = await entry_at(log, await append(bus, session_id, exchange("b")))
+    later = await entry_at(log, await log.append(other_key, CLEARED))
+    await snapshots.add([[first, second], [later]])
+    assert ids((await snapshots.load(key)).snapshot) == ["0", "a", "b"]
+    assert await listed(snapshots, key, other_key) == [other_key, key]
+
+
+async def test_snapshot_that_a_request_stored_early_is_in_log_order(
+    snapshots: Snapshots, log: SessionLog, bus: Bus, session_id: str, key: str
+) -> None:
+    other_key = subjects.session_key(TENANT, f"{session_id} 2")
+    earlier = await entry_at(log, await log.append(other_key, CLEARED))
+    last = await entry_at(log, await append(bus, session_id, exchange("a")))
+    assert await snapshots.save(key)
+    await snapshots.add([[earlier], [last]])
+    assert await listed(snapshots, key, other_key) == [key, other_key]
+
+
+async def test_records_that_snapshots_have_are_not_stored_again(
+    snapshots: Snapshots, log: SessionLog, bus: Bus, session_id: str, key: str
+) -> None:
+    last = await entry_at(log, await append(bus, session_id, exchange("a")))
+    await snapshots.add([[last]])
+    stored = await snapshots.load(key)
+    await snapshots.add([[last]])
+    assert await snapshots.load(key) == stored
+
+
+async def test_large_snapshots_are_stored_a_few_at_a_time(
+    log: SessionLog, bus: Bus, session_id: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = HistoryLimits(snapshot_reads=2, snapshot_group_bytes=20_000)
+    small_log = SessionLog(bus, limits=limits)
+    snapshots = Snapshots(small_log, HistorySettings(), bus.spawn)
+    held, sizes = 0, list[int]()
+    read, write = small_log.snapshots.get, small_log.snapshots.put
+
+    async def get(entry: str) -> BucketValue | None:
+        nonlocal held
+        held += 1
+        sizes.append(held)
+        return await read(entry)
+
+    async def put(entry: str, data: bytes, revision: int, ttl: float | None = None) -> int:
+        nonlocal held
+        assert len(data) > 8000
+        held -= 1
+        return await write(entry, data, revision, ttl)
+
+    sessions = []
+    for n in range(12):
+        own = exchange(f"r{n}", response="x" * 8000)
+        sessions.append([await entry_at(log, await append(bus, f"{session_id} {n}", own))])
+    monkeypatch.setattr(small_log.snapshots, "get", get)
+    monkeypatch.setattr(small_log.snapshots, "put", put)
+    await snapshots.add(sessions)
+    assert held == 0 and len(sizes) == 12 and max(sizes) <= 4  # three, and one read with the last
+    keys = [entries[0].key for entries in sessions]
+    assert await listed(snapshots, *keys) == keys[::-1]
 
 
 async def last_seq(log: SessionLog, key: str) -> int:

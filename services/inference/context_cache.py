@@ -3,7 +3,8 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 from msgspec.structs import replace
 
@@ -13,13 +14,14 @@ from services.contract.messages import Turn
 from services.inference.limits import InferenceLimits
 from services.runtime.streams import StoredMessage
 
-LOGGED_AT_BYTES = 64  # of JSON: history counts a turn with its time in the log
+LOGGED_AT_BYTES = 64  # of JSON: history counts a turn with `logged_at` and `"correction":null`
 ENTRY_BYTES = 2048  # memory of a context beside its turns
 TURN_BYTES = 512  # memory of a turn beside its texts
 CHAR_BYTES = 8  # memory of a character beyond ASCII: as Python and as UTF-8 have it
 
 
-class CachedContext(NamedTuple):
+@dataclass(frozen=True)
+class CachedContext:
     """
     The context that history replied at a (monotonic) time, with the exchanges that this worker has
     appended since. `record` is the digest of the session's last record, if that is one of them.
@@ -30,10 +32,11 @@ class CachedContext(NamedTuple):
     replied_at: float
     record: bytes | None = None
 
-    @property
+    @cached_property
     def memory(self) -> int:
-        """Estimate its memory in bytes."""
-        return ENTRY_BYTES + sum(map(_memory_of, self.context.turns))
+        """An estimate in bytes."""
+        texts = _memory_of(self.context.system_prompt or "")
+        return ENTRY_BYTES + texts + sum(map(_memory_of_turn, self.context.turns))
 
     def ends_with(self, last: StoredMessage | None) -> bool:
         """
@@ -157,8 +160,11 @@ def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _memory_of(turn: Turn) -> int:
-    texts = (turn.prompt, turn.response, turn.reasoning)
-    size = sum(len(text) * (1 if text.isascii() else CHAR_BYTES) for text in texts)
+def _memory_of_turn(turn: Turn) -> int:
+    size = sum(map(_memory_of, (turn.prompt, turn.response, turn.reasoning)))
     has_tools = turn.tool_calls or turn.tool_results
     return TURN_BYTES + size + (CHAR_BYTES * len(encode(turn)) if has_tools else 0)
+
+
+def _memory_of(text: str) -> int:
+    return len(text) * (1 if text.isascii() else CHAR_BYTES)

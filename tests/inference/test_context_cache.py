@@ -253,6 +253,12 @@ def test_cache_is_bounded_by_memory() -> None:
         cache.drop(f"k{n}")
     cache.put("k", full(1), 0.0)
     assert len(cache) == 1
+    for n in range(100):
+        cache.put(f"k{n}", replace(full(1), system_prompt="x" * 1000), 0.0)
+    assert 4 < len(cache) < 10
+    for n in range(100):
+        cache.put(f"k{n}", replace(full(1), system_prompt="ü" * 1000), 0.0)
+    assert len(cache) == 1
 
 
 def test_context_larger_than_the_cache_is_not_kept() -> None:

@@ -1,6 +1,7 @@
 """Keeps contexts of sessions that the worker served last, so that history is not asked again."""
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ class ContextCache:
         self._clock = clock
         self._contexts: OrderedDict[str, CachedContext] = OrderedDict()
         self._memory = 0
+        self._cleared_at = -math.inf
 
     def __len__(self) -> int:
         return len(self._contexts)
@@ -88,10 +90,13 @@ class ContextCache:
         return cached
 
     def put(self, key: str, reply: ContextReply, asked_at: float) -> None:
-        """Keep what history has replied, in place of what is known; nothing without a window."""
+        """
+        Keep what history has replied, in place of what is known; nothing without a window, or if it
+        was asked before the cache was cleared.
+        """
         known = self._contexts.get(key)
         self.drop(key)
-        if reply.window is not None:
+        if reply.window is not None and asked_at > self._cleared_at:
             context = Context(*(getattr(reply, name) for name in Context.__struct_fields__))
             record = known.record if known and known.context == context else None
             self._add(key, CachedContext(context, reply.window, asked_at, record))
@@ -112,8 +117,10 @@ class ContextCache:
             self._memory -= cached.memory
 
     def clear(self) -> None:
+        """Drop all contexts, and those of replies that are still to come."""
         self._contexts.clear()
         self._memory = 0
+        self._cleared_at = self._clock()
 
     def _add(self, key: str, cached: CachedContext) -> None:
         self._contexts[key] = cached

@@ -58,6 +58,8 @@ class HistoryClient:
         self._log = Stream(bus, subjects.HISTORY_STREAM)
         self._contexts = ContextCache(limits, clock)
         self._trust = Trust(limits.history_trust_seconds, clock)
+        # at both: requests are sent after the connection is back, before the reconnect's callbacks
+        bus.on_disconnect(self._forget_all)
         bus.on_reconnect(self._on_reconnect)
 
     async def context(self, tenant: str, session_id: str) -> Context:
@@ -94,10 +96,13 @@ class HistoryClient:
     def forget_session(self, key: str) -> None:
         self._contexts.drop(key)
 
-    async def _on_reconnect(self) -> None:
+    def _forget_all(self) -> None:
         """Ask again for all contexts: NATS may be back with another store."""
         self._trust.end()
         self._contexts.clear()
+
+    async def _on_reconnect(self) -> None:
+        self._forget_all()
 
     async def _cached(self, key: str) -> Context | None:
         """Return the cached context if the log ends where it does; None: history must be asked."""
@@ -105,15 +110,17 @@ class HistoryClient:
         if not (cached and cached.record and self._trust.holds and self._bus.connected):
             return None
         try:
-            last = await self._log.last(subjects.log(key))
-        except StreamUnavailable as error:
-            log.warning("log not read, asking history instead error=%r", str(error))
+            async with asyncio.timeout(self._limits.last_record_timeout_seconds):
+                last = await self._log.last(subjects.log(key))
+        except (StreamUnavailable, TimeoutError) as error:
+            log.warning("log not read, asking history instead error=%r", str(error) or "timed out")
             self._trust.end()
             return None
-        if cached.ends_with(last):
-            return cached.context
-        self._contexts.drop(key, cached)
-        return None
+        if not cached.ends_with(last):
+            self._contexts.drop(key, cached)
+            return None
+        is_valid = self._trust.holds and self._contexts.get(key) is cached  # also after the read
+        return cached.context if is_valid else None
 
     async def _request(
         self, tenant: str, session_id: str, is_answered: bool = False

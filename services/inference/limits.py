@@ -57,6 +57,7 @@ class InferenceLimits:
     max_cached_context_bytes: int = 16 * 2**20  # of memory
     cached_context_seconds: float = 600.0  # after history's last reply for the session
     history_trust_seconds: float = 2.0  # after history's last reply for any session
+    last_record_timeout_seconds: float = 0.5  # to read it; then history is asked instead
     max_stored_tools_bytes: int = 64 * 2**10  # of a request; larger ones are left out of its record
     append_timeout_seconds: float = 10.0  # a server that restarts takes a few
     append_retry_seconds: float = 0.3

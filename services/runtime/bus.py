@@ -101,6 +101,7 @@ class Bus:
         self._lost, self._unreadable, self._not_replied = (RateLimitedLog(log) for _ in range(3))
         self._services: list[micro.Service] = []
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._disconnected: list[Callable[[], None]] = []
         self._reconnected: list[Callable[[], Awaitable[None]]] = []
 
     @classmethod
@@ -177,6 +178,10 @@ class Bus:
     def new_inbox(self) -> str:
         """Return a new subject on which only this process may receive replies."""
         return self._client.new_inbox()
+
+    def on_disconnect(self, callback: Callable[[], None]) -> None:
+        """Call `callback`, which must not raise, after the connection is lost."""
+        self._disconnected.append(callback)
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Await `callback` after each reconnect."""
@@ -488,6 +493,8 @@ class Bus:
     async def _on_disconnected(self) -> None:
         if not self._closing:
             log.warning("NATS disconnected")
+        for callback in self._disconnected:
+            callback()
 
     async def _on_reconnected(self) -> None:
         log.info("NATS reconnected")

@@ -27,15 +27,15 @@ from services.inference.history_client import AppendResult, HistoryClient
 from services.inference.limits import InferenceLimits
 from services.runtime.bus import Bus
 from services.runtime.deliveries import Delivery
-from services.runtime.streams import Stream
+from services.runtime.streams import StoredMessage, Stream
 from tests.history import samples
 from tests.history.samples import exchange, ids, url_of
 from tests.inference.conftest import nats_with_history
 from tests.inference.scripted import FAST, StartWorker, Worker, text
 from tests.servers import Server, nats_server, running
 
-TRUSTING = InferenceLimits(history_trust_seconds=600.0)
-LIMITS = replace(FAST, history_trust_seconds=600.0)
+TRUSTING = InferenceLimits(history_trust_seconds=600.0, last_record_timeout_seconds=600.0)
+LIMITS = replace(FAST, history_trust_seconds=600.0, last_record_timeout_seconds=600.0)
 
 
 class Caller:
@@ -56,16 +56,19 @@ class Caller:
     def key(self) -> str:
         return subjects.session_key(self.tenant, "s")
 
-    async def context(self) -> Context:
-        return await self.client.context(self.tenant, "s")
+    async def context(self, session_id: str = "s") -> Context:
+        return await self.client.context(self.tenant, session_id)
 
-    async def turn(self, request_id: str, client: HistoryClient | None = None) -> Exchange:
+    async def turn(
+        self, request_id: str, client: HistoryClient | None = None, session_id: str = "s"
+    ) -> Exchange:
         """Read the context and append an exchange, as a worker does."""
         client = client or self.client
-        context = await client.context(self.tenant, "s")
+        context = await client.context(self.tenant, session_id)
         own = exchange(request_id, context.epoch)
         own = msgspec.structs.replace(own, previous=context.applied_seq)
-        assert await client.append(self.key, own, lambda: True) == AppendResult("log")
+        key = subjects.session_key(self.tenant, session_id)
+        assert await client.append(key, own, lambda: True) == AppendResult("log")
         return own
 
     async def is_current(self) -> bool:
@@ -223,19 +226,87 @@ async def test_log_with_another_record_in_its_place_is_noticed(tmp_path: Path) -
             await caller.context()
 
 
+class GatedRead:
+    """Holds the next read of a session's last record, once it has the record, until `gate`."""
+
+    def __init__(self, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.has_read, self.gate = asyncio.Event(), asyncio.Event()
+        self._subject = subjects.log(key)
+        self._read = read = Stream.last
+
+        async def last(stream: Stream, subject: str) -> StoredMessage | None:
+            found = await read(stream, subject)
+            if subject == self._subject and not self.has_read.is_set():
+                self.has_read.set()
+                await self.gate.wait()
+            return found
+
+        monkeypatch.setattr(Stream, "last", last)
+
+
+async def test_trust_that_ends_during_the_read_is_noticed(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await caller.turn("a")
+    for seconds, requests in ((0.0, 0), (TRUSTING.history_trust_seconds, 1)):
+        read = GatedRead(caller.key, monkeypatch)
+        with caller.asking(requests):
+            reading = asyncio.create_task(caller.context())
+            await read.has_read.wait()
+            caller.now += seconds
+            read.gate.set()
+            assert ids(await reading) == ["a"]
+
+
+async def test_context_that_changes_during_the_read_is_not_used(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await caller.turn("a")
+    previous = (await caller.context()).applied_seq
+    own = msgspec.structs.replace(exchange("b", first.epoch), previous=previous)
+    read = GatedRead(caller.key, monkeypatch)
+    with caller.asking(1):
+        reading = asyncio.create_task(caller.context())
+        await read.has_read.wait()
+        assert await caller.client.append(caller.key, own, lambda: True) == AppendResult("log")
+        read.gate.set()
+        assert ids(await reading) == ["a", "b"]
+
+
+async def test_slow_read_is_left_to_history(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = replace(TRUSTING, last_record_timeout_seconds=0.01)
+    caller.client = HistoryClient(caller.bus, limits, lambda: caller.now)
+    await caller.turn("a")
+    GatedRead(caller.key, monkeypatch)
+    with caller.asking(1):
+        assert ids(await caller.context()) == ["a"]
+
+
 class ScriptedHistory:
     """A history service that wants to be asked for each answer, or not."""
 
     def __init__(self) -> None:
         self.window: Window | None = Window(10, 1000)
+        self.reconnected, self.gate = asyncio.Event(), asyncio.Event()
+        self.gate.set()
+
+    async def _on_reconnect(self) -> None:
+        self.reconnected.set()
+        await self.gate.wait()
 
     async def context(self, subject: str, request: ContextRequest) -> ContextReply:
         return ContextReply(window=self.window)
 
     @asynccontextmanager
     async def serving(self, server: Server) -> AsyncIterator[Caller]:
-        """Serve a caller, whose session has one turn in the log."""
+        """
+        Serve a caller, whose session has one turn in the log. Its callbacks of reconnects wait for
+        `gate`.
+        """
         async with Bus.connect(url_of(server), "test") as bus:
+            bus.on_reconnect(self._on_reconnect)
             await Stream(bus, subjects.HISTORY_STREAM).ensure(subjects.HISTORY_LOG, 2**20, 0)
             caller = Caller(bus)
             subject = subjects.history("context", caller.tenant)
@@ -284,8 +355,39 @@ async def test_contexts_are_asked_for_again_after_a_reconnect(server: Server) ->
         server.stop()
         server.start()
         await asyncio.wait_for(reconnected.wait(), 30)
+        caller.now += 1
+        await caller.client.context(caller.tenant, "other")  # renews the trust
         with caller.asking(1):
             await caller.context()
+
+
+async def test_contexts_are_forgotten_before_and_at_a_reconnect(server: Server) -> None:
+    """Requests may end after the connection is back, and before the callbacks that report it."""
+    history = ScriptedHistory()
+    async with history.serving(server) as caller:
+        history.gate.clear()
+        server.stop()
+        server.start()
+        await asyncio.wait_for(history.reconnected.wait(), 30)
+        caller.now += 1
+        await caller.client.context(caller.tenant, "other")  # renews the trust
+        with caller.asking(1):
+            await caller.context()
+        await caller.turn("b", session_id="between")
+        with caller.asking(0):
+            assert ids(await caller.context("between")) == ["b"]
+        is_forgotten = asyncio.Event()
+
+        async def on_reconnect() -> None:
+            is_forgotten.set()
+
+        caller.bus.on_reconnect(on_reconnect)
+        history.gate.set()
+        await is_forgotten.wait()
+        caller.now += 1
+        await caller.client.context(caller.tenant, "other")
+        with caller.asking(1):
+            await caller.context("between")
 
 
 async def counted(worker: Worker) -> list[Delivery]:

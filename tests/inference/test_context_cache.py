@@ -205,6 +205,18 @@ def test_context_without_a_window_is_not_kept() -> None:
     assert log.cache.get(KEY) is None
 
 
+def test_reply_that_was_asked_before_a_clear_is_not_kept() -> None:
+    log = Log()
+    log.now = 10
+    log.context()
+    log.cache.clear()
+    assert log.cache.get(KEY) is None
+    log.cache.put(KEY, log.reply, 9.0)
+    assert log.cache.get(KEY) is None
+    log.cache.put(KEY, log.reply, 11.0)
+    assert log.cache.get(KEY)
+
+
 def test_same_reply_of_history_keeps_the_known_record() -> None:
     log = Log()
     log.context()

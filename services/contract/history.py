@@ -180,15 +180,7 @@ class ContextRequest(Struct, frozen=True):
 
 
 class Context(Struct, frozen=True):
-    """
-    The part of a session that goes into the prompt; turns are oldest first.
-
-    `epoch` is the sequence of the session's last Cleared or Erased (0: none), `erased` that of its
-    last Erased, `applied_seq` that of its last record. `last` is the request id of the last
-    exchange, also if it is not in `turns`; "" if there is none. If that one is a retry without a
-    response, `unreplaced` is the request id of the exchange that it was to replace, which stays in
-    `turns`. `system_prompt` is the session's own; None: the worker's default.
-    """
+    """The part of a session that goes into the prompt; ContextReply describes the fields."""
 
     turns: tuple[Turn, ...] = ()
     epoch: int = 0
@@ -206,8 +198,9 @@ class Context(Struct, frozen=True):
 
 class Window(Struct, frozen=True):
     """
-    How a context grows by an exchange. Its turns are truncated to the last `exchanges` once there
-    are some more. `room` is by how many bytes of JSON they may grow, with their times in the log.
+    How a context grows by an exchange. `exchanges`: number of turns left after a truncation, which
+    happens once there are 30 % more (`WINDOW_SLACK`). `room`: bytes of JSON by which the turns may
+    still grow, including each turn's `logged_at`.
     """
 
     exchanges: int
@@ -216,15 +209,25 @@ class Window(Struct, frozen=True):
 
 class ContextReply(Context, frozen=True):
     """
-    The reply to a ContextRequest. With a `window`, the worker may add the exchanges that it appends
-    itself, and need not ask again for a while. None: it asks for each answer.
+    The reply to a ContextRequest: the part of a session that goes into the prompt; turns are oldest
+    first. With a `window`, the worker may add the exchanges that it appends itself, and need not
+    ask again for a while. None: it asks for each answer.
+
+    `epoch` is the sequence of the session's last Cleared or Erased (0: none), `erased` that of its
+    last Erased, `applied_seq` that of its last record. `last` is the request id of the last
+    exchange, also if it is not in `turns`; "" if there is none. If that one is a retry without a
+    response, `unreplaced` is the request id of the exchange that it was to replace, which stays in
+    `turns`. `system_prompt` is the session's own; None: the worker's default.
     """
 
     window: Window | None = None
 
 
 def newest_turns(turns: tuple[T, ...], exchanges: int) -> tuple[T, ...]:
-    """Return the last `exchanges` of the turns once they are some more, else all of them."""
+    """
+    Return the last `exchanges` of the turns if they exceed it by more than `WINDOW_SLACK`, else all
+    of them.
+    """
     limit = exchanges + max(1, round(WINDOW_SLACK * exchanges))
     return turns if len(turns) <= limit else turns[-exchanges:]
 

@@ -68,8 +68,8 @@ class Snapshots:
 
     def window(self, snapshot: Snapshot) -> Window | None:
         """
-        Return how a worker may add exchanges to the context. None if turns expire: then truncation
-        also counts those that the stored snapshot still has.
+        Return how a worker may add exchanges to the context. None with HISTORY_RETENTION: history
+        truncates before it drops expired turns, so a worker can't reproduce the result.
         """
         return None if self._settings.retention_seconds else window(snapshot, self._size)
 

@@ -91,17 +91,15 @@ class Snapshots:
     async def add(self, sessions: Sequence[Sequence[Entry]]) -> None:
         """
         Store the snapshot of each session with these of its records, oldest first, and any others
-        that it lacks. They are stored in this order, in which they are then listed: so one that is
-        complete is stored again if one before it was not. Raises Conflict as `save_or_raise` does.
+        that it lacks. They are stored in this order, in which they are then listed. Raises Conflict
+        as `save_or_raise` does.
         """
         limits = self._log.limits
         group: list[Update] = []
-        has_new = False
         for start in range(0, len(sessions), limits.snapshot_reads):
             read = sessions[start : start + limits.snapshot_reads]
             for update in await asyncio.gather(*map(self._next, read)):
-                has_new = has_new or update.is_new
-                if has_new:
+                if update.is_new:
                     group.append(update)
                 size = sum(len(update.data) for update in group)
                 if size > limits.snapshot_group_bytes or len(group) == limits.snapshot_parallel:
@@ -110,13 +108,13 @@ class Snapshots:
         await self._put_in_order(group)
 
     async def _put_in_order(self, group: Sequence[Update]) -> None:
-        """Store the snapshots at once. After one that is outdated, store the later ones again."""
+        """Store the snapshots at once. After one that was outdated, store later ones again."""
         for _ in range(self._log.limits.max_tries):
             stored = await asyncio.gather(*map(self._put, group))
             if all(stored):
                 return
             rest = group[stored.index(False) :]
-            group = await asyncio.gather(*(self._update(update.key) for update in rest))
+            group = _misplaced(await asyncio.gather(*(self._update(each.key) for each in rest)))
         raise Conflict
 
     async def _next(self, entries: Sequence[Entry]) -> Update:
@@ -349,6 +347,19 @@ def _decode(key: str, data: bytes) -> Snapshot:
 
 def _seq(stored: StoredMessage | None) -> int:
     return stored.seq if stored else 0
+
+
+def _misplaced(updates: Sequence[Update]) -> Sequence[Update]:
+    """
+    Return those from the first one on that is new, or stored before an earlier one. Others are left
+    where they are: a list that is being read misses what is stored again.
+    """
+    revision = 0
+    for n, update in enumerate(updates):
+        if update.is_new or update.revision < revision:
+            return updates[n:]
+        revision = update.revision
+    return ()
 
 
 def _is_chain(snapshot: Snapshot, entries: Sequence[Entry]) -> bool:

@@ -199,7 +199,8 @@ class Snapshots:
         keys: dict[str, None] = {}
         count = 0
         async for entry in self._log.search_back(subject, last, floor):
-            keys.setdefault(entry.key)
+            if not isinstance(entry.record, Unreadable):  # whose key may name no session
+                keys.setdefault(entry.key)
             count += 1
             if count > self._log.limits.max_unsaved:
                 raise StreamUnavailable("the snapshots are far behind it, and catching up")

@@ -18,7 +18,7 @@ from tests.servers import wait_for
 
 STAGES = {f"inference: {stage}" for stage in ("queue", "prefill", "decode", "append")}
 REQUESTS = ("chat.", "history.")
-NO_REQUESTS = (".report", ".reply.", ".status")
+NO_REQUESTS = (".report", ".reply.", ".status", ".hub.")
 """Parts of the subjects of other messages: reports, and the events of an answer."""
 
 
@@ -127,7 +127,9 @@ def test_failover_is_a_second_attempt_of_the_trace(
             assert '"done": true' in "".join(lines).replace(":true", ": true")
     finally:
         second.stop(signal.SIGKILL)
-    collector.wait_for(caller.trace_id, lambda spans: attempts_of(spans)[1:] != [])
+    collector.wait_for(
+        caller.trace_id, lambda spans: attempts_of(spans)[1:] != [] and is_whole(spans)
+    )
     spans = collector.of_trace(caller.trace_id)
     lost, resumed = attempts_of(spans)
     (edge,) = (span for span in spans if span.name == "POST /chat")

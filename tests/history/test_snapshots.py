@@ -293,3 +293,12 @@ def test_recent_snapshots_are_bounded_by_bytes() -> None:
     assert [bool(recent.get(key)) for key in ("b", "c", "d")] == [False, False, False]
     recent.put("e", BucketValue(bytes(100), 1))
     assert recent.get("e")
+
+
+async def test_record_that_names_no_session_keeps_no_list_from_its_sessions(
+    snapshots: Snapshots, log: SessionLog, bus: Bus, session_id: str
+) -> None:
+    tenant = f"t{uuid4().hex}"
+    await append(bus, session_id, exchange("a"), tenant)
+    await log.stream.append(subjects.log(f"{tenant}.a"), b"{}", None, 0)  # no base64
+    assert await snapshots.unsaved_sessions(tenant) == [subjects.session_key(tenant, session_id)]

@@ -98,8 +98,8 @@ async def test_edit_of_the_last_prompt_replaces_it(page: Page, stack: Stack) -> 
     await page.keyboard.press("ArrowUp")
     await page.get_by_label("Prompt", exact=True).fill("what is my name?")
     await page.keyboard.press("Enter")
-    await until_answered(page, 2)
     await expect(page.locator(".bubble")).to_have_text(["my name is Ada", "what is my name?"])
+    await until_answered(page, 2)
     kept = [each for each in stack.messages(session_of(page)) if not each["retried"]]
     assert [each["user_prompt"] for each in kept] == ["my name is Ada", "what is my name?"]
 
@@ -292,6 +292,7 @@ async def test_second_device_has_the_settings(page: Page, browser: Browser, stac
     await page.get_by_role("button", name="System prompt and sampling").click()
     await page.get_by_label("Longest answer").fill("7")
     await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_role("dialog")).to_have_count(0)
     await ask(page, "count to 30")
     await until_answered(page)
     async with open_page(browser, url_of(stack)) as other:

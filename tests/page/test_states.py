@@ -18,7 +18,7 @@ from services.contract.messages import (
 )
 from services.runtime.bus import Bus
 from tests.e2e.stack import Process, plain_environment
-from tests.edge.conftest import edge_on
+from tests.edge.conftest import edge_on, until
 from tests.fakes import (
     DONE,
     Hold,
@@ -143,8 +143,8 @@ async def test_failure_is_a_sentence_and_a_way_on(
         alert = page.get_by_role("alert")
         await expect(alert).to_contain_text("The prompt is too long: shorten it.")
         await alert.get_by_role("button", name="Try again").click()
+        await until(lambda: len(worker.requests) == 2)
         await expect(alert).to_contain_text("The prompt is too long")
-        assert len(worker.requests) == 2
         await alert.get_by_role("button", name="Back to the prompt").click()
         await expect(page.get_by_label("Message", exact=True)).to_have_value("a very long prompt")
 

@@ -36,6 +36,8 @@ MAX_REPORT_AGE_SECONDS = 3.0
 A worker that reports once a second counts as lost after this time without a report. For others, it
 is multiplied by their reports' `interval`.
 """
+MAX_INTERVAL_SECONDS = 5.0
+"""Of a report, as far as it is believed: a forged one must not stay."""
 REMOVED_SECONDS = 30.0
 """For so long, a hub may still reply with earlier reports of a worker that was lost."""
 MIN_REPORT_GAP_SECONDS = 0.3
@@ -338,7 +340,8 @@ class WorkerDirectory:
         self._reports = {
             worker_id: (received_at, report)
             for worker_id, (received_at, report) in self._reports.items()
-            if now - received_at < MAX_REPORT_AGE_SECONDS * report.interval
+            if now - received_at
+            < MAX_REPORT_AGE_SECONDS * min(report.interval, MAX_INTERVAL_SECONDS)
         }
         oldest = now - REMOVED_SECONDS
         self._removed = {k: at for k, at in self._removed.items() if at > oldest}

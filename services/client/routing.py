@@ -37,7 +37,7 @@ A worker that reports once a second counts as lost after this time without a rep
 is multiplied by their reports' `interval`.
 """
 MAX_INTERVAL_SECONDS = 5.0
-"""Of a report, as far as it is believed: a forged one must not stay."""
+"""A longer `interval` of a report counts as this one, so that a forged report does not stay."""
 REMOVED_SECONDS = 30.0
 """For so long, a hub may still reply with earlier reports of a worker that was lost."""
 MIN_REPORT_GAP_SECONDS = 0.3
@@ -340,11 +340,15 @@ class WorkerDirectory:
         self._reports = {
             worker_id: (received_at, report)
             for worker_id, (received_at, report) in self._reports.items()
-            if now - received_at
-            < MAX_REPORT_AGE_SECONDS * min(report.interval, MAX_INTERVAL_SECONDS)
+            if now - received_at < _max_age(report)
         }
         oldest = now - REMOVED_SECONDS
         self._removed = {k: at for k, at in self._removed.items() if at > oldest}
+
+
+def _max_age(report: WorkerReport) -> float:
+    """Return the seconds after which a report without a later one no longer counts."""
+    return MAX_REPORT_AGE_SECONDS * min(report.interval, MAX_INTERVAL_SECONDS)
 
 
 def _unavailable(reports: Sequence[WorkerReport]) -> ServiceError:

@@ -30,11 +30,11 @@ Metadata = Annotated[
 Reason = Annotated[str, Meta(min_length=1, max_length=4096)]
 Correction = Annotated[str, Meta(min_length=1, max_length=65_536)]
 Rating = Literal["up", "down"]
-T = TypeVar("T")
-
 PageLimit = Annotated[int, Meta(ge=1, le=1000)]
 # End of a page: a time in milliseconds and a sequence. Opaque to clients
 Cursor = Annotated[str, Meta(pattern="^[0-9]{1,14}-[1-9][0-9]{0,17}\\Z")]
+
+T = TypeVar("T")
 
 WINDOW_SLACK = 0.3
 """
@@ -129,6 +129,18 @@ class Exchange(Record, frozen=True, tag="exchange", kw_only=True):
     def has_answer(self) -> bool:
         """Whether the next prompt can contain the exchange; reasoning alone answers nothing."""
         return len(self.response) > self.prefix_length or bool(self.tool_calls)
+
+    @property
+    def as_turn(self) -> Turn:
+        """The exchange as the next prompt contains it."""
+        return Turn(
+            self.request_id,
+            self.prompt,
+            self.response,
+            self.reasoning,
+            self.tool_calls,
+            self.tool_results,
+        )
 
     def events(self) -> list[AnswerEvent]:
         """Return the events of the generated answer, without token ids."""

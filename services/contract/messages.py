@@ -439,7 +439,7 @@ class Empty(Struct, frozen=True):
     """A message without content."""
 
 
-# --- reports of workers --------------------------------------------------------------------------
+# --- reports of workers ---------------------------------------------------------------------------
 
 
 ModelKind = Literal["chat", "embedding", "rerank"]
@@ -486,5 +486,5 @@ class WorkerReport(Struct, frozen=True):
     dimensions: int = 0
     prefilled_tokens: int = 0
     generated_tokens: int = 0
-    interval: Annotated[float, Meta(gt=0, le=60)] = 1.0  # seconds until the next report
+    interval: Annotated[float, Meta(gt=0)] = 1.0  # seconds until the next report
     number: int = 0  # 0: of an earlier version

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from msgspec import UNSET
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from services.contract.codec import encode
 from services.contract.history import (
@@ -154,12 +154,7 @@ def _add(snapshot: Snapshot, exchange: Exchange, logged_at: datetime, size: Wind
     if not exchange.has_answer:
         return replace(snapshot, last=request_id, unreplaced=replaced)
     turn = LoggedTurn(
-        request_id,
-        exchange.prompt,
-        exchange.response,
-        exchange.reasoning,
-        exchange.tool_calls,
-        exchange.tool_results,
+        **asdict(exchange.as_turn),
         logged_at=logged_at,
         correction=exchange.feedback.correction if exchange.feedback else None,
     )

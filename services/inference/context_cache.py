@@ -55,7 +55,7 @@ class CachedContext:
         """
         window, context = self.window, replace(self.context, applied_seq=seq)
         if exchange.turn is None:  # a tree of responses has no turns
-            turn = _turn(exchange)
+            turn = exchange.as_turn
             room = window.room - len(encode(turn)) - LOGGED_AT_BYTES
             if room < 0 or not _is_ordinary(exchange, self.context):
                 return None
@@ -150,17 +150,6 @@ def _is_ordinary(exchange: Exchange, context: Context) -> bool:
     is_known = any(turn.request_id == exchange.request_id for turn in context.turns)
     is_current = exchange.epoch == context.epoch and not is_known
     return is_current and exchange.has_answer and not exchange.retry_of
-
-
-def _turn(exchange: Exchange) -> Turn:
-    return Turn(
-        exchange.request_id,
-        exchange.prompt,
-        exchange.response,
-        exchange.reasoning,
-        exchange.tool_calls,
-        exchange.tool_results,
-    )
 
 
 def _digest(data: bytes) -> bytes:

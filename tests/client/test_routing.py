@@ -187,6 +187,14 @@ def test_worker_that_reports_less_often_is_gone_later() -> None:
     assert not workers.ready
 
 
+def test_worker_is_gone_soon_whatever_interval_its_report_names() -> None:
+    clock = Clock()
+    workers = WorkerDirectory(clock)
+    receive(workers, replace(READY, interval=1e300))
+    clock.now += 15.1
+    assert not workers.ready
+
+
 def test_newest_report_of_a_worker_counts() -> None:
     workers = WorkerDirectory()
     receive(workers, READY, replace(READY, running=3))

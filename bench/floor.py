@@ -6,7 +6,6 @@ compute. A goal that this load misses can't be met with these kernels on this ma
 import random
 import statistics
 import time
-from collections.abc import Sequence
 from functools import partial
 
 import uvloop
@@ -17,6 +16,8 @@ from bench.pairs import Plan, interleave
 from bench.report import Row, Section, ratio_row
 from services.inference.engine.backend import MAX_BATCH_TOKENS, Chunk, SampledToken
 from services.inference.engine.llama import Llama
+from services.inference.engine.sampling.candidates import Logits
+from services.inference.engine.sampling.sampler import SamplerChain
 
 # in tokens of the synthetic models
 PREFIX = 44  # system prompt and template, shared by all prompts
@@ -28,23 +29,14 @@ NOTE = """`llama_decode` alone for the tokens that the whole stack has it comput
 cached. Compared with the complete llama-server: our result if all else took no time."""
 
 
-class LogitsOnlySampler:
+class LogitsOnlySampler(SamplerChain):
     """A sampler that has llama.cpp compute the logits, and ignores them."""
 
-    def accept(self, token: int) -> SampledToken:
-        return SampledToken(token)
-
-    def force(self, tokens: Sequence[int]) -> None:
+    def __init__(self) -> None:
         pass
 
-    def forbid(self, token: int | None) -> None:
-        pass
-
-    def restore(self, mirostat_mu: float) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+    def choose(self, logits: Logits) -> SampledToken:
+        return SampledToken(0)
 
 
 class BareBackend:

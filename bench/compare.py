@@ -68,7 +68,7 @@ def main() -> None:
         show(f"{load}, {plan.model.stem}")
         section = LOADS[load](plan)
         print(report.format_table(section), flush=True)
-        show(f"results written to {report.write_section(section)}")
+        show(f"results written to {report.write_section(section, options.into)}")
 
 
 def _options() -> argparse.Namespace:
@@ -80,6 +80,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--gguf", type=Path, help="a model to use instead of a synthetic one")
     parser.add_argument("--pairs", type=int, default=5, help="pairs of runs per load")
+    parser.add_argument("--into", type=Path, default=report.RESULTS, help="folder of the tables")
     parser.add_argument("--peer", action="append", default=[], help="URL of a server to add")
     return parser.parse_args()
 

@@ -7,7 +7,9 @@ import operator
 import os
 import platform
 import re
+import shutil
 import statistics
+import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -130,7 +132,16 @@ def describe_machine() -> str:
     cpus = Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else ""
     name = re.search(r"^model name\s*: (.*)$", cpus, re.MULTILINE)
     cpu = name[1] if name else platform.processor()
-    return f"Machine: {cpu}, {os.cpu_count()} cores, {platform.system()} {platform.release()}."
+    system = f"{platform.system()} {platform.release()}"
+    return f"Machine: {cpu}, {os.cpu_count()} cores, {', '.join([*_gpus(), system])}."
+
+
+def _gpus() -> list[str]:
+    """Return the names of NVIDIA's GPUs."""
+    if not (program := shutil.which("nvidia-smi")):
+        return []
+    query = [program, "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def draw_plot(plot: Plot, path: Path) -> Path:

@@ -15,14 +15,36 @@ async def run_until(stop: Coroutine[Any, Any, object], work: Coroutine[Any, Any,
     """
     Return the result of `work`. Once `stop` returns, cancel and await the work, and raise Stopped;
     its result is lost if it completes nevertheless, since nats-py may swallow a cancellation.
+
+    The work runs in the caller's task, which is cancelled as `asyncio.timeout` does it: a task of
+    its own would delay each request by 0.1 ms.
     """
-    working, stopping = asyncio.create_task(work), asyncio.create_task(stop)
+    task, stopping = _current_task(), asyncio.create_task(stop)
+    is_working, is_stopped = True, False
+
+    def interrupt(_: object) -> None:
+        nonlocal is_stopped
+        if is_working:
+            is_stopped = True
+            task.cancel()
+
+    stopping.add_done_callback(interrupt)
     try:
-        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Stopped
-        return working.result()
+        result = await work
+    except (Exception, asyncio.CancelledError):
+        if is_stopped and task.uncancel() == 0:
+            raise Stopped from None
+        raise
     finally:
-        working.cancel()
+        is_working = False
         stopping.cancel()
-        await asyncio.wait((working, stopping))
+    if is_stopped:
+        task.uncancel()
+        raise Stopped
+    return result
+
+
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None, "only a task runs coroutines"
+    return task

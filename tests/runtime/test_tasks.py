@@ -59,4 +59,46 @@ async def test_cancelled_run_until_cancels_the_work_and_the_wait() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        await asyncio.sleep(0)
     assert sorted(cancelled) == ["stop", "work"]
+
+
+async def test_run_until_leaves_no_cancellation_behind() -> None:
+    task = asyncio.current_task()
+    assert task
+    for _ in range(3):
+        with pytest.raises(Stopped):
+            await run_until(asyncio.sleep(0), asyncio.sleep(LONG))
+        assert await run_until(asyncio.sleep(0), asyncio.sleep(0, "done")) == "done"
+        assert task.cancelling() == 0
+        await asyncio.sleep(0)
+
+
+async def test_late_stop_interrupts_nothing_else() -> None:
+    stop = asyncio.Event()
+
+    async def work() -> str:
+        await asyncio.sleep(0)  # so that the wait for the stop has begun
+        stop.set()
+        return "done"
+
+    for _ in range(3):
+        assert await run_until(stop.wait(), work()) == "done"
+        await asyncio.sleep(0.01)
+
+
+async def test_cancelled_and_stopped_at_once_is_cancelled() -> None:
+    began, stop = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        began.set()
+        await asyncio.sleep(LONG)
+
+    async with asyncio.timeout(30):
+        task = asyncio.create_task(run_until(stop.wait(), work()))
+        await began.wait()
+        stop.set()
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task

@@ -135,7 +135,8 @@ class Slots:
             if not self._write(slot, saved):
                 self.host_cache.remove(saved.key)
         else:  # copied from another slot
-            is_retry = not owner and self._is_stateless_retry(key, here)
+            is_public = here <= prefix.packed_length(self._public_prefix(key))
+            is_retry = not owner and not is_public and self._is_stateless_retry(key, here)
             copy = self._read(source)
             slot = self._evict(prefix.adapter_of(copy.key))
             self._write(slot, copy)
@@ -377,9 +378,13 @@ class Slots:
         """Return the public prefixes that the key starts with, longest first."""
         return [p for p in self._public if prefix.starts_with(key, p)]
 
+    def _public_prefix(self, key: bytes) -> bytes:
+        """Return the longest public prefix of the key, else b""."""
+        return next(iter(self._public_prefixes_of(key)), b"")
+
     def _public_key(self, key: bytes) -> bytes:
         """Return the longest public prefix of the key as a public key, else b""."""
-        longest = next(iter(self._public_prefixes_of(key)), b"")
+        longest = self._public_prefix(key)
         return prefix.as_public(key, longest) if longest else b""
 
     def _is_continuation(self, slot: int, shared: int, owner: str) -> bool:

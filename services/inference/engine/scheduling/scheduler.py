@@ -5,7 +5,7 @@ clock only tells how long sequences have waited.
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
@@ -79,8 +79,8 @@ class Scheduler:
         prefilling = (other for other in self.running if not other.is_prefilled)
         backlogged = {other.tenant for other in (*self.waiting, *prefilling)}
         self._shares.join(sequence.tenant, backlogged)
-        self._estimate(sequence)
         self.waiting.append(sequence)
+        self._estimate([sequence])
         self._update_positions()
 
     def find(self, key: str) -> Sequence | None:
@@ -102,8 +102,7 @@ class Scheduler:
             return []
         queues = self._queues()
         for queue in queues.values():
-            for sequence in queue[: self._max_ranked(queues)]:
-                self._estimate(sequence)
+            self._estimate(queue[: self._max_ranked(queues)])
         admitted = []
         for sequence in self._ranked()[: self._limits.max_ranked]:
             if not self._slots.can_acquire():
@@ -202,9 +201,12 @@ class Scheduler:
         for position, sequence in enumerate(self._ranked(), start=1):
             sequence.queue_position = position
 
-    def _estimate(self, sequence: Sequence) -> None:
-        length = self._slots.cached_length(sequence.prefix_key, sequence.owner)
-        sequence.cached_estimate = length
+    def _estimate(self, sequences: Iterable[Sequence]) -> None:
+        """Look up what is cached of waiting sequences; not of the only one, which starts now."""
+        if len(self.waiting) > 1 or not self._slots.can_acquire():
+            for sequence in sequences:
+                length = self._slots.cached_length(sequence.prefix_key, sequence.owner)
+                sequence.cached_estimate = length
 
     def _coming_prefix(self, sequence: Sequence) -> tuple[int, tuple[int]] | None:
         """
@@ -218,7 +220,10 @@ class Scheduler:
             if not s.is_prefilled and s.slot is not None
         )
         length, slot = max(coming, default=(0, 0))
-        if length < self._limits.min_awaited_tokens or length <= sequence.cached_estimate:
+        if length < self._limits.min_awaited_tokens:
+            return None
+        sequence.cached_estimate = self._slots.cached_length(key, sequence.owner)
+        if length <= sequence.cached_estimate:
             return None
         return slot, (length,)
 

@@ -307,6 +307,14 @@ def test_stateless_prefix_is_saved_only_if_shared_concurrently() -> None:
     assert [saved.key for saved in pool.slots.host_cache] == [prefix.pack(0, SYSTEM)]
 
 
+def test_public_prefix_of_stateless_requests_is_saved_once() -> None:
+    pool = Pool(4, public_prefixes=[SYSTEM])
+    for i in range(4):
+        assert pool.run([*SYSTEM, *talk(1 + i)], owner="")[1] == (len(SYSTEM) if i else 0)
+    assert [saved.key for saved in pool.slots.host_cache] == [prefix.pack(0, SYSTEM)]
+    assert pool.backend.saved == 2  # the copy to another slot, and the public prefix
+
+
 def test_prefix_shared_by_session_and_stateless_is_saved() -> None:
     pool = Pool(1)
     pool.run([*SYSTEM, *talk(1)])

@@ -92,9 +92,9 @@ class ChatService:
 
     1. `_admit`: the router asks for a slot or a place in the queue.
     2. `_serve`: runs the other steps, and ends the request in exactly one Done or Failed.
-    3. `_prepare`: reads the session's context from the cache or from history, and builds the prompt
-       in a thread.
-    4. `_generate`: submits the prompt to the engine, and sends its outputs as events.
+    3. `_prepare`: reads the session's context from the cache or from history, builds the prompt in
+       a thread, and submits it to the engine.
+    4. `_generate`: sends the engine's outputs as events.
     5. `_finish`: appends the exchange to the log, then sends Done.
     6. `_prefill_next_prompt`: an idle worker prefills what it knows of the session's next prompt.
 
@@ -355,11 +355,10 @@ class ChatService:
     async def _answer(self, flight: InFlightRequest) -> None:
         prompt, sequence = await self._prepare(flight)
         if flight.stop_reason:
-            sequence.sampler.close()
             finished = Finished("cancelled", sequence.usage, sequence.timings)
         else:
             try:
-                finished = await self._generate(flight, prompt, sequence)
+                finished = await self._generate(flight, prompt)
             except ServiceError:
                 flight.computed_at = time.monotonic()
                 failed = Finished("failed", sequence.usage, sequence.timings)
@@ -374,8 +373,9 @@ class ChatService:
 
     async def _prepare(self, flight: InFlightRequest) -> tuple[PreparedPrompt, Sequence]:
         """
-        Return the prompt and its sequence. Raises ServiceError, or Stopped if the request is
-        stopped; but a resumed answer is always prepared: its text so far must still be stored.
+        Return the prompt and its sequence, which the engine has. Raises ServiceError, or Stopped if
+        the request is stopped; but a resumed answer is always prepared: its text so far must still
+        be stored.
         """
         request, context = flight.request, Context()
         session_id = prompts.stored_session(request)
@@ -386,26 +386,24 @@ class ChatService:
                 context = await flight.unless_stopped(reading)
             flight.epoch = context.epoch
             self._cancel_if_erased(flight)  # the message may have come before the context
-        preparing = self._pool.run(
-            flight.tenant,
-            self._build,
-            flight,
-            context,
-            discard=lambda built: built[1].sampler.close(),
-        )
+        preparing = self._pool.run(flight.tenant, self._submit, flight, context)
         return await (preparing if request.resume else flight.unless_stopped(preparing))
 
-    def _build(self, flight: InFlightRequest, context: Context) -> tuple[PreparedPrompt, Sequence]:
-        """Runs in the pool."""
+    def _submit(self, flight: InFlightRequest, context: Context) -> tuple[PreparedPrompt, Sequence]:
+        """
+        Build the prompt and submit it. Runs in the pool: the way over the event loop to the engine
+        would cost 0.3 ms.
+        """
         prompt = self._prompts.build(flight, context)
-        return prompt, self._prompts.sequence(flight, prompt)
-
-    async def _generate(
-        self, flight: InFlightRequest, prompt: PreparedPrompt, sequence: Sequence
-    ) -> Finished:
-        """Forward the engine's outputs as events. Raises ServiceError."""
+        sequence = self._prompts.sequence(flight, prompt)
         flight.sequence, flight.submitted_at = sequence, time.monotonic()
+        if flight.stop_reason:  # else `_interrupt`, which sets it, finds the sequence
+            sequence.withdraw()
         self._engine.submit(sequence)
+        return prompt, sequence
+
+    async def _generate(self, flight: InFlightRequest, prompt: PreparedPrompt) -> Finished:
+        """Forward the engine's outputs as events. Raises ServiceError."""
         while True:
             output = await flight.outputs.get()
             await self._connection.confirm()

@@ -43,17 +43,11 @@ class Pool:
         self._running: Counter[str] = Counter()  # items by tenant
         self._is_closed = False
 
-    async def run(
-        self,
-        tenant: str,
-        work: Callable[..., T],
-        *arguments: object,
-        discard: Callable[[T], None] | None = None,
-    ) -> T:
+    async def run(self, tenant: str, work: Callable[..., T], *arguments: object) -> T:
         """
         Return the result of `work`. If the caller is cancelled, work that has not started never
-        starts, and `discard` gets the result of work that has. Raises ServiceError: overloaded if
-        the queue is full, shutting_down if the pool was closed before the work started.
+        starts. Raises ServiceError: overloaded if the queue is full, shutting_down if the pool was
+        closed before the work started.
         """
         item = _Item(tenant, partial(copy_context().run, work, *arguments))
         self._add(item)
@@ -65,8 +59,6 @@ class Pool:
             if task and not task.cancelling():  # the pool was closed
                 raise shutting_down() from None
             self._remove(item)
-            if discard and not item.future.cancelled():
-                item.future.add_done_callback(partial(_discard, discard))
             raise
 
     async def close(self) -> None:
@@ -128,8 +120,3 @@ class Pool:
         self._shares.charge(tenant, seconds)
         self._running -= Counter([tenant])  # removes an entry that becomes zero
         self._start()
-
-
-def _discard(discard: Callable[[T], None], future: Future[T]) -> None:
-    if future.exception() is None:
-        discard(future.result())

@@ -71,18 +71,6 @@ async def test_cancelled_work_never_starts() -> None:
     await pool.close()
 
 
-async def test_result_of_cancelled_work_is_discarded() -> None:
-    pool, gate = Pool("test", 1, 0), Gate()
-    discarded: list[str] = []
-    abandoned = asyncio.create_task(pool.run(ANN, gate.work, discard=discarded.append))
-    await gate.started.wait()
-    abandoned.cancel()
-    await asyncio.wait([abandoned])
-    gate.open()
-    await pool.close()
-    assert discarded == ["done"]
-
-
 async def test_waiting_work_of_a_closed_pool_fails() -> None:
     pool, gate = Pool("test", 1, 1), Gate()
     running, waiting = (asyncio.create_task(pool.run(ANN, gate.work)) for _ in range(2))

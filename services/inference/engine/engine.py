@@ -218,14 +218,21 @@ class Engine:
                 self._slots.forget_adapter(file)
                 self._backend.free_adapter(file)
             case Sequence():
-                self._idle_prefill.cancel(command.owner)
-                self._scheduler.add(command)
-                # a resumed answer may already be complete
-                if (reason := self._end_reason(command)) and command.claim():
-                    self._finish(command, reason)
+                self._add(command)
             case str():
                 if sequence := self._scheduler.find(command):
                     self._finish(sequence, "cancelled")
+
+    def _add(self, sequence: Sequence) -> None:
+        if sequence.is_withdrawn:
+            sequence.sampler.close()
+            self._put(sequence, Finished("cancelled", sequence.usage, sequence.timings))
+            return
+        self._idle_prefill.cancel(sequence.owner)
+        self._scheduler.add(sequence)
+        # a resumed answer may already be complete
+        if (reason := self._end_reason(sequence)) and sequence.claim():
+            self._finish(sequence, reason)
 
     def _change_cache(self, command: ForgetSession | SavedState) -> None:
         if isinstance(command, SavedState):

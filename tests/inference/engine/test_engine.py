@@ -135,18 +135,36 @@ def test_first_token_is_followed_by_a_pause_on_a_cpu(
 
 
 def test_withdrawn_sequence_never_gets_the_free_slot() -> None:
-    run = EngineRun(FakeBackend({"hi": b"hello"}), parallel=1)
-    withdrawn = run.submit("hi", "a")
-    assert withdrawn.withdraw() and not withdrawn.withdraw()
-    started = run.submit("hi", "b")
+    run = EngineRun(FakeBackend(LONG), parallel=1)
+    started = run.submit("long", "b")
     run.engine.step()
-    assert [key for key, output in run.drain() if isinstance(output, PrefillStarted)] == ["b"]
+    withdrawn = run.submit("hi", "a")
+    run.engine.step()
+    assert withdrawn.withdraw() and not withdrawn.withdraw()
     assert not started.withdraw()
+    run.engine.cancel("b")
+    run.submit("hi", "c")
+    run.engine.step()
+    started_keys = [key for key, output in run.drain() if isinstance(output, PrefillStarted)]
+    assert started_keys == ["b", "c"]
     run.engine.cancel("a")
     run.engine.step()
     ((_, end),) = [(key, output) for key, output in run.drain() if key == "a"]
     assert isinstance(end, Finished) and end.reason == "cancelled"
     assert withdrawn.generated == []
+
+
+def test_sequence_withdrawn_before_submission_ends() -> None:
+    run = EngineRun(FakeBackend({"hi": b"hello"}), parallel=1)
+    withdrawn = run.new("hi", "a")
+    assert withdrawn.withdraw()
+    run.engine.cancel("a")  # comes first, and finds nothing
+    run.engine.submit(withdrawn)
+    run.submit("hi", "b")
+    run.engine.step()
+    (end,) = [output for key, output in run.drain() if key == "a"]
+    assert isinstance(end, Finished) and end.reason == "cancelled"
+    assert getattr(withdrawn.sampler, "closed", False)
 
 
 def test_complete_answer_that_was_withdrawn_ends_as_cancelled() -> None:

@@ -48,7 +48,7 @@ from services.edge.api.openai_body import IGNORED_FIELDS, BodyReader, add_ignore
 from services.edge.api.sessions import HISTORY_COMPLETE
 from services.edge.background import BackgroundResponses
 from services.edge.compression import COMPRESSION
-from services.edge.context import Edge
+from services.edge.context import Edge, TheEdge
 from services.edge.errors import AnyRequest
 from services.edge.hosts import AllowedHosts
 from services.edge.idempotency import IdempotencyKeys
@@ -196,8 +196,13 @@ class Callers:
         self._keys = edge.api_keys
         self._rate_limits = edge.rate_limits
 
-    def tenant(self, request: AnyRequest) -> str:
-        """Return the tenant, and count the request. Raises ServiceError."""
+    def tenant(self, request: AnyRequest, edge: TheEdge) -> str:
+        """
+        Return the tenant, and count the request. Raises ServiceError.
+
+        Litestar starts a task for each of several dependencies that don't depend on each other,
+        which takes a tenth of the time until a worker is asked. So this one depends on `edge`.
+        """
         name = self._keys.tenant(request.headers)
         request.state.tenant = name
         if request.method in COUNTED_METHODS:

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -16,35 +18,28 @@ async def run_until(stop: Coroutine[Any, Any, object], work: Coroutine[Any, Any,
     Return the result of `work`. Once `stop` returns, cancel and await the work, and raise Stopped;
     its result is lost if it completes nevertheless, since nats-py may swallow a cancellation.
 
-    The work runs in the caller's task, which is cancelled as `asyncio.timeout` does it: a task of
-    its own would delay each request by 0.1 ms.
+    The work runs in the caller's task, as under `asyncio.timeout`: a task of its own would add 0.1
+    ms to each request.
     """
-    task, stopping = _current_task(), asyncio.create_task(stop)
-    is_working, is_stopped = True, False
-
-    def interrupt(_: object) -> None:
-        nonlocal is_stopped
-        if is_working:
-            is_stopped = True
-            task.cancel()
-
-    stopping.add_done_callback(interrupt)
+    task, stopping = asyncio.current_task(), asyncio.create_task(stop)
+    assert task is not None, "only a task runs coroutines"
+    cancellations = task.cancelling()
     try:
-        result = await work
-    except (Exception, asyncio.CancelledError):
-        if is_stopped and task.uncancel() == 0:
-            raise Stopped from None
-        raise
+        async with asyncio.timeout(None) as limit:
+            stopping.add_done_callback(partial(_expire, limit))
+            result = await work
+    except TimeoutError:
+        if not limit.expired():
+            raise
     finally:
-        is_working = False
         stopping.cancel()
-    if is_stopped:
-        task.uncancel()
+    if limit.expired():
         raise Stopped
+    if task.cancelling() > cancellations:  # which the work has swallowed
+        raise asyncio.CancelledError
     return result
 
 
-def _current_task() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
-    assert task is not None, "only a task runs coroutines"
-    return task
+def _expire(limit: asyncio.Timeout, _: object) -> None:
+    with suppress(RuntimeError):  # the work has ended
+        limit.reschedule(asyncio.get_running_loop().time())

@@ -1,4 +1,5 @@
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -74,7 +75,7 @@ async def test_run_until_leaves_no_cancellation_behind() -> None:
         await asyncio.sleep(0)
 
 
-async def test_late_stop_interrupts_nothing_else() -> None:
+async def test_stop_after_the_work_does_not_cancel_the_caller() -> None:
     stop = asyncio.Event()
 
     async def work() -> str:
@@ -87,7 +88,7 @@ async def test_late_stop_interrupts_nothing_else() -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_cancelled_and_stopped_at_once_is_cancelled() -> None:
+async def test_cancellation_wins_over_a_simultaneous_stop() -> None:
     began, stop = asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
@@ -102,3 +103,35 @@ async def test_cancelled_and_stopped_at_once_is_cancelled() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+async def test_swallowed_cancellation_is_raised() -> None:
+    began = asyncio.Event()
+
+    async def work() -> str:
+        began.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(LONG)
+        return "late"
+
+    async with asyncio.timeout(30):
+        task = asyncio.create_task(run_until(asyncio.sleep(LONG), work()))
+        await began.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_stop_is_told_from_an_earlier_cancellation() -> None:
+    async def stopped() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(LONG)  # and goes on, as clean-up does
+        with pytest.raises(Stopped):
+            await run_until(asyncio.sleep(0), asyncio.sleep(LONG))
+        assert await run_until(asyncio.sleep(LONG), asyncio.sleep(0, "done")) == "done"
+
+    async with asyncio.timeout(30):
+        task = asyncio.create_task(stopped())
+        await asyncio.sleep(0)
+        task.cancel()
+        await task

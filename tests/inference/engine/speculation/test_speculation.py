@@ -143,7 +143,7 @@ def check(answers: dict[str, bytes], *asked: Asked, context: int = 1000) -> Engi
 def test_quotation_takes_fewer_steps() -> None:
     run = check({"!": ANSWER}, Asked())
     drafted, accepted = run.counts
-    assert drafted >= accepted > len(QUOTE) // 2  # the sizes of drafts depend on measured times
+    assert drafted >= accepted > len(QUOTE) // 2  # half: draft sizes depend on measured step times
     assert len(run.backend.steps) < len(ANSWER) + 1 - accepted + 2
     assert len(run.sequences["0"].generated) == len(ANSWER) + 1
 

@@ -1,5 +1,6 @@
 """The servers under load: the whole FineTuneLLM stack, llama-server alone, and running peers."""
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -60,8 +61,10 @@ def llama_server(model: Path, tuning: str = "") -> Iterator[OpenAITarget]:
     command = (
         f"bench/.llama/{LLAMA_SERVER}{without_amx} {tuning} -m {model} --port {port} --log-disable"
     )
+    # our engine, whose package is imported above, has set this for itself
+    environ = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
     process = subprocess.Popen(
-        command.split(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command.split(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ
     )
     url = f"http://127.0.0.1:{port}"
     try:

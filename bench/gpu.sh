@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Measure on an NVIDIA GPU: compile for it, run the loads that depend on it, and write the tables to
-# bench/results/gpu. Takes about ten minutes on 16 cores, most of it compiling. Needs `just`, cmake,
-# a C++ compiler and the CUDA toolkit.
+# Benchmark on an NVIDIA GPU: build llama.cpp with CUDA, run burst, turns and arrivals, and write
+# the tables to bench/results/gpu. Takes about ten minutes on 16 cores, most of it compiling. Needs
+# `just`, cmake, a C++ compiler and the CUDA toolkit.
 #
 #   bench/gpu.sh               the synthetic models 500M and 135M, Q8_0
 #   bench/gpu.sh MODEL.gguf …  models of your own
@@ -24,7 +24,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}
 just _setup --group dev --group bench
 python -c "import llama_cpp, sys; sys.exit(not llama_cpp.llama_supports_gpu_offload())" ||
     die "The llama.cpp in .venv was compiled without CUDA. Delete .venv and its cached wheel:" \
-        "uv cache clean llama-cpp-python && rm -rf .venv && bench/gpu.sh"
+        'PATH=".data/bin:$PATH" uv cache clean llama-cpp-python && rm -rf .venv && bench/gpu.sh'
 bench/llama-server.sh
 
 models=("$@")
@@ -34,11 +34,13 @@ fi
 mkdir -p bench/results/gpu
 for model in "${models[@]}"; do
     # the ceiling: llama.cpp alone, without samplers, with the tokens of `burst`
+    name=$(basename "$model" .gguf)
+    bench/.llama/llama-batched-bench -m "$model" -c 16384 -ngl 99 -npp 94 -ntg 64 -npl "$chats" \
+        >.data/ceiling.log 2>&1 || die "llama-batched-bench failed: see .data/ceiling.log."
     {
-        printf '# %s: llama-batched-bench\n\n' "$(basename "$model" .gguf)"
-        bench/.llama/llama-batched-bench -m "$model" -c 65536 -ngl 99 \
-            -npp 94 -ntg 64 -npl "$chats" 2>/dev/null | grep '^|'
-    } | tee "bench/results/gpu/$(basename "$model" .gguf)-ceiling.md"
+        printf '# %s: llama-batched-bench\n\n' "$name"
+        grep '^|' .data/ceiling.log
+    } | tee "bench/results/gpu/$name-ceiling.md"
     python -m bench.compare --gguf "$model" --loads "$loads" --pairs "$pairs" --into bench/results/gpu
 done
 echo "The tables are in bench/results/gpu."

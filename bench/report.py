@@ -110,6 +110,7 @@ def format_number(value: float) -> str:
 
 def write_section(section: Section, folder: Path = RESULTS) -> Path:
     """Write the section into the model's file, and its plots beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{section.model}.md"
     images = [draw_plot(plot, folder / f"{path.stem}-{plot.name}.png") for plot in section.plots]
     links = [f"![]({image.name})" for image in images]
@@ -141,7 +142,7 @@ def _gpus() -> list[str]:
     if not (program := shutil.which("nvidia-smi")):
         return []
     query = [program, "--query-gpu=name", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
 
 
 def draw_plot(plot: Plot, path: Path) -> Path:

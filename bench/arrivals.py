@@ -22,7 +22,7 @@ from bench.report import Goal, Row, Section, own_row, ratio_row
 from services.edge.activity import percentile
 
 REQUESTS = 30
-LOAD = 2.0  # requests that arrive while a medium one alone is answered
+LOAD = 1.0  # requests that arrive while a medium one alone is answered
 PROMPT_WORDS = (8, 120)
 NEW_TOKENS = (8, 96)
 ALONE = 5  # medium requests, one after the other

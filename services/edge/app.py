@@ -197,12 +197,9 @@ class Callers:
         self._rate_limits = edge.rate_limits
 
     def tenant(self, request: AnyRequest, edge: TheEdge) -> str:
-        """
-        Return the tenant, and count the request. Raises ServiceError.
-
-        Litestar starts a task for each of several dependencies that don't depend on each other,
-        which takes a tenth of the time until a worker is asked. So this one depends on `edge`.
-        """
+        """Return the tenant, and count the request. Raises ServiceError."""
+        # Litestar runs independent dependencies in tasks, which takes a tenth of the time until the
+        # request is published. Depending on `edge` puts them in sequence.
         name = self._keys.tenant(request.headers)
         request.state.tenant = name
         if request.method in COUNTED_METHODS:

@@ -64,7 +64,7 @@ class InFlightRequest:
     erased_epoch: int = field(default=0, init=False)
     """Epoch that began when the session was last erased, as far as this worker was told."""
     sequence: Sequence | None = field(default=None, init=False)
-    """Set once the prompt is prepared."""
+    """Set by the pool's thread that has prepared the prompt."""
     submitted_at: float = field(default=0.0, init=False)
     """Monotonic time at which the engine got the sequence; 0: it has not."""
     computed_at: float = field(default=0.0, init=False)

@@ -86,3 +86,11 @@ async def test_options_names_all_methods_of_a_path(
     answer = await http.options(path)
     assert (answer.status_code, answer.headers["allow"]) == (204, methods)
     assert not answer.content
+
+
+@pytest.mark.parametrize("path", ["/chat", "/v1/chat/completions", "/v1/messages"])
+async def test_chats_start_no_task_for_a_dependency(
+    http: httpx.AsyncClient, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("litestar._kwargs.kwargs_model.create_task_group", None)
+    assert (await http.post(path, json={})).status_code == 400

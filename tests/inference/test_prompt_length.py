@@ -87,12 +87,31 @@ async def test_prompt_that_might_fit_is_prepared(
     assert bool(backend.tokenized) is has_text
 
 
-async def occupied(fast: Worker, backend: Gated) -> list[asyncio.Task[list[StreamEvent]]]:
-    """Occupy all threads of the tenant until the backend may continue."""
+async def occupied(
+    fast: Worker, backend: Gated, threads: int = THREADS
+) -> list[asyncio.Task[list[StreamEvent]]]:
+    """Occupy threads of the tenant, by default all, until the backend may continue."""
     backend.may_continue.clear()
-    busy = [asyncio.create_task(fast.ask("hi", f"{i}")) for i in range(THREADS)]
-    await fast.until(lambda: len(backend.tokenized) >= THREADS)
+    asks = (fast.ask("hi", f"{i}", request_id=f"{i}") for i in range(threads))
+    busy = [asyncio.create_task(ask) for ask in asks]
+    await fast.until(lambda: len(backend.tokenized) >= threads)
     return busy
+
+
+async def test_request_cancelled_while_it_is_prepared_is_not_computed(
+    gated: tuple[Worker, Gated],
+) -> None:
+    fast, backend = gated
+    (busy,) = await occupied(fast, backend, 1)
+    samplers = len(backend.samplers)
+    await fast.cancel("0")
+    *_, end = await busy
+    assert isinstance(end, Done) and end.finish_reason == "cancelled"
+    backend.may_continue.set()
+    assert text(await fast.ask("hi", "s")) == "hello"
+    cancelled, _ = backend.samplers[samplers:]
+    assert cancelled.closed
+    assert all(chunk.sampler is not cancelled for step in backend.steps for chunk in step)
 
 
 async def test_cancelled_request_is_not_prepared(

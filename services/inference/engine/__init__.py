@@ -3,7 +3,7 @@
 import os
 
 # How often llama.cpp's threads check for the next step before they sleep. GNU OpenMP reads this
-# when it is loaded, with llama_cpp. By default they spin for milliseconds, on the cores that the
-# other processes need to pass a token on (docs/decisions/0113). An operator may choose otherwise.
+# when it is loaded, with llama_cpp. By default they spin for milliseconds, and keep nats-server and
+# the edge off the cores (docs/decisions/0113). The environment of the process may say otherwise.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")

@@ -154,8 +154,9 @@ def test_withdrawn_sequence_never_gets_the_free_slot() -> None:
     assert withdrawn.generated == []
 
 
-def test_sequence_withdrawn_before_submission_ends() -> None:
-    run = EngineRun(FakeBackend({"hi": b"hello"}), parallel=1)
+def test_sequence_withdrawn_early_ends_as_cancelled() -> None:
+    backend = FakeBackend({"hi": b"hello"})
+    run = EngineRun(backend, parallel=1)
     withdrawn = run.new("hi", "a")
     assert withdrawn.withdraw()
     run.engine.cancel("a")  # comes first, and finds nothing
@@ -164,7 +165,7 @@ def test_sequence_withdrawn_before_submission_ends() -> None:
     run.engine.step()
     (end,) = [output for key, output in run.drain() if key == "a"]
     assert isinstance(end, Finished) and end.reason == "cancelled"
-    assert getattr(withdrawn.sampler, "closed", False)
+    assert [sampler.closed for sampler in backend.samplers] == [True, False]
 
 
 def test_complete_answer_that_was_withdrawn_ends_as_cancelled() -> None:

@@ -135,7 +135,8 @@ class Slots:
             if not self._write(slot, saved):
                 self.host_cache.remove(saved.key)
         else:  # copied from another slot
-            is_public = here <= prefix.packed_length(self._public_prefix(key))
+            # prompts of all callers start with a public prefix, so it is worth saving
+            is_public = here == prefix.packed_length(self._public_prefix(key))
             is_retry = not owner and not is_public and self._is_stateless_retry(key, here)
             copy = self._read(source)
             slot = self._evict(prefix.adapter_of(copy.key))

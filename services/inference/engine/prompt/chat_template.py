@@ -186,7 +186,6 @@ class ChatTemplate(RawPrompts):
         self._tail = self.tokenize(renderer.tail, special=True)
         # each prompt needs it twice, and a rendering is a message to another process and back
         self._tails = lru_cache(MAX_CACHED_TAILS)(self._render_tail)
-        self._tail_tokens = lru_cache(MAX_CACHED_TAILS)(self._tokenize_tail)
 
     def session_prompt(
         self,
@@ -355,9 +354,6 @@ class ChatTemplate(RawPrompts):
         rendered = self._renderer.render(messages, (), json.loads(variables))
         return rendered.rpartition(_QUESTION)[2]
 
-    def _tokenize_tail(self, tail: str) -> list[int]:
-        return self.tokenize(tail, special=True)[-MAX_TAIL_TOKENS:]
-
     def _channel(self, tokens: Sequence[int], options: PromptOptions) -> Channel:
         """
         Return in which channel a prompt ends: by the markers after its last message. Text of people
@@ -366,7 +362,7 @@ class ChatTemplate(RawPrompts):
         if options.continued:
             return options.continued
         tail = self._question_tail(options.variables)
-        expected = self._tail_tokens(tail)
+        expected = self.tokenize(tail, special=True)[-MAX_TAIL_TOKENS:]
         if tokens[len(tokens) - len(expected) :] == expected:
             return self.format.prompt_channel(tail)
         return self.format.prompt_channel(self._tokenizer.text(tokens[-MAX_TAIL_TOKENS:]))

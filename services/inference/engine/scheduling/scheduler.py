@@ -80,7 +80,8 @@ class Scheduler:
         backlogged = {other.tenant for other in (*self.waiting, *prefilling)}
         self._shares.join(sequence.tenant, backlogged)
         self.waiting.append(sequence)
-        self._estimate([sequence])
+        if len(self.waiting) > 1 or not self._slots.can_acquire():  # else it starts at once
+            self._estimate([sequence])
         self._update_positions()
 
     def find(self, key: str) -> Sequence | None:
@@ -101,8 +102,9 @@ class Scheduler:
         if not self.waiting or not self._slots.can_acquire():
             return []
         queues = self._queues()
-        for queue in queues.values():
-            self._estimate(queue[: self._max_ranked(queues)])
+        if len(self.waiting) > 1:  # a single one has no rank
+            for queue in queues.values():
+                self._estimate(queue[: self._max_ranked(queues)])
         admitted = []
         for sequence in self._ranked()[: self._limits.max_ranked]:
             if not self._slots.can_acquire():
@@ -202,11 +204,11 @@ class Scheduler:
             sequence.queue_position = position
 
     def _estimate(self, sequences: Iterable[Sequence]) -> None:
-        """Look up what is cached of waiting sequences; not of the only one, which starts now."""
-        if len(self.waiting) > 1 or not self._slots.can_acquire():
-            for sequence in sequences:
-                length = self._slots.cached_length(sequence.prefix_key, sequence.owner)
-                sequence.cached_estimate = length
+        for sequence in sequences:
+            sequence.cached_estimate = self._cached_length(sequence)
+
+    def _cached_length(self, sequence: Sequence) -> int:
+        return self._slots.cached_length(sequence.prefix_key, sequence.owner)
 
     def _coming_prefix(self, sequence: Sequence) -> tuple[int, tuple[int]] | None:
         """
@@ -220,10 +222,7 @@ class Scheduler:
             if not s.is_prefilled and s.slot is not None
         )
         length, slot = max(coming, default=(0, 0))
-        if length < self._limits.min_awaited_tokens:
-            return None
-        sequence.cached_estimate = self._slots.cached_length(key, sequence.owner)
-        if length <= sequence.cached_estimate:
+        if length < self._limits.min_awaited_tokens or length <= self._cached_length(sequence):
             return None
         return slot, (length,)
 

@@ -20,7 +20,8 @@ MIN_DETERMINISTIC_CHUNK, MAX_DETERMINISTIC_CHUNK = 2, 63
 class Sequence:
     """
     Stores facts; what follows from them is a property. Owned by the engine's thread once submitted;
-    other threads may read its counts. Times are those of time.monotonic(), 0 if not reached.
+    other threads may read its counts and withdraw it. Times are those of time.monotonic(), 0 if not
+    reached.
     """
 
     key: str  # of the request, unique among those in the engine

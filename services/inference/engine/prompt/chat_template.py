@@ -78,6 +78,13 @@ class PromptOptions(NamedTuple):
 NO_OPTIONS = PromptOptions()
 
 
+class _Tail(NamedTuple):
+    """What a template writes after a question, and the last tokens of it."""
+
+    text: str
+    tokens: list[int]
+
+
 class RenderedPrompt(NamedTuple):
     """The tokens of a prompt, and how many exchanges of its session it has and lacks."""
 
@@ -336,23 +343,24 @@ class ChatTemplate(RawPrompts):
 
     def may_reason(self, options: PromptOptions) -> bool:
         """Return whether the model may open a thought: the prompt has not closed it already."""
-        is_closed = self.format.closes_reasoning(self._question_tail(options.variables))
+        is_closed = self.format.closes_reasoning(self._question_tail(options.variables).text)
         return not is_closed and options.continued != "content"
 
-    def _question_tail(self, variables: Variables) -> str:
-        """Return what the template writes after a question, or "" if it refuses the variables."""
+    def _question_tail(self, variables: Variables) -> "_Tail":
+        """Return what the template writes after a question: nothing if it refuses the variables."""
         text = json.dumps(dict(variables), sort_keys=True)
         render = self._tails if len(text) <= MAX_CACHED_CHARS else self._render_tail
         try:
             return render(text)
         except (RenderFailure, TemplateLimitError):
-            return ""
+            return _Tail("", [])
 
-    def _render_tail(self, variables: str) -> str:
+    def _render_tail(self, variables: str) -> "_Tail":
         """Return what the template writes after a question; the variables are an object in JSON."""
         messages = [{"role": "user", "content": _QUESTION}]
         rendered = self._renderer.render(messages, (), json.loads(variables))
-        return rendered.rpartition(_QUESTION)[2]
+        text = rendered.rpartition(_QUESTION)[2]
+        return _Tail(text, self.tokenize(text, special=True)[-MAX_TAIL_TOKENS:])
 
     def _channel(self, tokens: Sequence[int], options: PromptOptions) -> Channel:
         """
@@ -362,9 +370,8 @@ class ChatTemplate(RawPrompts):
         if options.continued:
             return options.continued
         tail = self._question_tail(options.variables)
-        expected = self.tokenize(tail, special=True)[-MAX_TAIL_TOKENS:]
-        if tokens[len(tokens) - len(expected) :] == expected:
-            return self.format.prompt_channel(tail)
+        if tokens[len(tokens) - len(tail.tokens) :] == tail.tokens:
+            return self.format.prompt_channel(tail.text)
         return self.format.prompt_channel(self._tokenizer.text(tokens[-MAX_TAIL_TOKENS:]))
 
     def public_prefixes(self, system: str, variables: Variables = NO_VARIABLES) -> list[list[int]]:

@@ -62,8 +62,9 @@ class Tokenizer:
 
     def append(self, tokens: list[int], text: str, special: bool) -> None:
         """Append the tokens of a text, in which names become special tokens with `special`."""
-        for part in split(text, self._names if special else None):
-            tokens += self._tokenize_part(part, tokens, special)
+        if text:
+            for part in split(text, self._names if special else None):
+                tokens += self._tokenize_part(part, tokens, special)
 
     def append_content(self, tokens: list[int], text: str) -> None:
         """Append the tokens of a user's or a model's text, without reserved tokens."""

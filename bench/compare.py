@@ -54,6 +54,7 @@ LOADS = {
     "overload": overload.run,
     "routing": routing.run,
     "edge": edge.run,
+    "first-token": edge.run_first_token,
     "attacks": attacks.run,
     "fleet": fleet.run,
     "cluster": fleet.run_cluster,

@@ -346,7 +346,7 @@ class ChatTemplate(RawPrompts):
         is_closed = self.format.closes_reasoning(self._question_tail(options.variables).text)
         return not is_closed and options.continued != "content"
 
-    def _question_tail(self, variables: Variables) -> "_Tail":
+    def _question_tail(self, variables: Variables) -> _Tail:
         """Return what the template writes after a question: nothing if it refuses the variables."""
         text = json.dumps(dict(variables), sort_keys=True)
         render = self._tails if len(text) <= MAX_CACHED_CHARS else self._render_tail
@@ -355,7 +355,7 @@ class ChatTemplate(RawPrompts):
         except (RenderFailure, TemplateLimitError):
             return _Tail("", [])
 
-    def _render_tail(self, variables: str) -> "_Tail":
+    def _render_tail(self, variables: str) -> _Tail:
         """Return what the template writes after a question; the variables are an object in JSON."""
         messages = [{"role": "user", "content": _QUESTION}]
         rendered = self._renderer.render(messages, (), json.loads(variables))

@@ -58,6 +58,43 @@ class HeldFlow(FlowControl):
             super().resume_reading()
 
 
+class ResponseTransport:
+    """
+    The transport of one response. Its head is written together with what follows in the same turn
+    of the event loop: uvicorn writes it alone, which wakes the client once more.
+    """
+
+    __slots__ = ("_head", "_is_begun", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._is_begun = False
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if self._is_begun:
+            self._transport.write(self._head + data)
+            self._head = b""
+        else:
+            self._is_begun, self._head = True, data
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write the head, if it still waits."""
+        if self._head and not self._transport.is_closing():
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+
 class WriteBatch:
     """
     Writes to all connections that are made once the running callback of the event loop has ended.
@@ -68,9 +105,9 @@ class WriteBatch:
     """
 
     def __init__(self) -> None:
-        self._writes: list[tuple[asyncio.Transport, bytes]] = []
+        self._writes: list[tuple[ResponseTransport, bytes]] = []
 
-    def add(self, transport: asyncio.Transport, data: bytes) -> None:
+    def add(self, transport: ResponseTransport, data: bytes) -> None:
         if not self._writes:
             asyncio.get_running_loop().call_soon(self._write)
         self._writes.append((transport, data))
@@ -102,7 +139,7 @@ class BodyWriter:
         """Whether the response has begun and not ended, and its client reads fast enough."""
         self._cycle = weakref.ref(cycle)
         self._batch = batch
-        self._transport: asyncio.Transport | None = None
+        self._transport: ResponseTransport | None = None
 
     def open(self) -> None:
         """Allow writing, if the response has begun, consists of chunks and has not ended."""
@@ -110,7 +147,7 @@ class BodyWriter:
         if cycle is None or not cycle.chunked_encoding or cycle.response_complete:
             return
         if not cycle.flow.write_paused and not cycle.disconnected:
-            self.is_open, self._transport = True, cycle.transport
+            self.is_open, self._transport = True, cast(ResponseTransport, cycle.transport)
 
     def close(self) -> None:
         """End or interrupt writing."""
@@ -272,11 +309,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             cycle.scope["state"][WRITER] = self._writer = BodyWriter(cycle, self._batch)
             self._answered, self._began_at = cycle, time.monotonic()
+            cycle.transport = ResponseTransport(self.transport)  # type: ignore[assignment]
             super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """Answer the next request, perhaps after a pause."""
         self._close_writer()
+        if self._answered:
+            self._answered.transport.flush()  # type: ignore[attr-defined]  # a head without a body
         status = self._answered.scope["state"].get(STATUS) if self._answered else None
         self._invalid_requests = self._invalid_requests + 1 if status in INVALID else 0
         pause = self._pause_after_response()

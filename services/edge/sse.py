@@ -150,11 +150,10 @@ class SseResponse:
                 if isinstance(event, Failed):
                     await self._fail(self._to_error(event))
                     return
-                if not self._is_started:
-                    await self._start()
+                begin = b"" if self._is_started else await self._start()
                 if is_head:
                     break
-                await self._write(self._encoder.encode(number, event))
+                await self._write(begin + self._encoder.encode(number, event))
         await self._end(self._encoder.end())
 
     async def _fail(self, error: ServiceError) -> None:
@@ -172,7 +171,8 @@ class SseResponse:
             writer.write_soon(data)
         return True
 
-    async def _start(self) -> None:
+    async def _start(self) -> bytes:
+        """Send the head. Return the beginning of the body."""
         self._is_started = True
         self._sent_at = time.monotonic()
         if len(self._answers) == 1 and isinstance(answer := self._answers[0], AnswerStream):
@@ -182,7 +182,7 @@ class SseResponse:
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         if self._writer is not None:
             self._writer.open()
-        await self._write(self._encoder.begin())
+        return self._encoder.begin()
 
     async def _write(self, data: bytes) -> None:
         data = data or self._ping()

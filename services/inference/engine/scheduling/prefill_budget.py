@@ -14,6 +14,9 @@ class PrefillBudget:
     """
     Chunked prefill: a chunk takes no longer than the running streams may wait for their next text,
     unless it would be inefficiently small, and decode steps pay for it before the next chunk.
+
+    `waiting_prompts` is how many prompts share the time of prefill: streams wait longer for many,
+    so that these don't wait for one another at the pace of one.
     """
 
     def __init__(self, limits: SchedulerLimits = DEFAULT_LIMITS) -> None:
@@ -21,6 +24,7 @@ class PrefillBudget:
         self._prefill_rate = limits.initial_prefill_rate  # tokens per second
         self._decode_seconds = 0.0  # of a step
         self._debt_seconds = 0.0  # of prefill that decode steps have not paid for
+        self.waiting_prompts = 1
 
     @property
     def can_prefill(self) -> bool:
@@ -46,7 +50,7 @@ class PrefillBudget:
         """Tokens of a chunk while streams wait for their next text."""
         decode, limits = self._decode_seconds, self._limits
         steps = ceil(limits.emit_interval_seconds / decode) if decode else 1
-        seconds = steps * decode * (limits.max_slowdown - 1)
+        seconds = steps * decode * self._prefill_per_decode
         return min(self.chunk, self._clamped(self._prefill_rate * seconds))
 
     def record_prefill(self, tokens: int, seconds: float, is_interleaved: bool) -> None:
@@ -65,8 +69,12 @@ class PrefillBudget:
 
     def repay(self, seconds: float) -> None:
         """Record the time of a step that prefills nothing."""
-        paid = seconds * (self._limits.max_slowdown - 1)
-        self._debt_seconds = max(0.0, self._debt_seconds - paid)
+        self._debt_seconds = max(0.0, self._debt_seconds - seconds * self._prefill_per_decode)
+
+    @property
+    def _prefill_per_decode(self) -> float:
+        """Seconds of prefill for each second of decoding."""
+        return (self._limits.max_slowdown - 1) * self.waiting_prompts
 
     def _clamped(self, tokens: float) -> int:
         return int(min(max(tokens, self._limits.min_chunk_tokens), self._limits.max_chunk_tokens))

@@ -127,6 +127,7 @@ class Scheduler:
             return Step(self._prefill(first, self.budget.chunk), is_prefill=True)
         if self.budget.can_prefill:
             chunks = self._prefill(first, self.budget.interleaved_chunk)
+        self.budget.waiting_prompts = self._waiting_prompts()
             return Step(chunks, is_prefill=True, is_interleaved=True)
         return self._decode(streams)
 
@@ -250,6 +251,15 @@ class Scheduler:
         """
         Return whether to pause decoding until `first` is prefilled: it arrived with the streams,
         all of its tenant, and the prefill of all that arrived with them takes at most
+    def _waiting_prompts(self) -> int:
+        """
+        Return how many prompts are prefilled beside streams: of several tenants one each, so that
+        no tenant slows down the streams of another by sending many.
+        """
+        tenants = [s.tenant for s in self.running if not s.is_prefilled]
+        is_alone = len({s.tenant for s in self.running}) == 1
+        return len(tenants) if is_alone else len(set(tenants))
+
         `max_hold_seconds`.
         """
         if any(stream.tenant != first.tenant for stream in streams):

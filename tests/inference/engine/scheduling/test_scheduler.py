@@ -116,6 +116,31 @@ def test_stream_is_not_held_for_long_prompt() -> None:
     run.add("a", 20)
     run.add("b", int(2 * LIMITS.max_hold_seconds / PREFILL_SECONDS))
     assert run.step() == [("a", 20)]
+def decoded_beside(prompts: int, tenant: str = "") -> int:
+    """Return how many tokens a stream gets while prompts of a tenant are prefilled."""
+    run = SchedulerRun(slots=9)
+    run.add("s", 20)
+    run.steps(5)
+    waiting = [run.add(chr(ord("a") + number), 300, tenant=tenant) for number in range(prompts)]
+    decoded = 0
+    while waiting:
+        decoded += run.step() == [("s", 1)]
+        if waiting[0].is_prefilled:
+            run.remove(waiting.pop(0))
+        waiting.sort(key=lambda sequence: sequence.remaining_prefill)
+    return decoded
+
+
+def test_stream_waits_longer_for_many_prompts() -> None:
+    one, eight = decoded_beside(1), decoded_beside(8)
+    assert eight < 4 * one, "each prompt would take as long as one alone if it were 8 times"
+
+
+def test_stream_of_another_tenant_waits_as_for_one_prompt() -> None:
+    one, eight = decoded_beside(1, "other"), decoded_beside(8, "other")
+    assert eight > 6 * one
+
+
     assert [("a", 1)] in run.steps(3)
 
 

@@ -5,7 +5,7 @@ SLOW_STEP_SECONDS makes it longer.
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from services.inference.__main__ import serve
 from services.inference.engine.backend import Chunk, SampleResult
@@ -18,9 +18,11 @@ STEP_SECONDS = float(os.environ.get("SLOW_STEP_SECONDS", "0.03"))
 _decode, _verify = Llama.decode, Llama.verify
 
 
-def _decode_slowly(self: Llama, chunks: Sequence[Chunk]) -> Sequence[SampleResult | None]:
+def _decode_slowly(
+    self: Llama, chunks: Sequence[Chunk], meanwhile: Callable[[], object] = lambda: None
+) -> Sequence[SampleResult | None]:
     time.sleep(STEP_SECONDS)
-    return _decode(self, chunks)
+    return _decode(self, chunks, meanwhile)
 
 
 def _verify_slowly(self: Llama, chunks: Sequence[Chunk]) -> Sequence[Iterator[SampleResult]]:

@@ -1,7 +1,7 @@
 """A backend with scripted answers and a token per byte, which checks what the engine does."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -164,9 +164,12 @@ class FakeBackend:
     def warm_up(self) -> None:
         pass
 
-    def decode(self, chunks: Sequence[Chunk]) -> Sequence[SampleResult | None]:
+    def decode(
+        self, chunks: Sequence[Chunk], meanwhile: Callable[[], object] = lambda: None
+    ) -> Sequence[SampleResult | None]:
         self._begin_step(chunks)
         scripts = [self._compute(chunk) for chunk in chunks]
+        meanwhile()
         return [None if script is None else script.choose() for script in scripts]
 
     def _begin_step(self, chunks: Sequence[Chunk]) -> None:

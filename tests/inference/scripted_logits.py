@@ -3,7 +3,7 @@ A backend with a real tokenizer and scripted logits. They depend on the tokens a
 the same to the last bit however a sequence was computed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -33,7 +33,10 @@ class ScriptedLogits(VocabularyBackend):
         self.is_truncatable = self.is_reuse_exact = True
         self.on_gpu = self.can_verify = False
 
-    def decode(self, chunks: Sequence[Chunk]) -> Sequence[SampleResult | None]:
+    def decode(
+        self, chunks: Sequence[Chunk], meanwhile: Callable[[], object] = lambda: None
+    ) -> Sequence[SampleResult | None]:
+        meanwhile()
         return [self._compute_one(chunk) for chunk in chunks]
 
     def min_length(self, slot: int) -> int:

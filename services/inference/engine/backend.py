@@ -1,6 +1,6 @@
 """The interface between the engine and a model. `llama.py` implements it; tests use a fake."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -142,11 +142,14 @@ class Backend(TokenBackend, Protocol):
         Raises ServiceError for what the model can't satisfy.
         """
 
-    def decode(self, chunks: Sequence[Chunk]) -> Sequence[SampleResult | None]:
+    def decode(
+        self, chunks: Sequence[Chunk], meanwhile: Callable[[], object] = lambda: None
+    ) -> Sequence[SampleResult | None]:
         """
         Compute all chunks in one step, like llama_decode: prefill as well as decode. They must be
-        sorted by slot and have the same adapter and the same length. Return the sampled token of
-        each chunk, None for those without a sampler. Raises BackendError.
+        sorted by slot and have the same adapter and the same length. Call `meanwhile` once they are
+        computed, or while a GPU computes them. Return the sampled token of each chunk, None for
+        those without a sampler. Raises BackendError, then without calling `meanwhile`.
         """
 
     def verify(self, chunks: Sequence[Chunk]) -> Sequence[Iterator[SampleResult]]:

@@ -101,7 +101,7 @@ class Engine:
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._slots = Slots(backend, parallel, host_cache_bytes, public_prefixes)
         speculator = Speculator(backend.context, limits) if backend.can_verify else None
-        self._scheduler = Scheduler(self._slots, limits, speculator)
+        self._scheduler = Scheduler(self._slots, limits, speculator, backend.on_gpu)
         self._idle_prefill = IdlePrefill(backend, self._slots)
         self.throughput = Throughput()
         self._outputs: list[tuple[str, Output]] = []
@@ -165,19 +165,27 @@ class Engine:
                 self._scheduler.step_overhead = overhead
             while not self._closing:
                 self.step()
+            self._flush()
         except Exception:
             log.exception("engine died")
             self._on_death()
 
     def step(self) -> None:
-        """Handle commands, admit sequences, compute one batch, emit. Blocks while idle."""
+        """
+        Handle commands, admit sequences, compute one batch, emit. Blocks while idle.
+
+        With a GPU, what a step has generated is emitted while it computes the next one: else it
+        would wait for the event loop, which takes the GIL when it gets the text. Only first tokens,
+        and the end of the last sequence, don't wait for a next step.
+        """
         self._receive()
         for sequence in self._scheduler.admit():
             usage = sequence.usage
             self._put(sequence, PrefillStarted(usage.prompt_tokens, usage.cached_tokens))
         if self._scheduler.running:
             self._compute()
-        self._flush()
+        if self._has_first_token or not self._backend.on_gpu or not self._scheduler.running:
+            self._flush()
         if self._has_first_token:
             self._has_first_token = False
             if not self._backend.on_gpu:  # else the CPU is free
@@ -263,19 +271,25 @@ class Engine:
             began = time.monotonic()
             if step.drafts:
                 accept = partial(self._accept_drafts, step, self._backend.verify(step.chunks))
+                self._scheduler.commit(step)
             else:
-                accept = partial(self._accept_tokens, step, self._backend.decode(step.chunks))
+                results = self._backend.decode(step.chunks, partial(self._while_computing, step))
+                accept = partial(self._accept_tokens, step, results)
             seconds = time.monotonic() - began
         except BackendError as error:
             # without a step, schedule() failed while it moved a sequence between slots
             self._fail(step.sequences if step else self._scheduler.running, str(error))
             return
-        self._scheduler.commit(step)
         before = self.throughput.generated_tokens
         accept()
         if step.drafts:  # other steps were sampled by the backend already
             seconds = time.monotonic() - began
         self._record(step, seconds, self.throughput.generated_tokens - before)
+
+    def _while_computing(self, step: Step) -> None:
+        self._scheduler.commit(step)
+        if self._backend.on_gpu:
+            self._flush()
 
     def _record(self, step: Step, seconds: float, generated: int) -> None:
         """Record how long a step took, sampling included."""

@@ -43,6 +43,7 @@ from services.inference.engine.sampling.candidates import Candidates
 from services.inference.engine.sampling.penalties import Dry
 from services.inference.engine.sampling.sampler import SamplerChain
 from services.inference.engine.scheduling.batch_grouping import BatchGrouping
+from services.inference.engine.scheduling.slot_block import slot_block
 
 log = logging.getLogger(__name__)
 
@@ -132,14 +133,17 @@ class Llama(LlamaModel):
             return None
         return Dry(self._vocab, self._candidates, sampling, prompt, self.context)
 
-    def decode(self, chunks: Sequence[Chunk]) -> Sequence[SampleResult | None]:
+    def decode(
+        self, chunks: Sequence[Chunk], meanwhile: Callable[[], object] = lambda: None
+    ) -> Sequence[SampleResult | None]:
         self._activate(chunks[0].adapter)
-        if len(chunks[0].tokens) > 1:  # prefill: grouping is learned for decode steps
-            return self._decode(chunks)
+        if self.on_gpu or len(chunks[0].tokens) > 1:  # grouping is learned for decode steps
+            return self._decode(chunks, meanwhile)
         began, is_split = time.monotonic(), self._grouping.is_split(len(chunks))
         groups = [[chunk] for chunk in chunks] if is_split else [chunks]
         results = [each for group in groups for each in self._decode(group)]
         self._grouping.record(len(chunks), is_split, time.monotonic() - began)
+        meanwhile()
         return results
 
     def verify(self, chunks: Sequence[Chunk]) -> Sequence[Iterator[SampleResult]]:
@@ -211,13 +215,40 @@ class Llama(LlamaModel):
             self._activate(BASE)
         llama_cpp.llama_adapter_lora_free(self._adapters.pop(file))
 
-    def _decode(self, chunks: Sequence[Chunk]) -> list[SampleResult | None]:
-        self._compute(chunks)
-        rows = iter(self._logits(sum(chunk.sampler is not None for chunk in chunks)))
-        return [
-            _sampler(chunk).choose(next(rows)) if chunk.sampler is not None else None
-            for chunk in chunks
-        ]
+    def _decode(
+        self, chunks: Sequence[Chunk], meanwhile: Callable[[], object] = lambda: None
+    ) -> list[SampleResult | None]:
+        padding = self._padding(chunks)
+        computed = sorted((*chunks, *padding), key=lambda chunk: chunk.slot)
+        try:
+            self._compute(computed, is_all_output=bool(padding))
+        finally:
+            for chunk in padding:
+                self.truncate(chunk.slot, chunk.position)
+        meanwhile()
+        output = [chunk for chunk in computed if padding or chunk.sampler is not None]
+        sampled = {
+            chunk.slot: _sampler(chunk).choose(logits)
+            for chunk, logits in zip(output, self._logits(len(output)), strict=True)
+            if chunk.sampler is not None
+        }
+        return [sampled.get(chunk.slot) for chunk in chunks]
+
+    def _padding(self, chunks: Sequence[Chunk]) -> list[Chunk]:
+        """
+        Return a token for each slot of the step's block without one, to be dropped afterwards; none
+        if that is no decode step on a GPU, or if a slot has no room or can't be truncated.
+        """
+        slots = [chunk.slot for chunk in chunks]
+        is_decode = all(len(chunk.tokens) == 1 and chunk.sampler for chunk in chunks)
+        block = slot_block(slots, self._parallel) if is_decode and self.on_gpu else None
+        if block is None or not self.is_truncatable:
+            return []
+        lengths = {slot: self.length(slot) for slot in block if slot not in slots}
+        if any(length >= self.context for length in lengths.values()):
+            return []
+        tokens, adapter = [self.first_token], chunks[0].adapter
+        return [Chunk(slot, at, tokens, None, adapter) for slot, at in lengths.items()]
 
     def _compute(self, chunks: Sequence[Chunk], is_all_output: bool = False) -> None:
         self._batch.fill(chunks, is_all_output)

@@ -117,6 +117,25 @@ def test_only_a_long_prefill_is_announced_before_it(
     engine.step()
 
 
+def test_text_is_emitted_while_a_gpu_computes_the_next() -> None:
+    backend = FakeBackend({"hi": b"hello"})
+    backend.on_gpu = True
+    run = EngineRun(backend, parallel=1)
+    steps_at: list[tuple[int, Output]] = []
+
+    def emit(outputs: list[tuple[str, Output]]) -> None:
+        steps_at.extend((len(backend.steps), output) for _, output in outputs)
+
+    limits = SchedulerLimits(emit_interval_seconds=0)
+    engine = Engine(backend, 1, 10_000, emit, lambda: None, limits=limits)
+    engine.submit(run.new("hi"))
+    while not any(isinstance(output, Finished) for _, output in steps_at):
+        engine.step()
+    texts = [(step, text_of(o.part)) for step, o in steps_at if isinstance(o, AnswerChunk)]
+    assert texts[0] == (1, "h"), "the first token does not wait for a step"
+    assert texts[1] == (3, "e"), "the second one is emitted during the third step"
+
+
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_first_token_is_followed_by_a_pause_on_a_cpu(
     on_gpu: bool, monkeypatch: pytest.MonkeyPatch

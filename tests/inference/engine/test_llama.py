@@ -56,6 +56,30 @@ def generate(backend: Backend, prompt: list[int], slot: int = 0, cached: int = 0
     return answer
 
 
+def test_padded_step_chooses_the_same_tokens(llama: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [llama.tokenize(text, special=True) for text in ("The first", "A second")]
+    alone = [generate(llama, prompt)[:5] for prompt in prompts]
+    monkeypatch.setattr(llama, "on_gpu", True)
+    idle = llama.tokenize("Somebody who pauses.", special=True)
+    for slot, tokens in enumerate((prompts[0], idle, prompts[1])):
+        llama.truncate(slot, 0)
+        llama.decode([Chunk(slot, 0, tokens[:-1], None)])
+    streams = {0: prompts[0][-1:], 2: prompts[1][-1:]}  # with a gap between them
+    samplers = {slot: llama.sampler(GREEDY) for slot in streams}
+    for _ in range(5):
+        chunks = [
+            Chunk(slot, llama.length(slot), tokens[-1:], samplers[slot])
+            for slot, tokens in streams.items()
+        ]
+        for chunk, sampled in zip(chunks, llama.decode(chunks), strict=True):
+            assert isinstance(sampled, SampledToken)
+            streams[chunk.slot].append(sampled.token)
+    assert [tokens[1:] for tokens in streams.values()] == alone
+    assert llama.length(1) == len(idle) - 1, "what is computed in the gap is dropped"
+    for sampler in samplers.values():
+        sampler.close()
+
+
 def test_batched_sequences_generate_the_same_as_alone(backend: Backend) -> None:
     prompts = [backend.tokenize(text, special=True) for text in ("one", "two")]
     alone = [generate(backend, prompt, slot)[:5] for slot, prompt in enumerate(prompts)]

@@ -85,7 +85,8 @@ def shared_length(a: PrefixKey, b: PrefixKey) -> int:
     """Return the length of the common prefix in tokens: 0 if the headers differ."""
     count = min(len(a), len(b)) // TOKEN_BYTES
     differ = np.frombuffer(a, np.int32, count) != np.frombuffer(b, np.int32, count)
-    same = int(differ.argmax()) if differ.any() else count
+    first = int(differ.argmax()) if count else 0  # 0 if none differs
+    same = first if count and differ[first] else count
     return max(0, same - HEADER_BYTES // TOKEN_BYTES)
 
 

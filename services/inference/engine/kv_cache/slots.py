@@ -73,6 +73,7 @@ class Slots:
         host_cache_bytes: int,
         public_prefixes: Iterable[Sequence[int]] = (),
     ) -> None:
+        self.count = count
         self._backend = backend
         self._public = sorted(map(prefix.pack_tokens, public_prefixes), key=len, reverse=True)
         self._slots = [_Slot() for _ in range(count)]

@@ -15,6 +15,7 @@ from services.inference.engine.kv_cache.slots import Slots
 from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, SchedulerLimits
 from services.inference.engine.scheduling.prefill_budget import PrefillBudget
 from services.inference.engine.scheduling.sequence import Sequence
+from services.inference.engine.scheduling.slot_block import slot_block
 from services.inference.engine.scheduling.tenant_shares import TenantShares
 from services.inference.engine.speculation.speculator import Speculator, with_drafts
 
@@ -51,7 +52,8 @@ class Scheduler:
     a tenant, the shortest prompt is prefilled first; waiting raises the priority. Sequences that
     arrive together are all prefilled before they decode together. Beside older streams, a prompt is
     prefilled in chunks limited by `PrefillBudget`, so that their token gaps stay bounded. With a
-    `speculator`, decode steps may verify drafts while nothing is prefilled.
+    `speculator`, decode steps may verify drafts while nothing is prefilled. If the backend
+    `has_blocks`, it computes the gaps between slots along (`slot_block.py`).
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class Scheduler:
         slots: Slots,
         limits: SchedulerLimits = DEFAULT_LIMITS,
         speculator: Speculator | None = None,
+        has_blocks: bool = False,
     ) -> None:
         self._slots = slots
+        self._has_blocks = has_blocks
         self._limits = limits
         self._speculator = speculator
         self._round_robin = AdapterRoundRobin(limits.adapter_turn_seconds)
@@ -123,11 +127,11 @@ class Scheduler:
         first = self._next_prefill()
         if first is None:
             return self._with_drafts(self._decode(streams))
+        self.budget.waiting_prompts = self._waiting_prompts()
         if not streams or self._should_hold(streams, first):
             return Step(self._prefill(first, self.budget.chunk), is_prefill=True)
         if self.budget.can_prefill:
             chunks = self._prefill(first, self.budget.interleaved_chunk)
-        self.budget.waiting_prompts = self._waiting_prompts()
             return Step(chunks, is_prefill=True, is_interleaved=True)
         return self._decode(streams)
 
@@ -247,10 +251,6 @@ class Scheduler:
             default=None,
         )
 
-    def _should_hold(self, streams: list[Sequence], first: Sequence) -> bool:
-        """
-        Return whether to pause decoding until `first` is prefilled: it arrived with the streams,
-        all of its tenant, and the prefill of all that arrived with them takes at most
     def _waiting_prompts(self) -> int:
         """
         Return how many prompts are prefilled beside streams: of several tenants one each, so that
@@ -260,6 +260,10 @@ class Scheduler:
         is_alone = len({s.tenant for s in self.running}) == 1
         return len(tenants) if is_alone else len(set(tenants))
 
+    def _should_hold(self, streams: list[Sequence], first: Sequence) -> bool:
+        """
+        Return whether to pause decoding until `first` is prefilled: it arrived with the streams,
+        all of its tenant, and the prefill of all that arrived with them takes at most
         `max_hold_seconds`.
         """
         if any(stream.tenant != first.tenant for stream in streams):
@@ -343,6 +347,8 @@ class Scheduler:
         """
         by_slot = {s.slot: s for s in self.running if s.slot is not None}
         own = {slot for slot, s in by_slot.items() if s.adapter == adapter}
+        if self._has_blocks and slot_block(sorted(own), self._slots.count):
+            return
         end = max(own)
         gap = next((slot for slot in range(min(own), end) if slot not in own), None)
         if gap is None:

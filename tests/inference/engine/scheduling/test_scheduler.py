@@ -22,10 +22,15 @@ class SchedulerRun:
     """A scheduler over a fake backend, whose steps take simulated times."""
 
     def __init__(
-        self, slots: int = 2, step_overhead: int = 0, public_prefixes: Iterable[list[int]] = ()
+        self,
+        slots: int = 2,
+        step_overhead: int = 0,
+        public_prefixes: Iterable[list[int]] = (),
+        has_blocks: bool = False,
     ) -> None:
         self.backend = FakeBackend({"": b"x" * 1000}, context=10_000)
-        self.scheduler = Scheduler(Slots(self.backend, slots, 100_000, public_prefixes))
+        held = Slots(self.backend, slots, 100_000, public_prefixes)
+        self.scheduler = Scheduler(held, has_blocks=has_blocks)
         self.scheduler.step_overhead = step_overhead
 
     def add(
@@ -111,11 +116,6 @@ def test_prefill_beside_older_stream_is_paid_for_by_decoding() -> None:
     assert unpaid <= 1.5 * decoded * DECODE_SECONDS
 
 
-def test_stream_is_not_held_for_long_prompt() -> None:
-    run = SchedulerRun()
-    run.add("a", 20)
-    run.add("b", int(2 * LIMITS.max_hold_seconds / PREFILL_SECONDS))
-    assert run.step() == [("a", 20)]
 def decoded_beside(prompts: int, tenant: str = "") -> int:
     """Return how many tokens a stream gets while prompts of a tenant are prefilled."""
     run = SchedulerRun(slots=9)
@@ -141,6 +141,11 @@ def test_stream_of_another_tenant_waits_as_for_one_prompt() -> None:
     assert eight > 6 * one
 
 
+def test_stream_is_not_held_for_long_prompt() -> None:
+    run = SchedulerRun()
+    run.add("a", 20)
+    run.add("b", int(2 * LIMITS.max_hold_seconds / PREFILL_SECONDS))
+    assert run.step() == [("a", 20)]
     assert [("a", 1)] in run.steps(3)
 
 
@@ -248,6 +253,19 @@ def test_streams_are_sorted_by_slot_and_gaps_are_closed() -> None:
     run.step()
     assert [chunk.slot for chunk in run.backend.steps[-1]] == [0, 1, 2]
     run.steps(3)
+    run.scheduler.check_invariants()
+
+
+def test_gap_stays_where_it_is_computed_along() -> None:
+    run = SchedulerRun(slots=4, has_blocks=True)
+    sequences = [run.add(key, 20) for key in "abcd"]
+    run.steps(4)
+    run.remove(sequences[1])
+    run.step()
+    assert [chunk.slot for chunk in run.backend.steps[-1]] == [0, 2, 3]
+    run.remove(sequences[2])
+    run.step()
+    assert [chunk.slot for chunk in run.backend.steps[-1]] == [0, 3]
     run.scheduler.check_invariants()
 
 

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -24,10 +24,12 @@ class TimedBackend(FakeBackend):
     def clock(self) -> float:
         return self.now
 
-    def decode(self, chunks: Sequence[Chunk]) -> Sequence[SampleResult | None]:
+    def decode(
+        self, chunks: Sequence[Chunk], meanwhile: Callable[[], object] = lambda: None
+    ) -> Sequence[SampleResult | None]:
         self.now += self._step + self._token * sum(len(chunk.tokens) for chunk in chunks)
         self.now += 10 if not self.steps else 0
-        chosen = super().decode(chunks)
+        chosen = super().decode(chunks, meanwhile)
         if len(self.steps) == self.fails_at:
             raise BackendError("in the middle")
         return chosen

@@ -1,0 +1,27 @@
+"""Which slots a GPU computes in one decode step, so that it is the same step again and again."""
+
+from collections.abc import Sequence
+
+SMALL_SIZES = (1, 2, 4, 8)
+SIZE = 16  # of larger blocks, or a multiple of it
+MAX_ROWS_PER_STREAM = 2
+
+
+def slot_block(slots: Sequence[int], count: int) -> range | None:
+    """
+    Return the slots, of `count`, to compute for streams in these `slots`, which are sorted: a range
+    with all of them. None if too few of its slots would have a stream.
+
+    llama.cpp computes neighbouring slots together, and reuses the graph of a step, on a GPU also
+    the recorded kernels, only for the same slots. So when a stream begins or ends, its slot had
+    better be part of the block before and afterwards.
+    """
+    first, last = slots[0], slots[-1]
+    length = last - first + 1
+    size = next((size for size in SMALL_SIZES if size >= length), 0)
+    if not size:
+        first -= first % SIZE
+        size = -(-(last - first + 1) // SIZE) * SIZE
+    first = max(0, min(first, count - size))
+    block = range(first, min(count, first + size))
+    return block if len(block) <= MAX_ROWS_PER_STREAM * len(slots) else None

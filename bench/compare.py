@@ -64,7 +64,7 @@ LOADS = {
 def main() -> None:
     options = _options()
     model = options.gguf or make(options.size, options.kind)
-    plan = Plan(model, options.pairs, tuple(options.peer))
+    plan = Plan(model, options.pairs, tuple(options.peer), options.workers)
     for load in options.loads:
         show(f"{load}, {plan.model.stem}")
         section = LOADS[load](plan)
@@ -83,6 +83,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5, help="pairs of runs per load")
     parser.add_argument("--into", type=Path, default=report.RESULTS, help="folder of the tables")
     parser.add_argument("--peer", action="append", default=[], help="URL of a server to add")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="workers of our stack in burst, turns and arrivals"
+    )
     return parser.parse_args()
 
 

@@ -1,10 +1,11 @@
 """The servers under load: the whole FineTuneLLM stack, llama-server alone, and running peers."""
 
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,7 +14,7 @@ import httpx
 from bench.load import FineTuneTarget, OpenAITarget, Target
 from bench.pairs import Plan
 from services.inference.engine.ggml import has_wrong_amx
-from tests.e2e.stack import NO_MONGO, Stack, running_stack
+from tests.e2e.stack import NO_MONGO, Process, Stack, running_stack
 from tests.servers import free_port, nats_server, wait_for
 
 THREADS = 2
@@ -47,6 +48,24 @@ def whole_stack(model: Path, **settings: str) -> Iterator[Stack]:
         ) as up,
     ):
         yield up
+
+
+@contextmanager
+def more_workers(up: Stack, count: int) -> Iterator[None]:
+    """Add workers to a stack; only one loads a model at a time."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as cleanup:
+        for number in range(count):
+            logs = Path(folder) / str(number)
+            logs.mkdir()
+            worker = Process("services.inference", 0, up.inference.environ, logs)
+            cleanup.callback(worker.stop, signal.SIGKILL)
+            worker.start()
+        wait_for(lambda: _ready_workers(up) > count, "more workers", 120)
+        yield
+
+
+def _ready_workers(up: Stack) -> int:
+    return sum(worker["state"] == "ready" for worker in up.status()["workers"])
 
 
 def stack_target(up: Stack) -> FineTuneTarget:
@@ -89,6 +108,7 @@ def all_targets(plan: Plan) -> Iterator[list[Target]]:
     """Run our stack, and llama-server at its defaults and tuned; yield them and the peers."""
     with (
         whole_stack(plan.model) as up,
+        more_workers(up, plan.workers - 1),
         llama_server(plan.model) as theirs,
         llama_server(plan.model, TUNED) as tuned,
     ):

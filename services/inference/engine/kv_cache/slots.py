@@ -133,7 +133,9 @@ class Slots:
         elif saved and here - there < MIN_SHARED_TOKENS:  # restored from the host cache
             self.host_cache.touch(saved.key)
             slot = self._evict(prefix.adapter_of(saved.key))
-            if not self._write(slot, saved):
+            # most slots begin with the system prompt anyway
+            is_there = self._reusable(slot, key, owner) >= there
+            if not is_there and not self._write(slot, saved):
                 self.host_cache.remove(saved.key)
         else:  # copied from another slot
             # prompts of all callers start with a public prefix, so it is worth saving

@@ -49,6 +49,7 @@ LOADS = {
     "memory": memory.run,
     "history": history.run,
     "history-turns": history_turns.run,
+    "history-sessions": history_turns.run_sessions,
     "failover": failover.run,
     "restart": restart.run,
     "overload": overload.run,

@@ -28,6 +28,7 @@ from bench import (
     rotation,
     routing,
     share,
+    streams,
     turns,
     window,
 )
@@ -46,6 +47,7 @@ LOADS = {
     "gaps": gaps.run,
     "rotation": rotation.run,
     "share": share.run,
+    "streams": streams.run,
     "memory": memory.run,
     "history": history.run,
     "history-turns": history_turns.run,

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Benchmark on an NVIDIA GPU: build llama.cpp with CUDA, run burst, turns and arrivals, and write
-# the tables to bench/results/gpu. Takes about ten minutes on 16 cores, most of it compiling. Needs
-# `just`, cmake, a C++ compiler and the CUDA toolkit.
+# Benchmark on an NVIDIA GPU: build llama.cpp with CUDA, run streams, burst, turns and arrivals, and
+# write the tables to bench/results/gpu. Takes ten to fifteen minutes on 16 cores, most of it
+# compiling. Needs `just`, cmake, a C++ compiler and the CUDA toolkit.
 #
 #   bench/gpu.sh               the synthetic models 500M and 135M, Q8_0
 #   bench/gpu.sh MODEL.gguf …  models of your own
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PWD/.data/bin:$PATH"
-loads=burst,turns,arrivals pairs=5 chats=1,2,4,8,16,64
+loads=streams,burst,turns,arrivals pairs=5 chats=1,2,4,8,16,64
 
 die() {
     printf '%s\n' "$@" >&2
@@ -42,5 +42,8 @@ for model in "${models[@]}"; do
         grep '^|' .data/ceiling.log
     } | tee "bench/results/gpu/$name-ceiling.md"
     python -m bench.compare --gguf "$model" --loads "$loads" --pairs "$pairs" --into bench/results/gpu
+    # two workers that share the GPU
+    python -m bench.compare --gguf "$model" --loads burst --pairs "$pairs" --workers 2 \
+        --into bench/results/gpu/two-workers
 done
 echo "The tables are in bench/results/gpu."

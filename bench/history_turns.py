@@ -38,9 +38,10 @@ sessions and appends an exchange to it; {CONCURRENCY} turns at a time for {SECON
 the worker requests each context from history. Snapshots, index and archive follow in the
 background."""
 
-MANY_NOTE = f"""The same with {SERVERS[-1]} NATS servers and {MANY_SESSIONS:,} sessions, which begin
-one after the other, {CONCURRENCY} turns at a time. Then they go on in random order, so that the
-worker has forgotten most of them, and last {BUSY_SESSIONS} of them alone. Memory at the end."""
+MANY_NOTE = f"""The same with {SERVERS[-1]} NATS servers and {MANY_SESSIONS:,} sessions,
+{CONCURRENCY} turns at a time: first the first turn of each, then turns of all in random order, most
+of which the worker has forgotten, then of {BUSY_SESSIONS} alone. Memory at the end, of one NATS
+server and of history."""
 
 
 def run(plan: Plan) -> Section:

@@ -52,7 +52,7 @@ def whole_stack(model: Path, **settings: str) -> Iterator[Stack]:
 
 @contextmanager
 def more_workers(up: Stack, count: int) -> Iterator[None]:
-    """Add workers to a stack; only one loads a model at a time."""
+    """Add workers to a stack, and wait until they are ready: they load one after the other."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as cleanup:
         for number in range(count):
             logs = Path(folder) / str(number)

@@ -19,10 +19,13 @@ _decode, _verify = Llama.decode, Llama.verify
 
 
 def _decode_slowly(
-    self: Llama, chunks: Sequence[Chunk], meanwhile: Callable[[], object] = lambda: None
+    self: Llama,
+    chunks: Sequence[Chunk],
+    meanwhile: Callable[[], object] = lambda: None,
+    padding: Sequence[Chunk] = (),
 ) -> Sequence[SampleResult | None]:
     time.sleep(STEP_SECONDS)
-    return _decode(self, chunks, meanwhile)
+    return _decode(self, chunks, meanwhile, padding)
 
 
 def _verify_slowly(self: Llama, chunks: Sequence[Chunk]) -> Sequence[Iterator[SampleResult]]:

@@ -72,7 +72,7 @@ class ResponseTransport:
         self._head = b""
 
     def write(self, data: bytes) -> None:
-        if self._is_begun:
+        if self._is_begun or data.startswith(b"HTTP/1.1 100"):  # which no response follows soon
             self._transport.write(self._head + data)
             self._head = b""
         else:

@@ -126,7 +126,8 @@ class FakeBackend:
         self.starts: dict[int, int] = {}  # by slot: the first token whose state there is
         self.checkpoints = 0  # saved
         self.rewound = 0  # slots
-        self.on_gpu = False
+        self.on_gpu = self.pads_steps = False
+        self.padding: list[Sequence[Chunk]] = []  # of each step
         self.vocabulary_size = len(VOCABULARY)
         self.cells: dict[int, list[int]] = {}
         self.adapters: dict[int, int] = {}  # by slot
@@ -165,9 +166,16 @@ class FakeBackend:
         pass
 
     def decode(
-        self, chunks: Sequence[Chunk], meanwhile: Callable[[], object] = lambda: None
+        self,
+        chunks: Sequence[Chunk],
+        meanwhile: Callable[[], object] = lambda: None,
+        padding: Sequence[Chunk] = (),
     ) -> Sequence[SampleResult | None]:
         self._begin_step(chunks)
+        self.padding.append(padding)
+        for chunk in padding:
+            assert chunk.slot not in {other.slot for other in chunks}, "padding is between streams"
+            assert chunk.position == self.length(chunk.slot) < self.context
         scripts = [self._compute(chunk) for chunk in chunks]
         meanwhile()
         return [None if script is None else script.choose() for script in scripts]

@@ -31,10 +31,13 @@ class ScriptedLogits(VocabularyBackend):
         self._noise = noise.astype(np.float32)
         self._cells: dict[int, list[int]] = {}
         self.is_truncatable = self.is_reuse_exact = True
-        self.on_gpu = self.can_verify = False
+        self.on_gpu = self.pads_steps = self.can_verify = False
 
     def decode(
-        self, chunks: Sequence[Chunk], meanwhile: Callable[[], object] = lambda: None
+        self,
+        chunks: Sequence[Chunk],
+        meanwhile: Callable[[], object] = lambda: None,
+        padding: Sequence[Chunk] = (),
     ) -> Sequence[SampleResult | None]:
         meanwhile()
         return [self._compute_one(chunk) for chunk in chunks]

@@ -121,6 +121,7 @@ class Backend(TokenBackend, Protocol):
 
     context: int  # tokens per sequence
     on_gpu: bool  # whether layers are offloaded to a GPU
+    pads_steps: bool  # whether a decode step is faster if it computes the slots between streams
     is_truncatable: bool  # whether any part of a sequence can be kept, in a slot or in RAM
     can_verify: bool  # whether there is `verify`: what it rejects must be cut off again
     is_reuse_exact: bool  # whether a reused prefix gives the same logits, bit by bit
@@ -143,13 +144,19 @@ class Backend(TokenBackend, Protocol):
         """
 
     def decode(
-        self, chunks: Sequence[Chunk], meanwhile: Callable[[], object] = lambda: None
+        self,
+        chunks: Sequence[Chunk],
+        meanwhile: Callable[[], object] = lambda: None,
+        padding: Sequence[Chunk] = (),
     ) -> Sequence[SampleResult | None]:
         """
         Compute all chunks in one step, like llama_decode: prefill as well as decode. They must be
-        sorted by slot and have the same adapter and the same length. Call `meanwhile` once they are
-        computed, or while a GPU computes them. Return the sampled token of each chunk, None for
-        those without a sampler. Raises BackendError, then without calling `meanwhile`.
+        sorted by slot and have the same adapter and the same length. Call `meanwhile` while a GPU
+        computes, else once it is done. Return the sampled token of each chunk, None for those
+        without a sampler. Raises BackendError, then without calling `meanwhile`.
+
+        `padding` is chunks in other slots, as long as the others. They are computed in the same
+        step, and dropped.
         """
 
     def verify(self, chunks: Sequence[Chunk]) -> Sequence[Iterator[SampleResult]]:

@@ -101,7 +101,7 @@ class Engine:
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._slots = Slots(backend, parallel, host_cache_bytes, public_prefixes)
         speculator = Speculator(backend.context, limits) if backend.can_verify else None
-        self._scheduler = Scheduler(self._slots, limits, speculator, backend.on_gpu)
+        self._scheduler = Scheduler(self._slots, limits, speculator, backend.pads_steps)
         self._idle_prefill = IdlePrefill(backend, self._slots)
         self.throughput = Throughput()
         self._outputs: list[tuple[str, Output]] = []
@@ -174,9 +174,9 @@ class Engine:
         """
         Handle commands, admit sequences, compute one batch, emit. Blocks while idle.
 
-        With a GPU, what a step has generated is emitted while it computes the next one: else it
-        would wait for the event loop, which takes the GIL when it gets the text. Only first tokens,
-        and the end of the last sequence, don't wait for a next step.
+        On a GPU, text is emitted while the next step computes: the event loop, which gets it, holds
+        the GIL, and the GPU would wait for both. First tokens and the end of the last sequence are
+        emitted at once.
         """
         self._receive()
         for sequence in self._scheduler.admit():
@@ -252,6 +252,7 @@ class Engine:
     def _load_adapter(self, command: LoadAdapter) -> None:
         if not command.loaded.set_running_or_notify_cancel():
             return
+        self._flush()
         try:
             self._backend.load_adapter(command.file, command.path)
         except AdapterError as error:
@@ -271,22 +272,27 @@ class Engine:
             began = time.monotonic()
             if step.drafts:
                 accept = partial(self._accept_drafts, step, self._backend.verify(step.chunks))
-                self._scheduler.commit(step)
-            else:
-                results = self._backend.decode(step.chunks, partial(self._while_computing, step))
+            elif self._backend.on_gpu:
+                commit = partial(self._commit, step)
+                results = self._backend.decode(step.chunks, commit, step.padding)
                 accept = partial(self._accept_tokens, step, results)
+            else:
+                accept = partial(self._accept_tokens, step, self._backend.decode(step.chunks))
             seconds = time.monotonic() - began
         except BackendError as error:
             # without a step, schedule() failed while it moved a sequence between slots
             self._fail(step.sequences if step else self._scheduler.running, str(error))
+            self._flush()
             return
+        if step.drafts or not self._backend.on_gpu:
+            self._commit(step)
         before = self.throughput.generated_tokens
         accept()
         if step.drafts:  # other steps were sampled by the backend already
             seconds = time.monotonic() - began
         self._record(step, seconds, self.throughput.generated_tokens - before)
 
-    def _while_computing(self, step: Step) -> None:
+    def _commit(self, step: Step) -> None:
         self._scheduler.commit(step)
         if self._backend.on_gpu:
             self._flush()

@@ -43,7 +43,6 @@ from services.inference.engine.sampling.candidates import Candidates
 from services.inference.engine.sampling.penalties import Dry
 from services.inference.engine.sampling.sampler import SamplerChain
 from services.inference.engine.scheduling.batch_grouping import BatchGrouping
-from services.inference.engine.scheduling.slot_block import slot_block
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +97,8 @@ class Llama(LlamaModel):
         self._window = window if window < self.context else 0
         self.is_truncatable = not self._is_recurrent and self._window == 0
         self.can_verify = self.is_truncatable
+        # Padding must be cut off again; and on a CPU each row costs time.
+        self.pads_steps = self.on_gpu and gpu_layers < 0 and self.is_truncatable
         # The cells of a sliding window are used in turn, so that a copy has them in another order,
         # in which attention adds them up.
         self.is_reuse_exact = self._window == 0
@@ -134,11 +135,14 @@ class Llama(LlamaModel):
         return Dry(self._vocab, self._candidates, sampling, prompt, self.context)
 
     def decode(
-        self, chunks: Sequence[Chunk], meanwhile: Callable[[], object] = lambda: None
+        self,
+        chunks: Sequence[Chunk],
+        meanwhile: Callable[[], object] = lambda: None,
+        padding: Sequence[Chunk] = (),
     ) -> Sequence[SampleResult | None]:
         self._activate(chunks[0].adapter)
-        if self.on_gpu or len(chunks[0].tokens) > 1:  # grouping is learned for decode steps
-            return self._decode(chunks, meanwhile)
+        if self.pads_steps or len(chunks[0].tokens) > 1:  # grouping is learned for decode steps
+            return self._decode(chunks, meanwhile, padding)
         began, is_split = time.monotonic(), self._grouping.is_split(len(chunks))
         groups = [[chunk] for chunk in chunks] if is_split else [chunks]
         results = [each for group in groups for each in self._decode(group)]
@@ -216,39 +220,27 @@ class Llama(LlamaModel):
         llama_cpp.llama_adapter_lora_free(self._adapters.pop(file))
 
     def _decode(
-        self, chunks: Sequence[Chunk], meanwhile: Callable[[], object] = lambda: None
+        self,
+        chunks: Sequence[Chunk],
+        meanwhile: Callable[[], object] = lambda: None,
+        padding: Sequence[Chunk] = (),
     ) -> list[SampleResult | None]:
-        padding = self._padding(chunks)
         computed = sorted((*chunks, *padding), key=lambda chunk: chunk.slot)
+        # llama.cpp reuses its graph for the same number of outputs, so padding is output, too
+        is_all_output = bool(padding)
         try:
-            self._compute(computed, is_all_output=bool(padding))
+            self._compute(computed, is_all_output)
         finally:
             for chunk in padding:
                 self.truncate(chunk.slot, chunk.position)
         meanwhile()
-        output = [chunk for chunk in computed if padding or chunk.sampler is not None]
+        output = [chunk for chunk in computed if is_all_output or chunk.sampler is not None]
         sampled = {
             chunk.slot: _sampler(chunk).choose(logits)
             for chunk, logits in zip(output, self._logits(len(output)), strict=True)
             if chunk.sampler is not None
         }
         return [sampled.get(chunk.slot) for chunk in chunks]
-
-    def _padding(self, chunks: Sequence[Chunk]) -> list[Chunk]:
-        """
-        Return a token for each slot of the step's block without one, to be dropped afterwards; none
-        if that is no decode step on a GPU, or if a slot has no room or can't be truncated.
-        """
-        slots = [chunk.slot for chunk in chunks]
-        is_decode = all(len(chunk.tokens) == 1 and chunk.sampler for chunk in chunks)
-        block = slot_block(slots, self._parallel) if is_decode and self.on_gpu else None
-        if block is None or not self.is_truncatable:
-            return []
-        lengths = {slot: self.length(slot) for slot in block if slot not in slots}
-        if any(length >= self.context for length in lengths.values()):
-            return []
-        tokens, adapter = [self.first_token], chunks[0].adapter
-        return [Chunk(slot, at, tokens, None, adapter) for slot, at in lengths.items()]
 
     def _compute(self, chunks: Sequence[Chunk], is_all_output: bool = False) -> None:
         self._batch.fill(chunks, is_all_output)

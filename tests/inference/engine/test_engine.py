@@ -117,23 +117,69 @@ def test_only_a_long_prefill_is_announced_before_it(
     engine.step()
 
 
+class Emits:
+    """What an engine on a GPU emits, with the number of steps that had begun."""
+
+    def __init__(self, backend: FakeBackend) -> None:
+        backend.on_gpu = True
+        self._backend = backend
+        self._run = EngineRun(backend, parallel=2)
+        limits = SchedulerLimits(emit_interval_seconds=0, min_speculation_gain=0, max_slowdown=1e9)
+        self.engine = Engine(backend, 2, 10_000, self._note, lambda: None, limits=limits)
+        self.found: list[tuple[int, str, Output]] = []
+
+    def submit(self, prompt: str, key: str, max_tokens: int = 100) -> None:
+        self.engine.submit(self._run.new(prompt, key, max_tokens=max_tokens))
+
+    def end_of(self, key: str) -> int:
+        """Compute steps until the answer's end is emitted. Return in which step that was."""
+        for _ in range(1000):
+            for step, found_key, output in self.found:
+                if found_key == key and isinstance(output, Finished):
+                    return step
+            self.engine.step()
+        raise AssertionError(f"the end of {key} is not emitted")
+
+    def _note(self, outputs: list[tuple[str, Output]]) -> None:
+        self.found += [(len(self._backend.steps), key, output) for key, output in outputs]
+
+
 def test_text_is_emitted_while_a_gpu_computes_the_next() -> None:
-    backend = FakeBackend({"hi": b"hello"})
-    backend.on_gpu = True
-    run = EngineRun(backend, parallel=1)
-    steps_at: list[tuple[int, Output]] = []
-
-    def emit(outputs: list[tuple[str, Output]]) -> None:
-        steps_at.extend((len(backend.steps), output) for _, output in outputs)
-
-    limits = SchedulerLimits(emit_interval_seconds=0)
-    engine = Engine(backend, 1, 10_000, emit, lambda: None, limits=limits)
-    engine.submit(run.new("hi"))
-    while not any(isinstance(output, Finished) for _, output in steps_at):
-        engine.step()
-    texts = [(step, text_of(o.part)) for step, o in steps_at if isinstance(o, AnswerChunk)]
+    emits = Emits(FakeBackend({"hi": b"hello"}))
+    emits.submit("hi", "a")
+    emits.end_of("a")
+    texts = [(step, text_of(o.part)) for step, _, o in emits.found if isinstance(o, AnswerChunk)]
     assert texts[0] == (1, "h"), "the first token does not wait for a step"
     assert texts[1] == (3, "e"), "the second one is emitted during the third step"
+
+
+def test_answer_that_ends_beside_another_waits_one_step_only() -> None:
+    backend = FakeBackend({"hi": b"hello", "long": b"x" * 900})
+    emits = Emits(backend)
+    emits.submit("long", "a")
+    emits.submit("hi", "b")
+    ended = emits.end_of("b")
+    assert ended == 1 + max(n for n, chunks in enumerate(backend.steps, 1) if len(chunks) == 2)
+
+
+def test_gpu_emits_beside_drafts() -> None:
+    backend = FakeBackend({"go": b"one two three " * 30}, can_verify=True)
+    emits = Emits(backend)
+    emits.submit("go", "a", max_tokens=300)
+    emits.end_of("a")
+    assert backend.verified
+    steps = [step for step, _, output in emits.found if isinstance(output, AnswerChunk)]
+    assert all(later - earlier <= 2 for earlier, later in zip(steps, steps[1:], strict=False))
+
+
+def test_failure_of_a_step_on_a_gpu_is_emitted_at_once() -> None:
+    backend = FakeBackend({"hi": b"hello"})
+    emits = Emits(backend)
+    emits.submit("hi", "a")
+    emits.engine.step()
+    backend.fails = True
+    emits.engine.step()
+    assert isinstance(emits.found[-1][2], ComputeFailure)
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])

@@ -8,6 +8,7 @@ import pytest
 from services.contract.messages import Sampling
 from services.inference.engine.backend import (
     Backend,
+    BackendError,
     Chunk,
     KvType,
     SampledToken,
@@ -59,11 +60,12 @@ def generate(backend: Backend, prompt: list[int], slot: int = 0, cached: int = 0
 def test_padded_step_chooses_the_same_tokens(llama: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [llama.tokenize(text, special=True) for text in ("The first", "A second")]
     alone = [generate(llama, prompt)[:5] for prompt in prompts]
-    monkeypatch.setattr(llama, "on_gpu", True)
+    monkeypatch.setattr(llama, "pads_steps", True)
     idle = llama.tokenize("Somebody who pauses.", special=True)
     for slot, tokens in enumerate((prompts[0], idle, prompts[1])):
         llama.truncate(slot, 0)
         llama.decode([Chunk(slot, 0, tokens[:-1], None)])
+    padding = [Chunk(1, llama.length(1), [0], None)]
     streams = {0: prompts[0][-1:], 2: prompts[1][-1:]}  # with a gap between them
     samplers = {slot: llama.sampler(GREEDY) for slot in streams}
     for _ in range(5):
@@ -71,13 +73,25 @@ def test_padded_step_chooses_the_same_tokens(llama: Llama, monkeypatch: pytest.M
             Chunk(slot, llama.length(slot), tokens[-1:], samplers[slot])
             for slot, tokens in streams.items()
         ]
-        for chunk, sampled in zip(chunks, llama.decode(chunks), strict=True):
-            assert isinstance(sampled, SampledToken)
-            streams[chunk.slot].append(sampled.token)
+        sampled = llama.decode(chunks, padding=padding)
+        assert llama._batch.struct.n_tokens == 3
+        for chunk, each in zip(chunks, sampled, strict=True):
+            assert isinstance(each, SampledToken)
+            streams[chunk.slot].append(each.token)
     assert [tokens[1:] for tokens in streams.values()] == alone
     assert llama.length(1) == len(idle) - 1, "what is computed in the gap is dropped"
     for sampler in samplers.values():
         sampler.close()
+
+
+def test_padding_is_dropped_if_the_step_fails(llama: Llama) -> None:
+    sampler = llama.sampler(GREEDY)
+    for slot in (0, 1):
+        llama.truncate(slot, 0)
+    with pytest.raises(BackendError):
+        llama.decode([Chunk(0, 0, [-1], sampler)], padding=[Chunk(1, 0, [0], None)])
+    assert llama.length(1) == 0
+    sampler.close()
 
 
 def test_batched_sequences_generate_the_same_as_alone(backend: Backend) -> None:

@@ -184,6 +184,14 @@ class Slots:
             self._slots[slot].checkpoints.settle(is_needed)
             self._bound_checkpoints()
 
+    def length(self, slot: int) -> int:
+        """Return how many tokens the slot holds."""
+        return prefix.length(self._slots[slot].key)
+
+    def has_full(self, slots: Iterable[int]) -> bool:
+        """Return whether one of the slots has no room for another token."""
+        return any(self.length(slot) >= self._backend.context for slot in slots)
+
     def can_truncate(self, slot: int, length: int) -> bool:
         return length >= self._backend.min_length(slot)
 

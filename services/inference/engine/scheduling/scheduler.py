@@ -27,6 +27,7 @@ class Step(NamedTuple):
     # One for each stream, if the step verifies drafts. Its chunk has the newest token, the draft,
     # and padding, so that all chunks have the same length.
     drafts: Seq[list[int]] = ()
+    padding: Seq[Chunk] = ()  # of a decode step: in slots between the streams, to be dropped
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -53,7 +54,7 @@ class Scheduler:
     arrive together are all prefilled before they decode together. Beside older streams, a prompt is
     prefilled in chunks limited by `PrefillBudget`, so that their token gaps stay bounded. With a
     `speculator`, decode steps may verify drafts while nothing is prefilled. If the backend
-    `has_blocks`, it computes the gaps between slots along (`slot_block.py`).
+    `pads_steps`, decode steps have padding in the slots between streams (`slot_block.py`).
     """
 
     def __init__(
@@ -61,10 +62,10 @@ class Scheduler:
         slots: Slots,
         limits: SchedulerLimits = DEFAULT_LIMITS,
         speculator: Speculator | None = None,
-        has_blocks: bool = False,
+        pads_steps: bool = False,
     ) -> None:
         self._slots = slots
-        self._has_blocks = has_blocks
+        self._pads_steps = pads_steps
         self._limits = limits
         self._speculator = speculator
         self._round_robin = AdapterRoundRobin(limits.adapter_turn_seconds)
@@ -253,12 +254,13 @@ class Scheduler:
 
     def _waiting_prompts(self) -> int:
         """
-        Return how many prompts are prefilled beside streams: of several tenants one each, so that
+        Return how many prompts count as waiting for prefill: of several tenants one each, so that
         no tenant slows down the streams of another by sending many.
         """
         tenants = [s.tenant for s in self.running if not s.is_prefilled]
         is_alone = len({s.tenant for s in self.running}) == 1
-        return len(tenants) if is_alone else len(set(tenants))
+        waiting = len(tenants) if is_alone else len(set(tenants))
+        return min(waiting, self._limits.max_waiting_prompts)
 
     def _should_hold(self, streams: list[Sequence], first: Sequence) -> bool:
         """
@@ -328,9 +330,30 @@ class Scheduler:
 
     def _decode(self, streams: list[Sequence]) -> Step:
         adapter = self._round_robin.next({s.adapter for s in streams})
-        self._compact(adapter)
         decoding = [s for s in streams if s.adapter == adapter]
-        return Step(self._scheduled(decoding, 1), is_prefill=False)
+        padding = self._padding(decoding)
+        if padding is None:
+            self._compact(adapter)
+        return Step(self._scheduled(decoding, 1), is_prefill=False, padding=padding or ())
+
+    def _padding(self, streams: list[Sequence]) -> list[Chunk] | None:
+        """
+        Return a token for each slot of the streams' block without a stream. None if gaps between
+        the streams had better be closed: a slot in between is full, or so long that attention to it
+        would cost more, or the streams are so few that they may have drafts, which are not padded.
+        """
+        if not self._pads_steps or len(streams) <= self._limits.max_speculating_streams:
+            return None
+        own = {s.slot for s in streams if s.slot is not None}
+        block = slot_block(sorted(own), self._slots.count)
+        if block is None:
+            return None
+        lengths = {slot: self._slots.length(slot) for slot in block if slot not in own}
+        longest = max(max(s.length for s in streams), self._limits.min_padded_tokens)
+        if any(length > longest for length in lengths.values()) or self._slots.has_full(lengths):
+            return None
+        adapter = streams[0].adapter
+        return [Chunk(slot, length, [0], None, adapter) for slot, length in lengths.items()]
 
     def _with_drafts(self, step: Step) -> Step:
         """Return the decode step with drafts to verify, if they are expected to save time."""
@@ -338,7 +361,8 @@ class Scheduler:
         if not drafts:
             return step
         chunks = with_drafts(step.chunks, drafts)
-        return step._replace(scheduled=[*zip(step.sequences, chunks, strict=True)], drafts=drafts)
+        scheduled = [*zip(step.sequences, chunks, strict=True)]
+        return step._replace(scheduled=scheduled, drafts=drafts, padding=())
 
     def _compact(self, adapter: int) -> None:
         """
@@ -347,8 +371,6 @@ class Scheduler:
         """
         by_slot = {s.slot: s for s in self.running if s.slot is not None}
         own = {slot for slot, s in by_slot.items() if s.adapter == adapter}
-        if self._has_blocks and slot_block(sorted(own), self._slots.count):
-            return
         end = max(own)
         gap = next((slot for slot in range(min(own), end) if slot not in own), None)
         if gap is None:

@@ -9,12 +9,12 @@ MAX_ROWS_PER_STREAM = 2
 
 def slot_block(slots: Sequence[int], count: int) -> range | None:
     """
-    Return the slots, of `count`, to compute for streams in these `slots`, which are sorted: a range
-    with all of them. None if too few of its slots would have a stream.
+    Return the range of slots, of `count`, that a step computes for streams in these sorted `slots`.
+    None if over half of the range would have no stream.
 
-    llama.cpp computes neighbouring slots together, and reuses the graph of a step, on a GPU also
-    the recorded kernels, only for the same slots. So when a stream begins or ends, its slot had
-    better be part of the block before and afterwards.
+    llama.cpp computes neighbouring slots together. It reuses the graph of a step, and on a GPU the
+    recorded kernels, if the next step has the same slots. A block stays the same while streams in
+    it begin and end.
     """
     first, last = slots[0], slots[-1]
     length = last - first + 1

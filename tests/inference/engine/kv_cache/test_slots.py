@@ -156,6 +156,17 @@ def test_third_user_of_prefix_copies_only_the_prefix() -> None:
     assert pool.backend.restored - before == len(SYSTEM)
 
 
+def test_evicted_slot_of_another_tenant_gives_only_the_public_prefix() -> None:
+    pool = Pool(2, public_prefixes=[SYSTEM])
+    for number in range(4):
+        pool.run([*SYSTEM, *talk(number)], owner=f"a{number}", tenant="a")
+    before = pool.backend.restored
+    for number in range(2):  # of the conversations that are in the slots
+        prompt = [*SYSTEM, *talk(2 + number), 9]
+        assert pool.run(prompt, owner=f"b{number}", tenant="b")[1] == len(SYSTEM)
+    assert pool.backend.restored == before, "the slot is cut, and nothing is copied"
+
+
 def test_slightly_longer_prefix_is_not_saved_separately() -> None:
     pool = Pool(3)
     for i in range(9):

@@ -26,11 +26,11 @@ class SchedulerRun:
         slots: int = 2,
         step_overhead: int = 0,
         public_prefixes: Iterable[list[int]] = (),
-        has_blocks: bool = False,
+        pads_steps: bool = False,
     ) -> None:
         self.backend = FakeBackend({"": b"x" * 1000}, context=10_000)
         held = Slots(self.backend, slots, 100_000, public_prefixes)
-        self.scheduler = Scheduler(held, has_blocks=has_blocks)
+        self.scheduler = Scheduler(held, pads_steps=pads_steps)
         self.scheduler.step_overhead = step_overhead
 
     def add(
@@ -62,8 +62,9 @@ class SchedulerRun:
         """Compute a step and return its (key, tokens). Each sampled token is 1."""
         self.scheduler.admit()
         step = self.scheduler.schedule()
-        self.backend.decode(step.chunks)
+        self.backend.decode(step.chunks, padding=step.padding)
         seconds = step.tokens * PREFILL_SECONDS if step.is_prefill else DECODE_SECONDS
+        self.last = step
         self.scheduler.commit(step)
         self.scheduler.record(step, seconds)
         for sequence, _ in step.scheduled:
@@ -118,25 +119,29 @@ def test_prefill_beside_older_stream_is_paid_for_by_decoding() -> None:
 
 def decoded_beside(prompts: int, tenant: str = "") -> int:
     """Return how many tokens a stream gets while prompts of a tenant are prefilled."""
-    run = SchedulerRun(slots=9)
+    run = SchedulerRun(slots=17)
     run.add("s", 20)
     run.steps(5)
     waiting = [run.add(chr(ord("a") + number), 300, tenant=tenant) for number in range(prompts)]
     decoded = 0
-    while waiting:
+    while any(not sequence.generated for sequence in waiting):
         decoded += run.step() == [("s", 1)]
-        if waiting[0].is_prefilled:
-            run.remove(waiting.pop(0))
-        waiting.sort(key=lambda sequence: sequence.remaining_prefill)
+        for sequence in run.scheduler.running[1:]:
+            if sequence.generated:
+                run.remove(sequence)
     return decoded
 
 
-def test_stream_waits_longer_for_many_prompts() -> None:
-    one, eight = decoded_beside(1), decoded_beside(8)
-    assert eight < 4 * one, "each prompt would take as long as one alone if it were 8 times"
+def test_prompts_that_wait_together_slow_streams_down_more() -> None:
+    one, four = decoded_beside(1), decoded_beside(4)
+    assert four < 2.5 * one
 
 
-def test_stream_of_another_tenant_waits_as_for_one_prompt() -> None:
+def test_stream_goes_on_beside_many_prompts() -> None:
+    assert decoded_beside(16) > 2 * decoded_beside(4)
+
+
+def test_stream_of_another_tenant_is_slowed_down_as_by_one_prompt() -> None:
     one, eight = decoded_beside(1, "other"), decoded_beside(8, "other")
     assert eight > 6 * one
 
@@ -256,17 +261,49 @@ def test_streams_are_sorted_by_slot_and_gaps_are_closed() -> None:
     run.scheduler.check_invariants()
 
 
-def test_gap_stays_where_it_is_computed_along() -> None:
-    run = SchedulerRun(slots=4, has_blocks=True)
-    sequences = [run.add(key, 20) for key in "abcd"]
-    run.steps(4)
-    run.remove(sequences[1])
+def padded(run: SchedulerRun) -> list[int]:
+    """Compute a step, and return the slots that pad it."""
     run.step()
-    assert [chunk.slot for chunk in run.backend.steps[-1]] == [0, 2, 3]
-    run.remove(sequences[2])
+    return [chunk.slot for chunk in run.last.padding]
+
+
+def test_step_of_a_gpu_is_padded_where_streams_have_ended() -> None:
+    run = SchedulerRun(slots=8, pads_steps=True)
+    sequences = [run.add(key, 20) for key in "abcdefgh"]
+    run.steps(8)
+    for number in (1, 4):
+        run.remove(sequences[number])
+    assert padded(run) == [1, 4]
+    assert [chunk.slot for chunk in run.last.chunks] == [0, 2, 3, 5, 6, 7]
+    run.add("i", 20)
     run.step()
-    assert [chunk.slot for chunk in run.backend.steps[-1]] == [0, 3]
+    assert padded(run) == [4], "a stream that begins takes a slot of the block"
     run.scheduler.check_invariants()
+
+
+def test_gaps_between_few_streams_are_closed_on_a_gpu() -> None:
+    run = SchedulerRun(slots=8, pads_steps=True)
+    sequences = [run.add(key, 20) for key in "abcdefgh"]
+    run.steps(8)
+    for number in (1, 3, 4, 5):
+        run.remove(sequences[number])
+    run.steps(4)
+    assert not run.last.padding
+    assert [chunk.slot for chunk in run.last.chunks] == [0, 1, 2, 3]
+
+
+def test_step_is_not_padded_with_a_much_longer_conversation() -> None:
+    run = SchedulerRun(slots=8, pads_steps=True)
+    sequences = [run.add(key, 20) for key in "abcdefg"]
+    long = run.add("h", LIMITS.min_padded_tokens + 100)
+    while not long.generated:
+        run.step()
+    slots = {sequence.slot for sequence in sequences[:6]}
+    run.remove(long)
+    run.remove(sequences[6])
+    run.step()
+    assert long.slot not in {chunk.slot for chunk in run.last.padding}
+    assert slots >= {chunk.slot for chunk in run.last.chunks}
 
 
 def test_long_sequence_near_its_end_is_not_moved() -> None:

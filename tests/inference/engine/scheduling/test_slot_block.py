@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.inference.engine.scheduling.slot_block import slot_block
 
@@ -33,3 +35,11 @@ def test_block_ends_with_the_slots() -> None:
 @pytest.mark.parametrize("slots", [[0, 7], [0, 1, 2, 3, 31], [2, 60]])
 def test_few_streams_that_are_far_apart_have_no_block(slots: list[int]) -> None:
     assert slot_block(slots, 64) is None
+
+
+@given(st.integers(1, 70).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
+def test_block_has_all_streams_and_only_slots(drawn: tuple[int, set[int]]) -> None:
+    count, slots = drawn
+    if slots and (block := slot_block(sorted(slots), count)):
+        assert slots <= set(block) <= set(range(count))
+        assert len(block) <= 2 * len(slots)

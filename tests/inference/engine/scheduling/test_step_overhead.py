@@ -25,11 +25,14 @@ class TimedBackend(FakeBackend):
         return self.now
 
     def decode(
-        self, chunks: Sequence[Chunk], meanwhile: Callable[[], object] = lambda: None
+        self,
+        chunks: Sequence[Chunk],
+        meanwhile: Callable[[], object] = lambda: None,
+        padding: Sequence[Chunk] = (),
     ) -> Sequence[SampleResult | None]:
         self.now += self._step + self._token * sum(len(chunk.tokens) for chunk in chunks)
         self.now += 10 if not self.steps else 0
-        chosen = super().decode(chunks, meanwhile)
+        chosen = super().decode(chunks, meanwhile, padding)
         if len(self.steps) == self.fails_at:
             raise BackendError("in the middle")
         return chosen

@@ -27,6 +27,9 @@ INVALID = (400, 413, 421, 422)
 WRITER = "writer"
 """Key in the scope's state of the request's BodyWriter."""
 
+MAX_HELD_BYTES = 64 * 1024
+"""Of a response, until they are sent though more may follow at once."""
+
 log = logging.getLogger(__name__)
 _full = RateLimitedLog(log)
 
@@ -60,29 +63,33 @@ class HeldFlow(FlowControl):
 
 class ResponseTransport:
     """
-    The transport of one response. Its head is written together with what follows in the same turn
-    of the event loop: uvicorn writes it alone, which wakes the client once more.
+    The transport of one response. What is written before the event loop turns to something else is
+    sent together: the head of a response and its first events wake the client once.
     """
 
-    __slots__ = ("_head", "_is_begun", "_transport")
+    __slots__ = ("_batch", "_bytes", "_parts", "_transport")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, batch: "WriteBatch") -> None:
         self._transport = transport
-        self._is_begun = False
-        self._head = b""
+        self._batch = batch
+        self._parts: list[bytes] = []
+        self._bytes = 0
 
     def write(self, data: bytes) -> None:
-        if self._is_begun or data.startswith(b"HTTP/1.1 100"):  # which no response follows soon
-            self._transport.write(self._head + data)
-            self._head = b""
-        else:
-            self._is_begun, self._head = True, data
-            asyncio.get_running_loop().call_soon(self.flush)
+        if not self._parts:
+            self._batch.add(self)
+        self._parts.append(data)
+        self._bytes += len(data)
+        if self._bytes > MAX_HELD_BYTES:
+            self.flush()
 
     def flush(self) -> None:
-        """Write the head, if it still waits."""
-        if self._head and not self._transport.is_closing():
-            self.write(b"")
+        """Send what is written."""
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self._bytes = 0
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
 
     def close(self) -> None:
         self.flush()
@@ -97,7 +104,7 @@ class ResponseTransport:
 
 class WriteBatch:
     """
-    Writes to all connections that are made once the running callback of the event loop has ended.
+    Sends what all responses write, once the running callback of the event loop has ended.
 
     A write goes through the kernel to the socket of the client, and leaves little of Python in the
     CPU's cache. So the events that arrived together are all processed first, and written then
@@ -105,22 +112,21 @@ class WriteBatch:
     """
 
     def __init__(self) -> None:
-        self._writes: list[tuple[ResponseTransport, bytes]] = []
+        self._waiting: list[ResponseTransport] = []
 
-    def add(self, transport: ResponseTransport, data: bytes) -> None:
-        if not self._writes:
-            asyncio.get_running_loop().call_soon(self._write)
-        self._writes.append((transport, data))
+    def add(self, response: ResponseTransport) -> None:
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._waiting.append(response)
 
-    def _write(self) -> None:
-        writes, self._writes = self._writes, []
-        for transport, data in writes:
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for response in waiting:
             try:
-                if not transport.is_closing():
-                    transport.write(data)
+                response.flush()
             except Exception:  # which must not cost other clients their chunks
                 log.exception("a chunk could not be written")
-                transport.abort()
+                response.abort()
 
 
 class BodyWriter:
@@ -132,13 +138,12 @@ class BodyWriter:
     collector, which runs seldom, would free a request whose objects refer to each other.
     """
 
-    __slots__ = ("_batch", "_cycle", "_transport", "is_open")
+    __slots__ = ("_cycle", "_transport", "is_open")
 
-    def __init__(self, cycle: RequestResponseCycle, batch: WriteBatch) -> None:
+    def __init__(self, cycle: RequestResponseCycle) -> None:
         self.is_open = False
         """Whether the response has begun and not ended, and its client reads fast enough."""
         self._cycle = weakref.ref(cycle)
-        self._batch = batch
         self._transport: ResponseTransport | None = None
 
     def open(self) -> None:
@@ -157,14 +162,6 @@ class BodyWriter:
         """Write a chunk, which is not empty, to an open response."""
         assert self._transport is not None
         self._transport.write(_chunk(data))
-
-    def write_soon(self, data: bytes) -> None:
-        """
-        Write a chunk together with those of other responses, once the running callback has ended.
-        Call it only from a callback: what a task writes next would come before this chunk.
-        """
-        assert self._transport is not None
-        self._batch.add(self._transport, _chunk(data))
 
 
 def _chunk(data: bytes) -> bytes:
@@ -307,16 +304,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _answer(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if not self.transport.is_closing():
-            cycle.scope["state"][WRITER] = self._writer = BodyWriter(cycle, self._batch)
+            cycle.scope["state"][WRITER] = self._writer = BodyWriter(cycle)
             self._answered, self._began_at = cycle, time.monotonic()
-            cycle.transport = ResponseTransport(self.transport)  # type: ignore[assignment]
+            cycle.transport = ResponseTransport(self.transport, self._batch)  # type: ignore[assignment]
             super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """Answer the next request, perhaps after a pause."""
         self._close_writer()
         if self._answered:
-            self._answered.transport.flush()  # type: ignore[attr-defined]  # a head without a body
+            self._answered.transport.flush()  # type: ignore[attr-defined]
         status = self._answered.scope["state"].get(STATUS) if self._answered else None
         self._invalid_requests = self._invalid_requests + 1 if status in INVALID else 0
         pause = self._pause_after_response()
@@ -404,6 +401,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._disconnect_answered():
             self.transport.abort()
             return
+        if self._answered:
+            self._answered.transport.flush()  # type: ignore[attr-defined]  # a 100 Continue
         content = msgspec.json.encode(errors.body(ServiceError(code, message)))
         self.transport.write(
             STATUS_LINE[status]

@@ -168,7 +168,7 @@ class SseResponse:
             return False
         if data := self._encoder.encode(0, token) or self._ping():
             self._sent_at = time.monotonic()
-            writer.write_soon(data)
+            writer.write(data)
         return True
 
     async def _start(self) -> bytes:

@@ -4,7 +4,7 @@ from typing import cast
 import httpx
 
 from services.contract.messages import Started, Token
-from services.edge.http_protocol import ResponseTransport, WriteBatch
+from services.edge.http_protocol import MAX_HELD_BYTES, ResponseTransport, WriteBatch
 from tests.fakes import ACCEPTED, DONE, Script, scripted_worker
 
 
@@ -30,58 +30,64 @@ class RecordedTransport:
         self._written.append(b"aborted")
 
     def close(self) -> None:
+        self._is_closing = True
         self._written.append(b"closed")
 
 
-def recorded() -> tuple[list[bytes], ResponseTransport]:
+def response(written: list[bytes], batch: WriteBatch, **state: bool) -> ResponseTransport:
+    transport = cast(asyncio.Transport, RecordedTransport(written, **state))
+    return ResponseTransport(transport, batch)
+
+
+async def test_head_and_first_events_are_sent_together() -> None:
     written: list[bytes] = []
-    return written, ResponseTransport(cast(asyncio.Transport, RecordedTransport(written)))
-
-
-async def test_head_is_written_with_what_follows() -> None:
-    written, response = recorded()
-    response.write(b"head,")
-    response.write(b"event,")
-    response.write(b"event,")
+    stream = response(written, WriteBatch())
+    for data in (b"head,", b"event,", b"event,"):
+        stream.write(data)
+    assert written == []
     await asyncio.sleep(0)
-    assert written == [b"head,event,", b"event,"]
-
-
-async def test_head_does_not_wait_for_a_late_event() -> None:
-    written, response = recorded()
-    response.write(b"head,")
+    stream.write(b"later,")
     await asyncio.sleep(0)
-    response.write(b"event,")
-    assert written == [b"head,", b"event,"]
+    assert written == [b"head,event,event,", b"later,"]
 
 
-async def test_head_is_written_before_its_connection_closes() -> None:
-    written, response = recorded()
-    response.write(b"head,")
-    response.close()
+async def test_what_is_written_is_sent_before_the_connection_closes() -> None:
+    written: list[bytes] = []
+    stream = response(written, WriteBatch())
+    stream.write(b"head,")
+    stream.close()
     await asyncio.sleep(0)
     assert written == [b"head,", b"closed"]
 
 
-async def test_batch_is_written_in_order_once_the_callback_has_ended() -> None:
+async def test_much_is_sent_without_waiting_for_more() -> None:
     written: list[bytes] = []
-    closed, *both = (RecordedTransport(written, is_closing) for is_closing in (True, False, False))
+    stream = response(written, WriteBatch())
+    stream.write(b"head,")
+    stream.write(b"x" * MAX_HELD_BYTES)
+    assert written == [b"head," + b"x" * MAX_HELD_BYTES]
+    stream.write(b"more,")
+    await asyncio.sleep(0)
+    assert written[1:] == [b"more,"]
+
+
+async def test_responses_are_sent_in_order_once_the_callback_has_ended() -> None:
+    written: list[bytes] = []
     batch = WriteBatch()
-    for transport, data in ((both[0], b"1"), (closed, b"2"), (both[1], b"3"), (both[0], b"4")):
-        batch.add(cast(ResponseTransport, transport), data)
+    closed = response(written, batch, is_closing=True)
+    first, second = response(written, batch), response(written, batch)
+    for stream, data in ((first, b"1"), (closed, b"2"), (second, b"3"), (first, b"4")):
+        stream.write(data)
     assert written == []
     await asyncio.sleep(0)
-    assert written == [b"1", b"3", b"4"]
-    batch.add(cast(ResponseTransport, both[1]), b"5")
-    await asyncio.sleep(0)
-    assert written[3:] == [b"5"]
+    assert written == [b"14", b"3"]
 
 
 async def test_failing_connection_costs_others_no_chunk() -> None:
     written: list[bytes] = []
     batch = WriteBatch()
-    for transport in (RecordedTransport(written, is_broken=True), RecordedTransport(written)):
-        batch.add(cast(ResponseTransport, transport), b"1")
+    for is_broken in (True, False):
+        response(written, batch, is_broken=is_broken).write(b"1")
     await asyncio.sleep(0)
     assert written == [b"aborted", b"1"]
 

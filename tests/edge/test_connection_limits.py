@@ -302,7 +302,7 @@ async def test_long_body_behind_a_stream_is_not_read(nats_url: str) -> None:
     stream = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\n\r\n" + b'{"prompt": "hi"}'
     large = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n"
     async with impatient_edge(nats_url) as http:
-        async with scripted_worker(nats_url, (ACCEPTED, Token(0, "a", (1,)), 1.0, DONE)):
+        async with scripted_worker(nats_url, (ACCEPTED, Token(0, "a", (1,)), 10.0, DONE)):
             reader, writer = await asyncio.open_connection("127.0.0.1", http.base_url.port)
             writer.write(stream + large)
             await reader.readuntil(b'"token"')

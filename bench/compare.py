@@ -87,7 +87,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--into", type=Path, default=report.RESULTS, help="folder of the tables")
     parser.add_argument("--peer", action="append", default=[], help="URL of a server to add")
     parser.add_argument(
-        "--workers", type=int, default=1, help="workers of our stack in burst, turns and arrivals"
+        "--workers", type=int, default=1, help="our workers where llama-server is compared"
     )
     return parser.parse_args()
 

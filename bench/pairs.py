@@ -16,7 +16,7 @@ class Plan(NamedTuple):
     model: Path
     pairs: int
     peers: tuple[str, ...]  # URLs of OpenAI-compatible servers
-    workers: int = 1  # of our stack, in `burst`, `turns` and `arrivals`
+    workers: int = 1  # of our stack, where it is compared with llama-server
 
 
 async def interleave(

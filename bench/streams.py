@@ -43,8 +43,7 @@ Two workers are two processes with half of the streams each."""
 
 class Burst(NamedTuple):
     ttft: float  # median, ms
-    tokens: int  # of the decode steps after the last first token
-    decoding: float  # seconds
+    decoding: float  # tokens per second, after the first token of all
 
 
 class EngineRun:
@@ -80,8 +79,8 @@ class EngineRun:
         self.wait(streams)
         last_first = max(self.first.values())
         ttft = 1000 * (statistics.median(self.first.values()) - began)
-        decoding = max(self.ends.values()) - last_first
-        return Burst(ttft, streams * (NEW_TOKENS - 1), decoding)
+        seconds = max(self.ends.values()) - last_first
+        return Burst(ttft, streams * (NEW_TOKENS - 1) / seconds)
 
     def come_and_go(self, streams: int) -> float:
         """Return tokens per second of answers, each of which is followed by another one."""
@@ -125,10 +124,9 @@ def run(plan: Plan) -> Section:
             bursts = [engine.burst(streams) for _ in range(plan.pairs)]
             mixed = [engine.come_and_go(streams) for _ in range(plan.pairs)]
         show(f"streams, {streams}: {bursts}")
-        rates = [burst.tokens / burst.decoding for burst in bursts]
         shared = measure_workers(plan, streams // 2)
         for what, values in (
-            ("decoding, tokens/s", rates),
+            ("decoding, tokens/s", [burst.decoding for burst in bursts]),
             ("decoding with two workers, tokens/s", shared),
             ("TTFT p50, ms", [burst.ttft for burst in bursts]),
             ("that come and go: tokens/s", mixed),
@@ -154,7 +152,7 @@ def running(model: Path, streams: int) -> Iterator[EngineRun]:
 
 
 def measure_workers(plan: Plan, streams: int) -> list[float]:
-    """Return the tokens per second that two processes with so many streams each decode."""
+    """Run two processes with `streams` each. Return the tokens per second of both together."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(2, mp_context=context) as pool:
         begin = manager.Barrier(2)
@@ -169,6 +167,5 @@ def _bursts(plan: Plan, streams: int, begin: threading.Barrier, _number: int) ->
         rates = []
         for _ in range(plan.pairs):
             begin.wait()  # they begin together
-            burst = engine.burst(streams)
-            rates.append(burst.tokens / burst.decoding)
+            rates.append(engine.burst(streams).decoding)
     return rates

@@ -28,7 +28,7 @@ WRITER = "writer"
 """Key in the scope's state of the request's BodyWriter."""
 
 MAX_HELD_BYTES = 64 * 1024
-"""Of a response, until they are sent though more may follow at once."""
+"""Of a response that are held back to be sent with what follows; more are sent at once."""
 
 log = logging.getLogger(__name__)
 _full = RateLimitedLog(log)
@@ -192,6 +192,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._pauses = 0  # of reading, until the last check
         self._answered: RequestResponseCycle | None = None  # or being answered
         self._writer: BodyWriter | None = None  # of that answer
+        self._response: ResponseTransport | None = None  # of that answer
         self._began_at = 0.0  # of that answer, in monotonic time
         self._is_waiting = False  # before the next request is parsed
         self._next_pause = 0.0  # in seconds, before the next request of `pipeline` is answered
@@ -306,14 +307,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             cycle.scope["state"][WRITER] = self._writer = BodyWriter(cycle)
             self._answered, self._began_at = cycle, time.monotonic()
-            cycle.transport = ResponseTransport(self.transport, self._batch)  # type: ignore[assignment]
+            self._response = ResponseTransport(self.transport, self._batch)
+            cycle.transport = self._response  # type: ignore[assignment]
             super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """Answer the next request, perhaps after a pause."""
         self._close_writer()
-        if self._answered:
-            self._answered.transport.flush()  # type: ignore[attr-defined]
+        self._flush_response()  # before the next one, or the end of the connection
         status = self._answered.scope["state"].get(STATUS) if self._answered else None
         self._invalid_requests = self._invalid_requests + 1 if status in INVALID else 0
         pause = self._pause_after_response()
@@ -401,8 +402,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._disconnect_answered():
             self.transport.abort()
             return
-        if self._answered:
-            self._answered.transport.flush()  # type: ignore[attr-defined]  # a 100 Continue
+        self._flush_response()  # it may be a 100 Continue
         content = msgspec.json.encode(errors.body(ServiceError(code, message)))
         self.transport.write(
             STATUS_LINE[status]
@@ -424,6 +424,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._writer is not None:
             self._writer.open()
         self._stop_checking()
+
+    def _flush_response(self) -> None:
+        if self._response is not None:
+            self._response.flush()
 
     def _close_writer(self) -> None:
         if self._writer is not None:

@@ -197,7 +197,9 @@ async def test_every_message_of_a_request_has_its_trace(stack: Stack) -> None:
         if caller.trace_id in headers.get("traceparent", ""):
             assert headers["tracestate"] == "vendor=1"
             traced.add(message.subject.split(".")[1])
-        elif "traceparent" not in headers:  # an earlier test's request may cancel a lost attempt
+        elif "traceparent" in headers and message.subject.startswith("chat.cancel."):
+            pass  # of an earlier test's request, whose lost attempt is cancelled late
+        else:
             untraced.append(message.subject)
     assert traced >= {"worker", "replay", "cancel", "context", "log", "delete", "erased"}
     assert untraced in ([], ["history.context._"])  # of the idle prefill

@@ -127,7 +127,6 @@ class FakeBackend:
         self.checkpoints = 0  # saved
         self.rewound = 0  # slots
         self.on_gpu = self.pads_steps = False
-        self.padding: list[Sequence[Chunk]] = []  # of each step
         self.vocabulary_size = len(VOCABULARY)
         self.cells: dict[int, list[int]] = {}
         self.adapters: dict[int, int] = {}  # by slot
@@ -172,7 +171,6 @@ class FakeBackend:
         padding: Sequence[Chunk] = (),
     ) -> Sequence[SampleResult | None]:
         self._begin_step(chunks)
-        self.padding.append(padding)
         for chunk in padding:
             assert chunk.slot not in {other.slot for other in chunks}, "padding is between streams"
             assert chunk.position == self.length(chunk.slot) < self.context

@@ -174,9 +174,9 @@ class Engine:
         """
         Handle commands, admit sequences, compute one batch, emit. Blocks while idle.
 
-        On a GPU, text is emitted while the next step computes: the event loop, which gets it, holds
-        the GIL, and the GPU would wait for both. First tokens and the end of the last sequence are
-        emitted at once.
+        On a GPU, text is emitted while the next step computes. Before it, the event loop would take
+        the GIL to send the text, and the GPU would have nothing to do. First tokens and the end of
+        the last sequence are emitted at once.
         """
         self._receive()
         for sequence in self._scheduler.admit():
@@ -252,7 +252,7 @@ class Engine:
     def _load_adapter(self, command: LoadAdapter) -> None:
         if not command.loaded.set_running_or_notify_cancel():
             return
-        self._flush()
+        self._flush()  # text need not wait for the file
         try:
             self._backend.load_adapter(command.file, command.path)
         except AdapterError as error:

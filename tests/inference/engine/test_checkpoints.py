@@ -234,6 +234,7 @@ def test_new_sessions_share_a_system_prompt(llama: Llama, public: bool) -> None:
     chat = Chat(llama, public=(system,) if public else ())
     questions = [[*system, *chat.message("user", words(20, seed=i))] for i in range(5)]
     cached = [chat.ask(question, f"s{i}").cached for i, question in enumerate(questions)]
+    # where a slot is taken over, it may share the first words of the question, too
     if public:
         assert cached[0] == 0
         assert all(len(system) <= each <= len(system) + 16 for each in cached[1:])

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import llama_cpp
 import pytest
 
 from services.contract.messages import Sampling
@@ -84,12 +86,21 @@ def test_padded_step_chooses_the_same_tokens(llama: Llama, monkeypatch: pytest.M
         sampler.close()
 
 
-def test_padding_is_dropped_if_the_step_fails(llama: Llama) -> None:
-    sampler = llama.sampler(GREEDY)
+def test_padding_is_dropped_if_the_step_fails(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compute_and_fail(*arguments: Any) -> int:
+        assert compute(*arguments) == 0
+        assert llama.length(1) == 1
+        return -3
+
+    compute, sampler = llama_cpp.llama_decode, llama.sampler(GREEDY)
+    monkeypatch.setattr(llama, "pads_steps", True)
+    monkeypatch.setattr(llama_cpp, "llama_decode", compute_and_fail)
     for slot in (0, 1):
         llama.truncate(slot, 0)
     with pytest.raises(BackendError):
-        llama.decode([Chunk(0, 0, [-1], sampler)], padding=[Chunk(1, 0, [0], None)])
+        llama.decode([Chunk(0, 0, [0], sampler)], padding=[Chunk(1, 0, [0], None)])
     assert llama.length(1) == 0
     sampler.close()
 

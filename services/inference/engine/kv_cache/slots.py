@@ -74,6 +74,7 @@ class Slots:
         public_prefixes: Iterable[Sequence[int]] = (),
     ) -> None:
         self.count = count
+        self.max_length = backend.context  # tokens of a slot
         self._backend = backend
         self._public = sorted(map(prefix.pack_tokens, public_prefixes), key=len, reverse=True)
         self._slots = [_Slot() for _ in range(count)]
@@ -133,7 +134,7 @@ class Slots:
         elif saved and here - there < MIN_SHARED_TOKENS:  # restored from the host cache
             self.host_cache.touch(saved.key)
             slot = self._evict(prefix.adapter_of(saved.key))
-            # most slots begin with the system prompt anyway
+            # the slot often begins with it: most prompts share a system prompt
             is_there = self._reusable(slot, key, owner) >= there
             if not is_there and not self._write(slot, saved):
                 self.host_cache.remove(saved.key)
@@ -187,10 +188,6 @@ class Slots:
     def length(self, slot: int) -> int:
         """Return how many tokens the slot holds."""
         return prefix.length(self._slots[slot].key)
-
-    def has_full(self, slots: Iterable[int]) -> bool:
-        """Return whether one of the slots has no room for another token."""
-        return any(self.length(slot) >= self._backend.context for slot in slots)
 
     def can_truncate(self, slot: int, length: int) -> bool:
         return length >= self._backend.min_length(slot)

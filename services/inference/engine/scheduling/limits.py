@@ -38,10 +38,10 @@ class SchedulerLimits:
     # step would take all cores, and four processes need them to bring the first token to its
     # reader: with the demo model in 5.4 ms without a pause, in 2.7 with one.
     first_token_pause_seconds: float = 0.001
-    # Gap between two emits of a stream during another's prefill, relative to that without it.
+    # Gap between two emits of a stream while one prompt is prefilled, relative to that without it.
     max_slowdown: float = 2.1
-    # Prompts that count: k prompts that wait for prefill slow streams down k times as much, so that
-    # each is prefilled as fast as one alone. With 4, streams keep a fifth of the time.
+    # How many prompts count that wait for prefill. For k of them, streams wait k times as long as
+    # for one, so that each is prefilled about as fast as one alone. 4 leave a fifth of the time.
     max_waiting_prompts: int = 4
     # Fewer tokens take a CPU nearly as long: 16 tokens 27 ms, 8 tokens 23.
     min_chunk_tokens: int = 16

@@ -15,8 +15,8 @@ class PrefillBudget:
     Chunked prefill: a chunk takes no longer than the running streams may wait for their next text,
     unless it would be inefficiently small, and decode steps pay for it before the next chunk.
 
-    `waiting_prompts` is how many prompts share the time of prefill. Streams wait as many times
-    longer, so that each prompt is prefilled about as fast as one alone.
+    `waiting_prompts` is how many prompts wait. For k of them, streams wait k times as long as for
+    one, so that each prompt is prefilled about as fast as one alone.
     """
 
     def __init__(self, limits: SchedulerLimits = DEFAULT_LIMITS) -> None:

@@ -338,9 +338,9 @@ class Scheduler:
 
     def _padding(self, streams: list[Sequence]) -> list[Chunk] | None:
         """
-        Return a token for each slot of the streams' block without a stream. None if gaps between
-        the streams had better be closed: a slot in between is full, or so long that attention to it
-        would cost more, or the streams are so few that they may have drafts, which are not padded.
+        Return a token for each slot in the streams' block that has no stream. None if gaps between
+        the streams should be closed instead: because a slot is full, or so long that attention to
+        it costs more, or because so few streams may have drafts, and those steps are not padded.
         """
         if not self._pads_steps or len(streams) <= self._limits.max_speculating_streams:
             return None
@@ -350,7 +350,7 @@ class Scheduler:
             return None
         lengths = {slot: self._slots.length(slot) for slot in block if slot not in own}
         longest = max(max(s.length for s in streams), self._limits.min_padded_tokens)
-        if any(length > longest for length in lengths.values()) or self._slots.has_full(lengths):
+        if max(lengths.values(), default=0) > min(longest, self._slots.max_length - 1):
             return None
         adapter = streams[0].adapter
         return [Chunk(slot, length, [0], None, adapter) for slot, length in lengths.items()]

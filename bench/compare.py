@@ -6,6 +6,7 @@ same model, same sampler chain, two threads. bench/results/README.md describes t
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from bench import (
@@ -34,6 +35,7 @@ from bench import (
 )
 from bench.models import SHAPES, TYPES, make
 from bench.pairs import Plan, show
+from services.runtime.huge_pages import TUNABLES, use_huge_pages
 
 LOADS = {
     "burst": burst.run,
@@ -102,4 +104,6 @@ def _loads(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    use_huge_pages()  # as a worker has them, for the loads that compute in this process
+    os.environ.pop(TUNABLES, None)  # the others start processes that decide for themselves
     main()

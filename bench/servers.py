@@ -14,6 +14,7 @@ import httpx
 from bench.load import FineTuneTarget, OpenAITarget, Target
 from bench.pairs import Plan
 from services.inference.engine.ggml import has_wrong_amx
+from services.runtime import huge_pages
 from tests.e2e.stack import NO_MONGO, Process, Stack, running_stack
 from tests.servers import free_port, nats_server, wait_for
 
@@ -74,14 +75,20 @@ def stack_target(up: Stack) -> FineTuneTarget:
 
 @contextmanager
 def llama_server(model: Path, tuning: str = "") -> Iterator[OpenAITarget]:
-    """Run llama-server; with `tuning`, more options, it samples in the order it is fastest with."""
+    """
+    Run llama-server. With `tuning`, more options, it has huge pages, too, and samples in the order
+    that is fastest.
+    """
     port = free_port()
     without_amx = " --no-repack" if has_wrong_amx() else ""  # else it ends with SIGILL, too
     command = (
         f"bench/.llama/{LLAMA_SERVER}{without_amx} {tuning} -m {model} --port {port} --log-disable"
     )
-    # our engine, whose package is imported above, has set this for itself
-    environ = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+    # our engine, whose package is imported above, has set GOMP_SPINCOUNT for itself
+    ours = ("GOMP_SPINCOUNT", huge_pages.TUNABLES)
+    environ = {key: value for key, value in os.environ.items() if key not in ours}
+    if tuning:
+        environ[huge_pages.TUNABLES] = f"{huge_pages.SETTING}=1"
     process = subprocess.Popen(
         command.split(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ
     )

@@ -1,5 +1,10 @@
 """python -m services.inference: one worker."""
 
+from services.runtime.huge_pages import use_huge_pages
+
+if __name__ == "__main__":
+    use_huge_pages()  # may start the program again, so it precedes the imports: they take a second
+
 from services.inference.settings import InferenceSettings
 from services.inference.worker import Worker
 from services.runtime.access import NatsAccess

@@ -153,6 +153,7 @@ def _load_chat(
     options = _options(settings) | {
         "parallel": settings.model_parallel,
         "kv_type": settings.model_kv_type,
+        "flash_attention": settings.model_flash_attention,
     }
     context, host_cache = _plan_memory(settings, parts, "chat")
     llama = Llama(parts, context=context, on_progress=on_progress, **options)
@@ -227,6 +228,7 @@ def _plan_memory(
         context=given,
         parallel=settings.model_parallel,
         kv_type=settings.model_kv_type,
+        flash_attention=settings.model_flash_attention,
         is_embedding=kind != "chat",
         **_options(settings),
     )

@@ -18,7 +18,7 @@ from services.contract.messages import (
     TopK,
     TopP,
 )
-from services.inference.engine.backend import KvType
+from services.inference.engine.backend import FlashAttention, KvType
 from services.inference.model_path import split_model_path
 from services.runtime.settings import BackendSettings, Port
 
@@ -91,6 +91,14 @@ class InferenceSettings(BackendSettings, frozen=True, kw_only=True):
             " little loss; smaller ones cost quality. Quantized types use flash attention."
         ),
     ] = "f16"
+    model_flash_attention: Annotated[
+        FlashAttention,
+        Meta(
+            description="Flash attention. `auto`: on GPUs and for a quantized KV cache. On a CPU"
+            " with AVX-512, `on` generates up to a fifth more tokens per second for many short"
+            " chats, and the first token of a long conversation takes a third longer."
+        ),
+    ] = "auto"
     model_parallel: Annotated[
         int, Meta(ge=1, le=64, description="Number of slots: requests that are answered at once.")
     ] = 8

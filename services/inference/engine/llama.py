@@ -26,6 +26,7 @@ from services.inference.engine.backend import (
     AdapterError,
     BackendError,
     Chunk,
+    FlashAttention,
     KvType,
     SampleResult,
     SequenceState,
@@ -46,6 +47,10 @@ from services.inference.engine.scheduling.batch_grouping import BatchGrouping
 
 log = logging.getLogger(__name__)
 
+FLASH_ATTENTION = {
+    "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
 UNQUANTIZED = ("f32", "f16", "bf16")
 MAX_SCORE_BYTES = 2**28  # of attention without flash attention
 MIN_UBATCH_TOKENS = 64  # of a CPU's `n_ubatch`: it computes fewer at once less efficiently
@@ -80,11 +85,12 @@ class Llama(LlamaModel):
         tensor_split: Sequence[float] = (),
         main_gpu: int | None = None,
         kv_type: KvType = "f16",
+        flash_attention: FlashAttention = "auto",
     ) -> None:
         super().__init__(parts, gpu_layers, on_progress, tensor_split, main_gpu)
         self.context = self.usable_context(context)
         try:
-            self._context = self._open_context(parallel, threads, kv_type)
+            self._context = self._open_context(parallel, threads, kv_type, flash_attention)
         except ModelError:
             self.free_model()
             raise
@@ -102,7 +108,10 @@ class Llama(LlamaModel):
         # The cells of a sliding window are used in turn, so that a copy has them in another order,
         # in which attention adds them up.
         self.is_reuse_exact = self._window == 0
-        self.state_format = f"llama-cpp-python {llama_cpp.__version__}, KV cache {kv_type}"
+        self.state_format = (
+            f"llama-cpp-python {llama_cpp.__version__}, KV cache {kv_type},"
+            f" flash attention {flash_attention}"
+        )
         self._adapters: dict[int, Any] = {}  # pointers, by the number of the file
         self._adapter = BASE  # active in the context
         self._memory = llama_cpp.llama_get_memory(self._context)
@@ -320,10 +329,12 @@ class Llama(LlamaModel):
         self.free_model()  # and its adapters
 
     def _open_context(
-        self, parallel: int, threads: int, kv_type: KvType
+        self, parallel: int, threads: int, kv_type: KvType, flash_attention: FlashAttention
     ) -> llama_cpp.llama_context_p:
         LOG.errors.clear()
-        params = context_params(self._model, self.context, parallel, threads, kv_type)
+        params = context_params(
+            self._model, self.context, parallel, threads, kv_type, flash_attention
+        )
         context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
             raise ModelError(
@@ -340,7 +351,12 @@ def _sampler(chunk: Chunk) -> SamplerChain:
 
 
 def context_params(
-    model: llama_cpp.llama_model_p, context: int, parallel: int, threads: int, kv_type: KvType
+    model: llama_cpp.llama_model_p,
+    context: int,
+    parallel: int,
+    threads: int,
+    kv_type: KvType,
+    flash_attention: FlashAttention = "auto",
 ) -> llama_cpp.llama_context_params:
     """Return the parameters of `parallel` slots with `context` tokens each."""
     params: llama_cpp.llama_context_params = llama_cpp.llama_context_default_params()
@@ -352,7 +368,11 @@ def context_params(
     # which costs up to 40 % per step (docs/decisions/0033).
     params.kv_unified = False
     params.type_k = params.type_v = KV_TYPES[kv_type]
-    params.flash_attn_type = _flash_attention(model, kv_type, context)
+    params.flash_attn_type = (
+        _auto_flash_attention(model, kv_type, context)
+        if flash_attention == "auto"
+        else FLASH_ATTENTION[flash_attention]
+    )
     if params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED:
         params.n_ubatch = _ubatch(model, context)
     params.swa_full = False  # checkpoints give back what has left a sliding window
@@ -360,7 +380,7 @@ def context_params(
     return params
 
 
-def _flash_attention(model: llama_cpp.llama_model_p, kv_type: KvType, context: int) -> int:
+def _auto_flash_attention(model: llama_cpp.llama_model_p, kv_type: KvType, context: int) -> int:
     """
     Return llama.cpp's flash attention type. On a CPU it is off (docs/decisions/0028): it is slower
     for steps of up to 63 tokens, and larger chunks have logits that differ by up to 0.1. It is on

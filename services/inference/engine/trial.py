@@ -18,7 +18,7 @@ from signal import ITIMER_PROF, SIGINT, SIGKILL, SIGPROF, SIGTERM, Signals, seti
 import llama_cpp
 import msgspec
 
-from services.inference.engine.backend import KvType
+from services.inference.engine.backend import FlashAttention, KvType
 from services.inference.engine.child_path import child_path
 from services.inference.engine.forked import reason_of_abort
 from services.inference.engine.ggml import load_backends
@@ -64,6 +64,7 @@ class TrialRequest(msgspec.Struct, frozen=True, kw_only=True):
     tensor_split: tuple[float, ...]
     main_gpu: int | None
     kv_type: KvType
+    flash_attention: FlashAttention = "auto"
     is_embedding: bool = False
 
 
@@ -166,7 +167,10 @@ def _try(request: TrialRequest) -> Trial | Refusal:
         log.lines.clear()
         context = llama_cpp.llama_init_from_model(model, sizes)
         if not context:
-            return Refusal(f"{log.reason}. Other settings may work, such as MODEL_KV_TYPE.")
+            return Refusal(
+                f"{log.reason}. Other settings may work, such as MODEL_KV_TYPE or"
+                " MODEL_FLASH_ATTENTION."
+            )
         needs.append(_need(tokens, log.lines))
         has_cache = llama_cpp.llama_get_memory(context) is not None
         assert bool(needs[-1].cache) == has_cache, "llama.cpp logs the size of each cache"
@@ -195,7 +199,14 @@ def _sizes(
 ) -> llama_cpp.llama_context_params:
     if request.is_embedding:
         return embedding_params(model, tokens, request.threads)
-    return context_params(model, tokens, request.parallel, request.threads, request.kv_type)
+    return context_params(
+        model,
+        tokens,
+        request.parallel,
+        request.threads,
+        request.kv_type,
+        request.flash_attention,
+    )
 
 
 def _need(tokens: int, lines: Sequence[str]) -> ContextNeed:

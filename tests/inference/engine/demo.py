@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.inference.engine.backend import KvType
+from services.inference.engine.backend import FlashAttention, KvType
 from services.inference.engine.llama import Llama
 
 DEMO = Path("model/demo.gguf")
@@ -16,6 +16,7 @@ def open_demo(
     adapters: Sequence[Path] = (),
     kind: type[Llama] = Llama,
     kv_type: KvType = "f16",
+    flash_attention: FlashAttention = "auto",
 ) -> Llama:
     """Compute with one thread: several spin while they wait for each other on busy CPUs."""
     llama = kind(
@@ -26,6 +27,7 @@ def open_demo(
         gpu_layers=0,
         on_progress=lambda _: True,
         kv_type=kv_type,
+        flash_attention=flash_attention,
     )
     for file, adapter in enumerate(adapters, start=1):
         llama.load_adapter(file, adapter)

@@ -18,9 +18,9 @@ HOT = Sampling(temperature=2.0, top_k=0, max_tokens=30, seed=7)
 PARALLEL = 2
 
 
-@pytest.fixture(scope="module")
-def llama() -> Iterator[Llama]:
-    llama = open_demo(parallel=PARALLEL, kv_type="q8_0")  # read by flash attention
+@pytest.fixture(scope="module", params=["q8_0", "f16"])
+def llama(request: pytest.FixtureRequest) -> Iterator[Llama]:
+    llama = open_demo(parallel=PARALLEL, kv_type=request.param, flash_attention="on")
     yield llama
     llama.close()
 

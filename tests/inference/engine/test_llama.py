@@ -12,6 +12,7 @@ from services.inference.engine.backend import (
     Backend,
     BackendError,
     Chunk,
+    FlashAttention,
     KvType,
     SampledToken,
     SampleResult,
@@ -242,10 +243,14 @@ def test_truncated_file_raises_model_error(tmp_path: Path) -> None:
             open_demo(path)
 
 
-@pytest.mark.parametrize("kv_type", KV_TYPES)
-def test_restored_prefix_is_exact_with_any_kv_type(kv_type: KvType) -> None:
+@pytest.mark.parametrize(
+    ("kv_type", "flash_attention"), [*((kind, "auto") for kind in KV_TYPES), ("f16", "on")]
+)
+def test_restored_prefix_is_exact_with_any_kv_type(
+    kv_type: KvType, flash_attention: FlashAttention
+) -> None:
     """Also across slots: a conversation that was offloaded continues as if it had stayed."""
-    llama = open_demo(context=256, parallel=2, kv_type=kv_type)
+    llama = open_demo(context=256, parallel=2, kv_type=kv_type, flash_attention=flash_attention)
     prompt = llama.tokenize("<|im_start|>user\nWho are you?<|im_end|>\n", special=True)
     expected = generate(llama, prompt, slot=0)
     state = llama.save(0)

@@ -10,7 +10,7 @@ from bench import embedding_models
 from bench.embedding_models import LAST, MEAN
 from bench.hybrid_models import HEAD, TINY, write
 from services.inference.engine import trial
-from services.inference.engine.backend import KvType
+from services.inference.engine.backend import FlashAttention, KvType
 from services.inference.engine.llama_model import ModelError
 from tests.inference.gguf_files import DEMO, Value, changed_demo, split_demo
 
@@ -22,6 +22,7 @@ def tried(
     context: int | None = None,
     parallel: int = 2,
     kv_type: KvType = "f16",
+    flash_attention: FlashAttention = "auto",
     is_embedding: bool = False,
 ) -> trial.Trial:
     return trial.run(
@@ -34,6 +35,7 @@ def tried(
             tensor_split=(),
             main_gpu=None,
             kv_type=kv_type,
+            flash_attention=flash_attention,
             is_embedding=is_embedding,
         )
     )
@@ -89,6 +91,11 @@ def test_unfit_kv_type_is_refused_with_the_reason(tmp_path: Path) -> None:
     assert tried(small_heads).needs
     with pytest.raises(ModelError, match=r"K cache type q8_0 with block size 32 .* MODEL_KV_TYPE"):
         tried(small_heads, kv_type="q8_0")
+
+
+def test_quantized_cache_needs_flash_attention() -> None:
+    with pytest.raises(ModelError, match=r"requires [Ff]lash.* MODEL_FLASH_ATTENTION"):
+        tried(DEMO, kv_type="q8_0", flash_attention="off")
 
 
 @pytest.mark.parametrize("layers", [0, 100_000])

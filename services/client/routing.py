@@ -5,7 +5,7 @@ Choose the worker for a request from the workers' reports, and offer the request
 import hashlib
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -45,8 +45,6 @@ MIN_REPORT_GAP_SECONDS = 0.3
 Between two reports without a `number`, of a worker of an earlier version: times of receipt that
 differ by less may be those of one report.
 """
-CLEANING_SECONDS = 1.0
-"""Between two removals of lost workers while reports arrive: each one looks at all workers."""
 PACKED_SECONDS = 0.2
 """For so long, a hub replies to all with the same compressed reports."""
 RETRIABLE_ELSEWHERE: tuple[ErrorCode, ...] = ("overloaded", "shutting_down")
@@ -104,14 +102,12 @@ def workers_of_model(
     """
     reports = list(reports)
     name = default_model(reports, kind) if model is None else model
-    able = [
-        r
-        for r in reports
-        if r.state == "ready" and r.kind == kind and (name is None or is_name_of(name, r.model))
-    ]
-    digests = Counter(_digest(report) for report in able)
-    chosen = digest or max(digests, key=lambda each: (digests[each], each), default="")
-    return [report for report in able if _digest(report) == chosen]
+    able = defaultdict[str, list[WorkerReport]](list)  # by file
+    for r in reports:
+        if r.state == "ready" and r.kind == kind and (name is None or is_name_of(name, r.model)):
+            able[r.model.digest if r.model else ""].append(r)
+    chosen = digest or max(able, key=lambda each: (len(able[each]), each), default="")
+    return able.get(chosen, [])
 
 
 def default_model(reports: Sequence[WorkerReport], kind: ModelKind = "chat") -> str | None:
@@ -135,10 +131,6 @@ def in_flight(report: WorkerReport) -> int:
     return report.running + report.waiting
 
 
-def _digest(report: WorkerReport) -> str:
-    return report.model.digest if report.model else ""
-
-
 def _weight(key: str, worker_id: str) -> bytes:
     return hashlib.blake2b(f"{worker_id} {key}".encode(), digest_size=8).digest()
 
@@ -156,16 +148,15 @@ class WorkerDirectory:
         self._removed: dict[str, float] = {}  # the time, by worker
         self._offered: Counter[str] = Counter()
         self._packed, self._packed_at = b"", -math.inf
-        self._cleaned_at = -math.inf
+        self._expires_at = math.inf  # no report expires before
 
     def on_report(self, delivery: Delivery) -> None:
         report = decode(delivery.data, WorkerReport)
-        if self._clock() - self._cleaned_at > CLEANING_SECONDS:
-            self._remove_silent()
+        self._remove_silent()
         self.add(report)
 
     def add(self, report: WorkerReport) -> None:
-        self._reports[report.worker_id] = (self._clock(), report)
+        self._keep(self._clock(), report)
 
     def remove(self, worker_id: str) -> None:
         """Forget a worker until its next report: one that a hub heard earlier does not count."""
@@ -196,7 +187,11 @@ class WorkerDirectory:
         else:
             is_newer = received_at > known_at + MIN_REPORT_GAP_SECONDS
         if is_newer:
-            self._reports[report.worker_id] = (received_at, report)
+            self._keep(received_at, report)
+
+    def _keep(self, received_at: float, report: WorkerReport) -> None:
+        self._reports[report.worker_id] = (received_at, report)
+        self._expires_at = min(self._expires_at, received_at + _max_age(report))
 
     @contextmanager
     def offering(self, worker_id: str) -> Iterator[None]:
@@ -222,15 +217,15 @@ class WorkerDirectory:
         kind: ModelKind = "chat",
     ) -> list[str]:
         """Return worker ids, best first (see rank_workers)."""
-        reports = (
-            replace(report, waiting=report.waiting + self._offered[report.worker_id])
-            for report in self.reports()
-        )
-        return rank_workers(key, model, reports, digest, kind)
+        return rank_workers(key, model, map(self._with_offered, self.reports()), digest, kind)
+
+    def _with_offered(self, report: WorkerReport) -> WorkerReport:
+        offered = self._offered.get(report.worker_id, 0)
+        return replace(report, waiting=report.waiting + offered) if offered else report
 
     def model_names(self) -> list[str]:
         """Return the names of all models and adapters that a request can select."""
-        ready = (r.model for r in self.reports() if r.state == "ready")
+        ready = {r.model for r in self.reports() if r.state == "ready"}
         return sorted({name for model in ready for name in names_of(model)})
 
     def reports(self) -> list[WorkerReport]:
@@ -336,12 +331,12 @@ class WorkerDirectory:
         return ServiceError(failed.code, failed.message, failed.retry_after)
 
     def _remove_silent(self) -> None:
-        now = self._cleaned_at = self._clock()
-        self._reports = {
-            worker_id: (received_at, report)
-            for worker_id, (received_at, report) in self._reports.items()
-            if now - received_at < _max_age(report)
-        }
+        now = self._clock()
+        if now < self._expires_at:
+            return
+        expiries = {k: at + _max_age(report) for k, (at, report) in self._reports.items()}
+        self._reports = {k: heard for k, heard in self._reports.items() if now < expiries[k]}
+        self._expires_at = min((expiries[k] for k in self._reports), default=math.inf)
         oldest = now - REMOVED_SECONDS
         self._removed = {k: at for k, at in self._removed.items() if at > oldest}
 

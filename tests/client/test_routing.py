@@ -187,6 +187,30 @@ def test_worker_that_reports_less_often_is_gone_later() -> None:
     assert not workers.ready
 
 
+def test_workers_are_gone_one_after_another() -> None:
+    clock = Clock()
+    workers = WorkerDirectory(clock)
+    receive(
+        workers, replace(READY, worker_id="often"), replace(READY, worker_id="rare", interval=2.0)
+    )
+    clock.now += 2
+    receive(workers, replace(READY, worker_id="late"))
+
+    def ids() -> set[str]:
+        return {report.worker_id for report in workers.reports()}
+
+    assert ids() == {"often", "rare", "late"}
+    clock.now += 1.1
+    assert ids() == {"rare", "late"}
+    clock.now += 2
+    assert ids() == {"rare"}
+    clock.now += 1
+    assert ids() == set()
+    receive(workers, READY)
+    clock.now += 3.1
+    assert ids() == set()
+
+
 def test_worker_is_gone_soon_whatever_interval_its_report_names() -> None:
     clock = Clock()
     workers = WorkerDirectory(clock)

@@ -5,6 +5,11 @@ same model, same sampler chain, two threads. bench/results/README.md describes t
     just bench 135M Q8_0 --loads burst,turns --peer http://localhost:8080
 """
 
+from services.runtime.huge_pages import SETTING, TUNABLES, use_huge_pages
+
+if __name__ == "__main__":
+    use_huge_pages()  # for loads that compute in this process; before slow imports
+
 import argparse
 import os
 from pathlib import Path
@@ -35,7 +40,6 @@ from bench import (
 )
 from bench.models import SHAPES, TYPES, make
 from bench.pairs import Plan, show
-from services.runtime.huge_pages import TUNABLES, use_huge_pages
 
 LOADS = {
     "burst": burst.run,
@@ -67,6 +71,9 @@ LOADS = {
 
 
 def main() -> None:
+    # workers ask for huge pages themselves, and other processes have none
+    given = os.environ.get(TUNABLES, "").removesuffix(f"{SETTING}=1").rstrip(":")
+    os.environ[TUNABLES] = given
     options = _options()
     model = options.gguf or make(options.size, options.kind)
     plan = Plan(model, options.pairs, tuple(options.peer), options.workers)
@@ -104,6 +111,4 @@ def _loads(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    use_huge_pages()  # as a worker has them, for the loads that compute in this process
-    os.environ.pop(TUNABLES, None)  # the others start processes that decide for themselves
     main()

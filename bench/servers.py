@@ -76,8 +76,7 @@ def stack_target(up: Stack) -> FineTuneTarget:
 @contextmanager
 def llama_server(model: Path, tuning: str = "") -> Iterator[OpenAITarget]:
     """
-    Run llama-server. With `tuning`, more options, it has huge pages, too, and samples in the order
-    that is fastest.
+    Run llama-server. `tuning` adds options, huge pages, and the order of samplers that is fastest.
     """
     port = free_port()
     without_amx = " --no-repack" if has_wrong_amx() else ""  # else it ends with SIGILL, too

@@ -107,7 +107,7 @@ def workers_of_model(
         if r.state == "ready" and r.kind == kind and (name is None or is_name_of(name, r.model)):
             able[r.model.digest if r.model else ""].append(r)
     chosen = digest or max(able, key=lambda each: (len(able[each]), each), default="")
-    return able.get(chosen, [])
+    return able[chosen]
 
 
 def default_model(reports: Sequence[WorkerReport], kind: ModelKind = "chat") -> str | None:
@@ -148,7 +148,7 @@ class WorkerDirectory:
         self._removed: dict[str, float] = {}  # the time, by worker
         self._offered: Counter[str] = Counter()
         self._packed, self._packed_at = b"", -math.inf
-        self._expires_at = math.inf  # no report expires before
+        self._expires_at = math.inf  # no report expires earlier
 
     def on_report(self, delivery: Delivery) -> None:
         report = decode(delivery.data, WorkerReport)
@@ -191,7 +191,7 @@ class WorkerDirectory:
 
     def _keep(self, received_at: float, report: WorkerReport) -> None:
         self._reports[report.worker_id] = (received_at, report)
-        self._expires_at = min(self._expires_at, received_at + _max_age(report))
+        self._expires_at = min(self._expires_at, _expiry(received_at, report))
 
     @contextmanager
     def offering(self, worker_id: str) -> Iterator[None]:
@@ -220,7 +220,7 @@ class WorkerDirectory:
         return rank_workers(key, model, map(self._with_offered, self.reports()), digest, kind)
 
     def _with_offered(self, report: WorkerReport) -> WorkerReport:
-        offered = self._offered.get(report.worker_id, 0)
+        offered = self._offered[report.worker_id]
         return replace(report, waiting=report.waiting + offered) if offered else report
 
     def model_names(self) -> list[str]:
@@ -334,16 +334,15 @@ class WorkerDirectory:
         now = self._clock()
         if now < self._expires_at:
             return
-        expiries = {k: at + _max_age(report) for k, (at, report) in self._reports.items()}
-        self._reports = {k: heard for k, heard in self._reports.items() if now < expiries[k]}
-        self._expires_at = min((expiries[k] for k in self._reports), default=math.inf)
+        self._reports = {k: heard for k, heard in self._reports.items() if now < _expiry(*heard)}
+        self._expires_at = min((_expiry(*h) for h in self._reports.values()), default=math.inf)
         oldest = now - REMOVED_SECONDS
         self._removed = {k: at for k, at in self._removed.items() if at > oldest}
 
 
-def _max_age(report: WorkerReport) -> float:
-    """Return the seconds after which a report without a later one no longer counts."""
-    return MAX_REPORT_AGE_SECONDS * min(report.interval, MAX_INTERVAL_SECONDS)
+def _expiry(received_at: float, report: WorkerReport) -> float:
+    """Return the time from which a report without a later one no longer counts."""
+    return received_at + MAX_REPORT_AGE_SECONDS * min(report.interval, MAX_INTERVAL_SECONDS)
 
 
 def _unavailable(reports: Sequence[WorkerReport]) -> ServiceError:

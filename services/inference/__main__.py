@@ -3,7 +3,7 @@
 from services.runtime.huge_pages import use_huge_pages
 
 if __name__ == "__main__":
-    use_huge_pages()  # may start the program again, so it precedes the imports: they take a second
+    use_huge_pages()  # before the other imports: they take a second, and this may start again
 
 from services.inference.settings import InferenceSettings
 from services.inference.worker import Worker

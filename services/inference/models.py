@@ -15,7 +15,7 @@ from services.contract.errors import ServiceError
 from services.contract.messages import ChatRequest, ModelInfo, ModelKind, Sampling
 from services.inference import model_sampling
 from services.inference.engine import context_size, memory, trial, trial_step
-from services.inference.engine.backend import Backend
+from services.inference.engine.backend import UNQUANTIZED, Backend
 from services.inference.engine.embedding import Embedder
 from services.inference.engine.llama import Llama
 from services.inference.engine.llama_embedder import LlamaEmbedder
@@ -150,6 +150,11 @@ def _load_chat(
     on_progress: Callable[[float], bool],
 ) -> LoadedModel:
     _check_template_kwargs(settings.chat_template_kwargs)
+    if settings.model_flash_attention == "off" and settings.model_kv_type not in UNQUANTIZED:
+        raise ModelError(
+            f"MODEL_KV_TYPE={settings.model_kv_type} needs flash attention: set"
+            " MODEL_FLASH_ATTENTION=auto."
+        )
     options = _options(settings) | {
         "parallel": settings.model_parallel,
         "kv_type": settings.model_kv_type,

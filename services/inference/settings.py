@@ -94,9 +94,9 @@ class InferenceSettings(BackendSettings, frozen=True, kw_only=True):
     model_flash_attention: Annotated[
         FlashAttention,
         Meta(
-            description="Flash attention. `auto`: on GPUs and for a quantized KV cache. On a CPU"
-            " with AVX-512, `on` generates up to a fifth more tokens per second for many short"
-            " chats, and the first token of a long conversation takes a third longer."
+            description="Flash attention. `auto` has it on GPUs and for a quantized KV cache, which"
+            " needs it. On a CPU with AVX-512, `on` generates up to a fifth more tokens per second"
+            " in short chats, and the first token of a long conversation takes up to twice as long."
         ),
     ] = "auto"
     model_parallel: Annotated[

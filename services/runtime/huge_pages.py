@@ -5,20 +5,24 @@ import sys
 
 TUNABLES = "GLIBC_TUNABLES"
 SETTING = "glibc.malloc.hugetlb"
+RESTARTED = "huge_pages"
+"""The `-X` option of a program that has been restarted; Python itself ignores it."""
 
 
 def use_huge_pages() -> None:
     """
-    Start this process again, with huge pages for its large blocks of memory, if it has none yet.
+    Execute this program again, under the same process id and once, with glibc's setting for huge
+    pages. Does nothing if the environment has the setting already, whatever its value.
 
-    Each token reads all weights of a model, and with pages of 4 KiB the CPU spends a part of that
-    time on finding them. glibc decides when a program starts
-    (https://sourceware.org/glibc/manual/latest/html_node/Memory-Allocation-Tunables.html): so this
-    replaces the program by itself, in the same process, and must come before slow imports. Does
-    nothing if the environment has the setting, whatever its value; without glibc it has no effect.
+    A step reads all weights of a model, and with pages of 4 KiB a part of that time goes into
+    misses of the TLB. glibc reads the setting when a program starts
+    (https://sourceware.org/glibc/manual/latest/html_node/Memory-Allocation-Tunables.html), so call
+    this before slow imports. Other C libraries ignore it.
     """
     tunables = os.environ.get(TUNABLES, "")
-    if sys.platform != "linux" or SETTING in tunables:
+    is_restarted = RESTARTED in sys._xoptions  # also where something removes the variable
+    if sys.platform != "linux" or SETTING in tunables or is_restarted or not sys.executable:
         return
     os.environ[TUNABLES] = ":".join(filter(None, (tunables, f"{SETTING}=1")))
-    os.execv(sys.executable, sys.orig_argv)
+    program, *arguments = sys.orig_argv
+    os.execv(sys.executable, [program, "-X", RESTARTED, *arguments])

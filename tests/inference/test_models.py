@@ -260,3 +260,11 @@ def test_invalid_chat_template_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bad.jinja").write_text("{% for %}")
     with pytest.raises(ModelError, match=r"MODEL_CHAT_TEMPLATE=.*bad\.jinja can't be used: its Ji"):
         load(DEMO, str(tmp_path / "bad.jinja"))
+
+
+def test_quantized_cache_needs_flash_attention() -> None:
+    settings = InferenceSettings(
+        model_path=str(DEMO), model_kv_type="q8_0", model_flash_attention="off"
+    )
+    with pytest.raises(ModelError, match=r"^MODEL_KV_TYPE=q8_0 needs flash .*ATTENTION=auto\.$"):
+        models.load_chat_model(settings, lambda _: True)

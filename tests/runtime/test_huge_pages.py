@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,11 +20,11 @@ print(os.getpid(), os.environ.get({TUNABLES!r}), sys.argv[1:])
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting")
 
 
-def run(**environ: str) -> tuple[list[str], int]:
+def run(program: str = PROGRAM, **environ: str) -> tuple[list[str], int]:
     """Return the lines that the program writes, and its process id."""
     plain = {key: value for key, value in os.environ.items() if key != TUNABLES}
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "two words"],
+        [sys.executable, "-c", program, "two words"],
         env=plain | environ,
         stdout=subprocess.PIPE,
         text=True,
@@ -42,6 +43,17 @@ def test_other_tunables_stay() -> None:
     lines, _ = run(GLIBC_TUNABLES="glibc.malloc.arena_max=2")
 
     assert "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1" in lines[-1]
+
+
+def test_process_that_loses_the_variable_starts_again_once(tmp_path: Path) -> None:
+    """glibc removes it from a program that has file capabilities."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nunset {TUNABLES}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+    lines, pid = run(f"import sys; sys.executable = {str(python)!r}{PROGRAM}")
+
+    assert lines == ["start", "start", f"{pid} None ['two words']"]
 
 
 def test_process_that_was_told_otherwise_does_not_start_again() -> None:

@@ -11,6 +11,7 @@ MAX_BATCH_TOKENS = 512
 
 # Types of the KV cache by llama.cpp's names: kv_cache_types in common/arg.cpp
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+UNQUANTIZED: tuple[KvType, ...] = ("f32", "f16", "bf16")
 FlashAttention = Literal["auto", "on", "off"]
 
 

@@ -23,6 +23,7 @@ from services.inference.engine import forked, gguf_header
 from services.inference.engine.adapter_numbers import BASE, file_of, scale_of
 from services.inference.engine.backend import (
     MAX_BATCH_TOKENS,
+    UNQUANTIZED,
     AdapterError,
     BackendError,
     Chunk,
@@ -51,7 +52,6 @@ FLASH_ATTENTION = {
     "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
     "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
 }
-UNQUANTIZED = ("f32", "f16", "bf16")
 MAX_SCORE_BYTES = 2**28  # of attention without flash attention
 MIN_UBATCH_TOKENS = 64  # of a CPU's `n_ubatch`: it computes fewer at once less efficiently
 ADAPTER_METADATA = {
@@ -89,8 +89,11 @@ class Llama(LlamaModel):
     ) -> None:
         super().__init__(parts, gpu_layers, on_progress, tensor_split, main_gpu)
         self.context = self.usable_context(context)
+        params = context_params(
+            self._model, self.context, parallel, threads, kv_type, flash_attention
+        )
         try:
-            self._context = self._open_context(parallel, threads, kv_type, flash_attention)
+            self._context = self._open_context(params)
         except ModelError:
             self.free_model()
             raise
@@ -110,7 +113,7 @@ class Llama(LlamaModel):
         self.is_reuse_exact = self._window == 0
         self.state_format = (
             f"llama-cpp-python {llama_cpp.__version__}, KV cache {kv_type},"
-            f" flash attention {flash_attention}"
+            f" flash attention {params.flash_attn_type}"
         )
         self._adapters: dict[int, Any] = {}  # pointers, by the number of the file
         self._adapter = BASE  # active in the context
@@ -328,18 +331,13 @@ class Llama(LlamaModel):
         llama_cpp.llama_free(self._context)
         self.free_model()  # and its adapters
 
-    def _open_context(
-        self, parallel: int, threads: int, kv_type: KvType, flash_attention: FlashAttention
-    ) -> llama_cpp.llama_context_p:
+    def _open_context(self, params: llama_cpp.llama_context_params) -> llama_cpp.llama_context_p:
         LOG.errors.clear()
-        params = context_params(
-            self._model, self.context, parallel, threads, kv_type, flash_attention
-        )
         context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
             raise ModelError(
-                f"The KV cache for {parallel} conversations of {self.context} tokens can't be"
-                f" created ({LOG.reason}). If there is not enough memory, lower MODEL_CONTEXT or"
+                f"The KV cache for {params.n_seq_max} conversations of {self.context} tokens can't"
+                f" be created ({LOG.reason}). If there is not enough memory, lower MODEL_CONTEXT or"
                 " MODEL_PARALLEL, or set MODEL_KV_TYPE=q8_0."
             )
         return llama_cpp.llama_context_p(context)
@@ -373,8 +371,9 @@ def context_params(
         if flash_attention == "auto"
         else FLASH_ATTENTION[flash_attention]
     )
-    if params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED:
-        params.n_ubatch = _ubatch(model, context)
+    is_off = params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    if is_off and not llama_cpp.llama_supports_gpu_offload():
+        params.n_ubatch = max(MIN_UBATCH_TOKENS, _ubatch(model, context))
     params.swa_full = False  # checkpoints give back what has left a sliding window
     params.no_perf = True
     return params

@@ -167,10 +167,7 @@ def _try(request: TrialRequest) -> Trial | Refusal:
         log.lines.clear()
         context = llama_cpp.llama_init_from_model(model, sizes)
         if not context:
-            return Refusal(
-                f"{log.reason}. Other settings may work, such as MODEL_KV_TYPE or"
-                " MODEL_FLASH_ATTENTION."
-            )
+            return Refusal(f"{log.reason}. Other settings may work, such as MODEL_KV_TYPE.")
         needs.append(_need(tokens, log.lines))
         has_cache = llama_cpp.llama_get_memory(context) is not None
         assert bool(needs[-1].cache) == has_cache, "llama.cpp logs the size of each cache"

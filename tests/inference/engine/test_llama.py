@@ -262,6 +262,19 @@ def test_restored_prefix_is_exact_with_any_kv_type(
     llama.close()
 
 
+def test_states_are_bound_to_what_they_depend_on() -> None:
+    opened = [
+        open_demo(context=256, parallel=1),
+        open_demo(context=256, parallel=1, flash_attention="off"),  # what `auto` is on a CPU
+        open_demo(context=256, parallel=1, flash_attention="on"),
+        open_demo(context=256, parallel=1, kv_type="q8_0"),
+    ]
+    auto, off, on, quantized = (llama.state_format for llama in opened)
+    assert auto == off and len({off, on, quantized}) == 3
+    for llama in opened:
+        llama.close()
+
+
 def test_quantized_states_are_smaller() -> None:
     sizes = []
     for kv_type in ("f16", "q8_0"):

@@ -93,9 +93,9 @@ def test_unfit_kv_type_is_refused_with_the_reason(tmp_path: Path) -> None:
         tried(small_heads, kv_type="q8_0")
 
 
-def test_quantized_cache_needs_flash_attention() -> None:
-    with pytest.raises(ModelError, match=r"requires [Ff]lash.* MODEL_FLASH_ATTENTION"):
-        tried(DEMO, kv_type="q8_0", flash_attention="off")
+def test_flash_attention_needs_no_room_for_scores() -> None:
+    on, off = (tried(DEMO, flash_attention=each).needs[-1] for each in ("on", "off"))
+    assert on.cache == off.cache and on.host < off.host
 
 
 @pytest.mark.parametrize("layers", [0, 100_000])

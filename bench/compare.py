@@ -5,7 +5,7 @@ same model, same sampler chain, two threads. bench/results/README.md describes t
     just bench 135M Q8_0 --loads burst,turns --peer http://localhost:8080
 """
 
-from services.runtime.huge_pages import SETTING, TUNABLES, use_huge_pages
+from services.runtime.huge_pages import ON, TUNABLES, use_huge_pages
 
 if __name__ == "__main__":
     use_huge_pages()  # for loads that compute in this process; before slow imports
@@ -71,9 +71,8 @@ LOADS = {
 
 
 def main() -> None:
-    # workers ask for huge pages themselves, and other processes have none
-    given = os.environ.get(TUNABLES, "").removesuffix(f"{SETTING}=1").rstrip(":")
-    os.environ[TUNABLES] = given
+    # not for the processes that loads start: workers ask for huge pages themselves
+    os.environ[TUNABLES] = os.environ.get(TUNABLES, "").removesuffix(ON).rstrip(":")
     options = _options()
     model = options.gguf or make(options.size, options.kind)
     plan = Plan(model, options.pairs, tuple(options.peer), options.workers)

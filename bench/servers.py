@@ -87,7 +87,7 @@ def llama_server(model: Path, tuning: str = "") -> Iterator[OpenAITarget]:
     ours = ("GOMP_SPINCOUNT", huge_pages.TUNABLES)
     environ = {key: value for key, value in os.environ.items() if key not in ours}
     if tuning:
-        environ[huge_pages.TUNABLES] = f"{huge_pages.SETTING}=1"
+        environ[huge_pages.TUNABLES] = huge_pages.ON
     process = subprocess.Popen(
         command.split(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ
     )

@@ -28,7 +28,7 @@ WRITER = "writer"
 """Key in the scope's state of the request's BodyWriter."""
 
 MAX_HELD_BYTES = 64 * 1024
-"""Of a response that are held back to be sent with what follows; more are sent at once."""
+"""Maximum bytes of a response that wait to be sent together with what follows."""
 
 log = logging.getLogger(__name__)
 _full = RateLimitedLog(log)

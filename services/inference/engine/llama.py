@@ -111,10 +111,7 @@ class Llama(LlamaModel):
         # The cells of a sliding window are used in turn, so that a copy has them in another order,
         # in which attention adds them up.
         self.is_reuse_exact = self._window == 0
-        self.state_format = (
-            f"llama-cpp-python {llama_cpp.__version__}, KV cache {kv_type},"
-            f" flash attention {params.flash_attn_type}"
-        )
+        self.state_format = _state_format(kv_type, params.flash_attn_type)
         self._adapters: dict[int, Any] = {}  # pointers, by the number of the file
         self._adapter = BASE  # active in the context
         self._memory = llama_cpp.llama_get_memory(self._context)
@@ -348,6 +345,12 @@ def _sampler(chunk: Chunk) -> SamplerChain:
     return chunk.sampler
 
 
+def _state_format(kv_type: KvType, flash_attention: int) -> str:
+    """Return what the bytes of a state depend on, beside the model."""
+    version = llama_cpp.__version__
+    return f"llama-cpp-python {version}, KV cache {kv_type}, flash attention {flash_attention}"
+
+
 def context_params(
     model: llama_cpp.llama_model_p,
     context: int,
@@ -366,26 +369,26 @@ def context_params(
     # which costs up to 40 % per step (docs/decisions/0033).
     params.kv_unified = False
     params.type_k = params.type_v = KV_TYPES[kv_type]
-    params.flash_attn_type = (
-        _auto_flash_attention(model, kv_type, context)
-        if flash_attention == "auto"
-        else FLASH_ATTENTION[flash_attention]
-    )
+    params.flash_attn_type = _flash_attention(flash_attention, model, kv_type, context)
     is_off = params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    if is_off and not llama_cpp.llama_supports_gpu_offload():
+    if is_off and not llama_cpp.llama_supports_gpu_offload():  # a GPU needs large batches
         params.n_ubatch = max(MIN_UBATCH_TOKENS, _ubatch(model, context))
     params.swa_full = False  # checkpoints give back what has left a sliding window
     params.no_perf = True
     return params
 
 
-def _auto_flash_attention(model: llama_cpp.llama_model_p, kv_type: KvType, context: int) -> int:
+def _flash_attention(
+    setting: FlashAttention, model: llama_cpp.llama_model_p, kv_type: KvType, context: int
+) -> int:
     """
-    Return llama.cpp's flash attention type. On a CPU it is off (docs/decisions/0028): it is slower
+    Return llama.cpp's type. With `auto`, it is off on a CPU (docs/decisions/0028): it is slower
     for steps of up to 63 tokens, and larger chunks have logits that differ by up to 0.1. It is on
     where the scores of MIN_UBATCH_TOKENS tokens would need too much memory, and for a quantized KV
     cache, which llama.cpp reads only with it.
     """
+    if setting != "auto":
+        return FLASH_ATTENTION[setting]
     if kv_type not in UNQUANTIZED:
         return llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
     if llama_cpp.llama_supports_gpu_offload() or _ubatch(model, context) < MIN_UBATCH_TOKENS:

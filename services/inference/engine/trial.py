@@ -64,7 +64,7 @@ class TrialRequest(msgspec.Struct, frozen=True, kw_only=True):
     tensor_split: tuple[float, ...]
     main_gpu: int | None
     kv_type: KvType
-    flash_attention: FlashAttention = "auto"
+    flash_attention: FlashAttention
     is_embedding: bool = False
 
 

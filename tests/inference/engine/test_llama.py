@@ -264,13 +264,11 @@ def test_restored_prefix_is_exact_with_any_kv_type(
 
 def test_states_are_bound_to_what_they_depend_on() -> None:
     opened = [
-        open_demo(context=256, parallel=1),
-        open_demo(context=256, parallel=1, flash_attention="off"),  # what `auto` is on a CPU
+        open_demo(context=256, parallel=1, flash_attention="off"),
         open_demo(context=256, parallel=1, flash_attention="on"),
         open_demo(context=256, parallel=1, kv_type="q8_0"),
     ]
-    auto, off, on, quantized = (llama.state_format for llama in opened)
-    assert auto == off and len({off, on, quantized}) == 3
+    assert len({llama.state_format for llama in opened}) == 3
     for llama in opened:
         llama.close()
 

@@ -184,10 +184,11 @@ def check_depth(field: str, value: Any) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [part for parent in level for part in _containers(parent)]
-    if level:
-        raise ServiceError(
-            "invalid_request", f"The field `{field}` is nested deeper than {MAX_DEPTH} levels."
-        )
+        if not level:
+            return
+    raise ServiceError(
+        "invalid_request", f"The field `{field}` is nested deeper than {MAX_DEPTH} levels."
+    )
 
 
 def _containers(parent: Any) -> list[Any]:

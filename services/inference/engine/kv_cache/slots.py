@@ -379,9 +379,15 @@ class Slots:
 
     def _best_source(self, key: bytes, owner: str) -> tuple[int, int]:
         """Return the slot with the longest reusable prefix, preferably a free one; its length."""
-        lengths = [self._reusable(number, key, owner) for number in range(len(self._slots))]
-        source = max(range(len(lengths)), key=lambda slot: (lengths[slot], slot in self._free))
-        return source, lengths[source]
+        source, longest, free = 0, -1, set(self._free)
+        for number in sorted(
+            range(self.count), key=lambda slot: slot not in free
+        ):  # free ones first
+            if prefix.may_share(key, self._slots[number].key, longest + 1):
+                length = self._reusable(number, key, owner)
+                if length > longest:
+                    source, longest = number, length
+        return source, longest
 
     def _public_prefixes_of(self, key: bytes) -> list[bytes]:
         """Return the public prefixes that the key starts with, longest first."""

@@ -181,6 +181,8 @@ class Scheduler:
         Return the waiting sequences in the order in which they would get slots now: the next one is
         of the tenant with the fewest tokens, including those that its running sequences reserve.
         """
+        if len(self.waiting) < 2:
+            return list(self.waiting)
         now, queues = time.monotonic(), self._queues()
         ranked = {tenant: self._by_urgency(queue, queues, now) for tenant, queue in queues.items()}
         tokens = {tenant: self._shares.used(tenant) for tenant in queues}

@@ -20,6 +20,18 @@ def test_runs_of_different_tenants_share_nothing() -> None:
     assert not prefix.is_same_tenant(one, prefix.pack(0, [1, 2]))
 
 
+def test_length_that_can_not_be_shared_is_known_at_once() -> None:
+    key, other = (prefix.pack(0, tokens, tenant="ann") for tokens in ([1, 2, 3], [1, 2, 4]))
+    assert [prefix.may_share(key, other, length) for length in (0, 2, 3)] == [True, True, False]
+    assert prefix.may_share(key, key, 3) and not prefix.may_share(key, prefix.truncate(key, 2), 3)
+    assert not prefix.may_share(key, bytearray(other), 3)
+
+
+def test_tenants_may_share_what_is_public() -> None:
+    key, other = (prefix.pack(0, [1, 2], tenant=tenant) for tenant in ("ann", "bob"))
+    assert prefix.may_share(key, other, 2)
+
+
 def test_run_is_extended_and_truncated_by_tokens() -> None:
     key = bytearray(prefix.pack(3, [1, 2]))
     prefix.extend(key, [3, 4])

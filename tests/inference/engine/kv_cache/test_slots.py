@@ -1,3 +1,4 @@
+import random
 from collections.abc import Iterable
 
 import pytest
@@ -409,3 +410,27 @@ def test_forget_adapter_drops_its_tokens_at_any_scale() -> None:
         for number, adapter in enumerate(adapters)
     ]
     assert kept == [True, False, False, True] and len(pool.slots.host_cache) == 2
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_source_is_the_longest_reusable_prefix_and_free_if_one_is(window: int | None) -> None:
+    """Also among prompts of other tenants and adapters, which is found without comparing all."""
+    rng = random.Random(7)
+    pool = Pool(6, public_prefixes=[SYSTEM], window=window)
+    running: list[int] = []
+
+    def prompt() -> list[int]:
+        return SYSTEM + rng.choices((1, 2), k=rng.randrange(1, 40))
+
+    for _ in range(200):
+        if len(running) == pool.slots.count or (running and rng.random() < 0.4):
+            pool.end(running.pop(rng.randrange(len(running))))
+        tenant, adapter = rng.choice(("", "ann", "bob")), rng.randrange(2)
+        key = prefix.pack(adapter, prompt(), tenant=tenant)
+        lengths = [pool.slots._reusable(slot, key, "") for slot in range(pool.slots.count)]
+        source, length = pool.slots._best_source(key, "")
+        assert length == lengths[source] == max(lengths)
+        best = {slot for slot, found in enumerate(lengths) if found == length}
+        assert source in pool.slots._free or not best & {*pool.slots._free}
+        slot, _ = pool.start(prompt(), adapter, tenant=tenant)
+        running.append(slot)

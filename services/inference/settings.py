@@ -1,6 +1,5 @@
 """Settings of a worker. docs/settings.md is generated from them."""
 
-import os
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -20,6 +19,7 @@ from services.contract.messages import (
 )
 from services.inference.engine.backend import FlashAttention, KvType
 from services.inference.model_path import split_model_path
+from services.runtime.process import usable_cpus
 from services.runtime.settings import BackendSettings, Port
 
 STOPS = (
@@ -232,9 +232,7 @@ class InferenceSettings(BackendSettings, frozen=True, kw_only=True):
     @property
     def threads(self) -> int:
         """Return the number of threads, at most the CPUs that this process may use."""
-        has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
-        cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
-        return min(self.model_threads, cpus or 1)
+        return min(self.model_threads, usable_cpus())
 
     def fill_in(self, request: ChatRequest, own: Sampling = DEFAULTS) -> Sampling:
         """
@@ -258,13 +256,19 @@ class InferenceSettings(BackendSettings, frozen=True, kw_only=True):
 
     @property
     def _defaults(self) -> dict[str, Any]:
-        names = Sampling.__struct_fields__
-        settings = {name: getattr(self, f"chat_{name}", None) for name in names}
-        settings["reasoning_budget_tokens"] = self.chat_reasoning_tokens
+        settings = {name: getattr(self, setting) for name, setting in _SETTINGS.items()}
         return {name: value for name, value in settings.items() if value is not None}
+
+
+# Each sampling parameter that has a setting for its default, and that setting.
+_SETTINGS = {"reasoning_budget_tokens": "chat_reasoning_tokens"} | {
+    name: setting
+    for name in Sampling.__struct_fields__
+    if (setting := f"chat_{name}") in InferenceSettings.__struct_fields__
+}
 
 
 def _given(sampling: Sampling) -> dict[str, Any]:
     """Return the parameters that are not None."""
-    values = {name: getattr(sampling, name) for name in Sampling.__struct_fields__}
-    return {name: value for name, value in values.items() if value is not None}
+    names = Sampling.__struct_fields__
+    return {name: value for name in names if (value := getattr(sampling, name)) is not None}

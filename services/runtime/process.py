@@ -3,6 +3,7 @@
 import asyncio
 import faulthandler
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -28,6 +29,13 @@ INVALID_SETTING = 2  # exit code: restarting the process would not help
 
 log = logging.getLogger(__name__)
 S = TypeVar("S", bound=ServiceSettings)
+
+
+def usable_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Process:

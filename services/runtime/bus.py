@@ -15,7 +15,6 @@ import nats
 import nats.errors
 from msgspec import Struct
 from nats import micro
-from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from services.contract import subjects
@@ -33,6 +32,7 @@ from services.runtime.connection import (
 )
 from services.runtime.deliveries import (
     DEFAULT_INBOX_LIMITS,
+    NO_HEADERS,
     Delivery,
     Endpoint,
     Inbox,
@@ -79,8 +79,9 @@ class Bus:
     """
     One NATS connection: publish, request, subscribe, serve.
 
-    nats-py awaits the callbacks of a subscription one after another, so handlers must be short:
-    `spawn` runs longer work in a task, which the bus awaits when it closes.
+    Handlers must be short: those of `subscribe` run before the next message is read, and nats-py
+    awaits those of an endpoint one after another. `spawn` runs longer work in a task, which the bus
+    awaits when it closes.
     """
 
     def __init__(
@@ -290,7 +291,7 @@ class Bus:
     async def inbox(self, subject: str) -> AsyncIterator[Inbox]:
         """Subscribe to the subject during the body, which takes its messages from the inbox."""
         inbox = Inbox(self._inbox_limits, self._timers)
-        subscription = await self._client.subscribe_directly(subject, inbox)
+        subscription = await self._client.subscribe_directly(subject, inbox.receive)
         try:
             yield inbox
         finally:
@@ -303,17 +304,20 @@ class Bus:
         that it starts work on the trace of the message. Return what ends the subscription.
         """
 
-        async def handle(message: Msg) -> None:
-            delivery = delivery_of(message)
+        def handle(
+            subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] = NO_HEADERS
+        ) -> None:
+            delivery = Delivery(subject, data, reply, headers)
             try:
                 with trace_context.received(delivery.headers):
                     handler(delivery)
             except ServiceError as error:
-                self._unreadable.warning("invalid message subject=%r: %s", message.subject, error)
+                self._unreadable.warning("invalid message subject=%r: %s", delivery.subject, error)
             except Exception:
-                log.exception("message handler failed subject=%r", message.subject)
+                log.exception("message handler failed subject=%r", delivery.subject)
 
-        return partial(unsubscribe, await self._client.subscribe(subject, cb=handle))
+        subscription = await self._client.subscribe_directly(subject, handle)
+        return partial(unsubscribe, subscription)
 
     async def serve(
         self,

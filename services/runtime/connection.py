@@ -24,7 +24,7 @@ from nats.protocol import parser
 
 from services.contract import subjects
 from services.runtime.access import NatsAccess, read_credentials
-from services.runtime.deliveries import NO_HEADERS, Delivery, Inbox, delivery_of
+from services.runtime.deliveries import NO_HEADERS, Receive
 from services.runtime.direct_parser import DirectParser
 from services.runtime.logs import RateLimitedLog
 from services.runtime.nats_url import Servers
@@ -82,25 +82,27 @@ class ResilientClient(Client):
         self.confirmed_at = -math.inf
         """Time, of time.monotonic(), at which the last ping was sent that the server answered."""
         self._not_replied = RateLimitedLog(log)
-        self._inboxes: dict[bytes, Inbox] = {}  # by id of the subscription
+        self._receivers: dict[bytes, Receive] = {}  # by id of the subscription
         self._ps = DirectParser(self, self._take)
 
-    async def subscribe_directly(self, subject: str, inbox: Inbox) -> Subscription:
+    async def subscribe_directly(self, subject: str, receive: Receive) -> Subscription:
         """
-        Put each message into the inbox as soon as it was read.
+        Call `receive` with each message as soon as it was read.
 
         A subscription of nats-py has a task and a queue of its own, which cost 20 µs a message.
         """
         subscription = await self.subscribe(subject)
         subscription._message_iterator = None  # refers back to it, so neither would be freed
-        self._inboxes[b"%d" % subscription._id] = inbox
+        self._receivers[b"%d" % subscription._id] = receive
         queue = subscription._pending_queue
         while not queue.empty():  # arrived before the line above
-            inbox.put(delivery_of(queue.get_nowait()))
+            message = queue.get_nowait()
+            queue.task_done()  # else `drain` waits for it
+            receive(message.subject, message.data, message.reply, message.headers or NO_HEADERS)
         return subscription
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
-        self._inboxes.pop(b"%d" % sid, None)
+        self._receivers.pop(b"%d" % sid, None)
         super()._remove_sub(sid, max_msgs)
 
     @property
@@ -178,25 +180,25 @@ class ResilientClient(Client):
         those are kept that tell of a record without its data: a pull subscription would take a
         record with a status for a message of the server, and never acknowledge it.
         """
-        inbox = self._inboxes.get(b"%d" % sid)
-        if inbox is None and self._is_log_record(sid, subject, reply):
+        receive = self._receivers.get(b"%d" % sid)
+        if receive is None and self._is_log_record(sid, subject, reply):
             subject, headers = subject.decode(errors="replace").encode(), _size_and_ttl(headers)
         try:
-            if inbox is None:
+            if receive is None:
                 await super()._process_msg(sid, subject, reply, data, headers)
             else:
                 parsed = await self._process_headers(headers) if headers else None
-                inbox.put(Delivery(subject.decode(), data, reply.decode(), parsed or NO_HEADERS))
+                receive(subject.decode(), data, reply.decode(), parsed or NO_HEADERS)
         except Exception as error:
             self._drop(error)
 
     def _take(self, sid: bytes, subject: bytes, data: bytes) -> bool:
         """Process a message of a direct subscription. Return whether it is one."""
-        inbox = self._inboxes.get(sid)
-        if inbox is None:
+        receive = self._receivers.get(sid)
+        if receive is None:
             return False
         try:
-            inbox.put_plain(subject.decode(), data)
+            receive(subject.decode(), data)
         except Exception as error:
             self._drop(error)
         return True

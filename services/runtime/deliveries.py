@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from nats import micro
 from nats.aio.msg import Msg
@@ -93,6 +93,14 @@ class SharedTimers:
             call()
 
 
+class Receive(Protocol):
+    """Gets each message of a subscription as soon as it is read."""
+
+    def __call__(
+        self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] = NO_HEADERS
+    ) -> None: ...
+
+
 class Inbox:
     """
     The messages of one subscription, in order, taken one at a time.
@@ -134,10 +142,12 @@ class Inbox:
         self._timers = timers or SharedTimers()
         self._timer_at = math.inf
 
-    def put_plain(self, subject: str, data: bytes) -> None:
+    def receive(
+        self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] = NO_HEADERS
+    ) -> None:
         """Pass a message without reply subject and headers to `take`, or put it."""
-        waiter = self._waiter
-        if self.take is not None and waiter is not None and not waiter.done():
+        waiter, is_plain = self._waiter, not (reply or headers)
+        if is_plain and self.take is not None and waiter is not None and not waiter.done():
             try:
                 if self.take(subject, data):
                     self._deadline = self._loop.time() + self._timeout
@@ -146,7 +156,7 @@ class Inbox:
             except Exception as error:
                 waiter.set_exception(error)
                 return
-        self.put(Delivery(subject, data, ""))
+        self.put(Delivery(subject, data, reply, headers))
 
     def put(self, message: Delivery) -> None:
         """Add a message, or drop it if the inbox is full. An empty inbox takes any message."""

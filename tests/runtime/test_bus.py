@@ -13,6 +13,7 @@ import msgspec
 import nats
 import pytest
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from services.contract.errors import ServiceError
 from services.runtime import trace_context
@@ -233,6 +234,64 @@ async def test_invalid_message_does_not_end_a_subscription(bus: Bus, subject: st
     await bus.publish(subject, Ask("good"))
     async with asyncio.timeout(30):
         assert [await heard.get() for _ in range(2)] == [subject, subject]
+
+
+async def test_handler_gets_messages_as_they_are_sent(bus: Bus, subject: str) -> None:
+    heard: asyncio.Queue[Delivery] = asyncio.Queue()
+    before = asyncio.all_tasks()
+    unsubscribe = await bus.subscribe(subject, heard.put_nowait)
+    assert asyncio.all_tasks() <= before, "it needs no task"
+    sent = [
+        Delivery(subject, b"plain", ""),
+        Delivery(subject, b"", "", {"Name": "value"}),
+        Delivery(subject, b"last", "_INBOX.some"),
+    ]
+    for _, data, reply, headers in sent:
+        await bus.send(subject, data, reply, dict(headers) or None)
+    async with asyncio.timeout(30):
+        assert [await heard.get() for _ in sent] == sent
+    await unsubscribe()
+    await bus.send(subject, b"late")
+    await bus._client.flush()
+    assert heard.empty()
+
+
+@pytest.mark.parametrize("headers", [None, {"Name": "value"}])
+async def test_failing_handler_does_not_end_the_connection(
+    bus: Bus, subject: str, headers: dict[str, str] | None
+) -> None:
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def fail(delivery: Delivery) -> None:
+        heard.put_nowait(delivery.data)
+        raise ValueError
+
+    await bus.subscribe(subject, fail)
+    for data in (b"one", b"two"):
+        await bus.send(subject, data, headers=headers)
+    async with asyncio.timeout(30):
+        assert [await heard.get() for _ in range(2)] == [b"one", b"two"]
+
+
+async def test_message_before_the_subscription_is_known_is_handled(
+    nats_url: str, subject: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing does not wait for it either."""
+    heard: list[bytes] = []
+    async with Bus.connect(nats_url, "early") as early:
+        client = early._client
+        send_subscribe = client._send_subscribe
+
+        async def subscribe_and_receive(subscription: Subscription) -> None:
+            await send_subscribe(subscription)
+            await client.publish(subject, b"early")
+            await client.flush()
+
+        monkeypatch.setattr(client, "_send_subscribe", subscribe_and_receive)
+        await early.subscribe(subject, lambda delivery: heard.append(delivery.data))
+        assert heard == [b"early"]
+        began = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - began < 10, "nats-py waits for 30 s"
 
 
 async def test_close_awaits_requests_in_flight(nats_url: str, bus: Bus, subject: str) -> None:

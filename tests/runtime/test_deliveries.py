@@ -88,11 +88,11 @@ async def test_waiting_reader_skips_messages_that_are_taken() -> None:
         return data != b"b"
 
     inbox.take = take
-    inbox.put_plain("s", b"before it waits")
+    inbox.receive("s", b"before it waits")
     await inbox.next(0)
     reader = await waiting_reader(inbox)
     for data in (b"a", b"b", b"c"):
-        inbox.put_plain("s", data)
+        inbox.receive("s", data)
     assert offered == [b"a", b"b"]
     assert ((await reader).data, (await inbox.next(0)).data) == (b"b", b"c")
 
@@ -102,7 +102,7 @@ async def test_timeout_counts_from_the_last_taken_message() -> None:
     inbox.take = lambda subject, data: True
     reader = await waiting_reader(inbox, 0.1)
     await asyncio.sleep(0.05)
-    inbox.put_plain("s", b"a")
+    inbox.receive("s", b"a")
     taken_at = loop.time()
     with pytest.raises(TimeoutError):
         await reader
@@ -117,7 +117,7 @@ async def test_exception_of_take_goes_to_the_reader() -> None:
 
     inbox.take = fail
     reader = await waiting_reader(inbox)
-    inbox.put_plain("s", b"a")
+    inbox.receive("s", b"a")
     with pytest.raises(ValueError, match="broken"):
         await reader
 

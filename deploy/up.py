@@ -280,7 +280,7 @@ def _nats_server(port: int, lock: int, environ: dict[str, str]) -> Child:
             " choose another port with NATS_PORT. To use a NATS server with JetStream that"
             f" listens there, set NATS_URL=nats://{server.HOST}:{port}."
         )
-    environ = own_environment(LogSettings, SERVICES.values(), environ)
+    environ = server.environment(own_environment(LogSettings, SERVICES.values(), environ))
     return Child("nats-server", server.command(port), environ, server.LOG, pass_fds=(lock,))
 
 

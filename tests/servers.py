@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from deploy.cluster import commands
+from deploy.nats.server import environment
 
 NatsVersion = Literal["pinned", "oldest"]
 """nats-server as uv.lock pins it, or the oldest supported one, which deploy/setup.sh installs."""
@@ -154,7 +155,9 @@ def nats_server(
     port = free_port()
     command = [*within, _nats_binary(version), "-c", str(NATS_CONFIG), "-a", "127.0.0.1"]
     command += ["-p", str(port), "-js", "-sd", str(store or folder)]
-    return Server("nats-server", command, port, folder / "nats.log")
+    server = Server("nats-server", command, port, folder / "nats.log")
+    server.environ = environment(server.environ)  # as that of `just up`
+    return server
 
 
 def nats_cluster(folder: Path, size: int) -> list[Server]:

@@ -16,6 +16,7 @@ import httpx
 import pytest
 import uvloop
 
+from deploy.nats import server
 from services.contract import subjects
 from services.contract.codec import encode
 from services.runtime.bus import Bus
@@ -359,6 +360,8 @@ def test_each_process_has_its_own_settings_and_key_only(
         assert settings <= own, name
         key = f".data/secrets/{name.removeprefix('services.')}/nats.nk"
         assert name == "nats-server" or (environ["NATS_CREDS"] == key and shared <= environ.keys())
+        given = server.environment(os.environ) if name == "nats-server" else os.environ
+        assert environ.get("GOMAXPROCS") == given.get("GOMAXPROCS")
     assert "EDGE_API_KEY is not a setting" in up.log.read_text(), "the edge sees its own"
     status = httpx.get(f"http://127.0.0.1:{up.port}/status", headers={"X-API-Key": "hush-key"})
     assert status.status_code == 200

@@ -133,7 +133,7 @@ def describe_machine() -> str:
     cpus = Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else ""
     name = re.search(r"^model name\s*: (.*)$", cpus, re.MULTILINE)
     cpu = name[1] if name else platform.processor()
-    system = f"{platform.system()} {platform.release()}"
+    system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
     return f"Machine: {cpu}, {os.cpu_count()} cores, {', '.join([*_gpus(), system])}."
 
 

@@ -260,7 +260,7 @@ class InferenceSettings(BackendSettings, frozen=True, kw_only=True):
         return {name: value for name, value in settings.items() if value is not None}
 
 
-# Each sampling parameter that has a setting for its default, and that setting.
+# By sampling parameter, the setting that is its default.
 _SETTINGS = {"reasoning_budget_tokens": "chat_reasoning_tokens"} | {
     name: setting
     for name in Sampling.__struct_fields__

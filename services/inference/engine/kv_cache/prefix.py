@@ -83,8 +83,8 @@ def starts_with(key: PrefixKey, tokens: bytes) -> bool:
 
 def may_share(key: bytes, other: PrefixKey, length: int) -> bool:
     """
-    Return False only if `other` surely shares fewer than `length` tokens with `key`, which is found
-    much faster than `shared_length`. Keys with different headers may share a public prefix.
+    Return False only if `other` certainly shares fewer than `length` tokens with `key`. Much faster
+    than `shared_length`. Keys with different headers may share a public prefix.
     """
     begin = memoryview(key)[: HEADER_BYTES + length * TOKEN_BYTES]
     return other.startswith(begin) or other[:HEADER_BYTES] != key[:HEADER_BYTES]

@@ -379,10 +379,10 @@ class Slots:
 
     def _best_source(self, key: bytes, owner: str) -> tuple[int, int]:
         """Return the slot with the longest reusable prefix, preferably a free one; its length."""
-        source, longest, free = 0, -1, set(self._free)
-        for number in sorted(
-            range(self.count), key=lambda slot: slot not in free
-        ):  # free ones first
+        free = sorted(self._free)
+        leased = sorted({*range(self.count)} - {*free})
+        source, longest = 0, -1
+        for number in (*free, *leased):
             if prefix.may_share(key, self._slots[number].key, longest + 1):
                 length = self._reusable(number, key, owner)
                 if length > longest:

@@ -168,6 +168,7 @@ def nats_cluster(folder: Path, size: int) -> list[Server]:
         own = folder / f"nats-{number}"
         own.mkdir()
         server = nats_server(own)
+        server.environ = dict(os.environ)  # as those of `just cluster`
         server.name += f"-{number}"
         server.command += commands.nats_route(number, routes)
         servers.append(server)

@@ -26,9 +26,8 @@ def test_worker_asks_for_huge_pages(stack: Stack) -> None:
     process = Path(f"/proc/{stack.inference.pid}")
 
     assert b"glibc.malloc.hugetlb=1" in (process / "environ").read_bytes()
-    if (
-        HUGE_PAGES.exists() and "[madvise]" in HUGE_PAGES.read_text()
-    ):  # else glibc need not ask, or asks in vain
+    setting = HUGE_PAGES.read_text() if HUGE_PAGES.exists() else ""
+    if "[madvise]" in setting:  # else glibc need not ask, or asks in vain
         blocks = (process / "smaps").read_text().split("VmFlags:")
         assert any(" hg" in flags.partition("\n")[0] for flags in blocks[1:])
 

@@ -43,13 +43,7 @@ class KeyBucket:
 
     async def version(self) -> BucketVersion | None:
         """Return what each change alters; None if no key was ever added."""
-        try:
-            version = await self._bucket.version()
-        except StreamUnavailable:
-            if await self._bucket.exists():
-                raise
-            return None
-        return version if version.revision else None
+        return await self._bucket.version()
 
     async def keys(self) -> list[ApiKey]:
         """Return all keys by name; a value that can't be read is skipped with a log line."""

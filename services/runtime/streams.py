@@ -115,11 +115,15 @@ class Stream:
             config.subjects = [subject]
             await change(_with_limits(config, max_age, replicas))
 
-    async def _config(self) -> api.StreamConfig | None:
-        """Return the configuration, or None if the stream does not exist."""
+    async def _info(self) -> api.StreamInfo | None:
+        """Return what the server knows, or None if the stream does not exist."""
         with as_unavailable(), suppress(nats.js.errors.NotFoundError):
-            return (await self._js.stream_info(self.name)).config
+            return await self._js.stream_info(self.name)
         return None
+
+    async def _config(self) -> api.StreamConfig | None:
+        info = await self._info()
+        return info.config if info is not None else None
 
     async def replicas(self) -> int | None:
         """Return how many servers of a cluster keep it; None if it does not exist."""
@@ -314,17 +318,25 @@ class Stream:
     async def state(self) -> StreamState:
         """Return sequences, counts and limit. Raises StreamUnavailable, also if it is missing."""
         with as_unavailable():
-            info = await self._js.stream_info(self.name)
-        state, limit = info.state, info.config.max_bytes or -1
-        return StreamState(
-            state.first_seq,
-            state.last_seq,
-            state.messages,
-            state.num_deleted or 0,
-            state.bytes,
-            limit if limit > 0 else None,
-            info.config.discard != api.DiscardPolicy.NEW,
-        )
+            return _state_of(await self._js.stream_info(self.name))
+
+    async def state_if_exists(self) -> StreamState | None:
+        """Return the state, or None if the stream does not exist. Raises StreamUnavailable."""
+        info = await self._info()
+        return _state_of(info) if info is not None else None
+
+
+def _state_of(info: api.StreamInfo) -> StreamState:
+    state, limit = info.state, info.config.max_bytes or -1
+    return StreamState(
+        state.first_seq,
+        state.last_seq,
+        state.messages,
+        state.num_deleted or 0,
+        state.bytes,
+        limit if limit > 0 else None,
+        info.config.discard != api.DiscardPolicy.NEW,
+    )
 
 
 class BucketValue(NamedTuple):
@@ -380,10 +392,13 @@ class Bucket:
         """
         return dict([self._item(stored) async for stored in self._stream.walk(">", 1)])
 
-    async def version(self) -> BucketVersion:
-        """Return what each change alters. Raises StreamUnavailable, also if it is missing."""
-        state = await self._stream.state()
-        return BucketVersion(state.last_seq, state.messages)
+    async def version(self) -> BucketVersion | None:
+        """
+        Return what each change alters; None if nothing was ever written, or there is no bucket.
+        Raises StreamUnavailable.
+        """
+        state = await self._stream.state_if_exists()
+        return BucketVersion(state.last_seq, state.messages) if state and state.last_seq else None
 
     async def remove(self, key: str) -> None:
         """Delete the value of a key, if it has one."""

@@ -157,6 +157,23 @@ async def test_reading_costs_a_read_per_key(own_bus: Bus, own_nats: str) -> None
     assert len(reads) == 6
 
 
+@pytest.mark.parametrize("has_bucket", [False, True])
+async def test_looking_costs_one_request(own_bus: Bus, own_nats: str, has_bucket: bool) -> None:
+    """Every edge looks twice a second."""
+    if has_bucket:
+        await KeyBucket(own_bus).add(key_of("ann", "ann's"))
+    seen: list[str] = []
+    is_over = asyncio.Event()
+    async with Bus.connect(own_nats, "observer") as observer:
+        await observer.subscribe("$JS.API.>", lambda delivery: seen.append(delivery.subject))
+        await observer.subscribe("over", lambda _: is_over.set())
+        await observer._client.flush()  # the server has both subscriptions
+        await KeyBucket(own_bus).version()
+        await own_bus.send("over", b"")
+        await asyncio.wait_for(is_over.wait(), 30)
+    assert seen == ["$JS.API.STREAM.INFO.KV_keys"]
+
+
 async def test_each_change_gives_a_new_version(own_bus: Bus) -> None:
     bucket = KeyBucket(own_bus)
     assert await bucket.version() is None

@@ -30,6 +30,24 @@ log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Stop accepting connections, and drain."""
+        self.should_exit = True
+        self._stopping.set()
+
+    async def main_loop(self) -> None:
+        """
+        Renew the `Date` header once a second until stopped. uvicorn wakes up ten times a second to
+        see whether it should stop, a quarter of what an idle edge costs.
+        """
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), 1)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Capture none: runtime.process handles them."""
@@ -115,7 +133,7 @@ async def serving(
     finally:
         draining.set()
         await asyncio.sleep(limits.handover_seconds)
-        server.should_exit = True
+        server.stop()
         await task
         if cancelled := server.server_state.tasks:  # they still cancel at their workers
             await asyncio.wait(cancelled, timeout=1)

@@ -63,6 +63,7 @@ LOADS = {
     "overload": overload.run,
     "routing": routing.run,
     "edge": edge.run,
+    "edge-steps": edge.run_steps,
     "first-token": edge.run_first_token,
     "attacks": attacks.run,
     "fleet": fleet.run,

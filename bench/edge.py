@@ -52,6 +52,10 @@ SECONDS = 20.0  # of a measurement
 RAMP = 150.0  # new streams per second
 SETTLE_SECONDS = 3.0
 STREAMS = (1, 100, 1000, 5000)
+STEPS = ((16, 12.5, 40), (64, 80.0, 20))
+"""Streams of one worker, decode steps a second, and the goal in µs of CPU an event."""
+STEP_SECONDS = 10.0  # of a measurement
+STEP_ROUNDS = 5
 ENDLESS = 10**9  # events
 EVENT = b'id: 123\ndata: {"token":"%b"}\n\n'
 QUESTIONS = 20
@@ -64,6 +68,10 @@ stream, for {SECONDS:g} s. CPU is that of the edge's process, latency is from th
 to the client's socket, and memory is the growth of the edge's RSS, divided by the streams. A bare
 relay only passes what it reads from one connection to the streams' sockets, on the same event loop:
 no HTTP, no NATS, no JSON."""
+STEPS_NOTE = f"""As `edge`, but all streams get their events at the same time, as by the decode
+steps of a worker: 200 and 5,120 events a second. The CPU is all that the edge's process takes,
+including what it takes without streams. The median of {STEP_ROUNDS} measurements of
+{STEP_SECONDS:g} s, with the lowest and the highest."""
 FIRST_TOKEN_NOTE = f"""The median TTFT of {QUESTIONS} questions of 20 words, one after the other,
 minus that of llama-server alone with the same demo model: the median of {ROUNDS} rounds, with the
 lowest and the highest. llama-server has no sessions: like for like is `/v1/chat/completions`
@@ -122,6 +130,21 @@ def run(plan: Plan) -> Section:
         bare = relay_cost(streams).cpu
         rows.append(Row(f"{what}: CPU of a bare relay, µs an event", (), Spread.of([bare])))
     return Section("edge", "edge", NOTE, (), rows)
+
+
+def run_steps(plan: Plan) -> Section:
+    rows: list[Row] = []
+    for streams, rate, bar in STEPS:
+        costs = []
+        for _ in range(STEP_ROUNDS):
+            costs.append(measure(streams, rate, STEP_SECONDS, is_in_steps=True))
+            show(f"{streams} streams, {rate:g} steps a second: {costs[-1]}")
+        what = f"{streams} streams, {streams * rate:,.0f} events a second"
+        cpu = Spread.of([cost.cpu for cost in costs])
+        rows.append(Row(f"{what}: CPU, µs an event", (), cpu, Goal("≤", bar)))
+        p99 = Spread.of([cost.latencies.p99 for cost in costs])
+        rows.append(Row(f"{what}: p99, ms", (), p99))
+    return Section("edge-steps", "edge", STEPS_NOTE, (), rows)
 
 
 def relay_cost(streams: int, rate: float = RATE, seconds: float = SECONDS) -> Cost:
@@ -215,8 +238,10 @@ async def _first_token(target: Target) -> float:
     return 1000 * statistics.median(sample.ttft for sample in samples)
 
 
-def measure(streams: int, rate: float = RATE, seconds: float = SECONDS) -> Cost:
-    with edge_and_worker(rate, ENDLESS) as (edge, pool):
+def measure(
+    streams: int, rate: float = RATE, seconds: float = SECONDS, is_in_steps: bool = False
+) -> Cost:
+    with edge_and_worker(rate, ENDLESS, is_in_steps) as (edge, pool):
         return _measure(edge.pid, pool, edge.port, streams, seconds)
 
 
@@ -235,7 +260,9 @@ def _measure(pid: int, pool: ProcessPoolExecutor, port: int, streams: int, secon
 
 
 @contextmanager
-def edge_and_worker(rate: float, events: int) -> Iterator[tuple[Server, ProcessPoolExecutor]]:
+def edge_and_worker(
+    rate: float, events: int, is_in_steps: bool = False
+) -> Iterator[tuple[Server, ProcessPoolExecutor]]:
     """Yield an edge whose worker pretends (see `pretend`), and a pool for two more processes."""
     context = multiprocessing.get_context("spawn")
     with (
@@ -245,7 +272,8 @@ def edge_and_worker(rate: float, events: int) -> Iterator[tuple[Server, ProcessP
         ProcessPoolExecutor(3, mp_context=context) as pool,
     ):
         stop = manager.Event()
-        working = pool.submit(pretend, edge.environ["NATS_URL"], rate, events, stop)
+        url = edge.environ["NATS_URL"]
+        working = pool.submit(pretend, url, rate, events, is_in_steps, stop)
         try:
             wait_for_worker(edge.port)
             yield edge, pool
@@ -274,14 +302,14 @@ def wait_for_worker(port: int) -> None:
 # --- the worker ---
 
 
-def pretend(url: str, rate: float, events: int, stop: Event) -> None:
+def pretend(url: str, rate: float, events: int, is_in_steps: bool, stop: Event) -> None:
     """Serve as a worker until `stop` is set: `events` for each request, `rate` a second."""
-    uvloop.run(_pretend(url, rate, events, stop))
+    uvloop.run(_pretend(url, rate, events, is_in_steps, stop))
 
 
-async def _pretend(url: str, rate: float, events: int, stop: Event) -> None:
+async def _pretend(url: str, rate: float, events: int, is_in_steps: bool, stop: Event) -> None:
     async with Bus.connect(url, "pretending worker") as bus:
-        worker = PretendingWorker(bus, rate, events)
+        worker = PretendingWorker(bus, rate, events, is_in_steps)
         await bus.subscribe(
             subjects.worker_request("w", subjects.ANY),
             lambda delivery: bus.respond(delivery, worker.admit),
@@ -296,10 +324,14 @@ async def _pretend(url: str, rate: float, events: int, stop: Event) -> None:
 
 
 class PretendingWorker:
-    """Sends `rate` events a second to each stream, with the time of sending as their text."""
+    """
+    Sends `rate` events a second to each stream, with the time of sending as their text; to all
+    streams at the same time if it `is_in_steps`.
+    """
 
-    def __init__(self, bus: Bus, rate: float, events: int) -> None:
+    def __init__(self, bus: Bus, rate: float, events: int, is_in_steps: bool) -> None:
         self._bus = bus
+        self._is_in_steps = is_in_steps
         self._pause = 1 / rate
         self._events = events
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -319,6 +351,9 @@ class PretendingWorker:
         await self._bus.publish(reply, Started(10, 0, 0, 0))
         offset = number = 0
         begin = time.monotonic()
+        if self._is_in_steps:
+            begin = (begin // self._pause + 1) * self._pause
+            await asyncio.sleep(begin - time.monotonic())
         while number < self._events:
             text = str(time.monotonic_ns())
             await self._bus.send(reply, encode(Token(offset, text, (number,))))

@@ -68,10 +68,9 @@ stream, for {SECONDS:g} s. CPU is that of the edge's process, latency is from th
 to the client's socket, and memory is the growth of the edge's RSS, divided by the streams. A bare
 relay only passes what it reads from one connection to the streams' sockets, on the same event loop:
 no HTTP, no NATS, no JSON."""
-STEPS_NOTE = f"""As `edge`, but all streams get their events at the same time, as by the decode
-steps of a worker: 200 and 5,120 events a second. The CPU is all that the edge's process takes,
-including what it takes without streams. The median of {STEP_ROUNDS} measurements of
-{STEP_SECONDS:g} s, with the lowest and the highest."""
+STEPS_NOTE = f"""All streams get their events at the same time, within a millisecond, as by the
+decode steps of a worker. The rest is as in `edge`. An idle edge's own CPU counts, too. The median
+of {STEP_ROUNDS} measurements of {STEP_SECONDS:g} s, with the lowest and the highest."""
 FIRST_TOKEN_NOTE = f"""The median TTFT of {QUESTIONS} questions of 20 words, one after the other,
 minus that of llama-server alone with the same demo model: the median of {ROUNDS} rounds, with the
 lowest and the highest. llama-server has no sessions: like for like is `/v1/chat/completions`

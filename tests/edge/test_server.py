@@ -8,9 +8,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 
 from services.contract.messages import Progress, Token
-from services.edge.server import bind
+from services.edge.server import Server, bind
 from services.runtime.settings import InvalidSetting
 from tests.edge.conftest import until
 from tests.fakes import DONE, Script, scripted_worker
@@ -68,3 +69,15 @@ def test_invalid_setting_exits_with_2() -> None:
     ended = subprocess.run(EDGE, cwd=ROOT, env=environ, capture_output=True, timeout=10)
     assert ended.returncode == 2
     assert b"EDGE_API_KEYS" in ended.stderr
+
+
+async def test_date_is_renewed_until_the_server_stops() -> None:
+    server = Server(uvicorn.Config(lambda *_: None, log_config=None))
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.main_loop())
+        for _ in range(2):
+            while not server.server_state.default_headers:
+                await asyncio.sleep(0.01)
+            assert dict(server.server_state.default_headers).keys() == {b"date"}
+            server.server_state.default_headers.clear()
+        server.stop()

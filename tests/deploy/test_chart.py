@@ -604,10 +604,13 @@ async def test_rendered_environment_serves_a_chat(tmp_path: Path, small: list[Ob
             part.start()
         url = f"http://127.0.0.1:{edge.port}"
         wait_for(lambda: httpx.get(f"{url}/readyz").status_code == 200, "the edge", 60)
+        # an edge is ready without history, which chats need
+        wait_for(lambda: httpx.get(f"{url}/status").json().get("history"), "history", 60)
         probe = main_container(small, "edge")["readinessProbe"]["httpGet"]
         assert httpx.get(f"{url}{probe['path']}").status_code == 200
         answer = httpx.post(f"{url}/chat", json={"prompt": "hello"}, timeout=30)
-        assert answer.status_code == 200 and '"stored":"log"' in answer.text.replace(" ", "")
+        assert answer.status_code == 200, answer.text
+        assert '"stored":"log"' in answer.text.replace(" ", "")
         metrics = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
         assert 'finetunellm_workers{model_name="demo",state="ready"} 1.0' in metrics
         for part, role in ((worker, "inference-demo"), (history, "history")):

@@ -8,6 +8,9 @@ from services.contract.messages import Sampling, TokenLogprob
 
 # Tokens that one step may compute: llama.cpp's default for its physical batch (`n_ubatch`).
 MAX_BATCH_TOKENS = 512
+# Tokens that the fastest kernels of a CPU compute together; others compute the rest of a step, and
+# take up to twice as long per token (`ggml_gemm_q4_K_8x8_q8_K` in ggml-cpu/arch/x86/repack.cpp).
+ROW_BLOCK = 16
 
 # Types of the KV cache by llama.cpp's names: kv_cache_types in common/arg.cpp
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]

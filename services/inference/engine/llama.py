@@ -23,6 +23,7 @@ from services.inference.engine import forked, gguf_header
 from services.inference.engine.adapter_numbers import BASE, file_of, scale_of
 from services.inference.engine.backend import (
     MAX_BATCH_TOKENS,
+    ROW_BLOCK,
     UNQUANTIZED,
     AdapterError,
     BackendError,
@@ -397,9 +398,13 @@ def _flash_attention(
 
 
 def _ubatch(model: llama_cpp.llama_model_p, context: int) -> int:
-    """Return how many tokens' attention scores, in float32, MAX_SCORE_BYTES hold."""
+    """
+    Return how many tokens' attention scores, in float32, MAX_SCORE_BYTES hold, as a multiple of
+    ROW_BLOCK.
+    """
     bytes_per_token: int = 4 * llama_cpp.llama_model_n_head(model) * context
-    return min(MAX_BATCH_TOKENS, MAX_SCORE_BYTES // max(1, bytes_per_token))
+    tokens = MAX_SCORE_BYTES // max(1, bytes_per_token)
+    return min(MAX_BATCH_TOKENS, tokens - tokens % ROW_BLOCK)
 
 
 def _bytes(state: npt.NDArray[np.uint8]) -> ctypes.Array[ctypes.c_uint8]:

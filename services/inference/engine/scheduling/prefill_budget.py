@@ -5,6 +5,7 @@ streams. Both classes learn from the measured times of steps; they read no clock
 
 from math import ceil, exp
 
+from services.inference.engine.backend import ROW_BLOCK
 from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, SchedulerLimits
 
 THROUGHPUT_WINDOW_SECONDS = 10.0
@@ -77,7 +78,9 @@ class PrefillBudget:
         return (self._limits.max_slowdown - 1) * self.waiting_prompts
 
     def _clamped(self, tokens: float) -> int:
-        return int(min(max(tokens, self._limits.min_chunk_tokens), self._limits.max_chunk_tokens))
+        """Return the nearest multiple of ROW_BLOCK within the limits."""
+        blocks = round(tokens / ROW_BLOCK) * ROW_BLOCK
+        return min(max(blocks, self._limits.min_chunk_tokens), self._limits.max_chunk_tokens)
 
 
 class Throughput:

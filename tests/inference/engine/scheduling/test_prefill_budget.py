@@ -2,7 +2,7 @@ from math import ceil
 
 import pytest
 
-from services.inference.engine.backend import MAX_BATCH_TOKENS
+from services.inference.engine.backend import MAX_BATCH_TOKENS, ROW_BLOCK
 from services.inference.engine.scheduling.limits import DEFAULT_LIMITS as LIMITS
 from services.inference.engine.scheduling.prefill_budget import PrefillBudget, Throughput
 
@@ -67,7 +67,25 @@ def test_slow_model_gets_small_chunks() -> None:
     budget = PrefillBudget()
     for _ in range(20):
         budget.record_prefill(50, 1.0, is_interleaved=False)
-    assert budget.chunk < 30
+    assert budget.chunk / 50 <= LIMITS.max_chunk_seconds
+
+
+@pytest.mark.parametrize("tokens_per_second", [1, 50, 77, 333, 1234, 98765])
+def test_chunk_has_whole_blocks_of_rows(tokens_per_second: int) -> None:
+    budget = PrefillBudget()
+    budget.record_decode(0.03)
+    for _ in range(50):
+        budget.record_prefill(tokens_per_second, 1.0, is_interleaved=False)
+        budget.record_prefill(100 * tokens_per_second, 100.0, is_interleaved=False)
+    for chunk in (budget.chunk, budget.interleaved_chunk, budget.idle_chunk):
+        assert chunk >= ROW_BLOCK
+        assert chunk % ROW_BLOCK == 0
+
+
+def test_chunk_is_as_near_to_its_time_as_blocks_allow() -> None:
+    budget = calibrated(0.07)
+    tokens = 0.07 * (LIMITS.max_slowdown - 1) / TOKEN_SECONDS
+    assert abs(budget.interleaved_chunk - tokens) <= ROW_BLOCK / 2
 
 
 def test_first_slow_chunk_corrects_the_estimate_at_once() -> None:

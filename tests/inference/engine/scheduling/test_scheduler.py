@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import pytest
 
 from services.contract.messages import Sampling
+from services.inference.engine.backend import MAX_BATCH_TOKENS
 from services.inference.engine.kv_cache.slots import Slots
 from services.inference.engine.output.generated_answer import AnswerLimits, GeneratedAnswer
 from services.inference.engine.output.stops import StopRules
@@ -94,6 +95,26 @@ def test_long_prompt_is_prefilled_in_chunks() -> None:
     assert sum(tokens for step in steps for _, tokens in step if tokens > 1) == 1000
 
 
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_few_last_tokens_of_a_prompt_join_the_chunk_before(is_deterministic: bool) -> None:
+    run = SchedulerRun()
+    limit = 48 if is_deterministic else run.scheduler.budget.chunk
+    most = limit + limit // 4
+    run.add("a", most, is_deterministic=is_deterministic)
+    assert run.step() == [("a", most)]
+    run.add("b", most + 1, is_deterministic=is_deterministic)
+    steps = [step for step in run.steps(40) if step[0][0] == "b" and step[0][1] > 1]
+    assert len(steps) > 1
+    assert sum(tokens for ((_, tokens), *_) in steps) == most + 1
+
+
+def test_last_tokens_of_a_prompt_do_not_exceed_a_batch() -> None:
+    run = SchedulerRun()
+    run.scheduler.budget.record_prefill(10_000, 1.0, is_interleaved=False)
+    run.add("a", MAX_BATCH_TOKENS + 1)
+    assert run.steps(2) == [[("a", MAX_BATCH_TOKENS)], [("a", 1)]]
+
+
 def test_concurrent_prompts_are_prefilled_then_decoded_as_batch() -> None:
     run = SchedulerRun(slots=4)
     for key in "abcd":
@@ -122,7 +143,7 @@ def decoded_beside(prompts: int, tenant: str = "") -> int:
     run = SchedulerRun(slots=17)
     run.add("s", 20)
     run.steps(5)
-    waiting = [run.add(chr(ord("a") + number), 300, tenant=tenant) for number in range(prompts)]
+    waiting = [run.add(chr(ord("a") + number), 600, tenant=tenant) for number in range(prompts)]
     decoded = 0
     while any(not sequence.generated for sequence in waiting):
         decoded += run.step() == [("s", 1)]

@@ -1,7 +1,10 @@
 """Deterministic prefill: the same seed gives the same answer, from a cold or a warm cache."""
 
 from collections.abc import Iterator
+from os import fsencode
+from pathlib import Path
 
+import llama_cpp
 import pytest
 
 from services.contract.messages import Sampling
@@ -11,7 +14,7 @@ from services.inference.engine.output.generated_answer import AnswerLimits, Gene
 from services.inference.engine.output.stops import StopRules
 from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, SchedulerLimits
 from services.inference.engine.scheduling.sequence import Sequence
-from tests.inference.engine.demo import clear_slots, open_demo
+from tests.inference.engine.demo import DEMO, clear_slots, open_demo
 
 TEXT = "Of numbers, names and other things. " * 30
 HOT = Sampling(temperature=2.0, top_k=0, max_tokens=30, seed=7)
@@ -21,6 +24,21 @@ PARALLEL = 2
 @pytest.fixture(scope="module", params=["q8_0", "f16"])
 def llama(request: pytest.FixtureRequest) -> Iterator[Llama]:
     llama = open_demo(parallel=PARALLEL, kv_type=request.param, flash_attention="on")
+    yield llama
+    llama.close()
+
+
+@pytest.fixture(scope="module", params=["off", "on"])
+def repacked(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Llama]:
+    """A model whose weights llama.cpp repacks for the CPU."""
+    path = tmp_path_factory.mktemp("q4_k") / "demo.gguf"
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_S, True
+    failed = llama_cpp.llama_model_quantize(fsencode(DEMO), fsencode(path), params)
+    assert not failed
+    llama = open_demo(Path(path), parallel=PARALLEL, flash_attention=request.param)
     yield llama
     llama.close()
 
@@ -51,7 +69,16 @@ class Generator:
 
 @pytest.mark.parametrize("length", [300, 331, 1000])
 def test_seeded_answer_is_independent_of_cache_and_chunk_size(llama: Llama, length: int) -> None:
-    text = TEXT[:length]
+    check_seeded_answer(llama, TEXT[:length])
+
+
+@pytest.mark.parametrize("length", [331, 400, 555])
+def test_repacked_model_answers_a_seed_alike_cold_and_cached(repacked: Llama, length: int) -> None:
+    check_seeded_answer(repacked, TEXT[:length])
+
+
+def check_seeded_answer(llama: Llama, text: str) -> None:
+    length = len(text)
     engine = Generator(llama)
     cold = engine.generate(text)
     assert engine.generate(text) == cold

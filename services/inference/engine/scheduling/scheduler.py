@@ -10,8 +10,8 @@ from collections.abc import Sequence as Seq
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
-from services.inference.engine.backend import Chunk
-from services.inference.engine.kv_cache.slots import Slots
+from services.inference.engine.backend import ROW_BLOCK, Chunk
+from services.inference.engine.kv_cache.slots import Lease, Slots
 from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, SchedulerLimits
 from services.inference.engine.scheduling.prefill_budget import PrefillBudget
 from services.inference.engine.scheduling.sequence import Sequence
@@ -239,10 +239,22 @@ class Scheduler:
         lease = self._slots.acquire(
             sequence.prefix_key, sequence.owner, sequence.reusable_stable_length
         )
+        cached = self._drop_part_of_block(lease) if sequence.is_deterministic else lease.cached
         sequence.slot, sequence.queue_position = lease.slot, 0
-        sequence.computed_tokens = sequence.cached_tokens = lease.cached
+        sequence.computed_tokens = sequence.cached_tokens = cached
         sequence.started_at = time.monotonic()
         self.running.append(sequence)
+
+    def _drop_part_of_block(self, lease: Lease) -> int:
+        """
+        Drop cached tokens that are no whole ROW_BLOCK, if they can be cut off, and return how many
+        are left. Kernels that compute a part of a block may round otherwise.
+        """
+        whole = lease.cached - lease.cached % ROW_BLOCK
+        if whole == lease.cached or not self._slots.can_truncate(lease.slot, whole):
+            return lease.cached
+        self._slots.truncate(lease.slot, whole)
+        return whole
 
     def _next_prefill(self) -> Sequence | None:
         """Return the most urgent prefill of the tenant for which the fewest were computed."""

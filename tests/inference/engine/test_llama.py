@@ -9,6 +9,7 @@ import pytest
 
 from services.contract.messages import Sampling
 from services.inference.engine.backend import (
+    ROW_BLOCK,
     Backend,
     BackendError,
     Chunk,
@@ -17,7 +18,7 @@ from services.inference.engine.backend import (
     SampledToken,
     SampleResult,
 )
-from services.inference.engine.llama import Llama
+from services.inference.engine.llama import Llama, context_params
 from services.inference.engine.llama_model import KV_TYPES, ModelError, read_pieces
 from services.inference.engine.prompt.chat_template import ChatTemplate
 from services.inference.engine.prompt.tokenizer import MAX_PART_CHARS
@@ -281,6 +282,12 @@ def test_quantized_states_are_smaller() -> None:
         sizes.append(llama.save(0).nbytes / llama.length(0))
         llama.close()
     assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_physical_batch_of_long_context_has_whole_blocks(llama: Llama) -> None:
+    params = context_params(llama._model, 100_000, 1, 1, "f16")
+    assert params.n_ubatch > ROW_BLOCK
+    assert params.n_ubatch % ROW_BLOCK == 0
 
 
 def test_kv_cache_that_cannot_be_created_says_what_to_lower() -> None:

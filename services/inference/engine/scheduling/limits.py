@@ -46,8 +46,8 @@ class SchedulerLimits:
     # Fewer tokens take a CPU nearly as long: 16 tokens 27 ms, 8 tokens 23.
     min_chunk_tokens: int = 16
     max_chunk_tokens: int = MAX_BATCH_TOKENS
-    # Bounds about how long a cancelled request keeps computing.
-    max_chunk_seconds: float = 0.75
+    # Bounds how long a cancelled request keeps computing, except for the rounding to blocks.
+    max_chunk_seconds: float = 0.5
     # The same for idle prefill, which a new request has to wait for.
     max_idle_chunk_seconds: float = 0.1
     # A prefill step that takes longer replaces the average: the first chunk of a slow model shows
@@ -73,10 +73,12 @@ class SchedulerLimits:
 
     # Sequences that are admitted within this time after a stream's first token belong together.
     batch_window_seconds: float = 0.1
-    # Decoding is held for the prefill of sequences that arrived together, if it takes no longer. 16
-    # prompts of 75 tokens take a 1.5B model 12 s; interleaved with decoding half as long again, and
-    # the answers a tenth longer. Nobody waits longer than if all were prefilled at once.
+    # Decoding is held for the prefill of short prompts that arrived together, if all of it ends so
+    # soon after the first token. 16 prompts of 75 tokens take a 1.5B model 12 s; interleaved with
+    # decoding they take half as long again, and the answers a tenth longer.
     max_hold_seconds: float = 15.0
+    # A prompt is short if its prefill takes no longer: a chat need not wait for a document.
+    max_held_prompt_seconds: float = 4.0
     # Maximum tokens copied to move a sequence to a neighbouring slot, for each token that it may
     # still generate. Copying 500 tokens takes 2 ms, a gap costs 20 ms in each step.
     max_moved_per_remaining_token: int = 64

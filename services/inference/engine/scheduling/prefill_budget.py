@@ -5,10 +5,11 @@ streams. Both classes learn from the measured times of steps; they read no clock
 
 from math import ceil, exp
 
-from services.inference.engine.backend import ROW_BLOCK
+from services.inference.engine.backend import MAX_BATCH_TOKENS, ROW_BLOCK
 from services.inference.engine.scheduling.limits import DEFAULT_LIMITS, SchedulerLimits
 
 THROUGHPUT_WINDOW_SECONDS = 10.0
+MAX_STRETCH = 1.25  # by which the last chunk of a prompt may exceed `chunk`
 
 
 class PrefillBudget:
@@ -40,6 +41,14 @@ class PrefillBudget:
     def chunk(self) -> int:
         """Tokens of a chunk while no stream is kept waiting."""
         return self._clamped(self._prefill_rate * self._limits.max_chunk_seconds)
+
+    def chunk_of(self, remaining: int) -> int:
+        """
+        Return `chunk`, or all `remaining` tokens of a prompt if they are only a few more: a step of
+        its own would compute them less efficiently.
+        """
+        most = min(self.chunk * MAX_STRETCH, MAX_BATCH_TOKENS)
+        return remaining if self.chunk < remaining <= most else self.chunk
 
     @property
     def idle_chunk(self) -> int:

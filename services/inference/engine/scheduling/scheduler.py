@@ -130,7 +130,8 @@ class Scheduler:
             return self._with_drafts(self._decode(streams))
         self.budget.waiting_prompts = self._waiting_prompts()
         if not streams or self._should_hold(streams, first):
-            return Step(self._prefill(first, self.budget.chunk), is_prefill=True)
+            max_tokens = self.budget.chunk_of(first.remaining_prefill)
+            return Step(self._prefill(first, max_tokens), is_prefill=True)
         if self.budget.can_prefill:
             chunks = self._prefill(first, self.budget.interleaved_chunk)
             return Step(chunks, is_prefill=True, is_interleaved=True)
@@ -247,8 +248,8 @@ class Scheduler:
 
     def _drop_part_of_block(self, lease: Lease) -> int:
         """
-        Drop cached tokens that are no whole ROW_BLOCK, if they can be cut off, and return how many
-        are left. Kernels that compute a part of a block may round otherwise.
+        Truncate the cached prefix to whole blocks, if possible, and return its length: kernels that
+        compute a part of a block may round differently.
         """
         whole = lease.cached - lease.cached % ROW_BLOCK
         if whole == lease.cached or not self._slots.can_truncate(lease.slot, whole):
@@ -279,8 +280,8 @@ class Scheduler:
     def _should_hold(self, streams: list[Sequence], first: Sequence) -> bool:
         """
         Return whether to pause decoding until `first` is prefilled: it arrived with the streams,
-        all of its tenant, and the prefill of all that arrived with them takes at most
-        `max_hold_seconds`.
+        all of its tenant, and all short prompts that did can be prefilled within `max_hold_seconds`
+        of the first token.
         """
         if any(stream.tenant != first.tenant for stream in streams):
             return False
@@ -289,11 +290,19 @@ class Scheduler:
         companions = [
             s
             for s in self.running
-            if not s.is_prefilled and s.received_at < began and s.started_at <= latest_start
+            if not s.is_prefilled
+            and s.received_at < began
+            and s.started_at <= latest_start
+            and self._is_short(s)
         ]
         tokens = sum(s.remaining_prefill for s in companions)
-        seconds = self.budget.prefill_seconds(tokens)
+        seconds = time.monotonic() - began + self.budget.prefill_seconds(tokens)
         return first in companions and seconds <= self._limits.max_hold_seconds
+
+    def _is_short(self, sequence: Sequence) -> bool:
+        """Return whether streams may be held for the whole prefill of a sequence."""
+        tokens = len(sequence.prefill_tokens) - sequence.cached_tokens
+        return self.budget.prefill_seconds(tokens) <= self._limits.max_held_prompt_seconds
 
     def _prefill(self, first: Sequence, max_tokens: int) -> list[tuple[Sequence, Chunk]]:
         """

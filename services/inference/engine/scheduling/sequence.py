@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 from services.contract.messages import Sampling, Timings, Usage
-from services.inference.engine.backend import MAX_BATCH_TOKENS, Chunk, Sampler
+from services.inference.engine.backend import ROW_BLOCK, Chunk, Sampler
 from services.inference.engine.kv_cache import prefix
 from services.inference.engine.kv_cache.slots import cache_owner
 from services.inference.engine.output.generated_answer import GeneratedAnswer
@@ -13,10 +13,9 @@ from services.inference.engine.speculation.ngram_drafter import NgramDrafter
 
 # Tokens of a chunk in a deterministic prefill. llama.cpp computes one token alone, and with flash
 # attention 64 and more, by other kernels, whose logits differ by up to 0.1 (docs/decisions/0028).
-MIN_DETERMINISTIC_CHUNK, MAX_DETERMINISTIC_CHUNK = 2, 48
-# The last chunk may be so much longer than its limit: a step for the few tokens that were left
-# would take a CPU up to twice as long per token.
-MAX_STRETCH = 1.25
+# All chunks but the last are whole blocks (0029).
+MIN_DETERMINISTIC_CHUNK, MAX_DETERMINISTIC_CHUNK = 2, 63
+MAX_DETERMINISTIC_BLOCKS = MAX_DETERMINISTIC_CHUNK // ROW_BLOCK * ROW_BLOCK
 
 
 @dataclass(slots=True, eq=False)
@@ -109,8 +108,8 @@ class Sequence:
 
     def next_chunk(self, max_tokens: int, pause: int = 0) -> Chunk:
         """
-        Return the next at most `max_tokens` tokens to compute, or a few more if none would be left;
-        it must have a slot. The prefill pauses where `pause` tokens are computed; 0: nowhere.
+        Return the next at most `max_tokens` tokens to compute; it must have a slot. The prefill
+        pauses where `pause` tokens are computed; 0: nowhere.
         """
         assert self.slot is not None
         start = self.computed_tokens
@@ -123,9 +122,10 @@ class Sequence:
             return self.generated[-1:]
         left = end - self.computed_tokens
         if self.is_deterministic:
-            max_tokens = min(max_tokens, MAX_DETERMINISTIC_CHUNK)
-        if left <= min(max_tokens * MAX_STRETCH, MAX_BATCH_TOKENS):
-            max_tokens = left
+            is_long = left > MAX_DETERMINISTIC_CHUNK
+            max_tokens = min(max_tokens, MAX_DETERMINISTIC_BLOCKS if is_long else left)
+            if left - max_tokens < MIN_DETERMINISTIC_CHUNK:
+                max_tokens = left
         return self.prefill_tokens[self.computed_tokens : end][:max_tokens]
 
     @property

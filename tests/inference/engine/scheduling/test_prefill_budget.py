@@ -67,22 +67,20 @@ def test_slow_model_gets_small_chunks() -> None:
     budget = PrefillBudget()
     for _ in range(20):
         budget.record_prefill(50, 1.0, is_interleaved=False)
-    assert budget.chunk / 50 <= LIMITS.max_chunk_seconds
+    assert abs(budget.chunk - 50 * LIMITS.max_chunk_seconds) <= ROW_BLOCK / 2
 
 
 @pytest.mark.parametrize("tokens_per_second", [1, 50, 77, 333, 1234, 98765])
 def test_chunk_has_whole_blocks_of_rows(tokens_per_second: int) -> None:
     budget = PrefillBudget()
     budget.record_decode(0.03)
-    for _ in range(50):
-        budget.record_prefill(tokens_per_second, 1.0, is_interleaved=False)
-        budget.record_prefill(100 * tokens_per_second, 100.0, is_interleaved=False)
+    budget.record_prefill(100 * tokens_per_second, 100.0, is_interleaved=False)
     for chunk in (budget.chunk, budget.interleaved_chunk, budget.idle_chunk):
         assert chunk >= ROW_BLOCK
         assert chunk % ROW_BLOCK == 0
 
 
-def test_chunk_is_as_near_to_its_time_as_blocks_allow() -> None:
+def test_interleaved_chunk_rounds_to_the_nearest_block() -> None:
     budget = calibrated(0.07)
     tokens = 0.07 * (LIMITS.max_slowdown - 1) / TOKEN_SECONDS
     assert abs(budget.interleaved_chunk - tokens) <= ROW_BLOCK / 2
@@ -91,7 +89,7 @@ def test_chunk_is_as_near_to_its_time_as_blocks_allow() -> None:
 def test_first_slow_chunk_corrects_the_estimate_at_once() -> None:
     budget = PrefillBudget()
     budget.record_prefill(budget.chunk, budget.chunk * 0.02, is_interleaved=False)
-    assert budget.chunk * 0.02 <= LIMITS.max_chunk_seconds
+    assert abs(budget.chunk - LIMITS.max_chunk_seconds / 0.02) <= ROW_BLOCK / 2
 
 
 def test_prefill_without_streams_leaves_no_debt() -> None:

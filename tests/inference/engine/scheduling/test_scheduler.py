@@ -95,17 +95,46 @@ def test_long_prompt_is_prefilled_in_chunks() -> None:
     assert sum(tokens for step in steps for _, tokens in step if tokens > 1) == 1000
 
 
-@pytest.mark.parametrize("is_deterministic", [False, True])
-def test_few_last_tokens_of_a_prompt_join_the_chunk_before(is_deterministic: bool) -> None:
+def test_few_last_tokens_of_a_prompt_join_the_chunk_before() -> None:
     run = SchedulerRun()
-    limit = 48 if is_deterministic else run.scheduler.budget.chunk
-    most = limit + limit // 4
-    run.add("a", most, is_deterministic=is_deterministic)
-    assert run.step() == [("a", most)]
-    run.add("b", most + 1, is_deterministic=is_deterministic)
-    steps = [step for step in run.steps(40) if step[0][0] == "b" and step[0][1] > 1]
-    assert len(steps) > 1
-    assert sum(tokens for ((_, tokens), *_) in steps) == most + 1
+    limit = run.scheduler.budget.chunk
+    run.add("a", limit + limit // 4)
+    assert run.step() == [("a", limit + limit // 4)]
+
+
+def test_more_last_tokens_have_a_chunk_of_their_own() -> None:
+    run = SchedulerRun()
+    limit = run.scheduler.budget.chunk
+    run.add("a", limit + limit // 4 + 1)
+    assert run.step() == [("a", limit)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "chunks"), [(63, [63]), (64, [48, 16]), (111, [48, 63]), (112, [48, 48, 16])]
+)
+def test_deterministic_chunks_are_blocks_of_fewer_than_64_tokens(
+    tokens: int, chunks: list[int]
+) -> None:
+    run = SchedulerRun()
+    run.add("a", tokens, is_deterministic=True)
+    assert run.steps(len(chunks)) == [[("a", chunk)] for chunk in chunks]
+
+
+def test_deterministic_prefill_leaves_no_single_token() -> None:
+    run = SchedulerRun()
+    sequence = run.add("a", 33, is_deterministic=True)
+    sequence.slot = 0
+    assert len(sequence.next_chunk(32).tokens) == 33
+
+
+def test_deterministic_prefill_reuses_whole_blocks() -> None:
+    run = SchedulerRun()
+    first = run.add("a", 60, is_deterministic=True)
+    run.steps(2)
+    run.remove(first)
+    again = run.add("a", [*first.prompt, 1, 2, 3], is_deterministic=True)
+    assert run.step() == [("a", 63 - 48)]
+    assert again.cached_tokens == 48
 
 
 def test_last_tokens_of_a_prompt_do_not_exceed_a_batch() -> None:
@@ -170,9 +199,47 @@ def test_stream_of_another_tenant_is_slowed_down_as_by_one_prompt() -> None:
 def test_stream_is_not_held_for_long_prompt() -> None:
     run = SchedulerRun()
     run.add("a", 20)
-    run.add("b", int(2 * LIMITS.max_hold_seconds / PREFILL_SECONDS))
+    run.add("b", int(2 * LIMITS.max_held_prompt_seconds / PREFILL_SECONDS))
     assert run.step() == [("a", 20)]
     assert [("a", 1)] in run.steps(3)
+
+
+def burst(prompts: int, seconds: float) -> SchedulerRun:
+    """Prefill the first of several prompts, whose prefill takes so long each."""
+    run = SchedulerRun(slots=16)
+    run.scheduler.budget.record_prefill(10_000, 10_000 * PREFILL_SECONDS, is_interleaved=False)
+    for number in range(prompts):
+        run.add(chr(ord("a") + number), int(seconds / PREFILL_SECONDS))
+    while not run.scheduler.running or not run.scheduler.running[0].generated:
+        run.step()
+    return run
+
+
+def test_stream_is_held_for_many_short_prompts() -> None:
+    count = int(LIMITS.max_hold_seconds / LIMITS.max_held_prompt_seconds)
+    run = burst(count + 1, 0.9 * LIMITS.max_held_prompt_seconds)
+    while any(not sequence.is_prefilled for sequence in run.scheduler.running):
+        assert run.step() != [("a", 1)]
+
+
+def test_stream_goes_on_beside_too_many_short_prompts() -> None:
+    run = burst(14, 0.5 * LIMITS.max_held_prompt_seconds)
+    assert [("a", 1)] in run.steps(3)
+
+
+def test_stream_that_went_on_is_not_held_later() -> None:
+    run = burst(4, 0.9 * LIMITS.max_held_prompt_seconds)
+    run.scheduler.running[0].first_token_at -= 0.5 * LIMITS.max_hold_seconds
+    assert [("a", 1)] in run.steps(3)
+
+
+def test_short_prompts_do_not_wait_for_a_long_one() -> None:
+    run = SchedulerRun(slots=3)
+    run.add("a", 20)
+    run.add("b", 30)
+    run.add("c", int(2 * LIMITS.max_hold_seconds / PREFILL_SECONDS))
+    assert run.steps(2) == [[("a", 20)], [("b", 30)]], "held for the short one"
+    assert [("a", 1), ("b", 1)] in run.steps(3), "not for the long one"
 
 
 def test_stream_is_not_held_for_sequence_from_the_queue() -> None:

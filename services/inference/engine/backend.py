@@ -8,8 +8,8 @@ from services.contract.messages import Sampling, TokenLogprob
 
 # Tokens that one step may compute: llama.cpp's default for its physical batch (`n_ubatch`).
 MAX_BATCH_TOKENS = 512
-# Tokens that the fastest kernels of a CPU compute together; others compute the rest of a step, and
-# take up to twice as long per token (`ggml_gemm_q4_K_8x8_q8_K` in ggml-cpu/arch/x86/repack.cpp).
+# Tokens that the fastest kernels of a CPU compute together. Others compute the rest of a step, in
+# 1.4 to 2.6 times the time per token (`ggml_gemm_q4_K_8x8_q8_K` in ggml-cpu/arch/x86/repack.cpp).
 ROW_BLOCK = 16
 
 # Types of the KV cache by llama.cpp's names: kv_cache_types in common/arg.cpp

@@ -46,7 +46,8 @@ class SchedulerLimits:
     # Fewer tokens take a CPU nearly as long: 16 tokens 27 ms, 8 tokens 23.
     min_chunk_tokens: int = 16
     max_chunk_tokens: int = MAX_BATCH_TOKENS
-    # Bounds how long a cancelled request keeps computing, except for the rounding to blocks.
+    # Bounds how long a cancelled request keeps computing, except that chunks are rounded to blocks,
+    # and the last one of a prompt may be a quarter longer.
     max_chunk_seconds: float = 0.5
     # The same for idle prefill, which a new request has to wait for.
     max_idle_chunk_seconds: float = 0.1
@@ -73,9 +74,9 @@ class SchedulerLimits:
 
     # Sequences that are admitted within this time after a stream's first token belong together.
     batch_window_seconds: float = 0.1
-    # Decoding is held for the prefill of short prompts that arrived together, if all of it ends so
-    # soon after the first token. 16 prompts of 75 tokens take a 1.5B model 12 s; interleaved with
-    # decoding they take half as long again, and the answers a tenth longer.
+    # Decoding is held for the prefill of short prompts that arrived together, if all of it ends
+    # within this time after the first token. 16 prompts of 75 tokens take a 1.5B model 12 s;
+    # interleaved with decoding they take half as long again, and the answers a tenth longer.
     max_hold_seconds: float = 15.0
     # A prompt is short if its prefill takes no longer: a chat need not wait for a document.
     max_held_prompt_seconds: float = 4.0

@@ -185,6 +185,11 @@ class Slots:
             self._slots[slot].checkpoints.settle(is_needed)
             self._bound_checkpoints()
 
+    @property
+    def is_truncatable(self) -> bool:
+        """Whether a slot can be truncated to any length."""
+        return self._backend.is_truncatable
+
     def length(self, slot: int) -> int:
         """Return how many tokens the slot holds."""
         return prefix.length(self._slots[slot].key)

@@ -240,20 +240,20 @@ class Scheduler:
         lease = self._slots.acquire(
             sequence.prefix_key, sequence.owner, sequence.reusable_stable_length
         )
-        cached = self._drop_part_of_block(lease) if sequence.is_deterministic else lease.cached
+        cached = self._cut_to_blocks(lease) if sequence.is_deterministic else lease.cached
         sequence.slot, sequence.queue_position = lease.slot, 0
         sequence.computed_tokens = sequence.cached_tokens = cached
         sequence.started_at = time.monotonic()
         self.running.append(sequence)
 
-    def _drop_part_of_block(self, lease: Lease) -> int:
+    def _cut_to_blocks(self, lease: Lease) -> int:
         """
-        Truncate the cached prefix to whole blocks, if possible, and return its length: kernels that
-        compute a part of a block may round differently.
+        Truncate the cached prefix to whole blocks, if the model can, and return its length: kernels
+        that compute a part of a block may round differently.
         """
-        whole = lease.cached - lease.cached % ROW_BLOCK
-        if whole == lease.cached or not self._slots.can_truncate(lease.slot, whole):
+        if not self._slots.is_truncatable:
             return lease.cached
+        whole = lease.cached - lease.cached % ROW_BLOCK
         self._slots.truncate(lease.slot, whole)
         return whole
 

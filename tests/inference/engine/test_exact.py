@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from os import fsencode
-from pathlib import Path
 
 import llama_cpp
 import pytest
@@ -38,7 +37,7 @@ def repacked(
     params.ftype, params.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_S, True
     failed = llama_cpp.llama_model_quantize(fsencode(DEMO), fsencode(path), params)
     assert not failed
-    llama = open_demo(Path(path), parallel=PARALLEL, flash_attention=request.param)
+    llama = open_demo(path, parallel=PARALLEL, flash_attention=request.param)
     yield llama
     llama.close()
 

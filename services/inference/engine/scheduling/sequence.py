@@ -108,8 +108,9 @@ class Sequence:
 
     def next_chunk(self, max_tokens: int, pause: int = 0) -> Chunk:
         """
-        Return the next at most `max_tokens` tokens to compute; it must have a slot. The prefill
-        pauses where `pause` tokens are computed; 0: nowhere.
+        Return the next at most `max_tokens` tokens to compute, or one more that a deterministic
+        prefill can't compute alone; it must have a slot. The prefill pauses where `pause` tokens
+        are computed; 0: nowhere.
         """
         assert self.slot is not None
         start = self.computed_tokens

@@ -126,7 +126,7 @@ class FakeBackend:
         self.starts: dict[int, int] = {}  # by slot: the first token whose state there is
         self.checkpoints = 0  # saved
         self.rewound = 0  # slots
-        self.on_gpu = self.pads_steps = False
+        self.on_gpu = self.pads = False
         self.vocabulary_size = len(VOCABULARY)
         self.cells: dict[int, list[int]] = {}
         self.adapters: dict[int, int] = {}  # by slot
@@ -134,6 +134,7 @@ class FakeBackend:
         self.restored = 0  # tokens, over all states
         self.saved = 0  # states
         self.steps: list[list[Chunk]] = []
+        self.padded: list[list[int]] = []  # slots, by step
         self.verified: list[list[Chunk]] = []  # those of the steps that have drafts
         self.samplers: list[Script] = []
         self.loaded: list[int] = []  # files of adapters
@@ -171,12 +172,16 @@ class FakeBackend:
         padding: Sequence[Chunk] = (),
     ) -> Sequence[SampleResult | None]:
         self._begin_step(chunks)
+        self.padded.append([chunk.slot for chunk in padding])
         for chunk in padding:
             assert chunk.slot not in {other.slot for other in chunks}, "padding is between streams"
             assert chunk.position == self.length(chunk.slot) < self.context
         scripts = [self._compute(chunk) for chunk in chunks]
         meanwhile()
         return [None if script is None else script.choose() for script in scripts]
+
+    def max_padded_length(self, streams: int, longest: int) -> int:
+        return longest if self.pads else 0
 
     def _begin_step(self, chunks: Sequence[Chunk]) -> None:
         if self.fails:

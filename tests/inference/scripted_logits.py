@@ -31,7 +31,7 @@ class ScriptedLogits(VocabularyBackend):
         self._noise = noise.astype(np.float32)
         self._cells: dict[int, list[int]] = {}
         self.is_truncatable = self.is_reuse_exact = True
-        self.on_gpu = self.pads_steps = self.can_verify = False
+        self.on_gpu = self.can_verify = False
 
     def decode(
         self,
@@ -41,6 +41,9 @@ class ScriptedLogits(VocabularyBackend):
     ) -> Sequence[SampleResult | None]:
         meanwhile()
         return [self._compute_one(chunk) for chunk in chunks]
+
+    def max_padded_length(self, streams: int, longest: int) -> int:
+        return 0
 
     def min_length(self, slot: int) -> int:
         return 0

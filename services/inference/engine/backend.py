@@ -126,7 +126,6 @@ class Backend(TokenBackend, Protocol):
 
     context: int  # tokens per sequence
     on_gpu: bool  # whether layers are offloaded to a GPU
-    pads_steps: bool  # whether a decode step is faster if it computes the slots between streams
     is_truncatable: bool  # whether any part of a sequence can be kept, in a slot or in RAM
     can_verify: bool  # whether there is `verify`: what it rejects must be cut off again
     is_reuse_exact: bool  # whether a reused prefix gives the same logits, bit by bit
@@ -162,6 +161,12 @@ class Backend(TokenBackend, Protocol):
 
         `padding` is chunks in other slots, as long as the others. They are computed in the same
         step, and dropped.
+        """
+
+    def max_padded_length(self, streams: int, longest: int) -> int:
+        """
+        Return how many tokens the slots may hold that pad the next decode step, if it has so many
+        streams and the longest one has `longest` tokens. 0: it is faster without padding.
         """
 
     def verify(self, chunks: Sequence[Chunk]) -> Sequence[Iterator[SampleResult]]:

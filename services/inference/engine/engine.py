@@ -101,7 +101,7 @@ class Engine:
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._slots = Slots(backend, parallel, host_cache_bytes, public_prefixes)
         speculator = Speculator(backend.context, limits) if backend.can_verify else None
-        self._scheduler = Scheduler(self._slots, limits, speculator, backend.pads_steps)
+        self._scheduler = Scheduler(self._slots, limits, speculator, backend.max_padded_length)
         self._idle_prefill = IdlePrefill(backend, self._slots)
         self.throughput = Throughput()
         self._outputs: list[tuple[str, Output]] = []
@@ -272,19 +272,17 @@ class Engine:
             began = time.monotonic()
             if step.drafts:
                 accept = partial(self._accept_drafts, step, self._backend.verify(step.chunks))
-            elif self._backend.on_gpu:
+            else:
                 commit = partial(self._commit, step)
                 results = self._backend.decode(step.chunks, commit, step.padding)
                 accept = partial(self._accept_tokens, step, results)
-            else:
-                accept = partial(self._accept_tokens, step, self._backend.decode(step.chunks))
             seconds = time.monotonic() - began
         except BackendError as error:
             # without a step, schedule() failed while it moved a sequence between slots
             self._fail(step.sequences if step else self._scheduler.running, str(error))
             self._flush()
             return
-        if step.drafts or not self._backend.on_gpu:
+        if step.drafts:
             self._commit(step)
         before = self.throughput.generated_tokens
         accept()

@@ -62,6 +62,10 @@ ADAPTER_METADATA = {
     "adapter.lora.alpha": float,
 }
 TRIAL_TOKENS = 64  # of the context in which an adapter is tried
+CELL_BLOCK = 256  # of a KV cache: attention computes whole ones
+# A slot that pads a step of a GPU may be as long as the longest stream, or have this many tokens:
+# attention reads them for nothing. Chosen.
+MIN_GPU_PADDED_TOKENS = 1024
 NO_KV_CELLS = 1  # result of llama_decode: the KV cache is full
 
 
@@ -107,8 +111,7 @@ class Llama(LlamaModel):
         self._window = window if window < self.context else 0
         self.is_truncatable = not self._is_recurrent and self._window == 0
         self.can_verify = self.is_truncatable
-        # Padding must be cut off again; and on a CPU each row costs time.
-        self.pads_steps = self.on_gpu and gpu_layers < 0 and self.is_truncatable
+        self._is_all_on_gpu = self.on_gpu and gpu_layers < 0
         # The cells of a sliding window are used in turn, so that a copy has them in another order,
         # in which attention adds them up.
         self.is_reuse_exact = self._window == 0
@@ -151,14 +154,23 @@ class Llama(LlamaModel):
         padding: Sequence[Chunk] = (),
     ) -> Sequence[SampleResult | None]:
         self._activate(chunks[0].adapter)
-        if self.pads_steps or len(chunks[0].tokens) > 1:  # grouping is learned for decode steps
+        # grouping is learned for decode steps
+        if self._is_all_on_gpu or len(chunks[0].tokens) > 1:
             return self._decode(chunks, meanwhile, padding)
         began, is_split = time.monotonic(), self._grouping.is_split(len(chunks))
         groups = [[chunk] for chunk in chunks] if is_split else [chunks]
-        results = [each for group in groups for each in self._decode(group)]
-        self._grouping.record(len(chunks), is_split, time.monotonic() - began)
+        results = [each for group in groups for each in self._decode(group, padding=padding)]
+        self._grouping.record(len(chunks), is_split or bool(padding), time.monotonic() - began)
         meanwhile()
         return results
+
+    def max_padded_length(self, streams: int, longest: int) -> int:
+        if not self.is_truncatable:  # padding must be cut off again
+            return 0
+        if self._is_all_on_gpu:
+            return max(longest, MIN_GPU_PADDED_TOKENS)
+        # llama.cpp computes whole blocks of cells, as many as the longest sequence needs
+        return -(-longest // CELL_BLOCK) * CELL_BLOCK if self._grouping.is_padded(streams) else 0
 
     def verify(self, chunks: Sequence[Chunk]) -> Sequence[Iterator[SampleResult]]:
         self._activate(chunks[0].adapter)

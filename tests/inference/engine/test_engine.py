@@ -101,6 +101,18 @@ def test_gpu_step_overhead_is_measured_before_first_answer() -> None:
     assert 1 < max(prompts) <= 3, "prompts are prefilled in one step"
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_steps_are_padded_where_the_backend_is_faster_with_it(on_gpu: bool) -> None:
+    backend = FakeBackend({"": b"x" * 1000}, context=10_000)
+    backend.on_gpu, backend.pads = on_gpu, True
+    with running(backend, parallel=8) as run:
+        for key in "abcdefgh":
+            run.submit(key, key, max_tokens=100 if key in "bd" else 200)
+        for _ in "abcdefgh":
+            run.until(lambda _, output: isinstance(output, End))
+    assert [1, 3] in backend.padded, "the slots of the two answers that ended first"
+
+
 @pytest.mark.parametrize(("rate", "kinds"), [(1e6, [[PrefillStarted, AnswerChunk]]), (1.0, None)])
 def test_only_a_long_prefill_is_announced_before_it(
     rate: float, kinds: list[list[type]] | None

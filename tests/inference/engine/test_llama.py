@@ -18,10 +18,11 @@ from services.inference.engine.backend import (
     SampledToken,
     SampleResult,
 )
-from services.inference.engine.llama import Llama, context_params
+from services.inference.engine.llama import MIN_GPU_PADDED_TOKENS, Llama, context_params
 from services.inference.engine.llama_model import KV_TYPES, ModelError, read_pieces
 from services.inference.engine.prompt.chat_template import ChatTemplate
 from services.inference.engine.prompt.tokenizer import MAX_PART_CHARS
+from services.inference.engine.scheduling.batch_grouping import MIN_SAMPLES
 from tests.inference.engine.demo import DEMO, open_demo
 from tests.inference.fake_backend import FakeBackend
 
@@ -64,7 +65,7 @@ def generate(backend: Backend, prompt: list[int], slot: int = 0, cached: int = 0
 def test_padded_step_chooses_the_same_tokens(llama: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [llama.tokenize(text, special=True) for text in ("The first", "A second")]
     alone = [generate(llama, prompt)[:5] for prompt in prompts]
-    monkeypatch.setattr(llama, "pads_steps", True)
+    monkeypatch.setattr(llama, "_is_all_on_gpu", True)
     idle = llama.tokenize("Somebody who pauses.", special=True)
     for slot, tokens in enumerate((prompts[0], idle, prompts[1])):
         llama.truncate(slot, 0)
@@ -97,7 +98,7 @@ def test_padding_is_dropped_if_the_step_fails(
         return -3
 
     compute, sampler = llama_cpp.llama_decode, llama.sampler(GREEDY)
-    monkeypatch.setattr(llama, "pads_steps", True)
+    monkeypatch.setattr(llama, "_is_all_on_gpu", True)
     monkeypatch.setattr(llama_cpp, "llama_decode", compute_and_fail)
     for slot in (0, 1):
         llama.truncate(slot, 0)
@@ -105,6 +106,40 @@ def test_padding_is_dropped_if_the_step_fails(
         llama.decode([Chunk(0, 0, [0], sampler)], padding=[Chunk(1, 0, [0], None)])
     assert llama.length(1) == 0
     sampler.close()
+
+
+def test_cpu_learns_whether_padded_steps_are_faster() -> None:
+    llama = open_demo(context=512, parallel=16)
+    sampler = llama.sampler(GREEDY)
+
+    def decode(padded: int) -> None:
+        llama.decode(
+            [Chunk(slot, llama.length(slot), [1], sampler) for slot in range(12)],
+            padding=[Chunk(slot, 0, [0], None) for slot in range(12, 12 + padded)],
+        )
+
+    for _ in range(MIN_SAMPLES):
+        assert llama.max_padded_length(12, 100) == 0
+        decode(padded=0)
+    assert llama.max_padded_length(12, 100) == 256, "attention computes blocks of 256 cells"
+    assert llama.max_padded_length(12, 257) == 512
+    decode(padded=4)
+    assert llama._batch.struct.n_tokens == 16
+    for _ in range(MIN_SAMPLES):
+        llama._grouping.record(12, True, 0.0)
+    assert llama.max_padded_length(12, 100) == 256
+    llama._grouping.record(12, False, 0.0)
+    assert llama.max_padded_length(12, 100) == 0, "padding does not pay"
+    sampler.close()
+    llama.close()
+
+
+def test_step_of_a_gpu_is_always_padded(llama: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama, "_is_all_on_gpu", True)
+    assert llama.max_padded_length(5, 100) == MIN_GPU_PADDED_TOKENS
+    assert llama.max_padded_length(5, 5000) == 5000
+    monkeypatch.setattr(llama, "is_truncatable", False)
+    assert llama.max_padded_length(5, 100) == 0, "padding could not be dropped"
 
 
 def test_batched_sequences_generate_the_same_as_alone(backend: Backend) -> None:

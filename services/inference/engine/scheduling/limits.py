@@ -87,12 +87,6 @@ class SchedulerLimits:
     # 2.5 ms; longer turns would be visible as pauses in the streams.
     adapter_turn_seconds: float = 0.05
 
-    # Padding of decode steps on a GPU:
-
-    # A slot that pads a step may be as long as the longest stream, or have this many tokens:
-    # attention reads them for nothing. Chosen.
-    min_padded_tokens: int = 1024
-
     # Idle work:
 
     # Time without a request until idle prefill and offloading start, so that the next turn of a

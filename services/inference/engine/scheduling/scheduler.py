@@ -53,8 +53,9 @@ class Scheduler:
     a tenant, the shortest prompt is prefilled first; waiting raises the priority. Sequences that
     arrive together are all prefilled before they decode together. Beside older streams, a prompt is
     prefilled in chunks limited by `PrefillBudget`, so that their token gaps stay bounded. With a
-    `speculator`, decode steps may verify drafts while nothing is prefilled. If the backend
-    `pads_steps`, decode steps have padding in the slots between streams (`slot_block.py`).
+    `speculator`, decode steps may verify drafts while nothing is prefilled. Where
+    the backend is faster with it (`max_padded_length`), decode steps have padding in the slots
+    between streams (`slot_block.py`).
     """
 
     def __init__(
@@ -62,10 +63,10 @@ class Scheduler:
         slots: Slots,
         limits: SchedulerLimits = DEFAULT_LIMITS,
         speculator: Speculator | None = None,
-        pads_steps: bool = False,
+        max_padded_length: Callable[[int, int], int] = lambda streams, longest: 0,
     ) -> None:
         self._slots = slots
-        self._pads_steps = pads_steps
+        self._max_padded_length = max_padded_length
         self._limits = limits
         self._speculator = speculator
         self._round_robin = AdapterRoundRobin(limits.adapter_turn_seconds)
@@ -365,15 +366,18 @@ class Scheduler:
         the streams should be closed instead: because a slot is full, or so long that attention to
         it costs more, or because so few streams may have drafts, and those steps are not padded.
         """
-        if not self._pads_steps or len(streams) <= self._limits.max_speculating_streams:
+        if len(streams) <= self._limits.max_speculating_streams:
+            return None
+        longest = max(s.length for s in streams)
+        max_length = self._max_padded_length(len(streams), longest)
+        if not max_length:
             return None
         own = {s.slot for s in streams if s.slot is not None}
         block = slot_block(sorted(own), self._slots.count)
         if block is None:
             return None
         lengths = {slot: self._slots.length(slot) for slot in block if slot not in own}
-        longest = max(max(s.length for s in streams), self._limits.min_padded_tokens)
-        if max(lengths.values(), default=0) > min(longest, self._slots.max_length - 1):
+        if max(lengths.values(), default=0) > min(max_length, self._slots.max_length - 1):
             return None
         adapter = streams[0].adapter
         return [Chunk(slot, length, [0], None, adapter) for slot, length in lengths.items()]

@@ -1,4 +1,4 @@
-"""Which slots a GPU computes in one decode step, so that it is the same step again and again."""
+"""Which slots a padded decode step computes."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def slot_block(slots: Sequence[int], count: int) -> range | None:
 
     llama.cpp computes neighbouring slots together. It reuses the graph of a step, and on a GPU the
     recorded kernels, if the next step has the same slots. A block stays the same while streams in
-    it begin and end.
+    it begin and end. Kernels of CPUs for repacked weights compute 16 tokens at once.
     """
     first, last = slots[0], slots[-1]
     length = last - first + 1

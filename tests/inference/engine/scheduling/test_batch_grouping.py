@@ -1,54 +1,74 @@
+import pytest
+
 from services.inference.engine.scheduling.batch_grouping import (
-    MAX_SPLIT_RATIO,
-    MAX_STREAMS,
+    MAX_RATIO,
+    MAX_SPLIT_STREAMS,
+    MIN_OTHER_SAMPLES,
     MIN_SAMPLES,
-    MIN_SPLIT_SAMPLES,
     RELEARN_STEPS,
     BatchGrouping,
 )
 
+FEW, MANY = 4, MAX_SPLIT_STREAMS + 1
+few_and_many = pytest.mark.parametrize("streams", [FEW, MANY], ids=["split", "padded"])
+
+
+def is_changed(grouping: BatchGrouping, streams: int) -> bool:
+    return grouping.is_split(streams) or grouping.is_padded(streams)
+
 
 def run(
-    grouping: BatchGrouping, streams: int, batched: float, split: float, steps: int
+    grouping: BatchGrouping, streams: int, plain: float, changed: float, steps: int
 ) -> list[bool]:
-    """Return for each step whether it was split; the arguments are seconds."""
+    """Return for each step whether it was changed: split or padded. The times are seconds."""
     ways = []
     for _ in range(steps):
-        ways.append(grouping.is_split(streams))
-        grouping.record(streams, ways[-1], split if ways[-1] else batched)
+        ways.append(is_changed(grouping, streams))
+        grouping.record(streams, ways[-1], changed if ways[-1] else plain)
     return ways
 
 
-def test_faster_way_is_used_after_sampling_both() -> None:
-    assert not any(run(BatchGrouping(), 2, batched=10, split=11, steps=100)[2 * MIN_SAMPLES :])
-    assert all(run(BatchGrouping(), 2, batched=14, split=11, steps=100)[2 * MIN_SAMPLES :])
+@few_and_many
+def test_faster_way_is_used_after_sampling_both(streams: int) -> None:
+    slower = run(BatchGrouping(), streams, plain=10, changed=11, steps=100)
+    assert slower.count(True) == MIN_SAMPLES
+    faster = run(BatchGrouping(), streams, plain=14, changed=11, steps=100)
+    assert faster == [False] * MIN_SAMPLES + [True] * (100 - MIN_SAMPLES)
 
 
-def test_interrupted_step_does_not_change_the_choice() -> None:
+@few_and_many
+def test_interrupted_step_does_not_change_the_choice(streams: int) -> None:
     grouping = BatchGrouping()
-    run(grouping, 2, batched=14, split=11, steps=MIN_SAMPLES)
-    grouping.record(2, True, 100.0)
-    assert all(run(grouping, 2, batched=14, split=11, steps=50))
+    run(grouping, streams, plain=14, changed=11, steps=MIN_SAMPLES)
+    grouping.record(streams, True, 100.0)
+    assert all(run(grouping, streams, plain=14, changed=11, steps=50))
 
 
-def test_hopeless_way_is_sampled_only_a_few_times() -> None:
-    ways = run(BatchGrouping(), 4, batched=10, split=10 * MAX_SPLIT_RATIO + 1, steps=100)
-    assert ways.count(True) == MIN_SPLIT_SAMPLES
+@few_and_many
+def test_hopeless_way_is_sampled_only_a_few_times(streams: int) -> None:
+    ways = run(BatchGrouping(), streams, plain=10, changed=10 * MAX_RATIO + 1, steps=100)
+    assert ways.count(True) == MIN_OTHER_SAMPLES
 
 
-def test_choice_is_relearned_after_many_steps() -> None:
+@few_and_many
+def test_choice_is_relearned_after_many_steps(streams: int) -> None:
     grouping = BatchGrouping()
-    run(grouping, 2, batched=14, split=11, steps=2 * RELEARN_STEPS)
-    assert not run(grouping, 2, batched=5, split=11, steps=RELEARN_STEPS)[-1]
+    run(grouping, streams, plain=14, changed=11, steps=2 * RELEARN_STEPS)
+    assert not run(grouping, streams, plain=5, changed=11, steps=RELEARN_STEPS)[-1]
 
 
 def test_choice_is_learned_per_number_of_streams() -> None:
     grouping = BatchGrouping()
-    run(grouping, 2, batched=14, split=11, steps=50)
-    run(grouping, 3, batched=14, split=16, steps=50)
+    for streams in (2, MANY):
+        run(grouping, streams, plain=14, changed=11, steps=50)
+        run(grouping, streams + 1, plain=14, changed=16, steps=50)
     assert grouping.is_split(2) and not grouping.is_split(3)
+    assert grouping.is_padded(MANY) and not grouping.is_padded(MANY + 1)
 
 
-def test_one_stream_and_many_are_never_split() -> None:
-    for streams in (0, 1, MAX_STREAMS + 1):
-        assert not any(run(BatchGrouping(), streams, batched=10, split=1, steps=50))
+def test_few_streams_are_split_and_many_are_padded() -> None:
+    for streams in (0, 1, FEW, MAX_SPLIT_STREAMS, MANY):
+        grouping = BatchGrouping()
+        run(grouping, streams, plain=10, changed=1, steps=50)
+        assert grouping.is_split(streams) == (1 < streams <= MAX_SPLIT_STREAMS)
+        assert grouping.is_padded(streams) == (streams > MAX_SPLIT_STREAMS)

@@ -140,6 +140,7 @@ class FakeBackend:
         self.loaded: list[int] = []  # files of adapters
         self.freed: list[int] = []
         self.fails = False
+        self.interruptions = 0
         self.closed = False
         self._answers = answers
         self._step_seconds = step_seconds
@@ -179,6 +180,9 @@ class FakeBackend:
         scripts = [self._compute(chunk) for chunk in chunks]
         meanwhile()
         return [None if script is None else script.choose() for script in scripts]
+
+    def interrupt(self) -> None:
+        self.interruptions += 1
 
     def max_padded_length(self, streams: int, longest: int) -> int:
         return longest if self.pads else 0

@@ -42,6 +42,9 @@ class ScriptedLogits(VocabularyBackend):
         meanwhile()
         return [self._compute_one(chunk) for chunk in chunks]
 
+    def interrupt(self) -> None:
+        pass
+
     def max_padded_length(self, streams: int, longest: int) -> int:
         return 0
 

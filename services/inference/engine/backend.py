@@ -96,6 +96,10 @@ class BackendError(Exception):
     """A step failed. The KV cache of the step's sequences is undefined."""
 
 
+class StepInterrupted(Exception):
+    """`interrupt` ended the step. All slots are as before it."""
+
+
 class AdapterError(Exception):
     """An adapter's file can't be used with the model. The message says why and what to do."""
 
@@ -163,10 +167,17 @@ class Backend(TokenBackend, Protocol):
         step, and dropped.
         """
 
+    def interrupt(self) -> None:
+        """
+        Make the running `decode` of a single chunk raise StepInterrupted soon, if it runs on a CPU
+        and `is_truncatable`. The next step is not affected. Thread-safe.
+        """
+
     def max_padded_length(self, streams: int, longest: int) -> int:
         """
-        Return how many tokens the slots may hold that pad the next decode step, if it has so many
-        streams and the longest one has `longest` tokens. 0: it is faster without padding.
+        Return how many tokens a slot that pads the next decode step may hold, with the token that
+        is computed in it, if there are so many streams and the longest one will have `longest`
+        tokens. 0: do not pad.
         """
 
     def verify(self, chunks: Sequence[Chunk]) -> Sequence[Iterator[SampleResult]]:

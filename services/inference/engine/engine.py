@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from services.inference.engine.backend import (
     ConstraintFailure,
     SampledToken,
     SampleResult,
+    StepInterrupted,
 )
 from services.inference.engine.kv_cache.host_cache import SavedState
 from services.inference.engine.kv_cache.idle_prefill import IdlePrefill, IdlePrompt
@@ -107,6 +109,8 @@ class Engine:
         self._outputs: list[tuple[str, Output]] = []
         self._has_first_token = False  # in this step, of any sequence
         self._closing = False
+        self._computing: str | None = None  # the sequence that the running step computes alone
+        self._computing_lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -120,8 +124,14 @@ class Engine:
         self._commands.put(prompt)
 
     def cancel(self, key: str) -> None:
-        """End a sequence before the next step. Does nothing if it has ended."""
+        """
+        End a sequence before the next step. If the running step computes only this sequence,
+        interrupt it. Does nothing if the sequence has ended.
+        """
         self._commands.put(key)
+        with self._computing_lock:
+            if key == self._computing:
+                self._backend.interrupt()
 
     def forget_session(self, session: str) -> None:
         """Drop what is cached of a conversation, except what its running sequences use."""
@@ -274,9 +284,14 @@ class Engine:
                 accept = partial(self._accept_drafts, step, self._backend.verify(step.chunks))
             else:
                 commit = partial(self._commit, step)
-                results = self._backend.decode(step.chunks, commit, step.padding)
+                with self._interruptible(step):
+                    results = self._backend.decode(step.chunks, commit, step.padding)
                 accept = partial(self._accept_tokens, step, results)
             seconds = time.monotonic() - began
+        except StepInterrupted:  # by a cancel, which is handled next
+            assert step is not None
+            self._scheduler.record_interrupted(step, time.monotonic() - began)
+            return
         except BackendError as error:
             # without a step, schedule() failed while it moved a sequence between slots
             self._fail(step.sequences if step else self._scheduler.running, str(error))
@@ -289,6 +304,19 @@ class Engine:
         if step.drafts:  # other steps were sampled by the backend already
             seconds = time.monotonic() - began
         self._record(step, seconds, self.throughput.generated_tokens - before)
+
+    @contextmanager
+    def _interruptible(self, step: Step) -> Iterator[None]:
+        """Let `cancel` interrupt the body, which computes the step, if it is of one sequence."""
+        self._set_computing(step.sequences[0].key if len(step.scheduled) == 1 else None)
+        try:
+            yield
+        finally:
+            self._set_computing(None)
+
+    def _set_computing(self, key: str | None) -> None:
+        with self._computing_lock:
+            self._computing = key
 
     def _commit(self, step: Step) -> None:
         self._scheduler.commit(step)

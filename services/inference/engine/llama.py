@@ -32,6 +32,7 @@ from services.inference.engine.backend import (
     KvType,
     SampleResult,
     SequenceState,
+    StepInterrupted,
 )
 from services.inference.engine.gguf_header import NotGguf
 from services.inference.engine.llama_batch import LlamaBatch
@@ -67,6 +68,10 @@ CELL_BLOCK = 256  # of a KV cache: attention computes whole ones
 # attention reads them for nothing. Chosen.
 MIN_GPU_PADDED_TOKENS = 1024
 NO_KV_CELLS = 1  # result of llama_decode: the KV cache is full
+ABORTED = 2  # result of llama_decode: by the abort callback
+# llama.cpp calls the abort callback after each operation, and ends the step if it returns true.
+# Python code there would wait for the GIL each time. strlen returns 0, or false, for an empty text.
+ABORT_IF_NOT_EMPTY = ctypes.cast(ctypes.CDLL(None).strlen, llama_cpp.ggml_abort_callback)
 
 
 class Llama(LlamaModel):
@@ -111,7 +116,8 @@ class Llama(LlamaModel):
         self._window = window if window < self.context else 0
         self.is_truncatable = not self._is_recurrent and self._window == 0
         self.can_verify = self.is_truncatable
-        self._is_all_on_gpu = self.on_gpu and gpu_layers < 0
+        # Padding must be cut off again.
+        self._always_pads = self.on_gpu and gpu_layers < 0 and self.is_truncatable
         # The cells of a sliding window are used in turn, so that a copy has them in another order,
         # in which attention adds them up.
         self.is_reuse_exact = self._window == 0
@@ -119,6 +125,8 @@ class Llama(LlamaModel):
         self._adapters: dict[int, Any] = {}  # pointers, by the number of the file
         self._adapter = BASE  # active in the context
         self._memory = llama_cpp.llama_get_memory(self._context)
+        self._interruption = ctypes.create_string_buffer(2)  # not empty: end the step
+        llama_cpp.llama_set_abort_callback(self._context, ABORT_IF_NOT_EMPTY, self._interruption)
         self._batch = LlamaBatch(MAX_BATCH_TOKENS)
         self._candidates = Candidates(len(self._vocabulary))
         self._parallel = parallel
@@ -155,7 +163,7 @@ class Llama(LlamaModel):
     ) -> Sequence[SampleResult | None]:
         self._activate(chunks[0].adapter)
         # grouping is learned for decode steps
-        if self._is_all_on_gpu or len(chunks[0].tokens) > 1:
+        if self._always_pads or len(chunks[0].tokens) > 1:
             return self._decode(chunks, meanwhile, padding)
         began, is_split = time.monotonic(), self._grouping.is_split(len(chunks))
         groups = [[chunk] for chunk in chunks] if is_split else [chunks]
@@ -164,13 +172,17 @@ class Llama(LlamaModel):
         meanwhile()
         return results
 
+    def interrupt(self) -> None:
+        if self.is_truncatable and not self.on_gpu:
+            self._interruption.value = b"1"
+
     def max_padded_length(self, streams: int, longest: int) -> int:
-        if not self.is_truncatable:  # padding must be cut off again
-            return 0
-        if self._is_all_on_gpu:
+        if self._always_pads:
             return max(longest, MIN_GPU_PADDED_TOKENS)
-        # llama.cpp computes whole blocks of cells, as many as the longest sequence needs
-        return -(-longest // CELL_BLOCK) * CELL_BLOCK if self._grouping.is_padded(streams) else 0
+        if not self.is_truncatable or not self._grouping.is_padded(streams):
+            return 0
+        # attention computes whole blocks of cells, as many as the longest sequence needs
+        return -(-longest // CELL_BLOCK) * CELL_BLOCK
 
     def verify(self, chunks: Sequence[Chunk]) -> Sequence[Iterator[SampleResult]]:
         self._activate(chunks[0].adapter)
@@ -266,7 +278,13 @@ class Llama(LlamaModel):
 
     def _compute(self, chunks: Sequence[Chunk], is_all_output: bool = False) -> None:
         self._batch.fill(chunks, is_all_output)
+        self._interruption.value = b""  # one that came after the end of the last step
         result = llama_cpp.llama_decode(self._context, self._batch.struct)
+        if result == ABORTED:
+            LOG.errors.clear()  # llama.cpp logs it as an error
+            for chunk in chunks:
+                self.truncate(chunk.slot, chunk.position)
+            raise StepInterrupted
         if result == NO_KV_CELLS:
             raise BackendError("The model's KV cache is full. Send the request again.")
         if result != 0:

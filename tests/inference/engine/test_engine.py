@@ -1,12 +1,19 @@
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import pytest
 
 from services.contract.messages import Sampling
-from services.inference.engine.backend import ComputeFailure, ConstraintFailure, SampledToken
+from services.inference.engine.backend import (
+    ComputeFailure,
+    ConstraintFailure,
+    SampledToken,
+    StepInterrupted,
+)
 from services.inference.engine.engine import Engine, Finished, Output, PrefillStarted
 from services.inference.engine.kv_cache.idle_prefill import IdlePrompt
 from services.inference.engine.output.generated_answer import (
@@ -359,6 +366,49 @@ def test_cancel_frees_slot_at_next_step() -> None:
         assert isinstance(end, Finished) and end.reason == "cancelled" and len(text) < 900
         run.submit("hi", key="b")
         assert run.finish("b")[0] == "hello"
+
+
+class EndlessStep(FakeBackend):
+    """Computes until it is interrupted."""
+
+    def __init__(self) -> None:
+        super().__init__({"hi": b"hello"})
+        self.began, self._interrupted = threading.Event(), threading.Event()
+
+    def decode(self, *_: object, **__: object) -> NoReturn:
+        self.began.set()
+        assert self._interrupted.wait(5), "the step goes on"
+        raise StepInterrupted
+
+    def interrupt(self) -> None:
+        super().interrupt()
+        self._interrupted.set()
+
+
+def test_cancel_interrupts_a_step_of_that_sequence_alone() -> None:
+    backend = EndlessStep()
+    with running(backend) as run:
+        run.submit("hi")
+        assert backend.began.wait(5)
+        run.engine.cancel("b")  # unknown
+        before = backend.interruptions
+        run.engine.cancel("a")
+        _, end = run.finish()
+    assert isinstance(end, Finished) and end.reason == "cancelled"
+    assert (before, backend.interruptions) == (0, 1)
+
+
+def test_cancel_does_not_interrupt_a_step_of_several_sequences() -> None:
+    backend = FakeBackend(LONG, step_seconds=0.001)
+    with running(backend) as run:
+        for key in "ab":
+            run.submit("long", key, max_tokens=900)
+        run.until(lambda key, output: key == "b" and isinstance(output, AnswerChunk))
+        run.engine.cancel("a")
+        run.finish("a")
+        assert not backend.interruptions
+        run.engine.cancel("b")
+        run.finish("b")
 
 
 def test_cancel_in_the_queue_ends_waiting_sequence() -> None:

@@ -1,5 +1,6 @@
 """The llama.cpp backend with the demo model; some tests hold for the fake backend, too."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from services.inference.engine.backend import (
     KvType,
     SampledToken,
     SampleResult,
+    StepInterrupted,
 )
 from services.inference.engine.llama import MIN_GPU_PADDED_TOKENS, Llama, context_params
 from services.inference.engine.llama_model import KV_TYPES, ModelError, read_pieces
 from services.inference.engine.prompt.chat_template import ChatTemplate
 from services.inference.engine.prompt.tokenizer import MAX_PART_CHARS
-from services.inference.engine.scheduling.batch_grouping import MIN_SAMPLES
+from services.inference.engine.scheduling.batch_grouping import MIN_SAMPLES, BatchGrouping
 from tests.inference.engine.demo import DEMO, open_demo
 from tests.inference.fake_backend import FakeBackend
 
@@ -65,7 +67,7 @@ def generate(backend: Backend, prompt: list[int], slot: int = 0, cached: int = 0
 def test_padded_step_chooses_the_same_tokens(llama: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [llama.tokenize(text, special=True) for text in ("The first", "A second")]
     alone = [generate(llama, prompt)[:5] for prompt in prompts]
-    monkeypatch.setattr(llama, "_is_all_on_gpu", True)
+    monkeypatch.setattr(llama, "_always_pads", True)
     idle = llama.tokenize("Somebody who pauses.", special=True)
     for slot, tokens in enumerate((prompts[0], idle, prompts[1])):
         llama.truncate(slot, 0)
@@ -98,7 +100,7 @@ def test_padding_is_dropped_if_the_step_fails(
         return -3
 
     compute, sampler = llama_cpp.llama_decode, llama.sampler(GREEDY)
-    monkeypatch.setattr(llama, "_is_all_on_gpu", True)
+    monkeypatch.setattr(llama, "_always_pads", True)
     monkeypatch.setattr(llama_cpp, "llama_decode", compute_and_fail)
     for slot in (0, 1):
         llama.truncate(slot, 0)
@@ -106,6 +108,38 @@ def test_padding_is_dropped_if_the_step_fails(
         llama.decode([Chunk(0, 0, [0], sampler)], padding=[Chunk(1, 0, [0], None)])
     assert llama.length(1) == 0
     sampler.close()
+
+
+def test_interrupted_step_leaves_the_slot_as_before(llama: Llama) -> None:
+    prompt = llama.tokenize("The first " * 100, special=True)[:200]
+    expected = generate(llama, prompt)
+    llama.truncate(0, 0)
+    llama.decode([Chunk(0, 0, prompt[:10], None)])
+    is_done = threading.Event()
+
+    def interrupt() -> None:
+        while not is_done.wait(0.0001):
+            llama.interrupt()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(StepInterrupted):
+            for _ in range(1000):  # one of them is hit
+                llama.decode([Chunk(0, 10, prompt[10:], None)])
+                llama.truncate(0, 10)
+    finally:
+        is_done.set()
+        thread.join()
+    assert llama.length(0) == 10
+    assert generate(llama, prompt, cached=10) == expected
+
+
+def test_late_interrupt_does_not_affect_the_next_step(llama: Llama) -> None:
+    llama.interrupt()
+    llama.truncate(0, 0)
+    llama.decode([Chunk(0, 0, [1, 2], None)])
+    assert llama.length(0) == 2
 
 
 def test_cpu_learns_whether_padded_steps_are_faster() -> None:
@@ -118,15 +152,15 @@ def test_cpu_learns_whether_padded_steps_are_faster() -> None:
             padding=[Chunk(slot, 0, [0], None) for slot in range(12, 12 + padded)],
         )
 
-    for _ in range(MIN_SAMPLES):
-        assert llama.max_padded_length(12, 100) == 0
-        decode(padded=0)
+    assert llama.max_padded_length(12, 100) == 0
+    decode(padded=0)
     assert llama.max_padded_length(12, 100) == 256, "attention computes blocks of 256 cells"
     assert llama.max_padded_length(12, 257) == 512
     decode(padded=4)
     assert llama._batch.struct.n_tokens == 16
-    for _ in range(MIN_SAMPLES):
-        llama._grouping.record(12, True, 0.0)
+    for way in (False, True):
+        for _ in range(MIN_SAMPLES):
+            llama._grouping.record(12, way, 0.0 if way else 1000.0)
     assert llama.max_padded_length(12, 100) == 256
     llama._grouping.record(12, False, 0.0)
     assert llama.max_padded_length(12, 100) == 0, "padding does not pay"
@@ -134,12 +168,23 @@ def test_cpu_learns_whether_padded_steps_are_faster() -> None:
     llama.close()
 
 
+def test_model_whose_state_cannot_be_cut_is_not_interrupted_or_padded(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grouping = BatchGrouping()
+    grouping.record(12, False, 1.0)
+    assert grouping.is_padded(12)
+    monkeypatch.setattr(llama, "_grouping", grouping)
+    monkeypatch.setattr(llama, "is_truncatable", False)
+    assert llama.max_padded_length(12, 100) == 0
+    llama.interrupt()
+    assert not llama._interruption.value
+
+
 def test_step_of_a_gpu_is_always_padded(llama: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama, "_is_all_on_gpu", True)
+    monkeypatch.setattr(llama, "_always_pads", True)
     assert llama.max_padded_length(5, 100) == MIN_GPU_PADDED_TOKENS
     assert llama.max_padded_length(5, 5000) == 5000
-    monkeypatch.setattr(llama, "is_truncatable", False)
-    assert llama.max_padded_length(5, 100) == 0, "padding could not be dropped"
 
 
 def test_batched_sequences_generate_the_same_as_alone(backend: Backend) -> None:

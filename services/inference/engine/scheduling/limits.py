@@ -46,14 +46,14 @@ class SchedulerLimits:
     # Fewer tokens take a CPU nearly as long: 16 tokens 27 ms, 8 tokens 23.
     min_chunk_tokens: int = 16
     max_chunk_tokens: int = MAX_BATCH_TOKENS
-    # Bounds how long a cancelled request keeps computing, except that chunks are rounded to blocks,
-    # and the last one of a prompt may be a quarter longer.
-    max_chunk_seconds: float = 0.5
+    # Maximum time of a chunk before it is rounded to blocks. The last chunk of a prompt may take a
+    # quarter longer. A new request waits for it.
+    max_chunk_seconds: float = 0.75
     # The same for idle prefill, which a new request has to wait for.
     max_idle_chunk_seconds: float = 0.1
     # A prefill step that takes longer replaces the average: the first chunk of a slow model shows
     # that the initial guess was far off.
-    outlier_seconds: float = 1.0
+    outlier_seconds: float = 1.5
     # Tokens per second, a guess until the first measurement.
     initial_prefill_rate: float = 250.0
     # Weight of the newest measurement in an exponential moving average.

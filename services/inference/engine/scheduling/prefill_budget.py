@@ -70,7 +70,11 @@ class PrefillBudget:
             weight = 1.0 if seconds > limits.outlier_seconds else limits.average_weight
             self._prefill_rate += weight * (tokens / seconds - self._prefill_rate)
         if is_interleaved:
-            self._debt_seconds += seconds
+            self.owe(seconds)
+
+    def owe(self, seconds: float) -> None:
+        """Record time for which streams waited: decode steps repay it before the next chunk."""
+        self._debt_seconds += seconds
 
     def record_decode(self, seconds: float) -> None:
         weight = self._limits.average_weight if self._decode_seconds else 1.0

@@ -157,6 +157,13 @@ class Scheduler:
         else:
             self.budget.record_decode(seconds)
 
+    def record_interrupted(self, step: Step, seconds: float) -> None:
+        """Record that a step took time and computed nothing: others have waited for it."""
+        for sequence, chunk in step.scheduled:
+            self._shares.charge(sequence.tenant, len(chunk.tokens))
+        if step.is_interleaved:
+            self.budget.owe(seconds)
+
     def keep(self, sequence: Sequence, tokens: Seq[int]) -> None:
         """Record that the sequence's slot has these tokens now, too."""
         assert sequence.slot is not None
@@ -377,7 +384,7 @@ class Scheduler:
         if block is None:
             return None
         lengths = {slot: self._slots.length(slot) for slot in block if slot not in own}
-        if max(lengths.values(), default=0) > min(max_length, self._slots.max_length - 1):
+        if max(lengths.values(), default=0) >= min(max_length, self._slots.max_length):
             return None
         adapter = streams[0].adapter
         return [Chunk(slot, length, [0], None, adapter) for slot, length in lengths.items()]

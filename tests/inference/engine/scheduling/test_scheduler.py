@@ -395,6 +395,30 @@ def test_step_is_not_padded_with_a_much_longer_conversation() -> None:
     assert [chunk.slot for chunk in run.last.chunks] == [0, 1, 2, 3, 4, 5]
 
 
+def test_padded_slot_needs_room_for_its_token() -> None:
+    run = SchedulerRun(slots=8, pads_steps=True)
+    sequences = [run.add(key, 21 if key == "b" else 20) for key in "abcdefgh"]
+    while not all(sequence.generated for sequence in sequences):
+        run.step()
+    run.remove(sequences[1])
+    assert padded(run) == [], "it would be longer than the others"
+    run.step()
+    assert [chunk.slot for chunk in run.last.chunks] == [0, 1, 2, 3, 4, 5, 6], "moved"
+
+
+def test_interrupted_prefill_counts_as_computed() -> None:
+    run = SchedulerRun(slots=2)
+    run.add("a", 20)
+    run.steps(4)
+    run.add("b", 1000, tenant="other")
+    run.scheduler.admit()
+    step = run.scheduler.schedule()
+    assert step.is_interleaved
+    run.scheduler.record_interrupted(step, 1.0)
+    assert not run.scheduler.schedule().is_prefill, "the stream has waited"
+    assert run.scheduler._shares.used("other") >= step.tokens
+
+
 def test_long_sequence_near_its_end_is_not_moved() -> None:
     run = SchedulerRun(slots=3)
     first, second = run.add("a", 20), run.add("b", 20)

@@ -165,10 +165,10 @@ class Llama(LlamaModel):
         # grouping is learned for decode steps
         if self._always_pads or len(chunks[0].tokens) > 1:
             return self._decode(chunks, meanwhile, padding)
-        began, is_split = time.monotonic(), self._grouping.is_split(len(chunks))
-        groups = [[chunk] for chunk in chunks] if is_split else [chunks]
+        began, count, batches = time.monotonic(), len(chunks), self._grouping.batches(len(chunks))
+        groups = (chunks[n * count // batches : (n + 1) * count // batches] for n in range(batches))
         results = [each for group in groups for each in self._decode(group, padding=padding)]
-        self._grouping.record(len(chunks), is_split or bool(padding), time.monotonic() - began)
+        self._grouping.record(count, batches > 1 or bool(padding), time.monotonic() - began)
         meanwhile()
         return results
 

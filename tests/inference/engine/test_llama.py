@@ -110,6 +110,34 @@ def test_padding_is_dropped_if_the_step_fails(
     sampler.close()
 
 
+def test_streams_get_the_same_tokens_in_one_or_more_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def compute(*arguments: Any) -> int:
+        sizes.append(llama._batch.struct.n_tokens)
+        return int(llama_decode(*arguments))
+
+    llama, llama_decode = open_demo(context=256, parallel=9), llama_cpp.llama_decode
+    sizes: list[int] = []
+    monkeypatch.setattr(llama_cpp, "llama_decode", compute)
+    sampler = llama.sampler(GREEDY)
+    answers = []
+    for batches in (1, 2, 9):
+        monkeypatch.setattr(llama._grouping, "batches", lambda _, count=batches: count)
+        chunks = []
+        for slot in range(9):
+            prompt = llama.tokenize(f"Question {slot}", special=True)
+            llama.truncate(slot, 0)
+            llama.decode([Chunk(slot, 0, prompt[:-1], None)])
+            chunks.append(Chunk(slot, len(prompt) - 1, prompt[-1:], sampler))
+        sizes.clear()
+        answers.append(llama.decode(chunks))
+        assert sizes == {1: [9], 2: [4, 5], 9: [1] * 9}[batches]
+    assert answers[0] == answers[1] == answers[2]
+    sampler.close()
+    llama.close()
+
+
 def test_interrupted_step_leaves_the_slot_as_before(llama: Llama) -> None:
     prompt = llama.tokenize("The first " * 100, special=True)[:200]
     expected = generate(llama, prompt)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-MAX_SPLIT_STREAMS = 8  # more are always faster in a batch
+MIN_HALVED, MIN_PADDED = 8, 12  # streams; fewer are split into single ones, or into halves
 MIN_SAMPLES = 8  # of each way; the fastest counts, since others may have been interrupted
 MAX_RATIO = 1.5  # the other way is not tried further if it takes so many times as long
 MIN_OTHER_SAMPLES = 3  # before that is decided
@@ -11,12 +11,13 @@ RELEARN_STEPS = 5000  # of either way, after which both are measured again
 
 class BatchGrouping:
     """
-    A few streams are decoded in one batch or one by one: llama.cpp's kernels for small batches can
-    be slow. A step of 2 streams of a Q8_0 model takes 14 ms in a batch on AVX-512, and 5 ms each.
+    Streams are decoded in one batch, or otherwise if that is faster:
 
-    More streams are decoded as they are or padded to a block (`slot_block.py`): kernels for
-    repacked weights compute 16 tokens at once. A step of 15 streams of a 1.5B Q4_K_M model takes
-    321 ms, of 16 streams 260 ms.
+    - Fewer than 8 one by one: llama.cpp's kernels for small batches can be slow. A step of 2
+      streams of a Q8_0 model took 14 ms in a batch on AVX-512, and 5 ms each.
+    - 8 to 11 in two batches: 8 streams of a 1.5B Q4_K_M model take 217 ms, twice 4 take 189.
+    - More padded to a block (`slot_block.py`): kernels for repacked weights compute 16 tokens at
+      once. A step of 15 streams of that model takes 321 ms, of 16 streams 260.
 
     Learned from the steps themselves, per number of streams: a benchmark at start is disturbed by
     other processes that start.
@@ -26,13 +27,15 @@ class BatchGrouping:
         self._samples: Counter[tuple[int, bool]] = Counter()
         self._fastest: dict[tuple[int, bool], float] = {}  # seconds
 
-    def is_split(self, streams: int) -> bool:
-        """Return whether to decode the next step one by one: because it is faster, or to learn."""
-        return 1 < streams <= MAX_SPLIT_STREAMS and self._is_alternative(streams)
+    def batches(self, streams: int) -> int:
+        """Return in how many batches to decode the next step: the fastest way, or to learn."""
+        if streams >= MIN_PADDED or not self._is_alternative(streams):
+            return 1
+        return 2 if streams >= MIN_HALVED else streams
 
     def is_padded(self, streams: int) -> bool:
         """Return whether to pad the next step: because it is faster, or to learn."""
-        return streams > MAX_SPLIT_STREAMS and self._is_alternative(streams)
+        return streams >= MIN_PADDED and self._is_alternative(streams)
 
     def record(self, streams: int, is_alternative: bool, seconds: float) -> None:
         """Record a step; `is_alternative`: it was split or padded."""

@@ -2,19 +2,21 @@ import pytest
 
 from services.inference.engine.scheduling.batch_grouping import (
     MAX_RATIO,
-    MAX_SPLIT_STREAMS,
+    MIN_HALVED,
     MIN_OTHER_SAMPLES,
+    MIN_PADDED,
     MIN_SAMPLES,
     RELEARN_STEPS,
     BatchGrouping,
 )
 
-FEW, MANY = 4, MAX_SPLIT_STREAMS + 1
-few_and_many = pytest.mark.parametrize("streams", [FEW, MANY], ids=["split", "padded"])
+each_way = pytest.mark.parametrize(
+    "streams", [4, MIN_HALVED, MIN_PADDED], ids=["one by one", "halves", "padded"]
+)
 
 
 def is_alternative(grouping: BatchGrouping, streams: int) -> bool:
-    return grouping.is_split(streams) or grouping.is_padded(streams)
+    return grouping.batches(streams) > 1 or grouping.is_padded(streams)
 
 
 def run(
@@ -28,7 +30,7 @@ def run(
     return ways
 
 
-@few_and_many
+@each_way
 def test_faster_way_is_used_after_sampling_both(streams: int) -> None:
     slower = run(BatchGrouping(), streams, plain=10, other=11, steps=100)
     assert slower == [False, True] * MIN_SAMPLES + [False] * (100 - 2 * MIN_SAMPLES)
@@ -36,7 +38,7 @@ def test_faster_way_is_used_after_sampling_both(streams: int) -> None:
     assert faster == [False, True] * MIN_SAMPLES + [True] * (100 - 2 * MIN_SAMPLES)
 
 
-@few_and_many
+@each_way
 def test_interrupted_step_does_not_change_the_choice(streams: int) -> None:
     grouping = BatchGrouping()
     run(grouping, streams, plain=14, other=11, steps=2 * MIN_SAMPLES)
@@ -44,13 +46,13 @@ def test_interrupted_step_does_not_change_the_choice(streams: int) -> None:
     assert all(run(grouping, streams, plain=14, other=11, steps=50))
 
 
-@few_and_many
+@each_way
 def test_hopeless_way_is_sampled_only_a_few_times(streams: int) -> None:
     ways = run(BatchGrouping(), streams, plain=10, other=10 * MAX_RATIO + 1, steps=100)
     assert ways.count(True) == MIN_OTHER_SAMPLES
 
 
-@few_and_many
+@each_way
 def test_choice_is_relearned_after_many_steps(streams: int) -> None:
     grouping = BatchGrouping()
     run(grouping, streams, plain=14, other=11, steps=2 * RELEARN_STEPS)
@@ -59,16 +61,21 @@ def test_choice_is_relearned_after_many_steps(streams: int) -> None:
 
 def test_choice_is_learned_per_number_of_streams() -> None:
     grouping = BatchGrouping()
-    for streams in (2, MANY):
+    for streams in (2, MIN_PADDED):
         run(grouping, streams, plain=14, other=11, steps=50)
         run(grouping, streams + 1, plain=14, other=16, steps=50)
-    assert grouping.is_split(2) and not grouping.is_split(3)
-    assert grouping.is_padded(MANY) and not grouping.is_padded(MANY + 1)
+    assert (grouping.batches(2), grouping.batches(3)) == (2, 1)
+    assert grouping.is_padded(MIN_PADDED) and not grouping.is_padded(MIN_PADDED + 1)
 
 
-def test_few_streams_are_split_and_many_are_padded() -> None:
-    for streams in (0, 1, FEW, MAX_SPLIT_STREAMS, MANY):
-        grouping = BatchGrouping()
-        run(grouping, streams, plain=10, other=1, steps=50)
-        assert grouping.is_split(streams) == (1 < streams <= MAX_SPLIT_STREAMS)
-        assert grouping.is_padded(streams) == (streams > MAX_SPLIT_STREAMS)
+@pytest.mark.parametrize(
+    ("streams", "batches", "is_padded"),
+    [(1, 1, False), (2, 2, False), (7, 7, False), (8, 2, False), (11, 2, False), (12, 1, True)],
+)
+def test_other_way_depends_on_the_number_of_streams(
+    streams: int, batches: int, is_padded: bool
+) -> None:
+    grouping = BatchGrouping()
+    run(grouping, streams, plain=10, other=1, steps=50)
+    assert grouping.batches(streams) == batches
+    assert grouping.is_padded(streams) == is_padded

@@ -7,6 +7,7 @@ from __future__ import annotations  # llama_cpp has its pointer types for type c
 
 import ctypes
 import logging
+import mmap
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -63,6 +64,7 @@ ADAPTER_METADATA = {
     "adapter.lora.alpha": float,
 }
 TRIAL_TOKENS = 64  # of the context in which an adapter is tried
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 CELL_BLOCK = 256  # of a KV cache: attention computes whole ones
 # A slot that pads a step of a GPU may be as long as the longest stream, or have this many tokens:
 # attention reads them for nothing. Chosen.
@@ -344,7 +346,8 @@ class Llama(LlamaModel):
 
     def _save(self, slot: int, flags: int) -> npt.NDArray[np.uint8]:
         size = llama_cpp.llama_state_seq_get_size_ext(self._context, slot, flags)
-        state = np.empty(size, np.uint8)
+        # malloc would ask for huge pages (0115), and the kernel takes up to 20 ms to find some
+        state = np.frombuffer(mmap.mmap(-1, size, PRIVATE), np.uint8)
         data = _bytes(state)
         written = llama_cpp.llama_state_seq_get_data_ext(self._context, data, size, slot, flags)
         assert written == size, "llama.cpp wrote another size than it had announced"

@@ -346,7 +346,7 @@ class Llama(LlamaModel):
 
     def _save(self, slot: int, flags: int) -> npt.NDArray[np.uint8]:
         size = llama_cpp.llama_state_seq_get_size_ext(self._context, slot, flags)
-        # malloc would ask for huge pages (0115), and the kernel takes up to 20 ms to find some
+        # malloc would ask for huge pages (0115), which the kernel takes up to 20 ms to find
         state = np.frombuffer(mmap.mmap(-1, size, PRIVATE), np.uint8)
         data = _bytes(state)
         written = llama_cpp.llama_state_seq_get_data_ext(self._context, data, size, slot, flags)

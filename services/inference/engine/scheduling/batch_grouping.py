@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-MIN_HALVED, MIN_PADDED = 8, 12  # streams; fewer are split into single ones, or into halves
+MIN_HALVED, MIN_PADDED = 8, 12  # streams; fewer than 8 are decoded one by one
 MIN_SAMPLES = 8  # of each way; the fastest counts, since others may have been interrupted
 MAX_RATIO = 1.5  # the other way is not tried further if it takes so many times as long
 MIN_OTHER_SAMPLES = 3  # before that is decided
@@ -15,9 +15,9 @@ class BatchGrouping:
 
     - Fewer than 8 one by one: llama.cpp's kernels for small batches can be slow. A step of 2
       streams of a Q8_0 model took 14 ms in a batch on AVX-512, and 5 ms each.
-    - 8 to 11 in two batches: 8 streams of a 1.5B Q4_K_M model take 217 ms, twice 4 take 189.
+    - 8 to 11 in two batches: 8 streams of a 1.5B Q4_K_M model took 217 ms, twice 4 took 189.
     - More padded to a block (`slot_block.py`): kernels for repacked weights compute 16 tokens at
-      once. A step of 15 streams of that model takes 321 ms, of 16 streams 260.
+      once. A step of 15 streams of that model took 321 ms, of 16 streams 260.
 
     Learned from the steps themselves, per number of streams: a benchmark at start is disturbed by
     other processes that start.
@@ -28,7 +28,7 @@ class BatchGrouping:
         self._fastest: dict[tuple[int, bool], float] = {}  # seconds
 
     def batches(self, streams: int) -> int:
-        """Return in how many batches to decode the next step: the fastest way, or to learn."""
+        """Return in how many batches to decode the next step: the fastest way, or one to learn."""
         if streams >= MIN_PADDED or not self._is_alternative(streams):
             return 1
         return 2 if streams >= MIN_HALVED else streams

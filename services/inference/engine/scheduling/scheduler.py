@@ -53,9 +53,9 @@ class Scheduler:
     a tenant, the shortest prompt is prefilled first; waiting raises the priority. Sequences that
     arrive together are all prefilled before they decode together. Beside older streams, a prompt is
     prefilled in chunks limited by `PrefillBudget`, so that their token gaps stay bounded. With a
-    `speculator`, decode steps may verify drafts while nothing is prefilled. Where that is faster
-    (`max_padded_length`), decode steps have padding in the slots between streams
-    (`slot_block.py`).
+    `speculator`, decode steps may verify drafts while nothing is prefilled. Decode steps have
+    padding in the slots between streams (`slot_block.py`) where that is faster
+    (`max_padded_length`).
     """
 
     def __init__(

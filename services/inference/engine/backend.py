@@ -161,7 +161,7 @@ class Backend(TokenBackend, Protocol):
         Compute all chunks in one step, like llama_decode: prefill as well as decode. They must be
         sorted by slot and have the same adapter and the same length. Call `meanwhile` while a GPU
         computes, else once it is done. Return the sampled token of each chunk, None for those
-        without a sampler. Raises BackendError, then without calling `meanwhile`.
+        without a sampler. Raises BackendError and StepInterrupted, without calling `meanwhile`.
 
         `padding` is chunks in other slots, as long as the others. They are computed in the same
         step, and dropped.
@@ -175,9 +175,9 @@ class Backend(TokenBackend, Protocol):
 
     def max_padded_length(self, streams: int, longest: int) -> int:
         """
-        Return how many tokens a slot that pads the next decode step may hold, with the token that
-        is computed in it, if there are so many streams and the longest one will have `longest`
-        tokens. 0: do not pad.
+        Return the maximum length of a slot that pads the next decode step, counting the token that
+        is computed in it; 0: do not pad. `streams` is the number of streams in the step, `longest`
+        the length of the longest one after it.
         """
 
     def verify(self, chunks: Sequence[Chunk]) -> Sequence[Iterator[SampleResult]]:

@@ -64,7 +64,7 @@ ADAPTER_METADATA = {
     "adapter.lora.alpha": float,
 }
 TRIAL_TOKENS = 64  # of the context in which an adapter is tried
-PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # memory of this process alone
 CELL_BLOCK = 256  # of a KV cache: attention computes whole ones
 # A slot that pads a step of a GPU may be as long as the longest stream, or have this many tokens:
 # attention reads them for nothing. Chosen.
@@ -118,7 +118,7 @@ class Llama(LlamaModel):
         self._window = window if window < self.context else 0
         self.is_truncatable = not self._is_recurrent and self._window == 0
         self.can_verify = self.is_truncatable
-        # Padding must be cut off again.
+        # On a GPU more rows cost little, and the same block is faster. Padding is cut off again.
         self._always_pads = self.on_gpu and gpu_layers < 0 and self.is_truncatable
         # The cells of a sliding window are used in turn, so that a copy has them in another order,
         # in which attention adds them up.

@@ -4,7 +4,7 @@ from collections import Counter
 
 MIN_HALVED, MIN_PADDED = 8, 12  # streams; fewer than 8 are decoded one by one
 MIN_SAMPLES = 8  # of each way; the fastest counts, since others may have been interrupted
-MAX_RATIO = 1.5  # the other way is not tried further if it takes so many times as long
+MAX_RATIO = 1.5  # if the other way takes more than 1.5 times as long, it is not tried again
 MIN_OTHER_SAMPLES = 3  # before that is decided
 RELEARN_STEPS = 5000  # of either way, after which both are measured again
 
@@ -48,6 +48,7 @@ class BatchGrouping:
                 self._fastest.pop(way, None)
 
     def _is_alternative(self, streams: int) -> bool:
+        """Return whether to split or pad the next step: because it is faster, or to learn."""
         plain, other = (streams, False), (streams, True)
         is_slow = self._fastest.get(other, 0.0) > MAX_RATIO * self._fastest.get(plain, 0.0)
         if is_slow and self._samples[other] >= MIN_OTHER_SAMPLES:

@@ -47,7 +47,7 @@ class SchedulerLimits:
     min_chunk_tokens: int = 16
     max_chunk_tokens: int = MAX_BATCH_TOKENS
     # Maximum time of a chunk before it is rounded to blocks. The last chunk of a prompt may take a
-    # quarter longer. A new request waits for it.
+    # quarter longer. New requests wait until it ends.
     max_chunk_seconds: float = 0.75
     # The same for idle prefill, which a new request has to wait for.
     max_idle_chunk_seconds: float = 0.1

@@ -89,8 +89,9 @@ async def test_reasoning_is_folded_with_its_time(
     browser: Browser, nats_url: str, history: None
 ) -> None:
     thought, answer = answer_events(("reasoning", "Let me *think*."), ("content", "Four."))
+    # The page counts from when it receives the thought, which may be late on a slow machine.
     thinking = Hold()
-    script = (Accepted("r1", "w1"), thought, 1.1, thinking, answer, Hold())
+    script = (Accepted("r1", "w1"), thought, thinking, 1.1, answer, Hold())
     async with scripted(browser, nats_url, *script) as (page, _):
         await ask(page, "2 + 2?")
         summary = page.locator(".reasoning summary")

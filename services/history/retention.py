@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 
 from services.contract import subjects
 from services.contract.errors import ServiceError
@@ -33,6 +33,12 @@ class LogQuota:
         """The error that chats get while the log is full."""
         self.is_tight = False
         """Whether it will reject chats if it grows a little more."""
+
+    @property
+    def update_seconds(self) -> float:
+        """Seconds until the size should be taken again: fewer while the log is nearly full."""
+        limits = self._limits
+        return limits.tight_trim_interval_seconds if self.warning else limits.trim_interval_seconds
 
     def update(self, state: StreamState) -> None:
         """Take the log's size. Logs a warning when it becomes nearly full."""
@@ -126,10 +132,10 @@ class Trimmer:
         return self._loop.running(is_cancelled=True)
 
     async def _step(self) -> float:
-        try:
-            return 0 if await self._trim() else self._limits.trim_interval_seconds
-        except StreamUnavailable:  # requests that need the log report it
-            return self._limits.trim_interval_seconds
+        with suppress(StreamUnavailable):  # requests that need the log report it
+            if await self._trim():
+                return 0
+        return self._quota.update_seconds
 
     async def _trim(self) -> bool:
         """

@@ -53,6 +53,7 @@ FAST = HistoryLimits(
     batch_pause_seconds=0.01,
     retry_seconds=0.1,
     trim_interval_seconds=0.05,
+    tight_trim_interval_seconds=0.05,
     max_room_wait_seconds=0.2,
     count_sessions_seconds=0.05,
     ack_wait_seconds=2.0,

@@ -74,6 +74,10 @@ def test_quota_nearly_full_warns_with_figures() -> None:
     assert "80%" in quota.warning and "100 MiB" in quota.warning
 
 
+def test_quota_is_updated_more_often_while_the_log_is_nearly_full() -> None:
+    assert quota_at(80).update_seconds < quota_at(79).update_seconds
+
+
 def test_quota_full_refuses_chats_until_there_is_room() -> None:
     quota = quota_at(95)
     with pytest.raises(ServiceError, match="start MongoDB") as refused:

@@ -54,9 +54,9 @@ class HistoryLimits:
     # before this is its share of the time; unless it has made room.
     listing_share: float = 0.1
     trim_batch: int = 500
-    # Between two looks at the log's size, and while it is above `warn_above`.
-    trim_interval_seconds: float = 1.0
-    tight_trim_interval_seconds: float = 0.2
+    trim_interval_seconds: float = 1.0  # between two reads of the log's size
+    watch_above: float = 0.7  # share above which it is read more often
+    watch_interval_seconds: float = 0.2
 
     # Each try fails if another process changes the same session in the same moment.
     max_tries: int = 10
@@ -66,7 +66,7 @@ class HistoryLimits:
     # Consumers. A batch that was not full is followed by a pause, so that the next one is worth
     # its cost. The batch of a dead process is redelivered after the time for acknowledgement,
     # which is longer than MongoDB may take to write one.
-    fetch_seconds: float = 2.0  # to wait for a first record, before NATS is asked again
+    fetch_seconds: float = 2.0  # how long a request for records waits for the first one
     batch_pause_seconds: float = 0.1
     ack_wait_seconds: float = 6.0
     max_ack_pending: int = 5000  # ten processes with a batch each

@@ -28,21 +28,17 @@ class LogQuota:
 
     def __init__(self, limits: HistoryLimits) -> None:
         self._limits = limits
+        self.share = 0.0
+        """How much of the log's room is used."""
         self.warning: str | None = None
         self.rejection: ServiceError | None = None
         """The error that chats get while the log is full."""
         self.is_tight = False
         """Whether it will reject chats if it grows a little more."""
 
-    @property
-    def update_seconds(self) -> float:
-        """Seconds until the size should be taken again: fewer while the log is nearly full."""
-        limits = self._limits
-        return limits.tight_trim_interval_seconds if self.warning else limits.trim_interval_seconds
-
     def update(self, state: StreamState) -> None:
         """Take the log's size. Logs a warning when it becomes nearly full."""
-        share = state.bytes / state.limit if state.limit else 0.0
+        self.share = share = state.bytes / state.limit if state.limit else 0.0
         warning = self._warning(state, share) if share >= self._limits.warn_above else None
         if warning and not self.warning:
             log.warning("%s", warning)
@@ -135,7 +131,9 @@ class Trimmer:
         with suppress(StreamUnavailable):  # requests that need the log report it
             if await self._trim():
                 return 0
-        return self._quota.update_seconds
+        limits = self._limits
+        is_filling = self._quota.share >= limits.watch_above
+        return limits.watch_interval_seconds if is_filling else limits.trim_interval_seconds
 
     async def _trim(self) -> bool:
         """

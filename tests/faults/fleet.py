@@ -75,7 +75,9 @@ class Fleet:
         self.workers.pop()
 
     def status(self, url: str = "") -> dict[str, Any]:
-        status: dict[str, Any] = httpx.get(f"{url or self.urls[0]}/status").json()
+        """Raises httpx.HTTPError, also for a 503: JetStream may have no leader yet."""
+        response = httpx.get(f"{url or self.urls[0]}/status").raise_for_status()
+        status: dict[str, Any] = response.json()
         return status
 
     def nats_resources(self) -> dict[str, int]:
@@ -100,7 +102,7 @@ class Fleet:
     def _is_ready(self, url: str) -> bool:
         try:
             status = self.status(url)
-        except httpx.TransportError:
+        except httpx.HTTPError:
             return False
         ready = [worker for worker in status["workers"] if worker["state"] == "ready"]
         return len(ready) == len(self.workers) and status["history"] is not None

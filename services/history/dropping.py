@@ -66,8 +66,7 @@ class FairDropper:
     def is_due(self, state: StreamState) -> bool:
         if time.monotonic() < self._paused_until:
             return False
-        limit = self._limits.drop_above * (state.limit or math.inf)
-        return state.drops_old and state.bytes >= limit
+        return state.drops_old and state.share >= self._limits.drop_above
 
     async def drop(self, state: StreamState) -> bool:
         """

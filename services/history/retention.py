@@ -28,8 +28,6 @@ class LogQuota:
 
     def __init__(self, limits: HistoryLimits) -> None:
         self._limits = limits
-        self.share = 0.0
-        """How much of the log's room is used."""
         self.warning: str | None = None
         self.rejection: ServiceError | None = None
         """The error that chats get while the log is full."""
@@ -38,14 +36,13 @@ class LogQuota:
 
     def update(self, state: StreamState) -> None:
         """Take the log's size. Logs a warning when it becomes nearly full."""
-        self.share = share = state.bytes / state.limit if state.limit else 0.0
-        warning = self._warning(state, share) if share >= self._limits.warn_above else None
+        warning = self._warning(state) if state.share >= self._limits.warn_above else None
         if warning and not self.warning:
             log.warning("%s", warning)
         self.warning = warning
         self.is_tight = warning is not None and not state.drops_old
         self.rejection = None
-        if warning and share >= self._limits.reject_above and not state.drops_old:
+        if warning and state.share >= self._limits.reject_above and not state.drops_old:
             self.rejection = ServiceError("history_full", warning)
 
     def require_room(self) -> None:
@@ -53,8 +50,8 @@ class LogQuota:
         if self.rejection:
             raise self.rejection
 
-    def _warning(self, state: StreamState, share: float) -> str:
-        size = f"The session log uses {share:.0%} of its {(state.limit or 0) / MIB:,.0f} MiB"
+    def _warning(self, state: StreamState) -> str:
+        size = f"The session log uses {state.share:.0%} of its {(state.limit or 0) / MIB:,.0f} MiB"
         if state.drops_old:
             return (
                 f"{size}. Without MongoDB, the oldest records of the tenants with most are dropped"
@@ -96,8 +93,7 @@ class BulkRoom:
         state = await self._log.stream.state()
         limits = self._limits
         most = limits.bulk_above_without_mongodb if state.drops_old else limits.bulk_above
-        share = state.bytes / state.limit if state.limit else 0.0
-        return share if share >= most else None
+        return state.share if state.share >= most else None
 
 
 class Trimmer:
@@ -128,28 +124,25 @@ class Trimmer:
         return self._loop.running(is_cancelled=True)
 
     async def _step(self) -> float:
+        pause = self._limits.trim_interval_seconds
         with suppress(StreamUnavailable):  # requests that need the log report it
-            if await self._trim():
+            state = await self._log.stream.state()
+            self._quota.update(state)
+            self._guard.observe(state)
+            if state.share >= self._limits.watch_above:
+                pause = self._limits.watch_interval_seconds
+            if await self._trim(state):
                 return 0
-        limits = self._limits
-        is_filling = self._quota.share >= limits.watch_above
-        return limits.watch_interval_seconds if is_filling else limits.trim_interval_seconds
+        return pause
 
-    async def _trim(self) -> bool:
+    async def _trim(self, state: StreamState) -> bool:
         """
         Return whether records were deleted. They go oldest first: a session whose last record is
         older than its snapshot is taken for one of another log.
         """
-        state = await self._log.stream.state()
-        self._quota.update(state)
-        self._guard.observe(state)
         if self._dropper.is_due(state):
             return await self._dropper.drop(state)
-        if (
-            not state.limit
-            or state.drops_old
-            or state.bytes < self._limits.trim_above * state.limit
-        ):
+        if state.drops_old or state.share < self._limits.trim_above:
             return False
         until = min(await self._log.archived_until(), state.first_seq + self._limits.trim_batch - 1)
         entries = await self._entries(state.first_seq, until)

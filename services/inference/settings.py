@@ -96,8 +96,7 @@ class InferenceSettings(BackendSettings, frozen=True, kw_only=True):
         Meta(
             description="Flash attention. `auto` has it on GPUs and for a quantized KV cache, which"
             " needs it. On a CPU with AVX-512, `on` generates up to a fifth more tokens per second"
-            " in short chats, and the first token of a long conversation takes up to 1.6 times as"
-            " long."
+            " in short chats, and the first token of a long conversation takes up to twice as long."
         ),
     ] = "auto"
     model_parallel: Annotated[

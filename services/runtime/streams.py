@@ -76,6 +76,11 @@ class StreamState(NamedTuple):
     drops_old: bool  # at the limit, instead of rejecting new messages
 
     @property
+    def share(self) -> float:
+        """Return how much of the limit is used: 0.0 without a limit."""
+        return self.bytes / self.limit if self.limit else 0.0
+
+    @property
     def has_dropped(self) -> bool:
         """Return whether messages may have been dropped to make room, or deleted."""
         return self.drops_old and (self.first_seq > 1 or self.deleted > 0)

@@ -75,7 +75,10 @@ class Fleet:
         self.workers.pop()
 
     def status(self, url: str = "") -> dict[str, Any]:
-        """Raises httpx.HTTPError, also for a 503: JetStream may have no leader yet."""
+        """
+        Return the reply of an edge's `/status`. Raises httpx.HTTPError, also for a 503: JetStream
+        may have no leader yet.
+        """
         response = httpx.get(f"{url or self.urls[0]}/status").raise_for_status()
         status: dict[str, Any] = response.json()
         return status
